@@ -1,0 +1,1 @@
+"""The error tree that services raise and clients receive."""

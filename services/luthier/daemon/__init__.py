@@ -1,0 +1,1 @@
+"""luthierd: start, serve, work, fetch the demo model."""

@@ -1,0 +1,1 @@
+"""The Data service: datasets, uploads, versions and renderings."""

@@ -1,0 +1,1 @@
+"""Renderings: the exact tokens and loss masks that a job trains on."""

@@ -1,0 +1,1 @@
+"""The Evaluation service: evaluations and text generation."""

@@ -1,0 +1,1 @@
+"""Evaluations: arms on the same records, paired."""

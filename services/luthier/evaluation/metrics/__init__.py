@@ -1,0 +1,1 @@
+"""Scores of predictions and the statistics over them."""

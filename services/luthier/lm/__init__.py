@@ -1,0 +1,1 @@
+"""Language models in torch: load, adapt, generate; without grpc and SQL."""

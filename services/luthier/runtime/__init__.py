@@ -1,0 +1,1 @@
+"""Start, guard, observe and stop a service process."""

@@ -1,0 +1,1 @@
+"""The Training service: fine-tuning jobs, checkpoints and models."""
