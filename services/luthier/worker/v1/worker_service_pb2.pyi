@@ -33,10 +33,13 @@ class RegisterWorkerRequest(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
     CODE_VERSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """Stable id of the worker, [a-z][a-z0-9-]{0,62}."""
     code_version: _builtins.str
     """Version of its code."""
+    instance: _builtins.str
+    """Random id of the worker's process. Another one under the same worker id means that the worker restarted."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_task_pb2.TaskKind.ValueType]:
         """Kinds of task it takes."""
@@ -47,10 +50,11 @@ class RegisterWorkerRequest(_message.Message):
         worker: _builtins.str = ...,
         kinds: _abc.Iterable[_task_pb2.TaskKind.ValueType] | None = ...,
         code_version: _builtins.str = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "kinds", b"kinds", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "instance", b"instance", "kinds", b"kinds", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -101,7 +101,7 @@ class WorkerServiceServicer(object):
     """
 
     def RegisterWorker(self, request, context):
-        """Make a worker known. A worker that restarts under the same id gives up what it held.
+        """Make a worker known. A worker that restarts under the same id gives up what its former process held.
 
         Errors: INVALID_ARGUMENT: a field is not valid.
         """

@@ -37,7 +37,7 @@ class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     RegisterWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.RegisterWorkerRequest, _worker_service_pb2.RegisterWorkerResponse]
-    """Make a worker known. A worker that restarts under the same id gives up what it held.
+    """Make a worker known. A worker that restarts under the same id gives up what its former process held.
 
     Errors: INVALID_ARGUMENT: a field is not valid.
     """
@@ -101,7 +101,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.RegisterWorkerRequest, _worker_service_pb2.RegisterWorkerResponse]  # type: ignore[assignment]
-    """Make a worker known. A worker that restarts under the same id gives up what it held.
+    """Make a worker known. A worker that restarts under the same id gives up what its former process held.
 
     Errors: INVALID_ARGUMENT: a field is not valid.
     """
@@ -168,7 +168,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.RegisterWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.RegisterWorkerResponse, _abc.Awaitable[_worker_service_pb2.RegisterWorkerResponse]]:
-        """Make a worker known. A worker that restarts under the same id gives up what it held.
+        """Make a worker known. A worker that restarts under the same id gives up what its former process held.
 
         Errors: INVALID_ARGUMENT: a field is not valid.
         """

@@ -1,0 +1,154 @@
+"""What a runner sees of its task: blocking calls, made from the runner's own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from luthier.errors import Cancelled, FailedPrecondition, LuthierError, Reason, Unavailable
+from luthier.v1 import event_pb2, fine_tuning_job_pb2
+from luthier.work.cache import BlobCache
+from luthier.work.convert import entry_to_proto
+from luthier.work.events import Entry, Logged, Measured, Payload, Progressed, Severity
+from luthier.work.session import TaskSession
+from luthier.worker.v1 import task_pb2
+
+T = TypeVar("T")
+
+
+class TaskCancelled(Cancelled):
+    """The service asked to stop this task. Let it pass: the loop reports it."""
+
+
+class TaskFailed(Exception):
+    """A task failed, and part of its result is known all the same."""
+
+    def __init__(self, error: LuthierError, result: task_pb2.TaskResult) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.result = result
+
+
+class TaskContext:
+    """A leased task, its files and its line to the service.
+
+    Attributes:
+        task: the task with its specification.
+        scratch: an empty folder that is deleted when the task ends.
+        cache: files by digest that outlive the task.
+    """
+
+    def __init__(
+        self,
+        session: TaskSession,
+        loop: asyncio.AbstractEventLoop,
+        scratch: Path,
+        cache: BlobCache,
+        draining: threading.Event,
+    ) -> None:
+        self.task = session.task
+        self.scratch = scratch
+        self.cache = cache
+        self._session = session
+        self._loop = loop
+        self._draining = draining
+
+    @property
+    def token(self) -> str:
+        """A fresh credential for other services."""
+        return self._session.token
+
+    def cancelled(self) -> bool:
+        """Tell whether the service asked to stop."""
+        return self._session.cancel_requested
+
+    def check(self) -> None:
+        """Return if the work is still wanted. Call it between units of work.
+
+        Raises:
+            TaskCancelled: the service asked to stop.
+            FailedPrecondition: LEASE_LOST; another worker may have the task.
+            Unavailable: this worker shuts down; the task is queued again.
+        """
+        if self._session.lost:
+            raise FailedPrecondition(reason=Reason.LEASE_LOST, message="the lease of this task is lost")
+        if self._session.cancel_requested:
+            raise TaskCancelled(reason=Reason.CANCELLED_BY_USER, message="the task was asked to stop")
+        if self._draining.is_set():
+            raise Unavailable(reason=Reason.SHUTTING_DOWN, message="the worker shuts down")
+
+    def progress(
+        self,
+        phase: str,
+        completed: int,
+        total: int,
+        unit: str,
+        *,
+        remaining_seconds: float = 0.0,
+        step: int = 0,
+    ) -> None:
+        """Report progress; total 0 and remaining_seconds 0 mean not known."""
+        payload = Progressed(
+            phase=phase,
+            completed=completed,
+            total=total,
+            unit=unit,
+            remaining_seconds=remaining_seconds,
+        )
+        self._add(payload, step)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Report values measured at `step`."""
+        self._add(Measured(values=values), step)
+
+    def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
+        """Report a line for people."""
+        self._add(Logged(severity=severity, text=text), step)
+
+    def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
+        """Report what exactly runs."""
+        self._loop.call_soon_threadsafe(self._session.set_run_record, record)
+
+    def fetch(self, file: task_pb2.BlobFile) -> Path:
+        """Return a file of the task's own service, from the cache or over the wire; do not change it.
+
+        Raises:
+            LuthierError: the service refused, or the bytes have another digest (DataLoss).
+        """
+        return self.cache.find(file.sha256) or self.cache.add(file.sha256, self._download(file.sha256))
+
+    def _download(self, sha256: str) -> Iterator[bytes]:
+        stream = aiter(self._session.fetch(sha256))
+        while True:
+            chunk = self._wait(anext(stream, None))  # type: ignore[arg-type]
+            if chunk is None:
+                return
+            yield chunk
+
+    def store(self, path: Path, name: str) -> task_pb2.BlobFile:
+        """Send a file to the task's own service unless it is there; `name` is its path within the result.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        return self._wait(self._session.store(path, name))
+
+    def commit_checkpoint(
+        self, step: int, files: Sequence[task_pb2.BlobFile], metrics: Mapping[str, float]
+    ) -> str:
+        """Make stored files the checkpoint to resume from; returns its resource name.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        return self._wait(self._session.commit_checkpoint(step, files, metrics))
+
+    def _add(self, payload: Payload, step: int) -> None:
+        event: event_pb2.Event = entry_to_proto(Entry(payload=payload, step=step))
+        self._loop.call_soon_threadsafe(self._session.add_event, event)
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()

@@ -1,0 +1,286 @@
+"""The queue: tasks leased under a fencing epoch; every change of a task is one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import FailedPrecondition, Reason
+from luthier.errors.failure import Failure
+from luthier.storage.database import Database
+from luthier.v1 import fine_tuning_job_pb2
+from luthier.work.events import AttemptChanged, AttemptKind, Entry
+from luthier.work.handlers import TaskHandler
+from luthier.work.leases import Leases
+from luthier.work.log import EventLog
+from luthier.work.metrics import WorkMetrics
+from luthier.work.repository import Tasks
+from luthier.work.tasks import NewTask, Task, TaskKind, TaskState
+from luthier.worker.v1 import task_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """Limits of leases and attempts.
+
+    Attributes:
+        lease_seconds: a worker that is silent this long loses its task.
+        max_attempts: a task whose attempts were lost this often fails with WORKER_LOST.
+    """
+
+    lease_seconds: float = 30.0
+    max_attempts: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a worker says that a task ended: failed with `failure`, stopped on request, or done."""
+
+    failure: Failure | None = None
+    cancelled: bool = False
+    result: task_pb2.TaskResult | None = None
+
+
+class Queue:
+    """Tasks of one service. Exactly one live Queue owns a database at a time."""
+
+    def __init__(
+        self,
+        database: Database,
+        log: EventLog,
+        handlers: Mapping[TaskKind, TaskHandler],
+        metrics: WorkMetrics,
+        settings: QueueSettings | None = None,
+        leases: Leases | None = None,
+    ) -> None:
+        self.settings = settings or QueueSettings()
+        self._database = database
+        self._log = log
+        self._handlers = handlers
+        self._metrics = metrics
+        self._tasks = Tasks()
+        self._leases = leases or Leases(self.settings.lease_seconds)
+        self._arrival = asyncio.Event()
+
+    async def recover(self) -> None:
+        """Take over the leases that an earlier process granted."""
+        async with self._database.reading() as connection:
+            self._leases.adopt([task.task_id for task in await self._tasks.leased(connection)])
+
+    async def enqueue(self, connection: AsyncConnection, new: NewTask) -> Task:
+        """Queue a task in the caller's transaction; waiting workers hear of it after the commit."""
+        task = await self._tasks.add(connection, new)
+        self._database.after_commit(self._announce)
+        return task
+
+    async def request_cancel(self, connection: AsyncConnection, subject: str) -> None:
+        """Stop the task of a resource: at once when it is queued, by its worker when it is leased.
+
+        A finished task is left alone.
+        """
+        task = await self._tasks.of_subject(connection, subject)
+        if task is None or task.state is TaskState.DONE:
+            return
+        task = await self._tasks.change(connection, task.task_id, cancel_requested=True)
+        if task.state is TaskState.QUEUED:
+            await self._end(connection, task, Outcome(cancelled=True))
+
+    async def claim(
+        self, worker: str, kinds: Sequence[TaskKind], wait_seconds: float
+    ) -> tuple[Task, task_pb2.Task] | None:
+        """Lease the task queued longest, waiting at most `wait_seconds` for one; None when none came."""
+        deadline = asyncio.get_running_loop().time() + wait_seconds
+        while True:
+            arrival = self._arrival
+            async with self._database.transaction() as connection:
+                claimed = await self._claim_one(connection, worker, kinds)
+            if claimed is not None:
+                return claimed
+            remaining = deadline - asyncio.get_running_loop().time()
+            if remaining <= 0:
+                return None
+            try:
+                await asyncio.wait_for(arrival.wait(), remaining)
+            except TimeoutError:
+                return None
+
+    async def _claim_one(
+        self, connection: AsyncConnection, worker: str, kinds: Sequence[TaskKind]
+    ) -> tuple[Task, task_pb2.Task] | None:
+        taken = await self._tasks.take_oldest(connection, kinds, worker)
+        if taken is None:
+            return None
+        task, waited_seconds = taken
+        self._database.after_commit(lambda: self._leases.renew(task.task_id))
+        await self._record_attempt(connection, task, "STARTED")
+        handler = self._handlers[task.kind]
+        await handler.started(connection, task)
+        spec = await handler.specify(connection, task)
+        self._metrics.queue_wait_seconds.labels(task.kind.value).observe(waited_seconds)
+        return task, spec
+
+    async def heartbeat(self, task_id: str, epoch: int) -> Task:
+        """Renew a lease and return the task as it stands.
+
+        Raises:
+            FailedPrecondition: LEASE_LOST.
+        """
+        async with self._database.reading() as connection:
+            task = await self.held(connection, task_id, epoch)
+        self._leases.renew(task_id)
+        return task
+
+    async def held(self, connection: AsyncConnection, task_id: str, epoch: int) -> Task:
+        """Return a task if it is leased under this very epoch.
+
+        Raises:
+            FailedPrecondition: LEASE_LOST.
+        """
+        task = await self._tasks.get(connection, task_id)
+        if task is None or task.state is not TaskState.LEASED or task.epoch != epoch:
+            current = "no task has this id" if task is None else f"it is {task.state} at epoch {task.epoch}"
+            raise FailedPrecondition(
+                reason=Reason.LEASE_LOST,
+                message=f"task {task_id!r} is not leased at epoch {epoch}: {current}; drop it",
+                metadata={"task": task_id, "epoch": str(epoch)},
+            )
+        return task
+
+    async def report(
+        self,
+        task_id: str,
+        epoch: int,
+        numbered: Sequence[tuple[int, Entry]],
+        run_record: fine_tuning_job_pb2.RunRecord | None,
+    ) -> int:
+        """Record a worker's events, passing over numbers seen before; returns the highest number recorded.
+
+        Raises:
+            FailedPrecondition: LEASE_LOST.
+        """
+        async with self._database.transaction() as connection:
+            task = await self.held(connection, task_id, epoch)
+            fresh = [(number, entry) for number, entry in numbered if number > task.last_local_number]
+            if fresh:
+                task = await self._tasks.change(connection, task_id, last_local_number=fresh[-1][0])
+            entries = [entry for _, entry in fresh]
+            await self._log.append(connection, task.subject, entries)
+            if entries or run_record is not None:
+                await self._handlers[task.kind].reported(connection, task, entries, run_record)
+        return task.last_local_number
+
+    async def commit_checkpoint(
+        self,
+        task_id: str,
+        epoch: int,
+        step: int,
+        files: Sequence[task_pb2.BlobFile],
+        metrics: Mapping[str, float],
+    ) -> str:
+        """Make a checkpoint the one to resume from; returns its resource name.
+
+        Raises:
+            FailedPrecondition: LEASE_LOST.
+        """
+        async with self._database.transaction() as connection:
+            task = await self.held(connection, task_id, epoch)
+            return await self._handlers[task.kind].checkpointed(connection, task, step, files, metrics)
+
+    async def finish(self, task_id: str, epoch: int, outcome: Outcome) -> None:
+        """End a lease with what the worker brought. The same worker may repeat the call.
+
+        A failure with code UNAVAILABLE is a lost attempt: the task is queued again.
+
+        Raises:
+            FailedPrecondition: LEASE_LOST.
+        """
+        async with self._database.transaction() as connection:
+            task = await self._tasks.get(connection, task_id)
+            if task is not None and task.state is TaskState.DONE and task.epoch == epoch:
+                return
+            task = await self.held(connection, task_id, epoch)
+            if outcome.failure is not None and outcome.failure.code == "UNAVAILABLE":
+                await self._lose(connection, task, outcome.failure.message)
+            else:
+                await self._end(connection, task, outcome)
+
+    async def release_worker(self, worker_id: str, instance: str) -> None:
+        """Queue again what a former process of this worker held."""
+        async with self._database.transaction() as connection:
+            for task in await self._tasks.leased(connection):
+                holder, _, held_by = task.worker.partition("@")
+                if holder == worker_id and held_by != instance:
+                    await self._lose(connection, task, "the worker restarted")
+
+    async def expire(self) -> None:
+        """Queue again, or fail, every task whose holder was silent for a full lease period."""
+        for task_id in self._leases.overdue():
+            async with self._database.transaction() as connection:
+                task = await self._tasks.get(connection, task_id)
+                if task is None or task.state is not TaskState.LEASED:
+                    self._leases.end(task_id)
+                    continue
+                self._metrics.leases_expired.inc()
+                silence = f"the worker was silent for {self.settings.lease_seconds:g} s"
+                await self._lose(connection, task, silence)
+
+    async def count(self) -> None:
+        """Show the number of unfinished tasks in the metrics."""
+        async with self._database.reading() as connection:
+            self._metrics.show_counts(await self._tasks.count(connection))
+
+    async def _lose(self, connection: AsyncConnection, task: Task, why: str) -> None:
+        self._database.after_commit(lambda: self._leases.end(task.task_id))
+        await self._record_attempt(connection, task, "LOST", why)
+        if task.cancel_requested:
+            await self._close(connection, task, Outcome(cancelled=True))
+        elif task.attempt >= self.settings.max_attempts:
+            failure = Failure(
+                code="UNAVAILABLE",
+                reason=Reason.WORKER_LOST,
+                message=f"{task.attempt} attempts were lost, the last one because {why}",
+                metadata={"attempts": str(task.attempt)},
+            )
+            await self._close(connection, task, Outcome(failure=failure))
+        else:
+            task = await self._tasks.requeue(connection, task.task_id)
+            await self._handlers[task.kind].lost(connection, task)
+            self._database.after_commit(self._announce)
+
+    async def _end(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
+        self._database.after_commit(lambda: self._leases.end(task.task_id))
+        if task.attempt > 0:
+            kind: AttemptKind = "SUCCEEDED"
+            if outcome.failure is not None:
+                kind = "FAILED"
+            elif outcome.cancelled:
+                kind = "CANCELLED"
+            await self._record_attempt(connection, task, kind)
+        await self._close(connection, task, outcome)
+
+    async def _close(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
+        task = await self._tasks.change(connection, task.task_id, state=TaskState.DONE)
+        handler = self._handlers[task.kind]
+        if outcome.failure is not None:
+            await handler.failed(connection, task, outcome.failure, outcome.result)
+        elif outcome.cancelled:
+            await handler.cancelled(connection, task)
+        else:
+            assert outcome.result is not None, "a finished task brings a result"
+            await handler.succeeded(connection, task, outcome.result)
+
+    async def _record_attempt(
+        self, connection: AsyncConnection, task: Task, kind: AttemptKind, message: str = ""
+    ) -> None:
+        worker = task.worker.partition("@")[0]
+        payload = AttemptChanged(kind=kind, worker=worker, message=message)
+        await self._log.append(connection, task.subject, [Entry(payload=payload, attempt=task.attempt)])
+        if kind != "STARTED":
+            self._metrics.attempts.labels(task.kind.value, kind.lower()).inc()
+
+    def _announce(self) -> None:
+        arrived, self._arrival = self._arrival, asyncio.Event()
+        arrived.set()

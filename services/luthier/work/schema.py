@@ -1,0 +1,64 @@
+"""Tables of the work package, part of every service's database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("task_id", String, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("project", String, nullable=False),
+    Column("resources", JSON, nullable=False),
+    Column("state", String, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("last_local_number", BigInteger, nullable=False),
+    Column("queued_at_us", BigInteger, nullable=False),
+    UniqueConstraint("subject", name="uq_tasks_subject"),
+    Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("subject", String, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_time_us", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("payload", JSON, nullable=False),
+)
+
+request_log = Table(
+    "request_log",
+    metadata,
+    Column("principal", String, primary_key=True),
+    Column("method", String, primary_key=True),
+    Column("request_id", String, primary_key=True),
+    Column("fingerprint", String, nullable=False),
+    Column("response", LargeBinary, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+)

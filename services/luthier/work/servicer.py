@@ -1,0 +1,237 @@
+"""WorkerService: the wire side of the queue, the same for every service."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Protocol
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from luthier.runtime.auth import TaskTokens
+from luthier.storage.blobs import BlobStore
+from luthier.work.convert import entry_from_proto, status_to_failure
+from luthier.work.queue import Outcome, Queue
+from luthier.work.tasks import Task, TaskKind
+from luthier.work.workers import Workers
+from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_grpc
+
+MAX_WAIT_SECONDS = 30.0
+MAX_CHUNK_BYTES = 1 << 20
+TOKEN_SECONDS = 900.0
+_METHODS = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].methods
+POLICY = {f"/luthier.worker.v1.WorkerService/{method.name}": frozenset({"worker"}) for method in _METHODS}
+_WORKER_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Generations(Protocol):
+    """Hands orders for text to workers and takes their answers."""
+
+    def take(self, worker: str, slots: int) -> AsyncIterator[worker_service_pb2.TakeGenerationsResponse]:
+        """Yield orders and cancels for one worker until it goes away."""
+        ...
+
+    async def push(self, request: worker_service_pb2.PushGenerationRequest) -> None:
+        """Take a piece of an answer; NotFound when nobody waits for it."""
+        ...
+
+
+class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Translates between the worker protocol and the queue."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        workers: Workers,
+        blobs: BlobStore,
+        task_tokens: TaskTokens,
+        generations: Generations | None = None,
+    ) -> None:
+        self._queue = queue
+        self._workers = workers
+        self._blobs = blobs
+        self._task_tokens = task_tokens
+        self._generations = generations
+
+    async def RegisterWorker(
+        self, request: worker_service_pb2.RegisterWorkerRequest, context: Context
+    ) -> worker_service_pb2.RegisterWorkerResponse:
+        """Make a worker known and free what its former process held."""
+        if not _WORKER_ID.fullmatch(request.worker):
+            raise InvalidArgument(
+                reason=Reason.INVALID_FIELD,
+                message=f"worker must match {_WORKER_ID.pattern}, got {request.worker!r}",
+                metadata={"worker": request.worker},
+            )
+        kinds = [TaskKind(task_pb2.TaskKind.Name(kind).removeprefix("TASK_KIND_")) for kind in request.kinds]
+        self._workers.register(request.worker, request.instance, kinds)
+        await self._queue.release_worker(request.worker, request.instance)
+        lease_seconds = self._queue.settings.lease_seconds
+        return worker_service_pb2.RegisterWorkerResponse(
+            lease_seconds=lease_seconds, heartbeat_interval_seconds=lease_seconds / 3
+        )
+
+    async def ClaimTask(
+        self, request: worker_service_pb2.ClaimTaskRequest, context: Context
+    ) -> worker_service_pb2.ClaimTaskResponse:
+        """Wait for a task and lease it."""
+        worker = self._workers.known(request.worker)
+        wait_seconds = min(max(request.wait_seconds, 0.0), MAX_WAIT_SECONDS)
+        claimed = await self._queue.claim(worker.holder, worker.kinds, wait_seconds)
+        if claimed is None:
+            return worker_service_pb2.ClaimTaskResponse()
+        task, message = claimed
+        message.task = task.task_id
+        message.epoch = task.epoch
+        message.attempt = task.attempt
+        message.subject = task.subject
+        message.token = self._token(task)
+        return worker_service_pb2.ClaimTaskResponse(task=message)
+
+    async def Heartbeat(
+        self, request: worker_service_pb2.HeartbeatRequest, context: Context
+    ) -> worker_service_pb2.HeartbeatResponse:
+        """Renew a lease."""
+        task = await self._queue.heartbeat(request.task, request.epoch)
+        return worker_service_pb2.HeartbeatResponse(
+            cancel_requested=task.cancel_requested, token=self._token(task)
+        )
+
+    async def ReportEvents(
+        self, request: worker_service_pb2.ReportEventsRequest, context: Context
+    ) -> worker_service_pb2.ReportEventsResponse:
+        """Record a worker's events."""
+        task = await self._queue.heartbeat(request.task, request.epoch)
+        numbered = []
+        for local in request.events:
+            entry = entry_from_proto(local.event, task.attempt)
+            if entry is None:
+                kind = local.event.WhichOneof("payload")
+                raise InvalidArgument(
+                    reason=Reason.INVALID_FIELD,
+                    message=f"a worker may report progress, metrics and log lines, got {kind}",
+                    metadata={"local_number": str(local.local_number)},
+                )
+            numbered.append((local.local_number, entry))
+        run_record = request.run_record if request.HasField("run_record") else None
+        last = await self._queue.report(request.task, request.epoch, numbered, run_record)
+        return worker_service_pb2.ReportEventsResponse(last_local_number=last)
+
+    async def GrantBlob(
+        self, request: worker_service_pb2.GrantBlobRequest, context: Context
+    ) -> worker_service_pb2.GrantBlobResponse:
+        """Say which blobs are missing."""
+        await self._queue.heartbeat(request.task, request.epoch)
+        missing = [digest for digest in request.sha256 if not await self._blobs.has(digest)]
+        return worker_service_pb2.GrantBlobResponse(missing_sha256=missing)
+
+    async def PutBlob(
+        self,
+        request_iterator: AsyncIterator[worker_service_pb2.PutBlobRequest],
+        context: Context,
+    ) -> worker_service_pb2.PutBlobResponse:
+        """Store one blob under its digest."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            raise InvalidArgument(
+                reason=Reason.FIELD_REQUIRED, message="the first message must name task, epoch and sha256"
+            )
+        await self._queue.heartbeat(first.task, first.epoch)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield first.data
+            async for request in request_iterator:
+                yield request.data
+
+        blob = await self._blobs.put(chunks(), expected_digest=first.sha256)
+        return worker_service_pb2.PutBlobResponse(size_bytes=blob.size_bytes)
+
+    async def GetBlob(
+        self, request: worker_service_pb2.GetBlobRequest, context: Context
+    ) -> AsyncIterator[worker_service_pb2.GetBlobResponse]:
+        """Stream one blob."""
+        await self._queue.heartbeat(request.task, request.epoch)
+        async for data in self._blobs.read(request.sha256, offset=request.offset):
+            yield worker_service_pb2.GetBlobResponse(data=data)
+
+    async def CommitCheckpoint(
+        self, request: worker_service_pb2.CommitCheckpointRequest, context: Context
+    ) -> worker_service_pb2.CommitCheckpointResponse:
+        """Make a checkpoint the one to resume from."""
+        await self._require_blobs(request)
+        checkpoint = await self._queue.commit_checkpoint(
+            request.task, request.epoch, request.step, request.files, dict(request.metrics)
+        )
+        return worker_service_pb2.CommitCheckpointResponse(checkpoint=checkpoint)
+
+    async def FinishTask(
+        self, request: worker_service_pb2.FinishTaskRequest, context: Context
+    ) -> worker_service_pb2.FinishTaskResponse:
+        """Take the outcome of a task."""
+        failed = request.HasField("error")
+        if not failed and not request.cancelled and not request.HasField("result"):
+            raise InvalidArgument(
+                reason=Reason.FIELD_REQUIRED, message="one of error, cancelled and result must be set"
+            )
+        await self._require_blobs(request)
+        outcome = Outcome(
+            failure=status_to_failure(request.error) if failed else None,
+            cancelled=request.cancelled,
+            result=request.result if request.HasField("result") else None,
+        )
+        await self._queue.finish(request.task, request.epoch, outcome)
+        return worker_service_pb2.FinishTaskResponse()
+
+    async def TakeGenerations(
+        self, request: worker_service_pb2.TakeGenerationsRequest, context: Context
+    ) -> AsyncIterator[worker_service_pb2.TakeGenerationsResponse]:
+        """Stream orders for text to a worker."""
+        self._workers.known(request.worker)
+        async for message in self._exchange().take(request.worker, request.slots):
+            yield message
+
+    async def PushGeneration(
+        self, request: worker_service_pb2.PushGenerationRequest, context: Context
+    ) -> worker_service_pb2.PushGenerationResponse:
+        """Take a piece of an answer."""
+        await self._exchange().push(request)
+        return worker_service_pb2.PushGenerationResponse()
+
+    def _exchange(self) -> Generations:
+        if self._generations is None:
+            raise FailedPrecondition(
+                reason=Reason.WRONG_STATE,
+                message="this service orders no generations, ask the Evaluation service",
+            )
+        return self._generations
+
+    def _token(self, task: Task) -> str:
+        return self._task_tokens.mint(
+            project=task.project,
+            resources=task.resources,
+            epoch=task.epoch,
+            task=task.task_id,
+            lifetime_seconds=TOKEN_SECONDS,
+        )
+
+    async def _require_blobs(self, message: Message) -> None:
+        for digest in _digests(message):
+            if not await self._blobs.has(digest):
+                raise NotFound(
+                    reason=Reason.RESOURCE_NOT_FOUND,
+                    message=f"blob {digest} is not here; send it with PutBlob first",
+                    metadata={"sha256": digest},
+                )
+
+
+def _digests(message: Message) -> Iterator[str]:
+    """Yield the digest of every file that a message names, however deep."""
+    for field, value in message.ListFields():
+        if field.name == "sha256":
+            yield value
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for part in value if field.is_repeated else (value,):
+                yield from _digests(part)

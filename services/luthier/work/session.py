@@ -1,0 +1,196 @@
+"""One leased task on the worker's side: heartbeats, events in order, blobs both ways, the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import grpc
+
+from luthier.errors import FailedPrecondition, LuthierError, Reason
+from luthier.v1 import event_pb2, fine_tuning_job_pb2
+from luthier.work.link import WorkerLink
+from luthier.work.peers import error_of, is_passing
+from luthier.worker.v1 import task_pb2, worker_service_pb2
+
+_CHUNK_BYTES = 1 << 20
+_EVENTS_A_CALL = 200
+_BLOB_SECONDS = 3600.0
+_logger = logging.getLogger(__name__)
+
+
+class TaskSession:
+    """Speaks with the service about one task while a runner works on it.
+
+    Attributes:
+        task: the task as claimed.
+        token: credential for other services, refreshed by heartbeats.
+        cancel_requested: whether the service asked to stop.
+        lost: whether the lease is gone; nothing may be reported any more.
+    """
+
+    def __init__(self, link: WorkerLink, task: task_pb2.Task) -> None:
+        self.task = task
+        self.token = task.token
+        self.cancel_requested = False
+        self.lost = False
+        self._link = link
+        self._last_number = 0
+        self._pending: deque[worker_service_pb2.LocalEvent] = deque()
+        self._run_record: fine_tuning_job_pb2.RunRecord | None = None
+        self._more = asyncio.Event()
+        self._sending = asyncio.Lock()
+
+    @asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """Send heartbeats and events in the background."""
+        background = [asyncio.create_task(self._beat()), asyncio.create_task(self._send_events())]
+        try:
+            yield
+        finally:
+            for job in background:
+                job.cancel()
+                with suppress(asyncio.CancelledError):
+                    await job
+
+    async def _beat(self) -> None:
+        request = worker_service_pb2.HeartbeatRequest(task=self.task.task, epoch=self.task.epoch)
+        while not self.lost:
+            await asyncio.sleep(self._link.heartbeat_seconds)
+            try:
+                response = await self._link.call(self._link.stub.Heartbeat, request)
+            except LuthierError as error:
+                self._note(error)
+                continue
+            self.cancel_requested = self.cancel_requested or response.cancel_requested
+            self.token = response.token
+
+    async def _send_events(self) -> None:
+        while not self.lost:
+            await self._more.wait()
+            try:
+                await self.flush()
+            except LuthierError as error:
+                self._note(error)
+
+    def _note(self, error: LuthierError) -> None:
+        """Remember a lost lease; any other refusal of a report is logged and does not stop the work."""
+        if isinstance(error, FailedPrecondition) and error.reason == Reason.LEASE_LOST:
+            self.lost = True
+            _logger.warning("lease lost", extra={"task": self.task.task, "detail": error.message})
+        else:
+            _logger.error("report refused", extra={"task": self.task.task, "detail": error.message})
+
+    def add_event(self, event: event_pb2.Event) -> None:
+        """Queue an event; it is sent soon, in order."""
+        self._last_number += 1
+        self._pending.append(worker_service_pb2.LocalEvent(local_number=self._last_number, event=event))
+        self._more.set()
+
+    def set_run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
+        """Queue what exactly runs."""
+        self._run_record = record
+        self._more.set()
+
+    async def flush(self) -> None:
+        """Send all queued events.
+
+        Raises:
+            LuthierError: the service refused them; they are dropped.
+        """
+        async with self._sending:
+            self._more.clear()
+            while self._pending or self._run_record is not None:
+                count = min(len(self._pending), _EVENTS_A_CALL)
+                batch = [self._pending.popleft() for _ in range(count)]
+                record, self._run_record = self._run_record, None
+                request = worker_service_pb2.ReportEventsRequest(
+                    task=self.task.task, epoch=self.task.epoch, events=batch, run_record=record
+                )
+                await self._link.call(self._link.stub.ReportEvents, request)
+
+    async def store(self, path: Path, name: str) -> task_pb2.BlobFile:
+        """Send a file unless the service has it.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        sha256, size_bytes = await asyncio.to_thread(_digest, path)
+        file = task_pb2.BlobFile(path=name, sha256=sha256, size_bytes=size_bytes)
+        wanted = worker_service_pb2.GrantBlobRequest(
+            task=self.task.task, epoch=self.task.epoch, sha256=[sha256]
+        )
+        granted = await self._link.call(self._link.stub.GrantBlob, wanted)
+        if granted.missing_sha256:
+            await self._link.call(
+                self._link.stub.PutBlob,
+                lambda: self._chunks(path, sha256),
+                timeout_seconds=_BLOB_SECONDS,
+            )
+        return file
+
+    async def _chunks(self, path: Path, sha256: str) -> AsyncIterator[worker_service_pb2.PutBlobRequest]:
+        head = worker_service_pb2.PutBlobRequest(task=self.task.task, epoch=self.task.epoch, sha256=sha256)
+        with path.open("rb") as file:
+            head.data = await asyncio.to_thread(file.read, _CHUNK_BYTES)
+            yield head
+            while data := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+                yield worker_service_pb2.PutBlobRequest(data=data)
+
+    async def fetch(self, sha256: str) -> AsyncIterator[bytes]:
+        """Yield the bytes of one of the service's blobs, going on after a break where it stopped.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        received = 0
+        while True:
+            request = worker_service_pb2.GetBlobRequest(
+                task=self.task.task, epoch=self.task.epoch, sha256=sha256, offset=received
+            )
+            try:
+                stream = self._link.stub.GetBlob(request, metadata=self._link.metadata, timeout=_BLOB_SECONDS)
+                async for response in stream:
+                    received += len(response.data)
+                    yield response.data
+            except grpc.aio.AioRpcError as error:
+                if not is_passing(error):
+                    raise error_of(error) from error
+                await asyncio.sleep(0.5)
+                continue
+            return
+
+    async def commit_checkpoint(
+        self, step: int, files: Sequence[task_pb2.BlobFile], metrics: Mapping[str, float]
+    ) -> str:
+        """Commit a checkpoint after everything reported before it; returns its resource name.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        await self.flush()
+        request = worker_service_pb2.CommitCheckpointRequest(
+            task=self.task.task, epoch=self.task.epoch, step=step, files=files, metrics=metrics
+        )
+        return (await self._link.call(self._link.stub.CommitCheckpoint, request)).checkpoint
+
+    async def finish(self, request: worker_service_pb2.FinishTaskRequest) -> None:
+        """Hand in the outcome after everything reported before it.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        request.task = self.task.task
+        request.epoch = self.task.epoch
+        await self.flush()
+        await self._link.call(self._link.stub.FinishTask, request)
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size

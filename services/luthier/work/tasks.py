@@ -1,0 +1,72 @@
+"""Tasks: units of heavy work that workers claim under a lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class TaskKind(StrEnum):
+    """What a task does."""
+
+    BUILD_VERSION = "BUILD_VERSION"
+    RENDER = "RENDER"
+    REGISTER_MODEL = "REGISTER_MODEL"
+    TRAIN = "TRAIN"
+    EVALUATE = "EVALUATE"
+
+
+class TaskState(StrEnum):
+    """Where a task stands in the queue."""
+
+    QUEUED = "QUEUED"
+    LEASED = "LEASED"
+    DONE = "DONE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTask:
+    """A task to queue.
+
+    Attributes:
+        kind: what to do.
+        subject: resource the task works for; one task a subject.
+        project: project id of the subject.
+        resources: names of resources at other services that the task's token may read.
+    """
+
+    kind: TaskKind
+    subject: str
+    project: str
+    resources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A queued, leased or finished task.
+
+    Attributes:
+        task_id: id within the service.
+        kind: what to do.
+        subject: resource the task works for.
+        project: project id of the subject.
+        resources: names of resources at other services that the task's token may read.
+        state: where the task stands.
+        epoch: fencing number, raised by every claim; a report with another epoch is refused.
+        attempt: claims so far.
+        worker: who holds or last held the lease; empty before the first claim.
+        cancel_requested: whether the holder is to stop.
+        last_local_number: highest event number recorded from the current epoch.
+    """
+
+    task_id: str
+    kind: TaskKind
+    subject: str
+    project: str
+    resources: tuple[str, ...]
+    state: TaskState
+    epoch: int
+    attempt: int
+    worker: str
+    cancel_requested: bool
+    last_local_number: int

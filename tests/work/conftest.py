@@ -1,0 +1,165 @@
+"""A queue on a real database, and a handler that writes down what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import Failure
+from luthier.storage.database import Database
+from luthier.v1 import fine_tuning_job_pb2
+from luthier.work import schema
+from luthier.work.events import Entry, StateChanged
+from luthier.work.leases import Leases
+from luthier.work.log import EventLog
+from luthier.work.metrics import WorkMetrics
+from luthier.work.queue import Queue, QueueSettings
+from luthier.work.tasks import NewTask, Task, TaskKind
+from luthier.worker.v1 import task_pb2
+
+
+@dataclass
+class RecordingHandler:
+    """Writes down every call; ends its subject with a final state."""
+
+    log: EventLog
+    calls: list[tuple[str, int]] = field(default_factory=list)
+    results: list[task_pb2.TaskResult | None] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    refuse_start: bool = False
+
+    async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
+        return task_pb2.Task(train=task_pb2.TrainSpec(rendering_digest="r"))
+
+    async def started(self, connection: AsyncConnection, task: Task) -> None:
+        if self.refuse_start:
+            raise RuntimeError("refused")
+        self.calls.append(("started", task.attempt))
+
+    async def reported(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        entries: Sequence[Entry],
+        run_record: fine_tuning_job_pb2.RunRecord | None,
+    ) -> None:
+        self.calls.append(("reported", len(entries)))
+
+    async def checkpointed(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        step: int,
+        files: Sequence[task_pb2.BlobFile],
+        metrics: Mapping[str, float],
+    ) -> str:
+        self.calls.append(("checkpointed", step))
+        return f"{task.subject}/checkpoints/{step}"
+
+    async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
+        self.results.append(result)
+        await self._end(connection, task, "SUCCEEDED")
+
+    async def failed(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        failure: Failure,
+        result: task_pb2.TaskResult | None,
+    ) -> None:
+        self.failures.append(failure)
+        self.results.append(result)
+        await self._end(connection, task, "FAILED")
+
+    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
+        await self._end(connection, task, "CANCELLED")
+
+    async def lost(self, connection: AsyncConnection, task: Task) -> None:
+        self.calls.append(("lost", task.attempt))
+
+    async def _end(self, connection: AsyncConnection, task: Task, state: str) -> None:
+        self.calls.append((state, task.attempt))
+        payload = StateChanged(state=state, final=True)
+        await self.log.append(connection, task.subject, [Entry(payload=payload)])
+
+
+class Clock:
+    """A monotonic clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Bench:
+    """Everything that a test of the queue needs."""
+
+    database: Database
+    log: EventLog
+    handler: RecordingHandler
+    clock: Clock
+    queue: Queue
+    registry: CollectorRegistry
+
+    async def enqueue(self, subject: str = "jobs/a") -> Task:
+        async with self.database.transaction() as connection:
+            return await self.queue.enqueue(
+                connection, NewTask(kind=TaskKind.TRAIN, subject=subject, project="p", resources=("r",))
+            )
+
+    async def claim(self, worker: str = "w@1", wait_seconds: float = 0.0) -> Task | None:
+        claimed = await self.queue.claim(worker, [TaskKind.TRAIN], wait_seconds)
+        return claimed[0] if claimed else None
+
+    async def kinds(self, subject: str = "jobs/a") -> list[str]:
+        """Names of the subject's events, numbered without gaps."""
+        async with self.database.reading() as connection:
+            events = await self.log.read(connection, subject, 1, 1000)
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        return [
+            getattr(event.entry.payload, "kind", None) or type(event.entry.payload).__name__
+            for event in events
+        ]
+
+    def successor(self) -> Queue:
+        """The queue of a restarted service on the same database."""
+        registry = CollectorRegistry()
+        settings = self.queue.settings
+        return Queue(
+            self.database,
+            self.log,
+            {TaskKind.TRAIN: self.handler},
+            WorkMetrics(registry, (TaskKind.TRAIN,)),
+            settings,
+            Leases(settings.lease_seconds, self.clock),
+        )
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'work.db'}")
+    async with database.transaction() as connection:
+        await connection.run_sync(schema.metadata.create_all)
+    log = EventLog(database, heartbeat_seconds=0.05)
+    handler = RecordingHandler(log)
+    clock = Clock()
+    registry = CollectorRegistry()
+    settings = QueueSettings(lease_seconds=10.0, max_attempts=3)
+    queue = Queue(
+        database,
+        log,
+        {TaskKind.TRAIN: handler},
+        WorkMetrics(registry, (TaskKind.TRAIN,)),
+        settings,
+        Leases(settings.lease_seconds, clock),
+    )
+    yield Bench(database, log, handler, clock, queue, registry)
+    await database.close()

@@ -1,0 +1,127 @@
+"""The event log: numbered without gaps, followed live, resumed anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from luthier.errors import Failure, OutOfRange, Reason, ResourceExhausted
+from luthier.v1 import event_pb2
+from luthier.work.events import (
+    AttemptChanged,
+    CheckpointCommitted,
+    Entry,
+    Logged,
+    Measured,
+    Payload,
+    Progressed,
+    StateChanged,
+)
+from luthier.work.log import EventLog
+
+if TYPE_CHECKING:
+    from conftest import Bench
+
+SUBJECT = "jobs/a"
+
+
+async def append(bench: Bench, *payloads: Payload) -> None:
+    async with bench.database.transaction() as connection:
+        await bench.log.append(connection, SUBJECT, [Entry(payload=payload) for payload in payloads])
+
+
+def line(number: int) -> Logged:
+    return Logged(severity="INFO", text=str(number))
+
+
+async def collect(bench: Bench, start: int = 0) -> list[event_pb2.Event]:
+    return [event async for event in bench.log.watch(SUBJECT, start) if not event.HasField("heartbeat")]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        StateChanged(state="RUNNING", message="why"),
+        StateChanged(state="FAILED", failure=Failure(code="INTERNAL", reason="INTERNAL", message="m")),
+        Progressed(phase="training", completed=3, total=9, unit="steps", remaining_seconds=1.5),
+        Measured(values={"train_loss": 0.25}),
+        CheckpointCommitted(checkpoint="jobs/a/checkpoints/5"),
+        Logged(severity="WARNING", text="look"),
+        AttemptChanged(kind="LOST", worker="w", message="silent"),
+    ],
+)
+async def test_read_returns_what_was_appended(bench: Bench, payload: Payload) -> None:
+    async with bench.database.transaction() as connection:
+        await bench.log.append(connection, SUBJECT, [Entry(payload=payload, step=7, attempt=2)])
+        events = await bench.log.read(connection, SUBJECT, 1, 10)
+    assert [event.entry for event in events] == [Entry(payload=payload, step=7, attempt=2)]
+
+
+async def test_watch_shows_a_failure_as_a_status(bench: Bench) -> None:
+    failure = Failure(code="RESOURCE_EXHAUSTED", reason="OUT_OF_MEMORY", message="too big")
+    await append(bench, StateChanged(state="FAILED", failure=failure, final=True))
+    error = (await collect(bench))[0].state_change.error
+    assert (error.code, error.message) == (8, "too big")
+
+
+async def test_watch_follows_live_and_ends_after_the_final_state(bench: Bench) -> None:
+    watching = asyncio.create_task(collect(bench))
+    for number in range(3):
+        await asyncio.sleep(0.02)
+        await append(bench, line(number))
+    await append(bench, StateChanged(state="SUCCEEDED", final=True), line(99))
+    events = await asyncio.wait_for(watching, 5.0)
+    assert [event.sequence for event in events] == [1, 2, 3, 4]
+
+
+async def test_watch_resumed_anywhere_misses_and_repeats_nothing(bench: Bench) -> None:
+    await append(bench, *(line(number) for number in range(600)), StateChanged(state="X", final=True))
+    whole = [event.sequence for event in await collect(bench)]
+    assert whole == list(range(1, 602))
+    for start in (1, 2, 256, 257, 600, 601):
+        assert [event.sequence for event in await collect(bench, start)] == whole[start - 1 :]
+
+
+async def test_watch_beyond_the_next_event_is_refused(bench: Bench) -> None:
+    await append(bench, line(1))
+    with pytest.raises(OutOfRange, match="at most 2.*got 3") as caught:
+        await collect(bench, 3)
+    assert caught.value.reason == Reason.SEQUENCE_EXPIRED
+
+
+async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
+    await append(bench, line(1))
+    stream = aiter(bench.log.watch(SUBJECT))
+    assert (await anext(stream)).sequence == 1
+    beat = await asyncio.wait_for(anext(stream), 2.0)
+    assert beat.HasField("heartbeat")
+    assert beat.sequence == 1
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:
+    log = EventLog(bench.database, slow_reader_seconds=0.05)
+    await append(bench, line(1), line(2))
+    stream = aiter(log.watch(SUBJECT))
+    await anext(stream)
+    await asyncio.sleep(0.1)
+    with pytest.raises(ResourceExhausted, match="watch again from sequence 2") as caught:
+        await anext(stream)
+    assert caught.value.reason == Reason.SLOW_READER
+
+
+async def test_append_of_a_rolled_back_transaction_leaves_no_number(bench: Bench) -> None:
+    with pytest.raises(RuntimeError):
+        async with bench.database.transaction() as connection:
+            await bench.log.append(connection, SUBJECT, [Entry(payload=line(1))])
+            raise RuntimeError
+    await append(bench, line(2), StateChanged(state="X", final=True))
+    assert [event.sequence for event in await collect(bench)] == [1, 2]
+
+
+async def test_concurrent_appends_are_numbered_without_gaps(bench: Bench) -> None:
+    await asyncio.gather(*(append(bench, line(number), line(number)) for number in range(20)))
+    await append(bench, StateChanged(state="X", final=True))
+    assert [event.sequence for event in await collect(bench)] == list(range(1, 42))

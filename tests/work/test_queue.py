@@ -1,0 +1,237 @@
+"""The queue: one holder at a time, nothing lost, nothing done twice."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.work.events import Entry, Logged, Measured
+from luthier.work.queue import Outcome
+from luthier.worker.v1 import task_pb2
+
+if TYPE_CHECKING:
+    from conftest import Bench
+
+DONE = Outcome(result=task_pb2.TaskResult())
+
+
+def line(text: str) -> Entry:
+    return Entry(payload=Logged(severity="INFO", text=text))
+
+
+async def test_claim_leases_the_task_queued_longest(bench: Bench) -> None:
+    first = await bench.enqueue("jobs/a")
+    await bench.enqueue("jobs/b")
+    claimed = await bench.queue.claim("w@1", ["TRAIN"], 0.0)  # type: ignore[list-item]
+    assert claimed is not None
+    task, spec = claimed
+    assert (task.task_id, task.epoch, task.attempt) == (first.task_id, 1, 1)
+    assert spec.train.rendering_digest == "r"
+
+
+async def test_claim_gives_a_task_to_one_worker_only(bench: Bench) -> None:
+    for number in range(5):
+        await bench.enqueue(f"jobs/{number}")
+    claims = await asyncio.gather(*(bench.claim(f"w{number}@1") for number in range(12)))
+    taken = [task.task_id for task in claims if task is not None]
+    assert len(taken) == len(set(taken)) == 5
+
+
+async def test_claim_wakes_when_a_task_arrives(bench: Bench) -> None:
+    waiting = asyncio.create_task(bench.claim(wait_seconds=30.0))
+    await asyncio.sleep(0.05)
+    await bench.enqueue()
+    assert await asyncio.wait_for(waiting, 2.0) is not None
+
+
+async def test_claim_returns_none_after_the_wait(bench: Bench) -> None:
+    assert await bench.claim(wait_seconds=0.05) is None
+
+
+async def test_claim_that_fails_leaves_the_task_queued(bench: Bench) -> None:
+    await bench.enqueue()
+    bench.handler.refuse_start = True
+    with pytest.raises(RuntimeError):
+        await bench.claim()
+    bench.handler.refuse_start = False
+    task = await bench.claim()
+    assert task is not None
+    assert task.attempt == 1
+
+
+async def test_a_stale_epoch_is_refused_everywhere(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    bench.clock.now += 11.0
+    await bench.queue.expire()
+    second = await bench.claim("v@1")
+    assert second is not None
+    assert second.epoch == 2
+    stale = (task.task_id, task.epoch)
+    for call in (
+        bench.queue.heartbeat(*stale),
+        bench.queue.report(*stale, [(1, line("late"))], None),
+        bench.queue.commit_checkpoint(*stale, 5, [], {}),
+        bench.queue.finish(*stale, DONE),
+    ):
+        with pytest.raises(FailedPrecondition, match=r"not leased at epoch 1.*epoch 2") as caught:
+            await call
+        assert caught.value.reason == Reason.LEASE_LOST
+    assert "Logged" not in await bench.kinds()
+    await bench.queue.finish(second.task_id, second.epoch, DONE)
+
+
+async def test_expire_leaves_a_worker_that_beats_alone(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    for _ in range(5):
+        bench.clock.now += 9.0
+        await bench.queue.heartbeat(task.task_id, task.epoch)
+        await bench.queue.expire()
+    assert ("lost", 1) not in bench.handler.calls
+
+
+async def test_expire_fails_a_task_after_too_many_lost_attempts(bench: Bench) -> None:
+    await bench.enqueue()
+    for _ in range(3):
+        assert await bench.claim() is not None
+        bench.clock.now += 11.0
+        await bench.queue.expire()
+    assert await bench.claim() is None
+    failure = bench.handler.failures[0]
+    assert failure.reason == Reason.WORKER_LOST
+    assert failure.message == "3 attempts were lost, the last one because the worker was silent for 10 s"
+    assert (await bench.kinds()).count("LOST") == 3
+
+
+async def test_recover_gives_live_leases_one_full_period(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    bench.clock.now += 9.0
+    queue = bench.successor()
+    await queue.recover()
+    bench.clock.now += 9.0
+    await queue.expire()
+    await queue.heartbeat(task.task_id, task.epoch)
+    bench.clock.now += 11.0
+    await queue.expire()
+    with pytest.raises(FailedPrecondition):
+        await queue.heartbeat(task.task_id, task.epoch)
+
+
+async def test_report_records_each_local_number_once(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    held = (task.task_id, task.epoch)
+    assert await bench.queue.report(*held, [(1, line("a")), (2, line("b"))], None) == 2
+    assert await bench.queue.report(*held, [(2, line("b")), (3, line("c"))], None) == 3
+    assert await bench.queue.report(*held, [(1, line("a"))], None) == 3
+    assert await bench.kinds() == ["STARTED", "Logged", "Logged", "Logged"]
+
+
+async def test_report_counts_local_numbers_anew_in_each_attempt(bench: Bench) -> None:
+    await bench.enqueue()
+    first = await bench.claim()
+    assert first is not None
+    measured = Entry(payload=Measured(values={"train_loss": 1.0}), step=1)
+    await bench.queue.report(first.task_id, first.epoch, [(1, measured)], None)
+    await bench.queue.release_worker("w", "2")
+    second = await bench.claim("w@2")
+    assert second is not None
+    await bench.queue.report(second.task_id, second.epoch, [(1, measured)], None)
+    assert await bench.kinds() == ["STARTED", "Measured", "LOST", "STARTED", "Measured"]
+
+
+async def test_finish_may_be_repeated(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    await bench.queue.finish(task.task_id, task.epoch, DONE)
+    await bench.queue.finish(task.task_id, task.epoch, DONE)
+    assert bench.handler.calls.count(("SUCCEEDED", 1)) == 1
+
+
+async def test_finish_with_a_failure_ends_the_task(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    failure = Failure(code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="bad")
+    partial = task_pb2.TaskResult()
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure, result=partial))
+    assert bench.handler.failures == [failure]
+    assert bench.handler.results == [partial]
+    assert await bench.claim() is None
+
+
+async def test_finish_as_unavailable_queues_the_task_again(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    failure = Failure(code="UNAVAILABLE", reason="SHUTTING_DOWN", message="the worker shuts down")
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
+    again = await bench.claim()
+    assert again is not None
+    assert again.attempt == 2
+
+
+async def test_request_cancel_ends_a_queued_task_at_once(bench: Bench) -> None:
+    task = await bench.enqueue()
+    async with bench.database.transaction() as connection:
+        await bench.queue.request_cancel(connection, task.subject)
+    assert bench.handler.calls == [("CANCELLED", 0)]
+    assert await bench.claim() is None
+
+
+async def test_request_cancel_tells_the_holder(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    async with bench.database.transaction() as connection:
+        await bench.queue.request_cancel(connection, task.subject)
+    assert (await bench.queue.heartbeat(task.task_id, task.epoch)).cancel_requested
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
+    assert bench.handler.calls[-1] == ("CANCELLED", 1)
+
+
+async def test_a_lost_task_that_was_to_stop_is_not_queued_again(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    async with bench.database.transaction() as connection:
+        await bench.queue.request_cancel(connection, task.subject)
+    bench.clock.now += 11.0
+    await bench.queue.expire()
+    assert bench.handler.calls[-1] == ("CANCELLED", 1)
+    assert await bench.claim() is None
+
+
+async def test_release_worker_frees_only_what_its_former_process_held(bench: Bench) -> None:
+    await bench.enqueue("jobs/a")
+    await bench.enqueue("jobs/b")
+    held = await bench.claim("w@1")
+    other = await bench.claim("v@1")
+    assert held is not None
+    assert other is not None
+    await bench.queue.release_worker("w", "1")
+    await bench.queue.heartbeat(held.task_id, held.epoch)
+    await bench.queue.release_worker("w", "2")
+    await bench.queue.heartbeat(other.task_id, other.epoch)
+    with pytest.raises(FailedPrecondition):
+        await bench.queue.heartbeat(held.task_id, held.epoch)
+
+
+async def test_count_shows_unfinished_tasks_by_state(bench: Bench) -> None:
+    await bench.enqueue("jobs/a")
+    await bench.enqueue("jobs/b")
+    await bench.claim()
+    await bench.queue.count()
+    for state in ("QUEUED", "LEASED"):
+        labels = {"kind": "TRAIN", "state": state}
+        assert bench.registry.get_sample_value("luthier_tasks", labels) == 1.0
