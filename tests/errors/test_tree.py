@@ -59,6 +59,7 @@ def test_by_code_has_each_class_under_a_code_of_its_own() -> None:
 def test_luthier_error_is_caught_as_its_built_in(kind: type[LuthierError], built_in: type[Exception]) -> None:
     with pytest.raises(built_in, match="no such thing") as caught:
         raise kind("no such thing")
+    assert isinstance(caught.value, LuthierError)
     assert caught.value.reason == kind.default_reason
 
 

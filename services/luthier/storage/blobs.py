@@ -1,0 +1,136 @@
+"""The blob store port: bytes named by their sha256, and uploads that are staged piece by piece.
+
+A blob never changes and is there as a whole or not at all. Staged bytes are durable before the call that
+brought them returns, so an upload goes on where it stopped after any crash.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from luthier.errors import FieldViolation, InvalidArgument, NotFound, OutOfRange, Reason
+
+PIECE_BYTES = 1 << 20
+"""Largest piece that `BlobStore.read` yields."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """A stored blob: `digest` is the sha256 of its bytes in lowercase hex."""
+
+    digest: str
+    size_bytes: int
+
+
+class BlobStore(Protocol):
+    """Where blobs live. `tests/storage/test_blobs.py` is the contract that every adapter passes.
+
+    A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere.
+    """
+
+    async def has(self, digest: str) -> bool:
+        """Tell whether the blob is there."""
+        ...
+
+    async def size(self, digest: str) -> int:
+        """Return the size in bytes. Raises NotFound."""
+        ...
+
+    async def put(self, chunks: AsyncIterator[bytes], *, expected_digest: str | None = None) -> Blob:
+        """Store a blob; a blob that is there already stays as it is.
+
+        Raises InvalidArgument CHECKSUM_MISMATCH when the bytes have another digest than `expected_digest`;
+        then, as when `chunks` raises, nothing is left. Memory: one chunk.
+        """
+        ...
+
+    async def put_bytes(self, data: bytes) -> Blob:
+        """Store a blob that fits in memory."""
+        ...
+
+    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+        """Yield at most `limit` bytes from `offset` on, in pieces of at most `PIECE_BYTES`.
+
+        Raises NotFound, and OutOfRange when the offset is negative or beyond the end (the end itself yields
+        nothing).
+        """
+        ...
+
+    async def read_bytes(self, digest: str) -> bytes:
+        """Return a whole blob that fits in memory. Raises NotFound."""
+        ...
+
+    async def staged_size(self, key: str) -> int:
+        """Return how many bytes are staged under a key: 0 when none, the blob's size once committed."""
+        ...
+
+    async def stage(self, key: str, offset: int, data: bytes) -> int:
+        """Append to the bytes staged under a key and return their new size. They are durable then.
+
+        Raises OutOfRange OFFSET_MISMATCH when `offset` is not the staged size; FailedPrecondition WRONG_STATE
+        when the key is committed. Staging no bytes at offset 0 makes an empty file that can be committed.
+        """
+        ...
+
+    async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
+        """Turn the staged bytes into a blob; the same call gives the same blob until `discard_staged`.
+
+        Raises NotFound when nothing is staged, InvalidArgument CHECKSUM_MISMATCH when the bytes have another
+        digest (they stay staged until discarded). Call `discard_staged` once the outcome is recorded.
+        """
+        ...
+
+    async def discard_staged(self, key: str) -> None:
+        """Forget what is staged or committed under a key. Blobs stay. No such key: nothing happens."""
+        ...
+
+
+def check_digest(digest: str) -> str:
+    """Return a well-formed digest; raise InvalidArgument for any other, which might name another path."""
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidArgument.of_fields(
+            FieldViolation(field="digest", description=f"must be 64 lowercase hex digits, got {digest!r}")
+        )
+    return digest
+
+
+def check_match(digest: str, expected_digest: str | None) -> None:
+    """Raise InvalidArgument CHECKSUM_MISMATCH unless the digest is the expected one (None: any is)."""
+    if expected_digest is not None and digest != check_digest(expected_digest):
+        raise InvalidArgument(
+            f"sha256 of the bytes must be {expected_digest}, got {digest}",
+            reason=Reason.CHECKSUM_MISMATCH,
+            metadata={"expected": expected_digest, "actual": digest},
+        )
+
+
+def check_offset(offset: int, staged_bytes: int) -> None:
+    """Raise OutOfRange OFFSET_MISMATCH unless a piece continues the staged bytes."""
+    if offset != staged_bytes:
+        raise OutOfRange(
+            f"offset must be the staged size {staged_bytes}, got {offset}",
+            reason=Reason.OFFSET_MISMATCH,
+            metadata={"expected": str(staged_bytes), "actual": str(offset)},
+        )
+
+
+def check_range(offset: int, limit: int | None, size_bytes: int) -> int:
+    """Return where a read from `offset` ends; raise OutOfRange unless 0 <= offset <= size and limit >= 0."""
+    if not 0 <= offset <= size_bytes:
+        raise OutOfRange(f"offset must be in 0..{size_bytes}, got {offset}", metadata={"offset": str(offset)})
+    if limit is not None and limit < 0:
+        raise OutOfRange(f"limit must not be negative, got {limit}", metadata={"limit": str(limit)})
+    return size_bytes if limit is None else min(size_bytes, offset + limit)
+
+
+def missing(digest: str) -> NotFound:
+    """Return the error for a blob that is not there."""
+    return NotFound(f"blob {digest} does not exist", metadata={"digest": digest})
+
+
+def nothing_staged(key: str) -> NotFound:
+    """Return the error for a key under which no byte was ever staged."""
+    return NotFound(f"nothing is staged under {key!r}", metadata={"key": key})

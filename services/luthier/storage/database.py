@@ -1,0 +1,221 @@
+"""The SQL database of a service: one writer at a time, units of work, callbacks after the commit."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from luthier.errors import InvalidArgument
+
+R = TypeVar("R")
+
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "busy_timeout=60000",
+    "foreign_keys=ON",
+    # NORMAL would lose the last commits in a power cut: events that watchers have seen, answers given.
+    "synchronous=FULL",
+)
+
+
+def check_url(url: str) -> URL:
+    """Return a database URL that is supported; raise InvalidArgument for any other."""
+    parsed = make_url(url)
+    if parsed.drivername != "sqlite+aiosqlite" or parsed.database in (None, "", ":memory:"):
+        raise InvalidArgument(
+            "database URL must be sqlite+aiosqlite:////path/of/a/file, got "
+            f"{parsed.render_as_string(hide_password=True)}"
+        )
+    return parsed
+
+
+def configure_sqlite(engine: Engine) -> None:
+    """Make an engine's connections durable, and its transactions real and immediate where they write."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(dbapi_connection: Any, _record: object) -> None:
+        # The driver's own idea of when to begin leaves DDL and SELECT outside transactions; begin below.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        for pragma in _PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        # A transaction that reads first and writes later would fail at once when another wrote in between.
+        immediate = connection.get_execution_options().get("luthier_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+class _Unit:
+    """What one unit of work holds: at most one write transaction, and what waits for its commit."""
+
+    def __init__(self, database: "Database") -> None:
+        self.database = database
+        self.task = asyncio.current_task()
+        self.connection: AsyncConnection | None = None
+        self.callbacks: list[Callable[[], None]] = []
+        self.open = True
+        self.committed = False
+
+    async def commit(self) -> None:
+        assert self.connection is not None, "nothing was begun"
+        await self.connection.commit()
+        self.committed = True
+
+
+_current: ContextVar[_Unit | None] = ContextVar("luthier_unit_of_work", default=None)
+
+
+class Database:
+    """A pool of connections to one database. Use from one event loop; `close` it at the end.
+
+    Writers of this process wait for one another in order of arrival, without a thread or a busy loop each;
+    other processes are kept out by the database itself.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = check_url(url)
+        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        self._engine = create_async_engine(parsed, pool_size=8, max_overflow=24)
+        configure_sqlite(self._engine.sync_engine)
+        self._writers = self._engine.execution_options(luthier_write=True)
+        self._writing = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def unit_of_work(self) -> AsyncIterator[None]:
+        """Make every `transaction` of the block part of one, which begins with the first of them.
+
+        Commits when the block ends, rolls back when it raises. A unit inside a unit is part of it. It belongs
+        to the task that opened it: other tasks neither join it nor may write while it lasts.
+        """
+        if self._unit() is not None:
+            yield
+            return
+        unit = _Unit(self)
+        token = _current.set(unit)
+        try:
+            async with self._committing(unit):
+                yield
+        finally:
+            unit.open = False
+            _current.reset(token)
+            # Also when the task was cancelled during the commit: the commit was seen through.
+            for callback in unit.callbacks if unit.committed else ():
+                callback()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Open a write transaction; commit at the end of the block, roll back when it raises.
+
+        Inside a unit of work (or another transaction) it is a part of that one: a part that raises is undone
+        even when the exception is caught outside of it, the rest goes on.
+        """
+        unit = self._unit()
+        if unit is None:
+            async with self.unit_of_work(), self._begun() as connection:
+                yield connection
+            return
+        connection = await self._begin(unit)
+        registered = len(unit.callbacks)
+        try:
+            async with connection.begin_nested():
+                yield connection
+        except BaseException:
+            del unit.callbacks[registered:]
+            raise
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Open a read transaction: one consistent state. Joins a unit of work that has begun to write."""
+        unit = _current.get()
+        if unit is not None and unit.connection is not None and self._joins(unit):
+            yield unit.connection
+            return
+        async with self._engine.connect() as connection:
+            yield connection
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call back once the current transaction is committed; never when it is rolled back.
+
+        The callback runs outside the transaction, must be quick and must not raise. Raises RuntimeError
+        outside of `transaction` and `unit_of_work`.
+        """
+        unit = self._unit()
+        if unit is None:
+            raise RuntimeError("after_commit must be called inside transaction() or unit_of_work()")
+        unit.callbacks.append(callback)
+
+    def _joins(self, unit: _Unit) -> bool:
+        return unit.open and unit.database is self and unit.task is asyncio.current_task()
+
+    def _unit(self) -> _Unit | None:
+        unit = _current.get()
+        if unit is None or not unit.open or unit.database is not self:
+            return None
+        if unit.task is not asyncio.current_task():
+            # Waiting for the unit's end could wait for ever: its task may be waiting for this one.
+            raise RuntimeError(
+                "a unit of work belongs to the task that opened it: start other tasks from after_commit, "
+                "and use asyncio.timeout instead of asyncio.wait_for"
+            )
+        return unit
+
+    @asynccontextmanager
+    async def _begun(self) -> AsyncIterator[AsyncConnection]:
+        unit = _current.get()
+        assert unit is not None, "called inside a unit of work"
+        yield await self._begin(unit)
+
+    async def _begin(self, unit: _Unit) -> AsyncConnection:
+        if unit.connection is None:
+            await self._writing.acquire()
+            try:
+                connection = await self._writers.connect()
+            except BaseException:
+                self._writing.release()
+                raise
+            unit.connection = connection
+            await connection.begin()
+        return unit.connection
+
+    @asynccontextmanager
+    async def _committing(self, unit: _Unit) -> AsyncIterator[None]:
+        try:
+            yield
+            if unit.connection is None:
+                unit.committed = True
+            else:
+                await _finished(unit.commit())
+        finally:
+            if unit.connection is not None:
+                try:
+                    # Closing rolls back what is not committed.
+                    await _finished(unit.connection.close())
+                finally:
+                    self._writing.release()
+
+
+async def _finished(work: Coroutine[Any, Any, R]) -> R:
+    # A commit that is cancelled half-way would leave its caller without knowing: see it through.
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None and task.exception() is None:
+        raise cancelled
+    return task.result()

@@ -1,0 +1,98 @@
+"""Files that survive a crash: locked while written, durable when in place."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+READ_BYTES = 1 << 20
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable: a rename or a new file is lost in a power cut without it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory below an existing one, durably. Already there: nothing happens."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        return
+    sync_directory(directory.parent)
+
+
+def open_locked(path: Path) -> IO[bytes]:
+    """Open a file for reading and appending, created when missing, under an exclusive lock that ends with it.
+
+    The lock is the kernel's (`flock`): it goes when the process dies, whichever way.
+    """
+    while True:
+        file = path.open("a+b")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Whoever held the lock may have renamed or removed the file that was opened here.
+        if _is_at(file, path):
+            return file
+        file.close()
+
+
+def remove_unlocked(directory: Path) -> int:
+    """Remove the files of a directory that no living writer holds; return how many."""
+    removed = 0
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def move_into_place(file: IO[bytes], source: Path, target: Path) -> None:
+    """Make an open file's bytes durable, then give it its final name in an existing directory, durably."""
+    file.flush()
+    os.fsync(file.fileno())
+    source.rename(target)
+    sync_directory(target.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file so that it is there with all its bytes or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(data)
+        move_into_place(file, aside, path)
+
+
+def digest_of(file: IO[bytes]) -> str:
+    """Return the sha256 of a whole open file in lowercase hex. Memory: 1 MiB."""
+    file.seek(0)
+    sha256 = hashlib.sha256()
+    while piece := file.read(READ_BYTES):
+        sha256.update(piece)
+    return sha256.hexdigest()
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file for the length of a `with` block; other processes and threads wait."""
+    with open_locked(path):
+        yield
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(file.fileno())
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)

@@ -1,0 +1,229 @@
+"""Blobs in a directory of the local file system.
+
+root/blobs/ab/<digest>      ab = the first two digits of the digest
+root/incoming/<random>      on their way in: locked by their writer, swept at start when it is gone
+root/staging/<sha256(key)>  staged bytes; the same with `.digest` behind it: the blob they became
+"""
+
+import asyncio
+import hashlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, ParamSpec, TypeVar
+
+from luthier.errors import FailedPrecondition, NotFound
+from luthier.storage.blobs import (
+    PIECE_BYTES,
+    Blob,
+    check_digest,
+    check_match,
+    check_offset,
+    check_range,
+    missing,
+    nothing_staged,
+)
+from luthier.storage.files import (
+    digest_of,
+    make_directory,
+    move_into_place,
+    open_locked,
+    remove_unlocked,
+    sync_directory,
+    write_durably,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class LocalBlobStore:
+    """A `BlobStore` below `root`, safe for several processes on one machine. Blocking work runs in threads.
+
+    Needs a file system that updates a file's size only after its data (ext4 in its default mode, XFS, ZFS):
+    the size of a staged file is what tells how many of its bytes are durable.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "blobs"
+        self._incoming = root / "incoming"
+        self._staging = root / "staging"
+        root.mkdir(parents=True, exist_ok=True)
+        for directory in (self._blobs, self._incoming, self._staging):
+            make_directory(directory)
+        remove_unlocked(self._incoming)
+
+    async def has(self, digest: str) -> bool:
+        """Tell whether the blob is there."""
+        return await asyncio.to_thread(self._path(digest).is_file)
+
+    async def size(self, digest: str) -> int:
+        """Return the size in bytes. Raises NotFound."""
+        return await asyncio.to_thread(self._size, digest)
+
+    async def put(self, chunks: AsyncIterator[bytes], *, expected_digest: str | None = None) -> Blob:
+        """Store a blob. Raises InvalidArgument CHECKSUM_MISMATCH. Memory: one chunk."""
+        aside = self._incoming / uuid.uuid4().hex
+        file = await _in_thread(open_locked, aside)
+        try:
+            sha256 = hashlib.sha256()
+            async for chunk in chunks:
+                await _in_thread(_append, file, sha256.update, chunk)
+            check_match(sha256.hexdigest(), expected_digest)
+            return await _in_thread(self._keep, file, aside, sha256.hexdigest())
+        finally:
+            aside.unlink(missing_ok=True)
+            file.close()
+
+    async def put_bytes(self, data: bytes) -> Blob:
+        """Store a blob that fits in memory."""
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield data
+
+        return await self.put(pieces())
+
+    async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+        """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
+        file = await _in_thread(self._open, digest)
+        try:
+            end = check_range(offset, limit, os.fstat(file.fileno()).st_size)
+            for start in range(offset, end, PIECE_BYTES):
+                yield await _in_thread(_read_at, file, start, min(end - start, PIECE_BYTES))
+        finally:
+            file.close()
+
+    async def read_bytes(self, digest: str) -> bytes:
+        """Return a whole blob that fits in memory. Raises NotFound."""
+        return b"".join([piece async for piece in self.read(digest)])
+
+    async def staged_size(self, key: str) -> int:
+        """Return how many bytes are staged under a key: 0 when none."""
+        return await asyncio.to_thread(self._staged_size, key)
+
+    async def stage(self, key: str, offset: int, data: bytes) -> int:
+        """Append to the bytes staged under a key. Raises OutOfRange OFFSET_MISMATCH, FailedPrecondition."""
+        return await _in_thread(self._stage, key, offset, data)
+
+    async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
+        """Turn the staged bytes into a blob. Raises NotFound, InvalidArgument CHECKSUM_MISMATCH."""
+        return await _in_thread(self._commit_staged, key, expected_digest)
+
+    async def discard_staged(self, key: str) -> None:
+        """Forget a key."""
+        await _in_thread(self._discard_staged, key)
+
+    def _path(self, digest: str) -> Path:
+        return self._blobs / check_digest(digest)[:2] / digest
+
+    def _staged(self, key: str) -> tuple[Path, Path]:
+        # Hashed, so that a key may hold any character and never names another path.
+        name = hashlib.sha256(key.encode()).hexdigest()
+        return self._staging / name, self._staging / f"{name}.digest"
+
+    def _open(self, digest: str) -> IO[bytes]:
+        try:
+            return self._path(digest).open("rb")
+        except FileNotFoundError:
+            raise missing(digest) from None
+
+    def _size(self, digest: str) -> int:
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError:
+            raise missing(digest) from None
+
+    def _keep(self, file: IO[bytes], source: Path, digest: str) -> Blob:
+        target = self._path(digest)
+        size_bytes = file.seek(0, os.SEEK_END)
+        if not target.is_file():
+            make_directory(target.parent)
+            move_into_place(file, source, target)
+        return Blob(digest=digest, size_bytes=size_bytes)
+
+    def _staged_size(self, key: str) -> int:
+        staged, committed = self._staged(key)
+        with suppress(FileNotFoundError):
+            return staged.stat().st_size
+        with suppress(FileNotFoundError):
+            return self._size(committed.read_text())
+        return 0
+
+    def _stage(self, key: str, offset: int, data: bytes) -> int:
+        staged, committed = self._staged(key)
+        if committed.exists():
+            raise _closed(key)
+        new = not staged.exists()
+        check_offset(offset, self._staged_size(key))
+        with open_locked(staged) as file:
+            if committed.exists():
+                staged.unlink()
+                raise _closed(key)
+            size_bytes = file.seek(0, os.SEEK_END)
+            check_offset(offset, size_bytes)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync_directory(self._staging)
+        return size_bytes + len(data)
+
+    def _commit_staged(self, key: str, expected_digest: str | None) -> Blob:
+        staged, committed = self._staged(key)
+        done = self._committed(committed, expected_digest)
+        if done is not None:
+            return done
+        if not staged.exists():
+            raise nothing_staged(key)
+        with open_locked(staged) as file:
+            blob = self._committed(committed, expected_digest)
+            if blob is None:
+                digest = digest_of(file)
+                check_match(digest, expected_digest)
+                # Before the bytes move: a crash in between leaves both, and the same call finishes the work.
+                write_durably(committed, digest.encode())
+                blob = self._keep(file, staged, digest)
+            staged.unlink(missing_ok=True)
+        return blob
+
+    def _committed(self, committed: Path, expected_digest: str | None) -> Blob | None:
+        try:
+            digest = committed.read_text()
+            size_bytes = self._size(digest)
+        except (FileNotFoundError, NotFound):
+            return None
+        check_match(digest, expected_digest)
+        return Blob(digest=digest, size_bytes=size_bytes)
+
+    def _discard_staged(self, key: str) -> None:
+        for path in self._staged(key):
+            path.unlink(missing_ok=True)
+        sync_directory(self._staging)
+
+
+async def _in_thread(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    # A thread cannot be cancelled: wait for it, so that none writes to a file that its caller has closed.
+    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **named))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()
+        raise
+
+
+def _closed(key: str) -> FailedPrecondition:
+    return FailedPrecondition(f"{key!r} is committed: no more bytes", metadata={"key": key})
+
+
+def _append(file: IO[bytes], update: Callable[[bytes], object], chunk: bytes) -> None:
+    update(chunk)
+    file.write(chunk)
+
+
+def _read_at(file: IO[bytes], offset: int, size_bytes: int) -> bytes:
+    file.seek(offset)
+    return file.read(size_bytes)

@@ -1,0 +1,98 @@
+"""Blobs in memory, for tests and for stores that need not outlive the process."""
+
+import hashlib
+from collections.abc import AsyncIterator
+
+from luthier.errors import FailedPrecondition
+from luthier.storage.blobs import (
+    PIECE_BYTES,
+    Blob,
+    check_digest,
+    check_match,
+    check_offset,
+    check_range,
+    missing,
+    nothing_staged,
+)
+
+
+class MemoryBlobStore:
+    """A `BlobStore` that forgets. Memory: every blob and every staged byte."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+        self._staged: dict[str, bytes] = {}
+        self._committed: dict[str, str] = {}
+
+    async def has(self, digest: str) -> bool:
+        """Tell whether the blob is there."""
+        return check_digest(digest) in self._blobs
+
+    async def size(self, digest: str) -> int:
+        """Return the size in bytes. Raises NotFound."""
+        return len(self._get(digest))
+
+    async def put(self, chunks: AsyncIterator[bytes], *, expected_digest: str | None = None) -> Blob:
+        """Store a blob. Raises InvalidArgument CHECKSUM_MISMATCH."""
+        pieces = [chunk async for chunk in chunks]
+        return self._keep(b"".join(pieces), expected_digest)
+
+    async def put_bytes(self, data: bytes) -> Blob:
+        """Store a blob."""
+        return self._keep(data, None)
+
+    async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+        """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
+        data = self._get(digest)
+        end = check_range(offset, limit, len(data))
+        for start in range(offset, end, PIECE_BYTES):
+            yield data[start : min(end, start + PIECE_BYTES)]
+
+    async def read_bytes(self, digest: str) -> bytes:
+        """Return a whole blob. Raises NotFound."""
+        return self._get(digest)
+
+    async def staged_size(self, key: str) -> int:
+        """Return how many bytes are staged under a key."""
+        if key in self._committed:
+            return len(self._blobs[self._committed[key]])
+        return len(self._staged.get(key, b""))
+
+    async def stage(self, key: str, offset: int, data: bytes) -> int:
+        """Append to the bytes staged under a key. Raises OutOfRange OFFSET_MISMATCH, FailedPrecondition."""
+        if key in self._committed:
+            raise FailedPrecondition(f"{key!r} is committed: no more bytes", metadata={"key": key})
+        staged = self._staged.get(key, b"")
+        check_offset(offset, len(staged))
+        self._staged[key] = staged + data
+        return len(staged) + len(data)
+
+    async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
+        """Turn the staged bytes into a blob. Raises NotFound, InvalidArgument CHECKSUM_MISMATCH."""
+        if key in self._committed:
+            digest = self._committed[key]
+            check_match(digest, expected_digest)
+            return Blob(digest=digest, size_bytes=len(self._blobs[digest]))
+        if key not in self._staged:
+            raise nothing_staged(key)
+        blob = self._keep(self._staged[key], expected_digest)
+        self._committed[key] = blob.digest
+        del self._staged[key]
+        return blob
+
+    async def discard_staged(self, key: str) -> None:
+        """Forget a key."""
+        self._staged.pop(key, None)
+        self._committed.pop(key, None)
+
+    def _get(self, digest: str) -> bytes:
+        data = self._blobs.get(check_digest(digest))
+        if data is None:
+            raise missing(digest)
+        return data
+
+    def _keep(self, data: bytes, expected_digest: str | None) -> Blob:
+        digest = hashlib.sha256(data).hexdigest()
+        check_match(digest, expected_digest)
+        self._blobs.setdefault(digest, bytes(data))
+        return Blob(digest=digest, size_bytes=len(data))
