@@ -198,7 +198,9 @@ class Resources(Generic[T]):
 
     def _column(self, field: str) -> ColumnElement[Any]:
         if field.startswith("labels."):
-            return self._table.c.labels[field.removeprefix("labels.")].as_string()
+            labels = self._table.c.labels
+            label: ColumnElement[Any] = labels[field.removeprefix("labels.")].as_string()
+            return label
         if field != "state" and field not in self._extra:
             known = ", ".join(["state", "labels.<key>", *self._extra])
             raise ValueError(f"a filter on {self._table.name} must be one of {known}, got {field!r}")
