@@ -22,7 +22,7 @@ from luthier.work.events import (
 from luthier.work.log import EventLog
 
 if TYPE_CHECKING:
-    from conftest import Bench
+    from tests.work.conftest import Bench
 
 SUBJECT = "jobs/a"
 
@@ -86,7 +86,7 @@ async def test_watch_resumed_anywhere_misses_and_repeats_nothing(bench: Bench) -
 
 async def test_watch_beyond_the_next_event_is_refused(bench: Bench) -> None:
     await append(bench, line(1))
-    with pytest.raises(OutOfRange, match="at most 2.*got 3") as caught:
+    with pytest.raises(OutOfRange, match=r"at most 2.*got 3") as caught:
         await collect(bench, 3)
     assert caught.value.reason == Reason.SEQUENCE_EXPIRED
 
@@ -98,7 +98,7 @@ async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
     beat = await asyncio.wait_for(anext(stream), 2.0)
     assert beat.HasField("heartbeat")
     assert beat.sequence == 1
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
 
 
 async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:
@@ -113,10 +113,13 @@ async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:
 
 
 async def test_append_of_a_rolled_back_transaction_leaves_no_number(bench: Bench) -> None:
-    with pytest.raises(RuntimeError):
+    async def append_and_fail() -> None:
         async with bench.database.transaction() as connection:
             await bench.log.append(connection, SUBJECT, [Entry(payload=line(1))])
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await append_and_fail()
     await append(bench, line(2), StateChanged(state="X", final=True))
     assert [event.sequence for event in await collect(bench)] == [1, 2]
 

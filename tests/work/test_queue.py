@@ -10,10 +10,11 @@ import pytest
 from luthier.errors import FailedPrecondition, Failure, Reason
 from luthier.work.events import Entry, Logged, Measured
 from luthier.work.queue import Outcome
+from luthier.work.tasks import TaskKind
 from luthier.worker.v1 import task_pb2
 
 if TYPE_CHECKING:
-    from conftest import Bench
+    from tests.work.conftest import Bench
 
 DONE = Outcome(result=task_pb2.TaskResult())
 
@@ -25,7 +26,7 @@ def line(text: str) -> Entry:
 async def test_claim_leases_the_task_queued_longest(bench: Bench) -> None:
     first = await bench.enqueue("jobs/a")
     await bench.enqueue("jobs/b")
-    claimed = await bench.queue.claim("w@1", ["TRAIN"], 0.0)  # type: ignore[list-item]
+    claimed = await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0)
     assert claimed is not None
     task, spec = claimed
     assert (task.task_id, task.epoch, task.attempt) == (first.task_id, 1, 1)

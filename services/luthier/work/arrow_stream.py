@@ -10,7 +10,7 @@ import grpc
 import pyarrow
 
 from luthier.v1 import arrow_pb2
-from luthier.work.peers import error_of
+from luthier.work.peers import error_of, is_passing
 from luthier.work.retry import retrying
 
 Open = Callable[[int], Iterable[arrow_pb2.ArrowChunk]]
@@ -29,15 +29,19 @@ def read_batches(open_at: Open) -> Iterator[Any]:
     while True:
         chunks = retrying(partial(_open_first, open_at, next_row))
         try:
-            for chunk in chunks:
-                for batch in pyarrow.ipc.open_stream(chunk.ipc):
-                    yield batch
-                    next_row = batch.column("row")[-1].as_py() + 1
+            for batch in _batches(chunks):
+                yield batch
+                next_row = batch.column("row")[-1].as_py() + 1
         except grpc.RpcError as error:
-            if getattr(error, "code", lambda: None)() is not grpc.StatusCode.UNAVAILABLE:
+            if not is_passing(error):
                 raise error_of(error) from error
             continue
         return
+
+
+def _batches(chunks: Iterable[arrow_pb2.ArrowChunk]) -> Iterator[Any]:
+    for chunk in chunks:
+        yield from pyarrow.ipc.open_stream(chunk.ipc)
 
 
 def _open_first(open_at: Open, row: int) -> Iterable[arrow_pb2.ArrowChunk]:

@@ -123,7 +123,7 @@ class TaskContext:
     def _download(self, sha256: str) -> Iterator[bytes]:
         stream = aiter(self._session.fetch(sha256))
         while True:
-            chunk = self._wait(anext(stream, None))  # type: ignore[arg-type]
+            chunk = self._wait(anext(stream, None))
             if chunk is None:
                 return
             yield chunk

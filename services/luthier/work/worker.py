@@ -76,21 +76,31 @@ async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopp
     cache = BlobCache(plan.cache_folder, plan.cache_bytes)
     shutil.rmtree(plan.work_folder, ignore_errors=True)
     plan.work_folder.mkdir(parents=True)
-    draining = threading.Event()
     async with aio_channel(plan.service_address) as channel:
         link = WorkerLink(channel, plan.worker_id, plan.credential, tuple(runners))
         await _unless(stopping, link.register())
         companions = [asyncio.ensure_future(run(link, cache)) for run in plan.companions]
         try:
-            while not stopping.is_set():
-                task = await _unless(stopping, link.claim(_CLAIM_WAIT_SECONDS))
-                if task is not None:
-                    run = _run_task(plan, link, cache, task, runners, draining)
-                    await _drained(run, stopping, draining, plan.drain_seconds)
+            await _claim_and_run(plan, link, cache, runners, stopping)
         finally:
             for companion in companions:
                 companion.cancel()
             await asyncio.gather(*companions, return_exceptions=True)
+
+
+async def _claim_and_run(
+    plan: WorkerPlan,
+    link: WorkerLink,
+    cache: BlobCache,
+    runners: Mapping[TaskKind, Runner],
+    stopping: asyncio.Event,
+) -> None:
+    draining = threading.Event()
+    while not stopping.is_set():
+        task = await _unless(stopping, link.claim(_CLAIM_WAIT_SECONDS))
+        if task is not None:
+            run = _run_task(plan, link, cache, task, runners, draining)
+            await _drained(run, stopping, draining, plan.drain_seconds)
 
 
 async def _unless(stopping: asyncio.Event, call: Awaitable[T]) -> T | None:

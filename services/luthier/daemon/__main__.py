@@ -1,0 +1,114 @@
+"""The `luthierd` command: run Luthier's processes."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import runpy
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from luthier.daemon.config import Config
+from luthier.errors import FailedPrecondition, LuthierError
+from luthier.runtime.config import read
+
+SERVICES = ("data", "training", "evaluation")
+
+
+@click.group()
+def main() -> None:
+    """Run Luthier: the Data, Training and Evaluation services and their workers."""
+
+
+@main.command()
+@click.option("--workers/--no-workers", default=True, help="Also run one worker of each kind.")
+def up(workers: bool) -> None:
+    """Run the three services and one worker of each kind on this machine, until Ctrl-C."""
+    with _clear_errors():
+        from luthier.daemon.supervisor import Program, Supervisor, run_until_stopped
+
+        began = time.monotonic()
+        config = read(Config, section="daemon")
+        addresses = (config.data_address, config.training_address, config.evaluation_address)
+        services = [
+            Program(name=name, module=f"luthier.{name}", address=address)
+            for name, address in zip(SERVICES, addresses, strict=True)
+        ]
+        helpers = [Program(name=f"{name}-worker", module=f"luthier.{name}.worker") for name in SERVICES]
+
+        def ready() -> None:
+            for program in services:
+                _say(f"{program.name:<11}{program.address}  SERVING")
+            _say(f"ready in {time.monotonic() - began:.1f} s, home {config.home}")
+
+        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _only_one(config):
+            supervisor = Supervisor(config.home / "logs", _say)
+            asyncio.run(run_until_stopped(supervisor, services, helpers if workers else [], ready))
+        _say("stopped")
+
+
+@main.command()
+@click.argument("service", type=click.Choice(SERVICES))
+def serve(service: str) -> None:
+    """Run one service in the foreground."""
+    runpy.run_module(f"luthier.{service}", run_name="__main__", alter_sys=True)
+
+
+@main.command()
+@click.argument("service", type=click.Choice(SERVICES))
+def worker(service: str) -> None:
+    """Run one worker of a service in the foreground."""
+    runpy.run_module(f"luthier.{service}.worker", run_name="__main__", alter_sys=True)
+
+
+@main.command(name="fetch-demo-model")
+def fetch_demo_model() -> None:
+    """Download the demo's base model (93 MB) and print the path of its GGUF file."""
+    with _clear_errors():
+        from luthier.daemon.demo_model import MODEL_ID, fetch_demo_model
+
+        path = fetch_demo_model(read(Config, section="daemon").home)
+        print(path)
+        _say(f"next: luthier models register {MODEL_ID} --gguf {path}")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except LuthierError as error:
+        _say(f"error: {error.message}")
+        sys.exit(1)
+
+
+@contextmanager
+def _only_one(config: Config) -> Iterator[None]:
+    """Hold the home's lock: two supervisors would fight over ports and databases."""
+    path = config.home / "luthierd.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise FailedPrecondition(
+                f"luthierd (pid {file.read().strip()}) runs on {config.home} already; "
+                "stop it, or set LUTHIER_HOME to another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

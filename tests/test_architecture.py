@@ -1,0 +1,161 @@
+"""Rules about the shape of the code, checked like any other behaviour."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE_ROOTS = ("services", "kernels", "clients/python")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+MAX_PARAMETERS = 7
+MAX_NESTING = 3
+BANNED_NAMES = {"utils", "common", "helpers", "misc", "base", "manager"}
+
+# "path" or "path:function" -> why it may be larger.
+EXCEPTIONS: dict[str, str] = {}
+
+
+def sources() -> Iterator[Path]:
+    for root in (*SOURCE_ROOTS, "tests", "examples", "benchmarks"):
+        for path in sorted((ROOT / root).rglob("*.py")):
+            if "_pb2" not in path.name and "build" not in path.parts:
+                yield path
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def nesting(node: ast.AST, depth: int = 0) -> int:
+    """Deepest block below a function, itself not counted; nested functions count for themselves."""
+    blocks = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith, ast.Match)
+    deepest = depth
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        step = 1 if isinstance(child, blocks) and not is_elif else 0
+        deepest = max(deepest, nesting(child, depth + step))
+    return deepest
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, its docstring not counted."""
+    assert function.end_lineno is not None
+    total = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None and first.end_lineno is not None:
+        total -= first.end_lineno - first.lineno + 1
+    return total
+
+
+def test_imports_obey_the_contracts(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlinter.cli import lint_imports
+
+    broken = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert broken == 0, capsys.readouterr().out
+
+
+def test_no_source_root_owns_the_namespace() -> None:
+    """An __init__.py directly under luthier/ would hide every other source root."""
+    assert [root for root in SOURCE_ROOTS if (ROOT / root / "luthier" / "__init__.py").exists()] == []
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    """An editable install finds a package that the wheel map forgot; a user's install would not."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    mapped = settings["tool"]["scikit-build"]["wheel"]["packages"]
+    found = {
+        f"luthier/{path.parent.relative_to(ROOT / root / 'luthier')}": relative(path.parent)
+        for root in ("services", "kernels")
+        for pattern in ("*/__init__.py", "worker/*/__init__.py")
+        for path in (ROOT / root / "luthier").glob(pattern)
+    }
+    assert mapped == found
+
+
+@pytest.mark.parametrize("path", list(sources()), ids=relative)
+def test_source_stays_small(path: Path) -> None:
+    name = relative(path)
+    text = path.read_text()
+    if name not in EXCEPTIONS:
+        assert text.count("\n") <= MAX_FILE_LINES
+    for function in functions(ast.parse(text)):
+        if f"{name}:{function.name}" in EXCEPTIONS:
+            continue
+        where = f"{name}:{function.lineno} {function.name}"
+        assert code_lines(function) <= MAX_FUNCTION_LINES, where
+        assert nesting(function) <= MAX_NESTING, where
+        arguments = function.args
+        parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        counted = [one for one in parameters if one.arg not in {"self", "cls"}]
+        if not name.startswith("tests/"):
+            assert len(counted) <= MAX_PARAMETERS, where
+
+
+def test_exceptions_are_still_needed() -> None:
+    names = {relative(path) for path in sources()}
+    assert {key.partition(":")[0] for key in EXCEPTIONS} <= names
+
+
+def test_modules_are_named_by_their_job() -> None:
+    assert [relative(path) for path in sources() if path.stem in BANNED_NAMES] == []
+
+
+def test_domain_modules_import_only_the_standard_library_and_errors() -> None:
+    import sys
+
+    for path in (ROOT / "services").rglob("domain.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                allowed = name.split(".")[0] in sys.stdlib_module_names or name.startswith("luthier.errors")
+                assert allowed, f"{relative(path)} imports {name}"
+
+
+def test_only_the_configuration_reader_reads_the_environment() -> None:
+    allowed = {
+        "services/luthier/runtime/config.py",
+        "clients/python/luthier/client/config.py",
+    }
+    readers = {
+        relative(path)
+        for root in SOURCE_ROOTS
+        for path in (ROOT / root).rglob("*.py")
+        if re.search(r"os\.(environ|getenv)|from os import .*environ", path.read_text())
+    }
+    assert readers <= allowed
+
+
+def test_only_the_bindings_include_python() -> None:
+    including = {
+        relative(path)
+        for path in (ROOT / "kernels" / "csrc").rglob("*.[ch]pp")
+        if re.search(r'#include [<"](pybind11|Python|torch)', path.read_text())
+    }
+    assert including == {"kernels/csrc/bindings.cpp"}
+
+
+def test_services_never_fork() -> None:
+    """fork in a process that runs gRPC deadlocks: children are started by exec or spawn."""
+    forking = [
+        relative(path)
+        for path in (ROOT / "services").rglob("*.py")
+        if re.search(r"os\.fork\b|get_context\(\s*[\"']fork|multiprocessing\.Process\(", path.read_text())
+    ]
+    assert forking == []
