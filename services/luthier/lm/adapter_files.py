@@ -1,0 +1,235 @@
+"""Adapters as PEFT 0.21 reads and writes them: `adapter_model.safetensors` and `adapter_config.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.errors import InvalidArgument, NotFound, Reason
+from luthier.lm.lora import (
+    Adapter,
+    LoraLinear,
+    LoraSpec,
+    Targets,
+    adapter_parameters,
+    attach,
+    find_adapter,
+    target_modules,
+)
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+PEFT_VERSION = "0.21.2"
+
+_PREFIX = "base_model.model."
+_ENDS = {".lora_A.weight": 0, ".lora_B.weight": 1}
+
+# What PEFT writes for a plain LoRA; a key that differs means a feature, and is refused unless it is in _FREE.
+_PLAIN: dict[str, Any] = {
+    "alora_invocation_tokens": None,
+    "alpha_pattern": {},
+    "arrow_config": None,
+    "auto_mapping": None,
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "corda_config": None,
+    "ensure_weight_tying": False,
+    "eva_config": None,
+    "exclude_modules": None,
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "kasa_config": None,
+    "layer_replication": None,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "loftq_config": {},
+    "lora_alpha": 8,
+    "lora_bias": False,
+    "lora_dropout": 0.0,
+    "lora_ga_config": None,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "monteclora_config": None,
+    "peft_type": "LORA",
+    "peft_version": PEFT_VERSION,
+    "qalora_group_size": 16,
+    "r": 8,
+    "rank_pattern": {},
+    "revision": None,
+    "target_modules": None,
+    "target_parameters": None,
+    "task_type": "CAUSAL_LM",
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "use_dora": False,
+    "use_qalora": False,
+    "use_rslora": False,
+    "velora_config": None,
+}
+# Keys whose value does not change what the stored tensors mean: which modules they belong to is in their
+# names.
+_FREE = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    }
+)
+# Other initialisations (PiSSA, OLoRA, CorDA, LoftQ) change the base weights, so the tensors alone are not
+# the model.
+_PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+def adapter_state(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
+    """An adapter's tensors under PEFT's names, float32; they share memory with the model.
+
+    Raises:
+        NotFound: the model has no adapter of that name.
+    """
+    parameters = adapter_parameters(model, name)
+    return {f"{_PREFIX}{key}.weight": parameter.detach() for key, parameter in parameters.items()}
+
+
+def adapter_config(model: PreTrainedModel, name: str, *, base_model: str | None = None) -> dict[str, Any]:
+    """What PEFT would write to `adapter_config.json`; `base_model` is its `base_model_name_or_path`.
+
+    Raises:
+        NotFound: the model has no adapter of that name.
+    """
+    adapter = find_adapter(model, name)
+    alpha = adapter.spec.alpha
+    return _PLAIN | {
+        "base_model_name_or_path": base_model,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "r": adapter.spec.rank,
+        "target_modules": _shortest_targets(model, adapter),
+        "use_rslora": adapter.spec.use_rslora,
+    }
+
+
+def save_adapter(
+    model: PreTrainedModel, name: str, directory: Path, *, base_model: str | None = None
+) -> None:
+    """Write the adapter's two files into `directory` (made if missing); equal adapters give equal bytes.
+
+    Raises:
+        NotFound: the model has no adapter of that name.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {key: value.contiguous().cpu() for key, value in adapter_state(model, name).items()}
+    config = adapter_config(model, name, base_model=base_model)
+    save_file(state, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    (directory / CONFIG_NAME).write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def load_adapter(model: PreTrainedModel, directory: Path, name: str) -> Adapter:
+    """Read an adapter that PEFT or `save_adapter` wrote and add it to the model under `name`, not yet active.
+
+    Raises:
+        NotFound: one of the two files is missing.
+        InvalidArgument: the config asks for a feature that we do not compute (named), or the tensors do not
+        fit the
+            model.
+        AlreadyExists: the model has an adapter of that name.
+    """
+    for file in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (directory / file).is_file():
+            raise NotFound(f"an adapter directory must hold {file}; it is missing from {directory.name}")
+    spec = _read_config(json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8")))
+    factors = _pair_factors(load_file(directory / WEIGHTS_NAME))
+    _check_factors(model, factors, spec)
+    adapter = Adapter(name=name, spec=spec, modules=tuple(sorted(factors)))
+    return attach(model, adapter, factors)
+
+
+def _read_config(config: dict[str, Any]) -> LoraSpec:
+    for key, value in config.items():
+        plain = _PLAIN.get(key)
+        neutral = value == plain or (plain is None and not value) or (not plain and value is None)
+        if key == "init_lora_weights":
+            neutral = value in _PLAIN_INITIALISATIONS
+        if key not in _FREE and not neutral:
+            raise InvalidArgument(
+                f"an adapter with {key}={value!r} is not supported; only plain LoRA is ({key}={plain!r})",
+                reason=Reason.MODEL_INVALID,
+            )
+    return LoraSpec(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        targets=_read_targets(config.get("target_modules")),
+        use_rslora=bool(config.get("use_rslora", False)),
+    )
+
+
+def _read_targets(targets: str | list[str] | None) -> Targets:
+    if targets is None or targets == "all-linear":
+        return "all-linear"
+    return (targets,) if isinstance(targets, str) else tuple(sorted(targets))
+
+
+def _pair_factors(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    halves: dict[str, list[Tensor | None]] = {}
+    for key, tensor in state.items():
+        end = next((end for end in _ENDS if key.endswith(end)), None)
+        if end is None or not key.startswith(_PREFIX):
+            raise InvalidArgument(
+                f"a tensor must be named {_PREFIX}<module>.lora_A.weight or .lora_B.weight, got {key}",
+                reason=Reason.MODEL_INVALID,
+            )
+        module = key.removeprefix(_PREFIX).removesuffix(end)
+        halves.setdefault(module, [None, None])[_ENDS[end]] = tensor
+    factors = {}
+    for module, (a_RI, b_OR) in halves.items():
+        if a_RI is None or b_OR is None:
+            raise InvalidArgument(
+                f"module {module} must have both lora_A and lora_B, one is missing",
+                reason=Reason.MODEL_INVALID,
+            )
+        factors[module] = (a_RI, b_OR)
+    return factors
+
+
+def _check_factors(model: PreTrainedModel, factors: dict[str, tuple[Tensor, Tensor]], spec: LoraSpec) -> None:
+    linear = set(target_modules(model, "all-linear"))
+    for module, (a_RI, b_OR) in factors.items():
+        if module not in linear:
+            raise InvalidArgument(
+                f"the adapter changes {module}, which is not a linear layer of the model",
+                reason=Reason.MODEL_INVALID,
+            )
+        layer = model.get_submodule(module)
+        assert isinstance(layer, nn.Linear | LoraLinear)
+        expected = [(spec.rank, layer.in_features), (layer.out_features, spec.rank)]
+        shapes = [tuple(a_RI.shape), tuple(b_OR.shape)]
+        if shapes != expected:
+            raise InvalidArgument(
+                f"the factors of {module} must have shapes {expected}, got {shapes}",
+                reason=Reason.MODEL_INVALID,
+            )
+
+
+def _shortest_targets(model: PreTrainedModel, adapter: Adapter) -> list[str]:
+    """The last parts of the names where they pick exactly the adapter's modules, else the full names."""
+    ends = sorted({module.rpartition(".")[2] for module in adapter.modules})
+    return ends if target_modules(model, tuple(ends)) == adapter.modules else list(adapter.modules)

@@ -1,0 +1,305 @@
+"""LoRA (arXiv:2106.09685) on the linear layers of a frozen model; several named adapters on one base.
+
+Shape suffixes: N tokens, I inputs, O outputs, R rank.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.errors import AlreadyExists, InvalidArgument, NotFound
+
+MAX_RANK = 512
+
+Targets = tuple[str, ...] | Literal["all-linear"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSpec:
+    """What to adapt and how strongly.
+
+    `targets` are module names or their ends (`q_proj`, `mlp.up_proj`), or "all-linear": every linear layer
+    except the vocabulary head. The update is scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank)
+    (arXiv:2312.03732).
+
+    Raises:
+        InvalidArgument: rank outside 1..512, alpha not positive, or no target.
+    """
+
+    rank: int
+    alpha: float
+    targets: Targets = "all-linear"
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= MAX_RANK:
+            raise InvalidArgument(f"rank must be in 1..{MAX_RANK}, got {self.rank}")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise InvalidArgument(f"alpha must be a positive finite number, got {self.alpha}")
+        if not self.targets:
+            raise InvalidArgument("targets must name at least one module or be 'all-linear', got none")
+
+    @property
+    def scale(self) -> float:
+        """The factor of the low-rank update."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """One adapter in a model: its spec and the full names of the modules that it changes, sorted."""
+
+    name: str
+    spec: LoraSpec
+    modules: tuple[str, ...]
+
+
+class AdapterSwitch:
+    """Which adapter a model's forward uses now; one object shared by all its `LoraLinear` modules."""
+
+    __slots__ = ("active", "adapters")
+
+    def __init__(self) -> None:
+        self.active: str | None = None
+        self.adapters: dict[str, Adapter] = {}
+
+
+class _LoraProduct(torch.autograd.Function):
+    """y = x W^T + b + s (x A^T) B^T with W and b frozen.
+
+    The low-rank part is computed in float32, whatever the type of x, and added before the one rounding to
+    x's type. Kept for backward: x and S = x A^T (N x R floats); dS is formed once and serves dA and dx.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+    ) -> Tensor:
+        x_NI = x.reshape(-1, x.shape[-1])
+        s_NR = x_NI.to(a_RI.dtype) @ a_RI.T
+        y_NO = nn.functional.linear(x_NI, weight, bias)
+        y_NO = torch.add(y_NO, s_NR @ b_OR.T, alpha=scale).to(x.dtype)
+        ctx.save_for_backward(x_NI, weight, a_RI, b_OR, s_NR)
+        ctx.scale = scale
+        return y_NO.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        x_NI, weight, a_RI, b_OR, s_NR = ctx.saved_tensors
+        dy_NO = dy.reshape(-1, dy.shape[-1])
+        scaled_NO = dy_NO.to(b_OR.dtype) * ctx.scale
+        ds_NR = scaled_NO @ b_OR
+        da_RI = ds_NR.T @ x_NI.to(a_RI.dtype)
+        db_OR = scaled_NO.T @ s_NR
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.add(dy_NO @ weight, ds_NR @ a_RI).to(x_NI.dtype).view(*dy.shape[:-1], x_NI.shape[1])
+        return dx, None, None, da_RI, db_OR, None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with named low-rank updates, of which at most one is active.
+
+    `weight` and `bias` are the parameters of the layer that it replaces (the same objects), so the names of
+    the base model's state dict stay as they are. `lora_A[name]` is [R, I] and `lora_B[name]` [O, R], both
+    float32.
+    """
+
+    def __init__(self, linear: nn.Linear, switch: AdapterSwitch) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.lora_A = nn.ParameterDict()
+        self.lora_B = nn.ParameterDict()
+        self.scales: dict[str, float] = {}
+        self.switch = switch
+
+    def add(self, name: str, a_RI: Tensor, b_OR: Tensor, scale: float) -> None:
+        """Add an update under `name`; its factors become float32 parameters on the device of the weight."""
+        device = self.weight.device
+        self.lora_A[name] = nn.Parameter(a_RI.to(device=device, dtype=torch.float32))
+        self.lora_B[name] = nn.Parameter(b_OR.to(device=device, dtype=torch.float32))
+        self.scales[name] = scale
+
+    def remove(self, name: str) -> None:
+        """Forget the update `name`; no effect when this layer has none of that name."""
+        if name in self.scales:
+            del self.lora_A[name], self.lora_B[name], self.scales[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O], with the active adapter's update where this layer has one."""
+        name = self.switch.active
+        if name is None or name not in self.scales:
+            return nn.functional.linear(x, self.weight, self.bias)
+        output: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, self.lora_A[name], self.lora_B[name], self.scales[name]
+        )
+        return output
+
+
+def insert_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int, name: str = "default") -> Adapter:
+    """Add a fresh adapter: A as PEFT draws it (Kaiming uniform, a = sqrt(5)), B zero, base frozen.
+
+    Each module's A is drawn from its own generator, keyed by seed and module name: the result does not
+    depend on the order of modules nor on the other targets. The adapter is not active until `activate` or
+    `use_adapter`.
+
+    Raises:
+        InvalidArgument: a target matches no linear layer, or the name is not [A-Za-z0-9_-]+.
+        AlreadyExists: the model has an adapter of that name.
+    """
+    factors = {}
+    for module in target_modules(model, spec.targets):
+        linear = model.get_submodule(module)
+        assert isinstance(linear, nn.Linear | LoraLinear)
+        digest = hashlib.sha256(f"{seed}/{module}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        a_RI = torch.empty(spec.rank, linear.in_features)
+        nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5), generator=generator)
+        factors[module] = (a_RI, torch.zeros(linear.out_features, spec.rank))
+    return attach(model, Adapter(name=name, spec=spec, modules=tuple(sorted(factors))), factors)
+
+
+def attach(model: PreTrainedModel, adapter: Adapter, factors: dict[str, tuple[Tensor, Tensor]]) -> Adapter:
+    """Put given factors (module name -> A [R, I], B [O, R]) into the model under the adapter's name.
+
+    Raises:
+        InvalidArgument: the name is not [A-Za-z0-9_-]+.
+        AlreadyExists: the model has an adapter of that name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter.name):
+        raise InvalidArgument(f"an adapter's name must match [A-Za-z0-9_-]+, got {adapter.name!r}")
+    switch = _switch(model) or AdapterSwitch()
+    if adapter.name in switch.adapters:
+        raise AlreadyExists(f"the model already has an adapter named {adapter.name!r}")
+    model.requires_grad_(requires_grad=False)
+    for name, other in switch.adapters.items():
+        for module in other.modules:
+            layer = _lora_linear(model, module)
+            layer.lora_A[name].requires_grad_()
+            layer.lora_B[name].requires_grad_()
+    for module in adapter.modules:
+        linear = model.get_submodule(module)
+        if isinstance(linear, nn.Linear):
+            model.set_submodule(module, LoraLinear(linear, switch))
+        _lora_linear(model, module).add(adapter.name, *factors[module], adapter.spec.scale)
+    switch.adapters[adapter.name] = adapter
+    return adapter
+
+
+def remove_adapter(model: PreTrainedModel, name: str) -> None:
+    """Take an adapter out of the model and free its memory; the base becomes active if it was active.
+
+    Raises:
+        NotFound: the model has no adapter of that name.
+    """
+    adapter = find_adapter(model, name)
+    switch = _switch(model)
+    assert switch is not None
+    for module in adapter.modules:
+        _lora_linear(model, module).remove(name)
+    del switch.adapters[name]
+    if switch.active == name:
+        switch.active = None
+
+
+def find_adapter(model: PreTrainedModel, name: str) -> Adapter:
+    """The adapter of that name.
+
+    Raises:
+        NotFound: the model has no such adapter; the message lists those it has.
+    """
+    switch = _switch(model)
+    adapters = {} if switch is None else switch.adapters
+    if name not in adapters:
+        raise NotFound(f"the model has no adapter {name!r}; it has {sorted(adapters)}")
+    return adapters[name]
+
+
+def activate(model: PreTrainedModel, name: str | None) -> None:
+    """Let every forward from now on use adapter `name`; None is the base model.
+
+    Raises:
+        NotFound: the model has no adapter of that name.
+    """
+    if name is not None:
+        find_adapter(model, name)
+    switch = _switch(model)
+    if switch is not None:
+        switch.active = name
+
+
+@contextmanager
+def use_adapter(model: PreTrainedModel, name: str | None) -> Iterator[None]:
+    """Use adapter `name` (None: the base) in the block and the previous one after it. One thread at a time.
+
+    Raises:
+        NotFound: the model has no adapter of that name.
+    """
+    switch = _switch(model)
+    before = None if switch is None else switch.active
+    activate(model, name)
+    try:
+        yield
+    finally:
+        if switch is not None:
+            switch.active = before
+
+
+def adapter_parameters(model: PreTrainedModel, name: str) -> dict[str, nn.Parameter]:
+    """Every trainable tensor of an adapter, keyed `<module>.lora_A` and `<module>.lora_B`, in sorted order.
+
+    Raises:
+        NotFound: the model has no adapter of that name.
+    """
+    parameters = {}
+    for module in find_adapter(model, name).modules:
+        layer = _lora_linear(model, module)
+        parameters[f"{module}.lora_A"] = layer.lora_A[name]
+        parameters[f"{module}.lora_B"] = layer.lora_B[name]
+    return parameters
+
+
+def target_modules(model: PreTrainedModel, targets: Targets) -> tuple[str, ...]:
+    """Full names of the linear layers that `targets` pick, sorted.
+
+    Raises:
+        InvalidArgument: a target matches no linear layer; the message lists the ends that would match.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | LoraLinear) and module is not head
+    ]
+    if targets == "all-linear":
+        return tuple(sorted(linear))
+    chosen: set[str] = set()
+    for target in targets:
+        matches = [name for name in linear if name == target or name.endswith("." + target)]
+        if not matches:
+            ends = sorted({name.rpartition(".")[2] for name in linear})
+            raise InvalidArgument(f"target {target!r} matches no linear layer of the model; it has {ends}")
+        chosen.update(matches)
+    return tuple(sorted(chosen))
+
+
+def _lora_linear(model: PreTrainedModel, module: str) -> LoraLinear:
+    layer = model.get_submodule(module)
+    assert isinstance(layer, LoraLinear)
+    return layer
+
+
+def _switch(model: PreTrainedModel) -> AdapterSwitch | None:
+    return next((module.switch for module in model.modules() if isinstance(module, LoraLinear)), None)

@@ -1,0 +1,128 @@
+import hashlib
+import json
+
+import peft
+import pytest
+import torch
+
+from luthier.errors import InvalidArgument, NotFound
+from luthier.lm.adapter_files import adapter_config, adapter_state, load_adapter, save_adapter
+from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
+
+IDS = torch.tensor([[5, 9, 11, 40, 3, 17]])
+TARGETS = [("q_proj", "v_proj"), "all-linear"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+
+def with_adapter(model, targets="all-linear", use_rslora=False):
+    insert_lora(model, LoraSpec(rank=4, alpha=8, targets=targets, use_rslora=use_rslora), seed=1)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in adapter_parameters(model, "default").values():
+        parameter.data.normal_(std=0.2, generator=generator)
+    return model
+
+
+def peft_model(model, **changes):
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**(settings | changes))).eval()
+    generator = torch.Generator().manual_seed(6)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.2, generator=generator)
+    return wrapped
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_what_we_train_loads_in_peft_with_equal_logits(tiny_model, tmp_path, family, targets, use_rslora):
+    ours = with_adapter(tiny_model(family), targets, use_rslora)
+    save_adapter(ours, "default", tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path).eval()
+    with use_adapter(ours, "default"):
+        logits = ours(IDS).logits
+    torch.testing.assert_close(logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits, tiny_model(family)(IDS).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"], r".*layers\.1\.mlp\.up_proj"])
+def test_what_peft_trained_loads_here_with_equal_logits(tiny_model, tmp_path, targets, use_rslora):
+    theirs = peft_model(tiny_model(), target_modules=targets, use_rslora=use_rslora)
+    theirs.save_pretrained(tmp_path)
+    ours = tiny_model()
+    load_adapter(ours, tmp_path, "tuned")
+    with use_adapter(ours, "tuned"):
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_adapter_files_hold_exactly_peft_keys_shapes_and_types(tiny_model, tmp_path):
+    theirs = peft_model(tiny_model(), target_modules=["q_proj", "v_proj"])
+    theirs.save_pretrained(tmp_path)
+    model = with_adapter(tiny_model(), ("q_proj", "v_proj"))
+    expected = peft.get_peft_model_state_dict(theirs)
+    state = adapter_state(model, "default")
+    assert {k: (v.shape, v.dtype) for k, v in state.items()} == {
+        k: (v.shape, v.dtype) for k, v in expected.items()
+    }
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    written["target_modules"].sort()
+    assert adapter_config(model, "default", base_model=written["base_model_name_or_path"]) == written
+
+
+def test_target_modules_are_full_names_where_the_ends_pick_too_much(tiny_model):
+    model = tiny_model()
+    insert_lora(model, LoraSpec(rank=4, alpha=8, targets=("layers.1.mlp.up_proj",)), seed=1)
+    assert adapter_config(model, "default")["target_modules"] == ["model.layers.1.mlp.up_proj"]
+
+
+def test_saving_twice_writes_equal_bytes(tiny_model, tmp_path):
+    digests = []
+    for folder in ("a", "b"):
+        save_adapter(with_adapter(tiny_model()), "default", tmp_path / folder)
+        files = sorted((tmp_path / folder).iterdir())
+        digests.append([(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files])
+    assert digests[0] == digests[1]
+
+
+def test_load_after_save_restores_every_factor(tiny_model, tmp_path):
+    saved, loaded = with_adapter(tiny_model()), tiny_model()
+    save_adapter(saved, "default", tmp_path)
+    adapter = load_adapter(loaded, tmp_path, "again")
+    assert (adapter.spec.rank, adapter.spec.alpha) == (4, 8)
+    before, after = adapter_parameters(saved, "default"), adapter_parameters(loaded, "again")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("modules_to_save", ["lm_head"]),
+        ("bias", "all"),
+        ("peft_type", "IA3"),
+        ("init_lora_weights", "pissa"),
+        ("rank_pattern", {"q_proj": 8}),
+        ("a_feature_of_tomorrow", "on"),
+    ],
+)
+def test_load_adapter_refuses_unsupported_features_by_name(tiny_model, tmp_path, key, value):
+    save_adapter(with_adapter(tiny_model()), "default", tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InvalidArgument, match=key):
+        load_adapter(tiny_model(), tmp_path, "x")
+
+
+def test_load_adapter_refuses_tensors_of_another_model(tiny_model, tmp_path):
+    save_adapter(with_adapter(tiny_model(hidden_size=64)), "default", tmp_path)
+    with pytest.raises(InvalidArgument, match=r"must have shapes .* got"):
+        load_adapter(tiny_model(), tmp_path, "x")
+
+
+def test_load_adapter_names_a_missing_file(tiny_model, tmp_path):
+    save_adapter(with_adapter(tiny_model()), "default", tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(NotFound, match=r"must hold adapter_model\.safetensors"):
+        load_adapter(tiny_model(), tmp_path, "x")

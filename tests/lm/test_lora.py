@@ -1,0 +1,179 @@
+import pytest
+import torch
+from torch import nn
+
+from luthier.errors import AlreadyExists, InvalidArgument, NotFound
+from luthier.lm.attention import packed_forward
+from luthier.lm.lora import (
+    LoraLinear,
+    LoraSpec,
+    activate,
+    adapter_parameters,
+    insert_lora,
+    remove_adapter,
+    target_modules,
+    use_adapter,
+)
+
+IDS = torch.tensor([[5, 9, 11, 40, 3, 17]])
+SPEC = LoraSpec(rank=4, alpha=8)
+
+
+def fill_b(model, name, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in adapter_parameters(model, name).items():
+        if key.endswith("lora_B"):
+            parameter.data.normal_(std=0.2, generator=generator)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 513])
+def test_lora_spec_refuses_ranks_outside_its_range(rank):
+    with pytest.raises(InvalidArgument, match=f"rank must be in 1..512, got {rank}"):
+        LoraSpec(rank=rank, alpha=8)
+
+
+@pytest.mark.parametrize("alpha", [0, -2.0, float("nan"), float("inf")])
+def test_lora_spec_refuses_an_alpha_that_is_not_positive(alpha):
+    with pytest.raises(InvalidArgument, match="alpha must be a positive finite number"):
+        LoraSpec(rank=4, alpha=alpha)
+
+
+def test_lora_spec_scales_by_rank_or_its_root():
+    assert LoraSpec(rank=16, alpha=32).scale == 2
+    assert LoraSpec(rank=16, alpha=32, use_rslora=True).scale == 8
+
+
+def test_insert_lora_leaves_the_function_unchanged_and_the_weights_shared(tiny_model):
+    model = tiny_model()
+    weights = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    before = model(IDS).logits
+    insert_lora(model, SPEC, seed=1)
+    activate(model, "default")
+    assert torch.equal(model(IDS).logits, before)
+    after = {
+        name: parameter.data_ptr() for name, parameter in model.named_parameters() if "lora_" not in name
+    }
+    assert after == weights
+    assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
+
+
+def test_insert_lora_draws_each_module_from_seed_and_name_alone(tiny_model):
+    every, few, other = tiny_model(), tiny_model(), tiny_model()
+    insert_lora(every, SPEC, seed=1)
+    insert_lora(few, LoraSpec(rank=4, alpha=8, targets=("v_proj",)), seed=1)
+    insert_lora(other, SPEC, seed=2)
+    of_every, of_other = adapter_parameters(every, "default"), adapter_parameters(other, "default")
+    of_few = adapter_parameters(few, "default")
+    assert len(of_few) == 4
+    for key, parameter in of_few.items():
+        assert torch.equal(parameter, of_every[key])
+    assert not torch.equal(
+        of_every["model.layers.0.mlp.up_proj.lora_A"], of_other["model.layers.0.mlp.up_proj.lora_A"]
+    )
+    first, second = (of_every[f"model.layers.{i}.mlp.up_proj.lora_A"] for i in (0, 1))
+    assert not torch.equal(first, second)
+    assert first.abs().max() <= 32**-0.5  # Kaiming uniform with a = sqrt(5): bound 1 / sqrt(inputs)
+
+
+def test_all_linear_takes_every_linear_layer_but_the_head(tiny_model):
+    modules = target_modules(tiny_model(tie_word_embeddings=False), "all-linear")
+    assert len(modules) == 14
+    assert "lm_head" not in modules
+
+
+def test_insert_lora_refuses_a_target_that_matches_nothing(tiny_model):
+    with pytest.raises(InvalidArgument, match=r"target 'proj' matches no linear layer.*'q_proj'"):
+        insert_lora(tiny_model(), LoraSpec(rank=4, alpha=8, targets=("proj",)), seed=1)
+
+
+def test_insert_lora_refuses_a_name_that_is_taken_or_malformed(tiny_model):
+    model = tiny_model()
+    insert_lora(model, SPEC, seed=1, name="a")
+    with pytest.raises(AlreadyExists, match="already has an adapter named 'a'"):
+        insert_lora(model, SPEC, seed=1, name="a")
+    with pytest.raises(InvalidArgument, match=r"got 'a\.b'"):
+        insert_lora(model, SPEC, seed=1, name="a.b")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_lora_linear_gradients_equal_float64_autograd(bias):
+    torch.manual_seed(3)
+    linear = nn.Linear(12, 7, bias=bias).requires_grad_(requires_grad=False)
+    from luthier.lm.lora import AdapterSwitch
+
+    layer = LoraLinear(linear, AdapterSwitch())
+    layer.add("a", torch.randn(3, 12), torch.randn(7, 3), 0.5)
+    layer.switch.active = "a"
+    x = torch.randn(2, 5, 12, requires_grad=True)
+    upstream = torch.randn(2, 5, 7)
+    layer(x).backward(upstream)
+
+    a, b, wide = (t.detach().double().requires_grad_() for t in (layer.lora_A["a"], layer.lora_B["a"], x))
+    expected = nn.functional.linear(wide, linear.weight.double(), linear.bias.double() if bias else None)
+    (expected + 0.5 * (wide @ a.T) @ b.T).backward(upstream.double())
+    torch.testing.assert_close(layer.lora_A["a"].grad.double(), a.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.lora_B["a"].grad.double(), b.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x.grad.double(), wide.grad, rtol=1e-5, atol=1e-5)
+    assert linear.weight.grad is None
+
+
+def test_lora_on_a_bfloat16_base_keeps_float32_factors_and_gradients(tiny_model):
+    model = tiny_model().to(torch.bfloat16)
+    insert_lora(model, SPEC, seed=1)
+    fill_b(model, "default")
+    with use_adapter(model, "default"):
+        packed_forward(model, IDS[0], torch.arange(6), (0, 6)).float().square().mean().backward()
+    for parameter in adapter_parameters(model, "default").values():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.abs().max() > 0
+
+
+def test_backward_is_deterministic_over_thread_counts(tiny_model):
+    gradients = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        model = tiny_model()
+        insert_lora(model, SPEC, seed=1)
+        fill_b(model, "default")
+        with use_adapter(model, "default"):
+            model(IDS.repeat(4, 8)).logits.square().mean().backward()
+        gradients.append([p.grad for p in adapter_parameters(model, "default").values()])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+def test_use_adapter_chooses_between_base_and_several_adapters(tiny_model):
+    model = tiny_model()
+    base = model(IDS).logits
+    for seed, name in enumerate(("a", "b")):
+        insert_lora(model, SPEC, seed=seed, name=name)
+        fill_b(model, name, seed)
+    with use_adapter(model, "a"):
+        of_a = model(IDS).logits
+        with use_adapter(model, "b"):
+            of_b = model(IDS).logits
+        with use_adapter(model, None):
+            assert torch.equal(model(IDS).logits, base)
+        assert torch.equal(model(IDS).logits, of_a)
+    assert torch.equal(model(IDS).logits, base)
+    assert not torch.allclose(of_a, of_b)
+    assert not torch.allclose(of_a, base)
+
+
+def test_inserting_a_second_adapter_leaves_the_first_trainable(tiny_model):
+    model = tiny_model()
+    insert_lora(model, SPEC, seed=0, name="a")
+    insert_lora(model, SPEC, seed=0, name="b")
+    assert all(parameter.requires_grad for parameter in adapter_parameters(model, "a").values())
+
+
+def test_remove_adapter_gives_the_base_back(tiny_model):
+    model = tiny_model()
+    base = model(IDS).logits
+    insert_lora(model, SPEC, seed=0)
+    fill_b(model, "default")
+    activate(model, "default")
+    remove_adapter(model, "default")
+    assert torch.equal(model(IDS).logits, base)
+    with pytest.raises(NotFound, match=r"no adapter 'default'; it has \[\]"):
+        activate(model, "default")
