@@ -1,0 +1,93 @@
+"""Channels to the three services, and the stubs on them."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+import grpc.aio
+
+from luthier.client.config import ClientConfig
+from luthier.errors import InvalidArgument
+from luthier.v1.data_service_pb2_grpc import DataServiceStub
+from luthier.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from luthier.v1.model_service_pb2_grpc import ModelServiceStub
+from luthier.v1.training_service_pb2_grpc import TrainingServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    C = TypeVar("C", grpc.Channel, grpc.aio.Channel)
+
+_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_OPTIONS: Sequence[tuple[str, int | str]] = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.primary_user_agent", f"luthier-python/{platform.python_version()}"),
+    # Retries are made here, with a request id and under one deadline; a second layer would multiply them.
+    ("grpc.enable_retries", 0),
+    # A restarted service must be found again within the retry deadline; the default grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stubs:
+    """The generated stubs of one client. On `grpc.aio` channels the same classes answer with awaitables."""
+
+    data: DataServiceStub
+    models: ModelServiceStub
+    training: TrainingServiceStub
+    evaluation: EvaluationServiceStub
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The stubs, the channels that they use, and the credentials sent with each call."""
+
+    stubs: Stubs
+    channels: tuple[grpc.Channel, ...] | tuple[grpc.aio.Channel, ...]
+    metadata: tuple[tuple[str, str], ...]
+
+
+def connect(config: ClientConfig) -> Connection:
+    """Return a connection over `grpc`. Nothing is sent before the first call.
+
+    Raises:
+        InvalidArgument: An address is neither loopback nor https.
+    """
+    return _connection(config, grpc.insecure_channel, grpc.secure_channel)
+
+
+def connect_async(config: ClientConfig) -> Connection:
+    """Return a connection over `grpc.aio`, bound to the running event loop; raises as `connect`."""
+    return _connection(config, grpc.aio.insecure_channel, grpc.aio.secure_channel)
+
+
+def _connection(config: ClientConfig, insecure: Callable[..., C], secure: Callable[..., C]) -> Connection:
+    def open_channel(address: str) -> C:
+        if address.startswith("https://"):
+            target = address.removeprefix("https://")
+            return secure(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+        if not address.startswith(_LOOPBACK):
+            raise InvalidArgument(
+                f"address must be host:port on loopback or https://host:port, got {address!r}:"
+                " the API key would travel in the clear",
+                metadata={"address": address},
+            )
+        return insecure(address, options=_OPTIONS)
+
+    data = open_channel(config.data_address)
+    training = open_channel(config.training_address)
+    evaluation = open_channel(config.evaluation_address)
+    stubs = Stubs(
+        data=DataServiceStub(data),
+        models=ModelServiceStub(training),
+        training=TrainingServiceStub(training),
+        evaluation=EvaluationServiceStub(evaluation),
+    )
+    return Connection(stubs, (data, training, evaluation), (("authorization", f"Bearer {config.api_key}"),))

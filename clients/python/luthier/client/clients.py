@@ -1,0 +1,86 @@
+"""The two clients. Each owns its channels; close it, or use it in a `with`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from luthier.client.async_driver import AsyncDriver, AsyncResource, async_stream_method
+from luthier.client.config import ClientConfig, ConfigArguments, read_config
+from luthier.client.datasets import AsyncDatasets, Datasets
+from luthier.client.evaluations import AsyncEvaluations, Evaluations, generate
+from luthier.client.flows import Scope
+from luthier.client.jobs import AsyncJobs, Jobs
+from luthier.client.models import AsyncModels, Models
+from luthier.client.renderings import AsyncRenderings, Renderings
+from luthier.client.sync_driver import SyncDriver, SyncResource, stream_method
+
+
+class Client(SyncResource):
+    """Talks to the three services over `grpc`. May be used by many threads.
+
+    Without `config` the environment and the home of `luthierd up` say where the services are and which key to
+    send; see `luthier.client.config.read_config`. Nothing is sent before the first call.
+
+    Raises:
+        InvalidArgument: The configuration is wrong.
+        Unauthenticated: There is no API key.
+    """
+
+    generate = stream_method(generate)
+
+    def __init__(self, config: ClientConfig | None = None) -> None:
+        chosen = config or read_config(ConfigArguments())
+        driver = SyncDriver(chosen, _scope(chosen))
+        super().__init__(driver)
+        self.datasets = Datasets(driver)
+        self.renderings = Renderings(driver)
+        self.models = Models(driver)
+        self.jobs = Jobs(driver)
+        self.evaluations = Evaluations(driver)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channels. Running calls end with `Cancelled`."""
+        self._driver.close()
+
+
+class AsyncClient(AsyncResource):
+    """Talks to the three services over `grpc.aio`.
+
+    Belongs to the event loop of its first call. Otherwise as `Client`.
+    """
+
+    generate = async_stream_method(generate)
+
+    def __init__(self, config: ClientConfig | None = None) -> None:
+        chosen = config or read_config(ConfigArguments())
+        driver = AsyncDriver(chosen, _scope(chosen))
+        super().__init__(driver)
+        self.datasets = AsyncDatasets(driver)
+        self.renderings = AsyncRenderings(driver)
+        self.models = AsyncModels(driver)
+        self.jobs = AsyncJobs(driver)
+        self.evaluations = AsyncEvaluations(driver)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channels. Running calls end with `Cancelled`."""
+        await self._driver.close()
+
+
+def _scope(config: ClientConfig) -> Scope:
+    return Scope(project=config.project, timeout_seconds=config.timeout_seconds, retry=config.retry)

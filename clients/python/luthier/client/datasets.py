@@ -1,0 +1,248 @@
+"""Datasets, the uploads they are made from, and their immutable versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from luthier.client import names
+from luthier.client.arrow_batches import read_batches
+from luthier.client.async_driver import AsyncDriver, AsyncResource, async_method, async_stream_method
+from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
+from luthier.client.sync_driver import SyncDriver, SyncResource, method, stream_method
+from luthier.client.uploads import upload
+from luthier.v1 import data_service_pb2 as api
+from luthier.v1.dataset_pb2 import (
+    SPLIT_UNSPECIFIED,
+    Dataset,
+    DatasetSource,
+    DatasetVersion,
+    Record,
+    RecordError,
+    Split,
+)
+from luthier.v1.upload_pb2 import Upload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow
+
+    from luthier.v1.event_pb2 import Event
+
+
+def create(
+    scope: Scope, dataset_id: str = "", *, display_name: str = "", labels: Mapping[str, str] | None = None
+) -> Flow[Dataset]:
+    """Create an empty dataset. Without an id the service makes one."""
+    dataset = Dataset(display_name=display_name, labels=labels or {})
+    request = api.CreateDatasetRequest(
+        parent=names.project(scope.project), dataset=dataset, dataset_id=dataset_id
+    )
+    return call(scope, lambda stubs: stubs.data.CreateDataset, request)
+
+
+def get(scope: Scope, name: str) -> Flow[Dataset]:
+    """Read one dataset."""
+    request = api.GetDatasetRequest(name=names.child(scope.project, "datasets", name))
+    return call(scope, lambda stubs: stubs.data.GetDataset, request)
+
+
+def list_all(
+    scope: Scope,
+    *,
+    filter: str = "",  # noqa: A002 - the name on the wire
+    order_by: str = "",
+    page_size: int = 0,
+) -> StreamFlow[Dataset]:
+    """Go through the datasets of the project, newest first."""
+    request = api.ListDatasetsRequest(
+        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+    )
+    return pages(scope, lambda stubs: stubs.data.ListDatasets, request, lambda page: page.datasets)
+
+
+def get_upload(scope: Scope, name: str) -> Flow[Upload]:
+    """Read one upload; its `persisted_size_bytes` is what the service has stored."""
+    request = api.GetUploadRequest(name=names.child(scope.project, "uploads", name))
+    return call(scope, lambda stubs: stubs.data.GetUpload, request)
+
+
+def cancel_upload(scope: Scope, name: str, *, etag: str = "") -> Flow[Upload]:
+    """Give an upload up and remove its bytes."""
+    request = api.CancelUploadRequest(name=names.child(scope.project, "uploads", name), etag=etag)
+    return call(scope, lambda stubs: stubs.data.CancelUpload, request)
+
+
+def create_version(
+    scope: Scope,
+    dataset: str,
+    sources: Iterable[Upload | DatasetSource],
+    *,
+    version_id: str = "",
+    settings: DatasetVersion | None = None,
+) -> Flow[DatasetVersion]:
+    """Start building a version from uploads. Follow it with `versions.wait`.
+
+    An `Upload` is a source whose records are split by their hash; a `DatasetSource` says its split or format
+    itself. `settings` gives `split_settings`, `invalid_record_policy` and `labels`; its other fields are not
+    looked at.
+    """
+    version = DatasetVersion()
+    version.CopyFrom(settings or DatasetVersion())
+    del version.sources[:]
+    for source in sources:
+        version.sources.add().CopyFrom(
+            DatasetSource(upload=source.name) if isinstance(source, Upload) else source
+        )
+    for added in version.sources:
+        added.upload = names.child(scope.project, "uploads", added.upload)
+    request = api.CreateDatasetVersionRequest(
+        parent=names.child(scope.project, "datasets", dataset),
+        dataset_version=version,
+        dataset_version_id=version_id,
+    )
+    return call(scope, lambda stubs: stubs.data.CreateDatasetVersion, request)
+
+
+def get_version(scope: Scope, name: str) -> Flow[DatasetVersion]:
+    """Read one version."""
+    request = api.GetDatasetVersionRequest(name=names.version(scope.project, name))
+    return call(scope, lambda stubs: stubs.data.GetDatasetVersion, request)
+
+
+def list_versions(
+    scope: Scope,
+    dataset: str,
+    *,
+    filter: str = "",  # noqa: A002 - the name on the wire
+    order_by: str = "",
+    page_size: int = 0,
+) -> StreamFlow[DatasetVersion]:
+    """Go through the versions of a dataset, newest first."""
+    request = api.ListDatasetVersionsRequest(
+        parent=names.child(scope.project, "datasets", dataset),
+        filter=filter,
+        order_by=order_by,
+        page_size=page_size,
+    )
+    return pages(
+        scope, lambda stubs: stubs.data.ListDatasetVersions, request, lambda page: page.dataset_versions
+    )
+
+
+def watch_version(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
+    """Follow a version's events, each once and in order, until it is READY or FAILED."""
+    request = api.WatchDatasetVersionRequest(name=names.version(scope.project, name))
+    return watch(scope, lambda stubs: stubs.data.WatchDatasetVersion, request, start_sequence)
+
+
+def wait_for_version(
+    scope: Scope,
+    name: str,
+    *,
+    timeout_seconds: float | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Flow[DatasetVersion]:
+    """Return the version once it is READY.
+
+    Raise `VersionFailed` when it fails, DeadlineExceeded when time runs out.
+    """
+    full = names.version(scope.project, name)
+    return wait(
+        scope,
+        (lambda stubs: stubs.data.WatchDatasetVersion, api.WatchDatasetVersionRequest(name=full)),
+        (lambda stubs: stubs.data.GetDatasetVersion, api.GetDatasetVersionRequest(name=full)),
+        WaitOptions(timeout_seconds=timeout_seconds, on_event=on_event),
+    )
+
+
+def list_errors(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[RecordError]:
+    """Go through the first 1,000 bad records of a version, by file and line."""
+    request = api.ListDatasetVersionErrorsRequest(
+        parent=names.version(scope.project, name), page_size=page_size
+    )
+    return pages(scope, lambda stubs: stubs.data.ListDatasetVersionErrors, request, lambda page: page.errors)
+
+
+def list_records(
+    scope: Scope, name: str, *, split: Split.ValueType = SPLIT_UNSPECIFIED, page_size: int = 0
+) -> StreamFlow[Record]:
+    """Go through the records of a READY version in row order."""
+    request = api.ListRecordsRequest(
+        parent=names.version(scope.project, name), split=split, page_size=page_size
+    )
+    return pages(scope, lambda stubs: stubs.data.ListRecords, request, lambda page: page.records)
+
+
+def read_records(
+    scope: Scope, name: str, *, split: Split.ValueType = SPLIT_UNSPECIFIED, start_row: int = 0
+) -> StreamFlow[pyarrow.RecordBatch]:
+    """Stream the records of a READY version as Arrow record batches. Needs pyarrow (extra `arrow`).
+
+    Columns: row, record_id, split, filename, line, record (canonical JSON).
+    """
+    full = names.version(scope.project, name)
+    return read_batches(
+        scope,
+        lambda stubs: stubs.data.ReadRecords,
+        lambda row: api.ReadRecordsRequest(name=full, split=split, start_row=row),
+        start_row,
+    )
+
+
+class Versions(SyncResource):
+    """Dataset versions: immutable, split and checked bodies of records. Short names are `dataset/version`."""
+
+    get = method(get_version)
+    list = stream_method(list_versions)
+    watch = stream_method(watch_version)
+    wait = method(wait_for_version)
+    errors = stream_method(list_errors)
+    records = stream_method(list_records)
+    read = stream_method(read_records)
+
+
+class Datasets(SyncResource):
+    """Datasets and uploads."""
+
+    create = method(create)
+    get = method(get)
+    list = stream_method(list_all)
+    upload = method(upload)
+    get_upload = method(get_upload)
+    cancel_upload = method(cancel_upload)
+    create_version = method(create_version)
+
+    def __init__(self, driver: SyncDriver) -> None:
+        super().__init__(driver)
+        self.versions = Versions(driver)
+
+
+class AsyncVersions(AsyncResource):
+    """Dataset versions: immutable, split and checked bodies of records. Short names are `dataset/version`."""
+
+    get = async_method(get_version)
+    list = async_stream_method(list_versions)
+    watch = async_stream_method(watch_version)
+    wait = async_method(wait_for_version)
+    errors = async_stream_method(list_errors)
+    records = async_stream_method(list_records)
+    read = async_stream_method(read_records)
+
+
+class AsyncDatasets(AsyncResource):
+    """Datasets and uploads."""
+
+    create = async_method(create)
+    get = async_method(get)
+    list = async_stream_method(list_all)
+    upload = async_method(upload)
+    get_upload = async_method(get_upload)
+    cancel_upload = async_method(cancel_upload)
+    create_version = async_method(create_version)
+
+    def __init__(self, driver: AsyncDriver) -> None:
+        super().__init__(driver)
+        self.versions = AsyncVersions(driver)

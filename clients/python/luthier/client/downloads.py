@@ -1,0 +1,146 @@
+"""Downloading a model so that its folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from luthier.client import names
+from luthier.client.flows import Flow, ResumedStream, Scope, collect, pages, work
+from luthier.client.transfers import ProgressCallback, TransferProgress
+from luthier.errors import AlreadyExists, DataLoss, Reason
+from luthier.v1.model_pb2 import ModelFile
+from luthier.v1.model_service_pb2 import DownloadModelFileRequest, ListModelFilesRequest
+
+
+def download(
+    scope: Scope,
+    model: str,
+    directory: str | os.PathLike[str],
+    *,
+    progress: ProgressCallback | None = None,
+) -> Flow[Path]:
+    """Bring the files of a READY model into `directory`, which appears whole or not at all, and return it.
+
+    The bytes come into `<directory>.partial` first; a download that was broken off goes on there, also in
+    another process. Each file is checked against its sha256. A directory that holds these files already is
+    left as it is.
+
+    Raises:
+        AlreadyExists: The directory holds something else. DataLoss: A file has other bytes than its sha256
+        says, also when fetched anew, or a path that leaves the directory.
+    """
+    name = names.child(scope.project, "models", model)
+    target = Path(directory)
+    listing = pages(
+        scope,
+        lambda stubs: stubs.models.ListModelFiles,
+        ListModelFilesRequest(parent=name),
+        lambda p: p.files,
+    )
+    files = yield from collect(listing)
+    for file in files:
+        _check_path(file.path)
+    if (yield from work(lambda: _holds_already(target, files, name))):
+        return target
+    staging = target.with_name(target.name + ".partial")
+    for file in files:
+        yield from _fetch(scope, name, file, staging, progress)
+    yield from work(lambda: _move_into_place(staging, target, files))
+    return target
+
+
+def _fetch(
+    scope: Scope, name: str, file: ModelFile, staging: Path, progress: ProgressCallback | None
+) -> Flow[None]:
+    final = staging / file.path
+    part = final.with_name(f"{final.name}.{file.sha256[:12]}.part")
+    if (yield from work(lambda: _is_file(final, file))):
+        return
+    for is_last in (False, True):
+        yield from _receive(scope, name, file, part, progress)
+        if (yield from work(lambda: _is_file(part, file))):
+            yield from work(lambda: os.replace(part, final))
+            return
+        # The bytes that an earlier process left may have been damaged: once more from the beginning.
+        part.unlink()
+        if is_last:
+            raise DataLoss(
+                f"{file.path} of {name} does not have the sha256 {file.sha256} that its model states",
+                reason=Reason.CHECKSUM_MISMATCH,
+                metadata={"model": name, "path": file.path},
+            )
+
+
+def _receive(
+    scope: Scope, name: str, file: ModelFile, part: Path, progress: ProgressCallback | None
+) -> Flow[None]:
+    """Append to `part` what is missing of the file."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab") as out:
+        if out.tell() > file.size_bytes:
+            out.truncate(0)
+        stream = ResumedStream(
+            scope,
+            lambda stubs: stubs.models.DownloadModelFile,
+            lambda: DownloadModelFileRequest(name=name, path=file.path, start_offset=out.tell()),
+        )
+        try:
+            while out.tell() < file.size_bytes and (piece := (yield from stream.receive())) is not None:
+                if piece.offset != out.tell():
+                    raise DataLoss(
+                        f"{file.path} of {name}: expected byte {out.tell()} next, got {piece.offset}"
+                    )
+                out.write(piece.data)
+                if progress is not None:
+                    progress(
+                        TransferProgress(
+                            name=file.path, completed_bytes=out.tell(), total_bytes=file.size_bytes
+                        )
+                    )
+        finally:
+            stream.close()
+        out.flush()
+        yield from work(lambda: os.fsync(out.fileno()))
+
+
+def _check_path(path: str) -> None:
+    """Refuse what would be written outside the directory."""
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path:
+        raise DataLoss(
+            f"the service names a file outside the model's folder: {path!r}", reason=Reason.PATH_NOT_ALLOWED
+        )
+
+
+def _is_file(path: Path, file: ModelFile) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
+        return False
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+
+
+def _holds_already(target: Path, files: Sequence[ModelFile], name: str) -> bool:
+    """Whether the target is the model. False also when it is empty or not there."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    if present == {file.path for file in files} and all(_is_file(target / file.path, file) for file in files):
+        return True
+    raise AlreadyExists(
+        f"{target} is there and is not {name}; give a new or an empty directory",
+        metadata={"path": str(target)},
+    )
+
+
+def _move_into_place(staging: Path, target: Path, files: Sequence[ModelFile]) -> None:
+    wanted = {staging / file.path for file in files}
+    for path in [path for path in staging.rglob("*") if path.is_file() and path not in wanted]:
+        path.unlink()
+    staging.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rmdir()
+    shutil.move(staging, target)

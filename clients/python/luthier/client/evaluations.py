@@ -1,0 +1,186 @@
+"""Evaluations, and text from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+from luthier.client import names
+from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
+from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.flows import (
+    Emit,
+    Flow,
+    Open,
+    OpenStream,
+    Receive,
+    Scope,
+    Sleep,
+    StreamFlow,
+    call,
+    pages,
+    replaced,
+)
+from luthier.client.retry import is_retryable
+from luthier.client.sync_driver import SyncResource, method, stream_method
+from luthier.errors import LuthierError
+from luthier.v1 import evaluation_service_pb2 as api
+from luthier.v1.chat_pb2 import ChatMessage, Conversation
+from luthier.v1.evaluation_pb2 import Evaluation, Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from luthier.v1.event_pb2 import Event
+
+
+def create(scope: Scope, evaluation: Evaluation, *, evaluation_id: str = "") -> Flow[Evaluation]:
+    """Start an evaluation. Follow it with `watch` or `wait`.
+
+    `evaluation` names `dataset_version` and in its `arms` the models (short names will do).
+    """
+    resolved = replaced(evaluation, dataset_version=names.version(scope.project, evaluation.dataset_version))
+    for arm in resolved.arms:
+        arm.model = names.child(scope.project, "models", arm.model)
+    request = api.CreateEvaluationRequest(
+        parent=names.project(scope.project), evaluation=resolved, evaluation_id=evaluation_id
+    )
+    return call(scope, lambda stubs: stubs.evaluation.CreateEvaluation, request)
+
+
+def get(scope: Scope, name: str) -> Flow[Evaluation]:
+    """Read one evaluation."""
+    request = api.GetEvaluationRequest(name=_name(scope, name))
+    return call(scope, lambda stubs: stubs.evaluation.GetEvaluation, request)
+
+
+def list_all(
+    scope: Scope,
+    *,
+    filter: str = "",  # noqa: A002 - the name on the wire
+    order_by: str = "",
+    page_size: int = 0,
+) -> StreamFlow[Evaluation]:
+    """Go through the evaluations of the project, newest first."""
+    request = api.ListEvaluationsRequest(
+        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+    )
+    return pages(
+        scope, lambda stubs: stubs.evaluation.ListEvaluations, request, lambda page: page.evaluations
+    )
+
+
+def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[Evaluation]:
+    """Ask an evaluation to stop. One that has ended is returned unchanged."""
+    request = api.CancelEvaluationRequest(name=_name(scope, name), etag=etag)
+    return call(scope, lambda stubs: stubs.evaluation.CancelEvaluation, request)
+
+
+def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
+    """Follow an evaluation's events, each once and in order, until its final state."""
+    request = api.WatchEvaluationRequest(name=_name(scope, name))
+    return watch(scope, lambda stubs: stubs.evaluation.WatchEvaluation, request, start_sequence)
+
+
+def wait_until_done(
+    scope: Scope,
+    name: str,
+    *,
+    timeout_seconds: float | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Flow[Evaluation]:
+    """Return the evaluation once it SUCCEEDED.
+
+    Raise `EvaluationFailed` otherwise, DeadlineExceeded when time runs out.
+    """
+    full = _name(scope, name)
+    return wait(
+        scope,
+        (lambda stubs: stubs.evaluation.WatchEvaluation, api.WatchEvaluationRequest(name=full)),
+        (lambda stubs: stubs.evaluation.GetEvaluation, api.GetEvaluationRequest(name=full)),
+        WaitOptions(timeout_seconds=timeout_seconds, on_event=on_event),
+    )
+
+
+def list_predictions(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[Prediction]:
+    """Go through every arm's answers, record by record."""
+    request = api.ListPredictionsRequest(parent=_name(scope, name), page_size=page_size)
+    return pages(
+        scope, lambda stubs: stubs.evaluation.ListPredictions, request, lambda page: page.predictions
+    )
+
+
+def generate(
+    scope: Scope,
+    model: str,
+    prompt: str | Iterable[ChatMessage],
+    *,
+    max_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 0.0,
+    seed: int = 0,
+) -> StreamFlow[api.GenerateTextResponse]:
+    """Stream an answer piece by piece; closing the stream stops the generation.
+
+    A string is continued as it is; chat messages go through the model's chat template. A temperature of 0 is
+    greedy, other zeros mean the service's defaults. The call is made again only while nothing has come.
+    """
+    request = api.GenerateTextRequest(
+        model=names.child(scope.project, "models", model),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+    if isinstance(prompt, str):
+        request.prompt = prompt
+    else:
+        request.conversation.CopyFrom(Conversation(messages=prompt))
+    return _generate(scope, request)
+
+
+def _generate(scope: Scope, request: api.GenerateTextRequest) -> StreamFlow[api.GenerateTextResponse]:
+    backoff = scope.backoff()
+    while True:
+        stream = cast(OpenStream, (yield Open(lambda stubs: stubs.evaluation.GenerateText, request, None)))
+        has_begun = False
+        try:
+            while (piece := (yield Receive(stream))) is not None:
+                has_begun = True
+                yield Emit(cast(api.GenerateTextResponse, piece))
+            return
+        except LuthierError as error:
+            if has_begun or not is_retryable(error):
+                raise
+            delay = backoff.delay_after(error)
+        finally:
+            stream.cancel()
+        yield Sleep(delay)
+
+
+def _name(scope: Scope, name: str) -> str:
+    return names.child(scope.project, "evaluations", name)
+
+
+class Evaluations(SyncResource):
+    """Evaluations."""
+
+    create = method(create)
+    get = method(get)
+    list = stream_method(list_all)
+    cancel = method(cancel)
+    watch = stream_method(watch_events)
+    wait = method(wait_until_done)
+    predictions = stream_method(list_predictions)
+
+
+class AsyncEvaluations(AsyncResource):
+    """Evaluations."""
+
+    create = async_method(create)
+    get = async_method(get)
+    list = async_stream_method(list_all)
+    cancel = async_method(cancel)
+    watch = async_stream_method(watch_events)
+    wait = async_method(wait_until_done)
+    predictions = async_stream_method(list_predictions)

@@ -1,0 +1,198 @@
+"""Watching a resource's numbered events, and waiting for its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+from luthier.client.failures import (
+    EvaluationFailed,
+    JobFailed,
+    ModelFailed,
+    RenderingFailed,
+    VersionFailed,
+)
+from luthier.client.flows import (
+    Emit,
+    Flow,
+    Q,
+    ResumedStream,
+    Scope,
+    Sleep,
+    StreamFlow,
+    StreamPick,
+    UnaryPick,
+    call,
+    replaced,
+)
+from luthier.client.wire_errors import failure_of
+from luthier.errors import DataLoss, DeadlineExceeded, Failure, LuthierError, Reason
+from luthier.v1.dataset_pb2 import DatasetVersion
+from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.v1.event_pb2 import Event
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import Rendering
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+Watched = TypeVar("Watched", DatasetVersion, Evaluation, FineTuningJob, Model, Rendering)
+AnyWatched: TypeAlias = DatasetVersion | Evaluation | FineTuningJob | Model | Rendering
+G = TypeVar("G", bound="Message")
+
+_GOOD_STATES = frozenset({"READY", "SUCCEEDED"})
+_BAD_STATES = frozenset({"FAILED", "CANCELLED"})
+_POLL_SECONDS = 0.5
+
+
+def state_of(resource: AnyWatched) -> str:
+    """Return the state of a resource as events name it, e.g. RUNNING."""
+    states = resource.DESCRIPTOR.enum_types_by_name["State"].values_by_number
+    return states[resource.state].name.removeprefix("STATE_")
+
+
+class EventReader(Generic[Q]):
+    """Reads a log from `start_sequence` on (0.
+
+    From the beginning), each event once, in order, over any number of breaks.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        pick: StreamPick[Q, Event],
+        request: Q,
+        *,
+        start_sequence: int = 0,
+        timeout_seconds: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self._last = max(0, start_sequence - 1)
+        self._missed_after: int | None = None
+        self._stream = ResumedStream(
+            scope,
+            pick,
+            lambda: replaced(request, start_sequence=self._last + 1),
+            timeout_seconds=timeout_seconds,
+        )
+
+    def next(self) -> Flow[Event | None]:
+        """Return the next event of the log, or None after the last one. Heartbeats are left out.
+
+        Raises:
+            DataLoss: The service skips numbers, also when asked again.
+        """
+        while True:
+            event = yield from self._stream.receive()
+            if event is None:
+                return None
+            is_heartbeat = event.WhichOneof("payload") == "heartbeat"
+            if event.sequence > self._last + (0 if is_heartbeat else 1):
+                self._ask_again(event.sequence)
+            elif event.sequence == self._last + 1:
+                self._last += 1
+                return event
+
+    def close(self) -> None:
+        """End the running call."""
+        self._stream.close()
+
+    def _ask_again(self, got: int) -> None:
+        self._stream.close()
+        if self._missed_after == self._last:
+            raise DataLoss(
+                f"the stream skips events: expected number {self._last + 1}, got {got}, also when asked again"
+            )
+        self._missed_after = self._last
+
+
+def watch(scope: Scope, pick: StreamPick[Q, Event], request: Q, start_sequence: int) -> StreamFlow[Event]:
+    """Emit the events of a resource until its final state."""
+    reader = EventReader(scope, pick, request, start_sequence=start_sequence)
+    try:
+        while (event := (yield from reader.next())) is not None:
+            yield Emit(event)
+    finally:
+        reader.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitOptions:
+    """How to wait.
+
+    `on_event` sees every event from the beginning of the log; None as timeout waits for ever.
+    """
+
+    timeout_seconds: float | None = None
+    on_event: Callable[[Event], None] | None = None
+
+
+def wait(
+    scope: Scope,
+    watching: tuple[StreamPick[Q, Event], Q],
+    reading: tuple[UnaryPick[G, Watched], G],
+    options: WaitOptions,
+) -> Flow[Watched]:
+    """Return the resource once it is READY or SUCCEEDED.
+
+    Raises:
+        ResourceFailed: It FAILED or was CANCELLED.
+        DeadlineExceeded: It was in no final state in time.
+    """
+    end = None if options.timeout_seconds is None else scope.clock() + options.timeout_seconds
+    reader = EventReader(
+        scope,
+        *watching,
+        timeout_seconds=lambda: None if end is None else max(0.001, end - scope.clock()),
+    )
+    try:
+        while True:
+            timed_out = yield from _pass_events_on(reader, options, end, scope)
+            resource = yield from call(scope, *reading)
+            state = state_of(resource)
+            if state in _GOOD_STATES:
+                return resource
+            if state in _BAD_STATES:
+                raise _failed(resource, state)
+            if timed_out:
+                raise DeadlineExceeded(
+                    f"{resource.name} is still {state} after {options.timeout_seconds:g} s"
+                )
+            # The stream ended although the resource goes on, e.g. because the service is being stopped.
+            yield Sleep(_POLL_SECONDS)
+    finally:
+        reader.close()
+
+
+def _pass_events_on(
+    reader: EventReader[Q], options: WaitOptions, end: float | None, scope: Scope
+) -> Flow[bool]:
+    """Read to the end of the stream. Returns whether time ran out first."""
+    while end is None or scope.clock() < end:
+        try:
+            event = yield from reader.next()
+        except DeadlineExceeded:
+            continue
+        if event is None:
+            return False
+        if options.on_event is not None:
+            options.on_event(event)
+    return True
+
+
+def _failed(resource: AnyWatched, state: str) -> LuthierError:
+    if resource.HasField("error"):
+        failure = failure_of(resource.error)
+    else:
+        failure = Failure(code="CANCELLED", reason=Reason.CANCELLED_BY_USER, message="it was cancelled")
+    return _FAILURES[type(resource)](resource, state=state, failure=failure)
+
+
+_FAILURES: Mapping[type, Callable[..., LuthierError]] = {
+    DatasetVersion: VersionFailed,
+    Evaluation: EvaluationFailed,
+    FineTuningJob: JobFailed,
+    Model: ModelFailed,
+    Rendering: RenderingFailed,
+}

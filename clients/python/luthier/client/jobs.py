@@ -1,0 +1,163 @@
+"""Fine-tuning jobs, their events, metrics and checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from luthier.client import names
+from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
+from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
+from luthier.client.sync_driver import SyncResource, method, stream_method
+from luthier.v1 import training_service_pb2 as api
+from luthier.v1.event_pb2 import Event
+from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def plan(scope: Scope, job: FineTuningJob) -> Flow[FineTuningPlan]:
+    """Say what a job would do, without starting it. `job` as in `create`."""
+    request = api.PlanFineTuningJobRequest(
+        parent=names.project(scope.project), fine_tuning_job=_resolved(scope, job)
+    )
+    return call(scope, lambda stubs: stubs.training.PlanFineTuningJob, request)
+
+
+def create(scope: Scope, job: FineTuningJob, *, job_id: str = "") -> Flow[FineTuningJob]:
+    """Queue a job. Follow it with `watch` or `wait`.
+
+    `job` names `base_model` and `rendering` (short names will do) and what else shall differ from the
+    defaults.
+    """
+    request = api.CreateFineTuningJobRequest(
+        parent=names.project(scope.project), fine_tuning_job=_resolved(scope, job), fine_tuning_job_id=job_id
+    )
+    return call(scope, lambda stubs: stubs.training.CreateFineTuningJob, request)
+
+
+def get(scope: Scope, name: str) -> Flow[FineTuningJob]:
+    """Read one job."""
+    request = api.GetFineTuningJobRequest(name=_name(scope, name))
+    return call(scope, lambda stubs: stubs.training.GetFineTuningJob, request)
+
+
+def list_all(
+    scope: Scope,
+    *,
+    filter: str = "",  # noqa: A002 - the name on the wire
+    order_by: str = "",
+    page_size: int = 0,
+) -> StreamFlow[FineTuningJob]:
+    """Go through the jobs of the project, newest first."""
+    request = api.ListFineTuningJobsRequest(
+        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+    )
+    return pages(
+        scope, lambda stubs: stubs.training.ListFineTuningJobs, request, lambda page: page.fine_tuning_jobs
+    )
+
+
+def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
+    """Ask a job to stop after its current step. A job that has ended is returned unchanged."""
+    request = api.CancelFineTuningJobRequest(name=_name(scope, name), etag=etag)
+    return call(scope, lambda stubs: stubs.training.CancelFineTuningJob, request)
+
+
+def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
+    """Follow a job's events, each once and in order, until its final state."""
+    request = api.WatchFineTuningJobRequest(name=_name(scope, name))
+    return watch(scope, lambda stubs: stubs.training.WatchFineTuningJob, request, start_sequence)
+
+
+def wait_until_done(
+    scope: Scope,
+    name: str,
+    *,
+    timeout_seconds: float | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Flow[FineTuningJob]:
+    """Return the job once it SUCCEEDED.
+
+    Raise `JobFailed` when it fails or is cancelled, DeadlineExceeded when time runs out.
+    """
+    full = _name(scope, name)
+    return wait(
+        scope,
+        (lambda stubs: stubs.training.WatchFineTuningJob, api.WatchFineTuningJobRequest(name=full)),
+        (lambda stubs: stubs.training.GetFineTuningJob, api.GetFineTuningJobRequest(name=full)),
+        WaitOptions(timeout_seconds=timeout_seconds, on_event=on_event),
+    )
+
+
+def list_events(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[Event]:
+    """Go through the events that a job has so far."""
+    request = api.ListFineTuningJobEventsRequest(parent=_name(scope, name), page_size=page_size)
+    return pages(
+        scope, lambda stubs: stubs.training.ListFineTuningJobEvents, request, lambda page: page.events
+    )
+
+
+def read_metrics(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[MetricPoint]:
+    """Go through a job's metrics by step. A step that was made twice shows its last attempt."""
+    request = api.ReadFineTuningJobMetricsRequest(name=_name(scope, name), page_size=page_size)
+    return pages(
+        scope, lambda stubs: stubs.training.ReadFineTuningJobMetrics, request, lambda page: page.points
+    )
+
+
+def list_checkpoints(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[Checkpoint]:
+    """Go through a job's checkpoints, in order of steps."""
+    request = api.ListCheckpointsRequest(parent=_name(scope, name), page_size=page_size)
+    return pages(scope, lambda stubs: stubs.training.ListCheckpoints, request, lambda page: page.checkpoints)
+
+
+def get_checkpoint(scope: Scope, name: str) -> Flow[Checkpoint]:
+    """Read one checkpoint; its short name is `job/checkpoint`."""
+    request = api.GetCheckpointRequest(name=names.checkpoint(scope.project, name))
+    return call(scope, lambda stubs: stubs.training.GetCheckpoint, request)
+
+
+def _name(scope: Scope, name: str) -> str:
+    return names.child(scope.project, "fineTuningJobs", name)
+
+
+def _resolved(scope: Scope, job: FineTuningJob) -> FineTuningJob:
+    return replaced(
+        job,
+        base_model=names.child(scope.project, "models", job.base_model),
+        rendering=names.child(scope.project, "renderings", job.rendering),
+    )
+
+
+class Jobs(SyncResource):
+    """Fine-tuning jobs."""
+
+    plan = method(plan)
+    create = method(create)
+    get = method(get)
+    list = stream_method(list_all)
+    cancel = method(cancel)
+    watch = stream_method(watch_events)
+    wait = method(wait_until_done)
+    events = stream_method(list_events)
+    metrics = stream_method(read_metrics)
+    checkpoints = stream_method(list_checkpoints)
+    get_checkpoint = method(get_checkpoint)
+
+
+class AsyncJobs(AsyncResource):
+    """Fine-tuning jobs."""
+
+    plan = async_method(plan)
+    create = async_method(create)
+    get = async_method(get)
+    list = async_stream_method(list_all)
+    cancel = async_method(cancel)
+    watch = async_stream_method(watch_events)
+    wait = async_method(wait_until_done)
+    events = async_stream_method(list_events)
+    metrics = async_stream_method(read_metrics)
+    checkpoints = async_stream_method(list_checkpoints)
+    get_checkpoint = async_method(get_checkpoint)

@@ -1,0 +1,108 @@
+"""Models: base models and the adapters tuned on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from luthier.client import names
+from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
+from luthier.client.downloads import download
+from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
+from luthier.client.sync_driver import SyncResource, method, stream_method
+from luthier.v1 import model_service_pb2 as api
+from luthier.v1.model_pb2 import Model, ModelFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from luthier.v1.event_pb2 import Event
+
+
+def register_base(scope: Scope, model: Model, *, model_id: str = "") -> Flow[Model]:
+    """Take in a base model from the source that `model` names.
+
+    `hub`, `directory` or `gguf_path`. Follow it with `wait`.
+
+    Paths are those of the training worker's machine and lie below its allowed roots.
+    """
+    request = api.RegisterBaseModelRequest(
+        parent=names.project(scope.project), model=model, model_id=model_id
+    )
+    return call(scope, lambda stubs: stubs.models.RegisterBaseModel, request)
+
+
+def get(scope: Scope, name: str) -> Flow[Model]:
+    """Read one model."""
+    request = api.GetModelRequest(name=names.child(scope.project, "models", name))
+    return call(scope, lambda stubs: stubs.models.GetModel, request)
+
+
+def list_all(
+    scope: Scope,
+    *,
+    filter: str = "",  # noqa: A002 - the name on the wire
+    order_by: str = "",
+    page_size: int = 0,
+) -> StreamFlow[Model]:
+    """Go through the models of the project, newest first."""
+    request = api.ListModelsRequest(
+        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+    )
+    return pages(scope, lambda stubs: stubs.models.ListModels, request, lambda page: page.models)
+
+
+def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
+    """Follow a model's events, each once and in order, until it is READY or FAILED."""
+    request = api.WatchModelRequest(name=names.child(scope.project, "models", name))
+    return watch(scope, lambda stubs: stubs.models.WatchModel, request, start_sequence)
+
+
+def wait_until_ready(
+    scope: Scope,
+    name: str,
+    *,
+    timeout_seconds: float | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Flow[Model]:
+    """Return the model once it is READY.
+
+    Raise `ModelFailed` when it fails, DeadlineExceeded when time runs out.
+    """
+    full = names.child(scope.project, "models", name)
+    return wait(
+        scope,
+        (lambda stubs: stubs.models.WatchModel, api.WatchModelRequest(name=full)),
+        (lambda stubs: stubs.models.GetModel, api.GetModelRequest(name=full)),
+        WaitOptions(timeout_seconds=timeout_seconds, on_event=on_event),
+    )
+
+
+def list_files(scope: Scope, name: str) -> StreamFlow[ModelFile]:
+    """Go through the files of a READY model, by path."""
+    request = api.ListModelFilesRequest(parent=names.child(scope.project, "models", name))
+    return pages(scope, lambda stubs: stubs.models.ListModelFiles, request, lambda page: page.files)
+
+
+class Models(SyncResource):
+    """Models."""
+
+    register_base = method(register_base)
+    get = method(get)
+    list = stream_method(list_all)
+    watch = stream_method(watch_events)
+    wait = method(wait_until_ready)
+    files = stream_method(list_files)
+    download = method(download)
+
+
+class AsyncModels(AsyncResource):
+    """Models."""
+
+    register_base = async_method(register_base)
+    get = async_method(get)
+    list = async_stream_method(list_all)
+    watch = async_stream_method(watch_events)
+    wait = async_method(wait_until_ready)
+    files = async_stream_method(list_files)
+    download = async_method(download)

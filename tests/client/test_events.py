@@ -1,0 +1,198 @@
+"""Watching over breaks, and waiting for an end."""
+
+import asyncio
+import pickle
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+
+from luthier.client import AsyncClient, Client, JobFailed
+from luthier.errors import DataLoss, DeadlineExceeded, NotFound
+from luthier.v1.event_pb2 import Event, Heartbeat, Progress, StateChange
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+
+NAME = "projects/default/fineTuningJobs/j"
+
+
+def _event(sequence: int) -> Event:
+    return Event(sequence=sequence, progress=Progress(completed=sequence, total=6))
+
+
+class BreakingLog:
+    """A log of six events whose stream breaks off twice, each time in another way."""
+
+    def __init__(self, services: Any) -> None:
+        self.services = services
+        self.starts: list[int] = []
+
+    def watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        self.starts.append(request.start_sequence)
+        for sequence in range(request.start_sequence, 7):
+            yield _event(sequence)
+            yield Event(sequence=sequence, heartbeat=Heartbeat())
+            if sequence == 2 and len(self.starts) == 1:
+                self.services.refuse(context, grpc.StatusCode.UNAVAILABLE, "stopping", reason="SHUTTING_DOWN")
+            if sequence == 4 and len(self.starts) == 2:
+                self.services.refuse(
+                    context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too slow", reason="SLOW_READER"
+                )
+
+
+async def test_watch_yields_each_event_once_over_breaks(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    log = BreakingLog(services)
+    services.answers["WatchFineTuningJob"] = log.watch
+    assert [event.sequence for event in client.jobs.watch("j")] == [1, 2, 3, 4, 5, 6]
+    assert log.starts == [1, 3, 5]
+    log = BreakingLog(services)
+    services.answers["WatchFineTuningJob"] = log.watch
+    assert [event.sequence async for event in async_client.jobs.watch("j")] == [1, 2, 3, 4, 5, 6]
+    assert log.starts == [1, 3, 5]
+
+
+def test_watch_begins_where_it_is_told(services: Any, client: Client) -> None:
+    log = BreakingLog(services)
+    services.answers["WatchFineTuningJob"] = log.watch
+    with client.jobs.watch("j", start_sequence=6) as events:
+        assert [event.sequence for event in events] == [6]
+    assert log.starts == [6]
+
+
+def test_watch_drops_what_is_sent_again(services: Any, client: Client) -> None:
+    services.answers["WatchFineTuningJob"] = lambda request, context: iter(
+        [_event(1), _event(1), _event(2), _event(1), _event(3)]
+    )
+    assert [event.sequence for event in client.jobs.watch("j")] == [1, 2, 3]
+
+
+def test_watch_asks_again_for_a_missing_event(services: Any, client: Client) -> None:
+    def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        missing = services.calls["WatchFineTuningJob"] == 1
+        sequences = [1, 3] if missing else range(request.start_sequence, 4)
+        return iter([_event(sequence) for sequence in sequences])
+
+    services.answers["WatchFineTuningJob"] = watch
+    assert [event.sequence for event in client.jobs.watch("j")] == [1, 2, 3]
+
+
+def test_watch_reports_an_event_that_stays_missing(services: Any, client: Client) -> None:
+    services.answers["WatchFineTuningJob"] = lambda request, context: iter([_event(1), _event(3)])
+    with pytest.raises(DataLoss, match="expected number 2, got 3"):
+        list(client.jobs.watch("j"))
+
+
+def test_watch_passes_other_errors_on(services: Any, client: Client) -> None:
+    def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        services.refuse(context, grpc.StatusCode.NOT_FOUND, "no job j", reason="RESOURCE_NOT_FOUND")
+        yield _event(1)
+
+    services.answers["WatchFineTuningJob"] = watch
+    with pytest.raises(NotFound, match="no job j"):
+        list(client.jobs.watch("j"))
+    assert services.calls["WatchFineTuningJob"] == 1
+
+
+async def test_closing_a_watch_ends_the_call_at_the_service(
+    services: Any, client: Client, async_client: AsyncClient, wait_until: Any
+) -> None:
+    ended = threading.Semaphore(0)
+
+    def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        over = threading.Event()
+        context.add_callback(over.set)
+        yield _event(1)
+        if over.wait(5):
+            ended.release()
+
+    services.answers["WatchFineTuningJob"] = watch
+    with client.jobs.watch("j") as events:
+        assert next(events).sequence == 1
+    wait_until(lambda: ended.acquire(blocking=False))
+    async with async_client.jobs.watch("j") as async_events:
+        assert (await anext(async_events)).sequence == 1
+    await asyncio.to_thread(wait_until, lambda: ended.acquire(blocking=False))
+
+
+def _ending(services: Any, job: FineTuningJob, state: str) -> None:
+    final = Event(sequence=2, state_change=StateChange(state=state))
+    services.answers["WatchFineTuningJob"] = lambda request, context: iter([_event(1), final])
+    services.answers["GetFineTuningJob"] = lambda request, context: job
+
+
+async def test_wait_returns_the_resource_that_succeeded(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    _ending(services, FineTuningJob(name=NAME, state=FineTuningJob.STATE_SUCCEEDED), "SUCCEEDED")
+    seen: list[Event] = []
+    assert client.jobs.wait("j", on_event=seen.append).name == NAME
+    assert [event.sequence for event in seen] == [1, 2]
+    assert (await async_client.jobs.wait("j")).name == NAME
+
+
+async def test_wait_raises_the_reason_of_a_failure(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    status = status_pb2.Status(code=9, message="no row has a supervised token")
+    detail = status.details.add()
+    detail.type_url = "type.googleapis.com/google.rpc.ErrorInfo"
+    detail.value = b"\n\x14NO_SUPERVISED_TOKENS\x12\x07luthier"
+    job = FineTuningJob(name=NAME, state=FineTuningJob.STATE_FAILED, error=status)
+    _ending(services, job, "FAILED")
+    with pytest.raises(JobFailed) as of_sync:
+        client.jobs.wait("j")
+    with pytest.raises(JobFailed) as of_async:
+        await async_client.jobs.wait("j")
+    for error in (of_sync.value, of_async.value, pickle.loads(pickle.dumps(of_sync.value))):
+        assert error.reason == "NO_SUPERVISED_TOKENS"
+        assert error.failure.code == "FAILED_PRECONDITION"
+        assert error.state == "FAILED"
+        assert error.resource == job
+        assert str(error) == f"{NAME} is FAILED: no row has a supervised token"
+
+
+def test_wait_raises_for_a_cancelled_job(services: Any, client: Client) -> None:
+    _ending(services, FineTuningJob(name=NAME, state=FineTuningJob.STATE_CANCELLED), "CANCELLED")
+    with pytest.raises(JobFailed) as caught:
+        client.jobs.wait("j")
+    assert caught.value.reason == "CANCELLED_BY_USER"
+
+
+async def test_wait_ends_when_its_time_is_over(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        over = threading.Event()
+        context.add_callback(over.set)
+        yield _event(1)
+        over.wait(5)
+
+    services.answers["WatchFineTuningJob"] = watch
+    running = FineTuningJob(name=NAME, state=FineTuningJob.STATE_RUNNING)
+    services.answers["GetFineTuningJob"] = lambda request, context: running
+    with pytest.raises(DeadlineExceeded, match=r"still RUNNING after 0\.2 s"):
+        client.jobs.wait("j", timeout_seconds=0.2)
+    with pytest.raises(DeadlineExceeded, match=r"still RUNNING after 0\.2 s"):
+        await async_client.jobs.wait("j", timeout_seconds=0.2)
+
+
+def test_wait_watches_on_when_the_stream_ends_early(services: Any, client: Client) -> None:
+    starts: list[int] = []
+
+    def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        starts.append(request.start_sequence)
+        return iter([_event(request.start_sequence)])
+
+    def get(request: Any, context: grpc.ServicerContext) -> FineTuningJob:
+        done = len(starts) == 2
+        state = FineTuningJob.STATE_SUCCEEDED if done else FineTuningJob.STATE_RUNNING
+        return FineTuningJob(name=NAME, state=state)
+
+    services.answers["WatchFineTuningJob"] = watch
+    services.answers["GetFineTuningJob"] = get
+    client.jobs.wait("j")
+    assert starts == [1, 2]
