@@ -1,0 +1,51 @@
+"""Uploads in SQL, and which of them have bytes staged in the blob store."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.data import schema
+from luthier.data.uploads.domain import Upload, UploadState
+from luthier.storage.resources import Resources
+
+
+def uploads() -> Resources[Upload]:
+    """Return the stored uploads."""
+    return Resources(schema.uploads, Upload)
+
+
+class StagedUploads:
+    """Uploads whose staged bytes are not yet cleared away: what a crash may leave half done."""
+
+    async def add(self, connection: AsyncConnection, upload: Upload) -> None:
+        """Remember that bytes may be staged for an upload."""
+        row = {"uid": upload.uid, "upload": upload.name, "finishing": False}
+        await connection.execute(insert(schema.staged_uploads).values(row))
+
+    async def set_finishing(self, connection: AsyncConnection, uid: str, finishing: bool) -> None:
+        """Remember whether the bytes are on their way to become a blob."""
+        columns = schema.staged_uploads.c
+        await connection.execute(
+            update(schema.staged_uploads).where(columns.uid == uid).values(finishing=finishing)
+        )
+
+    async def is_finishing(self, connection: AsyncConnection, uid: str) -> bool:
+        """Tell whether the bytes are on their way to become a blob."""
+        columns = schema.staged_uploads.c
+        found = await connection.execute(select(columns.finishing).where(columns.uid == uid))
+        return bool(found.scalar_one_or_none())
+
+    async def remove(self, connection: AsyncConnection, uid: str) -> None:
+        """Forget an upload whose staged bytes are cleared away."""
+        await connection.execute(delete(schema.staged_uploads).where(schema.staged_uploads.c.uid == uid))
+
+    async def ended(self, connection: AsyncConnection) -> list[tuple[str, str]]:
+        """Return name and uid of the uploads that are COMPLETE or CANCELLED and may have staged bytes."""
+        staged = schema.staged_uploads.c
+        statement = (
+            select(staged.upload, staged.uid)
+            .join(schema.uploads, schema.uploads.c.name == staged.upload)
+            .where(schema.uploads.c.state != UploadState.RECEIVING)
+        )
+        return [(row.upload, row.uid) for row in await connection.execute(statement)]
