@@ -453,6 +453,7 @@ class RenderResult(_message.Message):
     UNSUPERVISED_RECORDS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Digest in hex."""
     @_builtins.property
@@ -471,6 +472,10 @@ class RenderResult(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Findings."""
 
+    @_builtins.property
+    def tokenizer(self) -> Global___BlobFile:
+        """The tokenizer.json that made the tokens, so that they can be shown as text."""
+
     def __init__(
         self,
         *,
@@ -479,10 +484,11 @@ class RenderResult(_message.Message):
         unsupervised_records: _abc.Iterable[_rendering_pb2.UnsupervisedRecord] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         digest: _builtins.str = ...,
+        tokenizer: Global___BlobFile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "shards", b"shards", "split_statistics", b"split_statistics", "unsupervised_records", b"unsupervised_records", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "shards", b"shards", "split_statistics", b"split_statistics", "tokenizer", b"tokenizer", "unsupervised_records", b"unsupervised_records", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
