@@ -1,20 +1,26 @@
 import hashlib
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, NotFound
 from luthier.lm.adapter_files import adapter_config, adapter_state, load_adapter, save_adapter
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
+
+ModelMaker = Callable[..., PreTrainedModel]
 
 IDS = torch.tensor([[5, 9, 11, 40, 3, 17]])
 TARGETS = [("q_proj", "v_proj"), "all-linear"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
-def with_adapter(model, targets="all-linear", use_rslora=False):
+def with_adapter(model: PreTrainedModel, targets: Any = "all-linear", use_rslora: bool = False) -> Any:
     insert_lora(model, LoraSpec(rank=4, alpha=8, targets=targets, use_rslora=use_rslora), seed=1)
     generator = torch.Generator().manual_seed(5)
     for parameter in adapter_parameters(model, "default").values():
@@ -22,7 +28,7 @@ def with_adapter(model, targets="all-linear", use_rslora=False):
     return model
 
 
-def peft_model(model, **changes):
+def peft_model(model: PreTrainedModel, **changes: Any) -> Any:
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**(settings | changes))).eval()
     generator = torch.Generator().manual_seed(6)
@@ -35,7 +41,9 @@ def peft_model(model, **changes):
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_what_we_train_loads_in_peft_with_equal_logits(tiny_model, tmp_path, family, targets, use_rslora):
+def test_what_we_train_loads_in_peft_with_equal_logits(
+    tiny_model: ModelMaker, tmp_path: Path, family: str, targets: Any, use_rslora: bool
+) -> None:
     ours = with_adapter(tiny_model(family), targets, use_rslora)
     save_adapter(ours, "default", tmp_path)
     theirs = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path).eval()
@@ -47,7 +55,9 @@ def test_what_we_train_loads_in_peft_with_equal_logits(tiny_model, tmp_path, fam
 
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj"], r".*layers\.1\.mlp\.up_proj"])
-def test_what_peft_trained_loads_here_with_equal_logits(tiny_model, tmp_path, targets, use_rslora):
+def test_what_peft_trained_loads_here_with_equal_logits(
+    tiny_model: ModelMaker, tmp_path: Path, targets: Any, use_rslora: bool
+) -> None:
     theirs = peft_model(tiny_model(), target_modules=targets, use_rslora=use_rslora)
     theirs.save_pretrained(tmp_path)
     ours = tiny_model()
@@ -56,7 +66,9 @@ def test_what_peft_trained_loads_here_with_equal_logits(tiny_model, tmp_path, ta
         torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_adapter_files_hold_exactly_peft_keys_shapes_and_types(tiny_model, tmp_path):
+def test_adapter_files_hold_exactly_peft_keys_shapes_and_types(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
     theirs = peft_model(tiny_model(), target_modules=["q_proj", "v_proj"])
     theirs.save_pretrained(tmp_path)
     model = with_adapter(tiny_model(), ("q_proj", "v_proj"))
@@ -70,13 +82,13 @@ def test_adapter_files_hold_exactly_peft_keys_shapes_and_types(tiny_model, tmp_p
     assert adapter_config(model, "default", base_model=written["base_model_name_or_path"]) == written
 
 
-def test_target_modules_are_full_names_where_the_ends_pick_too_much(tiny_model):
+def test_target_modules_are_full_names_where_the_ends_pick_too_much(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     insert_lora(model, LoraSpec(rank=4, alpha=8, targets=("layers.1.mlp.up_proj",)), seed=1)
     assert adapter_config(model, "default")["target_modules"] == ["model.layers.1.mlp.up_proj"]
 
 
-def test_saving_twice_writes_equal_bytes(tiny_model, tmp_path):
+def test_saving_twice_writes_equal_bytes(tiny_model: ModelMaker, tmp_path: Path) -> None:
     digests = []
     for folder in ("a", "b"):
         save_adapter(with_adapter(tiny_model()), "default", tmp_path / folder)
@@ -85,7 +97,7 @@ def test_saving_twice_writes_equal_bytes(tiny_model, tmp_path):
     assert digests[0] == digests[1]
 
 
-def test_load_after_save_restores_every_factor(tiny_model, tmp_path):
+def test_load_after_save_restores_every_factor(tiny_model: ModelMaker, tmp_path: Path) -> None:
     saved, loaded = with_adapter(tiny_model()), tiny_model()
     save_adapter(saved, "default", tmp_path)
     adapter = load_adapter(loaded, tmp_path, "again")
@@ -107,7 +119,9 @@ def test_load_after_save_restores_every_factor(tiny_model, tmp_path):
         ("a_feature_of_tomorrow", "on"),
     ],
 )
-def test_load_adapter_refuses_unsupported_features_by_name(tiny_model, tmp_path, key, value):
+def test_load_adapter_refuses_unsupported_features_by_name(
+    tiny_model: ModelMaker, tmp_path: Path, key: str, value: Any
+) -> None:
     save_adapter(with_adapter(tiny_model()), "default", tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
@@ -115,13 +129,13 @@ def test_load_adapter_refuses_unsupported_features_by_name(tiny_model, tmp_path,
         load_adapter(tiny_model(), tmp_path, "x")
 
 
-def test_load_adapter_refuses_tensors_of_another_model(tiny_model, tmp_path):
+def test_load_adapter_refuses_tensors_of_another_model(tiny_model: ModelMaker, tmp_path: Path) -> None:
     save_adapter(with_adapter(tiny_model(hidden_size=64)), "default", tmp_path)
     with pytest.raises(InvalidArgument, match=r"must have shapes .* got"):
         load_adapter(tiny_model(), tmp_path, "x")
 
 
-def test_load_adapter_names_a_missing_file(tiny_model, tmp_path):
+def test_load_adapter_names_a_missing_file(tiny_model: ModelMaker, tmp_path: Path) -> None:
     save_adapter(with_adapter(tiny_model()), "default", tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(NotFound, match=r"must hold adapter_model\.safetensors"):

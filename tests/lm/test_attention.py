@@ -1,25 +1,33 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument
 from luthier.lm.attention import head_weight, packed_forward
 from luthier.lm.packed import pack
 
+ModelMaker = Callable[..., PreTrainedModel]
+
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
 SEQUENCES = [[5, 9, 11, 40, 3], [8], [17, 21, 4, 60, 61, 62, 7, 9], [90, 1, 33]]
 
 
-def packed(sequences):
+def packed(sequences: Any) -> Any:
     return pack([(ids, [True] * len(ids)) for ids in sequences])
 
 
-def hidden_of(model, sequences):
+def hidden_of(model: PreTrainedModel, sequences: Any) -> Any:
     batch = packed(sequences)
     return packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_forward_equals_each_sequence_alone_in_plain_transformers(tiny_model, family):
+def test_packed_forward_equals_each_sequence_alone_in_plain_transformers(
+    tiny_model: ModelMaker, family: str
+) -> None:
     hidden = hidden_of(tiny_model(family), SEQUENCES)
     plain = tiny_model(family, attention="eager")
     alone = [plain.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in SEQUENCES]
@@ -27,7 +35,7 @@ def test_packed_forward_equals_each_sequence_alone_in_plain_transformers(tiny_mo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_forward_leaks_nothing_between_sequences(tiny_model, family):
+def test_packed_forward_leaks_nothing_between_sequences(tiny_model: ModelMaker, family: str) -> None:
     model = tiny_model(family)
     before = hidden_of(model, SEQUENCES)
     changed = [ids[:] for ids in SEQUENCES]
@@ -38,7 +46,7 @@ def test_packed_forward_leaks_nothing_between_sequences(tiny_model, family):
     assert not torch.equal(before[6:14], after[6:14])
 
 
-def test_packed_forward_gradient_equals_each_sequence_alone(tiny_model):
+def test_packed_forward_gradient_equals_each_sequence_alone(tiny_model: ModelMaker) -> None:
     model, plain = tiny_model(), tiny_model(attention="eager")
     weight = model.base_model.layers[0].self_attn.k_proj.weight.requires_grad_()
     expected = plain.base_model.layers[0].self_attn.k_proj.weight.requires_grad_()
@@ -48,7 +56,7 @@ def test_packed_forward_gradient_equals_each_sequence_alone(tiny_model):
     torch.testing.assert_close(weight.grad, expected.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_model_with_our_attention_still_obeys_padding_masks(tiny_model):
+def test_model_with_our_attention_still_obeys_padding_masks(tiny_model: ModelMaker) -> None:
     model, plain = tiny_model(), tiny_model(attention="eager")
     ids = torch.tensor([[0, 0, 5, 9, 11], [4, 8, 15, 16, 23]])
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
@@ -58,19 +66,21 @@ def test_model_with_our_attention_still_obeys_padding_masks(tiny_model):
 
 
 @pytest.mark.parametrize("bounds", [(0,), (0, 3), (1, 5), (0, 3, 3, 5), (0, 4, 3, 5)])
-def test_packed_forward_refuses_boundaries_that_do_not_cover_the_batch(tiny_model, bounds):
+def test_packed_forward_refuses_boundaries_that_do_not_cover_the_batch(
+    tiny_model: ModelMaker, bounds: tuple[int, ...]
+) -> None:
     with pytest.raises(InvalidArgument, match="rise from 0 to 5"):
         packed_forward(tiny_model(), torch.arange(5), torch.arange(5), bounds)
 
 
-def test_packed_forward_refuses_a_sequence_beyond_the_sliding_window(tiny_model):
+def test_packed_forward_refuses_a_sequence_beyond_the_sliding_window(tiny_model: ModelMaker) -> None:
     model = tiny_model("mistral", sliding_window=4)
     hidden_of(model, [[5, 6, 7, 8]])
     with pytest.raises(InvalidArgument, match="sliding window of 4 tokens, got 5"):
         hidden_of(model, [[5, 6, 7, 8, 9]])
 
 
-def test_head_weight_is_the_embedding_where_tied(tiny_model):
+def test_head_weight_is_the_embedding_where_tied(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     assert head_weight(model) is model.base_model.embed_tokens.weight
     assert head_weight(tiny_model(tie_word_embeddings=False)).shape == (97, 32)

@@ -1,6 +1,9 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
 from luthier.lm.attention import packed_forward
@@ -15,11 +18,13 @@ from luthier.lm.lora import (
     use_adapter,
 )
 
+ModelMaker = Callable[..., PreTrainedModel]
+
 IDS = torch.tensor([[5, 9, 11, 40, 3, 17]])
 SPEC = LoraSpec(rank=4, alpha=8)
 
 
-def fill_b(model, name, seed=0):
+def fill_b(model: PreTrainedModel, name: str, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in adapter_parameters(model, name).items():
         if key.endswith("lora_B"):
@@ -27,23 +32,23 @@ def fill_b(model, name, seed=0):
 
 
 @pytest.mark.parametrize("rank", [0, -1, 513])
-def test_lora_spec_refuses_ranks_outside_its_range(rank):
+def test_lora_spec_refuses_ranks_outside_its_range(rank: int) -> None:
     with pytest.raises(InvalidArgument, match=f"rank must be in 1..512, got {rank}"):
         LoraSpec(rank=rank, alpha=8)
 
 
 @pytest.mark.parametrize("alpha", [0, -2.0, float("nan"), float("inf")])
-def test_lora_spec_refuses_an_alpha_that_is_not_positive(alpha):
+def test_lora_spec_refuses_an_alpha_that_is_not_positive(alpha: float) -> None:
     with pytest.raises(InvalidArgument, match="alpha must be a positive finite number"):
         LoraSpec(rank=4, alpha=alpha)
 
 
-def test_lora_spec_scales_by_rank_or_its_root():
+def test_lora_spec_scales_by_rank_or_its_root() -> None:
     assert LoraSpec(rank=16, alpha=32).scale == 2
     assert LoraSpec(rank=16, alpha=32, use_rslora=True).scale == 8
 
 
-def test_insert_lora_leaves_the_function_unchanged_and_the_weights_shared(tiny_model):
+def test_insert_lora_leaves_the_function_unchanged_and_the_weights_shared(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     weights = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     before = model(IDS).logits
@@ -57,7 +62,7 @@ def test_insert_lora_leaves_the_function_unchanged_and_the_weights_shared(tiny_m
     assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
 
 
-def test_insert_lora_draws_each_module_from_seed_and_name_alone(tiny_model):
+def test_insert_lora_draws_each_module_from_seed_and_name_alone(tiny_model: ModelMaker) -> None:
     every, few, other = tiny_model(), tiny_model(), tiny_model()
     insert_lora(every, SPEC, seed=1)
     insert_lora(few, LoraSpec(rank=4, alpha=8, targets=("v_proj",)), seed=1)
@@ -75,18 +80,18 @@ def test_insert_lora_draws_each_module_from_seed_and_name_alone(tiny_model):
     assert first.abs().max() <= 32**-0.5  # Kaiming uniform with a = sqrt(5): bound 1 / sqrt(inputs)
 
 
-def test_all_linear_takes_every_linear_layer_but_the_head(tiny_model):
+def test_all_linear_takes_every_linear_layer_but_the_head(tiny_model: ModelMaker) -> None:
     modules = target_modules(tiny_model(tie_word_embeddings=False), "all-linear")
     assert len(modules) == 14
     assert "lm_head" not in modules
 
 
-def test_insert_lora_refuses_a_target_that_matches_nothing(tiny_model):
+def test_insert_lora_refuses_a_target_that_matches_nothing(tiny_model: ModelMaker) -> None:
     with pytest.raises(InvalidArgument, match=r"target 'proj' matches no linear layer.*'q_proj'"):
         insert_lora(tiny_model(), LoraSpec(rank=4, alpha=8, targets=("proj",)), seed=1)
 
 
-def test_insert_lora_refuses_a_name_that_is_taken_or_malformed(tiny_model):
+def test_insert_lora_refuses_a_name_that_is_taken_or_malformed(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     insert_lora(model, SPEC, seed=1, name="a")
     with pytest.raises(AlreadyExists, match="already has an adapter named 'a'"):
@@ -96,7 +101,7 @@ def test_insert_lora_refuses_a_name_that_is_taken_or_malformed(tiny_model):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_lora_linear_gradients_equal_float64_autograd(bias):
+def test_lora_linear_gradients_equal_float64_autograd(bias: bool) -> None:
     torch.manual_seed(3)
     linear = nn.Linear(12, 7, bias=bias).requires_grad_(requires_grad=False)
     from luthier.lm.lora import AdapterSwitch
@@ -117,7 +122,7 @@ def test_lora_linear_gradients_equal_float64_autograd(bias):
     assert linear.weight.grad is None
 
 
-def test_lora_on_a_bfloat16_base_keeps_float32_factors_and_gradients(tiny_model):
+def test_lora_on_a_bfloat16_base_keeps_float32_factors_and_gradients(tiny_model: ModelMaker) -> None:
     model = tiny_model().to(torch.bfloat16)
     insert_lora(model, SPEC, seed=1)
     fill_b(model, "default")
@@ -129,7 +134,7 @@ def test_lora_on_a_bfloat16_base_keeps_float32_factors_and_gradients(tiny_model)
         assert parameter.grad.abs().max() > 0
 
 
-def test_backward_is_deterministic_over_thread_counts(tiny_model):
+def test_backward_is_deterministic_over_thread_counts(tiny_model: ModelMaker) -> None:
     gradients = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -142,7 +147,7 @@ def test_backward_is_deterministic_over_thread_counts(tiny_model):
     assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
-def test_use_adapter_chooses_between_base_and_several_adapters(tiny_model):
+def test_use_adapter_chooses_between_base_and_several_adapters(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     base = model(IDS).logits
     for seed, name in enumerate(("a", "b")):
@@ -160,14 +165,14 @@ def test_use_adapter_chooses_between_base_and_several_adapters(tiny_model):
     assert not torch.allclose(of_a, base)
 
 
-def test_inserting_a_second_adapter_leaves_the_first_trainable(tiny_model):
+def test_inserting_a_second_adapter_leaves_the_first_trainable(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     insert_lora(model, SPEC, seed=0, name="a")
     insert_lora(model, SPEC, seed=0, name="b")
     assert all(parameter.requires_grad for parameter in adapter_parameters(model, "a").values())
 
 
-def test_remove_adapter_gives_the_base_back(tiny_model):
+def test_remove_adapter_gives_the_base_back(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     base = model(IDS).logits
     insert_lora(model, SPEC, seed=0)

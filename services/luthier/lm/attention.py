@@ -114,7 +114,7 @@ def _attend_with_prefix(
 ) -> Tensor:
     """One softmax over the prefix and the row's own keys; the prefix is read once for all rows.
 
-    Scores and softmax are float32. The queries of all rows and of the R heads that share a key head become
+    The softmax is float32. The queries of all rows and of the R heads that share a key head become
     the rows of one matrix product with the prefix (Hydragen, arXiv:2402.05099).
     """
     query, key, value, mask = own
@@ -122,7 +122,7 @@ def _attend_with_prefix(
     G, P = key.shape[1], prefix_key.shape[2]
     R = H // G
     scale = D**-0.5 if scale is None else scale
-    query_BGRD = (query * scale).view(B, G, R * Q, D)
+    query_BGRD = (query * scale).reshape(B, G, R * Q, D)
     query_GD = query_BGRD.transpose(0, 1).reshape(G, B * R * Q, D)
     prefix_scores = torch.matmul(query_GD, prefix_key[0].transpose(1, 2)).view(G, B, R * Q, P).transpose(0, 1)
     own_scores = torch.matmul(query_BGRD, key.transpose(2, 3))

@@ -1,0 +1,89 @@
+"""Keys and values of a batch that generates, in buffers that are written in place.
+
+transformers' own dynamic cache copies itself at every token; this one copies when it grows or loses rows.
+Shape suffixes: B rows, G key/value heads, K tokens held, C capacity, D head size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+
+class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One layer's keys and values [B, G, C, D], of which the first `length` tokens are real."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys: Tensor
+        self.values: Tensor
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the buffers; transformers' cache calls it, and so does the first update."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty(self._shape(key_states))
+        self.values = value_states.new_empty(self._shape(value_states))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, G, Q, D] keys and values; returns views of all that is held."""
+        end = self.length + key_states.shape[2]
+        if not self.is_initialized:
+            self.capacity = max(self.capacity, end)
+            self.lazy_initialization(key_states, value_states)
+        elif end > self.capacity:
+            self.capacity = max(end, 2 * self.capacity)
+            held = self.keys[:, :, : self.length], self.values[:, :, : self.length]
+            self.lazy_initialization(key_states, value_states)
+            self.keys[:, :, : self.length], self.values[:, :, : self.length] = held
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep the given rows (int64 indices), in that order."""
+        self.keys = self.keys[rows]
+        self.values = self.values[rows]
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """-1: it grows."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that the next `query_length` queries see, and the offset of the first."""
+        return self.length + query_length, 0
+
+    def _shape(self, states: Tensor) -> tuple[int, int, int, int]:
+        batch, heads, _, size = states.shape
+        return batch, heads, self.capacity, size
+
+
+class BatchCache(Cache):
+    """A `BufferedLayer` for each of `num_layers` layers."""
+
+    def __init__(self, num_layers: int, capacity: int) -> None:
+        self.buffers = [BufferedLayer(capacity) for _ in range(num_layers)]
+        super().__init__(layers=list(self.buffers))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep the given rows of the batch, in that order, in every layer."""
+        indices = torch.tensor(rows, device=self.buffers[0].keys.device)
+        for layer in self.buffers:
+            layer.keep(indices)
+
+    def keys_values(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [B, G, K, D] of every layer, compact."""
+        return [
+            (layer.keys[:, :, : layer.length].contiguous(), layer.values[:, :, : layer.length].contiguous())
+            for layer in self.buffers
+        ]

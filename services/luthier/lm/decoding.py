@@ -1,0 +1,190 @@
+"""One request's way through the model, cut into pieces of work that an engine can interleave.
+
+Shape suffixes: B rows, Q queries, K keys, C prompt columns, V vocabulary.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from luthier.lm.attention import LayerKeysValues
+from luthier.lm.cache import BatchCache
+from luthier.lm.generate import (
+    Decode,
+    FinishReason,
+    GenerationEvent,
+    GenerationRequest,
+    TextAssembler,
+    draw,
+    row_generator,
+)
+
+Prefix = Sequence[LayerKeysValues]
+Events = list[GenerationEvent]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    index: int
+    random: torch.Generator
+    text: TextAssembler | None
+    num_generated: int = 0
+    finished: bool = False
+
+
+class Batch:
+    """The rows of one request while they generate: prompts padded on the left, and their cache.
+
+    A finished row is computed along until an eighth of the batch is finished, then all of them leave it.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, request: GenerationRequest, decode: Decode | None, prefix: Prefix | None
+    ) -> None:
+        self._model = model
+        self._request = request
+        self._prefix = prefix
+        self._rows = [
+            _Row(
+                index=index,
+                random=row_generator(request.seed, request.first_row + index),
+                text=None if decode is None else TextAssembler(decode),
+            )
+            for index in range(len(request.prompts))
+        ]
+        width = max(len(prompt) for prompt in request.prompts)
+        capacity = width + request.max_new_tokens
+        self._cache = BatchCache(model.config.num_hidden_layers, capacity)
+        padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in request.prompts]
+        self._prompt_BC = torch.tensor(padded, device=model.device)
+        padding_B = torch.tensor([width - len(prompt) for prompt in request.prompts], device=model.device)
+        columns = torch.arange(capacity, device=model.device)
+        self._valid_BK = columns >= padding_B[:, None]
+        self._offset_B = len(request.shared_prefix) - padding_B
+
+    def run(self, prefill_tokens: int) -> Iterator[Events]:
+        """Yields after each piece of work: `prefill_tokens` prompt tokens or a new token per row."""
+        B, C = self._prompt_BC.shape
+        step = max(1, prefill_tokens // B)
+        for start in range(0, C, step):
+            logits_BV = self._forward(self._prompt_BC[:, start : start + step])
+            if start + step < C:
+                yield []
+        while True:
+            tokens, events = self._choose(logits_BV)
+            yield events
+            if self.done:
+                return
+            kept = self._compact()
+            tokens_BQ = torch.tensor([[tokens[row]] for row in kept], device=self._model.device)
+            logits_BV = self._forward(tokens_BQ)
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has finished."""
+        return all(row.finished for row in self._rows)
+
+    def cancelled(self) -> Events:
+        """The last events of the rows that have not finished."""
+        return [
+            self._event(row, (), "" if row.text is None else row.text.finish(), FinishReason.CANCELLED)
+            for row in self._rows
+            if not row.finished
+        ]
+
+    def _forward(self, ids_BQ: Tensor) -> Tensor:
+        start = self._cache.get_seq_length()
+        end = start + ids_BQ.shape[1]
+        columns = torch.arange(start, end, device=ids_BQ.device)
+        keys = torch.arange(end, device=ids_BQ.device)
+        visible = self._valid_BK[:, None, :end] & (keys <= columns[:, None])
+        # Padding attends to itself, so that its (unused) softmax is not 0 / 0.
+        visible |= keys == columns[:, None]
+        positions = (columns + self._offset_B[:, None]).clamp(min=0)
+        return forward(self._model, (ids_BQ, positions, visible), self._cache, self._prefix)
+
+    def _choose(self, logits_BV: Tensor) -> tuple[list[int], Events]:
+        request = self._request
+        tokens: list[int] = logits_BV.argmax(dim=-1).tolist()
+        events = []
+        for place, row in enumerate(self._rows):
+            if row.finished:
+                continue
+            if request.temperature > 0:
+                tokens[place] = draw(logits_BV[place], request.temperature, request.top_p, row.random)
+            events.append(self._accept(row, tokens[place]))
+        return tokens, events
+
+    def _accept(self, row: _Row, token: int) -> GenerationEvent:
+        if token in self._request.stop_token_ids:
+            row.finished = True
+            return self._event(row, (), "" if row.text is None else row.text.finish(), FinishReason.STOP)
+        row.num_generated += 1
+        text = "" if row.text is None else row.text.push(token)
+        row.finished = row.num_generated == self._request.max_new_tokens
+        if row.finished and row.text is not None:
+            text += row.text.finish()
+        return self._event(row, (token,), text, FinishReason.LENGTH if row.finished else None)
+
+    def _event(
+        self, row: _Row, token_ids: tuple[int, ...], text: str, reason: FinishReason | None
+    ) -> GenerationEvent:
+        return GenerationEvent(
+            request_id=self._request.request_id,
+            row=row.index,
+            token_ids=token_ids,
+            text=text,
+            num_generated=row.num_generated,
+            finish_reason=reason,
+        )
+
+    def _compact(self) -> list[int]:
+        """Drop finished rows when they are many; returns the places (before) of the rows that stay."""
+        places = list(range(len(self._rows)))
+        alive = [place for place in places if not self._rows[place].finished]
+        if 8 * (len(places) - len(alive)) < len(places):
+            return places
+        self._rows = [self._rows[place] for place in alive]
+        self._cache.keep(alive)
+        self._valid_BK = self._valid_BK[alive]
+        self._offset_B = self._offset_B[alive]
+        return alive
+
+
+def compute_prefix(
+    model: PreTrainedModel, ids: Sequence[int], prefill_tokens: int
+) -> Generator[Events, None, Prefix]:
+    """Keys and values of a prefix, in pieces of `prefill_tokens`; yields after each and returns the whole."""
+    cache = BatchCache(model.config.num_hidden_layers, len(ids))
+    tokens = torch.tensor([list(ids)], device=model.device)
+    for start in range(0, len(ids), prefill_tokens):
+        end = min(start + prefill_tokens, len(ids))
+        columns = torch.arange(start, end, device=model.device)
+        visible = torch.arange(end, device=model.device) <= columns[:, None]
+        forward(model, (tokens[:, start:end], columns[None], visible[None]), cache, None)
+        yield []
+    return cache.keys_values()
+
+
+def forward(
+    model: PreTrainedModel,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    cache: BatchCache,
+    prefix: Prefix | None,
+) -> Tensor:
+    """Run (ids [B, Q], positions [B, Q], visible [B, Q, K]); float32 logits [B, V] of the last column."""
+    ids, positions, visible = inputs
+    output = model.base_model(
+        input_ids=ids,
+        position_ids=positions,
+        attention_mask=visible[:, None],
+        past_key_values=cache,
+        use_cache=True,
+        shared_prefix=prefix,
+    )
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    logits: Tensor = head(output.last_hidden_state[:, -1]).float()
+    return logits

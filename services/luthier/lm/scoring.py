@@ -1,0 +1,85 @@
+"""Log-probabilities of given tokens, for perplexity.
+
+Shape suffixes: T tokens, N labelled positions, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from transformers import PreTrainedModel
+
+from luthier.errors import InvalidArgument
+from luthier.lm.attention import head_weight, packed_forward
+from luthier.lm.loss import labelled_rows
+from luthier.lm.packed import pack
+
+_ROWS_PER_MATMUL = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceScore:
+    """Summed natural log-probability of a sequence's chosen tokens, and how many they are (0 gives 0.0)."""
+
+    logprob: float
+    num_tokens: int
+
+
+@torch.inference_mode()
+def sequence_logprobs(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    masks: Sequence[Sequence[bool]],
+    *,
+    max_tokens: int = 4096,
+) -> list[SequenceScore]:
+    """Score the tokens that `masks` choose, with the active adapter, in the order of `sequences`.
+
+    The first token of a sequence cannot be scored and is not counted. Sequences are packed into batches of
+    up to `max_tokens` tokens (one longer sequence is a batch of its own); logits are made for 512 positions
+    at a time.
+
+    Raises:
+        InvalidArgument: the counts of sequences and masks, or of tokens and flags, differ; a sequence is
+        empty.
+    """
+    if len(sequences) != len(masks):
+        raise InvalidArgument(
+            f"there must be one mask for each sequence, got {len(masks)} for {len(sequences)}"
+        )
+    scores: list[SequenceScore] = []
+    for start, end in _batches([len(ids) for ids in sequences], max_tokens):
+        scores += _score(model, sequences[start:end], masks[start:end])
+    return scores
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:
+    start = used = 0
+    for index, length in enumerate(lengths):
+        if used and used + length > max_tokens:
+            yield start, index
+            start, used = index, 0
+        used += length
+    if used or start < len(lengths):
+        yield start, len(lengths)
+
+
+def _score(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]]
+) -> list[SequenceScore]:
+    batch = pack(list(zip(sequences, masks, strict=True))).to(model.device)
+    rows_N = labelled_rows(batch)
+    hidden = packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+    weight = head_weight(model)
+    logprobs = []
+    for rows in torch.split(rows_N, _ROWS_PER_MATMUL):
+        logits_NV = (hidden[rows] @ weight.T).float()
+        target_N = batch.input_ids[rows + 1]
+        logprobs.append(logits_NV.log_softmax(dim=-1).gather(1, target_N[:, None]).squeeze(1))
+    logprob_N = torch.cat(logprobs).double()
+    ends = torch.searchsorted(rows_N, torch.tensor(batch.cu_seqlens, device=rows_N.device)).tolist()
+    return [
+        SequenceScore(logprob=float(logprob_N[first:last].sum()), num_tokens=last - first)
+        for first, last in pairwise(ends)
+    ]

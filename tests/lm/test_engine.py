@@ -1,0 +1,227 @@
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from luthier.errors import AlreadyExists, InvalidArgument, NotFound
+from luthier.lm.engine import Engine
+from luthier.lm.generate import FinishReason, GenerationRequest
+from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
+
+ModelMaker = Callable[..., PreTrainedModel]
+
+PROMPTS = ((5, 9, 11, 40, 3), (8,), (17, 21, 4, 60, 61, 62, 7, 9), (90, 1, 33))
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+
+
+def request(request_id: str = "r", **changes: Any) -> Any:
+    return GenerationRequest(
+        **({"request_id": request_id, "prompts": PROMPTS, "max_new_tokens": 12} | changes)
+    )
+
+
+def collect(events: Any, answers: Any, reasons: Any) -> None:
+    for event in events:
+        key = (event.request_id, event.row)
+        answers.setdefault(key, []).extend(event.token_ids)
+        assert event.num_generated == len(answers[key])
+        if event.finish_reason is not None:
+            assert key not in reasons
+            reasons[key] = event.finish_reason
+
+
+def run(engine: Any, *requests) -> Any:
+    for one in requests:
+        engine.submit(one)
+    answers, reasons = {}, {}
+    while engine.wait(0):
+        collect(engine.step(), answers, reasons)
+    assert answers.keys() == reasons.keys()
+    return answers, reasons
+
+
+def with_adapter(model: PreTrainedModel, name: str, seed: int) -> None:
+    insert_lora(model, LoraSpec(rank=4, alpha=8), seed=seed, name=name)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapter_parameters(model, name).values():
+        parameter.data.normal_(std=0.3, generator=generator)
+
+
+def greedy_by_transformers(model: PreTrainedModel, prompt: Any, new_tokens: Any) -> Any:
+    output = model.generate(
+        torch.tensor([prompt]), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_batch_equals_transformers_generate_of_each_prompt(
+    tiny_model: ModelMaker, family: str
+) -> None:
+    answers, reasons = run(Engine(tiny_model(family)), request())
+    plain = tiny_model(family, attention="eager")
+    for row, prompt in enumerate(PROMPTS):
+        assert answers["r", row] == greedy_by_transformers(plain, prompt, 12)
+    assert set(reasons.values()) == {FinishReason.LENGTH}
+    assert len({tuple(answer) for answer in answers.values()}) > 1
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 5, 2048])
+@pytest.mark.parametrize("prefix_length", [1, 7])
+def test_shared_prefix_equals_the_full_prompt(
+    tiny_model: ModelMaker, prefill_tokens: int, prefix_length: int
+) -> None:
+    prefix = tuple(range(30, 30 + prefix_length))
+    engine = Engine(tiny_model(), prefill_tokens=prefill_tokens)
+    shared, _ = run(engine, request(shared_prefix=prefix))
+    full, _ = run(engine, request(prompts=tuple(prefix + prompt for prompt in PROMPTS)))
+    without, _ = run(engine, request())
+    assert shared == full
+    assert shared != without
+
+
+def test_shared_prefix_is_computed_once_per_adapter(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    from luthier.lm import engine as module
+
+    model, computed = tiny_model(), []
+    with_adapter(model, "a", 1)
+    original = module.compute_prefix
+
+    def counting(model: PreTrainedModel, ids: Any, prefill_tokens: int) -> Any:
+        computed.append(ids)
+        return original(model, ids, prefill_tokens)
+
+    monkeypatch.setattr(module, "compute_prefix", counting)
+    engine = Engine(model)
+    for name in (None, None, "a", "a", None):
+        run(engine, request(shared_prefix=(30, 31, 32), adapter=name))
+    assert len(computed) == 2
+    engine.forget_adapter("a")
+    run(engine, request(shared_prefix=(30, 31, 32), adapter="a"))
+    assert len(computed) == 3
+
+
+def test_stop_tokens_end_rows_at_different_times_without_changing_the_others(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    free, _ = run(engine, request())
+    stop = frozenset({free["r", 0][1], free["r", 2][4]})
+    stopped, reasons = run(engine, request(stop_token_ids=stop))
+    for key, tokens in free.items():
+        ends = [place for place, token in enumerate(tokens) if token in stop]
+        assert stopped[key] == (tokens[: ends[0]] if ends else tokens)
+        assert reasons[key] == (FinishReason.STOP if ends else FinishReason.LENGTH)
+    assert FinishReason.STOP in reasons.values()
+    assert len({len(tokens) for tokens in stopped.values()}) > 1
+
+
+def test_engine_runs_base_and_adapters_side_by_side_on_one_model(tiny_model: ModelMaker) -> None:
+    model = tiny_model()
+    for seed, name in enumerate(("a", "b")):
+        with_adapter(model, name, seed)
+    together, _ = run(Engine(model), *(request(str(name), adapter=name) for name in (None, "a", "b")))
+    for name in (None, "a", "b"):
+        alone, _ = run(Engine(model), request(str(name), adapter=name))
+        assert alone.items() <= together.items()
+        with use_adapter(model, name):
+            assert alone[str(name), 0] == greedy_by_transformers(model, PROMPTS[0], 12)
+    assert together["a", 0] != together["b", 0] != together["None", 0]
+
+
+def test_sampling_is_reproducible_and_independent_of_the_batch(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    sampled = request(temperature=1.0, top_p=0.9, seed=3)
+    first, _ = run(engine, sampled)
+    again, _ = run(engine, sampled)
+    other, _ = run(engine, request(temperature=1.0, top_p=0.9, seed=4))
+    part, _ = run(engine, request(temperature=1.0, top_p=0.9, seed=3, prompts=PROMPTS[2:], first_row=2))
+    assert first == again
+    assert first != other
+    assert [part["r", 0], part["r", 1]] == [first["r", 2], first["r", 3]]
+
+
+def test_cancel_ends_a_request_before_the_next_step_and_leaves_the_others(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    alone, _ = run(engine, request("kept"))
+    engine.submit(request("kept"))
+    engine.submit(request("gone"))
+    answers, reasons = {}, {}
+    for _ in range(3):
+        collect(engine.step(), answers, reasons)
+    engine.cancel("gone")
+    engine.cancel("unknown")
+    events = engine.step()
+    gone = [event for event in events if event.request_id == "gone"]
+    assert [event.finish_reason for event in gone] == [FinishReason.CANCELLED] * 4
+    assert all(event.token_ids == () and event.num_generated == 3 for event in gone)
+    collect(events, answers, reasons)
+    while engine.wait(0):
+        collect(engine.step(), answers, reasons)
+    assert {key: answers[key] for key in alone} == alone
+
+
+def test_cancel_before_the_first_step_answers_every_row(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    engine.submit(request())
+    engine.cancel("r")
+    assert [event.finish_reason for event in engine.step()] == [FinishReason.CANCELLED] * 4
+    assert not engine.wait(0)
+
+
+def test_interactive_request_is_admitted_while_a_batch_runs(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    engine.submit(request("batch", max_new_tokens=40))
+    for _ in range(5):
+        engine.step()
+    engine.submit(request("chat", prompts=(PROMPTS[0],), max_new_tokens=3))
+    order = [{event.request_id for event in engine.step()} for _ in range(3)]
+    assert order == [{"batch", "chat"}] * 3
+    assert {event.request_id for event in engine.step()} == {"batch"}
+
+
+def test_long_prompts_are_computed_in_pieces_so_that_others_advance(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model(), prefill_tokens=8)
+    engine.submit(request("long", prompts=((7,) * 64,), max_new_tokens=1))
+    engine.submit(request("short", prompts=((5,),), max_new_tokens=7))
+    produced = [{event.request_id for event in engine.step()} for _ in range(8)]
+    assert produced == [{"short"}] * 7 + [{"long"}]
+
+
+def test_events_carry_text_that_adds_up(tiny_model: ModelMaker) -> Any:
+    def decode(ids: Any) -> Any:
+        return "".join(f"<{token}>" for token in ids)
+
+    engine = Engine(tiny_model(), decode=decode)
+    engine.submit(request())
+    texts, tokens = {}, {}
+    while engine.wait(0):
+        for event in engine.step():
+            texts[event.row] = texts.get(event.row, "") + event.text
+            tokens.setdefault(event.row, []).extend(event.token_ids)
+    assert texts == {row: decode(ids) for row, ids in tokens.items()}
+
+
+def test_submit_refuses_what_cannot_run(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    with pytest.raises(InvalidArgument, match="context of 256 tokens, got 308"):
+        engine.submit(request(max_new_tokens=300))
+    with pytest.raises(InvalidArgument, match=r"token ids must be in 0\.\.96, got 97"):
+        engine.submit(request(prompts=((1, 97),)))
+    with pytest.raises(NotFound, match="no adapter 'x'"):
+        engine.submit(request(adapter="x"))
+    engine.submit(request())
+    with pytest.raises(AlreadyExists, match="'r' is running"):
+        engine.submit(request())
+
+
+def test_submit_from_another_thread_wakes_the_waiting_one(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    timer = threading.Timer(0.05, lambda: engine.submit(request()))
+    timer.start()
+    assert engine.wait(10)
+    timer.join()
+    assert not Engine(tiny_model()).wait(0)

@@ -1,0 +1,93 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from luthier.errors import InvalidArgument, NotFound
+from luthier.lm.attention import IMPLEMENTATION
+from luthier.lm.load import load_model
+
+ModelMaker = Callable[..., PreTrainedModel]
+
+
+def saved(model: PreTrainedModel, directory: Path) -> Any:
+    model.save_pretrained(directory)
+    return directory
+
+
+def edit_config(directory: Path, **changes: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_load_model_gives_the_saved_weights_frozen_in_eval_mode(
+    tiny_model: ModelMaker, tmp_path: Path, family: str
+) -> None:
+    model = tiny_model(family)
+    loaded = load_model(saved(model, tmp_path), torch.float32)
+    expected = dict(model.named_parameters())
+    assert {name for name, _ in loaded.named_parameters()} == expected.keys()
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in loaded.named_parameters())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert not loaded.training
+    assert loaded.config._attn_implementation == IMPLEMENTATION
+    assert loaded.lm_head.weight is loaded.base_model.embed_tokens.weight
+
+
+def test_load_model_is_bfloat16_unless_told_otherwise(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    assert {p.dtype for p in load_model(saved(tiny_model(), tmp_path)).parameters()} == {torch.bfloat16}
+
+
+def test_load_model_refuses_another_architecture_by_name(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    saved(tiny_model(), tmp_path)
+    edit_config(tmp_path, architectures=["GPT2LMHeadModel"])
+    with pytest.raises(InvalidArgument, match=r"LlamaForCausalLM.*got \['GPT2LMHeadModel'\]"):
+        load_model(tmp_path)
+
+
+def test_load_model_refuses_code_that_comes_with_a_model(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    saved(tiny_model(), tmp_path)
+    edit_config(tmp_path, auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+    with pytest.raises(InvalidArgument, match=r"auto_map=.*modeling_x") as caught:
+        load_model(tmp_path)
+    assert caught.value.reason == "UNSAFE_MODEL_FILE"
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "mismatched"])
+def test_load_model_refuses_weights_that_are_not_exactly_the_models(
+    tiny_model: ModelMaker, tmp_path: Path, change: str
+) -> None:
+    saved(tiny_model(), tmp_path)
+    path, name = tmp_path / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(path)
+    if change == "missing":
+        del weights[name]
+    elif change == "unexpected":
+        weights[name := "model.layers.1.mlp.up_proj.bias"] = torch.zeros(48)
+    else:
+        weights[name] = torch.zeros(48, 31)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(InvalidArgument, match=r"up_proj") as caught:
+        load_model(tmp_path)
+    assert caught.value.reason == "MODEL_INVALID"
+
+
+def test_load_model_names_what_is_missing_or_broken(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"must hold config\.json"):
+        load_model(tmp_path)
+    saved(tiny_model(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a safetensors file")
+    with pytest.raises(InvalidArgument, match="must be readable"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(InvalidArgument, match="must hold an object, got list"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InvalidArgument, match="must be JSON"):
+        load_model(tmp_path)

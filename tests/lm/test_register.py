@@ -1,0 +1,240 @@
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import errors as hub_errors
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from luthier.errors import InvalidArgument, NotFound, Unavailable
+from luthier.lm import register
+from luthier.lm.load import load_model
+from luthier.lm.register import DirectorySource, GgufSource, HubSource, register_source
+
+ModelMaker = Callable[..., PreTrainedModel]
+
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TOKENS = SPECIAL + [chr(code) for code in range(33, 33 + 93)] + ["ab"]
+BUNDLE = ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+FILES = ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", *BUNDLE[1:]]
+
+
+def tokenizer() -> Any:
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(TOKENS)}, merges=[("a", "b")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=TEMPLATE)
+
+
+@pytest.fixture
+def directory(tiny_model: ModelMaker, tmp_path: Path) -> Any:
+    path = tmp_path / "source"
+    tiny_model().save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+def permuted(weight: Any, heads: int | None) -> Any:
+    """Rows as llama.cpp stores queries and keys."""
+    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def write_gguf(model: PreTrainedModel, path: Path) -> Any:
+    """The model as a GGUF file with its values vectors in 4 bits; returns the values that the file holds."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(256)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(97)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3] + [1] * 94)
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(TEMPLATE)
+    expected = {}
+    for name, parameter in model.named_parameters():
+        weight = expected[name] = parameter.detach().numpy()
+        if name == "model.embed_tokens.weight":
+            writer.add_tensor("token_embd.weight", weight)
+        elif name == "model.norm.weight":
+            writer.add_tensor("output_norm.weight", weight)
+        else:
+            layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+            stored = f"blk.{layer}.{GGUF_NAMES[part]}.weight"
+            if part == "self_attn.v_proj":
+                packed = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q4_0)
+                expected[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_0)
+                writer.add_tensor(stored, packed, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+                continue
+            heads = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}.get(part)
+            writer.add_tensor(stored, np.ascontiguousarray(permuted(weight, heads)) if heads else weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {name: torch.from_numpy(np.array(weight)).to(torch.bfloat16) for name, weight in expected.items()}
+
+
+def digests(result: Any) -> Any:
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in result.files}
+
+
+def test_register_gguf_writes_the_expanded_weights_and_the_tokenizer_bundle(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
+    expected = write_gguf(tiny_model(), tmp_path / "tiny.gguf")
+    source = GgufSource(path=tmp_path / "tiny.gguf")
+    result = register_source(source, tmp_path / "out", scratch=tmp_path / "scratch")
+    assert [name for name, _ in result.files] == FILES
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert weights.keys() == expected.keys()  # tied: the vocabulary head is not stored twice
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert result.architecture == "LlamaForCausalLM"
+    assert result.num_parameters == sum(weight.numel() for weight in expected.values())
+    assert (result.context_length, result.vocab_size, result.dtype) == (256, 97, "bfloat16")
+    assert result.has_chat_template
+    assert result.eos_token_ids == result.end_of_turn_token_ids == (2,)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
+    loaded = load_model(tmp_path / "out")
+    assert loaded.lm_head.weight is loaded.base_model.embed_tokens.weight
+
+
+def test_registering_twice_writes_equal_bytes(
+    directory: Path, tiny_model: ModelMaker, tmp_path: Path
+) -> None:
+    write_gguf(tiny_model(), tmp_path / "tiny.gguf")
+    for source in (GgufSource(path=tmp_path / "tiny.gguf"), DirectorySource(path=directory)):
+        kind = type(source).__name__
+        results = [register_source(source, tmp_path / kind / n, scratch=tmp_path / "s") for n in "ab"]
+        assert digests(results[0]) == digests(results[1])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_register_directory_keeps_weights_and_ties(
+    tiny_model: ModelMaker, tmp_path: Path, tied: bool
+) -> None:
+    model = tiny_model("qwen2", tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "source", max_shard_size="10KB")
+    tokenizer().save_pretrained(tmp_path / "source")
+    assert len(list((tmp_path / "source").glob("*.safetensors"))) > 1
+    source = DirectorySource(path=tmp_path / "source")
+    result = register_source(source, tmp_path / "out", scratch=tmp_path / "s")
+    assert [name for name, _ in result.files] == FILES
+    assert result.architecture == "Qwen2ForCausalLM"
+    loaded = load_model(tmp_path / "out")
+    expected = dict(model.named_parameters())
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, expected[name].to(torch.bfloat16))
+    assert (loaded.lm_head.weight is loaded.base_model.embed_tokens.weight) == tied
+    bundle = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    assert bundle("abc")["input_ids"] == tokenizer()("abc")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "state.pkl", "optimizer.CKPT"])
+def test_register_directory_refuses_pickles_by_name(directory: Path, tmp_path: Path, name: str) -> None:
+    (directory / name).write_bytes(b"")
+    with pytest.raises(InvalidArgument, match=name.replace(".", r"\.")) as caught:
+        register_source(DirectorySource(path=directory), tmp_path / "out", scratch=tmp_path / "s")
+    assert caught.value.reason == "UNSAFE_MODEL_FILE"
+
+
+def test_register_directory_refuses_links_and_code(directory: Path, tmp_path: Path) -> None:
+    source = DirectorySource(path=directory)
+    config = directory / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": {"AutoModel": "x.Y"}}))
+    with pytest.raises(InvalidArgument, match="auto_map"):
+        register_source(source, tmp_path / "out", scratch=tmp_path / "s")
+    config.unlink()
+    config.symlink_to("/etc/hostname")
+    with pytest.raises(InvalidArgument, match=r"config\.json is a symbolic link"):
+        register_source(source, tmp_path / "out", scratch=tmp_path / "s")
+
+
+def test_register_refuses_what_is_not_there_or_not_a_gguf(tmp_path: Path) -> None:
+    out, scratch = tmp_path / "out", tmp_path / "s"
+    with pytest.raises(NotFound, match=r"no GGUF file a\.gguf"):
+        register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
+    with pytest.raises(NotFound, match="no model directory nowhere"):
+        register_source(DirectorySource(path=tmp_path / "nowhere"), out, scratch=scratch)
+    (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04")
+    with pytest.raises(InvalidArgument, match="begins with b'PK"):
+        register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
+    (tmp_path / "b.gguf").write_bytes(b"GGUF\x03\x00")
+    with pytest.raises(InvalidArgument, match="must be readable by transformers"):
+        register_source(GgufSource(path=tmp_path / "b.gguf"), out, scratch=scratch)
+    (out / "old").write_text("")
+    with pytest.raises(InvalidArgument, match="must be empty"):
+        register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
+
+
+def test_register_hub_downloads_only_safe_files_of_the_revision(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    asked = {}
+
+    def download(repo_id: str, **options: Any) -> Any:
+        asked.update(options, repo_id=repo_id)
+        shutil.copytree(directory, options["local_dir"])
+        (options["local_dir"] / ".cache").mkdir()
+        return str(options["local_dir"])
+
+    monkeypatch.setattr(register, "snapshot_download", download)
+    result = register_source(
+        HubSource(repo_id="org/model", revision="abc123"), tmp_path / "out", scratch=tmp_path / "s"
+    )
+    local = register_source(DirectorySource(path=directory), tmp_path / "local", scratch=tmp_path / "s2")
+    assert digests(result) == digests(local)
+    assert (asked["repo_id"], asked["revision"]) == ("org/model", "abc123")
+    assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in asked["allow_patterns"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (hub_errors.LocalEntryNotFoundError("offline"), Unavailable),
+        (ConnectionError("refused"), Unavailable),
+        (hub_errors.HFValidationError("bad id"), InvalidArgument),
+    ],
+)
+def test_register_hub_wraps_the_failures_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Any, expected: Any
+) -> None:
+    def download(repo_id: str, **options: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(register, "snapshot_download", download)
+    source = HubSource(repo_id="org/model", revision="main")
+    with pytest.raises(expected, match="org/model"):
+        register_source(source, tmp_path / "out", scratch=tmp_path / "s")

@@ -1,0 +1,40 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from luthier.errors import InvalidArgument
+from luthier.lm.scoring import sequence_logprobs
+
+ModelMaker = Callable[..., PreTrainedModel]
+
+SEQUENCES = [[5, 9, 11, 40, 3], [8], [17, 21, 4, 60, 61, 62, 7, 9], [90, 1, 33]]
+MASKS = [
+    [False, False, True, True, True],
+    [True],
+    [True, False, True, True, False, False, True, True],
+    [True] * 3,
+]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 6, 9, 4096])
+def test_sequence_logprobs_equal_log_softmax_of_each_sequence_alone(
+    tiny_model: ModelMaker, max_tokens: int
+) -> None:
+    model = tiny_model()
+    scores = sequence_logprobs(model, SEQUENCES, MASKS, max_tokens=max_tokens)
+    assert [score.num_tokens for score in scores] == [3, 0, 4, 2]
+    for score, ids, mask in zip(scores, SEQUENCES, MASKS, strict=True):
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = sum(float(logprobs[i - 1, ids[i]]) for i in range(1, len(ids)) if mask[i])
+        assert score.logprob == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_sequence_logprobs_refuses_a_missing_mask(tiny_model: ModelMaker) -> None:
+    with pytest.raises(InvalidArgument, match="got 1 for 2"):
+        sequence_logprobs(tiny_model(), [[1, 2], [3]], [[True, True]])
+
+
+def test_sequence_logprobs_of_nothing_is_nothing(tiny_model: ModelMaker) -> None:
+    assert sequence_logprobs(tiny_model(), [], []) == []
