@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.shards import Shard
 from luthier.data.splits import Split
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
+RECORD_COLUMNS = ("row", "record_id", "split", "filename", "line", "record")
+"""Columns of a version's shards; `record` is the canonical record as JSON."""
+ROW_COLUMNS = ("row", "record_id", "split", "filename", "line", "input_ids", "loss_mask")
+"""Columns of a rendering's shards, besides those of `LENGTH_COLUMNS`."""
+LENGTH_COLUMNS = ("row", "split", "num_tokens", "num_supervised")
+"""Columns of a rendering's shards that tell its lengths without its tokens."""
 CHUNK_BYTES = 1 << 20
 """About the most that one Arrow chunk holds; a single greater row still travels as one."""
 
@@ -26,23 +32,44 @@ class ShardReader:
         self._blobs = blobs
 
     async def batches(
-        self, shards: Sequence[Shard], columns: Sequence[str], start_row: int, split: Split | None
+        self,
+        shards: Sequence[Shard],
+        columns: Sequence[str],
+        start_row: int,
+        equals: Mapping[str, str | int],
     ) -> AsyncIterator[pyarrow.RecordBatch]:
-        """Yield the rows from `start_row` on, of one split or (None) of all, as record batches.
+        """Yield the rows from `start_row` on whose columns have the values of `equals`, as record batches.
 
-        None is empty; the columns come in the order asked for. Raises NotFound when a blob is gone.
+        No batch is empty; the columns come in the order asked for. Raises NotFound when a blob is gone.
         """
         loop = asyncio.get_running_loop()
-        wanted = list(dict.fromkeys([*columns, "split"]))
+        read = list(dict.fromkeys([*columns, *equals]))
         for shard in shards:
             if shard.first_row + shard.num_rows <= start_row:
                 continue
             source = _BlobFile(self._blobs, shard, loop)
             opened, groups = await asyncio.to_thread(_open, source, start_row - shard.first_row)
             for group, skip in groups:
-                batch = await asyncio.to_thread(_read_group, opened, group, wanted, skip, split)
-                if batch.num_rows:
+                batch = await asyncio.to_thread(_read_group, opened, group, skip, read, equals)
+                if batch is not None:
                     yield batch.select(list(columns))
+
+    async def rows(
+        self,
+        shards: Sequence[Shard],
+        columns: Sequence[str],
+        start_row: int,
+        equals: Mapping[str, str | int],
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield rows as `batches` does, one by one, each by column."""
+        async for batch in self.batches(shards, columns, start_row, equals):
+            for index in range(batch.num_rows):
+                yield batch.slice(index, 1).to_pylist()[0]
+
+
+def in_split(split: Split | None) -> Mapping[str, str | int]:
+    """Return what rows of a split have in common; None: nothing."""
+    return {} if split is None else {"split": split.value}
 
 
 def to_ipc_chunks(batch: pyarrow.RecordBatch, limit_bytes: int = CHUNK_BYTES) -> list[tuple[bytes, int, int]]:
@@ -116,12 +143,16 @@ def _open(source: _BlobFile, skip_rows: int) -> tuple[pyarrow.parquet.ParquetFil
 
 
 def _read_group(
-    opened: pyarrow.parquet.ParquetFile, group: int, columns: list[str], skip: int, split: Split | None
-) -> pyarrow.RecordBatch:
+    opened: pyarrow.parquet.ParquetFile,
+    group: int,
+    skip: int,
+    columns: list[str],
+    equals: Mapping[str, str | int],
+) -> pyarrow.RecordBatch | None:
     import pyarrow.compute
 
     table = opened.read_row_group(group, columns=columns, use_threads=False).slice(skip)
-    if split is not None:
-        table = table.filter(pyarrow.compute.equal(table["split"], split.value))
+    for column, value in equals.items():
+        table = table.filter(pyarrow.compute.equal(table[column], value))
     batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else pyarrow.RecordBatch.from_pylist([], schema=table.schema)
+    return batches[0] if batches else None

@@ -111,6 +111,16 @@ class RecordError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewVersion:
+    """What a caller asks for."""
+
+    sources: tuple[Source, ...]
+    invalid_record_policy: InvalidRecordPolicy
+    split_settings: SplitSettings
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionOutcome:
     """What a worker brings of a version; `errors` are the first `MAX_ERRORS` bad records."""
 
@@ -209,10 +219,10 @@ def _detected(sources: Sequence[Source], formats: Sequence[DatasetFormat | None]
     )
 
 
-def version_violations(sources: Sequence[Source], settings: SplitSettings) -> Iterator[FieldViolation]:
-    """Yield what is wrong with a new version."""
-    yield from _source_violations(sources)
-    yield from _settings_violations(settings)
+def version_violations(wanted: NewVersion) -> Iterator[FieldViolation]:
+    """Yield what is wrong with a new version by itself, its labels aside."""
+    yield from _source_violations(wanted.sources)
+    yield from _settings_violations(wanted.split_settings)
 
 
 def _source_violations(sources: Sequence[Source]) -> Iterator[FieldViolation]:

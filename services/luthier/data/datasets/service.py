@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -15,27 +15,23 @@ from luthier.data.datasets.domain import (
     Dataset,
     DatasetState,
     DatasetVersion,
-    InvalidRecordPolicy,
+    NewVersion,
     RecordError,
     Source,
     VersionOutcome,
     VersionState,
     version_violations,
 )
-from luthier.data.splits import SplitSettings
+from luthier.data.names import UPLOAD
 from luthier.errors import Failure, FieldViolation, InvalidArgument
 from luthier.runtime.labels import display_name_violations, label_violations
-from luthier.runtime.names import Pattern, check_id, new_id, project_of, same_project
+from luthier.runtime.names import check_id, new_id, project_of, same_project
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
 from luthier.work.events import Entry, StateChanged
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
 from luthier.work.tasks import NewTask, Task, TaskKind
-
-DATASET = Pattern("projects/{project}/datasets/{dataset}")
-VERSION = Pattern("projects/{project}/datasets/{dataset}/versions/{version}")
-UPLOAD = Pattern("projects/{project}/uploads/{upload}")
 
 
 class UploadedFile(Protocol):
@@ -68,16 +64,6 @@ class Tasks(Protocol):
     async def enqueue(self, connection: AsyncConnection, new: NewTask) -> Task:
         """Queue a task in the caller's transaction."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewVersion:
-    """What a caller asks for."""
-
-    sources: tuple[Source, ...]
-    invalid_record_policy: InvalidRecordPolicy
-    split_settings: SplitSettings
-    labels: Mapping[str, str]
 
 
 def _refuse(violations: Sequence[FieldViolation]) -> None:
@@ -154,7 +140,7 @@ class DatasetService:
         """
         _refuse(
             [
-                *version_violations(wanted.sources, wanted.split_settings),
+                *version_violations(wanted),
                 *label_violations(wanted.labels, "dataset_version.labels"),
             ]
         )

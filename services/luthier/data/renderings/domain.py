@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Protocol
 
 from luthier.data.shards import Shard, check_contiguous
 from luthier.data.splits import Split
@@ -41,6 +42,13 @@ class LengthPolicy(StrEnum):
     DROP = "DROP"
     TRUNCATE = "TRUNCATE"
     FAIL = "FAIL"
+
+
+class View(StrEnum):
+    """What each row of a stream carries: tokens and masks, or their counts."""
+
+    FULL = "FULL"
+    LENGTHS = "LENGTHS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +98,18 @@ class ModelView:
     tokenizer_digest: str
     context_length: int
     base_model: str = ""
+
+
+class ReadyVersion(Protocol):
+    """A READY dataset version."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of its content."""
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Its records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,12 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from luthier.data.names import MODEL, VERSION
 from luthier.data.renderings import repository
 from luthier.data.renderings.domain import (
     ModelView,
     NewRendering,
+    ReadyVersion,
     Rendering,
     RenderingOutcome,
     RenderingState,
@@ -20,32 +22,15 @@ from luthier.data.renderings.domain import (
     require_renderable,
     resolve_max_tokens,
 )
-from luthier.data.shards import Shard
 from luthier.errors import Failure, InvalidArgument
 from luthier.runtime.labels import label_violations
-from luthier.runtime.names import Pattern, check_id, new_id, project_of, same_project
+from luthier.runtime.names import check_id, new_id, project_of, same_project
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
 from luthier.work.events import Entry, StateChanged
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
 from luthier.work.tasks import NewTask, Task, TaskKind
-
-RENDERING = Pattern("projects/{project}/renderings/{rendering}")
-MODEL = Pattern("projects/{project}/models/{model}")
-VERSION = Pattern("projects/{project}/datasets/{dataset}/versions/{version}")
-
-
-class ReadyVersion(Protocol):
-    """A READY dataset version."""
-
-    @property
-    def digest(self) -> str:
-        """Digest of its content."""
-
-    @property
-    def shards(self) -> tuple[Shard, ...]:
-        """Its records."""
 
 
 class Versions(Protocol):

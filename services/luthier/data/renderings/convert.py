@@ -1,0 +1,198 @@
+"""Renderings, their rows and their tasks between the wire and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luthier.data.convert import (
+    enum_from_proto,
+    set_time,
+    shard_from_proto,
+    shard_to_proto,
+    split_from_proto,
+    split_to_proto,
+)
+from luthier.data.renderings.domain import (
+    LengthPolicy,
+    LengthStatistics,
+    MaskMode,
+    NewRendering,
+    ReadyVersion,
+    Rendering,
+    RenderingOutcome,
+    RenderingSplitStatistics,
+    UnsupervisedRecord,
+)
+from luthier.data.splits import Split
+from luthier.v1 import rendering_pb2
+from luthier.work.convert import failure_to_status
+from luthier.worker.v1 import task_pb2
+
+
+def new_rendering(message: rendering_pb2.Rendering) -> NewRendering:
+    """Read what a caller asks for. Raises InvalidArgument for an unknown enum number."""
+    mask_mode = enum_from_proto(
+        MaskMode, rendering_pb2.MaskMode, "MASK_MODE_", message.mask_mode, "rendering.mask_mode"
+    )
+    length_policy = enum_from_proto(
+        LengthPolicy,
+        rendering_pb2.LengthPolicy,
+        "LENGTH_POLICY_",
+        message.length_policy,
+        "rendering.length_policy",
+    )
+    return NewRendering(
+        dataset_version=message.dataset_version,
+        model=message.model,
+        chat_template=message.chat_template,
+        mask_mode=mask_mode or MaskMode.DEFAULT,
+        max_tokens=message.max_tokens,
+        length_policy=length_policy or LengthPolicy.DROP,
+        labels=dict(message.labels),
+    )
+
+
+def _mask_mode_to_proto(mode: MaskMode) -> rendering_pb2.MaskMode.ValueType:
+    name = "UNSPECIFIED" if mode is MaskMode.DEFAULT else mode.value
+    return rendering_pb2.MaskMode.Value(f"MASK_MODE_{name}")
+
+
+def _length_policy_to_proto(policy: LengthPolicy) -> rendering_pb2.LengthPolicy.ValueType:
+    return rendering_pb2.LengthPolicy.Value(f"LENGTH_POLICY_{policy}")
+
+
+def rendering_to_proto(rendering: Rendering) -> rendering_pb2.Rendering:
+    """Write a rendering."""
+    message = rendering_pb2.Rendering(
+        name=rendering.name,
+        uid=rendering.uid,
+        state=rendering_pb2.Rendering.State.Value(f"STATE_{rendering.state}"),
+        dataset_version=rendering.dataset_version,
+        model=rendering.model,
+        chat_template=rendering.chat_template,
+        mask_mode=_mask_mode_to_proto(rendering.mask_mode),
+        max_tokens=rendering.max_tokens,
+        length_policy=_length_policy_to_proto(rendering.length_policy),
+        tokenizer_digest=rendering.tokenizer_digest,
+        template_date=rendering.template_date,
+        split_statistics=[_split_statistics_to_proto(split) for split in rendering.split_statistics],
+        unsupervised_records=[
+            rendering_pb2.UnsupervisedRecord(
+                record_id=record.record_id,
+                filename=record.filename,
+                line=record.line,
+                message=record.message,
+            )
+            for record in rendering.unsupervised_records
+        ],
+        warnings=rendering.warnings,
+        digest=rendering.digest,
+        labels=rendering.labels,
+        etag=f'"{rendering.revision}"',
+    )
+    if rendering.failure is not None:
+        message.error.CopyFrom(failure_to_status(rendering.failure))
+    set_time(message.create_time, rendering.create_time)
+    set_time(message.update_time, rendering.update_time)
+    return message
+
+
+def _split_statistics_to_proto(
+    statistics: RenderingSplitStatistics,
+) -> rendering_pb2.RenderingSplitStatistics:
+    return rendering_pb2.RenderingSplitStatistics(
+        split=split_to_proto(statistics.split),
+        tokens=_lengths_to_proto(statistics.tokens),
+        supervised_tokens=_lengths_to_proto(statistics.supervised_tokens),
+        num_dropped=statistics.num_dropped,
+        num_truncated=statistics.num_truncated,
+        num_unsupervised=statistics.num_unsupervised,
+    )
+
+
+def _lengths_to_proto(lengths: LengthStatistics) -> rendering_pb2.LengthStatistics:
+    return rendering_pb2.LengthStatistics(
+        count=lengths.count,
+        sum=lengths.sum,
+        minimum=lengths.minimum,
+        maximum=lengths.maximum,
+        mean=lengths.mean,
+        p5=lengths.p5,
+        p50=lengths.p50,
+        p95=lengths.p95,
+    )
+
+
+def _lengths_from_proto(message: rendering_pb2.LengthStatistics) -> LengthStatistics:
+    return LengthStatistics(
+        count=message.count,
+        sum=message.sum,
+        minimum=message.minimum,
+        maximum=message.maximum,
+        mean=message.mean,
+        p5=message.p5,
+        p50=message.p50,
+        p95=message.p95,
+    )
+
+
+def render_spec(rendering: Rendering, version: ReadyVersion) -> task_pb2.Task:
+    """Write what a worker needs to render."""
+    spec = task_pb2.RenderSpec(
+        shards=[shard_to_proto(shard) for shard in version.shards],
+        dataset_digest=version.digest,
+        model=task_pb2.ModelReference(name=rendering.model, digest=rendering.model_digest),
+        tokenizer_digest=rendering.tokenizer_digest,
+        chat_template=rendering.chat_template,
+        mask_mode=_mask_mode_to_proto(rendering.mask_mode),
+        max_tokens=rendering.max_tokens,
+        length_policy=_length_policy_to_proto(rendering.length_policy),
+        template_date=rendering.template_date,
+    )
+    return task_pb2.Task(render=spec)
+
+
+def outcome_from_proto(message: task_pb2.RenderResult) -> RenderingOutcome:
+    """Read what a worker brings of a rendering."""
+    return RenderingOutcome(
+        shards=tuple(shard_from_proto(shard) for shard in message.shards),
+        split_statistics=tuple(
+            RenderingSplitStatistics(
+                split=split_from_proto(split.split) or Split.TRAIN,
+                tokens=_lengths_from_proto(split.tokens),
+                supervised_tokens=_lengths_from_proto(split.supervised_tokens),
+                num_dropped=split.num_dropped,
+                num_truncated=split.num_truncated,
+                num_unsupervised=split.num_unsupervised,
+            )
+            for split in message.split_statistics
+        ),
+        unsupervised_records=tuple(
+            UnsupervisedRecord(
+                record_id=record.record_id,
+                filename=record.filename,
+                line=record.line,
+                message=record.message,
+            )
+            for record in message.unsupervised_records
+        ),
+        warnings=tuple(message.warnings),
+        digest=message.digest,
+        tokenizer_blob=message.tokenizer.sha256,
+    )
+
+
+def row_to_proto(row: Mapping[str, Any], texts: Sequence[str]) -> rendering_pb2.RenderedRow:
+    """Write a stored row with the text of each of its tokens."""
+    return rendering_pb2.RenderedRow(
+        row=row["row"],
+        record_id=row["record_id"],
+        split=split_to_proto(Split(row["split"])),
+        filename=row["filename"],
+        line=row["line"],
+        tokens=[
+            rendering_pb2.RenderedToken(token_id=token_id, text=text, supervised=supervised)
+            for token_id, text, supervised in zip(row["input_ids"], texts, row["loss_mask"], strict=True)
+        ],
+    )

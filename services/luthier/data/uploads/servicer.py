@@ -1,0 +1,67 @@
+"""Uploads on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Container
+from typing import Any
+
+import grpc.aio
+
+from luthier.data.names import UPLOAD, check_name
+from luthier.data.uploads.convert import chunk_from_proto, upload_to_proto
+from luthier.data.uploads.service import UploadService
+from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.runtime.names import require_project
+from luthier.v1 import data_service_pb2, upload_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class UploadsServicer:
+    """The uploads' part of DataService: translates, delegates, translates."""
+
+    def __init__(self, uploads: UploadService, projects: Container[str]) -> None:
+        self._uploads = uploads
+        self._projects = projects
+
+    async def StartUpload(
+        self, request: data_service_pb2.StartUploadRequest, context: Context
+    ) -> upload_pb2.Upload:
+        """Announce a file."""
+        require_project(request.parent, self._projects)
+        wanted = request.upload
+        started = await self._uploads.start(request.parent, wanted.filename, wanted.size_bytes, wanted.sha256)
+        return upload_to_proto(started)
+
+    async def WriteUpload(
+        self, request_iterator: AsyncIterator[data_service_pb2.WriteUploadRequest], context: Context
+    ) -> upload_pb2.Upload:
+        """Append chunks; each is durable before the next is read: a break loses at most the one under way."""
+        upload = None
+        name = ""
+        async for request in request_iterator:
+            if not name:
+                name = request.name
+                check_name(UPLOAD, name, self._projects)
+            upload = await self._uploads.write(name, chunk_from_proto(request))
+            if request.finish:
+                return upload_to_proto(upload)
+        if upload is None:
+            description = "the first message must name the upload, got a stream without messages"
+            violation = FieldViolation(field="name", description=description, reason=Reason.FIELD_REQUIRED)
+            raise InvalidArgument.of_fields(violation)
+        return upload_to_proto(upload)
+
+    async def GetUpload(
+        self, request: data_service_pb2.GetUploadRequest, context: Context
+    ) -> upload_pb2.Upload:
+        """Read one upload."""
+        check_name(UPLOAD, request.name, self._projects)
+        return upload_to_proto(await self._uploads.get(request.name))
+
+    async def CancelUpload(
+        self, request: data_service_pb2.CancelUploadRequest, context: Context
+    ) -> upload_pb2.Upload:
+        """Give an upload up."""
+        check_name(UPLOAD, request.name, self._projects)
+        return upload_to_proto(await self._uploads.cancel(request.name, request.etag))

@@ -1,0 +1,111 @@
+"""BUILD_VERSION tasks: fetch the sources, build, store the shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from luthier.data.convert import split_from_proto
+from luthier.data.datasets.convert import (
+    format_from_proto,
+    outcome_to_proto,
+    policy_from_proto,
+    settings_from_proto,
+)
+from luthier.data.datasets.domain import DatasetFormat, VersionOutcome
+from luthier.data.shards import Shard
+from luthier.data.worker.building import Built, Place, VersionBuilder, require_valid
+from luthier.data.worker.parquet import WrittenShard
+from luthier.errors import LuthierError
+from luthier.work.context import TaskContext, TaskFailed
+from luthier.worker.v1 import task_pb2
+
+_PROGRESS_SECONDS = 0.5
+
+
+def build_version(context: TaskContext) -> task_pb2.TaskResult:
+    """Run a BUILD_VERSION task.
+
+    Raises InvalidArgument EMPTY_FILE or UNKNOWN_FORMAT; TaskFailed with InvalidArgument INVALID_RECORDS, the
+    statistics and the first errors; what the context raises.
+    """
+    spec = context.task.build_version
+    total_bytes = sum(source.file.size_bytes for source in spec.sources)
+    progress = _Progress(context, total_bytes)
+    builder = VersionBuilder(context.scratch, settings_from_proto(spec.split_settings), progress.tick)
+    formats: list[DatasetFormat | None] = []
+    for index, source in enumerate(spec.sources):
+        place = Place(
+            filename=source.filename, split=split_from_proto(source.split, f"sources[{index}].split")
+        )
+        wanted = format_from_proto(source.format, f"sources[{index}].format")
+        with context.fetch(source.file).open("rb") as stream:
+            progress.position = stream.tell
+            formats.append(builder.read(stream, place, wanted))
+            progress.begin_next(source.file.size_bytes)
+    built = builder.finish()
+    try:
+        require_valid(built, policy_from_proto(spec.invalid_record_policy, "invalid_record_policy"))
+    except LuthierError as error:
+        raise TaskFailed(error, outcome_to_proto(_outcome(built, formats, ()))) from error
+    shards = store_shards(context, built.shards)
+    progress.finish()
+    return outcome_to_proto(_outcome(built, formats, shards))
+
+
+def store_shards(context: TaskContext, written: Sequence[WrittenShard]) -> tuple[Shard, ...]:
+    """Send finished files to the service."""
+    stored = []
+    for shard in written:
+        context.check()
+        file = context.store(shard.path, shard.path.name)
+        stored.append(
+            Shard(
+                path=file.path,
+                digest=file.sha256,
+                size_bytes=file.size_bytes,
+                first_row=shard.first_row,
+                num_rows=shard.num_rows,
+            )
+        )
+    return tuple(stored)
+
+
+class _Progress:
+    """Tells the service now and then how many bytes are read, and stops work that nobody wants."""
+
+    def __init__(self, context: TaskContext, total_bytes: int) -> None:
+        self.position: Callable[[], int] = lambda: 0
+        self._context = context
+        self._total_bytes = total_bytes
+        self._before_bytes = 0
+        self._last_seconds = 0.0
+
+    def tick(self) -> None:
+        self._context.check()
+        now = time.monotonic()
+        if now - self._last_seconds >= _PROGRESS_SECONDS:
+            self._last_seconds = now
+            self._report(min(self._before_bytes + self.position(), self._total_bytes))
+
+    def begin_next(self, done_bytes: int) -> None:
+        self._before_bytes += done_bytes
+        self.position = lambda: 0
+
+    def finish(self) -> None:
+        self._report(self._total_bytes)
+
+    def _report(self, completed_bytes: int) -> None:
+        self._context.progress("building", completed_bytes, self._total_bytes, "bytes")
+
+
+def _outcome(
+    built: Built, formats: Sequence[DatasetFormat | None], shards: tuple[Shard, ...]
+) -> VersionOutcome:
+    return VersionOutcome(
+        shards=shards,
+        statistics=built.statistics,
+        digest=built.digest,
+        formats=tuple(formats),
+        errors=built.errors,
+    )

@@ -1,0 +1,240 @@
+"""Sources to a version: read, check, make canonical, drop exact duplicates, split, write."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from luthier.data.datasets.domain import (
+    MAX_ERRORS,
+    DatasetFormat,
+    DatasetStatistics,
+    InvalidRecordPolicy,
+    RecordError,
+    SplitStatistics,
+)
+from luthier.data.splits import Split, SplitSettings, assign_split
+from luthier.data.worker.duplicates import SeenRecords
+from luthier.data.worker.parquet import RECORD_SCHEMA, ShardWriter, WrittenShard
+from luthier.errors import InvalidArgument, Reason
+from luthier.text import formats
+from luthier.text.readers import Line, read_values
+from luthier.text.records import ChatRecord, Record, record_to_json
+
+MAX_RECORD_BYTES = 1 << 20
+"""Longest canonical record: it must travel as one message wherever it is read."""
+_DIGEST_VERSION = "luthier-dataset-version-1"
+_DETECT_VALUES = 20
+_DETECT_LINES = 1000
+_MESSAGE_CHARACTERS = 500
+_TICK_RECORDS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where records come from: the file, and its fixed split if it has one."""
+
+    filename: str
+    split: Split | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A version's content. `errors` are the first `MAX_ERRORS`; the statistics count all of them."""
+
+    shards: tuple[WrittenShard, ...]
+    statistics: DatasetStatistics
+    digest: str
+    errors: tuple[RecordError, ...]
+
+
+class VersionBuilder:
+    """Builds one version in `folder` from one source after another.
+
+    Memory: the largest record, one row group and a bounded cache, however great the sources are.
+    """
+
+    def __init__(self, folder: Path, settings: SplitSettings, tick: Callable[[], None]) -> None:
+        self._settings = settings
+        self._tick = tick
+        self._shards: list[WrittenShard] = []
+        self._writer = ShardWriter(folder, "records", RECORD_SCHEMA, self._shards.append)
+        self._seen = SeenRecords(folder / "seen.db")
+        self._splits = {split: SplitStatistics(split=split) for split in Split}
+        self._num_read = 0
+        self._num_duplicates = 0
+        self._num_invalid = 0
+        self._errors: list[RecordError] = []
+        self._digest = hashlib.sha256(_settings_line(settings))
+
+    def read(self, stream: BinaryIO, place: Place, format_: DatasetFormat | None) -> DatasetFormat | None:
+        """Take in one source; return the format used, None when no line of it could be read.
+
+        `tick` is called every few hundred records and may raise to end the work. Raises InvalidArgument
+        EMPTY_FILE for a source without records, UNKNOWN_FORMAT when none fits and none was given.
+        """
+        lines, found = _detected(read_values(stream), place.filename, format_)
+        for line in lines:
+            if self._num_read % _TICK_RECORDS == 0:
+                self._tick()
+            self._num_read += 1
+            self._take(line, place, found)
+        return found
+
+    def finish(self) -> Built:
+        """Close the files and return the version."""
+        self._writer.close()
+        self._seen.close()
+        return Built(
+            shards=tuple(self._shards),
+            statistics=DatasetStatistics(
+                splits=tuple(counts for counts in self._splits.values() if counts.num_records),
+                num_records=self._writer.num_rows,
+                num_records_read=self._num_read,
+                num_duplicates=self._num_duplicates,
+                num_invalid=self._num_invalid,
+            ),
+            digest=self._digest.hexdigest(),
+            errors=tuple(self._errors),
+        )
+
+    def _take(self, line: Line, place: Place, format_: DatasetFormat | None) -> None:
+        try:
+            record, canonical = _canonical(line, format_)
+        except formats.RecordError as error:
+            self._refuse(place, line, error)
+            return
+        record_id = hashlib.sha256(canonical).hexdigest()
+        if not self._seen.add(record_id):
+            self._num_duplicates += 1
+            return
+        split = place.split or assign_split(record_id, self._settings)
+        self._digest.update(f"{record_id} {split}\n".encode())
+        self._count(record, split)
+        row = {
+            "record_id": record_id,
+            "split": split.value,
+            "filename": place.filename,
+            "line": line.number,
+            "record": canonical.decode(),
+        }
+        self._writer.add(row, len(canonical) + 200)
+
+    def _count(self, record: Record, split: Split) -> None:
+        if isinstance(record, ChatRecord):
+            texts = [message.content for message in record.messages]
+        else:
+            texts = [record.prompt, record.completion]
+        counts = self._splits[split]
+        self._splits[split] = replace(
+            counts,
+            num_records=counts.num_records + 1,
+            num_characters=counts.num_characters + sum(map(len, texts)),
+            num_messages=counts.num_messages + len(texts),
+        )
+
+    def _refuse(self, place: Place, line: Line, error: formats.RecordError) -> None:
+        self._num_invalid += 1
+        if len(self._errors) < MAX_ERRORS:
+            self._errors.append(
+                RecordError(
+                    filename=place.filename,
+                    line=line.number,
+                    path=_printable(error.path),
+                    reason=error.reason,
+                    message=_printable(error.message),
+                    value=_printable(error.value),
+                )
+            )
+
+
+def require_valid(built: Built, policy: InvalidRecordPolicy) -> None:
+    """Raise InvalidArgument INVALID_RECORDS that names the first bad record and their number.
+
+    Under STRICT one bad record is enough; under SKIP a version needs at least one good one.
+    """
+    counts = built.statistics
+    if not counts.num_invalid or (policy is InvalidRecordPolicy.SKIP and counts.num_records):
+        return
+    first = built.errors[0]
+    where = f"{first.filename}:{first.line}"
+    what = f"{first.path}: {first.message}" if first.path else first.message
+    raise InvalidArgument(
+        f"{counts.num_invalid} of {counts.num_records_read} records are not valid, "
+        f"the first at {where}: {what}",
+        reason=Reason.INVALID_RECORDS,
+        metadata={
+            "filename": first.filename,
+            "line": str(first.line),
+            "path": first.path,
+            "record_reason": first.reason,
+            "num_invalid": str(counts.num_invalid),
+        },
+    )
+
+
+def _settings_line(settings: SplitSettings) -> bytes:
+    values = {
+        "version": _DIGEST_VERSION,
+        "validation_fraction": settings.validation_fraction,
+        "test_fraction": settings.test_fraction,
+        "seed": settings.seed,
+    }
+    return json.dumps(values, sort_keys=True).encode() + b"\n"
+
+
+def _detected(
+    lines: Iterator[Line], filename: str, format_: DatasetFormat | None
+) -> tuple[Iterator[Line], DatasetFormat | None]:
+    """Return all lines again, and the format given or found in the first ones."""
+    ahead: list[Line] = []
+    values: list[object] = []
+    for line in itertools.islice(lines, _DETECT_LINES):
+        ahead.append(line)
+        values += [] if line.error is not None else [line.value]
+        if len(values) == _DETECT_VALUES or format_ is not None:
+            break
+    if not ahead:
+        raise InvalidArgument(
+            f"{filename} must hold at least one record, it is empty",
+            reason=Reason.EMPTY_FILE,
+            metadata={"filename": filename},
+        )
+    if format_ is None and values:
+        format_ = _detect(values, filename)
+    return itertools.chain(ahead, lines), format_
+
+
+def _detect(values: list[object], filename: str) -> DatasetFormat:
+    try:
+        return DatasetFormat(formats.detect(values).value)
+    except formats.UnknownFormatError as error:
+        raise InvalidArgument(
+            f"{filename}: {error}", reason=Reason.UNKNOWN_FORMAT, metadata={"filename": filename}
+        ) from error
+
+
+def _canonical(line: Line, format_: DatasetFormat | None) -> tuple[Record, bytes]:
+    if line.error is not None or format_ is None:
+        raise formats.RecordError("", "INVALID_JSON", line.error or "no record can be read", line.excerpt)
+    record = formats.parse_record(line.value, formats.Format(format_.value))
+    try:
+        canonical = record_to_json(record).encode()
+    except UnicodeEncodeError as error:
+        found = f"U+{ord(error.object[error.start]):04X}"
+        message = f"must be Unicode text, got the unpaired surrogate {found}"
+        raise formats.RecordError("", "INVALID_TEXT", message, found) from error
+    if len(canonical) > MAX_RECORD_BYTES:
+        message = f"must be at most {MAX_RECORD_BYTES} bytes in canonical form, got {len(canonical)}"
+        raise formats.RecordError("", "RECORD_TOO_LONG", message)
+    return record, canonical
+
+
+def _printable(text: str) -> str:
+    short = text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 1] + "…"
+    return short.encode(errors="replace").decode()
