@@ -163,7 +163,7 @@ async def test_upload_reports_a_file_that_shrinks(
 
     with pytest.raises(DataLoss, match="was cut to"):
         client.datasets.upload(source, progress=shrink)
-    source.write_bytes(CONTENT)
+    source.write_bytes(CONTENT)  # noqa: ASYNC240 - a test may block
     with pytest.raises(DataLoss, match="was cut to"):
         await async_client.datasets.upload(source, progress=shrink)
 
@@ -205,11 +205,13 @@ class ModelStore:
             yield DownloadModelFileResponse(offset=offset, data=data[offset : offset + (1 << 20)])
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def _assert_whole(folder: Path) -> None:
     assert {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     } == FILES
 
 
@@ -225,7 +227,7 @@ async def test_download_brings_all_files_over_breaks(
     assert seen[-1].completed_bytes == len(CONTENT)
     await async_client.models.download("m", tmp_path / "async")
     _assert_whole(tmp_path / "async")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["async", "sync"]
+    assert _names(tmp_path) == ["async", "sync"]
 
 
 def test_download_goes_on_where_another_process_stopped(

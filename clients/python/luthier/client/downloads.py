@@ -7,13 +7,18 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from luthier.client import names
 from luthier.client.flows import Flow, ResumedStream, Scope, collect, pages, work
 from luthier.client.transfers import ProgressCallback, TransferProgress
 from luthier.errors import AlreadyExists, DataLoss, Reason
 from luthier.v1.model_pb2 import ModelFile
-from luthier.v1.model_service_pb2 import DownloadModelFileRequest, ListModelFilesRequest
+from luthier.v1.model_service_pb2 import (
+    DownloadModelFileRequest,
+    DownloadModelFileResponse,
+    ListModelFilesRequest,
+)
 
 
 def download(
@@ -90,21 +95,25 @@ def _receive(
         )
         try:
             while out.tell() < file.size_bytes and (piece := (yield from stream.receive())) is not None:
-                if piece.offset != out.tell():
-                    raise DataLoss(
-                        f"{file.path} of {name}: expected byte {out.tell()} next, got {piece.offset}"
-                    )
-                out.write(piece.data)
-                if progress is not None:
-                    progress(
-                        TransferProgress(
-                            name=file.path, completed_bytes=out.tell(), total_bytes=file.size_bytes
-                        )
-                    )
+                _append(out, piece, name, file, progress)
         finally:
             stream.close()
         out.flush()
         yield from work(lambda: os.fsync(out.fileno()))
+
+
+def _append(
+    out: BinaryIO,
+    piece: DownloadModelFileResponse,
+    name: str,
+    file: ModelFile,
+    progress: ProgressCallback | None,
+) -> None:
+    if piece.offset != out.tell():
+        raise DataLoss(f"{file.path} of {name}: expected byte {out.tell()} next, got {piece.offset}")
+    out.write(piece.data)
+    if progress is not None:
+        progress(TransferProgress(name=file.path, completed_bytes=out.tell(), total_bytes=file.size_bytes))
 
 
 def _check_path(path: str) -> None:

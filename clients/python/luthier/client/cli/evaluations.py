@@ -1,0 +1,255 @@
+"""`luthier evaluations`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from luthier.client.cli.groups import SuggestingGroup
+from luthier.client.cli.session import Session, pass_session
+from luthier.client.names import short
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, Prediction
+
+_METRICS = {"exact-match": "EXACT_MATCH", "field-match": "FIELD_MATCH", "perplexity": "PERPLEXITY"}
+_VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
+
+
+@click.group(cls=SuggestingGroup)
+def evaluations() -> None:
+    """Compare models and prompts on the same held-out records."""
+
+
+@evaluations.command()
+@click.option("--version", required=True, help="Dataset version, DATASET/VERSION.")
+@click.option(
+    "--arm",
+    "arms",
+    multiple=True,
+    required=True,
+    metavar="ID=MODEL[:SHOTS]",
+    help="A contender, e.g. base-3=smollm2:3.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    type=click.Choice(list(_METRICS)),
+    help="Scores. [default: exact-match]",
+)
+@click.option(
+    "--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True
+)
+@click.option(
+    "--max-records", type=click.IntRange(min=0), default=0, help="Records asked at most. [default: all]"
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=0), default=0, help="Longest answer. [default: 256]"
+)
+@click.option("--seed", type=int, default=0, help="Seed of the choice of records and examples. [default: 0]")
+@click.option("--name", default="", help="Id of the evaluation. [default: made by the service]")
+@click.option("--watch", "watches", is_flag=True, help="Watch the evaluation until it is done.")
+@pass_session
+def create(session: Session, name: str, watches: bool, arms: tuple[str, ...], **given: Any) -> None:
+    """Start an evaluation of the given arms on the same records."""
+    from luthier.v1.dataset_pb2 import Split
+    from luthier.v1.evaluation_pb2 import Evaluation, EvaluationMetric
+
+    wanted = Evaluation(
+        dataset_version=given["version"],
+        split=Split.Value(f"SPLIT_{given['split'].upper()}"),
+        max_records=given["max_records"],
+        max_new_tokens=given["max_new_tokens"],
+        seed=given["seed"],
+        arms=[_arm(text) for text in arms],
+        metrics=[
+            EvaluationMetric.Value(f"EVALUATION_METRIC_{_METRICS[metric]}") for metric in given["metrics"]
+        ],
+    )
+    created = session.client.evaluations.create(wanted, evaluation_id=name)
+    if watches:
+        _watch(session, created.name)
+        return
+    session.show(created, _facts)
+    session.hint(f"evaluations watch {short(created.name)}")
+
+
+def _arm(text: str) -> EvaluationArm:
+    from luthier.v1.evaluation_pb2 import EvaluationArm
+
+    arm_id, equals, contender = text.partition("=")
+    model, colon, shots = contender.partition(":")
+    if not equals or not arm_id or not model or (colon and not shots.isdecimal()):
+        raise click.BadParameter(f"must be ID=MODEL or ID=MODEL:SHOTS, got {text!r}", param_hint="--arm")
+    return EvaluationArm(arm_id=arm_id, model=model, num_shots=int(shots or 0))
+
+
+@evaluations.command("list")
+@pass_session
+def list_evaluations(session: Session) -> None:
+    """List the evaluations, newest first."""
+    session.show_list(session.client.evaluations.list(), _table)
+
+
+@evaluations.command()
+@click.argument("name")
+@pass_session
+def show(session: Session, name: str) -> None:
+    """Show an evaluation: scores with 95 % confidence intervals, and what each pair of arms shows."""
+    session.show(session.client.evaluations.get(name), _facts)
+
+
+@evaluations.command()
+@click.argument("name")
+@pass_session
+def watch(session: Session, name: str) -> None:
+    """Watch an evaluation until it is done. Exit code 6 when it fails."""
+    _watch(session, name)
+
+
+def _watch(session: Session, name: str) -> None:
+    from luthier.client.cli.following import watch as watch_resource
+
+    stop = f"evaluations cancel {short(name)}"
+    done = watch_resource(session, name, session.client.evaluations.wait, stop=stop)
+    if not session.as_json:
+        session.show(done, _facts)
+        session.hint(f"evaluations report {short(name)} --output report.html")
+
+
+@evaluations.command()
+@click.argument("name")
+@pass_session
+def cancel(session: Session, name: str) -> None:
+    """Ask an evaluation to stop."""
+    session.show(session.client.evaluations.cancel(name), _facts)
+
+
+@evaluations.command()
+@click.argument("name")
+@click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="Records to show.")
+@pass_session
+def predictions(session: Session, name: str, limit: int) -> None:
+    """Show what each arm answered, record by record, beside the right answer."""
+    found = session.client.evaluations.predictions(name, page_size=min(limit, 1000))
+    session.show_list(islice(found, limit), _prediction_table)
+
+
+@evaluations.command()
+@click.argument("name")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+)
+@pass_session
+def report(session: Session, name: str, output: Path) -> None:
+    """Write an HTML report.
+
+    Loss curve, scores with intervals, answers side by side. One file, opens anywhere.
+    """
+    from luthier.client.report import collect_report, render_report
+
+    output.write_text(render_report(collect_report(session.client, name)), encoding="utf-8")
+    click.echo(output)
+
+
+def _table(evaluations: Iterable[Evaluation]) -> Table:
+    from luthier.client.cli.views import state, table, when
+
+    made = table("NAME", "STATE", "VERSION", "ARMS", "#RECORDS", "CREATED (UTC)")
+    for evaluation in evaluations:
+        made.add_row(
+            short(evaluation.name),
+            state(evaluation),
+            short(evaluation.dataset_version),
+            ", ".join(arm.arm_id for arm in evaluation.arms),
+            str(evaluation.num_records or ""),
+            when(evaluation.create_time),
+        )
+    return made
+
+
+def _facts(evaluation: Evaluation) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    from luthier.client.cli.views import facts, failure, split_name, state
+
+    head = facts(
+        [
+            ("evaluation", short(evaluation.name)),
+            ("state", state(evaluation)),
+            ("failure", failure(evaluation)),
+            ("version", f"{short(evaluation.dataset_version)} {split_name(evaluation.split)}"),
+            ("records", evaluation.num_records),
+            ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{a.num_shots}" for a in evaluation.arms)),
+        ]
+    )
+    parts: list[Any] = [head]
+    for made in (_score_table(evaluation), _comparison_table(evaluation)):
+        if made.row_count:
+            parts += [Text(""), made]
+    return Group(*parts)
+
+
+def _score_table(evaluation: Evaluation) -> Table:
+    """A row for each score, a column for each arm: estimate and 95 % interval."""
+    from luthier.client.cli.views import table
+    from luthier.client.scores import interval, scores_of
+
+    made = table("SCORE", *(f"#{result.arm_id}" for result in evaluation.arm_results))
+    for score in scores_of(evaluation):
+        cells = []
+        for result in evaluation.arm_results:
+            estimate = next((entry for entry in result.scores if entry.score == score), None)
+            cells.append(interval(score, estimate.value, estimate.lower, estimate.upper) if estimate else "")
+        made.add_row(score, *cells)
+    return made
+
+
+def _comparison_table(evaluation: Evaluation) -> Table:
+    from rich.text import Text
+
+    from luthier.client.cli.views import table
+    from luthier.client.scores import interval, verdict_word
+
+    made = table("SCORE", "COMPARED", "#DIFFERENCE", "#P", "#PAIRS", "VERDICT")
+    for entry in evaluation.comparisons:
+        word = verdict_word(entry.verdict)
+        made.add_row(
+            entry.score,
+            f"{entry.candidate_arm_id} - {entry.baseline_arm_id}",
+            interval(entry.score, entry.difference, entry.lower, entry.upper, signed=True),
+            f"{entry.p_value:.2g}" if entry.HasField("p_value") else "",
+            str(entry.count),
+            Text(word, _VERDICT_STYLES.get(word, "yellow")),
+        )
+    return made
+
+
+def _prediction_table(predictions: Iterable[Prediction]) -> Table:
+    from rich.text import Text
+
+    from luthier.client.cli.views import table
+    from luthier.client.scores import is_right
+
+    made = table("#ROW", "WHO", "", "ANSWER")
+    for prediction in predictions:
+        question = prediction.prompt[-1].content if prediction.prompt else ""
+        made.add_row(str(prediction.row), "question", "", Text(question, "dim"))
+        made.add_row("", "reference", "", prediction.reference)
+        for answer in prediction.answers:
+            right = is_right(answer)
+            mark = Text("") if right is None else Text("\u2713", "green") if right else Text("\u2717", "red")
+            made.add_row("", answer.arm_id, mark, answer.text)
+    return made

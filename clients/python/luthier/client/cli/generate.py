@@ -1,0 +1,53 @@
+"""`luthier generate`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from luthier.client.cli.session import Session, pass_session
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--model", required=True, help="Base model or tuned model that answers.")
+@click.option("--system", help="System message before the prompt.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=0), default=0, help="Longest answer. [default: 256]"
+)
+@click.option("--temperature", type=float, default=0.0, help="0 is greedy. [default: 0]")
+@click.option("--top-p", type=float, default=0.0, help="Share of probability to sample from. [default: 1]")
+@click.option("--seed", type=int, default=0, help="Seed of the sampling. [default: 0]")
+@pass_session
+def generate(
+    session: Session, prompt: str | None, model: str, system: str | None, raw: bool, **sampling: float
+) -> None:
+    """Answer PROMPT, or what comes on stdin. Ctrl-C stops the model too."""
+    from luthier.v1.chat_pb2 import ChatMessage
+
+    if prompt in (None, "-"):
+        prompt = sys.stdin.read()
+    if not prompt:
+        raise click.UsageError("give a prompt, as an argument or on stdin")
+    if raw and system:
+        raise click.UsageError("--system needs a chat template, --raw goes without one")
+    messages = [ChatMessage(role="system", content=system)] if system else []
+    messages.append(ChatMessage(role="user", content=prompt))
+    with session.client.generate(
+        model,
+        prompt if raw else messages,
+        max_new_tokens=int(sampling["max_new_tokens"]),
+        temperature=sampling["temperature"],
+        top_p=sampling["top_p"],
+        seed=int(sampling["seed"]),
+    ) as pieces:
+        for piece in pieces:
+            if session.as_json:
+                session.show_line(piece)
+            else:
+                click.echo(piece.text, nl=False)
+                sys.stdout.flush()
+    if not session.as_json:
+        click.echo()

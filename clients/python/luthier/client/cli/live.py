@@ -1,0 +1,198 @@
+"""Progress of uploads, downloads and running resources.
+
+Animated on a terminal, plain lines elsewhere, on stderr.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from luthier.client.cli.session import Session
+from luthier.client.cli.views import number, size
+from luthier.client.names import short
+from luthier.v1.event_pb2 import AttemptChange, Event, LogLine
+
+if TYPE_CHECKING:
+    from luthier.client.transfers import ProgressCallback, TransferProgress
+
+_LINE_SECONDS = 5.0
+_SHOWN_METRICS = (("train_loss", "loss"), ("validation_loss", "val loss"), ("tokens_per_second", "tok/s"))
+
+
+@contextmanager
+def transfer(session: Session, verb: str) -> Iterator[ProgressCallback]:
+    """Show the progress of files that are sent or fetched one after another."""
+    if session.as_json or not session.err.is_terminal:
+        yield _transfer_lines(session, verb)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=session.err) as bars:
+        tasks: dict[str, object] = {}
+
+        def update(progress: TransferProgress) -> None:
+            if progress.name not in tasks:
+                label = f"{verb} {short(progress.name)}"
+                tasks[progress.name] = bars.add_task(label, total=progress.total_bytes)
+            bars.update(tasks[progress.name], completed=progress.completed_bytes)  # type: ignore[arg-type]
+
+        yield update
+
+
+def _transfer_lines(session: Session, verb: str) -> ProgressCallback:
+    done: set[str] = set()
+
+    def update(progress: TransferProgress) -> None:
+        if progress.completed_bytes == progress.total_bytes and progress.name not in done:
+            done.add(progress.name)
+            if not session.as_json:
+                session.note(f"{verb} {short(progress.name)}: {size(progress.total_bytes)}")
+
+    return update
+
+
+@contextmanager
+def events(session: Session, name: str) -> Iterator[Callable[[Event], None]]:
+    """Show a resource's events: one JSON line each, an animated line on a terminal, or plain lines."""
+    if session.as_json:
+        yield session.show_line
+    elif session.err.is_terminal:
+        with _EventBar(session, name) as bar:
+            yield bar.update
+    else:
+        yield _EventLines(session, name).update
+
+
+class EventSummary:
+    """What the events so far say about now."""
+
+    def __init__(self) -> None:
+        self.state = ""
+        self.completed = 0
+        self.total = 0
+        self.phase = ""
+        self.unit = ""
+        self.remaining_seconds = 0.0
+        self.metrics: dict[str, float] = {}
+
+    def take(self, event: Event) -> str:
+        """Take an event in. Returns a line worth reading on its own, or nothing."""
+        kind = event.WhichOneof("payload")
+        if kind == "progress":
+            progress = event.progress
+            self.phase, self.unit = progress.phase, progress.unit
+            self.completed, self.total = progress.completed, progress.total
+            self.remaining_seconds = progress.remaining_seconds
+        elif kind == "metrics":
+            self.metrics.update(event.metrics.values)
+        elif kind == "state_change":
+            self.state = event.state_change.state
+            return ": ".join(part for part in (self.state, event.state_change.message) if part)
+        elif kind == "checkpoint":
+            return f"checkpoint {short(event.checkpoint.checkpoint)}"
+        elif kind == "attempt_change" and event.attempt_change.kind == AttemptChange.KIND_LOST:
+            return f"attempt {event.attempt} was lost: {event.attempt_change.message}"
+        elif kind == "log" and event.log.severity >= LogLine.SEVERITY_WARNING:
+            severity = LogLine.Severity.Name(event.log.severity).removeprefix("SEVERITY_").lower()
+            return f"{severity}: {event.log.text}"
+        return ""
+
+    def position(self) -> str:
+        """Return how far it is, e.g. `training 12/41 steps`."""
+        count = f"{number(self.completed)}/{number(self.total)}" if self.total else number(self.completed)
+        return f"{self.phase} {count} {self.unit}".strip()
+
+    def values(self) -> list[str]:
+        """Return the values worth watching, each with its name."""
+        shown = [f"{word} {self.metrics[key]:.4g}" for key, word in _SHOWN_METRICS if key in self.metrics]
+        if self.remaining_seconds > 0:
+            shown.append(f"ETA {duration(self.remaining_seconds)}")
+        return shown
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _ValuesColumn(ProgressColumn):
+    max_refresh = 0.2
+
+    def render(self, task: Task) -> Text:
+        """Draw the values that the task carries."""
+        return Text("  ".join(task.fields["values"]), style="cyan")
+
+
+class _EventBar:
+    """One animated line; what is worth keeping scrolls above it."""
+
+    def __init__(self, session: Session, name: str) -> None:
+        self._summary = EventSummary()
+        self._bars = Progress(
+            TextColumn("[bold]{task.description}[/]"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[position]}"),
+            _ValuesColumn(),
+            TimeElapsedColumn(),
+            console=session.err,
+        )
+        self._task = self._bars.add_task(short(name), total=None, position="", values=[])
+
+    def __enter__(self) -> _EventBar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def update(self, event: Event) -> None:
+        """Take an event in and redraw."""
+        line = self._summary.take(event)
+        if line:
+            self._bars.console.print(Text(line))
+        summary = self._summary
+        self._bars.update(
+            self._task,
+            completed=summary.completed,
+            total=summary.total or None,
+            position=summary.position() or summary.state,
+            values=summary.values(),
+        )
+
+
+class _EventLines:
+    """A line for what is worth keeping, and one every few seconds for how far it is."""
+
+    def __init__(self, session: Session, name: str) -> None:
+        self._summary = EventSummary()
+        self._session = session
+        self._label = short(name)
+        self._next_line = 0.0
+
+    def update(self, event: Event) -> None:
+        """Take an event in; write a line when it is time."""
+        line = self._summary.take(event)
+        if line:
+            self._session.note(f"{self._label}: {line}")
+            return
+        summary = self._summary
+        is_last = summary.total > 0 and summary.completed == summary.total
+        if event.WhichOneof("payload") != "metrics" and (time.monotonic() >= self._next_line or is_last):
+            self._next_line = time.monotonic() + _LINE_SECONDS
+            self._session.note("  ".join([f"{self._label}: {summary.position()}", *summary.values()]))

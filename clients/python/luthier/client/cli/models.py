@@ -1,0 +1,125 @@
+"""`luthier models`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from luthier.client.cli.groups import SuggestingGroup
+from luthier.client.cli.session import Session, pass_session
+from luthier.client.names import short
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from luthier.v1.model_pb2 import Model
+
+
+@click.group(cls=SuggestingGroup)
+def models() -> None:
+    """Register base models; list and download models."""
+
+
+@models.command()
+@click.argument("name")
+@click.option("--gguf", metavar="FILE", help="A GGUF file on the worker's machine.")
+@click.option("--directory", metavar="DIR", help="A folder in transformers' layout on the worker's machine.")
+@click.option("--hub", metavar="REPO[@REVISION]", help="A repository of the Hugging Face Hub.")
+@pass_session
+def register(session: Session, name: str, gguf: str | None, directory: str | None, hub: str | None) -> None:
+    """Take in a base model under NAME, from one source."""
+    from luthier.client.cli.following import follow
+    from luthier.v1.model_pb2 import HubSource, Model
+
+    if sum(source is not None for source in (gguf, directory, hub)) != 1:
+        raise click.UsageError("give exactly one of --gguf, --directory and --hub")
+    repo, _, revision = (hub or "").partition("@")
+    source = Model(hub=HubSource(repo_id=repo, revision=revision)) if hub else Model()
+    # Relative paths would be read from the worker's folder, not from where the person is.
+    if gguf:
+        source.gguf_path = str(Path(gguf).absolute())
+    if directory:
+        source.directory = str(Path(directory).absolute())
+    started = session.client.models.register_base(source, model_id=name)
+    done = follow(session, started.name, session.client.models.wait)
+    session.show(done, _facts)
+    session.hint(f"renderings create DATASET/VERSION --model {short(done.name)}")
+
+
+@models.command("list")
+@pass_session
+def list_models(session: Session) -> None:
+    """List the models, newest first."""
+    session.show_list(session.client.models.list(), _table)
+
+
+@models.command()
+@click.argument("name")
+@pass_session
+def show(session: Session, name: str) -> None:
+    """Show a model."""
+    session.show(session.client.models.get(name), _facts)
+
+
+@models.command()
+@click.argument("name")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@pass_session
+def download(session: Session, name: str, directory: Path) -> None:
+    """Bring the files of model NAME into DIRECTORY, for `from_pretrained` or PEFT.
+
+    Repeat the command after a break.
+    """
+    from luthier.client.cli.live import transfer
+
+    with transfer(session, "download") as progress:
+        folder = session.client.models.download(name, directory, progress=progress)
+    if session.as_json:
+        session.show_list(session.client.models.files(name), _table)
+    else:
+        click.echo(folder)
+
+
+def _table(models: Iterable[Model]) -> Table:
+    from luthier.client.cli.views import number, state, table, when
+    from luthier.v1.model_pb2 import Model
+
+    made = table("NAME", "STATE", "KIND", "BASE MODEL", "#PARAMETERS", "CREATED (UTC)")
+    for model in models:
+        made.add_row(
+            short(model.name),
+            state(model),
+            Model.Kind.Name(model.kind).removeprefix("KIND_").lower(),
+            short(model.base_model),
+            number(model.num_parameters),
+            when(model.create_time),
+        )
+    return made
+
+
+def _facts(model: Model) -> Table:
+    from luthier.client.cli.views import facts, failure, mapping, number, state
+    from luthier.v1.model_pb2 import Model
+
+    source = model.WhichOneof("source")
+    hub = f"{model.hub.repo_id}@{model.hub.revision or 'main'}"
+    return facts(
+        [
+            ("model", short(model.name)),
+            ("state", state(model)),
+            ("failure", failure(model)),
+            ("kind", Model.Kind.Name(model.kind).removeprefix("KIND_").lower()),
+            ("source", "" if source is None else hub if source == "hub" else getattr(model, source)),
+            ("base model", short(model.base_model)),
+            ("job", short(model.fine_tuning_job)),
+            ("step", model.step),
+            ("architecture", model.architecture),
+            ("parameters", number(model.num_parameters) if model.num_parameters else ""),
+            ("context", f"{number(model.context_length)} tokens" if model.context_length else ""),
+            ("digest", model.digest),
+            ("labels", mapping(model.labels)),
+        ]
+    )

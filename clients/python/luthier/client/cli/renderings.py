@@ -1,0 +1,213 @@
+"""`luthier renderings`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+
+from luthier.client.cli.groups import SuggestingGroup
+from luthier.client.cli.session import Session, pass_session
+from luthier.client.names import short
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from luthier.v1.rendering_pb2 import RenderedRow, Rendering
+
+_MASKS = {
+    "all-assistant-turns": "ALL_ASSISTANT_TURNS",
+    "last-turn": "LAST_TURN",
+    "message-weight": "MESSAGE_WEIGHT",
+    "completion": "COMPLETION",
+}
+
+
+@click.group(cls=SuggestingGroup)
+def renderings() -> None:
+    """Turn a version into the exact tokens and loss masks that a job trains on, and preview them."""
+
+
+@renderings.command()
+@click.argument("version")
+@click.option("--model", required=True, help="Model whose tokenizer and chat template are used.")
+@click.option("--name", default="", help="Id of the rendering. [default: made by the service]")
+@click.option(
+    "--mask",
+    type=click.Choice(list(_MASKS)),
+    help="Which tokens are learnt. [default: assistant turns or completion]",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Longest row. [default: the model's context]",
+)
+@click.option(
+    "--length-policy",
+    type=click.Choice(["drop", "truncate", "fail"]),
+    help="For longer records. [default: drop]",
+)
+@click.option(
+    "--template", type=click.File(encoding="utf-8"), help="Jinja chat template in place of the model's."
+)
+@pass_session
+def create(session: Session, version: str, model: str, name: str, **settings: object) -> None:
+    """Render VERSION (DATASET/VERSION) with a model's tokenizer."""
+    from luthier.client.cli.following import follow
+    from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode, Rendering
+
+    wanted = Rendering(dataset_version=version, model=model)
+    if settings["mask"]:
+        wanted.mask_mode = MaskMode.Value(f"MASK_MODE_{_MASKS[str(settings['mask'])]}")
+    if settings["max_tokens"]:
+        wanted.max_tokens = int(str(settings["max_tokens"]))
+    if settings["length_policy"]:
+        wanted.length_policy = LengthPolicy.Value(f"LENGTH_POLICY_{str(settings['length_policy']).upper()}")
+    if settings["template"]:
+        wanted.chat_template = settings["template"].read()  # type: ignore[attr-defined]
+    started = session.client.renderings.create(wanted, rendering_id=name)
+    done = follow(session, started.name, session.client.renderings.wait)
+    session.show(done, _facts)
+    session.hint(f"renderings preview {short(done.name)}")
+    session.hint(f"jobs plan --model {short(done.model)} --rendering {short(done.name)}")
+
+
+@renderings.command("list")
+@pass_session
+def list_renderings(session: Session) -> None:
+    """List the renderings, newest first."""
+    session.show_list(session.client.renderings.list(), _table)
+
+
+@renderings.command()
+@click.argument("name")
+@pass_session
+def show(session: Session, name: str) -> None:
+    """Show a rendering with its token statistics."""
+    session.show(session.client.renderings.get(name), _facts)
+
+
+@renderings.command()
+@click.argument("name")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only rows of this split.")
+@click.option("--unsupervised", is_flag=True, help="Only rows that teach nothing.")
+@click.option("--limit", type=click.IntRange(min=1), default=3, show_default=True, help="Rows to show.")
+@pass_session
+def preview(session: Session, name: str, split: str | None, unsupervised: bool, limit: int) -> None:
+    """Show rows token by token: green is learnt, dim is context, special tokens stand out."""
+    from luthier.v1.dataset_pb2 import SPLIT_UNSPECIFIED, Split
+
+    wanted = Split.Value(f"SPLIT_{split.upper()}") if split else SPLIT_UNSPECIFIED
+    found = session.client.renderings.preview(
+        name, split=wanted, unsupervised_only=unsupervised, page_size=min(limit, 100)
+    )
+    rows = islice(found, limit)
+    if session.as_json:
+        session.show_list(rows, lambda _: _table([]))
+        return
+    is_empty = True
+    for row in rows:
+        is_empty = False
+        session.out.print(_row_head(row))
+        session.out.print(row_text(row))
+        session.out.print()
+    if is_empty:
+        session.note("nothing found")
+
+
+def row_text(row: RenderedRow) -> Text:
+    """Return the tokens of a row.
+
+    Learnt ones green, others dim, special ones inverse; white space is kept.
+    """
+    from rich.text import Text
+
+    text = Text()
+    for token in row.tokens:
+        is_special = len(token.text) > 2 and token.text[0] == "<" and token.text[-1] == ">"
+        style = "green" if token.supervised else "dim"
+        if is_special:
+            style += " reverse"
+        shown = token.text if token.text.strip("\n") or is_special else token.text.replace("\n", "\u23ce\n")
+        text.append(shown, style)
+    return text
+
+
+def _row_head(row: RenderedRow) -> Text:
+    from rich.text import Text
+
+    from luthier.client.cli.views import split_name
+
+    learnt = sum(token.supervised for token in row.tokens)
+    counts = f"{len(row.tokens)} tokens, {learnt} learnt"
+    return Text(f"row {row.row}  {split_name(row.split)}  {row.filename}:{row.line}  {counts}", "bold")
+
+
+def _table(renderings: Iterable[Rendering]) -> Table:
+    from luthier.client.cli.views import number, state, table, when
+
+    made = table("NAME", "STATE", "VERSION", "MODEL", "#ROWS", "CREATED (UTC)")
+    for rendering in renderings:
+        count = sum(entry.tokens.count for entry in rendering.split_statistics)
+        made.add_row(
+            short(rendering.name),
+            state(rendering),
+            short(rendering.dataset_version),
+            short(rendering.model),
+            number(count),
+            when(rendering.create_time),
+        )
+    return made
+
+
+def _facts(rendering: Rendering) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    from luthier.client.cli.views import facts, failure, number, split_name, state, table
+
+    head = facts(
+        [
+            ("rendering", short(rendering.name)),
+            ("state", state(rendering)),
+            ("failure", failure(rendering)),
+            ("version", short(rendering.dataset_version)),
+            ("model", short(rendering.model)),
+            ("digest", rendering.digest),
+        ]
+    )
+    splits = table(
+        "SPLIT",
+        "#ROWS",
+        "#TOKENS",
+        "#P50",
+        "#P95",
+        "#MAX",
+        "#LEARNT",
+        "#DROPPED",
+        "#TRUNCATED",
+        "#NOTHING TO LEARN",
+    )
+    for entry in rendering.split_statistics:
+        tokens = entry.tokens
+        counts = (
+            tokens.count,
+            tokens.sum,
+            tokens.p50,
+            tokens.p95,
+            tokens.maximum,
+            entry.supervised_tokens.sum,
+        )
+        left_out = (entry.num_dropped, entry.num_truncated, entry.num_unsupervised)
+        splits.add_row(split_name(entry.split), *(number(count) for count in counts + left_out))
+    nothing = [
+        Text(f"nothing to learn: {record.filename}:{record.line}: {record.message}", "yellow")
+        for record in rendering.unsupervised_records[:10]
+    ]
+    warnings = [Text(f"warning: {warning}", "yellow") for warning in rendering.warnings]
+    return Group(head, *((Text(""), splits) if splits.row_count else ()), *warnings, *nothing)

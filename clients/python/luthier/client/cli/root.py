@@ -1,0 +1,162 @@
+"""The root of the command line: global options, and errors turned into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import click
+
+from luthier.client.cli.groups import LazyGroup
+from luthier.client.cli.session import Session
+from luthier.errors import (
+    LuthierError,
+    NotFound,
+    PermissionDenied,
+    Reason,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+
+_COMMANDS = "luthier.client.cli"
+_EPILOG = (
+    "Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found, 4 credentials, 5 unavailable or over a limit,"
+    " 6 the resource failed, 130 interrupted."
+)
+EXIT_ERROR, EXIT_NOT_FOUND, EXIT_CREDENTIALS, EXIT_UNAVAILABLE, EXIT_FAILED, EXIT_INTERRUPTED = (
+    1,
+    3,
+    4,
+    5,
+    6,
+    130,
+)
+
+
+class _Root(LazyGroup):
+    members: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "datasets": (
+            f"{_COMMANDS}.datasets:datasets",
+            "Upload examples, check and split them, look at the records.",
+        ),
+        "renderings": (
+            f"{_COMMANDS}.renderings:renderings",
+            "Turn a version into tokens and loss masks; preview them.",
+        ),
+        "models": (f"{_COMMANDS}.models:models", "Register base models; list and download models."),
+        "jobs": (f"{_COMMANDS}.jobs:jobs", "Plan, start, watch and cancel fine-tuning jobs."),
+        "evaluations": (
+            f"{_COMMANDS}.evaluations:evaluations",
+            "Compare models on held-out records; write a report.",
+        ),
+        "generate": (f"{_COMMANDS}.generate:generate", "Let a model answer, word by word."),
+    }
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line and exit with its code; without `standalone_mode` return the code."""
+        code = self._run(args, prog_name or "luthier", complete_var, extra)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def _run(
+        self, args: Sequence[str] | None, prog_name: str, complete_var: str | None, extra: Mapping[str, Any]
+    ) -> int:
+        try:
+            result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.exceptions.Exit as stop:
+            return stop.exit_code
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("interrupted", err=True)
+            return EXIT_INTERRUPTED
+        except LuthierError as error:
+            show_error(error)
+            return exit_code(error)
+        except BrokenPipeError:
+            # The reader of our stdout went away, e.g. `| head`. Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+            return EXIT_ERROR
+        return result if isinstance(result, int) else 0
+
+
+def exit_code(error: LuthierError) -> int:
+    """Return the documented exit code of an error."""
+    from luthier.client.failures import ResourceFailed
+
+    if isinstance(error, ResourceFailed):
+        return EXIT_FAILED
+    if isinstance(error, NotFound):
+        return EXIT_NOT_FOUND
+    if isinstance(error, Unauthenticated | PermissionDenied):
+        return EXIT_CREDENTIALS
+    if isinstance(error, Unavailable | ResourceExhausted):
+        return EXIT_UNAVAILABLE
+    return EXIT_ERROR
+
+
+def show_error(error: LuthierError) -> None:
+    """Write an error to stderr: message and reason in one line, then fields, request id and what to do."""
+    label, reason = click.style("error:", fg="red", bold=True), click.style(f"[{error.reason}]", dim=True)
+    click.echo(f"{label} {error.message} {reason}", err=True)
+    if len(error.violations) > 1 or any(v.description not in error.message for v in error.violations):
+        for violation in error.violations:
+            click.echo(f"  {click.style(violation.field, bold=True)}: {violation.description}", err=True)
+    for precondition in error.preconditions:
+        click.echo(f"  {precondition.subject}: {precondition.description}", err=True)
+    if "request_id" in error.metadata:
+        click.secho(f"  request id {error.metadata['request_id']}", err=True, dim=True)
+    if error.reason in _HINTS:
+        click.echo(f"hint: {_HINTS[error.reason]}", err=True)
+
+
+_HINTS: Mapping[str, str] = {
+    Reason.SERVICE_UNAVAILABLE: "is `luthierd up` running? --data-address, --training-address and"
+    " --evaluation-address say where",
+    Reason.INVALID_RECORDS: "`luthier datasets errors VERSION` lists them; --policy skip leaves them out",
+    Reason.CHAT_TEMPLATE_MISSING: "continue plain text with --raw, or give a chat template with --template",
+    Reason.CREDENTIALS_INVALID: "the key must be the one in the api-key file of the services' home",
+}
+
+
+@click.group(
+    cls=_Root,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune language models as a service.",
+    epilog=_EPILOG,
+)
+@click.option("--json", "as_json", is_flag=True, help="Write proto JSON to stdout.")
+@click.option("--project", metavar="ID", help="Project that short names belong to. [default: default]")
+@click.option(
+    "--home", type=click.Path(file_okay=False), help="Home of the services, where the API key lies."
+)
+@click.option(
+    "--data-address", metavar="ADDRESS", help="Where the data service is. [default: 127.0.0.1:7601]"
+)
+@click.option("--training-address", metavar="ADDRESS", help="The training service. [default: 127.0.0.1:7602]")
+@click.option(
+    "--evaluation-address", metavar="ADDRESS", help="The evaluation service. [default: 127.0.0.1:7603]"
+)
+@click.version_option(package_name="luthier-client", prog_name="luthier")
+@click.pass_context
+def main(ctx: click.Context, /, as_json: bool, **options: str | None) -> None:
+    """Keep the global options for the command that follows."""
+    # gRPC's own log lines about lost connections would mix with ours; errors are reported by the command.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    ctx.obj = Session(as_json=as_json, options=options)
+    ctx.call_on_close(ctx.obj.close)

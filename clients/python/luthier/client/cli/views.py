@@ -1,0 +1,213 @@
+"""How resources look on a terminal: tables and lists of facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from luthier.client.events import AnyWatched, state_of
+from luthier.client.names import short
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from luthier.v1.dataset_pb2 import Dataset, DatasetVersion, Record, RecordError
+    from luthier.v1.fine_tuning_job_pb2 import FineTuningPlan
+
+_STATE_STYLES = {
+    "READY": "green",
+    "SUCCEEDED": "green",
+    "COMPLETE": "green",
+    "FAILED": "bold red",
+    "CANCELLED": "yellow",
+    "CANCELLING": "yellow",
+}
+
+
+def table(*columns: str) -> Table:
+    """Return an empty table in the style of all our tables.
+
+    A column whose name begins with `#` is for numbers.
+    """
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_number = column.startswith("#")
+        made.add_column(column.lstrip("#"), justify="right" if is_number else "left", overflow="fold")
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
+    """Return `label  value` lines; empty values are left out."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    for label, value in pairs:
+        if value not in ("", None, 0):
+            made.add_row(label, value if isinstance(value, Text | Table) else str(value))
+    return made
+
+
+def state(resource: AnyWatched) -> Text:
+    """Return the state of a resource, coloured."""
+    name = state_of(resource)
+    return Text(name, style=_STATE_STYLES.get(name, "cyan"))
+
+
+def when(time: Timestamp) -> str:
+    """Return a time in UTC to the second; empty for none."""
+    return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
+
+
+def number(value: float) -> str:
+    """Return a number as people read it: separators for counts, four significant digits for the rest."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def size(size_bytes: int) -> str:
+    """Return a size in binary units."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def mapping(values: Mapping[str, Any]) -> str:
+    """Return `key=value` pairs in order of keys."""
+    return ", ".join(
+        f"{key}={number(value) if isinstance(value, float) else value}"
+        for key, value in sorted(values.items())
+    )
+
+
+def failure(resource: AnyWatched) -> Text | str:
+    """Return why a resource failed; empty when it did not."""
+    return Text(resource.error.message, style="red") if resource.HasField("error") else ""
+
+
+def dataset_table(datasets: Iterable[Dataset]) -> Table:
+    """Return datasets, a row each."""
+    made = table("NAME", "DISPLAY NAME", "LABELS", "CREATED (UTC)")
+    for dataset in datasets:
+        made.add_row(
+            short(dataset.name), dataset.display_name, mapping(dataset.labels), when(dataset.create_time)
+        )
+    return made
+
+
+def version_table(versions: Iterable[DatasetVersion]) -> Table:
+    """Return versions, a row each."""
+    made = table("VERSION", "STATE", "#RECORDS", "#INVALID", "#DUPLICATES", "CREATED (UTC)")
+    for version in versions:
+        counts = version.statistics
+        made.add_row(
+            short(version.name),
+            state(version),
+            *(number(count) for count in (counts.num_records, counts.num_invalid, counts.num_duplicates)),
+            when(version.create_time),
+        )
+    return made
+
+
+def version_facts(version: DatasetVersion) -> Group:
+    """Return what a version holds: counts, then a row for each split."""
+    counts = version.statistics
+    splits = table("SPLIT", "#RECORDS", "#MESSAGES", "#CHARACTERS")
+    for entry in counts.splits:
+        splits.add_row(
+            split_name(entry.split),
+            number(entry.num_records),
+            number(entry.num_messages),
+            number(entry.num_characters),
+        )
+    head = facts(
+        [
+            ("version", short(version.name)),
+            ("state", state(version)),
+            ("failure", failure(version)),
+            ("read", f"{number(counts.num_records_read)} records" if counts.num_records_read else ""),
+            ("kept", f"{number(counts.num_records)} records" if counts.num_records_read else ""),
+            ("duplicates", number(counts.num_duplicates) if counts.num_duplicates else ""),
+            ("invalid", number(counts.num_invalid) if counts.num_invalid else ""),
+            ("sources", ", ".join(source.filename for source in version.sources)),
+            ("digest", version.digest),
+            ("labels", mapping(version.labels)),
+        ]
+    )
+    return Group(head, *((Text(""), splits) if splits.row_count else ()))
+
+
+def error_table(errors: Iterable[RecordError]) -> Table:
+    """Return bad records: where, what, the offending value."""
+    made = table("WHERE", "PATH", "REASON", "MESSAGE", "VALUE")
+    for error in errors:
+        made.add_row(
+            f"{error.filename}:{error.line}",
+            error.path,
+            Text(error.reason, "red"),
+            error.message,
+            error.value,
+        )
+    return made
+
+
+def record_table(records: Iterable[Record]) -> Table:
+    """Return records in brief."""
+    made = table("#ROW", "SPLIT", "WHERE", "EXAMPLE")
+    for record in records:
+        if record.WhichOneof("example") == "conversation":
+            turns = [(turn.role, turn.content) for turn in record.conversation.messages]
+        else:
+            turns = [
+                ("prompt", record.prompt_completion.prompt),
+                ("completion", record.prompt_completion.completion),
+            ]
+        text = Text("\n").join(Text.assemble((f"{role}: ", "bold"), content) for role, content in turns)
+        made.add_row(str(record.row), split_name(record.split), f"{record.filename}:{record.line}", text)
+    return made
+
+
+def plan_facts(plan: FineTuningPlan) -> Group:
+    """Return what a job would do, and what to look at before starting it."""
+    left_out = [
+        (count, word)
+        for count, word in (
+            (plan.num_dropped, "dropped"),
+            (plan.num_truncated, "truncated"),
+            (plan.num_unsupervised, "with nothing to learn"),
+        )
+        if count
+    ]
+    head = facts(
+        [
+            ("training rows", number(plan.num_train_rows)),
+            ("validation rows", number(plan.num_validation_rows)),
+            ("steps", f"{number(plan.num_steps)} ({number(plan.num_steps_per_epoch)} per epoch)"),
+            (
+                "tokens",
+                f"{number(plan.num_tokens)}, of which {number(plan.num_supervised_tokens)} are learnt",
+            ),
+            ("packing", f"{plan.packing_efficiency:.0%}"),
+            ("left out", ", ".join(f"{number(count)} {word}" for count, word in left_out)),
+        ]
+    )
+    return Group(head, *(Text(f"warning: {warning}", "yellow") for warning in plan.warnings))
+
+
+def split_name(split: int) -> str:
+    """Return a split in lower case; empty for none."""
+    from luthier.v1.dataset_pb2 import Split
+
+    return "" if split == 0 else Split.keys()[split].removeprefix("SPLIT_").lower()
+
+
+def rows(made: Table, entries: Iterable[Sequence[Any]]) -> Table:
+    """Add a row for each entry and return the table."""
+    for entry in entries:
+        made.add_row(*(value if isinstance(value, Text) else str(value) for value in entry))
+    return made

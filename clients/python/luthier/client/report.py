@@ -1,0 +1,317 @@
+"""The HTML report of an evaluation: one file that needs no other, made from protobuf messages alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+from luthier.client.names import short
+from luthier.client.report_charts import interval_chart, loss_curve
+from luthier.client.report_style import STYLE
+from luthier.client.scores import interval, is_right, is_share, scores_of, verdict_word
+from luthier.v1.dataset_pb2 import Split
+from luthier.v1.evaluation_pb2 import ArmPrediction, Comparison, Evaluation, Prediction
+from luthier.v1.fine_tuning_job_pb2 import Determinism, FineTuningJob, LearningRateSchedule, MetricPoint
+from luthier.v1.model_pb2 import Model
+
+if TYPE_CHECKING:
+    from luthier.client import Client
+
+_HEADLINE_SCORES = ("field_match.record", "exact_match", "field_match.fields", "perplexity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningRun:
+    """A job and its metrics by step."""
+
+    job: FineTuningJob
+    metrics: Sequence[MetricPoint] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """All that a report shows. `models` by name; `runs` are the jobs that tuned some of them."""
+
+    evaluation: Evaluation
+    predictions: Sequence[Prediction] = ()
+    models: Mapping[str, Model] = field(default_factory=dict)
+    runs: Sequence[TuningRun] = ()
+
+
+def collect_report(client: Client, evaluation: str) -> ReportData:
+    """Fetch what the report of an evaluation shows: answers, models, and the jobs that tuned them."""
+    found = client.evaluations.get(evaluation)
+    models: dict[str, Model] = {}
+    runs: dict[str, TuningRun] = {}
+    for name in dict.fromkeys(arm.model for arm in found.arms):
+        model = models[name] = client.models.get(name)
+        if model.base_model and model.base_model not in models:
+            models[model.base_model] = client.models.get(model.base_model)
+        if model.fine_tuning_job and model.fine_tuning_job not in runs:
+            job = client.jobs.get(model.fine_tuning_job)
+            metrics = list(client.jobs.metrics(job.name, page_size=1000))
+            runs[job.name] = TuningRun(job=job, metrics=metrics)
+    predictions = list(client.evaluations.predictions(found.name, page_size=200))
+    return ReportData(evaluation=found, predictions=predictions, models=models, runs=list(runs.values()))
+
+
+def render_report(data: ReportData) -> str:
+    """Return the report as a complete HTML document."""
+    evaluation = data.evaluation
+    title = evaluation.display_name or short(evaluation.name)
+    sections = (
+        _headline(evaluation),
+        _results(evaluation),
+        _comparisons(evaluation),
+        *(_run(run) for run in data.runs),
+        _answers(evaluation, data.predictions),
+        _provenance(evaluation, data.models),
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}: evaluation</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{_header(evaluation, title)}\n{''.join(sections)}\n"
+        "<footer>Made by Luthier. Intervals are 95 % bootstrap intervals; comparisons are paired on the same"
+        " records.</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _header(evaluation: Evaluation, title: str) -> str:
+    version = short(evaluation.dataset_version)
+    split = Split.keys()[evaluation.split].removeprefix("SPLIT_").lower() if evaluation.split else "test"
+    ended = (
+        evaluation.end_time.ToDatetime().strftime("%Y-%m-%d %H:%M UTC") if evaluation.end_time.seconds else ""
+    )
+    parts = [
+        f"{evaluation.num_records:,} records of {version}, {split} split",
+        f"{len(evaluation.arms)} arms",
+        ended,
+    ]
+    line = " · ".join(escape(part) for part in parts if part)
+    return f"<header><h1>{escape(title)}</h1><p>{line}</p></header>"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>\n" if body else ""
+
+
+def _headline(evaluation: Evaluation) -> str:
+    """The last arm against the best of the others, on the strictest score there is."""
+    comparison = headline_comparison(evaluation)
+    if comparison is None:
+        return ""
+    word = verdict_word(comparison.verdict)
+    unit = " percentage points" if is_share(comparison.score) else ""
+    scale = 100 if is_share(comparison.score) else 1
+    numbers = (
+        f"{scale * comparison.difference:+.1f}{unit} [{scale * comparison.lower:+.1f},"
+        f" {scale * comparison.upper:+.1f}]"
+    )
+    return (
+        f'<section class="headline {_verdict_class(word)}">'
+        f"<b>{escape(comparison.candidate_arm_id)}</b> against <b>{escape(comparison.baseline_arm_id)}</b>:"
+        f" <strong>{escape(numbers)}</strong> {_badge(word)}"
+        f"<small>{escape(comparison.score)}, {comparison.count} pairs, paired 95 % interval</small>"
+        "</section>\n"
+    )
+
+
+def headline_comparison(evaluation: Evaluation) -> Comparison | None:
+    """Return the last arm's comparison with its strongest rival on the strictest score; None without one."""
+    if not evaluation.comparisons:
+        return None
+    last = evaluation.arms[-1].arm_id if evaluation.arms else evaluation.comparisons[-1].candidate_arm_id
+    for score in (*_HEADLINE_SCORES, evaluation.comparisons[0].score):
+        rivals = [c for c in evaluation.comparisons if c.candidate_arm_id == last and c.score == score]
+        if rivals and is_share(score):
+            return min(rivals, key=lambda comparison: comparison.difference)
+        if rivals:
+            return max(rivals, key=lambda comparison: comparison.difference)
+    return None
+
+
+def _results(evaluation: Evaluation) -> str:
+    scores = scores_of(evaluation)
+    if not scores:
+        return ""
+    main = next((score for score in _HEADLINE_SCORES if score in scores), scores[0])
+    estimates = [
+        (result.arm_id, estimate)
+        for result in evaluation.arm_results
+        for estimate in result.scores
+        if estimate.score == main
+    ]
+    head = ["Score", *(result.arm_id for result in evaluation.arm_results)]
+    rows = []
+    for score in scores:
+        row = [f"<code>{escape(score)}</code>"]
+        for result in evaluation.arm_results:
+            found = next((entry for entry in result.scores if entry.score == score), None)
+            row.append(_estimate(interval(score, found.value, found.lower, found.upper)) if found else "")
+        rows.append(row)
+    rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
+    rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
+    chart = f"<h3>{escape(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"
+    return _section("Results", chart + _table(head, rows, numbers_from=1))
+
+
+def _estimate(text: str) -> str:
+    value, _, bounds = text.partition(" [")
+    return f"{escape(value)} <small>[{escape(bounds)}</small>"
+
+
+def _comparisons(evaluation: Evaluation) -> str:
+    rows = []
+    for entry in evaluation.comparisons:
+        numbers = interval(entry.score, entry.difference, entry.lower, entry.upper, signed=True)
+        rows.append(
+            [
+                f"<code>{escape(entry.score)}</code>",
+                f"{escape(entry.candidate_arm_id)} − {escape(entry.baseline_arm_id)}",
+                _badge(verdict_word(entry.verdict)),
+                _estimate(numbers),
+                f"{entry.p_value:.2g}" if entry.HasField("p_value") else "",
+                f"{entry.count:,}",
+            ]
+        )
+    head = ["Score", "Compared", "Verdict", "Difference", "p (McNemar)", "Pairs"]
+    return _section("Paired comparisons", _table(head, rows, numbers_from=3) if rows else "")
+
+
+def _run(run: TuningRun) -> str:
+    job = run.job
+    settings, record = job.hyperparameters, job.run_record
+    spans = job.HasField("start_time") and job.HasField("end_time")
+    seconds = f"{job.end_time.seconds - job.start_time.seconds:,} s" if spans else ""
+    batch = f"{settings.batch_tokens:,} tokens" if settings.batch_tokens else f"{settings.batch_rows} rows"
+    facts = [
+        ("Base model", short(job.base_model)),
+        ("Rendering", short(job.rendering)),
+        ("Tuned model", short(job.tuned_model)),
+        ("Steps", f"{job.progress.completed:,}" if job.progress.completed else ""),
+        ("Attempts", str(job.num_attempts)),
+        ("Time", seconds),
+        ("LoRA", f"rank {job.lora.rank}, alpha {job.lora.alpha:g}{', rsLoRA' * job.lora.use_rslora}"),
+        ("Adapted modules", ", ".join(job.lora.target_modules)),
+        ("Step size", batch if settings.WhichOneof("batch_size") else ""),
+        (
+            "Learning rate",
+            f"{settings.learning_rate:g},"
+            f" {_enum_word(LearningRateSchedule, settings.learning_rate_schedule)}",
+        ),
+        ("Seed", str(settings.seed)),
+    ]
+    facts_of_record = [
+        ("Device", record.device),
+        ("Threads", str(record.num_threads or "")),
+        ("Luthier", record.code_version),
+        ("torch", record.torch_version),
+        ("Kernels", ", ".join(f"{name}: {kind}" for name, kind in sorted(record.kernels.items()))),
+        ("Kernel table", record.kernel_table_digest),
+        ("Base model digest", record.base_model_digest),
+        ("Rendering digest", record.rendering_digest),
+        ("A resumed run is", _enum_word(Determinism, record.determinism)),
+    ]
+    body = loss_curve(run.metrics)
+    body += f'<div class="columns"><div><h3>Job</h3>{_facts(facts)}</div>'
+    body += f"<div><h3>Run record</h3>{_facts(facts_of_record)}</div></div>"
+    return _section(f"Training: {short(job.name)}", body)
+
+
+def _enum_word(enum: object, value: int) -> str:
+    names: Sequence[str] = enum.keys()  # type: ignore[attr-defined]
+    prefix = names[0].removesuffix("UNSPECIFIED")
+    return names[value].removeprefix(prefix).replace("_", " ").lower() if value else ""
+
+
+def _answers(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
+    cards = "".join(_card(prediction) for prediction in predictions)
+    counts = []
+    for arm in evaluation.arms:
+        marks = [is_right(a) for p in predictions for a in p.answers if a.arm_id == arm.arm_id]
+        if any(mark is not None for mark in marks):
+            counts.append(f"{escape(arm.arm_id)} {sum(mark is True for mark in marks)}/{len(marks)} right")
+    summary = f"<p>{' · '.join(counts)}</p>" if counts else ""
+    return _section("Answers side by side", summary + cards if cards else "")
+
+
+def _card(prediction: Prediction) -> str:
+    turns = "\n".join(f"<b>{escape(turn.role)}</b> {escape(turn.content)}" for turn in prediction.prompt)
+    reference = f'<div class="answer"><h4>reference</h4><pre>{escape(prediction.reference)}</pre></div>'
+    answers = "".join(_answer(answer) for answer in prediction.answers)
+    return (
+        f'<div class="prediction"><p class="question">{turns}</p>'
+        f'<div class="answers">{reference}{answers}</div></div>'
+    )
+
+
+def _answer(answer: ArmPrediction) -> str:
+    right = is_right(answer)
+    kind, mark = ("", "") if right is None else ("right", "✓ right") if right else ("wrong", "✗ wrong")
+    return (
+        f'<div class="answer {kind}"><h4>{escape(answer.arm_id)}<span>{mark}</span></h4>'
+        f"<pre>{escape(answer.text)}</pre></div>"
+    )
+
+
+def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
+    arms = [
+        [escape(arm.arm_id), f"<code>{escape(short(arm.model))}</code>", str(arm.num_shots)]
+        for arm in evaluation.arms
+    ]
+    facts = [
+        ("Evaluation", evaluation.name),
+        ("Dataset version", evaluation.dataset_version),
+        ("Dataset digest", evaluation.dataset_digest),
+        ("Seed", str(evaluation.seed)),
+        ("Longest answer", f"{evaluation.max_new_tokens} tokens" if evaluation.max_new_tokens else ""),
+    ]
+    rows = [
+        [
+            f"<code>{escape(short(name))}</code>",
+            escape(Model.Kind.Name(model.kind).removeprefix("KIND_").lower()),
+            escape(model.architecture),
+            f"{model.num_parameters:,}" if model.num_parameters else "",
+            f"<code>{escape(model.digest)}</code>",
+        ]
+        for name, model in models.items()
+    ]
+    body = _facts(facts) + "<h3>Arms</h3>" + _table(["Arm", "Model", "Shots"], arms, numbers_from=2)
+    if rows:
+        head = ["Model", "Kind", "Architecture", "Parameters", "Digest"]
+        body += "<h3>Models</h3>" + _table(head, rows)
+    return _section("Where it comes from", body)
+
+
+def _facts(pairs: Iterable[tuple[str, str]]) -> str:
+    rows = "".join(
+        f"<tr><th>{escape(label)}</th><td><code>{escape(value)}</code></td></tr>"
+        for label, value in pairs
+        if value
+    )
+    return f'<table class="facts">{rows}</table>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None) -> str:
+    """A table of cells that are HTML already; columns from `numbers_from` on stand to the right."""
+
+    def kind(column: int) -> str:
+        return ' class="number"' if numbers_from is not None and column >= numbers_from else ""
+
+    top = "".join(f"<th{kind(column)}>{escape(title)}</th>" for column, title in enumerate(head))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind(column)}>{cell}</td>" for column, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _badge(word: str) -> str:
+    return f'<span class="badge {_verdict_class(word)}">{escape(word)}</span>'
+
+
+def _verdict_class(word: str) -> str:
+    return word if word in ("better", "worse") else ""

@@ -1,0 +1,197 @@
+"""Both clients: the same methods, every RPC, light imports."""
+
+import inspect
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import luthier.client
+from luthier.client import AsyncClient, Client, ClientConfig
+from luthier.client.async_driver import AsyncResource, AsyncStream
+from luthier.client.sync_driver import Stream, SyncResource
+from luthier.errors import Cancelled, InvalidArgument
+from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import Rendering
+
+# What a method is called with where its first argument is not a name.
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "datasets.upload": (__file__,),
+    "datasets.create_version": ("d", []),
+    "datasets.list": (),
+    "datasets.versions.list": ("d",),
+    "renderings.create": (Rendering(dataset_version="d/v", model="m"),),
+    "renderings.list": (),
+    "models.register_base": (Model(gguf_path="/m.gguf"),),
+    "models.list": (),
+    "models.download": ("m", "/nonexistent/folder"),
+    "jobs.plan": (FineTuningJob(base_model="m", rendering="r"),),
+    "jobs.create": (FineTuningJob(base_model="m", rendering="r"),),
+    "jobs.list": (),
+    "jobs.get_checkpoint": ("j/c",),
+    "evaluations.create": (Evaluation(dataset_version="d/v", arms=[EvaluationArm(model="m")]),),
+    "evaluations.list": (),
+    "generate": ("m", "hello"),
+}
+
+
+def _methods(resource: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in dir(type(resource)):
+        if not name.startswith("_") and name != "close":
+            yield prefix + name, getattr(resource, name)
+    for name, value in vars(resource).items():
+        if isinstance(value, SyncResource | AsyncResource):
+            yield from _methods(value, f"{prefix}{name}.")
+
+
+def _arguments(name: str) -> tuple[Any, ...]:
+    default = ("d/v",) if ".versions." in name else ("x",)
+    return ARGUMENTS.get(name, default)
+
+
+def test_both_clients_have_the_same_methods_with_the_same_signatures(
+    client: Client, config: ClientConfig
+) -> None:
+    sync = {name: inspect.signature(method) for name, method in _methods(client)}
+    asynchronous = {name: inspect.signature(method) for name, method in _methods(AsyncClient(config))}
+    assert sync == asynchronous
+    assert len(sync) > 40
+    for name, method in _methods(client):
+        assert method.__doc__, name
+        assert "scope" not in sync[name].parameters
+
+
+async def test_both_clients_make_the_same_calls_and_know_every_rpc(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    def calls_of() -> set[str]:
+        made = set(services.calls)
+        services.calls.clear()
+        return made
+
+    seen: set[str] = set()
+    async_methods = dict(_methods(async_client))
+    for name, method in _methods(client):
+        with pytest.raises(NotImplementedError):
+            _call(method, name)
+        of_sync = calls_of()
+        with pytest.raises(NotImplementedError):
+            await _call_async(async_methods[name], name)
+        assert of_sync, name
+        assert calls_of() == of_sync, name
+        seen |= of_sync
+    behind_others = {"WriteUpload", "DownloadModelFile"}
+    assert seen | behind_others == _all_rpcs()
+
+
+def _call(method: Any, name: str) -> None:
+    result = method(*_arguments(name))
+    assert isinstance(result, Stream), name
+    next(result)
+
+
+async def _call_async(method: Any, name: str) -> None:
+    result = method(*_arguments(name))
+    await (anext(result) if isinstance(result, AsyncStream) else result)
+
+
+def _all_rpcs() -> set[str]:
+    from luthier.v1 import data_service_pb2, evaluation_service_pb2, model_service_pb2, training_service_pb2
+
+    files = (data_service_pb2, evaluation_service_pb2, model_service_pb2, training_service_pb2)
+    return {
+        rpc.name
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for rpc in service.methods
+    }
+
+
+def test_methods_resolve_short_names_in_messages(services: Any, client: Client) -> None:
+    seen: list[Any] = []
+
+    def create(request: Any, context: Any) -> FineTuningJob:
+        seen.append(request)
+        return FineTuningJob()
+
+    services.answers["CreateFineTuningJob"] = create
+    given = FineTuningJob(base_model="m", rendering="projects/other/renderings/r")
+    client.jobs.create(given, job_id="j")
+    assert seen[0].fine_tuning_job.base_model == "projects/default/models/m"
+    assert seen[0].fine_tuning_job.rendering == "projects/other/renderings/r"
+    assert seen[0].fine_tuning_job_id == "j"
+    assert given.base_model == "m"
+
+
+def test_closing_the_client_ends_running_calls(services: Any, config: ClientConfig) -> None:
+    def generate(request: Any, context: Any) -> Iterator[Any]:
+        from luthier.v1.evaluation_service_pb2 import GenerateTextResponse
+
+        yield GenerateTextResponse(text="a")
+        time.sleep(0.5)
+        yield GenerateTextResponse(text="b")
+
+    services.answers["GenerateText"] = generate
+    client = Client(config)
+    pieces = client.generate("m", "hello")
+    assert next(pieces).text == "a"
+    client.close()
+    with pytest.raises(Cancelled):
+        next(pieces)
+
+
+def test_client_refuses_to_send_the_key_in_the_clear(config: ClientConfig) -> None:
+    far = ClientConfig(api_key="k", data_address="example.org:7601")
+    with Client(far) as client, pytest.raises(InvalidArgument, match=r"example\.org:7601"):
+        client.datasets.get("a")
+    with Client(ClientConfig(api_key="k", data_address="https://127.0.0.1:1")) as client:
+        assert client.datasets
+
+
+def _seconds(code: str) -> float:
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    times = []
+    for _ in range(3):
+        out = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)",
+            ],
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append(float(out.stdout.splitlines()[-1]))
+    return min(times)
+
+
+def test_importing_the_client_is_quick() -> None:
+    assert _seconds("import luthier.client") < 0.1
+    assert _seconds("from luthier.client import AsyncClient, Client") < 0.3
+
+
+def test_importing_the_client_loads_no_server_and_no_torch() -> None:
+    code = (
+        "import sys; from luthier.client import Client, AsyncClient; import luthier.client.cli.jobs,"
+        " luthier.client.report; print(chr(10).join(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = out.stdout.splitlines()
+    own = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("luthier.")}
+    assert own == {"luthier.client", "luthier.errors", "luthier.v1"}
+    assert not {"torch", "numpy", "pyarrow", "sqlalchemy", "grpc_status", "transformers"} & set(loaded)
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in luthier.client.__all__:
+        assert getattr(luthier.client, name).__name__ == name
+    with pytest.raises(AttributeError):
+        luthier.client.Nothing  # noqa: B018
