@@ -59,7 +59,9 @@ def tiny_model() -> ModelMaker:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(parameter.numel()))
-        return model.eval().requires_grad_(requires_grad=False)
+        model.eval().requires_grad_(requires_grad=False)
+        assert isinstance(model, PreTrainedModel)
+        return model
 
     return make
 

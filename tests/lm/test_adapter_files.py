@@ -7,20 +7,19 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, NotFound
 from luthier.lm.adapter_files import adapter_config, adapter_state, load_adapter, save_adapter
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
 
-ModelMaker = Callable[..., PreTrainedModel]
+ModelMaker = Callable[..., Any]
 
 IDS = torch.tensor([[5, 9, 11, 40, 3, 17]])
 TARGETS = [("q_proj", "v_proj"), "all-linear"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
-def with_adapter(model: PreTrainedModel, targets: Any = "all-linear", use_rslora: bool = False) -> Any:
+def with_adapter(model: Any, targets: Any = "all-linear", use_rslora: bool = False) -> Any:
     insert_lora(model, LoraSpec(rank=4, alpha=8, targets=targets, use_rslora=use_rslora), seed=1)
     generator = torch.Generator().manual_seed(5)
     for parameter in adapter_parameters(model, "default").values():
@@ -28,8 +27,13 @@ def with_adapter(model: PreTrainedModel, targets: Any = "all-linear", use_rslora
     return model
 
 
-def peft_model(model: PreTrainedModel, **changes: Any) -> Any:
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+def peft_model(model: Any, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    }
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**(settings | changes))).eval()
     generator = torch.Generator().manual_seed(6)
     for name, parameter in wrapped.named_parameters():

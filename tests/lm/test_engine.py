@@ -1,26 +1,25 @@
+import importlib
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
 from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
 
-ModelMaker = Callable[..., PreTrainedModel]
+ModelMaker = Callable[..., Any]
 
 PROMPTS = ((5, 9, 11, 40, 3), (8,), (17, 21, 4, 60, 61, 62, 7, 9), (90, 1, 33))
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
 
 
 def request(request_id: str = "r", **changes: Any) -> Any:
-    return GenerationRequest(
-        **({"request_id": request_id, "prompts": PROMPTS, "max_new_tokens": 12} | changes)
-    )
+    settings: dict[str, Any] = {"request_id": request_id, "prompts": PROMPTS, "max_new_tokens": 12}
+    return GenerationRequest(**(settings | changes))
 
 
 def collect(events: Any, answers: Any, reasons: Any) -> None:
@@ -33,24 +32,25 @@ def collect(events: Any, answers: Any, reasons: Any) -> None:
             reasons[key] = event.finish_reason
 
 
-def run(engine: Any, *requests) -> Any:
+def run(engine: Any, *requests: GenerationRequest) -> Any:
     for one in requests:
         engine.submit(one)
-    answers, reasons = {}, {}
+    answers: dict[Any, Any] = {}
+    reasons: dict[Any, Any] = {}
     while engine.wait(0):
         collect(engine.step(), answers, reasons)
     assert answers.keys() == reasons.keys()
     return answers, reasons
 
 
-def with_adapter(model: PreTrainedModel, name: str, seed: int) -> None:
+def with_adapter(model: Any, name: str, seed: int) -> None:
     insert_lora(model, LoraSpec(rank=4, alpha=8), seed=seed, name=name)
     generator = torch.Generator().manual_seed(seed)
     for parameter in adapter_parameters(model, name).values():
         parameter.data.normal_(std=0.3, generator=generator)
 
 
-def greedy_by_transformers(model: PreTrainedModel, prompt: Any, new_tokens: Any) -> Any:
+def greedy_by_transformers(model: Any, prompt: Any, new_tokens: Any) -> Any:
     output = model.generate(
         torch.tensor([prompt]), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
     )
@@ -86,13 +86,13 @@ def test_shared_prefix_equals_the_full_prompt(
 def test_shared_prefix_is_computed_once_per_adapter(
     tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    from luthier.lm import engine as module
+    module: Any = importlib.import_module("luthier.lm.engine")
 
     model, computed = tiny_model(), []
     with_adapter(model, "a", 1)
     original = module.compute_prefix
 
-    def counting(model: PreTrainedModel, ids: Any, prefill_tokens: int) -> Any:
+    def counting(model: Any, ids: Any, prefill_tokens: int) -> Any:
         computed.append(ids)
         return original(model, ids, prefill_tokens)
 
@@ -121,10 +121,11 @@ def test_stop_tokens_end_rows_at_different_times_without_changing_the_others(tin
 
 def test_engine_runs_base_and_adapters_side_by_side_on_one_model(tiny_model: ModelMaker) -> None:
     model = tiny_model()
-    for seed, name in enumerate(("a", "b")):
-        with_adapter(model, name, seed)
+    for seed, adapter in enumerate(("a", "b")):
+        with_adapter(model, adapter, seed)
     together, _ = run(Engine(model), *(request(str(name), adapter=name) for name in (None, "a", "b")))
-    for name in (None, "a", "b"):
+    names: tuple[str | None, ...] = (None, "a", "b")
+    for name in names:
         alone, _ = run(Engine(model), request(str(name), adapter=name))
         assert alone.items() <= together.items()
         with use_adapter(model, name):
@@ -149,7 +150,8 @@ def test_cancel_ends_a_request_before_the_next_step_and_leaves_the_others(tiny_m
     alone, _ = run(engine, request("kept"))
     engine.submit(request("kept"))
     engine.submit(request("gone"))
-    answers, reasons = {}, {}
+    answers: dict[Any, Any] = {}
+    reasons: dict[Any, Any] = {}
     for _ in range(3):
         collect(engine.step(), answers, reasons)
     engine.cancel("gone")
@@ -197,7 +199,8 @@ def test_events_carry_text_that_adds_up(tiny_model: ModelMaker) -> Any:
 
     engine = Engine(tiny_model(), decode=decode)
     engine.submit(request())
-    texts, tokens = {}, {}
+    texts: dict[int, str] = {}
+    tokens: dict[int, list[int]] = {}
     while engine.wait(0):
         for event in engine.step():
             texts[event.row] = texts.get(event.row, "") + event.text

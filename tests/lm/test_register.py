@@ -12,15 +12,16 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from luthier.errors import InvalidArgument, NotFound, Unavailable
 from luthier.lm import register
 from luthier.lm.load import load_model
 from luthier.lm.register import DirectorySource, GgufSource, HubSource, register_source
 
-ModelMaker = Callable[..., PreTrainedModel]
+ModelMaker = Callable[..., Any]
 
+tokenizer_class: Any = PreTrainedTokenizerFast
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = SPECIAL + [chr(code) for code in range(33, 33 + 93)] + ["ab"]
@@ -33,7 +34,7 @@ def tokenizer() -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=TEMPLATE)
+    return tokenizer_class(tokenizer_object=core, eos_token="<|im_end|>", chat_template=TEMPLATE)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ GGUF_NAMES = {
 }
 
 
-def write_gguf(model: PreTrainedModel, path: Path) -> Any:
+def write_gguf(model: Any, path: Path) -> Any:
     """The model as a GGUF file with its values vectors in 4 bits; returns the values that the file holds."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(256)
@@ -127,7 +128,7 @@ def test_register_gguf_writes_the_expanded_weights_and_the_tokenizer_bundle(
     assert result.eos_token_ids == result.end_of_turn_token_ids == (2,)
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
-    loaded = load_model(tmp_path / "out")
+    loaded: Any = load_model(tmp_path / "out")
     assert loaded.lm_head.weight is loaded.base_model.embed_tokens.weight
 
 
@@ -153,7 +154,7 @@ def test_register_directory_keeps_weights_and_ties(
     result = register_source(source, tmp_path / "out", scratch=tmp_path / "s")
     assert [name for name, _ in result.files] == FILES
     assert result.architecture == "Qwen2ForCausalLM"
-    loaded = load_model(tmp_path / "out")
+    loaded: Any = load_model(tmp_path / "out")
     expected = dict(model.named_parameters())
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, expected[name].to(torch.bfloat16))
@@ -202,7 +203,7 @@ def test_register_refuses_what_is_not_there_or_not_a_gguf(tmp_path: Path) -> Non
 def test_register_hub_downloads_only_safe_files_of_the_revision(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def download(repo_id: str, **options: Any) -> Any:
         asked.update(options, repo_id=repo_id)

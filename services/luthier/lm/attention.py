@@ -88,21 +88,16 @@ def _attend_packed(
     settings: tuple[float | None, float, int | None],
 ) -> Tensor:
     scale, dropout, window = settings
-    grouped = query.shape[1] != key.shape[1]
-    outputs = []
-    for start, end in pairwise(bounds):
-        _check_window(end - start, window)
-        outputs.append(
-            nn.functional.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                dropout_p=dropout,
-                is_causal=True,
-                scale=scale,
-                enable_gqa=grouped,
-            )
+    lengths = [end - start for start, end in pairwise(bounds)]
+    _check_window(max(lengths), window)
+    # One split has one gradient; a slice for each sequence would fill a gradient of the whole row each.
+    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = [
+        nn.functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
+        for q, k, v in parts
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 

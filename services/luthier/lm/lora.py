@@ -75,8 +75,8 @@ class AdapterSwitch:
 class _LoraProduct(torch.autograd.Function):
     """y = x W^T + b + s (x A^T) B^T with W and b frozen.
 
-    The low-rank part is computed in float32, whatever the type of x, and added before the one rounding to
-    x's type. Kept for backward: x and S = x A^T (N x R floats); dS is formed once and serves dA and dx.
+    S = x A^T and the gradients of A and B are float32 products; what has the size of x or y has the type of x.
+    Kept for backward: x and S (N x R floats); dS is formed once and serves dA and dx.
     """
 
     @staticmethod
@@ -86,7 +86,7 @@ class _LoraProduct(torch.autograd.Function):
         x_NI = x.reshape(-1, x.shape[-1])
         s_NR = x_NI.to(a_RI.dtype) @ a_RI.T
         y_NO = nn.functional.linear(x_NI, weight, bias)
-        y_NO = torch.add(y_NO, s_NR @ b_OR.T, alpha=scale).to(x.dtype)
+        y_NO.addmm_(s_NR.to(x.dtype), b_OR.to(x.dtype).T, alpha=scale)
         ctx.save_for_backward(x_NI, weight, a_RI, b_OR, s_NR)
         ctx.scale = scale
         return y_NO.view(*x.shape[:-1], weight.shape[0])
@@ -96,13 +96,14 @@ class _LoraProduct(torch.autograd.Function):
         (dy,) = gradients
         x_NI, weight, a_RI, b_OR, s_NR = ctx.saved_tensors
         dy_NO = dy.reshape(-1, dy.shape[-1])
-        scaled_NO = dy_NO.to(b_OR.dtype) * ctx.scale
-        ds_NR = scaled_NO @ b_OR
+        wide_NO = dy_NO.to(b_OR.dtype)
+        ds_NR = (wide_NO @ b_OR).mul_(ctx.scale)
         da_RI = ds_NR.T @ x_NI.to(a_RI.dtype)
-        db_OR = scaled_NO.T @ s_NR
+        db_OR = (wide_NO.T @ s_NR).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.add(dy_NO @ weight, ds_NR @ a_RI).to(x_NI.dtype).view(*dy.shape[:-1], x_NI.shape[1])
+            dx_NI = (dy_NO @ weight).addmm_(ds_NR.to(dy.dtype), a_RI.to(dy.dtype))
+            dx = dx_NI.view(*dy.shape[:-1], x_NI.shape[1])
         return dx, None, None, da_RI, db_OR, None
 
 
