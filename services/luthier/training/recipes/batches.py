@@ -1,7 +1,7 @@
 """Which rows make which optimiser step: a pure function of row lengths, settings and seed.
 
-The service plans a job with it and the worker trains by it, so that both count the same steps. Nothing but the
-standard library is used.
+The service plans a job with it and the worker trains by it, so that both count the same steps. Nothing but
+the standard library is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class RowLength:
     Attributes:
         row: number of the row within the rendering, from 0.
         num_tokens: tokens of the row.
-        num_supervised: tokens that are learnt, first token excluded: nothing comes before it to predict it from.
+        num_supervised: tokens of the row that are learnt.
     """
 
     row: int
@@ -171,7 +171,7 @@ def pack_first_fit(rows: Sequence[RowLength], limit_tokens: int) -> tuple[tuple[
 def plan_digest(
     rows: Sequence[RowLength], validation_rows: Sequence[RowLength], settings: BatchSettings
 ) -> str:
-    """Return a sha256 in hex that two runs share exactly when their steps and validations use the same rows."""
+    """Return a sha256 in hex that two runs share when their steps and validations use the same rows."""
     hasher = hashlib.sha256(repr(settings).encode())
     for split in (rows, validation_rows):
         hasher.update(b"split")

@@ -34,8 +34,8 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of one step, from 1 to num_steps; it is never 0.
 
-        During warm-up it rises by peak / (warmup_steps + 1) a step; the step after warm-up has the peak, and the
-        course would reach zero one step after the last.
+        During warm-up it rises by peak / (warmup_steps + 1) a step; the step after warm-up has the peak, and
+        the course would reach zero one step after the last.
         """
         assert 1 <= step <= self.num_steps, f"step {step} of {self.num_steps}"
         if step <= self.warmup_steps:

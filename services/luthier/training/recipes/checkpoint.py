@@ -1,0 +1,106 @@
+"""Checkpoints: what a run needs to go on as if it had never stopped. The same state gives the same bytes.
+
+adapter_model.safetensors, adapter_config.json   the adapter, float32, as PEFT writes it
+optimizer.safetensors                            both moments of every adapter tensor
+trainer_state.json                               where the run stands, its plan, settings and metrics so far
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from luthier.errors import DataLoss, FailedPrecondition
+from luthier.lm.adapter_files import CONFIG_NAME, WEIGHTS_NAME, load_adapter, save_adapter
+from luthier.training.recipes.engine import Engine, OptimiserSettings
+from luthier.training.recipes.sft import Course, Settings
+
+OPTIMISER_NAME = "optimizer.safetensors"
+STATE_NAME = "trainer_state.json"
+ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME)
+FILES = (*ADAPTER_FILES, OPTIMISER_NAME, STATE_NAME)
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunIdentity:
+    """What a checkpoint shares with the run that it belongs to.
+
+    Attributes:
+        plan_digest: digest of all rows' lengths and of the batch settings.
+        settings: how the run trains.
+        optimiser: how the run changes the adapter.
+        kernels: implementation of each operator.
+        base_model: name that PEFT's config gives the base model.
+    """
+
+    plan_digest: str
+    settings: Settings
+    optimiser: OptimiserSettings
+    kernels: Mapping[str, str]
+    base_model: str
+
+
+def save(
+    folder: Path, model: PreTrainedModel, adapter: str, engine: Engine, course: Course, run: RunIdentity
+) -> None:
+    """Write a checkpoint's files into a folder, made if missing."""
+    save_adapter(model, adapter, folder, base_model=run.base_model)
+    moments = {name: tensor.contiguous().cpu() for name, tensor in engine.optimiser_state().items()}
+    save_file(moments, folder / OPTIMISER_NAME)
+    state = {"format": FORMAT, **asdict(course), **_identity(run), "kernels": dict(run.kernels)}
+    text = json.dumps(state, sort_keys=True, separators=(",", ":"))
+    (folder / STATE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load(
+    folder: Path, model: PreTrainedModel, adapter: str, run: RunIdentity
+) -> tuple[Engine, Course, Mapping[str, str]]:
+    """Put a checkpoint's adapter into the model; returns engine, course and the kernels that ran before.
+
+    Raises:
+        DataLoss: a file is not as `save` writes it.
+        FailedPrecondition: it is the checkpoint of a run with other rows or settings.
+    """
+    state = _read_state(folder / STATE_NAME)
+    expected = json.loads(json.dumps(_identity(run)))
+    differing = sorted(key for key, value in expected.items() if state.get(key) != value)
+    if differing:
+        raise FailedPrecondition(
+            f"a checkpoint must be of the same run: its {', '.join(differing)} differ",
+            metadata={"differing": ",".join(differing)},
+        )
+    load_adapter(model, folder, adapter)
+    engine = Engine(model, adapter, run.optimiser)
+    course = Course(
+        step=state["step"],
+        epoch=state["epoch"],
+        position=state["position"],
+        history=tuple(state["history"]),
+    )
+    engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), course.step)
+    return engine, course, state["kernels"]
+
+
+def _identity(run: RunIdentity) -> dict[str, Any]:
+    return {
+        "plan_digest": run.plan_digest,
+        "settings": asdict(run.settings),
+        "optimiser": asdict(run.optimiser),
+    }
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataLoss(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise DataLoss(f"{path.name} must have format {FORMAT}")
+    return state

@@ -1,0 +1,134 @@
+"""Supervised fine-tuning: batches in, metrics and checkpoints out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from luthier.errors import FailedPrecondition, Reason
+from luthier.training.recipes.batches import BatchSettings, Step, iterate_steps, pack_first_fit, teaching_rows
+from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.engine import Engine
+from luthier.training.recipes.schedule import Schedule
+
+TIMED_METRICS = frozenset({"tokens_per_second"})
+"""Metrics that depend on the clock, and so differ between runs that are otherwise the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        batches: which rows make which step.
+        schedule: the learning rate by step.
+        checkpoint_interval_steps: steps between checkpoints; one more is taken at the end.
+        validation_interval_steps: steps between validations, 0: after each epoch; one more at the end.
+    """
+
+    batches: BatchSettings
+    schedule: Schedule
+    checkpoint_interval_steps: int
+    validation_interval_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How far a run has come.
+
+    Attributes:
+        step: optimiser steps made.
+        epoch: pass over the rows of the last step made, from 0.
+        position: number of that step within its epoch, from 0.
+        history: metrics of each step made, those that depend on the clock left out.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    history: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    """An optimiser step was made."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointDue:
+    """The engine stands where a checkpoint is to be taken, until the loop goes on."""
+
+    course: Course
+
+
+def train(
+    engine: Engine, corpus: Corpus, settings: Settings, course: Course
+) -> Iterator[StepDone | CheckpointDue]:
+    """Make all steps after those of `course`, yielding after each.
+
+    A step sums the loss of its micro-batches and divides by the supervised tokens of the whole step, so that
+    the gradient does not depend on how the step is cut. A caller stops by not asking for more.
+
+    Raises:
+        FailedPrecondition: LOSS_NOT_FINITE; the message names the step.
+    """
+    history = list(course.history)
+    for step in iterate_steps(corpus.lengths("TRAIN"), settings.batches, course.step):
+        started = time.perf_counter()
+        loss_sum = 0.0
+        for rows in step.micro_batches:
+            loss_sum += engine.accumulate(corpus.pack(rows), step.num_supervised)
+        train_loss = loss_sum / step.num_supervised
+        _require_finite("train_loss", train_loss, step, settings)
+        learning_rate = settings.schedule.learning_rate(step.step)
+        grad_norm = engine.update(learning_rate)
+        _require_finite("grad_norm", grad_norm, step, settings)
+        metrics = {
+            "train_loss": train_loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "num_tokens": float(step.num_tokens),
+            "num_supervised_tokens": float(step.num_supervised),
+            "epoch": step.epochs_done,
+            "tokens_per_second": step.num_tokens / (time.perf_counter() - started),
+        }
+        if _is_validated(step, settings):
+            metrics |= validate(engine, corpus, settings.batches.micro_batch_tokens)
+        history.append({name: value for name, value in metrics.items() if name not in TIMED_METRICS})
+        yield StepDone(step=step.step, metrics=metrics)
+        if step.step % settings.checkpoint_interval_steps == 0 or step.step == settings.schedule.num_steps:
+            reached = Course(step=step.step, epoch=step.epoch, position=step.position, history=tuple(history))
+            yield CheckpointDue(course=reached)
+
+
+def validate(engine: Engine, corpus: Corpus, micro_batch_tokens: int) -> dict[str, float]:
+    """Return `validation_loss`, the mean over all supervised tokens; nothing without validation rows."""
+    loss_sum = 0.0
+    count = 0
+    rows = teaching_rows(corpus.lengths("VALIDATION"))
+    for batch in pack_first_fit(rows, micro_batch_tokens):
+        batch_loss, batch_count = engine.evaluate(corpus.pack(batch))
+        loss_sum += batch_loss
+        count += batch_count
+    return {"validation_loss": loss_sum / count} if count else {}
+
+
+def _is_validated(step: Step, settings: Settings) -> bool:
+    interval = settings.validation_interval_steps
+    due = step.step % interval == 0 if interval else step.position + 1 == step.epoch_steps
+    return due or step.step == settings.schedule.num_steps
+
+
+def _require_finite(metric: str, value: float, step: Step, settings: Settings) -> None:
+    if not math.isfinite(value):
+        raise FailedPrecondition(
+            f"{metric} must be finite, got {value} at step {step.step}; a learning rate below "
+            f"{settings.schedule.peak:g} or max_grad_norm may help",
+            reason=Reason.LOSS_NOT_FINITE,
+            metadata={"step": str(step.step), "metric": metric},
+        )

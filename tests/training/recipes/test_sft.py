@@ -1,0 +1,281 @@
+"""The loop: it learns, equals plain transformers with PEFT, and goes on after a stop as if it never had."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from luthier.errors import FailedPrecondition, Reason
+from luthier.lm.adapter_files import WEIGHTS_NAME, adapter_state, save_adapter
+from luthier.lm.lora import LoraSpec, insert_lora
+from luthier.training.recipes import checkpoint, sft
+from luthier.training.recipes.batches import BatchSettings, count_steps, iterate_steps, plan_digest
+from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.engine import Engine, OptimiserSettings
+from luthier.training.recipes.schedule import Course as RateCourse
+from luthier.training.recipes.schedule import Schedule
+
+BATCHES = BatchSettings(
+    seed=3, num_epochs=2, max_steps=0, batch_tokens=96, batch_rows=0, micro_batch_tokens=48
+)
+OPTIMISER = OptimiserSettings(weight_decay=0.01, max_grad_norm=1.0)
+SPEC = LoraSpec(rank=4, alpha=8.0)
+
+
+def corpus_of(rows: list[Any]) -> Corpus:
+    corpus = Corpus()
+    for row in rows:
+        corpus.add(row.row, row.split, row.input_ids, row.loss_mask)
+    return corpus
+
+
+def settings_for(corpus: Corpus, batches: BatchSettings = BATCHES, peak: float = 5e-3) -> sft.Settings:
+    num_steps = count_steps(corpus.lengths("TRAIN"), batches).num_steps
+    return sft.Settings(
+        batches=batches,
+        schedule=Schedule(peak=peak, course=RateCourse.COSINE, warmup_steps=2, num_steps=num_steps),
+        checkpoint_interval_steps=4,
+        validation_interval_steps=0,
+    )
+
+
+class Run:
+    """A model with its adapter, ready to be trained."""
+
+    def __init__(self, model: PreTrainedModel, corpus: Corpus, settings: sft.Settings) -> None:
+        self.model = model
+        self.corpus = corpus
+        self.settings = settings
+        self.identity = checkpoint.RunIdentity(
+            plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches),
+            settings=settings,
+            optimiser=OPTIMISER,
+            kernels={"linear_cross_entropy": "eager"},
+            base_model="projects/p/models/tiny",
+        )
+
+    def begin(self) -> Iterator[sft.StepDone | sft.CheckpointDue]:
+        insert_lora(self.model, SPEC, seed=11)
+        self.engine = Engine(self.model, "default", OPTIMISER)
+        return sft.train(self.engine, self.corpus, self.settings, sft.Course())
+
+    def resume(self, folder: Path) -> Iterator[sft.StepDone | sft.CheckpointDue]:
+        self.engine, course, _ = checkpoint.load(folder, self.model, "default", self.identity)
+        return sft.train(self.engine, self.corpus, self.settings, course)
+
+    def save(self, folder: Path, course: sft.Course) -> None:
+        checkpoint.save(folder, self.model, "default", self.engine, course, self.identity)
+
+    def finish(self, events: Iterator[sft.StepDone | sft.CheckpointDue], folder: Path) -> list[sft.StepDone]:
+        """Make all remaining steps; each checkpoint replaces the one before in `folder`."""
+        steps = []
+        for event in events:
+            if isinstance(event, sft.CheckpointDue):
+                self.save(folder, event.course)
+            else:
+                steps.append(event)
+        return steps
+
+
+RunMaker = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(tiny_llama: Callable[..., PreTrainedModel], token_rows: Callable[..., list[Any]]) -> RunMaker:
+    def make(
+        count: int = 40,
+        dtype: torch.dtype = torch.float32,
+        batches: BatchSettings = BATCHES,
+        peak: float = 5e-3,
+    ) -> Run:
+        corpus = corpus_of(token_rows(count))
+        return Run(tiny_llama(dtype), corpus, settings_for(corpus, batches, peak))
+
+    return make
+
+
+def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in sft.TIMED_METRICS}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in checkpoint.FILES}
+
+
+def test_train_lowers_training_and_validation_loss(make_run: RunMaker, tmp_path: Path) -> None:
+    run = make_run(batches=replace(BATCHES, num_epochs=25), peak=3e-2)
+    steps = run.finish(run.begin(), tmp_path)
+    validations = [step.metrics["validation_loss"] for step in steps if "validation_loss" in step.metrics]
+    assert len(validations) == 25
+    assert steps[-1].metrics["train_loss"] < 0.7 * steps[0].metrics["train_loss"]
+    assert validations[-1] < 0.8 * validations[0]
+
+
+def test_train_makes_exactly_the_planned_steps(make_run: RunMaker, tmp_path: Path) -> None:
+    run = make_run()
+    steps = run.finish(run.begin(), tmp_path)
+    planned = count_steps(run.corpus.lengths("TRAIN"), BATCHES)
+    assert [step.step for step in steps] == list(range(1, planned.num_steps + 1))
+    assert sum(step.metrics["num_tokens"] for step in steps) == planned.num_tokens
+    assert sum(step.metrics["num_supervised_tokens"] for step in steps) == planned.num_supervised
+    assert steps[-1].metrics["epoch"] == 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_train_resumed_from_a_checkpoint_ends_with_the_same_bits(
+    make_run: RunMaker, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    whole = make_run(dtype=dtype)
+    whole_steps = whole.finish(whole.begin(), tmp_path / "whole")
+
+    first = make_run(dtype=dtype)
+    for event in first.begin():
+        if isinstance(event, sft.CheckpointDue):
+            first.save(tmp_path / "stopped", event.course)
+        elif event.step == 6:  # killed two steps after the checkpoint of step 4
+            break
+    second = make_run(dtype=dtype)
+    rest = second.finish(second.resume(tmp_path / "stopped"), tmp_path / "resumed")
+
+    assert [step.step for step in rest] == [step.step for step in whole_steps[4:]]
+    assert [timeless(step.metrics) for step in rest] == [timeless(step.metrics) for step in whole_steps[4:]]
+    assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
+
+
+def test_train_does_not_depend_on_the_number_of_threads(make_run: RunMaker, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            run = make_run(dtype=torch.bfloat16)
+            run.finish(run.begin(), tmp_path / str(threads))
+    finally:
+        torch.set_num_threads(before)
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+
+
+def test_train_cut_into_micro_batches_equals_one_batch_within_rounding(
+    make_run: RunMaker, tmp_path: Path
+) -> None:
+    states = []
+    for micro_batch_tokens in (24, 96):
+        run = make_run(batches=replace(BATCHES, micro_batch_tokens=micro_batch_tokens))
+        steps = run.finish(run.begin(), tmp_path)
+        states.append((adapter_state(run.model, "default"), [step.metrics["train_loss"] for step in steps]))
+    (cut, cut_losses), (whole, whole_losses) = states
+    assert cut_losses == pytest.approx(whole_losses, rel=1e-4)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(cut[name], tensor, rtol=1e-2, atol=2e-4)
+
+
+def test_train_stops_at_a_loss_that_is_not_finite_and_names_the_step(
+    make_run: RunMaker, tmp_path: Path
+) -> None:
+    run = make_run()
+    events = run.begin()
+    with torch.no_grad():
+        dict(run.model.named_parameters())["model.embed_tokens.weight"][5] = float("inf")
+    with pytest.raises(
+        FailedPrecondition, match=r"train_loss must be finite, got (nan|inf) at step \d+"
+    ) as caught:
+        run.finish(events, tmp_path)
+    assert caught.value.reason == Reason.LOSS_NOT_FINITE
+
+
+# peft 0.21 reads it when it wraps a model of transformers 5.23.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_loss_and_gradient_equal_plain_transformers_with_peft(
+    make_run: RunMaker, tiny_llama: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """One step over several micro-batches against each row alone in PEFT's model, summed by hand."""
+    run = make_run()
+    events = run.begin()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # B is zero at first, and with it the gradient of A
+        for name, tensor in adapter_state(run.model, "default").items():
+            if "lora_B" in name:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
+    save_adapter(run.model, "default", tmp_path)
+    step = next(iter(iterate_steps(run.corpus.lengths("TRAIN"), BATCHES)))
+    assert len(step.micro_batches) > 1
+
+    plain = tiny_llama(attention="eager")
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    tuned = get_peft_model(plain, config)
+    weights = {
+        name.replace(".weight", ".default.weight"): tensor
+        for name, tensor in load_file(tmp_path / WEIGHTS_NAME).items()
+    }
+    _, unexpected = tuned.load_state_dict(weights, strict=False)
+    assert unexpected == []
+    total = torch.zeros(())
+    for row in (row for batch in step.micro_batches for row in batch):
+        packed = run.corpus.pack([row])
+        labels = packed.input_ids.masked_fill(~packed.supervised, -100)[1:]
+        logits = tuned(input_ids=packed.input_ids[None]).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
+    mean = total / step.num_supervised
+    torch.autograd.backward(mean)
+    expected = {
+        name.replace(".default", ""): parameter.grad
+        for name, parameter in tuned.named_parameters()
+        if parameter.requires_grad
+    }
+
+    for rows in step.micro_batches:
+        run.engine.accumulate(run.corpus.pack(rows), step.num_supervised)
+    actual = {
+        f"base_model.model.{name}.weight": parameter.grad
+        for name, parameter in run.engine._parameters.items()
+    }
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-3, atol=1e-6)
+
+    norm = torch.cat([gradient.flatten() for gradient in expected.values() if gradient is not None]).norm()
+    assert run.engine.update(1e-3) == pytest.approx(norm.item(), rel=1e-4)
+    first = next(make_run_metrics(events))
+    assert first["num_supervised_tokens"] == step.num_supervised
+
+
+def make_run_metrics(events: Iterator[sft.StepDone | sft.CheckpointDue]) -> Iterator[Mapping[str, float]]:
+    return (event.metrics for event in events if isinstance(event, sft.StepDone))
+
+
+def test_first_update_equals_torch_adamw_on_clipped_gradients(make_run: RunMaker) -> None:
+    run = make_run()
+    run.begin()
+    step = next(iter(iterate_steps(run.corpus.lengths("TRAIN"), BATCHES)))
+    for rows in step.micro_batches:
+        run.engine.accumulate(run.corpus.pack(rows), step.num_supervised)
+    copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in run.engine._parameters.values()]
+    for copy, parameter in zip(copies, run.engine._parameters.values(), strict=True):
+        assert parameter.grad is not None
+        copy.grad = parameter.grad.clone()
+    reference = torch.optim.AdamW(copies, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    torch.nn.utils.clip_grad_norm_(copies, 1.0)
+    reference.step()
+    run.engine.update(2e-3)
+    for copy, parameter in zip(copies, run.engine._parameters.values(), strict=True):
+        torch.testing.assert_close(parameter.detach(), copy.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_validate_is_the_mean_over_tokens_not_over_rows(make_run: RunMaker) -> None:
+    run = make_run()
+    run.begin()
+    rows = [row for row in run.corpus.lengths("VALIDATION") if row.num_supervised]
+    sums = [run.engine.evaluate(run.corpus.pack([row.row])) for row in rows]
+    expected = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    assert sft.validate(run.engine, run.corpus, 48)["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert sft.validate(run.engine, Corpus(), 48) == {}
