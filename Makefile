@@ -1,28 +1,52 @@
-# `make` lists the commands. Everything below works from a fresh clone: what is missing is set up first.
+# `make` lists the commands. Everything works from a fresh clone: what is missing is set up first.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
 GEN := .venv-protos/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+setup: .venv/done ## make .venv with both distributions, editable, and the tools
+
+demo: setup ## run the main job for real: data, tuning, comparison, report (FAST=1: a tiny budget)
+	$(BIN)/python examples/earnings/demo.py $(if $(FAST),--fast)
+
+test: setup ## the tests: no network, no real model
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
+
+check: setup ## what CI runs: tests, lint, types, protos, wheels in empty environments, FAST demo
+	bash tests/check.sh check
+
+check-all: setup ## everything, the slow tests included
+	bash tests/check.sh check-all
+
+bench: setup ## measure the kernels
+	$(BIN)/python benchmarks/kernels.py
+
 protos: .venv-protos/done ## regenerate the code of protos/ with the pinned generator
+	mkdir -p build
 	$(BIN)/buf build protos -o build/protos.binpb
 	find clients/python/luthier/v1 services/luthier/worker/v1 -name '*_pb2*' -delete
 	cd protos && ../$(GEN)/python -m grpc_tools.protoc --descriptor_set_in=../build/protos.binpb \
 	  --plugin=protoc-gen-mypy=../$(GEN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=../$(GEN)/protoc-gen-mypy_grpc \
 	  --python_out=../clients/python --grpc_python_out=../clients/python --mypy_out=quiet:../clients/python \
-	  --mypy_grpc_out=quiet:../clients/python $$(find luthier/v1 -name '*.proto' | sort)
+	  --mypy_grpc_out=quiet:../clients/python $$(cd protos; find luthier/v1 -name '*.proto' | sort)
 	cd protos && ../$(GEN)/python -m grpc_tools.protoc --descriptor_set_in=../build/protos.binpb \
 	  --plugin=protoc-gen-mypy=../$(GEN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=../$(GEN)/protoc-gen-mypy_grpc \
 	  --python_out=../services --grpc_python_out=../services --mypy_out=quiet:../services \
-	  --mypy_grpc_out=quiet:../services $$(find luthier/worker -name '*.proto' | sort)
+	  --mypy_grpc_out=quiet:../services $$(cd protos; find luthier/worker -name '*.proto' | sort)
 	rm build/protos.binpb
+
+.venv/done: pyproject.toml clients/python/pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/include/luthier/*.hpp)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints-dev.txt "scikit-build-core>=1.0" "pybind11>=3" cmake ninja hatchling editables
+	$(BIN)/pip install -q --no-build-isolation -c constraints-dev.txt -e clients/python -e ".[worker,dev]"
+	touch $@
 
 .venv-protos/done:
 	$(PYTHON) -m venv .venv-protos
 	$(GEN)/pip install -q grpcio-tools==1.80.1 mypy-protobuf==5.1.0
 	touch $@
 
-.PHONY: help protos
+.PHONY: help setup demo test check check-all bench protos

@@ -33,7 +33,7 @@ def up(workers: bool) -> None:
         from luthier.daemon.supervisor import Program, Supervisor, run_until_stopped
 
         began = time.monotonic()
-        config = read(Config, section="daemon")
+        config = read(Config, section="DAEMON")
         addresses = (config.data_address, config.training_address, config.evaluation_address)
         services = [
             Program(name=name, module=f"luthier.{name}", address=address)
@@ -73,7 +73,7 @@ def fetch_demo_model() -> None:
     with _clear_errors():
         from luthier.daemon.demo_model import MODEL_ID, fetch_demo_model
 
-        path = fetch_demo_model(read(Config, section="daemon").home)
+        path = fetch_demo_model(read(Config, section="DAEMON").home)
         print(path)
         _say(f"next: luthier models register {MODEL_ID} --gguf {path}")
 

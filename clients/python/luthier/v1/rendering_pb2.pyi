@@ -29,9 +29,9 @@ class _MaskMode:
 class _MaskModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MASK_MODE_UNSPECIFIED: _MaskMode.ValueType  # 0
-    """The same as ALL_ASSISTANT_TURNS for conversations, COMPLETION for prompt-completion records."""
+    """Assistant turns whose weight is not 0; in a prompt-completion record the completion."""
     MASK_MODE_ALL_ASSISTANT_TURNS: _MaskMode.ValueType  # 1
-    """Every assistant turn with its end-of-turn token."""
+    """Every assistant turn with its end-of-turn token, whatever its weight."""
     MASK_MODE_LAST_TURN: _MaskMode.ValueType  # 2
     """The last assistant turn only."""
     MASK_MODE_MESSAGE_WEIGHT: _MaskMode.ValueType  # 3
@@ -43,9 +43,9 @@ class MaskMode(_MaskMode, metaclass=_MaskModeEnumTypeWrapper):
     """MaskMode says which tokens are learnt."""
 
 MASK_MODE_UNSPECIFIED: MaskMode.ValueType  # 0
-"""The same as ALL_ASSISTANT_TURNS for conversations, COMPLETION for prompt-completion records."""
+"""Assistant turns whose weight is not 0; in a prompt-completion record the completion."""
 MASK_MODE_ALL_ASSISTANT_TURNS: MaskMode.ValueType  # 1
-"""Every assistant turn with its end-of-turn token."""
+"""Every assistant turn with its end-of-turn token, whatever its weight."""
 MASK_MODE_LAST_TURN: MaskMode.ValueType  # 2
 """The last assistant turn only."""
 MASK_MODE_MESSAGE_WEIGHT: MaskMode.ValueType  # 3
@@ -302,7 +302,7 @@ class Rendering(_message.Message):
     chat_template: _builtins.str
     """Jinja chat template used in place of the model's. Empty means the model's own."""
     mask_mode: Global___MaskMode.ValueType
-    """Which tokens are learnt. Unset: all assistant turns, or the completion."""
+    """Which tokens are learnt. Unset: assistant turns whose weight is not 0, or the completion."""
     max_tokens: _builtins.int
     """Longest row, in tokens. 0 means the model's context length."""
     length_policy: Global___LengthPolicy.ValueType

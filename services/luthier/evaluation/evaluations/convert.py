@@ -1,0 +1,159 @@
+"""Evaluations between plain values and the wire."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from luthier.evaluation.evaluations.domain import (
+    DEFAULT_NEW_TOKENS,
+    Arm,
+    ArmResult,
+    Comparison,
+    Evaluation,
+    EvaluationState,
+    Metric,
+    ScoreEstimate,
+    Split,
+    Verdict,
+)
+from luthier.v1 import dataset_pb2, evaluation_pb2, event_pb2
+from luthier.work.convert import failure_to_status
+from luthier.worker.v1 import task_pb2
+
+_EPOCH = datetime.fromtimestamp(0).astimezone()
+
+
+def evaluation_from_proto(message: evaluation_pb2.Evaluation) -> Evaluation:
+    """Read what a caller wants; name, outcome and other output-only fields stay empty."""
+    split = dataset_pb2.Split.Name(message.split).removeprefix("SPLIT_")
+    metrics = tuple(metric_from_proto(metric) for metric in message.metrics)
+    return Evaluation(
+        name="",
+        uid="",
+        state=EvaluationState.QUEUED,
+        labels=dict(message.labels),
+        create_time=_EPOCH,
+        update_time=_EPOCH,
+        revision=1,
+        dataset_version=message.dataset_version,
+        arms=tuple(Arm(arm_id=arm.arm_id, model=arm.model, num_shots=arm.num_shots) for arm in message.arms),
+        display_name=message.display_name,
+        split=Split.TEST if split == "UNSPECIFIED" else Split(split),
+        max_records=message.max_records,
+        seed=message.seed,
+        metrics=metrics or (Metric.EXACT_MATCH,),
+        max_new_tokens=message.max_new_tokens or DEFAULT_NEW_TOKENS,
+    )
+
+
+def metric_from_proto(metric: evaluation_pb2.EvaluationMetric.ValueType) -> Metric:
+    """Read a metric."""
+    return Metric(evaluation_pb2.EvaluationMetric.Name(metric).removeprefix("EVALUATION_METRIC_"))
+
+
+def evaluation_to_proto(evaluation: Evaluation) -> evaluation_pb2.Evaluation:
+    """Write an evaluation as callers see it."""
+    message = evaluation_pb2.Evaluation(
+        name=evaluation.name,
+        uid=evaluation.uid,
+        display_name=evaluation.display_name,
+        labels=evaluation.labels,
+        state=evaluation_pb2.Evaluation.State.Value(f"STATE_{evaluation.state}"),
+        dataset_version=evaluation.dataset_version,
+        split=dataset_pb2.Split.Value(f"SPLIT_{evaluation.split}"),
+        max_records=evaluation.max_records,
+        seed=evaluation.seed,
+        arms=[evaluation_pb2.EvaluationArm(**asdict(arm)) for arm in evaluation.arms],
+        metrics=[
+            evaluation_pb2.EvaluationMetric.Value(f"EVALUATION_METRIC_{metric}")
+            for metric in evaluation.metrics
+        ],
+        max_new_tokens=evaluation.max_new_tokens,
+        arm_results=[_arm_result_to_proto(result) for result in evaluation.arm_results],
+        comparisons=[_comparison_to_proto(comparison) for comparison in evaluation.comparisons],
+        num_records=evaluation.num_records,
+        dataset_digest=evaluation.dataset_digest,
+        model_digests=evaluation.model_digests,
+        create_time=_time(evaluation.create_time),
+        update_time=_time(evaluation.update_time),
+        etag=f'"{evaluation.revision}"',
+    )
+    if evaluation.progress is not None:
+        message.progress.CopyFrom(event_pb2.Progress(**asdict(evaluation.progress)))
+    if evaluation.failure is not None:
+        message.error.CopyFrom(failure_to_status(evaluation.failure))
+    if evaluation.end_time is not None:
+        message.end_time.CopyFrom(_time(evaluation.end_time))
+    return message
+
+
+def evaluation_to_spec(evaluation: Evaluation) -> task_pb2.EvaluateSpec:
+    """Write what a worker needs to run an evaluation."""
+
+    def reference(name: str) -> task_pb2.ModelReference:
+        return task_pb2.ModelReference(name=name, digest=evaluation.model_digests[name])
+
+    arms = []
+    for arm in evaluation.arms:
+        adapter = reference(arm.model) if arm.model != evaluation.base_model else None
+        arms.append(task_pb2.ArmModel(arm=evaluation_pb2.EvaluationArm(**asdict(arm)), adapter=adapter))
+    return task_pb2.EvaluateSpec(
+        evaluation=evaluation_to_proto(evaluation), base_model=reference(evaluation.base_model), arms=arms
+    )
+
+
+def arm_result_from_proto(message: evaluation_pb2.ArmResult) -> ArmResult:
+    """Read the result of an arm."""
+    return ArmResult(
+        arm_id=message.arm_id,
+        scores=tuple(
+            ScoreEstimate(
+                score=score.score,
+                value=score.value,
+                lower=score.lower,
+                upper=score.upper,
+                count=score.count,
+            )
+            for score in message.scores
+        ),
+        num_generated_tokens=message.num_generated_tokens,
+        num_prompt_tokens=message.num_prompt_tokens,
+        duration_seconds=message.duration_seconds,
+        num_cut=message.num_cut,
+    )
+
+
+def comparison_from_proto(message: evaluation_pb2.Comparison) -> Comparison:
+    """Read a comparison."""
+    return Comparison(
+        candidate_arm_id=message.candidate_arm_id,
+        baseline_arm_id=message.baseline_arm_id,
+        score=message.score,
+        difference=message.difference,
+        lower=message.lower,
+        upper=message.upper,
+        p_value=message.p_value if message.HasField("p_value") else None,
+        count=message.count,
+        verdict=Verdict(evaluation_pb2.Verdict.Name(message.verdict).removeprefix("VERDICT_")),
+    )
+
+
+def _arm_result_to_proto(result: ArmResult) -> evaluation_pb2.ArmResult:
+    values = asdict(result)
+    scores = [evaluation_pb2.ScoreEstimate(**score) for score in values.pop("scores")]
+    return evaluation_pb2.ArmResult(**values, scores=scores)
+
+
+def _comparison_to_proto(comparison: Comparison) -> evaluation_pb2.Comparison:
+    values = asdict(comparison)
+    values["verdict"] = evaluation_pb2.Verdict.Value(f"VERDICT_{comparison.verdict}")
+    return evaluation_pb2.Comparison(**values)
+
+
+def _time(time: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message

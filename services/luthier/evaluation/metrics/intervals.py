@@ -1,0 +1,171 @@
+"""Intervals and tests over records: how sure a mean, a difference or a ratio is.
+
+Shape suffixes: N records, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_RESAMPLES = 10_000
+MIN_PAIRS = 10
+Verdict = Literal["BETTER", "WORSE", "INCONCLUSIVE", "INSUFFICIENT_EVIDENCE"]
+Array = NDArray[np.float64]
+_Z95 = 1.959963984540054
+_INDICES_A_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate and its 95 % interval over `count` records."""
+
+    value: float
+    lower: float
+    upper: float
+    count: int
+
+
+def wilson(successes: int, count: int) -> Interval:
+    """Return a proportion with its Wilson score interval.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+
+    Raises:
+        ValueError: there is no record.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    share = successes / count
+    spread = _Z95**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    # Rounding must not leave the estimate outside of its interval at 0 and 1.
+    return Interval(
+        value=share,
+        lower=min(share, max(0.0, centre - half)),
+        upper=max(share, min(1.0, centre + half)),
+        count=count,
+    )
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Interval:
+    """Return the mean of values with its percentile bootstrap interval."""
+    values_N = _checked(values)
+    return _bootstrap(len(values_N), lambda picked_RN: values_N[picked_RN].mean(axis=1), seed, num_resamples)
+
+
+def bootstrap_difference(
+    candidate: Sequence[float],
+    baseline: Sequence[float],
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Interval:
+    """Return the mean of candidate minus baseline, paired by record, with its percentile bootstrap interval.
+
+    Records are resampled, never the two sides apart: what makes a record hard for both cancels out.
+
+    Raises:
+        ValueError: the two have different lengths, or there is no record.
+    """
+    if len(candidate) != len(baseline):
+        raise ValueError(
+            f"pairs must be complete, got {len(candidate)} candidates and {len(baseline)} baselines"
+        )
+    return bootstrap_mean(_checked(candidate) - _checked(baseline), seed=seed, num_resamples=num_resamples)  # type: ignore[arg-type]
+
+
+def bootstrap_perplexity(
+    nll: Sequence[float], num_tokens: Sequence[int], *, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> Interval:
+    """Return exp(sum of nll / sum of tokens) with its bootstrap interval over records; nll in nats by record."""
+    nll_N, tokens_N = _checked(nll), _checked(num_tokens)
+
+    def ratio(picked_RN: NDArray[np.int64]) -> Array:
+        exponent: Array = nll_N[picked_RN].sum(axis=1) / tokens_N[picked_RN].sum(axis=1)
+        return np.exp(exponent)
+
+    return _bootstrap(len(nll_N), ratio, seed, num_resamples)
+
+
+def bootstrap_perplexity_difference(
+    candidate: Sequence[float],
+    baseline: Sequence[float],
+    num_tokens: Sequence[int],
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Interval:
+    """Return perplexity of candidate minus that of baseline on the same tokens, paired by record."""
+    candidate_N, baseline_N, tokens_N = _checked(candidate), _checked(baseline), _checked(num_tokens)
+
+    def difference(picked_RN: NDArray[np.int64]) -> Array:
+        total_R = tokens_N[picked_RN].sum(axis=1)
+        left: Array = np.exp(candidate_N[picked_RN].sum(axis=1) / total_R)
+        right: Array = np.exp(baseline_N[picked_RN].sum(axis=1) / total_R)
+        return left - right
+
+    return _bootstrap(len(candidate_N), difference, seed, num_resamples)
+
+
+def mcnemar(candidate: Sequence[float], baseline: Sequence[float]) -> float:
+    """Return the exact two-sided McNemar p-value of paired right-or-wrong scores (1.0 or 0.0).
+
+    Under the null each of the records on which the two disagree is a fair coin.
+
+    Raises:
+        ValueError: the two have different lengths, or a score is neither 0 nor 1.
+    """
+    wrong = [score for score in (*candidate, *baseline) if score not in (0.0, 1.0)]
+    if wrong or len(candidate) != len(baseline):
+        raise ValueError(
+            f"scores must be pairs of 0 and 1, got {len(candidate)}, {len(baseline)} and {wrong[:3]}"
+        )
+    gained = sum(left > right for left, right in zip(candidate, baseline, strict=True))
+    lost = sum(left < right for left, right in zip(candidate, baseline, strict=True))
+    disagreeing = gained + lost
+    tail = sum(math.comb(disagreeing, count) for count in range(min(gained, lost) + 1))
+    return min(1.0, float(2 * tail / 2**disagreeing))
+
+
+def verdict(difference: Interval, *, higher_is_better: bool = True) -> Verdict:
+    """Return what the interval of a paired difference (candidate minus baseline) shows."""
+    if difference.count < MIN_PAIRS:
+        return "INSUFFICIENT_EVIDENCE"
+    if difference.lower > 0:
+        return "BETTER" if higher_is_better else "WORSE"
+    if difference.upper < 0:
+        return "WORSE" if higher_is_better else "BETTER"
+    return "INCONCLUSIVE"
+
+
+def _checked(values: Sequence[float] | Sequence[int] | Array) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"there must be at least one record, got shape {array.shape}")
+    return array
+
+
+def _bootstrap(
+    count: int, statistic: Callable[[NDArray[np.int64]], Array], seed: int, num_resamples: int
+) -> Interval:
+    """Percentile bootstrap; memory is bounded by drawing resamples in blocks."""
+    whole = np.arange(count, dtype=np.int64)[None, :]
+    drawn = np.concatenate([statistic(block) for block in _resamples(count, seed, num_resamples)])
+    lower, upper = np.quantile(drawn, [0.025, 0.975])
+    return Interval(value=float(statistic(whole)[0]), lower=float(lower), upper=float(upper), count=count)
+
+
+def _resamples(count: int, seed: int, num_resamples: int) -> Iterator[NDArray[np.int64]]:
+    # Philox is counter-based: the same seed gives the same records on every machine.
+    generator = np.random.Generator(np.random.Philox(seed))
+    rows = max(1, _INDICES_A_BLOCK // count)
+    for first in range(0, num_resamples, rows):
+        size = (min(rows, num_resamples - first), count)
+        yield generator.integers(0, count, size=size, dtype=np.int64)

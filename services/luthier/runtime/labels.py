@@ -1,0 +1,32 @@
+"""What users may call things: labels and display names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from luthier.errors import FieldViolation
+
+MAX_LABELS = 64
+MAX_DISPLAY_NAME = 200
+_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_VALUE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
+
+
+def label_violations(labels: Mapping[str, str], field: str) -> Iterator[FieldViolation]:
+    """Yield what is wrong with labels; `field` is their path in the request."""
+    if len(labels) > MAX_LABELS:
+        yield FieldViolation(field=field, description=f"must hold at most {MAX_LABELS} labels, got {len(labels)}")
+    for key, value in labels.items():
+        if not _KEY.fullmatch(key):
+            yield FieldViolation(field=field, description=f"a key must match {_KEY.pattern}, got {key!r}")
+        if not _VALUE.fullmatch(value):
+            description = f"the value of {key!r} must match {_VALUE.pattern}, got {value!r}"
+            yield FieldViolation(field=field, description=description)
+
+
+def display_name_violations(display_name: str, field: str) -> Iterator[FieldViolation]:
+    """Yield what is wrong with a name for people; `field` is its path in the request."""
+    if len(display_name) > MAX_DISPLAY_NAME:
+        description = f"must be at most {MAX_DISPLAY_NAME} characters, got {len(display_name)}"
+        yield FieldViolation(field=field, description=description)

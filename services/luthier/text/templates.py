@@ -1,0 +1,159 @@
+"""Chat templates: Jinja in a sandbox, with the globals and filters that transformers gives them.
+
+Templates come from users and model authors. The sandbox keeps them from the interpreter's insides; it does not bound
+their time or memory: render untrusted ones in a process with limits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+_OPEN, _CLOSE = "\ue000\ue001", "\ue001\ue000"
+"""Private-use marks around what a `generation` block renders; they are taken out of the text again."""
+
+
+class TemplateError(ValueError):
+    """A template that cannot be compiled or rendered; the message has its line where it is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedText:
+    """Rendered text and the character ranges [start, end) that `generation` blocks produced."""
+
+    text: str
+    generated: tuple[tuple[int, int], ...]
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %} ... {% endgeneration %}` marks what an assistant writes."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """Wrap the block's output in marks."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_mark")
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Callable[[], str]) -> str:
+        return f"{_OPEN}{caller()}{_CLOSE}"
+
+
+class ChatTemplate:
+    """A compiled template.
+
+    Args:
+        source: Jinja source.
+        today: the date that `strftime_now` shows; frozen, so that a rendering can be repeated.
+
+    Raises:
+        TemplateError: the source does not compile.
+    """
+
+    def __init__(self, source: str, today: date) -> None:
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        now = datetime(today.year, today.month, today.day)
+        environment.globals["strftime_now"] = now.strftime
+        self.source = source
+        with _as_template_errors():
+            self._template = environment.from_string(source)
+            tree = environment.parse(source)
+        self.has_generation_blocks = any(
+            isinstance(node.call, jinja2.nodes.Call)
+            and isinstance(node.call.node, jinja2.nodes.ExtensionAttribute)
+            and node.call.node.name == "_mark"
+            for node in tree.find_all(jinja2.nodes.CallBlock)
+        )
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = False,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> RenderedText:
+        """Render a conversation.
+
+        Args:
+            messages: turns as JSON values.
+            tools: tool definitions as JSON values; none is the same as not given.
+            add_generation_prompt: end with what comes before an assistant's answer.
+            special_tokens: texts that templates use by name, e.g. bos_token.
+
+        Raises:
+            TemplateError: the template refuses the conversation or fails.
+        """
+        with _as_template_errors():
+            text = self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **(special_tokens or {}),
+            )
+        return _without_marks(text)
+
+
+def _without_marks(marked: str) -> RenderedText:
+    parts: list[str] = []
+    ranges: list[tuple[int, int]] = []
+    length, started = 0, -1
+    rest = marked
+    while rest:
+        mark = _CLOSE if started >= 0 else _OPEN
+        before, found, rest = rest.partition(mark)
+        parts.append(before)
+        length += len(before)
+        if found and started >= 0:
+            ranges.append((started, length))
+            started = -1
+        elif found:
+            started = length
+    return RenderedText(text="".join(parts), generated=tuple(ranges))
+
+
+@contextmanager
+def _as_template_errors() -> Any:
+    try:
+        yield
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(
+            f"the chat template does not compile: {error.message} (line {error.lineno})"
+        ) from error
+    except jinja2.TemplateError as error:
+        raise TemplateError(f"the chat template fails: {error.message or type(error).__name__}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise TemplateError(f"the chat template fails: {type(error).__name__}: {error}") from error
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)

@@ -1,0 +1,84 @@
+"""List calls: page arguments of a request into a page of resources."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol, TypeVar
+
+from luthier.runtime.filters import parse_filter, parse_order_by
+from luthier.runtime.paging import PageTokens, fingerprint, page_size
+from luthier.storage.database import Database
+from luthier.storage.resources import Cursor, Resource, Resources
+
+T = TypeVar("T", bound=Resource)
+
+
+class ListRequest(Protocol):
+    """What every request of a standard List call has (AIP-132)."""
+
+    @property
+    def parent(self) -> str:
+        """Resource that the listed ones belong to."""
+        ...
+
+    @property
+    def page_size(self) -> int:
+        """Resources on a page at most; 0 means the default."""
+        ...
+
+    @property
+    def page_token(self) -> str:
+        """Token of the page, empty for the first."""
+        ...
+
+    @property
+    def filter(self) -> str:
+        """Which resources to list."""
+        ...
+
+    @property
+    def order_by(self) -> str:
+        """In which order."""
+        ...
+
+
+async def list_page(
+    database: Database,
+    resources: Resources[T],
+    tokens: PageTokens,
+    request: ListRequest,
+    *,
+    filters: Collection[str] = ("state", "labels"),
+) -> tuple[tuple[T, ...], str]:
+    """Return the resources of a page and the token of the next one, empty after the last.
+
+    Raises:
+        InvalidArgument: page_size, page_token, filter or order_by is not valid.
+    """
+    equals = parse_filter(request.filter, filters)
+    newest_first = parse_order_by(request.order_by)
+    bound = fingerprint(type(request).__name__, request.parent, request.filter, request.order_by)
+    parts = tokens.decode(request.page_token, bound)
+    async with database.reading() as connection:
+        page = await resources.page(
+            connection,
+            parent=request.parent,
+            limit=page_size(request.page_size),
+            after=Cursor.of(parts) if parts is not None else None,
+            equals=equals,
+            newest_first=newest_first,
+        )
+    return page.values, tokens.encode(page.next.parts(), bound) if page.next is not None else ""
+
+
+def row_page_arguments(
+    tokens: PageTokens, request_name: str, scope: Collection[str], page_token: str
+) -> tuple[int, str]:
+    """Return the first row of a page of numbered rows, and what binds the next page's token.
+
+    Raises:
+        InvalidArgument: the token was made for other arguments.
+    """
+    bound = fingerprint(request_name, *scope)
+    parts = tokens.decode(page_token, bound)
+    return (int(parts[0]) if parts is not None else 0), bound

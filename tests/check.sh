@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# The stages of `make check` and `make check-all`. Stops at the first that fails; prints the seconds of each.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+level=${1:?usage: tests/check.sh check|check-all}
+bin=$PWD/.venv/bin
+summary=()
+
+stage() {
+  local name=$1 began=$SECONDS
+  shift
+  echo "== $name"
+  "$@"
+  summary+=("$(printf '%5d s  %s' $((SECONDS - began)) "$name")")
+}
+
+lint() {
+  "$bin/ruff" check --quiet .
+  "$bin/ruff" format --check --quiet .
+  "$bin/clang-format" --dry-run --Werror $(git ls-files 'kernels/csrc/*.cpp' 'kernels/csrc/*.hpp')
+}
+
+protos() {
+  "$bin/buf" lint protos
+  "$bin/buf" format --diff --exit-code protos/luthier > /dev/null
+}
+
+tests() {
+  if [ "$level" = check-all ]; then
+    "$bin/python" -m pytest -q tests -m "not gpu"
+  else
+    "$bin/python" -m pytest -q tests -m "not slow and not gpu"
+  fi
+}
+
+stage "lint" lint
+stage "types" "$bin/mypy"
+stage "protos" protos
+stage "kernels, sanitised" bash kernels/csrc/tests/sanitised.sh
+stage "tests" tests
+stage "wheels in empty environments" bash tests/wheels.sh
+if [ "$level" = check-all ]; then
+  stage "demo" make --no-print-directory demo
+else
+  stage "demo FAST=1" make --no-print-directory demo FAST=1
+fi
+printf '\n%s\n' "seconds per stage:" "${summary[@]}"

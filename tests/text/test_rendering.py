@@ -1,0 +1,266 @@
+"""Tokens and masks: equal to transformers' own rendering, and learnt exactly where an assistant speaks."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.text.conftest import (
+    CHATML,
+    FORGETFUL,
+    GENERATION,
+    STRICT_ORDER,
+    TEMPLATES,
+    TOKENIZER_JSON,
+    make_bundle,
+)
+
+from luthier.text.records import ChatRecord, CompletionRecord, Message, message_to_object
+from luthier.text.rendering import (
+    LengthPolicy,
+    MaskMode,
+    Rendered,
+    Renderer,
+    RenderingError,
+    TemplateNotPrefixPreserving,
+    fit,
+    reference_text,
+)
+from luthier.text.templates import TemplateError
+
+TODAY = datetime.date(2026, 3, 9)
+
+
+def chat(*turns: tuple[str, str], weights: Sequence[float | None] = ()) -> ChatRecord:
+    padded = [*weights, *[None] * len(turns)]
+    messages = (
+        Message(role=role, content=content, weight=weight)
+        for (role, content), weight in zip(turns, padded, strict=False)
+    )
+    return ChatRecord(messages=tuple(messages))
+
+
+TWO_TURNS = chat(("user", "hi"), ("assistant", "hello"), ("user", "more?"), ("assistant", "no, thanks"))
+
+
+def learnt(renderer: Renderer, rendered: Rendered, template: str = CHATML) -> str:
+    bundle = make_bundle(template)
+    ids = [token for token, on in zip(rendered.input_ids, rendered.loss_mask, strict=True) if on]
+    return bundle.decode(ids, skip_special_tokens=False)
+
+
+def renderer(template: str | None = CHATML, mode: MaskMode | None = None) -> Renderer:
+    return Renderer(make_bundle(template), today=TODAY, mask_mode=mode)
+
+
+def oracle(template: str, record: ChatRecord, folder: Path, **arguments: object) -> list[int]:
+    """What transformers makes of the same conversation."""
+    from transformers import PreTrainedTokenizerFast
+
+    (folder / "tokenizer.json").write_bytes(TOKENIZER_JSON)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=template,
+    )
+    messages = [message_to_object(message) for message in record.messages]
+    tools = [dict(tool) for tool in record.tools] or None
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **arguments)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert isinstance(ids, list)
+    return ids
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_render_gives_the_tokens_of_apply_chat_template(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = TEMPLATES[name]
+    if name == "dated":  # the oracle takes today's date; so do we
+        today = datetime.date.today()
+    else:
+        today = TODAY
+    ours = Renderer(make_bundle(template), today=today).render(TWO_TURNS)
+    assert list(ours.input_ids) == oracle(template, TWO_TURNS, tmp_path)
+
+
+def test_render_passes_tools_to_the_template(tmp_path: Path) -> None:
+    tools = ({"type": "function", "function": {"name": "f<&>", "parameters": {"ü": 1}}},)
+    record = ChatRecord(messages=TWO_TURNS.messages, tools=tools)
+    ours = renderer(TEMPLATES["tools"]).render(record)
+    assert list(ours.input_ids) == oracle(TEMPLATES["tools"], record, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["chatml", "generation", "tools"])
+def test_prompt_ends_with_the_generation_prompt(name: str, tmp_path: Path) -> None:
+    asked = ChatRecord(messages=TWO_TURNS.messages[:-1])
+    wanted = oracle(TEMPLATES[name], asked, tmp_path, add_generation_prompt=True)
+    assert list(renderer(TEMPLATES[name]).prompt(TWO_TURNS)) == wanted
+
+
+@pytest.mark.parametrize("template", [CHATML, GENERATION])
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [
+        (None, "hello<|im_end|>no, thanks<|im_end|>"),
+        (MaskMode.ALL_ASSISTANT_TURNS, "hello<|im_end|>no, thanks<|im_end|>"),
+        (MaskMode.LAST_TURN, "no, thanks<|im_end|>"),
+    ],
+)
+def test_mask_modes_choose_the_turns_that_are_learnt(
+    template: str, mode: MaskMode | None, wanted: str
+) -> None:
+    used = renderer(template, mode)
+    assert learnt(used, used.render(TWO_TURNS)) == wanted
+
+
+def test_weights_decide_unless_all_turns_are_asked_for() -> None:
+    record = chat(
+        ("user", "a"),
+        ("assistant", "no"),
+        ("user", "b"),
+        ("assistant", "yes"),
+        weights=(None, 0.0, None, 1.0),
+    )
+    for mode, wanted in (
+        (None, "yes<|im_end|>"),
+        (MaskMode.MESSAGE_WEIGHT, "yes<|im_end|>"),
+        (MaskMode.ALL_ASSISTANT_TURNS, "no<|im_end|>yes<|im_end|>"),
+    ):
+        used = renderer(CHATML, mode)
+        assert learnt(used, used.render(record)) == wanted
+
+
+def test_all_weights_zero_leave_nothing_to_learn() -> None:
+    record = chat(("user", "a"), ("assistant", "b"), weights=(None, 0.0))
+    assert renderer().render(record).num_supervised == 0
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    record = chat(("user", "a"), ("assistant", "<think>x</think>b"), ("user", "c"), ("assistant", "d"))
+    with pytest.raises(TemplateNotPrefixPreserving, match="message 1.*generation") as caught:
+        renderer(FORGETFUL).render(record)
+    assert caught.value.reason == "TEMPLATE_NOT_PREFIX_PRESERVING"
+    assert "<think>x" in str(caught.value)
+
+
+def test_a_model_without_template_takes_prompt_completion_only() -> None:
+    with pytest.raises(RenderingError, match="no chat template") as caught:
+        renderer(None).render(TWO_TURNS)
+    assert caught.value.reason == "CHAT_TEMPLATE_MISSING"
+    rendered = renderer(None).render(CompletionRecord(prompt="one ", completion="two"))
+    assert learnt(renderer(None), rendered) == "two<|im_end|>"
+
+
+def test_prompt_completion_begins_with_bos_where_the_tokenizer_says_so() -> None:
+    used = Renderer(make_bundle(None, add_bos_token=True), today=TODAY)
+    record = CompletionRecord(prompt="one ", completion="two")
+    rendered = used.render(record)
+    bos = make_bundle(None).special_id("bos_token")
+    assert rendered.input_ids[0] == bos
+    assert not rendered.loss_mask[0]
+    assert used.prompt(record)[0] == bos
+
+
+@pytest.mark.parametrize("mode", [MaskMode.LAST_TURN, MaskMode.ALL_ASSISTANT_TURNS])
+def test_a_mask_mode_for_chats_refuses_prompt_completion(mode: MaskMode) -> None:
+    with pytest.raises(RenderingError, match=mode):
+        renderer(CHATML, mode).render(CompletionRecord(prompt="a", completion="b"))
+
+
+def test_the_mask_mode_completion_refuses_chats() -> None:
+    with pytest.raises(RenderingError, match="got a conversation"):
+        renderer(CHATML, MaskMode.COMPLETION).render(TWO_TURNS)
+
+
+def test_a_template_that_refuses_a_conversation_says_why() -> None:
+    with pytest.raises(TemplateError, match="roles must alternate"):
+        renderer(STRICT_ORDER).render(chat(("system", "x"), ("user", "a"), ("assistant", "b")))
+
+
+def test_shots_stand_between_the_system_turn_and_the_question() -> None:
+    shot = chat(("system", "other"), ("user", "q"), ("assistant", "a"))
+    record = chat(("system", "own"), ("user", "question"), ("assistant", "answer"))
+    text = make_bundle(CHATML).decode(renderer().prompt(record, [shot]), skip_special_tokens=False)
+    assert text == (
+        "<|im_start|>system\nown<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+        "<|im_start|>user\nquestion<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_answer_learns_the_last_turn_behind_the_same_prompt() -> None:
+    shot = chat(("user", "q"), ("assistant", "a"))
+    used = renderer()
+    answer = used.answer(TWO_TURNS, [shot])
+    prompt = used.prompt(TWO_TURNS, [shot])
+    assert answer.input_ids[: len(prompt)] == prompt
+    assert not any(answer.loss_mask[: len(prompt)])
+    assert learnt(used, answer) == "no, thanks<|im_end|>"
+
+
+def test_prompt_completion_shots_are_joined_as_text() -> None:
+    shot = CompletionRecord(prompt="1+1=", completion="2")
+    record = CompletionRecord(prompt="2+2=", completion="4")
+    text = make_bundle(None).decode(renderer(None).prompt(record, [shot]))
+    assert text == "1+1=2\n\n2+2="
+
+
+def test_stop_tokens_hold_the_end_of_turn() -> None:
+    bundle = make_bundle(CHATML, eos_token="</s>")
+    stops = Renderer(bundle, today=TODAY).stop_token_ids()
+    assert stops == {bundle.token_id("</s>"), bundle.token_id("<|im_end|>")}
+
+
+def test_a_template_without_end_of_turn_is_warned_about() -> None:
+    plain = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    plain += "{% if add_generation_prompt %}assistant: {% endif %}"
+    assert "end-of-turn" in renderer(plain).warnings()[0]
+    assert renderer(CHATML).warnings() == ()
+
+
+def test_fit_drops_cuts_or_refuses() -> None:
+    rendered = renderer().render(TWO_TURNS)
+    length = len(rendered.input_ids)
+    assert fit(rendered, length, LengthPolicy.FAIL) is rendered
+    assert fit(rendered, length - 1, LengthPolicy.DROP) is None
+    cut = fit(rendered, 10, LengthPolicy.TRUNCATE)
+    assert cut is not None
+    assert (len(cut.input_ids), len(cut.loss_mask), cut.truncated) == (10, 10, True)
+    with pytest.raises(RenderingError, match=f"at most 5 tokens, got {length}") as caught:
+        fit(rendered, 5, LengthPolicy.FAIL)
+    assert caught.value.reason == "SEQUENCE_TOO_LONG"
+
+
+def test_reference_text_is_the_last_answer() -> None:
+    assert reference_text(TWO_TURNS) == "no, thanks"
+    assert reference_text(CompletionRecord(prompt="a", completion="b")) == "b"
+
+
+# Without the characters of the template's own marks; anything else goes, also several scripts and emoji.
+contents = st.text(alphabet=st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=30).filter(
+    lambda text: text.strip() == text and "<|" not in text
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(contents, contents), min_size=1, max_size=4), st.sampled_from([CHATML, GENERATION]))
+def test_exactly_what_the_assistant_says_is_learnt(pairs: list[tuple[str, str]], template: str) -> None:
+    turns = [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
+    used = renderer(template)
+    rendered = used.render(chat(*turns))
+    wanted = "".join(f"{answer}<|im_end|>" for _, answer in pairs)
+    assert learnt(used, rendered) == wanted
+
+
+def test_the_digest_of_a_bundle_names_its_contents() -> None:
+    first, second = make_bundle(CHATML), make_bundle(CHATML)
+    assert first.digest == second.digest
+    assert make_bundle(GENERATION).digest != first.digest
+    assert json.loads(TOKENIZER_JSON)["added_tokens"]
