@@ -32,8 +32,7 @@ class Bench:
 
     async def settled(self) -> None:
         """Wait for what is cleared away after a commit."""
-        while self.service._clearing:
-            await asyncio.sleep(0.005)
+        await asyncio.gather(*self.service._clearing)
 
     async def staged_bytes(self, name: str) -> int:
         return await self.blobs.staged_size((await self.service.get(name)).uid)

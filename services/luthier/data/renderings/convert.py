@@ -32,25 +32,27 @@ from luthier.worker.v1 import task_pb2
 
 def new_rendering(message: rendering_pb2.Rendering) -> NewRendering:
     """Read what a caller asks for. Raises InvalidArgument for an unknown enum number."""
-    mask_mode = enum_from_proto(
-        MaskMode, rendering_pb2.MaskMode, "MASK_MODE_", message.mask_mode, "rendering.mask_mode"
-    )
-    length_policy = enum_from_proto(
-        LengthPolicy,
-        rendering_pb2.LengthPolicy,
-        "LENGTH_POLICY_",
-        message.length_policy,
-        "rendering.length_policy",
-    )
     return NewRendering(
         dataset_version=message.dataset_version,
         model=message.model,
         chat_template=message.chat_template,
-        mask_mode=mask_mode or MaskMode.DEFAULT,
+        mask_mode=mask_mode_from_proto(message.mask_mode, "rendering.mask_mode"),
         max_tokens=message.max_tokens,
-        length_policy=length_policy or LengthPolicy.DROP,
+        length_policy=length_policy_from_proto(message.length_policy, "rendering.length_policy"),
         labels=dict(message.labels),
     )
+
+
+def mask_mode_from_proto(number: int, field: str) -> MaskMode:
+    """Return a mask mode, DEFAULT for unset. Raises InvalidArgument for an unknown number."""
+    found = enum_from_proto(MaskMode, rendering_pb2.MaskMode, "MASK_MODE_", number, field)
+    return found or MaskMode.DEFAULT
+
+
+def length_policy_from_proto(number: int, field: str) -> LengthPolicy:
+    """Return a length policy, DROP for unset. Raises InvalidArgument for an unknown number."""
+    found = enum_from_proto(LengthPolicy, rendering_pb2.LengthPolicy, "LENGTH_POLICY_", number, field)
+    return found or LengthPolicy.DROP
 
 
 def _mask_mode_to_proto(mode: MaskMode) -> rendering_pb2.MaskMode.ValueType:
@@ -77,15 +79,7 @@ def rendering_to_proto(rendering: Rendering) -> rendering_pb2.Rendering:
         tokenizer_digest=rendering.tokenizer_digest,
         template_date=rendering.template_date,
         split_statistics=[_split_statistics_to_proto(split) for split in rendering.split_statistics],
-        unsupervised_records=[
-            rendering_pb2.UnsupervisedRecord(
-                record_id=record.record_id,
-                filename=record.filename,
-                line=record.line,
-                message=record.message,
-            )
-            for record in rendering.unsupervised_records
-        ],
+        unsupervised_records=[_unsupervised_to_proto(record) for record in rendering.unsupervised_records],
         warnings=rendering.warnings,
         digest=rendering.digest,
         labels=rendering.labels,
@@ -180,6 +174,25 @@ def outcome_from_proto(message: task_pb2.RenderResult) -> RenderingOutcome:
         warnings=tuple(message.warnings),
         digest=message.digest,
         tokenizer_blob=message.tokenizer.sha256,
+    )
+
+
+def outcome_to_proto(outcome: RenderingOutcome, tokenizer: task_pb2.BlobFile) -> task_pb2.TaskResult:
+    """Write what a worker brings of a rendering."""
+    result = task_pb2.RenderResult(
+        shards=[shard_to_proto(shard) for shard in outcome.shards],
+        split_statistics=[_split_statistics_to_proto(split) for split in outcome.split_statistics],
+        unsupervised_records=[_unsupervised_to_proto(record) for record in outcome.unsupervised_records],
+        warnings=outcome.warnings,
+        digest=outcome.digest,
+        tokenizer=tokenizer,
+    )
+    return task_pb2.TaskResult(render=result)
+
+
+def _unsupervised_to_proto(record: UnsupervisedRecord) -> rendering_pb2.UnsupervisedRecord:
+    return rendering_pb2.UnsupervisedRecord(
+        record_id=record.record_id, filename=record.filename, line=record.line, message=record.message
     )
 
 

@@ -1,0 +1,243 @@
+"""A version's shards to a rendering's: tokens and loss masks, statistics, and what teaches nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from luthier.data.renderings.domain import (
+    MAX_UNSUPERVISED,
+    LengthPolicy,
+    LengthStatistics,
+    MaskMode,
+    RenderingSplitStatistics,
+    UnsupervisedRecord,
+)
+from luthier.data.splits import Split
+from luthier.data.worker.parquet import ROW_SCHEMA, ShardWriter, WrittenShard
+from luthier.errors import InvalidArgument, Reason
+from luthier.text import rendering as text
+from luthier.text.records import record_from_json
+from luthier.text.statistics import Lengths
+from luthier.text.templates import TemplateError
+from luthier.text.tokenizer import TokenizerBundle
+
+BATCH_RECORDS = 64
+_DIGEST_VERSION = "luthier-rendering-1"
+_COLUMNS = ["record_id", "split", "filename", "line", "record"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderPlan:
+    """What to render: files of records in row order, the tokenizer bundle's folder, settings, where to write."""
+
+    shards: tuple[str, ...]
+    bundle_folder: str
+    output_folder: str
+    dataset_digest: str
+    tokenizer_digest: str
+    chat_template: str
+    mask_mode: MaskMode
+    max_tokens: int
+    length_policy: LengthPolicy
+    template_date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedVersion:
+    """A rendering's content. `unsupervised` are the first `MAX_UNSUPERVISED`; the statistics count all."""
+
+    shards: tuple[WrittenShard, ...]
+    splits: tuple[RenderingSplitStatistics, ...]
+    unsupervised: tuple[UnsupervisedRecord, ...]
+    warnings: tuple[str, ...]
+    digest: str
+
+
+@dataclass(slots=True, kw_only=True)
+class _Counts:
+    tokens: Lengths = field(default_factory=Lengths)
+    supervised: Lengths = field(default_factory=Lengths)
+    num_rows: int = 0
+    num_dropped: int = 0
+    num_truncated: int = 0
+    num_unsupervised: int = 0
+
+
+class RecordRenderer:
+    """Renders the records of a plan one by one into shards. Memory: one row group."""
+
+    def __init__(self, plan: RenderPlan) -> None:
+        """Load tokenizer and template. Raises InvalidArgument MODEL_INVALID, TEMPLATE_INVALID."""
+        self._plan = plan
+        self._renderer = _renderer(plan)
+        self._shards: list[WrittenShard] = []
+        self._writer = ShardWriter(Path(plan.output_folder), "rows", ROW_SCHEMA, self._shards.append)
+        self._counts: dict[Split, _Counts] = {}
+        self._unsupervised: list[UnsupervisedRecord] = []
+        self._digest = hashlib.sha256(_settings_line(plan))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Render a stored record. Raises InvalidArgument that names its file and line."""
+        split = Split(row["split"])
+        counts = self._counts.setdefault(split, _Counts())
+        with _placed(row):
+            rendered = self._renderer.render(record_from_json(row["record"]))
+            policy = text.LengthPolicy(self._plan.length_policy.value)
+            fitted = text.fit(rendered, self._plan.max_tokens, policy)
+        if fitted is None:
+            counts.num_dropped += 1
+            return
+        counts.num_rows += 1
+        counts.num_truncated += fitted.truncated
+        counts.tokens.add(len(fitted.input_ids))
+        counts.supervised.add(fitted.num_supervised)
+        if fitted.num_supervised == 0:
+            counts.num_unsupervised += 1
+            self._note_unsupervised(row, rendered, fitted)
+        self._write(row, fitted)
+
+    def finish(self) -> RenderedVersion:
+        """Close the files and return the rendering."""
+        self._writer.close()
+        return RenderedVersion(
+            shards=tuple(self._shards),
+            splits=tuple(
+                _split_statistics(split, self._counts[split]) for split in Split if split in self._counts
+            ),
+            unsupervised=tuple(self._unsupervised),
+            warnings=tuple(self._warnings()),
+            digest=self._digest.hexdigest(),
+        )
+
+    def _write(self, row: Mapping[str, Any], fitted: text.Rendered) -> None:
+        ids = array("i", fitted.input_ids)
+        self._digest.update(f"{row['record_id']} {row['split']} {len(ids)}\n".encode())
+        self._digest.update(ids.tobytes())
+        self._digest.update(bytes(fitted.loss_mask))
+        self._writer.add(
+            {
+                "record_id": row["record_id"],
+                "split": row["split"],
+                "filename": row["filename"],
+                "line": row["line"],
+                "input_ids": ids,
+                "loss_mask": fitted.loss_mask,
+                "num_tokens": len(ids),
+                "num_supervised": fitted.num_supervised,
+            },
+            # What the mask's Python values and the ids take until the row group is written.
+            12 * len(ids) + 300,
+        )
+
+    def _note_unsupervised(
+        self, row: Mapping[str, Any], rendered: text.Rendered, fitted: text.Rendered
+    ) -> None:
+        if len(self._unsupervised) == MAX_UNSUPERVISED:
+            return
+        message = "no token is learnt: every assistant turn has weight 0 or is empty"
+        if rendered.num_supervised:
+            message = (
+                f"no token is learnt: the first one stands at {rendered.loss_mask.index(True)}, "
+                f"the record is cut at {len(fitted.input_ids)} tokens"
+            )
+        self._unsupervised.append(
+            UnsupervisedRecord(
+                record_id=row["record_id"], filename=row["filename"], line=row["line"], message=message
+            )
+        )
+
+    def _warnings(self) -> Iterator[str]:
+        train = self._counts.get(Split.TRAIN, _Counts())
+        if train.num_rows == 0:
+            yield "the train split has no rows: there is nothing to learn from"
+        elif train.num_rows == train.num_unsupervised:
+            yield f"none of the {train.num_rows} rows of the train split has a token to learn"
+        # They come from a conversation made up for it, which a template may refuse though it takes the records.
+        with suppress(TemplateError, text.RenderingError):
+            yield from self._renderer.warnings()
+
+
+def render_plan(plan: RenderPlan, begin_batch: Callable[[int, Mapping[str, Any]], None]) -> RenderedVersion:
+    """Render all records of a plan; `begin_batch` hears of each batch: records done before, its first record.
+
+    Raises InvalidArgument that names file and line of the record at fault.
+    """
+    renderer = RecordRenderer(plan)
+    done = 0
+    for path in plan.shards:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(BATCH_RECORDS, columns=_COLUMNS):
+            rows = batch.to_pylist()
+            begin_batch(done, rows[0])
+            for row in rows:
+                renderer.add(row)
+            done += len(rows)
+    return renderer.finish()
+
+
+def _renderer(plan: RenderPlan) -> text.Renderer:
+    try:
+        bundle = TokenizerBundle.load(Path(plan.bundle_folder))
+    except ValueError as error:
+        raise InvalidArgument(
+            f"the model's tokenizer cannot be used: {error}", reason=Reason.MODEL_INVALID
+        ) from error
+    mask_mode = None if plan.mask_mode is MaskMode.DEFAULT else text.MaskMode(plan.mask_mode.value)
+    try:
+        return text.Renderer(
+            bundle,
+            today=date.fromisoformat(plan.template_date),
+            template=plan.chat_template or None,
+            mask_mode=mask_mode,
+        )
+    except TemplateError as error:
+        raise InvalidArgument(
+            f"{error}; pass a chat_template that does", reason=Reason.TEMPLATE_INVALID
+        ) from error
+
+
+@contextmanager
+def _placed(row: Mapping[str, Any]) -> Iterator[None]:
+    """Add the record's place to what goes wrong in a block."""
+    try:
+        yield
+    except (TemplateError, text.RenderingError) as error:
+        reason = error.reason if isinstance(error, text.RenderingError) else Reason.TEMPLATE_INVALID
+        filename, line = row["filename"], str(row["line"])
+        raise InvalidArgument(
+            f"{filename}:{line}: {error}", reason=reason, metadata={"filename": filename, "line": line}
+        ) from error
+
+
+def _split_statistics(split: Split, counts: _Counts) -> RenderingSplitStatistics:
+    return RenderingSplitStatistics(
+        split=split,
+        tokens=LengthStatistics(**asdict(counts.tokens.summary())),
+        supervised_tokens=LengthStatistics(**asdict(counts.supervised.summary())),
+        num_dropped=counts.num_dropped,
+        num_truncated=counts.num_truncated,
+        num_unsupervised=counts.num_unsupervised,
+    )
+
+
+def _settings_line(plan: RenderPlan) -> bytes:
+    settings = {
+        "version": _DIGEST_VERSION,
+        "dataset_digest": plan.dataset_digest,
+        "tokenizer_digest": plan.tokenizer_digest,
+        "chat_template": plan.chat_template,
+        "mask_mode": plan.mask_mode,
+        "max_tokens": plan.max_tokens,
+        "length_policy": plan.length_policy,
+        "template_date": plan.template_date,
+    }
+    return json.dumps(settings, sort_keys=True).encode() + b"\n"
