@@ -103,11 +103,9 @@ async def test_closing_a_watch_ends_the_call_at_the_service(
     ended = threading.Semaphore(0)
 
     def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
-        over = threading.Event()
-        context.add_callback(over.set)
+        context.add_callback(ended.release)
         yield _event(1)
-        if over.wait(5):
-            ended.release()
+        threading.Event().wait(1)
 
     services.answers["WatchFineTuningJob"] = watch
     with client.jobs.watch("j") as events:

@@ -1,7 +1,7 @@
 """What a client needs to know, and where it finds it: arguments, then the environment, then defaults."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,6 +80,14 @@ def read_config(arguments: ConfigArguments, environ: Mapping[str, str] = os.envi
         timeout_seconds=_timeout(arguments.timeout_seconds, environ) or defaults.timeout_seconds,
         retry=arguments.retry or defaults.retry,
     )
+
+
+def silence_grpc(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keep gRPC's own log lines off stderr, unless the user asked for them. Call it before gRPC is imported.
+
+    A command reports a lost connection itself; the line of gRPC's core would stand in the middle of its output.
+    """
+    environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _key_in_home(home: Path) -> str:

@@ -11,6 +11,7 @@ import click
 
 from luthier.client.cli.groups import LazyGroup
 from luthier.client.cli.session import Session
+from luthier.client.config import silence_grpc
 from luthier.errors import (
     LuthierError,
     NotFound,
@@ -156,7 +157,6 @@ _HINTS: Mapping[str, str] = {
 @click.pass_context
 def main(ctx: click.Context, /, as_json: bool, **options: str | None) -> None:
     """Keep the global options for the command that follows."""
-    # gRPC's own log lines about lost connections would mix with ours; errors are reported by the command.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    silence_grpc()
     ctx.obj = Session(as_json=as_json, options=options)
     ctx.call_on_close(ctx.obj.close)
