@@ -6,6 +6,7 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -58,12 +59,14 @@ def renderer(template: str | None = CHATML, mode: MaskMode | None = None) -> Ren
     return Renderer(make_bundle(template), today=TODAY, mask_mode=mode)
 
 
-def oracle(template: str, record: ChatRecord, folder: Path, **arguments: object) -> list[int]:
+def oracle(
+    template: str, record: ChatRecord, folder: Path, *, add_generation_prompt: bool = False
+) -> list[int]:
     """What transformers makes of the same conversation."""
     from transformers import PreTrainedTokenizerFast
 
     (folder / "tokenizer.json").write_bytes(TOKENIZER_JSON)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_file=str(folder / "tokenizer.json"),
         bos_token="<s>",
         eos_token="<|im_end|>",
@@ -72,21 +75,18 @@ def oracle(template: str, record: ChatRecord, folder: Path, **arguments: object)
     )
     messages = [message_to_object(message) for message in record.messages]
     tools = [dict(tool) for tool in record.tools] or None
-    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **arguments)
+    text = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert isinstance(ids, list)
     return ids
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_render_gives_the_tokens_of_apply_chat_template(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_render_gives_the_tokens_of_apply_chat_template(name: str, tmp_path: Path) -> None:
     template = TEMPLATES[name]
-    if name == "dated":  # the oracle takes today's date; so do we
-        today = datetime.date.today()
-    else:
-        today = TODAY
+    today = datetime.date.today() if name == "dated" else TODAY  # the oracle takes the clock's date
     ours = Renderer(make_bundle(template), today=today).render(TWO_TURNS)
     assert list(ours.input_ids) == oracle(template, TWO_TURNS, tmp_path)
 
@@ -145,7 +145,7 @@ def test_all_weights_zero_leave_nothing_to_learn() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     record = chat(("user", "a"), ("assistant", "<think>x</think>b"), ("user", "c"), ("assistant", "d"))
-    with pytest.raises(TemplateNotPrefixPreserving, match="message 1.*generation") as caught:
+    with pytest.raises(TemplateNotPrefixPreserving, match=r"message 1.*generation") as caught:
         renderer(FORGETFUL).render(record)
     assert caught.value.reason == "TEMPLATE_NOT_PREFIX_PRESERVING"
     assert "<think>x" in str(caught.value)

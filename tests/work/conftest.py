@@ -133,14 +133,11 @@ class Bench:
         """The queue of a restarted service on the same database."""
         registry = CollectorRegistry()
         settings = self.queue.settings
-        return Queue(
-            self.database,
-            self.log,
-            {TaskKind.TRAIN: self.handler},
-            WorkMetrics(registry, (TaskKind.TRAIN,)),
-            settings,
-            Leases(settings.lease_seconds, self.clock),
-        )
+        metrics = WorkMetrics(registry, (TaskKind.TRAIN,))
+        leases = Leases(settings.lease_seconds, self.clock)
+        queue = Queue(self.database, self.log, metrics, settings, leases)
+        queue.register(TaskKind.TRAIN, self.handler)
+        return queue
 
 
 @pytest.fixture
@@ -153,13 +150,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     clock = Clock()
     registry = CollectorRegistry()
     settings = QueueSettings(lease_seconds=10.0, max_attempts=3)
-    queue = Queue(
-        database,
-        log,
-        {TaskKind.TRAIN: handler},
-        WorkMetrics(registry, (TaskKind.TRAIN,)),
-        settings,
-        Leases(settings.lease_seconds, clock),
-    )
+    metrics = WorkMetrics(registry, (TaskKind.TRAIN,))
+    queue = Queue(database, log, metrics, settings, Leases(settings.lease_seconds, clock))
+    queue.register(TaskKind.TRAIN, handler)
     yield Bench(database, log, handler, clock, queue, registry)
     await database.close()

@@ -98,7 +98,7 @@ async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
     beat = await asyncio.wait_for(anext(stream), 2.0)
     assert beat.HasField("heartbeat")
     assert beat.sequence == 1
-    await stream.aclose()
+    await stream.aclose()  # type: ignore[attr-defined]
 
 
 async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:

@@ -93,6 +93,11 @@ class Engine:
         with self._lock:
             return self._lock.wait_for(lambda: bool(self._submitted or self._groups), timeout_seconds)
 
+    def running(self) -> frozenset[str]:
+        """Ids of the requests that are submitted or under way."""
+        with self._lock:
+            return frozenset(self._submitted) | frozenset(self._groups)
+
     def step(self) -> Events:
         """One piece of work for every running request, in the order of their admission.
 

@@ -120,10 +120,21 @@ class Renderer:
         """
         if isinstance(record, CompletionRecord):
             return self._with_bos(self._bundle.encode(_completion_prompt(record, shots)).ids)
-        messages = _with_shots(record, shots).messages[:-1]
+        asked = _with_shots(record, shots)
+        return self.conversation([message_to_object(one) for one in asked.messages[:-1]], asked.tools)
+
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
+        """Return the tokens that ask for the next assistant turn of a conversation given as JSON values.
+
+        Raises:
+            RenderingError: the model has no chat template.
+            TemplateError: the template refuses the conversation.
+        """
         rendered = self._require_template().render(
-            [message_to_object(message) for message in messages],
-            tools=record.tools,
+            messages,
+            tools=tools,
             add_generation_prompt=True,
             special_tokens=self._bundle.special_tokens,
         )

@@ -51,7 +51,6 @@ class Queue:
         self,
         database: Database,
         log: EventLog,
-        handlers: Mapping[TaskKind, TaskHandler],
         metrics: WorkMetrics,
         settings: QueueSettings | None = None,
         leases: Leases | None = None,
@@ -59,11 +58,15 @@ class Queue:
         self.settings = settings or QueueSettings()
         self._database = database
         self._log = log
-        self._handlers = handlers
+        self._handlers: dict[TaskKind, TaskHandler] = {}
         self._metrics = metrics
         self._tasks = Tasks()
         self._leases = leases or Leases(self.settings.lease_seconds)
         self._arrival = asyncio.Event()
+
+    def register(self, kind: TaskKind, handler: TaskHandler) -> None:
+        """Say who follows the tasks of a kind. Every kind that is queued needs a handler."""
+        self._handlers[kind] = handler
 
     async def recover(self) -> None:
         """Take over the leases that an earlier process granted."""

@@ -1,0 +1,1 @@
+"""The evaluation worker: runs evaluations and answers interactive prompts with one engine."""

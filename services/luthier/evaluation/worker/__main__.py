@@ -1,0 +1,37 @@
+"""Run the evaluation worker: `python -m luthier.evaluation.worker`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
+from luthier.evaluation.worker.evaluate import Evaluator
+from luthier.evaluation.worker.models import Models
+from luthier.work.cache import BlobCache
+from luthier.work.link import WorkerLink
+from luthier.work.tasks import TaskKind
+from luthier.work.worker import run_worker
+from luthier.work.worker_config import read_worker_config, worker_plan
+
+
+def main() -> None:
+    """Work until SIGTERM."""
+    config = read_worker_config()
+    import torch
+
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    cache = BlobCache(config.home / "cache", config.cache_bytes)
+    models = Models(config.training_address, cache, config.home / "work" / "evaluation-models")
+    answers = ModelAnswers(models)
+
+    async def companion(link: WorkerLink, cache: BlobCache) -> None:
+        await serve_generations(link, cache, answers)
+
+    plan = worker_plan(config, "evaluation", config.evaluation_address, companions=(companion,))
+    evaluator = Evaluator(config.data_address, models)
+    asyncio.run(run_worker(plan, {TaskKind.EVALUATE: evaluator}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Interactive generation: take orders, answer them piece by piece, stop when nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import date
+from typing import Any, Protocol
+
+import grpc
+
+from luthier.errors import (
+    FailedPrecondition,
+    Failure,
+    Internal,
+    InvalidArgument,
+    LuthierError,
+    NotFound,
+    Reason,
+)
+from luthier.evaluation.worker.models import LoadedModel, Models
+from luthier.lm.generate import GenerationRequest
+from luthier.text.rendering import Renderer, RenderingError
+from luthier.text.templates import TemplateError
+from luthier.v1 import chat_pb2, evaluation_pb2
+from luthier.work.cache import BlobCache
+from luthier.work.convert import failure_to_status
+from luthier.work.link import WorkerLink
+from luthier.worker.v1 import worker_service_pb2
+
+SLOTS = 4
+_AGAIN_SECONDS = 0.5
+_logger = logging.getLogger(__name__)
+Piece = worker_service_pb2.PushGenerationRequest
+
+
+class Answering(Protocol):
+    """Turns an order into the pieces of its answer, and can be told to stop one."""
+
+    def answer(self, order: worker_service_pb2.GenerationOrder) -> Iterator[Piece]:
+        """Yield the pieces, the last one with a finish reason."""
+        ...
+
+    def cancel(self, generation: str) -> None:
+        """Stop a generation; an unknown one is passed over."""
+        ...
+
+
+class ModelAnswers:
+    """Answers orders with the models in memory."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._running: dict[str, LoadedModel] = {}
+
+    def answer(self, order: worker_service_pb2.GenerationOrder) -> Iterator[Piece]:
+        """Yield the pieces of an answer.
+
+        Raises:
+            LuthierError: the models cannot be loaded, or the prompt does not fit.
+        """
+        adapter = order.adapter if order.HasField("adapter") else None
+        with (
+            self._models.base(order.base_model, order.token) as loaded,
+            self._models.adapter(loaded, adapter, order.token) as name,
+        ):
+            prompt, stops = _prompt(loaded, order)
+            request = GenerationRequest(
+                request_id=order.generation,
+                prompts=(prompt,),
+                max_new_tokens=order.max_new_tokens,
+                adapter=name,
+                temperature=order.temperature,
+                top_p=order.top_p,
+                seed=order.seed,
+                stop_token_ids=stops,
+            )
+            self._running[order.generation] = loaded
+            try:
+                with closing(loaded.thread.generate(request)) as events:
+                    for event in events:
+                        reason = event.finish_reason or "UNSPECIFIED"
+                        yield Piece(
+                            generation=order.generation,
+                            text=event.text,
+                            finish_reason=evaluation_pb2.FinishReason.Value(f"FINISH_REASON_{reason}"),
+                            num_prompt_tokens=len(prompt),
+                            num_generated_tokens=event.num_generated,
+                        )
+            finally:
+                self._running.pop(order.generation, None)
+
+    def cancel(self, generation: str) -> None:
+        """Stop a generation before its next token."""
+        loaded = self._running.get(generation)
+        if loaded is not None:
+            loaded.thread.cancel(generation)
+
+
+async def serve_generations(link: WorkerLink, cache: BlobCache, answering: Answering) -> None:
+    """Take orders until cancelled, through every absence of the service. `cache` is the worker's own."""
+    del cache
+    with ThreadPoolExecutor(max_workers=SLOTS, thread_name_prefix="generation") as threads:
+        while True:
+            try:
+                await _take(link, answering, threads)
+            except grpc.aio.AioRpcError as error:
+                _logger.info("generation stream ended, opening it again", extra={"status": error.code().name})
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    await link.register()
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
+async def _take(link: WorkerLink, answering: Answering, threads: ThreadPoolExecutor) -> None:
+    request = worker_service_pb2.TakeGenerationsRequest(worker=link.worker_id, slots=SLOTS)
+    running: set[asyncio.Task[None]] = set()
+    try:
+        async for message in link.stub.TakeGenerations(request, metadata=link.metadata):
+            if message.WhichOneof("message") == "cancel_generation":
+                answering.cancel(message.cancel_generation)
+                continue
+            task = asyncio.create_task(_answer(link, answering, message.order, threads))
+            running.add(task)
+            task.add_done_callback(running.discard)
+    finally:
+        for task in running:
+            task.cancel()
+
+
+async def _answer(
+    link: WorkerLink,
+    answering: Answering,
+    order: worker_service_pb2.GenerationOrder,
+    threads: ThreadPoolExecutor,
+) -> None:
+    """Run one order in a thread and push its pieces, those that wait together as one."""
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[Piece] = asyncio.Queue()
+    work = loop.run_in_executor(threads, _produce, answering, order, loop, pieces)
+    try:
+        last = False
+        while not last:
+            piece = await pieces.get()
+            while not _is_last(piece) and not pieces.empty():
+                following = pieces.get_nowait()
+                following.text = piece.text + following.text
+                piece = following
+            last = _is_last(piece)
+            await link.call(link.stub.PushGeneration, piece)
+    except NotFound:
+        answering.cancel(order.generation)
+    finally:
+        answering.cancel(order.generation)
+        await asyncio.shield(work)
+
+
+def _produce(
+    answering: Answering,
+    order: worker_service_pb2.GenerationOrder,
+    loop: asyncio.AbstractEventLoop,
+    pieces: asyncio.Queue[Piece],
+) -> None:
+    try:
+        for piece in answering.answer(order):
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+    except LuthierError as error:
+        loop.call_soon_threadsafe(pieces.put_nowait, _failed(order, error))
+    except Exception as error:  # the caller must hear of it, whatever it is
+        _logger.exception("a generation failed unexpectedly")
+        internal = Internal(f"{type(error).__name__}: {error}", reason=Reason.INTERNAL)
+        loop.call_soon_threadsafe(pieces.put_nowait, _failed(order, internal))
+
+
+def _failed(order: worker_service_pb2.GenerationOrder, error: LuthierError) -> Piece:
+    return Piece(generation=order.generation, error=failure_to_status(Failure.of(error)))
+
+
+def _is_last(piece: Piece) -> bool:
+    return piece.HasField("error") or piece.finish_reason != evaluation_pb2.FINISH_REASON_UNSPECIFIED
+
+
+def _prompt(
+    loaded: LoadedModel, order: worker_service_pb2.GenerationOrder
+) -> tuple[tuple[int, ...], frozenset[int]]:
+    renderer = Renderer(loaded.bundle, today=date.today())
+    if order.WhichOneof("input") == "prompt":
+        return loaded.bundle.encode(order.prompt).ids, renderer.stop_token_ids()
+    try:
+        messages = [_turn(message) for message in order.conversation.messages]
+        tools = _json_list("conversation.tools_json", order.conversation.tools_json)
+        return renderer.conversation(messages, tools), renderer.stop_token_ids()
+    except RenderingError as error:
+        raise FailedPrecondition(str(error), reason=error.reason) from error
+    except TemplateError as error:
+        raise InvalidArgument(str(error), reason=Reason.TEMPLATE_INVALID) from error
+
+
+def _turn(message: chat_pb2.ChatMessage) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name:
+        turn["name"] = message.name
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls_json:
+        turn["tool_calls"] = _json_list("tool_calls_json", message.tool_calls_json)
+    return turn
+
+
+def _json_list(field: str, text: str) -> list[Any]:
+    if not text:
+        return []
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{field} must be a JSON array: {error}") from error
+    if not isinstance(value, list):
+        raise InvalidArgument(f"{field} must be a JSON array, got {text[:100]!r}")
+    return value

@@ -1,0 +1,58 @@
+"""Configuration of a worker process, the same for every kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.runtime.config import read
+from luthier.runtime.keys import read_or_create_keys
+from luthier.work.worker import Companion, WorkerPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """What a worker reads from the environment."""
+
+    home: Path
+    log_level: str
+    data_address: str
+    training_address: str
+    evaluation_address: str
+    cache_bytes: int = 20 << 30
+    """Size limit of the cache of files by digest."""
+    num_threads: int = 0
+    """Threads for torch; 0 means one a core."""
+    name: str = ""
+    """Added to the worker's id; needed when several workers of a kind serve one service."""
+    drain_seconds: float = 20.0
+    """Time that a task gets to stop after SIGTERM."""
+
+
+def read_worker_config() -> WorkerConfig:
+    """Read the environment and set up the process's log."""
+    from luthier.runtime.logs import configure
+
+    config = read(WorkerConfig, section="WORKER")
+    configure(config.log_level)
+    logging.getLogger("grpc").setLevel(logging.WARNING)
+    return config
+
+
+def worker_plan(
+    config: WorkerConfig, kind: str, service_address: str, *, companions: Sequence[Companion] = ()
+) -> WorkerPlan:
+    """Return how to run a worker of a kind (data, training, evaluation) on this machine."""
+    worker_id = f"{kind}-{config.name}" if config.name else kind
+    return WorkerPlan(
+        service_address=service_address,
+        worker_id=worker_id,
+        credential=read_or_create_keys(config.home).worker_key,
+        work_folder=config.home / "work" / worker_id,
+        cache_folder=config.home / "cache",
+        cache_bytes=config.cache_bytes,
+        drain_seconds=config.drain_seconds,
+        companions=tuple(companions),
+    )
