@@ -1,0 +1,80 @@
+"""The families of the Data service put together."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from luthier.data.datasets.service import DatasetService, Tasks
+from luthier.data.datasets.servicer import BuildVersionHandler, DatasetsServicer
+from luthier.data.renderings.service import Models, RenderingService
+from luthier.data.renderings.servicer import RenderHandler, RenderingsServicer
+from luthier.data.renderings.token_texts import TokenTexts
+from luthier.data.servicer import DataServicer
+from luthier.data.shard_files import ShardReader
+from luthier.data.uploads.service import UploadService
+from luthier.data.uploads.servicer import UploadsServicer
+from luthier.runtime.paging import PageTokens
+from luthier.storage.blobs import BlobStore
+from luthier.storage.database import Database
+from luthier.work.handlers import TaskHandler
+from luthier.work.log import EventLog
+from luthier.work.tasks import TaskKind
+
+
+class Parts(Protocol):
+    """What the process gives its service."""
+
+    @property
+    def database(self) -> Database:
+        """The service's database."""
+
+    @property
+    def blobs(self) -> BlobStore:
+        """The service's blobs."""
+
+    @property
+    def log(self) -> EventLog:
+        """Events of its resources."""
+
+    @property
+    def queue(self) -> Tasks:
+        """Work for its workers."""
+
+    @property
+    def page_tokens(self) -> PageTokens:
+        """Makes tokens of list calls."""
+
+    @property
+    def projects(self) -> Container[str]:
+        """Ids of the projects that are served."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataService:
+    """The servicer, who follows each kind of task, and the uploads, which `recover` at start."""
+
+    servicer: DataServicer
+    handlers: Mapping[TaskKind, TaskHandler]
+    uploads: UploadService
+
+
+def assemble(parts: Parts, models: Models, max_upload_bytes: int) -> DataService:
+    """Put the service together on real adapters or a test's."""
+    reader = ShardReader(parts.blobs)
+    uploads = UploadService(parts.database, parts.blobs, max_upload_bytes)
+    datasets = DatasetService(parts.database, parts.log, parts.queue, uploads)
+    renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models)
+    servicer = DataServicer(
+        DatasetsServicer(datasets, reader, parts.log, parts.page_tokens, parts.projects),
+        UploadsServicer(uploads, parts.projects),
+        RenderingsServicer(
+            renderings, reader, TokenTexts(parts.blobs), parts.log, parts.page_tokens, parts.projects
+        ),
+    )
+    handlers: Mapping[TaskKind, TaskHandler] = {
+        TaskKind.BUILD_VERSION: BuildVersionHandler(datasets),
+        TaskKind.RENDER: RenderHandler(renderings),
+    }
+    return DataService(servicer=servicer, handlers=handlers, uploads=uploads)
