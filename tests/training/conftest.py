@@ -1,16 +1,44 @@
-"""A tiny random model and rows for it."""
+"""A tiny random model with rows for it, and the Training service's inside on a real database."""
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from luthier.errors import NotFound
 from luthier.lm.attention import IMPLEMENTATION
+from luthier.storage.database import Database
+from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.migrations import upgrade
+from luthier.training import schema
+from luthier.training.jobs.lifecycle import JobLifecycle
+from luthier.training.jobs.planning import Lengths, RenderingView
+from luthier.training.jobs.service import JobService
+from luthier.training.jobs.servicer import TrainHandler
+from luthier.training.jobs.settings import JobRequest
+from luthier.training.models import repository
+from luthier.training.models.domain import Model, ModelFile, ModelKind, ModelState
+from luthier.training.models.service import ModelService
+from luthier.training.models.servicer import RegisterModelHandler
+from luthier.training.recipes.batches import RowLength
+from luthier.work import schema as work_schema
+from luthier.work.events import StateChanged
+from luthier.work.log import EventLog
+from luthier.work.metrics import WorkMetrics
+from luthier.work.queue import Queue
+from luthier.work.tasks import Task, TaskKind
+from luthier.worker.v1 import task_pb2
 
 VOCABULARY = 97
 
@@ -71,3 +99,149 @@ def token_rows() -> Callable[..., list[TokenRow]]:
         return rows
 
     return make
+
+
+class MemoryRenderings:
+    """Renderings held in memory."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, RenderingView] = {}
+        self.rows: dict[str, Lengths] = {}
+
+    async def get(self, name: str) -> RenderingView:
+        if name not in self.views:
+            raise NotFound(f"{name} does not exist", metadata={"name": name})
+        return self.views[name]
+
+    async def lengths(self, name: str) -> Lengths:
+        return self.rows[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """The Training service's inside on a real database, with a registered model and a rendering."""
+
+    database: Database
+    blobs: LocalBlobStore
+    log: EventLog
+    queue: Queue
+    models: ModelService
+    jobs: JobService
+    lifecycle: JobLifecycle
+    renderings: MemoryRenderings
+    roots: Path
+
+    PARENT: ClassVar[str] = "projects/default"
+    MODEL: ClassVar[str] = "projects/default/models/tiny"
+    RENDERING: ClassVar[str] = "projects/default/renderings/songs"
+
+    def request(self, **changes: Any) -> JobRequest:
+        """A job on the bench's model and rendering."""
+        return replace(JobRequest(base_model=self.MODEL, rendering=self.RENDERING), **changes)
+
+    async def add_model(self, name: str = MODEL, **changes: Any) -> Model:
+        """Store a READY base model with two small files."""
+        weights = await self.blobs.put_bytes(b"weights of " + name.encode())
+        tokenizer = await self.blobs.put_bytes(b"tokenizer")
+        now = datetime.now(UTC)
+        model = Model(
+            name=name,
+            uid=str(uuid.uuid4()),
+            state=ModelState.READY,
+            labels={},
+            create_time=now,
+            update_time=now,
+            revision=1,
+            kind=ModelKind.BASE,
+            digest="d" * 64,
+            tokenizer_digest="t" * 64,
+            architecture="LlamaForCausalLM",
+            context_length=64,
+            files=(
+                ModelFile(
+                    path="model.safetensors",
+                    sha256=weights.digest,
+                    size_bytes=weights.size_bytes,
+                    tokenizer=False,
+                ),
+                ModelFile(
+                    path="tokenizer.json",
+                    sha256=tokenizer.digest,
+                    size_bytes=tokenizer.size_bytes,
+                    tokenizer=True,
+                ),
+            ),
+        )
+        model = replace(model, **changes)
+        async with self.database.transaction() as connection:
+            await repository.models().insert(connection, model)
+        return model
+
+    def add_rendering(self, name: str = RENDERING, **changes: Any) -> RenderingView:
+        """Know a READY rendering of 20 training rows of 10 tokens and 5 validation rows."""
+        view = RenderingView(name=name, state="READY", digest="r" * 64, tokenizer_digest="t" * 64)
+        self.views_and_rows(replace(view, **changes), lengths_of(20, 10), lengths_of(5, 10, first=20))
+        return self.renderings.views[name]
+
+    def views_and_rows(
+        self, view: RenderingView, train: tuple[RowLength, ...], validation: tuple[RowLength, ...]
+    ) -> None:
+        """Know a rendering with these rows."""
+        self.renderings.views[view.name] = view
+        self.renderings.rows[view.name] = Lengths(train=train, validation=validation)
+
+    async def claim(self, kind: TaskKind = TaskKind.TRAIN) -> tuple[Task, task_pb2.Task]:
+        """Lease the oldest task."""
+        claimed = await self.queue.claim("worker@1", [kind], 0.0)
+        assert claimed is not None
+        return claimed
+
+    async def states(self, name: str) -> list[str]:
+        """States that a resource's events tell of, in order."""
+        async with self.database.reading() as connection:
+            events = await self.log.read(connection, name, 1, 1000)
+        payloads = [event.entry.payload for event in events]
+        return [payload.state for payload in payloads if isinstance(payload, StateChanged)]
+
+
+def lengths_of(count: int, num_tokens: int, *, first: int = 0) -> tuple[RowLength, ...]:
+    """Rows of equal length, half of each learnt."""
+    return tuple(
+        RowLength(row=row, num_tokens=num_tokens, num_supervised=num_tokens // 2)
+        for row in range(first, first + count)
+    )
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    """The service's inside; the model and the rendering of its constants are there."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'training.db'}"
+    await asyncio.to_thread(upgrade, url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
+    database = Database(url)
+    blobs = LocalBlobStore(tmp_path / "blobs")
+    log = EventLog(database, heartbeat_seconds=0.2)
+    metrics = WorkMetrics(CollectorRegistry(), (TaskKind.TRAIN, TaskKind.REGISTER_MODEL))
+    queue = Queue(database, log, metrics)
+    roots = tmp_path / "roots"
+    roots.mkdir()
+    models = ModelService(database, log, queue, blobs, [roots])
+    renderings = MemoryRenderings()
+    jobs = JobService(database, log, queue, models, renderings)
+    lifecycle = JobLifecycle(log, models)
+    queue.register(TaskKind.TRAIN, TrainHandler(lifecycle))
+    queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
+    made = Bench(
+        database=database,
+        blobs=blobs,
+        log=log,
+        queue=queue,
+        models=models,
+        jobs=jobs,
+        lifecycle=lifecycle,
+        renderings=renderings,
+        roots=roots,
+    )
+    await made.add_model()
+    made.add_rendering()
+    yield made
+    await database.close()

@@ -1,0 +1,1 @@
+"""The training worker: registers base models and runs fine-tuning jobs."""

@@ -1,0 +1,71 @@
+"""Run REGISTER_MODEL tasks: a source becomes the files of a base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.errors import FailedPrecondition, NotFound, Reason, Unavailable
+from luthier.lm.register import (
+    TOKENIZER_FILES,
+    DirectorySource,
+    GgufSource,
+    HubSource,
+    Source,
+    register_source,
+)
+from luthier.training.files import files_digest
+from luthier.v1 import model_pb2
+from luthier.work.context import TaskContext
+from luthier.worker.v1 import task_pb2
+
+
+def run_register(context: TaskContext) -> task_pb2.TaskResult:
+    """Read the source, write the model's files, store them.
+
+    Raises:
+        FailedPrecondition: BASE_MODEL_MISSING; the source is not there, or the Hub did not deliver it.
+        InvalidArgument: UNSAFE_MODEL_FILE or MODEL_INVALID.
+    """
+    spec = context.task.register_model
+    context.progress("reading", 0, 0, "files")
+    folder = context.scratch / "model"
+    try:
+        registered = register_source(_source(spec), folder, scratch=context.scratch)
+    except (NotFound, Unavailable) as error:
+        raise FailedPrecondition(
+            f"the source of {context.task.subject} must be readable: {error.message}",
+            reason=Reason.BASE_MODEL_MISSING,
+            metadata={"model": context.task.subject},
+        ) from error
+    files = []
+    for number, (name, path) in enumerate(registered.files):
+        context.check()
+        context.progress("storing", number, len(registered.files), "files")
+        stored = context.store(path, name)
+        files.append(
+            model_pb2.ModelFile(
+                path=name,
+                sha256=stored.sha256,
+                size_bytes=stored.size_bytes,
+                tokenizer=name in TOKENIZER_FILES,
+            )
+        )
+    result = task_pb2.RegisterModelResult(
+        files=files,
+        architecture=registered.architecture,
+        num_parameters=registered.num_parameters,
+        context_length=registered.context_length,
+        has_chat_template=registered.has_chat_template,
+        tokenizer_digest=files_digest({file.path: file.sha256 for file in files if file.tokenizer}),
+    )
+    return task_pb2.TaskResult(register_model=result)
+
+
+def _source(spec: task_pb2.RegisterModelSpec) -> Source:
+    match spec.WhichOneof("source"):
+        case "hub":
+            return HubSource(repo_id=spec.hub.repo_id, revision=spec.hub.revision)
+        case "directory":
+            return DirectorySource(path=Path(spec.directory))
+        case _:
+            return GgufSource(path=Path(spec.gguf_path))

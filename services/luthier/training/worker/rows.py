@@ -1,0 +1,88 @@
+"""Read the rows of a rendering from the Data service and check that they are the ones that were planned with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+
+from luthier.errors import DataLoss
+from luthier.training.recipes.corpus import Corpus
+from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
+from luthier.work.arrow_stream import read_batches
+from luthier.work.peers import bearer
+from luthier.work.retry import retrying
+
+_CALL_SECONDS = 30.0
+_STREAM_SECONDS = 3600.0
+_SPLITS = {"TRAIN": dataset_pb2.SPLIT_TRAIN, "VALIDATION": dataset_pb2.SPLIT_VALIDATION}
+
+
+def read_corpus(
+    channel: grpc.Channel,
+    token: Callable[[], str],
+    name: str,
+    digest: str,
+    between: Callable[[], None],
+) -> Corpus:
+    """Return the training and validation rows of a rendering.
+
+    Args:
+        channel: to the Data service.
+        token: gives a fresh credential.
+        name: the rendering.
+        digest: what the job was planned with.
+        between: called after every batch of rows; may raise to stop.
+
+    Raises:
+        DataLoss: the rendering has another digest, or its rows are not as many as it says.
+        LuthierError: the service refused, or was away for too long (Unavailable).
+    """
+    stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
+    request = data_service_pb2.GetRenderingRequest(name=name)
+    rendering: rendering_pb2.Rendering = retrying(
+        lambda: stub.GetRendering(request, metadata=bearer(token()), timeout=_CALL_SECONDS)
+    )
+    if rendering.digest != digest:
+        raise DataLoss(
+            f"{name} must have digest {digest} as when the job was created, it has {rendering.digest}",
+            metadata={"name": name},
+        )
+
+    def open_at(row: int) -> Iterable[arrow_pb2.ArrowChunk]:
+        wanted = data_service_pb2.ReadRenderingRequest(name=name, start_row=row)
+        chunks: Iterable[arrow_pb2.ArrowChunk] = stub.ReadRendering(
+            wanted, metadata=bearer(token()), timeout=_STREAM_SECONDS
+        )
+        return chunks
+
+    corpus = Corpus()
+    for batch in read_batches(open_at):
+        _add(corpus, batch)
+        between()
+    _check_counts(corpus, rendering)
+    return corpus
+
+
+def _add(corpus: Corpus, batch: Any) -> None:
+    names = ("row", "split", "input_ids", "loss_mask")
+    for row, split, input_ids, loss_mask in zip(
+        *(batch.column(name).to_pylist() for name in names), strict=True
+    ):
+        if split in _SPLITS:
+            corpus.add(row, split, input_ids, loss_mask)
+
+
+def _check_counts(corpus: Corpus, rendering: rendering_pb2.Rendering) -> None:
+    told = {entry.split: entry.tokens for entry in rendering.split_statistics}
+    for split, number in _SPLITS.items():
+        rows = corpus.lengths("TRAIN" if split == "TRAIN" else "VALIDATION")
+        read = (len(rows), sum(row.num_tokens for row in rows))
+        expected = (told[number].count, told[number].sum) if number in told else (0, 0)
+        if read != expected:
+            raise DataLoss(
+                f"{rendering.name} must have {expected[0]} rows of {split} with {expected[1]} tokens, "
+                f"{read[0]} with {read[1]} arrived",
+                metadata={"name": rendering.name, "split": split},
+            )

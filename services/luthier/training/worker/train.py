@@ -1,0 +1,186 @@
+"""Run TRAIN tasks: rows and weights in, metrics, checkpoints and an adapter out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import torch
+from transformers import PreTrainedModel
+
+from luthier.errors import LuthierError, Reason, ResourceExhausted
+from luthier.lm.load import load_model
+from luthier.lm.lora import LoraSpec, insert_lora
+from luthier.training.recipes import checkpoint, sft
+from luthier.training.recipes.batches import BatchSettings, count_steps, plan_digest
+from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.engine import Engine, OptimiserSettings
+from luthier.training.recipes.schedule import Course, Schedule
+from luthier.training.worker.rows import read_corpus
+from luthier.training.worker.surroundings import kernel_choices, run_record
+from luthier.v1 import fine_tuning_job_pb2
+from luthier.work.context import TaskContext
+from luthier.work.model_files import place
+from luthier.worker.v1 import task_pb2
+
+ADAPTER = "default"
+"""Name of the adapter within the model; PEFT's own default."""
+
+
+class Trainer:
+    """Runs TRAIN tasks with the rows of one Data service."""
+
+    def __init__(self, data_channel: grpc.Channel) -> None:
+        self._data_channel = data_channel
+
+    def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
+        """Train, from the task's checkpoint on if it has one.
+
+        Raises:
+            TaskCancelled: asked to stop; the last checkpoint stays.
+            FailedPrecondition: LOSS_NOT_FINITE.
+            ResourceExhausted: OUT_OF_MEMORY.
+            LuthierError: rows or files could not be read, or do not fit together.
+        """
+        with _memory_errors(context.task.train.job):
+            return _train(context, self._data_channel)
+
+
+def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskResult:
+    spec = context.task.train
+    context.progress("reading rows", 0, 0, "rows")
+    corpus = read_corpus(
+        data_channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check
+    )
+    context.progress("loading model", 0, 0, "files")
+    model = load_model(_base_model_folder(context))
+    run = _identity(spec.job, corpus)
+    engine, course, kernels_before = _begin(context, model, run)
+    bitwise = kernels_before == run.kernels
+    if not bitwise:
+        text = (
+            f"kernels were {dict(kernels_before)} before and are {dict(run.kernels)} now: results may differ"
+        )
+        context.log(text, "WARNING")
+    context.run_record(run_record(spec, run.kernels, bitwise=bitwise))
+    num_steps = run.settings.schedule.num_steps
+    context.progress("training", course.step, num_steps, "steps")
+    files: Sequence[task_pb2.BlobFile] = list(spec.checkpoint_files)
+    metrics: Mapping[str, float] = course.history[-1] if course.history else {}
+    first_step, began = course.step, time.monotonic()
+    for event in sft.train(engine, corpus, run.settings, course):
+        if isinstance(event, sft.CheckpointDue):
+            folder = context.scratch / f"step-{event.course.step}"
+            checkpoint.save(folder, model, ADAPTER, engine, event.course, run)
+            files = [context.store(folder / name, name) for name in checkpoint.FILES]
+            context.commit_checkpoint(event.course.step, files, event.course.history[-1])
+            shutil.rmtree(folder)
+            continue
+        metrics = event.metrics
+        context.metrics(event.step, metrics)
+        step_seconds = (time.monotonic() - began) / (event.step - first_step)
+        remaining_seconds = step_seconds * (num_steps - event.step)
+        context.progress(
+            "training",
+            event.step,
+            num_steps,
+            "steps",
+            remaining_seconds=remaining_seconds,
+            step=event.step,
+        )
+        context.check()
+    result = task_pb2.TrainResult(
+        files=[file for file in files if file.path in checkpoint.ADAPTER_FILES],
+        step=num_steps,
+        metrics=metrics,
+    )
+    return task_pb2.TaskResult(train=result)
+
+
+def _begin(
+    context: TaskContext, model: PreTrainedModel, run: checkpoint.RunIdentity
+) -> tuple[Engine, sft.Course, Mapping[str, str]]:
+    """Return engine and course, fresh or from the task's checkpoint, and the kernels that ran before."""
+    spec = context.task.train
+    if not spec.checkpoint_files:
+        lora = spec.job.lora
+        wanted = LoraSpec(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            targets=tuple(lora.target_modules) or "all-linear",
+            use_rslora=lora.use_rslora,
+        )
+        insert_lora(model, wanted, seed=spec.job.hyperparameters.seed, name=ADAPTER)
+        return Engine(model, ADAPTER, run.optimiser), sft.Course(), run.kernels
+    folder = context.scratch / "resume"
+    for file in spec.checkpoint_files:
+        place(context.fetch(file), folder / file.path)
+    context.log(f"resuming after step {spec.checkpoint_step}", step=spec.checkpoint_step)
+    return checkpoint.load(folder, model, ADAPTER, run)
+
+
+def _base_model_folder(context: TaskContext) -> Path:
+    files = context.task.train.base_model_files
+    folder = context.scratch / "base"
+    for number, file in enumerate(files):
+        context.check()
+        context.progress("loading model", number, len(files), "files")
+        wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+        place(context.fetch(wanted), folder / file.path)
+    return folder
+
+
+def _identity(job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus) -> checkpoint.RunIdentity:
+    chosen = job.hyperparameters
+    batches = BatchSettings(
+        seed=chosen.seed,
+        num_epochs=chosen.num_epochs,
+        max_steps=chosen.max_steps,
+        batch_tokens=chosen.batch_tokens,
+        batch_rows=chosen.batch_rows,
+        micro_batch_tokens=chosen.micro_batch_tokens,
+    )
+    name = fine_tuning_job_pb2.LearningRateSchedule.Name(chosen.learning_rate_schedule)
+    schedule = Schedule(
+        peak=chosen.learning_rate,
+        course=Course(name.removeprefix("LEARNING_RATE_SCHEDULE_")),
+        warmup_steps=chosen.warmup_steps,
+        num_steps=count_steps(corpus.lengths("TRAIN"), batches).num_steps,
+    )
+    return checkpoint.RunIdentity(
+        plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches),
+        settings=sft.Settings(
+            batches=batches,
+            schedule=schedule,
+            checkpoint_interval_steps=job.checkpoint_interval_steps,
+            validation_interval_steps=job.validation_interval_steps,
+        ),
+        optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
+        kernels=kernel_choices(),
+        base_model=job.base_model,
+    )
+
+
+@contextmanager
+def _memory_errors(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
+    """Turn what torch raises for want of memory into OUT_OF_MEMORY with a hint."""
+    try:
+        yield
+    except LuthierError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        # CPU allocation fails with a plain RuntimeError (torch 2.13, c10/core/CPUAllocator).
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+        if not full:
+            raise
+        raise ResourceExhausted(
+            f"a step must fit in memory, with micro_batch_tokens {job.hyperparameters.micro_batch_tokens} it "
+            f"does not; make it smaller: {text[:500]}",
+            reason=Reason.OUT_OF_MEMORY,
+            metadata={"micro_batch_tokens": str(job.hyperparameters.micro_batch_tokens)},
+        ) from error

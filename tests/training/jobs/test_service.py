@@ -1,0 +1,292 @@
+"""Jobs: what is refused before they exist, and their life from creation to an end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from luthier.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    Failure,
+    InvalidArgument,
+    NotFound,
+    Reason,
+)
+from luthier.training.jobs.domain import JobState
+from luthier.training.jobs.settings import HyperparametersRequest
+from luthier.training.models.domain import ModelKind, ModelState
+from luthier.work.events import Entry, Measured, Progressed
+from luthier.work.queue import Outcome
+from luthier.work.tasks import TaskKind
+from luthier.worker.v1 import task_pb2
+
+JOB = "projects/default/fineTuningJobs/one"
+
+
+async def test_create_queues_a_job_with_resolved_settings(bench: Any) -> None:
+    job = await bench.jobs.create(bench.PARENT, "one", bench.request())
+    assert await bench.jobs.get(JOB) == job
+    assert job.state is JobState.QUEUED
+    assert job.tuned_model_id == "one"
+    assert job.num_steps == 1
+    assert (job.base_model_digest, job.rendering_digest) == ("d" * 64, "r" * 64)
+    assert await bench.states(JOB) == ["QUEUED"]
+    task, spec = await bench.claim()
+    assert (task.subject, task.resources) == (JOB, (bench.RENDERING,))
+    assert spec.train.job.lora.rank == 16
+    assert [file.path for file in spec.train.base_model_files] == ["model.safetensors", "tokenizer.json"]
+    assert not spec.train.checkpoint_files
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "reason", "message"),
+    [
+        (
+            {"base_model": "projects/other/models/tiny"},
+            InvalidArgument,
+            Reason.CROSS_PROJECT_REFERENCE,
+            "must be in projects/default, got 'projects/other/models/tiny'",
+        ),
+        (
+            {"rendering": "projects/other/renderings/songs"},
+            InvalidArgument,
+            Reason.CROSS_PROJECT_REFERENCE,
+            "must be in projects/default, got 'projects/other/renderings/songs'",
+        ),
+        (
+            {"base_model": "projects/default/models/unknown"},
+            NotFound,
+            Reason.RESOURCE_NOT_FOUND,
+            "projects/default/models/unknown does not exist",
+        ),
+        (
+            {"rendering": "projects/default/renderings/unknown"},
+            NotFound,
+            Reason.RESOURCE_NOT_FOUND,
+            "projects/default/renderings/unknown does not exist",
+        ),
+        (
+            {"base_model": "tiny"},
+            InvalidArgument,
+            Reason.INVALID_FIELD,
+            "must be projects/{project}/models/{model}",
+        ),
+        (
+            {"base_model": "", "rendering": ""},
+            InvalidArgument,
+            Reason.FIELD_REQUIRED,
+            "base_model must name a base model of projects/default, got none; rendering must name a rendering",
+        ),
+    ],
+)
+async def test_create_refuses_references_that_lead_nowhere(
+    bench: Any, change: dict[str, str], kind: type[Exception], reason: Reason, message: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        await bench.jobs.create(bench.PARENT, "one", bench.request(**change))
+    assert getattr(caught.value, "reason", "") == reason
+    assert message in str(caught.value)
+    with pytest.raises(NotFound):
+        await bench.jobs.get(JOB)
+
+
+async def test_create_refuses_a_model_that_is_not_ready_or_no_base(bench: Any) -> None:
+    await bench.add_model("projects/default/models/late", state=ModelState.REGISTERING)
+    with pytest.raises(FailedPrecondition, match="models/late must be READY, it is REGISTERING"):
+        await bench.jobs.create(bench.PARENT, "one", bench.request(base_model="projects/default/models/late"))
+    await bench.add_model("projects/default/models/adapter", kind=ModelKind.ADAPTER, base_model=bench.MODEL)
+    with pytest.raises(InvalidArgument, match="must be a base model, got 'projects/default/models/adapter'"):
+        await bench.jobs.create(
+            bench.PARENT, "one", bench.request(base_model="projects/default/models/adapter")
+        )
+
+
+async def test_create_refuses_a_rendering_of_another_tokenizer(bench: Any) -> None:
+    bench.add_rendering(tokenizer_digest="x" * 64)
+    with pytest.raises(FailedPrecondition, match="create a rendering for this model") as caught:
+        await bench.jobs.create(bench.PARENT, "one", bench.request())
+    assert caught.value.reason == Reason.WRONG_STATE
+
+
+async def test_create_refuses_taken_names(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    with pytest.raises(AlreadyExists, match="fineTuningJobs/one exists already"):
+        await bench.jobs.create(bench.PARENT, "one", bench.request(tuned_model_id="other"))
+    with pytest.raises(
+        AlreadyExists, match="tuned_model_id must be new, projects/default/models/tiny exists"
+    ):
+        await bench.jobs.create(bench.PARENT, "two", bench.request(tuned_model_id="tiny"))
+    with pytest.raises(NotFound):
+        await bench.jobs.get("projects/default/fineTuningJobs/two")
+    assert await bench.states("projects/default/fineTuningJobs/two") == []
+
+
+async def test_plan_creates_nothing(bench: Any) -> None:
+    planned = await bench.jobs.plan(
+        bench.PARENT, bench.request(hyperparameters=HyperparametersRequest(batch_rows=4, num_epochs=2))
+    )
+    assert (planned.plan.num_steps, planned.plan.num_steps_per_epoch) == (10, 5)
+    assert planned.plan.num_validation_rows == 5
+    assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None
+
+
+async def report(bench: Any, task: Any, number: int, entry: Entry) -> None:
+    await bench.queue.report(task.task_id, task.epoch, [(number, entry)], None)
+
+
+async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request(tuned_model_id="tuned"))
+    task, _ = await bench.claim()
+    assert (await bench.jobs.get(JOB)).state is JobState.PREPARING
+    progress = Progressed(phase="training", completed=0, total=1, unit="steps")
+    await report(bench, task, 1, Entry(payload=progress))
+    assert (await bench.jobs.get(JOB)).state is JobState.RUNNING
+    await report(bench, task, 2, Entry(payload=Measured(values={"train_loss": 2.5}), step=1))
+    blob = await bench.blobs.put_bytes(b"adapter")
+    files = [task_pb2.BlobFile(path="adapter_model.safetensors", sha256=blob.digest, size_bytes=7)]
+    await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, files, {"train_loss": 2.5})
+    result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
+
+    job = await bench.jobs.get(JOB)
+    assert job.state is JobState.SUCCEEDED
+    assert job.tuned_model == "projects/default/models/tuned"
+    assert job.latest_metrics == {"train_loss": 2.5}
+    assert job.end_time is not None
+    model = await bench.models.get(job.tuned_model)
+    assert (model.state, model.kind) == (ModelState.READY, ModelKind.ADAPTER)
+    assert (model.base_model, model.fine_tuning_job, model.step) == (bench.MODEL, JOB, 1)
+    assert [(file.path, file.sha256) for file in model.files] == [("adapter_model.safetensors", blob.digest)]
+    assert await bench.states(JOB) == ["QUEUED", "PREPARING", "RUNNING", "SUCCEEDED"]
+    assert await bench.states(job.tuned_model) == ["READY"]
+    checkpoint = await bench.jobs.checkpoint(f"{JOB}/checkpoints/step-1")
+    assert (checkpoint.step, checkpoint.attempt, checkpoint.size_bytes) == (1, 1, 7)
+
+
+async def test_a_tuned_models_name_taken_meanwhile_costs_no_work(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    task, _ = await bench.claim()
+    await bench.add_model("projects/default/models/one")
+    result = task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
+    job = await bench.jobs.get(JOB)
+    assert job.state is JobState.SUCCEEDED
+    assert job.tuned_model.startswith("projects/default/models/one-")
+    assert (await bench.models.get(job.tuned_model)).fine_tuning_job == JOB
+
+
+async def test_a_lost_attempt_is_followed_by_one_that_resumes_from_the_last_checkpoint(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    task, _ = await bench.claim()
+    for step in (1, 2):
+        file = task_pb2.BlobFile(path="a", sha256=str(step) * 64, size_bytes=step)
+        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], {})
+    await bench.queue.release_worker("worker", "2")
+    assert (await bench.jobs.get(JOB)).state is JobState.QUEUED
+    again, spec = await bench.claim()
+    assert again.attempt == 2
+    assert spec.train.checkpoint_step == 2
+    assert [file.sha256 for file in spec.train.checkpoint_files] == ["2" * 64]
+    assert await bench.states(JOB) == ["QUEUED", "PREPARING", "QUEUED", "PREPARING"]
+    assert (await bench.jobs.get(JOB)).num_attempts == 2
+
+
+async def test_metrics_show_the_last_attempt_of_a_step(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    first, _ = await bench.claim()
+    for step in (1, 2):
+        values = {"train_loss": float(step), "only_first": 0.0}
+        await report(bench, first, step, Entry(payload=Measured(values=values), step=step))
+    await bench.queue.release_worker("worker", "2")
+    second, _ = await bench.claim()
+    for number, values in enumerate(({"train_loss": 20.0}, {"validation_loss": 5.0}), start=1):
+        await report(bench, second, number, Entry(payload=Measured(values=values), step=2))
+    points = await bench.jobs.metrics(JOB, 0, 10)
+    assert [(point.step, point.attempt, dict(point.values)) for point in points] == [
+        (1, 1, {"train_loss": 1.0, "only_first": 0.0}),
+        (2, 2, {"train_loss": 20.0, "validation_loss": 5.0}),
+    ]
+    assert [point.step for point in await bench.jobs.metrics(JOB, 1, 10)] == [2]
+
+
+async def test_checkpointed_again_at_the_same_step_changes_nothing(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    task, _ = await bench.claim()
+    for digest in ("1", "2"):
+        file = task_pb2.BlobFile(path="a", sha256=digest * 64, size_bytes=1)
+        await bench.queue.commit_checkpoint(task.task_id, task.epoch, 5, [file], {})
+    (checkpoint,) = await bench.jobs.checkpoints(JOB, 0, 10)
+    assert [file.sha256 for file in checkpoint.files] == ["1" * 64]
+
+
+async def test_cancel_ends_a_queued_job_at_once(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    job = await bench.jobs.cancel(JOB, "")
+    assert job.state is JobState.CANCELLED
+    assert await bench.jobs.cancel(JOB, "") == job
+    assert await bench.states(JOB) == ["QUEUED", "CANCELLED"]
+
+
+async def test_cancel_waits_for_the_worker_of_a_running_job(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    task, _ = await bench.claim()
+    assert (await bench.jobs.cancel(JOB, "")).state is JobState.CANCELLING
+    assert (await bench.jobs.cancel(JOB, "")).state is JobState.CANCELLING
+    assert (await bench.queue.heartbeat(task.task_id, task.epoch)).cancel_requested
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
+    assert await bench.states(JOB) == ["QUEUED", "PREPARING", "CANCELLING", "CANCELLED"]
+
+
+async def test_cancel_refuses_an_old_etag(bench: Any) -> None:
+    job = await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.claim()
+    with pytest.raises(Aborted, match=r'etag must be "2" .* got "1"') as caught:
+        await bench.jobs.cancel(JOB, job.etag)
+    assert caught.value.reason == Reason.ETAG_MISMATCH
+    assert (await bench.jobs.get(JOB)).state is JobState.PREPARING
+
+
+async def test_a_failed_job_says_why(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    task, _ = await bench.claim()
+    failure = Failure(code="FAILED_PRECONDITION", reason=Reason.LOSS_NOT_FINITE, message="step 3")
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
+    job = await bench.jobs.get(JOB)
+    assert (job.state, job.failure) == (JobState.FAILED, failure)
+    with pytest.raises(NotFound):
+        await bench.models.get("projects/default/models/one")
+
+
+async def test_a_cancelled_job_may_still_end_well_or_badly(bench: Any) -> None:
+    """The worker may have been done before it heard."""
+    for name, outcome, state in (
+        ("one", Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))), JobState.SUCCEEDED),
+        ("two", Outcome(failure=Failure(code="INTERNAL", reason="INTERNAL", message="")), JobState.FAILED),
+    ):
+        job = await bench.jobs.create(bench.PARENT, name, bench.request())
+        task, _ = await bench.claim()
+        await bench.jobs.cancel(job.name, "")
+        await bench.queue.finish(task.task_id, task.epoch, outcome)
+        assert (await bench.jobs.get(job.name)).state is state
+
+
+async def test_events_are_read_from_any_number_on(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.claim()
+    whole = await bench.jobs.events(JOB, 1, 100)
+    assert [event.sequence for event in whole] == [1, 2, 3]
+    assert await bench.jobs.events(JOB, 2, 1) == [whole[1]]
+    with pytest.raises(NotFound):
+        await bench.jobs.events("projects/default/fineTuningJobs/none", 1, 1)
+
+
+async def test_plan_names_records_that_teach_nothing(bench: Any) -> None:
+    view = replace(bench.add_rendering(), unsupervised_records=())
+    bench.views_and_rows(view, (), ())
+    with pytest.raises(FailedPrecondition) as caught:
+        await bench.jobs.plan(bench.PARENT, bench.request())
+    assert caught.value.reason == Reason.NO_SUPERVISED_TOKENS

@@ -1,0 +1,155 @@
+"""Models: registration, files, and what failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luthier.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Failure,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    Reason,
+)
+from luthier.training.files import files_digest
+from luthier.training.models.domain import DirectorySource, HubSource, ModelState
+from luthier.training.models.service import NewBaseModel
+from luthier.v1 import model_pb2
+from luthier.work.queue import Outcome
+from luthier.work.tasks import TaskKind
+from luthier.worker.v1 import task_pb2
+
+NEW = "projects/default/models/new"
+
+
+def result(*, tokenizer_digest: str | None = None, **changes: Any) -> task_pb2.TaskResult:
+    files = [
+        model_pb2.ModelFile(path="tokenizer.json", sha256="2" * 64, size_bytes=2, tokenizer=True),
+        model_pb2.ModelFile(path="model.safetensors", sha256="1" * 64, size_bytes=1),
+    ]
+    right = files_digest({"tokenizer.json": "2" * 64})
+    registered = task_pb2.RegisterModelResult(
+        files=files,
+        architecture="LlamaForCausalLM",
+        num_parameters=5,
+        context_length=64,
+        tokenizer_digest=right if tokenizer_digest is None else tokenizer_digest,
+        **changes,
+    )
+    return task_pb2.TaskResult(register_model=registered)
+
+
+async def test_register_queues_a_folder_below_a_root_and_ends_ready(bench: Any) -> None:
+    (bench.roots / "m").mkdir()
+    source = DirectorySource(directory=str(bench.roots / "m"))
+    model = await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
+    assert (model.name, model.state) == (NEW, ModelState.QUEUED)
+    task, spec = await bench.claim(TaskKind.REGISTER_MODEL)
+    assert spec.register_model.directory == str((bench.roots / "m").resolve())
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result()))
+    ready = await bench.models.get(NEW)
+    assert (ready.state, ready.num_parameters) == (ModelState.READY, 5)
+    assert [file.path for file in ready.files] == ["model.safetensors", "tokenizer.json"]
+    digests = {"model.safetensors": "1" * 64, "tokenizer.json": "2" * 64}
+    assert ready.digest == files_digest(digests)
+    assert ready.tokenizer_digest == files_digest({"tokenizer.json": "2" * 64})
+    assert await bench.states(NEW) == ["QUEUED", "REGISTERING", "READY"]
+
+
+async def test_register_shows_the_commit_that_the_hub_gave(bench: Any) -> None:
+    source = HubSource(repo_id="owner/model", revision="")
+    model = await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
+    assert model.source == HubSource(repo_id="owner/model", revision="main")
+    task, spec = await bench.claim(TaskKind.REGISTER_MODEL)
+    assert spec.register_model.hub.revision == "main"
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result(hub_commit="abc")))
+    assert (await bench.models.get(NEW)).source == HubSource(repo_id="owner/model", revision="abc")
+
+
+async def test_register_fails_a_model_whose_result_contradicts_itself(bench: Any) -> None:
+    source = HubSource(repo_id="owner/model", revision="")
+    await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
+    task, _ = await bench.claim(TaskKind.REGISTER_MODEL)
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result(tokenizer_digest="wrong")))
+    model = await bench.models.get(NEW)
+    assert model.state is ModelState.FAILED
+    assert model.failure is not None
+    assert model.failure.reason == Reason.MODEL_INVALID
+
+
+@pytest.mark.parametrize(
+    ("new", "reason", "message"),
+    [
+        (NewBaseModel(source=None), Reason.FIELD_REQUIRED, "must be one of hub, directory and gguf_path"),
+        (
+            NewBaseModel(source=DirectorySource(directory="/etc")),
+            Reason.PATH_NOT_ALLOWED,
+            "must lie below an allowed root",
+        ),
+        (
+            NewBaseModel(source=HubSource(repo_id="a b", revision="")),
+            Reason.INVALID_FIELD,
+            "must be like HuggingFaceTB/SmolLM2-135M-Instruct, got 'a b'",
+        ),
+        (
+            NewBaseModel(source=HubSource(repo_id="a/b", revision="x y")),
+            Reason.INVALID_FIELD,
+            "must be a commit, tag or branch, got 'x y'",
+        ),
+        (
+            NewBaseModel(source=HubSource(repo_id="a/b", revision=""), labels={"A": "b"}),
+            Reason.INVALID_FIELD,
+            "a key must match",
+        ),
+    ],
+)
+async def test_register_refuses_what_it_cannot_read(
+    bench: Any, new: NewBaseModel, reason: Reason, message: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.models.register(bench.PARENT, "new", new)
+    assert caught.value.reason == reason
+    assert message in str(caught.value)
+    with pytest.raises(NotFound):
+        await bench.models.get(NEW)
+
+
+async def test_register_refuses_a_taken_or_malformed_id(bench: Any) -> None:
+    source = HubSource(repo_id="a/b", revision="")
+    with pytest.raises(AlreadyExists):
+        await bench.models.register(bench.PARENT, "tiny", NewBaseModel(source=source))
+    with pytest.raises(InvalidArgument, match="got 'Not-An-Id'"):
+        await bench.models.register(bench.PARENT, "Not-An-Id", NewBaseModel(source=source))
+
+
+async def test_a_failed_registration_says_why_and_its_files_cannot_be_read(bench: Any) -> None:
+    source = HubSource(repo_id="a/b", revision="")
+    await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
+    task, _ = await bench.claim(TaskKind.REGISTER_MODEL)
+    failure = Failure(code="FAILED_PRECONDITION", reason=Reason.BASE_MODEL_MISSING, message="no a/b")
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
+    with pytest.raises(FailedPrecondition, match="must be READY, it is FAILED: no a/b"):
+        await bench.models.files(NEW, "", 10)
+    assert await bench.states(NEW) == ["QUEUED", "REGISTERING", "FAILED"]
+
+
+async def test_a_lost_registration_begins_anew(bench: Any) -> None:
+    source = HubSource(repo_id="a/b", revision="")
+    await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
+    await bench.claim(TaskKind.REGISTER_MODEL)
+    await bench.queue.release_worker("worker", "2")
+    await bench.claim(TaskKind.REGISTER_MODEL)
+    assert await bench.states(NEW) == ["QUEUED", "REGISTERING", "QUEUED", "REGISTERING"]
+
+
+async def test_read_file_streams_from_any_offset(bench: Any) -> None:
+    stream = await bench.models.read_file(bench.MODEL, "tokenizer.json", 5)
+    assert b"".join([piece async for piece in stream]) == b"izer"
+    with pytest.raises(OutOfRange, match=r"start_offset must be in 0\.\.9, got 10"):
+        await bench.models.read_file(bench.MODEL, "tokenizer.json", 10)
+    with pytest.raises(NotFound, match=r"has no file 'weights'; it has model\.safetensors, tokenizer\.json"):
+        await bench.models.read_file(bench.MODEL, "weights", 0)
