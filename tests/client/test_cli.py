@@ -561,16 +561,18 @@ def test_interrupt_ends_with_130_and_tells_how_to_stop_the_job(
 
 
 def test_help_comes_quickly_and_loads_no_grpc() -> None:
-    code = "import sys; from luthier.client.cli import main; main(['--help'], standalone_mode=False);" + (
-        "assert not {'grpc', 'rich', 'google.protobuf'} & set(sys.modules), 'loaded too much'"
+    code = (
+        "import sys, time; from luthier.client.cli import main; main(['--help'], standalone_mode=False);"
+        "assert not {'grpc', 'rich', 'google.protobuf'} & set(sys.modules), 'loaded too much';"
+        "print(time.process_time())"
     )
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - began)
-        assert "Exit codes: 0 done" in out.stdout
-    assert min(times) < 0.15
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    assert "Exit codes: 0 done" in runs[0].stdout
+    # Processor time since the interpreter began: unlike wall time it does not depend on the neighbours.
+    assert min(float(run.stdout.splitlines()[-1]) for run in runs) < 0.15
 
 
 def test_every_command_has_a_help(run: Run) -> None:

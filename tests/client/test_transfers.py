@@ -93,6 +93,16 @@ async def test_async_upload_resumes_at_the_persisted_size(
     assert seen[-1].completed_bytes == len(CONTENT)
 
 
+async def test_async_upload_learns_why_a_write_failed(
+    services: Any, async_client: AsyncClient, source: Path
+) -> None:
+    # The write that meets the end of the call fails in a few of a hundred; without care it reads INTERNAL.
+    for _ in range(30):
+        store = UploadStore(services, break_after=(2, 0))
+        await async_client.datasets.upload(source)
+        assert bytes(store.stored) == CONTENT
+
+
 def test_upload_whose_last_answer_is_lost_is_complete(services: Any, client: Client, source: Path) -> None:
     store = UploadStore(services)
     inner = store.write

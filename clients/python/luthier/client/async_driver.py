@@ -25,6 +25,7 @@ from luthier.client.flows import (
 )
 from luthier.client.sync_driver import bound
 from luthier.client.wire_errors import from_rpc_error
+from luthier.errors import Unavailable
 
 if TYPE_CHECKING:
     from luthier.client.config import ClientConfig
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+_FAILED_WRITE = "Internal error from Core"
+_SETTLING_CHECKS = 20
+_SETTLING_SECONDS = 0.02
 
 
 class AsyncDriver:
@@ -94,13 +99,25 @@ async def _send(method: Callable[..., Any], operation: Send, connection: Connect
         while (message := await asyncio.to_thread(next, operation.messages, None)) is not None:
             await call.write(message)
         await call.done_writing()
-    except asyncio.InvalidStateError:
-        # The server has answered before it read all. What it said is raised (or returned) below.
-        pass
+    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        # The service has answered before it read all, or the connection broke. The answer is below.
+        await _settled(call)
     except BaseException:
         call.cancel()
         raise
     return await call
+
+
+async def _settled(call: Any) -> None:
+    """Wait until a call whose write failed knows why the service ended it.
+
+    grpc.aio 1.85 first calls every failed write INTERNAL and replaces that when the trailers have come.
+    """
+    for _ in range(_SETTLING_CHECKS):
+        if await call.code() != grpc.StatusCode.INTERNAL or await call.details() != _FAILED_WRITE:
+            return
+        await asyncio.sleep(_SETTLING_SECONDS)
+    raise Unavailable("the connection broke while bytes were being sent")
 
 
 class AsyncStream(Generic[T]):
