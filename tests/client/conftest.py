@@ -1,6 +1,7 @@
 """A real gRPC server whose answers are written by each test."""
 
 import collections
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner, Result
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from luthier.client import AsyncClient, Client, ClientConfig, RetryPolicy
+from luthier.client.cli import main
 from luthier.v1 import (
     data_service_pb2,
     data_service_pb2_grpc,
@@ -168,3 +171,21 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], None]:
     return _wait_until
+
+
+@pytest.fixture
+def arguments(services: Any, home: Path) -> list[str]:
+    flags = [f"--{service}-address={services.address}" for service in ("data", "training", "evaluation")]
+    return [f"--home={home}", *flags]
+
+
+@pytest.fixture
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    for name in list(os.environ):
+        if name.startswith("LUTHIER_"):
+            monkeypatch.delenv(name)
+
+    def invoke(*words: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(main, [*arguments, *words], input=stdin)
+
+    return invoke

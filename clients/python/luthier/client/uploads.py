@@ -67,6 +67,8 @@ def _write(
     backoff = scope.backoff()
     stored = taken.persisted_size_bytes
     while taken.state == Upload.STATE_RECEIVING:
+        if progress is not None:
+            progress(TransferProgress(name=taken.name, completed_bytes=stored, total_bytes=size))
         chunks = _chunks(source, taken, size, progress)
         timeout = scope.timeout_seconds + (size - stored) / _SLOWEST_BYTES_PER_SECOND
         try:
@@ -131,8 +133,6 @@ def _chunks(
     with source.open("rb") as file:
         file.seek(offset)
         while True:
-            if progress is not None:
-                progress(TransferProgress(name=taken.name, completed_bytes=offset, total_bytes=size))
             data = file.read(min(CHUNK_BYTES, size - offset))
             finish = offset + len(data) >= size
             if not data and not finish:
@@ -144,3 +144,5 @@ def _chunks(
                 return
             name = ""
             offset += len(data)
+            if progress is not None:
+                progress(TransferProgress(name=taken.name, completed_bytes=offset, total_bytes=size))

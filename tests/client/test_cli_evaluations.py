@@ -1,0 +1,122 @@
+"""`luthier evaluations` and `luthier generate` against fake services."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+
+from luthier.v1.dataset_pb2 import (
+    SPLIT_TEST,
+)
+from luthier.v1.evaluation_pb2 import (
+    FINISH_REASON_STOP,
+    VERDICT_BETTER,
+    ArmResult,
+    Comparison,
+    Evaluation,
+    ScoreEstimate,
+)
+from luthier.v1.evaluation_service_pb2 import GenerateTextResponse, ListPredictionsResponse
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, MetricPoint
+from luthier.v1.model_pb2 import Model
+from luthier.v1.training_service_pb2 import ReadFineTuningJobMetricsResponse
+
+Run = Callable[..., Result]
+VERSION = "projects/default/datasets/mine/versions/v1"
+
+
+def test_evaluations_show_compares_the_arms(services: Any, run: Run) -> None:
+    evaluation = Evaluation(
+        name="projects/default/evaluations/e", state=Evaluation.STATE_SUCCEEDED, num_records=48
+    )
+    for arm, value in (("base-3", 0.25), ("tuned", 0.75)):
+        estimate = ScoreEstimate(score="exact_match", value=value, lower=value - 0.1, upper=value + 0.1)
+        evaluation.arm_results.append(ArmResult(arm_id=arm, scores=[estimate]))
+    evaluation.comparisons.append(
+        Comparison(
+            candidate_arm_id="tuned",
+            baseline_arm_id="base-3",
+            score="exact_match",
+            difference=0.5,
+            lower=0.3,
+            upper=0.7,
+            p_value=0.001,
+            count=48,
+            verdict=VERDICT_BETTER,
+        )
+    )
+    services.answers["GetEvaluation"] = lambda request, context: evaluation
+    output = run("evaluations", "show", "e").stdout
+    assert re.search(r"exact_match +25\.0 % \[15\.0, 35\.0\] +75\.0 % \[65\.0, 85\.0\]", output)
+    assert re.search(r"tuned - base-3 +\+50\.0 pp \[\+30\.0, \+70\.0\] +0\.001 +48 +better", output)
+
+
+def test_evaluations_create_reads_the_arms(services: Any, run: Run) -> None:
+    seen: list[Evaluation] = []
+
+    def create(request: Any, context: Any) -> Evaluation:
+        seen.append(request.evaluation)
+        return Evaluation(name="projects/default/evaluations/e")
+
+    services.answers["CreateEvaluation"] = create
+    arms = ("--arm", "base-3=m:3", "--arm", "tuned=projects/default/models/t")
+    result = run("evaluations", "create", "--version", "mine/v1", *arms, "--metric", "field-match")
+    assert result.exit_code == 0, result.output
+    assert [(arm.arm_id, arm.model, arm.num_shots) for arm in seen[0].arms] == [
+        ("base-3", "projects/default/models/m", 3),
+        ("tuned", "projects/default/models/t", 0),
+    ]
+    assert (seen[0].dataset_version, list(seen[0].metrics), seen[0].split) == (VERSION, [2], SPLIT_TEST)
+
+
+def test_evaluations_report_writes_the_file(services: Any, run: Run, tmp_path: Path) -> None:
+    evaluation = Evaluation(name="projects/default/evaluations/e", state=Evaluation.STATE_SUCCEEDED)
+    evaluation.arms.add(arm_id="tuned", model="projects/default/models/t")
+    tuned = Model(name="projects/default/models/t", fine_tuning_job="projects/default/fineTuningJobs/j")
+    job = FineTuningJob(name="projects/default/fineTuningJobs/j")
+    points = [MetricPoint(step=step, values={"train_loss": 1.0 / step}) for step in (1, 2)]
+    services.answers.update(
+        GetEvaluation=lambda request, context: evaluation,
+        ListPredictions=lambda request, context: ListPredictionsResponse(),
+        GetModel=lambda request, context: tuned,
+        GetFineTuningJob=lambda request, context: job,
+        ReadFineTuningJobMetrics=lambda request, context: ReadFineTuningJobMetricsResponse(points=points),
+    )
+    output = tmp_path / "report.html"
+    result = run("evaluations", "report", "e", "--output", str(output))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{output}\n"
+    assert 'class="train"' in output.read_text()
+
+
+def _answering(services: Any) -> list[Any]:
+    seen: list[Any] = []
+
+    def generate(request: Any, context: Any) -> Iterator[GenerateTextResponse]:
+        seen.append(request)
+        yield GenerateTextResponse(text="two ")
+        yield GenerateTextResponse(text="words", finish_reason=FINISH_REASON_STOP, num_generated_tokens=2)
+
+    services.answers["GenerateText"] = generate
+    return seen
+
+
+def test_generate_streams_the_answer(services: Any, run: Run) -> None:
+    seen = _answering(services)
+    assert run("generate", "--model", "m", "--system", "Be brief.", "Say two words").stdout == "two words\n"
+    assert [(turn.role, turn.content) for turn in seen[0].conversation.messages] == [
+        ("system", "Be brief."),
+        ("user", "Say two words"),
+    ]
+    assert run("generate", "--model", "m", "--raw", stdin="Once upon").stdout == "two words\n"
+    assert seen[1].prompt == "Once upon"
+    lines = run("generate", "--model", "m", "hello", "--json").stdout.splitlines()
+    assert json.loads(lines[1]) == {
+        "text": "words",
+        "finish_reason": "FINISH_REASON_STOP",
+        "num_generated_tokens": 2,
+    }
+    assert run("generate", "--model", "m", stdin="").exit_code == 2
