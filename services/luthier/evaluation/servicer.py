@@ -27,8 +27,10 @@ from luthier.evaluation.generation.convert import (
 from luthier.evaluation.generation.domain import Order
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.service import GenerationService
+from luthier.runtime.auth import Policy
 from luthier.runtime.names import require_project
 from luthier.runtime.paging import PageTokens, page_size
+from luthier.runtime.server import Registration
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.storage.resources import Resources
@@ -46,7 +48,7 @@ from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 _METHODS = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"].methods
-POLICY = {f"/luthier.v1.EvaluationService/{method.name}": frozenset({"key"}) for method in _METHODS}
+POLICY: Policy = {f"/luthier.v1.EvaluationService/{method.name}": frozenset({"key"}) for method in _METHODS}
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -131,6 +133,15 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         """Stream an answer."""
         async for piece in self._generations.generate(wish_from_proto(request)):
             yield piece_to_proto(piece)
+
+
+def registration(servicer: EvaluationServicer) -> Registration:
+    """Return how to add the servicer to a server."""
+    return Registration(
+        add=evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
+        servicer=servicer,
+        name="luthier.v1.EvaluationService",
+    )
 
 
 class EvaluateHandler:

@@ -16,7 +16,9 @@ _VALUE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
 def label_violations(labels: Mapping[str, str], field: str) -> Iterator[FieldViolation]:
     """Yield what is wrong with labels; `field` is their path in the request."""
     if len(labels) > MAX_LABELS:
-        yield FieldViolation(field=field, description=f"must hold at most {MAX_LABELS} labels, got {len(labels)}")
+        yield FieldViolation(
+            field=field, description=f"must hold at most {MAX_LABELS} labels, got {len(labels)}"
+        )
     for key, value in labels.items():
         if not _KEY.fullmatch(key):
             yield FieldViolation(field=field, description=f"a key must match {_KEY.pattern}, got {key!r}")

@@ -10,7 +10,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
-from luthier.runtime.auth import TaskTokens
+from luthier.runtime.auth import Policy, TaskTokens
 from luthier.storage.blobs import BlobStore
 from luthier.work.convert import entry_from_proto, status_to_failure
 from luthier.work.queue import Outcome, Queue
@@ -22,7 +22,9 @@ MAX_WAIT_SECONDS = 30.0
 MAX_CHUNK_BYTES = 1 << 20
 TOKEN_SECONDS = 900.0
 _METHODS = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].methods
-POLICY = {f"/luthier.worker.v1.WorkerService/{method.name}": frozenset({"worker"}) for method in _METHODS}
+POLICY: Policy = {
+    f"/luthier.worker.v1.WorkerService/{method.name}": frozenset({"worker"}) for method in _METHODS
+}
 _WORKER_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 Context = grpc.aio.ServicerContext[Any, Any]
 

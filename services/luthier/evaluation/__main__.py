@@ -1,0 +1,65 @@
+"""Run the Evaluation service: `python -m luthier.evaluation`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from luthier.evaluation.config import Config
+from luthier.evaluation.evaluations.repository import MIGRATIONS, evaluation_resources
+from luthier.evaluation.evaluations.service import EvaluationService
+from luthier.evaluation.generation.exchange import Exchange
+from luthier.evaluation.generation.service import GenerationService
+from luthier.evaluation.peers import GrpcPeers
+from luthier.evaluation.servicer import (
+    POLICY,
+    EvaluateHandler,
+    EvaluationServicer,
+    WorkerGenerations,
+    registration,
+)
+from luthier.runtime.config import read
+from luthier.runtime.logs import configure
+from luthier.work.host import Hosted, Parts, ServicePlan, host
+from luthier.work.queue import QueueSettings
+from luthier.work.tasks import TaskKind
+
+
+def build(parts: Parts, config: Config) -> Hosted:
+    """Put the service together on its real adapters."""
+    resources = evaluation_resources()
+    peers = GrpcPeers(
+        parts.channel(config.data_address), parts.channel(config.training_address), parts.task_tokens
+    )
+    exchange = Exchange()
+    evaluations = EvaluationService(parts.database, resources, parts.log, parts.queue, peers, config.projects)
+    generations = GenerationService(exchange, peers, parts.task_tokens, config.projects)
+    servicer = EvaluationServicer(
+        parts.database, resources, parts.log, parts.page_tokens, config.projects, evaluations, generations
+    )
+    return Hosted(
+        registrations=[registration(servicer)],
+        handlers={TaskKind.EVALUATE: EvaluateHandler(evaluations, parts.blobs)},
+        policy=POLICY,
+        generations=WorkerGenerations(exchange),
+    )
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    config = read(Config, section="EVALUATION")
+    configure(config.log_level)
+    plan = ServicePlan(
+        name="evaluation",
+        home=config.home,
+        address=config.evaluation_address,
+        metrics_address=config.metrics_address,
+        projects=config.projects,
+        migrations=MIGRATIONS,
+        kinds=(TaskKind.EVALUATE,),
+        queue=QueueSettings(lease_seconds=config.lease_seconds),
+    )
+    asyncio.run(host(plan, lambda parts: build(parts, config)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""What the Evaluation service reads from the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings of the service, section EVALUATION."""
+
+    home: Path
+    log_level: str
+    projects: tuple[str, ...]
+    data_address: str
+    training_address: str
+    evaluation_address: str
+    metrics_address: str = "127.0.0.1:9603"
+    lease_seconds: float = 30.0

@@ -1,0 +1,170 @@
+"""One RPC as the server sees it, whichever of the four kinds it is, and the stages that it passes through.
+
+A stage is an async context manager around the rest of the call. grpc.aio's own interceptors wrap handlers, and
+each would have to know the four kinds and both ways to write a stream; here only `StagedInterceptor` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import grpc
+from grpc import aio
+
+CallType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
+
+
+def call_type(handler: grpc.RpcMethodHandler[Any, Any]) -> CallType:
+    """Return the kind of a method, in the words of the `grpc_type` label."""
+    if handler.request_streaming:
+        return "bidi_stream" if handler.response_streaming else "client_stream"
+    return "server_stream" if handler.response_streaming else "unary"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Call:
+    """A call in progress. Stages fill in what later stages, the log and the metrics need."""
+
+    method: str
+    type: CallType
+    context: aio.ServicerContext[Any, Any]
+    request: Any | None
+    task: asyncio.Task[Any] | None
+    request_id: str = ""
+    principal: str = ""
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str = ""
+    received: int = 0
+    sent: int = 0
+    interrupted: bool = False
+    trailers: dict[str, str] = field(default_factory=dict)
+
+    def metadata(self, key: str) -> str | None:
+        """Return the first value of a key in the call's metadata."""
+        for name, value in self.context.invocation_metadata() or ():
+            if name == key:
+                return value.decode(errors="replace") if isinstance(value, bytes) else value
+        return None
+
+    def interrupt(self) -> None:
+        """End the call because the server stops; the caller is told to come again."""
+        if self.task is not None and not self.interrupted:
+            self.interrupted = True
+            self.task.cancel()
+
+
+Stage = Callable[[Call], AbstractAsyncContextManager[None]]
+
+Answer = Callable[[Call, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+"""Around the handler of a unary call: may answer in its place."""
+
+
+class StagedInterceptor(aio.ServerInterceptor):
+    """Runs every call through the stages, the first one outermost. Handlers must be asynchronous."""
+
+    def __init__(self, stages: Sequence[Stage], answer: Answer) -> None:
+        self._stages = tuple(stages)
+        self._answer = answer
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the method's handler with the stages around it; gRPC's own UNIMPLEMENTED for no such method."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        type_ = call_type(handler)
+        method = handler_call_details.method
+        behavior = _behavior(handler, type_)
+        run = self._run_stream if handler.response_streaming else self._run_unary
+
+        async def staged(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            call = Call(
+                method=method,
+                type=type_,
+                context=context,
+                request=None if handler.request_streaming else request,
+                task=asyncio.current_task(),
+            )
+            if handler.request_streaming:
+                request = _counted(request, call)
+            else:
+                call.received = 1
+            return await run(call, behavior, request)
+
+        return _WRAP[type_](
+            staged,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    async def _run_unary(self, call: Call, behavior: Callable[..., Any], request: Any) -> Any:
+        async with AsyncExitStack() as stack:
+            for stage in self._stages:
+                await stack.enter_async_context(stage(call))
+            if call.type == "unary":
+                response = await self._answer(call, lambda: behavior(request, call.context))
+            else:
+                response = await behavior(request, call.context)
+            call.sent = 1
+            return response
+        raise AssertionError("no stage swallows an exception")
+
+    async def _run_stream(self, call: Call, behavior: Callable[..., Any], request: Any) -> None:
+        async with AsyncExitStack() as stack:
+            for stage in self._stages:
+                await stack.enter_async_context(stage(call))
+            writing = _Writing(call)
+            if not inspect.isasyncgenfunction(behavior):
+                await behavior(request, writing)
+                return
+            # Closed at once, not by the garbage collector, when the caller goes away.
+            async with aclosing(behavior(request, call.context)) as responses:
+                async for response in responses:
+                    await writing.write(response)
+
+
+class _Writing:
+    """The context of a call, counting what is written."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def write(self, response: Any) -> None:
+        await self._call.context.write(response)
+        self._call.sent += 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call.context, name)
+
+
+async def _counted(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+    async for request in requests:
+        call.received += 1
+        yield request
+
+
+def _behavior(handler: grpc.RpcMethodHandler[Any, Any], type_: CallType) -> Callable[..., Any]:
+    behavior = {
+        "unary": handler.unary_unary,
+        "client_stream": handler.stream_unary,
+        "server_stream": handler.unary_stream,
+        "bidi_stream": handler.stream_stream,
+    }[type_]
+    assert behavior is not None
+    return behavior
+
+
+_WRAP: dict[CallType, Callable[..., "grpc.RpcMethodHandler[Any, Any]"]] = {
+    "unary": grpc.unary_unary_rpc_method_handler,
+    "client_stream": grpc.stream_unary_rpc_method_handler,
+    "server_stream": grpc.unary_stream_rpc_method_handler,
+    "bidi_stream": grpc.stream_stream_rpc_method_handler,
+}

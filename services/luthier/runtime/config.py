@@ -1,0 +1,153 @@
+"""The configuration of a process: `LUTHIER_*` variables and one TOML file into a frozen dataclass, read once.
+
+A field is set by `LUTHIER_<SECTION>_<FIELD>`, or by `LUTHIER_<FIELD>` where `SHARED` lists the field. The file that
+`LUTHIER_CONFIG` names has the same names in lower case: shared ones at the top, the others in a table per section.
+The environment wins. A name that nobody declares is refused: a misspelt setting must not be a setting ignored.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType, NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from luthier.errors import InvalidArgument
+
+C = TypeVar("C")
+
+SHARED: Mapping[str, str] = MappingProxyType(
+    {
+        "HOME": "~/.local/share/luthier",
+        "LOG_LEVEL": "INFO",
+        "PROJECTS": "default",
+        "DATA_ADDRESS": "127.0.0.1:7601",
+        "TRAINING_ADDRESS": "127.0.0.1:7602",
+        "EVALUATION_ADDRESS": "127.0.0.1:7603",
+    }
+)
+"""Settings that mean the same to every process, each with its one default."""
+
+SECTIONS = ("DATA", "TRAINING", "EVALUATION", "WORKER", "CLIENT", "DAEMON")
+
+_PREFIX = "LUTHIER_"
+_FILE = "LUTHIER_CONFIG"
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    variable: str
+    text: str
+
+
+def read(config: type[C], *, section: str, environ: Mapping[str, str] | None = None) -> C:
+    """Return a configuration of the given frozen dataclass, read from the environment and the file it names.
+
+    `section` is one of `SECTIONS`. Field types: str, int, float, bool, Path, tuple[str, ...], and each `| None`.
+    A shared field has no default in the dataclass: `SHARED` has it. `environ` is the process's own by default.
+
+    Raises InvalidArgument that names the variable, the value and what would be right, for a name that nobody
+    declares, a value of the wrong type, and a required setting that is missing.
+    """
+    assert section in SECTIONS, f"section must be one of {SECTIONS}, got {section!r}"
+    environ = os.environ if environ is None else environ
+    own = {_variable(field.name, section): field for field in fields(config)}  # type: ignore[arg-type]
+    given = {
+        name: _Setting(name, text)
+        for name, text in environ.items()
+        if name.startswith(_PREFIX) and name != _FILE
+    }
+    if path := environ.get(_FILE):
+        given = _read_file(Path(path).expanduser()) | given
+    _refuse_unknown(given, section, own)
+    hints = get_type_hints(config)
+    return config(**{field.name: _value(name, field, hints, given) for name, field in own.items()})
+
+
+def _variable(field: str, section: str) -> str:
+    name = field.upper()
+    return f"{_PREFIX}{name}" if name in SHARED else f"{_PREFIX}{section}_{name}"
+
+
+def _read_file(path: Path) -> dict[str, _Setting]:
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidArgument(f"{_FILE} must name a readable file, got {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgument(f"{_FILE}: {path} must be TOML: {error}") from error
+    found: dict[str, _Setting] = {}
+    for key, value in document.items():
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        for inner, item in items:
+            where = f"{key}.{inner}" if inner else key
+            name = _PREFIX + where.upper().replace(".", "_")
+            found[name] = _Setting(f"{where} in {path}", _text(item, f"{where} in {path}"))
+    return found
+
+
+def _text(value: object, where: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(item, str) and "," not in item for item in value):
+        return ",".join(value)
+    raise InvalidArgument(
+        f"{where} must be a string, a number, true, false or a list of strings, got {value!r}"
+    )
+
+
+def _refuse_unknown(given: Mapping[str, _Setting], section: str, own: Iterable[str]) -> None:
+    shared = {_PREFIX + name for name in SHARED}
+    known = shared | set(own)
+    for name, setting in given.items():
+        owner = name.removeprefix(_PREFIX).partition("_")[0]
+        elsewhere = owner in SECTIONS and owner != section
+        if name in known or elsewhere:
+            continue
+        nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(sorted(known))}"
+        raise InvalidArgument(f"{setting.variable} is not a setting ({name}): {hint}")
+
+
+def _value(name: str, field: Field[Any], hints: Mapping[str, Any], given: Mapping[str, _Setting]) -> object:
+    shared_default = SHARED.get(name.removeprefix(_PREFIX))
+    setting = given.get(name)
+    if setting is None and shared_default is not None:
+        assert field.default is MISSING, f"the default of {name} belongs in SHARED, not in the dataclass"
+        setting = _Setting(name, shared_default)
+    if setting is not None:
+        return _parse(setting, hints[field.name])
+    if field.default is not MISSING:
+        return field.default
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    raise InvalidArgument(f"{name} must be set: it has no default")
+
+
+def _parse(setting: _Setting, declared: Any) -> object:
+    choices = tuple(member for member in get_args(declared) if member is not NoneType)
+    kind = choices[0] if NoneType in get_args(declared) else declared
+    parse, right = _PARSERS[kind]
+    try:
+        return parse(setting.text)
+    except (ValueError, KeyError):
+        raise InvalidArgument(f"{setting.variable} must be {right}, got {setting.text!r}") from None
+
+
+_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+_PARSERS: Mapping[Any, tuple[Callable[[str], object], str]] = {
+    str: (str, "text"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: (lambda text: _TRUTH[text.lower()], "true or false"),
+    Path: (lambda text: Path(text).expanduser(), "a path"),
+    tuple[str, ...]: (
+        lambda text: tuple(item.strip() for item in text.split(",") if item.strip()),
+        "a list separated by commas",
+    ),
+}

@@ -1,0 +1,188 @@
+"""The stages of every call, in their order: request id, metrics, access log, errors, credentials."""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from grpc import aio
+
+from luthier.errors import Internal, LuthierError, Unavailable
+from luthier.errors.reasons import Reason
+from luthier.runtime.auth import Authenticator, Policy, authorize, set_principal
+from luthier.runtime.calls import Call, Stage
+from luthier.runtime.logs import bind
+from luthier.runtime.metrics import ServerMetrics
+from luthier.runtime.status import to_code, to_trailer
+
+REQUEST_ID_KEY = "x-request-id"
+HEALTH_SERVICE = "/grpc.health.v1.Health/"
+
+_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+_access = logging.getLogger("luthier.access")
+_log = logging.getLogger(__name__)
+
+
+class InFlight:
+    """The calls in progress, so that a stopping server can end those that would go on for ever."""
+
+    def __init__(self) -> None:
+        self._calls: set[Call] = set()
+
+    @asynccontextmanager
+    async def stage(self, call: Call) -> AsyncIterator[None]:
+        """Count the call as in progress."""
+        self._calls.add(call)
+        try:
+            yield
+        finally:
+            self._calls.discard(call)
+
+    def interrupt_streams(self) -> None:
+        """End every call that streams responses: its caller resumes elsewhere or later."""
+        for call in tuple(self._calls):
+            if call.type in ("server_stream", "bidi_stream"):
+                call.interrupt()
+
+    def interrupt_all(self) -> None:
+        """End every call."""
+        for call in tuple(self._calls):
+            call.interrupt()
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+
+@asynccontextmanager
+async def request_id_stage(call: Call) -> AsyncIterator[None]:
+    """Take the caller's `x-request-id` or make one; it is in the log, and in the trailing metadata of the answer."""
+    given = call.metadata(REQUEST_ID_KEY) or ""
+    call.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    call.trailers[REQUEST_ID_KEY] = call.request_id
+    call.context.set_trailing_metadata(tuple(call.trailers.items()))
+    with bind(request_id=call.request_id):
+        yield
+
+
+def metrics_stage(metrics: ServerMetrics) -> Stage:
+    """Return the stage that counts and times calls."""
+
+    @asynccontextmanager
+    async def stage(call: Call) -> AsyncIterator[None]:
+        started = time.perf_counter()
+        metrics.started(call)
+        try:
+            yield
+        finally:
+            metrics.handled(call, time.perf_counter() - started)
+
+    return stage
+
+
+@asynccontextmanager
+async def access_log_stage(call: Call) -> AsyncIterator[None]:
+    """Write one line for each call, when it is over; health checks only at DEBUG."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        level = logging.DEBUG if call.method.startswith(HEALTH_SERVICE) else logging.INFO
+        _access.log(
+            level,
+            "%s %s",
+            call.method,
+            call.code.name,
+            extra={
+                "method": call.method,
+                "code": call.code.name,
+                "reason": call.reason,
+                "principal": call.principal,
+                "duration_seconds": round(time.perf_counter() - started, 6),
+                "messages_received": call.received,
+                "messages_sent": call.sent,
+            },
+        )
+
+
+@asynccontextmanager
+async def error_stage(call: Call) -> AsyncIterator[None]:
+    """End a failed call with the status of its error.
+
+    An error that is no LuthierError is a fault of ours: it is logged with its trace and told as INTERNAL with
+    nothing but the request id. Cancellation passes, unless it is the server's own on its way down.
+    """
+    try:
+        yield
+    except LuthierError as error:
+        await _abort(call, error)
+    except aio.AbortError:
+        call.code = _code_of(call)
+        raise
+    except asyncio.CancelledError:
+        if not call.interrupted:
+            late = (call.context.time_remaining() or 1.0) <= 0
+            call.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            raise
+        if call.task is not None:
+            call.task.uncancel()
+        await _abort(
+            call,
+            Unavailable(
+                "the service is stopping; call again",
+                reason=Reason.SHUTTING_DOWN,
+                retry_after_seconds=1.0,
+            ),
+        )
+    except Exception:
+        _log.exception("unhandled error in %s", call.method)
+        await _abort(
+            call,
+            Internal(
+                f"the service failed; its log has more under request id {call.request_id}",
+                metadata={"request_id": call.request_id},
+            ),
+        )
+
+
+def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
+    """Return the stage that lets pass who may make the call. Health checks need no credential."""
+
+    @asynccontextmanager
+    async def stage(call: Call) -> AsyncIterator[None]:
+        if call.method.startswith(HEALTH_SERVICE):
+            yield
+            return
+        principal = authenticator.authenticate(call.metadata("authorization"))
+        call.principal = str(principal)
+        authorize(principal, call.method, policy, call.request)
+        set_principal(principal)
+        if principal.project is None:
+            yield
+            return
+        with bind(project=principal.project):
+            yield
+
+    return stage
+
+
+async def _abort(call: Call, error: LuthierError) -> None:
+    call.code = to_code(error)
+    call.reason = str(error.reason)
+    key, details = to_trailer(error, call.request_id)
+    await call.context.abort(call.code, _printable(error.message), (*call.trailers.items(), (key, details)))
+
+
+def _printable(message: str) -> str:
+    # The message travels percent-encoded in a header of limited size; the whole of it is in the details.
+    return message if len(message) <= 256 else message[:255] + "…"
+
+
+def _code_of(call: Call) -> grpc.StatusCode:
+    code = call.context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)

@@ -1,0 +1,104 @@
+"""Resource names: `projects/{project}/datasets/{dataset}` (AIP-122), parsed once, at the boundary."""
+
+import re
+import secrets
+import string
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from luthier.errors import FieldViolation, InvalidArgument, PermissionDenied, Reason
+
+ID_RULE = "1 to 63 lowercase letters, digits and hyphens, starting with a letter, not ending with a hyphen"
+
+_ID = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_PLACE = re.compile(r"\{(\w+)\}")
+_ALPHABET = string.ascii_lowercase + string.digits
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The pattern of one family's resource names: literal collections and `{placeholders}` for ids."""
+
+    text: str
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        return re.compile(_PLACE.sub(rf"(?P<\1>{_ID})", self.text))
+
+    def parse(self, name: str, *, field: str = "name") -> dict[str, str]:
+        """Return the id of each placeholder. Raises InvalidArgument that names the field, value and pattern."""
+        match = self._regex.fullmatch(name)
+        if match is None:
+            required = f"must be {self.text}, each id {ID_RULE}, got {name!r}"
+            raise InvalidArgument.of_fields(
+                FieldViolation(
+                    field=field,
+                    description=required,
+                    reason=Reason.INVALID_FIELD if name else Reason.FIELD_REQUIRED,
+                )
+            )
+        return match.groupdict()
+
+    def format(self, **ids: str) -> str:
+        """Return the name with these ids. Raises InvalidArgument for an id against the rule."""
+        for field, value in ids.items():
+            check_id(value, field=field)
+        return self.text.format(**ids)
+
+
+PROJECT = Pattern("projects/{project}")
+
+
+def check_id(value: str, *, field: str) -> str:
+    """Return an id that a caller chose; raise InvalidArgument when it is against the rule."""
+    if not re.fullmatch(_ID, value):
+        raise InvalidArgument.of_fields(
+            FieldViolation(field=field, description=f"must be {ID_RULE}, got {value!r}")
+        )
+    return value
+
+
+def new_id(prefix: str) -> str:
+    """Return an id that no other resource has: the prefix, a hyphen and 12 random characters (62 bits)."""
+    return f"{prefix}-{''.join(secrets.choice(_ALPHABET) for _ in range(12))}"
+
+
+def project_of(name: str) -> str:
+    """Return the project's id in the name of a resource or a project."""
+    collection, _, rest = name.partition("/")
+    project = rest.partition("/")[0]
+    if collection != "projects" or not re.fullmatch(_ID, project):
+        raise InvalidArgument(f"a resource name must start with projects/{{project}}, got {name!r}")
+    return project
+
+
+def same_project(parent: str, reference: str, field: str) -> None:
+    """Raise InvalidArgument CROSS_PROJECT_REFERENCE unless a reference stays in its resource's project."""
+    project, other = project_of(parent), project_of(reference)
+    if project != other:
+        raise InvalidArgument.of_fields(
+            FieldViolation(
+                field=field,
+                description=f"must be in projects/{project}, got {reference!r}",
+                reason=Reason.CROSS_PROJECT_REFERENCE,
+            )
+        )
+
+
+def require_project(parent: str, projects: Container[str], *, field: str = "parent") -> str:
+    """Return the id of a parent project that exists here.
+
+    Raises InvalidArgument when `parent` is no project name; PermissionDenied when there is no such project:
+    who may not see a project cannot tell whether it exists.
+    """
+    project = PROJECT.parse(parent, field=field)["project"]
+    if project not in projects:
+        raise PermissionDenied(f"no access to projects/{project}", metadata={"project": project})
+    return project
+
+
+def ids_of(name: str) -> Mapping[str, str]:
+    """Return the ids of a resource name by collection: `{"projects": "p", "datasets": "d"}`."""
+    parts = name.split("/")
+    return dict(zip(parts[::2], parts[1::2], strict=True))

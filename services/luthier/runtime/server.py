@@ -1,0 +1,167 @@
+"""Serve gRPC: bind, guard, observe, report health, and stop without dropping calls."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.runtime.auth import Authenticator, Policy
+from luthier.runtime.calls import StagedInterceptor
+from luthier.runtime.idempotency import Idempotency, RequestLog
+from luthier.runtime.interceptors import (
+    InFlight,
+    access_log_stage,
+    auth_stage,
+    error_stage,
+    metrics_stage,
+    request_id_stage,
+)
+from luthier.runtime.metrics import MetricsServer
+
+MAX_MESSAGE_BYTES = 4 << 20
+_REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a second process on the port is a mistake, not a replica
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Where to serve, and how to stop.
+
+    Attributes:
+        address: host:port; port 0 takes a free one. Only loopback: other addresses need TLS.
+        drain_seconds: time between telling NOT_SERVING and refusing new calls.
+        grace_seconds: time that unary calls in progress get to end.
+        max_concurrent_rpcs: more than this many calls at once are refused with RESOURCE_EXHAUSTED.
+    """
+
+    address: str
+    drain_seconds: float = 0.2
+    grace_seconds: float = 10.0
+    max_concurrent_rpcs: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A servicer, the generated function that adds it to a server, and its service's full name."""
+
+    add: Callable[[Any, Any], None]
+    servicer: object
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A server that serves."""
+
+    port: int
+    metrics_port: int
+    health: HealthServicer
+
+
+@asynccontextmanager
+async def serving(
+    options: ServerOptions,
+    registrations: Sequence[Registration],
+    *,
+    authenticator: Authenticator,
+    policy: Policy,
+    request_log: RequestLog,
+    metrics: MetricsServer,
+) -> AsyncIterator[Running]:
+    """Serve for the length of a block, then drain and stop.
+
+    Raises:
+        InvalidArgument: the address is not host:port, or not on loopback.
+        FailedPrecondition: the port is taken.
+    """
+    check_loopback(options.address)
+    in_flight = InFlight()
+    policy = {**policy, _REFLECTION: frozenset({"key"})}
+    stages = (
+        in_flight.stage,
+        request_id_stage,
+        metrics_stage(metrics.calls),
+        access_log_stage,
+        error_stage,
+        auth_stage(authenticator, policy),
+    )
+    server = aio.server(
+        interceptors=[StagedInterceptor(stages, Idempotency(request_log).answer)],
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=options.max_concurrent_rpcs,
+    )
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = [registration.name for registration in registrations]
+    for registration in registrations:
+        registration.add(registration.servicer, server)
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    for method in policy:
+        metrics.calls.prepare(method, "unary")
+    async with AsyncExitStack() as stack:
+        metrics_port = await stack.enter_async_context(metrics.serving())
+        port = _bind(server, options.address)
+        await server.start()
+        for name in ("", *names):
+            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        _logger.info("serving", extra={"port": port, "metrics_port": metrics_port})
+        try:
+            yield Running(port=port, metrics_port=metrics_port, health=health)
+        finally:
+            await health.enter_graceful_shutdown()
+            await asyncio.sleep(options.drain_seconds)
+            in_flight.interrupt_streams()
+            await server.stop(options.grace_seconds)
+            _logger.info("stopped")
+
+
+async def stop_signal() -> None:
+    """Return when the process is told to stop: SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await stopping.wait()
+
+
+def check_loopback(address: str) -> None:
+    """Raise InvalidArgument unless an address is host:port on loopback."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InvalidArgument(f"an address must be host:port, e.g. 127.0.0.1:7601, got {address!r}")
+    bare = host.strip("[]")
+    try:
+        is_loopback = ipaddress.ip_address(bare).is_loopback
+    except ValueError:
+        is_loopback = bare == "localhost"
+    if not is_loopback:
+        raise InvalidArgument(
+            f"an address other than loopback needs TLS, which this version does not have, got {address!r}"
+        )
+
+
+def _bind(server: aio.Server, address: str) -> int:
+    try:
+        return int(server.add_insecure_port(address))
+    except RuntimeError as error:
+        raise FailedPrecondition(f"cannot serve on {address}: is the port taken?") from error

@@ -1,0 +1,168 @@
+"""Host one service: open its state, take up its queue, serve it with the worker protocol until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+
+from luthier.runtime.auth import Authenticator, Policy, TaskTokens
+from luthier.runtime.keys import Keys, read_or_create_keys
+from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.paging import PageTokens
+from luthier.runtime.server import Registration, ServerOptions, serving, stop_signal
+from luthier.storage.blobs import BlobStore
+from luthier.storage.database import Database
+from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.migrations import upgrade
+from luthier.work import schema
+from luthier.work.handlers import TaskHandler
+from luthier.work.log import EventLog
+from luthier.work.metrics import WorkMetrics
+from luthier.work.peers import aio_channel
+from luthier.work.queue import Queue, QueueSettings
+from luthier.work.requests import SqlRequestLog
+from luthier.work.servicer import POLICY as WORKER_POLICY
+from luthier.work.servicer import Generations, WorkerServicer
+from luthier.work.tasks import TaskKind
+from luthier.work.workers import Workers
+from luthier.worker.v1 import worker_service_pb2_grpc
+
+_EXPIRY_SECONDS = 1.0
+_FORGET_SECONDS = 3600.0
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePlan:
+    """How to host a service.
+
+    Attributes:
+        name: data, training or evaluation; also the folder of its state below `home`.
+        home: where all state lives.
+        address: host:port to serve on.
+        metrics_address: host:port of /metrics.
+        projects: ids of the projects that exist.
+        migrations: version folder of the service's own tables.
+        kinds: kinds of task that the service queues.
+        database_url: another database than the SQLite file in the service's folder.
+        queue: limits of leases and attempts.
+    """
+
+    name: str
+    home: Path
+    address: str
+    metrics_address: str
+    projects: tuple[str, ...]
+    migrations: Path
+    kinds: tuple[TaskKind, ...]
+    database_url: str = ""
+    queue: QueueSettings = field(default_factory=QueueSettings)
+
+    @property
+    def folder(self) -> Path:
+        """Where the service keeps its state."""
+        return self.home / self.name
+
+
+class Parts:
+    """What a hosted service is built from."""
+
+    def __init__(self, plan: ServicePlan, keys: Keys, database: Database, stack: AsyncExitStack) -> None:
+        self.database = database
+        self.blobs: BlobStore = LocalBlobStore(plan.folder / "blobs")
+        self.log = EventLog(database)
+        self.projects = frozenset(plan.projects)
+        self.task_tokens = TaskTokens(keys.token_secret)
+        self.page_tokens = PageTokens(keys.token_secret.encode())
+        self.metrics = MetricsServer(plan.metrics_address)
+        work_metrics = WorkMetrics(self.metrics.registry, plan.kinds)
+        self.workers = Workers(work_metrics)
+        self.queue = Queue(database, self.log, work_metrics, plan.queue)
+        self._stack = stack
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """Open a channel to another service; closed when this one stops."""
+        channel = aio_channel(address)
+        self._stack.push_async_callback(channel.close)
+        return channel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hosted:
+    """What a service brings: its servicers, who follows its tasks, and what it does before it serves."""
+
+    registrations: Sequence[Registration]
+    handlers: dict[TaskKind, TaskHandler]
+    policy: Policy
+    generations: Generations | None = None
+    before_serving: Callable[[], Awaitable[None]] | None = None
+
+
+Build = Callable[[Parts], Hosted]
+
+
+@asynccontextmanager
+async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
+    """Serve for the length of a block; yields the port."""
+    async with AsyncExitStack() as stack:
+        keys = read_or_create_keys(plan.home)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        url = plan.database_url or f"sqlite+aiosqlite:///{plan.folder / f'{plan.name}.db'}"
+        await asyncio.to_thread(upgrade, url, (schema.MIGRATIONS, plan.migrations))
+        database = Database(url)
+        stack.push_async_callback(database.close)
+        parts = Parts(plan, keys, database, stack)
+        hosted = build(parts)
+        for kind, handler in hosted.handlers.items():
+            parts.queue.register(kind, handler)
+        if hosted.before_serving is not None:
+            await hosted.before_serving()
+        await parts.queue.recover()
+        request_log = SqlRequestLog(database)
+        for loop in (
+            _repeat(parts.queue.expire, _EXPIRY_SECONDS),
+            _repeat(parts.queue.count, _EXPIRY_SECONDS),
+            _repeat(request_log.forget_old, _FORGET_SECONDS),
+        ):
+            task = asyncio.create_task(loop)
+            stack.callback(task.cancel)
+        worker_servicer = WorkerServicer(
+            parts.queue, parts.workers, parts.blobs, parts.task_tokens, hosted.generations
+        )
+        worker = Registration(
+            add=worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
+            servicer=worker_servicer,
+            name="luthier.worker.v1.WorkerService",
+        )
+        running = await stack.enter_async_context(
+            serving(
+                ServerOptions(address=plan.address),
+                [*hosted.registrations, worker],
+                authenticator=Authenticator(keys, parts.task_tokens),
+                policy={**hosted.policy, **WORKER_POLICY},
+                request_log=request_log,
+                metrics=parts.metrics,
+            )
+        )
+        yield running.port
+
+
+async def host(plan: ServicePlan, build: Build) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    async with hosting(plan, build):
+        await stop_signal()
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:  # the next round may do better; a lease is expired late rather than never
+            _logger.exception("background work failed")
+        await asyncio.sleep(seconds)
