@@ -157,7 +157,7 @@ def _job_events(state: str) -> list[Event]:
         Event(
             sequence=3,
             step=4,
-            progress=Progress(phase="training", completed=4, total=4, unit="steps", remaining_seconds=75),
+            progress=Progress(phase="training", completed=3, total=4, unit="steps", remaining_seconds=75),
         ),
         Event(sequence=4, state_change=StateChange(state=state)),
     ]
@@ -179,7 +179,7 @@ def test_jobs_watch_writes_plain_lines_off_a_terminal(services: Any, run: Run) -
     assert result.exit_code == 0
     assert result.stderr.splitlines()[:3] == [
         "j: RUNNING",
-        "j: training 4/4 steps  loss 1.25  tok/s 900  ETA 1:15",
+        "j: training 3/4 steps  loss 1.25  tok/s 900  ETA 1:15",
         "j: SUCCEEDED",
     ]
     assert "\x1b" not in result.output

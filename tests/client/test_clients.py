@@ -5,15 +5,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import luthier.client
-from luthier.client import AsyncClient, Client, ClientConfig
+from luthier.client import AsyncClient, Client, ClientConfig, ConfigArguments
 from luthier.client.async_driver import AsyncResource, AsyncStream
 from luthier.client.sync_driver import Stream, SyncResource
 from luthier.errors import Cancelled, InvalidArgument
+from luthier.v1.dataset_pb2 import Dataset
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model
@@ -143,6 +145,17 @@ def test_closing_the_client_ends_running_calls(services: Any, config: ClientConf
     client.close()
     with pytest.raises(Cancelled):
         next(pieces)
+
+
+def test_client_reads_what_it_is_not_told(services: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_HOME", str(home))
+    monkeypatch.setenv("LUTHIER_DATA_ADDRESS", services.address)
+    services.answers["GetDataset"] = lambda request, context: Dataset(name=request.name)
+    with Client() as client:
+        assert client.datasets.get("a").name == "projects/default/datasets/a"
+    with Client(ConfigArguments(project="other")) as client:
+        assert client.datasets.get("a").name == "projects/other/datasets/a"
+    assert services.metadata["GetDataset"]["authorization"] == "Bearer test-key"
 
 
 def test_client_refuses_to_send_the_key_in_the_clear(config: ClientConfig) -> None:

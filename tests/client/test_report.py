@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -213,6 +214,14 @@ def test_render_report_marks_right_and_wrong_answers(data: ReportData) -> None:
     assert html.count("✓ right") == 6
     assert html.count("✗ wrong") == 12
     assert "tuned 6/6 right" in html
+
+
+def test_render_report_says_when_not_all_answers_are_shown(data: ReportData) -> None:
+    many = replace(data, predictions=[_prediction(row) for row in range(250)])
+    html = render_report(many)
+    assert html.count('class="prediction"') == 200
+    assert "tuned 250/250 right" in html
+    assert "the first 200 of 250 are shown" in html
 
 
 def test_render_report_shows_the_run_record(data: ReportData) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from luthier.client.clients import AsyncClient, Client
-    from luthier.client.config import ClientConfig, read_config
+    from luthier.client.config import ClientConfig, ConfigArguments, read_config
     from luthier.client.failures import (
         EvaluationFailed,
         JobFailed,
@@ -32,6 +32,7 @@ _HOME_OF = {
     "AsyncClient": "clients",
     "Client": "clients",
     "ClientConfig": "config",
+    "ConfigArguments": "config",
     "EvaluationFailed": "failures",
     "JobFailed": "failures",
     "ModelFailed": "failures",
@@ -47,6 +48,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "ClientConfig",
+    "ConfigArguments",
     "EvaluationFailed",
     "JobFailed",
     "ModelFailed",

@@ -18,8 +18,9 @@ from luthier.client.sync_driver import SyncDriver, SyncResource, stream_method
 class Client(SyncResource):
     """Talks to the three services over `grpc`. May be used by many threads.
 
-    Without `config` the environment and the home of `luthierd up` say where the services are and which key to
-    send; see `luthier.client.config.read_config`. Nothing is sent before the first call.
+    `config` says everything, or as `ConfigArguments` a part of it; for the rest the environment and the home of
+    `luthierd up` say where the services are and which key to send, see `luthier.client.config.read_config`. Nothing is
+    sent before the first call.
 
     Raises:
         InvalidArgument: The configuration is wrong.
@@ -28,8 +29,8 @@ class Client(SyncResource):
 
     generate = stream_method(generate)
 
-    def __init__(self, config: ClientConfig | None = None) -> None:
-        chosen = config or read_config(ConfigArguments())
+    def __init__(self, config: ClientConfig | ConfigArguments | None = None) -> None:
+        chosen = config if isinstance(config, ClientConfig) else read_config(config or ConfigArguments())
         driver = SyncDriver(chosen, _scope(chosen))
         super().__init__(driver)
         self.datasets = Datasets(driver)
@@ -59,8 +60,8 @@ class AsyncClient(AsyncResource):
 
     generate = async_stream_method(generate)
 
-    def __init__(self, config: ClientConfig | None = None) -> None:
-        chosen = config or read_config(ConfigArguments())
+    def __init__(self, config: ClientConfig | ConfigArguments | None = None) -> None:
+        chosen = config if isinstance(config, ClientConfig) else read_config(config or ConfigArguments())
         driver = AsyncDriver(chosen, _scope(chosen))
         super().__init__(driver)
         self.datasets = AsyncDatasets(driver)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _HEADLINE_SCORES = ("field_match.record", "exact_match", "field_match.fields", "perplexity")
 
+_MAX_CARDS = 200
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningRun:
@@ -228,12 +230,14 @@ def _enum_word(enum: object, value: int) -> str:
 
 
 def _answers(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
-    cards = "".join(_card(prediction) for prediction in predictions)
+    cards = "".join(_card(prediction) for prediction in predictions[:_MAX_CARDS])
     counts = []
     for arm in evaluation.arms:
         marks = [is_right(a) for p in predictions for a in p.answers if a.arm_id == arm.arm_id]
         if any(mark is not None for mark in marks):
             counts.append(f"{escape(arm.arm_id)} {sum(mark is True for mark in marks)}/{len(marks)} right")
+    if len(predictions) > _MAX_CARDS:
+        counts.append(f"the first {_MAX_CARDS} of {len(predictions):,} are shown")
     summary = f"<p>{' · '.join(counts)}</p>" if counts else ""
     return _section("Answers side by side", summary + cards if cards else "")
 

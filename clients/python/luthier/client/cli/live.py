@@ -119,7 +119,7 @@ class EventSummary:
     def values(self) -> list[str]:
         """Return the values worth watching, each with its name."""
         shown = [f"{word} {self.metrics[key]:.4g}" for key, word in _SHOWN_METRICS if key in self.metrics]
-        if self.remaining_seconds > 0:
+        if self.remaining_seconds > 0 and self.completed < self.total:
             shown.append(f"ETA {duration(self.remaining_seconds)}")
         return shown
 
