@@ -53,7 +53,7 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, int | float) and isinstance(right, int | float):
-        return math.isclose(left, right, rel_tol=_RELATIVE_TOLERANCE)
+        return _same_number(left, right)
     if isinstance(left, str) and isinstance(right, str):
         return left.strip() == right.strip()
     if isinstance(left, list) and isinstance(right, list):
@@ -61,3 +61,12 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     return left is None and right is None
+
+
+def _same_number(left: float, right: float) -> bool:
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    try:
+        return math.isclose(left, right, rel_tol=_RELATIVE_TOLERANCE)
+    except OverflowError:  # an integer beyond the range of float
+        return left == right

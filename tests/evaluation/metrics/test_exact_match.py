@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from luthier.evaluation.metrics.exact_match import exact_match
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [
+        ("yes", "yes", 1.0),
+        (" yes\n", "yes", 1.0),
+        ("yes", "\tyes ", 1.0),
+        ("", "", 1.0),
+        ("Yes", "yes", 0.0),
+        ("yes, sir", "yes", 0.0),
+        ("y es", "yes", 0.0),
+        ("", "yes", 0.0),
+    ],
+)
+def test_exact_match_ignores_white_space_at_the_ends_only(
+    prediction: str, reference: str, score: float
+) -> None:
+    assert exact_match(prediction, reference) == score
