@@ -28,6 +28,9 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.primary_user_agent", f"luthier-python/{platform.python_version()}"),
     # Retries are made here, with a request id and under one deadline; a second layer would multiply them.
     ("grpc.enable_retries", 0),
+    # A watch may be quiet for 15 s; a peer that vanished without a word is found out after 40 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
     # A restarted service must be found again within the retry deadline; the default grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
