@@ -23,7 +23,7 @@ from luthier.v1.dataset_pb2 import (
     RecordError,
     SplitStatistics,
 )
-from luthier.v1.event_pb2 import Event, MetricValues, Progress, StateChange
+from luthier.v1.event_pb2 import AttemptChange, Event, MetricValues, Progress, StateChange
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import (
     LENGTH_POLICY_TRUNCATE,
@@ -183,6 +183,17 @@ def test_jobs_watch_writes_plain_lines_off_a_terminal(services: Any, run: Run) -
         "j: SUCCEEDED",
     ]
     assert "\x1b" not in result.output
+
+
+def test_jobs_watch_repeats_no_position(services: Any, run: Run) -> None:
+    _job(services, "SUCCEEDED")
+    started = Event(sequence=2, attempt_change=AttemptChange(kind=AttemptChange.KIND_STARTED, worker="w"))
+    done = Progress(phase="training", completed=4, total=4, unit="steps")
+    events = [_job_events("SUCCEEDED")[0], started, *(Event(sequence=n, progress=done) for n in (3, 4))]
+    services.answers["WatchFineTuningJob"] = lambda request, context: iter(events)
+    lines = run("jobs", "watch", "j").stderr.splitlines()
+    assert lines[:2] == ["j: RUNNING", "j: training 4/4 steps"]
+    assert lines[2].startswith("next:")
 
 
 def test_jobs_watch_of_a_failed_job_ends_with_6(services: Any, run: Run) -> None:

@@ -184,6 +184,7 @@ class _EventLines:
         self._session = session
         self._label = short(name)
         self._next_line = 0.0
+        self._last_position = ""
 
     def update(self, event: Event) -> None:
         """Take an event in; write a line when it is time."""
@@ -191,8 +192,11 @@ class _EventLines:
         if line:
             self._session.note(f"{self._label}: {line}")
             return
-        summary = self._summary
-        is_last = summary.total > 0 and summary.completed == summary.total
-        if event.WhichOneof("payload") != "metrics" and (time.monotonic() >= self._next_line or is_last):
+        position = self._summary.position()
+        if event.WhichOneof("payload") != "progress" or position == self._last_position:
+            return
+        is_end = self._summary.completed == self._summary.total
+        if is_end or time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_SECONDS
-            self._session.note("  ".join([f"{self._label}: {summary.position()}", *summary.values()]))
+            self._last_position = position
+            self._session.note("  ".join([f"{self._label}: {position}", *self._summary.values()]))
