@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import generate
 import pytest
 from companies import STEMS, Split
 from generate import FIELDS, SHARE_WITH_MISSING, SIZES, Example, conversation, examples, main, write
@@ -125,6 +126,31 @@ def test_examples_mostly_hold_distractors_of_every_kind(
     kinds = Counter(kind for example in drawn[split] for kind in example.distractors)
     assert sum(bool(example.distractors) for example in drawn[split]) > 0.65 * 400
     assert min(kinds[kind] for kind in ("prior", "consensus", "segment")) > 0.1 * 400
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_examples_put_distractors_only_beside_what_they_resemble(
+    drawn: Mapping[Split, list[Example]], split: Split
+) -> None:
+    """An estimate alone, with no earnings beside it, would make the task harder than it is meant to be."""
+    for example in drawn[split]:
+        assert example.answer["revenue"] is not None or "prior" not in example.distractors
+        assert example.answer["eps"] is not None or "consensus" not in example.distractors
+
+
+def test_examples_take_the_phrasings_of_their_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "TRAIN_PHRASINGS", ("Seen in training: {company} {segment}",))
+    monkeypatch.setattr(generate, "TEST_PHRASINGS", ("Seen in the test: {company} {segment}",))
+    monkeypatch.setattr(generate, "_NUM_DISTRACTORS", (1,))
+    for split in SPLITS:
+        start = "Seen in the test" if split == "test" else "Seen in training"
+        assert all(example.text.startswith(start) for example in examples(split, 20, seed=0))
+
+
+def test_examples_draw_again_when_a_text_has_been_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "TRAIN_PHRASINGS", ("Outlook [guided:{guided}|not given].",))
+    texts = [example.text for example in examples("train", 10, seed=0)]
+    assert len(texts) == len(set(texts)) == 10  # of twelve that there can be
 
 
 def test_examples_never_repeat_a_text(drawn: Mapping[Split, list[Example]]) -> None:
