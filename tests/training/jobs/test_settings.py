@@ -47,14 +47,20 @@ def test_resolve_refuses_a_rank_out_of_range(rank: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"learning_rate": 0.0}, "hyperparameters.learning_rate must be finite and above 0, got 0.0"),
-        ({"learning_rate": math.nan}, "hyperparameters.learning_rate must be finite and above 0, got nan"),
-        ({"learning_rate": math.inf}, "hyperparameters.learning_rate must be finite and above 0, got inf"),
+        ({"learning_rate": 0.0}, "hyperparameters.learning_rate must be above 0 and at most 1000, got 0.0"),
+        (
+            {"learning_rate": math.nan},
+            "hyperparameters.learning_rate must be above 0 and at most 1000, got nan",
+        ),
+        (
+            {"learning_rate": math.inf},
+            "hyperparameters.learning_rate must be above 0 and at most 1000, got inf",
+        ),
         ({"num_epochs": -1}, "hyperparameters.num_epochs must be in 1..10000, got -1"),
         ({"batch_tokens": 0}, "hyperparameters.batch_tokens must be in 1..16777216, got 0"),
         ({"batch_rows": 0}, "hyperparameters.batch_rows must be in 1..65536, got 0"),
-        ({"weight_decay": -0.1}, "hyperparameters.weight_decay must be finite and at least 0, got -0.1"),
-        ({"max_grad_norm": -1.0}, "hyperparameters.max_grad_norm must be finite and at least 0, got -1.0"),
+        ({"weight_decay": -0.1}, "hyperparameters.weight_decay must be in 0..1000, got -0.1"),
+        ({"max_grad_norm": -1.0}, "hyperparameters.max_grad_norm must be in 0..1e+09, got -1.0"),
         ({"warmup_steps": -3}, "hyperparameters.warmup_steps must be in 0..10000000, got -3"),
     ],
 )

@@ -112,10 +112,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_train_lowers_training_and_validation_loss(make_run: RunMaker, tmp_path: Path) -> None:
-    run = make_run(batches=replace(BATCHES, num_epochs=25), peak=3e-2)
+    run = make_run(batches=replace(BATCHES, num_epochs=12), peak=3e-2)
     steps = run.finish(run.begin(), tmp_path)
     validations = [step.metrics["validation_loss"] for step in steps if "validation_loss" in step.metrics]
-    assert len(validations) == 25
+    assert len(validations) == 12
     assert steps[-1].metrics["train_loss"] < 0.7 * steps[0].metrics["train_loss"]
     assert validations[-1] < 0.8 * validations[0]
 

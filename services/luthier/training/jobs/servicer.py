@@ -38,6 +38,7 @@ SERVICE = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"]
 _KEY: frozenset[Kind] = frozenset({"key"})
 POLICY = {f"/{SERVICE.full_name}/{method.name}": _KEY for method in SERVICE.methods}
 ENTRIES_A_PAGE = 200
+add_to_server = training_service_pb2_grpc.add_TrainingServiceServicer_to_server
 
 
 class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):

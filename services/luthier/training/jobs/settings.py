@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +11,11 @@ from luthier.runtime.labels import display_name_violations, label_violations
 from luthier.training.jobs.domain import Hyperparameters, LearningRateSchedule, LoraSettings
 
 MAX_RANK = 512
+# Far beyond any use; what float32 cannot hold would stop the worker instead of the caller.
+MAX_ALPHA = 1e6
+MAX_LEARNING_RATE = 1000.0
+MAX_WEIGHT_DECAY = 1000.0
+MAX_GRAD_NORM = 1e9
 MAX_EPOCHS = 10_000
 MAX_STEPS = 10_000_000
 MAX_BATCH_TOKENS = 1 << 24
@@ -93,13 +97,13 @@ class _Violations:
         if not least <= value <= most:
             self.add(path, f"in {least}..{most}", value)
 
-    def positive(self, path: str, value: float) -> None:
-        if not (math.isfinite(value) and value > 0):
-            self.add(path, "finite and above 0", value)
+    def positive(self, path: str, value: float, most: float) -> None:
+        if not 0 < value <= most:
+            self.add(path, f"above 0 and at most {most:g}", value)
 
-    def not_negative(self, path: str, value: float) -> None:
-        if not (math.isfinite(value) and value >= 0):
-            self.add(path, "finite and at least 0", value)
+    def not_negative(self, path: str, value: float, most: float) -> None:
+        if not 0 <= value <= most:
+            self.add(path, f"in 0..{most:g}", value)
 
     def check(self) -> None:
         if self.found:
@@ -191,14 +195,14 @@ def _check_texts(request: JobRequest, violations: _Violations) -> None:
 def _check_lora(lora: LoraSettings, violations: _Violations) -> None:
     violations.whole("lora.rank", lora.rank, 1, MAX_RANK)
     if 1 <= lora.rank <= MAX_RANK:  # otherwise alpha may just follow from the wrong rank
-        violations.positive("lora.alpha", lora.alpha)
+        violations.positive("lora.alpha", lora.alpha, MAX_ALPHA)
 
 
 def _check_hyperparameters(chosen: Hyperparameters, violations: _Violations) -> None:
     violations.whole("hyperparameters.num_epochs", chosen.num_epochs, 1, MAX_EPOCHS)
     violations.whole("hyperparameters.max_steps", chosen.max_steps, 0, MAX_STEPS)
     violations.whole("hyperparameters.micro_batch_tokens", chosen.micro_batch_tokens, 1, MAX_BATCH_TOKENS)
-    violations.positive("hyperparameters.learning_rate", chosen.learning_rate)
+    violations.positive("hyperparameters.learning_rate", chosen.learning_rate, MAX_LEARNING_RATE)
     violations.whole("hyperparameters.warmup_steps", chosen.warmup_steps, 0, MAX_STEPS)
-    violations.not_negative("hyperparameters.weight_decay", chosen.weight_decay)
-    violations.not_negative("hyperparameters.max_grad_norm", chosen.max_grad_norm)
+    violations.not_negative("hyperparameters.weight_decay", chosen.weight_decay, MAX_WEIGHT_DECAY)
+    violations.not_negative("hyperparameters.max_grad_norm", chosen.max_grad_norm, MAX_GRAD_NORM)

@@ -37,6 +37,8 @@ POLICY = {
     for method in SERVICE.methods
 }
 
+add_to_server = model_service_pb2_grpc.add_ModelServiceServicer_to_server
+
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     """Translates, delegates, translates."""

@@ -1,0 +1,56 @@
+"""`python -m luthier.training`: run the Training service until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+
+from luthier.runtime.config import read
+from luthier.runtime.logs import configure
+from luthier.runtime.server import Registration
+from luthier.training.assembly import assemble
+from luthier.training.config import Config
+from luthier.training.jobs import servicer as jobs
+from luthier.training.models import servicer as models
+from luthier.training.peers import DataRenderings
+from luthier.training.schema import MIGRATIONS
+from luthier.work.host import Hosted, Parts, ServicePlan, host
+from luthier.work.tasks import TaskKind
+
+
+def plan_of(config: Config) -> ServicePlan:
+    """Return how the service is hosted."""
+    return ServicePlan(
+        name="training",
+        home=config.home,
+        address=config.training_address,
+        metrics_address=config.metrics_address,
+        projects=config.projects,
+        migrations=MIGRATIONS,
+        kinds=(TaskKind.REGISTER_MODEL, TaskKind.TRAIN),
+    )
+
+
+def build(parts: Parts, config: Config) -> Hosted:
+    """Put the service together on what the process opened."""
+    channel = parts.channel(config.data_address)
+    renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
+    training = assemble(parts, renderings, config.roots)
+    return Hosted(
+        registrations=[
+            Registration(add=jobs.add_to_server, servicer=training.jobs, name=jobs.SERVICE.full_name),
+            Registration(add=models.add_to_server, servicer=training.models, name=models.SERVICE.full_name),
+        ],
+        handlers=dict(training.handlers),
+        policy={**jobs.POLICY, **models.POLICY},
+    )
+
+
+def main() -> None:
+    """Serve."""
+    config = read(Config, section="TRAINING")
+    configure(config.log_level)
+    asyncio.run(host(plan_of(config), lambda parts: build(parts, config)))
+
+
+if __name__ == "__main__":
+    main()

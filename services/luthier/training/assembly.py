@@ -1,0 +1,72 @@
+"""The families of the Training service put together."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from luthier.runtime.paging import PageTokens
+from luthier.storage.blobs import BlobStore
+from luthier.storage.database import Database
+from luthier.training.jobs.lifecycle import JobLifecycle
+from luthier.training.jobs.service import JobService, Renderings, Tasks
+from luthier.training.jobs.servicer import TrainHandler, TrainingServicer
+from luthier.training.models.service import ModelService
+from luthier.training.models.servicer import ModelServicer, RegisterModelHandler
+from luthier.work.handlers import TaskHandler
+from luthier.work.log import EventLog
+from luthier.work.tasks import TaskKind
+
+
+class Parts(Protocol):
+    """What the process gives its service."""
+
+    @property
+    def database(self) -> Database:
+        """The service's database."""
+
+    @property
+    def blobs(self) -> BlobStore:
+        """The service's blobs."""
+
+    @property
+    def log(self) -> EventLog:
+        """Events of its resources."""
+
+    @property
+    def queue(self) -> Tasks:
+        """Work for its workers."""
+
+    @property
+    def page_tokens(self) -> PageTokens:
+        """Makes tokens of list calls."""
+
+    @property
+    def projects(self) -> Container[str]:
+        """Ids of the projects that are served."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The two servicers, and who follows each kind of task."""
+
+    jobs: TrainingServicer
+    models: ModelServicer
+    handlers: Mapping[TaskKind, TaskHandler]
+
+
+def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Training:
+    """Put the service together on real adapters or a test's."""
+    models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)
+    jobs = JobService(parts.database, parts.log, parts.queue, models, renderings)
+    handlers: Mapping[TaskKind, TaskHandler] = {
+        TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
+        TaskKind.TRAIN: TrainHandler(JobLifecycle(parts.log, models)),
+    }
+    return Training(
+        jobs=TrainingServicer(jobs, parts.log, parts.page_tokens, parts.projects),
+        models=ModelServicer(models, parts.log, parts.page_tokens, parts.projects),
+        handlers=handlers,
+    )

@@ -1,0 +1,27 @@
+"""What the Training service reads from the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings of the service, section TRAINING; what `runtime.config.SHARED` lists has its default there.
+
+    `model_roots`: folders below which base models may be read; empty means the home.
+    """
+
+    home: Path
+    log_level: str
+    projects: tuple[str, ...]
+    data_address: str
+    training_address: str
+    metrics_address: str = "127.0.0.1:9602"
+    model_roots: tuple[str, ...] = ()
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders below which base models may be read."""
+        return tuple(Path(root).expanduser() for root in self.model_roots) or (self.home,)

@@ -1,0 +1,32 @@
+"""`python -m luthier.training.worker`: run one training worker until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import torch
+
+from luthier.training.worker.register import run_register
+from luthier.training.worker.train import Trainer
+from luthier.work.peers import channel
+from luthier.work.tasks import TaskKind
+from luthier.work.worker import Runner, run_worker
+from luthier.work.worker_config import read_worker_config, worker_plan
+
+
+def main() -> None:
+    """Work for the Training service."""
+    config = read_worker_config()
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    with channel(config.data_address) as data_channel:
+        runners: Mapping[TaskKind, Runner] = {
+            TaskKind.REGISTER_MODEL: run_register,
+            TaskKind.TRAIN: Trainer(data_channel),
+        }
+        asyncio.run(run_worker(worker_plan(config, "training", config.training_address), runners))
+
+
+if __name__ == "__main__":
+    main()
