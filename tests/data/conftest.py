@@ -1,13 +1,52 @@
-"""A tokenizer bundle of a few hundred tokens, made on the spot."""
+"""A tokenizer bundle made on the spot, and the whole Data service on real ports."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import hashlib
 import json
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import grpc.aio
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from luthier.data.__main__ import build, plan
+from luthier.data.config import Config
+from luthier.data.worker.build_task import build_version
+from luthier.data.worker.render_child import Limits
+from luthier.data.worker.render_task import renderer
+from luthier.errors import AlreadyExists, NotFound
+from luthier.runtime.auth import Authenticator, Kind, TaskTokens
+from luthier.runtime.keys import read_or_create_keys
+from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.server import Registration, ServerOptions, serving
+from luthier.storage.database import Database
+from luthier.storage.local_blobs import LocalBlobStore
+from luthier.text.tokenizer import bundle_digest
+from luthier.v1 import (
+    data_service_pb2,
+    data_service_pb2_grpc,
+    dataset_pb2,
+    model_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    rendering_pb2,
+    upload_pb2,
+)
+from luthier.work.host import hosting
+from luthier.work.peers import bearer, error_of
+from luthier.work.requests import SqlRequestLog
+from luthier.work.tasks import TaskKind
+from luthier.work.worker import WorkerPlan, work_until
+
+PROJECT = "projects/default"
+MODEL = f"{PROJECT}/models/base"
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -43,3 +82,227 @@ def bundle_folder(bundle_files: dict[str, bytes], tmp_path: Path) -> Path:
     for name, data in bundle_files.items():
         (folder / name).write_bytes(data)
     return folder
+
+
+class Models(model_service_pb2_grpc.ModelServiceServicer):
+    """Models as the Training service serves them: some states and kinds, one tokenizer bundle."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.models = {
+            model.name: model
+            for model in (
+                self._model("base"),
+                self._model("small", context_length=48),
+                self._model("silent", context_length=0),
+                self._model("other-tokenizer", tokenizer_digest="0" * 64),
+                self._model("registering", state=model_pb2.Model.STATE_REGISTERING),
+                self._model("adapter", kind=model_pb2.Model.KIND_ADAPTER, base_model=MODEL),
+            )
+        }
+
+    def _model(self, model_id: str, **changes: Any) -> model_pb2.Model:
+        values = {
+            "name": f"projects/default/models/{model_id}",
+            "state": model_pb2.Model.STATE_READY,
+            "kind": model_pb2.Model.KIND_BASE,
+            "digest": "d" * 64,
+            "tokenizer_digest": bundle_digest(self.files),
+            "context_length": 512,
+            **changes,
+        }
+        return model_pb2.Model(**values)
+
+    async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
+        if request.name not in self.models:
+            raise NotFound(f"{request.name} does not exist")
+        return self.models[request.name]
+
+    async def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802
+        files = [
+            model_pb2.ModelFile(
+                path=path, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), tokenizer=True
+            )
+            for path, data in self.files.items()
+        ]
+        weights = model_pb2.ModelFile(path="model.safetensors", sha256="f" * 64, size_bytes=1)
+        return model_service_pb2.ListModelFilesResponse(files=[*files, weights])
+
+    async def DownloadModelFile(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        data = self.files[request.path]
+        yield model_service_pb2.DownloadModelFileResponse(offset=0, data=data)
+
+
+class Service:
+    """The Data service, a ModelService and a data worker on real ports, and calls to them with the API key."""
+
+    def __init__(self, home: Path, files: dict[str, bytes]) -> None:
+        self.home = home
+        self.keys = read_or_create_keys(home)
+        self.task_tokens = TaskTokens(self.keys.token_secret)
+        self.models = Models(files)  # type: ignore[abstract]
+        self.limits = Limits(cpu_seconds=2, memory_bytes=512 << 20)
+        self.address = self.models_address = ""
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Serve. A second start is a restart on the same home and ports."""
+        self._stack = AsyncExitStack()
+        self.models_stack = await self._stack.enter_async_context(AsyncExitStack())
+        await self._start_models()
+        config = Config(
+            home=self.home,
+            log_level="INFO",
+            projects=("default", "second"),
+            data_address=self.address or "127.0.0.1:0",
+            training_address=self.models_address,
+            metrics_address="127.0.0.1:0",
+        )
+        port = await self._stack.enter_async_context(
+            hosting(plan(config), lambda parts: build(parts, config))
+        )
+        self.address = f"127.0.0.1:{port}"
+        self.blobs = LocalBlobStore(self.home / "data" / "blobs")
+        channel = grpc.aio.insecure_channel(self.address)
+        self._stack.push_async_callback(channel.close)
+        self.stub = data_service_pb2_grpc.DataServiceStub(channel)
+
+    async def _start_models(self) -> None:
+        descriptor = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
+        kinds: frozenset[Kind] = frozenset({"key", "task"})
+        # It answers no call that could be repeated, so its log of requests is never looked at.
+        database = Database(f"sqlite+aiosqlite:///{self.home / 'models.db'}")
+        self.models_stack.push_async_callback(database.close)
+        running = await self.models_stack.enter_async_context(
+            serving(
+                ServerOptions(address=self.models_address or "127.0.0.1:0", drain_seconds=0.0),
+                [
+                    Registration(
+                        add=model_service_pb2_grpc.add_ModelServiceServicer_to_server,
+                        servicer=self.models,
+                        name=descriptor.full_name,
+                    )
+                ],
+                authenticator=Authenticator(self.keys),
+                policy={f"/{descriptor.full_name}/{method.name}": kinds for method in descriptor.methods},
+                request_log=SqlRequestLog(database),
+                metrics=MetricsServer("127.0.0.1:0"),
+            )
+        )
+        self.models_address = f"127.0.0.1:{running.port}"
+
+    async def stop(self) -> None:
+        """Stop serving at once."""
+        await self._stack.aclose()
+        # A server that is collected after its event loop has closed complains.
+        gc.collect()
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[None]:
+        """Run a data worker for the length of a block."""
+        plan = WorkerPlan(
+            service_address=self.address,
+            worker_id="data",
+            credential=self.keys.worker_key,
+            work_folder=self.home / "work",
+            cache_folder=self.home / "cache",
+            cache_bytes=1 << 30,
+        )
+        runners = {
+            TaskKind.BUILD_VERSION: build_version,
+            TaskKind.RENDER: renderer(self.models_address, self.limits),
+        }
+        stopping = asyncio.Event()
+        work = asyncio.create_task(work_until(plan, runners, stopping))
+        try:
+            yield
+        finally:
+            stopping.set()
+            await work
+
+    async def call(self, method: str, request: Any, *, key: str | None = None, **options: Any) -> Any:
+        """Make a unary call; raise what the service answered as the error tree."""
+        metadata = bearer(self.keys.api_key if key is None else key)
+        try:
+            return await getattr(self.stub, method)(request, metadata=metadata, timeout=20, **options)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+
+    async def stream(self, method: str, request: Any, *, key: str | None = None) -> list[Any]:
+        """Make a call that streams, and return all messages."""
+        metadata = bearer(self.keys.api_key if key is None else key)
+        try:
+            return [
+                message
+                async for message in getattr(self.stub, method)(request, metadata=metadata, timeout=30)
+            ]
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+
+    async def uploaded(self, data: bytes, filename: str = "a.jsonl", parent: str = PROJECT) -> str:
+        """Upload a file; return the upload's name."""
+        upload = upload_pb2.Upload(filename=filename, size_bytes=len(data))
+        started = await self.call(
+            "StartUpload", data_service_pb2.StartUploadRequest(parent=parent, upload=upload)
+        )
+
+        async def chunks() -> AsyncIterator[Any]:
+            for offset in range(0, max(len(data), 1), 1 << 20):
+                part = data[offset : offset + (1 << 20)]
+                yield data_service_pb2.WriteUploadRequest(
+                    name=started.name,
+                    offset=offset,
+                    data=part,
+                    crc32=zlib.crc32(part),
+                    finish=offset + len(part) == len(data),
+                )
+
+        done = await self.call("WriteUpload", chunks())
+        return str(done.name)
+
+    async def version(
+        self, *sources: bytes, dataset: str = "news", **fields: Any
+    ) -> dataset_pb2.DatasetVersion:
+        """Upload files and build a version of them with the running worker; return it in its final state."""
+        with suppress(AlreadyExists):
+            await self.call(
+                "CreateDataset",
+                data_service_pb2.CreateDatasetRequest(
+                    parent=PROJECT, dataset_id=dataset, dataset=dataset_pb2.Dataset()
+                ),
+            )
+        uploads = [await self.uploaded(data, f"{index}.jsonl") for index, data in enumerate(sources)]
+        wanted = dataset_pb2.DatasetVersion(
+            sources=[dataset_pb2.DatasetSource(upload=upload) for upload in uploads], **fields
+        )
+        created = await self.call(
+            "CreateDatasetVersion",
+            data_service_pb2.CreateDatasetVersionRequest(
+                parent=f"{PROJECT}/datasets/{dataset}", dataset_version=wanted
+            ),
+        )
+        await self.stream(
+            "WatchDatasetVersion", data_service_pb2.WatchDatasetVersionRequest(name=created.name)
+        )
+        request = data_service_pb2.GetDatasetVersionRequest(name=created.name)
+        return await self.call("GetDatasetVersion", request)  # type: ignore[no-any-return]
+
+    async def rendering(self, version: str, model: str = MODEL, **fields: Any) -> rendering_pb2.Rendering:
+        """Render a version with the running worker; return the rendering in its final state."""
+        wanted = rendering_pb2.Rendering(dataset_version=version, model=model, **fields)
+        created = await self.call(
+            "CreateRendering",
+            data_service_pb2.CreateRenderingRequest(parent=PROJECT, rendering=wanted),
+        )
+        await self.stream("WatchRendering", data_service_pb2.WatchRenderingRequest(name=created.name))
+        request = data_service_pb2.GetRenderingRequest(name=created.name)
+        return await self.call("GetRendering", request)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+async def service(tmp_path: Path, bundle_files: dict[str, bytes]) -> AsyncIterator[Service]:
+    """A running service without a worker."""
+    service = Service(tmp_path / "home", bundle_files)
+    await service.start()
+    yield service
+    await service.stop()

@@ -6,7 +6,8 @@ from luthier.data.datasets.servicer import DatasetsServicer
 from luthier.data.renderings.servicer import RenderingsServicer
 from luthier.data.uploads.servicer import UploadsServicer
 from luthier.runtime.auth import Kind
-from luthier.v1 import data_service_pb2
+from luthier.runtime.server import Registration
+from luthier.v1 import data_service_pb2, data_service_pb2_grpc
 
 SERVICE = data_service_pb2.DESCRIPTOR.services_by_name["DataService"]
 _FOR_TASKS = frozenset({"GetDatasetVersion", "ReadRecords", "GetRendering", "ReadRendering"})
@@ -29,3 +30,12 @@ class DataServicer:
             found = [family for family in families if hasattr(family, method.name)]
             assert len(found) == 1, f"{method.name} must be of one family, it is of {len(found)}"
             setattr(self, method.name, getattr(found[0], method.name))
+
+
+def registration(servicer: DataServicer) -> Registration:
+    """Return how to add the service to a server."""
+    return Registration(
+        add=data_service_pb2_grpc.add_DataServiceServicer_to_server,
+        servicer=servicer,
+        name=SERVICE.full_name,
+    )

@@ -1,0 +1,53 @@
+"""Run the Data service: `python -m luthier.data`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from luthier.data import schema
+from luthier.data.assembly import assemble
+from luthier.data.config import Config
+from luthier.data.peers import ModelPeer
+from luthier.data.servicer import POLICY, registration
+from luthier.runtime.config import read
+from luthier.runtime.logs import configure
+from luthier.work.host import Hosted, Parts, ServicePlan, host
+from luthier.work.queue import QueueSettings
+from luthier.work.tasks import TaskKind
+
+
+def build(parts: Parts, config: Config) -> Hosted:
+    """Put the service together on its real adapters."""
+    models = ModelPeer(parts.channel(config.training_address), parts.task_tokens)
+    data = assemble(parts, models, config.max_upload_bytes)
+    return Hosted(
+        registrations=[registration(data.servicer)],
+        handlers=dict(data.handlers),
+        policy=POLICY,
+        before_serving=data.uploads.recover,
+    )
+
+
+def plan(config: Config) -> ServicePlan:
+    """Return how to host the service."""
+    return ServicePlan(
+        name="data",
+        home=config.home,
+        address=config.data_address,
+        metrics_address=config.metrics_address,
+        projects=config.projects,
+        migrations=schema.MIGRATIONS,
+        kinds=(TaskKind.BUILD_VERSION, TaskKind.RENDER),
+        queue=QueueSettings(lease_seconds=config.lease_seconds),
+    )
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    config = read(Config, section="DATA")
+    configure(config.log_level)
+    asyncio.run(host(plan(config), lambda parts: build(parts, config)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from sqlalchemy import MetaData
+
+from luthier.data import schema
+from luthier.storage.migrations import differences, upgrade
+from luthier.work import schema as work_schema
+
+
+def test_the_migrated_database_has_the_tables_that_the_code_declares(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'data.db'}"
+    upgrade(url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
+    declared = MetaData()
+    for source in (schema.metadata, work_schema.metadata):
+        for table in source.tables.values():
+            table.to_metadata(declared)
+    assert differences(url, declared) == []
+    missing = MetaData()
+    schema.uploads.to_metadata(missing)
+    assert differences(url, missing) != []
