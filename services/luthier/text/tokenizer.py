@@ -84,7 +84,7 @@ class TokenizerBundle:
 def bundle_digest(files: Mapping[str, bytes]) -> str:
     """Return the sha256 over the names and digests of a bundle's files, in hex."""
     digest = hashlib.sha256()
-    for name in BUNDLE_FILES:
+    for name in sorted(BUNDLE_FILES):
         if name in files:
             digest.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
     return digest.hexdigest()

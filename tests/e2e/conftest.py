@@ -1,0 +1,183 @@
+"""Real processes: three services and their workers on free ports, and a two-layer model made on the spot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from luthier.client import Client, ConfigArguments
+
+SERVICES = ("data", "training", "evaluation")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class Cluster:
+    """Services and workers as child processes; each can be killed and started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        home.mkdir(mode=0o700)
+        ports = free_ports(6)
+        self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(SERVICES, ports, strict=False)}
+        self.metrics = {name: f"127.0.0.1:{port}" for name, port in zip(SERVICES, ports[3:], strict=True)}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def environment(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
+        settings = {
+            "LUTHIER_HOME": str(self.home),
+            "LUTHIER_PROJECTS": "default,other",
+            "LUTHIER_WORKER_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in SERVICES:
+            settings[f"LUTHIER_{name.upper()}_ADDRESS"] = self.addresses[name]
+            settings[f"LUTHIER_{name.upper()}_METRICS_ADDRESS"] = self.metrics[name]
+        return clean | settings
+
+    def start(self, *names: str) -> None:
+        """Start services (`data`) and workers (`data-worker`); return when the services serve."""
+        for name in names:
+            module = f"luthier.{name.replace('-', '.')}"
+            with (self.home / f"{name}.log").open("ab") as log:
+                self._processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", module],
+                    env=self.environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+        for name in names:
+            if name in SERVICES:
+                self._await_serving(name)
+
+    def pid(self, name: str) -> int:
+        return self._processes[name].pid
+
+    def kill(self, name: str) -> None:
+        """kill -9, and wait until the process is gone."""
+        process = self._processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        for name, process in self._processes.items():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                pytest.fail(f"{name} did not stop on SIGTERM:\n{self.log(name)}")
+
+    def log(self, name: str) -> str:
+        return (self.home / f"{name}.log").read_text(errors="replace")[-4000:]
+
+    def client(self, project: str = "default") -> Client:
+        return Client(
+            ConfigArguments(
+                home=self.home,
+                project=project,
+                data_address=self.addresses["data"],
+                training_address=self.addresses["training"],
+                evaluation_address=self.addresses["evaluation"],
+            )
+        )
+
+    def _await_serving(self, name: str) -> None:
+        deadline = time.monotonic() + 60
+        with grpc.insecure_channel(self.addresses[name]) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while time.monotonic() < deadline:
+                if self._processes[name].poll() is not None:
+                    pytest.fail(f"{name} ended at start-up:\n{self.log(name)}")
+                try:
+                    answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+                except grpc.RpcError:
+                    time.sleep(0.05)
+                    continue
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+        pytest.fail(f"{name} does not serve:\n{self.log(name)}")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def make_tiny_model(folder: Path) -> None:
+    """A random two-layer Llama with a byte-level tokenizer, in transformers' layout."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["colour of the sky is blue and the grass is green"] * 8, trainer)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+
+
+def write_examples(path: Path, count: int, start: int = 0) -> Path:
+    """Chats that a tiny model can learn by heart: the colour of numbered things."""
+    colours = ("red", "green", "blue")
+    with path.open("w") as file:
+        for number in range(start, start + count):
+            messages = [
+                {"role": "user", "content": f"colour of thing {number}?"},
+                {"role": "assistant", "content": json.dumps({"colour": colours[number % 3]})},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    running = Cluster(tmp_path / "home")
+    yield running
+    running.stop()
