@@ -161,6 +161,16 @@ def test_build_of_nothing_but_broken_json_reports_the_lines(tmp_path: Path) -> N
         require_valid(built, InvalidRecordPolicy.SKIP)
 
 
+def test_build_of_an_array_that_breaks_off_is_refused_also_where_bad_records_are_skipped(
+    tmp_path: Path,
+) -> None:
+    data = json.dumps([pair(1), pair(2)]).encode()
+    built = build(tmp_path, data[:-2])
+    assert (built.statistics.num_records, built.statistics.num_invalid) == (1, 1)
+    with pytest.raises(InvalidArgument, match=r"the first at 0.jsonl:1: .*nothing after it can be read"):
+        require_valid(built, InvalidRecordPolicy.SKIP)
+
+
 def test_build_keeps_the_first_thousand_errors_and_counts_all(tmp_path: Path) -> None:
     built = build(tmp_path, lines(pair(0)) + b"{\n" * 1500)
     assert len(built.errors) == 1000

@@ -102,25 +102,7 @@ class RenderingService:
         # Before the transaction: nobody else could write while another service makes up its mind.
         model = await self._models.get(wanted.model)
         require_renderable(model)
-        now = self._clock()
-        rendering = Rendering(
-            name=f"{parent}/renderings/{chosen}",
-            uid=str(uuid.uuid4()),
-            state=RenderingState.QUEUED,
-            labels=wanted.labels,
-            create_time=now,
-            update_time=now,
-            revision=1,
-            dataset_version=wanted.dataset_version,
-            model=wanted.model,
-            chat_template=wanted.chat_template,
-            mask_mode=wanted.mask_mode,
-            max_tokens=resolve_max_tokens(wanted.max_tokens, model),
-            length_policy=wanted.length_policy,
-            model_digest=model.digest,
-            tokenizer_digest=model.tokenizer_digest,
-            template_date=now.date().isoformat(),
-        )
+        rendering = self._new(f"{parent}/renderings/{chosen}", wanted, model)
         new = NewTask(
             kind=TaskKind.RENDER,
             subject=rendering.name,
@@ -170,6 +152,27 @@ class RenderingService:
         """The rendering is FAILED."""
         rendering = await self._renderings.get(connection, name)
         await self._save(connection, rendering.failed(failure))
+
+    def _new(self, name: str, wanted: NewRendering, model: ModelView) -> Rendering:
+        now = self._clock()
+        return Rendering(
+            name=name,
+            uid=str(uuid.uuid4()),
+            state=RenderingState.QUEUED,
+            labels=wanted.labels,
+            create_time=now,
+            update_time=now,
+            revision=1,
+            dataset_version=wanted.dataset_version,
+            model=wanted.model,
+            chat_template=wanted.chat_template,
+            mask_mode=wanted.mask_mode,
+            max_tokens=resolve_max_tokens(wanted.max_tokens, model),
+            length_policy=wanted.length_policy,
+            model_digest=model.digest,
+            tokenizer_digest=model.tokenizer_digest,
+            template_date=now.date().isoformat(),
+        )
 
     async def _save(self, connection: AsyncConnection, rendering: Rendering) -> None:
         await self._announce(connection, await self._renderings.update(connection, rendering))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -45,12 +46,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A version's content. `errors` are the first `MAX_ERRORS`; the statistics count all of them."""
+    """A version's content. `errors` are the first `MAX_ERRORS`; the statistics count all of them.
+
+    `unreadable`: where a source broke off, so that how many records it held is not known.
+    """
 
     shards: tuple[WrittenShard, ...]
     statistics: DatasetStatistics
     digest: str
     errors: tuple[RecordError, ...]
+    unreadable: RecordError | None
 
 
 class VersionBuilder:
@@ -70,6 +75,7 @@ class VersionBuilder:
         self._num_duplicates = 0
         self._num_invalid = 0
         self._errors: list[RecordError] = []
+        self._unreadable: RecordError | None = None
         self._digest = hashlib.sha256(_settings_line(settings))
 
     def read(self, stream: BinaryIO, place: Place, format_: DatasetFormat | None) -> DatasetFormat | None:
@@ -78,12 +84,15 @@ class VersionBuilder:
         `tick` is called every few hundred records and may raise to end the work. Raises InvalidArgument
         EMPTY_FILE for a source without records, UNKNOWN_FORMAT when none fits and none was given.
         """
+        is_array = _is_array(stream)
         lines, found = _detected(read_values(stream), place.filename, format_)
         for line in lines:
             if self._num_read % _TICK_RECORDS == 0:
                 self._tick()
             self._num_read += 1
             self._take(line, place, found)
+        if line.error is not None and (is_array or stream.read(1)):
+            self._unreadable = self._unreadable or _error(place, line, _unreadable(line))
         return found
 
     def finish(self) -> Built:
@@ -101,6 +110,7 @@ class VersionBuilder:
             ),
             digest=self._digest.hexdigest(),
             errors=tuple(self._errors),
+            unreadable=self._unreadable,
         )
 
     def _take(self, line: Line, place: Place, format_: DatasetFormat | None) -> None:
@@ -141,27 +151,20 @@ class VersionBuilder:
     def _refuse(self, place: Place, line: Line, error: formats.RecordError) -> None:
         self._num_invalid += 1
         if len(self._errors) < MAX_ERRORS:
-            self._errors.append(
-                RecordError(
-                    filename=place.filename,
-                    line=line.number,
-                    path=_printable(error.path),
-                    reason=error.reason,
-                    message=_printable(error.message),
-                    value=_printable(error.value),
-                )
-            )
+            self._errors.append(_error(place, line, error))
 
 
 def require_valid(built: Built, policy: InvalidRecordPolicy) -> None:
     """Raise InvalidArgument INVALID_RECORDS that names the first bad record and their number.
 
-    Under STRICT one bad record is enough; under SKIP a version needs at least one good one.
+    Under STRICT one bad record is enough. Under SKIP a version needs at least one good one, and sources that can
+    be read to their end: nobody could say what else is left out.
     """
     counts = built.statistics
-    if not counts.num_invalid or (policy is InvalidRecordPolicy.SKIP and counts.num_records):
+    skips = policy is InvalidRecordPolicy.SKIP and counts.num_records > 0
+    if not counts.num_invalid or (skips and built.unreadable is None):
         return
-    first = built.errors[0]
+    first = built.unreadable if skips and built.unreadable is not None else built.errors[0]
     where = f"{first.filename}:{first.line}"
     what = f"{first.path}: {first.message}" if first.path else first.message
     raise InvalidArgument(
@@ -176,6 +179,29 @@ def require_valid(built: Built, policy: InvalidRecordPolicy) -> None:
             "num_invalid": str(counts.num_invalid),
         },
     )
+
+
+def _error(place: Place, line: Line, error: formats.RecordError) -> RecordError:
+    return RecordError(
+        filename=place.filename,
+        line=line.number,
+        path=_printable(error.path),
+        reason=error.reason,
+        message=_printable(error.message),
+        value=_printable(error.value),
+    )
+
+
+def _unreadable(line: Line) -> formats.RecordError:
+    message = f"{line.error}; nothing after it can be read"
+    return formats.RecordError("", "INVALID_JSON", message, line.excerpt)
+
+
+def _is_array(stream: BinaryIO) -> bool:
+    """Tell whether a file begins as one JSON array, and go back to its beginning."""
+    head = stream.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
+    stream.seek(0)
+    return head.startswith(b"[")
 
 
 def _settings_line(settings: SplitSettings) -> bytes:
