@@ -172,8 +172,8 @@ def test_render_plan_of_a_broken_tokenizer_is_refused(ordered: Ordered, bundle_f
     assert caught.value.reason == Reason.MODEL_INVALID
 
 
-def test_render_plan_tells_each_batch_before_it_begins(ordered: Ordered) -> None:
+def test_render_plan_tells_each_record_before_it_begins(ordered: Ordered) -> None:
     begun: list[tuple[int, int]] = []
-    records = [chat(f"question {number}", "a") for number in range(130)]
-    render_plan(ordered(*records), lambda done, first: begun.append((done, first["line"])))
-    assert begun == [(0, 1), (64, 65), (128, 129)]
+    records = [chat(f"question {number}", "a") for number in range(70)]
+    render_plan(ordered(*records), lambda done, row: begun.append((done, row["line"])))
+    assert begun == [(number, number + 1) for number in range(70)]

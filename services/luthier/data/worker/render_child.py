@@ -1,8 +1,8 @@
 """The process that runs untrusted templates: `python -m luthier.data.worker.render_child`, under limits.
 
 It reads a `RenderPlan` and limits as JSON from standard input and holds no credential. On standard output, a JSON
-object a line: `{"done", "filename", "line"}` when a batch begins, in the end `{"result"}` or `{"failure"}`.
-A batch that takes too much CPU time ends the process by SIGXCPU; memory beyond the limit is a failure.
+object a line: `{"at": {"done", "filename", "line"}}` when a record begins, in the end `{"result"}` or `{"failure"}`.
+A record that takes too much CPU time ends the process by SIGXCPU; memory beyond the limit is a failure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from luthier.errors import Failure, InvalidArgument, LuthierError, Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """CPU seconds a batch of records may take, and memory that all of the work may take beside the program."""
+    """CPU seconds that one record may take, and memory that all of the work may take beside the program."""
 
     cpu_seconds: int = 30
     memory_bytes: int = 2 << 30
@@ -41,8 +41,8 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """A batch that begins: records done before it, and where its first record stands."""
+class Begun:
+    """A record that begins: how many are done before it, and where it stands."""
 
     done: int
     filename: str
@@ -61,34 +61,34 @@ def main() -> None:
     """Render what standard input orders."""
     order = converter().structure(json.load(sys.stdin), Order)
     _limit_memory(order.limits.memory_bytes)
-    at = Batch(done=0, filename="", line=0)
+    at = Begun(done=0, filename="", line=0)
 
-    def begin_batch(done: int, first: Mapping[str, Any]) -> None:
+    def begin(done: int, row: Mapping[str, Any]) -> None:
         nonlocal at
-        at = Batch(done=done, filename=first["filename"], line=first["line"])
+        at = Begun(done=done, filename=row["filename"], line=row["line"])
         _limit_cpu(order.limits.cpu_seconds)
-        _say({"batch": dataclasses.asdict(at)})
+        _say({"at": dataclasses.asdict(at)})
 
     try:
-        outcome = _render(order.plan, begin_batch)
+        outcome = _render(order.plan, begin)
     except MemoryError:
         outcome = {"failure": dataclasses.asdict(Failure.of(too_much_memory(at, order.limits)))}
     _say(outcome)
 
 
-def too_much_memory(at: Batch, limits: Limits) -> LuthierError:
-    """Return the error for a batch that asks for more memory than there is."""
+def too_much_memory(at: Begun, limits: Limits) -> LuthierError:
+    """Return the error for a record that asks for more memory than there is."""
     return InvalidArgument(
-        f"rendering takes more than {limits.memory_bytes >> 20} MiB of memory at {at.filename}:{at.line} or one of "
-        "the records after it; pass a chat_template without unbounded loops",
+        f"rendering takes more than {limits.memory_bytes >> 20} MiB of memory at "
+        f"{at.filename}:{at.line}; pass a chat_template without unbounded loops",
         reason=Reason.TEMPLATE_INVALID,
         metadata={"filename": at.filename, "line": str(at.line)},
     )
 
 
-def _render(plan: RenderPlan, begin_batch: Callable[[int, Mapping[str, Any]], None]) -> dict[str, Any]:
+def _render(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None]) -> dict[str, Any]:
     try:
-        rendered: RenderedVersion = render_plan(plan, begin_batch)
+        rendered: RenderedVersion = render_plan(plan, begin)
     except LuthierError as error:
         return {"failure": dataclasses.asdict(Failure.of(error))}
     return {"result": converter().unstructure(rendered)}

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ import grpc
 from luthier.data.renderings.convert import length_policy_from_proto, mask_mode_from_proto, outcome_to_proto
 from luthier.data.renderings.domain import RenderingOutcome
 from luthier.data.worker.build_task import store_shards
-from luthier.data.worker.render_child import Batch, Limits, Order, converter, too_much_memory
-from luthier.data.worker.rendering import BATCH_RECORDS, RenderedVersion, RenderPlan
+from luthier.data.worker.render_child import Begun, Limits, Order, converter, too_much_memory
+from luthier.data.worker.rendering import RenderedVersion, RenderPlan
 from luthier.errors import DataLoss, Failure, Internal, InvalidArgument, LuthierError, Reason, Unavailable
 from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, bundle_digest
 from luthier.work.context import TaskContext
@@ -25,6 +26,7 @@ from luthier.work.model_files import fetch_model
 from luthier.work.peers import channel
 from luthier.worker.v1 import task_pb2
 
+_REPORT_SECONDS = 0.5
 _CHILD = "luthier.data.worker.render_child"
 
 
@@ -89,7 +91,8 @@ def _plan(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> Rend
 
 def _run(context: TaskContext, order: Order, total: int) -> RenderedVersion:
     """Render in a child process; relay its progress, and end it when nobody wants the work any more."""
-    at = Batch(done=0, filename="", line=0)
+    at = Begun(done=0, filename="", line=0)
+    next_report = 0.0
     with _child(context.scratch) as child:
         assert child.stdin is not None, "it is a pipe"
         assert child.stdout is not None, "it is a pipe"
@@ -101,9 +104,11 @@ def _run(context: TaskContext, order: Order, total: int) -> RenderedVersion:
                 return converter().structure(message["result"], RenderedVersion)
             if "failure" in message:
                 raise Failure(**message["failure"]).to_error()
-            at = Batch(**message["batch"])
-            context.check()
-            context.progress("rendering", at.done, total, "records")
+            at = Begun(**message["at"])
+            if time.monotonic() >= next_report:
+                context.check()
+                context.progress("rendering", at.done, total, "records")
+                next_report = time.monotonic() + _REPORT_SECONDS
         raise _ended(child.wait(), at, order.limits)
 
 
@@ -128,13 +133,13 @@ def _child(folder: Path) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-def _ended(code: int, at: Batch, limits: Limits) -> LuthierError:
+def _ended(code: int, at: Begun, limits: Limits) -> LuthierError:
     """Return why a child ended without an answer."""
     place = {"filename": at.filename, "line": str(at.line)}
     if code == -signal.SIGXCPU:
         return InvalidArgument(
-            f"rendering takes more than {limits.cpu_seconds} s for {BATCH_RECORDS} records at "
-            f"{at.filename}:{at.line} or after; pass a chat_template without unbounded loops",
+            f"rendering takes more than {limits.cpu_seconds} s of CPU time at "
+            f"{at.filename}:{at.line}; pass a chat_template without unbounded loops",
             reason=Reason.TEMPLATE_INVALID,
             metadata=place,
         )
@@ -144,5 +149,5 @@ def _ended(code: int, at: Batch, limits: Limits) -> LuthierError:
         # How native code ends when it gets no memory.
         return too_much_memory(at, limits)
     return Internal(
-        f"the rendering process ended with code {code} at {at.filename}:{at.line} or after", metadata=place
+        f"the rendering process ended with code {code} at {at.filename}:{at.line}", metadata=place
     )

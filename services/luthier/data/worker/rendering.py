@@ -31,7 +31,7 @@ from luthier.text.statistics import Lengths
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 
-BATCH_RECORDS = 64
+_BATCH_RECORDS = 64
 _DIGEST_VERSION = "luthier-rendering-1"
 _COLUMNS = ["record_id", "split", "filename", "line", "record"]
 
@@ -167,20 +167,19 @@ class RecordRenderer:
             yield from self._renderer.warnings()
 
 
-def render_plan(plan: RenderPlan, begin_batch: Callable[[int, Mapping[str, Any]], None]) -> RenderedVersion:
-    """Render all records of a plan; `begin_batch` hears of each batch: records done before, its first record.
+def render_plan(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None]) -> RenderedVersion:
+    """Render all records of a plan; `begin` hears of each one before: how many are done, and the record.
 
     Raises InvalidArgument that names file and line of the record at fault.
     """
     renderer = RecordRenderer(plan)
     done = 0
     for path in plan.shards:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(BATCH_RECORDS, columns=_COLUMNS):
-            rows = batch.to_pylist()
-            begin_batch(done, rows[0])
-            for row in rows:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_BATCH_RECORDS, columns=_COLUMNS):
+            for row in batch.to_pylist():
+                begin(done, row)
                 renderer.add(row)
-            done += len(rows)
+                done += 1
     return renderer.finish()
 
 
