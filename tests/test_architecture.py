@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,17 +116,26 @@ def test_modules_are_named_by_their_job() -> None:
     assert [relative(path) for path in sources() if path.stem in BANNED_NAMES] == []
 
 
-def test_domain_modules_import_only_the_standard_library_and_errors() -> None:
-    import sys
+def pure_imports(path: Path, service: str) -> Iterator[str]:
+    """Imports of a module that are neither the standard library, errors, nor an equally pure module of its service."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.split(".")[0] in sys.stdlib_module_names or name.startswith("luthier.errors"):
+                continue
+            sibling = ROOT / "services" / f"{name.replace('.', '/')}.py"
+            if name.startswith(f"luthier.{service}.") and sibling.exists():
+                yield from pure_imports(sibling, service)
+            else:
+                yield f"{relative(path)} imports {name}"
 
-    for path in (ROOT / "services").rglob("domain.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            for name in names:
-                allowed = name.split(".")[0] in sys.stdlib_module_names or name.startswith("luthier.errors")
-                assert allowed, f"{relative(path)} imports {name}"
+
+@pytest.mark.parametrize("path", sorted((ROOT / "services").rglob("domain.py")), ids=relative)
+def test_domain_modules_know_neither_the_wire_nor_storage(path: Path) -> None:
+    service = path.relative_to(ROOT / "services" / "luthier").parts[0]
+    assert list(pure_imports(path, service)) == []
 
 
 def test_only_the_configuration_reader_reads_the_environment() -> None:

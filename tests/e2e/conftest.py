@@ -17,8 +17,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from luthier.client import Client, ConfigArguments
+from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetSource
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters, LoraConfig
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import Rendering
 
 SERVICES = ("data", "training", "evaluation")
+WAIT = 240.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -155,9 +160,12 @@ def make_tiny_model(folder: Path) -> None:
         bos_token_id=1,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
@@ -181,3 +189,52 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     running = Cluster(tmp_path / "home")
     yield running
     running.stop()
+
+
+def public_methods(service: str) -> list[str]:
+    """Full names of all unary methods that a service's process offers, the worker protocol included."""
+    from luthier.v1 import data_service_pb2, evaluation_service_pb2, model_service_pb2, training_service_pb2
+    from luthier.worker.v1 import worker_service_pb2
+
+    files = {
+        "data": (data_service_pb2,),
+        "training": (training_service_pb2, model_service_pb2),
+        "evaluation": (evaluation_service_pb2,),
+    }[service]
+    return [
+        f"/{described.full_name}/{method.name}"
+        for file in (*files, worker_service_pb2)
+        for described in file.DESCRIPTOR.services_by_name.values()
+        for method in described.methods
+        if not method.client_streaming and not method.server_streaming
+    ]
+
+
+def prepare(cluster: Cluster, client: Client, records: int = 48) -> str:
+    """Register the tiny model as `tiny`, build and render a version; returns the rendering's name."""
+    folder = cluster.home / "models" / "tiny"
+    make_tiny_model(folder)
+    client.models.register_base(Model(directory=str(folder)), model_id="tiny")
+    client.models.wait("tiny", timeout_seconds=WAIT)
+    client.datasets.create("things")
+    sources = []
+    for name, count, start, split in (("train", records, 0, SPLIT_TRAIN), ("test", 12, 5, SPLIT_TEST)):
+        path = write_examples(cluster.home / f"{name}.jsonl", count, start=start)
+        upload = client.datasets.upload(path)
+        sources.append(DatasetSource(upload=upload.name, split=split))
+    # The test rows stand in the train file too, so they go first: of equal records the first is kept.
+    version = client.datasets.create_version("things", list(reversed(sources)))
+    client.datasets.versions.wait(version.name, timeout_seconds=WAIT)
+    rendering = client.renderings.create(Rendering(dataset_version=version.name, model="tiny"))
+    return client.renderings.wait(rendering.name, timeout_seconds=WAIT).name
+
+
+def job(rendering: str, steps: int, **settings: object) -> FineTuningJob:
+    hyperparameters = Hyperparameters(max_steps=steps, num_epochs=1000, batch_rows=8, learning_rate=5e-3)
+    return FineTuningJob(
+        base_model="tiny",
+        rendering=rendering,
+        lora=LoraConfig(rank=8),
+        hyperparameters=hyperparameters,
+        **settings,  # type: ignore[arg-type]
+    )

@@ -102,7 +102,7 @@ class StagedInterceptor(aio.ServerInterceptor):
         return _WRAP[type_](
             staged,
             request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            response_serializer=_unless_serialised(handler.response_serializer),
         )
 
     async def _run_unary(self, call: Call, behavior: Callable[..., Any], request: Any) -> Any:
@@ -151,6 +151,16 @@ async def _counted(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[An
         yield request
 
 
+def _unless_serialised(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """Pass bytes through: a replayed answer is stored as it went over the wire."""
+    assert serialize is not None, "methods of generated servicers have a serializer"
+
+    def serializer(response: Any) -> bytes:
+        return response if isinstance(response, bytes) else serialize(response)
+
+    return serializer
+
+
 def _behavior(handler: grpc.RpcMethodHandler[Any, Any], type_: CallType) -> Callable[..., Any]:
     behavior = {
         "unary": handler.unary_unary,
@@ -162,7 +172,7 @@ def _behavior(handler: grpc.RpcMethodHandler[Any, Any], type_: CallType) -> Call
     return behavior
 
 
-_WRAP: dict[CallType, Callable[..., "grpc.RpcMethodHandler[Any, Any]"]] = {
+_WRAP: dict[CallType, Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
     "unary": grpc.unary_unary_rpc_method_handler,
     "client_stream": grpc.stream_unary_rpc_method_handler,
     "server_stream": grpc.unary_stream_rpc_method_handler,

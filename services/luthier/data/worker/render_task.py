@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -116,8 +115,7 @@ def _run(context: TaskContext, order: Order, total: int) -> RenderedVersion:
 def _child(folder: Path) -> Iterator[subprocess.Popen[str]]:
     # Nothing of our own environment: a template that got out of its sandbox would find no setting and no key.
     environment = {
-        "PATH": os.environ.get("PATH", ""),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": ":".join(path for path in sys.path if path),
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
         # Other pools reserve more address space than they use, which the limit would count.

@@ -1,0 +1,127 @@
+"""kill -9 on the path: the job goes on from its last checkpoint and ends with the same bits as one left alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
+from tests.e2e.conftest import WAIT, Cluster, job, prepare
+
+from luthier.client import Client
+from luthier.v1.event_pb2 import AttemptChange, Event
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, MetricPoint
+
+pytestmark = pytest.mark.e2e
+STEPS, INTERVAL = 80, 20
+# What the clock decides differs from run to run; all else must be equal bit for bit.
+OF_THE_CLOCK = {"tokens_per_second"}
+
+
+def run_undisturbed(client: Client, rendering: str, name: str) -> FineTuningJob:
+    client.jobs.create(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id=name)
+    return client.jobs.wait(name, timeout_seconds=WAIT)
+
+
+def when_step(client: Client, name: str, step: int, act: Callable[[], None]) -> None:
+    """Act while the job is just past a step."""
+    for event in client.jobs.watch(name):
+        if event.WhichOneof("payload") == "metrics" and event.step >= step:
+            act()
+            return
+    pytest.fail(f"{name} ended before step {step}")
+
+
+def without_clock(points: list[MetricPoint]) -> list[tuple[int, Mapping[str, float]]]:
+    return [
+        (point.step, {name: value for name, value in point.values.items() if name not in OF_THE_CLOCK})
+        for point in points
+    ]
+
+
+def assert_same_run(client: Client, left: str, right: str) -> None:
+    """Two jobs have the same weights, optimiser state and metrics by step."""
+    one, other = (list(client.jobs.checkpoints(name)) for name in (left, right))
+    assert [point.step for point in one] == [point.step for point in other]
+    assert [point.digest for point in one] == [point.digest for point in other]
+    metrics = [without_clock(list(client.jobs.metrics(name))) for name in (left, right)]
+    assert metrics[0] == metrics[1]
+    models = [client.models.get(client.jobs.get(name).tuned_model) for name in (left, right)]
+    weights = [
+        {
+            file.path: file.sha256
+            for file in client.models.files(model.name)
+            if file.path.endswith("safetensors")
+        }
+        for model in models
+    ]
+    assert weights[0] == weights[1] != {}
+
+
+def attempts(events: list[Event]) -> list[AttemptChange.Kind.ValueType]:
+    return [event.attempt_change.kind for event in events if event.HasField("attempt_change")]
+
+
+def test_a_killed_worker_and_a_killed_service_change_nothing(cluster: Cluster) -> None:
+    cluster.start("data", "training", "data-worker", "training-worker")
+    with cluster.client() as client:
+        rendering = prepare(cluster, client)
+        run_undisturbed(client, rendering, "alone")
+
+        client.jobs.create(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id="killed")
+        watched: list[Event] = []
+        watcher = threading.Thread(target=lambda: watched.extend(client.jobs.watch("killed")))
+        watcher.start()
+
+        when_step(client, "killed", INTERVAL + 5, lambda: cluster.kill("training-worker"))
+        cluster.start("training-worker")
+        when_step(client, "killed", 2 * INTERVAL + 5, lambda: cluster.kill("training"))
+        time.sleep(0.5)
+        cluster.start("training")
+        done = client.jobs.wait("killed", timeout_seconds=WAIT)
+        watcher.join(WAIT)
+
+        assert_same_run(client, "alone", "killed")
+        assert done.num_attempts == 2
+        assert attempts(watched) == [
+            AttemptChange.KIND_STARTED,
+            AttemptChange.KIND_LOST,
+            AttemptChange.KIND_STARTED,
+            AttemptChange.KIND_SUCCEEDED,
+        ]
+        # One watch over a killed service: no event missed, none twice.
+        assert [event.sequence for event in watched] == list(range(1, len(watched) + 1))
+        again = [event.step for event in watched if event.HasField("metrics") and event.attempt == 2]
+        assert min(again) == INTERVAL + 1, "the second attempt repeats at most one checkpoint interval"
+
+
+def test_a_killed_data_worker_changes_nothing(cluster: Cluster) -> None:
+    """The version and the rendering have the same digests whether their worker was killed or not."""
+    cluster.start("data", "training", "data-worker", "training-worker")
+    with cluster.client() as client:
+        first = client.renderings.get(prepare(cluster, client))
+        sources = client.datasets.versions.get(first.dataset_version).sources
+        cluster.kill("data-worker")
+        version = client.datasets.create_version("things", list(sources))
+        cluster.start("data-worker")
+        time.sleep(0.2)
+        cluster.kill("data-worker")
+        cluster.start("data-worker")
+        client.datasets.versions.wait(version.name, timeout_seconds=WAIT)
+        before = client.datasets.versions.get(first.dataset_version)
+        assert client.datasets.versions.get(version.name).digest == before.digest
+
+
+def test_cancel_stops_a_running_job_at_its_next_step(cluster: Cluster) -> None:
+    cluster.start("data", "training", "data-worker", "training-worker")
+    with cluster.client() as client:
+        rendering = prepare(cluster, client)
+        client.jobs.create(job(rendering, 5000, checkpoint_interval_steps=INTERVAL), job_id="long")
+        when_step(client, "long", 3, lambda: None)
+        began = time.monotonic()
+        client.jobs.cancel("long")
+        events = list(client.jobs.watch("long"))
+        assert events[-1].state_change.state == "CANCELLED"
+        assert time.monotonic() - began < 20
+        assert client.jobs.get("long").tuned_model == ""
