@@ -1,0 +1,231 @@
+"""The table of bad input: what each mistake is answered with, over real processes."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from tests.e2e.conftest import WAIT, Cluster, job, make_tiny_model, prepare
+
+from luthier import errors
+from luthier.client import Client, ResourceFailed
+from luthier.errors import LuthierError
+from luthier.v1 import data_service_pb2, data_service_pb2_grpc
+from luthier.v1.dataset_pb2 import DatasetSource
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, LoraConfig
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import LENGTH_POLICY_FAIL, Rendering
+from luthier.v1.upload_pb2 import Upload
+from luthier.work.peers import bearer, error_of
+from luthier.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
+
+pytestmark = pytest.mark.e2e
+FORGETFUL = (
+    "{% for message in messages %}{{ message.role }}:{{ 'x' if message.role == 'assistant' and not loop.last "
+    "else message.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+FILES = {
+    "unknown-format": '{"question": "a", "answer": "b"}\n',
+    "broken-json": json.dumps({"messages": [USER, ASSISTANT]}) + '\n{"messages": [\n',
+    "empty-file": "",
+    "missing-field": json.dumps({"messages": [USER, {"role": "assistant"}]}) + "\n",
+    "wrong-role-order": json.dumps({"messages": [USER, USER, ASSISTANT]}) + "\n",
+}
+FAILED_VERSIONS = [
+    ("unknown-format", "INVALID_ARGUMENT", "UNKNOWN_FORMAT", r"answer, question.*OPENAI_CHAT: messages"),
+    ("broken-json", "INVALID_ARGUMENT", "INVALID_RECORDS", r"broken-json\.jsonl:2.*JSON"),
+    ("empty-file", "INVALID_ARGUMENT", "EMPTY_FILE", r"empty-file\.jsonl"),
+    (
+        "missing-field",
+        "INVALID_ARGUMENT",
+        "INVALID_RECORDS",
+        r"missing-field\.jsonl:1.*messages\[1\]\.content",
+    ),
+    (
+        "wrong-role-order",
+        "INVALID_ARGUMENT",
+        "INVALID_RECORDS",
+        r"messages\[1\]\.role.*followed by assistant",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, str]]:
+    """A cluster with a registered model and a rendering; returns its name."""
+    cluster = Cluster(tmp_path_factory.mktemp("bad") / "home")
+    cluster.start("data", "training", "data-worker", "training-worker")
+    with cluster.client() as client:
+        rendering = prepare(cluster, client, records=8)
+    yield cluster, rendering
+    cluster.stop()
+
+
+def refused(call: Callable[[], Any]) -> LuthierError:
+    with pytest.raises(LuthierError) as caught:
+        call()
+    return caught.value
+
+
+def build(client: Client, path: Path) -> Any:
+    upload = client.datasets.upload(path)
+    version = client.datasets.create_version("things", [DatasetSource(upload=upload.name)])
+    return client.datasets.versions.wait(version.name, timeout_seconds=WAIT)
+
+
+@pytest.mark.parametrize(("case", "code", "reason", "message"), FAILED_VERSIONS, ids=lambda value: value)
+def test_a_bad_file_fails_its_version(
+    stack: tuple[Cluster, str], tmp_path: Path, case: str, code: str, reason: str, message: str
+) -> None:
+    path = tmp_path / f"{case}.jsonl"
+    path.write_text(FILES[case])
+    with stack[0].client() as client:
+        with pytest.raises(ResourceFailed, match=message) as caught:
+            build(client, path)
+        assert caught.value.failure is not None
+        assert (caught.value.failure.code, caught.value.reason) == (code, reason)
+        failed = client.datasets.versions.get(caught.value.resource.name)
+        assert failed.digest == ""
+
+
+def test_a_record_that_teaches_nothing_is_named_before_a_job_starts(
+    stack: tuple[Cluster, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "muted.jsonl"
+    muted = {"messages": [USER, {**ASSISTANT, "weight": 0}]}
+    path.write_text(json.dumps(muted) + "\n")
+    with stack[0].client() as client:
+        version = build(client, path)
+        rendering = client.renderings.create(Rendering(dataset_version=version.name, model="tiny"))
+        ready = client.renderings.wait(rendering.name, timeout_seconds=WAIT)
+        assert [(one.filename, one.line) for one in ready.unsupervised_records] == [("muted.jsonl", 1)]
+        error = refused(lambda: client.jobs.create(job(ready.name, 5)))
+    assert isinstance(error, errors.FailedPrecondition)
+    assert error.reason == "NO_SUPERVISED_TOKENS"
+    assert "muted.jsonl line 1" in error.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "message"),
+    [
+        (
+            {"max_tokens": 8, "length_policy": LENGTH_POLICY_FAIL},
+            "SEQUENCE_TOO_LONG",
+            r"jsonl:\d+.*at most 8.*got",
+        ),
+        ({"chat_template": FORGETFUL}, "TEMPLATE_NOT_PREFIX_PRESERVING", r"becomes.*\{% generation %\}"),
+        ({"chat_template": "{% for %}"}, "TEMPLATE_INVALID", r"does not compile.*line 1"),
+    ],
+    ids=["sequence-too-long", "not-prefix-preserving", "template-invalid"],
+)
+def test_a_bad_rendering_fails(
+    stack: tuple[Cluster, str], tmp_path: Path, settings: dict[str, Any], reason: str, message: str
+) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"messages": [USER, ASSISTANT, USER, ASSISTANT]}) + "\n")
+    with stack[0].client() as client:
+        version = build(client, path)
+        wanted = Rendering(dataset_version=version.name, model="tiny", **settings)
+
+        def render() -> None:
+            client.renderings.wait(client.renderings.create(wanted).name, timeout_seconds=WAIT)
+
+        with pytest.raises((ResourceFailed, LuthierError), match=message) as caught:
+            render()
+    assert caught.value.reason == reason
+
+
+def test_bad_jobs_and_models_are_refused(stack: tuple[Cluster, str]) -> None:
+    cluster, rendering = stack
+    outside = cluster.home.parent / "outside"
+    make_tiny_model(outside)
+    with cluster.client() as client, cluster.client("other") as other:
+        version = client.renderings.get(rendering).dataset_version
+        cases: list[tuple[Callable[[], Any], type[LuthierError], str, str]] = [
+            (
+                lambda: client.jobs.create(
+                    FineTuningJob(base_model="tiny", rendering=rendering, lora=LoraConfig(rank=0))
+                ),
+                errors.InvalidArgument,
+                "INVALID_FIELD",
+                "rank must be in 1..512, got 0",
+            ),
+            (
+                lambda: client.renderings.create(Rendering(dataset_version=version, model="missing")),
+                errors.NotFound,
+                "BASE_MODEL_MISSING",
+                "projects/default/models/missing does not exist",
+            ),
+            (
+                lambda: other.renderings.create(Rendering(dataset_version=version, model="tiny")),
+                errors.InvalidArgument,
+                "CROSS_PROJECT_REFERENCE",
+                "must be in projects/other, got 'projects/default/datasets/things",
+            ),
+            (
+                lambda: client.models.register_base(Model(directory=str(outside)), model_id="stolen"),
+                errors.InvalidArgument,
+                "PATH_NOT_ALLOWED",
+                str(outside),
+            ),
+        ]
+        for call, kind, reason, said in cases:
+            error = refused(call)
+            assert isinstance(error, kind), repr(error)
+            assert error.reason == reason
+            assert said in error.message, error.message
+        assert [model.name for model in client.models.list()] == ["projects/default/models/tiny"]
+        assert list(client.jobs.list()) == []
+
+
+def test_bad_chunks_and_request_ids_are_refused(stack: tuple[Cluster, str]) -> None:
+    cluster, _ = stack
+    key = bearer((cluster.home / "api-key").read_text().strip())
+    request_id = "6f0f5c1e-3a71-4a55-8b3e-7a1f7f0c9a11"
+    with grpc.insecure_channel(cluster.addresses["data"]) as channel:
+        stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
+        start = data_service_pb2.StartUploadRequest(
+            parent="projects/default", upload=Upload(filename="a.jsonl"), request_id=request_id
+        )
+        upload = stub.StartUpload(start, metadata=key)
+        assert stub.StartUpload(start, metadata=key) == upload, "the same id gets the first answer"
+        start.upload.filename = "b.jsonl"
+
+        def write(**chunk: Any) -> None:
+            request = data_service_pb2.WriteUploadRequest(name=upload.name, data=b"abc", **chunk)
+            stub.WriteUpload(iter([request]), metadata=key)
+
+        cases: list[tuple[Callable[[], Any], str, str]] = [
+            (lambda: stub.StartUpload(start, metadata=key), "REQUEST_ID_REUSED", "used with another body"),
+            (lambda: write(crc32=1), "CHECKSUM_MISMATCH", f"{zlib.crc32(b'abc'):08x}"),
+            (lambda: write(crc32=zlib.crc32(b"abc"), offset=7), "OFFSET_MISMATCH", "7"),
+        ]
+        for call, reason, said in cases:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            error = error_of(caught.value)
+            assert isinstance(error, errors.InvalidArgument)
+            assert error.reason == reason
+            assert said in error.message.lower(), error.message
+        stored = stub.GetUpload(data_service_pb2.GetUploadRequest(name=upload.name), metadata=key)
+        assert stored.persisted_size_bytes == 0
+
+
+def test_a_stale_epoch_is_refused(stack: tuple[Cluster, str]) -> None:
+    cluster, _ = stack
+    key = bearer((cluster.home / "worker-key").read_text().strip())
+    with grpc.insecure_channel(cluster.addresses["training"]) as channel:
+        stub: Any = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        request = worker_service_pb2.HeartbeatRequest(task="gone", epoch=3)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Heartbeat(request, metadata=key)
+    error = error_of(caught.value)
+    assert isinstance(error, errors.FailedPrecondition)
+    assert error.reason == "LEASE_LOST"
+    assert "'gone' is not leased at epoch 3" in error.message
