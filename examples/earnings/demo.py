@@ -52,7 +52,9 @@ def main() -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(description="Tune a small model on synthetic earnings news.")
     parser.add_argument("--fast", action="store_true", help="a tiny budget; no win is asked for")
-    parser.add_argument("--home", type=Path, default=Path(".demo"), help="state of the demo, kept for next time")
+    parser.add_argument(
+        "--home", type=Path, default=Path(".demo"), help="state of the demo, kept for next time"
+    )
     parser.add_argument("--report", type=Path, default=Path("demo-report.html"), help="HTML report to write")
     arguments = parser.parse_args()
     budget = FAST if arguments.fast else FULL
@@ -104,7 +106,9 @@ def run(shell: Shell, client: Client, home: Path, budget: Budget, report: Path) 
     limits = ["--max-records", str(budget.records), "--max-new-tokens", "96"]
     metrics = ["--metric", "field-match", "--metric", "exact-match", "--metric", "perplexity"]
     name = f"earnings-{stamp}"
-    shell.luthier("evaluations", "create", "--version", version, *chosen, *metrics, *limits, "--name", name, "--watch")
+    shell.luthier(
+        "evaluations", "create", "--version", version, *chosen, *metrics, *limits, "--name", name, "--watch"
+    )
     shell.luthier("evaluations", "report", name, "--output", str(report))
     return client.evaluations.get(name)
 

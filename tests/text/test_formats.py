@@ -125,6 +125,9 @@ def test_a_bad_chat_is_refused_where_it_is_wrong(messages: Any, path: str, reaso
         ({"prompt": "a", "completion": "b", "x": 1}, Format.PROMPT_COMPLETION, "x", "UNKNOWN_FIELD"),
         ({"instruction": "a", "output": None}, Format.ALPACA, "output", "MISSING_FIELD"),
         ({"instruction": "a", "output": "b", "history": ["x"]}, Format.ALPACA, "history[0]", "WRONG_TYPE"),
+        ({"instruction": "a", "output": "b", "history": 5}, Format.ALPACA, "history", "WRONG_TYPE"),
+        ({"instruction": "a", "output": "b", "input": 0}, Format.ALPACA, "input", "WRONG_TYPE"),
+        ({"instruction": "a", "output": "b", "system": []}, Format.ALPACA, "system", "WRONG_TYPE"),
     ],
 )
 def test_a_bad_record_names_path_and_reason(value: object, format_: Format, path: str, reason: str) -> None:

@@ -67,7 +67,17 @@ def test_a_broken_line_is_told_and_the_next_is_read(line: bytes, said: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [('[{"a": 1}, {"a": ]', "must be JSON"), ('[{"a": 1}', "must end with ]"), ("[1,", "]")]
+    ("text", "said"),
+    [
+        ('[{"a": 1}, {"a": ]', "element 2 of the array: must be JSON"),
+        ('[{"a": 1}', "must end with ]"),
+        ("[1,", "]"),
+        ("[1 2]", "a comma must stand between"),
+        ("[1,]", "element 2 of the array: must be JSON"),
+        ("[,1]", "element 1 of the array: must be JSON"),
+        ('[{"a": 1}]\n[{"a": 2}]', "nothing may follow"),
+        ("[1]" + " " * (2 << 20) + "x", "nothing may follow"),
+    ],
 )
 def test_a_broken_array_ends_with_its_error(text: str, said: str) -> None:
     last = read(text)[-1]

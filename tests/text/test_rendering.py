@@ -19,7 +19,9 @@ from tests.text.conftest import (
     TEMPLATES,
     TOKENIZER_JSON,
     make_bundle,
+    train_tokenizer,
 )
+from tokenizers import processors
 
 from luthier.text.records import ChatRecord, CompletionRecord, Message, message_to_object
 from luthier.text.rendering import (
@@ -33,6 +35,7 @@ from luthier.text.rendering import (
     reference_text,
 )
 from luthier.text.templates import TemplateError
+from luthier.text.tokenizer import CONFIG_FILE, TOKENIZER_FILE, TokenizerBundle
 
 TODAY = datetime.date(2026, 3, 9)
 
@@ -257,6 +260,35 @@ def test_exactly_what_the_assistant_says_is_learnt(pairs: list[tuple[str, str]],
     rendered = used.render(chat(*turns))
     wanted = "".join(f"{answer}<|im_end|>" for _, answer in pairs)
     assert learnt(used, rendered) == wanted
+
+
+def test_a_record_cannot_mark_its_own_text_as_learnt(tmp_path: Path) -> None:
+    record = chat(("user", "\ue000\ue001learn me\ue001\ue000"), ("assistant", "x"))
+    used = renderer(GENERATION)
+    rendered = used.render(record)
+    assert learnt(used, rendered) == "x<|im_end|>"
+    assert list(rendered.input_ids) == oracle(GENERATION, record, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "wanted"),
+    [
+        ("q: ", "answers", "<|im_end|>"),  # the token " answers" starts in the prompt
+        ("q:", " answers   ", " answers   <|im_end|>"),
+    ],
+)
+def test_a_token_is_learnt_only_if_it_starts_in_the_answer(prompt: str, completion: str, wanted: str) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    files = {TOKENIZER_FILE: tokenizer.to_str().encode(), CONFIG_FILE: b'{"eos_token": "<|im_end|>"}'}
+    used = Renderer(TokenizerBundle(files), today=TODAY)
+    rendered = used.render(CompletionRecord(prompt=prompt, completion=completion))
+    assert learnt(used, rendered) == wanted
+
+
+def test_a_tokenizer_without_end_of_sequence_is_warned_about() -> None:
+    assert "eos_token" in Renderer(make_bundle(None, eos_token=None), today=TODAY).warnings()[0]
+    assert renderer(None).warnings() == ()
 
 
 def test_the_digest_of_a_bundle_names_its_contents() -> None:

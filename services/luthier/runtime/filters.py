@@ -1,4 +1,4 @@
-"""`filter` and `order_by` of list calls: the part of AIP-160 and AIP-132 that we have, and nothing silently more.
+r"""`filter` and `order_by` of list calls: the part of AIP-160 and AIP-132 that we have, and nothing silently more.
 
 filter   = [ term { "AND" term } ]       term = field "=" value
 field    = name { "." name }             value = '"' any text, \\" and \\\\ escaped '"' | word

@@ -53,7 +53,8 @@ def upgrade(url: str, version_directories: Sequence[Path]) -> None:
             current = _current(engine)
             if unknown := sorted(current - set(known)):
                 raise FailedPrecondition(
-                    f"the database {path} was migrated by newer code: it holds revision {', '.join(unknown)}; "
+                    f"the database {path} was migrated by newer code: it holds revision "
+                    f"{', '.join(unknown)}; "
                     "start that newer version or restore a backup",
                     metadata={"revisions": ",".join(unknown)},
                 )

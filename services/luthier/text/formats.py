@@ -181,16 +181,17 @@ def _parse_completion(value: Mapping[str, Any]) -> CompletionRecord:
 
 def _parse_alpaca(value: Mapping[str, Any]) -> ChatRecord:
     instruction = _content(value["instruction"], "instruction", may_be_empty=False)
-    given = value.get("input") or ""
-    if not isinstance(given, str):
-        raise RecordError("input", "WRONG_TYPE", f"must be text, got {_kind(given)}", given)
+    given = _optional_text(value.get("input"), "input") or ""
     output = _content(value["output"], "output", may_be_empty=False)
     messages: list[Message] = []
-    if value.get("system"):
-        messages.append(
-            Message(role="system", content=_content(value["system"], "system", may_be_empty=False))
-        )
-    for index, turn in enumerate(value.get("history") or ()):
+    system = _optional_text(value.get("system"), "system")
+    if system:
+        messages.append(Message(role="system", content=_content(system, "system", may_be_empty=False)))
+    history = value.get("history")
+    if history is not None and not isinstance(history, list):
+        problem = f"must be a list of [question, answer], got {_kind(history)}"
+        raise RecordError("history", "WRONG_TYPE", problem, history)
+    for index, turn in enumerate(history or ()):
         if not (isinstance(turn, list) and len(turn) == 2):
             raise RecordError(f"history[{index}]", "WRONG_TYPE", "must be [question, answer]", turn)
         for role, text in zip(("user", "assistant"), turn, strict=True):

@@ -67,25 +67,30 @@ def _read_line(raw: bytes, number: int) -> Line:
 def _array(stream: BinaryIO, number: int) -> Iterator[Line]:
     """Read the elements of an array whose bracket has been read, decoding as little ahead as possible."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    buffer, position, ended, wants_value = "", 0, False, True
+    buffer, position, ended, wants_value, num_values = "", 0, False, True, 0
     while True:
         start = _after_space(buffer, position)
         number += buffer.count("\n", position, start)
         position = start
-        if buffer.startswith("]", position):
+        excerpt = buffer[position : position + _EXCERPT_CHARACTERS]
+        if buffer.startswith("]", position) and not (wants_value and num_values):
+            if buffer[position + 1 :].strip() or decoder.getstate()[0] or _holds_more(stream):
+                yield Line(number=number, error="nothing may follow the ] of the array", excerpt=excerpt)
             return
         if buffer.startswith(",", position) and not wants_value:
             position, wants_value = position + 1, True
             continue
         value, end = _element(buffer, position, ended)
-        excerpt = buffer[position : position + _EXCERPT_CHARACTERS]
+        if end and not wants_value:
+            value = Line(number=0, error="must be JSON: a comma must stand between two elements")
         if isinstance(value, Line):
-            yield Line(number=number, error=value.error, excerpt=excerpt)
+            error = f"element {num_values + 1} of the array: {value.error}"
+            yield Line(number=number, error=error, excerpt=excerpt)
             return
         if end:
             yield Line(number=number, value=value)
             number += buffer.count("\n", position, end)
-            position, wants_value = end, False
+            position, wants_value, num_values = end, False, num_values + 1
             continue
         chunk = stream.read(_CHUNK_BYTES)
         ended = not chunk
@@ -94,6 +99,10 @@ def _array(stream: BinaryIO, number: int) -> Iterator[Line]:
         except UnicodeDecodeError as error:
             yield Line(number=number, error=f"must be UTF-8: {error.reason}", excerpt=excerpt)
             return
+
+
+def _holds_more(stream: BinaryIO) -> bool:
+    return any(chunk.strip() for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""))
 
 
 def _after_space(buffer: str, position: int) -> int:

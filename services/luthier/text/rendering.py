@@ -168,7 +168,12 @@ class Renderer:
         return self._ending(text[slice(*spans[-1])])
 
     def warnings(self) -> tuple[str, ...]:
-        """Return findings about the template that do not stop a job."""
+        """Return findings about the template and the tokenizer that do not stop a job."""
+        if self._template is None and self._bundle.special_id("eos_token") is None:
+            return (
+                "no end-of-sequence token is learnt: the tokenizer names no eos_token, so the tuned model may not know "
+                "when to stop",
+            )
         if self._template is not None and self.turn_ending() is None:
             return (
                 "no end-of-turn token is learnt: the template ends assistant turns without a special token, so the "
@@ -248,7 +253,8 @@ class Renderer:
 
     def _ending(self, turn: str) -> str | None:
         bare = turn.rstrip()
-        return next((token for token in self._bundle.special_texts if bare.endswith(token)), None)
+        endings = (token for token in self._bundle.special_texts if token and bare.endswith(token))
+        return max(endings, key=len, default=None)
 
     def _learnt(self, record: ChatRecord, spans: Sequence[Span]) -> Sequence[Span]:
         if self._mask_mode is MaskMode.LAST_TURN:

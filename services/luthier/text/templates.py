@@ -7,7 +7,8 @@ their time or memory: render untrusted ones in a process with limits.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -19,8 +20,11 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-_OPEN, _CLOSE = "\ue000\ue001", "\ue001\ue000"
-"""Private-use marks around what a `generation` block renders; they are taken out of the text again."""
+# Marks around what a `generation` block renders, taken out of the text again. They differ from process to process:
+# a record that could write them would choose what is learnt.
+_SECRET = secrets.token_hex(16)
+_OPEN, _CLOSE = f"\ue000{_SECRET}\ue001", f"\ue001{_SECRET}\ue000"
+_FILENAME = "<template>"  # what jinja2 calls a template made of a string, in code and tracebacks
 
 
 class TemplateError(ValueError):
@@ -130,7 +134,7 @@ def _without_marks(marked: str) -> RenderedText:
 
 
 @contextmanager
-def _as_template_errors() -> Any:
+def _as_template_errors() -> Iterator[None]:
     try:
         yield
     except jinja2.TemplateSyntaxError as error:
@@ -138,9 +142,20 @@ def _as_template_errors() -> Any:
             f"the chat template does not compile: {error.message} (line {error.lineno})"
         ) from error
     except jinja2.TemplateError as error:
-        raise TemplateError(f"the chat template fails: {error.message or type(error).__name__}") from error
+        raise _failure(error, error.message or type(error).__name__) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise TemplateError(f"the chat template fails: {type(error).__name__}: {error}") from error
+        raise _failure(error, f"{type(error).__name__}: {error}") from error
+
+
+def _failure(error: Exception, problem: str) -> TemplateError:
+    """Name the innermost line of the template; jinja2 writes template lines into the traceback."""
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == _FILENAME:
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    place = "" if line is None else f" (line {line})"
+    return TemplateError(f"the chat template fails: {problem}{place}")
 
 
 def _to_json(

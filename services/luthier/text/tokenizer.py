@@ -33,26 +33,31 @@ class TokenizerBundle:
         files: contents by name: tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
 
     Raises:
-        ValueError: tokenizer.json is missing or no tokenizer.
+        ValueError: tokenizer.json is missing or no tokenizer, or tokenizer_config.json is no JSON object.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         if TOKENIZER_FILE not in files:
             raise ValueError(f"a tokenizer bundle must hold {TOKENIZER_FILE}, got {sorted(files)}")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(files[TOKENIZER_FILE].decode())
+            stored = json.loads(files[TOKENIZER_FILE])
+            # Post-processors add special tokens, which is not asked for, and may trim spaces off the offsets:
+            # a token would then seem to start behind its first character.
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**stored, "post_processor": None}))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{TOKENIZER_FILE} is no tokenizer: {error}") from error
         # A stored truncation or padding would change what a record becomes without a word.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config = json.loads(files.get(CONFIG_FILE, b"{}"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG_FILE} must hold a JSON object, got {type(config).__name__}")
         self.special_tokens: Mapping[str, str] = {
             name: _token_text(config[name]) for name in _SPECIAL if config.get(name)
         }
         self.chat_template = _template(files, config)
         self.adds_bos = bool(config.get("add_bos_token"))
-        added = json.loads(files[TOKENIZER_FILE]).get("added_tokens") or ()
+        added = stored.get("added_tokens") or ()
         self.special_texts = tuple(token["content"] for token in added if token.get("special"))
         self.digest = bundle_digest(files)
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)

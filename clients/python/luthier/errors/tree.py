@@ -1,7 +1,6 @@
 """The error tree. `luthier.errors` re-exports it; its docstring draws it."""
 
 # Named as gRPC names its codes, so that a reader of either knows the other.
-# ruff: noqa: N818
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,0 +1,61 @@
+"""Tokenizer bundles: what is read from the files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.text.conftest import CHATML, GENERATION, TOKENIZER_JSON, make_bundle
+
+from luthier.text.tokenizer import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE, TokenizerBundle
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "must hold tokenizer.json"),
+        ({TOKENIZER_FILE: b"{}"}, "is no tokenizer"),
+        ({TOKENIZER_FILE: b"\xff"}, "is no tokenizer"),
+        ({TOKENIZER_FILE: TOKENIZER_JSON, CONFIG_FILE: b"[]"}, "must hold a JSON object, got list"),
+    ],
+)
+def test_files_that_are_no_bundle_are_refused(files: dict[str, bytes], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TokenizerBundle(files)
+
+
+def test_load_reads_a_folder(tmp_path: Path) -> None:
+    (tmp_path / TOKENIZER_FILE).write_bytes(TOKENIZER_JSON)
+    (tmp_path / TEMPLATE_FILE).write_text(CHATML)
+    loaded = TokenizerBundle.load(tmp_path)
+    assert loaded.chat_template == CHATML
+    assert loaded.digest != TokenizerBundle({TOKENIZER_FILE: TOKENIZER_JSON}).digest
+
+
+def test_the_template_file_goes_before_the_configuration() -> None:
+    assert make_bundle(GENERATION, chat_template=CHATML).chat_template == GENERATION
+    assert make_bundle(None, chat_template=CHATML).chat_template == CHATML
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": CHATML}]
+    assert make_bundle(None, chat_template=named).chat_template == CHATML
+
+
+def test_special_tokens_are_read_as_text_or_object() -> None:
+    bundle = make_bundle(None, eos_token={"content": "</s>", "special": True}, pad_token=None)
+    assert bundle.special_id("eos_token") == bundle.token_id("</s>")
+    assert bundle.special_id("pad_token") is None
+
+
+def test_a_stored_truncation_does_not_cut_a_text() -> None:
+    stored = json.loads(TOKENIZER_JSON)
+    stored["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    cut = TokenizerBundle({TOKENIZER_FILE: json.dumps(stored).encode()})
+    text = "the user asks and the assistant answers"
+    assert cut.encode(text) == make_bundle(None).encode(text)
+
+
+def test_decode_undoes_encode() -> None:
+    bundle = make_bundle(None)
+    text = "<|im_start|>ünï 🙂 the  end\n"
+    assert bundle.decode(bundle.encode(text).ids, skip_special_tokens=False) == text
+    assert bundle.decode(bundle.encode(text).ids) == text.removeprefix("<|im_start|>")
