@@ -38,7 +38,7 @@ protos: .venv-protos/done ## regenerate the code of protos/ with the pinned gene
 	  --mypy_grpc_out=quiet:../services $$(cd protos; find luthier/worker -name '*.proto' | sort)
 	rm build/protos.binpb
 
-.venv/done: pyproject.toml clients/python/pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/include/luthier/*.hpp)
+.venv/done: pyproject.toml clients/python/pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/src/* kernels/csrc/include/luthier/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints-dev.txt "scikit-build-core>=1.0" "pybind11>=3" cmake ninja hatchling editables
 	$(BIN)/pip install -q --no-build-isolation -c constraints-dev.txt -e clients/python -e ".[worker,dev]"

@@ -23,3 +23,9 @@ python3 -m venv "$work/services"
 "$work/services/bin/pip" install -q "$work"/wheels/*.whl
 "$work/services/bin/python" -c 'import importlib.util; assert importlib.util.find_spec("torch") is None'
 bash tests/up_smoke.sh "$work/services/bin" "$work/home" --no-workers
+
+echo "-- luthier with the worker extra: services and workers"
+python3 -m venv "$work/all"
+wheel=$(ls "$work"/wheels/luthier-*.whl)
+"$work/all/bin/pip" install -q -c constraints-dev.txt "$work"/wheels/luthier_client-*.whl "$wheel[worker]"
+bash tests/up_smoke.sh "$work/all/bin" "$work/home-all"

@@ -30,9 +30,9 @@ PYBIND11_MODULE(_core, module) {
   module.def("supports", [](const std::string& isa) { return luthier::supports(isa_of(isa)); });
   module.def(
       "linear_cross_entropy",
-      [](uintptr_t hidden, uintptr_t weight, uintptr_t target, uintptr_t rows, uintptr_t loss,
-         uintptr_t grad_hidden, int64_t num_rows, int64_t dim, int64_t vocab, int64_t hidden_stride,
-         int64_t weight_stride, bool bfloat16, const std::string& isa, int num_threads) {
+      [](uintptr_t hidden, uintptr_t weight, uintptr_t target, uintptr_t rows, uintptr_t loss, uintptr_t grad_hidden,
+         int64_t num_rows, int64_t dim, int64_t vocab, int64_t hidden_stride, int64_t weight_stride, bool bfloat16,
+         const std::string& isa, int num_threads) {
         const auto chosen = isa_of(isa);
         py::gil_scoped_release release;
         luthier::linear_cross_entropy(

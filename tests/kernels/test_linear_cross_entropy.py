@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
+
 from luthier.kernels.dispatch import Isa, available_isas, force_isa
 from luthier.kernels.linear_cross_entropy import linear_cross_entropy
 from luthier.kernels.linear_cross_entropy.cpu import linear_cross_entropy_cpu
 from luthier.kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
-from torch import Tensor
 
 
 @pytest.fixture(params=available_isas())
@@ -121,7 +122,7 @@ def test_reference_gradient_is_its_derivative() -> None:
 def test_auto_trains_the_head_through_eager() -> None:
     hidden, weight, target = problem(7, 16, 100, torch.float32)
     weight.requires_grad_()
-    linear_cross_entropy(hidden, weight, target).loss_sum.backward()
+    linear_cross_entropy(hidden, weight, target).loss_sum.backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     with pytest.raises(ValueError, match="requires_grad=True"):
         linear_cross_entropy(hidden, weight, target, impl="cpu")

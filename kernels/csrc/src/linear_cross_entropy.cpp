@@ -23,8 +23,13 @@ struct Free {
 class Arena {
  public:
   Arena(int64_t lanes, int64_t dim, int64_t vocab, int panel) {
-    const int64_t sizes[] = {lanes * (dim + 1), detail::kVocabChunk * (dim + 1), lanes * vocab,
-                             panel * detail::kVocabChunk, lanes * dim, lanes, lanes};
+    const int64_t sizes[] = {lanes * (dim + 1),
+                             detail::kVocabChunk * (dim + 1),
+                             lanes * vocab,
+                             panel * detail::kVocabChunk,
+                             lanes * dim,
+                             lanes,
+                             lanes};
     int64_t total = 0, offsets[7];
     for (int i = 0; i < 7; ++i) {
       offsets[i] = total;

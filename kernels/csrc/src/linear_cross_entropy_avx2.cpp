@@ -4,7 +4,6 @@
 
 namespace luthier::detail {
 
-const Kernel kernel_avx2 = {P, compute_block<FloatPath<float>, float>,
-                            compute_block<FloatPath<uint16_t>, uint16_t>};
+const Kernel kernel_avx2 = {P, compute_block<FloatPath<float>, float>, compute_block<FloatPath<uint16_t>, uint16_t>};
 
 }  // namespace luthier::detail

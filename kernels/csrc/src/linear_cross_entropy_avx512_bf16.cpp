@@ -25,20 +25,20 @@ struct PairPath {
   static void pack_token(const uint16_t* x, int64_t dim, int lane, uint16_t* out) {
     for (int64_t k = 0; k < dim; ++k) out[(k / 2 * P + lane) * 2 + k % 2] = x[k];
   }
-  // Rows of odd length are copied with a zero behind each, so that the last pair reads nothing of the next row.
-  static const uint16_t* forward_chunk(const uint16_t* w, int64_t stride, int64_t rows, int64_t dim,
-                                       char* space) {
+  // Rows of even length are read where they stand. Rows of odd length are copied with a zero behind each, so that
+  // the last pair reads nothing of the next row.
+  static const uint16_t* forward_chunk(const uint16_t* w, int64_t stride, int64_t rows, int64_t dim, char* space) {
+    if (dim % 2 == 0) return w;
     uint16_t* out = reinterpret_cast<uint16_t*>(space);
     for (int64_t v = 0; v < rows; ++v) {
-      std::memcpy(out + v * forward_stride(stride, dim), w + v * stride, dim * 2);
-      if (dim % 2) out[v * (dim + 1) + dim] = 0;
+      std::memcpy(out + v * (dim + 1), w + v * stride, dim * 2);
+      out[v * (dim + 1) + dim] = 0;
     }
     return out;
   }
-  static int64_t forward_stride(int64_t, int64_t dim) { return (dim + 1) / 2 * 2; }
+  static int64_t forward_stride(int64_t stride, int64_t dim) { return dim % 2 == 0 ? stride : dim + 1; }
   // Interleaves adjacent rows: out[v / 2][k] = (w[v][k], w[v + 1][k]).
-  static const uint16_t* backward_chunk(const uint16_t* w, int64_t stride, int64_t rows, int64_t dim,
-                                        char* space) {
+  static const uint16_t* backward_chunk(const uint16_t* w, int64_t stride, int64_t rows, int64_t dim, char* space) {
     uint32_t* out = reinterpret_cast<uint32_t*>(space);
     for (int64_t v = 0; v < rows; v += 2) {
       const uint16_t* low = w + v * stride;
@@ -49,8 +49,8 @@ struct PairPath {
     return reinterpret_cast<const uint16_t*>(space);
   }
   static const uint16_t* pack_dlogits(const float* dlogits, int64_t rows, char* space) {
-    const __m512i weave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
-                                           22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i weave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int64_t v = 0; v < rows; v += 2) {
       for (int s = 0; s < S; ++s) {
         const __m512 low = _mm512_loadu_ps(dlogits + v * P + s * L);

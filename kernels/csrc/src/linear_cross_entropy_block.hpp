@@ -8,13 +8,13 @@ constexpr int64_t kVocabChunk = 256;
 
 // Scratch of one thread, 64-byte aligned; `lanes` is the block's tokens rounded up to whole panels.
 struct Scratch {
-  char* hidden;     // lanes * (dim + 1) floats: packed [panel][k][lane]
-  char* weight;     // kVocabChunk * (dim + 1) floats: a chunk of the head, converted or interleaved
-  float* logits;    // lanes * vocab: [panel][vocab][lane]
-  char* dlogits;    // panel * kVocabChunk floats
-  float* grad;      // lanes * dim: [panel][dim][lane]
-  float* max;       // lanes
-  float* sum;       // lanes
+  char* hidden;   // lanes * (dim + 1) floats: packed [panel][k][lane]
+  char* weight;   // kVocabChunk * (dim + 1) floats: a chunk of the head, converted or interleaved
+  float* logits;  // lanes * vocab: [panel][vocab][lane]
+  char* dlogits;  // panel * kVocabChunk floats
+  float* grad;    // lanes * dim: [panel][dim][lane]
+  float* max;     // lanes
+  float* sum;     // lanes
 };
 
 // Computes rows [begin, end) of the problem.

@@ -4,20 +4,21 @@ Shape suffixes: T tokens, S sequences, N labelled positions, E hidden size.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.kernels.linear_cross_entropy import Impl, linear_cross_entropy
 from luthier.lm.attention import head_weight, packed_forward
 from luthier.lm.packed import PackedBatch
 
 
-def supervised_loss(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, int]:
+def supervised_loss(model: PreTrainedModel, batch: PackedBatch, *, impl: Impl = "auto") -> tuple[Tensor, int]:
     """Summed cross-entropy (float32 scalar, natural log) of the supervised tokens, and how many they are.
 
     A caller divides by the count of its whole step, over all micro-batches, so that the gradient does not
     depend on how the step was cut. The first token of a sequence has nothing before it to predict it and is
-    never counted. `impl` chooses the implementation of the loss op.
+    never counted. `impl` chooses the implementation of the loss op; "auto" goes by its measured table.
 
     Raises:
         InvalidArgument: no token of the batch can be supervised (reason NO_SUPERVISED_TOKENS).
@@ -31,8 +32,7 @@ def supervised_loss(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor,
         )
     hidden_TE = packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
     target_N = batch.input_ids[rows_N + 1]
-    logits_NV = nn.functional.linear(hidden_TE[rows_N], head_weight(model)).float()
-    return nn.functional.cross_entropy(logits_NV, target_N, reduction="sum"), rows_N.numel()
+    return linear_cross_entropy(hidden_TE[rows_N], head_weight(model), target_N, impl=impl)
 
 
 def labelled_rows(batch: PackedBatch) -> Tensor:

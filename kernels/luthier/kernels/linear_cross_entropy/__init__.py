@@ -40,7 +40,7 @@ def linear_cross_entropy(
     _check(hidden_ND, weight_VD, target_N)
     counted = target_N[target_N != ignore_index]
     num_valid = counted.numel()
-    if num_valid and not (0 <= int(counted.min()) and int(counted.max()) < weight_VD.shape[0]):
+    if num_valid and not (int(counted.min()) >= 0 and int(counted.max()) < weight_VD.shape[0]):
         raise ValueError(
             f"targets must lie in [0, {weight_VD.shape[0]}) or be {ignore_index}, "
             f"got {int(counted.min())}..{int(counted.max())}"

@@ -49,7 +49,7 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 
 @linear_cross_entropy_cpu.register_fake
 def _(
-    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, ignore_index: int, need_grad: bool
+    hidden_ND: Tensor, _weight_VD: Tensor, _target_N: Tensor, _ignore_index: int, need_grad: bool
 ) -> tuple[Tensor, Tensor]:
     shape = hidden_ND.shape if need_grad else (0, hidden_ND.shape[1])
     return hidden_ND.new_empty((), dtype=torch.float32), hidden_ND.new_empty(shape, dtype=torch.float32)

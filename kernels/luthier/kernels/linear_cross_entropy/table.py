@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 def shape_class(num_rows: int, vocab: int) -> str:
     """The class of a problem: few or many labelled rows, small or large vocabulary."""
-    return f"{'few' if num_rows < 64 else 'many'}_rows-{'small' if vocab < 8192 else 'large'}_vocab"
+    return f"{'few' if num_rows < 128 else 'many'}_rows-{'small' if vocab < 8192 else 'large'}_vocab"
 
 
 def key(isa: str, dtype: str, num_rows: int, vocab: int) -> str:
