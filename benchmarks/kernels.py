@@ -104,16 +104,18 @@ def measure(problem: Problem, repeats: int) -> dict[str, float]:
     force_isa(problem.isa)
     try:
         runs = contenders(problem)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for round_number in range(repeats + 1):
-            for name, run in runs.items():
-                began = time.perf_counter()
-                run()
-                if round_number:  # the first round warms caches up
-                    times[name].append(time.perf_counter() - began)
-        return {name: statistics.median(taken) for name, taken in times.items()}
+        # The first round warms caches up and is not counted.
+        rounds = [{name: timed(run) for name, run in runs.items()} for _ in range(repeats + 1)][1:]
     finally:
         force_isa(None)
+    return {name: statistics.median(one[name] for one in rounds) for name in runs}
+
+
+def timed(run: Callable[[], None]) -> float:
+    """Seconds that one call takes."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def table(measured: Mapping[Problem, Mapping[str, float]]) -> dict[str, str]:

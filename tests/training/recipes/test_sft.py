@@ -219,13 +219,8 @@ def test_loss_and_gradient_equal_plain_transformers_with_peft(
     }
     _, unexpected = tuned.load_state_dict(weights, strict=False)
     assert unexpected == []
-    total = torch.zeros(())
-    for row in (row for batch in step.micro_batches for row in batch):
-        packed = run.corpus.pack([row])
-        labels = packed.input_ids.masked_fill(~packed.supervised, -100)[1:]
-        logits = tuned(input_ids=packed.input_ids[None]).logits[0, :-1]
-        total = total + torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
-    mean = total / step.num_supervised
+    rows = [row for batch in step.micro_batches for row in batch]
+    mean = sum((loss_alone(tuned, run, row) for row in rows), torch.zeros(())) / step.num_supervised
     torch.autograd.backward(mean)
     expected = {
         name.replace(".default", ""): parameter.grad
@@ -233,8 +228,8 @@ def test_loss_and_gradient_equal_plain_transformers_with_peft(
         if parameter.requires_grad
     }
 
-    for rows in step.micro_batches:
-        run.engine.accumulate(run.corpus.pack(rows), step.num_supervised)
+    for batch in step.micro_batches:
+        run.engine.accumulate(run.corpus.pack(batch), step.num_supervised)
     actual = {
         f"base_model.model.{name}.weight": parameter.grad
         for name, parameter in run.engine._parameters.items()
@@ -247,6 +242,14 @@ def test_loss_and_gradient_equal_plain_transformers_with_peft(
     assert run.engine.update(1e-3) == pytest.approx(norm.item(), rel=1e-4)
     first = next(make_run_metrics(events))
     assert first["num_supervised_tokens"] == step.num_supervised
+
+
+def loss_alone(model: Any, run: Run, row: int) -> torch.Tensor:
+    """Summed loss of one row, by itself, in a plain model."""
+    packed = run.corpus.pack([row])
+    labels = packed.input_ids.masked_fill(~packed.supervised, -100)[1:]
+    logits = model(input_ids=packed.input_ids[None]).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
 
 
 def make_run_metrics(events: Iterator[sft.StepDone | sft.CheckpointDue]) -> Iterator[Mapping[str, float]]:

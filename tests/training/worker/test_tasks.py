@@ -26,6 +26,7 @@ from luthier.training.worker.train import Trainer
 from luthier.v1 import (
     arrow_pb2,
     data_service_pb2,
+    data_service_pb2_grpc,
     dataset_pb2,
     event_pb2,
     fine_tuning_job_pb2,
@@ -49,7 +50,7 @@ SPLITS = {"TRAIN": dataset_pb2.SPLIT_TRAIN, "VALIDATION": dataset_pb2.SPLIT_VALI
 
 # gRPC decides the names of a servicer's methods.
 # ruff: noqa: N802
-class SmallDataService:
+class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
     """Serves one rendering, seven rows a chunk; remembers the credentials it was shown."""
 
     def __init__(self, rows: list[Any]) -> None:
@@ -211,28 +212,6 @@ def job_of(**hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
     )
 
 
-def add_data_service(data: SmallDataService, server: grpc.aio.Server) -> None:
-    """Serve the two methods that training uses."""
-    requests: Any = {
-        "GetRendering": data_service_pb2.GetRenderingRequest,
-        "ReadRendering": data_service_pb2.ReadRenderingRequest,
-    }
-    handlers = {
-        "GetRendering": grpc.unary_unary_rpc_method_handler(
-            data.GetRendering,
-            request_deserializer=requests["GetRendering"].FromString,
-            response_serializer=rendering_pb2.Rendering.SerializeToString,
-        ),
-        "ReadRendering": grpc.unary_stream_rpc_method_handler(
-            data.ReadRendering,
-            request_deserializer=requests["ReadRendering"].FromString,
-            response_serializer=arrow_pb2.ArrowChunk.SerializeToString,
-        ),
-    }
-    service = grpc.method_handlers_generic_handler("luthier.v1.DataService", handlers)
-    server.add_generic_rpc_handlers((service,))
-
-
 @pytest.fixture
 def model_folder(tmp_path: Path, tiny_llama: Callable[..., PreTrainedModel]) -> Path:
     folder = tmp_path / "home" / "tiny"
@@ -246,9 +225,9 @@ def model_folder(tmp_path: Path, tiny_llama: Callable[..., PreTrainedModel]) -> 
 
 @pytest.fixture
 async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIterator[Site]:
-    data = SmallDataService(token_rows(40))
+    data = SmallDataService(token_rows(40))  # type: ignore[abstract]  # the methods that training uses
     server = grpc.aio.server()
-    add_data_service(data, server)
+    data_service_pb2_grpc.add_DataServiceServicer_to_server(data, server)
     data_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     home = tmp_path / "home"

@@ -81,16 +81,7 @@ class ModelAnswers:
             )
             self._running[order.generation] = loaded
             try:
-                with closing(loaded.thread.generate(request)) as events:
-                    for event in events:
-                        reason = event.finish_reason or "UNSPECIFIED"
-                        yield Piece(
-                            generation=order.generation,
-                            text=event.text,
-                            finish_reason=evaluation_pb2.FinishReason.Value(f"FINISH_REASON_{reason}"),
-                            num_prompt_tokens=len(prompt),
-                            num_generated_tokens=event.num_generated,
-                        )
+                yield from _pieces(loaded, request)
             finally:
                 self._running.pop(order.generation, None)
 
@@ -101,18 +92,37 @@ class ModelAnswers:
             loaded.thread.cancel(generation)
 
 
+def _pieces(loaded: LoadedModel, request: GenerationRequest) -> Iterator[Piece]:
+    with closing(loaded.thread.generate(request)) as events:
+        for event in events:
+            reason = event.finish_reason or "UNSPECIFIED"
+            yield Piece(
+                generation=request.request_id,
+                text=event.text,
+                finish_reason=evaluation_pb2.FinishReason.Value(f"FINISH_REASON_{reason}"),
+                num_prompt_tokens=len(request.prompts[0]),
+                num_generated_tokens=event.num_generated,
+            )
+
+
 async def serve_generations(link: WorkerLink, cache: BlobCache, answering: Answering) -> None:
     """Take orders until cancelled, through every absence of the service. `cache` is the worker's own."""
     del cache
     with ThreadPoolExecutor(max_workers=SLOTS, thread_name_prefix="generation") as threads:
         while True:
-            try:
-                await _take(link, answering, threads)
-            except grpc.aio.AioRpcError as error:
-                _logger.info("generation stream ended, opening it again", extra={"status": error.code().name})
-                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                    await link.register()
+            await _take_until_the_stream_ends(link, answering, threads)
             await asyncio.sleep(_AGAIN_SECONDS)
+
+
+async def _take_until_the_stream_ends(
+    link: WorkerLink, answering: Answering, threads: ThreadPoolExecutor
+) -> None:
+    try:
+        await _take(link, answering, threads)
+    except grpc.aio.AioRpcError as error:
+        _logger.info("generation stream ended, opening it again", extra={"status": error.code().name})
+        if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            await link.register()
 
 
 async def _take(link: WorkerLink, answering: Answering, threads: ThreadPoolExecutor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf import json_format
@@ -14,7 +15,7 @@ from luthier.evaluation.metrics.scores import score_answer
 from luthier.evaluation.worker.models import LoadedModel, Models
 from luthier.evaluation.worker.questions import Asked, Question, ask, choose
 from luthier.evaluation.worker.scoring import Answer, compare, estimates
-from luthier.lm.generate import GenerationRequest
+from luthier.lm.generate import GenerationEvent, GenerationRequest
 from luthier.lm.lora import use_adapter
 from luthier.lm.scoring import SequenceScore, sequence_logprobs
 from luthier.text.records import ChatRecord, Record, record_from_json
@@ -128,6 +129,15 @@ class Evaluator:
         return task_pb2.TaskResult(evaluate=outcome)
 
 
+@dataclass(slots=True)
+class _Said:
+    """What an arm has said so far, by row; a reason stands where a row has ended."""
+
+    texts: list[str]
+    reasons: list[str]
+    num_tokens: int = 0
+
+
 class _ArmRunner:
     """Asks one arm all questions."""
 
@@ -181,7 +191,7 @@ class _ArmRunner:
     def _generate(
         self, arm_id: str, asked: Asked, stops: frozenset[int], count: int
     ) -> tuple[list[str], list[str], int]:
-        texts, reasons, num_generated, done = [""] * count, [""] * count, 0, 0
+        said = _Said(texts=[""] * count, reasons=[""] * count)
         for first in range(0, count, ROWS_A_BATCH):
             request = GenerationRequest(
                 request_id=f"{self._context.task.task}/{arm_id}/{first}",
@@ -194,15 +204,17 @@ class _ArmRunner:
                 first_row=first,
             )
             with closing(self._loaded.thread.generate(request)) as events:
-                for event in events:
-                    self._context.check()
-                    texts[first + event.row] += event.text
-                    num_generated += len(event.token_ids)
-                    if event.finish_reason is not None:
-                        reasons[first + event.row] = event.finish_reason
-                        done += 1
-                        self._show(arm_id, done, count)
-        return texts, reasons, num_generated
+                self._collect(arm_id, events, first, said)
+        return said.texts, said.reasons, said.num_tokens
+
+    def _collect(self, arm_id: str, events: Iterator[GenerationEvent], first: int, said: _Said) -> None:
+        for event in events:
+            self._context.check()
+            said.texts[first + event.row] += event.text
+            said.num_tokens += len(event.token_ids)
+            if event.finish_reason is not None:
+                said.reasons[first + event.row] = event.finish_reason
+                self._show(arm_id, sum(map(bool, said.reasons)), len(said.texts))
 
     def _show(self, arm_id: str, done: int, count: int) -> None:
         phase = f"arm {arm_id}, {self._number + 1} of {self._total}"

@@ -9,13 +9,25 @@ from pathlib import Path
 
 import torch
 
+from luthier.kernels import table_digest
+from luthier.kernels.dispatch import current_isa
+from luthier.kernels.linear_cross_entropy.table import entries
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.worker.v1 import task_pb2
 
 
 def kernel_choices() -> dict[str, str]:
-    """Return the implementation of each operator that a training step uses."""
-    return {"linear_cross_entropy": "eager"}
+    """Return the implementation of each operator that a training step uses, by dtype and class of shapes.
+
+    The keys are `operator/dtype/class`; `isa` is the instruction set that the C++ kernels run with.
+    """
+    isa = current_isa()
+    chosen = {"isa": str(isa)}
+    for name, implementation in entries().items():
+        table_isa, _, problem = name.partition("/")
+        if table_isa == isa and problem.startswith("bfloat16/"):
+            chosen[f"linear_cross_entropy/{problem}"] = implementation
+    return chosen
 
 
 def run_record(
@@ -32,7 +44,7 @@ def run_record(
         device=f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})",
         torch_version=torch.__version__,
         num_threads=torch.get_num_threads(),
-        kernel_table_digest="",
+        kernel_table_digest=table_digest(),
         kernels=kernels,
         determinism=determinism,
     )

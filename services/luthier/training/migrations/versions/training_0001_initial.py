@@ -11,6 +11,11 @@ depends_on = None
 
 def upgrade() -> None:
     """Create the tables."""
+    _create_resources()
+    _create_history()
+
+
+def _create_resources() -> None:
     op.create_table(
         "models",
         sa.Column("name", sa.String, primary_key=True),
@@ -42,6 +47,9 @@ def upgrade() -> None:
         sa.Column("rendering", sa.String, nullable=False),
     )
     op.create_index("ix_fine_tuning_jobs_parent", "fine_tuning_jobs", ["parent"])
+
+
+def _create_history() -> None:
     op.create_table(
         "checkpoints",
         sa.Column("job", sa.String, primary_key=True),
