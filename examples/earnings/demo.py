@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import generate
+from companies import Split
 
 from luthier.client import Client, ConfigArguments
 from luthier.v1.evaluation_pb2 import Comparison, Evaluation
@@ -62,7 +63,7 @@ def main() -> int:
     home = arguments.home.resolve()
     with services(home) as environment:
         shell = Shell(environment)
-        with Client(ConfigArguments(**addresses(environment), home=home)) as client:
+        with Client(connection(environment, home)) as client:
             evaluation = run(shell, client, home, budget, arguments.report)
     say(f"\n{time.monotonic() - began:.0f} s from start to report; every process is stopped.")
     return 0 if judge(evaluation) or not budget.must_win else 1
@@ -78,7 +79,7 @@ def run(shell: Shell, client: Client, home: Path, budget: Budget, report: Path) 
         shell.luthier("models", "register", MODEL, "--gguf", gguf)
 
     say("\n2  Synthetic earnings news, uploaded, checked and split")
-    sizes: dict[generate.Split, int] = {
+    sizes: dict[Split, int] = {
         "train": budget.train,
         "validation": budget.validation,
         "test": budget.records,
@@ -190,12 +191,14 @@ def settings_of(home: Path) -> dict[str, str]:
     return settings
 
 
-def addresses(environment: Mapping[str, str]) -> dict[str, str]:
+def connection(environment: Mapping[str, str], home: Path) -> ConfigArguments:
     """Return the client's arguments that find the private stack."""
-    return {
-        f"{name.lower()}_address": environment[f"LUTHIER_{name}_ADDRESS"]
-        for name in ("DATA", "TRAINING", "EVALUATION")
-    }
+    return ConfigArguments(
+        home=home,
+        data_address=environment["LUTHIER_DATA_ADDRESS"],
+        training_address=environment["LUTHIER_TRAINING_ADDRESS"],
+        evaluation_address=environment["LUTHIER_EVALUATION_ADDRESS"],
+    )
 
 
 def await_ready(process: subprocess.Popen[bytes], log: Path) -> None:

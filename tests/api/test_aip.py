@@ -117,10 +117,14 @@ def test_states_are_output_only_and_nested(resource: Descriptor) -> None:
     field = resource.fields_by_name.get("state")
     if field is not None:
         assert behaviors(field) == [field_behavior_pb2.OUTPUT_ONLY]
+        assert field.enum_type is not None
         assert field.enum_type.full_name == f"{resource.full_name}.State"
 
 
-@pytest.mark.parametrize("enum", sorted(enums(), key=full_name), ids=full_name)
+ENUMS = sorted(enums(), key=lambda enum: str(enum.full_name))
+
+
+@pytest.mark.parametrize("enum", ENUMS, ids=full_name)
 def test_enums_begin_with_unspecified(enum: EnumDescriptor) -> None:
     """AIP-126."""
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper()
