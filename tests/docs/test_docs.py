@@ -1,0 +1,73 @@
+"""The documentation is true as far as a program can tell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import Reason
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    return [
+        (f"{page.name}-{number}", block)
+        for page in PAGES
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    ]
+
+
+def commands() -> list[str]:
+    """Every `luthier ...` line of an indented block."""
+    lines = [
+        line for page in PAGES for line in re.findall(r"^    (luthier .*)$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(lines) > 5
+    return lines
+
+
+def test_readme_names_every_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.replace("/", ".") for name in settings["tool"]["scikit-build"]["wheel"]["packages"]}
+    packages |= {"luthier.v1", "luthier.errors", "luthier.client"}
+    named = set(re.findall(r"^\| `(luthier[\w.]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert named == packages
+
+
+def test_errors_page_lists_every_reason() -> None:
+    listed = re.findall(r"^\| ([A-Z_]+) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(reason.value for reason in Reason)
+
+
+@pytest.mark.parametrize(("name", "block"), python_blocks(), ids=lambda value: value[:30])
+def test_python_blocks_compile_and_import(name: str, block: str) -> None:
+    compile(block, name, "exec")
+    imports = "\n".join(re.findall(r"^from luthier.*$", block, re.MULTILINE))
+    if imports:
+        subprocess.run([sys.executable, "-c", imports], check=True)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_have_the_options_shown(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    command = [word for word in words[1:3] if not word.startswith("-")]
+    if command[0] == "generate":
+        command = command[:1]
+    program = str(Path(sys.executable).with_name("luthier"))
+    shown = subprocess.run([program, *command, "--help"], capture_output=True, text=True, check=True).stdout
+    for option in (word for word in words if word.startswith("--")):
+        assert option.partition("=")[0] in shown, option
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([\w./-]+\.md)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
