@@ -22,7 +22,7 @@ lint() {
 
 protos() {
   "$bin/buf" lint protos
-  "$bin/buf" format --diff --exit-code protos/luthier > /dev/null
+  "$bin/buf" format protos --path protos/luthier --diff --exit-code
 }
 
 tests() {
