@@ -11,6 +11,7 @@ from importlib.metadata import version
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from luthier.errors import FailedPrecondition
 from luthier.runtime.calls import Call
 
 _LAG_SECONDS = 1.0
@@ -79,7 +80,12 @@ class MetricsServer:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[int]:
         """Serve /metrics; yields the port."""
-        server, thread = start_http_server(self._port, addr=self._host, registry=self.registry)
+        try:
+            server, thread = start_http_server(self._port, addr=self._host, registry=self.registry)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"cannot serve metrics on {self._host}:{self._port} ({error.strerror}): is the port taken?"
+            ) from error
         lag = asyncio.create_task(self._measure_lag())
         try:
             yield server.server_port
