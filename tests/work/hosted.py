@@ -1,0 +1,115 @@
+"""A small hosted service with one kind of task, and a worker in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from tests.work.conftest import RecordingHandler
+
+from luthier.runtime.keys import Keys, read_or_create_keys
+from luthier.storage.blobs import BlobStore
+from luthier.work.host import Hosted, Parts, ServicePlan, hosting
+from luthier.work.peers import bearer
+from luthier.work.queue import QueueSettings
+from luthier.work.tasks import NewTask, TaskKind
+from luthier.work.worker import Runner, WorkerPlan, work_until
+from luthier.worker.v1 import worker_service_pb2_grpc
+
+
+@dataclass
+class Site:
+    """A running service: its parts, its handler, and where it listens."""
+
+    home: Path
+    port: int
+    parts: Parts
+    handler: RecordingHandler
+    keys: Keys
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def blobs(self) -> BlobStore:
+        return self.parts.blobs
+
+    async def enqueue(self, subject: str = "jobs/a") -> None:
+        async with self.parts.database.transaction() as connection:
+            new = NewTask(kind=TaskKind.TRAIN, subject=subject, project="p")
+            await self.parts.queue.enqueue(connection, new)
+
+    async def until(self, done: Callable[[], bool], seconds: float = 20.0) -> None:
+        """Wait for something that the worker brings about."""
+        async with asyncio.timeout(seconds):
+            while not done():  # noqa: ASYNC110 - a worker's thread brings it about, not this loop
+                await asyncio.sleep(0.02)
+
+    @property
+    def states(self) -> list[str]:
+        return [name for name, _ in self.handler.calls]
+
+    async def texts(self, subject: str = "jobs/a") -> list[str]:
+        """Log lines of a subject, in order."""
+        async with self.parts.database.reading() as connection:
+            events = await self.parts.log.read(connection, subject, 1, 10_000)
+        return [text for event in events if (text := getattr(event.entry.payload, "text", None)) is not None]
+
+    @asynccontextmanager
+    async def wire(self, secret: str | None = None) -> AsyncIterator[tuple[Any, Any]]:
+        """A stub of the worker protocol, and the metadata to call with."""
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
+            yield stub, bearer(secret or self.keys.worker_key)
+
+    @asynccontextmanager
+    async def worker(self, runner: Runner, worker_id: str = "w") -> AsyncIterator[asyncio.Event]:
+        """A worker for the length of a block; yields the event that tells it to stop."""
+        stopping = asyncio.Event()
+        plan = WorkerPlan(
+            service_address=self.address,
+            worker_id=worker_id,
+            credential=self.keys.worker_key,
+            work_folder=self.home / "work" / worker_id,
+            cache_folder=self.home / "cache",
+            cache_bytes=1 << 30,
+            drain_seconds=10.0,
+        )
+        working = asyncio.create_task(work_until(plan, {TaskKind.TRAIN: runner}, stopping))
+        try:
+            yield stopping
+        finally:
+            stopping.set()
+            await asyncio.wait_for(working, 20)
+
+
+@asynccontextmanager
+async def serve(home: Path, port: int = 0, lease_seconds: float = 30.0) -> AsyncIterator[Site]:
+    """Host the service; on the same port and home again it is the same service restarted."""
+    kept: dict[str, Any] = {}
+
+    def build(parts: Parts) -> Hosted:
+        kept["parts"] = parts
+        kept["handler"] = RecordingHandler(parts.log)
+        return Hosted(registrations=[], handlers={TaskKind.TRAIN: kept["handler"]}, policy={})
+
+    own_tables = home / "migrations"
+    own_tables.mkdir(parents=True, exist_ok=True)
+    plan = ServicePlan(
+        name="small",
+        home=home,
+        address=f"127.0.0.1:{port}",
+        metrics_address="127.0.0.1:0",
+        projects=("p",),
+        migrations=own_tables,
+        kinds=(TaskKind.TRAIN,),
+        queue=QueueSettings(lease_seconds=lease_seconds, max_attempts=3),
+    )
+    async with hosting(plan, build) as bound:
+        yield Site(home, bound, kept["parts"], kept["handler"], read_or_create_keys(home))

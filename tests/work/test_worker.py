@@ -1,0 +1,189 @@
+"""A real worker against a real service: everything arrives once, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.work.hosted import Site, serve
+
+from luthier.errors import Failure, InvalidArgument
+from luthier.work.context import TaskContext, TaskFailed
+from luthier.worker.v1 import task_pb2
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with serve(tmp_path / "home") as served:
+        yield served
+
+
+def done(result: task_pb2.TaskResult | None = None) -> task_pb2.TaskResult:
+    return result or task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))
+
+
+async def test_events_arrive_once_and_in_order(site: Site) -> None:
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        for number in range(500):
+            context.log(str(number))
+            context.metrics(number + 1, {"train_loss": 1.0})
+        return done()
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "SUCCEEDED" in site.states)
+    assert await site.texts() == [str(number) for number in range(500)]
+
+
+async def test_files_go_both_ways_and_are_sent_once(site: Site) -> None:
+    big = bytes(range(256)) * 12_000  # three chunks
+    given = await site.blobs.put_bytes(b"from the service")
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        fetched = context.fetch(task_pb2.BlobFile(path="x", sha256=given.digest, size_bytes=given.size_bytes))
+        assert fetched.read_bytes() == b"from the service"
+        path = context.scratch / "big.bin"
+        path.write_bytes(big)
+        file = context.store(path, "big.bin")
+        assert context.store(path, "again.bin").sha256 == file.sha256
+        checkpoint = context.commit_checkpoint(7, [file], {"train_loss": 0.5})
+        assert checkpoint == "jobs/a/checkpoints/7"
+        return done(task_pb2.TaskResult(train=task_pb2.TrainResult(files=[file])))
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "SUCCEEDED" in site.states)
+    result = site.handler.results[0]
+    assert result is not None
+    assert await site.blobs.read_bytes(result.train.files[0].sha256) == big
+    assert ("checkpointed", 7) in site.handler.calls
+    assert list((site.home / "work" / "w").iterdir()) == [], "scratch folders are deleted"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason", "said"),
+    [
+        (
+            InvalidArgument("bad record", reason="INVALID_RECORDS"),
+            "INVALID_ARGUMENT",
+            "INVALID_RECORDS",
+            "bad record",
+        ),
+        (MemoryError("12 GB"), "RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "12 GB"),
+        (KeyError("surprise"), "INTERNAL", "INTERNAL", "KeyError: 'surprise'"),
+    ],
+)
+async def test_a_failure_keeps_its_reason(
+    site: Site, error: Exception, code: str, reason: str, said: str
+) -> None:
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        raise error
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "FAILED" in site.states)
+    failure = site.handler.failures[0]
+    assert (failure.code, failure.reason) == (code, reason)
+    assert said in failure.message
+
+
+async def test_a_failure_may_bring_a_part_of_its_result(site: Site) -> None:
+    partial = task_pb2.TaskResult(train=task_pb2.TrainResult(step=5))
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        raise TaskFailed(InvalidArgument("bad"), partial)
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "FAILED" in site.states)
+    assert site.handler.results == [partial]
+    assert isinstance(site.handler.failures[0], Failure)
+
+
+async def test_a_cancel_reaches_the_runner(site: Site) -> None:
+    began = threading.Event()
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        began.set()
+        while True:
+            context.check()
+            time.sleep(0.01)
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(began.is_set)
+        async with site.parts.database.transaction() as connection:
+            await site.parts.queue.request_cancel(connection, "jobs/a")
+        await site.until(lambda: "CANCELLED" in site.states)
+
+
+async def test_a_worker_that_stops_gives_its_task_back(site: Site) -> None:
+    began = threading.Event()
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        began.set()
+        while True:
+            context.check()
+            time.sleep(0.01)
+
+    await site.enqueue()
+    async with site.worker(run) as stopping:
+        await site.until(began.is_set)
+        stopping.set()
+        await site.until(lambda: ("lost", 1) in site.handler.calls)
+    async with site.worker(lambda context: done()):
+        await site.until(lambda: "SUCCEEDED" in site.states)
+
+
+async def test_a_lost_lease_ends_the_work_and_reports_nothing(site: Site) -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        began.set()
+        try:
+            while True:
+                context.check()
+                time.sleep(0.01)
+        finally:
+            if context.task.attempt == 1:  # the queue gives the task out again
+                context.log("too late")
+                ended.set()
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(began.is_set)
+        await site.parts.queue.release_worker("w", "another process")
+        await site.until(ended.is_set)
+        await asyncio.sleep(0.2)
+    assert await site.texts() == []
+
+
+async def test_work_goes_on_through_a_restart_of_the_service(tmp_path: Path) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        context.log("before")
+        began.set()
+        go_on.wait(30)
+        context.log("after")
+        return done()
+
+    home = tmp_path / "home"
+    async with serve(home) as first:
+        await first.enqueue()
+        working = first.worker(run)
+        await working.__aenter__()
+        await first.until(began.is_set)
+        await asyncio.sleep(0.3)
+    async with serve(home, first.port) as second:
+        go_on.set()
+        await second.until(lambda: "SUCCEEDED" in second.states)
+        assert await second.texts() == ["before", "after"]
+        assert second.handler.calls[-1] == ("SUCCEEDED", 1), "the same attempt"
+        await second.enqueue("jobs/b")
+        await second.until(lambda: second.states.count("SUCCEEDED") == 2)
+        await working.__aexit__(None, None, None)
