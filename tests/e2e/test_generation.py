@@ -1,0 +1,61 @@
+"""Interactive generation beside a running evaluation, and its prompt end when the caller goes away."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from tests.e2e.conftest import Cluster, prepare
+
+from luthier.v1.chat_pb2 import ChatMessage
+from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
+
+pytestmark = pytest.mark.e2e
+HELLO = [ChatMessage(role="user", content="colour of thing 3?")]
+
+
+def test_generation_is_answered_while_an_evaluation_runs_and_stops_when_nobody_listens(
+    cluster: Cluster,
+) -> None:
+    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
+    with cluster.client() as client:
+        version = client.renderings.get(prepare(cluster, client)).dataset_version
+        list(client.generate("tiny", HELLO, max_new_tokens=2))  # the model is loaded
+        arms = [EvaluationArm(arm_id=f"arm-{number}", model="tiny") for number in range(8)]
+        wanted = Evaluation(dataset_version=version, arms=arms, max_new_tokens=400)
+        running = client.evaluations.create(wanted)
+        for event in client.evaluations.watch(running.name):
+            if event.state_change.state == "RUNNING":
+                break
+
+        pieces = list(client.generate("tiny", HELLO, max_new_tokens=6))
+        assert pieces[-1].finish_reason
+        state = client.evaluations.get(running.name).state
+        assert state == Evaluation.STATE_RUNNING, "the answer came while the evaluation ran"
+
+        # More abandoned generations than the worker has slots: they can only all begin if each ends at once.
+        began = time.monotonic()
+        for _ in range(6):
+            stream = client.generate("tiny", HELLO, max_new_tokens=400, temperature=1.0)
+            next(iter(stream))
+            stream.close()
+        assert list(client.generate("tiny", HELLO, max_new_tokens=2))[-1].finish_reason
+        assert time.monotonic() - began < 30
+
+        client.evaluations.cancel(running.name)
+        events = list(client.evaluations.watch(running.name))
+        assert events[-1].state_change.state in {"CANCELLED", "SUCCEEDED"}
+
+
+def test_the_same_seed_says_the_same_and_another_does_not(cluster: Cluster) -> None:
+    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
+    with cluster.client() as client:
+        prepare(cluster, client)
+
+        def say(seed: int) -> str:
+            pieces = client.generate("tiny", HELLO, max_new_tokens=24, temperature=1.0, seed=seed)
+            return "".join(piece.text for piece in pieces)
+
+        first = say(1)
+        assert say(1) == first
+        assert say(2) != first
