@@ -206,3 +206,9 @@ def test_verdict_needs_an_interval_that_leaves_out_zero(
     difference = Interval(value=(lower + upper) / 2, lower=lower, upper=upper, count=count)
     assert verdict(difference) == higher
     assert verdict(difference, higher_is_better=False) == lower_is_better
+
+
+def test_any_int64_is_a_seed() -> None:
+    values = [0.0, 1.0, 1.0]
+    first = bootstrap_mean(values, seed=-3, num_resamples=100)
+    assert bootstrap_mean(values, seed=-3, num_resamples=100) == first

@@ -164,7 +164,7 @@ def _bootstrap(
 
 def _resamples(count: int, seed: int, num_resamples: int) -> Iterator[NDArray[np.int64]]:
     # Philox is counter-based: the same seed gives the same records on every machine.
-    generator = np.random.Generator(np.random.Philox(seed))
+    generator = np.random.Generator(np.random.Philox(seed % (1 << 64)))
     rows = max(1, _INDICES_A_BLOCK // count)
     for first in range(0, num_resamples, rows):
         size = (min(rows, num_resamples - first), count)

@@ -1,0 +1,305 @@
+"""Evaluations on a real database and queue: what is refused, and every way that one can end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from prometheus_client import CollectorRegistry
+
+from luthier.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    Failure,
+    InvalidArgument,
+    LuthierError,
+    NotFound,
+)
+from luthier.evaluation.evaluations.convert import (
+    evaluation_from_proto,
+    evaluation_to_proto,
+    evaluation_to_spec,
+)
+from luthier.evaluation.evaluations.domain import (
+    FINAL_STATES,
+    TRANSITIONS,
+    Arm,
+    Evaluation,
+    EvaluationState,
+    check_evaluation,
+    moved,
+)
+from luthier.evaluation.evaluations.repository import MIGRATIONS, evaluation_resources, metadata
+from luthier.evaluation.evaluations.service import EvaluationService, ModelFacts, VersionFacts
+from luthier.evaluation.servicer import EvaluateHandler
+from luthier.storage.database import Database
+from luthier.storage.memory_blobs import MemoryBlobStore
+from luthier.storage.migrations import differences, upgrade
+from luthier.v1 import evaluation_pb2
+from luthier.work import schema
+from luthier.work.events import Entry, Progressed
+from luthier.work.log import EventLog
+from luthier.work.metrics import WorkMetrics
+from luthier.work.queue import Outcome, Queue, QueueSettings
+from luthier.work.tasks import Task, TaskKind
+from luthier.worker.v1 import task_pb2
+
+PARENT = "projects/default"
+BASE, TUNED, OTHER = (f"{PARENT}/models/{name}" for name in ("base", "tuned", "other"))
+VERSION = f"{PARENT}/datasets/d/versions/v"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def draft(**changes: object) -> Evaluation:
+    base = Evaluation(
+        name="",
+        uid="",
+        state=EvaluationState.QUEUED,
+        labels={},
+        create_time=NOW,
+        update_time=NOW,
+        revision=1,
+        dataset_version=VERSION,
+        arms=(Arm(arm_id="zero", model=BASE), Arm(arm_id="tuned", model=TUNED)),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class MemoryPeers:
+    """The other services, as far as evaluations ask them."""
+
+    state: dict[str, str] = field(default_factory=dict)
+
+    async def version(self, name: str) -> VersionFacts:
+        state = self.state.get(name, "READY")
+        return VersionFacts(
+            name=name, ready=state == "READY", state=state, digest="dv", num_records={"TEST": 3, "TRAIN": 9}
+        )
+
+    async def model(self, name: str) -> ModelFacts:
+        known = {BASE: "", TUNED: BASE, OTHER: ""}
+        if name not in known:
+            raise NotFound(f"{name} does not exist")
+        state = self.state.get(name, "READY")
+        return ModelFacts(
+            name=name,
+            ready=state == "READY",
+            state=state,
+            digest=f"digest-{name.rsplit('/', 1)[-1]}",
+            base_model=known[name],
+            has_chat_template=True,
+        )
+
+
+@dataclass
+class Bench:
+    """A service, its queue and its blobs."""
+
+    service: EvaluationService
+    queue: Queue
+    blobs: MemoryBlobStore
+    log: EventLog
+    database: Database
+    peers: MemoryPeers
+
+    async def create(self, **changes: object) -> Evaluation:
+        return await self.service.create(PARENT, draft(**changes), "e")
+
+    async def claim(self) -> tuple[Task, task_pb2.Task]:
+        claimed = await self.queue.claim("w@1", [TaskKind.EVALUATE], 0.0)
+        assert claimed is not None
+        return claimed
+
+    async def states(self, name: str = "e") -> list[str]:
+        async with self.database.reading() as connection:
+            events = await self.log.read(connection, f"{PARENT}/evaluations/{name}", 1, 100)
+        return [
+            state for event in events if (state := getattr(event.entry.payload, "state", None)) is not None
+        ]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'evaluation.db'}"
+    upgrade(url, (schema.MIGRATIONS, MIGRATIONS))
+    database = Database(url)
+    log, peers, blobs = EventLog(database), MemoryPeers(), MemoryBlobStore()
+    queue = Queue(database, log, WorkMetrics(CollectorRegistry(), (TaskKind.EVALUATE,)), QueueSettings())
+    service = EvaluationService(database, evaluation_resources(), log, queue, peers, ("default",))
+    queue.register(TaskKind.EVALUATE, EvaluateHandler(service, blobs))
+    yield Bench(service, queue, blobs, log, database, peers)
+    await database.close()
+
+
+def test_the_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'e.db'}"
+    upgrade(url, (MIGRATIONS,))
+    assert differences(url, metadata) == []
+
+
+async def test_create_pins_what_it_builds_on(bench: Bench) -> None:
+    made = await bench.create()
+    assert made.base_model == BASE
+    assert made.model_digests == {BASE: "digest-base", TUNED: "digest-tuned"}
+    assert made.dataset_digest == "dv"
+    spec = evaluation_to_spec(made)
+    assert [arm.HasField("adapter") for arm in spec.arms] == [False, True]
+    assert (spec.base_model.name, spec.base_model.digest) == (BASE, "digest-base")
+
+
+async def test_an_adapter_alone_brings_its_base_model(bench: Bench) -> None:
+    made = await bench.create(arms=(Arm(arm_id="tuned", model=TUNED),))
+    assert set(made.model_digests) == {BASE, TUNED}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"arms": ()}, InvalidArgument, "must hold 1 to 16 arms, got 0"),
+        ({"arms": (Arm(arm_id="a", model=BASE),) * 2}, InvalidArgument, "got 'a' 2 times"),
+        ({"arms": (Arm(arm_id="A!", model=BASE),)}, InvalidArgument, "got 'A!'"),
+        ({"arms": (Arm(arm_id="a", model=BASE, num_shots=65),)}, InvalidArgument, "must be in 0..64, got 65"),
+        ({"arms": (Arm(arm_id="a", model="m"),)}, InvalidArgument, "got 'm'"),
+        ({"max_records": -1}, InvalidArgument, "got -1"),
+        ({"max_new_tokens": 10_000}, InvalidArgument, "must be in 1..8192, got 10000"),
+        (
+            {"dataset_version": "projects/x/datasets/d/versions/v"},
+            InvalidArgument,
+            "must be in projects/default",
+        ),
+        ({"arms": (Arm(arm_id="a", model=f"{PARENT}/models/none"),)}, NotFound, "does not exist"),
+        (
+            {"arms": (Arm(arm_id="a", model=BASE), Arm(arm_id="b", model=OTHER))},
+            InvalidArgument,
+            "all arms must share one base model",
+        ),
+        ({"labels": {"Bad Key": "x"}}, InvalidArgument, "got 'Bad Key'"),
+    ],
+)
+async def test_a_bad_evaluation_is_refused(
+    bench: Bench, changes: dict[str, object], kind: type[LuthierError], said: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        await bench.create(**changes)
+    assert said in caught.value.message
+    assert await bench.queue.claim("w@1", [TaskKind.EVALUATE], 0.0) is None, "nothing was queued"
+
+
+async def test_what_is_not_ready_cannot_be_evaluated(bench: Bench) -> None:
+    bench.peers.state[TUNED] = "FAILED"
+    with pytest.raises(FailedPrecondition, match="must be READY, it is FAILED"):
+        await bench.create()
+
+
+async def test_an_id_is_used_once(bench: Bench) -> None:
+    await bench.create()
+    with pytest.raises(AlreadyExists):
+        await bench.create()
+
+
+async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench) -> None:
+    made = await bench.create()
+    task, spec = await bench.claim()
+    assert spec.evaluate.evaluation.name == made.name
+    progress = Progressed(phase="arm zero, 1 of 2", completed=1, total=6, unit="answers")
+    await bench.queue.report(task.task_id, task.epoch, [(1, Entry(payload=progress))], None)
+    running = await bench.service.get(made.name)
+    assert running.progress is not None
+    assert running.progress.completed == 1
+
+    rows = [evaluation_pb2.Prediction(row=row, reference=f"r{row}") for row in range(3)]
+    lines = "".join(json_format.MessageToJson(row, indent=None) + "\n" for row in rows)
+    blob = await bench.blobs.put_bytes(lines.encode())
+    outcome = task_pb2.EvaluateResult(
+        arm_results=[evaluation_pb2.ArmResult(arm_id="zero", num_cut=1)],
+        comparisons=[
+            evaluation_pb2.Comparison(
+                candidate_arm_id="tuned",
+                baseline_arm_id="zero",
+                score="exact_match",
+                p_value=0.25,
+                verdict=evaluation_pb2.VERDICT_BETTER,
+            )
+        ],
+        predictions=task_pb2.BlobFile(sha256=blob.digest),
+    )
+    result = task_pb2.TaskResult(evaluate=outcome)
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
+    done = evaluation_to_proto(await bench.service.get(made.name))
+    assert done.state == evaluation_pb2.Evaluation.STATE_SUCCEEDED
+    assert (done.num_records, done.arm_results[0].num_cut, done.comparisons[0].p_value) == (3, 1, 0.25)
+    assert done.HasField("end_time")
+    stored = await bench.service.predictions(made.name, 1, 10)
+    assert [evaluation_pb2.Prediction.FromString(row).reference for row in stored] == ["r1", "r2"]
+    assert await bench.states() == ["QUEUED", "RUNNING", "SUCCEEDED"]
+
+
+async def test_an_evaluation_that_fails_says_why(bench: Bench) -> None:
+    made = await bench.create()
+    task, _ = await bench.claim()
+    failure = Failure(code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="row 3: no JSON")
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
+    failed = evaluation_to_proto(await bench.service.get(made.name))
+    assert (failed.error.code, failed.error.message) == (3, "row 3: no JSON")
+    with pytest.raises(FailedPrecondition, match="must be SUCCEEDED to have predictions, it is FAILED"):
+        await bench.service.predictions(made.name, 0, 10)
+
+
+async def test_a_queued_evaluation_is_cancelled_at_once(bench: Bench) -> None:
+    made = await bench.create()
+    assert (await bench.service.cancel(made.name, "")).state is EvaluationState.CANCELLED
+    assert (await bench.service.cancel(made.name, "")).state is EvaluationState.CANCELLED
+    assert await bench.states() == ["QUEUED", "CANCELLING", "CANCELLED"]
+
+
+async def test_a_running_evaluation_is_cancelled_by_its_worker(bench: Bench) -> None:
+    made = await bench.create()
+    task, _ = await bench.claim()
+    assert (await bench.service.cancel(made.name, "")).state is EvaluationState.CANCELLING
+    assert (await bench.queue.heartbeat(task.task_id, task.epoch)).cancel_requested
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
+    assert (await bench.service.get(made.name)).state is EvaluationState.CANCELLED
+
+
+async def test_a_stale_etag_is_aborted(bench: Bench) -> None:
+    made = await bench.create()
+    with pytest.raises(Aborted, match='has the etag "1", got "9"'):
+        await bench.service.cancel(made.name, '"9"')
+
+
+async def test_a_lost_attempt_is_queued_again(bench: Bench) -> None:
+    await bench.create()
+    await bench.claim()
+    await bench.queue.release_worker("w", "2")
+    await bench.claim()
+    assert await bench.states() == ["QUEUED", "RUNNING", "QUEUED", "RUNNING"]
+
+
+@pytest.mark.parametrize("state", EvaluationState)
+def test_only_legal_moves_are_made(state: EvaluationState) -> None:
+    for target in EvaluationState:
+        evaluation = draft(name="e", state=state)
+        if target in TRANSITIONS[state]:
+            after = moved(evaluation, target, NOW)
+            assert (after.state, after.end_time is not None) == (target, target in FINAL_STATES)
+        else:
+            with pytest.raises(FailedPrecondition, match=f"is {state} and cannot become {target}"):
+                moved(evaluation, target, NOW)
+
+
+def test_final_states_have_no_way_out() -> None:
+    assert {state for state, targets in TRANSITIONS.items() if not targets} == set(FINAL_STATES)
+
+
+def test_what_a_caller_sends_reads_back() -> None:
+    evaluation = draft(name="projects/default/evaluations/e", max_records=5, seed=-3, display_name="x")
+    again = evaluation_from_proto(evaluation_to_proto(evaluation))
+    for name in ("dataset_version", "arms", "max_records", "seed", "metrics", "split", "display_name"):
+        assert getattr(again, name) == getattr(evaluation, name)
+    check_evaluation(again)
