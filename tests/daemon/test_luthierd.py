@@ -1,0 +1,74 @@
+"""The `luthierd` command from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LUTHIERD = str(Path(sys.executable).with_name("luthierd"))
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
+    found = {"LUTHIER_HOME": str(home)}
+    for name in ("DATA", "TRAINING", "EVALUATION"):
+        for kind in ("ADDRESS", "METRICS_ADDRESS"):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                found[f"LUTHIER_{name}_{kind}"] = f"127.0.0.1:{free.getsockname()[1]}"
+    return clean | found | settings
+
+
+def up(settings: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen([LUTHIERD, "up", "--no-workers"], env=settings, stderr=subprocess.PIPE, text=True)
+
+
+def await_ready(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("ready in"):
+            return line
+    pytest.fail("luthierd ended before it was ready")
+
+
+@pytest.mark.e2e
+def test_up_serves_refuses_a_second_one_and_stops(tmp_path: Path) -> None:
+    settings = environment(tmp_path / "home")
+    process = up(settings)
+    await_ready(process)
+    second = subprocess.run(
+        [LUTHIERD, "up"], env=settings, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert second.returncode == 1
+    assert f"luthierd (pid {process.pid}) runs on {tmp_path / 'home'} already" in second.stderr
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.e2e
+def test_up_with_a_taken_port_fails_and_leaves_nothing_running(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = environment(tmp_path / "home", LUTHIER_DATA_ADDRESS=address)
+        process = up(settings)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "data ended at start-up" in said
+    assert f"cannot serve on {address}" in said
+
+
+def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+    settings = environment(tmp_path / "home", LUTHIER_HOEM="/x")
+    process = up(settings)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "did you mean LUTHIER_HOME?" in said
