@@ -14,6 +14,7 @@ from luthier.training.models import servicer as models
 from luthier.training.peers import DataRenderings
 from luthier.training.schema import MIGRATIONS
 from luthier.work.host import Hosted, Parts, ServicePlan, host
+from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
 
 
@@ -27,6 +28,7 @@ def plan_of(config: Config) -> ServicePlan:
         projects=config.projects,
         migrations=MIGRATIONS,
         kinds=(TaskKind.REGISTER_MODEL, TaskKind.TRAIN),
+        queue=QueueSettings(lease_seconds=config.lease_seconds),
     )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 class Config:
     """Settings of the service, section TRAINING; what `runtime.config.SHARED` lists has its default there.
 
-    `model_roots`: folders below which base models may be read; empty means the home.
+    `model_roots`: folders below which base models may be read; empty means the home. `lease_seconds`: a
+    worker that is silent this long loses its task.
     """
 
     home: Path
@@ -20,6 +21,7 @@ class Config:
     training_address: str
     metrics_address: str = "127.0.0.1:9602"
     model_roots: tuple[str, ...] = ()
+    lease_seconds: float = 30.0
 
     @property
     def roots(self) -> tuple[Path, ...]:
