@@ -14,13 +14,16 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from luthier.client import Client, ConfigArguments
+from luthier.v1 import data_service_pb2, evaluation_service_pb2, model_service_pb2, training_service_pb2
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetSource
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters, LoraConfig
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
+from luthier.worker.v1 import worker_service_pb2
 
 SERVICES = ("data", "training", "evaluation")
 WAIT = 240.0
@@ -191,21 +194,35 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     running.stop()
 
 
-def public_methods(service: str) -> list[str]:
-    """Full names of all unary methods that a service's process offers, the worker protocol included."""
-    from luthier.v1 import data_service_pb2, evaluation_service_pb2, model_service_pb2, training_service_pb2
-    from luthier.worker.v1 import worker_service_pb2
-
+def described_methods(service: str) -> list[MethodDescriptor]:
+    """All methods that a service's process offers, the worker protocol included."""
     files = {
         "data": (data_service_pb2,),
         "training": (training_service_pb2, model_service_pb2),
         "evaluation": (evaluation_service_pb2,),
     }[service]
     return [
-        f"/{described.full_name}/{method.name}"
+        method
         for file in (*files, worker_service_pb2)
         for described in file.DESCRIPTOR.services_by_name.values()
         for method in described.methods
+    ]
+
+
+def path_of(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def all_methods(service: str) -> list[str]:
+    """Full names of all methods of a service's process."""
+    return [path_of(method) for method in described_methods(service)]
+
+
+def public_methods(service: str) -> list[str]:
+    """Full names of its unary methods."""
+    return [
+        path_of(method)
+        for method in described_methods(service)
         if not method.client_streaming and not method.server_streaming
     ]
 
