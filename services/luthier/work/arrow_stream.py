@@ -31,7 +31,7 @@ def read_batches(open_at: Open) -> Iterator[Any]:
         try:
             for batch in _batches(chunks):
                 yield batch
-                next_row = batch.column("row")[-1].as_py() + 1
+                next_row = batch.column("row")[-1].as_py() + 1 if batch.num_rows else next_row
         except grpc.RpcError as error:
             if not is_passing(error):
                 raise error_of(error) from error

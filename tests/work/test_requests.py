@@ -1,0 +1,55 @@
+"""The request log: kept with the work that it answers for, through restarts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from luthier.storage.database import Database
+from luthier.work import requests, schema
+from luthier.work.requests import SqlRequestLog
+
+KEY = ("key:abc", "/luthier.v1.DataService/CreateDataset", "6f0f5c1e-3a71-4a55-8b3e-7a1f7f0c9a11")
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = Database(f"sqlite+aiosqlite:///{tmp_path / 'r.db'}")
+    async with opened.transaction() as connection:
+        await connection.run_sync(schema.metadata.create_all)
+    yield opened
+    await opened.close()
+
+
+async def test_an_answer_is_found_by_another_process(database: Database) -> None:
+    log = SqlRequestLog(database)
+    async with log.unit_of_work():
+        await log.remember(*KEY, "print", b"answer")
+    assert await SqlRequestLog(database).find(*KEY) == ("print", b"answer")
+    assert await log.find("key:other", *KEY[1:]) is None
+
+
+async def test_an_answer_is_forgotten_with_the_work_that_failed(database: Database) -> None:
+    log = SqlRequestLog(database)
+
+    async def fail() -> None:
+        async with log.unit_of_work():
+            await log.remember(*KEY, "print", b"answer")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
+    assert await log.find(*KEY) is None
+
+
+async def test_old_answers_are_forgotten(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = SqlRequestLog(database)
+    async with log.unit_of_work():
+        await log.remember(*KEY, "print", b"answer")
+    await log.forget_old()
+    assert await log.find(*KEY) is not None
+    monkeypatch.setattr(requests, "RETENTION_SECONDS", -1)
+    await log.forget_old()
+    assert await log.find(*KEY) is None

@@ -1,0 +1,105 @@
+"""Reading from other services through breaks: no row twice, no row missed, refusals told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pyarrow
+import pytest
+
+from luthier.errors import FailedPrecondition, Unavailable
+from luthier.v1 import arrow_pb2
+from luthier.work.arrow_stream import read_batches
+from luthier.work.retry import retrying
+
+
+class Broken(grpc.RpcError):
+    """What a channel raises."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__()
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "told"
+
+    def trailing_metadata(self) -> tuple[Any, ...]:
+        return ()
+
+
+def chunk(rows: list[int]) -> arrow_pb2.ArrowChunk:
+    batch = pyarrow.record_batch({"row": rows})
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return arrow_pb2.ArrowChunk(ipc=sink.getvalue().to_pybytes(), num_rows=len(rows))
+
+
+def rows_of(batches: Iterator[Any]) -> list[int]:
+    return [row for batch in batches for row in batch.column("row").to_pylist()]
+
+
+def test_a_break_is_resumed_at_the_next_row() -> None:
+    """The rows are those of one split: their numbers have gaps."""
+    wanted = [0, 2, 3, 7, 8, 9]
+    opened: list[int] = []
+
+    def open_at(start: int) -> Iterator[arrow_pb2.ArrowChunk]:
+        opened.append(start)
+        left = [row for row in wanted if row >= start]
+        yield chunk(left[:2])
+        if len(opened) < 3:
+            raise Broken(grpc.StatusCode.UNAVAILABLE)
+        yield chunk(left[2:])
+
+    assert rows_of(read_batches(open_at)) == wanted
+    assert opened == [0, 3, 8]
+
+
+def test_a_refusal_in_the_middle_is_told() -> None:
+    def open_at(start: int) -> Iterator[arrow_pb2.ArrowChunk]:
+        yield chunk([start])
+        raise Broken(grpc.StatusCode.FAILED_PRECONDITION)
+
+    with pytest.raises(FailedPrecondition, match="told"):
+        rows_of(read_batches(open_at))
+
+
+def test_an_empty_stream_has_no_rows() -> None:
+    assert rows_of(read_batches(lambda start: iter(()))) == []
+
+
+def test_retrying_outlasts_a_short_absence() -> None:
+    answers = [Broken(grpc.StatusCode.UNAVAILABLE), Broken(grpc.StatusCode.DEADLINE_EXCEEDED)]
+
+    def call() -> str:
+        if answers:
+            raise answers.pop()
+        return "here"
+
+    assert retrying(call, patience_seconds=5) == "here"
+
+
+def test_retrying_gives_up_in_time() -> None:
+    def call() -> str:
+        raise Broken(grpc.StatusCode.UNAVAILABLE)
+
+    with pytest.raises(Unavailable, match="told"):
+        retrying(call, patience_seconds=0.1)
+
+
+def test_retrying_passes_a_refusal_on_at_once() -> None:
+    calls = []
+
+    def call() -> str:
+        calls.append(1)
+        raise Broken(grpc.StatusCode.FAILED_PRECONDITION)
+
+    with pytest.raises(FailedPrecondition):
+        retrying(call)
+    assert len(calls) == 1
