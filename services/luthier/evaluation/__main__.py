@@ -44,11 +44,9 @@ def build(parts: Parts, config: Config) -> Hosted:
     )
 
 
-def main() -> None:
-    """Serve until SIGTERM."""
-    config = read(Config, section="EVALUATION")
-    configure(config.log_level)
-    plan = ServicePlan(
+def plan(config: Config) -> ServicePlan:
+    """Return how to host the service."""
+    return ServicePlan(
         name="evaluation",
         home=config.home,
         address=config.evaluation_address,
@@ -58,7 +56,13 @@ def main() -> None:
         kinds=(TaskKind.EVALUATE,),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
     )
-    asyncio.run(host(plan, lambda parts: build(parts, config)))
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    config = read(Config, section="EVALUATION")
+    configure(config.log_level)
+    asyncio.run(host(plan(config), lambda parts: build(parts, config)))
 
 
 if __name__ == "__main__":

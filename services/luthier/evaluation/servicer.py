@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import grpc.aio
@@ -49,6 +50,7 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 _METHODS = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"].methods
 POLICY: Policy = {f"/luthier.v1.EvaluationService/{method.name}": frozenset({"key"}) for method in _METHODS}
+_PAGE_BYTES = 2 << 20
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -121,9 +123,10 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
             self._page_tokens, "ListPredictions", (request.parent,), request.page_token
         )
         rows = await self._evaluations.predictions(request.parent, first_row, limit + 1)
-        token = self._page_tokens.encode((str(first_row + limit),), bound) if len(rows) > limit else ""
+        count = _rows_that_fit(rows[:limit])
+        token = self._page_tokens.encode((str(first_row + count),), bound) if len(rows) > count else ""
         return evaluation_service_pb2.ListPredictionsResponse(
-            predictions=[evaluation_pb2.Prediction.FromString(row) for row in rows[:limit]],
+            predictions=[evaluation_pb2.Prediction.FromString(row) for row in rows[:count]],
             next_page_token=token,
         )
 
@@ -133,6 +136,12 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         """Stream an answer."""
         async for piece in self._generations.generate(wish_from_proto(request)):
             yield piece_to_proto(piece)
+
+
+def _rows_that_fit(rows: Sequence[bytes]) -> int:
+    """Count the rows, at least one, that a message holds which every client takes (4 MiB by default)."""
+    total_bytes = accumulate(len(row) for row in rows)
+    return min(len(rows), max(1, sum(size <= _PAGE_BYTES for size in total_bytes)))
 
 
 def registration(servicer: EvaluationServicer) -> Registration:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from enum import StrEnum
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from luthier.errors import FieldViolation, InvalidArgument
 from luthier.evaluation.evaluations.domain import (
     DEFAULT_NEW_TOKENS,
     Arm,
@@ -28,7 +30,6 @@ _EPOCH = datetime.fromtimestamp(0).astimezone()
 
 def evaluation_from_proto(message: evaluation_pb2.Evaluation) -> Evaluation:
     """Read what a caller wants; name, outcome and other output-only fields stay empty."""
-    split = dataset_pb2.Split.Name(message.split).removeprefix("SPLIT_")
     metrics = tuple(metric_from_proto(metric) for metric in message.metrics)
     return Evaluation(
         name="",
@@ -41,7 +42,7 @@ def evaluation_from_proto(message: evaluation_pb2.Evaluation) -> Evaluation:
         dataset_version=message.dataset_version,
         arms=tuple(Arm(arm_id=arm.arm_id, model=arm.model, num_shots=arm.num_shots) for arm in message.arms),
         display_name=message.display_name,
-        split=Split.TEST if split == "UNSPECIFIED" else Split(split),
+        split=_split_from_proto(message.split),
         max_records=message.max_records,
         seed=message.seed,
         metrics=metrics or (Metric.EXACT_MATCH,),
@@ -50,8 +51,29 @@ def evaluation_from_proto(message: evaluation_pb2.Evaluation) -> Evaluation:
 
 
 def metric_from_proto(metric: evaluation_pb2.EvaluationMetric.ValueType) -> Metric:
-    """Read a metric."""
-    return Metric(evaluation_pb2.EvaluationMetric.Name(metric).removeprefix("EVALUATION_METRIC_"))
+    """Read a metric.
+
+    Raises:
+        InvalidArgument: it is none, or one that this code does not know.
+    """
+    try:
+        return Metric(evaluation_pb2.EvaluationMetric.Name(metric).removeprefix("EVALUATION_METRIC_"))
+    except ValueError:
+        raise _not_one_of("evaluation.metrics", Metric, metric) from None
+
+
+def _split_from_proto(split: dataset_pb2.Split.ValueType) -> Split:
+    if split == dataset_pb2.SPLIT_UNSPECIFIED:
+        return Split.TEST
+    try:
+        return Split(dataset_pb2.Split.Name(split).removeprefix("SPLIT_"))
+    except ValueError:
+        raise _not_one_of("evaluation.split", Split, split) from None
+
+
+def _not_one_of(field: str, known: type[StrEnum], number: int) -> InvalidArgument:
+    description = f"must be one of {', '.join(known)}, got number {number}"
+    return InvalidArgument.of_fields(FieldViolation(field=field, description=description))
 
 
 def evaluation_to_proto(evaluation: Evaluation) -> evaluation_pb2.Evaluation:

@@ -91,13 +91,16 @@ class Exchange:
                 yield await taker.outbox.get()
         finally:
             self._takers.remove(taker)
+            left_alone = set(taker.active)
+            if not self._takers:
+                left_alone |= {order.generation_id for order in self._waiting}
+                self._waiting.clear()
             gone = Failure(
                 code="UNAVAILABLE", reason=Reason.NO_WORKER, message="the worker went away; try again"
             )
-            for generation_id in taker.active:
-                answers = self._answers.get(generation_id)
-                if answers is not None:
-                    answers.put_nowait(Piece(generation_id=generation_id, text="", failure=gone))
+            for generation_id in left_alone & self._answers.keys():
+                piece = Piece(generation_id=generation_id, text="", failure=gone)
+                self._answers[generation_id].put_nowait(piece)
 
     def push(self, piece: Piece) -> None:
         """Pass a piece on to its caller.

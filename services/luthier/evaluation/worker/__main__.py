@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.evaluate import Evaluator
@@ -21,8 +22,9 @@ def main() -> None:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    name = f"evaluation-{config.name}" if config.name else "evaluation"
     cache = BlobCache(config.home / "cache", config.cache_bytes)
-    models = Models(config.training_address, cache, config.home / "work" / "evaluation-models")
+    models = Models(config.training_address, cache, config.home / "work" / f"models-of-{name}")
     answers = ModelAnswers(models)
 
     async def companion(link: WorkerLink, cache: BlobCache) -> None:
@@ -30,7 +32,8 @@ def main() -> None:
 
     plan = worker_plan(config, "evaluation", config.evaluation_address, companions=(companion,))
     evaluator = Evaluator(config.data_address, models)
-    asyncio.run(run_worker(plan, {TaskKind.EVALUATE: evaluator}))
+    with closing(models), closing(evaluator):
+        asyncio.run(run_worker(plan, {TaskKind.EVALUATE: evaluator}))
 
 
 if __name__ == "__main__":

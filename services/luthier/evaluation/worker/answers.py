@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import grpc
 
 from luthier.errors import (
+    Cancelled,
     FailedPrecondition,
     Failure,
     Internal,
@@ -22,6 +24,7 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
+from luthier.evaluation.worker.engine_thread import Check
 from luthier.evaluation.worker.models import LoadedModel, Models
 from luthier.lm.generate import GenerationRequest
 from luthier.text.rendering import Renderer, RenderingError
@@ -39,14 +42,10 @@ Piece = worker_service_pb2.PushGenerationRequest
 
 
 class Answering(Protocol):
-    """Turns an order into the pieces of its answer, and can be told to stop one."""
+    """Turns an order into the pieces of its answer."""
 
-    def answer(self, order: worker_service_pb2.GenerationOrder) -> Iterator[Piece]:
-        """Yield the pieces, the last one with a finish reason."""
-        ...
-
-    def cancel(self, generation: str) -> None:
-        """Stop a generation; an unknown one is passed over."""
+    def answer(self, order: worker_service_pb2.GenerationOrder, stopped: threading.Event) -> Iterator[Piece]:
+        """Yield the pieces, the last one with a finish reason; raise Cancelled soon after `stopped` is set."""
         ...
 
 
@@ -55,17 +54,22 @@ class ModelAnswers:
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        self._running: dict[str, LoadedModel] = {}
 
-    def answer(self, order: worker_service_pb2.GenerationOrder) -> Iterator[Piece]:
+    def answer(self, order: worker_service_pb2.GenerationOrder, stopped: threading.Event) -> Iterator[Piece]:
         """Yield the pieces of an answer.
 
         Raises:
             LuthierError: the models cannot be loaded, or the prompt does not fit.
+            Cancelled: `stopped` was set.
         """
+
+        def check() -> None:
+            if stopped.is_set():
+                raise Cancelled(f"generation {order.generation} was stopped")
+
         adapter = order.adapter if order.HasField("adapter") else None
         with (
-            self._models.base(order.base_model, order.token) as loaded,
+            self._models.base(order.base_model, order.token, check) as loaded,
             self._models.adapter(loaded, adapter, order.token) as name,
         ):
             prompt, stops = _prompt(loaded, order)
@@ -79,21 +83,11 @@ class ModelAnswers:
                 seed=order.seed,
                 stop_token_ids=stops,
             )
-            self._running[order.generation] = loaded
-            try:
-                yield from _pieces(loaded, request)
-            finally:
-                self._running.pop(order.generation, None)
-
-    def cancel(self, generation: str) -> None:
-        """Stop a generation before its next token."""
-        loaded = self._running.get(generation)
-        if loaded is not None:
-            loaded.thread.cancel(generation)
+            yield from _pieces(loaded, request, check)
 
 
-def _pieces(loaded: LoadedModel, request: GenerationRequest) -> Iterator[Piece]:
-    with closing(loaded.thread.generate(request)) as events:
+def _pieces(loaded: LoadedModel, request: GenerationRequest, check: Check) -> Iterator[Piece]:
+    with closing(loaded.thread.generate(request, check)) as events:
         for event in events:
             reason = event.finish_reason or "UNSPECIFIED"
             yield Piece(
@@ -127,18 +121,24 @@ async def _take_until_the_stream_ends(
 
 async def _take(link: WorkerLink, answering: Answering, threads: ThreadPoolExecutor) -> None:
     request = worker_service_pb2.TakeGenerationsRequest(worker=link.worker_id, slots=SLOTS)
-    running: set[asyncio.Task[None]] = set()
+    running: dict[str, asyncio.Task[None]] = {}
+
+    def begin(order: worker_service_pb2.GenerationOrder) -> None:
+        task = asyncio.create_task(_answer(link, answering, order, threads))
+        running[order.generation] = task
+        task.add_done_callback(lambda _: running.pop(order.generation))
+
     try:
         async for message in link.stub.TakeGenerations(request, metadata=link.metadata):
-            if message.WhichOneof("message") == "cancel_generation":
-                answering.cancel(message.cancel_generation)
-                continue
-            task = asyncio.create_task(_answer(link, answering, message.order, threads))
-            running.add(task)
-            task.add_done_callback(running.discard)
+            if message.WhichOneof("message") == "order":
+                begin(message.order)
+            elif message.cancel_generation in running:
+                running[message.cancel_generation].cancel()
     finally:
-        for task in running:
+        for task in running.values():
             task.cancel()
+        # Their threads must have let go of the models first, else closing down waits for whole answers.
+        await asyncio.gather(*running.values(), return_exceptions=True)
 
 
 async def _answer(
@@ -150,7 +150,13 @@ async def _answer(
     """Run one order in a thread and push its pieces, those that wait together as one."""
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[Piece] = asyncio.Queue()
-    work = loop.run_in_executor(threads, _produce, answering, order, loop, pieces)
+    stopped = threading.Event()
+
+    def produce() -> None:
+        for piece in _pieces_or_failure(answering, order, stopped):
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+    work = loop.run_in_executor(threads, produce)
     try:
         last = False
         while not last:
@@ -162,27 +168,24 @@ async def _answer(
             last = _is_last(piece)
             await link.call(link.stub.PushGeneration, piece)
     except NotFound:
-        answering.cancel(order.generation)
+        _logger.info("nobody waits for a generation any more", extra={"generation": order.generation})
+    except LuthierError:
+        _logger.exception("the service refused a piece of a generation")
     finally:
-        answering.cancel(order.generation)
+        stopped.set()
         await asyncio.shield(work)
 
 
-def _produce(
-    answering: Answering,
-    order: worker_service_pb2.GenerationOrder,
-    loop: asyncio.AbstractEventLoop,
-    pieces: asyncio.Queue[Piece],
-) -> None:
+def _pieces_or_failure(
+    answering: Answering, order: worker_service_pb2.GenerationOrder, stopped: threading.Event
+) -> Iterator[Piece]:
     try:
-        for piece in answering.answer(order):
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        yield from answering.answer(order, stopped)
     except LuthierError as error:
-        loop.call_soon_threadsafe(pieces.put_nowait, _failed(order, error))
+        yield _failed(order, error)
     except Exception as error:  # the caller must hear of it, whatever it is
         _logger.exception("a generation failed unexpectedly")
-        internal = Internal(f"{type(error).__name__}: {error}", reason=Reason.INTERNAL)
-        loop.call_soon_threadsafe(pieces.put_nowait, _failed(order, internal))
+        yield _failed(order, Internal(f"{type(error).__name__}: {error}", reason=Reason.INTERNAL))
 
 
 def _failed(order: worker_service_pb2.GenerationOrder, error: LuthierError) -> Piece:

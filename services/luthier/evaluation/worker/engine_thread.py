@@ -9,11 +9,16 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from luthier.errors import AlreadyExists, Reason, Unavailable
 from luthier.lm.engine import Engine
 from luthier.lm.generate import GenerationEvent, GenerationRequest
 
 T = TypeVar("T")
 _IDLE_SECONDS = 0.02
+_CHECK_SECONDS = 0.1
+Check = Callable[[], None]
+"""Returns while the work is still wanted and raises when it is not."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -24,51 +29,92 @@ class EngineThread:
         self._engine = engine
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._answers: dict[str, queue.SimpleQueue[GenerationEvent | Exception]] = {}
+        self._admitting = threading.Lock()
         self._stopping = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     def run(self, work: Callable[[], T]) -> T:
-        """Run a function in the engine's thread, between two steps, and return what it returns."""
-        done: Future[T] = Future()
-        self._work.put((done, work))
-        return done.result()
-
-    def generate(self, request: GenerationRequest) -> Generator[GenerationEvent, None, None]:
-        """Yield what the rows of a request produce; closing the iterator cancels it.
+        """Run a function in the engine's thread, between two steps, and return what it returns.
 
         Raises:
-            LuthierError: the request does not fit the model.
+            Unavailable: SHUTTING_DOWN, the thread has ended.
         """
-        answers: queue.SimpleQueue[GenerationEvent | Exception] = queue.SimpleQueue()
-        self._answers[request.request_id] = answers
+        done: Future[T] = Future()
+        self._work.put((done, work))
+        if self._stopped.is_set():
+            self._refuse_waiting()
+        return done.result()
+
+    def generate(
+        self, request: GenerationRequest, check: Check = lambda: None
+    ) -> Generator[GenerationEvent, None, None]:
+        """Yield what the rows of a request produce; closing the iterator, or a `check` that raises, cancels it.
+
+        `check` is called before every event, and ten times a second while there is none.
+
+        Raises:
+            LuthierError: the request does not fit the model, or what `check` raised.
+            AlreadyExists: a request of that id is running.
+            Unavailable: SHUTTING_DOWN, the thread has ended.
+        """
+        answers = self._admit(request)
         remaining = len(request.prompts)
         try:
-            self._engine.submit(request)
             while remaining:
-                event = answers.get()
+                check()
+                event = self._next(answers)
                 if isinstance(event, Exception):
                     raise event
-                remaining -= event.finish_reason is not None
-                yield event
+                if event is not None:
+                    remaining -= event.finish_reason is not None
+                    yield event
         finally:
-            self._answers.pop(request.request_id, None)
+            with self._admitting:
+                del self._answers[request.request_id]
             self._engine.cancel(request.request_id)
 
-    def cancel(self, request_id: str) -> None:
-        """End a request; its rows finish as CANCELLED."""
-        self._engine.cancel(request_id)
-
     def stop(self) -> None:
-        """End the thread after its current step."""
+        """End the thread after its current step; what waits for it is told so."""
         self._stopping.set()
         self._thread.join()
 
+    def _admit(self, request: GenerationRequest) -> queue.SimpleQueue[GenerationEvent | Exception]:
+        answers: queue.SimpleQueue[GenerationEvent | Exception] = queue.SimpleQueue()
+        # A step that fails in between must not take a request that is not yet submitted for the one it dropped.
+        with self._admitting:
+            if request.request_id in self._answers:
+                raise AlreadyExists(f"a request with id {request.request_id!r} is running")
+            self._engine.submit(request)
+            self._answers[request.request_id] = answers
+        return answers
+
+    def _next(
+        self, answers: queue.SimpleQueue[GenerationEvent | Exception]
+    ) -> GenerationEvent | Exception | None:
+        try:
+            return answers.get(timeout=_CHECK_SECONDS)
+        except queue.Empty:
+            return _shutting_down() if self._stopped.is_set() else None
+
     def _loop(self) -> None:
-        while not self._stopping.is_set():
-            self._run_waiting()
-            if self._engine.wait(_IDLE_SECONDS):
-                self._step()
+        try:
+            while not self._stopping.is_set():
+                self._run_waiting()
+                if self._engine.wait(_IDLE_SECONDS):
+                    self._step()
+        finally:
+            self._stopped.set()
+            self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        while True:
+            try:
+                done, _ = self._work.get_nowait()
+            except queue.Empty:
+                return
+            done.set_exception(_shutting_down())
 
     def _run_waiting(self) -> None:
         while True:
@@ -86,12 +132,18 @@ class EngineThread:
             events = self._engine.step()
         except Exception as error:  # the engine dropped the request that failed; the others go on
             _logger.exception("a generation failed")
-            running = self._engine.running()
-            for request_id, answers in list(self._answers.items()):
-                if request_id not in running:
-                    answers.put(error)
+            with self._admitting:
+                running = self._engine.running()
+                dropped = [answers for name, answers in self._answers.items() if name not in running]
+            for answers in dropped:
+                answers.put(error)
             return
+        with self._admitting:
+            waiting = dict(self._answers)
         for event in events:
-            waiting = self._answers.get(event.request_id)
-            if waiting is not None:
-                waiting.put(event)
+            if event.request_id in waiting:
+                waiting[event.request_id].put(event)
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("the model is being taken out of memory; try again", reason=Reason.SHUTTING_DOWN)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-import grpc
 from google.protobuf import json_format
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
@@ -19,14 +18,16 @@ from luthier.lm.generate import GenerationEvent, GenerationRequest
 from luthier.lm.lora import use_adapter
 from luthier.lm.scoring import SequenceScore, sequence_logprobs
 from luthier.text.records import ChatRecord, Record, record_from_json
-from luthier.text.rendering import reference_text
+from luthier.text.rendering import Rendered, reference_text
 from luthier.v1 import chat_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2, evaluation_pb2
 from luthier.work.arrow_stream import read_batches
 from luthier.work.context import TaskContext
-from luthier.work.peers import bearer
+from luthier.work.peers import bearer, channel
 from luthier.worker.v1 import task_pb2
 
 ROWS_A_BATCH = 64
+TOKENS_A_TURN = 2048
+"""Tokens of references measured before interactive requests have their turn."""
 _READ_SECONDS = 600.0
 _SHOT_SEED_OFFSET = 1
 
@@ -40,7 +41,8 @@ class Evaluator:
     """
 
     def __init__(self, data_address: str, models: Models) -> None:
-        self._data = data_service_pb2_grpc.DataServiceStub(grpc.insecure_channel(data_address))
+        self._channel = channel(data_address)
+        self._data = data_service_pb2_grpc.DataServiceStub(self._channel)
         self._models = models
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
@@ -53,10 +55,11 @@ class Evaluator:
         evaluation = spec.evaluation
         context.progress("loading", 0, 0, "arms")
         questions = choose(self._read(context, evaluation.split), evaluation.max_records, evaluation.seed)
+        _check_references(_text_metrics(evaluation), questions)
         shots = self._shots(context, evaluation)
         answers: dict[str, list[Answer]] = {}
         results = []
-        with self._models.base(spec.base_model, context.token) as loaded:
+        with self._models.base(spec.base_model, context.token, context.check) as loaded:
             for number, arm in enumerate(spec.arms):
                 adapter = arm.adapter if arm.HasField("adapter") else None
                 examples = shots[: arm.arm.num_shots]
@@ -66,6 +69,10 @@ class Evaluator:
                 results.append(result)
                 answers[arm.arm.arm_id] = said
         return self._result(context, questions, results, answers)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
 
     def _read(self, context: TaskContext, split: dataset_pb2.Split.ValueType) -> list[Question]:
         name = context.task.evaluate.evaluation.dataset_version
@@ -157,15 +164,12 @@ class _ArmRunner:
         began = time.monotonic()
         renderer = self._loaded.renderer()
         asked = ask(renderer, questions, shots)
-        metrics = [
-            evaluation_pb2.EvaluationMetric.Name(metric).removeprefix("EVALUATION_METRIC_")
-            for metric in self._evaluation.metrics
-        ]
         texts, reasons, num_generated = self._generate(
             arm_id, asked, renderer.stop_token_ids(), len(questions)
         )
-        references = self._references(asked) if "PERPLEXITY" in metrics else None
-        wanted = [metric for metric in metrics if metric != "PERPLEXITY"]
+        measuring = evaluation_pb2.EVALUATION_METRIC_PERPLEXITY in self._evaluation.metrics
+        references = self._references(asked) if measuring else None
+        wanted = _text_metrics(self._evaluation)
         answers = []
         for row, question in enumerate(questions):
             measured = references[row] if references is not None else SequenceScore(logprob=0.0, num_tokens=0)
@@ -173,7 +177,7 @@ class _ArmRunner:
                 Answer(
                     text=texts[row],
                     finish_reason=reasons[row],
-                    scores=_scored(wanted, texts[row], question),
+                    scores=score_answer(wanted, texts[row], reference_text(question.record)),
                     nll=-measured.logprob,
                     num_tokens=measured.num_tokens,
                 )
@@ -203,13 +207,12 @@ class _ArmRunner:
                 seed=self._evaluation.seed,
                 first_row=first,
             )
-            with closing(self._loaded.thread.generate(request)) as events:
+            with closing(self._loaded.thread.generate(request, self._context.check)) as events:
                 self._collect(arm_id, events, first, said)
         return said.texts, said.reasons, said.num_tokens
 
     def _collect(self, arm_id: str, events: Iterator[GenerationEvent], first: int, said: _Said) -> None:
         for event in events:
-            self._context.check()
             said.texts[first + event.row] += event.text
             said.num_tokens += len(event.token_ids)
             if event.finish_reason is not None:
@@ -221,21 +224,45 @@ class _ArmRunner:
         self._context.progress(phase, self._number * count + done, self._total * count, "answers")
 
     def _references(self, asked: Asked) -> list[SequenceScore]:
-        ids = [answer.input_ids for answer in asked.answers]
-        masks = [answer.loss_mask for answer in asked.answers]
+        scores: list[SequenceScore] = []
+        for part in _turns(asked.answers):
+            self._context.check()
+            scores += self._loaded.thread.run(lambda part=part: self._measured(part))  # type: ignore[misc]
+        return scores
 
-        def measure() -> list[SequenceScore]:
-            with use_adapter(self._loaded.model, self._adapter):
-                return sequence_logprobs(self._loaded.model, ids, masks)
+    def _measured(self, answers: Sequence[Rendered]) -> list[SequenceScore]:
+        ids = [answer.input_ids for answer in answers]
+        masks = [answer.loss_mask for answer in answers]
+        with use_adapter(self._loaded.model, self._adapter):
+            return sequence_logprobs(self._loaded.model, ids, masks)
 
-        return self._loaded.thread.run(measure)
+
+def _turns(answers: Sequence[Rendered]) -> Iterator[list[Rendered]]:
+    """Cut answers into parts of at most `TOKENS_A_TURN` tokens, or of one answer that is longer."""
+    part: list[Rendered] = []
+    for answer in answers:
+        if part and sum(len(one.input_ids) for one in (*part, answer)) > TOKENS_A_TURN:
+            yield part
+            part = []
+        part.append(answer)
+    if part:
+        yield part
 
 
-def _scored(metrics: Sequence[str], text: str, question: Question) -> dict[str, float]:
-    try:
-        return score_answer(metrics, text, reference_text(question.record))
-    except ValueError as error:
-        raise InvalidArgument(f"row {question.row}: {error}", reason=Reason.INVALID_RECORDS) from error
+def _text_metrics(evaluation: evaluation_pb2.Evaluation) -> list[str]:
+    names = [evaluation_pb2.EvaluationMetric.Name(metric) for metric in evaluation.metrics]
+    metrics = [name.removeprefix("EVALUATION_METRIC_") for name in names]
+    return [metric for metric in metrics if metric != "PERPLEXITY"]
+
+
+def _check_references(metrics: Sequence[str], questions: Sequence[Question]) -> None:
+    """Find a reference that does not suit a metric before the models do hours of work for nothing."""
+    for question in questions:
+        reference = reference_text(question.record)
+        try:
+            score_answer(metrics, reference, reference)
+        except ValueError as error:
+            raise InvalidArgument(f"row {question.row}: {error}", reason=Reason.INVALID_RECORDS) from error
 
 
 def _prediction(row: int, question: Question, said: dict[str, Answer]) -> evaluation_pb2.Prediction:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-import grpc
 from transformers import PreTrainedModel
 
 from luthier.errors import DataLoss, Reason
-from luthier.evaluation.worker.engine_thread import EngineThread
+from luthier.evaluation.worker.engine_thread import Check, EngineThread
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.engine import Engine
 from luthier.lm.load import load_model
@@ -23,9 +23,11 @@ from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.work.cache import BlobCache
 from luthier.work.model_files import fetch_model
+from luthier.work.peers import channel
 from luthier.worker.v1 import task_pb2
 
 MAX_ADAPTERS = 8
+_CHECK_SECONDS = 0.1
 
 
 class LoadedModel:
@@ -46,12 +48,16 @@ class LoadedModel:
         return Renderer(self.bundle, today=date.today())
 
     @contextmanager
-    def adapter(self, name: str, folder: Path) -> Iterator[str]:
-        """Keep the adapter of a folder loaded for the length of a block; yields the name to ask for."""
+    def adapter(self, name: str, load: Callable[[], None]) -> Iterator[str]:
+        """Keep an adapter in the model for the length of a block; yields the name to ask for.
+
+        `load` puts it there when it is not; adapters that nobody uses go, the longest unused first, when there
+        are more than `MAX_ADAPTERS`.
+        """
         with self._lock:
             if name not in self._adapters:
                 self._make_room()
-                self.thread.run(lambda: load_adapter(self.model, folder, name))
+                load()
             self._adapters[name] = None
             self._adapters.move_to_end(name)
             self._users[name] = self._users.get(name, 0) + 1
@@ -60,9 +66,11 @@ class LoadedModel:
         finally:
             with self._lock:
                 self._users[name] -= 1
+                if not self._users[name]:
+                    del self._users[name]
 
     def _make_room(self) -> None:
-        idle = [name for name in self._adapters if not self._users.get(name)]
+        idle = [name for name in self._adapters if name not in self._users]
         for name in idle[: max(0, len(self._adapters) - MAX_ADAPTERS + 1)]:
             del self._adapters[name]
             self.thread.run(lambda name=name: self._remove(name))  # type: ignore[misc]
@@ -78,11 +86,12 @@ class Models:
     Args:
         address: host:port of ModelService.
         cache: files by digest.
-        folder: model folders are laid out below it.
+        folder: models are laid out below it while they are loaded; what an earlier process left there goes.
     """
 
     def __init__(self, address: str, cache: BlobCache, folder: Path) -> None:
-        self._channel = grpc.insecure_channel(address)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._channel = channel(address)
         self._cache = cache
         self._folder = folder
         self._loaded: LoadedModel | None = None
@@ -90,20 +99,22 @@ class Models:
         self._changed = threading.Condition()
 
     @contextmanager
-    def base(self, reference: task_pb2.ModelReference, token: str) -> Iterator[LoadedModel]:
+    def base(
+        self, reference: task_pb2.ModelReference, token: str, check: Check = lambda: None
+    ) -> Iterator[LoadedModel]:
         """Keep a base model loaded for the length of a block; waits while another one is in use.
 
         Raises:
-            LuthierError: its files cannot be fetched or loaded.
+            LuthierError: its files cannot be fetched or loaded, or what `check` raised during the wait.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._users == 0 or self._is_loaded(reference.digest))
-            if self._loaded is None or not self._is_loaded(reference.digest):
-                if self._loaded is not None:
-                    self._loaded.thread.stop()
-                    self._loaded = None
-                folder = self._fetch(reference, token)
-                self._loaded = LoadedModel(reference.digest, load_model(folder), TokenizerBundle.load(folder))
+            while not self._changed.wait_for(lambda: self._is_free_for(reference), _CHECK_SECONDS):
+                check()
+            if self._loaded is not None and self._loaded.digest != reference.digest:
+                self._loaded.thread.stop()
+                self._loaded = None
+            if self._loaded is None:
+                self._loaded = self._load(reference, token)
             loaded = self._loaded
             self._users += 1
         try:
@@ -121,20 +132,34 @@ class Models:
         if reference is None:
             yield None
             return
-        with loaded.adapter(reference.digest[:32], self._fetch(reference, token)) as name:
+        name = reference.digest[:32]
+
+        def load() -> None:
+            with self._fetched(reference, token) as folder:
+                loaded.thread.run(lambda: load_adapter(loaded.model, folder, name))
+
+        with loaded.adapter(name, load):
             yield name
 
-    def _is_loaded(self, digest: str) -> bool:
-        return self._loaded is not None and self._loaded.digest == digest
+    def close(self) -> None:
+        """Take the model out of memory and hang up; nobody may use it any more."""
+        if self._loaded is not None:
+            self._loaded.thread.stop()
+            self._loaded = None
+        self._channel.close()
 
-    def _fetch(self, reference: task_pb2.ModelReference, token: str) -> Path:
+    def _is_free_for(self, reference: task_pb2.ModelReference) -> bool:
+        return self._users == 0 or (self._loaded is not None and self._loaded.digest == reference.digest)
+
+    def _load(self, reference: task_pb2.ModelReference, token: str) -> LoadedModel:
+        with self._fetched(reference, token) as folder:
+            return LoadedModel(reference.digest, load_model(folder), TokenizerBundle.load(folder))
+
+    @contextmanager
+    def _fetched(self, reference: task_pb2.ModelReference, token: str) -> Iterator[Path]:
+        """Lay a model's files out for the length of a block; weights that are mapped stay readable after it."""
         if not reference.digest:
             raise DataLoss(f"{reference.name} has no digest", reason=Reason.DATA_CORRUPTED)
-        folder = self._folder / reference.digest
-        if not folder.exists():
-            aside = folder.with_name(f".{folder.name}-{threading.get_ident()}")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            fetch_model(self._channel, token, reference.name, self._cache, aside)
-            aside.rename(folder)
-        return folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            yield fetch_model(self._channel, token, reference.name, self._cache, Path(folder))

@@ -1,0 +1,355 @@
+"""The whole Evaluation service on real ports, beside a Data and a Model service that serve a tiny model's files."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import grpc.aio
+import pyarrow
+import pytest
+import torch
+from tests.evaluation.tiny_models import write_adapter, write_base
+
+from luthier.errors import NotFound
+from luthier.evaluation.__main__ import build, plan
+from luthier.evaluation.config import Config
+from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
+from luthier.evaluation.worker.evaluate import Evaluator
+from luthier.evaluation.worker.models import Models
+from luthier.runtime.auth import Authenticator, Kind
+from luthier.runtime.keys import read_or_create_keys
+from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.server import Registration, ServerOptions, serving
+from luthier.storage.database import Database
+from luthier.text.records import ChatRecord, Message, Record, record_id, record_to_json
+from luthier.v1 import (
+    arrow_pb2,
+    data_service_pb2,
+    data_service_pb2_grpc,
+    dataset_pb2,
+    evaluation_pb2,
+    evaluation_service_pb2,
+    evaluation_service_pb2_grpc,
+    model_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+from luthier.work.cache import BlobCache
+from luthier.work.host import hosting
+from luthier.work.link import WorkerLink
+from luthier.work.peers import bearer, error_of
+from luthier.work.requests import SqlRequestLog
+from luthier.work.tasks import TaskKind
+from luthier.work.worker import WorkerPlan, work_until
+
+PROJECT = "projects/default"
+VERSION = f"{PROJECT}/datasets/things/versions/v1"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for one another on a busy machine cost more than such small models take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two random base models, and two adapters of the first."""
+    root = tmp_path_factory.mktemp("models")
+    folders = {name: root / name for name in ("base", "other", "tuned", "tuned-more")}
+    write_base(folders["base"], 0)
+    write_base(folders["other"], 1)
+    write_adapter(folders["base"], folders["tuned"], 2)
+    write_adapter(folders["base"], folders["tuned-more"], 3)
+    return folders
+
+
+def thing(number: int) -> ChatRecord:
+    """A question whose answer is a JSON object."""
+    answer = json.dumps({"colour": ("red", "green", "blue")[number % 3], "number": number})
+    question = f"what colour has thing {number}?"
+    return ChatRecord(
+        messages=(Message(role="user", content=question), Message(role="assistant", content=answer))
+    )
+
+
+@dataclass
+class DataServer(data_service_pb2_grpc.DataServiceServicer):
+    """One dataset version, as the Data service serves it."""
+
+    records: dict[str, list[Record]] = field(
+        default_factory=lambda: {
+            "TRAIN": [thing(number) for number in range(100, 108)],
+            "TEST": [thing(number) for number in range(12)],
+        }
+    )
+
+    async def GetDatasetVersion(self, request: Any, context: Any) -> dataset_pb2.DatasetVersion:  # noqa: N802
+        if request.name != VERSION:
+            raise NotFound(f"{request.name} does not exist")
+        splits = [
+            dataset_pb2.SplitStatistics(
+                split=dataset_pb2.Split.Value(f"SPLIT_{name}"), num_records=len(found)
+            )
+            for name, found in self.records.items()
+        ]
+        return dataset_pb2.DatasetVersion(
+            name=VERSION,
+            state=dataset_pb2.DatasetVersion.STATE_READY,
+            digest="d" * 64,
+            statistics=dataset_pb2.DatasetStatistics(splits=splits),
+        )
+
+    async def ReadRecords(self, request: Any, context: Any) -> AsyncIterator[arrow_pb2.ArrowChunk]:  # noqa: N802
+        wanted = dataset_pb2.Split.Name(request.split).removeprefix("SPLIT_")
+        every = [(name, record) for name, found in self.records.items() for record in found]
+        rows = [
+            (row, record)
+            for row, (name, record) in enumerate(every)
+            if name == wanted and row >= request.start_row
+        ]
+        for row, record in rows:
+            columns = {"row": [row], "record_id": [record_id(record)], "record": [record_to_json(record)]}
+            table = pyarrow.table(columns)
+            sink = pyarrow.BufferOutputStream()
+            with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            yield arrow_pb2.ArrowChunk(ipc=sink.getvalue().to_pybytes(), first_row=row, num_rows=1)
+
+
+class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
+    """The tiny models, as the Training service serves them. `downloads` counts the files that were sent."""
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        self.folders = folders
+        self.downloads = 0
+        self.states: dict[str, model_pb2.Model.State.ValueType] = {}
+
+    async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
+        name = request.name.rsplit("/", 1)[-1]
+        if name not in self.folders:
+            raise NotFound(f"{request.name} does not exist")
+        return model_pb2.Model(
+            name=request.name,
+            state=self.states.get(name, model_pb2.Model.STATE_READY),
+            digest=digest_of(name),
+            base_model=f"{PROJECT}/models/base" if name.startswith("tuned") else "",
+            has_chat_template=True,
+        )
+
+    async def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802
+        folder = self.folders[request.parent.rsplit("/", 1)[-1]]
+        return model_service_pb2.ListModelFilesResponse(
+            files=[
+                model_pb2.ModelFile(
+                    path=path.name,
+                    sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                    size_bytes=path.stat().st_size,
+                )
+                for path in sorted(folder.iterdir())
+            ]
+        )
+
+    async def DownloadModelFile(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.downloads += 1
+        data = (self.folders[request.name.rsplit("/", 1)[-1]] / request.path).read_bytes()
+        for offset in range(0, len(data), 1 << 20):
+            part = data[offset : offset + (1 << 20)]
+            yield model_service_pb2.DownloadModelFileResponse(offset=offset, data=part)
+
+
+def digest_of(model: str) -> str:
+    """Return the digest that a model of the fixtures goes by."""
+    return hashlib.sha256(model.encode()).hexdigest()
+
+
+class Site:
+    """The Evaluation service, its peers, and calls to it with the API key."""
+
+    PARENT: ClassVar[str] = PROJECT
+    VERSION: ClassVar[str] = VERSION
+
+    def __init__(self, home: Path, folders: dict[str, Path]) -> None:
+        self.home = home
+        home.mkdir()
+        self.keys = read_or_create_keys(home)
+        self.data = DataServer()  # type: ignore[abstract]
+        self.models = ModelServer(folders)  # type: ignore[abstract]
+        self.address = self.peers_address = ""
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Serve."""
+        await self._start_peers()
+        config = Config(
+            home=self.home,
+            log_level="INFO",
+            projects=("default",),
+            data_address=self.peers_address,
+            training_address=self.peers_address,
+            evaluation_address="127.0.0.1:0",
+            metrics_address="127.0.0.1:0",
+        )
+        port = await self._stack.enter_async_context(
+            hosting(plan(config), lambda parts: build(parts, config))
+        )
+        self.address = f"127.0.0.1:{port}"
+        channel = grpc.aio.insecure_channel(self.address)
+        self._stack.push_async_callback(channel.close)
+        self.stub = evaluation_service_pb2_grpc.EvaluationServiceStub(channel)
+
+    async def _start_peers(self) -> None:
+        database = Database(f"sqlite+aiosqlite:///{self.home / 'peers.db'}")
+        self._stack.push_async_callback(database.close)
+        data = data_service_pb2.DESCRIPTOR.services_by_name["DataService"]
+        model = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
+        tasks: frozenset[Kind] = frozenset({"task"})
+        running = await self._stack.enter_async_context(
+            serving(
+                ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),
+                [
+                    Registration(
+                        add=data_service_pb2_grpc.add_DataServiceServicer_to_server,
+                        servicer=self.data,
+                        name=data.full_name,
+                    ),
+                    Registration(
+                        add=model_service_pb2_grpc.add_ModelServiceServicer_to_server,
+                        servicer=self.models,
+                        name=model.full_name,
+                    ),
+                ],
+                authenticator=Authenticator(self.keys),
+                policy={
+                    f"/{service.full_name}/{method.name}": tasks
+                    for service in (data, model)
+                    for method in service.methods
+                },
+                request_log=SqlRequestLog(database),
+                metrics=MetricsServer("127.0.0.1:0"),
+            )
+        )
+        self.peers_address = f"127.0.0.1:{running.port}"
+
+    async def stop(self) -> None:
+        """Stop serving at once."""
+        await self._stack.aclose()
+        # A server that is collected after its event loop has closed complains.
+        gc.collect()
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[None]:
+        """Run an evaluation worker for the length of a block."""
+        cache = BlobCache(self.home / "cache", 1 << 30)
+        held = Models(self.peers_address, cache, self.home / "laid-out")
+        answers = ModelAnswers(held)
+        taking = asyncio.Event()
+
+        async def companion(link: WorkerLink, cache: BlobCache) -> None:
+            taking.set()
+            await serve_generations(link, cache, answers)
+
+        worker_plan = WorkerPlan(
+            service_address=self.address,
+            worker_id="evaluation",
+            credential=self.keys.worker_key,
+            work_folder=self.home / "work",
+            cache_folder=self.home / "cache",
+            cache_bytes=1 << 30,
+            companions=(companion,),
+        )
+        stopping = asyncio.Event()
+        evaluator = Evaluator(self.peers_address, held)
+        with closing(held), closing(evaluator):
+            work = asyncio.create_task(work_until(worker_plan, {TaskKind.EVALUATE: evaluator}, stopping))
+            await taking.wait()
+            await asyncio.sleep(0.1)
+            try:
+                yield
+            finally:
+                stopping.set()
+                await asyncio.wait_for(work, 20)
+
+    async def call(self, method: str, request: Any, *, key: str | None = None) -> Any:
+        """Make a unary call; raise what the service answered as the error tree."""
+        metadata = bearer(self.keys.api_key if key is None else key)
+        try:
+            return await getattr(self.stub, method)(request, metadata=metadata, timeout=20)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+
+    async def evaluate(self, **fields: Any) -> evaluation_pb2.Evaluation:
+        """Queue an evaluation of the version; arms are given as (id, model, number of examples)."""
+        arms = [
+            evaluation_pb2.EvaluationArm(arm_id=arm_id, model=f"{PROJECT}/models/{model}", num_shots=shots)
+            for arm_id, model, shots in fields.pop("arms", [("zero", "base", 0)])
+        ]
+        wanted = evaluation_pb2.Evaluation(dataset_version=VERSION, arms=arms, **fields)
+        request = evaluation_service_pb2.CreateEvaluationRequest(parent=PROJECT, evaluation=wanted)
+        made: evaluation_pb2.Evaluation = await self.call("CreateEvaluation", request)
+        return made
+
+    async def get(self, name: str) -> evaluation_pb2.Evaluation:
+        """Read an evaluation."""
+        request = evaluation_service_pb2.GetEvaluationRequest(name=name)
+        found: evaluation_pb2.Evaluation = await self.call("GetEvaluation", request)
+        return found
+
+    async def ended(self, name: str) -> evaluation_pb2.Evaluation:
+        """Wait for an evaluation's end and return it."""
+        request = evaluation_service_pb2.WatchEvaluationRequest(name=name)
+        async for _ in self.stream("WatchEvaluation", request):
+            pass
+        return await self.get(name)
+
+    async def until_running(self, name: str) -> None:
+        """Wait until the arms of an evaluation have begun to answer."""
+        request = evaluation_service_pb2.WatchEvaluationRequest(name=name)
+        async for event in self.stream("WatchEvaluation", request):
+            if event.progress.total:
+                return
+        raise AssertionError(f"{name} ended before an arm began to answer")
+
+    async def predictions(self, name: str) -> list[evaluation_pb2.Prediction]:
+        """Read all answers of an evaluation."""
+        request = evaluation_service_pb2.ListPredictionsRequest(parent=name, page_size=1000)
+        listed = await self.call("ListPredictions", request)
+        return list(listed.predictions)
+
+    async def said(self, model: str, prompt: str, **fields: Any) -> str:
+        """Generate text and return the whole answer."""
+        request = evaluation_service_pb2.GenerateTextRequest(
+            model=f"{PROJECT}/models/{model}", prompt=prompt, **fields
+        )
+        return "".join([piece.text async for piece in self.stream("GenerateText", request)])
+
+    async def stream(self, method: str, request: Any) -> AsyncIterator[Any]:
+        """Make a call that streams."""
+        metadata = bearer(self.keys.api_key)
+        try:
+            async for message in getattr(self.stub, method)(request, metadata=metadata, timeout=60):
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+
+
+@pytest.fixture
+async def site(tmp_path: Path, model_folders: dict[str, Path]) -> AsyncIterator[Site]:
+    """A running service without a worker; no engine outlives the test."""
+    running = Site(tmp_path / "home", model_folders)
+    await running.start()
+    yield running
+    await running.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "engine"]

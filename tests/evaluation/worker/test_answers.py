@@ -1,0 +1,110 @@
+"""Interactive answers from a real worker: what is said, and that nobody's leaving holds anything up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from luthier.errors import InvalidArgument, Reason, Unavailable
+from luthier.evaluation.worker.answers import SLOTS
+from luthier.v1 import chat_pb2, evaluation_pb2, evaluation_service_pb2
+from luthier.work.peers import bearer
+
+ENDED = (evaluation_pb2.FINISH_REASON_STOP, evaluation_pb2.FINISH_REASON_LENGTH)
+
+
+def request(site: Any, model: str = "base", **fields: Any) -> evaluation_service_pb2.GenerateTextRequest:
+    return evaluation_service_pb2.GenerateTextRequest(model=f"{site.PARENT}/models/{model}", **fields)
+
+
+async def begun(site: Any, wanted: evaluation_service_pb2.GenerateTextRequest) -> Any:
+    """A call whose first piece has come."""
+    call = site.stub.GenerateText(wanted, metadata=bearer(site.keys.api_key))
+    assert await call.read() != grpc.aio.EOF
+    return call
+
+
+async def drain(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_conversation_is_answered_and_the_last_piece_says_how_it_ended(site: Any) -> None:
+    asked = request(site, max_new_tokens=8)
+    asked.conversation.messages.append(chat_pb2.ChatMessage(role="user", content="what colour"))
+    async with site.worker():
+        pieces = [piece async for piece in site.stream("GenerateText", asked)]
+    assert pieces[-1].finish_reason in ENDED
+    assert not any(piece.finish_reason for piece in pieces[:-1])
+    assert pieces[-1].num_generated_tokens <= 8
+    assert pieces[-1].num_prompt_tokens > len(["what", "colour"])
+
+
+async def test_adapters_and_seeds_and_bases_change_what_is_said(site: Any) -> None:
+    async with site.worker():
+        models = ("base", "tuned", "other", "base")
+        greedy = [await site.said(model, "what colour", max_new_tokens=16) for model in models]
+        drawn = [
+            await site.said("base", "what", max_new_tokens=16, temperature=1.5, seed=seed)
+            for seed in (1, 2, 1)
+        ]
+    assert greedy[0] == greedy[3], "a base that was taken out of memory and back says the same"
+    assert len(set(greedy)) == 3
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert list((site.home / "laid-out").iterdir()) == []
+
+
+async def test_a_prompt_that_is_too_long_is_the_callers_fault(site: Any) -> None:
+    async with site.worker():
+        with pytest.raises(InvalidArgument, match="context of 1024 tokens") as caught:
+            await site.said("base", "colour " * 1100)
+        assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
+        wanted = request(site)
+        wanted.conversation.messages.append(chat_pb2.ChatMessage(role="user", content="q"))
+        wanted.conversation.tools_json = "{}"
+        with pytest.raises(InvalidArgument, match=r"tools_json must be a JSON array, got '\{\}'"):
+            await anext(site.stream("GenerateText", wanted))
+        await site.said("base", "what", max_new_tokens=2)  # the worker goes on
+
+
+async def test_callers_that_go_free_their_slots(site: Any) -> None:
+    async with site.worker():
+        for _ in range(2 * SLOTS):
+            (await begun(site, request(site, prompt="what", max_new_tokens=900, temperature=2.0))).cancel()
+        began = time.monotonic()
+        await site.said("base", "what", max_new_tokens=2)
+        assert time.monotonic() - began < 5
+
+
+async def test_callers_that_give_up_waiting_for_another_base_free_their_slots(site: Any) -> None:
+    async with site.worker():
+        made = await site.evaluate(
+            arms=[(f"arm-{number}", "base", 0) for number in range(16)], max_new_tokens=900
+        )
+        await site.until_running(made.name)
+        waiting = [
+            site.stub.GenerateText(request(site, "other", prompt="what"), metadata=bearer(site.keys.api_key))
+            for _ in range(SLOTS)
+        ]
+        await asyncio.sleep(0.5)
+        for call in waiting:
+            call.cancel()
+        async with asyncio.timeout(10):
+            await site.said("base", "what", max_new_tokens=2)
+        assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_RUNNING
+
+
+async def test_a_worker_that_stops_does_not_finish_long_answers_first(site: Any) -> None:
+    async with site.worker():
+        call = await begun(site, request(site, prompt="what", max_new_tokens=1000, temperature=2.0))
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    with pytest.raises(grpc.aio.AioRpcError, match="the worker went away"):
+        await drain(call)
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(Unavailable, match="no evaluation worker takes orders"):
+        await site.said("base", "what")
