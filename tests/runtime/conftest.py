@@ -51,6 +51,8 @@ class Echo:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.streams = 0
+        self.closed = asyncio.Event()
         self.behave: Callable[[], Any] = lambda: None
 
     async def create(self, request: Any, context: Any) -> dataset_pb2.Dataset:
@@ -62,10 +64,15 @@ class Echo:
 
     async def stream(self, request: Any, context: Any) -> AsyncIterator[dataset_pb2.Dataset]:
         number = 0
-        while True:
-            number += 1
-            yield dataset_pb2.Dataset(uid=str(number))
-            await asyncio.sleep(0.01)
+        self.streams += 1
+        try:
+            while True:
+                number += 1
+                yield dataset_pb2.Dataset(uid=str(number))
+                await asyncio.sleep(0.01)
+        finally:
+            self.streams -= 1
+            self.closed.set()
 
 
 def add_echo(echo: Echo, server: aio.Server) -> None:
@@ -107,7 +114,8 @@ class Site:
             response_deserializer=dataset_pb2.Dataset.FromString,
         )
         options.setdefault("metadata", self.metadata())
-        return call(request or Create(parent="projects/p"), timeout=10, **options)
+        options.setdefault("timeout", 10)
+        return call(request or Create(parent="projects/p"), **options)
 
     def stream(self) -> Any:
         call = self.wire.unary_stream(

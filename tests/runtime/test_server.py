@@ -15,8 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.runtime.conftest import SERVICE, Site, serve
 
 from luthier import errors
-from luthier.errors import BY_CODE, FieldViolation, InvalidArgument
+from luthier.errors import BY_CODE, FieldViolation, InvalidArgument, PreconditionViolation
 from luthier.runtime.auth import TaskTokens
+from luthier.runtime.logs import JsonFormatter
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import check_loopback
 from luthier.v1 import data_service_pb2
@@ -214,12 +215,125 @@ async def drained(stream: Any) -> None:
         pass
 
 
-async def test_a_caller_that_goes_away_ends_its_stream(site: Site) -> None:
+async def metrics_of(site: Site) -> str:
+    url = f"http://127.0.0.1:{site.running.metrics_port}/metrics"
+    return await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+
+
+async def test_bytes_that_are_no_message_are_an_invalid_argument(site: Site) -> None:
+    call: Any = site.wire.unary_unary(f"/{SERVICE}/Create")
+    error, details = await refusal(call(b"\xff\xff\xff", metadata=site.metadata()))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details["ErrorInfo"].metadata["method"] == f"/{SERVICE}/Create"
+    assert "Dataset" not in details["message"], "what is inside is not told"
+    error, _ = await refusal(call(b"\xff\xff\xff"))
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED, "who may not call learns nothing of the request"
+    assert 'grpc_code="InvalidArgument"' in await metrics_of(site)
+
+
+async def test_an_error_too_large_for_a_header_still_arrives(site: Site) -> None:
+    def fail() -> None:
+        raise InvalidArgument(
+            "\N{GRINNING FACE}" * 2000,
+            metadata={f"key{number}": "é" * 4000 for number in range(20)},
+            violations=[FieldViolation(field="f" * 500, description="é" * 1000) for _ in range(100)],
+            preconditions=[
+                PreconditionViolation(type="T" * 400, subject="S" * 3000, description="D" * 3000)
+                for _ in range(10)
+            ],
+            retry_after_seconds=1.0,
+        )
+
+    site.echo.behave = fail
+    # gRPC drops metadata that is somewhat too large at random: once would prove little.
+    for _ in range(30):
+        error, details = await refusal(site.create())
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(details["BadRequest"].field_violations) >= 1
+    assert len(details["PreconditionFailure"].violations) >= 1
+    assert details["ErrorInfo"].metadata["key0"].endswith("…")
+
+
+async def test_a_call_past_its_deadline_is_counted_as_such(site: Site) -> None:
+    site.echo.behave = lambda: asyncio.sleep(30)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await site.create(timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await ended(site, "DeadlineExceeded")
+
+
+async def test_a_call_that_its_caller_cancels_is_cancelled_inside(site: Site) -> None:
+    seen: list[type[BaseException]] = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(30)
+        except BaseException as error:
+            seen.append(type(error))
+            raise
+
+    site.echo.behave = wait
+    call = site.create()
+    await asyncio.sleep(0.1)
+    call.cancel()
+    await ended(site, "Canceled")
+    assert seen == [asyncio.CancelledError]
+
+
+async def ended(site: Site, code: str) -> None:
+    async with asyncio.timeout(5):
+        # Counted after the answer is on its way: nothing tells when.
+        while f'grpc_code="{code}",grpc_method="Create"' not in await metrics_of(site):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_series_are_there_before_the_first_call_under_their_own_kind(site: Site) -> None:
+    text = await metrics_of(site)
+    for method, kind in (("Create", "unary"), ("Stream", "server_stream")):
+        labels = f'grpc_method="{method}",grpc_service="{SERVICE}",grpc_type="{kind}"'
+        assert f"grpc_server_started_total{{{labels}}} 0.0" in text
+    assert 'grpc_method="Stream",grpc_service="test.v1.EchoService",grpc_type="unary"' not in text
+
+
+async def test_a_stream_is_closed_at_once_when_its_caller_goes_away(site: Site) -> None:
     stream = site.stream()
     await stream.read()
+    assert site.echo.streams == 1
     stream.cancel()
-    await asyncio.sleep(0.1)
-    assert (await site.create()).uid == "1"
+    async with asyncio.timeout(5):
+        await site.echo.closed.wait()
+
+
+async def test_a_call_that_outlasts_the_grace_is_told_to_come_again(tmp_path: Path) -> None:
+    served = serve(tmp_path / "home", grace_seconds=0.3)
+    inside = await served.__aenter__()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{inside.running.port}") as wire:
+        site = Site(inside.running, inside.echo, inside.keys, inside.log, wire)
+        site.echo.behave = lambda: asyncio.sleep(30)
+        stuck = asyncio.ensure_future(site.create())
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(3):
+            await served.__aexit__(None, None, None)
+        error, details = await refusal(stuck)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert details["ErrorInfo"].reason == "SHUTTING_DOWN"
+        assert details["RetryInfo"].retry_delay.seconds == 1
+
+
+async def test_no_log_line_holds_a_credential(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("a fault")
+
+    caplog.set_level("DEBUG")
+    caplog.handler.setFormatter(JsonFormatter())
+    token = TaskTokens(site.keys.token_secret).mint("p", ("projects/p",), 1, "t", 60)
+    await site.create(metadata=site.metadata(token))
+    await refusal(site.create(metadata=(("authorization", "Bearer lk_wrong-secret"),)))
+    site.echo.behave = fail
+    await refusal(site.create())
+    assert '"principal": "key:' in caplog.text
+    secrets = (site.keys.api_key, site.keys.worker_key, site.keys.token_secret, token, "wrong-secret")
+    assert not [secret for secret in secrets if secret in caplog.text]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:7601", "[::1]:7601"])

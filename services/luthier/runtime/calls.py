@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
+
+from luthier.errors import InvalidArgument
 
 CallType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
 
@@ -33,8 +36,10 @@ class Call:
     method: str
     type: CallType
     context: aio.ServicerContext[Any, Any]
-    request: Any | None
+    raw: bytes | None
+    deserialize: Callable[[bytes], Any]
     task: asyncio.Task[Any] | None
+    request: Any | None = None
     request_id: str = ""
     principal: str = ""
     code: grpc.StatusCode = grpc.StatusCode.OK
@@ -43,6 +48,26 @@ class Call:
     sent: int = 0
     interrupted: bool = False
     trailers: dict[str, str] = field(default_factory=dict)
+
+    def read(self) -> Any | None:
+        """Return the message of a unary request, None for a stream of them.
+
+        Read by us and not by gRPC, which would answer bytes that are no such message with UNKNOWN and the
+        trace, outside of every stage. Raises InvalidArgument.
+        """
+        if self.request is None and self.raw is not None:
+            self.request = self.decoded(self.raw)
+        return self.request
+
+    def decoded(self, data: bytes) -> Any:
+        """Return one message of the request. Raises InvalidArgument for bytes that are none."""
+        try:
+            return self.deserialize(data)
+        except DecodeError as error:
+            raise InvalidArgument(
+                f"the request must be a message of {self.method}, got {len(data)} bytes that are none",
+                metadata={"method": self.method},
+            ) from error
 
     def metadata(self, key: str) -> str | None:
         """Return the first value of a key in the call's metadata."""
@@ -83,6 +108,8 @@ class StagedInterceptor(aio.ServerInterceptor):
         type_ = call_type(handler)
         method = handler_call_details.method
         behavior = _behavior(handler, type_)
+        deserialize = handler.request_deserializer
+        assert deserialize is not None, "methods of generated servicers have a deserializer"
         run = self._run_stream if handler.response_streaming else self._run_unary
 
         async def staged(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
@@ -90,43 +117,43 @@ class StagedInterceptor(aio.ServerInterceptor):
                 method=method,
                 type=type_,
                 context=context,
-                request=None if handler.request_streaming else request,
+                raw=None if handler.request_streaming else request,
+                deserialize=deserialize,
                 task=asyncio.current_task(),
             )
             if handler.request_streaming:
-                request = _counted(request, call)
-            else:
-                call.received = 1
-            return await run(call, behavior, request)
+                return await run(call, behavior, lambda: _decoded(request, call))
+            call.received = 1
+            return await run(call, behavior, call.read)
 
         return _WRAP[type_](
             staged,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=None,
             response_serializer=_unless_serialised(handler.response_serializer),
         )
 
-    async def _run_unary(self, call: Call, behavior: Callable[..., Any], request: Any) -> Any:
+    async def _run_unary(self, call: Call, behavior: Callable[..., Any], request: Callable[[], Any]) -> Any:
         async with AsyncExitStack() as stack:
             for stage in self._stages:
                 await stack.enter_async_context(stage(call))
             if call.type == "unary":
-                response = await self._answer(call, lambda: behavior(request, call.context))
+                response = await self._answer(call, lambda: behavior(request(), call.context))
             else:
-                response = await behavior(request, call.context)
+                response = await behavior(request(), call.context)
             call.sent = 1
             return response
         raise AssertionError("no stage swallows an exception")
 
-    async def _run_stream(self, call: Call, behavior: Callable[..., Any], request: Any) -> None:
+    async def _run_stream(self, call: Call, behavior: Callable[..., Any], request: Callable[[], Any]) -> None:
         async with AsyncExitStack() as stack:
             for stage in self._stages:
                 await stack.enter_async_context(stage(call))
             writing = _Writing(call)
             if not inspect.isasyncgenfunction(behavior):
-                await behavior(request, writing)
+                await behavior(request(), writing)
                 return
             # Closed at once, not by the garbage collector, when the caller goes away.
-            async with aclosing(behavior(request, call.context)) as responses:
+            async with aclosing(behavior(request(), call.context)) as responses:
                 async for response in responses:
                     await writing.write(response)
 
@@ -145,10 +172,10 @@ class _Writing:
         return getattr(self._call.context, name)
 
 
-async def _counted(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
-    async for request in requests:
+async def _decoded(requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[Any]:
+    async for data in requests:
         call.received += 1
-        yield request
+        yield call.decoded(data)
 
 
 def _unless_serialised(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:

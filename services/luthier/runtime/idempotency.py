@@ -59,7 +59,7 @@ class Idempotency:
         and the next one runs. Raises InvalidArgument when the id is no UUID, and REQUEST_ID_REUSED when it came
         with another body.
         """
-        request = call.request
+        request = call.read()
         if not isinstance(request, Message) or "request_id" not in request.DESCRIPTOR.fields_by_name:
             return await handle()
         request_id = canonical_request_id(request.request_id)  # type: ignore[attr-defined]

@@ -17,12 +17,14 @@ from luthier.runtime.auth import Authenticator, Policy, authorize, set_principal
 from luthier.runtime.calls import Call, Stage
 from luthier.runtime.logs import bind
 from luthier.runtime.metrics import ServerMetrics
-from luthier.runtime.status import to_code, to_trailer
+from luthier.runtime.status import printable, to_code, to_trailer
 
 REQUEST_ID_KEY = "x-request-id"
 HEALTH_SERVICE = "/grpc.health.v1.Health/"
 
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+# The caller's clock ends a call a little before ours: its cancellation arrives with time left on our side.
+_DEADLINE_SLACK_SECONDS = 0.1
 _access = logging.getLogger("luthier.access")
 _log = logging.getLogger(__name__)
 
@@ -124,7 +126,8 @@ async def error_stage(call: Call) -> AsyncIterator[None]:
         raise
     except asyncio.CancelledError:
         if not call.interrupted:
-            late = (call.context.time_remaining() or 1.0) <= 0
+            remaining = call.context.time_remaining()
+            late = remaining is not None and remaining <= _DEADLINE_SLACK_SECONDS
             call.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
             raise
         if call.task is not None:
@@ -158,7 +161,7 @@ def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
             return
         principal = authenticator.authenticate(call.metadata("authorization"))
         call.principal = str(principal)
-        authorize(principal, call.method, policy, call.request)
+        authorize(principal, call.method, policy, call.read())
         set_principal(principal)
         if principal.project is None:
             yield
@@ -173,12 +176,7 @@ async def _abort(call: Call, error: LuthierError) -> None:
     call.code = to_code(error)
     call.reason = str(error.reason)
     key, details = to_trailer(error, call.request_id)
-    await call.context.abort(call.code, _printable(error.message), (*call.trailers.items(), (key, details)))
-
-
-def _printable(message: str) -> str:
-    # The message travels percent-encoded in a header of limited size; the whole of it is in the details.
-    return message if len(message) <= 256 else message[:255] + "…"
+    await call.context.abort(call.code, printable(error.message), (*call.trailers.items(), (key, details)))
 
 
 def _code_of(call: Call) -> grpc.StatusCode:

@@ -19,8 +19,8 @@ _LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _CODES = {
     code: "".join(word.capitalize() for word in code.name.split("_")) if code.name != "OK" else "OK"
     for code in grpc.StatusCode
-}
-"""Go's spelling of the codes: INVALID_ARGUMENT is InvalidArgument."""
+} | {grpc.StatusCode.CANCELLED: "Canceled"}
+"""Go's spelling of the codes: INVALID_ARGUMENT is InvalidArgument, CANCELLED has one l."""
 
 
 class ServerMetrics:

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
@@ -18,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.runtime.auth import Authenticator, Policy
-from luthier.runtime.calls import StagedInterceptor
+from luthier.runtime.calls import CallType, StagedInterceptor, call_type
 from luthier.runtime.idempotency import Idempotency, RequestLog
 from luthier.runtime.interceptors import (
     InFlight,
@@ -31,7 +32,10 @@ from luthier.runtime.interceptors import (
 from luthier.runtime.metrics import MetricsServer
 
 MAX_MESSAGE_BYTES = 4 << 20
+_FAREWELL_SECONDS = 1.0
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+_HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second process on the port is a mistake, not a replica
@@ -111,13 +115,14 @@ async def serving(
         maximum_concurrent_rpcs=options.max_concurrent_rpcs,
     )
     health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    methods = _Methods(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, methods)
     names = [registration.name for registration in registrations]
     for registration in registrations:
-        registration.add(registration.servicer, server)
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    for method in policy:
-        metrics.calls.prepare(method, "unary")
+        registration.add(registration.servicer, methods)
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], methods)
+    for method in (*policy, _HEALTH_CHECK, _HEALTH_WATCH):
+        metrics.calls.prepare(method, methods.type_of(method))
     async with AsyncExitStack() as stack:
         metrics_port = await stack.enter_async_context(metrics.serving())
         port = _bind(server, options.address)
@@ -130,8 +135,7 @@ async def serving(
         finally:
             await health.enter_graceful_shutdown()
             await asyncio.sleep(options.drain_seconds)
-            in_flight.interrupt_streams()
-            await server.stop(options.grace_seconds)
+            await _stop(server, in_flight, options.grace_seconds)
             _logger.info("stopped")
 
 
@@ -158,6 +162,42 @@ def check_loopback(address: str) -> None:
         raise InvalidArgument(
             f"an address other than loopback needs TLS, which this version does not have, got {address!r}"
         )
+
+
+async def _stop(server: aio.Server, in_flight: InFlight, grace_seconds: float) -> None:
+    in_flight.interrupt_streams()
+    stopping = asyncio.ensure_future(server.stop(grace_seconds + _FAREWELL_SECONDS))
+    await asyncio.wait([stopping], timeout=grace_seconds)
+    in_flight.interrupt_all()
+    await stopping
+
+
+class _Methods:
+    """A server that servicers are added to, knowing of which kind each method is."""
+
+    def __init__(self, server: aio.Server) -> None:
+        self._server = server
+        self._handlers: list[grpc.GenericRpcHandler] = []
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._handlers += handlers
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        self._server.add_registered_method_handlers(service, handlers)
+
+    def type_of(self, method: str) -> CallType:
+        details = _Details(method)
+        found = (handler.service(details) for handler in self._handlers)
+        handler = next((one for one in found if one is not None), None)
+        assert handler is not None, f"the policy names {method}, which no servicer has"
+        return call_type(handler)
+
+
+@dataclass(slots=True)
+class _Details:
+    method: str
+    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
 
 
 def _bind(server: aio.Server, address: str) -> int:
