@@ -150,7 +150,10 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         )
 
     async def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802
-        folder = self.folders[request.parent.rsplit("/", 1)[-1]]
+        name = request.parent.rsplit("/", 1)[-1]
+        if name not in self.folders:
+            raise NotFound(f"{request.parent} does not exist")
+        folder = self.folders[name]
         return model_service_pb2.ListModelFilesResponse(
             files=[
                 model_pb2.ModelFile(

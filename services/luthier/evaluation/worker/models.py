@@ -65,6 +65,7 @@ class LoadedModel:
             yield name
         finally:
             with self._lock:
+                self._adapters.move_to_end(name)
                 self._users[name] -= 1
                 if not self._users[name]:
                     del self._users[name]

@@ -1,0 +1,189 @@
+"""One base model in memory: shared, changed when free, with adapters that come and go, and no file left over."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+
+from luthier.errors import Cancelled, DataLoss, LuthierError, NotFound
+from luthier.evaluation.worker.models import MAX_ADAPTERS, LoadedModel, Models
+from luthier.lm.lora import find_adapter
+from luthier.runtime.auth import TaskTokens
+from luthier.work.cache import BlobCache
+from luthier.worker.v1 import task_pb2
+
+
+class Bench:
+    """Models of a site, with a token for all of them."""
+
+    def __init__(self, site: Any) -> None:
+        self.site = site
+        self.folder = site.home / "laid-out"
+        names = [f"{site.PARENT}/models/{name}" for name in site.models.folders]
+        self.token = TaskTokens(site.keys.token_secret).mint("default", names, 1, "t", 600)
+
+    def models(self) -> Models:
+        return Models(self.site.peers_address, BlobCache(self.site.home / "cache", 1 << 30), self.folder)
+
+    def reference(self, name: str, digest: str = "") -> task_pb2.ModelReference:
+        return task_pb2.ModelReference(name=f"{self.site.PARENT}/models/{name}", digest=digest or name * 9)
+
+    @contextmanager
+    def adapter(self, models: Models, loaded: LoadedModel, number: int) -> Iterator[str]:
+        """One of many adapters, which differ by their digests alone."""
+        with models.adapter(loaded, self.reference("tuned", f"{number:064d}"[::-1]), self.token) as name:
+            assert name is not None
+            yield name
+
+
+@pytest.fixture
+def bench(site: Any) -> Bench:
+    return Bench(site)
+
+
+async def test_two_users_share_one_base_and_its_files_come_once(bench: Bench) -> None:
+    def use() -> None:
+        with closing(bench.models()) as models:
+            with models.base(bench.reference("base"), bench.token) as first:
+                with models.base(bench.reference("base"), bench.token) as second:
+                    assert first is second
+                assert first.thread.run(lambda: True), "the other user is still there"
+            downloads = bench.site.models.downloads
+            with models.base(bench.reference("other"), bench.token):
+                pass
+            with models.base(bench.reference("base"), bench.token) as again:
+                assert again is not first
+            # Only the other's weights are new: its tokenizer is the same, and the base is in the cache.
+            assert bench.site.models.downloads - downloads == 1
+            assert list(bench.folder.iterdir()) == []
+
+    await asyncio.to_thread(use)
+
+
+async def test_another_base_waits_until_the_first_is_free(bench: Bench) -> None:
+    order: list[str] = []
+
+    def use() -> None:
+        with closing(bench.models()) as models, ThreadPoolExecutor(1) as threads:
+
+            def other() -> None:
+                with models.base(bench.reference("other"), bench.token):
+                    order.append("other")
+
+            with models.base(bench.reference("base"), bench.token):
+                waiting = threads.submit(other)
+                with pytest.raises(TimeoutError):
+                    waiting.result(timeout=0.3)
+                order.append("base")
+            waiting.result(timeout=20)
+
+    await asyncio.to_thread(use)
+    assert order == ["base", "other"]
+
+
+async def test_who_gives_up_waiting_for_a_base_is_let_go(bench: Bench) -> None:
+    def stopped() -> None:
+        raise Cancelled("nobody listens")
+
+    def use() -> None:
+        with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token):
+            with (
+                pytest.raises(Cancelled, match="nobody listens"),
+                models.base(bench.reference("other"), bench.token, stopped),
+            ):
+                raise AssertionError("the other base must not be loaded")
+            with models.base(bench.reference("base"), bench.token, stopped):
+                pass  # no wait, no check
+
+    await asyncio.to_thread(use)
+
+
+async def test_a_base_that_cannot_be_loaded_leaves_room_for_the_next(bench: Bench) -> None:
+    empty = bench.site.home / "empty"
+    empty.mkdir()
+    bench.site.models.folders = {**bench.site.models.folders, "empty": empty}
+    token = TaskTokens(bench.site.keys.token_secret).mint("default", (bench.site.PARENT,), 1, "t", 600)
+
+    def use() -> None:
+        with closing(bench.models()) as models:
+            for wrong, kind, said in (
+                (bench.reference("empty"), NotFound, "must hold config.json"),
+                (bench.reference("unknown"), LuthierError, "unknown"),
+                (task_pb2.ModelReference(name="m"), DataLoss, "m has no digest"),
+            ):
+                with pytest.raises(kind, match=said), models.base(wrong, token):
+                    pass
+            assert list(bench.folder.iterdir()) == []
+            with models.base(bench.reference("base"), token) as loaded:
+                assert loaded.digest == bench.reference("base").digest
+
+    await asyncio.to_thread(use)
+
+
+async def test_what_an_earlier_process_laid_out_is_deleted(bench: Bench) -> None:
+    left = bench.folder / "tmp-of-the-dead"
+    left.mkdir(parents=True)
+    with closing(bench.models()):
+        assert not left.exists()
+
+
+async def test_adapters_beyond_the_limit_go_longest_unused_first_and_none_in_use(bench: Bench) -> None:
+    def use() -> None:
+        with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token) as loaded:
+            with bench.adapter(models, loaded, 0) as held:
+                names = []
+                for number in range(1, MAX_ADAPTERS + 3):
+                    with bench.adapter(models, loaded, number) as name:
+                        names.append(name)
+                present = [name for name in names if has_adapter(loaded, name)]
+                assert present == names[-(MAX_ADAPTERS - 1) :]
+                assert has_adapter(loaded, held)
+            with bench.adapter(models, loaded, MAX_ADAPTERS + 3):
+                assert not has_adapter(loaded, names[-MAX_ADAPTERS + 1])
+                assert has_adapter(loaded, names[-1])
+
+    await asyncio.to_thread(use)
+
+
+async def test_many_threads_may_want_one_adapter_at_once(bench: Bench) -> None:
+    barrier = threading.Barrier(8)
+
+    def use() -> None:
+        with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token) as loaded:
+
+            def want(_: int) -> str:
+                barrier.wait(10)
+                with bench.adapter(models, loaded, 1) as name:
+                    assert has_adapter(loaded, name)
+                    return name
+
+            with ThreadPoolExecutor(8) as threads:
+                assert len(set(threads.map(want, range(8)))) == 1
+
+    await asyncio.to_thread(use)
+
+
+async def test_no_adapter_is_the_base_itself(bench: Bench) -> None:
+    def use() -> None:
+        with (
+            closing(bench.models()) as models,
+            models.base(bench.reference("base"), bench.token) as loaded,
+            models.adapter(loaded, None, bench.token) as name,
+        ):
+            assert name is None
+
+    await asyncio.to_thread(use)
+
+
+def has_adapter(loaded: LoadedModel, name: str) -> bool:
+    try:
+        loaded.thread.run(lambda: find_adapter(loaded.model, name))
+    except NotFound:
+        return False
+    return True
