@@ -133,14 +133,16 @@ async def test_what_an_earlier_process_laid_out_is_deleted(bench: Bench) -> None
         assert not left.exists()
 
 
+def used_once(bench: Bench, models: Models, loaded: LoadedModel, number: int) -> str:
+    with bench.adapter(models, loaded, number) as name:
+        return name
+
+
 async def test_adapters_beyond_the_limit_go_longest_unused_first_and_none_in_use(bench: Bench) -> None:
     def use() -> None:
         with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token) as loaded:
             with bench.adapter(models, loaded, 0) as held:
-                names = []
-                for number in range(1, MAX_ADAPTERS + 3):
-                    with bench.adapter(models, loaded, number) as name:
-                        names.append(name)
+                names = [used_once(bench, models, loaded, number) for number in range(1, MAX_ADAPTERS + 3)]
                 present = [name for name in names if has_adapter(loaded, name)]
                 assert present == names[-(MAX_ADAPTERS - 1) :]
                 assert has_adapter(loaded, held)
