@@ -7,9 +7,10 @@ from itertools import accumulate
 from typing import Any
 
 import grpc.aio
+from google.protobuf import json_format
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Failure
+from luthier.errors import Failure, InvalidArgument
 from luthier.evaluation.evaluations.convert import (
     arm_result_from_proto,
     comparison_from_proto,
@@ -209,7 +210,7 @@ class EvaluateHandler:
             task.subject,
             arm_results=tuple(arm_result_from_proto(arm) for arm in outcome.arm_results),
             comparisons=tuple(comparison_from_proto(one) for one in outcome.comparisons),
-            predictions=[_prediction(line) for line in lines],
+            predictions=[_prediction(number, line) for number, line in enumerate(lines, start=1)],
         )
 
     async def failed(
@@ -252,8 +253,10 @@ class WorkerGenerations:
         self._exchange.push(piece_from_proto(request))
 
 
-def _prediction(line: bytes) -> bytes:
+def _prediction(number: int, line: bytes) -> bytes:
     """Turn one line of proto JSON into the stored form, refusing what is not a Prediction."""
-    from google.protobuf import json_format
-
-    return json_format.Parse(line, evaluation_pb2.Prediction()).SerializeToString(deterministic=True)
+    try:
+        message = json_format.Parse(line, evaluation_pb2.Prediction())
+    except json_format.ParseError as error:
+        raise InvalidArgument(f"line {number} of the predictions must be a Prediction: {error}") from error
+    return message.SerializeToString(deterministic=True)

@@ -31,6 +31,7 @@ from luthier.evaluation.evaluations.domain import (
     Arm,
     Evaluation,
     EvaluationState,
+    Split,
     check_evaluation,
     moved,
 )
@@ -303,3 +304,39 @@ def test_what_a_caller_sends_reads_back() -> None:
     for name in ("dataset_version", "arms", "max_records", "seed", "metrics", "split", "display_name"):
         assert getattr(again, name) == getattr(evaluation, name)
     check_evaluation(again)
+
+
+async def test_a_lost_attempt_of_an_evaluation_that_is_being_cancelled_ends_it(bench: Bench) -> None:
+    made = await bench.create()
+    await bench.claim()
+    await bench.service.cancel(made.name, "")
+    await bench.queue.release_worker("w", "2")
+    assert (await bench.service.get(made.name)).state is EvaluationState.CANCELLED
+    assert await bench.queue.claim("w@2", [TaskKind.EVALUATE], 0.0) is None
+
+
+async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench) -> None:
+    made = await bench.create()
+    task, _ = await bench.claim()
+    await bench.service.cancel(made.name, "")
+    blob = await bench.blobs.put_bytes(b"")
+    outcome = task_pb2.EvaluateResult(predictions=task_pb2.BlobFile(sha256=blob.digest))
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome)))
+    assert (await bench.service.get(made.name)).state is EvaluationState.SUCCEEDED
+
+
+async def test_a_result_whose_predictions_are_no_predictions_changes_nothing(bench: Bench) -> None:
+    made = await bench.create()
+    task, _ = await bench.claim()
+    blob = await bench.blobs.put_bytes(b'{"row": 0}\n{"no_such_field": 1}\n')
+    outcome = task_pb2.EvaluateResult(predictions=task_pb2.BlobFile(sha256=blob.digest))
+    with pytest.raises(InvalidArgument, match=r"line 2 of the predictions.*no_such_field"):
+        await bench.queue.finish(
+            task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome))
+        )
+    assert (await bench.service.get(made.name)).state is EvaluationState.RUNNING
+
+
+async def test_an_empty_split_is_refused_with_what_there_is(bench: Bench) -> None:
+    with pytest.raises(FailedPrecondition, match=r"no record in the VALIDATION split.*'TEST': 3"):
+        await bench.create(split=Split.VALIDATION)

@@ -134,3 +134,32 @@ async def test_a_failure_reaches_the_caller_as_its_error() -> None:
     with pytest.raises(InvalidArgument, match="too long") as caught:
         await answer
     assert caught.value.reason == "SEQUENCE_TOO_LONG"
+
+
+async def test_who_waits_for_a_slot_is_told_when_the_last_worker_goes() -> None:
+    exchange = Exchange()
+    taken = exchange.take(1)
+    first = asyncio.ensure_future(anext(aiter(taken)))
+    await asyncio.sleep(0.01)
+    answers = [asyncio.ensure_future(collect(exchange.generate(order(number)))) for number in range(3)]
+    await first
+    await taken.aclose()  # type: ignore[attr-defined]
+    for answer in answers:
+        with pytest.raises(Unavailable, match="the worker went away"):
+            await asyncio.wait_for(answer, 1)
+
+
+async def test_who_waits_for_a_slot_gets_one_of_the_workers_that_stay() -> None:
+    exchange = Exchange()
+    leaving = exchange.take(1)
+    first = asyncio.ensure_future(anext(aiter(leaving)))
+    await asyncio.sleep(0.01)
+    answers = [asyncio.ensure_future(collect(exchange.generate(order(number)))) for number in range(2)]
+    assert await first == order(0)
+    staying = await begun(exchange)
+    assert await anext(staying) == order(1)
+    await leaving.aclose()  # type: ignore[attr-defined]
+    exchange.push(Piece(generation_id="g1", text="a", finish_reason=FinishReason.STOP))
+    assert await answers[1] == ["a"]
+    with pytest.raises(Unavailable):
+        await answers[0]

@@ -6,9 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.evaluation.worker.questions import MIN_PREFIX_TOKENS, Question, choose, shared_prefix
-from luthier.evaluation.worker.scoring import Answer, compare, estimates
 from luthier.text.records import CompletionRecord, record_id
-from luthier.v1 import evaluation_pb2
 
 
 def questions(count: int) -> list[Question]:
@@ -41,25 +39,3 @@ def test_shared_prefix_begins_every_prompt_and_leaves_each_a_token(rest: list[tu
 def test_a_short_prefix_is_not_worth_it() -> None:
     assert shared_prefix([(1, 2, 3), (1, 2, 4)]) == ()
     assert shared_prefix([]) == ()
-
-
-def answers(right: list[float], nll: list[float]) -> list[Answer]:
-    return [
-        Answer(text="", finish_reason="STOP", scores={"exact_match": score}, nll=loss, num_tokens=10)
-        for score, loss in zip(right, nll, strict=True)
-    ]
-
-
-def test_scores_come_with_intervals_and_paired_comparisons() -> None:
-    weak = answers([0.0] * 20, [20.0] * 20)
-    strong = answers([1.0] * 18 + [0.0] * 2, [5.0] * 20)
-    found = {one.score: one for one in estimates(strong, seed=1)}
-    assert found["exact_match"].value == 0.9
-    assert found["exact_match"].lower < 0.9 < found["exact_match"].upper
-    compared = {one.score: one for one in compare("tuned", strong, "zero", weak, seed=1)}
-    assert compared["exact_match"].verdict == evaluation_pb2.VERDICT_BETTER
-    assert compared["exact_match"].p_value < 0.001
-    # Lower perplexity is better, and has no p-value.
-    assert compared["perplexity"].difference < 0
-    assert compared["perplexity"].verdict == evaluation_pb2.VERDICT_BETTER
-    assert not compared["perplexity"].HasField("p_value")

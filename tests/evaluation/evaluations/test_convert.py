@@ -1,0 +1,188 @@
+"""Evaluations between plain values and the wire: nothing is lost on the way, and defaults stand in one place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.errors import Failure, InvalidArgument
+from luthier.evaluation.evaluations.convert import (
+    arm_result_from_proto,
+    comparison_from_proto,
+    evaluation_from_proto,
+    evaluation_to_proto,
+    evaluation_to_spec,
+)
+from luthier.evaluation.evaluations.domain import (
+    Arm,
+    ArmResult,
+    Comparison,
+    Evaluation,
+    EvaluationState,
+    Metric,
+    Progress,
+    ScoreEstimate,
+    Split,
+    Verdict,
+)
+from luthier.v1 import dataset_pb2, evaluation_pb2
+from luthier.work.convert import status_to_failure
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+SMALL = st.integers(-(2**31), 2**31 - 1)
+FULL = Evaluation(
+    name="projects/p/evaluations/e",
+    uid="u",
+    state=EvaluationState.FAILED,
+    labels={"team": "a"},
+    create_time=NOW,
+    update_time=NOW,
+    revision=7,
+    dataset_version="projects/p/datasets/d/versions/v",
+    arms=(Arm(arm_id="zero", model="base"), Arm(arm_id="few", model="tuned", num_shots=3)),
+    display_name="First",
+    split=Split.VALIDATION,
+    max_records=9,
+    seed=-4,
+    metrics=(Metric.FIELD_MATCH, Metric.PERPLEXITY),
+    max_new_tokens=33,
+    base_model="base",
+    dataset_digest="dv",
+    model_digests={"base": "db", "tuned": "dt"},
+    arm_results=(
+        ArmResult(
+            arm_id="zero",
+            scores=(ScoreEstimate(score="perplexity", value=3.5, lower=3.0, upper=4.0, count=9),),
+            num_generated_tokens=100,
+            num_prompt_tokens=200,
+            duration_seconds=1.5,
+            num_cut=2,
+        ),
+    ),
+    comparisons=(
+        Comparison(
+            candidate_arm_id="few",
+            baseline_arm_id="zero",
+            score="exact_match",
+            difference=0.25,
+            lower=0.1,
+            upper=0.4,
+            p_value=0.03,
+            count=9,
+            verdict=Verdict.BETTER,
+        ),
+    ),
+    num_records=9,
+    progress=Progress(phase="arm few, 2 of 2", completed=8, total=18, unit="answers", remaining_seconds=2.5),
+    failure=Failure(
+        code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="row 3", metadata={"row": "3"}
+    ),
+    end_time=NOW,
+)
+
+
+def test_everything_of_an_evaluation_is_on_the_wire() -> None:
+    message = evaluation_to_proto(FULL)
+    unset = {field.name for field in message.DESCRIPTOR.fields} - {
+        field.name for field, _ in message.ListFields()
+    }
+    assert unset == set()
+    assert message.etag == '"7"'
+    assert message.end_time.ToDatetime(UTC) == NOW
+    assert [arm_result_from_proto(result) for result in message.arm_results] == list(FULL.arm_results)
+    assert [comparison_from_proto(one) for one in message.comparisons] == list(FULL.comparisons)
+    assert status_to_failure(message.error) == FULL.failure
+
+
+def test_no_p_value_is_not_the_p_value_zero() -> None:
+    for p_value in (None, 0.0):
+        comparison = replace(FULL.comparisons[0], p_value=p_value)
+        message = evaluation_to_proto(replace(FULL, comparisons=(comparison,)))
+        assert comparison_from_proto(message.comparisons[0]).p_value == p_value
+
+
+@given(
+    SMALL,
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(1, 8192),
+    st.sampled_from(Split),
+    st.lists(st.sampled_from(Metric), min_size=1, max_size=3, unique=True),
+)
+def test_what_a_caller_wants_reads_back(
+    max_records: int, seed: int, max_new_tokens: int, split: Split, metrics: list[Metric]
+) -> None:
+    wanted = replace(
+        FULL,
+        max_records=max_records,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        split=split,
+        metrics=tuple(metrics),
+    )
+    again = evaluation_from_proto(evaluation_to_proto(wanted))
+    assert (
+        replace(
+            again,
+            **{  # output-only fields are the service's own
+                name: getattr(wanted, name)
+                for name in (
+                    *(
+                        "name",
+                        "uid",
+                        "state",
+                        "create_time",
+                        "update_time",
+                        "revision",
+                        "base_model",
+                        "dataset_digest",
+                    ),
+                    *(
+                        "model_digests",
+                        "arm_results",
+                        "comparisons",
+                        "num_records",
+                        "progress",
+                        "failure",
+                        "end_time",
+                    ),
+                )
+            },
+        )
+        == wanted
+    )
+    assert (again.name, again.state, again.num_records) == ("", EvaluationState.QUEUED, 0)
+
+
+def test_what_is_not_set_has_its_default() -> None:
+    evaluation = evaluation_from_proto(evaluation_pb2.Evaluation())
+    assert (evaluation.split, evaluation.metrics, evaluation.max_new_tokens) == (
+        Split.TEST,
+        (Metric.EXACT_MATCH,),
+        256,
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (evaluation_pb2.Evaluation(metrics=[0]), r"evaluation\.metrics: must be one of .*, got number 0"),  # type: ignore[list-item]
+        (evaluation_pb2.Evaluation(metrics=[9]), r"evaluation\.metrics: must be one of .*, got number 9"),  # type: ignore[list-item]
+        (evaluation_pb2.Evaluation(split=9), r"evaluation\.split: must be one of TRAIN, .*, got number 9"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_number_without_a_name_is_the_callers_fault(message: evaluation_pb2.Evaluation, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        evaluation_from_proto(message)
+
+
+def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:
+    spec = evaluation_to_spec(FULL)
+    assert (spec.base_model.name, spec.base_model.digest) == ("base", "db")
+    assert [arm.HasField("adapter") for arm in spec.arms] == [False, True]
+    assert (spec.arms[1].adapter.name, spec.arms[1].adapter.digest) == ("tuned", "dt")
+    assert [(arm.arm.arm_id, arm.arm.num_shots) for arm in spec.arms] == [("zero", 0), ("few", 3)]
+    assert spec.evaluation.split == dataset_pb2.SPLIT_VALIDATION
