@@ -1,184 +1,185 @@
-"""Time the kernels against what people use: contenders interleaved, several repeats, medians and ratios.
+"""The kernels against eager torch and their peers, forward and backward, on shapes of real models.
 
-    python benchmarks/kernels.py [--repeats N] [--write-table]
-
-Writes benchmarks/results/kernels.json and kernels.svg; the last line of output is one line of JSON. `--write-table`
-also writes the table beside each op that its `auto` reads: the implementation that was faster.
+`python benchmarks/kernels.py` writes results/kernels.json and results/kernels.svg, and ends with one line of JSON. With
+`--write-tables` it also writes the tables that `impl="auto"` reads: a class of shapes takes ours only if ours won on
+every shape of it. An instruction set below this processor's is timed in a process of its own in which torch, too, is
+held to it, so that its table says what a processor of that kind would choose.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from kernel_cases import Case, Run, cases
 
-from luthier.kernels.dispatch import Isa, available_isas, current_isa, force_isa
-from luthier.kernels.linear_cross_entropy import linear_cross_entropy
-from luthier.kernels.linear_cross_entropy.table import TABLE_PATH, key
+from luthier.kernels.dispatch import available_isas, force_isa
+from luthier.kernels.tables import OPS, table_path
 
 RESULTS = Path(__file__).parent / "results"
-WIN = 0.97
-"""Ours must need less than this share of eager's time to stand in the table: a tie is not worth a second path."""
+WIN = 0.97  # a tie within the noise is no win
+
+# What holds torch and its libraries to an instruction set.
+TORCH_HELD = {
+    "plain": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "avx512_bf16": {},
+}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """Labelled rows N of hidden size D against a frozen head of V rows; forward and backward."""
-
-    model: str
-    rows: int
-    hidden: int
-    vocab: int
-    dtype: torch.dtype
-    isa: Isa
-
-    @property
-    def name(self) -> str:
-        """For people and for the JSON."""
-        kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.model} N={self.rows} D={self.hidden} V={self.vocab} {kind} {self.isa}"
-
-
-HEADLINE = Problem(
-    model="SmolLM2-135M", rows=512, hidden=576, vocab=49152, dtype=torch.bfloat16, isa="avx512_bf16"
-)
-
-
-def problems() -> list[Problem]:
-    """The shapes measured: real models on the best instruction set, small ones on every other."""
-    best = current_isa()
-    shapes = [
-        ("SmolLM2-135M", 512, 576, 49152, torch.bfloat16),
-        ("SmolLM2-135M", 32, 576, 49152, torch.bfloat16),
-        ("SmolLM2-135M", 512, 576, 49152, torch.float32),
-        ("SmolLM2-135M", 32, 576, 49152, torch.float32),
-        ("Qwen2.5-0.5B", 128, 896, 151936, torch.bfloat16),
-        ("Llama-3.2-1B", 64, 2048, 128256, torch.bfloat16),
-        ("tiny", 128, 64, 4096, torch.bfloat16),
-        ("tiny", 16, 64, 4096, torch.bfloat16),
-        ("tiny", 128, 64, 4096, torch.float32),
-        ("tiny", 16, 64, 4096, torch.float32),
-    ]
-    found = [
-        Problem(model=model, rows=rows, hidden=hidden, vocab=vocab, dtype=dtype, isa=best)
-        for model, rows, hidden, vocab, dtype in shapes
-    ]
-    for isa in available_isas():
-        for dtype in (torch.bfloat16, torch.float32) if isa != best else ():
-            for rows, vocab in ((128, 49152), (16, 49152), (128, 4096), (16, 4096)):
-                found.append(Problem(model="head", rows=rows, hidden=256, vocab=vocab, dtype=dtype, isa=isa))
-    return found
-
-
-def contenders(problem: Problem) -> dict[str, Callable[[], None]]:
-    """Forward and backward of each contender on the same tensors."""
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(problem.rows, problem.hidden, generator=generator).to(problem.dtype).requires_grad_()
-    weight = (torch.randn(problem.vocab, problem.hidden, generator=generator) * 0.05).to(problem.dtype)
-    target = torch.randint(problem.vocab, (problem.rows,), generator=generator)
-
-    def ours() -> None:
-        linear_cross_entropy(hidden, weight, target, impl="cpu").loss_sum.backward()  # type: ignore[no-untyped-call]
-
-    def eager() -> None:
-        linear_cross_entropy(hidden, weight, target, impl="eager").loss_sum.backward()  # type: ignore[no-untyped-call]
-
-    runs = {"cpu": ours, "eager": eager}
-    torch_op = getattr(torch.nn.functional, "linear_cross_entropy", None)
-    if torch_op is not None and problem == HEADLINE:
-        runs["torch F.linear_cross_entropy"] = lambda: torch_op(
-            hidden, weight, target, reduction="sum"
-        ).backward()
-    return runs
-
-
-def measure(problem: Problem, repeats: int) -> dict[str, float]:
-    """Median seconds of each contender, the contenders taking turns."""
-    force_isa(problem.isa)
-    try:
-        runs = contenders(problem)
-        # The first round warms caches up and is not counted.
-        rounds = [{name: timed(run) for name, run in runs.items()} for _ in range(repeats + 1)][1:]
-    finally:
-        force_isa(None)
-    return {name: statistics.median(one[name] for one in rounds) for name in runs}
-
-
-def timed(run: Callable[[], None]) -> float:
+def timed(run: Run) -> float:
     """Seconds that one call takes."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
-def table(measured: Mapping[Problem, Mapping[str, float]]) -> dict[str, str]:
-    """The table that `auto` reads: a class of shapes takes ours only if ours won on every shape of it."""
-    wins: dict[str, bool] = {}
-    for problem, seconds in measured.items():
-        dtype = str(problem.dtype).removeprefix("torch.")
-        name = key(problem.isa, dtype, problem.rows, problem.vocab)
-        wins[name] = wins.get(name, True) and seconds["cpu"] < WIN * seconds["eager"]
-    return {name: "cpu" if won else "eager" for name, won in sorted(wins.items())}
+def measure(case: Case, repeats: int, seconds: float) -> dict[str, float]:
+    """Median seconds of each contender, the contenders taking turns; fewer rounds when they would take too long."""
+    runs = case.make()
+    # The first round compiles and warms caches up; it is not counted.
+    first = sum(timed(run) for run in runs.values()) and sum(timed(run) for run in runs.values())
+    rounds = max(3, min(repeats, int(seconds / max(first, 1e-6))))
+    counted = [{name: timed(run) for name, run in runs.items()} for _ in range(rounds)]
+    return {name: statistics.median(one[name] for one in counted) for name in runs}
 
 
-def picture(measured: Mapping[Problem, Mapping[str, float]]) -> str:
-    """A bar for each problem: our time over eager's; the line at 1 is eager."""
-    row, left, scale = 24, 430, 260
-    bars = []
-    for index, (problem, seconds) in enumerate(measured.items()):
-        ratio = seconds["cpu"] / seconds["eager"]
-        y = 40 + index * row
-        colour = "#2f7d4f" if ratio < 1 else "#b4452f"
-        bars.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{problem.name}</text>')
-        bars.append(
-            f'<rect x="{left}" y="{y}" width="{min(ratio, 1.6) * scale:.1f}" height="16" fill="{colour}"/>'
+def measure_isa(isa: str, repeats: int, seconds: float, only: str) -> list[dict[str, Any]]:
+    """Rows of results with one instruction set, in this process."""
+    force_isa(isa)  # type: ignore[arg-type]
+    is_best = isa == available_isas()[-1]
+    rows = []
+    for case in cases(list(DTYPES.values()), every_model=is_best):
+        if only and only not in f"{case.op} {case.name}":
+            continue
+        # Other models' shapes in float32 would say nothing new.
+        if case.dtype == torch.float32 and not case.name.startswith("SmolLM2"):
+            continue
+        medians = measure(case, repeats, seconds)
+        rows.append(
+            {
+                "op": case.op,
+                "problem": case.name,
+                "isa": isa,
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "shape_class": case.shape_class,
+                "headline": case.is_headline and is_best and case.dtype == torch.bfloat16,
+                "median_seconds": medians,
+            }
         )
-        bars.append(f'<text x="{left + min(ratio, 1.6) * scale + 6:.1f}" y="{y + 12}">{ratio:.2f}</text>')
-    height = 60 + len(measured) * row
+        shown = "  ".join(f"{name} {1e3 * one:.2f} ms" for name, one in medians.items())
+        print(f"{isa} {rows[-1]['dtype']} {case.name}: {shown}", file=sys.stderr, flush=True)
+    return rows
+
+
+def measure_in_child(isa: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of results with one instruction set, from a process in which torch is held to it."""
+    command = [sys.executable, __file__, "--isa", isa, "--only", arguments.only]
+    command += ["--repeats", str(arguments.repeats), "--seconds", str(arguments.seconds)]
+    environment = os.environ | TORCH_HELD[isa]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def ratio(row: Mapping[str, Any], other: str = "eager") -> float:
+    """Our time over another contender's."""
+    seconds: Mapping[str, float] = row["median_seconds"]
+    return seconds["cpu"] / seconds[other]
+
+
+def write_tables(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write each operator's table."""
+    for op in OPS:
+        wins: dict[str, bool] = {}
+        for row in rows:
+            if row["op"] == op:
+                name = f"{row['isa']}/{row['dtype']}/{row['shape_class']}"
+                wins[name] = wins.get(name, True) and ratio(row) < WIN
+        table = {name: "cpu" if won else "eager" for name, won in sorted(wins.items())}
+        if table:
+            table_path(op).write_text(json.dumps(table, indent=2) + "\n")
+
+
+def picture(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A bar for each problem: our time over eager's; the line at 1 is eager."""
+    step, left, scale = 20, 470, 300
+    parts = []
+    for index, row in enumerate(rows):
+        y, value = 40 + index * step, ratio(row)
+        width = min(value, 1.4) * scale
+        colour = "#2f7d4f" if value < 1 else "#b4452f"
+        label = f"{row['op']}: {row['problem']} ({row['dtype']})"
+        parts.append(f'<text x="{left - 8}" y="{y + 11}" text-anchor="end">{label}</text>')
+        parts.append(f'<rect x="{left}" y="{y}" width="{width:.1f}" height="14" fill="{colour}"/>')
+        parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 11}">{value:.2f}</text>')
+    height = 60 + len(rows) * step
     line = f'<line x1="{left + scale}" y1="30" x2="{left + scale}" y2="{height - 14}" stroke="#555"/>'
-    title = '<text x="20" y="20" font-weight="bold">linear_cross_entropy, forward + backward: time over eager</text>'
+    title = '<text x="20" y="20" font-weight="bold">Forward + backward: our time over eager torch</text>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="900" height="{height}" font-family="sans-serif" '
-        f'font-size="12"><rect width="100%" height="100%" fill="white"/>{title}{line}{"".join(bars)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="960" height="{height}" font-family="sans-serif" '
+        f'font-size="11"><rect width="100%" height="100%" fill="white"/>{title}{line}{"".join(parts)}</svg>\n'
     )
+
+
+def summary_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures that releases are compared by; None where the problem was not measured."""
+    headlines = {row["op"]: row for row in rows if row["headline"]}
+
+    def against(op: str, other: str) -> float | None:
+        return round(ratio(headlines[op], other), 3) if op in headlines else None
+
+    return {
+        "linear_cross_entropy_vs_eager": against("linear_cross_entropy", "eager"),
+        "lora_linear_vs_frozen": against("lora_linear", "bare frozen linear"),
+        "attention_varlen_vs_sdpa": against("attention_varlen", "eager"),
+        "slower_than_eager": [
+            f"{row['op']}, {row['problem']}, {row['isa']} {row['dtype']}" for row in rows if ratio(row) > 1
+        ],
+    }
 
 
 def main() -> int:
     """Measure, write the results, print the summary."""
     parser = argparse.ArgumentParser(description="Time the kernels.")
-    parser.add_argument("--repeats", type=int, default=7, help="counted rounds")
-    parser.add_argument("--write-table", action="store_true", help="also write the tables that `auto` reads")
+    parser.add_argument("--repeats", type=int, default=15, help="most counted rounds of a problem")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="about so long for a problem, three rounds at least"
+    )
+    parser.add_argument("--only", default="", help="only problems whose operator and name contain this")
+    parser.add_argument("--write-tables", action="store_true", help="also write the tables that `auto` reads")
+    parser.add_argument("--isa", help="time one instruction set and print its rows as JSON")
     arguments = parser.parse_args()
-    measured = {}
-    for problem in problems():
-        measured[problem] = measure(problem, arguments.repeats)
-        shown = "  ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in measured[problem].items())
-        print(f"{problem.name}: {shown}", flush=True)
-    if arguments.write_table:
-        TABLE_PATH.write_text(json.dumps(table(measured), indent=2) + "\n")
-    summary = {
-        "linear_cross_entropy_vs_eager": round(measured[HEADLINE]["cpu"] / measured[HEADLINE]["eager"], 3)
-        if HEADLINE in measured
-        else None,
-        "slower_than_eager": [
-            one.name for one, seconds in measured.items() if seconds["cpu"] > seconds["eager"]
-        ],
+    if arguments.isa:
+        print(json.dumps(measure_isa(arguments.isa, arguments.repeats, arguments.seconds, arguments.only)))
+        return 0
+    rows = [row for isa in reversed(available_isas()) for row in measure_in_child(isa, arguments)]
+    if arguments.write_tables:
+        write_tables(rows)
+    summary = summary_of(rows)
+    machine = {
+        "processor": platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
     }
-    RESULTS.mkdir(exist_ok=True)
-    rows = [
-        {"problem": problem.name, "median_seconds": dict(seconds)} for problem, seconds in measured.items()
-    ]
-    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "isa": current_isa()}
-    document = {"machine": machine, "repeats": arguments.repeats, "rows": rows, **summary}
-    (RESULTS / "kernels.json").write_text(json.dumps(document, indent=2) + "\n")
-    (RESULTS / "kernels.svg").write_text(picture(measured))
+    document = {"machine": machine, "isas": available_isas(), "rows": rows, **summary}
+    if not arguments.only:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "kernels.json").write_text(json.dumps(document, indent=2) + "\n")
+        best = [row for row in rows if row["isa"] == available_isas()[-1]]
+        (RESULTS / "kernels.svg").write_text(picture(best))
     print(json.dumps(summary))
     return 0
 

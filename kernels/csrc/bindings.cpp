@@ -1,11 +1,17 @@
 // The only file that includes pybind11: it exposes the torch-free kernels as functions over raw pointers.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
+#include "luthier/attention.hpp"
 #include "luthier/cpuid.hpp"
+#include "luthier/elementwise.hpp"
 #include "luthier/linear_cross_entropy.hpp"
+#include "luthier/product.hpp"
 
 namespace py = pybind11;
 
@@ -14,13 +20,164 @@ namespace {
 luthier::Isa isa_of(const std::string& name) {
   if (name == "plain") return luthier::Isa::plain;
   if (name == "avx2") return luthier::Isa::avx2;
+  if (name == "avx512") return luthier::Isa::avx512;
   if (name == "avx512_bf16") return luthier::Isa::avx512_bf16;
-  throw std::invalid_argument("isa must be plain, avx2 or avx512_bf16, got " + name);
+  throw std::invalid_argument("isa must be plain, avx2, avx512 or avx512_bf16, got " + name);
 }
+
+luthier::Dtype dtype_of(bool bfloat16) { return bfloat16 ? luthier::Dtype::bfloat16 : luthier::Dtype::float32; }
 
 template <class T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+// (address, row stride, address, row stride, contracted, transposed)
+using TermTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t, bool>;
+// (address, token stride, head stride)
+using HeadsTuple = std::tuple<uintptr_t, int64_t, int64_t>;
+
+luthier::Heads heads_of(const HeadsTuple& t) { return {at<void>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)}; }
+
+void product(const std::vector<TermTuple>& tuples, int64_t num_rows, int64_t num_columns, uintptr_t bias,
+             std::pair<uintptr_t, int64_t> addend, std::pair<uintptr_t, int64_t> out, bool bfloat16,
+             const std::string& isa, int num_threads) {
+  std::vector<luthier::Term> terms;
+  for (const auto& [rows, rows_stride, matrix, matrix_stride, contracted, transposed] : tuples)
+    terms.push_back({at<void>(rows), rows_stride, at<void>(matrix), matrix_stride, contracted, transposed});
+  const luthier::Product problem{terms.data(),
+                                 static_cast<int>(terms.size()),
+                                 num_rows,
+                                 num_columns,
+                                 at<const void>(bias),
+                                 at<const void>(addend.first),
+                                 addend.second,
+                                 at<void>(out.first),
+                                 out.second,
+                                 dtype_of(bfloat16)};
+  const luthier::Isa chosen = isa_of(isa);
+  py::gil_scoped_release release;
+  luthier::product(problem, chosen, num_threads);
+}
+
+void gram(std::pair<uintptr_t, int64_t> left, std::pair<uintptr_t, int64_t> right, int64_t num_rows, int64_t rank,
+          int64_t num_columns, float scale, uintptr_t out, bool bfloat16, const std::string& isa, int num_threads) {
+  const luthier::Gram problem{
+      at<void>(left.first), left.second, at<void>(right.first), right.second,      num_rows, rank,
+      num_columns,          scale,       at<float>(out),        dtype_of(bfloat16)};
+  const luthier::Isa chosen = isa_of(isa);
+  py::gil_scoped_release release;
+  luthier::gram(problem, chosen, num_threads);
+}
+
+luthier::Attention attention_of(const py::dict& p) {
+  return {heads_of(p["query"].cast<HeadsTuple>()),
+          heads_of(p["key"].cast<HeadsTuple>()),
+          heads_of(p["value"].cast<HeadsTuple>()),
+          heads_of(p["out"].cast<HeadsTuple>()),
+          at<float>(p["statistics"].cast<uintptr_t>()),
+          at<const int64_t>(p["bounds"].cast<uintptr_t>()),
+          p["num_sequences"].cast<int64_t>(),
+          p["num_heads"].cast<int64_t>(),
+          p["num_key_heads"].cast<int64_t>(),
+          p["head_dim"].cast<int64_t>(),
+          p["scale"].cast<float>(),
+          p["softcap"].cast<float>(),
+          p["window"].cast<int64_t>(),
+          dtype_of(p["bfloat16"].cast<bool>())};
+}
+
+luthier::RmsNorm rms_norm_of(const py::dict& p) {
+  return {at<const void>(p["x"].cast<uintptr_t>()),
+          at<const void>(p["weight"].cast<uintptr_t>()),
+          at<void>(p["out"].cast<uintptr_t>()),
+          at<float>(p["inverse"].cast<uintptr_t>()),
+          p["num_rows"].cast<int64_t>(),
+          p["dim"].cast<int64_t>(),
+          p["x_stride"].cast<int64_t>(),
+          p["out_stride"].cast<int64_t>(),
+          p["epsilon"].cast<float>(),
+          p["offset"].cast<float>(),
+          dtype_of(p["bfloat16"].cast<bool>())};
+}
+
+luthier::Rope rope_of(const py::dict& p) {
+  return {heads_of(p["x"].cast<HeadsTuple>()),
+          heads_of(p["out"].cast<HeadsTuple>()),
+          at<const void>(p["cos"].cast<uintptr_t>()),
+          at<const void>(p["sin"].cast<uintptr_t>()),
+          p["num_tokens"].cast<int64_t>(),
+          p["num_heads"].cast<int64_t>(),
+          p["head_dim"].cast<int64_t>(),
+          p["rotary_dim"].cast<int64_t>(),
+          p["transposed"].cast<bool>(),
+          dtype_of(p["bfloat16"].cast<bool>())};
+}
+
+luthier::Gated gated_of(const py::dict& p) {
+  return {at<const void>(p["gate"].cast<uintptr_t>()),
+          at<const void>(p["up"].cast<uintptr_t>()),
+          at<const void>(p["grad_out"].cast<uintptr_t>()),
+          at<void>(p["out"].cast<uintptr_t>()),
+          at<void>(p["grad_gate"].cast<uintptr_t>()),
+          at<void>(p["grad_up"].cast<uintptr_t>()),
+          p["num_rows"].cast<int64_t>(),
+          p["dim"].cast<int64_t>(),
+          p["gate_stride"].cast<int64_t>(),
+          p["up_stride"].cast<int64_t>(),
+          p["grad_stride"].cast<int64_t>(),
+          p["gelu"].cast<bool>() ? luthier::Activation::gelu_tanh : luthier::Activation::silu,
+          dtype_of(p["bfloat16"].cast<bool>())};
+}
+
+luthier::Dropout dropout_of(const py::dict& p) {
+  return {at<const void>(p["x"].cast<uintptr_t>()),
+          at<void>(p["out"].cast<uintptr_t>()),
+          p["num_rows"].cast<int64_t>(),
+          p["dim"].cast<int64_t>(),
+          p["x_stride"].cast<int64_t>(),
+          p["out_stride"].cast<int64_t>(),
+          p["seed"].cast<uint64_t>(),
+          p["row0"].cast<uint64_t>(),
+          p["stream"].cast<uint64_t>(),
+          p["probability"].cast<double>(),
+          dtype_of(p["bfloat16"].cast<bool>())};
+}
+
+// A function of (problem, isa, num_threads) that reads its problem from a dict and runs without the GIL.
+template <class Problem>
+void define(py::module_& module, const char* name, Problem (*read)(const py::dict&),
+            void (*run)(const Problem&, luthier::Isa, int)) {
+  module.def(
+      name,
+      [read, run](const py::dict& fields, const std::string& isa, int num_threads) {
+        const Problem problem = read(fields);
+        const luthier::Isa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        run(problem, chosen, num_threads);
+      },
+      py::arg("problem"), py::kw_only(), py::arg("isa"), py::arg("num_threads"));
+}
+
+luthier::LinearCrossEntropy linear_cross_entropy_of(const py::dict& p) {
+  return {at<const void>(p["hidden"].cast<uintptr_t>()),
+          at<const void>(p["weight"].cast<uintptr_t>()),
+          at<const int64_t>(p["target"].cast<uintptr_t>()),
+          at<const float>(p["token_weight"].cast<uintptr_t>()),
+          at<const int64_t>(p["rows"].cast<uintptr_t>()),
+          at<float>(p["loss"].cast<uintptr_t>()),
+          at<float>(p["grad_hidden"].cast<uintptr_t>()),
+          at<float>(p["entropy"].cast<uintptr_t>()),
+          at<float>(p["grad_entropy"].cast<uintptr_t>()),
+          p["num_rows"].cast<int64_t>(),
+          p["dim"].cast<int64_t>(),
+          p["vocab"].cast<int64_t>(),
+          p["hidden_stride"].cast<int64_t>(),
+          p["weight_stride"].cast<int64_t>(),
+          p["softcap"].cast<float>(),
+          p["label_smoothing"].cast<float>(),
+          p["z_loss"].cast<float>(),
+          dtype_of(p["bfloat16"].cast<bool>())};
 }
 
 }  // namespace
@@ -28,20 +185,37 @@ T* at(uintptr_t address) {
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Luthier's CPU kernels.";
   module.def("supports", [](const std::string& isa) { return luthier::supports(isa_of(isa)); });
+  module.def("product", product, py::kw_only(), py::arg("terms"), py::arg("num_rows"), py::arg("num_columns"),
+             py::arg("bias"), py::arg("addend"), py::arg("out"), py::arg("bfloat16"), py::arg("isa"),
+             py::arg("num_threads"));
+  module.def("gram", gram, py::kw_only(), py::arg("left"), py::arg("right"), py::arg("num_rows"), py::arg("rank"),
+             py::arg("num_columns"), py::arg("scale"), py::arg("out"), py::arg("bfloat16"), py::arg("isa"),
+             py::arg("num_threads"));
+  define(module, "attention", attention_of, luthier::attention);
   module.def(
-      "linear_cross_entropy",
-      [](uintptr_t hidden, uintptr_t weight, uintptr_t target, uintptr_t rows, uintptr_t loss, uintptr_t grad_hidden,
-         int64_t num_rows, int64_t dim, int64_t vocab, int64_t hidden_stride, int64_t weight_stride, bool bfloat16,
-         const std::string& isa, int num_threads) {
-        const auto chosen = isa_of(isa);
+      "attention_gradient",
+      [](const py::dict& problem, const HeadsTuple& grad_out, const HeadsTuple& grad_query, const HeadsTuple& grad_key,
+         const HeadsTuple& grad_value, const std::string& isa, int num_threads) {
+        const luthier::AttentionGradient gradient{attention_of(problem), heads_of(grad_out), heads_of(grad_query),
+                                                  heads_of(grad_key), heads_of(grad_value)};
+        const luthier::Isa chosen = isa_of(isa);
         py::gil_scoped_release release;
-        luthier::linear_cross_entropy(
-            {at<const void>(hidden), at<const void>(weight), at<const int64_t>(target), at<const int64_t>(rows),
-             at<float>(loss), at<float>(grad_hidden), num_rows, dim, vocab, hidden_stride, weight_stride,
-             bfloat16 ? luthier::Dtype::bfloat16 : luthier::Dtype::float32},
-            chosen, num_threads);
+        luthier::attention_gradient(gradient, chosen, num_threads);
       },
-      py::kw_only(), py::arg("hidden"), py::arg("weight"), py::arg("target"), py::arg("rows"), py::arg("loss"),
-      py::arg("grad_hidden"), py::arg("num_rows"), py::arg("dim"), py::arg("vocab"), py::arg("hidden_stride"),
-      py::arg("weight_stride"), py::arg("bfloat16"), py::arg("isa"), py::arg("num_threads"));
+      py::arg("problem"), py::kw_only(), py::arg("grad_out"), py::arg("grad_query"), py::arg("grad_key"),
+      py::arg("grad_value"), py::arg("isa"), py::arg("num_threads"));
+  define(module, "linear_cross_entropy", linear_cross_entropy_of, luthier::linear_cross_entropy);
+  define(module, "rms_norm", rms_norm_of, luthier::rms_norm);
+  define(module, "rope", rope_of, luthier::rope);
+  define(module, "gated", gated_of, luthier::gated);
+  define(module, "dropout", dropout_of, luthier::dropout);
+  module.def(
+      "rms_norm_gradient",
+      [](const py::dict& forward, std::pair<uintptr_t, int64_t> grad_out, const std::string& isa, int num_threads) {
+        const luthier::RmsNorm problem = rms_norm_of(forward);
+        const luthier::Isa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        luthier::rms_norm_gradient(problem, at<const void>(grad_out.first), grad_out.second, chosen, num_threads);
+      },
+      py::arg("problem"), py::kw_only(), py::arg("grad_out"), py::arg("isa"), py::arg("num_threads"));
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from luthier.errors import InvalidArgument
-from luthier.lm.attention import head_weight, packed_forward
+from luthier.lm.attention import IMPLEMENTATION, head_weight, packed_forward
 from luthier.lm.packed import pack
 
 ModelMaker = Callable[..., Any]
@@ -72,11 +72,18 @@ def test_packed_forward_refuses_boundaries_that_do_not_cover_the_batch(
         packed_forward(tiny_model(), torch.arange(5), torch.arange(5), bounds)
 
 
-def test_packed_forward_refuses_a_sequence_beyond_the_sliding_window(tiny_model: ModelMaker) -> None:
-    model = tiny_model("mistral", sliding_window=4)
-    hidden_of(model, [[5, 6, 7, 8]])
-    with pytest.raises(InvalidArgument, match="sliding window of 4 tokens, got 5"):
-        hidden_of(model, [[5, 6, 7, 8, 9]])
+def test_packed_forward_sees_no_further_than_the_sliding_window(tiny_model: ModelMaker) -> None:
+    model, plain = (
+        tiny_model("mistral", sliding_window=4, attention=name) for name in (IMPLEMENTATION, "eager")
+    )
+    got = hidden_of(model, SEQUENCES)
+    want = torch.cat(
+        [plain.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in SEQUENCES]
+    )
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(
+        got, hidden_of(tiny_model("mistral", sliding_window=None), SEQUENCES), atol=1e-3
+    )
 
 
 def test_head_weight_is_the_embedding_where_tied(tiny_model: ModelMaker) -> None:

@@ -1,18 +1,36 @@
 #include "luthier/cpuid.hpp"
 
+#include <stdexcept>
+
+#include "kernels.hpp"
+
 namespace luthier {
 
 bool supports(Isa isa) {
   if (isa == Isa::plain) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("fma");
+  if (!__builtin_cpu_supports("fma")) return false;
+  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return avx512 && (isa == Isa::avx512 || __builtin_cpu_supports("avx512bf16"));
 #else
   return false;
 #endif
 }
 
+namespace detail {
+
+const Kernels& kernels_of(Isa isa) {
+  if (!supports(isa)) throw std::invalid_argument("this processor lacks the instruction set asked for");
+#if defined(__x86_64__)
+  if (isa == Isa::avx512_bf16) return kernels_avx512_bf16;
+  if (isa == Isa::avx512) return kernels_avx512;
+  if (isa == Isa::avx2) return kernels_avx2;
+#endif
+  return kernels_plain;
+}
+
+}  // namespace detail
 }  // namespace luthier

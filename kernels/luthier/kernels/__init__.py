@@ -1,20 +1,22 @@
 """Public operators: each has an eager reference and faster implementations chosen by a measured table."""
 
-from luthier.kernels.linear_cross_entropy.table import TABLE_PATH
+from luthier.kernels.tables import OPS, digest, entries
 
 
 def table_digest() -> str:
     """SHA-256 of the committed tables that `auto` reads, for the record of a run."""
-    import hashlib
-
-    return hashlib.sha256(TABLE_PATH.read_bytes()).hexdigest()
+    return digest()
 
 
-def describe() -> dict[str, object]:
-    """The instruction set of this process, and what its tables choose for each op, dtype and shape class."""
+def describe() -> dict[str, str]:
+    """What the tables choose on this processor: `isa`, and `operator/dtype/class` -> cpu or eager."""
     from luthier.kernels.dispatch import current_isa
-    from luthier.kernels.linear_cross_entropy.table import entries
 
     isa = current_isa()
-    chosen = {key: impl for key, impl in entries().items() if key.startswith(f"{isa}/")}
-    return {"isa": isa, "linear_cross_entropy": chosen}
+    chosen = {
+        f"{op}/{key.removeprefix(f'{isa}/')}": impl
+        for op in OPS
+        for key, impl in entries(op).items()
+        if key.startswith(f"{isa}/")
+    }
+    return {"isa": isa, **chosen}

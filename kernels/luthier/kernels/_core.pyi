@@ -1,21 +1,52 @@
-def supports(isa: str) -> bool:
-    """Whether this processor can run code compiled for `isa`: plain, avx2 or avx512_bf16."""
+"""The C++ kernels: functions over raw addresses; strides and sizes are in elements. See kernels/csrc/include."""
 
-def linear_cross_entropy(
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_Rows = tuple[int, int]
+_Heads = tuple[int, int, int]
+_Term = tuple[int, int, int, int, int, bool]
+
+def supports(isa: str) -> bool: ...
+def product(
     *,
-    hidden: int,
-    weight: int,
-    target: int,
-    rows: int,
-    loss: int,
-    grad_hidden: int,
+    terms: Sequence[_Term],
     num_rows: int,
-    dim: int,
-    vocab: int,
-    hidden_stride: int,
-    weight_stride: int,
+    num_columns: int,
+    bias: int,
+    addend: _Rows,
+    out: _Rows,
     bfloat16: bool,
     isa: str,
     num_threads: int,
-) -> None:
-    """Losses of the chosen rows and their gradients; arguments are addresses and element strides."""
+) -> None: ...
+def gram(
+    *,
+    left: _Rows,
+    right: _Rows,
+    num_rows: int,
+    rank: int,
+    num_columns: int,
+    scale: float,
+    out: int,
+    bfloat16: bool,
+    isa: str,
+    num_threads: int,
+) -> None: ...
+def attention(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
+def attention_gradient(
+    problem: Mapping[str, Any],
+    *,
+    grad_out: _Heads,
+    grad_query: _Heads,
+    grad_key: _Heads,
+    grad_value: _Heads,
+    isa: str,
+    num_threads: int,
+) -> None: ...
+def linear_cross_entropy(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
+def rms_norm(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
+def rms_norm_gradient(problem: Mapping[str, Any], *, grad_out: _Rows, isa: str, num_threads: int) -> None: ...
+def rope(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
+def gated(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
+def dropout(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...

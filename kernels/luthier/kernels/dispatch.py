@@ -1,17 +1,19 @@
 """Which instruction set the CPU kernels run with."""
 
+import functools
 from typing import Literal, get_args
 
 from luthier.kernels import _core
 
-Isa = Literal["plain", "avx2", "avx512_bf16"]
+Isa = Literal["plain", "avx2", "avx512", "avx512_bf16"]
 
 _forced: Isa | None = None
 
 
-def available_isas() -> list[Isa]:
+@functools.cache
+def available_isas() -> tuple[Isa, ...]:
     """The instruction sets this processor can run, slowest first."""
-    return [isa for isa in get_args(Isa) if _core.supports(isa)]
+    return tuple(isa for isa in get_args(Isa) if _core.supports(isa))
 
 
 def current_isa() -> Isa:

@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.kernels.attention_varlen import attention_varlen
 
 IMPLEMENTATION = "luthier_packed"
 """The name under which transformers knows `attention`."""
@@ -47,29 +48,34 @@ def attention(
         key: see query.
         value: see query.
         attention_mask: bool [B, 1, Q, K] (True attends), or what transformers made, or None.
-        **options: transformers' own (`scaling`, `dropout`, `sliding_window`) and ours.
+        **options: transformers' own (`scaling`, `dropout`, `sliding_window`, `softcap`) and ours.
 
     Returns:
         [B, Q, H, D] and None (no attention weights are kept).
 
     Raises:
-        InvalidArgument: keys outnumber the sliding window of the layer in a mode of ours.
+        InvalidArgument: keys outnumber the sliding window of the layer beside a shared prefix.
     """
     bounds: Sequence[int] | None = options.pop("packed_bounds", None)
     prefix: Sequence[LayerKeysValues] | None = options.pop("shared_prefix", None)
-    if bounds is None and prefix is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return output, None
-    scale = options.get("scaling")
-    window = options.get("sliding_window")
+    scale: float = options.get("scaling") or query.shape[3] ** -0.5
+    window: int | None = options.get("sliding_window")
+    softcap: float = options.pop("softcap", None) or 0.0
+    if bounds is not None:
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        packed = attention_varlen(query, key, value, bounds, scale=scale, softcap=softcap, window=window or 0)
+        return packed[None], None
     if prefix is not None:
         assert attention_mask is not None
         prefix_key, prefix_value = prefix[int(module.layer_idx)]  # type: ignore[arg-type]
         _check_window(prefix_key.shape[2] + key.shape[2], window)
         own = (query, key, value, attention_mask)
-        return _attend_with_prefix(own, prefix_key, prefix_value, scale), None
-    assert bounds is not None
-    return _attend_packed(query, key, value, bounds, (scale, options.get("dropout", 0.0), window)), None
+        return _attend_with_prefix(own, prefix_key, prefix_value, (scale, softcap)), None
+    if softcap:
+        assert attention_mask is not None
+        return _attend_capped((query, key, value, attention_mask), scale, softcap), None
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return output, None
 
 
 def _check_window(num_keys: int, window: int | None) -> None:
@@ -80,32 +86,25 @@ def _check_window(num_keys: int, window: int | None) -> None:
         )
 
 
-def _attend_packed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bounds: Sequence[int],
-    settings: tuple[float | None, float, int | None],
-) -> Tensor:
-    scale, dropout, window = settings
-    lengths = [end - start for start, end in pairwise(bounds)]
-    _check_window(max(lengths), window)
-    # One split has one gradient; a slice for each sequence would fill a gradient of the whole row each.
-    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [
-        nn.functional.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-        )
-        for q, k, v in parts
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+def _capped(scores: Tensor, softcap: float) -> Tensor:
+    return torch.tanh(scores / softcap) * softcap if softcap else scores
+
+
+def _attend_capped(own: tuple[Tensor, Tensor, Tensor, Tensor], scale: float, softcap: float) -> Tensor:
+    """What `sdpa` computes, with capped scores, which it does not know."""
+    query, key, value, mask = own
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = _capped(torch.matmul(query, key.transpose(2, 3)) * scale, softcap)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=3, dtype=torch.float32)
+    return torch.matmul(weights.to(value.dtype), value).transpose(1, 2).contiguous()
 
 
 def _attend_with_prefix(
     own: tuple[Tensor, Tensor, Tensor, Tensor],
     prefix_key: Tensor,
     prefix_value: Tensor,
-    scale: float | None,
+    settings: tuple[float, float],
 ) -> Tensor:
     """One softmax over the prefix and the row's own keys; the prefix is read once for all rows.
 
@@ -116,11 +115,12 @@ def _attend_with_prefix(
     B, H, Q, D = query.shape
     G, P = key.shape[1], prefix_key.shape[2]
     R = H // G
-    scale = D**-0.5 if scale is None else scale
+    scale, softcap = settings
     query_BGRD = (query * scale).reshape(B, G, R * Q, D)
     query_GD = query_BGRD.transpose(0, 1).reshape(G, B * R * Q, D)
     prefix_scores = torch.matmul(query_GD, prefix_key[0].transpose(1, 2)).view(G, B, R * Q, P).transpose(0, 1)
-    own_scores = torch.matmul(query_BGRD, key.transpose(2, 3))
+    own_scores = _capped(torch.matmul(query_BGRD, key.transpose(2, 3)), softcap)
+    prefix_scores = _capped(prefix_scores, softcap)
     hidden_pairs = ~mask.expand(B, R, Q, key.shape[2]).reshape(B, 1, R * Q, key.shape[2])
     own_scores = own_scores.masked_fill(hidden_pairs, float("-inf"))
     weights = (

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.lm.attention import LayerKeysValues
+from luthier.lm.blocks import final_softcap
 from luthier.lm.cache import BatchCache
 from luthier.lm.generate import (
     Decode,
@@ -187,4 +188,5 @@ def forward(
     )
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     logits: Tensor = head(output.last_hidden_state[:, -1]).float()
-    return logits
+    cap = final_softcap(model)
+    return torch.tanh(logits / cap) * cap if cap else logits

@@ -10,8 +10,18 @@ from transformers.utils import logging as transformers_logging
 
 from luthier.errors import InvalidArgument, NotFound, Reason
 from luthier.lm.attention import IMPLEMENTATION
+from luthier.lm.blocks import use_kernels
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ARCHITECTURES = (
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM",
+)
 """Classes whose forward is: embed, blocks of rotary attention and gated MLP, norm, vocabulary matmul."""
 
 
@@ -29,6 +39,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.bfloat16) -> PreTrain
     check_config(read_config(directory))
     model = load_weights(directory, dtype=dtype, attn_implementation=IMPLEMENTATION)
     model.requires_grad_(requires_grad=False)
+    use_kernels(model)
     return model
 
 

@@ -1,6 +1,6 @@
 """LoRA (arXiv:2106.09685) on the linear layers of a frozen model; several named adapters on one base.
 
-Shape suffixes: N tokens, I inputs, O outputs, R rank.
+Shape suffixes: I inputs, O outputs, R rank.
 """
 
 import hashlib
@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
+from luthier.kernels.lora_linear import Projection, lora_linear
 
 MAX_RANK = 512
 
@@ -72,41 +73,6 @@ class AdapterSwitch:
         self.adapters: dict[str, Adapter] = {}
 
 
-class _LoraProduct(torch.autograd.Function):
-    """y = x W^T + b + s (x A^T) B^T with W and b frozen.
-
-    S = x A^T and the gradients of A and B are float32 products; what has the size of x or y has the type of x.
-    Kept for backward: x and S (N x R floats); dS is formed once and serves dA and dx.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
-    ) -> Tensor:
-        x_NI = x.reshape(-1, x.shape[-1])
-        s_NR = x_NI.to(a_RI.dtype) @ a_RI.T
-        y_NO = nn.functional.linear(x_NI, weight, bias)
-        y_NO.addmm_(s_NR.to(x.dtype), b_OR.to(x.dtype).T, alpha=scale)
-        ctx.save_for_backward(x_NI, weight, a_RI, b_OR, s_NR)
-        ctx.scale = scale
-        return y_NO.view(*x.shape[:-1], weight.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        (dy,) = gradients
-        x_NI, weight, a_RI, b_OR, s_NR = ctx.saved_tensors
-        dy_NO = dy.reshape(-1, dy.shape[-1])
-        wide_NO = dy_NO.to(b_OR.dtype)
-        ds_NR = (wide_NO @ b_OR).mul_(ctx.scale)
-        da_RI = ds_NR.T @ x_NI.to(a_RI.dtype)
-        db_OR = (wide_NO.T @ s_NR).mul_(ctx.scale)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx_NI = (dy_NO @ weight).addmm_(ds_NR.to(dy.dtype), a_RI.to(dy.dtype))
-            dx = dx_NI.view(*dy.shape[:-1], x_NI.shape[1])
-        return dx, None, None, da_RI, db_OR, None
-
-
 class LoraLinear(nn.Module):
     """A frozen linear layer with named low-rank updates, of which at most one is active.
 
@@ -138,15 +104,25 @@ class LoraLinear(nn.Module):
         if name in self.scales:
             del self.lora_A[name], self.lora_B[name], self.scales[name]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., I] -> [..., O], with the active adapter's update where this layer has one."""
+    def projection(self) -> Projection | None:
+        """This layer with the active adapter's update, for the LoRA kernels; None where it has none."""
         name = self.switch.active
         if name is None or name not in self.scales:
-            return nn.functional.linear(x, self.weight, self.bias)
-        output: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, self.lora_A[name], self.lora_B[name], self.scales[name]
+            return None
+        return Projection(
+            weight=self.weight,
+            bias=self.bias,
+            a=self.lora_A[name],
+            b=self.lora_B[name],
+            scale=self.scales[name],
         )
-        return output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O], with the active adapter's update where this layer has one."""
+        projection = self.projection()
+        if projection is None:
+            return nn.functional.linear(x, self.weight, self.bias)
+        return lora_linear(x, projection)
 
 
 def insert_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int, name: str = "default") -> Adapter:

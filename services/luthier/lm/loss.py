@@ -8,8 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
-from luthier.kernels.linear_cross_entropy import Impl, linear_cross_entropy
+from luthier.kernels.linear_cross_entropy import LossOptions, linear_cross_entropy
+from luthier.kernels.tables import Impl
 from luthier.lm.attention import head_weight, packed_forward
+from luthier.lm.blocks import final_softcap
 from luthier.lm.packed import PackedBatch
 
 
@@ -32,7 +34,8 @@ def supervised_loss(model: PreTrainedModel, batch: PackedBatch, *, impl: Impl = 
         )
     hidden_TE = packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
     target_N = batch.input_ids[rows_N + 1]
-    return linear_cross_entropy(hidden_TE[rows_N], head_weight(model), target_N, impl=impl)
+    options = LossOptions(softcap=final_softcap(model))
+    return linear_cross_entropy(hidden_TE[rows_N], head_weight(model), target_N, options=options, impl=impl)
 
 
 def labelled_rows(batch: PackedBatch) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument
+from luthier.kernels.linear_logprob import linear_logprob
 from luthier.lm.attention import head_weight, packed_forward
+from luthier.lm.blocks import final_softcap
 from luthier.lm.loss import labelled_rows
 from luthier.lm.packed import pack
 
@@ -38,7 +40,7 @@ def sequence_logprobs(
 
     The first token of a sequence cannot be scored and is not counted. Sequences are packed into batches of
     up to `max_tokens` tokens (one longer sequence is a batch of its own); logits are made for 512 positions
-    at a time.
+    at a time, if at all.
 
     Raises:
         InvalidArgument: the counts of sequences and masks, or of tokens and flags, differ; a sequence is
@@ -71,13 +73,12 @@ def _score(
     batch = pack(list(zip(sequences, masks, strict=True))).to(model.device)
     rows_N = labelled_rows(batch)
     hidden = packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
-    weight = head_weight(model)
-    logprobs = []
-    for rows in torch.split(rows_N, _ROWS_PER_MATMUL):
-        logits_NV = (hidden[rows] @ weight.T).float()
-        target_N = batch.input_ids[rows + 1]
-        logprobs.append(logits_NV.log_softmax(dim=-1).gather(1, target_N[:, None]).squeeze(1))
-    logprob_N = torch.cat(logprobs).double()
+    head_VE, softcap = head_weight(model), final_softcap(model)
+    parts = [
+        linear_logprob(hidden[rows], head_VE, batch.input_ids[rows + 1], softcap=softcap).logprob
+        for rows in torch.split(rows_N, _ROWS_PER_MATMUL)
+    ]
+    logprob_N = torch.cat(parts).double()
     ends = torch.searchsorted(rows_N, torch.tensor(batch.cu_seqlens, device=rows_N.device)).tolist()
     return [
         SequenceScore(logprob=float(logprob_N[first:last].sum()), num_tokens=last - first)

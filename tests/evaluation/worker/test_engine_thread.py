@@ -89,9 +89,11 @@ def test_a_check_that_raises_ends_the_request_without_waiting_for_an_event(runni
         threads.submit(running.thread.run, held.wait)
         asking = threads.submit(list, running.thread.generate(request("r", count=LONG), check))
         wanted.set()
-        with pytest.raises(Cancelled, match="nobody listens"):
-            asking.result(timeout=5)
-        held.set()
+        try:
+            with pytest.raises(Cancelled, match="nobody listens"):
+                asking.result(timeout=5)
+        finally:
+            held.set()
     running.until_idle()
 
 

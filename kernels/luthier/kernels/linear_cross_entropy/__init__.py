@@ -1,16 +1,18 @@
 """Cross-entropy of a linear head without the logits of the whole batch.
 
-Shape suffixes: N rows, D hidden size, V vocabulary. Importing this package does not import torch.
+Shape suffixes: N rows, D hidden size, V vocabulary, R rank. Importing this package does not import torch.
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from luthier.kernels.linear_cross_entropy.table import choose, key
+from luthier.kernels.tables import Impl, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Impl = Literal["auto", "cpu", "eager"]
+DEFAULT_BUDGET_BYTES = 512 * 2**20
+"""Most memory that the logits of a trained head may take at a time."""
 
 
 class LossSum(NamedTuple):
@@ -20,87 +22,157 @@ class LossSum(NamedTuple):
     num_valid: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOptions:
+    """What is summed over the counted rows, with logits u and their log-sum-exp lse.
+
+    token_weight * ((1 - label_smoothing) * (lse - u_target) + label_smoothing * (lse - mean u) + z_loss * lse^2)
+
+    Attributes:
+        ignore_index: rows with this target cost nothing and are not counted.
+        label_smoothing: share of the loss that goes to the uniform distribution, in [0, 1).
+        z_loss: weight of the squared log-sum-exp (arXiv:2204.02311), at least 0.
+        softcap: u = softcap * tanh(logit / softcap); 0: u = logit.
+        vocab_valid: only the first so many rows of the head are words, the others padding; 0: all are.
+        budget_bytes: most memory for logits at a time, where a trained head needs them.
+    """
+
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float = 0.0
+    vocab_valid: int = 0
+    budget_bytes: int = DEFAULT_BUDGET_BYTES
+
+
+class HeadUpdate(NamedTuple):
+    """A low-rank update of the head: weight + scale * b a, with a [R, D] and b [V, R]."""
+
+    a: "Tensor"
+    b: "Tensor"
+    scale: float
+
+
+_DEFAULTS = LossOptions()
+
+
 def linear_cross_entropy(
     hidden_ND: "Tensor",
     weight_VD: "Tensor",
     target_N: "Tensor",
     *,
-    ignore_index: int = -100,
+    token_weight_N: "Tensor | None" = None,
+    update: HeadUpdate | None = None,
+    options: LossOptions = _DEFAULTS,
     impl: Impl = "auto",
 ) -> LossSum:
     """Cross-entropy (natural log, float32 scalar) of softmax(hidden weight^T), summed over counted rows.
 
-    Rows whose target is `ignore_index` cost nothing. `cpu` (C++; bfloat16 or float32; frozen head) holds the
-    logits of at most 128 rows per thread, and its bits do not depend on the number of threads; `eager` is the
-    plain-torch reference; `auto` takes what the committed table measured as faster.
+    `cpu` (C++; bfloat16 or float32; frozen head without update) never holds logits, and the bits of a row's loss and
+    gradient depend neither on the number of threads nor on the other rows. `eager` is plain torch; a head that is
+    trained, or updated, goes through it in chunks of rows whose logits keep to the budget. `auto` takes what the
+    committed table measured as faster.
 
     Raises:
-        ValueError: shapes, dtypes, devices or targets do not fit, or `impl` cannot run on them.
+        ValueError: shapes, dtypes, devices, targets or options do not fit, or `impl` cannot run on them.
     """
-    _check(hidden_ND, weight_VD, target_N)
-    counted = target_N[target_N != ignore_index]
+    check_head(hidden_ND, weight_VD, target_N)
+    _check_options(hidden_ND, weight_VD, token_weight_N, update, options)
+    num_words = options.vocab_valid or weight_VD.shape[0]
+    counted = target_N[target_N != options.ignore_index]
     num_valid = counted.numel()
-    if num_valid and not (int(counted.min()) >= 0 and int(counted.max()) < weight_VD.shape[0]):
+    if num_valid and not (int(counted.min()) >= 0 and int(counted.max()) < num_words):
         raise ValueError(
-            f"targets must lie in [0, {weight_VD.shape[0]}) or be {ignore_index}, "
+            f"targets must lie in [0, {num_words}) or be {options.ignore_index}, "
             f"got {int(counted.min())}..{int(counted.max())}"
         )
-    refusal = _refusal(hidden_ND, weight_VD)
-    if impl == "auto":
-        impl = _choose(hidden_ND, weight_VD, num_valid) if refusal is None else "eager"
-    if impl == "eager":
-        from luthier.kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
-
-        return LossSum(
-            linear_cross_entropy_reference(hidden_ND, weight_VD, target_N, ignore_index), num_valid
+    refusal = head_refusal(hidden_ND, weight_VD, update)
+    shape = shape_class(num_valid, num_words)
+    chosen = resolve("linear_cross_entropy", impl, refusal, hidden_ND.dtype, shape)
+    head_VD = weight_VD[:num_words]
+    if chosen == "eager":
+        from luthier.kernels.linear_cross_entropy.reference import (
+            chunked_loss,
+            linear_cross_entropy_reference,
         )
-    if impl != "cpu":
-        raise ValueError(f"impl must be auto, cpu or eager, got {impl!r}")
-    if refusal is not None:
-        raise ValueError(refusal)
+
+        run = linear_cross_entropy_reference if refusal is None else chunked_loss
+        words = None if update is None else update._replace(b=update.b[:num_words])
+        return LossSum(run(hidden_ND, head_VD, target_N, token_weight_N, words, options), num_valid)
     import torch
 
     from luthier.kernels.linear_cross_entropy.cpu import linear_cross_entropy_cpu
 
     need_grad = torch.is_grad_enabled() and hidden_ND.requires_grad
-    loss_sum, _ = linear_cross_entropy_cpu(hidden_ND, weight_VD, target_N, ignore_index, need_grad)
+    weight_N = hidden_ND.new_empty(0) if token_weight_N is None else token_weight_N.double()
+    numbers = [options.softcap, options.label_smoothing, options.z_loss]
+    loss_sum, _, _ = linear_cross_entropy_cpu(
+        hidden_ND, head_VD, target_N, weight_N, options.ignore_index, numbers, need_grad
+    )
     return LossSum(loss_sum, num_valid)
 
 
-def _check(hidden_ND: "Tensor", weight_VD: "Tensor", target_N: "Tensor") -> None:
+def shape_class(num_rows: int, vocab: int) -> str:
+    """The class of a problem in the table: few or many labelled rows, small or large vocabulary."""
+    return f"{'few' if num_rows < 128 else 'many'}_rows-{'small' if vocab < 8192 else 'large'}_vocab"
+
+
+def check_head(hidden_ND: "Tensor", weight_VD: "Tensor", target_N: "Tensor") -> None:
+    """Check hidden states, head and targets against each other.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
     import torch
+
+    from luthier.kernels.operands import require_same
 
     shapes = tuple(hidden_ND.shape), tuple(weight_VD.shape), tuple(target_N.shape)
     fits = [len(shape) for shape in shapes] == [2, 2, 1]
     if not fits or shapes[0][1] != shapes[1][1] or shapes[0][0] != shapes[2][0] or 0 in shapes[1]:
         raise ValueError(f"shapes must be hidden [N, D], weight [V, D], target [N], got {shapes}")
-    if hidden_ND.dtype != weight_VD.dtype or not hidden_ND.is_floating_point():
+    require_same(hidden=hidden_ND, weight=weight_VD)
+    if target_N.dtype != torch.int64 or target_N.device != hidden_ND.device:
         raise ValueError(
-            f"hidden and weight must share a float dtype, got {hidden_ND.dtype}, {weight_VD.dtype}"
-        )
-    if target_N.dtype != torch.int64:
-        raise ValueError(f"target must be int64, got {target_N.dtype}")
-    if len({hidden_ND.device, weight_VD.device, target_N.device}) != 1:
-        raise ValueError(
-            f"tensors must share a device, got {hidden_ND.device}, {weight_VD.device}, {target_N.device}"
+            f"target must be int64 on {hidden_ND.device}, got {target_N.dtype} on {target_N.device}"
         )
 
 
-def _refusal(hidden_ND: "Tensor", weight_VD: "Tensor") -> str | None:
+def head_refusal(hidden_ND: "Tensor", weight_VD: "Tensor", update: HeadUpdate | None) -> str | None:
+    """Why the C++ kernel cannot run on these inputs, or None."""
     import torch
 
-    if hidden_ND.device.type != "cpu":
-        return f"impl 'cpu' needs tensors on the CPU, got {hidden_ND.device}"
-    if hidden_ND.dtype not in (torch.bfloat16, torch.float32):
-        return f"impl 'cpu' needs bfloat16 or float32, got {hidden_ND.dtype}"
+    from luthier.kernels.operands import refusal
+
     if weight_VD.requires_grad and torch.is_grad_enabled():
         return "impl 'cpu' needs a frozen head, got weight.requires_grad=True"
-    return None
+    if update is not None:
+        return "impl 'cpu' needs a head without an update, got one"
+    return refusal(hidden_ND)
 
 
-def _choose(hidden_ND: "Tensor", weight_VD: "Tensor", num_valid: int) -> Impl:
-    from luthier.kernels.dispatch import current_isa
-
-    dtype = str(hidden_ND.dtype).removeprefix("torch.")
-    chosen = choose(key(current_isa(), dtype, num_valid, weight_VD.shape[0]))
-    return "cpu" if chosen == "cpu" else "eager"
+def _check_options(
+    hidden_ND: "Tensor",
+    weight_VD: "Tensor",
+    token_weight_N: "Tensor | None",
+    update: HeadUpdate | None,
+    options: LossOptions,
+) -> None:
+    if not 0 <= options.label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {options.label_smoothing}")
+    if min(options.z_loss, options.softcap) < 0 or options.budget_bytes < 1:
+        raise ValueError(f"z_loss and softcap must be at least 0, budget_bytes at least 1, got {options}")
+    if not 0 <= options.vocab_valid <= weight_VD.shape[0]:
+        raise ValueError(f"vocab_valid must be in 0..{weight_VD.shape[0]}, got {options.vocab_valid}")
+    if token_weight_N is not None and token_weight_N.shape != hidden_ND.shape[:1]:
+        raise ValueError(
+            f"token_weight must have shape ({hidden_ND.shape[0]},), got {tuple(token_weight_N.shape)}"
+        )
+    if token_weight_N is not None and token_weight_N.requires_grad:
+        raise ValueError("token_weight gets no gradient, got token_weight.requires_grad=True")
+    if update is not None:
+        shapes = tuple(update.a.shape), tuple(update.b.shape)
+        V, D = weight_VD.shape
+        fits = len(shapes[0]) == 2 and shapes[0][1] == D and shapes[1] == (V, shapes[0][0])
+        if not fits:
+            raise ValueError(f"the update's shapes must be a [R, {D}], b [{V}, R], got {shapes}")

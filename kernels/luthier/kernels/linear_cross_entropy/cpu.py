@@ -1,4 +1,7 @@
-"""`linear_cross_entropy` in C++ as a torch custom op; the gradient is computed during the forward pass."""
+"""`linear_cross_entropy` in C++ as a torch custom op; the gradient is computed during the forward pass.
+
+Shape suffixes: N rows, M counted rows, D hidden size, V vocabulary.
+"""
 
 from typing import Any
 
@@ -6,66 +9,99 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.dispatch import current_isa
+from luthier.kernels.operands import rows_of, settings
+
+
+def head_pass(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    rows_M: Tensor,
+    numbers: list[float],
+    outputs: dict[str, Tensor],
+) -> None:
+    """Run the kernel on (hidden, weight, target, token weight float32 or None) for the chosen rows.
+
+    `numbers` are softcap, label smoothing and z-loss; `outputs` holds `loss` [M] and, where they are wanted,
+    `grad_hidden` [M, D], `entropy` [M], `grad_entropy` [M, D], all float32 and contiguous.
+    """
+    hidden_ND, weight_VD, target_N = rows_of(tensors[0]), rows_of(tensors[1]), tensors[2].contiguous()
+    token_weight_N = tensors[3]
+    problem = {
+        "hidden": hidden_ND.data_ptr(),
+        "weight": weight_VD.data_ptr(),
+        "target": target_N.data_ptr(),
+        "token_weight": 0 if token_weight_N is None else token_weight_N.data_ptr(),
+        "rows": rows_M.data_ptr(),
+        "num_rows": rows_M.numel(),
+        "dim": weight_VD.shape[1],
+        "vocab": weight_VD.shape[0],
+        "hidden_stride": hidden_ND.stride(0),
+        "weight_stride": weight_VD.stride(0),
+        "softcap": numbers[0],
+        "label_smoothing": numbers[1],
+        "z_loss": numbers[2],
+        "bfloat16": hidden_ND.dtype == torch.bfloat16,
+    }
+    for name in ("loss", "grad_hidden", "entropy", "grad_entropy"):
+        problem[name] = outputs[name].data_ptr() if name in outputs else 0
+    _core.linear_cross_entropy(problem, **settings())
 
 
 @torch.library.custom_op("luthier::linear_cross_entropy", mutates_args=(), device_types="cpu")
 def linear_cross_entropy_cpu(
-    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, ignore_index: int, need_grad: bool
-) -> tuple[Tensor, Tensor]:
-    """Summed loss (float32 scalar) and its gradient to hidden (float32 [N, D], or [0, D] if not needed).
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    token_weight_N: Tensor,
+    ignore_index: int,
+    numbers: list[float],
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss (float32 scalar), its gradient to the counted rows (float32 [M, D]; empty if not needed), and these.
 
-    The head is taken as frozen. Targets other than `ignore_index` must lie in [0, V).
+    The head is taken as frozen. Targets other than `ignore_index` must lie in [0, V). Token weights are float64, which
+    autocast leaves alone, or of no elements: all 1. `numbers` are softcap, label smoothing and z-loss.
     """
-    hidden_ND = _rows_contiguous(hidden_ND)
-    weight_VD = _rows_contiguous(weight_VD)
-    target_N = target_N.contiguous()
     rows_M = (target_N != ignore_index).nonzero().squeeze(1)
-    loss_M = torch.empty(rows_M.numel(), dtype=torch.float32)
-    grad_ND = torch.zeros(hidden_ND.shape if need_grad else (0, hidden_ND.shape[1]), dtype=torch.float32)
-    _core.linear_cross_entropy(
-        hidden=hidden_ND.data_ptr(),
-        weight=weight_VD.data_ptr(),
-        target=target_N.data_ptr(),
-        rows=rows_M.data_ptr(),
-        loss=loss_M.data_ptr(),
-        grad_hidden=grad_ND.data_ptr() if need_grad else 0,
-        num_rows=rows_M.numel(),
-        dim=weight_VD.shape[1],
-        vocab=weight_VD.shape[0],
-        hidden_stride=hidden_ND.stride(0),
-        weight_stride=weight_VD.stride(0),
-        bfloat16=hidden_ND.dtype == torch.bfloat16,
-        isa=current_isa(),
-        num_threads=torch.get_num_threads(),
-    )
+    outputs = {"loss": torch.empty(rows_M.numel(), dtype=torch.float32)}
+    if need_grad:
+        outputs["grad_hidden"] = torch.empty(rows_M.numel(), hidden_ND.shape[1], dtype=torch.float32)
+    weight_N = token_weight_N.float().contiguous() if token_weight_N.numel() else None
+    head_pass((hidden_ND, weight_VD, target_N, weight_N), rows_M, numbers, outputs)
     # A float64 sum in one thread: its order, and so its bits, must not depend on the number of threads.
-    return torch.tensor(sum(loss_M.tolist()), dtype=torch.float32), grad_ND
-
-
-def _rows_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 and x.stride(0) >= 0 else x.contiguous()
+    loss_sum = torch.tensor(sum(outputs["loss"].tolist()), dtype=torch.float32)
+    return loss_sum, outputs.get("grad_hidden", torch.empty(0, hidden_ND.shape[1])), rows_M
 
 
 @linear_cross_entropy_cpu.register_fake
 def _(
-    hidden_ND: Tensor, _weight_VD: Tensor, _target_N: Tensor, _ignore_index: int, need_grad: bool
-) -> tuple[Tensor, Tensor]:
-    shape = hidden_ND.shape if need_grad else (0, hidden_ND.shape[1])
-    return hidden_ND.new_empty((), dtype=torch.float32), hidden_ND.new_empty(shape, dtype=torch.float32)
+    hidden_ND: Tensor,
+    _weight_VD: Tensor,
+    _target_N: Tensor,
+    _token_weight_N: Tensor,
+    _ignore_index: int,
+    _numbers: list[float],
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    grad_MD = hidden_ND.new_empty(count if need_grad else 0, hidden_ND.shape[1], dtype=torch.float32)
+    loss_sum = hidden_ND.new_empty((), dtype=torch.float32)
+    return loss_sum, grad_MD, hidden_ND.new_empty(count, dtype=torch.int64)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     if inputs[1].requires_grad:
-        raise ValueError("linear_cross_entropy_cpu needs a frozen head, got weight.requires_grad=True")
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
-    ctx.dtype = inputs[0].dtype
+        raise ValueError("impl 'cpu' needs a frozen head, got weight.requires_grad=True")
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.save_for_backward(output[1], output[2])
+    ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
 
 
-def _backward(ctx: Any, grad_loss: Tensor, _grad_of_grad: Tensor) -> tuple[Tensor | None, ...]:
-    (grad_ND,) = ctx.saved_tensors
-    return (grad_ND * grad_loss).to(ctx.dtype), None, None, None, None
+def _backward(ctx: Any, grad_loss: Tensor, *_others: Any) -> tuple[Tensor | None, ...]:
+    grad_MD, rows_M = ctx.saved_tensors
+    grad_ND = grad_MD.new_zeros(ctx.shape, dtype=ctx.dtype)
+    grad_ND[rows_M] = (grad_MD * grad_loss).to(ctx.dtype)
+    return grad_ND, None, None, None, None, None, None
 
 
 linear_cross_entropy_cpu.register_autograd(_backward, setup_context=_keep)
+torch.library.register_autocast("luthier::linear_cross_entropy", "cpu", torch.bfloat16)

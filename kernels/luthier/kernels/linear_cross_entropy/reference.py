@@ -1,18 +1,135 @@
-"""Eager reference of `linear_cross_entropy`, in plain torch: any dtype and device, head frozen or not."""
+"""Eager references of the loss of a linear head, in plain torch: any float dtype and device, any head.
+
+Shape suffixes: N rows, M counted rows, D hidden size, V vocabulary, R rank.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from luthier.kernels.linear_cross_entropy import HeadUpdate, LossOptions
+
+# Logits in their own dtype and in float32, and the gradient of each: what a row of one chunk takes for each word.
+_BYTES_OF_LOGIT = 16
+
+
+def head_logits(hidden_MD: Tensor, weight_VD: Tensor, update: "HeadUpdate | None", softcap: float) -> Tensor:
+    """Scores [M, V] in at least float32, capped where softcap is not 0."""
+    logits_MV = nn.functional.linear(hidden_MD, weight_VD)
+    if update is not None:
+        low_MR = nn.functional.linear(hidden_MD, update.a.to(hidden_MD.dtype))
+        logits_MV = logits_MV + update.scale * nn.functional.linear(low_MR, update.b.to(hidden_MD.dtype))
+    wide_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+    return torch.tanh(wide_MV / softcap) * softcap if softcap else wide_MV
+
 
 def linear_cross_entropy_reference(
-    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, ignore_index: int = -100
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    token_weight_N: Tensor | None,
+    update: "HeadUpdate | None",
+    options: "LossOptions",
 ) -> Tensor:
-    """Summed cross-entropy over rows whose target is not `ignore_index`; float32, or float64 for float64 inputs.
+    """Summed loss over rows whose target counts; float32, or float64 for float64 inputs.
 
     Memory: the logits of all counted rows, in the input's dtype and again in float32.
     """
-    counted = target_N != ignore_index
-    logits_MV = nn.functional.linear(hidden_ND[counted], weight_VD)
-    if logits_MV.dtype != torch.float64:
-        logits_MV = logits_MV.float()
-    return nn.functional.cross_entropy(logits_MV, target_N[counted], reduction="sum")
+    counted = target_N != options.ignore_index
+    logits_MV = head_logits(hidden_ND[counted], weight_VD, update, options.softcap)
+    target_M = target_N[counted]
+    smoothing = options.label_smoothing
+    if token_weight_N is None and not options.z_loss:
+        return nn.functional.cross_entropy(logits_MV, target_M, reduction="sum", label_smoothing=smoothing)
+    loss_M = nn.functional.cross_entropy(logits_MV, target_M, reduction="none", label_smoothing=smoothing)
+    if options.z_loss:
+        loss_M = loss_M + options.z_loss * logits_MV.logsumexp(dim=1).square()
+    return (loss_M if token_weight_N is None else loss_M * token_weight_N[counted].to(loss_M.dtype)).sum()
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Gradients are formed chunk by chunk during the forward pass, those of head and update summed in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: tuple[Any, ...], hidden_ND: Tensor, weight_VD: Tensor, *factors: Tensor
+    ) -> Tensor:
+        target_N, token_weight_N, scale, options = rows
+        leaves = [weight_VD, *factors]
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        needs = ctx.needs_input_grad[1:]
+        sums = [
+            torch.zeros_like(leaf, dtype=wide) if need else None
+            for leaf, need in zip(leaves, needs[1:], strict=True)
+        ]
+        grad_ND = torch.zeros_like(hidden_ND) if needs[0] else None
+        total = hidden_ND.new_zeros((), dtype=wide)
+        rows_M = (target_N != options.ignore_index).nonzero().squeeze(1)
+        size = max(1, options.budget_bytes // (_BYTES_OF_LOGIT * weight_VD.shape[0]))
+        for index_C in rows_M.split(size):
+            loss, grads = _chunk_gradients(
+                [hidden_ND[index_C], *leaves],
+                needs,
+                target_N[index_C],
+                None if token_weight_N is None else token_weight_N[index_C],
+                scale,
+                options,
+            )
+            total += loss
+            for total_grad, grad in zip(sums, grads[1:], strict=True):
+                if total_grad is not None and grad is not None:
+                    total_grad.add_(grad)
+            if grad_ND is not None and grads[0] is not None:
+                grad_ND[index_C] = grads[0]
+        ctx.save_for_backward(grad_ND, *sums)
+        ctx.dtypes = [leaf.dtype for leaf in leaves]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad_ND, *sums = ctx.saved_tensors
+        scaled = [
+            None if one is None else (one * grads[0]).to(dtype)
+            for one, dtype in zip(sums, ctx.dtypes, strict=True)
+        ]
+        return None, None if grad_ND is None else (grad_ND * grads[0]).to(grad_ND.dtype), *scaled
+
+
+def _chunk_gradients(
+    tensors: list[Tensor],
+    needs: tuple[bool, ...],
+    target_C: Tensor,
+    token_weight_C: Tensor | None,
+    scale: float,
+    options: "LossOptions",
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Loss of one chunk and its gradients to (hidden, weight, update's a and b), None where not needed."""
+    from luthier.kernels.linear_cross_entropy import HeadUpdate
+
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needs, strict=True)]
+        update = HeadUpdate(leaves[2], leaves[3], scale) if len(leaves) == 4 else None
+        loss = linear_cross_entropy_reference(leaves[0], leaves[1], target_C, token_weight_C, update, options)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(loss, wanted) if wanted else ())
+    return loss.detach(), [next(found) if leaf.requires_grad else None for leaf in leaves]
+
+
+def chunked_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    token_weight_N: Tensor | None,
+    update: "HeadUpdate | None",
+    options: "LossOptions",
+) -> Tensor:
+    """What the reference computes, in chunks of rows whose logits take at most `options.budget_bytes`.
+
+    Memory: the budget, and float32 gradients of what is trained. First derivatives only.
+    """
+    factors = () if update is None else (update.a, update.b)
+    rows = (target_N, token_weight_N, 0.0 if update is None else update.scale, options)
+    loss: Tensor = _ChunkedLoss.apply(rows, hidden_ND, weight_VD, *factors)  # type: ignore[no-untyped-call]
+    return loss

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import torch
 
-from luthier.kernels import table_digest
-from luthier.kernels.dispatch import current_isa
-from luthier.kernels.linear_cross_entropy.table import entries
+from luthier.kernels import describe, table_digest
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.worker.v1 import task_pb2
 
@@ -21,13 +19,7 @@ def kernel_choices() -> dict[str, str]:
 
     The keys are `operator/dtype/class`; `isa` is the instruction set that the C++ kernels run with.
     """
-    isa = current_isa()
-    chosen = {"isa": str(isa)}
-    for name, implementation in entries().items():
-        table_isa, _, problem = name.partition("/")
-        if table_isa == isa and problem.startswith("bfloat16/"):
-            chosen[f"linear_cross_entropy/{problem}"] = implementation
-    return chosen
+    return {name: chosen for name, chosen in describe().items() if name == "isa" or "/bfloat16/" in name}
 
 
 def run_record(

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+
+#include "luthier/cpuid.hpp"
+#include "luthier/dtype.hpp"
+
+namespace luthier {
+
+// rows[num_rows][contracted] times matrix[contracted][num_columns], or, transposed, times the transpose of
+// matrix[num_columns][contracted]. Strides are in elements, from row to row; elements of a row are adjacent.
+struct Term {
+  const void* rows;
+  int64_t rows_stride;
+  const void* matrix;
+  int64_t matrix_stride;
+  int64_t contracted;
+  bool transposed;
+};
+
+// out[num_rows][num_columns] = sum of the terms + bias[num_columns] + addend[num_rows][num_columns], the last two where
+// given. Everything has `dtype`; sums are float32, rounded once at the end.
+struct Product {
+  const Term* terms;
+  int num_terms;
+  int64_t num_rows, num_columns;
+  const void* bias;
+  const void* addend;
+  int64_t addend_stride;
+  void* out;
+  int64_t out_stride;
+  Dtype dtype;
+};
+
+// An element's bits depend neither on the number of threads nor on the other rows.
+void product(const Product& problem, Isa isa, int num_threads);
+
+// out[rank][num_columns] (float32, dense) = scale * transpose of left[num_rows][rank] times
+// right[num_rows][num_columns].
+struct Gram {
+  const void* left;
+  int64_t left_stride;
+  const void* right;
+  int64_t right_stride;
+  int64_t num_rows, rank, num_columns;
+  float scale;
+  float* out;
+  Dtype dtype;
+};
+
+// The bits of the result do not depend on the number of threads.
+void gram(const Gram& problem, Isa isa, int num_threads);
+
+}  // namespace luthier

@@ -1,0 +1,8 @@
+#include <immintrin.h>
+
+#define LUTHIER_LANES 16
+#define LUTHIER_VECTORS 4
+#define LUTHIER_REGISTERS 32
+#define LUTHIER_KERNELS kernels_avx512_bf16
+#define LUTHIER_BFLOAT16 PairPath
+#include "all.inl"

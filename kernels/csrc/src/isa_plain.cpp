@@ -1,0 +1,6 @@
+#define LUTHIER_LANES 4
+#define LUTHIER_VECTORS 2
+#define LUTHIER_REGISTERS 16
+#define LUTHIER_KERNELS kernels_plain
+#define LUTHIER_BFLOAT16 FloatPath<uint16_t>
+#include "all.inl"

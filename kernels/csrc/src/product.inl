@@ -1,0 +1,158 @@
+// product and gram: the matrix products of a linear layer with a low-rank update, and of its gradients.
+#pragma once
+#include "luthier/product.hpp"
+#include "matrix.inl"
+
+namespace luthier::detail {
+namespace {
+
+// Rows and contracted elements that a task holds at a time: the packed panel and the sums stay in the second cache.
+constexpr int64_t kRowBlock = 768;
+// In float, where the sum's own rounding is all there is, sums of shorter blocks are added.
+template <class Path>
+constexpr int64_t kContractedBlock = Path::pair == 2 ? 2048 : 256;
+
+template <class Path>
+struct ProductTask {
+  typedef typename Path::Scalar Scalar;
+  typedef typename Path::Item Item;
+  const Product& p;
+  int num_threads;
+
+  int64_t num_panels() const { return (p.num_columns + P - 1) / P; }
+  // Rows are cut finer while there are fewer tasks than threads could share evenly.
+  int64_t row_block() const {
+    int64_t block = kRowBlock;
+    while (block > 48 && num_panels() * ((p.num_rows + block - 1) / block) < 4 * num_threads) block /= 2;
+    return block;
+  }
+  int64_t num_tasks() const { return num_panels() * ((p.num_rows + row_block() - 1) / row_block()); }
+
+  // The most items that a panel, or the copied rows, of any block of any term need.
+  int64_t most_panel_items(int vectors) const {
+    return most([vectors](int64_t part) { return panel_items<Path>(part, vectors); });
+  }
+  int64_t most_row_items(int64_t rows) const {
+    return most([rows](int64_t part) { return row_operand_items<Path>(rows, part); });
+  }
+
+  template <class Size>
+  int64_t most(Size size) const {
+    int64_t most = 0;
+    for (int t = 0; t < p.num_terms; ++t) {
+      const int64_t contracted = p.terms[t].contracted;
+      const int64_t whole = contracted < kContractedBlock<Path> ? 0 : size(kContractedBlock<Path>);
+      const int64_t rest = size(contracted % kContractedBlock<Path>);
+      const int64_t larger = whole > rest ? whole : rest;
+      most = most > larger ? most : larger;
+    }
+    return most;
+  }
+
+  void run(int64_t task) const {
+    const int64_t column = task % num_panels() * P, row = task / num_panels() * row_block();
+    const int64_t columns = p.num_columns - column < P ? p.num_columns - column : P;
+    const int64_t rows = p.num_rows - row < row_block() ? p.num_rows - row : row_block();
+    const int vectors = vectors_for(columns);
+    Cutter cutter{nullptr};
+    for (int pass = 0; pass < 2; ++pass) {
+      Item* panel = cutter.take<Item>(most_panel_items(vectors));
+      Item* space = cutter.take<Item>(most_row_items(rows));
+      float* sums = cutter.take<float>(rows * P);
+      if (pass == 0) {
+        cutter = Cutter{scratch(cutter.used)};
+        continue;
+      }
+      bool accumulate = false;
+      for (int t = 0; t < p.num_terms; ++t)
+        add(p.terms[t], {row, rows, column, columns}, vectors, panel, space, sums, accumulate);
+      finish({row, rows, column, columns}, sums, !accumulate);
+    }
+  }
+
+  struct Window {
+    int64_t row, rows, column, columns;
+  };
+
+  static void add(const Term& term, const Window& w, int vectors, Item* panel, Item* space, float* sums,
+                  bool& accumulate) {
+    const Scalar* a = static_cast<const Scalar*>(term.rows) + w.row * term.rows_stride;
+    const Scalar* b = static_cast<const Scalar*>(term.matrix);
+    for (int64_t k = 0; k < term.contracted; k += kContractedBlock<Path>) {
+      const int64_t part = term.contracted - k < kContractedBlock<Path> ? term.contracted - k : kContractedBlock<Path>;
+      if (term.transposed)
+        pack_rows<Path>(b + w.column * term.matrix_stride + k, term.matrix_stride, part, w.columns, vectors, panel);
+      else
+        pack_columns<Path>(b + k * term.matrix_stride + w.column, term.matrix_stride, part, w.columns, vectors, panel);
+      const Rows<Path> operand = row_operand<Path>(a + k, term.rows_stride, w.rows, part, space);
+      multiply<Path>(operand, panel, vectors, steps_for<Path>(part), sums, P, w.rows, accumulate);
+      accumulate = true;
+    }
+  }
+
+  void finish(const Window& w, const float* sums, bool empty) const {
+    for (int64_t r = 0; r < w.rows; ++r)
+      for (int64_t c = 0; c < w.columns; c += L) {
+        const int64_t count = w.columns - c;
+        Vec value = empty ? Vec{} : load(sums + r * P + c);
+        if (p.bias) value += load_some(static_cast<const Scalar*>(p.bias) + w.column + c, count);
+        if (p.addend)
+          value +=
+              load_some(static_cast<const Scalar*>(p.addend) + (w.row + r) * p.addend_stride + w.column + c, count);
+        store_some(static_cast<Scalar*>(p.out) + (w.row + r) * p.out_stride + w.column + c, value, count);
+      }
+  }
+};
+
+template <class Path>
+void product_of(const Product& problem, int num_threads) {
+  ProductTask<Path> task{problem, num_threads};
+  if (problem.num_rows == 0 || problem.num_columns == 0) return;
+  parallel(
+      task.num_tasks(), num_threads,
+      [](void* context, int64_t index) { static_cast<ProductTask<Path>*>(context)->run(index); }, &task);
+}
+
+// A task computes P columns of the result; the rows are contracted in one order.
+template <class Path>
+void gram_panel(const Gram& p, int64_t column) {
+  typedef typename Path::Scalar Scalar;
+  typedef typename Path::Item Item;
+  constexpr int64_t kRows = Path::pair == 2 ? 256 : 64;
+  const int64_t columns = p.num_columns - column < P ? p.num_columns - column : P;
+  const int vectors = vectors_for(columns), rank_vectors = vectors_for(p.rank);
+  Cutter cutter{nullptr};
+  for (int pass = 0; pass < 2; ++pass) {
+    Item* right = cutter.take<Item>(panel_items<Path>(kRows, vectors));
+    Item* left = cutter.take<Item>(panel_items<Path>(kRows, rank_vectors));
+    float* sums = cutter.take<float>(p.rank * P);
+    if (pass == 0) {
+      cutter = Cutter{scratch(cutter.used)};
+      continue;
+    }
+    std::memset(sums, 0, p.rank * P * sizeof(float));
+    for (int64_t row = 0; row < p.num_rows; row += kRows) {
+      const int64_t rows = p.num_rows - row < kRows ? p.num_rows - row : kRows;
+      pack_columns<Path>(static_cast<const Scalar*>(p.right) + row * p.right_stride + column, p.right_stride, rows,
+                         columns, vectors, right);
+      pack_columns<Path>(static_cast<const Scalar*>(p.left) + row * p.left_stride, p.left_stride, rows, p.rank,
+                         rank_vectors, left);
+      const Rows<Path> operand{left, Path::pair, rank_vectors * L * Path::pair};
+      multiply<Path>(operand, right, vectors, steps_for<Path>(rows), sums, P, p.rank, true);
+    }
+    for (int64_t r = 0; r < p.rank; ++r)
+      for (int64_t c = 0; c < columns; c += L)
+        store_some(p.out + r * p.num_columns + column + c, load(sums + r * P + c) * p.scale, columns - c);
+  }
+}
+
+template <class Path>
+void gram_of(const Gram& problem, int num_threads) {
+  if (problem.rank == 0) return;
+  parallel((problem.num_columns + P - 1) / P, num_threads,
+           [](void* context, int64_t index) { gram_panel<Path>(*static_cast<const Gram*>(context), index * P); },
+           const_cast<Gram*>(&problem));
+}
+
+}  // namespace
+}  // namespace luthier::detail

@@ -1,0 +1,58 @@
+// Matrix products against loops in double precision, on shapes that end inside a tile.
+#include "luthier/product.hpp"
+
+#include "oracle.hpp"
+
+namespace {
+
+struct Shape {
+  int64_t rows, columns, contracted, rank;
+};
+
+template <class Scalar>
+void check(const Shape& s, luthier::Isa isa, int threads) {
+  std::mt19937 random(3);
+  const auto x = random_values<Scalar>(s.rows * s.contracted, 1.0f, random);
+  const auto w = random_values<Scalar>(s.columns * s.contracted, 0.3f, random);
+  const auto low = random_values<Scalar>(s.rows * s.rank, 1.0f, random);
+  const auto up = random_values<Scalar>(s.rank * s.columns, 0.3f, random);
+  const auto bias = random_values<Scalar>(s.columns, 1.0f, random);
+  const auto addend = random_values<Scalar>(s.rows * s.columns, 1.0f, random);
+  std::vector<Scalar> out(s.rows * s.columns);
+  const luthier::Term terms[] = {{x.data(), s.contracted, w.data(), s.contracted, s.contracted, true},
+                                 {low.data(), s.rank, up.data(), s.columns, s.rank, false}};
+  luthier::product(
+      {terms, 2, s.rows, s.columns, bias.data(), addend.data(), s.columns, out.data(), s.columns, dtype_of<Scalar>()},
+      isa, threads);
+  for (int64_t r = 0; r < s.rows; ++r)
+    for (int64_t c = 0; c < s.columns; ++c) {
+      double want = widen(bias[c]) + widen(addend[r * s.columns + c]);
+      for (int64_t k = 0; k < s.contracted; ++k)
+        want += static_cast<double>(widen(x[r * s.contracted + k])) * widen(w[c * s.contracted + k]);
+      for (int64_t k = 0; k < s.rank; ++k)
+        want += static_cast<double>(widen(low[r * s.rank + k])) * widen(up[k * s.columns + c]);
+      REQUIRE(close(widen(out[r * s.columns + c]), want, tolerance<Scalar>()));
+    }
+  std::vector<float> gram(s.rank * s.contracted);
+  luthier::gram(
+      {low.data(), s.rank, x.data(), s.contracted, s.rows, s.rank, s.contracted, 0.5f, gram.data(), dtype_of<Scalar>()},
+      isa, threads);
+  for (int64_t r = 0; r < s.rank; ++r)
+    for (int64_t c = 0; c < s.contracted; ++c) {
+      double want = 0;
+      for (int64_t row = 0; row < s.rows; ++row)
+        want += 0.5 * widen(low[row * s.rank + r]) * widen(x[row * s.contracted + c]);
+      REQUIRE(close(gram[r * s.contracted + c], want, tolerance<Scalar>()));
+    }
+}
+
+}  // namespace
+
+int check_product(luthier::Isa isa, int threads) {
+  const Shape shapes[] = {{1, 1, 1, 1}, {7, 33, 65, 5}, {0, 4, 4, 2}, {53, 130, 17, 66}, {3, 70, 2050, 1}};
+  for (const Shape& shape : shapes) {
+    check<float>(shape, isa, threads);
+    check<uint16_t>(shape, isa, threads);
+  }
+  return 10;
+}

@@ -1,0 +1,75 @@
+"""Causal attention of packed sequences, each to itself alone.
+
+Shape suffixes: T tokens, H query heads, G key/value heads, D head size. Importing this package does not import torch.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from luthier.kernels.tables import Impl, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def attention_varlen(
+    query_THD: "Tensor",
+    key_TGD: "Tensor",
+    value_TGD: "Tensor",
+    cu_seqlens: Sequence[int],
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+    impl: Impl = "auto",
+) -> "Tensor":
+    """Attention output [T, H, D] of sequences that lie end to end; sequence i is [cu_seqlens[i], cu_seqlens[i + 1]).
+
+    Query head h reads key head h // (H / G). A score is `scale` (default D^-0.5) times the dot product, then
+    softcap * tanh(score / softcap) where `softcap` is not 0; a query sees the last `window` tokens up to itself, or
+    all if 0. `cpu` (C++; bfloat16 or float32; softmax in float32) never holds the scores of more than 48 queries of a
+    head per thread, and the bits of a row depend neither on the number of threads nor on the other sequences; `eager`
+    is plain torch; `auto` takes what the committed table measured as faster.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or boundaries do not fit, or `impl` cannot run on them.
+    """
+    _check(query_THD, key_TGD, value_TGD, cu_seqlens)
+    if softcap < 0 or window < 0:
+        raise ValueError(f"softcap and window must not be negative, got {softcap}, {window}")
+    scale = query_THD.shape[2] ** -0.5 if scale is None else scale
+    from luthier.kernels.operands import refusal
+
+    longest = max((end - start for start, end in pairwise(cu_seqlens)), default=0)
+    chosen = resolve("attention_varlen", impl, refusal(query_THD), query_THD.dtype, shape_class(longest))
+    if chosen == "eager":
+        from luthier.kernels.attention_varlen.reference import attention_varlen_reference
+
+        return attention_varlen_reference(query_THD, key_TGD, value_TGD, cu_seqlens, scale, softcap, window)
+    from luthier.kernels.attention_varlen.cpu import attention_varlen_cpu
+
+    bounds = list(cu_seqlens)
+    out_THD: Tensor = attention_varlen_cpu(query_THD, key_TGD, value_TGD, bounds, [scale, softcap], window)[0]
+    return out_THD
+
+
+def shape_class(longest: int) -> str:
+    """The class of a problem in the table, by its longest sequence."""
+    return "short" if longest <= 1024 else "long"
+
+
+def _check(query: "Tensor", key: "Tensor", value: "Tensor", cu_seqlens: Sequence[int]) -> None:
+    from luthier.kernels.operands import require_same
+
+    require_same(query=query, key=key, value=value)
+    shapes = [tuple(tensor.shape) for tensor in (query, key, value)]
+    fits = [len(shape) for shape in shapes] == [3, 3, 3] and shapes[1] == shapes[2]
+    fits = fits and shapes[0][0] == shapes[1][0] and shapes[0][2] == shapes[1][2] and 0 not in shapes[1][1:]
+    if not fits or shapes[0][1] == 0 or shapes[0][1] % shapes[1][1] != 0:
+        raise ValueError(
+            f"shapes must be query [T, H, D], key and value [T, G, D] with H a multiple of G, got {shapes}"
+        )
+    rising = all(start <= end for start, end in pairwise(cu_seqlens))
+    if not cu_seqlens or cu_seqlens[0] != 0 or cu_seqlens[-1] != query.shape[0] or not rising:
+        raise ValueError(f"cu_seqlens must rise from 0 to {query.shape[0]}, got {tuple(cu_seqlens)}")

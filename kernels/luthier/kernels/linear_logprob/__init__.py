@@ -1,0 +1,62 @@
+"""Log-probabilities and entropies of a linear head, row by row, without the logits of the whole batch.
+
+Shape suffixes: N rows, D hidden size, V vocabulary. Importing this package does not import torch.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from luthier.kernels.linear_cross_entropy import check_head, head_refusal, shape_class
+from luthier.kernels.tables import Impl, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LogProbabilities(NamedTuple):
+    """Float32 [N] each: the log-probability of each row's target and, where asked for, the row's entropy in nats."""
+
+    logprob: "Tensor"
+    entropy: "Tensor | None"
+
+
+def linear_logprob(
+    hidden_ND: "Tensor",
+    weight_VD: "Tensor",
+    target_N: "Tensor",
+    *,
+    softcap: float = 0.0,
+    want_entropy: bool = False,
+    impl: Impl = "auto",
+) -> LogProbabilities:
+    """Log softmax(u)[target] and its entropy for every row, differentiable in hidden; u as in LossOptions.
+
+    What losses over log-probabilities (DPO, GRPO and others) are built from. `cpu` (C++; bfloat16 or float32; frozen
+    head) never holds logits, and a row's bits depend neither on the number of threads nor on the other rows; `eager`
+    is plain torch, and also trains the head; `auto` takes what the committed table measured as faster.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or targets do not fit, or `impl` cannot run on them.
+    """
+    check_head(hidden_ND, weight_VD, target_N)
+    if softcap < 0:
+        raise ValueError(f"softcap must be at least 0, got {softcap}")
+    if target_N.numel() and not (int(target_N.min()) >= 0 and int(target_N.max()) < weight_VD.shape[0]):
+        raise ValueError(
+            f"targets must lie in [0, {weight_VD.shape[0]}), got {int(target_N.min())}..{int(target_N.max())}"
+        )
+    shape = shape_class(target_N.numel(), weight_VD.shape[0])
+    refusal = head_refusal(hidden_ND, weight_VD, None)
+    if resolve("linear_logprob", impl, refusal, hidden_ND.dtype, shape) == "eager":
+        from luthier.kernels.linear_logprob.reference import linear_logprob_reference
+
+        logprob_N, entropy_N = linear_logprob_reference(hidden_ND, weight_VD, target_N, softcap)
+        return LogProbabilities(logprob_N, entropy_N if want_entropy else None)
+    import torch
+
+    from luthier.kernels.linear_logprob.cpu import linear_logprob_cpu
+
+    need_grad = torch.is_grad_enabled() and hidden_ND.requires_grad
+    logprob_N, entropy_N, *_ = linear_logprob_cpu(
+        hidden_ND, weight_VD, target_N, softcap, want_entropy, need_grad
+    )
+    return LogProbabilities(logprob_N, entropy_N if want_entropy else None)

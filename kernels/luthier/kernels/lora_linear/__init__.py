@@ -1,0 +1,156 @@
+"""Frozen linear layers with low-rank updates (LoRA, arXiv:2106.09685).
+
+Shape suffixes: M rows, K inputs, N outputs, R rank. Importing this package does not import torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.kernels.tables import Impl, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """One linear layer and its update: y = x weight^T + bias + scale (dropout(x) a^T) b^T + scale lora_bias.
+
+    `weight` [N, K] and `bias` [N] or None are frozen; `a` [R, K], `b` [N, R] and `lora_bias` [N] or None are
+    trained and may be float32 where x is bfloat16: they are rounded as they are used, never copied for keeps.
+    """
+
+    weight: "Tensor"
+    a: "Tensor"
+    b: "Tensor"
+    scale: float
+    bias: "Tensor | None" = None
+    lora_bias: "Tensor | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropout:
+    """Inverted dropout of x on its way into the update, from counters instead of a state.
+
+    An element is dropped by (seed, stream, row0 + row, column) alone: the same on every device, however rows are
+    put together. `stream` tells layers apart.
+    """
+
+    probability: float
+    seed: int
+    stream: int = 0
+    row0: int = 0
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """(seed, stream, row0)."""
+        return (self.seed, self.stream, self.row0)
+
+
+def lora_linear(
+    x: "Tensor", projection: Projection, *, dropout: Dropout | None = None, impl: Impl = "auto"
+) -> "Tensor":
+    """One projection of x [..., K] -> [..., N]; see `lora_linear_multi`."""
+    return lora_linear_multi(x, [projection], dropout=dropout, impl=impl)[0]
+
+
+def lora_linear_multi(
+    x: "Tensor", projections: Sequence[Projection], *, dropout: Dropout | None = None, impl: Impl = "auto"
+) -> list["Tensor"]:
+    """Several projections of the same x [..., K], such as q/k/v or gate/up: x A^T and dx are one product each.
+
+    They share one dropout mask. Weights get no gradient. `cpu` (C++; bfloat16 or float32) accumulates in float32,
+    and the bits of a row depend neither on the number of threads nor on the other rows; `eager` is plain torch;
+    `auto` takes what the committed table measured as faster.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or `impl` cannot run on them.
+    """
+    _check(x, projections, dropout)
+    chosen = resolve("lora_linear", impl, _refusal(x, projections), x.dtype, _shape_class(x, projections))
+    x_MK = x.reshape(-1, x.shape[-1])
+    biases = [_bias(one) for one in projections]
+    run = _run_cpu if chosen == "cpu" else _run_eager
+    outputs = run(x_MK, projections, biases, dropout or Dropout(probability=0.0, seed=0))
+    return [output.view(*x.shape[:-1], output.shape[1]) for output in outputs]
+
+
+def _bias(projection: Projection) -> "Tensor | None":
+    if projection.lora_bias is None:
+        return projection.bias
+    update = (projection.lora_bias * projection.scale).to(projection.weight.dtype)
+    return update if projection.bias is None else projection.bias + update
+
+
+def _run_cpu(
+    x_MK: "Tensor", projections: Sequence[Projection], biases: Sequence["Tensor | None"], dropout: Dropout
+) -> list["Tensor"]:
+    from luthier.kernels.lora_linear.cpu import lora_linear_cpu
+
+    outputs: list[Tensor] = lora_linear_cpu(
+        x_MK,
+        [one.weight for one in projections],
+        [x_MK.new_empty(0) if bias is None else bias for bias in biases],
+        [one.a for one in projections] + [one.b for one in projections],
+        [*(one.scale for one in projections), dropout.probability],
+        list(dropout.key),
+    )
+    return outputs[:-1]
+
+
+def _run_eager(
+    x_MK: "Tensor", projections: Sequence[Projection], biases: Sequence["Tensor | None"], dropout: Dropout
+) -> list["Tensor"]:
+    from luthier.kernels.lora_linear.reference import dropped, lora_linear_reference
+
+    dropped_MK = dropped(x_MK, dropout.probability, dropout.key)
+    return [
+        lora_linear_reference(x_MK, dropped_MK, one.weight, bias, (one.a, one.b, one.scale))
+        for one, bias in zip(projections, biases, strict=True)
+    ]
+
+
+def _check(x: "Tensor", projections: Sequence[Projection], dropout: Dropout | None) -> None:
+    from luthier.kernels.operands import require_same
+
+    if not projections:
+        raise ValueError("projections must hold at least one projection, got none")
+    if dropout is not None and not 0 <= dropout.probability < 1:
+        raise ValueError(f"dropout probability must be in [0, 1), got {dropout.probability}")
+    for one in projections:
+        require_same(x=x, weight=one.weight, **({} if one.bias is None else {"bias": one.bias}))
+        shapes = [tuple(tensor.shape) for tensor in (x, one.weight, one.a, one.b)]
+        fits = x.dim() >= 1 and [len(shape) for shape in shapes[1:]] == [2, 2, 2]
+        fits = fits and x.shape[-1] == one.weight.shape[1] == one.a.shape[1]
+        if not fits or one.b.shape != (one.weight.shape[0], one.a.shape[0]):
+            raise ValueError(f"shapes must be x [..., K], weight [N, K], a [R, K], b [N, R], got {shapes}")
+        for name, bias in (("bias", one.bias), ("lora_bias", one.lora_bias)):
+            if bias is not None and bias.shape != one.weight.shape[:1]:
+                raise ValueError(f"{name} must have shape ({one.weight.shape[0]},), got {tuple(bias.shape)}")
+        if len({x.device, one.a.device, one.b.device}) != 1:
+            raise ValueError(f"tensors must share a device, got {x.device}, {one.a.device}, {one.b.device}")
+
+
+def _refusal(x: "Tensor", projections: Sequence[Projection]) -> str | None:
+    import torch
+
+    from luthier.kernels.operands import DTYPES, refusal
+
+    for one in projections:
+        if one.weight.requires_grad and torch.is_grad_enabled():
+            return "impl 'cpu' needs frozen weights, got weight.requires_grad=True"
+        if one.a.dtype not in DTYPES or one.b.dtype not in DTYPES:
+            return f"impl 'cpu' needs bfloat16 or float32 factors, got {one.a.dtype}, {one.b.dtype}"
+    return refusal(x)
+
+
+def _shape_class(x: "Tensor", projections: Sequence[Projection]) -> str:
+    rows = x.numel() // x.shape[-1] if x.numel() else 0
+    return shape_class(rows, max(one.a.shape[0] for one in projections))
+
+
+def shape_class(rows: int, rank: int) -> str:
+    """The class of a problem in the table: few, some or many rows, and a small or large rank."""
+    size = "few" if rows < 64 else "some" if rows < 512 else "many"
+    return f"{size}_rows-{'small' if rank <= 32 else 'large'}_rank"

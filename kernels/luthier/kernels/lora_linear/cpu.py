@@ -1,0 +1,224 @@
+"""The LoRA linear ops in C++ as torch custom ops.
+
+A product with a low-rank update is one product with more contracted columns: [x, S] [W, sB]^T, and for the gradient
+[dy, dS] [W; A]. S = x A^T is formed once for all projections that share x.
+
+Shape suffixes: M rows, K inputs, N outputs, R rank, Q the ranks of all projections together.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.kernels import _core
+from luthier.kernels.operands import row_pointer, rows_of, settings
+
+# (rows, matrix, whether the matrix is transposed)
+_Term = tuple[Tensor, Tensor, bool]
+
+
+def _product(
+    terms: list[_Term], out_MN: Tensor, bias_N: Tensor | None = None, addend_MN: Tensor | None = None
+) -> Tensor:
+    """Sum of the terms' matrix products + bias + addend, into `out_MN`."""
+    # Kept until the product is done: a row-major copy of a matrix that is not so has no other owner.
+    held = [(rows_of(rows), rows_of(matrix), turned) for rows, matrix, turned in terms]
+    _core.product(
+        terms=[
+            (*row_pointer(rows), *row_pointer(matrix), rows.shape[1], turned) for rows, matrix, turned in held
+        ],
+        num_rows=out_MN.shape[0],
+        num_columns=out_MN.shape[1],
+        bias=0 if bias_N is None else bias_N.data_ptr(),
+        addend=row_pointer(addend_MN),
+        out=row_pointer(out_MN),
+        bfloat16=out_MN.dtype == torch.bfloat16,
+        **settings(),
+    )
+    return out_MN
+
+
+def _gram(left_MR: Tensor, right_MN: Tensor, scale: float = 1.0) -> Tensor:
+    """Scale * left^T right, float32 [R, N]."""
+    out_RN = torch.empty(left_MR.shape[1], right_MN.shape[1], dtype=torch.float32)
+    _core.gram(
+        left=row_pointer(left_MR),
+        right=row_pointer(right_MN),
+        num_rows=left_MR.shape[0],
+        rank=left_MR.shape[1],
+        num_columns=right_MN.shape[1],
+        scale=scale,
+        out=out_RN.data_ptr(),
+        bfloat16=left_MR.dtype == torch.bfloat16,
+        **settings(),
+    )
+    return out_RN
+
+
+def _dropped(x_MK: Tensor, probability: float, key: list[int]) -> Tensor:
+    if probability == 0:
+        return x_MK
+    out_MK = torch.empty_like(x_MK, memory_format=torch.contiguous_format)
+    problem = {
+        "x": x_MK.data_ptr(),
+        "out": out_MK.data_ptr(),
+        "num_rows": x_MK.shape[0],
+        "dim": x_MK.shape[1],
+        "x_stride": x_MK.stride(0),
+        "out_stride": out_MK.stride(0),
+        "seed": key[0],
+        "stream": key[1],
+        "row0": key[2],
+        "probability": probability,
+        "bfloat16": x_MK.dtype == torch.bfloat16,
+    }
+    _core.dropout(problem, **settings())
+    return out_MK
+
+
+@torch.library.custom_op("luthier::lora_linear", mutates_args=(), device_types="cpu")
+def lora_linear_cpu(
+    x_MK: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    factors: list[Tensor],
+    numbers: list[float],
+    key: list[int],
+) -> list[Tensor]:
+    """[y of each projection..., S [M, Q]]; a bias of no elements is none. Weights are taken as frozen.
+
+    `factors` are all A, then all B; `numbers` the scales, then the dropout's probability.
+    """
+    x_MK = rows_of(x_MK)
+    count = len(weights)
+    a_QK = torch.cat([a.to(x_MK.dtype) for a in factors[:count]])
+    M, dtype = x_MK.shape[0], x_MK.dtype
+    s_MQ = _product(
+        [(_dropped(x_MK, numbers[-1], key), a_QK, True)], torch.empty(M, a_QK.shape[0], dtype=dtype)
+    )
+    outputs = []
+    start = 0
+    for weight, bias, b_NR, scale in zip(weights, biases, factors[count:], numbers[:-1], strict=True):
+        s_MR = s_MQ[:, start : start + b_NR.shape[1]]
+        start += b_NR.shape[1]
+        terms = [(x_MK, weight, True), (s_MR, (b_NR * scale).to(dtype), True)]
+        bias_N = bias.contiguous() if bias.numel() else None
+        outputs.append(_product(terms, torch.empty(M, weight.shape[0], dtype=dtype), bias_N))
+    return [*outputs, s_MQ]
+
+
+@lora_linear_cpu.register_fake
+def _(
+    x_MK: Tensor,
+    weights: list[Tensor],
+    _biases: list[Tensor],
+    factors: list[Tensor],
+    _numbers: list[float],
+    _key: list[int],
+) -> list[Tensor]:
+    rank = sum(a.shape[0] for a in factors[: len(weights)])
+    widths = [weight.shape[0] for weight in weights]
+    return [x_MK.new_empty(x_MK.shape[0], width) for width in [*widths, rank]]
+
+
+@torch.library.custom_op("luthier::lora_linear_backward", mutates_args=(), device_types="cpu")
+def lora_linear_backward_cpu(
+    grads: list[Tensor],
+    saved: list[Tensor],
+    weights: list[Tensor],
+    factors: list[Tensor],
+    numbers: list[float],
+    key: list[int],
+    needs: list[bool],
+) -> list[Tensor]:
+    """[dx, dbias..., dA..., dB...], the last two float32; `needs` says of dx and each dbias whether it is not empty.
+
+    `saved` are x and S.
+    """
+    x_MK, s_MQ, grads = rows_of(saved[0]), saved[1], [rows_of(grad) for grad in grads]
+    count, dropout = len(weights), numbers[-1]
+    M, dtype = x_MK.shape[0], x_MK.dtype
+    ds_MQ = torch.empty_like(s_MQ)
+    grads_b = []
+    start = 0
+    for grad, b_NR, scale in zip(grads, factors[count:], numbers[:-1], strict=True):
+        end = start + b_NR.shape[1]
+        _product([(grad, (b_NR * scale).to(dtype), False)], ds_MQ[:, start:end])
+        grads_b.append(_gram(s_MQ[:, start:end], grad, scale).T.contiguous())
+        start = end
+    da_QK = _gram(ds_MQ, _dropped(x_MK, dropout, key))
+    grads_a = [part.clone() for part in torch.split(da_QK, [a.shape[0] for a in factors[:count]])]
+    ones_M1 = x_MK.new_ones(M, 1)
+    biases = [
+        _gram(ones_M1, grad)[0].to(dtype) if need else x_MK.new_empty(0)
+        for grad, need in zip(grads, needs[1:], strict=True)
+    ]
+    dx_MK = (
+        _input_gradient(grads, ds_MQ, weights, factors[:count], (dropout, key))
+        if needs[0]
+        else x_MK.new_empty(0)
+    )
+    return [dx_MK, *biases, *grads_a, *grads_b]
+
+
+def _input_gradient(
+    grads: list[Tensor],
+    ds_MQ: Tensor,
+    weights: list[Tensor],
+    factors_a: list[Tensor],
+    dropout: tuple[float, list[int]],
+) -> Tensor:
+    dtype = ds_MQ.dtype
+    low: list[_Term] = [(ds_MQ, torch.cat([a.to(dtype) for a in factors_a]), False)]
+    base: list[_Term] = [(grad, weight, False) for grad, weight in zip(grads, weights, strict=True)]
+    dx_MK = torch.empty(ds_MQ.shape[0], weights[0].shape[1], dtype=dtype)
+    if dropout[0] == 0:
+        return _product(low + base, dx_MK)
+    addend_MK = _dropped(_product(low, torch.empty_like(dx_MK)), *dropout)
+    return _product(base, dx_MK, addend_MN=addend_MK)
+
+
+@lora_linear_backward_cpu.register_fake
+def _(
+    grads: list[Tensor],
+    saved: list[Tensor],
+    _weights: list[Tensor],
+    factors: list[Tensor],
+    _numbers: list[float],
+    _key: list[int],
+    needs: list[bool],
+) -> list[Tensor]:
+    shapes = [saved[0].shape, *(grad.shape[1:] for grad in grads)]
+    first = [saved[0].new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
+    return first + [one.new_empty(one.shape, dtype=torch.float32) for one in factors]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x_MK, weights, biases, factors, numbers, key = inputs
+    if any(weight.requires_grad for weight in weights):
+        raise ValueError("impl 'cpu' needs frozen weights, got weight.requires_grad=True")
+    ctx.save_for_backward(x_MK, output[-1], *weights, *factors)
+    ctx.settings = (numbers, key)
+    ctx.bias_needs = [bias.requires_grad for bias in biases]
+
+
+def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    x_MK, s_MQ, *saved = ctx.saved_tensors
+    count = len(saved) // 3
+    weights, factors = saved[:count], saved[count:]
+    dy = [_dense(grad, x_MK, weight) for grad, weight in zip(grads[:count], weights, strict=True)]
+    needs = [ctx.needs_input_grad[0], *ctx.bias_needs]
+    found = torch.ops.luthier.lora_linear_backward(dy, [x_MK, s_MQ], weights, factors, *ctx.settings, needs)
+    firsts = [grad if need else None for grad, need in zip(found, needs, strict=False)]
+    of_factors = [grad.to(factor.dtype) for grad, factor in zip(found[count + 1 :], factors, strict=True)]
+    return firsts[0], [None] * count, firsts[1:], of_factors, None, None
+
+
+def _dense(grad: Tensor | None, x_MK: Tensor, weight: Tensor) -> Tensor:
+    """A gradient that autograd did not make, because nothing used the output, is zero."""
+    return x_MK.new_zeros(x_MK.shape[0], weight.shape[0]) if grad is None else grad
+
+
+lora_linear_cpu.register_autograd(_backward, setup_context=_keep)
+torch.library.register_autocast("luthier::lora_linear", "cpu", torch.bfloat16)

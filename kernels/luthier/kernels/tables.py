@@ -1,0 +1,101 @@
+"""The measured tables: which implementation of an operator `auto` takes."""
+
+import functools
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from luthier.kernels.dispatch import current_isa
+
+if TYPE_CHECKING:
+    import torch
+
+Impl = Literal["auto", "cpu", "eager"]
+
+OPS = (
+    "attention_varlen",
+    "gated_activation",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "lora_linear",
+    "rms_norm",
+    "rope",
+)
+"""Operators with a table, by the name of their package."""
+
+_log = logging.getLogger(__name__)
+
+_forced: Impl = "auto"
+
+
+def force_impl(impl: Impl) -> None:
+    """Let `auto` mean `impl` in this process: eager wherever it stands, cpu wherever it can run; auto goes back.
+
+    Raises:
+        ValueError: there is no such implementation.
+    """
+    global _forced  # noqa: PLW0603 - one choice per process, made by its configuration
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl must be auto, cpu or eager, got {impl!r}")
+    _forced = impl
+
+
+def table_path(op: str) -> Path:
+    """Where an operator's committed table stands."""
+    return Path(__file__).parent / op / "table.json"
+
+
+@functools.cache
+def entries(op: str) -> dict[str, str]:
+    """The committed table of an operator: `isa/dtype/shape class` -> cpu or eager."""
+    table: dict[str, str] = json.loads(table_path(op).read_text())
+    return table
+
+
+@functools.cache
+def choose(op: str, table_key: str) -> str:
+    """The measured best implementation; eager, with one log line, where nothing was measured."""
+    if table_key not in entries(op):
+        _log.warning("%s has no measurement for %s: running eager", op, table_key)
+    return entries(op).get(table_key, "eager")
+
+
+def resolve(op: str, impl: Impl, refusal: str | None, dtype: "torch.dtype", shape_class: str) -> str:
+    """The implementation to run: cpu or eager.
+
+    Args:
+        op: the operator's name.
+        impl: what the caller asks for.
+        refusal: why `cpu` cannot run on these inputs, or None.
+        dtype: of the activations.
+        shape_class: the inputs' class in the operator's table.
+
+    Raises:
+        ValueError: `impl` is unknown, or is cpu and cannot run.
+    """
+    if impl == "auto":
+        if refusal is not None:
+            return "eager"
+        if _forced != "auto":
+            return _forced
+        return choose(op, f"{current_isa()}/{str(dtype).removeprefix('torch.')}/{shape_class}")
+    if impl not in ("cpu", "eager"):
+        raise ValueError(f"impl must be auto, cpu or eager, got {impl!r}")
+    if impl == "cpu" and refusal is not None:
+        raise ValueError(refusal)
+    return impl
+
+
+def row_class(rows: int) -> str:
+    """The class of a problem whose operator works row by row: for few rows the call itself is what takes time."""
+    return "few_rows" if rows < 64 else "many_rows"
+
+
+def digest() -> str:
+    """SHA-256 of all committed tables, for the record of a run."""
+    hasher = hashlib.sha256()
+    for op in OPS:
+        hasher.update(table_path(op).read_bytes())
+    return hasher.hexdigest()

@@ -1,0 +1,95 @@
+"""What the operators' tests share: instruction sets to run on, and the comparison with float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.kernels.dispatch import Isa, available_isas, force_isa
+
+Run = Callable[..., Sequence[Tensor]]
+"""(impl, *inputs) -> outputs."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--isa") or available_isas()
+        metafunc.parametrize("isa", chosen, indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[Isa]:
+    force_isa(request.param)
+    yield request.param
+    force_isa(None)
+
+
+def with_gradients(run: Run, impl: str, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Outputs, then the gradients of the inputs that require one, for fixed random gradients of the outputs."""
+    cast = [
+        one.detach().to(dtype).requires_grad_(one.requires_grad) if one.is_floating_point() else one
+        for one in inputs
+    ]
+    outputs = list(run(impl, *cast))
+    generator = torch.Generator().manual_seed(5)
+    weights = [torch.randn(output.shape, generator=generator).to(output.dtype) for output in outputs]
+    learnt = [one for one in cast if one.requires_grad]
+    return [*(output.detach() for output in outputs), *torch.autograd.grad(outputs, learnt, weights)]
+
+
+def assert_exact_as_eager(
+    run: Run, inputs: Sequence[Tensor], dtype: torch.dtype, eager: Run | None = None
+) -> None:
+    """Outputs and gradients of `cpu` are at most twice as far from float64 as those of plain torch at that dtype.
+
+    `eager` replaces the reference as what plain torch computes. A last bit of the greatest element, and a few of a
+    float32 sum, are always allowed.
+    """
+    inputs = [
+        one.detach().to(dtype).requires_grad_(one.requires_grad) if one.is_floating_point() else one
+        for one in inputs
+    ]
+    exact = with_gradients(run, "eager", inputs, torch.float64)
+    ours = with_gradients(run, "cpu", inputs, dtype)
+    theirs = with_gradients(eager or run, "eager", inputs, dtype)
+    eps = torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps
+    for index, (want, got, other) in enumerate(zip(exact, ours, theirs, strict=True)):
+        assert got.shape == want.shape
+        scale = want.abs().max() if want.numel() else torch.tensor(0.0)
+        bound = 2 * (other.double() - want).norm() + eps * scale
+        error = (got.double() - want).norm()
+        assert error <= bound, f"output {index} is {error:.3g} off, allowed are {bound:.3g}"
+
+
+@pytest.fixture
+def exact_as_eager() -> Callable[..., None]:
+    return assert_exact_as_eager
+
+
+@pytest.fixture
+def gradients() -> Callable[..., list[Tensor]]:
+    return with_gradients
+
+
+@pytest.fixture
+def same_for_threads() -> Callable[[Callable[[], Sequence[Tensor]]], None]:
+    """A function's results have the same bits with one, two and three threads."""
+
+    def check(compute: Callable[[], Sequence[Tensor]]) -> None:
+        before = torch.get_num_threads()
+        try:
+            results: list[Any] = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(list(compute()))
+        finally:
+            torch.set_num_threads(before)
+        for other in results[1:]:
+            for first, second in zip(results[0], other, strict=True):
+                assert torch.equal(first, second)
+
+    return check

@@ -1,0 +1,94 @@
+"""Log-probabilities and entropies of a linear head: outputs and gradients against float64, on every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.kernels.dispatch import Isa
+from luthier.kernels.linear_logprob import linear_logprob
+from luthier.kernels.linear_logprob.cpu import linear_logprob_cpu
+from luthier.kernels.linear_logprob.reference import linear_logprob_reference
+
+
+def problem(rows: int, dim: int, vocab: int, peak: float = 1.0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rows + dim)
+    hidden = (torch.randn(rows, dim, generator=generator) * peak).requires_grad_()
+    weight = torch.randn(vocab, dim, generator=generator) * 0.2
+    target = torch.randint(0, vocab, (rows,), generator=generator)
+    target[-1:] = vocab - 1
+    return [hidden, weight, target]
+
+
+def runner(softcap: float = 0.0) -> Callable[..., list[Tensor]]:
+    def run(impl: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> list[Tensor]:
+        outputs = linear_logprob(hidden, weight, target, softcap=softcap, want_entropy=True, impl=impl)
+        assert outputs.entropy is not None
+        return [outputs.logprob, outputs.entropy]
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "softcap"),
+    [((0, 16, 100), 0.0), ((1, 64, 512), 0.0), ((7, 33, 20001), 5.0), ((129, 64, 777, 5.0), 0.0)],
+)
+def test_cpu_is_no_less_exact_than_eager(
+    isa: Isa, dtype: torch.dtype, shape: Any, softcap: float, exact_as_eager: Callable[..., None]
+) -> None:
+    exact_as_eager(runner(softcap), problem(*shape), dtype)
+
+
+@pytest.mark.parametrize("rows", [10, 200])
+def test_cpu_bits_do_not_depend_on_threads(
+    isa: Isa, rows: int, gradients: Callable[..., list[Tensor]], same_for_threads: Callable[..., None]
+) -> None:
+    same_for_threads(lambda: gradients(runner(), "cpu", problem(rows, 33, 40001), torch.bfloat16))
+
+
+def test_each_output_has_its_own_gradient(isa: Isa) -> None:
+    hidden, weight, target = problem(5, 16, 100)
+    outputs = linear_logprob(hidden, weight, target, want_entropy=True, impl="cpu")
+    references = linear_logprob_reference(hidden, weight, target, 0.0)
+    for ours, theirs in zip(outputs, references, strict=True):
+        assert ours is not None
+        (got,) = torch.autograd.grad(ours.sum(), hidden, retain_graph=True)
+        (want,) = torch.autograd.grad(theirs.sum(), hidden, retain_graph=True)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_entropy_is_computed_where_asked_for(isa: Isa) -> None:
+    hidden, weight, target = (tensor.detach() for tensor in problem(5, 16, 100))
+    for impl in ("cpu", "eager"):
+        assert linear_logprob(hidden, weight, target, impl=impl).entropy is None
+
+
+def test_op_passes_opcheck() -> None:
+    hidden, weight, target = problem(7, 16, 100)
+    for want_entropy in (False, True):
+        torch.library.opcheck(linear_logprob_cpu, (hidden, weight, target, 0.0, want_entropy, True))
+
+
+def test_reference_gradient_is_its_derivative() -> None:
+    hidden, weight, target = problem(4, 5, 11)
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_logprob_reference(h, w, target, 2.0),
+        (hidden.detach().double().requires_grad_(), weight.double().requires_grad_()),
+    )
+
+
+def test_linear_logprob_refuses_wrong_inputs() -> None:
+    hidden, weight, target = problem(7, 16, 100)
+    with pytest.raises(ValueError, match=r"\[0, 100\), got"):
+        linear_logprob(hidden, weight, target + 1)
+    with pytest.raises(ValueError, match=r"\(6,\)"):
+        linear_logprob(hidden, weight, target[1:])
+    with pytest.raises(ValueError, match="-1"):
+        linear_logprob(hidden, weight, target, softcap=-1.0)
+    with pytest.raises(ValueError, match="requires_grad=True"):
+        linear_logprob(hidden, weight.requires_grad_(), target, impl="cpu")

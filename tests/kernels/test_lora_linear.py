@@ -1,0 +1,217 @@
+"""Linear layers with low-rank updates: outputs and gradients against float64, on every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.kernels.dispatch import Isa
+from luthier.kernels.lora_linear import Dropout, Projection, lora_linear, lora_linear_multi
+from luthier.kernels.lora_linear.cpu import lora_linear_backward_cpu, lora_linear_cpu
+from luthier.kernels.lora_linear.reference import dropout_mask
+
+DROPOUT = Dropout(probability=0.3, seed=12345678901, stream=3, row0=2**33)
+
+
+def tensors(rows: int, inputs: int, widths: list[int], ranks: list[int]) -> list[Tensor]:
+    """x, then weight, bias, A, B and LoRA bias of each projection; weights are frozen."""
+    generator = torch.Generator().manual_seed(rows + inputs)
+
+    def random(*shape: int, learnt: bool = True) -> Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_(learnt)
+
+    made = [random(rows, inputs)]
+    for width, rank in zip(widths, ranks, strict=True):
+        made += [random(width, inputs, learnt=False), random(width), random(rank, inputs)]
+        made += [random(width, rank), random(width)]
+    return made
+
+
+def runner(dropout: Dropout | None = None) -> Callable[..., list[Tensor]]:
+    def run(impl: Any, x: Tensor, *rest: Tensor) -> list[Tensor]:
+        parts = [rest[start : start + 5] for start in range(0, len(rest), 5)]
+        projections = [
+            Projection(weight=weight, bias=bias, a=a, b=b, lora_bias=lora_bias, scale=0.5 + index)
+            for index, (weight, bias, a, b, lora_bias) in enumerate(parts)
+        ]
+        return lora_linear_multi(x, projections, dropout=dropout, impl=impl)
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [None, DROPOUT])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "widths", "ranks"),
+    [
+        (0, 8, [4], [2]),
+        (1, 64, [65], [1]),
+        (7, 33, [16, 5], [4, 8]),
+        (129, 577, [200, 33, 64], [16, 33, 64]),
+        (40, 40, [24], [256]),
+    ],
+)
+def test_cpu_is_no_less_exact_than_eager(
+    isa: Isa,
+    dtype: torch.dtype,
+    dropout: Dropout | None,
+    rows: int,
+    inputs: int,
+    widths: list[int],
+    ranks: list[int],
+    exact_as_eager: Callable[..., None],
+) -> None:
+    exact_as_eager(runner(dropout), tensors(rows, inputs, widths, ranks), dtype)
+
+
+def test_long_contractions_are_cut_and_summed(isa: Isa, exact_as_eager: Callable[..., None]) -> None:
+    exact_as_eager(runner(), tensors(5, 2200, [70], [3]), torch.bfloat16)
+    exact_as_eager(runner(), tensors(5, 70, [2201], [3]), torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cpu_bits_depend_neither_on_threads_nor_on_other_rows(
+    isa: Isa,
+    dtype: torch.dtype,
+    gradients: Callable[..., list[Tensor]],
+    same_for_threads: Callable[..., None],
+) -> None:
+    inputs = tensors(200, 65, [70, 33], [16, 5])
+    same_for_threads(lambda: gradients(runner(DROPOUT), "cpu", inputs, dtype))
+    together = [output.detach() for output in runner(DROPOUT)("cpu", *(one.to(dtype) for one in inputs))]
+    later = Dropout(probability=0.3, seed=DROPOUT.seed, stream=DROPOUT.stream, row0=DROPOUT.row0 + 50)
+    part = runner(later)("cpu", inputs[0][50:73].to(dtype), *(one.to(dtype) for one in inputs[1:]))
+    for whole, some in zip(together, part, strict=True):
+        assert torch.equal(whole[50:73], some)
+
+
+def test_dropout_keeps_what_the_reference_keeps(isa: Isa) -> None:
+    x = torch.ones(37, 43)
+    identity = Projection(weight=torch.zeros(43, 43), a=torch.eye(43), b=torch.eye(43), scale=1.0)
+    kept = lora_linear(x, identity, dropout=DROPOUT, impl="cpu") != 0
+    mask = dropout_mask((37, 43), DROPOUT.probability, DROPOUT.key, torch.device("cpu"))
+    assert torch.equal(kept, mask)
+    assert 0.65 < mask.double().mean() < 0.75
+
+
+def test_dropout_mask_is_philox() -> None:
+    """Known answers of Random123's Philox4x32-10: the words decide by comparison with probability * 2^32."""
+    words = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # counter and key all zero
+    for column, word in enumerate(words):
+        below = dropout_mask((1, 4), word / 2**32, (0, 0, 0), torch.device("cpu"))
+        above = dropout_mask((1, 4), (word + 1) / 2**32, (0, 0, 0), torch.device("cpu"))
+        assert below[0, column]
+        assert not above[0, column]
+
+
+def test_dropout_mask_tells_seeds_streams_and_rows_apart() -> None:
+    masks = [
+        dropout_mask((1, 64), 0.5, key, torch.device("cpu"))
+        for key in [(1, 0, 0), (2, 0, 0), (1 << 32, 0, 0), (1, 1, 0), (1, 0, 1), (1, 0, 1 << 32)]
+    ]
+    assert all(not torch.equal(one, other) for i, one in enumerate(masks) for other in masks[:i])
+
+
+def test_cpu_takes_leading_dimensions_and_strided_views(isa: Isa) -> None:
+    x, weight, _, a, b, _ = (one.detach() for one in tensors(24, 32, [10], [4]))
+    projection = Projection(weight=weight, a=a, b=b, scale=2.0)
+    want = lora_linear(x, projection, impl="cpu")
+    assert torch.equal(lora_linear(x.view(2, 3, 4, 32), projection, impl="cpu").view(24, 10), want)
+    askew = torch.full((24, 40), float("nan"))
+    askew[:, 1:33] = x
+    turned = Projection(weight=weight.T.contiguous().T, a=a.T.contiguous().T, b=b.T.contiguous().T, scale=2.0)
+    assert torch.equal(lora_linear(askew[:, 1:33], turned, impl="cpu"), want)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_cpu_keeps_what_is_no_number_within_its_row(isa: Isa, value: float) -> None:
+    x, weight, _, a, b, _ = (one.detach().bfloat16() for one in tensors(20, 33, [10], [4]))
+    x[7, 32] = value
+    output = lora_linear(x, Projection(weight=weight, a=a, b=b, scale=1.0), impl="cpu")
+    assert not output[7].isfinite().any()
+    assert output[[*range(7), *range(8, 20)]].isfinite().all()
+
+
+def test_unused_outputs_have_no_gradient() -> None:
+    x, *rest = tensors(9, 16, [8, 6], [2, 3])
+    first, _ = runner()("cpu", x, *rest)
+    first.sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert rest[8].grad is not None
+    assert not rest[8].grad.any()
+
+
+def test_frozen_input_gets_no_gradient() -> None:
+    x, *rest = tensors(9, 16, [8], [2])
+    x = x.detach()
+    runner()("cpu", x, *rest)[0].sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is None
+    assert rest[2].grad is not None
+
+
+def test_ops_pass_opcheck() -> None:
+    x, weight, bias, a, b, _ = tensors(7, 16, [6], [3])
+    for inputs in (x, x.detach().T.contiguous().T.requires_grad_()):
+        torch.library.opcheck(lora_linear_cpu, (inputs, [weight], [bias], [a, b], [2.0, 0.25], [1, 2, 3]))
+    saved = [x.detach(), torch.randn(7, 3)]
+    arguments = (
+        [torch.randn(7, 6)],
+        saved,
+        [weight],
+        [a.detach(), b.detach()],
+        [2.0, 0.0],
+        [0, 0, 0],
+        [True, True],
+    )
+    torch.library.opcheck(lora_linear_backward_cpu, arguments)
+
+
+@pytest.mark.parametrize("dropout", [None, DROPOUT])
+def test_reference_gradient_is_its_derivative(dropout: Dropout | None) -> None:
+    inputs = [one.detach().double().requires_grad_() for one in tensors(5, 6, [4, 3], [2, 1])]
+    assert torch.autograd.gradcheck(lambda *given: tuple(runner(dropout)("eager", *given)), inputs)
+
+
+def test_autocast_computes_in_bfloat16() -> None:
+    x, weight, _, a, b, _ = tensors(7, 16, [6], [3])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = lora_linear(x, Projection(weight=weight, a=a, b=b, scale=1.0), impl="cpu")
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()  # type: ignore[no-untyped-call]
+    assert a.grad is not None
+    assert a.grad.dtype == torch.float32
+
+
+def test_auto_trains_the_weight_through_eager() -> None:
+    x, weight, _, a, b, _ = tensors(7, 16, [6], [3])
+    projection = Projection(weight=weight.requires_grad_(), a=a, b=b, scale=1.0)
+    lora_linear(x, projection).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    with pytest.raises(ValueError, match="frozen"):
+        lora_linear(x, projection, impl="cpu")
+
+
+def test_lora_linear_refuses_wrong_inputs() -> None:
+    x, weight, bias, a, b, _ = (one.detach() for one in tensors(7, 16, [6], [3]))
+    good = Projection(weight=weight, a=a, b=b, scale=1.0)
+    with pytest.raises(ValueError, match="got none"):
+        lora_linear_multi(x, [])
+    with pytest.raises(ValueError, match=r"\(7, 15\)"):
+        lora_linear(x[:, 1:], good)
+    with pytest.raises(ValueError, match=r"\(6, 2\)"):
+        lora_linear(x, Projection(weight=weight, a=a, b=b[:, 1:], scale=1.0))
+    with pytest.raises(ValueError, match=r"bias must have shape \(6,\), got \(5,\)"):
+        lora_linear(x, Projection(weight=weight, a=a, b=b, scale=1.0, bias=bias[1:]))
+    with pytest.raises(ValueError, match="bfloat16"):
+        lora_linear(x.bfloat16(), good)
+    doubled = Projection(weight=weight.double(), a=a, b=b, scale=1.0)
+    with pytest.raises(ValueError, match="float64"):
+        lora_linear(x.double(), doubled, impl="cpu")
+    with pytest.raises(ValueError, match=r"\[0, 1\), got 1"):
+        lora_linear(x, good, dropout=Dropout(probability=1.0, seed=0))
+    with pytest.raises(ValueError, match="fast"):
+        lora_linear(x, good, impl="fast")  # type: ignore[arg-type]

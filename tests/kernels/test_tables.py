@@ -1,0 +1,91 @@
+"""The measured tables: read as committed, shown in the run record, eager with one word where nothing was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier import kernels
+from luthier.kernels.dispatch import available_isas, current_isa, force_isa
+from luthier.kernels.gated_activation import swiglu
+from luthier.kernels.tables import OPS, choose, entries, force_impl, table_path
+
+
+@pytest.fixture
+def forced() -> Iterator[None]:
+    yield
+    force_impl("auto")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_table_names_known_instruction_sets_dtypes_and_implementations(op: str) -> None:
+    assert entries(op)
+    for name, implementation in entries(op).items():
+        isa, dtype, shape_class = name.split("/")
+        assert isa in {"plain", "avx2", "avx512", "avx512_bf16"}
+        assert dtype in {"bfloat16", "float32"}
+        assert shape_class
+        assert implementation in {"cpu", "eager"}
+
+
+def test_every_operator_has_the_same_files() -> None:
+    root = Path(kernels.__file__).parent
+    found = {path.parent.name for path in root.glob("*/__init__.py")}
+    assert found == set(OPS)
+    for op in OPS:
+        assert {path.name for path in (root / op).iterdir()} >= {"reference.py", "cpu.py", "table.json"}
+
+
+def test_table_digest_is_that_of_the_committed_files() -> None:
+    hasher = hashlib.sha256()
+    for op in sorted(OPS):
+        hasher.update(table_path(op).read_bytes())
+    assert kernels.table_digest() == hasher.hexdigest()
+
+
+def test_describe_shows_what_this_process_would_choose() -> None:
+    described = kernels.describe()
+    assert described.pop("isa") == current_isa()
+    assert described == {
+        f"{op}/{name.partition('/')[2]}": chosen
+        for op in OPS
+        for name, chosen in entries(op).items()
+        if name.startswith(f"{current_isa()}/")
+    }
+
+
+def test_choose_says_once_that_nothing_was_measured(caplog: pytest.LogCaptureFixture) -> None:
+    choose.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert [choose("rope", "no-such-isa/bfloat16/x") for _ in range(3)] == ["eager"] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "rope has no measurement for no-such-isa/bfloat16/x: running eager"
+    ]
+
+
+@pytest.mark.usefixtures("forced")
+def test_force_impl_is_what_auto_means_where_it_can_run() -> None:
+    gate, up = torch.randn(2, 40, 33).bfloat16()
+    ours, eager = (swiglu(gate, up, impl=impl) for impl in ("cpu", "eager"))
+    assert not torch.equal(ours, eager)
+    force_impl("cpu")
+    assert torch.equal(swiglu(gate, up), ours)
+    assert swiglu(gate.double(), up.double()).dtype == torch.float64
+    force_impl("eager")
+    assert torch.equal(swiglu(gate, up), eager)
+    with pytest.raises(ValueError, match="fast"):
+        force_impl("fast")  # type: ignore[arg-type]
+
+
+def test_force_isa_refuses_what_the_processor_lacks() -> None:
+    with pytest.raises(ValueError, match=r"got 'avx1024'"):
+        force_isa("avx1024")  # type: ignore[arg-type]
+    force_isa(available_isas()[0])
+    assert current_isa() == available_isas()[0]
+    force_isa(None)
+    assert current_isa() == available_isas()[-1]
