@@ -72,8 +72,7 @@ def attention(
         own = (query, key, value, attention_mask)
         return _attend_with_prefix(own, prefix_key, prefix_value, (scale, softcap)), None
     if softcap:
-        assert attention_mask is not None
-        return _attend_capped((query, key, value, attention_mask), scale, softcap), None
+        return _attend_capped((query, key, value), attention_mask, scale, softcap), None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output, None
 
@@ -90,11 +89,15 @@ def _capped(scores: Tensor, softcap: float) -> Tensor:
     return torch.tanh(scores / softcap) * softcap if softcap else scores
 
 
-def _attend_capped(own: tuple[Tensor, Tensor, Tensor, Tensor], scale: float, softcap: float) -> Tensor:
-    """What `sdpa` computes, with capped scores, which it does not know."""
-    query, key, value, mask = own
+def _attend_capped(
+    heads: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    """What `sdpa` computes, with capped scores, which it does not know; without a mask it is causal."""
+    query, key, value = heads
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    if mask is None:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     scores = _capped(torch.matmul(query, key.transpose(2, 3)) * scale, softcap)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=3, dtype=torch.float32)
     return torch.matmul(weights.to(value.dtype), value).transpose(1, 2).contiguous()
