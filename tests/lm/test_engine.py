@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.errors import AlreadyExists, InvalidArgument, NotFound
+from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
@@ -164,6 +164,29 @@ def test_cancel_ends_a_request_before_the_next_step_and_leaves_the_others(tiny_m
     while engine.wait(0):
         collect(engine.step(), answers, reasons)
     assert {key: answers[key] for key in alone} == alone
+
+
+def test_a_request_that_fails_takes_nothing_from_the_others(tiny_model: ModelMaker) -> None:
+    model = tiny_model()
+    alone, _ = run(Engine(model), request("good"))
+    with_adapter(model, "broken", 3)
+    next(iter(adapter_parameters(model, "broken").values())).data.fill_(float("nan"))
+    engine = Engine(model)
+    engine.submit(request("bad", adapter="broken", temperature=1.0))
+    together, _ = run(engine, request("good"))
+    assert together == alone
+    failures = engine.take_failures()
+    assert list(failures) == ["bad"]
+    assert isinstance(failures["bad"], FailedPrecondition)
+    assert "must be finite numbers" in str(failures["bad"])
+    assert engine.take_failures() == {}
+
+
+def test_the_smallest_temperature_takes_the_likeliest_token(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    greedy, _ = run(engine, request())
+    cold, _ = run(engine, request(temperature=1e-38))
+    assert cold == greedy
 
 
 def test_cancel_before_the_first_step_answers_every_row(tiny_model: ModelMaker) -> None:

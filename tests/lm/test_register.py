@@ -239,3 +239,33 @@ def test_register_hub_wraps_the_failures_of_the_hub(
     source = HubSource(repo_id="org/model", revision="main")
     with pytest.raises(expected, match="org/model"):
         register_source(source, tmp_path / "out", scratch=tmp_path / "s")
+
+
+@pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/secret.safetensors", "missing.safetensors"])
+def test_register_directory_refuses_an_index_that_leads_elsewhere(
+    directory: Path, tmp_path: Path, place: str
+) -> None:
+    (directory / "model.safetensors").rename(directory.parent / "secret.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": place}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InvalidArgument, match="must name files of its own directory") as caught:
+        register_source(DirectorySource(path=directory), tmp_path / "out", scratch=tmp_path)
+    assert caught.value.reason == "UNSAFE_MODEL_FILE"
+    assert place in str(caught.value)
+
+
+def test_register_directory_refuses_an_index_that_is_none(directory: Path, tmp_path: Path) -> None:
+    (directory / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(InvalidArgument, match="must hold a weight_map"):
+        register_source(DirectorySource(path=directory), tmp_path / "out", scratch=tmp_path)
+
+
+def test_register_keeps_the_default_of_several_templates(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "source")
+    several = tokenizer()
+    several.chat_template = {"default": TEMPLATE, "tool_use": "{{ tools }}"}
+    several.save_pretrained(tmp_path / "source")
+    made = register_source(DirectorySource(path=tmp_path / "source"), tmp_path / "out", scratch=tmp_path)
+    assert [name for name, _ in made.files] == FILES
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES

@@ -146,6 +146,11 @@ def test_all_weights_zero_leave_nothing_to_learn() -> None:
     assert renderer().render(record).num_supervised == 0
 
 
+def test_the_first_token_is_never_counted_as_learnt() -> None:
+    assert Rendered(input_ids=(1, 2, 3), loss_mask=(True, False, True)).num_supervised == 1
+    assert Rendered(input_ids=(1,), loss_mask=(True,)).num_supervised == 0
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     record = chat(("user", "a"), ("assistant", "<think>x</think>b"), ("user", "c"), ("assistant", "d"))
     with pytest.raises(TemplateNotPrefixPreserving, match=r"message 1.*generation") as caught:

@@ -45,8 +45,8 @@ class Engine:
     `submit`, `cancel` and `wait` may be called from any thread; `step` from one thread only, which is also
     the only one that may touch the model meanwhile. `decode` turns token ids into text for the events (None:
     no text); `prefill_tokens` bounds the prompt tokens of one piece, and so how long an interactive request
-    waits for a batch. A prefix that several requests share is computed once per adapter and kept until four
-    others are newer.
+    waits for a batch. A prefix that several requests share is kept, for each adapter, until four others are
+    newer; requests that are submitted while it is being computed compute it for themselves.
 
     Memory: keys and values for every row's prompt and new tokens, once more for each prefix kept. The caller
     bounds how many rows it submits.
@@ -65,6 +65,7 @@ class Engine:
         self._lock = threading.Condition()
         self._submitted: dict[str, GenerationRequest] = {}
         self._cancelled: set[str] = set()
+        self._failures: dict[str, Exception] = {}
 
     def submit(self, request: GenerationRequest) -> None:
         """Admit a request before the next step.
@@ -102,8 +103,8 @@ class Engine:
         """One piece of work for every running request, in the order of their admission.
 
         A piece is a part of the prompts or one new token for each row. Returns what the rows produced;
-        nothing when there is nothing to do. When a request raises, it is dropped and the error passes on;
-        the others are intact.
+        nothing when there is nothing to do. A request that raises is dropped and its error kept for
+        `take_failures`; what the others produced is returned all the same.
         """
         events: Events = []
         with self._lock:
@@ -115,8 +116,16 @@ class Engine:
             self._cancelled.clear()
             running = list(self._groups.values())
         for group in running:
-            events += self._advance(group)
+            try:
+                events += self._advance(group)
+            except Exception as error:  # it belongs to whoever asked, not to the others of this step
+                self._failures[group.request.request_id] = error
         return events
+
+    def take_failures(self) -> dict[str, Exception]:
+        """The errors of requests that were dropped since the last call, by id; for the stepping thread."""
+        failures, self._failures = self._failures, {}
+        return failures
 
     def forget_adapter(self, name: str) -> None:
         """Drop the kept prefixes of an adapter that is about to leave the model; for the stepping thread."""

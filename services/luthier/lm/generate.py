@@ -12,7 +12,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from luthier.errors import InvalidArgument
+from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 
 Decode = Callable[[Sequence[int]], str]
 """Turns token ids into text; a tokenizer's `decode`."""
@@ -124,8 +124,19 @@ def row_generator(seed: int, row: int) -> torch.Generator:
 
 
 def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """Draw a token from the nucleus of the distribution (arXiv:1904.09751); temperature > 0."""
-    probabilities = (logits_V.float().cpu() / temperature).softmax(dim=0)
+    """Draw a token from the nucleus of the distribution (arXiv:1904.09751); temperature > 0.
+
+    Raises:
+        FailedPrecondition: the logits are not numbers (reason MODEL_INVALID).
+    """
+    wide_V = logits_V.double().cpu()
+    if not bool(wide_V.isfinite().all()):
+        raise FailedPrecondition(
+            "the model's logits must be finite numbers; its weights or its adapter are broken",
+            reason=Reason.MODEL_INVALID,
+        )
+    # Relative to the greatest, so that the smallest temperature overflows to minus infinity alone.
+    probabilities = ((wide_V - wide_V.max()) / temperature).softmax(dim=0)
     ordered, order = probabilities.sort(descending=True, stable=True)
     # A token belongs to the nucleus when those before it do not reach top_p: the first always does.
     before = ordered.cumsum(dim=0) - ordered

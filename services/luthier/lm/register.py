@@ -4,6 +4,8 @@ Weights become bfloat16 safetensors, the tokenizer becomes the tokenizer bundle.
 same bytes.
 """
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +161,27 @@ def _open_directory(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
                 f"weights must be safetensors; {file.name} is of a kind that can run code when loaded",
                 reason=Reason.UNSAFE_MODEL_FILE,
             )
+        if file.name.endswith(".index.json"):
+            _check_index(file)
     check_config(read_config(path))
     return load_weights(path, dtype=torch.bfloat16), _open_tokenizer(path)
+
+
+def _check_index(path: Path) -> None:
+    """Refuse an index of weights that names a file elsewhere: transformers would open it."""
+    try:
+        places = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgument(
+            f"{path.name} must hold a weight_map of file names, got {type(error).__name__}: {error}",
+            reason=Reason.MODEL_INVALID,
+        ) from error
+    here = {file.name for file in path.parent.iterdir()}
+    if foreign := sorted(str(place) for place in places if place not in here):
+        raise InvalidArgument(
+            f"{path.name} must name files of its own directory, got {foreign[0]!r}",
+            reason=Reason.UNSAFE_MODEL_FILE,
+        )
 
 
 def _download(source: HubSource, scratch: Path) -> Path:
@@ -230,7 +251,10 @@ def _describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, direct
     template = directory / "chat_template.jinja"
     names = [name for name in (*WEIGHT_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
     for path in directory.iterdir():
-        if path.name not in names:
+        if path.is_dir():
+            # transformers writes named templates besides the default one; a tokenizer bundle holds one template.
+            shutil.rmtree(path)
+        elif path.name not in names:
             path.unlink()
     text = template.read_text(encoding="utf-8") if template.is_file() else ""
     config = model.config

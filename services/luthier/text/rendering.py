@@ -63,8 +63,8 @@ class Rendered:
 
     @property
     def num_supervised(self) -> int:
-        """Tokens that are learnt."""
-        return sum(self.loss_mask)
+        """Tokens that are learnt; the first never is, as nothing comes before it to predict it from."""
+        return sum(self.loss_mask[1:])
 
 
 class Renderer:

@@ -59,7 +59,7 @@ class Run:
             plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches),
             settings=settings,
             optimiser=OPTIMISER,
-            kernels={"linear_cross_entropy": "eager"},
+            surroundings={"isa": "avx2", "torch_version": "2.13"},
             base_model="projects/p/models/tiny",
         )
 
@@ -282,3 +282,16 @@ def test_validate_is_the_mean_over_tokens_not_over_rows(make_run: RunMaker) -> N
     expected = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
     assert sft.validate(run.engine, run.corpus, 48)["validation_loss"] == pytest.approx(expected, rel=1e-5)
     assert sft.validate(run.engine, Corpus(), 48) == {}
+
+
+def test_load_says_what_has_changed_around_the_run_now_or_earlier(make_run: RunMaker, tmp_path: Path) -> None:
+    first = make_run()
+    due = next(event for event in first.begin() if isinstance(event, sft.CheckpointDue))
+    first.save(tmp_path / "first", due.course)
+    other = replace(first.identity, surroundings={"isa": "avx2", "torch_version": "2.14"}, bitwise=False)
+    same, elsewhere, again = make_run(), make_run(), make_run()
+    assert checkpoint.load(tmp_path / "first", same.model, "default", first.identity)[2] == []
+    engine, course, changed = checkpoint.load(tmp_path / "first", elsewhere.model, "default", other)
+    assert changed == ["torch_version"]
+    checkpoint.save(tmp_path / "second", elsewhere.model, "default", engine, course, other)
+    assert checkpoint.load(tmp_path / "second", again.model, "default", other)[2] == ["earlier"]

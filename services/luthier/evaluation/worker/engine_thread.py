@@ -128,21 +128,17 @@ class EngineThread:
                 done.set_exception(error)
 
     def _step(self) -> None:
-        try:
-            events = self._engine.step()
-        except Exception as error:  # the engine dropped the request that failed; the others go on
-            _logger.exception("a generation failed")
-            with self._admitting:
-                running = self._engine.running()
-                dropped = [answers for name, answers in self._answers.items() if name not in running]
-            for answers in dropped:
-                answers.put(error)
-            return
+        events = self._engine.step()
+        failures = self._engine.take_failures()
         with self._admitting:
             waiting = dict(self._answers)
         for event in events:
             if event.request_id in waiting:
                 waiting[event.request_id].put(event)
+        for request_id, error in failures.items():
+            _logger.error("generation %s failed", request_id, exc_info=error)
+            if request_id in waiting:
+                waiting[request_id].put(error)
 
 
 def _shutting_down() -> Unavailable:

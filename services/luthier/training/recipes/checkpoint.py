@@ -25,7 +25,7 @@ OPTIMISER_NAME = "optimizer.safetensors"
 STATE_NAME = "trainer_state.json"
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME)
 FILES = (*ADAPTER_FILES, OPTIMISER_NAME, STATE_NAME)
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +36,17 @@ class RunIdentity:
         plan_digest: digest of all rows' lengths and of the batch settings.
         settings: how the run trains.
         optimiser: how the run changes the adapter.
-        kernels: implementation of each operator.
+        surroundings: all that the bits of its results depend on besides: versions, processor, threads, kernels.
         base_model: name that PEFT's config gives the base model.
+        bitwise: whether the run has had these surroundings from its first step on.
     """
 
     plan_digest: str
     settings: Settings
     optimiser: OptimiserSettings
-    kernels: Mapping[str, str]
+    surroundings: Mapping[str, str]
     base_model: str
+    bitwise: bool = True
 
 
 def save(
@@ -54,15 +56,19 @@ def save(
     save_adapter(model, adapter, folder, base_model=run.base_model)
     moments = {name: tensor.contiguous().cpu() for name, tensor in engine.optimiser_state().items()}
     save_file(moments, folder / OPTIMISER_NAME)
-    state = {"format": FORMAT, **asdict(course), **_identity(run), "kernels": dict(run.kernels)}
+    state = {"format": FORMAT, **asdict(course), **_identity(run)}
+    state |= {"surroundings": dict(run.surroundings), "bitwise": run.bitwise}
     text = json.dumps(state, sort_keys=True, separators=(",", ":"))
     (folder / STATE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def load(
     folder: Path, model: PreTrainedModel, adapter: str, run: RunIdentity
-) -> tuple[Engine, Course, Mapping[str, str]]:
-    """Put a checkpoint's adapter into the model; returns engine, course and the kernels that ran before.
+) -> tuple[Engine, Course, list[str]]:
+    """Put a checkpoint's adapter into the model; returns engine, course and what has changed around the run.
+
+    The last names the surroundings that differ from the checkpoint's, and is `["earlier"]` where they are the same
+    but had changed before.
 
     Raises:
         DataLoss: a file is not as `save` writes it.
@@ -85,7 +91,10 @@ def load(
         history=tuple(state["history"]),
     )
     engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), course.step)
-    return engine, course, state["kernels"]
+    before: dict[str, str] = state["surroundings"]
+    names = sorted(before.keys() | run.surroundings.keys())
+    changed = [name for name in names if before.get(name) != run.surroundings.get(name)]
+    return engine, course, changed or ([] if state["bitwise"] else ["earlier"])
 
 
 def _identity(run: RunIdentity) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def train(
         }
         if _is_validated(step, settings):
             metrics |= validate(engine, corpus, settings.batches.micro_batch_tokens)
+            _require_finite("validation_loss", metrics.get("validation_loss", 0.0), step, settings)
         history.append({name: value for name, value in metrics.items() if name not in TIMED_METRICS})
         yield StepDone(step=step.step, metrics=metrics)
         if step.step % settings.checkpoint_interval_steps == 0 or step.step == settings.schedule.num_steps:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,24 +21,40 @@ def kernel_choices() -> dict[str, str]:
     return {name: chosen for name, chosen in describe().items() if name == "isa" or "/bfloat16/" in name}
 
 
-def run_record(
-    spec: task_pb2.TrainSpec, kernels: Mapping[str, str], *, bitwise: bool
-) -> fine_tuning_job_pb2.RunRecord:
+def surroundings() -> dict[str, str]:
+    """Return all that the bits of a run's results depend on besides its settings and data."""
+    return {
+        "code_version": importlib.metadata.version("luthier"),
+        "device": _device(),
+        "torch_version": torch.__version__,
+        "transformers_version": importlib.metadata.version("transformers"),
+        "num_threads": str(torch.get_num_threads()),
+        "kernel_table_digest": table_digest(),
+        "isa": describe()["isa"],
+    }
+
+
+def run_record(spec: task_pb2.TrainSpec, *, bitwise: bool) -> fine_tuning_job_pb2.RunRecord:
     """Return the record of a run that begins now."""
+    around = surroundings()
     determinism = (
         fine_tuning_job_pb2.DETERMINISM_BITWISE if bitwise else fine_tuning_job_pb2.DETERMINISM_BEST_EFFORT
     )
     return fine_tuning_job_pb2.RunRecord(
-        code_version=importlib.metadata.version("luthier"),
+        code_version=around["code_version"],
         base_model_digest=spec.base_model_digest,
         rendering_digest=spec.rendering_digest,
-        device=f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})",
-        torch_version=torch.__version__,
-        num_threads=torch.get_num_threads(),
-        kernel_table_digest=table_digest(),
-        kernels=kernels,
+        device=around["device"],
+        torch_version=around["torch_version"],
+        num_threads=int(around["num_threads"]),
+        kernel_table_digest=around["kernel_table_digest"],
+        kernels=kernel_choices(),
         determinism=determinism,
     )
+
+
+def _device() -> str:
+    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _processor() -> str:

@@ -6,13 +6,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import LuthierError, Reason, ResourceExhausted
+from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.training.recipes import checkpoint, sft
@@ -21,7 +22,7 @@ from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.schedule import Course, Schedule
 from luthier.training.worker.rows import read_corpus
-from luthier.training.worker.surroundings import kernel_choices, run_record
+from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.context import TaskContext
 from luthier.work.model_files import place
@@ -59,19 +60,18 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
     context.progress("loading model", 0, 0, "files")
     model = load_model(_base_model_folder(context))
     run = _identity(spec.job, corpus)
-    engine, course, kernels_before = _begin(context, model, run)
-    bitwise = kernels_before == run.kernels
-    if not bitwise:
-        text = (
-            f"kernels were {dict(kernels_before)} before and are {dict(run.kernels)} now: results may differ"
-        )
+    engine, course, changed = _begin(context, model, run)
+    if changed:
+        run = replace(run, bitwise=False)
+        text = f"since the run began, {', '.join(changed)} changed: its results may differ from an undisturbed run's"
         context.log(text, "WARNING")
-    context.run_record(run_record(spec, run.kernels, bitwise=bitwise))
+    context.run_record(run_record(spec, bitwise=run.bitwise))
     num_steps = run.settings.schedule.num_steps
     context.progress("training", course.step, num_steps, "steps")
     files: Sequence[task_pb2.BlobFile] = list(spec.checkpoint_files)
     metrics: Mapping[str, float] = course.history[-1] if course.history else {}
     first_step, began = course.step, time.monotonic()
+    step = first_step
     for event in sft.train(engine, corpus, run.settings, course):
         if isinstance(event, sft.CheckpointDue):
             folder = context.scratch / f"step-{event.course.step}"
@@ -80,19 +80,17 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
             context.commit_checkpoint(event.course.step, files, event.course.history[-1])
             shutil.rmtree(folder)
             continue
-        metrics = event.metrics
-        context.metrics(event.step, metrics)
-        step_seconds = (time.monotonic() - began) / (event.step - first_step)
-        remaining_seconds = step_seconds * (num_steps - event.step)
-        context.progress(
-            "training",
-            event.step,
-            num_steps,
-            "steps",
-            remaining_seconds=remaining_seconds,
-            step=event.step,
-        )
+        step, metrics = event.step, event.metrics
+        context.metrics(step, metrics)
+        step_seconds = (time.monotonic() - began) / (step - first_step)
+        remaining_seconds = step_seconds * (num_steps - step)
+        context.progress("training", step, num_steps, "steps", remaining_seconds=remaining_seconds, step=step)
         context.check()
+    if step != num_steps or not files:
+        raise FailedPrecondition(
+            f"a run must make the {num_steps} steps of its plan and at least one, it made {step}",
+            reason=Reason.NO_SUPERVISED_TOKENS,
+        )
     result = task_pb2.TrainResult(
         files=[file for file in files if file.path in checkpoint.ADAPTER_FILES],
         step=num_steps,
@@ -103,8 +101,8 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
 
 def _begin(
     context: TaskContext, model: PreTrainedModel, run: checkpoint.RunIdentity
-) -> tuple[Engine, sft.Course, Mapping[str, str]]:
-    """Return engine and course, fresh or from the task's checkpoint, and the kernels that ran before."""
+) -> tuple[Engine, sft.Course, list[str]]:
+    """Return engine and course, fresh or from the task's checkpoint, and what has changed around the run."""
     spec = context.task.train
     if not spec.checkpoint_files:
         lora = spec.job.lora
@@ -115,7 +113,7 @@ def _begin(
             use_rslora=lora.use_rslora,
         )
         insert_lora(model, wanted, seed=spec.job.hyperparameters.seed, name=ADAPTER)
-        return Engine(model, ADAPTER, run.optimiser), sft.Course(), run.kernels
+        return Engine(model, ADAPTER, run.optimiser), sft.Course(), []
     folder = context.scratch / "resume"
     for file in spec.checkpoint_files:
         place(context.fetch(file), folder / file.path)
@@ -160,7 +158,7 @@ def _identity(job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus) -> checkpo
             validation_interval_steps=job.validation_interval_steps,
         ),
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
-        kernels=kernel_choices(),
+        surroundings=surroundings(),
         base_model=job.base_model,
     )
 
