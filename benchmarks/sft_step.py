@@ -1,0 +1,185 @@
+"""One LoRA fine-tuning step on a CPU: ours against the libraries that people use, on the same rows.
+
+`python benchmarks/sft_step.py --data FILE` trains every contender on the same rows in the same optimiser steps, each
+in a process of its own, the contenders taking turns. It writes results/sft_step.json and results/sft_step.svg, prints
+a table, and ends with one line of JSON. The peers come with the extra `bench`; one that is not installed is named in
+the table. `--fast` is a smoke run on a tiny random model; it writes no results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_step_contenders import CONTENDERS, DEFAULTS, OURS, REFERENCE
+from sft_step_report import outcome_of, picture, summary_of, table
+from sft_step_task import ROWS_PER_STEP, Task, demo_model, fresh_adapter, render_rows, tiny_model
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
+# Peers are to stay on the processor and off the network, whatever the machine has.
+_SURROUNDINGS = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_SHOWN_ERROR_CHARACTERS = 600
+
+
+def make_task(arguments: argparse.Namespace, folder: Path) -> Task:
+    """Prepare the model, the adapter and the rows; files that only this run needs go into `folder`.
+
+    Raises:
+        ValueError: rows cannot be cut into steps, or there are too few.
+    """
+    if arguments.rows < ROWS_PER_STEP or arguments.rows % ROWS_PER_STEP:
+        raise ValueError(f"--rows must be a multiple of {ROWS_PER_STEP}, got {arguments.rows}")
+    steps = arguments.steps or arguments.rows // ROWS_PER_STEP
+    if steps < 2:
+        raise ValueError(f"--steps must be at least 2, as the first one is not timed, got {steps}")
+    wanted = arguments.rows + arguments.heldout
+    records = json.loads(arguments.data.read_text()) if arguments.data else made_up_records(wanted)
+    model = arguments.model or (tiny_model(folder / "model", records) if arguments.fast else demo_model())
+    rows = render_rows(records, model, wanted)
+    return Task(
+        model=model,
+        adapter=fresh_adapter(model, folder / "adapter"),
+        rows=rows[: arguments.rows],
+        heldout=rows[arguments.rows :],
+        num_steps=steps,
+        micro_batch_tokens=arguments.micro_batch_tokens,
+    )
+
+
+def made_up_records(count: int) -> list[dict[str, str]]:
+    """Sums, as Alpaca records of differing lengths: enough for a smoke run."""
+    return [
+        {
+            "instruction": f"Add the numbers from 1 to {number + 2}.",
+            "input": "",
+            "output": " + ".join(map(str, range(1, number % 40 + 3))) + f" = {number}",
+        }
+        for number in range(count)
+    ]
+
+
+def run_child(task: Path, name: str, *options: str) -> dict[str, Any]:
+    """Measure one contender in a process of its own; `error` says why where it failed."""
+    missing = CONTENDERS[name].missing()
+    if missing:
+        return {"error": f"{', '.join(missing)} not installed (pip install -e .[bench])"}
+    result = task.with_name("result.json")
+    result.unlink(missing_ok=True)
+    script = Path(__file__).with_name("sft_step_contenders.py")
+    command = [sys.executable, str(script), str(task), name, str(result), *options]
+    done = subprocess.run(
+        command, env=os.environ | _SURROUNDINGS, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0 or not result.exists():
+        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-_SHOWN_ERROR_CHARACTERS:]}"}
+    measured: dict[str, Any] = json.loads(result.read_text())
+    return measured
+
+
+def measure(task: Path, names: Sequence[str], repeats: int, *, profiling: bool) -> dict[str, dict[str, Any]]:
+    """Each contender's outcome, from rounds in which all take a turn."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    errors: dict[str, str] = {}
+    for turn in range(repeats):
+        for name in [one for one in names if one not in errors]:
+            measured = run_child(task, name, *(["--evaluate"] if turn == 0 else []))
+            if "error" in measured:
+                errors[name] = measured["error"]
+            else:
+                runs[name].append(measured)
+            shown = errors.get(name) or f"{sum(measured['step_seconds'][1:]):.1f} s"
+            print(f"round {turn + 1}/{repeats} {name}: {shown}", file=sys.stderr, flush=True)
+    outcomes: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if name in errors:
+            outcomes[name] = {"error": errors[name]}
+            continue
+        profiled = run_child(task, name, "--profile") if profiling else None
+        outcomes[name] = outcome_of(runs[name], None if profiled and "error" in profiled else profiled)
+    return outcomes
+
+
+def surroundings() -> dict[str, Any]:
+    """The machine and the versions that the figures are true for."""
+    installed = {distribution.metadata["Name"].lower() for distribution in importlib.metadata.distributions()}
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES if name in installed},
+    }
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Time one LoRA fine-tuning step against its peers.")
+    parser.add_argument("--data", type=Path, help="JSON array of records (needed without --fast)")
+    parser.add_argument("--rows", type=int, default=64, help="rows to train on (default 64)")
+    parser.add_argument("--heldout", type=int, default=32, help="rows for the held-out loss (default 32)")
+    parser.add_argument("--steps", type=int, default=0, help="optimiser steps (default: every row once)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("--model", type=Path, help="model folder (default: the demo's base model)")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="a few of them, by comma")
+    parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="most tokens of a packed pass")
+    parser.add_argument("--no-profile", action="store_true", help="leave out the profiled runs")
+    parser.add_argument("--fast", action="store_true", help="a smoke run on a tiny random model")
+    arguments = parser.parse_args(argv)
+    arguments.contenders = arguments.contenders.split(",")
+    unknown = sorted(set(arguments.contenders) - set(CONTENDERS))
+    if unknown:
+        parser.error(f"--contenders must be of {', '.join(CONTENDERS)}, got {', '.join(unknown)}")
+    if arguments.data is None and not arguments.fast:
+        parser.error("--data is needed without --fast")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the results, print the table and the summary."""
+    arguments = parse(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        task = make_task(arguments, Path(scratch))
+        task.save(Path(scratch) / "task.json")
+        outcomes = measure(
+            Path(scratch) / "task.json",
+            arguments.contenders,
+            arguments.repeats,
+            profiling=not arguments.no_profile,
+        )
+    summary = summary_of(outcomes, OURS, DEFAULTS, REFERENCE)
+    configurations = {name: CONTENDERS[name].configuration for name in outcomes}
+    print(table(outcomes, configurations))
+    if not arguments.fast:
+        work = {
+            "rows": arguments.rows,
+            "heldout": arguments.heldout,
+            "steps": task.num_steps,
+            "step_tokens": task.step_tokens(),
+            "micro_batch_tokens": task.micro_batch_tokens,
+            "repeats": arguments.repeats,
+        }
+        document = {"machine": surroundings(), "work": work, "contenders": outcomes}
+        document |= {"configurations": configurations, **summary}
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "sft_step.json").write_text(json.dumps(document, indent=2) + "\n")
+        (RESULTS / "sft_step.svg").write_text(picture(outcomes))
+    print(json.dumps(summary))
+    return int("error" in outcomes.get(OURS[0], {}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
