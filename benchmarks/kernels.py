@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_cases import Case, Run, cases
+from kernel_cases import MODELS, SMALL, Case, Run, cases
 
 from luthier.kernels.dispatch import available_isas, force_isa
 from luthier.kernels.tables import OPS, table_path
@@ -46,9 +46,9 @@ def timed(run: Run) -> float:
     return time.perf_counter() - began
 
 
-def measure(case: Case, repeats: int, seconds: float) -> dict[str, float]:
+def measure(case: Case, repeats: int, seconds: float, *, peers: bool) -> dict[str, float]:
     """Median seconds of each contender, the contenders taking turns; fewer rounds when they would take too long."""
-    runs = case.make()
+    runs = {name: run for name, run in case.make().items() if peers or name in ("cpu", "eager")}
     # The first round compiles and warms caches up; it is not counted.
     first = sum(timed(run) for run in runs.values()) and sum(timed(run) for run in runs.values())
     rounds = max(3, min(repeats, int(seconds / max(first, 1e-6))))
@@ -61,13 +61,13 @@ def measure_isa(isa: str, repeats: int, seconds: float, only: str) -> list[dict[
     force_isa(isa)  # type: ignore[arg-type]
     is_best = isa == available_isas()[-1]
     rows = []
-    for case in cases(list(DTYPES.values()), every_model=is_best):
+    for case in cases(list(DTYPES.values()), MODELS if is_best else [SMALL]):
         if only and only not in f"{case.op} {case.name}":
             continue
         # Other models' shapes in float32 would say nothing new.
-        if case.dtype == torch.float32 and not case.name.startswith("SmolLM2"):
+        if case.dtype == torch.float32 and not case.name.startswith((MODELS[0].name, SMALL.name)):
             continue
-        medians = measure(case, repeats, seconds)
+        medians = measure(case, repeats, seconds, peers=is_best)
         rows.append(
             {
                 "op": case.op,

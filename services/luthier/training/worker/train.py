@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, insert_lora
+from luthier.lm.memory import freed_memory_kept
 from luthier.training.recipes import checkpoint, sft
 from luthier.training.recipes.batches import BatchSettings, count_steps, plan_digest
 from luthier.training.recipes.corpus import Corpus
@@ -47,7 +48,7 @@ class Trainer:
             ResourceExhausted: OUT_OF_MEMORY.
             LuthierError: rows or files could not be read, or do not fit together.
         """
-        with _memory_errors(context.task.train.job):
+        with _memory_errors(context.task.train.job), freed_memory_kept():
             return _train(context, self._data_channel)
 
 
