@@ -23,6 +23,7 @@ from typing import Any
 from sft_step_contenders import CONTENDERS, DEFAULTS, OURS, REFERENCE
 from sft_step_report import outcome_of, picture, summary_of, table
 from sft_step_task import ROWS_PER_STEP, Task, demo_model, fresh_adapter, render_rows, tiny_model
+from transformers.utils import logging as transformers_logging
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
@@ -151,6 +152,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print the table and the summary."""
     arguments = parse(argv)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as scratch:
         task = make_task(arguments, Path(scratch))
         task.save(Path(scratch) / "task.json")

@@ -26,8 +26,9 @@ from transformers.utils import logging as transformers_logging
 
 from luthier.kernels.tables import Impl, force_impl
 from luthier.lm.adapter_files import load_adapter
-from luthier.lm.load import load_model
+from luthier.lm.load import load_model, read_config
 from luthier.lm.lora import adapter_parameters
+from luthier.lm.memory import freed_memory_kept
 from luthier.training.recipes import sft
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.engine import Engine, OptimiserSettings
@@ -61,10 +62,11 @@ class Contender:
 
 
 def run_ours(task: Task, meter: Meter, impl: Impl) -> Factors:
-    """Train with our own recipe; returns the adapter."""
+    """Train with our own recipe, as our worker runs it; returns the adapter."""
     force_impl(impl)
     try:
-        return _run_recipe(task, meter)
+        with freed_memory_kept():
+            return _run_recipe(task, meter)
     finally:
         force_impl("auto")
 
@@ -163,7 +165,8 @@ def _row_loss(model: Any, row: Row) -> tuple[float, int]:
 def measure(task: Task, name: str, *, profiling: bool, evaluating: bool) -> dict[str, Any]:
     """Train one contender in this process and return what was measured."""
     contender = CONTENDERS[name]
-    meter = Meter(profiling=profiling)
+    vocab_size = int(read_config(task.model)["vocab_size"])
+    meter = Meter(profiling=profiling, vocab_size=vocab_size)
     factors = contender.run(task, meter)
     rss = peak_rss_bytes()
     tokens = sum(task.step_tokens())

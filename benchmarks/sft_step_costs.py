@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 OTHER = "Python and the rest"
+LOSS = "loss and vocabulary"
 
-# An event belongs to the first group that its own name, or that of an event around it, matches.
+# An event belongs to the first group that its own name, or that of an event around it, matches; what works on a
+# tensor as wide as the vocabulary belongs to the loss.
 _GROUPS: tuple[tuple[str, str], ...] = (
     ("optimiser", r"Optimizer\.|clip_grad"),
     (
-        "loss and vocabulary",
+        LOSS,
         r"cross_entropy|CrossEntropy|log_?prob|LogProb|log_softmax|LogSoftmax|[nN]ll_?[lL]oss",
     ),
     ("attention", r"scaled_dot_product|ScaledDotProduct|attention|Attention"),
@@ -40,24 +42,31 @@ class Costs:
     operators: dict[str, float]
 
 
-def group_costs(events: Iterable[Any], seconds: float) -> Costs:
+def group_costs(events: Iterable[Any], seconds: float, vocab_size: int) -> Costs:
     """Divide the wall time of a profiled step.
 
     Args:
         events: torch.profiler's FunctionEvents; each counts for the time that no event inside it took.
         seconds: the step's wall time; what no event took is OTHER.
+        vocab_size: width of the logits.
     """
     groups: dict[str, float] = defaultdict(float)
     operators: dict[str, float] = defaultdict(float)
     for event in events:
         own = event.self_cpu_time_total / 1e6
-        groups[_group(event)] += own
+        groups[_group(event, vocab_size)] += own
         operators[event.name] += own
     groups[OTHER] += max(0.0, seconds - sum(groups.values()))
     return Costs(seconds=seconds, groups=_largest(groups, len(groups)), operators=_largest(operators, 12))
 
 
-def _group(event: Any) -> str:
+def _group(event: Any, vocab_size: int) -> str:
+    shapes = getattr(event, "input_shapes", None) or []
+    if (
+        any(vocab_size in shape for shape in shapes if isinstance(shape, list))
+        and "embedding" not in event.name
+    ):
+        return LOSS
     names = []
     while event is not None:
         names.append(event.name)

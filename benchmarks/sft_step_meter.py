@@ -12,14 +12,17 @@ from torch.profiler import ProfilerActivity, profile
 class Meter:
     """What a contender tells while it trains: `begin` once, then `step_done` after each step.
 
-    With `profiling`, the step after the first one runs under torch's profiler; its costs are then in `costs`.
+    With `profiling`, the step after the first one runs under torch's profiler; its costs are then in `costs`, what
+    works on logits of `vocab_size` numbers counted with the loss.
     """
 
-    def __init__(self, *, profiling: bool = False) -> None:
+    def __init__(self, *, profiling: bool = False, vocab_size: int = 0) -> None:
         self.ends: list[float] = []
         self.losses: list[float] = []
         self.costs: Costs | None = None
-        self._profiler = profile(activities=[ProfilerActivity.CPU]) if profiling else None
+        self.is_profiling = profiling
+        self._vocab_size = vocab_size
+        self._profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True) if profiling else None
 
     def begin(self) -> None:
         """The first step begins now."""
@@ -36,7 +39,7 @@ class Meter:
         elif len(self.ends) == 3:
             self._profiler.stop()
             events = self._profiler.events()  # type: ignore[no-untyped-call]
-            self.costs = group_costs(events or [], self.ends[2] - self.ends[1])
+            self.costs = group_costs(events or [], self.ends[2] - self.ends[1], self._vocab_size)
 
     def step_seconds(self) -> list[float]:
         """Seconds of each step, the first one, which warms up and compiles, included."""

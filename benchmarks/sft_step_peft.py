@@ -8,6 +8,7 @@ import torch
 from sft_step_meter import Meter
 from sft_step_task import LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, Row, Task
 from torch import Tensor
+from torch._inductor import config as inductor_config
 from transformers import AutoModelForCausalLM
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -47,6 +48,9 @@ def run_peft(task: Task, meter: Meter, *, compiled: bool) -> Factors:
     model.train()
     # Micro-batches differ in length: one graph for all of them instead of one each.
     forward = torch.compile(model, dynamic=True) if compiled else model
+    if compiled and meter.is_profiling:
+        # Else the generated kernels would not be told from the Python around them.
+        inductor_config.cpp.enable_kernel_profile = True
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     meter.begin()

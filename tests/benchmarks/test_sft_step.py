@@ -12,7 +12,7 @@ import pytest
 import sft_step
 import torch
 from sft_step_contenders import CONTENDERS, heldout_loss, measure
-from sft_step_costs import OTHER, group_costs
+from sft_step_costs import LOSS, OTHER, group_costs
 from sft_step_peft import packed_inputs
 from sft_step_report import outcome_of, picture, summary_of, table
 from sft_step_task import IGNORED, MAX_ROW_TOKENS, ROWS_PER_STEP, Row, Task, render_rows
@@ -40,6 +40,7 @@ class Event:
     name: str
     self_cpu_time_total: float
     cpu_parent: Event | None = None
+    input_shapes: list[list[int]] | None = None
 
 
 def row(length: int) -> Row:
@@ -134,15 +135,16 @@ def test_group_costs_counts_every_second_once() -> None:
         Event("aten::mm", 3e6),
         Event("aten::mul", 4e6),
         Event("aten::copy_", 5e6),
-        Event("Optimizer.step#AdamW.step", 0, None),
+        Event("aten::mm", 0.5e6, None, [[4, 8], [8, 1000]]),
+        Event("aten::embedding", 0.25e6, None, [[1000, 8], [4]]),
     ]
-    costs = group_costs(events, seconds=20.0)
-    assert costs.groups["loss and vocabulary"] == 3
+    costs = group_costs(events, seconds=20.0, vocab_size=1000)
+    assert costs.groups[LOSS] == 3.5
     assert costs.groups["matmul"] == 3
     assert costs.groups["element-wise"] == 4
-    assert costs.groups["copies and casts"] == 5
-    assert costs.groups[OTHER] == 5
-    assert costs.operators["aten::mm"] == 5
+    assert costs.groups["copies and casts"] == 5.25
+    assert costs.groups[OTHER] == 4.25
+    assert costs.operators["aten::mm"] == 5.5
 
 
 def test_outcome_of_leaves_the_first_step_out() -> None:
