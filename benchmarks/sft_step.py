@@ -106,7 +106,7 @@ def measure(task: Path, names: Sequence[str], repeats: int, *, profiling: bool) 
             outcomes[name] = {"error": errors[name]}
             continue
         profiled = run_child(task, name, "--profile") if profiling else None
-        outcomes[name] = outcome_of(runs[name], None if profiled and "error" in profiled else profiled)
+        outcomes[name] = outcome_of(runs[name], profiled)
     return outcomes
 
 

@@ -23,7 +23,12 @@ NUM_GROUPS = 5
 
 
 def outcome_of(runs: Sequence[Mapping[str, Any]], profiled: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Medians over a contender's rounds; the first step of each run is not timed, but its loss is kept."""
+    """Medians over a contender's rounds; the first step of each run is not timed, but its loss is kept.
+
+    Args:
+        runs: what `measure` returned in each round; the first holds the held-out loss.
+        profiled: what it returned when it profiled, or the `error` why it could not; None: not asked for.
+    """
     speeds = [sum(run["step_tokens"][1:]) / sum(run["step_seconds"][1:]) for run in runs]
     return {
         "tokens_per_second": statistics.median(speeds),
@@ -34,7 +39,8 @@ def outcome_of(runs: Sequence[Mapping[str, Any]], profiled: Mapping[str, Any] | 
         "first_step_seconds": statistics.median(run["step_seconds"][0] for run in runs),
         "places_per_token": runs[0]["places_per_token"],
         "threads": runs[0]["threads"],
-        "costs": None if profiled is None else profiled["costs"],
+        "costs": profiled.get("costs") if profiled else None,
+        "profile_error": profiled.get("error") if profiled else None,
     }
 
 
@@ -86,6 +92,8 @@ def table(outcomes: Mapping[str, Outcome], configurations: Mapping[str, str]) ->
     for name, outcome in outcomes.items():
         if outcome.get("costs"):
             lines.append(f"{name:22}  {_shares(outcome['costs'])}")
+        elif outcome.get("profile_error"):
+            lines.append(f"{name:22}  not profiled: {outcome['profile_error']}")
     lines.append("\nconfigurations:")
     lines += [f"{name:22}  {configurations[name]}" for name in outcomes]
     return "\n".join(lines)

@@ -179,9 +179,11 @@ def test_summary_of_says_none_for_what_did_not_run() -> None:
 def test_table_and_picture_show_every_contender() -> None:
     costs = {"seconds": 2.0, "groups": {"matmul": 1.5, OTHER: 0.5}, "operators": {}}
     outcomes = {"ours": outcome_of([run([9, 1.0], 2.0)], {"costs": costs}), "peft": {"error": "no <peft>"}}
-    shown = table(outcomes, {"ours": "our way", "peft": "their way"})
+    outcomes["trl_defaults"] = outcome_of([run([9, 8.0], 2.0)], {"error": "no profiler"})
+    shown = table(outcomes, {"ours": "our way", "peft": "their way", "trl_defaults": ""})
     assert "did not run: no <peft>" in shown
     assert "matmul 1.50 s (75 %)" in shown
+    assert "not profiled: no profiler" in shown
     assert picture(outcomes).count("<rect") > 3
 
 
