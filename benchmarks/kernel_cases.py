@@ -97,36 +97,52 @@ def _step(forward: Callable[[], Tensor | Sequence[Tensor]]) -> Run:
 
 
 def _lora_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
+    head = model.head_dim
+    layers = {
+        "up_proj": [model.feed_forward],
+        "gate and up": [model.feed_forward] * 2,
+        "q, k and v": [model.heads * head, model.key_heads * head, model.key_heads * head],
+    }
     for rows in (16, 128, 2048):
         for rank in (16, 64) if rows == 2048 else (16,):
-            yield Case(
-                op="lora_linear",
-                name=f"{model.name} up_proj, {rows} rows, r={rank}",
-                dtype=dtype,
-                shape_class=lora_op.shape_class(rows, rank),
-                make=lambda rows=rows, rank=rank: _lora(model, dtype, rows, rank),  # type: ignore[misc]
-                is_headline=model is MODELS[0] and rows == 2048 and rank == 16,
-            )
+            for name, widths in layers.items():
+                yield Case(
+                    op="lora_linear",
+                    name=f"{model.name} {name}, {rows} rows, r={rank}",
+                    dtype=dtype,
+                    shape_class=lora_op.shape_class(rows, rank, len(widths)),
+                    make=lambda rows=rows, rank=rank, widths=widths: _lora(
+                        model, dtype, (rows, rank), widths
+                    ),  # type: ignore[misc]
+                    is_headline=model is MODELS[0] and (rows, rank, name) == (2048, 16, "up_proj"),
+                )
 
 
-def _lora(model: Model, dtype: torch.dtype, rows: int, rank: int) -> dict[str, Run]:
+def _lora(model: Model, dtype: torch.dtype, size: tuple[int, int], widths: Sequence[int]) -> dict[str, Run]:
+    rows, rank = size
     x = _random(dtype, rows, model.hidden, learnt=True)
-    weight = _random(dtype, model.feed_forward, model.hidden, scale=0.05)
-    a = _random(torch.float32, rank, model.hidden, learnt=True, scale=0.05)
-    b = _random(torch.float32, model.feed_forward, rank, learnt=True, scale=0.05)
-    projection = lora_op.Projection(weight=weight, a=a, b=b, scale=2.0)
-    peft = _peft_layer(weight, rank)
+    projections = [
+        lora_op.Projection(
+            weight=_random(dtype, width, model.hidden, scale=0.05),
+            a=_random(torch.float32, rank, model.hidden, learnt=True, scale=0.05),
+            b=_random(torch.float32, width, rank, learnt=True, scale=0.05),
+            scale=2.0,
+        )
+        for width in widths
+    ]
+    layers = [_peft_layer(one.weight, rank) for one in projections]
 
     def side(impl: Side) -> Run:
-        return _step(lambda: lora_op.lora_linear(x, projection, impl=impl))
+        return _step(lambda: lora_op.lora_linear_multi(x, projections, impl=impl))
 
-    compiled = torch.compile(lambda: lora_op.lora_linear(x, projection, impl="eager"), dynamic=False)
-    return {
-        **_sides(side),
-        "bare frozen linear": _step(lambda: nn.functional.linear(x, weight)),
-        "torch.compile": _step(compiled),
-        **({} if peft is None else {"peft": _step(lambda: peft(x))}),
-    }
+    runs = _sides(side)
+    runs["bare frozen linear"] = _step(lambda: [nn.functional.linear(x, one.weight) for one in projections])
+    runs["torch.compile"] = _step(
+        torch.compile(lambda: lora_op.lora_linear_multi(x, projections, impl="eager"), dynamic=False)
+    )
+    if layers[0] is not None:
+        runs["peft"] = _step(lambda: [layer(x) for layer in layers])
+    return runs
 
 
 def _peft_layer(weight: Tensor, rank: int) -> Any:

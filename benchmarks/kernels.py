@@ -25,9 +25,12 @@ from kernel_cases import MODELS, SMALL, Case, Run, cases
 
 from luthier.kernels.dispatch import available_isas, force_isa
 from luthier.kernels.tables import OPS, table_path
+from luthier.lm.memory import freed_memory_kept
 
 RESULTS = Path(__file__).parent / "results"
 WIN = 0.97  # a tie within the noise is no win
+# Except where a whole training step was measured: with ours it was 9 % faster and held 370 MB less (decision 17).
+WINS = {"lora_linear": 1.02}
 
 # What holds torch and its libraries to an instruction set.
 TORCH_HELD = {
@@ -52,7 +55,12 @@ def measure(case: Case, repeats: int, seconds: float, *, peers: bool) -> dict[st
     # The first round compiles and warms caches up; it is not counted.
     first = sum(timed(run) for run in runs.values()) and sum(timed(run) for run in runs.values())
     rounds = max(3, min(repeats, int(seconds / max(first, 1e-6))))
-    counted = [{name: timed(run) for name, run in runs.items()} for _ in range(rounds)]
+    names = list(runs)
+    counted = []
+    for turn in range(rounds):
+        # Another one begins each round: what a contender leaves behind (caches, freed memory) meets each of the others.
+        start = turn % len(names)
+        counted.append({name: timed(runs[name]) for name in names[start:] + names[:start]})
     return {name: statistics.median(one[name] for one in counted) for name in runs}
 
 
@@ -107,7 +115,7 @@ def write_tables(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["op"] == op:
                 name = f"{row['isa']}/{row['dtype']}/{row['shape_class']}"
-                wins[name] = wins.get(name, True) and ratio(row) < WIN
+                wins[name] = wins.get(name, True) and ratio(row) < WINS.get(op, WIN)
         table = {name: "cpu" if won else "eager" for name, won in sorted(wins.items())}
         if table:
             table_path(op).write_text(json.dumps(table, indent=2) + "\n")
@@ -163,7 +171,10 @@ def main() -> int:
     parser.add_argument("--isa", help="time one instruction set and print its rows as JSON")
     arguments = parser.parse_args()
     if arguments.isa:
-        print(json.dumps(measure_isa(arguments.isa, arguments.repeats, arguments.seconds, arguments.only)))
+        # As in a worker that trains.
+        with freed_memory_kept():
+            rows = measure_isa(arguments.isa, arguments.repeats, arguments.seconds, arguments.only)
+        print(json.dumps(rows))
         return 0
     rows = [row for isa in reversed(available_isas()) for row in measure_in_child(isa, arguments)]
     if arguments.write_tables:

@@ -147,10 +147,11 @@ def _refusal(x: "Tensor", projections: Sequence[Projection]) -> str | None:
 
 def _shape_class(x: "Tensor", projections: Sequence[Projection]) -> str:
     rows = x.numel() // x.shape[-1] if x.numel() else 0
-    return shape_class(rows, max(one.a.shape[0] for one in projections))
+    return shape_class(rows, max(one.a.shape[0] for one in projections), len(projections))
 
 
-def shape_class(rows: int, rank: int) -> str:
-    """The class of a problem in the table: few, some or many rows, and a small or large rank."""
+def shape_class(rows: int, rank: int, num_projections: int) -> str:
+    """The class of a problem in the table: few, some or many rows; a small or large rank; one projection or several."""
     size = "few" if rows < 64 else "some" if rows < 512 else "many"
-    return f"{size}_rows-{'small' if rank <= 32 else 'large'}_rank"
+    rank_class = "small" if rank <= 32 else "large"
+    return f"{size}_rows-{rank_class}_rank-{'one' if num_projections == 1 else 'several'}"
