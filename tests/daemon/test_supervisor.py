@@ -75,6 +75,33 @@ async def test_stop_ends_every_program(folder: Path) -> None:
     assert time.monotonic() - began < 5
 
 
+STOPPING = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(os.environ["COUNT_FOLDER"])
+def stop(*_):
+    time.sleep({seconds})
+    (folder / "{name}").write_text(str(time.monotonic_ns()))
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+(folder / str(os.getpid())).touch()
+time.sleep(60)
+"""
+
+
+async def test_stop_ends_workers_before_the_services_that_they_report_to(folder: Path) -> None:
+    service = program(folder, "service", STOPPING.format(name="service", seconds=0))
+    service = Program(name="service", module="service", address="127.0.0.1:1")
+    worker = program(folder, "slow_worker", STOPPING.format(name="worker", seconds=1))
+    supervisor = Supervisor(folder / "logs", lambda _: None)
+    await supervisor.start([worker])
+    starting = asyncio.create_task(supervisor.start([service]))  # it has no health to wait for
+    await seen(folder, 2)
+    starting.cancel()
+    await supervisor.stop()
+    ended = {name: int((folder / "count" / name).read_text()) for name in ("service", "worker")}
+    assert ended["worker"] < ended["service"]
+
+
 async def test_a_service_that_ends_at_start_shows_its_log(folder: Path) -> None:
     supervisor = Supervisor(folder / "logs", lambda _: None)
     broken = program(folder, "broken_service", "raise SystemExit('the port is taken')")

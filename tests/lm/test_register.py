@@ -1,6 +1,5 @@
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file
+from tests.lm import hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from luthier.errors import InvalidArgument, NotFound, Unavailable
-from luthier.lm import register
 from luthier.lm.load import load_model
 from luthier.lm.register import DirectorySource, GgufSource, HubSource, register_source
 
@@ -200,45 +198,52 @@ def test_register_refuses_what_is_not_there_or_not_a_gguf(tmp_path: Path) -> Non
         register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
 
 
-def test_register_hub_downloads_only_safe_files_of_the_revision(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    asked: dict[str, Any] = {}
-
-    def download(repo_id: str, **options: Any) -> Any:
-        asked.update(options, repo_id=repo_id)
-        shutil.copytree(directory, options["local_dir"])
-        (options["local_dir"] / ".cache").mkdir()
-        return str(options["local_dir"])
-
-    monkeypatch.setattr(register, "snapshot_download", download)
-    result = register_source(
-        HubSource(repo_id="org/model", revision="abc123"), tmp_path / "out", scratch=tmp_path / "s"
-    )
+def test_register_hub_takes_the_safe_files_of_the_commit_that_a_branch_stands_for(
+    directory: Path, tmp_path: Path
+) -> None:
+    (directory / "pytorch_model.bin").write_bytes(b"a pickle")
+    (directory / "modeling.py").write_text("raise SystemExit")
+    with hub.serving(directory) as served:
+        served.moves_on = True
+        source = HubSource(repo_id=hub.REPOSITORY, revision="main", endpoint=served.endpoint)
+        result = register_source(source, tmp_path / "out", scratch=tmp_path / "s")
+    assert result.hub_commit == hub.COMMIT
+    assert served.fetched == {"config.json", "generation_config.json", "model.safetensors", *BUNDLE}
+    for unsafe in ("pytorch_model.bin", "modeling.py"):
+        (directory / unsafe).unlink()
     local = register_source(DirectorySource(path=directory), tmp_path / "local", scratch=tmp_path / "s2")
     assert digests(result) == digests(local)
-    assert (asked["repo_id"], asked["revision"]) == ("org/model", "abc123")
-    assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in asked["allow_patterns"])
+    assert local.hub_commit == ""
 
 
-@pytest.mark.parametrize(
-    ("raised", "expected"),
-    [
-        (hub_errors.LocalEntryNotFoundError("offline"), Unavailable),
-        (ConnectionError("refused"), Unavailable),
-        (hub_errors.HFValidationError("bad id"), InvalidArgument),
-    ],
-)
-def test_register_hub_wraps_the_failures_of_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Any, expected: Any
-) -> None:
-    def download(repo_id: str, **options: Any) -> None:
-        raise raised
+def test_register_hub_says_what_the_hub_does_not_have(directory: Path, tmp_path: Path) -> None:
+    with hub.serving(directory) as served:
+        for repo_id, revision in ((hub.REPOSITORY, "v9"), ("org/other", "main")):
+            source = HubSource(repo_id=repo_id, revision=revision, endpoint=served.endpoint)
+            with pytest.raises(NotFound, match=f"the hub has no {repo_id} at {revision}"):
+                register_source(source, tmp_path / "out", scratch=tmp_path / "s")
 
-    monkeypatch.setattr(register, "snapshot_download", download)
-    source = HubSource(repo_id="org/model", revision="main")
-    with pytest.raises(expected, match="org/model"):
+
+def test_register_hub_that_is_away_is_unavailable(tmp_path: Path) -> None:
+    source = HubSource(repo_id="org/model", revision="main", endpoint="http://127.0.0.1:9")
+    with pytest.raises(Unavailable, match="the hub did not deliver org/model@main"):
         register_source(source, tmp_path / "out", scratch=tmp_path / "s")
+
+
+def test_register_hub_refuses_an_id_that_is_none(tmp_path: Path) -> None:
+    source = HubSource(repo_id="a/b/c", revision="main", endpoint="http://127.0.0.1:9")
+    with pytest.raises(InvalidArgument, match="must be owner/name, got 'a/b/c'"):
+        register_source(source, tmp_path / "out", scratch=tmp_path / "s")
+
+
+def test_register_refuses_a_path_that_became_a_symbolic_link(directory: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    with pytest.raises(InvalidArgument, match="link is a symbolic link or lies below one") as caught:
+        register_source(DirectorySource(path=link), tmp_path / "out", scratch=tmp_path / "s")
+    assert caught.value.reason == "UNSAFE_MODEL_FILE"
+    with pytest.raises(InvalidArgument, match="symbolic link"):
+        register_source(GgufSource(path=link / "a.gguf"), tmp_path / "out", scratch=tmp_path / "s")
 
 
 @pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/secret.safetensors", "missing.safetensors"])

@@ -149,7 +149,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     handler = RecordingHandler(log)
     clock = Clock()
     registry = CollectorRegistry()
-    settings = QueueSettings(lease_seconds=10.0, max_attempts=3)
+    settings = QueueSettings(lease_seconds=10.0, max_losses=3)
     metrics = WorkMetrics(registry, (TaskKind.TRAIN,))
     queue = Queue(database, log, metrics, settings, Leases(settings.lease_seconds, clock))
     queue.register(TaskKind.TRAIN, handler)

@@ -109,7 +109,7 @@ async def serve(home: Path, port: int = 0, lease_seconds: float = 30.0) -> Async
         projects=("p",),
         migrations=own_tables,
         kinds=(TaskKind.TRAIN,),
-        queue=QueueSettings(lease_seconds=lease_seconds, max_attempts=3),
+        queue=QueueSettings(lease_seconds=lease_seconds, max_losses=3),
     )
     async with hosting(plan, build) as bound:
         yield Site(home, bound, kept["parts"], kept["handler"], read_or_create_keys(home))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from luthier.work.model_files import place
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_what_is_added_is_found(tmp_path: Path) -> None:
@@ -29,7 +34,7 @@ def test_bytes_with_another_digest_leave_nothing(tmp_path: Path) -> None:
     cache = BlobCache(tmp_path / "cache", 1 << 20)
     with pytest.raises(DataLoss, match=digest(b"wanted")):
         cache.add(digest(b"wanted"), [b"other"])
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert files_below(tmp_path / "cache") == []
 
 
 def test_a_source_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
@@ -40,7 +45,23 @@ def test_a_source_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ConnectionError):
         cache.add(digest(b"x"), (chunk for chunk in broken()))
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert files_below(tmp_path / "cache") == []
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    cache = BlobCache(folder, 1 << 20)
+    (left,) = [folder / ".incoming" / "left"]
+    left.write_bytes(b"half")
+
+    def chunks() -> Iterator[bytes]:
+        yield b"a"
+        BlobCache(folder, 1 << 20)  # another worker starts
+        yield b"b"
+
+    path = cache.add(digest(b"ab"), chunks())
+    assert path.read_bytes() == b"ab"
+    assert files_below(folder) == [path]
 
 
 def test_the_least_used_go_first_and_the_newest_stays(tmp_path: Path) -> None:

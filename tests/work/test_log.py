@@ -84,6 +84,12 @@ async def test_watch_resumed_anywhere_misses_and_repeats_nothing(bench: Bench) -
         assert [event.sequence for event in await collect(bench, start)] == whole[start - 1 :]
 
 
+async def test_watch_after_the_final_state_ends_at_once(bench: Bench) -> None:
+    """Who read the last event and lost the connection before the end of the stream asks again from here."""
+    await append(bench, line(1), StateChanged(state="SUCCEEDED", final=True))
+    assert await asyncio.wait_for(collect(bench, 3), 2.0) == []
+
+
 async def test_watch_beyond_the_next_event_is_refused(bench: Bench) -> None:
     await append(bench, line(1))
     with pytest.raises(OutOfRange, match=r"at most 2.*got 3") as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,8 +107,54 @@ async def test_expire_fails_a_task_after_too_many_lost_attempts(bench: Bench) ->
     assert await bench.claim() is None
     failure = bench.handler.failures[0]
     assert failure.reason == Reason.WORKER_LOST
-    assert failure.message == "3 attempts were lost, the last one because the worker was silent for 10 s"
+    assert failure.message == (
+        "3 attempts were lost and no checkpoint came between them, "
+        "the last one because the worker was silent for 10 s"
+    )
     assert (await bench.kinds()).count("LOST") == 3
+
+
+async def test_a_task_that_makes_checkpoints_may_be_lost_any_number_of_times(bench: Bench) -> None:
+    await bench.enqueue()
+    for step in range(5):
+        task = await bench.claim()
+        assert task is not None
+        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [], {})
+        bench.clock.now += 11.0
+        await bench.queue.expire()
+    assert bench.handler.failures == []
+    assert await bench.claim() is not None
+
+
+async def test_an_attempt_that_was_given_back_is_no_loss(bench: Bench) -> None:
+    await bench.enqueue()
+    stopping = Failure(code="UNAVAILABLE", reason=Reason.SHUTTING_DOWN, message="the worker shuts down")
+    away = Failure(code="UNAVAILABLE", reason=Reason.NO_WORKER, message="a peer is away")
+    for failure in (*[stopping] * 5, away, away):
+        task = await bench.claim()
+        assert task is not None
+        await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
+    assert bench.handler.failures == []
+    task = await bench.claim()
+    assert task is not None
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=away))
+    assert bench.handler.failures[0].reason == Reason.WORKER_LOST
+
+
+async def test_expire_spares_a_lease_that_is_renewed_while_it_waits_to_write(bench: Bench) -> None:
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    bench.clock.now += 11.0
+    async with bench.database.transaction():
+        # Contexts of their own: neither is a part of this transaction.
+        expiring = asyncio.create_task(bench.queue.expire(), context=Context())
+        await asyncio.sleep(0.05)
+        beat = bench.queue.heartbeat(task.task_id, task.epoch)
+        await asyncio.create_task(beat, context=Context())
+    await expiring
+    await bench.queue.heartbeat(task.task_id, task.epoch)
+    assert ("lost", 1) not in bench.handler.calls
 
 
 async def test_recover_gives_live_leases_one_full_period(bench: Bench) -> None:

@@ -12,7 +12,11 @@ import pytest
 from tests.work.hosted import Site, serve
 
 from luthier.errors import Failure, InvalidArgument
+from luthier.work.cache import BlobCache
 from luthier.work.context import TaskContext, TaskFailed
+from luthier.work.link import WorkerLink
+from luthier.work.tasks import TaskKind
+from luthier.work.worker import WorkerPlan, work_until
 from luthier.worker.v1 import task_pb2
 
 
@@ -137,6 +141,41 @@ async def test_a_worker_that_stops_gives_its_task_back(site: Site) -> None:
         await site.until(lambda: ("lost", 1) in site.handler.calls)
     async with site.worker(lambda context: done()):
         await site.until(lambda: "SUCCEEDED" in site.states)
+
+
+async def test_an_outcome_that_the_service_refuses_fails_the_task_and_not_the_worker(site: Site) -> None:
+    absent = task_pb2.BlobFile(path="weights", sha256="0" * 64)
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        if context.task.subject == "jobs/a":
+            return task_pb2.TaskResult(render=task_pb2.RenderResult(tokenizer=absent))
+        return done()
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "FAILED" in site.states)
+        (failure,) = site.handler.failures
+        assert failure.code == "INTERNAL"
+        assert "the service refused the outcome of the task: blob 000" in failure.message
+        await site.enqueue("jobs/b")
+        await site.until(lambda: "SUCCEEDED" in site.states)
+
+
+async def test_a_companion_that_fails_ends_the_worker(site: Site) -> None:
+    async def companion(link: WorkerLink, cache: BlobCache) -> None:
+        raise RuntimeError("out of order")
+
+    plan = WorkerPlan(
+        service_address=site.address,
+        worker_id="w",
+        credential=site.keys.worker_key,
+        work_folder=site.home / "work",
+        cache_folder=site.home / "cache",
+        cache_bytes=1 << 20,
+        companions=(companion,),
+    )
+    with pytest.raises(RuntimeError, match="out of order"):
+        await asyncio.wait_for(work_until(plan, {TaskKind.TRAIN: lambda _: done()}, asyncio.Event()), 10)
 
 
 async def test_a_lost_lease_ends_the_work_and_reports_nothing(site: Site) -> None:

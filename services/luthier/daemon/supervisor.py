@@ -47,7 +47,7 @@ class Supervisor:
         self._logs = logs
         self._say = say
         self._keepers: list[asyncio.Task[None]] = []
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._processes: dict[Program, asyncio.subprocess.Process] = {}
 
     async def start(self, programs: Sequence[Program]) -> None:
         """Start programs and return when all those with an address are SERVING.
@@ -63,11 +63,18 @@ class Supervisor:
         await asyncio.gather(*started)
 
     async def stop(self) -> None:
-        """Ask every child to end, wait, and kill what did not."""
+        """Ask every child to end, wait, and kill what did not.
+
+        Workers go first: they give their tasks back to services that still listen.
+        """
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        await asyncio.gather(*(_end(process) for process in self._processes.values()))
+        for serves in (False, True):
+            ending = [
+                process for program, process in self._processes.items() if bool(program.address) == serves
+            ]
+            await asyncio.gather(*map(_end, ending))
 
     async def _spawn(self, program: Program) -> asyncio.subprocess.Process:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -83,7 +90,7 @@ class Supervisor:
                 stderr=log,
                 start_new_session=True,
             )
-        self._processes[program.name] = process
+        self._processes[program] = process
         return process
 
     async def _keep(self, program: Program, process: asyncio.subprocess.Process) -> None:
@@ -96,7 +103,10 @@ class Supervisor:
             self._say(f"{program.name} ended with status {status}, starting it again in {pause_seconds:g} s")
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
-            process = await self._spawn(program)
+            try:
+                process = await self._spawn(program)
+            except OSError as error:  # no process or file handle is left just now; the old one is still ended
+                self._say(f"{program.name} cannot be started: {error}")
 
     async def _serving(self, program: Program, process: asyncio.subprocess.Process) -> None:
         if not program.address:

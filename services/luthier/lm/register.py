@@ -6,13 +6,14 @@ same bytes.
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hub_errors
-from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
@@ -65,7 +66,7 @@ class DirectorySource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSource:
-    """A repository of a Hugging Face hub at a revision (a commit, for the same bytes tomorrow).
+    """A repository of a Hugging Face hub at a revision: commit, tag or branch.
 
     `endpoint` None is the hub that `HF_ENDPOINT` names, or the public one; `token` None is anonymous.
     """
@@ -84,7 +85,7 @@ class RegisteredFiles:
     """What registering made: files as (name, path) in name order, and what the model is.
 
     `context_length` is in tokens; `eos_token_ids` end a text and `end_of_turn_token_ids` a turn of its chat
-    template; generation stops at either.
+    template; generation stops at either. `hub_commit` is the commit that was taken, empty for local sources.
     """
 
     files: tuple[tuple[str, Path], ...]
@@ -96,6 +97,7 @@ class RegisteredFiles:
     has_chat_template: bool
     eos_token_ids: tuple[int, ...]
     end_of_turn_token_ids: tuple[int, ...]
+    hub_commit: str = ""
 
 
 def register_source(source: Source, directory: Path, *, scratch: Path) -> RegisteredFiles:
@@ -114,20 +116,32 @@ def register_source(source: Source, directory: Path, *, scratch: Path) -> Regist
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise InvalidArgument(f"the directory to write must be empty, {directory.name} is not")
+    commit = ""
     if isinstance(source, GgufSource):
         model, tokenizer = _open_gguf(source.path)
     elif isinstance(source, DirectorySource):
         model, tokenizer = _open_directory(source.path)
     else:
-        model, tokenizer = _open_directory(_download(source, scratch))
+        commit = _commit(source)
+        model, tokenizer = _open_directory(_download(source, commit, scratch))
     plain = _plain(model)
     del model
     plain.save_pretrained(directory, max_shard_size=_ONE_SHARD)
     tokenizer.save_pretrained(directory)
-    return _describe(plain, tokenizer, directory)
+    return replace(_describe(plain, tokenizer, directory), hub_commit=commit)
+
+
+def _require_no_symlink(path: Path) -> None:
+    """Refuse a path that leads elsewhere by now: it was checked when the registration was asked for."""
+    if path.absolute() != path.resolve():
+        raise InvalidArgument(
+            f"a model must be named by its real path, {path.name} is a symbolic link or lies below one",
+            reason=Reason.UNSAFE_MODEL_FILE,
+        )
 
 
 def _open_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    _require_no_symlink(path)
     if not path.is_file():
         raise NotFound(f"there is no GGUF file {path.name}")
     with path.open("rb") as file:
@@ -147,6 +161,7 @@ def _open_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def _open_directory(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    _require_no_symlink(path)
     if not path.is_dir():
         raise NotFound(f"there is no model directory {path.name}")
     files = sorted(file for file in path.iterdir() if file.name != ".cache")
@@ -184,25 +199,41 @@ def _check_index(path: Path) -> None:
         )
 
 
-def _download(source: HubSource, scratch: Path) -> Path:
-    try:
-        return Path(
-            snapshot_download(
-                source.repo_id,
-                revision=source.revision,
-                local_dir=scratch / "snapshot",
-                allow_patterns=list(_HUB_PATTERNS),
-                endpoint=source.endpoint,
-                token=source.token or False,
-            )
+def _commit(source: HubSource) -> str:
+    """Return the commit that the revision stands for now: a branch moves on, a model must not."""
+    with _hub_errors(source):
+        api = HfApi(endpoint=source.endpoint, token=source.token or False)
+        commit = api.model_info(source.repo_id, revision=source.revision).sha
+    if not commit:
+        raise Unavailable(f"the hub names no commit for {source.repo_id}@{source.revision}")
+    return commit
+
+
+def _download(source: HubSource, commit: str, scratch: Path) -> Path:
+    with _hub_errors(source):
+        folder = snapshot_download(
+            source.repo_id,
+            revision=commit,
+            local_dir=scratch / "snapshot",
+            allow_patterns=list(_HUB_PATTERNS),
+            endpoint=source.endpoint,
+            token=source.token or False,
         )
+    return Path(folder).resolve()
+
+
+@contextmanager
+def _hub_errors(source: HubSource) -> Iterator[None]:
+    try:
+        yield
     except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as error:
         raise NotFound(
             f"the hub has no {source.repo_id} at {source.revision}, or it is not public"
         ) from error
     except hub_errors.HFValidationError as error:
         raise InvalidArgument(f"a hub id must be owner/name, got {source.repo_id!r}: {error}") from error
-    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
+    # The client lets the errors of its HTTP library through, and has changed that library more than once.
+    except Exception as error:
         raise Unavailable(f"the hub did not deliver {source.repo_id}@{source.revision}: {error}") from error
 
 

@@ -47,7 +47,11 @@ def remove_unlocked(directory: Path) -> int:
     """Remove the files of a directory that no living writer holds; return how many."""
     removed = 0
     for path in directory.iterdir():
-        with path.open("rb") as file:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            continue  # its writer is done with it, or another process was here first
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 from luthier.errors import DataLoss, Reason
+from luthier.storage.files import open_locked, remove_unlocked
 
 
 class BlobCache:
     """Files named by their sha256. Safe for several processes: a file appears whole or not at all.
 
     When an addition takes the cache over `limit_bytes`, the files used longest ago go first. A file that is
-    hard-linked or open elsewhere stays readable there.
+    hard-linked or open elsewhere stays readable there. What a killed process left half written goes at start.
     """
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
         self._root = root
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
-        root.mkdir(parents=True, exist_ok=True)
+        self._incoming = root / ".incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        remove_unlocked(self._incoming)
 
     def find(self, sha256: str) -> Path | None:
         """Return the file with this digest and mark it used, or None."""
@@ -41,12 +44,13 @@ class BlobCache:
             DataLoss: the bytes have another digest; nothing is kept.
         """
         hasher = hashlib.sha256()
-        handle, name = tempfile.mkstemp(dir=self._root, prefix=".part-")
+        aside = self._incoming / uuid.uuid4().hex
+        file = open_locked(aside)
         try:
-            with os.fdopen(handle, "wb") as file:
-                for chunk in chunks:
-                    hasher.update(chunk)
-                    file.write(chunk)
+            for chunk in chunks:
+                hasher.update(chunk)
+                file.write(chunk)
+            file.flush()
             if hasher.hexdigest() != sha256:
                 raise DataLoss(
                     reason=Reason.CHECKSUM_MISMATCH,
@@ -54,10 +58,10 @@ class BlobCache:
                     metadata={"sha256": sha256},
                 )
             path = self._root / sha256
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+            file.close()
         self._shrink(keep=path)
         return path
 

@@ -31,7 +31,10 @@ class Leases:
         """Forget a lease."""
         self._deadlines.pop(task_id, None)
 
+    def is_overdue(self, task_id: str) -> bool:
+        """Tell whether a task's holder was silent for a full period."""
+        return task_id in self._deadlines and self._deadlines[task_id] <= self._clock()
+
     def overdue(self) -> list[str]:
         """Return the ids of tasks whose holder was silent for a full period."""
-        now = self._clock()
-        return [task_id for task_id, deadline in self._deadlines.items() if deadline <= now]
+        return [task_id for task_id in self._deadlines if self.is_overdue(task_id)]

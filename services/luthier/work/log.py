@@ -87,7 +87,7 @@ class EventLog:
     async def watch(self, subject: str, start_sequence: int = 0) -> AsyncIterator[event_pb2.Event]:
         """Yield the events of `subject` from `start_sequence` (0 means 1) on, with heartbeats while quiet.
 
-        Ends after a final state change.
+        Ends after a final state change; at once when that one is already read.
 
         Raises:
             OutOfRange: start_sequence lies beyond the next event.
@@ -96,12 +96,15 @@ class EventLog:
         wanted = max(start_sequence, 1)
         async with self._database.reading() as connection:
             last = await self._last_sequence(connection, subject)
+            newest = await self.read(connection, subject, last, 1)
         if wanted > last + 1:
             raise OutOfRange(
                 reason=Reason.SEQUENCE_EXPIRED,
                 message=f"start_sequence must be at most {last + 1}, the next of {subject}, got {wanted}",
                 metadata={"start_sequence": str(wanted), "next_sequence": str(last + 1)},
             )
+        if wanted > last and newest and _is_final(newest[0]):
+            return
         woken = asyncio.Event()
         self._watchers[subject].add(woken)
         try:
@@ -124,7 +127,7 @@ class EventLog:
                 yield event_to_proto(event)
                 self._refuse_slow_reader(subject, event.sequence, time.monotonic() - sent_at)
                 wanted = event.sequence + 1
-                if isinstance(event.entry.payload, StateChanged) and event.entry.payload.final:
+                if _is_final(event):
                     return
             if batch:
                 continue
@@ -153,3 +156,7 @@ class EventLog:
     def _wake(self, subject: str) -> None:
         for woken in self._watchers.get(subject, ()):
             woken.set()
+
+
+def _is_final(event: Event) -> bool:
+    return isinstance(event.entry.payload, StateChanged) and event.entry.payload.final

@@ -28,11 +28,12 @@ class QueueSettings:
 
     Attributes:
         lease_seconds: a worker that is silent this long loses its task.
-        max_attempts: a task whose attempts were lost this often fails with WORKER_LOST.
+        max_losses: a task fails with WORKER_LOST once this many attempts were lost since it was queued or
+            since its last checkpoint. An attempt that a stopping worker gave back is not counted.
     """
 
     lease_seconds: float = 30.0
-    max_attempts: int = 5
+    max_losses: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +191,8 @@ class Queue:
         """
         async with self._database.transaction() as connection:
             task = await self.held(connection, task_id, epoch)
+            if task.losses:
+                task = await self._tasks.change(connection, task_id, losses=0)
             return await self._handlers[task.kind].checkpointed(connection, task, step, files, metrics)
 
     async def finish(self, task_id: str, epoch: int, outcome: Outcome) -> None:
@@ -206,7 +209,8 @@ class Queue:
                 return
             task = await self.held(connection, task_id, epoch)
             if outcome.failure is not None and outcome.failure.code == "UNAVAILABLE":
-                await self._lose(connection, task, outcome.failure.message)
+                counts = outcome.failure.reason != Reason.SHUTTING_DOWN
+                await self._lose(connection, task, outcome.failure.message, counts=counts)
             else:
                 await self._end(connection, task, outcome)
 
@@ -226,6 +230,8 @@ class Queue:
                 if task is None or task.state is not TaskState.LEASED:
                     self._leases.end(task_id)
                     continue
+                if not self._leases.is_overdue(task_id):
+                    continue  # its worker spoke, or another claimed it, while this transaction was waited for
                 self._metrics.leases_expired.inc()
                 silence = f"the worker was silent for {self.settings.lease_seconds:g} s"
                 await self._lose(connection, task, silence)
@@ -235,21 +241,22 @@ class Queue:
         async with self._database.reading() as connection:
             self._metrics.show_counts(await self._tasks.count(connection))
 
-    async def _lose(self, connection: AsyncConnection, task: Task, why: str) -> None:
+    async def _lose(self, connection: AsyncConnection, task: Task, why: str, *, counts: bool = True) -> None:
+        losses = task.losses + counts
         self._database.after_commit(lambda: self._leases.end(task.task_id))
         await self._record_attempt(connection, task, "LOST", why)
         if task.cancel_requested:
             await self._close(connection, task, Outcome(cancelled=True))
-        elif task.attempt >= self.settings.max_attempts:
+        elif losses >= self.settings.max_losses:
             failure = Failure(
                 code="UNAVAILABLE",
                 reason=Reason.WORKER_LOST,
-                message=f"{task.attempt} attempts were lost, the last one because {why}",
-                metadata={"attempts": str(task.attempt)},
+                message=f"{losses} attempts were lost and no checkpoint came between them, the last one because {why}",
+                metadata={"attempts": str(losses)},
             )
             await self._close(connection, task, Outcome(failure=failure))
         else:
-            task = await self._tasks.requeue(connection, task.task_id)
+            task = await self._tasks.requeue(connection, task.task_id, losses)
             await self._handlers[task.kind].lost(connection, task)
             self._database.after_commit(self._announce)
 

@@ -31,6 +31,7 @@ class Tasks:
             worker="",
             cancel_requested=False,
             last_local_number=0,
+            losses=0,
         )
         row = {name: getattr(task, name) for name in Task.__slots__}
         await connection.execute(
@@ -78,9 +79,11 @@ class Tasks:
         )
         return task, max(0.0, (_now_us() - row.queued_at_us) / 1e6)
 
-    async def requeue(self, connection: AsyncConnection, task_id: str) -> Task:
+    async def requeue(self, connection: AsyncConnection, task_id: str, losses: int) -> Task:
         """Put a task back at the end of the queue."""
-        return await self.change(connection, task_id, state=TaskState.QUEUED, queued_at_us=_now_us())
+        return await self.change(
+            connection, task_id, state=TaskState.QUEUED, queued_at_us=_now_us(), losses=losses
+        )
 
     async def change(self, connection: AsyncConnection, task_id: str, **values: Any) -> Task:
         """Set columns of one task and return it."""
@@ -114,4 +117,5 @@ def _task(row: Row[Any]) -> Task:
         worker=row.worker,
         cancel_requested=row.cancel_requested,
         last_local_number=row.last_local_number,
+        losses=row.losses,
     )

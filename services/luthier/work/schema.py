@@ -36,6 +36,7 @@ tasks = Table(
     Column("cancel_requested", Boolean, nullable=False),
     Column("last_local_number", BigInteger, nullable=False),
     Column("queued_at_us", BigInteger, nullable=False),
+    Column("losses", Integer, nullable=False, server_default="0"),
     UniqueConstraint("subject", name="uq_tasks_subject"),
     Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
 )

@@ -57,6 +57,7 @@ class Task:
         worker: who holds or last held the lease; empty before the first claim.
         cancel_requested: whether the holder is to stop.
         last_local_number: highest event number recorded from the current epoch.
+        losses: attempts lost since it was queued or since its last checkpoint; those given back not counted.
     """
 
     task_id: str
@@ -70,3 +71,4 @@ class Task:
     worker: str
     cancel_requested: bool
     last_local_number: int
+    losses: int

@@ -48,7 +48,7 @@ class WorkerPlan:
         cache_folder: files by digest.
         cache_bytes: size limit of the cache.
         drain_seconds: time that a task gets to stop after SIGTERM before the process ends all the same.
-        companions: further duties of this worker, run beside the claim loop.
+        companions: further duties of this worker, run beside the claim loop; one that fails ends the worker.
     """
 
     service_address: str
@@ -80,12 +80,18 @@ async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopp
         link = WorkerLink(channel, plan.worker_id, plan.credential, tuple(runners))
         await _unless(stopping, link.register())
         companions = [asyncio.ensure_future(run(link, cache)) for run in plan.companions]
+        for companion in companions:
+            # Without its companion a worker would look alive and leave a duty undone; a new process may do it.
+            companion.add_done_callback(lambda _: stopping.set())
         try:
             await _claim_and_run(plan, link, cache, runners, stopping)
         finally:
             for companion in companions:
                 companion.cancel()
-            await asyncio.gather(*companions, return_exceptions=True)
+            ends = await asyncio.gather(*companions, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
 
 
 async def _claim_and_run(
@@ -156,7 +162,7 @@ async def _run_task(
         try:
             async with session.alive():
                 outcome = await loop.run_in_executor(threads, _outcome, runner, context)
-                await session.finish(outcome)
+                await _hand_in(session, outcome)
         except FailedPrecondition as error:
             if error.reason != Reason.LEASE_LOST:
                 raise
@@ -164,6 +170,18 @@ async def _run_task(
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     _logger.info("task ends", extra=extra)
+
+
+async def _hand_in(session: TaskSession, outcome: worker_service_pb2.FinishTaskRequest) -> None:
+    """Tell the service how a task ended. An outcome that it refuses fails the task, not the worker."""
+    try:
+        await session.finish(outcome)
+    except LuthierError as error:
+        if error.reason == Reason.LEASE_LOST:
+            raise
+        _logger.error("outcome refused", extra={"task": session.task.task, "detail": error.message})
+        refused = Internal(f"the service refused the outcome of the task: {error.message}")
+        await session.finish(worker_service_pb2.FinishTaskRequest(error=_status(refused)))
 
 
 def _outcome(runner: Runner, context: TaskContext) -> worker_service_pb2.FinishTaskRequest:

@@ -1,4 +1,4 @@
-"""Paths of base models: below the roots, also after symlinks."""
+"""Paths of base models: below the roots, and no symbolic link on the way."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def test_resolve_allowed_returns_the_real_path(root: Path) -> None:
-    (root / "link").symlink_to(root / "model")
-    real = resolve_allowed(str(root / "link"), [root], field="model.directory", folder=True)
-    assert real == (root / "model").resolve()
+def test_resolve_allowed_returns_the_real_path(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "door").symlink_to(root)  # a root itself may be a link
+    for written in (tmp_path / "door", root):
+        real = resolve_allowed(
+            str(written / "model"), [tmp_path / "door"], field="model.directory", folder=True
+        )
+        assert real == (root / "model").resolve()
     gguf = resolve_allowed(str(root / "model.gguf"), [root], field="model.gguf_path", folder=False)
     assert gguf == (root / "model.gguf").resolve()
 
@@ -34,7 +37,10 @@ def test_resolve_allowed_refuses_a_path_outside_of_the_roots(root: Path, path: s
     with pytest.raises(InvalidArgument) as caught:
         resolve_allowed(asked, [root], field="model.directory", folder=True)
     assert caught.value.reason == Reason.PATH_NOT_ALLOWED
-    assert f"must lie below an allowed root ({root}), symlinks followed, got {asked!r}" in str(caught.value)
+    assert (
+        f"must lie below an allowed root ({root}) and not be reached by a symbolic link, got {asked!r}"
+        in str(caught.value)
+    )
     assert [violation.field for violation in caught.value.violations] == ["model.directory"]
 
 
@@ -47,12 +53,17 @@ def test_resolve_allowed_does_not_tell_whether_a_path_outside_exists(root: Path,
     assert messages[0] == messages[1]
 
 
-def test_resolve_allowed_refuses_symlinks_that_leave_the_roots(root: Path, tmp_path: Path) -> None:
-    (root / "escape").symlink_to(tmp_path / "secret")
+@pytest.mark.parametrize("target", ["secret", "root/model"])
+def test_resolve_allowed_refuses_symbolic_links(root: Path, tmp_path: Path, target: str) -> None:
+    (root / "link").symlink_to(tmp_path / target)
+    for path in ("link", "link/config.json"):
+        with pytest.raises(InvalidArgument) as caught:
+            resolve_allowed(str(root / path), [root], field="model.directory", folder=True)
+        assert caught.value.reason in (Reason.PATH_NOT_ALLOWED, Reason.INVALID_FIELD)
     with pytest.raises(InvalidArgument) as caught:
-        resolve_allowed(str(root / "escape"), [root], field="model.directory", folder=True)
+        resolve_allowed(str(root / "link"), [root], field="model.directory", folder=True)
     assert caught.value.reason == Reason.PATH_NOT_ALLOWED
-    (root / "model" / "model.safetensors").symlink_to(tmp_path / "secret")
+    (root / "model" / "model.safetensors").symlink_to(tmp_path / target)
     with pytest.raises(InvalidArgument, match=r"model\.safetensors") as caught:
         resolve_allowed(str(root / "model"), [root], field="model.directory", folder=True)
     assert caught.value.reason == Reason.PATH_NOT_ALLOWED

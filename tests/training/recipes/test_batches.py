@@ -118,6 +118,20 @@ def test_pack_first_fit_fills_earlier_groups_first() -> None:
     assert pack_first_fit(rows, 10) == ((0, 2), (1, 3, 4))
 
 
+@given(lengths=st.lists(st.integers(1, 48), max_size=60))
+def test_pack_first_fit_is_first_fit(lengths: list[int]) -> None:
+    rows = [RowLength(row=row, num_tokens=length, num_supervised=1) for row, length in enumerate(lengths)]
+    groups: list[list[int]] = []
+    for row in rows:
+        fitting = (g for g in groups if sum(lengths[other] for other in g) + row.num_tokens <= 48)
+        group = next(fitting, None)
+        if group is None:
+            group = []
+            groups.append(group)
+        group.append(row.row)
+    assert pack_first_fit(rows, 48) == tuple(map(tuple, groups))
+
+
 def test_plan_digest_changes_with_rows_split_and_settings() -> None:
     rows = some_rows(5)
     digests = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -280,8 +281,28 @@ def test_validate_is_the_mean_over_tokens_not_over_rows(make_run: RunMaker) -> N
     rows = [row for row in run.corpus.lengths("VALIDATION") if row.num_supervised]
     sums = [run.engine.evaluate(run.corpus.pack([row.row])) for row in rows]
     expected = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
-    assert sft.validate(run.engine, run.corpus, 48)["validation_loss"] == pytest.approx(expected, rel=1e-5)
-    assert sft.validate(run.engine, Corpus(), 48) == {}
+    batches = sft.pack_validation(run.corpus, 48)
+    found = sft.validate(run.engine, run.corpus, batches)
+    assert found["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert sft.validate(run.engine, Corpus(), sft.pack_validation(Corpus(), 48)) == {}
+
+
+def test_train_is_stopped_inside_a_step_by_a_check_that_raises(make_run: RunMaker) -> None:
+    run = make_run()
+    run.begin()
+    passes = 0
+
+    def check() -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 2:
+            raise KeyboardInterrupt
+
+    steps = sft.train(run.engine, run.corpus, run.settings, sft.Course(), check)
+    (first,) = list(itertools.islice(iterate_steps(run.corpus.lengths("TRAIN"), BATCHES), 1))
+    assert len(first.micro_batches) > 1, "the check stops between two passes of one step"
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
 
 
 def test_load_says_what_has_changed_around_the_run_now_or_earlier(make_run: RunMaker, tmp_path: Path) -> None:

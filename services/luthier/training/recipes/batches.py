@@ -154,17 +154,27 @@ def count_steps(rows: Sequence[RowLength], settings: BatchSettings) -> PlanTotal
 
 
 def pack_first_fit(rows: Sequence[RowLength], limit_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Put each row, in order, into the first group that has room for it; return the row numbers by group."""
+    """Put each row, in order, into the first group that has room for it; return the row numbers by group.
+
+    Takes O(n log n) for n rows.
+    """
     groups: list[list[int]] = []
-    room: list[int] = []
+    # A tree over as many groups as there are rows: a node holds the most room of any group below it.
+    num_leaves = 1 << max(0, len(rows) - 1).bit_length()
+    room = [limit_tokens] * (2 * num_leaves)
     for row in rows:
         assert row.num_tokens <= limit_tokens, f"row {row.row} has {row.num_tokens} tokens of {limit_tokens}"
-        place = next((index for index, free in enumerate(room) if free >= row.num_tokens), len(groups))
+        node = 1
+        while node < num_leaves:
+            node = 2 * node if room[2 * node] >= row.num_tokens else 2 * node + 1
+        place = node - num_leaves
         if place == len(groups):
             groups.append([])
-            room.append(limit_tokens)
         groups[place].append(row.row)
-        room[place] -= row.num_tokens
+        room[node] -= row.num_tokens
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
     return tuple(tuple(group) for group in groups)
 
 

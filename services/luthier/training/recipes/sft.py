@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.errors import FailedPrecondition, Reason
@@ -67,21 +67,29 @@ class CheckpointDue:
 
 
 def train(
-    engine: Engine, corpus: Corpus, settings: Settings, course: Course
+    engine: Engine,
+    corpus: Corpus,
+    settings: Settings,
+    course: Course,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[StepDone | CheckpointDue]:
     """Make all steps after those of `course`, yielding after each.
 
     A step sums the loss of its micro-batches and divides by the supervised tokens of the whole step, so that
-    the gradient does not depend on how the step is cut. A caller stops by not asking for more.
+    the gradient does not depend on how the step is cut. A caller stops by not asking for more, or inside a
+    step by a `check` that raises: it is called before every forward pass. The engine is of no use then.
 
     Raises:
         FailedPrecondition: LOSS_NOT_FINITE; the message names the step.
+        Exception: what `check` raised.
     """
     history = list(course.history)
+    validation = pack_validation(corpus, settings.batches.micro_batch_tokens)
     for step in iterate_steps(corpus.lengths("TRAIN"), settings.batches, course.step):
         started = time.perf_counter()
         loss_sum = 0.0
         for rows in step.micro_batches:
+            check()
             loss_sum += engine.accumulate(corpus.pack(rows), step.num_supervised)
         train_loss = loss_sum / step.num_supervised
         _require_finite("train_loss", train_loss, step, settings)
@@ -98,7 +106,7 @@ def train(
             "tokens_per_second": step.num_tokens / (time.perf_counter() - started),
         }
         if _is_validated(step, settings):
-            metrics |= validate(engine, corpus, settings.batches.micro_batch_tokens)
+            metrics |= validate(engine, corpus, validation, check)
             _require_finite("validation_loss", metrics.get("validation_loss", 0.0), step, settings)
         history.append({name: value for name, value in metrics.items() if name not in TIMED_METRICS})
         yield StepDone(step=step.step, metrics=metrics)
@@ -107,12 +115,22 @@ def train(
             yield CheckpointDue(course=reached)
 
 
-def validate(engine: Engine, corpus: Corpus, micro_batch_tokens: int) -> dict[str, float]:
-    """Return `validation_loss`, the mean over all supervised tokens; nothing without validation rows."""
+def pack_validation(corpus: Corpus, micro_batch_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """Return the validation rows that have something to learn, by forward pass."""
+    return pack_first_fit(teaching_rows(corpus.lengths("VALIDATION")), micro_batch_tokens)
+
+
+def validate(
+    engine: Engine,
+    corpus: Corpus,
+    batches: Sequence[Sequence[int]],
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Return `validation_loss`, the mean over all supervised tokens of `batches`; nothing without one."""
     loss_sum = 0.0
     count = 0
-    rows = teaching_rows(corpus.lengths("VALIDATION"))
-    for batch in pack_first_fit(rows, micro_batch_tokens):
+    for batch in batches:
+        check()
         batch_loss, batch_count = engine.evaluate(corpus.pack(batch))
         loss_sum += batch_loss
         count += batch_count

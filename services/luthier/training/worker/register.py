@@ -57,6 +57,7 @@ def run_register(context: TaskContext) -> task_pb2.TaskResult:
         context_length=registered.context_length,
         has_chat_template=registered.has_chat_template,
         tokenizer_digest=files_digest({file.path: file.sha256 for file in files if file.tokenizer}),
+        hub_commit=registered.hub_commit,
     )
     return task_pb2.TaskResult(register_model=result)
 

@@ -73,7 +73,7 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
     metrics: Mapping[str, float] = course.history[-1] if course.history else {}
     first_step, began = course.step, time.monotonic()
     step = first_step
-    for event in sft.train(engine, corpus, run.settings, course):
+    for event in sft.train(engine, corpus, run.settings, course, context.check):
         if isinstance(event, sft.CheckpointDue):
             folder = context.scratch / f"step-{event.course.step}"
             checkpoint.save(folder, model, ADAPTER, engine, event.course, run)
@@ -86,7 +86,6 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
         step_seconds = (time.monotonic() - began) / (step - first_step)
         remaining_seconds = step_seconds * (num_steps - step)
         context.progress("training", step, num_steps, "steps", remaining_seconds=remaining_seconds, step=step)
-        context.check()
     if step != num_steps or not files:
         raise FailedPrecondition(
             f"a run must make the {num_steps} steps of its plan and at least one, it made {step}",
