@@ -186,7 +186,7 @@ def _loss(model: Model, dtype: torch.dtype, size: tuple[int, int], op: str) -> d
         def logprob(impl: Side) -> Run:
             return _step(lambda: linear_logprob(hidden, weight, target, impl=impl).logprob)
 
-        return _sides(logprob)
+        return _sides(logprob) | _trl_loss(hidden, weight, target)
 
     def side(impl: Side) -> Run:
         return _step(lambda: loss_op.linear_cross_entropy(hidden, weight, target, impl=impl).loss_sum)
@@ -203,7 +203,22 @@ def _loss(model: Model, dtype: torch.dtype, size: tuple[int, int], op: str) -> d
     fused = getattr(nn.functional, "linear_cross_entropy", None)
     if fused is not None:
         runs["F.linear_cross_entropy"] = _step(lambda: fused(hidden, weight, target, reduction="sum"))
-    return runs
+    return runs | _trl_loss(hidden, weight, target)
+
+
+def _trl_loss(hidden: Tensor, weight: Tensor, target: Tensor) -> dict[str, Run]:
+    """The chunked log-probabilities of TRL, which its losses are made of; nothing where TRL is not installed.
+
+    The loss of cut-cross-entropy is not here: it needs Triton to be imported, and its form without Triton is
+    `torch.compile` of the plain loss, which is.
+    """
+    if importlib.util.find_spec("trl") is None:
+        return {}
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    # As TRL 1.16 calls it: no bias, temperature 1, 32,768 columns of the vocabulary at a time, no softcap, no scale.
+    options = (None, target, 1.0, 32768, None, 1.0, ())
+    return {"TRL chunked": _step(lambda: ChunkedLogProbFunction.apply(hidden, weight, *options)[0])}
 
 
 LENGTHS = {

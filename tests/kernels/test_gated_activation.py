@@ -57,8 +57,10 @@ def test_cpu_carries_what_is_no_number(isa: Isa, value: float) -> None:
 
 def test_op_passes_opcheck() -> None:
     gate, up = inputs(7, 16)
-    torch.library.opcheck(gated_activation_cpu, (gate, up, False))
-    torch.library.opcheck(gated_activation_cpu, (gate.detach().T.contiguous().T.requires_grad_(), up, True))
+    torch.library.opcheck(gated_activation_cpu.op, (gate, up, False))
+    torch.library.opcheck(
+        gated_activation_cpu.op, (gate.detach().T.contiguous().T.requires_grad_(), up, True)
+    )
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])

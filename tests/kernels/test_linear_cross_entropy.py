@@ -153,7 +153,7 @@ def test_op_passes_opcheck() -> None:
         (hidden.detach().T.contiguous().T.requires_grad_(), token_weight.double()),
     ]:
         arguments = (inputs, weight, target, weights, -100, [0.0, 0.1, 0.0], True)
-        torch.library.opcheck(linear_cross_entropy_cpu, arguments, test_utils=checks)
+        torch.library.opcheck(linear_cross_entropy_cpu.op, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize(

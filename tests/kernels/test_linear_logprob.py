@@ -71,7 +71,7 @@ def test_entropy_is_computed_where_asked_for(isa: Isa) -> None:
 def test_op_passes_opcheck() -> None:
     hidden, weight, target = problem(7, 16, 100)
     for want_entropy in (False, True):
-        torch.library.opcheck(linear_logprob_cpu, (hidden, weight, target, 0.0, want_entropy, True))
+        torch.library.opcheck(linear_logprob_cpu.op, (hidden, weight, target, 0.0, want_entropy, True))
 
 
 def test_reference_gradient_is_its_derivative() -> None:

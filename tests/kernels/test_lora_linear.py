@@ -156,7 +156,7 @@ def test_frozen_input_gets_no_gradient() -> None:
 def test_ops_pass_opcheck() -> None:
     x, weight, bias, a, b, _ = tensors(7, 16, [6], [3])
     for inputs in (x, x.detach().T.contiguous().T.requires_grad_()):
-        torch.library.opcheck(lora_linear_cpu, (inputs, [weight], [bias], [a, b], [2.0, 0.25], [1, 2, 3]))
+        torch.library.opcheck(lora_linear_cpu.op, (inputs, [weight], [bias], [a, b], [2.0, 0.25], [1, 2, 3]))
     saved = [x.detach(), torch.randn(7, 3)]
     arguments = (
         [torch.randn(7, 6)],
@@ -167,7 +167,7 @@ def test_ops_pass_opcheck() -> None:
         [0, 0, 0],
         [True, True],
     )
-    torch.library.opcheck(lora_linear_backward_cpu, arguments)
+    torch.library.opcheck(lora_linear_backward_cpu.op, arguments)
 
 
 @pytest.mark.parametrize("dropout", [None, DROPOUT])

@@ -60,8 +60,8 @@ def test_cpu_makes_a_row_that_overflows_no_number_and_leaves_the_others(isa: Isa
 
 def test_op_passes_opcheck() -> None:
     x, weight = inputs(7, 16)
-    torch.library.opcheck(rms_norm_cpu, (x, weight, 1e-5, 0.0))
-    torch.library.opcheck(rms_norm_cpu, (x.detach().T.contiguous().T.requires_grad_(), weight, 1e-5, 1.0))
+    torch.library.opcheck(rms_norm_cpu.op, (x, weight, 1e-5, 0.0))
+    torch.library.opcheck(rms_norm_cpu.op, (x.detach().T.contiguous().T.requires_grad_(), weight, 1e-5, 1.0))
 
 
 def test_reference_gradient_is_its_derivative() -> None:

@@ -48,7 +48,7 @@ def test_cpu_bits_do_not_depend_on_threads(
 
 def test_op_passes_opcheck() -> None:
     x, cos, sin = inputs(7, 2, 16, 8)
-    torch.library.opcheck(rope_cpu, (x, cos, sin, False))
+    torch.library.opcheck(rope_cpu.op, (x, cos, sin, False))
 
 
 def test_reference_gradient_is_its_derivative() -> None:

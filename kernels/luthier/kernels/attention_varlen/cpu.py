@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
+from luthier.kernels.direct import cpu_op
 from luthier.kernels.operands import head_pointer, heads_of, settings
 
 
-@torch.library.custom_op("luthier::attention_varlen", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::attention_varlen")
 def attention_varlen_cpu(
     query_THD: Tensor,
     key_TGD: Tensor,
@@ -67,7 +68,7 @@ def _(
     return query_THD.new_empty(T, H, D), query_THD.new_empty(H, T, 2, dtype=torch.float32)
 
 
-@torch.library.custom_op("luthier::attention_varlen_backward", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::attention_varlen_backward")
 def attention_varlen_backward_cpu(
     grad_THD: Tensor,
     saved: list[Tensor],
@@ -115,11 +116,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad_THD: Tensor, _grad_statistics: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, out, statistics = ctx.saved_tensors
-    grads = torch.ops.luthier.attention_varlen_backward(
-        grad_THD, [query, key, value, out], statistics, *ctx.options
-    )
+    grads = attention_varlen_backward_cpu(grad_THD, [query, key, value, out], statistics, *ctx.options)
     return (*grads, None, None, None)
 
 
-attention_varlen_cpu.register_autograd(_backward, setup_context=_keep)
-torch.library.register_autocast("luthier::attention_varlen", "cpu", torch.bfloat16)
+attention_varlen_cpu.register_autograd(_backward, _keep)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
+from luthier.kernels.direct import cpu_op
 from luthier.kernels.operands import rows_of, settings
 
 
@@ -27,7 +28,7 @@ def _problem(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> dict[str, Any]:
     }
 
 
-@torch.library.custom_op("luthier::gated_activation", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::gated_activation")
 def gated_activation_cpu(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> Tensor:
     """silu(gate) * up, or gelu (by tanh) instead of silu."""
     gate_MF, up_MF = rows_of(gate_MF), rows_of(up_MF)
@@ -41,7 +42,7 @@ def _(gate_MF: Tensor, _up_MF: Tensor, _gelu: bool) -> Tensor:
     return gate_MF.new_empty(gate_MF.shape)
 
 
-@torch.library.custom_op("luthier::gated_activation_backward", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::gated_activation_backward")
 def gated_activation_backward_cpu(
     grad_MF: Tensor, gate_MF: Tensor, up_MF: Tensor, gelu: bool
 ) -> tuple[Tensor, Tensor]:
@@ -70,9 +71,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: A
 
 def _backward(ctx: Any, grad_MF: Tensor) -> tuple[Tensor | None, ...]:
     gate_MF, up_MF = ctx.saved_tensors
-    grads = torch.ops.luthier.gated_activation_backward(grad_MF, gate_MF, up_MF, ctx.gelu)
+    grads = gated_activation_backward_cpu(grad_MF, gate_MF, up_MF, ctx.gelu)
     return (*grads, None)
 
 
-gated_activation_cpu.register_autograd(_backward, setup_context=_keep)
-torch.library.register_autocast("luthier::gated_activation", "cpu", torch.bfloat16)
+gated_activation_cpu.register_autograd(_backward, _keep)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
+from luthier.kernels.direct import cpu_op
 from luthier.kernels.operands import rows_of, settings
 
 
@@ -46,7 +47,7 @@ def head_pass(
     _core.linear_cross_entropy(problem, **settings())
 
 
-@torch.library.custom_op("luthier::linear_cross_entropy", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::linear_cross_entropy")
 def linear_cross_entropy_cpu(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -103,5 +104,4 @@ def _backward(ctx: Any, grad_loss: Tensor, *_others: Any) -> tuple[Tensor | None
     return grad_ND, None, None, None, None, None, None
 
 
-linear_cross_entropy_cpu.register_autograd(_backward, setup_context=_keep)
-torch.library.register_autocast("luthier::linear_cross_entropy", "cpu", torch.bfloat16)
+linear_cross_entropy_cpu.register_autograd(_backward, _keep)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.kernels.direct import cpu_op
 from luthier.kernels.linear_cross_entropy.cpu import head_pass
 
 
-@torch.library.custom_op("luthier::linear_logprob", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::linear_logprob")
 def linear_logprob_cpu(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -68,5 +69,4 @@ def _backward(
     return grad_ND.to(ctx.dtype), None, None, None, None, None
 
 
-linear_logprob_cpu.register_autograd(_backward, setup_context=_keep)
-torch.library.register_autocast("luthier::linear_logprob", "cpu", torch.bfloat16)
+linear_logprob_cpu.register_autograd(_backward, _keep)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
+from luthier.kernels.direct import cpu_op
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 # (rows, matrix, whether the matrix is transposed)
@@ -77,7 +78,7 @@ def _dropped(x_MK: Tensor, probability: float, key: list[int]) -> Tensor:
     return out_MK
 
 
-@torch.library.custom_op("luthier::lora_linear", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::lora_linear")
 def lora_linear_cpu(
     x_MK: Tensor,
     weights: list[Tensor],
@@ -122,7 +123,7 @@ def _(
     return [x_MK.new_empty(x_MK.shape[0], width) for width in [*widths, rank]]
 
 
-@torch.library.custom_op("luthier::lora_linear_backward", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::lora_linear_backward")
 def lora_linear_backward_cpu(
     grads: list[Tensor],
     saved: list[Tensor],
@@ -209,7 +210,7 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     weights, factors = saved[:count], saved[count:]
     dy = [_dense(grad, x_MK, weight) for grad, weight in zip(grads[:count], weights, strict=True)]
     needs = [ctx.needs_input_grad[0], *ctx.bias_needs]
-    found = torch.ops.luthier.lora_linear_backward(dy, [x_MK, s_MQ], weights, factors, *ctx.settings, needs)
+    found = lora_linear_backward_cpu(dy, [x_MK, s_MQ], weights, factors, *ctx.settings, needs)
     firsts = [grad if need else None for grad, need in zip(found, needs, strict=False)]
     of_factors = [grad.to(factor.dtype) for grad, factor in zip(found[count + 1 :], factors, strict=True)]
     return firsts[0], [None] * count, firsts[1:], of_factors, None, None
@@ -220,5 +221,4 @@ def _dense(grad: Tensor | None, x_MK: Tensor, weight: Tensor) -> Tensor:
     return x_MK.new_zeros(x_MK.shape[0], weight.shape[0]) if grad is None else grad
 
 
-lora_linear_cpu.register_autograd(_backward, setup_context=_keep)
-torch.library.register_autocast("luthier::lora_linear", "cpu", torch.bfloat16)
+lora_linear_cpu.register_autograd(_backward, _keep)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
+from luthier.kernels.direct import cpu_op
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 
@@ -27,7 +28,7 @@ def _problem(
     }
 
 
-@torch.library.custom_op("luthier::rms_norm", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::rms_norm")
 def rms_norm_cpu(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float) -> tuple[Tensor, Tensor]:
     """Output [M, D], and for backward float32 [M]: 1 / sqrt(mean(x^2) + epsilon). The weight is taken as frozen."""
     x_MD, weight_D = rows_of(x_MD), weight_D.contiguous()
@@ -42,7 +43,7 @@ def _(x_MD: Tensor, _weight_D: Tensor, _epsilon: float, _offset: float) -> tuple
     return x_MD.new_empty(x_MD.shape), x_MD.new_empty(x_MD.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("luthier::rms_norm_backward", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::rms_norm_backward")
 def rms_norm_backward_cpu(
     grad_MD: Tensor, x_MD: Tensor, weight_D: Tensor, inverse_M: Tensor, epsilon: float, offset: float
 ) -> Tensor:
@@ -71,8 +72,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_MD: Tensor, _grad_inverse: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.luthier.rms_norm_backward(grad_MD, *ctx.saved_tensors, *ctx.options), None, None, None
+    return rms_norm_backward_cpu(grad_MD, *ctx.saved_tensors, *ctx.options), None, None, None
 
 
-rms_norm_cpu.register_autograd(_backward, setup_context=_keep)
-torch.library.register_autocast("luthier::rms_norm", "cpu", torch.bfloat16)
+rms_norm_cpu.register_autograd(_backward, _keep)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
+from luthier.kernels.direct import cpu_op
 from luthier.kernels.operands import head_pointer, heads_of, settings
 
 
-@torch.library.custom_op("luthier::rope", mutates_args=(), device_types="cpu")
+@cpu_op("luthier::rope")
 def rope_cpu(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, transposed: bool) -> Tensor:
     """X turned by its token's angles; `transposed` applies the gradient's map instead."""
     x_THD, cos_TR, sin_TR = heads_of(x_THD), cos_TR.contiguous(), sin_TR.contiguous()
@@ -45,5 +46,4 @@ def _backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
     return rope_cpu(grad_THD, cos_TR, sin_TR, not ctx.transposed), None, None, None
 
 
-rope_cpu.register_autograd(_backward, setup_context=_keep)
-torch.library.register_autocast("luthier::rope", "cpu", torch.bfloat16)
+rope_cpu.register_autograd(_backward, _keep)
