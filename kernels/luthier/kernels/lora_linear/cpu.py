@@ -135,7 +135,7 @@ def lora_linear_backward_cpu(
 ) -> list[Tensor]:
     """[dx, dbias..., dA..., dB...], the last two float32; `needs` says of dx and each dbias whether it is not empty.
 
-    `saved` are x and S.
+    `saved` are x and S. Each dB is the transpose of what is row-major, for turning it would take longer than adding it.
     """
     x_MK, s_MQ, grads = rows_of(saved[0]), saved[1], [rows_of(grad) for grad in grads]
     count, dropout = len(weights), numbers[-1]
@@ -146,13 +146,13 @@ def lora_linear_backward_cpu(
     for grad, b_NR, scale in zip(grads, factors[count:], numbers[:-1], strict=True):
         end = start + b_NR.shape[1]
         _product([(grad, (b_NR * scale).to(dtype), False)], ds_MQ[:, start:end])
-        grads_b.append(_gram(s_MQ[:, start:end], grad, scale).T.contiguous())
+        grads_b.append(_gram(s_MQ[:, start:end], grad, scale).T)
         start = end
     da_QK = _gram(ds_MQ, _dropped(x_MK, dropout, key))
-    grads_a = [part.clone() for part in torch.split(da_QK, [a.shape[0] for a in factors[:count]])]
-    ones_M1 = x_MK.new_ones(M, 1)
+    parts = torch.split(da_QK, [a.shape[0] for a in factors[:count]])
+    grads_a = [da_QK] if count == 1 else [part.clone() for part in parts]
     biases = [
-        _gram(ones_M1, grad)[0].to(dtype) if need else x_MK.new_empty(0)
+        _gram(x_MK.new_ones(M, 1), grad)[0].to(dtype) if need else x_MK.new_empty(0)
         for grad, need in zip(grads, needs[1:], strict=True)
     ]
     dx_MK = (
@@ -192,7 +192,9 @@ def _(
 ) -> list[Tensor]:
     shapes = [saved[0].shape, *(grad.shape[1:] for grad in grads)]
     first = [saved[0].new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
-    return first + [one.new_empty(one.shape, dtype=torch.float32) for one in factors]
+    grads_a = [a.new_empty(a.shape, dtype=torch.float32) for a in factors[: len(grads)]]
+    grads_b = [b.new_empty(b.shape[::-1], dtype=torch.float32).T for b in factors[len(grads) :]]
+    return [*first, *grads_a, *grads_b]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
