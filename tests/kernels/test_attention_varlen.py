@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels.attention_varlen import attention_varlen
-from luthier.kernels.attention_varlen.cpu import attention_varlen_cpu
+from luthier.kernels.attention_varlen.cpu import attention_varlen_op
 from luthier.kernels.attention_varlen.reference import attention_varlen_reference
 from luthier.kernels.dispatch import Isa
 
@@ -115,11 +115,11 @@ def test_cpu_keeps_what_is_no_number_within_its_sequence(isa: Isa, value: float)
 def test_op_passes_opcheck() -> None:
     bounds = [0, 5, 12]
     inputs = heads(bounds, (4, 2, 8))
-    torch.library.opcheck(attention_varlen_cpu.op, (*inputs, bounds, [0.5, 0.0], 0))
+    torch.library.opcheck(attention_varlen_op.op, (*inputs, bounds, [0.5, 0.0], 0))
     askew = [
         tensor.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for tensor in inputs
     ]
-    torch.library.opcheck(attention_varlen_cpu.op, (*askew, bounds, [0.5, 3.0], 4))
+    torch.library.opcheck(attention_varlen_op.op, (*askew, bounds, [0.5, 3.0], 4))
 
 
 @pytest.mark.parametrize("options", [(0.5, 0.0, 0), (0.7, 2.0, 3)])

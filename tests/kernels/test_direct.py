@@ -8,27 +8,27 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from luthier.kernels.direct import CpuOp
-from luthier.kernels.gated_activation.cpu import gated_activation_cpu
+from luthier.kernels.direct import KernelOp
+from luthier.kernels.gated_activation.cpu import gated_activation_op
 from luthier.kernels.lora_linear import Projection, lora_linear_multi
-from luthier.kernels.lora_linear.cpu import lora_linear_cpu
-from luthier.kernels.rms_norm.cpu import rms_norm_cpu
+from luthier.kernels.lora_linear.cpu import lora_linear_op
+from luthier.kernels.rms_norm.cpu import rms_norm_op
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(*shape).to(dtype).requires_grad_()
 
 
-Case = tuple[CpuOp, list[Any], int]
+Case = tuple[KernelOp, list[Any], int]
 """An op, its arguments, and how many of its outputs have a gradient."""
 
 
 def norm() -> Case:
-    return rms_norm_cpu, [leaf(7, 16), torch.randn(16).bfloat16(), 1e-5, 0.0], 1
+    return rms_norm_op, [leaf(7, 16), torch.randn(16).bfloat16(), 1e-5, 0.0], 1
 
 
 def gate() -> Case:
-    return gated_activation_cpu, [leaf(5, 24), leaf(5, 24), True], 1
+    return gated_activation_op, [leaf(5, 24), leaf(5, 24), True], 1
 
 
 def lora() -> Case:
@@ -36,7 +36,7 @@ def lora() -> Case:
     factors = [leaf(r, 16, dtype=torch.float32) for r in (4, 3)]
     factors += [leaf(n, r, dtype=torch.float32) for n, r in ((8, 4), (24, 3))]
     biases = [leaf(8), torch.empty(0, dtype=torch.bfloat16)]
-    return lora_linear_cpu, [leaf(9, 16), weights, biases, factors, [2.0, 0.5, 0.1], [1, 2, 3]], 2
+    return lora_linear_op, [leaf(9, 16), weights, biases, factors, [2.0, 0.5, 0.1], [1, 2, 3]], 2
 
 
 CASES = pytest.mark.parametrize("case", [norm, gate, lora])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from luthier.kernels.dispatch import Isa
 from luthier.kernels.linear_cross_entropy import HeadUpdate, LossOptions, linear_cross_entropy
-from luthier.kernels.linear_cross_entropy.cpu import linear_cross_entropy_cpu
+from luthier.kernels.linear_cross_entropy.cpu import linear_cross_entropy_op
 from luthier.kernels.linear_cross_entropy.reference import chunked_loss, linear_cross_entropy_reference
 
 
@@ -153,7 +153,7 @@ def test_op_passes_opcheck() -> None:
         (hidden.detach().T.contiguous().T.requires_grad_(), token_weight.double()),
     ]:
         arguments = (inputs, weight, target, weights, -100, [0.0, 0.1, 0.0], True)
-        torch.library.opcheck(linear_cross_entropy_cpu.op, arguments, test_utils=checks)
+        torch.library.opcheck(linear_cross_entropy_op.op, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize(

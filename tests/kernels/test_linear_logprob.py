@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luthier.kernels.dispatch import Isa
 from luthier.kernels.linear_logprob import linear_logprob
-from luthier.kernels.linear_logprob.cpu import linear_logprob_cpu
+from luthier.kernels.linear_logprob.cpu import linear_logprob_op
 from luthier.kernels.linear_logprob.reference import linear_logprob_reference
 
 
@@ -71,7 +71,7 @@ def test_entropy_is_computed_where_asked_for(isa: Isa) -> None:
 def test_op_passes_opcheck() -> None:
     hidden, weight, target = problem(7, 16, 100)
     for want_entropy in (False, True):
-        torch.library.opcheck(linear_logprob_cpu.op, (hidden, weight, target, 0.0, want_entropy, True))
+        torch.library.opcheck(linear_logprob_op.op, (hidden, weight, target, 0.0, want_entropy, True))
 
 
 def test_reference_gradient_is_its_derivative() -> None:

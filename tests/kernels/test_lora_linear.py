@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luthier.kernels.dispatch import Isa
 from luthier.kernels.lora_linear import Dropout, Projection, lora_linear, lora_linear_multi
-from luthier.kernels.lora_linear.cpu import lora_linear_backward_cpu, lora_linear_cpu
+from luthier.kernels.lora_linear.cpu import lora_linear_backward_op, lora_linear_op
 from luthier.kernels.lora_linear.reference import dropout_mask
 
 DROPOUT = Dropout(probability=0.3, seed=12345678901, stream=3, row0=2**33)
@@ -55,8 +55,8 @@ def runner(dropout: Dropout | None = None) -> Callable[..., list[Tensor]]:
         (40, 40, [24], [256]),
     ],
 )
-def test_cpu_is_no_less_exact_than_eager(
-    isa: Isa,
+def test_kernels_are_no_less_exact_than_eager(
+    kernels: str,
     dtype: torch.dtype,
     dropout: Dropout | None,
     rows: int,
@@ -68,7 +68,7 @@ def test_cpu_is_no_less_exact_than_eager(
     exact_as_eager(runner(dropout), tensors(rows, inputs, widths, ranks), dtype)
 
 
-def test_long_contractions_are_cut_and_summed(isa: Isa, exact_as_eager: Callable[..., None]) -> None:
+def test_long_contractions_are_cut_and_summed(kernels: str, exact_as_eager: Callable[..., None]) -> None:
     exact_as_eager(runner(), tensors(5, 2200, [70], [3]), torch.bfloat16)
     exact_as_eager(runner(), tensors(5, 70, [2201], [3]), torch.bfloat16)
 
@@ -156,7 +156,7 @@ def test_frozen_input_gets_no_gradient() -> None:
 def test_ops_pass_opcheck() -> None:
     x, weight, bias, a, b, _ = tensors(7, 16, [6], [3])
     for inputs in (x, x.detach().T.contiguous().T.requires_grad_()):
-        torch.library.opcheck(lora_linear_cpu.op, (inputs, [weight], [bias], [a, b], [2.0, 0.25], [1, 2, 3]))
+        torch.library.opcheck(lora_linear_op.op, (inputs, [weight], [bias], [a, b], [2.0, 0.25], [1, 2, 3]))
     saved = [x.detach(), torch.randn(7, 3)]
     arguments = (
         [torch.randn(7, 6)],
@@ -167,7 +167,7 @@ def test_ops_pass_opcheck() -> None:
         [0, 0, 0],
         [True, True],
     )
-    torch.library.opcheck(lora_linear_backward_cpu.op, arguments)
+    torch.library.opcheck(lora_linear_backward_op.op, arguments)
 
 
 @pytest.mark.parametrize("dropout", [None, DROPOUT])

@@ -1,24 +1,33 @@
-"""How the CPU face of an operator is called: as a torch op where something watches, else straight.
+"""How an operator is called: as a torch op where something watches, else straight.
 
 A small op spends more time in torch's dispatcher than in its kernel: about half a millisecond for a forward and a
 backward pass of a LoRA linear. So a plain call, which nobody traces, goes through a bare autograd function.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+Face = Literal["cpu", "triton"]
+"""Whose kernels run: C++ or Triton."""
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _PLAIN = (Tensor, torch.nn.Parameter)
 # Which of an operator's arguments are lists of tensors: the number of tensors in each, None for any other.
 _Layout = tuple[int | None, ...]
+_face: ContextVar[Face | None] = ContextVar("luthier_kernel_face", default=None)
 
 
-class CpuOp:
-    """A torch custom op on the CPU; arguments are tensors, lists of tensors and plain values.
+class KernelOp:
+    """A torch custom op with kernels in C++ and, once `on_gpu` was called, in Triton.
+
+    Arguments are tensors, lists of tensors and plain values. Tensors on a GPU take the Triton kernel.
 
     Attributes:
         op: the op as torch knows it, for compilers, exporters and `torch.library.opcheck`.
@@ -29,8 +38,20 @@ class CpuOp:
         self.op = torch.library.custom_op(name, kernel, mutates_args=(), device_types="cpu")
         self.register_fake = self.op.register_fake
         self._name = name
-        self._kernel = kernel
+        self._kernels: dict[Face, Callable[..., Any]] = {"cpu": kernel}
+        self._returns_list = kernel.__annotations__["return"] == list[Tensor]
         self._function: type[torch.autograd.Function] | None = None
+
+    def load_triton(self) -> None:
+        """Import the module beside the C++ kernels' that holds the Triton kernels."""
+        if "triton" not in self._kernels:
+            importlib.import_module(self._kernels["cpu"].__module__.removesuffix("cpu") + "triton")
+
+    def on_gpu(self, kernel: Kernel) -> Kernel:
+        """Decorator that makes a function the op's Triton kernel."""
+        self._kernels["triton"] = kernel
+        self.op.register_kernel("cuda", kernel)
+        return kernel
 
     def register_autograd(self, backward: Callable[..., Any], keep: Callable[..., None]) -> None:
         """Differentiate by `backward(ctx, *grads)` of what `keep(ctx, inputs, output)` kept; autocast to bfloat16.
@@ -38,27 +59,87 @@ class CpuOp:
         Outputs that nothing used have None as gradient. A list of outputs comes as one list of gradients.
         """
         self.op.register_autograd(backward, setup_context=keep)
-        torch.library.register_autocast(self._name, "cpu", torch.bfloat16)
-        self._function = _function_of(self._kernel, backward, keep)
+        for device_type in ("cpu", "cuda"):
+            torch.library.register_autocast(self._name, device_type, torch.bfloat16)
+        self._function = self._function_of(backward, keep)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run the op."""
+        """Run the op; within `running_on`, with the kernels asked for there."""
         if torch.compiler.is_compiling() or _is_watched(arguments):
             return self.op(*arguments)
         if self._function is None or not torch.is_grad_enabled():
-            return self._kernel(*arguments)
+            return self._run(arguments)
         flat, layout = _flattened(arguments)
         return self._function.apply(*flat, layout)  # type: ignore[no-untyped-call]
 
+    def _run(self, arguments: tuple[Any, ...]) -> Any:
+        return self._kernels[_face.get() or _face_of(arguments)](*arguments)
 
-def cpu_op(name: str) -> Callable[[Callable[..., Any]], CpuOp]:
-    """Decorator that makes a `CpuOp` of a kernel's function, whose annotations are the op's schema."""
-    return lambda kernel: CpuOp(name, kernel)
+    def _function_of(
+        self, backward: Callable[..., Any], keep: Callable[..., None]
+    ) -> type[torch.autograd.Function]:
+        returns_list = self._returns_list
+        run = self._run
+
+        class Direct(torch.autograd.Function):
+            @staticmethod
+            def forward(*arguments: Any) -> Any:
+                output = run(tuple(_nested(arguments[:-1], arguments[-1])))
+                return tuple(output) if returns_list else output
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                ctx.set_materialize_grads(False)
+                ctx.layout = inputs[-1]
+                ctx.face = _face.get()
+                keep(ctx, tuple(_nested(inputs[:-1], inputs[-1])), output)
+
+            @staticmethod
+            @once_differentiable
+            def backward(ctx: Any, *grads: Any) -> Any:
+                with running_on(ctx.face):
+                    found = backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)
+                return (*_spread(found, ctx.layout), None)
+
+        return Direct
+
+
+def kernel_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
+    """Decorator that makes a `KernelOp` of a C++ kernel's function, whose annotations are the op's schema."""
+    return lambda kernel: KernelOp(name, kernel)
+
+
+def run(chosen: str, op: KernelOp, *arguments: Any) -> Any:
+    """Run an op with the kernels, cpu or triton, that `resolve` chose."""
+    if chosen == "cpu":
+        return op(*arguments)
+    op.load_triton()
+    if _face_of(arguments) == "triton":
+        return op(*arguments)
+    with running_on("triton"):
+        return op(*arguments)
+
+
+@contextmanager
+def running_on(face: Face | None) -> Iterator[None]:
+    """Let ops called in the block, and their backward passes later, take the kernels of `face`; None: by device.
+
+    Triton's kernels run on tensors in main memory only in Triton's interpreter.
+    """
+    token = _face.set(face)
+    try:
+        yield
+    finally:
+        _face.reset(token)
+
+
+def _face_of(arguments: tuple[Any, ...]) -> Face:
+    return "triton" if next(_tensors(arguments)).device.type == "cuda" else "cpu"
 
 
 def _is_watched(arguments: tuple[Any, ...]) -> bool:
     """Tell whether autocast, a dispatch mode (fake tensors, tracing, counting) or a tensor subclass needs the op."""
-    if torch.is_autocast_enabled("cpu") or is_in_torch_dispatch_mode():
+    if is_in_torch_dispatch_mode() or torch.is_autocast_enabled(next(_tensors(arguments)).device.type):
         return True
     return any(type(tensor) not in _PLAIN for tensor in _tensors(arguments))
 
@@ -69,31 +150,6 @@ def _tensors(arguments: tuple[Any, ...]) -> Iterator[Tensor]:
             yield argument
         elif isinstance(argument, list) and argument and isinstance(argument[0], Tensor):
             yield from argument
-
-
-def _function_of(
-    kernel: Callable[..., Any], backward: Callable[..., Any], keep: Callable[..., None]
-) -> type[torch.autograd.Function]:
-    class Direct(torch.autograd.Function):
-        @staticmethod
-        def forward(*arguments: Any) -> Any:
-            output = kernel(*_nested(arguments[:-1], arguments[-1]))
-            return tuple(output) if isinstance(output, list) else output
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.set_materialize_grads(False)
-            ctx.layout = inputs[-1]
-            keep(ctx, tuple(_nested(inputs[:-1], inputs[-1])), output)
-
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, *grads: Any) -> Any:
-            found = backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)
-            return (*_spread(found, ctx.layout), None)
-
-    returns_list = kernel.__annotations__["return"] == list[Tensor]
-    return Direct
 
 
 def _flattened(arguments: tuple[Any, ...]) -> tuple[list[Any], _Layout]:

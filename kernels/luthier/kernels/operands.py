@@ -1,11 +1,13 @@
 """What the CPU faces of the operators share: which tensors they take, and how these are handed to C++."""
 
+import importlib.util
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from luthier.kernels.dispatch import current_isa
+from luthier.kernels.tables import Impl, kernels_of
 
 
 class Settings(TypedDict):
@@ -18,14 +20,29 @@ class Settings(TypedDict):
 DTYPES = (torch.bfloat16, torch.float32)
 
 
-def refusal(*tensors: Tensor) -> str | None:
-    """Why the C++ kernels cannot take these tensors: device or dtype; None if they can."""
+def refusal(impl: Impl, *tensors: Tensor) -> str | None:
+    """Why the kernels that `impl` would run cannot take these tensors: device, dtype; None if they can.
+
+    Raises:
+        ValueError: `impl` is unknown.
+    """
+    if kernels_of(impl, tensors[0]) == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "impl 'triton' needs the package triton, which is not installed"
+        from luthier.kernels import gpu
+
+        return gpu.refusal(*tensors)
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"impl 'cpu' needs tensors on the CPU, got {tensor.device}"
     if tensors[0].dtype not in DTYPES:
         return f"impl 'cpu' needs bfloat16 or float32, got {tensors[0].dtype}"
     return None
+
+
+def no_triton(op: str, impl: Impl, x: Tensor) -> str | None:
+    """Why an operator without Triton kernels cannot run for `impl`, where it would take them."""
+    return f"impl 'triton' is not there for {op}" if kernels_of(impl, x) == "triton" else None
 
 
 def require_same(**tensors: Tensor) -> None:

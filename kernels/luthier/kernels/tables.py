@@ -12,7 +12,7 @@ from luthier.kernels.dispatch import current_isa
 if TYPE_CHECKING:
     import torch
 
-Impl = Literal["auto", "cpu", "eager"]
+Impl = Literal["auto", "cpu", "triton", "eager"]
 
 OPS = (
     "attention_varlen",
@@ -31,14 +31,14 @@ _forced: Impl = "auto"
 
 
 def force_impl(impl: Impl) -> None:
-    """Let `auto` mean `impl` in this process: eager wherever it stands, cpu wherever it can run; auto goes back.
+    """Let `auto` mean `impl` in this process: eager everywhere, cpu or triton wherever it can run; auto goes back.
 
     Raises:
         ValueError: there is no such implementation.
     """
     global _forced  # noqa: PLW0603 - one choice per process, made by its configuration
     if impl not in get_args(Impl):
-        raise ValueError(f"impl must be auto, cpu or eager, got {impl!r}")
+        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
     _forced = impl
 
 
@@ -49,7 +49,7 @@ def table_path(op: str) -> Path:
 
 @functools.cache
 def entries(op: str) -> dict[str, str]:
-    """The committed table of an operator: `isa/dtype/shape class` -> cpu or eager."""
+    """The committed table of an operator: `ISA or GPU architecture/dtype/shape class` -> cpu, triton or eager."""
     table: dict[str, str] = json.loads(table_path(op).read_text())
     return table
 
@@ -62,30 +62,51 @@ def choose(op: str, table_key: str) -> str:
     return entries(op).get(table_key, "eager")
 
 
-def resolve(op: str, impl: Impl, refusal: str | None, dtype: "torch.dtype", shape_class: str) -> str:
-    """The implementation to run: cpu or eager.
+def kernels_of(impl: Impl, x: "torch.Tensor") -> Literal["cpu", "triton"]:
+    """The kernels that could run for `impl` on this tensor: those asked for, else those of its device.
+
+    Raises:
+        ValueError: `impl` is unknown.
+    """
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
+    wanted = _forced if impl == "auto" else impl
+    if wanted in ("auto", "eager"):
+        return "triton" if x.device.type == "cuda" else "cpu"
+    return "triton" if wanted == "triton" else "cpu"
+
+
+def resolve(op: str, impl: Impl, refusal: str | None, x: "torch.Tensor", shape_class: str) -> str:
+    """The implementation to run: cpu, triton or eager.
 
     Args:
         op: the operator's name.
         impl: what the caller asks for.
-        refusal: why `cpu` cannot run on these inputs, or None.
-        dtype: of the activations.
+        refusal: why the kernels of `kernels_of(impl, x)` cannot run on these inputs, or None.
+        x: the activations.
         shape_class: the inputs' class in the operator's table.
 
     Raises:
-        ValueError: `impl` is unknown, or is cpu and cannot run.
+        ValueError: `impl` is cpu or triton, and cannot run.
     """
     if impl == "auto":
-        if refusal is not None:
+        if refusal is not None or _forced == "eager":
             return "eager"
         if _forced != "auto":
             return _forced
-        return choose(op, f"{current_isa()}/{str(dtype).removeprefix('torch.')}/{shape_class}")
-    if impl not in ("cpu", "eager"):
-        raise ValueError(f"impl must be auto, cpu or eager, got {impl!r}")
-    if impl == "cpu" and refusal is not None:
+        return choose(op, f"{_chip(x)}/{str(x.dtype).removeprefix('torch.')}/{shape_class}")
+    if impl != "eager" and refusal is not None:
         raise ValueError(refusal)
     return impl
+
+
+def _chip(x: "torch.Tensor") -> str:
+    """The first part of a table's key: the instruction set of C++, or a GPU's architecture."""
+    if x.device.type == "cpu":
+        return current_isa()
+    from luthier.kernels.gpu import architecture
+
+    return architecture(x.device)
 
 
 def row_class(rows: int) -> str:

@@ -39,18 +39,19 @@ def attention_varlen(
     if softcap < 0 or window < 0:
         raise ValueError(f"softcap and window must not be negative, got {softcap}, {window}")
     scale = query_THD.shape[2] ** -0.5 if scale is None else scale
-    from luthier.kernels.operands import refusal
+    from luthier.kernels.operands import no_triton, refusal
 
     longest = max((end - start for start, end in pairwise(cu_seqlens)), default=0)
-    chosen = resolve("attention_varlen", impl, refusal(query_THD), query_THD.dtype, shape_class(longest))
+    why = refusal(impl, query_THD) or no_triton("attention_varlen", impl, query_THD)
+    chosen = resolve("attention_varlen", impl, why, query_THD, shape_class(longest))
     if chosen == "eager":
         from luthier.kernels.attention_varlen.reference import attention_varlen_reference
 
         return attention_varlen_reference(query_THD, key_TGD, value_TGD, cu_seqlens, scale, softcap, window)
-    from luthier.kernels.attention_varlen.cpu import attention_varlen_cpu
+    from luthier.kernels.attention_varlen.cpu import attention_varlen_op
 
     bounds = list(cu_seqlens)
-    out_THD: Tensor = attention_varlen_cpu(query_THD, key_TGD, value_TGD, bounds, [scale, softcap], window)[0]
+    out_THD: Tensor = attention_varlen_op(query_THD, key_TGD, value_TGD, bounds, [scale, softcap], window)[0]
     return out_THD
 
 

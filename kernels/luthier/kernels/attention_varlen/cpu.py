@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.direct import cpu_op
+from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import head_pointer, heads_of, settings
 
 
-@cpu_op("luthier::attention_varlen")
-def attention_varlen_cpu(
+@kernel_op("luthier::attention_varlen")
+def attention_varlen_op(
     query_THD: Tensor,
     key_TGD: Tensor,
     value_TGD: Tensor,
@@ -55,7 +55,7 @@ def _problem(
     return problem, (query, key, value, bounds)
 
 
-@attention_varlen_cpu.register_fake
+@attention_varlen_op.register_fake
 def _(
     query_THD: Tensor,
     _key_TGD: Tensor,
@@ -68,8 +68,8 @@ def _(
     return query_THD.new_empty(T, H, D), query_THD.new_empty(H, T, 2, dtype=torch.float32)
 
 
-@cpu_op("luthier::attention_varlen_backward")
-def attention_varlen_backward_cpu(
+@kernel_op("luthier::attention_varlen_backward")
+def attention_varlen_backward_op(
     grad_THD: Tensor,
     saved: list[Tensor],
     statistics_HT2: Tensor,
@@ -94,7 +94,7 @@ def attention_varlen_backward_cpu(
     return grads[0], grads[1], grads[2]
 
 
-@attention_varlen_backward_cpu.register_fake
+@attention_varlen_backward_op.register_fake
 def _(
     _grad_THD: Tensor,
     saved: list[Tensor],
@@ -116,8 +116,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad_THD: Tensor, _grad_statistics: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, out, statistics = ctx.saved_tensors
-    grads = attention_varlen_backward_cpu(grad_THD, [query, key, value, out], statistics, *ctx.options)
+    grads = attention_varlen_backward_op(grad_THD, [query, key, value, out], statistics, *ctx.options)
     return (*grads, None, None, None)
 
 
-attention_varlen_cpu.register_autograd(_backward, _keep)
+attention_varlen_op.register_autograd(_backward, _keep)

@@ -38,18 +38,15 @@ def gated(gate: "Tensor", up: "Tensor", activation: Activation, *, impl: Impl = 
         )
     if activation not in ("silu", "gelu_tanh"):
         raise ValueError(f"activation must be silu or gelu_tanh, got {activation!r}")
-    if (
-        resolve(
-            "gated_activation", impl, refusal(gate), gate.dtype, row_class(gate.numel() // gate.shape[-1])
-        )
-        == "eager"
-    ):
+    shape = row_class(gate.numel() // gate.shape[-1])
+    chosen = resolve("gated_activation", impl, refusal(impl, gate), gate, shape)
+    if chosen == "eager":
         from luthier.kernels.gated_activation.reference import gated_reference
 
         return gated_reference(gate, up, activation)
-    from luthier.kernels.gated_activation.cpu import gated_activation_cpu
+    from luthier.kernels.direct import run
+    from luthier.kernels.gated_activation.cpu import gated_activation_op
 
-    flat: Tensor = gated_activation_cpu(
-        gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1]), activation == "gelu_tanh"
-    )
+    rows = gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1])
+    flat: Tensor = run(chosen, gated_activation_op, *rows, activation == "gelu_tanh")
     return flat.view(gate.shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.direct import cpu_op
+from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import rows_of, settings
 
 
@@ -28,8 +28,8 @@ def _problem(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> dict[str, Any]:
     }
 
 
-@cpu_op("luthier::gated_activation")
-def gated_activation_cpu(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> Tensor:
+@kernel_op("luthier::gated_activation")
+def gated_activation_op(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> Tensor:
     """silu(gate) * up, or gelu (by tanh) instead of silu."""
     gate_MF, up_MF = rows_of(gate_MF), rows_of(up_MF)
     out_MF = torch.empty(gate_MF.shape, dtype=gate_MF.dtype)
@@ -37,13 +37,13 @@ def gated_activation_cpu(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> Tensor:
     return out_MF
 
 
-@gated_activation_cpu.register_fake
+@gated_activation_op.register_fake
 def _(gate_MF: Tensor, _up_MF: Tensor, _gelu: bool) -> Tensor:
     return gate_MF.new_empty(gate_MF.shape)
 
 
-@cpu_op("luthier::gated_activation_backward")
-def gated_activation_backward_cpu(
+@kernel_op("luthier::gated_activation_backward")
+def gated_activation_backward_op(
     grad_MF: Tensor, gate_MF: Tensor, up_MF: Tensor, gelu: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up."""
@@ -59,7 +59,7 @@ def gated_activation_backward_cpu(
     return grad_gate, grad_up
 
 
-@gated_activation_backward_cpu.register_fake
+@gated_activation_backward_op.register_fake
 def _(_grad_MF: Tensor, gate_MF: Tensor, up_MF: Tensor, _gelu: bool) -> tuple[Tensor, Tensor]:
     return gate_MF.new_empty(gate_MF.shape), up_MF.new_empty(up_MF.shape)
 
@@ -71,8 +71,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: A
 
 def _backward(ctx: Any, grad_MF: Tensor) -> tuple[Tensor | None, ...]:
     gate_MF, up_MF = ctx.saved_tensors
-    grads = gated_activation_backward_cpu(grad_MF, gate_MF, up_MF, ctx.gelu)
+    grads = gated_activation_backward_op(grad_MF, gate_MF, up_MF, ctx.gelu)
     return (*grads, None)
 
 
-gated_activation_cpu.register_autograd(_backward, _keep)
+gated_activation_op.register_autograd(_backward, _keep)

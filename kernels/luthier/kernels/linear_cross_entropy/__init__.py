@@ -86,9 +86,9 @@ def linear_cross_entropy(
             f"targets must lie in [0, {num_words}) or be {options.ignore_index}, "
             f"got {int(counted.min())}..{int(counted.max())}"
         )
-    refusal = head_refusal(hidden_ND, weight_VD, update)
+    refusal = head_refusal("linear_cross_entropy", impl, (hidden_ND, weight_VD), update)
     shape = shape_class(num_valid, num_words)
-    chosen = resolve("linear_cross_entropy", impl, refusal, hidden_ND.dtype, shape)
+    chosen = resolve("linear_cross_entropy", impl, refusal, hidden_ND, shape)
     head_VD = weight_VD[:num_words]
     if chosen == "eager":
         from luthier.kernels.linear_cross_entropy.reference import (
@@ -101,12 +101,12 @@ def linear_cross_entropy(
         return LossSum(run(hidden_ND, head_VD, target_N, token_weight_N, words, options), num_valid)
     import torch
 
-    from luthier.kernels.linear_cross_entropy.cpu import linear_cross_entropy_cpu
+    from luthier.kernels.linear_cross_entropy.cpu import linear_cross_entropy_op
 
     need_grad = torch.is_grad_enabled() and hidden_ND.requires_grad
     weight_N = hidden_ND.new_empty(0) if token_weight_N is None else token_weight_N.double()
     numbers = [options.softcap, options.label_smoothing, options.z_loss]
-    loss_sum, _, _ = linear_cross_entropy_cpu(
+    loss_sum, _, _ = linear_cross_entropy_op(
         hidden_ND, head_VD, target_N, weight_N, options.ignore_index, numbers, need_grad
     )
     return LossSum(loss_sum, num_valid)
@@ -138,17 +138,20 @@ def check_head(hidden_ND: "Tensor", weight_VD: "Tensor", target_N: "Tensor") -> 
         )
 
 
-def head_refusal(hidden_ND: "Tensor", weight_VD: "Tensor", update: HeadUpdate | None) -> str | None:
-    """Why the C++ kernel cannot run on these inputs, or None."""
+def head_refusal(
+    op: str, impl: Impl, head: tuple["Tensor", "Tensor"], update: HeadUpdate | None
+) -> str | None:
+    """Why the kernels for `impl` cannot run on hidden states and weight, or None."""
     import torch
 
-    from luthier.kernels.operands import refusal
+    from luthier.kernels.operands import no_triton, refusal
 
+    hidden_ND, weight_VD = head
     if weight_VD.requires_grad and torch.is_grad_enabled():
         return "impl 'cpu' needs a frozen head, got weight.requires_grad=True"
     if update is not None:
         return "impl 'cpu' needs a head without an update, got one"
-    return refusal(hidden_ND)
+    return refusal(impl, hidden_ND) or no_triton(op, impl, hidden_ND)
 
 
 def _check_options(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.direct import cpu_op
+from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import rows_of, settings
 
 
@@ -47,8 +47,8 @@ def head_pass(
     _core.linear_cross_entropy(problem, **settings())
 
 
-@cpu_op("luthier::linear_cross_entropy")
-def linear_cross_entropy_cpu(
+@kernel_op("luthier::linear_cross_entropy")
+def linear_cross_entropy_op(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     target_N: Tensor,
@@ -73,7 +73,7 @@ def linear_cross_entropy_cpu(
     return loss_sum, outputs.get("grad_hidden", torch.empty(0, hidden_ND.shape[1])), rows_M
 
 
-@linear_cross_entropy_cpu.register_fake
+@linear_cross_entropy_op.register_fake
 def _(
     hidden_ND: Tensor,
     _weight_VD: Tensor,
@@ -104,4 +104,4 @@ def _backward(ctx: Any, grad_loss: Tensor, *_others: Any) -> tuple[Tensor | None
     return grad_ND, None, None, None, None, None, None
 
 
-linear_cross_entropy_cpu.register_autograd(_backward, _keep)
+linear_cross_entropy_op.register_autograd(_backward, _keep)

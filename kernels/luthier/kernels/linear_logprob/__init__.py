@@ -45,18 +45,18 @@ def linear_logprob(
             f"targets must lie in [0, {weight_VD.shape[0]}), got {int(target_N.min())}..{int(target_N.max())}"
         )
     shape = shape_class(target_N.numel(), weight_VD.shape[0])
-    refusal = head_refusal(hidden_ND, weight_VD, None)
-    if resolve("linear_logprob", impl, refusal, hidden_ND.dtype, shape) == "eager":
+    refusal = head_refusal("linear_logprob", impl, (hidden_ND, weight_VD), None)
+    if resolve("linear_logprob", impl, refusal, hidden_ND, shape) == "eager":
         from luthier.kernels.linear_logprob.reference import linear_logprob_reference
 
         logprob_N, entropy_N = linear_logprob_reference(hidden_ND, weight_VD, target_N, softcap)
         return LogProbabilities(logprob_N, entropy_N if want_entropy else None)
     import torch
 
-    from luthier.kernels.linear_logprob.cpu import linear_logprob_cpu
+    from luthier.kernels.linear_logprob.cpu import linear_logprob_op
 
     need_grad = torch.is_grad_enabled() and hidden_ND.requires_grad
-    logprob_N, entropy_N, *_ = linear_logprob_cpu(
+    logprob_N, entropy_N, *_ = linear_logprob_op(
         hidden_ND, weight_VD, target_N, softcap, want_entropy, need_grad
     )
     return LogProbabilities(logprob_N, entropy_N if want_entropy else None)

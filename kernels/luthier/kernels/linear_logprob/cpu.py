@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels.direct import cpu_op
+from luthier.kernels.direct import kernel_op
 from luthier.kernels.linear_cross_entropy.cpu import head_pass
 
 
-@cpu_op("luthier::linear_logprob")
-def linear_logprob_cpu(
+@kernel_op("luthier::linear_logprob")
+def linear_logprob_op(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     target_N: Tensor,
@@ -35,7 +35,7 @@ def linear_logprob_cpu(
     return outputs["loss"].neg_(), entropy_N, grad_ND, grad_entropy_ND
 
 
-@linear_logprob_cpu.register_fake
+@linear_logprob_op.register_fake
 def _(
     hidden_ND: Tensor,
     _weight_VD: Tensor,
@@ -69,4 +69,4 @@ def _backward(
     return grad_ND.to(ctx.dtype), None, None, None, None, None
 
 
-linear_logprob_cpu.register_autograd(_backward, _keep)
+linear_logprob_op.register_autograd(_backward, _keep)

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.kernels.tables import Impl, resolve
+from luthier.kernels.tables import Impl, kernels_of, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MAX_TRITON_PROJECTIONS = 3
+"""Most projections that one product of the Triton kernels takes the gradients of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +72,14 @@ def lora_linear_multi(
         ValueError: shapes, dtypes or devices do not fit, or `impl` cannot run on them.
     """
     _check(x, projections, dropout)
-    chosen = resolve("lora_linear", impl, _refusal(x, projections), x.dtype, _shape_class(x, projections))
+    chosen = resolve("lora_linear", impl, _refusal(impl, x, projections), x, _shape_class(x, projections))
     x_MK = x.reshape(-1, x.shape[-1])
     biases = [_bias(one) for one in projections]
-    run = _run_cpu if chosen == "cpu" else _run_eager
-    outputs = run(x_MK, projections, biases, dropout or Dropout(probability=0.0, seed=0))
+    dropout = dropout or Dropout(probability=0.0, seed=0)
+    if chosen == "eager":
+        outputs = _run_eager(x_MK, projections, biases, dropout)
+    else:
+        outputs = _run_kernels(chosen, x_MK, projections, biases, dropout)
     return [output.view(*x.shape[:-1], output.shape[1]) for output in outputs]
 
 
@@ -83,12 +90,19 @@ def _bias(projection: Projection) -> "Tensor | None":
     return update if projection.bias is None else projection.bias + update
 
 
-def _run_cpu(
-    x_MK: "Tensor", projections: Sequence[Projection], biases: Sequence["Tensor | None"], dropout: Dropout
+def _run_kernels(
+    chosen: str,
+    x_MK: "Tensor",
+    projections: Sequence[Projection],
+    biases: Sequence["Tensor | None"],
+    dropout: Dropout,
 ) -> list["Tensor"]:
-    from luthier.kernels.lora_linear.cpu import lora_linear_cpu
+    from luthier.kernels.direct import run
+    from luthier.kernels.lora_linear.cpu import lora_linear_op
 
-    outputs: list[Tensor] = lora_linear_cpu(
+    outputs: list[Tensor] = run(
+        chosen,
+        lora_linear_op,
         x_MK,
         [one.weight for one in projections],
         [x_MK.new_empty(0) if bias is None else bias for bias in biases],
@@ -132,17 +146,21 @@ def _check(x: "Tensor", projections: Sequence[Projection], dropout: Dropout | No
             raise ValueError(f"tensors must share a device, got {x.device}, {one.a.device}, {one.b.device}")
 
 
-def _refusal(x: "Tensor", projections: Sequence[Projection]) -> str | None:
+def _refusal(impl: Impl, x: "Tensor", projections: Sequence[Projection]) -> str | None:
     import torch
 
-    from luthier.kernels.operands import DTYPES, refusal
+    from luthier.kernels.operands import refusal
 
+    kernels = kernels_of(impl, x)
+    factor_types = {torch.float32, x.dtype}
     for one in projections:
         if one.weight.requires_grad and torch.is_grad_enabled():
-            return "impl 'cpu' needs frozen weights, got weight.requires_grad=True"
-        if one.a.dtype not in DTYPES or one.b.dtype not in DTYPES:
-            return f"impl 'cpu' needs bfloat16 or float32 factors, got {one.a.dtype}, {one.b.dtype}"
-    return refusal(x)
+            return f"impl {kernels!r} needs frozen weights, got weight.requires_grad=True"
+        if not {one.a.dtype, one.b.dtype} <= factor_types:
+            return f"impl {kernels!r} needs factors of {x.dtype} or float32, got {one.a.dtype}, {one.b.dtype}"
+    if kernels == "triton" and len(projections) > MAX_TRITON_PROJECTIONS:
+        return f"impl 'triton' takes at most {MAX_TRITON_PROJECTIONS} projections, got {len(projections)}"
+    return refusal(impl, x)
 
 
 def _shape_class(x: "Tensor", projections: Sequence[Projection]) -> str:

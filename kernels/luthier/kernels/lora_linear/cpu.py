@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.direct import cpu_op
+from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 # (rows, matrix, whether the matrix is transposed)
@@ -78,8 +78,8 @@ def _dropped(x_MK: Tensor, probability: float, key: list[int]) -> Tensor:
     return out_MK
 
 
-@cpu_op("luthier::lora_linear")
-def lora_linear_cpu(
+@kernel_op("luthier::lora_linear")
+def lora_linear_op(
     x_MK: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
@@ -109,7 +109,7 @@ def lora_linear_cpu(
     return [*outputs, s_MQ]
 
 
-@lora_linear_cpu.register_fake
+@lora_linear_op.register_fake
 def _(
     x_MK: Tensor,
     weights: list[Tensor],
@@ -123,8 +123,8 @@ def _(
     return [x_MK.new_empty(x_MK.shape[0], width) for width in [*widths, rank]]
 
 
-@cpu_op("luthier::lora_linear_backward")
-def lora_linear_backward_cpu(
+@kernel_op("luthier::lora_linear_backward")
+def lora_linear_backward_op(
     grads: list[Tensor],
     saved: list[Tensor],
     weights: list[Tensor],
@@ -180,7 +180,7 @@ def _input_gradient(
     return _product(base, dx_MK, addend_MN=addend_MK)
 
 
-@lora_linear_backward_cpu.register_fake
+@lora_linear_backward_op.register_fake
 def _(
     grads: list[Tensor],
     saved: list[Tensor],
@@ -212,7 +212,7 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     weights, factors = saved[:count], saved[count:]
     dy = [_dense(grad, x_MK, weight) for grad, weight in zip(grads[:count], weights, strict=True)]
     needs = [ctx.needs_input_grad[0], *ctx.bias_needs]
-    found = lora_linear_backward_cpu(dy, [x_MK, s_MQ], weights, factors, *ctx.settings, needs)
+    found = lora_linear_backward_op(dy, [x_MK, s_MQ], weights, factors, *ctx.settings, needs)
     firsts = [grad if need else None for grad, need in zip(found, needs, strict=False)]
     of_factors = [grad.to(factor.dtype) for grad, factor in zip(found[count + 1 :], factors, strict=True)]
     return firsts[0], [None] * count, firsts[1:], of_factors, None, None
@@ -223,4 +223,4 @@ def _dense(grad: Tensor | None, x_MK: Tensor, weight: Tensor) -> Tensor:
     return x_MK.new_zeros(x_MK.shape[0], weight.shape[0]) if grad is None else grad
 
 
-lora_linear_cpu.register_autograd(_backward, _keep)
+lora_linear_op.register_autograd(_backward, _keep)

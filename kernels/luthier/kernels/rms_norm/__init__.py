@@ -5,7 +5,7 @@ Shape suffixes: D size of a row. Importing this package does not import torch.
 
 from typing import TYPE_CHECKING
 
-from luthier.kernels.tables import Impl, resolve, row_class
+from luthier.kernels.tables import Impl, kernels_of, resolve, row_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,14 +31,16 @@ def rms_norm(
         raise ValueError(
             f"shapes must be x [..., D], weight [D], got {tuple(x.shape)}, {tuple(weight_D.shape)}"
         )
-    why = refusal(x)
+    why = refusal(impl, x)
     if weight_D.requires_grad and torch.is_grad_enabled():
-        why = why or "impl 'cpu' needs a frozen weight, got weight.requires_grad=True"
-    if resolve("rms_norm", impl, why, x.dtype, row_class(x.numel() // x.shape[-1])) == "eager":
+        why = why or f"impl {kernels_of(impl, x)!r} needs a frozen weight, got weight.requires_grad=True"
+    chosen = resolve("rms_norm", impl, why, x, row_class(x.numel() // x.shape[-1]))
+    if chosen == "eager":
         from luthier.kernels.rms_norm.reference import rms_norm_reference
 
         return rms_norm_reference(x, weight_D, epsilon, offset)
-    from luthier.kernels.rms_norm.cpu import rms_norm_cpu
+    from luthier.kernels.direct import run
+    from luthier.kernels.rms_norm.cpu import rms_norm_op
 
-    flat: Tensor = rms_norm_cpu(x.reshape(-1, x.shape[-1]), weight_D, epsilon, offset)[0]
+    flat: Tensor = run(chosen, rms_norm_op, x.reshape(-1, x.shape[-1]), weight_D, epsilon, offset)[0]
     return flat.view(x.shape)

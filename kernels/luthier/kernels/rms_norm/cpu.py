@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.direct import cpu_op
+from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 
@@ -28,8 +28,8 @@ def _problem(
     }
 
 
-@cpu_op("luthier::rms_norm")
-def rms_norm_cpu(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float) -> tuple[Tensor, Tensor]:
+@kernel_op("luthier::rms_norm")
+def rms_norm_op(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float) -> tuple[Tensor, Tensor]:
     """Output [M, D], and for backward float32 [M]: 1 / sqrt(mean(x^2) + epsilon). The weight is taken as frozen."""
     x_MD, weight_D = rows_of(x_MD), weight_D.contiguous()
     out_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype)
@@ -38,13 +38,13 @@ def rms_norm_cpu(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float) 
     return out_MD, inverse_M
 
 
-@rms_norm_cpu.register_fake
+@rms_norm_op.register_fake
 def _(x_MD: Tensor, _weight_D: Tensor, _epsilon: float, _offset: float) -> tuple[Tensor, Tensor]:
     return x_MD.new_empty(x_MD.shape), x_MD.new_empty(x_MD.shape[0], dtype=torch.float32)
 
 
-@cpu_op("luthier::rms_norm_backward")
-def rms_norm_backward_cpu(
+@kernel_op("luthier::rms_norm_backward")
+def rms_norm_backward_op(
     grad_MD: Tensor, x_MD: Tensor, weight_D: Tensor, inverse_M: Tensor, epsilon: float, offset: float
 ) -> Tensor:
     """The gradient of x."""
@@ -55,7 +55,7 @@ def rms_norm_backward_cpu(
     return dx_MD
 
 
-@rms_norm_backward_cpu.register_fake
+@rms_norm_backward_op.register_fake
 def _(
     _grad_MD: Tensor, x_MD: Tensor, _weight_D: Tensor, _inverse_M: Tensor, _epsilon: float, _offset: float
 ) -> Tensor:
@@ -72,7 +72,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_MD: Tensor, _grad_inverse: Tensor) -> tuple[Tensor | None, ...]:
-    return rms_norm_backward_cpu(grad_MD, *ctx.saved_tensors, *ctx.options), None, None, None
+    return rms_norm_backward_op(grad_MD, *ctx.saved_tensors, *ctx.options), None, None, None
 
 
-rms_norm_cpu.register_autograd(_backward, _keep)
+rms_norm_op.register_autograd(_backward, _keep)

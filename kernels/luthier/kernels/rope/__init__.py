@@ -35,12 +35,14 @@ def rope(x_THD: "Tensor", cos_TR: "Tensor", sin_TR: "Tensor", *, impl: Impl = "a
         raise ValueError(
             f"shapes must be x [T, H, D], cos and sin [T, R] with R even and at most D, got {shapes}"
         )
-    if resolve("rope", impl, refusal(x_THD), x_THD.dtype, row_class(x_THD.shape[0])) == "eager":
+    chosen = resolve("rope", impl, refusal(impl, x_THD), x_THD, row_class(x_THD.shape[0]))
+    if chosen == "eager":
         from luthier.kernels.rope.reference import rope_reference
 
         return rope_reference(x_THD, cos_TR, sin_TR)
-    from luthier.kernels.rope.cpu import rope_cpu
+    from luthier.kernels.direct import run
+    from luthier.kernels.rope.cpu import rope_op
 
     transposed = False
-    out_THD: Tensor = rope_cpu(x_THD, cos_TR, sin_TR, transposed)
+    out_THD: Tensor = run(chosen, rope_op, x_THD, cos_TR, sin_TR, transposed)
     return out_THD

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.direct import cpu_op
+from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import head_pointer, heads_of, settings
 
 
-@cpu_op("luthier::rope")
-def rope_cpu(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, transposed: bool) -> Tensor:
+@kernel_op("luthier::rope")
+def rope_op(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, transposed: bool) -> Tensor:
     """X turned by its token's angles; `transposed` applies the gradient's map instead."""
     x_THD, cos_TR, sin_TR = heads_of(x_THD), cos_TR.contiguous(), sin_TR.contiguous()
     out_THD = torch.empty(x_THD.shape, dtype=x_THD.dtype)
@@ -31,7 +31,7 @@ def rope_cpu(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, transposed: bool) ->
     return out_THD
 
 
-@rope_cpu.register_fake
+@rope_op.register_fake
 def _(x_THD: Tensor, _cos_TR: Tensor, _sin_TR: Tensor, _transposed: bool) -> Tensor:
     return x_THD.new_empty(x_THD.shape)
 
@@ -43,7 +43,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: A
 
 def _backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
     cos_TR, sin_TR = ctx.saved_tensors
-    return rope_cpu(grad_THD, cos_TR, sin_TR, not ctx.transposed), None, None, None
+    return rope_op(grad_THD, cos_TR, sin_TR, not ctx.transposed), None, None, None
 
 
-rope_cpu.register_autograd(_backward, _keep)
+rope_op.register_autograd(_backward, _keep)

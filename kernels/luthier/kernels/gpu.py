@@ -1,0 +1,94 @@
+"""What the Triton faces of the operators share: architectures, launch configurations, and tiles of random words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.knobs import runtime
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How a kernel is launched: sizes of its tiles by name, warps of a program, stages of its loops."""
+
+    tiles: Mapping[str, int] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Keyword arguments of the launch."""
+        # Fusing of multiply and add is set, as its default changes between versions of Triton.
+        fusion = {} if interpreted() else {"enable_fp_fusion": True}
+        return {**self.tiles, "num_warps": self.num_warps, "num_stages": self.num_stages, **fusion}
+
+
+Launches = Mapping[str, Launch]
+"""By architecture: sm_80, sm_90, sm_100, gfx942; `*` is any other."""
+
+
+def interpreted() -> bool:
+    """Tell whether Triton runs kernels in its interpreter, on tensors in main memory."""
+    return bool(runtime.interpret)
+
+
+def architecture(device: torch.device) -> str:
+    """The name of a device's architecture as the launch tables have it."""
+    if device.type != "cuda":
+        return "*"
+    properties = torch.cuda.get_device_properties(device)
+    name = getattr(properties, "gcnArchName", "")
+    return name.partition(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
+
+
+def launch_for(table: Launches, device: torch.device) -> Launch:
+    """The launch configuration for a device."""
+    return table.get(architecture(device), table["*"])
+
+
+def refusal(*tensors: Tensor) -> str | None:
+    """Why the Triton kernels cannot take these tensors: device or dtype; None if they can."""
+    for tensor in tensors:
+        if tensor.device.type != "cuda" and not interpreted():
+            return f"impl 'triton' needs tensors on a GPU, got {tensor.device}"
+        if tensor.dtype not in DTYPES:
+            return f"impl 'triton' needs bfloat16, float16 or float32, got {tensor.dtype}"
+        if tensor.dtype == torch.bfloat16 and interpreted():
+            return "Triton's interpreter is wrong for bfloat16: use float16 or float32"
+    return None
+
+
+def covering(size: int, least: int = 1) -> int:
+    """The power of two that covers a size, at least `least`."""
+    return max(least, triton.next_power_of_2(size))
+
+
+@triton.jit
+def kept_tile(
+    first_row,
+    first_column,
+    row0,
+    seed,
+    stream,
+    threshold,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Which elements of a tile dropout keeps, by the counters of `lora_linear.reference.dropout_mask`.
+
+    COLUMNS and first_column are multiples of 4: one counter makes the words of four columns.
+    """
+    rows = (row0 + first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    groups = (first_column // 4 + tl.arange(0, COLUMNS // 4))[None, :]
+    zeros = tl.zeros([ROWS, COLUMNS // 4], dtype=tl.uint32)
+    low = (rows & 0xFFFFFFFF).to(tl.uint32) + zeros
+    high = (rows >> 32).to(tl.uint32) + zeros
+    w0, w1, w2, w3 = tl.philox(seed, groups.to(tl.uint32) + zeros, low, high, stream.to(tl.uint32) + zeros)
+    # The last two dimensions are (first or second pair, first or second of the pair): columns in order.
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    return tl.reshape(words, [ROWS, COLUMNS]) >= threshold.to(tl.uint32)
