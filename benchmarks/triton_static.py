@@ -2,8 +2,9 @@
 
 `python benchmarks/triton_static.py` compiles each kernel in each configuration for sm_80, sm_90, sm_100 and gfx942 as
 the runtime would (16-byte aligned pointers and strides), prints a table, writes results/triton_static.json and ends
-with one line of JSON. No GPU is needed. `--targets sm_90,gfx942` compiles for some. The exit code is 1 when a kernel
-spills, is over a chip's limits, or multiplies matrices without matrix instructions.
+with one line of JSON. No GPU is needed. `--targets sm_90,gfx942` compiles for some of them, `--only TEXT` the cases
+whose name holds a text; then nothing is written. The exit code is 1 when a kernel spills, is over a chip's limits, or
+multiplies matrices without matrix instructions.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 # Fusing of multiply and add is set, as its default changes between versions of Triton.
 os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+os.environ.pop("TRITON_INTERPRET", None)
 
 from triton_static_cases import Case, cases
 
@@ -194,13 +196,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print, write; returns the exit code."""
     parser = argparse.ArgumentParser(description="Compile every Triton kernel for real GPUs.")
     parser.add_argument("--targets", default=",".join(TARGETS), help="a few of them, by comma")
-    parser.add_argument("--no-results", action="store_true", help="write no file")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
     arguments = parser.parse_args(argv)
     names = arguments.targets.split(",")
     unknown = sorted(set(names) - set(TARGETS))
     if unknown:
         parser.error(f"--targets must be of {', '.join(TARGETS)}, got {unknown[0]!r}")
-    work = [(number, name) for number, _ in enumerate(cases()) for name in names]
+    numbers = [number for number, case in enumerate(cases()) if arguments.only in case.name]
+    work = [(number, name) for number in numbers for name in names]
+    if not work:
+        parser.error(f"--only must be a part of a case's name, got {arguments.only!r}")
     with ProcessPoolExecutor() as pool:
         usages = list(pool.map(compile_numbered, *zip(*work, strict=True)))
     for usage in usages:
@@ -210,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{'; '.join(usage.problems) or 'ok'}"
         )
     found = summary(usages)
-    if not arguments.no_results:
+    if not arguments.only and set(names) == set(TARGETS):
         import triton
 
         written = {"triton": triton.__version__, **found, "usages": [asdict(usage) for usage in usages]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.kernels.gated_activation import triton as gated_activation
-from luthier.kernels.gpu import Launches
+from luthier.kernels.gpu import Launch, Launches
 from luthier.kernels.lora_linear import triton as lora_linear
 from luthier.kernels.rms_norm import triton as rms_norm
 from luthier.kernels.rope import triton as rope
@@ -56,65 +56,15 @@ def _types(element: str, pointers: str, floats: str, integers: str) -> dict[str,
 
 
 def _lora_cases(element: str) -> Iterator[Case]:
-    common = {"PRECISION": "tf32"}
     for rank in _RANKS:
-        block = {"BLOCK_R": rank}
-        integers = "x_stride weight_stride s_stride M N K R"
-        types = _types(element, "x weight bias s b y", "", integers)
-        yield _lora(
-            f"expand, rank {rank}",
-            element,
-            (lora_linear.expand_kernel, lora_linear.EXPAND),
-            types,
-            {**common, **block, "HAS_BIAS": True, "GROUP": 8},
-        )
-        integers = "grad_stride s_stride ds_stride M N R"
-        types = _types(element, "grad s b ds", "slices", integers)
-        yield _lora(
-            f"rank gradients, rank {rank}",
-            element,
-            (lora_linear.rank_gradients_kernel, lora_linear.RANK_GRADIENTS),
-            types,
-            {**common, **block},
-        )
+        yield from _plain_lora_cases(element, rank)
         for dropout in (False, True):
-            label = ", dropout" if dropout else ""
-            constants = {**common, "DROPOUT": dropout, "BLOCK_Q": rank}
-            types = {**_types(element, "x a s", "", "x_stride M K Q"), **_DROPOUT}
-            yield _lora(
-                f"shrink, rank {rank}{label}",
-                element,
-                (lora_linear.shrink_kernel, lora_linear.SHRINK),
-                types,
-                constants,
-            )
-            integers = "low_stride x_stride M Q K slice_rows"
-            types = {**_types(element, "low x", "slices", integers), **_DROPOUT}
-            yield _lora(
-                f"gram, rank {rank}{label}",
-                element,
-                (lora_linear.gram_kernel, lora_linear.GRAM),
-                types,
-                constants,
-            )
-            for count in (1, 2, 3):
-                pointers = "grad0 grad1 grad2 weight0 weight1 weight2 ds a dx"
-                integers = "stride0 stride1 stride2 turn0 turn1 turn2 M K Q N0 N1 N2"
-                yield _lora(
-                    f"input gradient of {count}, rank {rank}{label}",
-                    element,
-                    (
-                        lora_linear.input_gradient_kernel,
-                        lora_linear.DROPPED_INPUT_GRADIENT if dropout else lora_linear.INPUT_GRADIENT,
-                    ),
-                    {**_types(element, pointers, "", integers), **_DROPOUT},
-                    {**common, **block, "COUNT": count, "DROPOUT": dropout, "GROUP": 8},
-                )
+            yield from _dropped_lora_cases(element, rank, dropout)
     yield Case(
         op="lora_linear",
         name=f"lora_linear: sum of slices, {element}",
         kernel=lora_linear.sum_slices_kernel,
-        launches={"*": lora_linear.Launch()},
+        launches={"*": Launch()},
         types={"slices": "*fp32", "out": "*fp32", "count": "i32", "size": "i32", "scale": "fp32"},
         aligned=frozenset({"size"}),
         constants={"BLOCK": 1024},
@@ -122,21 +72,60 @@ def _lora_cases(element: str) -> Iterator[Case]:
     )
 
 
+def _plain_lora_cases(element: str, rank: int) -> Iterator[Case]:
+    constants = {"PRECISION": "tf32", "BLOCK_R": rank}
+    yield _lora(
+        f"expand, rank {rank}, {element}",
+        (lora_linear.expand_kernel, lora_linear.EXPAND),
+        _types(element, "x weight bias s b y", "", "x_stride weight_stride s_stride M N K R"),
+        {**constants, "HAS_BIAS": True, "GROUP": 8},
+    )
+    yield _lora(
+        f"rank gradients, rank {rank}, {element}",
+        (lora_linear.rank_gradients_kernel, lora_linear.RANK_GRADIENTS),
+        _types(element, "grad s b ds", "slices", "grad_stride s_stride ds_stride M N R"),
+        constants,
+    )
+
+
+def _dropped_lora_cases(element: str, rank: int, dropout: bool) -> Iterator[Case]:
+    label = f"rank {rank}{', dropout' if dropout else ''}, {element}"
+    constants = {"PRECISION": "tf32", "DROPOUT": dropout}
+    yield _lora(
+        f"shrink, {label}",
+        (lora_linear.shrink_kernel, lora_linear.SHRINK),
+        {**_types(element, "x a s", "", "x_stride M K Q"), **_DROPOUT},
+        {**constants, "BLOCK_Q": rank},
+    )
+    yield _lora(
+        f"gram, {label}",
+        (lora_linear.gram_kernel, lora_linear.GRAM),
+        {**_types(element, "low x", "slices", "low_stride x_stride M Q K slice_rows"), **_DROPOUT},
+        {**constants, "BLOCK_Q": rank},
+    )
+    pointers = "grad0 grad1 grad2 weight0 weight1 weight2 ds a dx"
+    integers = "stride0 stride1 stride2 turn0 turn1 turn2 M K Q N0 N1 N2"
+    launches = lora_linear.DROPPED_INPUT_GRADIENT if dropout else lora_linear.INPUT_GRADIENT
+    for count in (1, 2, 3):
+        yield _lora(
+            f"input gradient of {count}, {label}",
+            (lora_linear.input_gradient_kernel, launches),
+            {**_types(element, pointers, "", integers), **_DROPOUT},
+            {**constants, "BLOCK_R": rank, "COUNT": count, "GROUP": 8},
+        )
+
+
 def _lora(
-    name: str,
-    element: str,
-    kernel: tuple[Any, Launches],
-    types: Mapping[str, str],
-    constants: Mapping[str, Any],
+    name: str, kernel: tuple[Any, Launches], types: Mapping[str, str], constants: Mapping[str, Any]
 ) -> Case:
-    aligned = frozenset(argument for argument, kind in types.items() if kind == "i32" and argument != "M")
     return Case(
         op="lora_linear",
-        name=f"lora_linear: {name}, {element}",
+        name=f"lora_linear: {name}",
         kernel=kernel[0],
         launches=kernel[1],
         types=types,
-        aligned=aligned,
+        # The number of rows is whatever a batch holds.
+        aligned=frozenset(argument for argument, kind in types.items() if kind == "i32" and argument != "M"),
         constants=constants,
     )
 

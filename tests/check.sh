@@ -33,11 +33,20 @@ tests() {
   fi
 }
 
+triton_static() {
+  if [ "$level" = check-all ]; then
+    "$bin/python" benchmarks/triton_static.py
+  else
+    "$bin/python" benchmarks/triton_static.py --targets sm_90,gfx942 | tail -1
+  fi
+}
+
 stage "lint" lint
 stage "types" "$bin/mypy"
 stage "protos" protos
 stage "kernels, sanitised" bash kernels/csrc/tests/sanitised.sh
 stage "tests" tests
+stage "Triton, compiled ahead of time" triton_static
 stage "wheels in empty environments" bash tests/wheels.sh
 if [ "$level" = check-all ]; then
   stage "demo" make --no-print-directory demo

@@ -65,7 +65,7 @@ def refusal(*tensors: Tensor) -> str | None:
 
 def covering(size: int, least: int = 1) -> int:
     """The power of two that covers a size, at least `least`."""
-    return max(least, triton.next_power_of_2(size))
+    return max(least, 1 << max(0, size - 1).bit_length())
 
 
 @triton.jit

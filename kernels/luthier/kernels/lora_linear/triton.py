@@ -28,8 +28,8 @@ EXPAND: Launches = {
 }
 RANK_GRADIENTS: Launches = {
     "*": Launch(tiles={"BLOCK_M": 256, "BLOCK_N": 32}, num_warps=8, num_stages=2),
-    # Each wave holds all of a tile's S: 256 rows of rank 64 would fill its registers.
-    "gfx942": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 32}, num_warps=8, num_stages=2),
+    # Each wave holds all of a tile's S: with more waves or stages, 256 rows of rank 64 do not fit its registers.
+    "gfx942": Launch(tiles={"BLOCK_M": 256, "BLOCK_N": 64}, num_warps=4, num_stages=1),
 }
 INPUT_GRADIENT: Launches = EXPAND
 # The random words of a tile take registers.

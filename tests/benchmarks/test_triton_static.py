@@ -1,0 +1,70 @@
+"""The ahead-of-time compilation: it reads what binaries take, and refuses what it should."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "triton_static.py"
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    # The operators' tests run Triton's interpreter in this process.
+    surroundings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, env=surroundings, check=False
+    )
+
+
+def test_kernels_are_compiled_for_chips_that_are_not_here() -> None:
+    done = run("--targets", "sm_90,gfx942", "--only", "expand, rank 16")
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["sm_90", "gfx942"]
+    found = json.loads(last)
+    assert found["spills"] == found["matmuls_without_matrix_instructions"] == 0
+    assert (found["kernels"], found["configurations"], found["targets"]) == (1, 1, ["gfx942", "sm_90"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--targets", "sm_1"], "--targets must be of sm_80, sm_90, sm_100, gfx942, got 'sm_1'"),
+        (["--only", "nothing"], "--only must be a part of a case's name, got 'nothing'"),
+    ],
+)
+def test_wrong_options_are_named(options: list[str], message: str) -> None:
+    done = run(*options)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_spills_limits_and_missing_matrix_instructions_are_problems() -> None:
+    import triton_static
+
+    good = triton_static.Usage(
+        case="c",
+        kernel="k",
+        target="sm_90",
+        registers=255,
+        spilled_bytes=0,
+        shared_bytes=227 << 10,
+        tensor_memory_columns=0,
+        matrix_instructions=4,
+        is_matmul=True,
+    )
+    target = triton_static.TARGETS["sm_90"]
+    assert list(triton_static._problems(good, target)) == []
+    assert list(triton_static._problems(replace(good, spilled_bytes=8), target)) == ["spills 8 bytes"]
+    over = list(triton_static._problems(replace(good, shared_bytes=(227 << 10) + 1), target))
+    assert over == ["shared_bytes must be at most 232448, got 232449"]
+    bare = list(triton_static._problems(replace(good, matrix_instructions=0), target))
+    assert bare == ["multiplies matrices without matrix instructions"]
+    assert list(triton_static._problems(replace(good, matrix_instructions=0, is_matmul=False), target)) == []
