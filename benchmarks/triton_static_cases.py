@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.kernels.gated_activation import triton as gated_activation
 from luthier.kernels.gpu import Launch, Launches
+from luthier.kernels.linear_cross_entropy import triton as linear_cross_entropy
 from luthier.kernels.lora_linear import triton as lora_linear
 from luthier.kernels.rms_norm import triton as rms_norm
 from luthier.kernels.rope import triton as rope
@@ -44,6 +45,7 @@ def cases() -> Iterator[Case]:
         yield from _norm_cases(element)
         yield from _rope_cases(element)
         yield from _gated_cases(element)
+        yield from _loss_cases(element)
 
 
 def _types(element: str, pointers: str, floats: str, integers: str) -> dict[str, str]:
@@ -188,3 +190,27 @@ def _gated_cases(element: str) -> Iterator[Case]:
                 constants={"GELU": gelu},
                 is_matmul=False,
             )
+
+
+def _loss_cases(element: str) -> Iterator[Case]:
+    types = {
+        **_types(element, "logits entropy_grads", "token_weight loss entropy", "row_stride V"),
+        "target": "*i64",
+        **dict.fromkeys(("softcap", "smoothing", "z_loss"), "fp32"),
+    }
+    for label, on in {
+        "loss alone": (),
+        "loss and gradient": ("GRADIENT",),
+        "all options": ("GRADIENT", "WEIGHTED", "SOFTCAP"),
+        "entropy and gradients": ("GRADIENT", "ENTROPY"),
+    }.items():
+        yield Case(
+            op="linear_cross_entropy",
+            name=f"linear_cross_entropy: rows, {label}, {element}",
+            kernel=linear_cross_entropy.row_kernel,
+            launches=linear_cross_entropy.ROW,
+            types=types,
+            aligned=frozenset({"row_stride", "V"}),
+            constants={name: name in on for name in ("WEIGHTED", "GRADIENT", "ENTROPY", "SOFTCAP")},
+            is_matmul=False,
+        )

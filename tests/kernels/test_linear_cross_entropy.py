@@ -71,8 +71,8 @@ def in_some_orders(run: Callable[..., list[Tensor]]) -> Callable[..., list[Tenso
         ((200, 64, 20000, 3.0), {"softcap": 10.0, "label_smoothing": 0.2, "z_loss": 1e-3}),
     ],
 )
-def test_cpu_is_no_less_exact_than_eager(
-    isa: Isa,
+def test_kernels_are_no_less_exact_than_eager(
+    kernels: str,
     dtype: torch.dtype,
     shape: tuple[int, int, int, float],
     options: dict[str, Any],

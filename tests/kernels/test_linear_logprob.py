@@ -38,8 +38,8 @@ def runner(softcap: float = 0.0) -> Callable[..., list[Tensor]]:
     ("shape", "softcap"),
     [((0, 16, 100), 0.0), ((1, 64, 512), 0.0), ((7, 33, 20001), 5.0), ((129, 64, 777, 5.0), 0.0)],
 )
-def test_cpu_is_no_less_exact_than_eager(
-    isa: Isa, dtype: torch.dtype, shape: Any, softcap: float, exact_as_eager: Callable[..., None]
+def test_kernels_are_no_less_exact_than_eager(
+    kernels: str, dtype: torch.dtype, shape: Any, softcap: float, exact_as_eager: Callable[..., None]
 ) -> None:
     exact_as_eager(runner(softcap), problem(*shape), dtype)
 

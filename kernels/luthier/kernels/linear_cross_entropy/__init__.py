@@ -6,7 +6,7 @@ Shape suffixes: N rows, D hidden size, V vocabulary, R rank. Importing this pack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from luthier.kernels.tables import Impl, resolve
+from luthier.kernels.tables import Impl, kernels_of, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class LossOptions:
         z_loss: weight of the squared log-sum-exp (arXiv:2204.02311), at least 0.
         softcap: u = softcap * tanh(logit / softcap); 0: u = logit.
         vocab_valid: only the first so many rows of the head are words, the others padding; 0: all are.
-        budget_bytes: most memory for logits at a time, where a trained head needs them.
+        budget_bytes: most memory for logits at a time, where a trained head or a GPU needs them.
     """
 
     ignore_index: int = -100
@@ -86,7 +86,7 @@ def linear_cross_entropy(
             f"targets must lie in [0, {num_words}) or be {options.ignore_index}, "
             f"got {int(counted.min())}..{int(counted.max())}"
         )
-    refusal = head_refusal("linear_cross_entropy", impl, (hidden_ND, weight_VD), update)
+    refusal = head_refusal(impl, hidden_ND, weight_VD, update)
     shape = shape_class(num_valid, num_words)
     chosen = resolve("linear_cross_entropy", impl, refusal, hidden_ND, shape)
     head_VD = weight_VD[:num_words]
@@ -96,19 +96,19 @@ def linear_cross_entropy(
             linear_cross_entropy_reference,
         )
 
-        run = linear_cross_entropy_reference if refusal is None else chunked_loss
+        eager = linear_cross_entropy_reference if refusal is None else chunked_loss
         words = None if update is None else update._replace(b=update.b[:num_words])
-        return LossSum(run(hidden_ND, head_VD, target_N, token_weight_N, words, options), num_valid)
+        return LossSum(eager(hidden_ND, head_VD, target_N, token_weight_N, words, options), num_valid)
     import torch
 
+    from luthier.kernels.direct import run
     from luthier.kernels.linear_cross_entropy.cpu import linear_cross_entropy_op
 
     need_grad = torch.is_grad_enabled() and hidden_ND.requires_grad
     weight_N = hidden_ND.new_empty(0) if token_weight_N is None else token_weight_N.double()
-    numbers = [options.softcap, options.label_smoothing, options.z_loss]
-    loss_sum, _, _ = linear_cross_entropy_op(
-        hidden_ND, head_VD, target_N, weight_N, options.ignore_index, numbers, need_grad
-    )
+    numbers = [options.softcap, options.label_smoothing, options.z_loss, float(options.budget_bytes)]
+    given = (hidden_ND, head_VD, target_N, weight_N, options.ignore_index, numbers, need_grad)
+    loss_sum, _, _ = run(chosen, linear_cross_entropy_op, *given)
     return LossSum(loss_sum, num_valid)
 
 
@@ -139,19 +139,19 @@ def check_head(hidden_ND: "Tensor", weight_VD: "Tensor", target_N: "Tensor") -> 
 
 
 def head_refusal(
-    op: str, impl: Impl, head: tuple["Tensor", "Tensor"], update: HeadUpdate | None
+    impl: Impl, hidden_ND: "Tensor", weight_VD: "Tensor", update: HeadUpdate | None
 ) -> str | None:
-    """Why the kernels for `impl` cannot run on hidden states and weight, or None."""
+    """Why the kernels for `impl` cannot run on these inputs, or None."""
     import torch
 
-    from luthier.kernels.operands import no_triton, refusal
+    from luthier.kernels.operands import refusal
 
-    hidden_ND, weight_VD = head
+    kernels = kernels_of(impl, hidden_ND)
     if weight_VD.requires_grad and torch.is_grad_enabled():
-        return "impl 'cpu' needs a frozen head, got weight.requires_grad=True"
+        return f"impl {kernels!r} needs a frozen head, got weight.requires_grad=True"
     if update is not None:
-        return "impl 'cpu' needs a head without an update, got one"
-    return refusal(impl, hidden_ND) or no_triton(op, impl, hidden_ND)
+        return f"impl {kernels!r} needs a head without an update, got one"
+    return refusal(impl, hidden_ND)
 
 
 def _check_options(

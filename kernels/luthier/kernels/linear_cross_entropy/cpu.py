@@ -3,6 +3,8 @@
 Shape suffixes: N rows, M counted rows, D hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,11 @@ from torch import Tensor
 from luthier.kernels import _core
 from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import rows_of, settings
+
+HeadPass = Callable[
+    [tuple[Tensor, Tensor, Tensor, Tensor | None], Tensor, list[float], dict[str, Tensor]], None
+]
+"""`head_pass` in C++ or Triton."""
 
 
 def head_pass(
@@ -21,8 +28,8 @@ def head_pass(
 ) -> None:
     """Run the kernel on (hidden, weight, target, token weight float32 or None) for the chosen rows.
 
-    `numbers` are softcap, label smoothing and z-loss; `outputs` holds `loss` [M] and, where they are wanted,
-    `grad_hidden` [M, D], `entropy` [M], `grad_entropy` [M, D], all float32 and contiguous.
+    `numbers` are softcap, label smoothing, z-loss and bytes for logits; `outputs` holds `loss` [M] and, where they
+    are wanted, `grad_hidden` [M, D], `entropy` [M], `grad_entropy` [M, D], all float32 and contiguous.
     """
     hidden_ND, weight_VD, target_N = rows_of(tensors[0]), rows_of(tensors[1]), tensors[2].contiguous()
     token_weight_N = tensors[3]
@@ -60,17 +67,34 @@ def linear_cross_entropy_op(
     """Summed loss (float32 scalar), its gradient to the counted rows (float32 [M, D]; empty if not needed), and these.
 
     The head is taken as frozen. Targets other than `ignore_index` must lie in [0, V). Token weights are float64, which
-    autocast leaves alone, or of no elements: all 1. `numbers` are softcap, label smoothing and z-loss.
+    autocast leaves alone, or of no elements: all 1. `numbers` are softcap, label smoothing, z-loss and the bytes that
+    logits may take at a time, which C++ has no use for.
     """
-    rows_M = (target_N != ignore_index).nonzero().squeeze(1)
-    outputs = {"loss": torch.empty(rows_M.numel(), dtype=torch.float32)}
-    if need_grad:
-        outputs["grad_hidden"] = torch.empty(rows_M.numel(), hidden_ND.shape[1], dtype=torch.float32)
-    weight_N = token_weight_N.float().contiguous() if token_weight_N.numel() else None
-    head_pass((hidden_ND, weight_VD, target_N, weight_N), rows_M, numbers, outputs)
+    loss_M, grad_MD, rows_M = counted_losses(
+        head_pass, (hidden_ND, weight_VD, target_N, token_weight_N), ignore_index, numbers, need_grad
+    )
     # A float64 sum in one thread: its order, and so its bits, must not depend on the number of threads.
-    loss_sum = torch.tensor(sum(outputs["loss"].tolist()), dtype=torch.float32)
-    return loss_sum, outputs.get("grad_hidden", torch.empty(0, hidden_ND.shape[1])), rows_M
+    return torch.tensor(sum(loss_M.tolist()), dtype=torch.float32), grad_MD, rows_M
+
+
+def counted_losses(
+    run: HeadPass,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    ignore_index: int,
+    numbers: list[float],
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [M] and gradients [M, D] (empty if not needed) of the counted rows, float32, and these rows."""
+    hidden_ND, weight_VD, target_N, token_weight_N = tensors
+    rows_M = (target_N != ignore_index).nonzero().squeeze(1)
+    count, dim = rows_M.numel(), hidden_ND.shape[1]
+    empty = partial(torch.empty, dtype=torch.float32, device=hidden_ND.device)
+    outputs = {"loss": empty(count)}
+    if need_grad:
+        outputs["grad_hidden"] = empty(count, dim)
+    weight_N = token_weight_N.float().contiguous() if token_weight_N.numel() else None
+    run((hidden_ND, weight_VD, target_N, weight_N), rows_M, numbers, outputs)
+    return outputs["loss"], outputs.get("grad_hidden", empty(0, dim)), rows_M
 
 
 @linear_cross_entropy_op.register_fake

@@ -45,18 +45,19 @@ def linear_logprob(
             f"targets must lie in [0, {weight_VD.shape[0]}), got {int(target_N.min())}..{int(target_N.max())}"
         )
     shape = shape_class(target_N.numel(), weight_VD.shape[0])
-    refusal = head_refusal("linear_logprob", impl, (hidden_ND, weight_VD), None)
-    if resolve("linear_logprob", impl, refusal, hidden_ND, shape) == "eager":
+    refusal = head_refusal(impl, hidden_ND, weight_VD, None)
+    chosen = resolve("linear_logprob", impl, refusal, hidden_ND, shape)
+    if chosen == "eager":
         from luthier.kernels.linear_logprob.reference import linear_logprob_reference
 
         logprob_N, entropy_N = linear_logprob_reference(hidden_ND, weight_VD, target_N, softcap)
         return LogProbabilities(logprob_N, entropy_N if want_entropy else None)
     import torch
 
+    from luthier.kernels.direct import run
     from luthier.kernels.linear_logprob.cpu import linear_logprob_op
 
     need_grad = torch.is_grad_enabled() and hidden_ND.requires_grad
-    logprob_N, entropy_N, *_ = linear_logprob_op(
-        hidden_ND, weight_VD, target_N, softcap, want_entropy, need_grad
-    )
+    given = (hidden_ND, weight_VD, target_N, softcap, want_entropy, need_grad)
+    logprob_N, entropy_N, *_ = run(chosen, linear_logprob_op, *given)
     return LogProbabilities(logprob_N, entropy_N if want_entropy else None)

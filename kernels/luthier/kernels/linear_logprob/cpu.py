@@ -4,13 +4,15 @@ A row's outputs depend on that row's hidden state alone, so that the gradient to
 computed during the forward pass and scaled in backward. Shape suffixes: N rows, D hidden size, V vocabulary.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from luthier.kernels.direct import kernel_op
-from luthier.kernels.linear_cross_entropy.cpu import head_pass
+from luthier.kernels.linear_cross_entropy import DEFAULT_BUDGET_BYTES
+from luthier.kernels.linear_cross_entropy.cpu import HeadPass, head_pass
 
 
 @kernel_op("luthier::linear_logprob")
@@ -23,15 +25,32 @@ def linear_logprob_op(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(log-probabilities [N], entropies [N], gradients of each [N, D]), float32; empty what is not wanted."""
+    return log_probabilities(
+        head_pass, (hidden_ND, weight_VD, target_N), softcap, want_entropy=want_entropy, need_grad=need_grad
+    )
+
+
+def log_probabilities(
+    run: HeadPass,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    softcap: float,
+    *,
+    want_entropy: bool,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op's outputs by a head pass in C++ or Triton."""
+    hidden_ND = tensors[0]
     N, D = hidden_ND.shape
     shapes = {"loss": (N,), "grad_hidden": (N, D), "entropy": (N,), "grad_entropy": (N, D)}
     wanted = {"loss": True, "grad_hidden": need_grad, "entropy": want_entropy}
     wanted["grad_entropy"] = need_grad and want_entropy
-    outputs = {name: torch.empty(shape) for name, shape in shapes.items() if wanted[name]}
-    head_pass((hidden_ND, weight_VD, target_N, None), torch.arange(N), [softcap, 0.0, 0.0], outputs)
+    empty = partial(torch.empty, dtype=torch.float32, device=hidden_ND.device)
+    outputs = {name: empty(shape) for name, shape in shapes.items() if wanted[name]}
+    rows_N = torch.arange(N, device=hidden_ND.device)
+    run((*tensors, None), rows_N, [softcap, 0.0, 0.0, float(DEFAULT_BUDGET_BYTES)], outputs)
     # The loss of a row is minus its log-probability.
-    grad_ND = outputs["grad_hidden"].neg_() if need_grad else torch.empty(0)
-    entropy_N, grad_entropy_ND = (outputs.get(name, torch.empty(0)) for name in ("entropy", "grad_entropy"))
+    grad_ND = outputs["grad_hidden"].neg_() if need_grad else empty(0)
+    entropy_N, grad_entropy_ND = (outputs.get(name, empty(0)) for name in ("entropy", "grad_entropy"))
     return outputs["loss"].neg_(), entropy_N, grad_ND, grad_entropy_ND
 
 
