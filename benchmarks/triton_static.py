@@ -20,13 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Fusing of multiply and add is set, as its default changes between versions of Triton.
-os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
-os.environ.pop("TRITON_INTERPRET", None)
-
-from triton_static_cases import Case, cases
+if TYPE_CHECKING:
+    from triton_static_cases import Case
 
 RESULTS = Path(__file__).parent / "results" / "triton_static.json"
 
@@ -93,7 +90,14 @@ class Usage:
 
 def compile_numbered(number: int, name: str) -> Usage:
     """Compile one of the cases by its number, as a kernel itself cannot be sent to another process."""
-    return compile_case(list(cases())[number], name)
+    return compile_case(_cases()[number], name)
+
+
+def _cases() -> list[Case]:
+    # Here, as importing the kernels settles whether they are interpreted or compiled.
+    from triton_static_cases import cases
+
+    return list(cases())
 
 
 def compile_case(case: Case, name: str) -> Usage:
@@ -202,7 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(names) - set(TARGETS))
     if unknown:
         parser.error(f"--targets must be of {', '.join(TARGETS)}, got {unknown[0]!r}")
-    numbers = [number for number, case in enumerate(cases()) if arguments.only in case.name]
+    # Fusing of multiply and add is set, as its default changes between versions of Triton.
+    os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+    os.environ.pop("TRITON_INTERPRET", None)
+    numbers = [number for number, case in enumerate(_cases()) if arguments.only in case.name]
     work = [(number, name) for number in numbers for name in names]
     if not work:
         parser.error(f"--only must be a part of a case's name, got {arguments.only!r}")
