@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.kernels import attention_varlen as attention_op
+from luthier.kernels import grouped_lora_linear as grouped_op
 from luthier.kernels import linear_cross_entropy as loss_op
 from luthier.kernels import lora_linear as lora_op
 from luthier.kernels.gated_activation import swiglu
@@ -68,6 +69,7 @@ def cases(dtypes: Sequence[torch.dtype], models: Sequence[Model]) -> Iterator[Ca
     for dtype in dtypes:
         for model in models:
             yield from _lora_cases(model, dtype)
+            yield from _grouped_cases(model, dtype)
             yield from _loss_cases(model, dtype)
             yield from _attention_cases(model, dtype)
             yield from _elementwise_cases(model, dtype)
@@ -143,6 +145,51 @@ def _lora(model: Model, dtype: torch.dtype, size: tuple[int, int], widths: Seque
     if layers[0] is not None:
         runs["peft"] = _step(lambda: [layer(x) for layer in layers])
     return runs
+
+
+def _grouped_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
+    for rows, count, ranks in (
+        (128, 8, "16"),
+        (128, 1, "16"),
+        (2048, 1, "16"),
+        (2048, 16, "16"),
+        (2048, 64, "16"),
+        (2048, 64, "4 to 64"),
+    ):
+        yield Case(
+            op="grouped_lora_linear",
+            name=f"{model.name} up_proj, {rows} rows of {count} adapters, r={ranks}",
+            dtype=dtype,
+            shape_class=grouped_op.shape_class(rows, count),
+            make=lambda rows=rows, count=count, ranks=ranks: _grouped(model, dtype, (rows, count), ranks),  # type: ignore[misc]
+            is_headline=model is MODELS[0] and (rows, count, ranks) == (2048, 64, "16"),
+        )
+
+
+def _grouped(model: Model, dtype: torch.dtype, size: tuple[int, int], ranks: str) -> dict[str, Run]:
+    rows, count = size
+    x = _random(dtype, rows, model.hidden, learnt=True)
+    weight = _random(dtype, model.feed_forward, model.hidden, scale=0.05)
+
+    def adapter(rank: int) -> grouped_op.LoraAdapter:
+        return grouped_op.LoraAdapter(
+            a=_random(torch.float32, rank, model.hidden, learnt=True, scale=0.05),
+            b=_random(torch.float32, model.feed_forward, rank, learnt=True, scale=0.05),
+            scale=2.0,
+        )
+
+    adapters = [adapter(16 if ranks == "16" else (4, 8, 16, 64)[index % 4]) for index in range(count)]
+    segments = [grouped_op.Segment(num_rows=rows // count, adapter=index) for index in range(count)]
+    whole = [grouped_op.Segment(num_rows=rows, adapter=0)]
+
+    def side(impl: Side) -> Run:
+        return _step(lambda: grouped_op.grouped_lora_linear(x, weight, None, adapters, segments, impl=impl))
+
+    def alone() -> Tensor:
+        return grouped_op.grouped_lora_linear(x, weight, None, [adapter_16], whole, impl="cpu")
+
+    adapter_16 = adapter(16)
+    return _sides(side) | {"one adapter": _step(alone)}
 
 
 def _peft_layer(weight: Tensor, rank: int) -> Any:

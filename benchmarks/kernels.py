@@ -153,6 +153,7 @@ def summary_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "linear_cross_entropy_vs_eager": against("linear_cross_entropy", "eager"),
         "lora_linear_vs_frozen": against("lora_linear", "bare frozen linear"),
         "attention_varlen_vs_sdpa": against("attention_varlen", "eager"),
+        "grouped_64_vs_1": against("grouped_lora_linear", "one adapter"),
         "slower_than_eager": [
             f"{row['op']}, {row['problem']}, {row['isa']} {row['dtype']}" for row in rows if ratio(row) > 1
         ],

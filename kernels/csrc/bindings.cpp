@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include "luthier/attention.hpp"
@@ -34,17 +35,32 @@ T* at(uintptr_t address) {
 
 // (address, row stride, address, row stride, contracted, transposed)
 using TermTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t, bool>;
+// The same, and of which rows [first, end) it is a term, and of how many columns.
+using PartTuple = std::tuple<TermTuple, int64_t, int64_t, int64_t>;
+// (address of left, row stride, address of right, row stride, rows, rank, columns, scale, address of out)
+using GramTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, float, uintptr_t>;
 // (address, token stride, head stride)
 using HeadsTuple = std::tuple<uintptr_t, int64_t, int64_t>;
 
 luthier::Heads heads_of(const HeadsTuple& t) { return {at<void>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)}; }
 
-void product(const std::vector<TermTuple>& tuples, int64_t num_rows, int64_t num_columns, uintptr_t bias,
-             std::pair<uintptr_t, int64_t> addend, std::pair<uintptr_t, int64_t> out, bool bfloat16,
+luthier::Term term_of(const TermTuple& tuple) {
+  const auto& [rows, rows_stride, matrix, matrix_stride, contracted, transposed] = tuple;
+  return {at<void>(rows), rows_stride, at<void>(matrix), matrix_stride, contracted, transposed};
+}
+
+void product(const std::vector<std::variant<TermTuple, PartTuple>>& tuples, int64_t num_rows, int64_t num_columns,
+             uintptr_t bias, std::pair<uintptr_t, int64_t> addend, std::pair<uintptr_t, int64_t> out, bool bfloat16,
              const std::string& isa, int num_threads) {
   std::vector<luthier::Term> terms;
-  for (const auto& [rows, rows_stride, matrix, matrix_stride, contracted, transposed] : tuples)
-    terms.push_back({at<void>(rows), rows_stride, at<void>(matrix), matrix_stride, contracted, transposed});
+  for (const auto& tuple : tuples) {
+    if (const auto* part = std::get_if<PartTuple>(&tuple)) {
+      terms.push_back(term_of(std::get<0>(*part)));
+      std::tie(std::ignore, terms.back().first_row, terms.back().end_row, terms.back().num_columns) = *part;
+    } else {
+      terms.push_back(term_of(std::get<TermTuple>(tuple)));
+    }
+  }
   const luthier::Product problem{terms.data(),
                                  static_cast<int>(terms.size()),
                                  num_rows,
@@ -60,14 +76,14 @@ void product(const std::vector<TermTuple>& tuples, int64_t num_rows, int64_t num
   luthier::product(problem, chosen, num_threads);
 }
 
-void gram(std::pair<uintptr_t, int64_t> left, std::pair<uintptr_t, int64_t> right, int64_t num_rows, int64_t rank,
-          int64_t num_columns, float scale, uintptr_t out, bool bfloat16, const std::string& isa, int num_threads) {
-  const luthier::Gram problem{
-      at<void>(left.first), left.second, at<void>(right.first), right.second,      num_rows, rank,
-      num_columns,          scale,       at<float>(out),        dtype_of(bfloat16)};
+void gram(const std::vector<GramTuple>& tuples, bool bfloat16, const std::string& isa, int num_threads) {
+  std::vector<luthier::Gram> problems;
+  for (const auto& [left, left_stride, right, right_stride, num_rows, rank, num_columns, scale, out] : tuples)
+    problems.push_back({at<void>(left), left_stride, at<void>(right), right_stride, num_rows, rank, num_columns, scale,
+                        at<float>(out), dtype_of(bfloat16)});
   const luthier::Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
-  luthier::gram(problem, chosen, num_threads);
+  luthier::gram(problems.data(), static_cast<int>(problems.size()), chosen, num_threads);
 }
 
 luthier::Attention attention_of(const py::dict& p) {
@@ -188,8 +204,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("product", product, py::kw_only(), py::arg("terms"), py::arg("num_rows"), py::arg("num_columns"),
              py::arg("bias"), py::arg("addend"), py::arg("out"), py::arg("bfloat16"), py::arg("isa"),
              py::arg("num_threads"));
-  module.def("gram", gram, py::kw_only(), py::arg("left"), py::arg("right"), py::arg("num_rows"), py::arg("rank"),
-             py::arg("num_columns"), py::arg("scale"), py::arg("out"), py::arg("bfloat16"), py::arg("isa"),
+  module.def("gram", gram, py::kw_only(), py::arg("problems"), py::arg("bfloat16"), py::arg("isa"),
              py::arg("num_threads"));
   define(module, "attention", attention_of, luthier::attention);
   module.def(

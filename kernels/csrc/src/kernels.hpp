@@ -11,7 +11,7 @@ namespace luthier::detail {
 // What each per-ISA file defines, by Dtype where there are two.
 struct Kernels {
   void (*product[2])(const Product&, int num_threads);
-  void (*gram[2])(const Gram&, int num_threads);
+  void (*gram[2])(const Gram*, int num_problems, int num_threads);
   void (*attention[2])(const Attention&, const AttentionTask&);
   void (*attention_gradient[2])(const AttentionGradient&, const AttentionTask&);
   void (*loss[2])(const LinearCrossEntropy&, const LossTask&);

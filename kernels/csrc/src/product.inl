@@ -36,6 +36,14 @@ struct ProductTask {
     return most([rows](int64_t part) { return row_operand_items<Path>(rows, part); });
   }
 
+  bool has_parts() const {
+    for (int t = 0; t < p.num_terms; ++t) {
+      const Term& term = p.terms[t];
+      if (term.first_row > 0 || term.end_row < p.num_rows || term.num_columns < p.num_columns) return true;
+    }
+    return false;
+  }
+
   template <class Size>
   int64_t most(Size size) const {
     int64_t most = 0;
@@ -63,7 +71,9 @@ struct ProductTask {
         cutter = Cutter{scratch(cutter.used)};
         continue;
       }
-      bool accumulate = false;
+      // With terms of some rows alone, what is summed first differs from row to row: all sums begin at zero.
+      bool accumulate = has_parts();
+      if (accumulate) std::memset(sums, 0, rows * P * sizeof(float));
       for (int t = 0; t < p.num_terms; ++t)
         add(p.terms[t], {row, rows, column, columns}, vectors, panel, space, sums, accumulate);
       finish({row, rows, column, columns}, sums, !accumulate);
@@ -76,16 +86,21 @@ struct ProductTask {
 
   static void add(const Term& term, const Window& w, int vectors, Item* panel, Item* space, float* sums,
                   bool& accumulate) {
-    const Scalar* a = static_cast<const Scalar*>(term.rows) + w.row * term.rows_stride;
+    const int64_t first = w.row > term.first_row ? w.row : term.first_row;
+    const int64_t end = w.row + w.rows < term.end_row ? w.row + w.rows : term.end_row;
+    const int64_t columns = term.num_columns - w.column < w.columns ? term.num_columns - w.column : w.columns;
+    if (first >= end || columns <= 0) return;
+    const Scalar* a = static_cast<const Scalar*>(term.rows) + first * term.rows_stride;
+    float* own_sums = sums + (first - w.row) * P;
     const Scalar* b = static_cast<const Scalar*>(term.matrix);
     for (int64_t k = 0; k < term.contracted; k += kContractedBlock<Path>) {
       const int64_t part = term.contracted - k < kContractedBlock<Path> ? term.contracted - k : kContractedBlock<Path>;
       if (term.transposed)
-        pack_rows<Path>(b + w.column * term.matrix_stride + k, term.matrix_stride, part, w.columns, vectors, panel);
+        pack_rows<Path>(b + w.column * term.matrix_stride + k, term.matrix_stride, part, columns, vectors, panel);
       else
-        pack_columns<Path>(b + k * term.matrix_stride + w.column, term.matrix_stride, part, w.columns, vectors, panel);
-      const Rows<Path> operand = row_operand<Path>(a + k, term.rows_stride, w.rows, part, space);
-      multiply<Path>(operand, panel, vectors, steps_for<Path>(part), sums, P, w.rows, accumulate);
+        pack_columns<Path>(b + k * term.matrix_stride + w.column, term.matrix_stride, part, columns, vectors, panel);
+      const Rows<Path> operand = row_operand<Path>(a + k, term.rows_stride, end - first, part, space);
+      multiply<Path>(operand, panel, vectors, steps_for<Path>(part), own_sums, P, end - first, accumulate);
       accumulate = true;
     }
   }
@@ -146,12 +161,27 @@ void gram_panel(const Gram& p, int64_t column) {
   }
 }
 
+struct GramTask {
+  const Gram* problems;
+  int64_t most_panels;
+};
+
 template <class Path>
-void gram_of(const Gram& problem, int num_threads) {
-  if (problem.rank == 0) return;
-  parallel((problem.num_columns + P - 1) / P, num_threads,
-           [](void* context, int64_t index) { gram_panel<Path>(*static_cast<const Gram*>(context), index * P); },
-           const_cast<Gram*>(&problem));
+void gram_of(const Gram* problems, int num_problems, int num_threads) {
+  GramTask task{problems, 0};
+  for (int i = 0; i < num_problems; ++i) {
+    const int64_t panels = (problems[i].num_columns + P - 1) / P;
+    task.most_panels = task.most_panels > panels ? task.most_panels : panels;
+  }
+  parallel(
+      task.most_panels * num_problems, num_threads,
+      [](void* context, int64_t index) {
+        const GramTask& all = *static_cast<const GramTask*>(context);
+        const Gram& problem = all.problems[index / all.most_panels];
+        const int64_t column = index % all.most_panels * P;
+        if (problem.rank > 0 && column < problem.num_columns) gram_panel<Path>(problem, column);
+      },
+      &task);
 }
 
 }  // namespace

@@ -33,16 +33,42 @@ void check(const Shape& s, luthier::Isa isa, int threads) {
         want += static_cast<double>(widen(low[r * s.rank + k])) * widen(up[k * s.columns + c]);
       REQUIRE(close(widen(out[r * s.columns + c]), want, tolerance<Scalar>()));
     }
-  std::vector<float> gram(s.rank * s.contracted);
-  luthier::gram(
+  std::vector<float> gram(s.rank * s.contracted), other(s.contracted * s.rank);
+  const luthier::Gram grams[] = {
       {low.data(), s.rank, x.data(), s.contracted, s.rows, s.rank, s.contracted, 0.5f, gram.data(), dtype_of<Scalar>()},
-      isa, threads);
+      {x.data(), s.contracted, low.data(), s.rank, s.rows, s.contracted, s.rank, 1.0f, other.data(),
+       dtype_of<Scalar>()}};
+  luthier::gram(grams, 2, isa, threads);
   for (int64_t r = 0; r < s.rank; ++r)
     for (int64_t c = 0; c < s.contracted; ++c) {
       double want = 0;
       for (int64_t row = 0; row < s.rows; ++row)
         want += 0.5 * widen(low[row * s.rank + r]) * widen(x[row * s.contracted + c]);
       REQUIRE(close(gram[r * s.contracted + c], want, tolerance<Scalar>()));
+      REQUIRE(close(other[c * s.rank + r], 2 * want, tolerance<Scalar>()));
+    }
+}
+
+// Terms of some rows and columns alone: row r takes the matrix of segment r / 5, which has r / 5 + 1 columns.
+template <class Scalar>
+void check_parts(const Shape& s, luthier::Isa isa, int threads) {
+  std::mt19937 random(4);
+  const auto x = random_values<Scalar>(s.rows * s.contracted, 1.0f, random);
+  const auto w = random_values<Scalar>(s.columns * s.contracted, 0.3f, random);
+  std::vector<Scalar> out(s.rows * s.columns);
+  std::vector<luthier::Term> terms;
+  for (int64_t first = 0; first < s.rows; first += 5)
+    terms.push_back({x.data(), s.contracted, w.data(), s.contracted, s.contracted, true, first, first + 5,
+                     std::min(first / 5 + 1, s.columns)});
+  luthier::product({terms.data(), static_cast<int>(terms.size()), s.rows, s.columns, nullptr, nullptr, 0, out.data(),
+                    s.columns, dtype_of<Scalar>()},
+                   isa, threads);
+  for (int64_t r = 0; r < s.rows; ++r)
+    for (int64_t c = 0; c < s.columns; ++c) {
+      double want = 0;
+      for (int64_t k = 0; k < s.contracted && c <= r / 5; ++k)
+        want += static_cast<double>(widen(x[r * s.contracted + k])) * widen(w[c * s.contracted + k]);
+      REQUIRE(close(widen(out[r * s.columns + c]), want, tolerance<Scalar>()));
     }
 }
 
@@ -53,6 +79,8 @@ int check_product(luthier::Isa isa, int threads) {
   for (const Shape& shape : shapes) {
     check<float>(shape, isa, threads);
     check<uint16_t>(shape, isa, threads);
+    check_parts<float>(shape, isa, threads);
+    check_parts<uint16_t>(shape, isa, threads);
   }
-  return 10;
+  return 20;
 }

@@ -6,11 +6,13 @@ from typing import Any
 _Rows = tuple[int, int]
 _Heads = tuple[int, int, int]
 _Term = tuple[int, int, int, int, int, bool]
+_Part = tuple[_Term, int, int, int]
+_Gram = tuple[int, int, int, int, int, int, int, float, int]
 
 def supports(isa: str) -> bool: ...
 def product(
     *,
-    terms: Sequence[_Term],
+    terms: Sequence[_Term | _Part],
     num_rows: int,
     num_columns: int,
     bias: int,
@@ -20,19 +22,7 @@ def product(
     isa: str,
     num_threads: int,
 ) -> None: ...
-def gram(
-    *,
-    left: _Rows,
-    right: _Rows,
-    num_rows: int,
-    rank: int,
-    num_columns: int,
-    scale: float,
-    out: int,
-    bfloat16: bool,
-    isa: str,
-    num_threads: int,
-) -> None: ...
+def gram(*, problems: Sequence[_Gram], bfloat16: bool, isa: str, num_threads: int) -> None: ...
 def attention(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
 def attention_gradient(
     problem: Mapping[str, Any],

@@ -17,6 +17,7 @@ Impl = Literal["auto", "cpu", "triton", "eager"]
 OPS = (
     "attention_varlen",
     "gated_activation",
+    "grouped_lora_linear",
     "linear_cross_entropy",
     "linear_logprob",
     "lora_linear",

@@ -9,6 +9,7 @@ namespace luthier {
 
 // rows[num_rows][contracted] times matrix[contracted][num_columns], or, transposed, times the transpose of
 // matrix[num_columns][contracted]. Strides are in elements, from row to row; elements of a row are adjacent.
+// A term may belong to some rows alone, [first_row, end_row), and its matrix may have fewer columns than the result.
 struct Term {
   const void* rows;
   int64_t rows_stride;
@@ -16,6 +17,7 @@ struct Term {
   int64_t matrix_stride;
   int64_t contracted;
   bool transposed;
+  int64_t first_row = 0, end_row = INT64_MAX, num_columns = INT64_MAX;
 };
 
 // out[num_rows][num_columns] = sum of the terms + bias[num_columns] + addend[num_rows][num_columns], the last two where
@@ -48,7 +50,8 @@ struct Gram {
   Dtype dtype;
 };
 
-// The bits of the result do not depend on the number of threads.
-void gram(const Gram& problem, Isa isa, int num_threads);
+// All problems have the type of the first. The bits of a result depend neither on the number of threads nor on the
+// other problems.
+void gram(const Gram* problems, int num_problems, Isa isa, int num_threads);
 
 }  // namespace luthier

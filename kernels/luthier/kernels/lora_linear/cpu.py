@@ -43,21 +43,19 @@ def _product(
 def _gram(left_MR: Tensor, right_MN: Tensor, scale: float = 1.0) -> Tensor:
     """Scale * left^T right, float32 [R, N]."""
     out_RN = torch.empty(left_MR.shape[1], right_MN.shape[1], dtype=torch.float32)
-    _core.gram(
-        left=row_pointer(left_MR),
-        right=row_pointer(right_MN),
-        num_rows=left_MR.shape[0],
-        rank=left_MR.shape[1],
-        num_columns=right_MN.shape[1],
-        scale=scale,
-        out=out_RN.data_ptr(),
-        bfloat16=left_MR.dtype == torch.bfloat16,
-        **settings(),
+    problem = (
+        *row_pointer(left_MR),
+        *row_pointer(right_MN),
+        *(left_MR.shape[0], left_MR.shape[1], right_MN.shape[1]),
+        scale,
+        out_RN.data_ptr(),
     )
+    _core.gram(problems=[problem], bfloat16=left_MR.dtype == torch.bfloat16, **settings())
     return out_RN
 
 
-def _dropped(x_MK: Tensor, probability: float, key: list[int]) -> Tensor:
+def dropped(x_MK: Tensor, probability: float, key: list[int]) -> Tensor:
+    """`reference.dropped` in C++; x itself where nothing is dropped."""
     if probability == 0:
         return x_MK
     out_MK = torch.empty_like(x_MK, memory_format=torch.contiguous_format)
@@ -96,7 +94,7 @@ def lora_linear_op(
     a_QK = torch.cat([a.to(x_MK.dtype) for a in factors[:count]])
     M, dtype = x_MK.shape[0], x_MK.dtype
     s_MQ = _product(
-        [(_dropped(x_MK, numbers[-1], key), a_QK, True)], torch.empty(M, a_QK.shape[0], dtype=dtype)
+        [(dropped(x_MK, numbers[-1], key), a_QK, True)], torch.empty(M, a_QK.shape[0], dtype=dtype)
     )
     outputs = []
     start = 0
@@ -148,7 +146,7 @@ def lora_linear_backward_op(
         _product([(grad, (b_NR * scale).to(dtype), False)], ds_MQ[:, start:end])
         grads_b.append(_gram(s_MQ[:, start:end], grad, scale).T)
         start = end
-    da_QK = _gram(ds_MQ, _dropped(x_MK, dropout, key))
+    da_QK = _gram(ds_MQ, dropped(x_MK, dropout, key))
     parts = torch.split(da_QK, [a.shape[0] for a in factors[:count]])
     grads_a = [da_QK] if count == 1 else [part.clone() for part in parts]
     biases = [
@@ -176,7 +174,7 @@ def _input_gradient(
     dx_MK = torch.empty(ds_MQ.shape[0], weights[0].shape[1], dtype=dtype)
     if dropout[0] == 0:
         return _product(low + base, dx_MK)
-    addend_MK = _dropped(_product(low, torch.empty_like(dx_MK)), *dropout)
+    addend_MK = dropped(_product(low, torch.empty_like(dx_MK)), *dropout)
     return _product(base, dx_MK, addend_MN=addend_MK)
 
 

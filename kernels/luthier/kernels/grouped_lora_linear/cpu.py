@@ -1,0 +1,250 @@
+"""`grouped_lora_linear` in C++ as torch custom ops: products whose low-rank terms belong to some rows each.
+
+Shape suffixes: M rows, K inputs, N outputs, R the greatest rank, Q the ranks of all adapters together.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.kernels import _core
+from luthier.kernels.direct import kernel_op
+from luthier.kernels.lora_linear.cpu import dropped
+from luthier.kernels.operands import row_pointer, rows_of, settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows [first, end) that take one adapter: its index, its place among all ranks, its rank, its dropout."""
+
+    first: int
+    end: int
+    adapter: int
+    place: int
+    rank: int
+    probability: float
+    key: list[int]
+
+    def term(self, rows: Tensor, matrix: tuple[int, int], contracted: int, columns: int, turned: bool) -> Any:
+        """A term of these rows alone; `matrix` is (address, row stride)."""
+        return (*row_pointer(rows), *matrix, contracted, turned), self.first, self.end, columns
+
+    def gram(self, low: Tensor, right: Tensor, scale: float, out: Tensor) -> Any:
+        """Scale * low^T right over these rows, as a problem of `_core.gram`."""
+        low, right = low[self.first : self.end], right[self.first : self.end]
+        shape = (right.shape[0], self.rank, right.shape[1])
+        return (*row_pointer(low), *row_pointer(right), *shape, scale, out.data_ptr())
+
+
+class _Factors:
+    """All A [Q, K], and all B times their scales [N, Q], rounded to the activations' type."""
+
+    def __init__(self, factors: list[Tensor], numbers: list[float], dtype: torch.dtype) -> None:
+        count = len(factors) // 2
+        self.ranks = [a.shape[0] for a in factors[:count]]
+        self.a_QK = torch.cat(factors[:count]).to(dtype)
+        scales_Q = torch.tensor(numbers[:count]).repeat_interleave(torch.tensor(self.ranks))
+        self.b_NQ = (torch.cat(factors[count:], dim=1) * scales_Q).to(dtype)
+
+    def a(self, part: _Part) -> tuple[int, int]:
+        """Where a part's A [rank, K] stands, and its row stride."""
+        stride = self.a_QK.stride(0)
+        return self.a_QK.data_ptr() + part.place * stride * self.a_QK.element_size(), stride
+
+    def b(self, part: _Part) -> tuple[int, int]:
+        """Where a part's B [N, rank] stands, and its row stride."""
+        return self.b_NQ.data_ptr() + part.place * self.b_NQ.element_size(), self.b_NQ.stride(0)
+
+
+def _parts(factors: list[Tensor], numbers: list[float], segments: list[int], keys: list[int]) -> list[_Part]:
+    """The segments that hold rows and have an adapter, in order."""
+    count = len(factors) // 2
+    ranks = [a.shape[0] for a in factors[:count]]
+    places, bounds = [0, *accumulate(ranks)], [0, *accumulate(segments[::2])]
+    return [
+        _Part(
+            bounds[index],
+            bounds[index + 1],
+            adapter,
+            places[adapter],
+            ranks[adapter],
+            numbers[count + adapter],
+            keys[3 * index : 3 * index + 3],
+        )
+        for index, adapter in enumerate(segments[1::2])
+        if adapter >= 0 and bounds[index + 1] > bounds[index]
+    ]
+
+
+def _product(
+    terms: list[Any], out_MN: Tensor, bias_N: Tensor | None = None, addend_MN: Tensor | None = None
+) -> Tensor:
+    _core.product(
+        terms=terms,
+        num_rows=out_MN.shape[0],
+        num_columns=out_MN.shape[1],
+        bias=0 if bias_N is None else bias_N.data_ptr(),
+        addend=row_pointer(addend_MN),
+        out=row_pointer(out_MN),
+        bfloat16=out_MN.dtype == torch.bfloat16,
+        **settings(),
+    )
+    return out_MN
+
+
+def _kept(x_MK: Tensor, parts: list[_Part]) -> Tensor:
+    """X with each part's elements dropped by its own key; x itself where nothing is dropped."""
+    if not any(part.probability for part in parts):
+        return x_MK
+    out_MK = x_MK.clone()
+    for part in parts:
+        if part.probability:
+            out_MK[part.first : part.end] = dropped(x_MK[part.first : part.end], part.probability, part.key)
+    return out_MK
+
+
+@kernel_op("luthier::grouped_lora_linear")
+def grouped_lora_linear_op(
+    x_MK: Tensor,
+    weight_NK: Tensor,
+    bias_N: Tensor,
+    factors: list[Tensor],
+    numbers: list[float],
+    segments: list[int],
+    keys: list[int],
+) -> list[Tensor]:
+    """[y [M, N], S [M, R]]; weight and bias (none if of no elements) are taken as frozen.
+
+    `factors` are all A, then all B; `numbers` all scales, then all probabilities of dropout; `segments` rows and
+    adapter of each; `keys` seed, stream and first row of each.
+    """
+    x_MK, weight_NK = rows_of(x_MK), rows_of(weight_NK)
+    (M, K), N = x_MK.shape, weight_NK.shape[0]
+    parts, joined = _parts(factors, numbers, segments, keys), _Factors(factors, numbers, x_MK.dtype)
+    kept_MK = _kept(x_MK, parts)
+    shrink = [part.term(kept_MK, joined.a(part), K, part.rank, True) for part in parts]
+    s_MR = _product(shrink, torch.empty(M, max(joined.ranks), dtype=x_MK.dtype))
+    base = (*row_pointer(x_MK), *row_pointer(weight_NK), K, True)
+    expand = [part.term(s_MR, joined.b(part), part.rank, N, True) for part in parts]
+    bias = bias_N.contiguous() if bias_N.numel() else None
+    return [_product([base, *expand], torch.empty(M, N, dtype=x_MK.dtype), bias), s_MR]
+
+
+@grouped_lora_linear_op.register_fake
+def _(
+    x_MK: Tensor,
+    weight_NK: Tensor,
+    _bias_N: Tensor,
+    factors: list[Tensor],
+    _numbers: list[float],
+    _segments: list[int],
+    _keys: list[int],
+) -> list[Tensor]:
+    rank = max(a.shape[0] for a in factors[: len(factors) // 2])
+    return [x_MK.new_empty(x_MK.shape[0], weight_NK.shape[0]), x_MK.new_empty(x_MK.shape[0], rank)]
+
+
+@kernel_op("luthier::grouped_lora_linear_backward")
+def grouped_lora_linear_backward_op(
+    grad_MN: Tensor,
+    saved: list[Tensor],
+    factors: list[Tensor],
+    numbers: list[float],
+    segments: list[int],
+    keys: list[int],
+    need_input: bool,
+) -> list[Tensor]:
+    """[dx (empty if not needed), dA..., dB...], the last two float32; `saved` are x, weight and S.
+
+    Each dB is the transpose of what is row-major.
+    """
+    x_MK, weight_NK, s_MR = rows_of(saved[0]), rows_of(saved[1]), saved[2]
+    grad_MN, N = rows_of(grad_MN), grad_MN.shape[1]
+    parts, joined = _parts(factors, numbers, segments, keys), _Factors(factors, numbers, x_MK.dtype)
+    shrink = [part.term(grad_MN, joined.b(part), N, part.rank, False) for part in parts]
+    ds_MR = _product(shrink, torch.empty_like(s_MR))
+    sides = ((ds_MR, _kept(x_MK, parts), [1.0] * len(joined.ranks)), (s_MR, grad_MN, numbers))
+    grads_a, grads_b = _factor_gradients(sides, parts, joined.ranks)
+    dx_MK = x_MK.new_empty(0)
+    if need_input:
+        dx_MK = _input_gradient(grad_MN, weight_NK, ds_MR, joined, parts)
+    return [dx_MK, *grads_a, *(grad.T for grad in grads_b)]
+
+
+@grouped_lora_linear_backward_op.register_fake
+def _(
+    grad_MN: Tensor,
+    saved: list[Tensor],
+    factors: list[Tensor],
+    _numbers: list[float],
+    _segments: list[int],
+    _keys: list[int],
+    need_input: bool,
+) -> list[Tensor]:
+    count = len(factors) // 2
+    grads_a = [a.new_empty(a.shape, dtype=torch.float32) for a in factors[:count]]
+    grads_b = [b.new_empty(b.shape[::-1], dtype=torch.float32).T for b in factors[count:]]
+    return [grad_MN.new_empty(saved[0].shape if need_input else (0,)), *grads_a, *grads_b]
+
+
+def _factor_gradients(
+    sides: tuple[tuple[Tensor, Tensor, list[float]], ...], parts: list[_Part], ranks: list[int]
+) -> list[list[Tensor]]:
+    """low^T right of each side for each adapter, float32 [rank, columns]; parts of one adapter are added in order."""
+    problems, made = [], []
+    for low, right, scales in sides:
+        found: list[list[Tensor]] = [[] for _ in ranks]
+        for part in parts:
+            out = torch.empty(part.rank, right.shape[1], dtype=torch.float32)
+            problems.append(part.gram(low, right, scales[part.adapter], out))
+            found[part.adapter].append(out)
+        made.append(found)
+    _core.gram(problems=problems, bfloat16=sides[0][0].dtype == torch.bfloat16, **settings())
+    return [
+        [
+            reduce(torch.add, outs) if outs else torch.zeros(rank, right.shape[1])
+            for outs, rank in zip(found, ranks, strict=True)
+        ]
+        for found, (_, right, _) in zip(made, sides, strict=True)
+    ]
+
+
+def _input_gradient(
+    grad_MN: Tensor, weight_NK: Tensor, ds_MR: Tensor, joined: _Factors, parts: list[_Part]
+) -> Tensor:
+    (M, N), K = grad_MN.shape, weight_NK.shape[1]
+
+    def low(of: list[_Part]) -> list[Any]:
+        return [part.term(ds_MR, joined.a(part), part.rank, K, False) for part in of]
+
+    addend_MK = None
+    if masked := [part for part in parts if part.probability]:
+        addend_MK = _kept(_product(low(masked), torch.empty(M, K, dtype=grad_MN.dtype)), masked)
+    base = (*row_pointer(grad_MN), *row_pointer(weight_NK), N, False)
+    terms = [*low([part for part in parts if not part.probability]), base]
+    return _product(terms, torch.empty(M, K, dtype=grad_MN.dtype), addend_MN=addend_MK)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x_MK, weight_NK, bias_N, factors, *settings_of = inputs
+    if weight_NK.requires_grad or bias_N.requires_grad:
+        raise ValueError("impl 'cpu' needs frozen weight and bias, got one that requires a gradient")
+    ctx.save_for_backward(x_MK, weight_NK, output[1], *factors)
+    ctx.settings = settings_of
+
+
+def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    x_MK, weight_NK, s_MR, *factors = ctx.saved_tensors
+    need_input = ctx.needs_input_grad[0]
+    found = grouped_lora_linear_backward_op(
+        grads[0], [x_MK, weight_NK, s_MR], factors, *ctx.settings, need_input
+    )
+    of_factors = [grad.to(factor.dtype) for grad, factor in zip(found[1:], factors, strict=True)]
+    return found[0] if need_input else None, None, None, of_factors, None, None, None
+
+
+grouped_lora_linear_op.register_autograd(_backward, _keep)
