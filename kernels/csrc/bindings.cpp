@@ -86,6 +86,18 @@ void gram(const std::vector<GramTuple>& tuples, bool bfloat16, const std::string
   luthier::gram(problems.data(), static_cast<int>(problems.size()), chosen, num_threads);
 }
 
+// (address of what is read, of what is written, elements, scale)
+using RoundingTuple = std::tuple<uintptr_t, uintptr_t, int64_t, float>;
+
+void round_to(const std::vector<RoundingTuple>& tuples, bool bfloat16, const std::string& isa, int num_threads) {
+  std::vector<luthier::Rounding> problems;
+  for (const auto& [from, to, count, scale] : tuples)
+    problems.push_back({at<const float>(from), at<void>(to), count, scale});
+  const luthier::Isa chosen = isa_of(isa);
+  py::gil_scoped_release release;
+  luthier::round_to(problems.data(), static_cast<int>(problems.size()), dtype_of(bfloat16), chosen, num_threads);
+}
+
 luthier::Attention attention_of(const py::dict& p) {
   return {heads_of(p["query"].cast<HeadsTuple>()),
           heads_of(p["key"].cast<HeadsTuple>()),
@@ -205,6 +217,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("bias"), py::arg("addend"), py::arg("out"), py::arg("bfloat16"), py::arg("isa"),
              py::arg("num_threads"));
   module.def("gram", gram, py::kw_only(), py::arg("problems"), py::arg("bfloat16"), py::arg("isa"),
+             py::arg("num_threads"));
+  module.def("round_to", round_to, py::kw_only(), py::arg("problems"), py::arg("bfloat16"), py::arg("isa"),
              py::arg("num_threads"));
   define(module, "attention", attention_of, luthier::attention);
   module.def(

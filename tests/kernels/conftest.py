@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,10 +12,6 @@ import torch
 from torch import Tensor
 
 from luthier.kernels.dispatch import Isa, available_isas, force_isa
-
-if not torch.cuda.is_available():
-    # Before Triton is imported: its kernels run on tensors in main memory, one program after the other.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 Run = Callable[..., Sequence[Tensor]]
 """(impl, *inputs) -> outputs."""

@@ -142,7 +142,7 @@ def test_ops_pass_opcheck() -> None:
     numbers, segments, keys = [2.0, 0.5, 0.0, 0.25], [4, 1, 2, -1, 3, 0], [1, 2, 3] * 3
     torch.library.opcheck(grouped_lora_linear_op.op, (x, weight, bias, joined, numbers, segments, keys))
     frozen = [one.detach() for one in joined]
-    saved = [x.detach(), weight, torch.randn(9, 3)]
+    saved = [x.detach(), weight, torch.randn(9, 3), torch.randn(sum(one.numel() for one in frozen))]
     arguments = (torch.randn(9, 70), saved, frozen, numbers, segments, keys, True)
     torch.library.opcheck(grouped_lora_linear_backward_op.op, arguments)
 

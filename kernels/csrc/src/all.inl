@@ -21,6 +21,7 @@ const Kernels LUTHIER_KERNELS = {
     {rope_of<float>, rope_of<uint16_t>},
     {gated_of<float>, gated_of<uint16_t>},
     {dropout_of<float>, dropout_of<uint16_t>},
+    {round_to_of<float>, round_to_of<uint16_t>},
 };
 
 }  // namespace luthier::detail

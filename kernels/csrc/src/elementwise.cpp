@@ -24,4 +24,8 @@ void dropout(const Dropout& problem, Isa isa, int num_threads) {
   detail::kernels_of(isa).dropout[int(problem.dtype)](problem, num_threads);
 }
 
+void round_to(const Rounding* problems, int num_problems, Dtype dtype, Isa isa, int num_threads) {
+  detail::kernels_of(isa).round_to[int(dtype)](problems, num_problems, num_threads);
+}
+
 }  // namespace luthier

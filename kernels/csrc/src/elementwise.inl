@@ -180,5 +180,17 @@ void dropout_of(const Dropout& p, int num_threads) {
   for_rows(p.num_rows, num_threads, [&p](int64_t row) { dropout_row<Scalar>(p, row); });
 }
 
+template <class Scalar>
+void round_to_of(const Rounding* problems, int num_problems, int num_threads) {
+  parallel(
+      num_problems, num_threads,
+      [](void* context, int64_t index) {
+        const Rounding& p = static_cast<const Rounding*>(context)[index];
+        for (int64_t i = 0; i < p.count; i += L)
+          store_some(static_cast<Scalar*>(p.to) + i, load_some(p.from + i, p.count - i) * p.scale, p.count - i);
+      },
+      const_cast<Rounding*>(problems));
+}
+
 }  // namespace
 }  // namespace luthier::detail

@@ -22,6 +22,7 @@ struct Kernels {
   void (*rope[2])(const Rope&, int num_threads);
   void (*gated[2])(const Gated&, int num_threads);
   void (*dropout[2])(const Dropout&, int num_threads);
+  void (*round_to[2])(const Rounding*, int num_problems, int num_threads);
 };
 
 extern const Kernels kernels_plain, kernels_avx2, kernels_avx512, kernels_avx512_bf16;

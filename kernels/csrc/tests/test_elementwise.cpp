@@ -118,6 +118,17 @@ void check_dropout(luthier::Isa isa, int threads) {
 }
 
 template <class Scalar>
+void check_rounding(luthier::Isa isa, int threads) {
+  std::mt19937 random(6);
+  const auto x = random_values<float>(70, 1.0f, random);
+  std::vector<Scalar> first(33), second(37);
+  const luthier::Rounding problems[] = {{x.data(), first.data(), 33, 2.0f}, {x.data() + 33, second.data(), 37, 0.1f}};
+  luthier::round_to(problems, 2, dtype_of<Scalar>(), isa, threads);
+  for (int i = 0; i < 70; ++i)
+    REQUIRE(close(widen(i < 33 ? first[i] : second[i - 33]), x[i] * (i < 33 ? 2.0 : 0.1), tolerance<Scalar>()));
+}
+
+template <class Scalar>
 void check_all(luthier::Isa isa, int threads) {
   check_norm<Scalar>(7, 33, isa, threads);
   check_norm<Scalar>(0, 8, isa, threads);
@@ -125,6 +136,7 @@ void check_all(luthier::Isa isa, int threads) {
   check_gated<Scalar>(40, 21, false, isa, threads);
   check_gated<Scalar>(3, 16, true, isa, threads);
   check_dropout<Scalar>(isa, threads);
+  check_rounding<Scalar>(isa, threads);
 }
 
 }  // namespace
@@ -132,5 +144,5 @@ void check_all(luthier::Isa isa, int threads) {
 int check_elementwise(luthier::Isa isa, int threads) {
   check_all<float>(isa, threads);
   check_all<uint16_t>(isa, threads);
-  return 12;
+  return 14;
 }

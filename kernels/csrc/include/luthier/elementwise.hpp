@@ -65,4 +65,14 @@ struct Dropout {
 
 void dropout(const Dropout& problem, Isa isa, int num_threads);
 
+// to[i] = scale * from[i], rounded to the type asked for.
+struct Rounding {
+  const float* from;
+  void* to;
+  int64_t count;
+  float scale;
+};
+
+void round_to(const Rounding* problems, int num_problems, Dtype dtype, Isa isa, int num_threads);
+
 }  // namespace luthier

@@ -29,35 +29,51 @@ class _Part:
     probability: float
     key: list[int]
 
-    def term(self, rows: Tensor, matrix: tuple[int, int], contracted: int, columns: int, turned: bool) -> Any:
-        """A term of these rows alone; `matrix` is (address, row stride)."""
-        return (*row_pointer(rows), *matrix, contracted, turned), self.first, self.end, columns
+    def term(
+        self, rows: tuple[int, int], matrix: tuple[int, int], contracted: int, columns: int, turned: bool
+    ) -> Any:
+        """A term of these rows alone; `rows` and `matrix` are (address, row stride)."""
+        return (*rows, *matrix, contracted, turned), self.first, self.end, columns
 
-    def gram(self, low: Tensor, right: Tensor, scale: float, out: Tensor) -> Any:
-        """Scale * low^T right over these rows, as a problem of `_core.gram`."""
-        low, right = low[self.first : self.end], right[self.first : self.end]
-        shape = (right.shape[0], self.rank, right.shape[1])
-        return (*row_pointer(low), *row_pointer(right), *shape, scale, out.data_ptr())
+    def rows_of(self, tensor: tuple[int, int], item: int) -> tuple[int, int]:
+        """(address, row stride) of these rows of a tensor whose elements have `item` bytes."""
+        return tensor[0] + self.first * tensor[1] * item, tensor[1]
+
+
+def _rounded(factors: list[Tensor], numbers: list[float], dtype: torch.dtype) -> Tensor:
+    """All A, then all B times their scales, one after the other, rounded to the activations' type."""
+    count = len(factors) // 2
+    held = [factor.float().contiguous() for factor in factors]
+    sizes = [factor.numel() for factor in held]
+    out = torch.empty(sum(sizes), dtype=dtype)
+    places = accumulate((size * out.element_size() for size in sizes), initial=out.data_ptr())
+    scales = [*[1.0] * count, *numbers[:count]]
+    problems = [
+        (factor.data_ptr(), place, size, scale)
+        for factor, place, size, scale in zip(held, places, sizes, scales, strict=False)
+    ]
+    _core.round_to(problems=problems, bfloat16=dtype == torch.bfloat16, **settings())
+    return out
 
 
 class _Factors:
-    """All A [Q, K], and all B times their scales [N, Q], rounded to the activations' type."""
+    """Where each adapter's rounded A [rank, K] and scaled B [N, rank] stand."""
 
-    def __init__(self, factors: list[Tensor], numbers: list[float], dtype: torch.dtype) -> None:
+    def __init__(self, rounded: Tensor, factors: list[Tensor]) -> None:
         count = len(factors) // 2
         self.ranks = [a.shape[0] for a in factors[:count]]
-        self.a_QK = torch.cat(factors[:count]).to(dtype)
-        scales_Q = torch.tensor(numbers[:count]).repeat_interleave(torch.tensor(self.ranks))
-        self.b_NQ = (torch.cat(factors[count:], dim=1) * scales_Q).to(dtype)
+        self._start, self._item = rounded.data_ptr(), rounded.element_size()
+        self._inputs, self._outputs = factors[0].shape[1], factors[count].shape[0]
+        self._rank_sum = sum(self.ranks)
 
     def a(self, part: _Part) -> tuple[int, int]:
-        """Where a part's A [rank, K] stands, and its row stride."""
-        stride = self.a_QK.stride(0)
-        return self.a_QK.data_ptr() + part.place * stride * self.a_QK.element_size(), stride
+        """(address, row stride) of a part's A."""
+        return self._start + part.place * self._inputs * self._item, self._inputs
 
     def b(self, part: _Part) -> tuple[int, int]:
-        """Where a part's B [N, rank] stands, and its row stride."""
-        return self.b_NQ.data_ptr() + part.place * self.b_NQ.element_size(), self.b_NQ.stride(0)
+        """(address, row stride) of a part's B."""
+        before = self._rank_sum * self._inputs + part.place * self._outputs
+        return self._start + before * self._item, part.rank
 
 
 def _parts(factors: list[Tensor], numbers: list[float], segments: list[int], keys: list[int]) -> list[_Part]:
@@ -117,21 +133,24 @@ def grouped_lora_linear_op(
     segments: list[int],
     keys: list[int],
 ) -> list[Tensor]:
-    """[y [M, N], S [M, R]]; weight and bias (none if of no elements) are taken as frozen.
+    """[y [M, N], S [M, R], all factors rounded]; weight and bias (none if of no elements) are taken as frozen.
 
     `factors` are all A, then all B; `numbers` all scales, then all probabilities of dropout; `segments` rows and
     adapter of each; `keys` seed, stream and first row of each.
     """
     x_MK, weight_NK = rows_of(x_MK), rows_of(weight_NK)
     (M, K), N = x_MK.shape, weight_NK.shape[0]
-    parts, joined = _parts(factors, numbers, segments, keys), _Factors(factors, numbers, x_MK.dtype)
+    rounded = _rounded(factors, numbers, x_MK.dtype)
+    parts, stand = _parts(factors, numbers, segments, keys), _Factors(rounded, factors)
     kept_MK = _kept(x_MK, parts)
-    shrink = [part.term(kept_MK, joined.a(part), K, part.rank, True) for part in parts]
-    s_MR = _product(shrink, torch.empty(M, max(joined.ranks), dtype=x_MK.dtype))
-    base = (*row_pointer(x_MK), *row_pointer(weight_NK), K, True)
-    expand = [part.term(s_MR, joined.b(part), part.rank, N, True) for part in parts]
+    kept = row_pointer(kept_MK)
+    shrink = [part.term(kept, stand.a(part), K, part.rank, True) for part in parts]
+    s_MR = _product(shrink, torch.empty(M, max(stand.ranks), dtype=x_MK.dtype))
+    base, low = (*row_pointer(x_MK), *row_pointer(weight_NK), K, True), row_pointer(s_MR)
+    expand = [part.term(low, stand.b(part), part.rank, N, True) for part in parts]
     bias = bias_N.contiguous() if bias_N.numel() else None
-    return [_product([base, *expand], torch.empty(M, N, dtype=x_MK.dtype), bias), s_MR]
+    y_MN = _product([base, *expand], torch.empty(M, N, dtype=x_MK.dtype), bias)
+    return [y_MN, s_MR, rounded]
 
 
 @grouped_lora_linear_op.register_fake
@@ -144,8 +163,9 @@ def _(
     _segments: list[int],
     _keys: list[int],
 ) -> list[Tensor]:
-    rank = max(a.shape[0] for a in factors[: len(factors) // 2])
-    return [x_MK.new_empty(x_MK.shape[0], weight_NK.shape[0]), x_MK.new_empty(x_MK.shape[0], rank)]
+    M, rank = x_MK.shape[0], max(a.shape[0] for a in factors[: len(factors) // 2])
+    size = sum(factor.numel() for factor in factors)
+    return [x_MK.new_empty(M, weight_NK.shape[0]), x_MK.new_empty(M, rank), x_MK.new_empty(size)]
 
 
 @kernel_op("luthier::grouped_lora_linear_backward")
@@ -158,20 +178,21 @@ def grouped_lora_linear_backward_op(
     keys: list[int],
     need_input: bool,
 ) -> list[Tensor]:
-    """[dx (empty if not needed), dA..., dB...], the last two float32; `saved` are x, weight and S.
+    """[dx (empty if not needed), dA..., dB...], the last two float32; `saved` are x, weight, S and the rounded factors.
 
     Each dB is the transpose of what is row-major.
     """
     x_MK, weight_NK, s_MR = rows_of(saved[0]), rows_of(saved[1]), saved[2]
     grad_MN, N = rows_of(grad_MN), grad_MN.shape[1]
-    parts, joined = _parts(factors, numbers, segments, keys), _Factors(factors, numbers, x_MK.dtype)
-    shrink = [part.term(grad_MN, joined.b(part), N, part.rank, False) for part in parts]
+    parts, stand = _parts(factors, numbers, segments, keys), _Factors(saved[3], factors)
+    dy = row_pointer(grad_MN)
+    shrink = [part.term(dy, stand.b(part), N, part.rank, False) for part in parts]
     ds_MR = _product(shrink, torch.empty_like(s_MR))
-    sides = ((ds_MR, _kept(x_MK, parts), [1.0] * len(joined.ranks)), (s_MR, grad_MN, numbers))
-    grads_a, grads_b = _factor_gradients(sides, parts, joined.ranks)
+    sides = ((ds_MR, _kept(x_MK, parts), [1.0] * len(stand.ranks)), (s_MR, grad_MN, numbers))
+    grads_a, grads_b = _factor_gradients(sides, parts, stand.ranks)
     dx_MK = x_MK.new_empty(0)
     if need_input:
-        dx_MK = _input_gradient(grad_MN, weight_NK, ds_MR, joined, parts)
+        dx_MK = _input_gradient(grad_MN, weight_NK, ds_MR, stand, parts)
     return [dx_MK, *grads_a, *(grad.T for grad in grads_b)]
 
 
@@ -197,10 +218,13 @@ def _factor_gradients(
     """low^T right of each side for each adapter, float32 [rank, columns]; parts of one adapter are added in order."""
     problems, made = [], []
     for low, right, scales in sides:
+        item, columns = right.element_size(), right.shape[1]
+        left, other = row_pointer(low), row_pointer(right)
         found: list[list[Tensor]] = [[] for _ in ranks]
         for part in parts:
-            out = torch.empty(part.rank, right.shape[1], dtype=torch.float32)
-            problems.append(part.gram(low, right, scales[part.adapter], out))
+            out = torch.empty(part.rank, columns, dtype=torch.float32)
+            rows = (*part.rows_of(left, item), *part.rows_of(other, item), part.end - part.first)
+            problems.append((*rows, part.rank, columns, scales[part.adapter], out.data_ptr()))
             found[part.adapter].append(out)
         made.append(found)
     _core.gram(problems=problems, bfloat16=sides[0][0].dtype == torch.bfloat16, **settings())
@@ -214,12 +238,12 @@ def _factor_gradients(
 
 
 def _input_gradient(
-    grad_MN: Tensor, weight_NK: Tensor, ds_MR: Tensor, joined: _Factors, parts: list[_Part]
+    grad_MN: Tensor, weight_NK: Tensor, ds_MR: Tensor, stand: _Factors, parts: list[_Part]
 ) -> Tensor:
-    (M, N), K = grad_MN.shape, weight_NK.shape[1]
+    (M, N), K, ds = grad_MN.shape, weight_NK.shape[1], row_pointer(ds_MR)
 
     def low(of: list[_Part]) -> list[Any]:
-        return [part.term(ds_MR, joined.a(part), part.rank, K, False) for part in of]
+        return [part.term(ds, stand.a(part), part.rank, K, False) for part in of]
 
     addend_MK = None
     if masked := [part for part in parts if part.probability]:
@@ -233,15 +257,15 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x_MK, weight_NK, bias_N, factors, *settings_of = inputs
     if weight_NK.requires_grad or bias_N.requires_grad:
         raise ValueError("impl 'cpu' needs frozen weight and bias, got one that requires a gradient")
-    ctx.save_for_backward(x_MK, weight_NK, output[1], *factors)
+    ctx.save_for_backward(x_MK, weight_NK, *output[1:], *factors)
     ctx.settings = settings_of
 
 
 def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
-    x_MK, weight_NK, s_MR, *factors = ctx.saved_tensors
+    x_MK, weight_NK, s_MR, rounded, *factors = ctx.saved_tensors
     need_input = ctx.needs_input_grad[0]
     found = grouped_lora_linear_backward_op(
-        grads[0], [x_MK, weight_NK, s_MR], factors, *ctx.settings, need_input
+        grads[0], [x_MK, weight_NK, s_MR, rounded], factors, *ctx.settings, need_input
     )
     of_factors = [grad.to(factor.dtype) for grad, factor in zip(found[1:], factors, strict=True)]
     return found[0] if need_input else None, None, None, of_factors, None, None, None
