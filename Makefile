@@ -31,11 +31,11 @@ protos: .venv-protos/done ## regenerate the code of protos/ with the pinned gene
 	cd protos && ../$(GEN)/python -m grpc_tools.protoc --descriptor_set_in=../build/protos.binpb \
 	  --plugin=protoc-gen-mypy=../$(GEN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=../$(GEN)/protoc-gen-mypy_grpc \
 	  --python_out=../clients/python --grpc_python_out=../clients/python --mypy_out=quiet:../clients/python \
-	  --mypy_grpc_out=quiet:../clients/python $$(cd protos; find luthier/v1 -name '*.proto' | sort)
+	  --mypy_grpc_out=quiet:../clients/python $$(find luthier/v1 -name '*.proto' | sort)
 	cd protos && ../$(GEN)/python -m grpc_tools.protoc --descriptor_set_in=../build/protos.binpb \
 	  --plugin=protoc-gen-mypy=../$(GEN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=../$(GEN)/protoc-gen-mypy_grpc \
 	  --python_out=../services --grpc_python_out=../services --mypy_out=quiet:../services \
-	  --mypy_grpc_out=quiet:../services $$(cd protos; find luthier/worker -name '*.proto' | sort)
+	  --mypy_grpc_out=quiet:../services $$(find luthier/worker -name '*.proto' | sort)
 	rm build/protos.binpb
 
 .venv/done: pyproject.toml clients/python/pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/src/* kernels/csrc/include/luthier/*)

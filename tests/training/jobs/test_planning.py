@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.training.jobs import planning
 from luthier.training.jobs.planning import (
     Lengths,
     RenderingView,
@@ -75,6 +76,20 @@ def test_make_plan_refuses_a_rendering_without_training_rows() -> None:
             Lengths(train=(), validation=rows(3)),
             0,
         )
+
+
+def test_make_plan_refuses_more_epochs_than_it_can_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MAX_PASSED_ROWS", 30)
+    lengths = Lengths(train=rows(*range(3, 12)), validation=())
+    many = HyperparametersRequest(num_epochs=4, batch_tokens=20, micro_batch_tokens=12)
+    with pytest.raises(
+        InvalidArgument, match="num_epochs must be at most 3 for 9 training rows, got 4"
+    ) as caught:
+        make_plan(settings_of(many), RENDERING, lengths, 0)
+    assert [one.field for one in caught.value.violations] == ["fine_tuning_job.hyperparameters.num_epochs"]
+    few = replace(many, max_steps=10)
+    for asked in (few, replace(few, batch_tokens=None, batch_rows=2)):
+        assert make_plan(settings_of(asked), RENDERING, lengths, 0).num_steps == 10
 
 
 def test_make_plan_refuses_batches_smaller_than_the_longest_row() -> None:

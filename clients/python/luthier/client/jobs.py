@@ -60,7 +60,7 @@ def list_all(
 
 
 def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
-    """Ask a job to stop after its current step. A job that has ended is returned unchanged."""
+    """Ask a job to stop; it does within one forward and backward pass. A job that has ended is returned unchanged."""
     request = api.CancelFineTuningJobRequest(name=_name(scope, name), etag=etag)
     return call(scope, lambda stubs: stubs.training.CancelFineTuningJob, request)
 

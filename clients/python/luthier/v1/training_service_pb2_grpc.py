@@ -133,7 +133,7 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelFineTuningJob(self, request, context):
-        """Ask a job to stop after its current step. A job that has ended or is stopping is returned unchanged.
+        """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
         """

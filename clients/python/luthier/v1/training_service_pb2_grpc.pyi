@@ -59,7 +59,7 @@ class TrainingServiceStub:
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
     CancelFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CancelFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
-    """Ask a job to stop after its current step. A job that has ended or is stopping is returned unchanged.
+    """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
     """
@@ -119,7 +119,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
     CancelFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
-    """Ask a job to stop after its current step. A job that has ended or is stopping is returned unchanged.
+    """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
     """
@@ -206,7 +206,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.CancelFineTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
-        """Ask a job to stop after its current step. A job that has ended or is stopping is returned unchanged.
+        """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from luthier.training.recipes.batches import (
 
 _NAMED_RECORDS = 5
 _LOW_EFFICIENCY = 0.5
+MAX_PASSED_ROWS = 20_000_000
+"""Most rows, counted anew in each epoch, that a plan looks at: somewhat over a minute of work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +107,14 @@ def make_plan(settings: JobSettings, rendering: RenderingView, lengths: Lengths,
     """Count what the job would do. Takes some 4 s for each pass over a million rows.
 
     Raises:
-        InvalidArgument: the longest row does not fit into a step or a forward pass (SEQUENCE_TOO_LONG).
+        InvalidArgument: the longest row does not fit into a step or a forward pass (SEQUENCE_TOO_LONG), or there
+            are more than `MAX_PASSED_ROWS` to count over all epochs.
         FailedPrecondition: NO_SUPERVISED_TOKENS, or rows are longer than the model's context
             (SEQUENCE_TOO_LONG).
     """
     _require_teaching(rendering, lengths)
     _require_fitting(settings.hyperparameters, lengths, context_length)
+    _require_countable(settings.hyperparameters, teaching_rows(lengths.train))
     totals = count_steps(lengths.train, batch_settings(settings.hyperparameters))
     validation_rows = teaching_rows(lengths.validation)
     return Plan(
@@ -176,6 +181,27 @@ def _require_fitting(chosen: Hyperparameters, lengths: Lengths, context_length: 
     ]
     if violations:
         raise wrong_fields(*violations)
+
+
+def _require_countable(chosen: Hyperparameters, rows: Sequence[RowLength]) -> None:
+    """Refuse a job whose steps would take the service minutes to count."""
+    epochs = chosen.num_epochs
+    if chosen.max_steps:
+        if chosen.batch_rows:
+            steps_per_epoch = math.ceil(len(rows) / chosen.batch_rows)
+        else:
+            steps_per_epoch = math.ceil(sum(row.num_tokens for row in rows) / chosen.batch_tokens)
+        epochs = min(epochs, math.ceil(chosen.max_steps / steps_per_epoch))
+    if epochs * len(rows) <= MAX_PASSED_ROWS:
+        return
+    most = MAX_PASSED_ROWS // len(rows)
+    raise wrong_fields(
+        FieldViolation(
+            field="fine_tuning_job.hyperparameters.num_epochs",
+            description=f"hyperparameters.num_epochs must be at most {most} for {len(rows)} training rows, "
+            f"got {chosen.num_epochs}; or set max_steps",
+        )
+    )
 
 
 def _warnings(

@@ -160,7 +160,7 @@ def _watch(session: Session, name: str) -> None:
 @click.argument("name")
 @pass_session
 def cancel(session: Session, name: str) -> None:
-    """Ask a job to stop after its current step. Its checkpoints remain."""
+    """Ask a job to stop; it does within one forward and backward pass. Its checkpoints remain."""
     session.show(session.client.jobs.cancel(name), _facts)
 
 
