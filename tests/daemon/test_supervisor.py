@@ -65,6 +65,26 @@ async def test_a_program_that_ends_is_started_again(folder: Path) -> None:
     assert len(list((folder / "count").iterdir())) == settled, "nothing is started after stop"
 
 
+async def test_a_program_that_cannot_be_started_once_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(folder / "logs", said.append)
+    await supervisor.start([program(folder, "counting_again", COUNTING.format(seconds=0))])
+    start = asyncio.create_subprocess_exec
+    refusals = [OSError("no process is left")]
+
+    async def reluctant(*command: str, **options: object) -> asyncio.subprocess.Process:
+        if refusals:
+            raise refusals.pop()
+        return await start(*command, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", reluctant)
+    await seen(folder, 2)
+    await supervisor.stop()
+    assert "counting_again cannot be started: no process is left" in said
+
+
 async def test_stop_ends_every_program(folder: Path) -> None:
     supervisor = Supervisor(folder / "logs", lambda _: None)
     await supervisor.start([program(folder, "counting_long", COUNTING.format(seconds=60))])
