@@ -1,11 +1,9 @@
-"""What the Triton faces of the operators share: architectures, launch configurations, and tiles of random words."""
+"""What the Triton faces of the operators share on the host: architectures and launch configurations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from triton.knobs import runtime
 
@@ -66,29 +64,3 @@ def refusal(*tensors: Tensor) -> str | None:
 def covering(size: int, least: int = 1) -> int:
     """The power of two that covers a size, at least `least`."""
     return max(least, 1 << max(0, size - 1).bit_length())
-
-
-@triton.jit
-def kept_tile(
-    first_row,
-    first_column,
-    row0,
-    seed,
-    stream,
-    threshold,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Which elements of a tile dropout keeps, by the counters of `lora_linear.reference.dropout_mask`.
-
-    COLUMNS and first_column are multiples of 4: one counter makes the words of four columns.
-    """
-    rows = (row0 + first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    groups = (first_column // 4 + tl.arange(0, COLUMNS // 4))[None, :]
-    zeros = tl.zeros([ROWS, COLUMNS // 4], dtype=tl.uint32)
-    low = (rows & 0xFFFFFFFF).to(tl.uint32) + zeros
-    high = (rows >> 32).to(tl.uint32) + zeros
-    w0, w1, w2, w3 = tl.philox(seed, groups.to(tl.uint32) + zeros, low, high, stream.to(tl.uint32) + zeros)
-    # The last two dimensions are (first or second pair, first or second of the pair): columns in order.
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return tl.reshape(words, [ROWS, COLUMNS]) >= threshold.to(tl.uint32)

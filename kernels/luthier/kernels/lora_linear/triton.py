@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from luthier.kernels.gpu import Launch, Launches, covering, kept_tile, launch_for
+from luthier.kernels.gpu import Launch, Launches, covering, launch_for
 from luthier.kernels.lora_linear import MAX_TRITON_PROJECTIONS
 from luthier.kernels.lora_linear.cpu import lora_linear_backward_op, lora_linear_op
 from luthier.kernels.operands import rows_of
+from luthier.kernels.tiles import kept_tile, place, tile, turned_tile
 
 SHRINK: Launches = {
     "*": Launch(tiles={"BLOCK_M": 64, "BLOCK_K": 64}, num_warps=4, num_stages=3),
@@ -45,33 +46,6 @@ _GROUP_ROWS = 8
 _COUNTERS = ["seed", "stream", "row0", "threshold", "keep_scale"]
 
 
-@triton.jit
-def _tile(base, rows, columns, stride, row_limit, column_limit):
-    """Elements [rows, columns] of a row-major matrix; zero beyond its limits."""
-    mask = (rows[:, None] < row_limit) & (columns[None, :] < column_limit)
-    return tl.load(base + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _turned_tile(base, rows, columns, stride, row_limit, column_limit):
-    """The same elements as [columns, rows]."""
-    mask = (rows[None, :] < row_limit) & (columns[:, None] < column_limit)
-    return tl.load(base + rows[None, :].to(tl.int64) * stride + columns[:, None], mask=mask, other=0.0)
-
-
-@triton.jit
-def _place(num_rows, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """The tile of this program: GROUP tiles of rows share their columns before the next columns come."""
-    tiles_m = tl.cdiv(num_rows, ROWS)
-    tiles_n = tl.cdiv(num_columns, COLUMNS)
-    program = tl.program_id(0)
-    group = program // (GROUP * tiles_n)
-    first = group * GROUP
-    height = tl.minimum(tiles_m - first, GROUP)
-    inside = program % (GROUP * tiles_n)
-    return first + inside % height, inside // height
-
-
 @triton.jit(do_not_specialize=_COUNTERS)
 def shrink_kernel(
     x, a, s, x_stride, M, K, Q,
@@ -85,13 +59,13 @@ def shrink_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_Q], dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
-        left = _tile(x, rows, columns, x_stride, M, K)
+        left = tile(x, rows, columns, x_stride, M, K)
         if DROPOUT:
             kept = kept_tile(
                 tl.program_id(0) * BLOCK_M, start, row0, seed, stream, threshold, BLOCK_M, BLOCK_K
             )
             left = tl.where(kept, left.to(tl.float32) * keep_scale, 0.0).to(x.dtype.element_ty)
-        right = _turned_tile(a, ranks, columns, K, Q, K)
+        right = turned_tile(a, ranks, columns, K, Q, K)
         total = tl.dot(left, right, total, input_precision=PRECISION)
     mask = (rows[:, None] < M) & (ranks[None, :] < Q)
     tl.store(s + rows[:, None].to(tl.int64) * Q + ranks[None, :], total.to(s.dtype.element_ty), mask=mask)
@@ -104,18 +78,18 @@ def expand_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Y = S B^T + x W^T + bias, B already scaled: the update begins the accumulator."""
-    tile_m, tile_n = _place(M, N, BLOCK_M, BLOCK_N, GROUP)
+    tile_m, tile_n = place(M, N, BLOCK_M, BLOCK_N, GROUP)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     outputs = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for start in range(0, R, BLOCK_R):
         ranks = start + tl.arange(0, BLOCK_R)
-        left = _tile(s, rows, ranks, s_stride, M, R)
-        total = tl.dot(left, _turned_tile(b, outputs, ranks, R, N, R), total, input_precision=PRECISION)
+        left = tile(s, rows, ranks, s_stride, M, R)
+        total = tl.dot(left, turned_tile(b, outputs, ranks, R, N, R), total, input_precision=PRECISION)
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
-        left = _tile(x, rows, columns, x_stride, M, K)
-        right = _turned_tile(weight, outputs, columns, weight_stride, N, K)
+        left = tile(x, rows, columns, x_stride, M, K)
+        right = turned_tile(weight, outputs, columns, weight_stride, N, K)
         total = tl.dot(left, right, total, input_precision=PRECISION)
     if HAS_BIAS:
         total += tl.load(bias + outputs, mask=outputs < N, other=0.0).to(tl.float32)[None, :]
@@ -131,20 +105,20 @@ def rank_gradients_kernel(
     """In one pass over a slice of dy: dS = dy B, and this slice's part of dy^T S; B is already scaled."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     ranks = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    low = _tile(s, rows, ranks, s_stride, M, R)
+    low = tile(s, rows, ranks, s_stride, M, R)
     total = tl.zeros([BLOCK_M, BLOCK_R], dtype=tl.float32)
     part = slices + tl.program_id(0).to(tl.int64) * N * R + ranks[None, :] * N
     for start in range(0, N, BLOCK_N):
         outputs = start + tl.arange(0, BLOCK_N)
-        right = _tile(b, outputs, ranks, R, N, R)
-        left = _tile(grad, rows, outputs, grad_stride, M, N)
+        right = tile(b, outputs, ranks, R, N, R)
+        left = tile(grad, rows, outputs, grad_stride, M, N)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         found = tl.dot(tl.trans(left), low, input_precision=PRECISION)
         mask = (outputs[:, None] < N) & (ranks[None, :] < R)
         tl.store(part + outputs[:, None], found, mask=mask)
     mask = (rows[:, None] < M) & (ranks[None, :] < R)
-    place = ds + rows[:, None].to(tl.int64) * ds_stride + ranks[None, :]
-    tl.store(place, total.to(ds.dtype.element_ty), mask=mask)
+    target = ds + rows[:, None].to(tl.int64) * ds_stride + ranks[None, :]
+    tl.store(target, total.to(ds.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=_COUNTERS)
@@ -156,33 +130,33 @@ def input_gradient_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Dx = undropped(dS A) + the sum of dy W over COUNT projections; BLOCK_K outputs are contracted at a time."""
-    tile_m, tile_n = _place(M, K, BLOCK_M, BLOCK_N, GROUP)
+    tile_m, tile_n = place(M, K, BLOCK_M, BLOCK_N, GROUP)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for start in range(0, Q, BLOCK_R):
         ranks = start + tl.arange(0, BLOCK_R)
-        left = _tile(ds, rows, ranks, Q, M, Q)
-        total = tl.dot(left, _tile(a, ranks, columns, K, Q, K), total, input_precision=PRECISION)
+        left = tile(ds, rows, ranks, Q, M, Q)
+        total = tl.dot(left, tile(a, ranks, columns, K, Q, K), total, input_precision=PRECISION)
     if DROPOUT:
         kept = kept_tile(tile_m * BLOCK_M, tile_n * BLOCK_N, row0, seed, stream, threshold, BLOCK_M, BLOCK_N)
         total = tl.where(kept, total * keep_scale, 0.0)
     for start in range(0, N0, BLOCK_K):
         outputs = start + tl.arange(0, BLOCK_K)
-        left = _tile(grad0, rows, outputs, stride0, M, N0)
-        right = _tile(weight0, outputs, columns, turn0, N0, K)
+        left = tile(grad0, rows, outputs, stride0, M, N0)
+        right = tile(weight0, outputs, columns, turn0, N0, K)
         total = tl.dot(left, right, total, input_precision=PRECISION)
     if COUNT > 1:
         for start in range(0, N1, BLOCK_K):
             outputs = start + tl.arange(0, BLOCK_K)
-            left = _tile(grad1, rows, outputs, stride1, M, N1)
-            right = _tile(weight1, outputs, columns, turn1, N1, K)
+            left = tile(grad1, rows, outputs, stride1, M, N1)
+            right = tile(weight1, outputs, columns, turn1, N1, K)
             total = tl.dot(left, right, total, input_precision=PRECISION)
     if COUNT > 2:
         for start in range(0, N2, BLOCK_K):
             outputs = start + tl.arange(0, BLOCK_K)
-            left = _tile(grad2, rows, outputs, stride2, M, N2)
-            right = _tile(weight2, outputs, columns, turn2, N2, K)
+            left = tile(grad2, rows, outputs, stride2, M, N2)
+            right = tile(weight2, outputs, columns, turn2, N2, K)
             total = tl.dot(left, right, total, input_precision=PRECISION)
     mask = (rows[:, None] < M) & (columns[None, :] < K)
     tl.store(dx + rows[:, None].to(tl.int64) * K + columns[None, :], total.to(dx.dtype.element_ty), mask=mask)
@@ -203,13 +177,13 @@ def gram_kernel(
     total = tl.zeros([BLOCK_N, BLOCK_Q], dtype=tl.float32)
     for start in range(first, last, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
-        left = _tile(x, rows, columns, x_stride, last, K)
+        left = tile(x, rows, columns, x_stride, last, K)
         if DROPOUT:
             kept = kept_tile(
                 start, tl.program_id(0) * BLOCK_N, row0, seed, stream, threshold, BLOCK_M, BLOCK_N
             )
             left = tl.where(kept, left.to(tl.float32) * keep_scale, 0.0).to(x.dtype.element_ty)
-        right = _tile(low, rows, ranks, low_stride, last, Q)
+        right = tile(low, rows, ranks, low_stride, last, Q)
         total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
     part = slices + tl.program_id(2).to(tl.int64) * Q * K
     mask = (ranks[None, :] < Q) & (columns[:, None] < K)
