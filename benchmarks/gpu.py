@@ -1,0 +1,245 @@
+"""Our Triton kernels and a whole training step against their peers, forward and backward, on this machine's GPU.
+
+`python benchmarks/gpu.py` needs a GPU that torch can use, CUDA or ROCm. It checks every contender against float32,
+times those that are right in turns, prints a table, writes results/gpu.json and ends with one line of JSON: our time
+over the best contender's, by operator. A peer that is not installed, fails or is wrong is named with the reason.
+
+`--only OP` measures one operator and writes nothing; `--models A,B` takes the shapes of some models. `--dry-run` goes
+the whole way without a GPU, small, in float16 and Triton's interpreter, by the processor's clock, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu_meter import Problem
+    from gpu_models import Model
+
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
+# The step comes first: Unsloth changes transformers when it is imported, which its operators' turn does.
+OPS = (
+    "training_step",
+    "lora_linear",
+    "lora_linear_multi",
+    "lora_mlp",
+    "grouped_lora_linear",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "rms_norm",
+    "rope",
+    "gated_activation",
+    "attention_varlen",
+)
+PACKAGES = ("torch", "triton", "transformers", "peft", "liger-kernel", "cut-cross-entropy", "unsloth")
+_OURS = "ours"
+# What tells the driver and the clocks, for each kind of device.
+_ASKED = {
+    "nvidia-smi": (
+        "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit",
+        "--format=csv",
+    ),
+    "rocm-smi": ("--showdriverversion", "--showclocks", "--json"),
+}
+
+Row = dict[str, Any]
+
+
+def problems(models: Sequence[Model], ops: Sequence[str], *, is_dry: bool) -> Iterator[Problem]:
+    """What is measured, made one after the other."""
+    # Here, as importing the kernels settles whether they are interpreted or compiled.
+    import gpu_cases
+    import gpu_step
+    from gpu_models import DRY, ON_DEVICE
+
+    setting = DRY if is_dry else ON_DEVICE
+    if gpu_step.OP in ops:
+        for model in models:
+            yield gpu_step.problem(model, setting)
+    yield from gpu_cases.problems(models, [op for op in ops if op != gpu_step.OP], setting)
+
+
+def measure_all(found: Iterator[Problem], repeats: int, *, is_dry: bool) -> tuple[list[Row], str]:
+    """A row for each problem, and why there are not all of them, if so."""
+    from gpu_meter import DeviceClock, DeviceLostError, HostClock, measure
+
+    clock = HostClock() if is_dry else DeviceClock()
+    rows: list[Row] = []
+    for problem in found:
+        try:
+            outcomes = measure(problem, clock, repeats)
+        except DeviceLostError as error:
+            return rows, f"the device was lost in {problem.name}: {error}"
+        dtype = str(problem.dtype).removeprefix("torch.")
+        rows.append({"op": problem.op, "problem": problem.name, "dtype": dtype, "contenders": outcomes})
+        print("\n".join(lines_of(rows[-1])), flush=True)
+        # Its tensors are large, and the next problem is made before the name is taken.
+        del problem
+    return rows, ""
+
+
+def lines_of(row: Row) -> Iterator[str]:
+    """A row of results as people read it."""
+    yield f"{row['problem']} ({row['dtype']})"
+    for name, outcome in row["contenders"].items():
+        if outcome["status"] == "timed":
+            peak = outcome["peak_bytes"]
+            memory = "" if peak is None else f"  {peak / 2**20:9.1f} MiB"
+            yield f"  {name:34} {outcome['milliseconds']:10.3f} ms{memory}"
+        else:
+            yield f"  {name:34} {outcome['status']}: {outcome['why']}"
+
+
+def ratio(row: Row, *, only_eager: bool = False) -> float | None:
+    """Our time over the best other contender's, or over eager's; None where either was not timed."""
+    timed = {name: one["milliseconds"] for name, one in row["contenders"].items() if one["status"] == "timed"}
+    ours = timed.pop(_OURS, None)
+    others = [taken for name, taken in timed.items() if name == "eager" or not only_eager]
+    return ours / min(others) if ours is not None and others else None
+
+
+def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures that releases are compared by: geometric means over the models, None where nothing was timed."""
+
+    def mean(op: str, *, only_eager: bool) -> float | None:
+        ratios = [ratio(row, only_eager=only_eager) for row in rows if row["op"] == op]
+        logs = [math.log(one) for one in ratios if one is not None]
+        return round(math.exp(sum(logs) / len(logs)), 3) if logs else None
+
+    def named(status: str) -> list[str]:
+        found = {
+            (row["op"], name)
+            for row in rows
+            for name, one in row["contenders"].items()
+            if one["status"] == status
+        }
+        return [f"{op}: {name}" for op, name in sorted(found)]
+
+    ops = [op for op in OPS if any(row["op"] == op for row in rows)]
+    return {
+        "ours_vs_best": {op: mean(op, only_eager=False) for op in ops},
+        "ours_vs_eager": {op: mean(op, only_eager=True) for op in ops},
+        **{status: named(status) for status in ("wrong", "refused", "failed", "missing")},
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """The device and the versions that the figures are true for."""
+    import torch
+
+    from luthier.kernels.gpu import architecture
+
+    installed = {
+        one.metadata["Name"].lower().replace("_", "-"): one.version
+        for one in importlib.metadata.distributions()
+    }
+    versions: dict[str, Any] = {name: installed.get(name) for name in PACKAGES}
+    found = {
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        **versions,
+    }
+    if not torch.cuda.is_available():
+        return {"device": None, **found}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "architecture": architecture(torch.device("cuda", 0)),
+        "memory_bytes": properties.total_memory,
+        "processors": properties.multi_processor_count,
+        "driver": {tool: answer_of(tool, options) for tool, options in _ASKED.items() if shutil.which(tool)},
+        **found,
+    }
+
+
+def answer_of(tool: str, options: Sequence[str]) -> str:
+    """What a vendor's tool says of the first device, or why it says nothing."""
+    try:
+        done = subprocess.run([tool, *options], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{type(error).__name__}: {error}"
+    return (done.stdout or done.stderr).strip()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; `models` becomes the models' shapes, `ops` the operators."""
+    from gpu_models import MODELS, shrunk
+
+    # An abbreviated --dry-run would be seen too late.
+    parser = argparse.ArgumentParser(
+        description="Time our Triton kernels against their peers.", allow_abbrev=False
+    )
+    names = [model.name for model in MODELS]
+    parser.add_argument(
+        "--only", default="", metavar="OP", help=f"one of {', '.join(OPS)}; nothing is written"
+    )
+    parser.add_argument("--models", default="", metavar="A,B", help=f"some of {', '.join(names)}")
+    parser.add_argument(
+        "--repeats", type=int, default=20, help="rounds in which all take a turn (default 20)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="the whole way without a GPU; nothing is written"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.only and arguments.only not in OPS:
+        parser.error(f"--only must be one of {', '.join(OPS)}, got {arguments.only!r}")
+    chosen = arguments.models.split(",") if arguments.models else names[: 1 if arguments.dry_run else None]
+    if unknown := [name for name in chosen if name not in names]:
+        parser.error(f"--models must be of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
+    if arguments.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {arguments.repeats}")
+    models = [model for model in MODELS if model.name in chosen]
+    arguments.models = [shrunk(model) for model in models] if arguments.dry_run else models
+    arguments.ops = [arguments.only] if arguments.only else list(OPS)
+    return arguments
+
+
+def lacking() -> str:
+    """What a run on a device needs and is not there; empty where nothing is."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return (
+        f"benchmarks/gpu.py needs a GPU that torch can use and a torch built for it (CUDA or ROCm); torch "
+        f"{torch.__version__} sees none. --dry-run goes the whole way without one."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the results, print the summary."""
+    # Triton settles it when it is imported, and torch imports it wherever it likes.
+    if "--dry-run" in (sys.argv[1:] if argv is None else argv):
+        os.environ["TRITON_INTERPRET"] = "1"
+    else:
+        os.environ.pop("TRITON_INTERPRET", None)
+    arguments = parse(argv)
+    is_dry: bool = arguments.dry_run
+    if not is_dry and (message := lacking()):
+        print(message, file=sys.stderr)
+        return 2
+    repeats = 1 if is_dry else arguments.repeats
+    found = problems(arguments.models, arguments.ops, is_dry=is_dry)
+    rows, stopped = measure_all(found, repeats, is_dry=is_dry)
+    summary: dict[str, Any] = {"dry_run": is_dry, **summary_of(rows), "stopped": stopped or None}
+    if not is_dry and not arguments.only:
+        document: Mapping[str, Any] = {"machine": surroundings(), "repeats": repeats, "rows": rows, **summary}
+        RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(summary))
+    return int(bool(stopped))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""A whole LoRA training step for `gpu.py`: a model of random weights on one packed row, by ours and by its peers.
+
+All contenders share one base model, which is frozen, and begin with the same adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from gpu_meter import EAGER, OURS, Contender, Problem, Program
+from gpu_models import Model, Setting
+from gpu_peers import LIGER, PEFT
+from sft_step_peft import packed_inputs
+from sft_step_task import ADAPTER, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, Row
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+
+from luthier.kernels.tables import Impl, force_impl
+from luthier.lm.attention import IMPLEMENTATION
+from luthier.lm.blocks import use_kernels
+from luthier.lm.lora import Adapter, LoraSpec, adapter_parameters, attach, target_modules
+from luthier.lm.loss import labelled_rows
+from luthier.lm.packed import PackedBatch, pack
+from luthier.training.recipes.engine import Engine, OptimiserSettings
+
+OP = "training_step"
+_CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What all contenders are given: a frozen base, an adapter's factors by module, and the rows."""
+
+    base: PreTrainedModel
+    spec: LoraSpec
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    rows: tuple[Row, ...]
+    device: str
+
+    @property
+    def batch(self) -> PackedBatch:
+        """The rows as our own step takes them."""
+        return pack([(row.ids, row.supervised) for row in self.rows]).to(self.device)
+
+
+def problem(model: Model, setting: Setting) -> Problem:
+    """A model's step: forward, backward, clipping and AdamW on one pack of rows."""
+    work = make_work(model, setting)
+    peft = partial(_peft, work)
+    return Problem(
+        op=OP,
+        name=f"{model.name} {OP}, {setting.tokens} tokens",
+        dtype=setting.dtype,
+        reference=lambda: _ours(work, "eager", is_wide=True),
+        contenders={
+            OURS: Contender(lambda: _ours(work, "triton"), {}),
+            EAGER: Contender(lambda: _ours(work, "eager"), {}),
+            "PEFT": Contender(peft, PEFT),
+            "torch.compile (PEFT)": Contender(lambda: peft(backend=setting.backend), PEFT),
+            "Liger (PEFT)": Contender(lambda: peft(liger=model.kind), LIGER | PEFT),
+        },
+    )
+
+
+def make_work(model: Model, setting: Setting) -> Work:
+    """A base model of random weights on the device, and what goes with it."""
+    config = _CONFIGS[model.kind](
+        vocab_size=model.vocab,
+        hidden_size=model.hidden,
+        intermediate_size=model.feed_forward,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.key_heads,
+        head_dim=model.head_dim,
+        max_position_embeddings=4096,
+        tie_word_embeddings=model.is_tied,
+    )
+    spec = LoraSpec(rank=setting.rank, alpha=2 * setting.rank)
+    torch.manual_seed(0)
+    with torch.device(setting.device):
+        base = AutoModelForCausalLM.from_config(config, dtype=setting.dtype)  # type: ignore[no-untyped-call]
+        base.requires_grad_(requires_grad=False)
+        factors = {}
+        for name in target_modules(base, "all-linear"):
+            outputs, inputs = base.get_submodule(name).weight.shape
+            a_RI = torch.randn(setting.rank, inputs) * inputs**-0.5
+            factors[name] = (a_RI, torch.randn(outputs, setting.rank) * 0.01)
+        words = torch.randint(model.vocab, (setting.tokens,)).tolist()
+    rows = []
+    for length in setting.lengths:
+        ids, words = words[:length], words[length:]
+        # As in a conversation: what comes first is given, the other half learnt.
+        rows.append(Row(ids=tuple(ids), supervised=tuple(at >= length // 2 for at in range(length))))
+    return Work(base=base, spec=spec, factors=factors, rows=tuple(rows), device=setting.device)
+
+
+def _sharing(base: PreTrainedModel) -> PreTrainedModel:
+    """A model of modules of its own on the very weights of another."""
+    kept = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
+    return copy.deepcopy(base, kept)
+
+
+def _ours(work: Work, impl: Impl, *, is_wide: bool = False) -> Program:
+    """Our own engine on modules that run our kernels, or with `eager` their references."""
+    base: Any = work.base
+    model: Any = copy.deepcopy(base).float() if is_wide else _sharing(work.base)
+    model.set_attn_implementation(IMPLEMENTATION)
+    use_kernels(model)
+    adapter = Adapter(name=ADAPTER, spec=work.spec, modules=tuple(sorted(work.factors)))
+    attach(model, adapter, {name: (a.clone(), b.clone()) for name, (a, b) in work.factors.items()})
+    settings = OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
+    engine = Engine(model, ADAPTER, settings)
+    parameters = adapter_parameters(model, ADAPTER)
+    batch = work.batch
+    learnt = labelled_rows(batch).numel()
+
+    def accumulate() -> float:
+        with _forced(impl):
+            return engine.accumulate(batch, learnt)
+
+    def results() -> list[Tensor]:
+        loss = accumulate() / learnt
+        return _compared(loss, parameters)
+
+    def run() -> None:
+        accumulate()
+        engine.update(LEARNING_RATE)
+
+    return Program(results=results, run=run, restore=_nothing)
+
+
+def _peft(work: Work, *, backend: str = "", liger: str = "") -> Program:
+    """Transformers and PEFT in a plain loop, compiled with a backend, or patched by Liger for a kind of model."""
+    from peft import LoraConfig, get_peft_model
+
+    base = _sharing(work.base)
+    patched = _liger_patch(base, liger) if liger else nullcontext
+    config = LoraConfig(r=work.spec.rank, lora_alpha=int(work.spec.alpha), target_modules=list(work.factors))
+    model = cast(Any, get_peft_model(base, config))
+    model.train()
+    parameters = {}
+    for name, pair in work.factors.items():
+        for part, factor in zip(("lora_A", "lora_B"), pair, strict=True):
+            parameter = model.get_parameter(f"base_model.model.{name}.{part}.default.weight")
+            parameter.data.copy_(factor)
+            parameters[f"{name}.{part}"] = parameter
+    inputs = {name: one.to(work.device) for name, one in packed_inputs(list(work.rows)).items()}
+    learnt = inputs["labels"].ne(-100).sum()
+    forward = torch.compile(model, backend=backend) if backend else model
+    optimiser = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def accumulate() -> Tensor:
+        with patched():
+            loss: Tensor = forward(**inputs, use_cache=False, num_items_in_batch=learnt).loss
+            torch.autograd.backward(loss)
+        return loss.detach()
+
+    def run() -> None:
+        accumulate()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRAD_NORM)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return Program(results=lambda: _compared(accumulate().item(), parameters), run=run, restore=_nothing)
+
+
+def _compared(loss: float, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """The loss, and the gradients of all A's and all B's as one vector each; gradients are zero after that."""
+    vectors = []
+    for part in ("lora_A", "lora_B"):
+        grads = [parameters[name].grad for name in sorted(parameters) if name.endswith(part)]
+        assert all(grad is not None for grad in grads)
+        vectors.append(torch.cat([grad.detach().flatten() for grad in grads if grad is not None]))
+    for parameter in parameters.values():
+        assert parameter.grad is not None
+        parameter.grad.zero_()
+    return [torch.tensor([loss]), *vectors]
+
+
+def _nothing() -> None:
+    """A step goes on from where the last one ended."""
+
+
+@contextmanager
+def _forced(impl: Impl) -> Iterator[None]:
+    force_impl(impl)
+    try:
+        yield
+    finally:
+        force_impl("auto")
+
+
+def _liger_patch(model: PreTrainedModel, kind: str) -> Callable[[], Any]:
+    """Patch a model by Liger; what that changes in transformers' module holds only within the context returned.
+
+    Else rotary positions, which Liger replaces for all models, would be Liger's in the others' steps too.
+    """
+    from liger_kernel import transformers as liger
+
+    module = sys.modules[type(model).__module__]
+    before = dict(vars(module))
+    getattr(liger, f"apply_liger_kernel_to_{kind}")(model=model)
+    changed = {name: one for name, one in vars(module).items() if before.get(name) is not one}
+    original = {name: before[name] for name in changed}
+    vars(module).update(original)
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        vars(module).update(changed)
+        try:
+            yield
+        finally:
+            vars(module).update(original)
+
+    return patched

@@ -1,0 +1,178 @@
+"""The benchmark for GPUs: its whole way on the processor, what it refuses, and how it judges contenders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu
+import pytest
+import torch
+from gpu_meter import EAGER, OURS, Contender, DeviceLostError, HostClock, Problem, Program, measure
+from torch import Tensor
+
+pytest.importorskip("triton")
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+EXACT = torch.linspace(1, 2, 1000)
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    # The operators' tests run Triton's interpreter in this process; no device is to be seen, even where one is.
+    surroundings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    surroundings |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, env=surroundings, check=False
+    )
+
+
+def computes(results: list[Tensor]) -> Contender:
+    return Contender(lambda: Program(results=lambda: results, run=lambda: None, restore=lambda: None), {})
+
+
+def problem(**contenders: Contender) -> Problem:
+    return Problem(
+        op="rope",
+        name="a problem",
+        dtype=torch.float16,
+        reference=computes([EXACT]).make,
+        contenders={EAGER: computes([EXACT.half()]), **contenders},
+    )
+
+
+def test_a_dry_run_goes_the_whole_way() -> None:
+    results = gpu.RESULTS.read_bytes() if gpu.RESULTS.exists() else None
+    done = run("--dry-run")
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    found = json.loads(last)
+    assert found["dry_run"]
+    assert found["wrong"] == []
+    assert list(found["ours_vs_best"]) == list(gpu.OPS)
+    refused = {one.partition(":")[0] for one in found["refused"]}
+    assert all((found["ours_vs_eager"][op] is None) == (op in refused) for op in gpu.OPS)
+    assert not refused - {"attention_varlen", "grouped_lora_linear"}
+    for peer in ("Liger", "cut-cross-entropy", "Unsloth"):
+        assert any(line.split()[:1] == peer.split()[:1] for line in lines)
+    assert (gpu.RESULTS.read_bytes() if gpu.RESULTS.exists() else None) == results
+
+
+def test_without_a_gpu_it_says_what_is_needed() -> None:
+    done = run("--repeats", "3")
+    assert done.returncode == 2
+    assert "needs a GPU that torch can use and a torch built for it (CUDA or ROCm)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "swish"], "--only must be one of training_step, lora_linear,"),
+        (["--models", "Llama-3.2-1B,GPT"], "--models must be of SmolLM2-135M, Llama-3.2-1B, "),
+        (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--dry"], "unrecognized arguments: --dry"),
+    ],
+)
+def test_wrong_options_are_named(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        gpu.parse(options)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_takes_the_first_model_small() -> None:
+    (model,) = gpu.parse(["--dry-run"]).models
+    assert (model.name, model.hidden) == ("SmolLM2-135M", 64)
+    assert len(gpu.parse([]).models) == 4
+
+
+def test_a_wrong_contender_is_not_timed() -> None:
+    off = EXACT.clone()
+    off[7] = 0
+    found = measure(
+        problem(ours=computes([EXACT]), off=computes([off]), nan=computes([EXACT * float("nan")])),
+        HostClock(),
+        repeats=3,
+    )
+    assert found[OURS]["milliseconds"] >= 0
+    assert found[EAGER]["status"] == "timed"
+    assert found["off"]["status"] == found["nan"]["status"] == "wrong"
+    assert found["off"]["why"].startswith("result 0 is 2.08e-02 off, allowed are 8")
+    assert "milliseconds" not in found["off"]
+    assert found["nan"]["error"] is None
+
+
+def test_a_contender_may_be_twice_as_far_off_as_eager() -> None:
+    rounded = EXACT + 2 * (EXACT.half() - EXACT)
+    worse = measure(problem(other=computes([rounded])), HostClock(), 1)["other"]
+    assert worse["status"] == "timed"
+    assert 0 < worse["error"] < worse["allowed_error"] < 1e-3
+
+
+def test_a_missing_contender_is_listed() -> None:
+    absent = Contender(computes([EXACT]).make, {"no_such_package": "no-such-package", "torch": "torch"})
+    found = measure(problem(Peer=absent), HostClock(), 1)
+    assert found["Peer"] == {"status": "missing", "why": "not installed: no-such-package"}
+    row = {"op": "rope", "problem": "p", "dtype": "float16", "contenders": found}
+    assert gpu.summary_of([row])["missing"] == ["rope: Peer"]
+    assert "  Peer" + 31 * " " + "missing: not installed: no-such-package" in gpu.lines_of(row)
+
+
+def test_a_contender_that_fails_does_not_stop_the_others() -> None:
+    def refuse() -> Program:
+        raise ValueError("impl 'triton' is not there")
+
+    broken = problem(ours=Contender(refuse, {}), peer=Contender(refuse, {}), short=computes([EXACT[1:]]))
+    found = measure(broken, HostClock(), 1)
+    assert found[OURS] == {"status": "refused", "why": "ValueError: impl 'triton' is not there"}
+    assert found["peer"]["status"] == found["short"]["status"] == "failed"
+    assert "got [(999,)]" in found["short"]["why"]
+    assert found[EAGER]["status"] == "timed"
+
+
+def test_without_a_reference_nothing_is_timed() -> None:
+    def exhaust() -> Program:
+        raise torch.OutOfMemoryError("out of\nmemory")
+
+    there = problem(ours=computes([EXACT]))
+    lost = Problem(op="rope", name="", dtype=there.dtype, reference=exhaust, contenders=there.contenders)
+    found = measure(lost, HostClock(), 1)
+    assert {one["why"] for one in found.values()} == {
+        "nothing to compare with: OutOfMemoryError: out of memory"
+    }
+
+
+def test_a_lost_device_ends_the_run_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> Program:
+        raise RuntimeError("illegal memory access")
+
+    def lose(self: HostClock) -> None:
+        raise DeviceLostError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(HostClock, "check_alive", lose)
+    found = [problem(), problem(ours=Contender(fail, {})), problem()]
+    rows, stopped = gpu.measure_all(iter(found), 1, is_dry=True)
+    assert len(rows) == 1
+    assert stopped == "the device was lost in a problem: an illegal memory access was encountered"
+
+
+def test_ratios_are_to_the_best_and_their_mean_is_geometric() -> None:
+    def row(op: str, **milliseconds: float) -> gpu.Row:
+        timed = {name: {"status": "timed", "milliseconds": one} for name, one in milliseconds.items()}
+        return {"op": op, "contenders": timed | {"late": {"status": "wrong", "why": "result 0"}}}
+
+    summary = gpu.summary_of(
+        [
+            row("rope", ours=1, eager=4, Liger=2),
+            row("rope", ours=8, eager=4, Liger=9),
+            row("rms_norm", eager=1),
+        ]
+    )
+    assert summary["ours_vs_best"] == {"rms_norm": None, "rope": 1.0}
+    assert summary["ours_vs_eager"] == {"rms_norm": None, "rope": 0.707}
+    assert summary["wrong"] == ["rms_norm: late", "rope: late"]
