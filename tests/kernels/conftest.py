@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,8 +26,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", chosen or available_isas(), indirect=True)
     if "kernels" in metafunc.fixturenames:
-        triton = ["triton"] if importlib.util.find_spec("triton") else []
-        metafunc.parametrize("kernels", chosen or [*available_isas(), *triton], indirect=True)
+        metafunc.parametrize("kernels", chosen or [*available_isas(), *triton_parameters()], indirect=True)
+
+
+def triton_device() -> str:
+    """Where Triton's kernels run here: on a GPU, or in Triton's interpreter on tensors in main memory."""
+    return "cuda" if torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET") else "cpu"
+
+
+def triton_parameters() -> list[Any]:
+    """The kernels of Triton as a parameter, marked `gpu` where they are to run on one; none without the package."""
+    if importlib.util.find_spec("triton") is None:
+        return []
+    return [pytest.param("triton", marks=[pytest.mark.gpu] if triton_device() == "cuda" else [])]
 
 
 @pytest.fixture
@@ -40,6 +52,8 @@ def isa(request: pytest.FixtureRequest) -> Iterator[Isa]:
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set of this machine, and Triton; `exact_as_eager` runs these kernels. Gives their `impl`."""
     global _impl  # noqa: PLW0603 - what `exact_as_eager` runs in this test
+    if request.param == "triton" and triton_device() == "cpu" and not os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("there is a GPU, but torch cannot use it: TRITON_INTERPRET=1 runs Triton's interpreter")
     _impl = "triton" if request.param == "triton" else "cpu"
     force_isa(None if request.param == "triton" else request.param)
     with numpy.errstate(over="ignore"):  # the interpreter's exp, where a GPU's gives infinity without a word
@@ -48,17 +62,25 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     _impl = "cpu"
 
 
-def with_gradients(run: Run, impl: str, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Outputs, then the gradients of the inputs that require one, for fixed random gradients of the outputs."""
-    cast = [
-        one.detach().to(dtype).requires_grad_(one.requires_grad) if one.is_floating_point() else one
-        for one in inputs
-    ]
+def with_gradients(
+    run: Run, impl: str, inputs: Sequence[Tensor], dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    """Outputs, then the gradients of the inputs that require one, for fixed random gradients of the outputs.
+
+    Computed on the device; all come back to the processor.
+    """
+    moved = [one.detach().to(device) for one in inputs]
+    cast = [one.to(dtype) if one.is_floating_point() else one for one in moved]
+    for one, given in zip(cast, inputs, strict=True):
+        one.requires_grad_(given.requires_grad)
     outputs = list(run(impl, *cast))
     generator = torch.Generator().manual_seed(5)
-    weights = [torch.randn(output.shape, generator=generator).to(output.dtype) for output in outputs]
+    # Drawn on the processor, so that they are the same for every device.
+    drawn = [torch.randn(output.shape, generator=generator) for output in outputs]
+    weights = [one.to(output) for one, output in zip(drawn, outputs, strict=True)]
     learnt = [one for one in cast if one.requires_grad]
-    return [*(output.detach() for output in outputs), *torch.autograd.grad(outputs, learnt, weights)]
+    found = [*(output.detach() for output in outputs), *torch.autograd.grad(outputs, learnt, weights)]
+    return [one.cpu() for one in found]
 
 
 def assert_exact_as_eager(
@@ -67,17 +89,19 @@ def assert_exact_as_eager(
     """Outputs and gradients of the kernels are at most twice as far from float64 as plain torch's at that dtype.
 
     `eager` replaces the reference as what plain torch computes. A last bit of the greatest element, and a few of a
-    float32 sum, are always allowed. Triton's interpreter is wrong for bfloat16: there float16 takes its place.
+    float32 sum, are always allowed. Where Triton's kernels run on a GPU, so does eager; float64 stays on the
+    processor. Triton's interpreter is wrong for bfloat16: there float16 takes its place.
     """
-    if _impl == "triton" and dtype == torch.bfloat16 and not torch.cuda.is_available():
+    device = triton_device() if _impl == "triton" else "cpu"
+    if _impl == "triton" and dtype == torch.bfloat16 and device == "cpu":
         dtype = torch.float16
     inputs = [
         one.detach().to(dtype).requires_grad_(one.requires_grad) if one.is_floating_point() else one
         for one in inputs
     ]
     exact = with_gradients(run, "eager", inputs, torch.float64)
-    ours = with_gradients(run, _impl, inputs, dtype)
-    theirs = with_gradients(eager or run, "eager", inputs, dtype)
+    ours = with_gradients(run, _impl, inputs, dtype, device)
+    theirs = with_gradients(eager or run, "eager", inputs, dtype, device)
     eps = torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps
     for index, (want, got, other) in enumerate(zip(exact, ours, theirs, strict=True)):
         assert got.shape == want.shape
