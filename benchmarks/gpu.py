@@ -19,7 +19,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,42 +58,55 @@ _ASKED = {
 Row = dict[str, Any]
 
 
-def problems(models: Sequence[Model], ops: Sequence[str], *, is_dry: bool) -> Iterator[Problem]:
-    """What is measured, made one after the other."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A problem that is still to be made, for its tensors are large."""
+
+    op: str
+    name: str
+    make: Callable[[], Problem]
+
+
+def tasks(models: Sequence[Model], ops: Sequence[str], *, is_dry: bool) -> list[Task]:
+    """What is to be measured."""
     # Here, as importing the kernels settles whether they are interpreted or compiled.
     import gpu_cases
     import gpu_step
     from gpu_models import DRY, ON_DEVICE
 
     setting = DRY if is_dry else ON_DEVICE
-    if gpu_step.OP in ops:
+    made = []
+    for op in ops:
         for model in models:
-            yield gpu_step.problem(model, setting)
-    yield from gpu_cases.problems(models, [op for op in ops if op != gpu_step.OP], setting)
+            make = partial(
+                gpu_step.problem if op == gpu_step.OP else partial(gpu_cases.problem, op), model, setting
+            )
+            made.append(Task(op, f"{model.name} {op}", make))
+    return made
 
 
-def measure_all(found: Iterator[Problem], repeats: int, *, is_dry: bool) -> tuple[list[Row], str]:
-    """A row for each problem, and why there are not all of them, if so."""
-    from gpu_meter import DeviceClock, DeviceLostError, HostClock, measure
+def measure_all(found: Iterable[Task], repeats: int, *, is_dry: bool) -> tuple[list[Row], str]:
+    """A row for each task, and why there are not all of them, if so."""
+    from gpu_meter import DeviceClock, DeviceLostError, HostClock, measure, shown
 
     clock = HostClock() if is_dry else DeviceClock()
     rows: list[Row] = []
-    for problem in found:
+    for task in found:
         try:
-            outcomes = measure(problem, clock, repeats)
+            outcomes = measure(task.make(), clock, repeats)
         except DeviceLostError as error:
-            return rows, f"the device was lost in {problem.name}: {error}"
-        dtype = str(problem.dtype).removeprefix("torch.")
-        rows.append({"op": problem.op, "problem": problem.name, "dtype": dtype, "contenders": outcomes})
+            return rows, f"the device was lost in {task.name}: {error}"
+        except Exception as error:
+            # Such as a model that is too large for this device: the other problems may be measured.
+            outcomes = {"all": {"status": "failed", "why": shown(error)}}
+        rows.append({"op": task.op, "problem": task.name, "contenders": outcomes})
         print("\n".join(lines_of(rows[-1])), flush=True)
-        # Its tensors are large, and the next problem is made before the name is taken.
-        del problem
     return rows, ""
 
 
 def lines_of(row: Row) -> Iterator[str]:
     """A row of results as people read it."""
-    yield f"{row['problem']} ({row['dtype']})"
+    yield str(row["problem"])
     for name, outcome in row["contenders"].items():
         if outcome["status"] == "timed":
             peak = outcome["peak_bytes"]
@@ -231,11 +246,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(message, file=sys.stderr)
         return 2
     repeats = 1 if is_dry else arguments.repeats
-    found = problems(arguments.models, arguments.ops, is_dry=is_dry)
+    found = tasks(arguments.models, arguments.ops, is_dry=is_dry)
     rows, stopped = measure_all(found, repeats, is_dry=is_dry)
     summary: dict[str, Any] = {"dry_run": is_dry, **summary_of(rows), "stopped": stopped or None}
     if not is_dry and not arguments.only:
-        document: Mapping[str, Any] = {"machine": surroundings(), "repeats": repeats, "rows": rows, **summary}
+        document: Mapping[str, Any] = {
+            "machine": surroundings(),
+            "dtype": "bfloat16",
+            "repeats": repeats,
+            "rows": rows,
+            **summary,
+        }
         RESULTS.write_text(json.dumps(document, indent=2) + "\n")
     print(json.dumps(summary))
     return int(bool(stopped))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -212,14 +212,8 @@ OPERATORS: Mapping[str, Maker] = {
 """By name; `lora_mlp` is a whole feed-forward block of gate, up and down projections with their activation."""
 
 
-def problems(models: Sequence[Model], ops: Sequence[str], setting: Setting) -> Iterator[Problem]:
-    """The operators' problems, made one after the other, for their tensors are large."""
-    for op in ops:
-        for model in models:
-            yield _problem(op, model, setting)
-
-
-def _problem(op: str, model: Model, setting: Setting) -> Problem:
+def problem(op: str, model: Model, setting: Setting) -> Problem:
+    """An operator's problem of a model's shapes, with all of its contenders."""
     inputs, ours, plain = OPERATORS[op](model, setting)
     compiled = plain or ours("eager")
     builds = {
@@ -230,18 +224,19 @@ def _problem(op: str, model: Model, setting: Setting) -> Problem:
         ),
         **PEERS.get(op, {}),
     }
-    wide = {name: one.float() if one.is_floating_point() else one for name, one in inputs.items()}
-    wide = {name: one.detach().requires_grad_(inputs[name].requires_grad) for name, one in wide.items()}
     return Problem(
-        op=op,
-        name=f"{model.name} {op}",
         dtype=setting.dtype,
-        reference=lambda: program(ours("eager"), wide, setting.dtype),
+        reference=lambda: program(ours("eager"), _wide(inputs), setting.dtype),
         contenders={
             name: Contender(lambda build=peer.build: program(build, inputs, setting.dtype), peer.packages)  # type: ignore[misc]
             for name, peer in builds.items()
         },
     )
+
+
+def _wide(inputs: Inputs) -> Inputs:
+    made = {name: one.detach().float() if one.is_floating_point() else one for name, one in inputs.items()}
+    return {name: one.requires_grad_(inputs[name].requires_grad) for name, one in made.items()}
 
 
 def leaves(inputs: Inputs) -> dict[str, Tensor]:

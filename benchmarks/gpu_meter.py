@@ -56,8 +56,6 @@ class Problem:
         dtype: what the contenders round to.
     """
 
-    op: str
-    name: str
     dtype: torch.dtype
     reference: Callable[[], Program]
     contenders: Mapping[str, Contender]
@@ -197,8 +195,14 @@ def measure(problem: Problem, clock: Clock, repeats: int) -> dict[str, Outcome]:
         program, outcomes[name] = _tried(name, contender, (want, allowed), clock)
         if program is not None:
             programs[name] = program
-    for name, figures in _timed(programs, clock, repeats).items():
-        outcomes[name] |= figures
+    try:
+        figures = _timed(programs, clock, repeats)
+    except Exception as error:
+        clock.check_alive()
+        why = f"while all took turns: {shown(error)}"
+        figures = {name: {"status": "failed", "why": why} for name in programs}
+    for name in programs:
+        outcomes[name] |= figures[name]
     return {name: outcomes[name] for name in problem.contenders}
 
 

@@ -55,8 +55,6 @@ def problem(model: Model, setting: Setting) -> Problem:
     work = make_work(model, setting)
     peft = partial(_peft, work)
     return Problem(
-        op=OP,
-        name=f"{model.name} {OP}, {setting.tokens} tokens",
         dtype=setting.dtype,
         reference=lambda: _ours(work, "eager", is_wide=True),
         contenders={

@@ -34,8 +34,6 @@ def computes(results: list[Tensor]) -> Contender:
 
 def problem(**contenders: Contender) -> Problem:
     return Problem(
-        op="rope",
-        name="a problem",
         dtype=torch.float16,
         reference=computes([EXACT]).make,
         contenders={EAGER: computes([EXACT.half()]), **contenders},
@@ -116,7 +114,7 @@ def test_a_missing_contender_is_listed() -> None:
     absent = Contender(computes([EXACT]).make, {"no_such_package": "no-such-package", "torch": "torch"})
     found = measure(problem(Peer=absent), HostClock(), 1)
     assert found["Peer"] == {"status": "missing", "why": "not installed: no-such-package"}
-    row = {"op": "rope", "problem": "p", "dtype": "float16", "contenders": found}
+    row = {"op": "rope", "problem": "p", "contenders": found}
     assert gpu.summary_of([row])["missing"] == ["rope: Peer"]
     assert "  Peer" + 31 * " " + "missing: not installed: no-such-package" in gpu.lines_of(row)
 
@@ -138,7 +136,7 @@ def test_without_a_reference_nothing_is_timed() -> None:
         raise torch.OutOfMemoryError("out of\nmemory")
 
     there = problem(ours=computes([EXACT]))
-    lost = Problem(op="rope", name="", dtype=there.dtype, reference=exhaust, contenders=there.contenders)
+    lost = Problem(dtype=there.dtype, reference=exhaust, contenders=there.contenders)
     found = measure(lost, HostClock(), 1)
     assert {one["why"] for one in found.values()} == {
         "nothing to compare with: OutOfMemoryError: out of memory"
@@ -156,9 +154,22 @@ def test_a_lost_device_ends_the_run_with_what_there_is(
 
     monkeypatch.setattr(HostClock, "check_alive", lose)
     found = [problem(), problem(ours=Contender(fail, {})), problem()]
-    rows, stopped = gpu.measure_all(iter(found), 1, is_dry=True)
+    tasks = [gpu.Task("rope", "a problem", lambda one=one: one) for one in found]  # type: ignore[misc]
+    rows, stopped = gpu.measure_all(tasks, 1, is_dry=True)
     assert len(rows) == 1
     assert stopped == "the device was lost in a problem: an illegal memory access was encountered"
+
+
+def test_a_problem_that_cannot_be_made_is_listed() -> None:
+    def fail() -> Problem:
+        raise torch.OutOfMemoryError("out of memory")
+
+    rows, stopped = gpu.measure_all(
+        [gpu.Task("rope", "large", fail), gpu.Task("rms_norm", "small", problem)], 1, is_dry=True
+    )
+    assert not stopped
+    assert [list(row["contenders"]) for row in rows] == [["all"], [EAGER]]
+    assert gpu.summary_of(rows)["failed"] == ["rope: all"]
 
 
 def test_ratios_are_to_the_best_and_their_mean_is_geometric() -> None:
