@@ -158,13 +158,13 @@ class Attention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """What transformers calls for every layer: hidden_states [B, T, E] -> [B, T, E] and None."""
         query, key, value = self._heads(hidden_states)
         bounds: Sequence[int] | None = options.get("packed_bounds")
-        if bounds is not None and past_key_values is None:
+        if bounds is not None and cache is None:
             turned = self._turn(query[0], key[0], position_embeddings[0][0], position_embeddings[1][0])
             output = attention_varlen(
                 *turned,
@@ -176,7 +176,7 @@ class Attention(nn.Module):
             )[None]
         else:
             output = self._attend_cached(
-                (query, key, value), position_embeddings, attention_mask, past_key_values, options
+                (query, key, value), position_embeddings, attention_mask, cache, options
             )
         projected: Tensor = self.get_submodule("o_proj")(output.flatten(2))
         return projected, None

@@ -182,7 +182,7 @@ def forward(
         input_ids=ids,
         position_ids=positions,
         attention_mask=visible[:, None],
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
         shared_prefix=prefix,
     )
