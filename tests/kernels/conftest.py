@@ -112,6 +112,12 @@ def assert_exact_as_eager(
 
 
 @pytest.fixture
+def device() -> str:
+    """Where the kernels of the test's `kernels` run."""
+    return triton_device() if _impl == "triton" else "cpu"
+
+
+@pytest.fixture
 def exact_as_eager() -> Callable[..., None]:
     return assert_exact_as_eager
 

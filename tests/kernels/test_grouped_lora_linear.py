@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -63,19 +64,52 @@ def runner(segments: Sequence[Segment], dropouts: Sequence[float]) -> Callable[.
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropouts", [[0.0] * 4, DROPOUTS])
-def test_cpu_is_no_less_exact_than_eager(
-    isa: Isa, dtype: torch.dtype, dropouts: list[float], exact_as_eager: Callable[..., None]
+def test_kernels_are_no_less_exact_than_eager(
+    kernels: str, dtype: torch.dtype, dropouts: list[float], exact_as_eager: Callable[..., None]
 ) -> None:
     exact_as_eager(runner(SEGMENTS, dropouts), tensors(157), dtype)
 
 
 @pytest.mark.parametrize("segments", [[], [Segment(num_rows=0, adapter=0)]])
-def test_no_rows_give_no_output_and_zero_gradients(isa: Isa, segments: list[Segment]) -> None:
-    x, weight, bias, *factors = tensors(0)
-    output = grouped_lora_linear(x, weight, bias, adapters_of(factors, DROPOUTS), segments, impl="cpu")
+def test_no_rows_give_no_output_and_zero_gradients(
+    kernels: str, segments: list[Segment], gradients: Callable[..., list[Tensor]], device: str
+) -> None:
+    output, *grads = gradients(runner(segments, DROPOUTS), kernels, tensors(0), torch.float32, device)
     assert output.shape == (0, 70)
-    output.sum().backward()  # type: ignore[no-untyped-call]
-    assert not any(one.grad is None or one.grad.any() for one in factors)
+    assert len(grads) == 9
+    assert not any(grad.any() for grad in grads)
+
+
+def test_an_adapter_without_a_finite_number_leaves_the_rows_of_others_alone(
+    kernels: str, gradients: Callable[..., list[Tensor]], device: str
+) -> None:
+    inputs = tensors(157)
+    good = gradients(runner(SEGMENTS, DROPOUTS), kernels, inputs, torch.float32, device)
+    with torch.no_grad():
+        inputs[3 + 2 * 2].fill_(torch.nan)  # A and B of the adapter of rows 14 to 143
+        inputs[4 + 2 * 2].fill_(torch.inf)
+    with numpy.errstate(invalid="ignore"):  # the interpreter's
+        bad = gradients(runner(SEGMENTS, DROPOUTS), kernels, inputs, torch.float32, device)
+    own = slice(14, 144)
+    for index in (0, 1):  # the output and the gradient of x
+        assert bad[index][own].isnan().any()
+        for rows in (slice(own.start), slice(own.stop, None)):
+            assert torch.equal(bad[index][rows], good[index][rows])
+    others = [2, 3, 4, 5, 8, 9]
+    assert all(torch.equal(bad[index], good[index]) for index in others)
+
+
+@pytest.mark.parametrize("ranks", [[8, 16], [130, 70]])
+def test_gradients_of_an_adapter_with_many_rows_are_summed_over_all(
+    kernels: str, ranks: list[int], exact_as_eager: Callable[..., None]
+) -> None:
+    segments = [
+        Segment(num_rows=300, adapter=1, seed=1),
+        Segment(num_rows=20, adapter=0, seed=2),
+        Segment(num_rows=290, adapter=1, seed=3),
+    ]
+    inputs = tensors(610, inputs=36, outputs=40, ranks=ranks)
+    exact_as_eager(runner(segments, [0.0, 0.5]), inputs, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -169,5 +203,3 @@ def test_wrong_inputs_are_named() -> None:
         grouped_lora_linear(x, weight, bias, [], good)
     with pytest.raises(ValueError, match="needs frozen weight and bias"):
         grouped_lora_linear(x, weight.requires_grad_(), bias, adapters, good, impl="cpu")
-    with pytest.raises(ValueError, match="impl 'triton' is not there for grouped_lora_linear"):
-        grouped_lora_linear(x, weight.detach(), bias, adapters, good, impl="triton")

@@ -64,3 +64,13 @@ def refusal(*tensors: Tensor) -> str | None:
 def covering(size: int, least: int = 1) -> int:
     """The power of two that covers a size, at least `least`."""
     return max(least, 1 << max(0, size - 1).bit_length())
+
+
+def precision(x: Tensor) -> str:
+    """How Triton multiplies matrices of x's type: float32 without rounding to TF32."""
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+def threshold(probability: float) -> int:
+    """The least random word of 32 bits that is kept when elements are dropped with this probability."""
+    return min(int(probability * 2**32), 2**32 - 1)

@@ -53,8 +53,8 @@ def grouped_lora_linear(
 
     The cost of the updates follows the sum of rows times ranks. A row has the bits that `lora_linear` gives it with
     its adapter alone, and so have the adapters' gradients, summed over their segments in order. Weight and bias are
-    frozen. `cpu` is C++ (bfloat16 or float32); `eager` is plain torch, segment by segment; `auto` takes what the
-    committed table measured as faster.
+    frozen. `cpu` is C++ (bfloat16 or float32), `triton` for GPUs; `eager` is plain torch, segment by segment; `auto`
+    takes what the committed table measured as faster.
 
     Raises:
         ValueError: shapes, dtypes, devices, adapters or segments do not fit, or `impl` cannot run on them.
@@ -66,9 +66,12 @@ def grouped_lora_linear(
         from luthier.kernels.grouped_lora_linear.reference import grouped_lora_linear_reference
 
         return grouped_lora_linear_reference(x_MK, weight_NK, bias_N, adapters, segments)
+    from luthier.kernels.direct import run
     from luthier.kernels.grouped_lora_linear.cpu import grouped_lora_linear_op
 
-    outputs: list[Tensor] = grouped_lora_linear_op(
+    outputs: list[Tensor] = run(
+        chosen,
+        grouped_lora_linear_op,
         x_MK,
         weight_NK,
         x_MK.new_empty(0) if bias_N is None else bias_N,
@@ -133,7 +136,7 @@ def _refusal(
 ) -> str | None:
     import torch
 
-    from luthier.kernels.operands import no_triton, refusal
+    from luthier.kernels.operands import refusal
 
     kernels = kernels_of(impl, x_MK)
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in base):
@@ -144,4 +147,4 @@ def _refusal(
             return (
                 f"impl {kernels!r} needs factors of {x_MK.dtype} or float32, got {one.a.dtype}, {one.b.dtype}"
             )
-    return refusal(impl, x_MK) or no_triton("grouped_lora_linear", impl, x_MK)
+    return refusal(impl, x_MK)

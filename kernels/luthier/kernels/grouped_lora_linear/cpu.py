@@ -18,7 +18,7 @@ from luthier.kernels.operands import row_pointer, rows_of, settings
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Rows [first, end) that take one adapter: its index, its place among all ranks, its rank, its dropout."""
 
     first: int
@@ -66,23 +66,23 @@ class _Factors:
         self._inputs, self._outputs = factors[0].shape[1], factors[count].shape[0]
         self._rank_sum = sum(self.ranks)
 
-    def a(self, part: _Part) -> tuple[int, int]:
+    def a(self, part: Part) -> tuple[int, int]:
         """(address, row stride) of a part's A."""
         return self._start + part.place * self._inputs * self._item, self._inputs
 
-    def b(self, part: _Part) -> tuple[int, int]:
+    def b(self, part: Part) -> tuple[int, int]:
         """(address, row stride) of a part's B."""
         before = self._rank_sum * self._inputs + part.place * self._outputs
         return self._start + before * self._item, part.rank
 
 
-def _parts(factors: list[Tensor], numbers: list[float], segments: list[int], keys: list[int]) -> list[_Part]:
+def parts_of(factors: list[Tensor], numbers: list[float], segments: list[int], keys: list[int]) -> list[Part]:
     """The segments that hold rows and have an adapter, in order."""
     count = len(factors) // 2
     ranks = [a.shape[0] for a in factors[:count]]
     places, bounds = [0, *accumulate(ranks)], [0, *accumulate(segments[::2])]
     return [
-        _Part(
+        Part(
             bounds[index],
             bounds[index + 1],
             adapter,
@@ -112,7 +112,7 @@ def _product(
     return out_MN
 
 
-def _kept(x_MK: Tensor, parts: list[_Part]) -> Tensor:
+def _kept(x_MK: Tensor, parts: list[Part]) -> Tensor:
     """X with each part's elements dropped by its own key; x itself where nothing is dropped."""
     if not any(part.probability for part in parts):
         return x_MK
@@ -141,7 +141,7 @@ def grouped_lora_linear_op(
     x_MK, weight_NK = rows_of(x_MK), rows_of(weight_NK)
     (M, K), N = x_MK.shape, weight_NK.shape[0]
     rounded = _rounded(factors, numbers, x_MK.dtype)
-    parts, stand = _parts(factors, numbers, segments, keys), _Factors(rounded, factors)
+    parts, stand = parts_of(factors, numbers, segments, keys), _Factors(rounded, factors)
     kept_MK = _kept(x_MK, parts)
     kept = row_pointer(kept_MK)
     shrink = [part.term(kept, stand.a(part), K, part.rank, True) for part in parts]
@@ -184,7 +184,7 @@ def grouped_lora_linear_backward_op(
     """
     x_MK, weight_NK, s_MR = rows_of(saved[0]), rows_of(saved[1]), saved[2]
     grad_MN, N = rows_of(grad_MN), grad_MN.shape[1]
-    parts, stand = _parts(factors, numbers, segments, keys), _Factors(saved[3], factors)
+    parts, stand = parts_of(factors, numbers, segments, keys), _Factors(saved[3], factors)
     dy = row_pointer(grad_MN)
     shrink = [part.term(dy, stand.b(part), N, part.rank, False) for part in parts]
     ds_MR = _product(shrink, torch.empty_like(s_MR))
@@ -213,7 +213,7 @@ def _(
 
 
 def _factor_gradients(
-    sides: tuple[tuple[Tensor, Tensor, list[float]], ...], parts: list[_Part], ranks: list[int]
+    sides: tuple[tuple[Tensor, Tensor, list[float]], ...], parts: list[Part], ranks: list[int]
 ) -> list[list[Tensor]]:
     """low^T right of each side for each adapter, float32 [rank, columns]; parts of one adapter are added in order."""
     problems, made = [], []
@@ -238,11 +238,11 @@ def _factor_gradients(
 
 
 def _input_gradient(
-    grad_MN: Tensor, weight_NK: Tensor, ds_MR: Tensor, stand: _Factors, parts: list[_Part]
+    grad_MN: Tensor, weight_NK: Tensor, ds_MR: Tensor, stand: _Factors, parts: list[Part]
 ) -> Tensor:
     (M, N), K, ds = grad_MN.shape, weight_NK.shape[1], row_pointer(ds_MR)
 
-    def low(of: list[_Part]) -> list[Any]:
+    def low(of: list[Part]) -> list[Any]:
         return [part.term(ds, stand.a(part), part.rank, K, False) for part in of]
 
     addend_MK = None

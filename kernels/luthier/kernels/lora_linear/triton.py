@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from luthier.kernels.gpu import Launch, Launches, covering, launch_for
+from luthier.kernels.gpu import Launch, Launches, covering, launch_for, precision, threshold
 from luthier.kernels.lora_linear import MAX_TRITON_PROJECTIONS
 from luthier.kernels.lora_linear.cpu import lora_linear_backward_op, lora_linear_op
 from luthier.kernels.operands import rows_of
@@ -208,11 +208,7 @@ _Dropout = tuple[float, list[int]]
 def _counters(dropout: _Dropout) -> tuple[int, int, int, int, float]:
     """(seed, stream, row0, threshold, 1 / (1 - probability)) as the kernels take them."""
     probability, (seed, stream, row0) = dropout
-    return seed, stream, row0, min(int(probability * 2**32), 2**32 - 1), 1 / (1 - probability)
-
-
-def _precision(x: Tensor) -> str:
-    return "ieee" if x.dtype == torch.float32 else "tf32"
+    return seed, stream, row0, threshold(probability), 1 / (1 - probability)
 
 
 def _shrink(x_MK: Tensor, a_QK: Tensor, dropout: _Dropout) -> Tensor:
@@ -225,7 +221,7 @@ def _shrink(x_MK: Tensor, a_QK: Tensor, dropout: _Dropout) -> Tensor:
     if M:
         shrink_kernel[grid](
             x_MK, a_QK, s_MQ, x_MK.stride(0), M, K, Q, *_counters(dropout),
-            DROPOUT=dropout[0] > 0, PRECISION=_precision(x_MK), BLOCK_Q=block, **launch.options,
+            DROPOUT=dropout[0] > 0, PRECISION=precision(x_MK), BLOCK_Q=block, **launch.options,
         )  # fmt: skip
     return s_MQ
 
@@ -257,7 +253,7 @@ def lora_linear_triton(
             expand_kernel[grid](
                 x_MK, weight, bias.contiguous(), s_MQ[:, start:], scaled_NR, y_MN,
                 x_MK.stride(0), weight.stride(0), s_MQ.stride(0), M, N, K, R,
-                HAS_BIAS=bias.numel() > 0, PRECISION=_precision(x_MK), GROUP=_GROUP_ROWS,
+                HAS_BIAS=bias.numel() > 0, PRECISION=precision(x_MK), GROUP=_GROUP_ROWS,
                 BLOCK_R=min(64, covering(R, 16)), **launch.options,
             )  # fmt: skip
         outputs.append(y_MN)
@@ -307,7 +303,7 @@ def _rank_gradients(grad: Tensor, s_MR: Tensor, b_NR: Tensor, scale: float, ds_M
         rank_gradients_kernel[(slices, triton.cdiv(R, block))](
             grad, s_MR, (b_NR * scale).to(grad.dtype).contiguous(), ds_MR, parts_PRN,
             grad.stride(0), s_MR.stride(0), ds_MR.stride(0), M, N, R,
-            PRECISION=_precision(grad), BLOCK_R=block, **launch.options,
+            PRECISION=precision(grad), BLOCK_R=block, **launch.options,
         )  # fmt: skip
     return _sum_slices(parts_PRN, scale).T
 
@@ -324,7 +320,7 @@ def _gram(low_MQ: Tensor, x_MK: Tensor, dropout: _Dropout) -> Tensor:
     if M:
         gram_kernel[(triton.cdiv(K, launch.tiles["BLOCK_N"]), triton.cdiv(Q, block), slices)](
             low_MQ, x_MK, parts_PQK, low_MQ.stride(0), x_MK.stride(0), M, Q, K, slice_rows,
-            *_counters(dropout), DROPOUT=dropout[0] > 0, PRECISION=_precision(x_MK), BLOCK_Q=block,
+            *_counters(dropout), DROPOUT=dropout[0] > 0, PRECISION=precision(x_MK), BLOCK_Q=block,
             **launch.options,
         )  # fmt: skip
     return _sum_slices(parts_PQK, 1.0)
@@ -356,7 +352,7 @@ def _input_gradient(
             *dy, *rows, ds_MQ, a_QK, dx_MK,
             *(one.stride(0) for one in dy), *(one.stride(0) for one in rows), M, K, Q,
             *(one.shape[0] for one in rows), *_counters(dropout),
-            COUNT=len(grads), DROPOUT=dropout[0] > 0, PRECISION=_precision(ds_MQ), GROUP=_GROUP_ROWS,
+            COUNT=len(grads), DROPOUT=dropout[0] > 0, PRECISION=precision(ds_MQ), GROUP=_GROUP_ROWS,
             BLOCK_R=min(64, covering(Q, 16)), **launch.options,
         )  # fmt: skip
     return dx_MK
