@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.kernels.gated_activation import triton as gated_activation
 from luthier.kernels.gpu import Launch, Launches
+from luthier.kernels.grouped_lora_linear import triton as grouped
 from luthier.kernels.linear_cross_entropy import triton as linear_cross_entropy
 from luthier.kernels.lora_linear import triton as lora_linear
 from luthier.kernels.rms_norm import triton as rms_norm
@@ -15,6 +16,8 @@ from luthier.kernels.rope import triton as rope
 
 _DROPOUT = {"seed": "i64", "stream": "i64", "row0": "i64", "threshold": "i64", "keep_scale": "fp32"}
 _RANKS = (16, 64)
+# Shrink and gram take the ranks of several projections at once.
+_WIDE_RANKS = (*_RANKS, 128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,7 @@ def cases() -> Iterator[Case]:
     """Every kernel in every configuration."""
     for element in ("bf16",):
         yield from _lora_cases(element)
+        yield from _grouped_cases(element)
         yield from _norm_cases(element)
         yield from _rope_cases(element)
         yield from _gated_cases(element)
@@ -60,6 +64,9 @@ def _types(element: str, pointers: str, floats: str, integers: str) -> dict[str,
 def _lora_cases(element: str) -> Iterator[Case]:
     for rank in _RANKS:
         yield from _plain_lora_cases(element, rank)
+        for dropout in (False, True):
+            yield from _input_gradient_cases(element, rank, dropout)
+    for rank in _WIDE_RANKS:
         for dropout in (False, True):
             yield from _dropped_lora_cases(element, rank, dropout)
     yield Case(
@@ -105,15 +112,18 @@ def _dropped_lora_cases(element: str, rank: int, dropout: bool) -> Iterator[Case
         {**_types(element, "low x", "slices", "low_stride x_stride M Q K slice_rows"), **_DROPOUT},
         {**constants, "BLOCK_Q": rank},
     )
+
+
+def _input_gradient_cases(element: str, rank: int, dropout: bool) -> Iterator[Case]:
     pointers = "grad0 grad1 grad2 weight0 weight1 weight2 ds a dx"
     integers = "stride0 stride1 stride2 turn0 turn1 turn2 M K Q N0 N1 N2"
     launches = lora_linear.DROPPED_INPUT_GRADIENT if dropout else lora_linear.INPUT_GRADIENT
     for count in (1, 2, 3):
         yield _lora(
-            f"input gradient of {count}, {label}",
+            f"input gradient of {count}, rank {rank}{', dropout' if dropout else ''}, {element}",
             (lora_linear.input_gradient_kernel, launches),
             {**_types(element, pointers, "", integers), **_DROPOUT},
-            {**constants, "BLOCK_R": rank, "COUNT": count, "GROUP": 8},
+            {"PRECISION": "tf32", "DROPOUT": dropout, "BLOCK_R": rank, "COUNT": count, "GROUP": 8},
         )
 
 
@@ -129,6 +139,51 @@ def _lora(
         # The number of rows is whatever a batch holds.
         aligned=frozenset(argument for argument, kind in types.items() if kind == "i32" and argument != "M"),
         constants=constants,
+    )
+
+
+def _grouped_cases(element: str) -> Iterator[Case]:
+    expand = _types(element, "x weight bias s b y", "", "x_stride weight_stride M N K R")
+    yield _grouped("expand", element, (grouped.expand_kernel, grouped.EXPAND), expand, HAS_BIAS=True, GROUP=8)
+    gradient = _types(element, "grad weight ds a dx", "", "grad_stride weight_stride M N K R")
+    for dropout in (False, True):
+        kernel = grouped.input_gradient_kernel, grouped.INPUT_GRADIENT
+        name = f"input gradient{', dropout' if dropout else ''}"
+        yield _grouped(name, element, kernel, gradient, GROUP=8, DROPOUT=dropout)
+    for rank in _RANKS:
+        kernel = grouped.rank_gradients_kernel, grouped.RANK_GRADIENTS
+        types = _types(element, "grad s b ds", "", "grad_stride N R")
+        yield _grouped(f"rank gradients, rank {rank}", element, kernel, types, BLOCK_R=rank)
+    for rank in _WIDE_RANKS:
+        for dropout in (False, True):
+            label = f", rank {rank}{', dropout' if dropout else ''}"
+            shrink, gram = (grouped.shrink_kernel, grouped.SHRINK), (grouped.gram_kernel, grouped.GRAM)
+            types = _types(element, "x a s", "", "x_stride K R")
+            yield _grouped(f"shrink{label}", element, shrink, types, BLOCK_R=rank, DROPOUT=dropout)
+            types = _types(element, "ds x", "", "x_stride K R")
+            yield _grouped(f"gram{label}", element, gram, types, BLOCK_R=rank, DROPOUT=dropout)
+    yield Case(
+        op="grouped_lora_linear",
+        name="grouped_lora_linear: sum of slices",
+        kernel=grouped.sum_kernel,
+        launches=grouped.SUM,
+        types={"sums": "*i64"},
+        is_matmul=False,
+    )
+
+
+def _grouped(
+    name: str, element: str, kernel: tuple[Any, Launches], types: dict[str, str], **constants: Any
+) -> Case:
+    tables = {table: "*i64" for table in ("parts", "work", "bounds") if table in kernel[0].arg_names}
+    return Case(
+        op="grouped_lora_linear",
+        name=f"grouped_lora_linear: {name}, {element}",
+        kernel=kernel[0],
+        launches=kernel[1],
+        types={**types, **tables},
+        aligned=frozenset(argument for argument, kind in types.items() if kind == "i32" and argument != "M"),
+        constants={"PRECISION": "tf32", "BLOCK_R": 16, **constants},
     )
 
 

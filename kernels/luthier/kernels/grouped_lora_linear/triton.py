@@ -47,7 +47,7 @@ EXPAND: Launches = {
 }
 INPUT_GRADIENT: Launches = EXPAND
 # An adapter's rows are often fewer than the 256 of `lora_linear`'s tiles.
-RANK_GRADIENTS: Launches = {"*": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 64}, num_warps=4, num_stages=2)}
+RANK_GRADIENTS: Launches = {"*": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 64}, num_warps=8, num_stages=2)}
 GRAM: Launches = {"*": Launch(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, num_warps=4, num_stages=3)}
 SUM: Launches = {"*": Launch(tiles={"BLOCK": 1024})}
 _GRAM_SLICES = 8
@@ -57,6 +57,12 @@ _BLOCK_R = 16
 _PART = tl.constexpr(PART_FIELDS)
 _WORK = tl.constexpr(WORK_FIELDS)
 _SUM = tl.constexpr(SUM_FIELDS)
+
+
+@triton.jit
+def count(field):
+    """A number of rows or ranks from a table: 32 bits take half the registers."""
+    return tl.load(field).to(tl.int32)
 
 
 @triton.jit
@@ -87,11 +93,11 @@ def shrink_kernel(
     """S = dropped(x) A^T for rows of one adapter and a block of its ranks."""
     work += tl.program_id(0) * _WORK
     part = parts + tl.load(work) * _PART
-    first, last = tl.load(work + 1), tl.load(work + 2)
-    rank = tl.load(part + 2)
+    first, last = count(work + 1), count(work + 2)
+    rank = count(part + 2)
     a += tl.load(part + 3) * K
     rows = first + tl.arange(0, BLOCK_M)
-    ranks = tl.load(work + 3) + tl.arange(0, BLOCK_R)
+    ranks = count(work + 3) + tl.arange(0, BLOCK_R)
     total = tl.zeros([BLOCK_M, BLOCK_R], dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
@@ -101,7 +107,8 @@ def shrink_kernel(
             left = tl.where(kept, left.to(tl.float32) * number(part + 8), 0.0).to(x.dtype.element_ty)
         total = tl.dot(left, turned_tile(a, ranks, columns, K, rank, K), total, input_precision=PRECISION)
     mask = (rows[:, None] < last) & (ranks[None, :] < rank)
-    tl.store(s + rows[:, None] * R + ranks[None, :], total.to(s.dtype.element_ty), mask=mask)
+    out = s + rows[:, None].to(tl.int64) * R + ranks[None, :]
+    tl.store(out, total.to(s.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -118,9 +125,9 @@ def low_rank(
     columns = first_column + tl.arange(0, COLUMNS)
     for index in range(tl.load(bounds), tl.load(bounds + 1)):
         part = parts + index * _PART
-        rank = tl.load(part + 2)
+        rank = count(part + 2)
         own = factor + tl.load(part + 3) * columns_end
-        inside = (rows >= tl.load(part)) & (rows < tl.load(part + 1))
+        inside = (rows >= count(part)) & (rows < count(part + 1))
         for start in range(0, rank, BLOCK_R):
             ranks = start + tl.arange(0, BLOCK_R)
             mask = inside[:, None] & (ranks[None, :] < rank)
@@ -191,10 +198,10 @@ def rank_gradients_kernel(
     """In one pass over rows of one adapter: dS = dy B, and this slice's part of its dB^T; b holds B^T, scaled."""
     work += tl.program_id(0) * _WORK
     part = parts + tl.load(work) * _PART
-    last, rank = tl.load(work + 2), tl.load(part + 2)
+    last, rank = count(work + 2), count(part + 2)
     b += tl.load(part + 3) * N
-    rows = tl.load(work + 1) + tl.arange(0, BLOCK_M)
-    ranks = tl.load(work + 3) + tl.arange(0, BLOCK_R)
+    rows = count(work + 1) + tl.arange(0, BLOCK_M)
+    ranks = count(work + 3) + tl.arange(0, BLOCK_R)
     low = tl.trans(tile(s, rows, ranks, R, last, rank))
     total = tl.zeros([BLOCK_M, BLOCK_R], dtype=tl.float32)
     out = floats_at(work + 4) + ranks[:, None] * N
@@ -205,7 +212,8 @@ def rank_gradients_kernel(
         found = tl.dot(low, left, input_precision=PRECISION) * number(part + 9)
         tl.store(out + outputs[None, :], found, mask=(ranks[:, None] < rank) & (outputs[None, :] < N))
     mask = (rows[:, None] < last) & (ranks[None, :] < rank)
-    tl.store(ds + rows[:, None] * R + ranks[None, :], total.to(ds.dtype.element_ty), mask=mask)
+    out = ds + rows[:, None].to(tl.int64) * R + ranks[None, :]
+    tl.store(out, total.to(ds.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -218,10 +226,10 @@ def gram_kernel(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     work += tl.program_id(1) * _WORK
     part = parts + tl.load(work) * _PART
-    last, rank = tl.load(work + 2), tl.load(part + 2)
-    ranks = tl.load(work + 3) + tl.arange(0, BLOCK_R)
+    last, rank = count(work + 2), count(part + 2)
+    ranks = count(work + 3) + tl.arange(0, BLOCK_R)
     total = tl.zeros([BLOCK_N, BLOCK_R], dtype=tl.float32)
-    for start in range(tl.load(work + 1), last, BLOCK_M):
+    for start in range(count(work + 1), last, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
         left = tile(x, rows, columns, x_stride, last, K)
         if DROPOUT:
@@ -241,7 +249,7 @@ def sum_kernel(sums, BLOCK: tl.constexpr):
     size, distance = tl.load(sums + 3), tl.multiple_of(tl.load(sums + 4), 4)
     places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    for _ in range(tl.load(sums + 2)):
+    for _ in range(count(sums + 2)):
         total += tl.load(slices + places, mask=places < size, other=0.0)
         slices += distance
     tl.store(floats_at(sums + 1) + places, total, mask=places < size)
@@ -250,8 +258,8 @@ def sum_kernel(sums, BLOCK: tl.constexpr):
 def _sum(sums: Tensor, size: int, device: torch.device) -> None:
     """Form the sums of a table; `size` is the elements of the greatest."""
     launch = launch_for(SUM, device)
-    if count := len(sums) // SUM_FIELDS:
-        sum_kernel[(count, triton.cdiv(size, launch.tiles["BLOCK"]))](sums, **launch.options)
+    if num_sums := len(sums) // SUM_FIELDS:
+        sum_kernel[(num_sums, triton.cdiv(size, launch.tiles["BLOCK"]))](sums, **launch.options)
 
 
 def _rounded(factors: list[Tensor], numbers: list[float], dtype: torch.dtype) -> Tensor:
