@@ -122,9 +122,11 @@ class Engine:
             self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
 
     def _gradient_norm(self) -> float:
-        squares = []
+        sums = []
         for parameter in self._parameters.values():
             assert parameter.grad is not None
             by_row = parameter.grad.square().sum(dim=1)
-            squares += [part.sum().item() for part in torch.split(by_row, _SERIAL_SUM // 2)]
+            sums += [part.sum() for part in torch.split(by_row, _SERIAL_SUM // 2)]
+        # From a GPU in one piece: a transfer for each would wait for each.
+        squares = torch.stack(sums).tolist()
         return math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
