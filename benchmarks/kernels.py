@@ -109,16 +109,19 @@ def ratio(row: Mapping[str, Any], other: str = "eager") -> float:
 
 
 def write_tables(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write each operator's table."""
+    """Put what was measured into each operator's table; entries of other instruction sets and of GPUs stay."""
     for op in OPS:
         wins: dict[str, bool] = {}
         for row in rows:
             if row["op"] == op:
                 name = f"{row['isa']}/{row['dtype']}/{row['shape_class']}"
                 wins[name] = wins.get(name, True) and ratio(row) < WINS.get(op, WIN)
-        table = {name: "cpu" if won else "eager" for name, won in sorted(wins.items())}
+        table = {name: "cpu" if won else "eager" for name, won in wins.items()}
         if table:
-            table_path(op).write_text(json.dumps(table, indent=2) + "\n")
+            isas = {name.partition("/")[0] for name in table}
+            before = json.loads(table_path(op).read_text())
+            table |= {name: one for name, one in before.items() if name.partition("/")[0] not in isas}
+            table_path(op).write_text(json.dumps(dict(sorted(table.items())), indent=2) + "\n")
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> str:
