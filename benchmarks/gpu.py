@@ -4,7 +4,8 @@
 times those that are right in turns, prints a table, writes results/gpu.json and ends with one line of JSON: our time
 over the best contender's, by operator. A peer that is not installed, fails or is wrong is named with the reason.
 
-`--only OP` measures one operator and writes nothing; `--models A,B` takes the shapes of some models. `--dry-run` goes
+`--only A,B` measures some operators, `--models A,B` takes the shapes of some models, `--results FILE` writes another
+file. `--dry-run` goes
 the whole way without a GPU, small, in float16 and Triton's interpreter, by the processor's clock, and writes nothing.
 """
 
@@ -19,8 +20,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,10 @@ class Task:
     make: Callable[[], Problem]
 
 
-def tasks(models: Sequence[Model], ops: Sequence[str], *, is_dry: bool) -> list[Task]:
-    """What is to be measured."""
+def tasks(
+    models: Sequence[Model], ops: Sequence[str], *, is_dry: bool, without: Collection[str] = ()
+) -> list[Task]:
+    """What is to be measured, some contenders left out by name."""
     # Here, as importing the kernels settles whether they are interpreted or compiled.
     import gpu_cases
     import gpu_step
@@ -81,8 +84,14 @@ def tasks(models: Sequence[Model], ops: Sequence[str], *, is_dry: bool) -> list[
             make = partial(
                 gpu_step.problem if op == gpu_step.OP else partial(gpu_cases.problem, op), model, setting
             )
-            made.append(Task(op, f"{model.name} {op}", make))
+            made.append(Task(op, f"{model.name} {op}", partial(_lessened, make, frozenset(without))))
     return made
+
+
+def _lessened(make: Callable[[], Problem], without: frozenset[str]) -> Problem:
+    found = make()
+    kept = {name: one for name, one in found.contenders.items() if name not in without}
+    return replace(found, contenders=kept)
 
 
 def measure_all(found: Iterable[Task], repeats: int, *, is_dry: bool) -> tuple[list[Row], str]:
@@ -111,14 +120,20 @@ def lines_of(row: Row) -> Iterator[str]:
         if outcome["status"] == "timed":
             peak = outcome["peak_bytes"]
             memory = "" if peak is None else f"  {peak / 2**20:9.1f} MiB"
-            yield f"  {name:34} {outcome['milliseconds']:10.3f} ms{memory}"
+            alone = outcome["device_milliseconds"]
+            device = 18 * " " if alone is None else f"  device {alone:8.3f}"
+            yield f"  {name:34} {outcome['milliseconds']:10.3f} ms{device}{memory}"
         else:
             yield f"  {name:34} {outcome['status']}: {outcome['why']}"
 
 
-def ratio(row: Row, *, only_eager: bool = False) -> float | None:
+def ratio(row: Row, *, only_eager: bool = False, measure: str = "milliseconds") -> float | None:
     """Our time over the best other contender's, or over eager's; None where either was not timed."""
-    timed = {name: one["milliseconds"] for name, one in row["contenders"].items() if one["status"] == "timed"}
+    timed = {
+        name: one[measure]
+        for name, one in row["contenders"].items()
+        if one["status"] == "timed" and one.get(measure) is not None
+    }
     ours = timed.pop(_OURS, None)
     others = [taken for name, taken in timed.items() if name == "eager" or not only_eager]
     return ours / min(others) if ours is not None and others else None
@@ -127,8 +142,8 @@ def ratio(row: Row, *, only_eager: bool = False) -> float | None:
 def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures that releases are compared by: geometric means over the models, None where nothing was timed."""
 
-    def mean(op: str, *, only_eager: bool) -> float | None:
-        ratios = [ratio(row, only_eager=only_eager) for row in rows if row["op"] == op]
+    def mean(op: str, *, only_eager: bool, measure: str = "milliseconds") -> float | None:
+        ratios = [ratio(row, only_eager=only_eager, measure=measure) for row in rows if row["op"] == op]
         logs = [math.log(one) for one in ratios if one is not None]
         return round(math.exp(sum(logs) / len(logs)), 3) if logs else None
 
@@ -145,6 +160,7 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "ours_vs_best": {op: mean(op, only_eager=False) for op in ops},
         "ours_vs_eager": {op: mean(op, only_eager=True) for op in ops},
+        "on_device_vs_best": {op: mean(op, only_eager=False, measure="device_milliseconds") for op in ops},
         **{status: named(status) for status in ("wrong", "refused", "failed", "missing")},
     }
 
@@ -197,10 +213,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Time our Triton kernels against their peers.", allow_abbrev=False
     )
     names = [model.name for model in MODELS]
-    parser.add_argument(
-        "--only", default="", metavar="OP", help=f"one of {', '.join(OPS)}; nothing is written"
-    )
+    parser.add_argument("--only", default="", metavar="A,B", help=f"some of {', '.join(OPS)}")
+    parser.add_argument("--results", default=RESULTS, type=Path, metavar="FILE", help="the file to write")
     parser.add_argument("--models", default="", metavar="A,B", help=f"some of {', '.join(names)}")
+    parser.add_argument(
+        "--without", default="", metavar="A,B", help="contenders to leave out, such as torch.compile"
+    )
     parser.add_argument(
         "--repeats", type=int, default=20, help="rounds in which all take a turn (default 20)"
     )
@@ -208,8 +226,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dry-run", action="store_true", help="the whole way without a GPU; nothing is written"
     )
     arguments = parser.parse_args(argv)
-    if arguments.only and arguments.only not in OPS:
-        parser.error(f"--only must be one of {', '.join(OPS)}, got {arguments.only!r}")
+    arguments.ops = arguments.only.split(",") if arguments.only else list(OPS)
+    if unknown := [name for name in arguments.ops if name not in OPS]:
+        parser.error(f"--only must be of {', '.join(OPS)}, got {', '.join(map(repr, unknown))}")
     chosen = arguments.models.split(",") if arguments.models else names[: 1 if arguments.dry_run else None]
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--models must be of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
@@ -217,7 +236,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--repeats must be at least 1, got {arguments.repeats}")
     models = [model for model in MODELS if model.name in chosen]
     arguments.models = [shrunk(model) for model in models] if arguments.dry_run else models
-    arguments.ops = [arguments.only] if arguments.only else list(OPS)
+    arguments.without = arguments.without.split(",") if arguments.without else []
+    if {_OURS, "eager"} & set(arguments.without):
+        parser.error(f"--without cannot leave out ours or eager, got {','.join(arguments.without)!r}")
     return arguments
 
 
@@ -246,18 +267,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(message, file=sys.stderr)
         return 2
     repeats = 1 if is_dry else arguments.repeats
-    found = tasks(arguments.models, arguments.ops, is_dry=is_dry)
+    found = tasks(arguments.models, arguments.ops, is_dry=is_dry, without=arguments.without)
     rows, stopped = measure_all(found, repeats, is_dry=is_dry)
     summary: dict[str, Any] = {"dry_run": is_dry, **summary_of(rows), "stopped": stopped or None}
-    if not is_dry and not arguments.only:
+    if not is_dry:
         document: Mapping[str, Any] = {
             "machine": surroundings(),
             "dtype": "bfloat16",
             "repeats": repeats,
+            "without": arguments.without,
             "rows": rows,
             **summary,
         }
-        RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+        arguments.results.write_text(json.dumps(document, indent=2) + "\n")
     print(json.dumps(summary))
     return int(bool(stopped))
 

@@ -115,6 +115,10 @@ def _ours(work: Work, impl: Impl, *, is_wide: bool = False) -> Program:
     attach(model, adapter, {name: (a.clone(), b.clone()) for name, (a, b) in work.factors.items()})
     settings = OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
     engine = Engine(model, ADAPTER, settings)
+    if is_wide:
+        # Else the float32 copy of a model of 8B leaves no room for its activations.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
     parameters = adapter_parameters(model, ADAPTER)
     batch = work.batch
     learnt = labelled_rows(batch).numel()

@@ -3,8 +3,9 @@
 `python benchmarks/triton_static.py` compiles each kernel in each configuration for sm_80, sm_90, sm_100 and gfx942 as
 the runtime would (16-byte aligned pointers and strides), prints a table, writes results/triton_static.json and ends
 with one line of JSON. No GPU is needed. `--targets sm_90,gfx942` compiles for some of them, `--only TEXT` the cases
-whose name holds a text; then nothing is written. The exit code is 1 when a kernel spills, is over a chip's limits, or
-multiplies matrices without matrix instructions.
+whose name holds a text; then nothing is written. `--results FILE` writes another file. The exit code is 1 when a kernel
+spills, is over a chip's limits, or multiplies matrices without matrix instructions. `triton_versions.py` runs it with
+two versions of triton.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results" / "triton_static.json"
 
 
+_WARP_GROUP_ROWS = 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A chip: how Triton names it, and what a program may take of it.
 
     Attributes:
         matrix_instruction: pattern of its matrix instructions in the assembly.
+        thin_instruction: of those for tiles of fewer rows than the others take; none: there are no others.
         shared_bytes: most shared memory (LDS) of a program.
     """
 
@@ -44,6 +49,15 @@ class Target:
     shared_bytes: int
     registers: int = 255
     tensor_memory_columns: int = 0
+    thin_instruction: str = ""
+
+    def instruction_for(self, rows: int) -> str:
+        """The pattern of the matrix instructions that a tile of so many rows should take."""
+        return (
+            self.thin_instruction
+            if self.thin_instruction and rows < _WARP_GROUP_ROWS
+            else self.matrix_instruction
+        )
 
 
 TARGETS: Mapping[str, Target] = {
@@ -51,13 +65,19 @@ TARGETS: Mapping[str, Target] = {
         backend="cuda", arch=80, warp_size=32, matrix_instruction=r"mma\.sync", shared_bytes=163 << 10
     ),
     "sm_90": Target(
-        backend="cuda", arch=90, warp_size=32, matrix_instruction=r"wgmma\.mma_async", shared_bytes=227 << 10
+        backend="cuda",
+        arch=90,
+        warp_size=32,
+        matrix_instruction=r"wgmma\.mma_async",
+        thin_instruction=r"mma\.sync",
+        shared_bytes=227 << 10,
     ),
     "sm_100": Target(
         backend="cuda",
         arch=100,
         warp_size=32,
         matrix_instruction=r"tcgen05\.mma",
+        thin_instruction=r"mma\.sync",
         shared_bytes=227 << 10,
         tensor_memory_columns=512,
     ),
@@ -100,10 +120,17 @@ def _cases() -> list[Case]:
     return list(cases())
 
 
+def gpu_target(name: str) -> Any:
+    """Triton's own object for a target."""
+    from triton.backends.compiler import GPUTarget
+
+    target = TARGETS[name]
+    return GPUTarget(target.backend, target.arch, target.warp_size)
+
+
 def compile_case(case: Case, name: str) -> Usage:
     """Compile a case for a target and read its usage."""
     import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     target = TARGETS[name]
@@ -119,9 +146,7 @@ def compile_case(case: Case, name: str) -> Usage:
         attrs={(order[argument],): [["tt.divisibility", 16]] for argument in aligned},
     )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    compiled = triton.compile(
-        source, target=GPUTarget(target.backend, target.arch, target.warp_size), options=options
-    )
+    compiled = triton.compile(source, target=gpu_target(name), options=options)
     read = _nvidia_usage if target.backend == "cuda" else _amd_usage
     registers, spilled, assembly = read(compiled)
     usage = Usage(
@@ -132,7 +157,9 @@ def compile_case(case: Case, name: str) -> Usage:
         spilled_bytes=spilled,
         shared_bytes=compiled.metadata.shared,
         tensor_memory_columns=getattr(compiled.metadata, "tmem_size", 0) or 0,
-        matrix_instructions=len(re.findall(target.matrix_instruction, assembly)),
+        matrix_instructions=len(
+            re.findall(target.instruction_for(launch.tiles.get("BLOCK_M", 128)), assembly)
+        ),
         is_matmul=case.is_matmul,
     )
     return replace(usage, problems=tuple(_problems(usage, target)))
@@ -196,11 +223,25 @@ def summary(usages: Sequence[Usage]) -> dict[str, Any]:
     }
 
 
+def write(path: Path, found: Mapping[str, Any], usages: Sequence[Usage]) -> None:
+    """Write the results, unless the file says the same: then what `triton_versions.py` put beside it holds too."""
+    import triton
+
+    written = {"triton": triton.__version__, **found, "usages": [asdict(usage) for usage in usages]}
+    # Through JSON, which knows no tuples.
+    written = json.loads(json.dumps(written))
+    before = json.loads(path.read_text()) if path.exists() else {}
+    before.pop("tritons", None)
+    if before != written:
+        path.write_text(json.dumps(written, indent=1) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print, write; returns the exit code."""
     parser = argparse.ArgumentParser(description="Compile every Triton kernel for real GPUs.")
     parser.add_argument("--targets", default=",".join(TARGETS), help="a few of them, by comma")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--results", default=RESULTS, type=Path, help="the file to write")
     arguments = parser.parse_args(argv)
     names = arguments.targets.split(",")
     unknown = sorted(set(names) - set(TARGETS))
@@ -209,8 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Fusing of multiply and add is set, as its default changes between versions of Triton.
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
     os.environ.pop("TRITON_INTERPRET", None)
-    numbers = [number for number, case in enumerate(_cases()) if arguments.only in case.name]
-    work = [(number, name) for number in numbers for name in names]
+    chosen = [(number, case) for number, case in enumerate(_cases()) if arguments.only in case.name]
+    work = [(number, name) for number, case in chosen for name in names if case.is_for(name)]
     if not work:
         parser.error(f"--only must be a part of a case's name, got {arguments.only!r}")
     with ProcessPoolExecutor() as pool:
@@ -221,12 +262,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{usage.tensor_memory_columns:4} tmem {usage.matrix_instructions:4} mma  "
             f"{'; '.join(usage.problems) or 'ok'}"
         )
-    found = summary(usages)
-    if not arguments.only and set(names) == set(TARGETS):
-        import triton
+    # Here, as importing the kernels settles whether they are interpreted or compiled.
+    from triton_costs import worst_ratio
 
-        written = {"triton": triton.__version__, **found, "usages": [asdict(usage) for usage in usages]}
-        RESULTS.write_text(json.dumps(written, indent=1) + "\n")
+    ratio, whose = worst_ratio()
+    print(f"most bytes against the least possible: {ratio:.3f}, {whose} (triton_costs.py prints all)")
+    found = {**summary(usages), "worst_bytes_ratio": round(ratio, 3)}
+    if not arguments.only and set(names) == set(TARGETS):
+        write(arguments.results, found, usages)
     print(json.dumps(found))
     return 1 if any(usage.problems for usage in usages) else 0
 

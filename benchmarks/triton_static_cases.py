@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.kernels.gated_activation import triton as gated_activation
-from luthier.kernels.gpu import Launch, Launches
-from luthier.kernels.grouped_lora_linear import triton as grouped
+from luthier.kernels.gpu import Launches
+from luthier.kernels.grouped_lora_linear import triton_kernels as grouped
 from luthier.kernels.linear_cross_entropy import triton as linear_cross_entropy
-from luthier.kernels.lora_linear import triton as lora_linear
+from luthier.kernels.lora_linear import triton_kernels as lora_linear
 from luthier.kernels.rms_norm import triton as rms_norm
 from luthier.kernels.rope import triton as rope
 
 _DROPOUT = {"seed": "i64", "stream": "i64", "row0": "i64", "threshold": "i64", "keep_scale": "fp32"}
+_GRAM_INTEGERS = "low_stride x_stride M Q K slice_rows"
 _RANKS = (16, 64)
 # Shrink and gram take the ranks of several projections at once.
 _WIDE_RANKS = (*_RANKS, 128)
@@ -29,6 +30,7 @@ class Case:
         aligned: integers divisible by 16; pointers always are.
         constants: values of the constants that the launch does not give.
         is_matmul: whether it must hold matrix instructions.
+        targets: the chips it is for; none: all.
     """
 
     op: str
@@ -39,6 +41,11 @@ class Case:
     aligned: frozenset[str] = frozenset()
     constants: Mapping[str, Any] = field(default_factory=dict)
     is_matmul: bool = True
+    targets: frozenset[str] = frozenset()
+
+    def is_for(self, target: str) -> bool:
+        """Tell whether the kernel is for a chip."""
+        return not self.targets or target in self.targets
 
 
 def cases() -> Iterator[Case]:
@@ -63,54 +70,63 @@ def _types(element: str, pointers: str, floats: str, integers: str) -> dict[str,
 
 def _lora_cases(element: str) -> Iterator[Case]:
     for rank in _RANKS:
-        yield from _plain_lora_cases(element, rank)
+        yield _expand_case(element, rank)
         for dropout in (False, True):
             yield from _input_gradient_cases(element, rank, dropout)
     for rank in _WIDE_RANKS:
-        for dropout in (False, True):
-            yield from _dropped_lora_cases(element, rank, dropout)
+        yield from _thin_cases(element, rank)
+    yield _round_case(element)
     yield Case(
         op="lora_linear",
         name=f"lora_linear: sum of slices, {element}",
         kernel=lora_linear.sum_slices_kernel,
-        launches={"*": Launch()},
-        types={"slices": "*fp32", "out": "*fp32", "count": "i32", "size": "i32", "scale": "fp32"},
+        launches={"*": lora_linear.SUM},
+        types={"slices": "*fp32", "out": "*fp32", "count": "i32", "size": "i32"},
         aligned=frozenset({"size"}),
-        constants={"BLOCK": 1024},
         is_matmul=False,
     )
 
 
-def _plain_lora_cases(element: str, rank: int) -> Iterator[Case]:
-    constants = {"PRECISION": "tf32", "BLOCK_R": rank}
-    yield _lora(
+def _expand_case(element: str, rank: int) -> Case:
+    """Tiles come and go by the copy engine that Hopper brought."""
+    m, n, k = (lora_linear.EXPAND["*"].tiles[f"BLOCK_{name}"] for name in "MNK")
+    tiles = {"x": (m, k), "weight": (n, k), "y": (m, n // 2)}
+    case = _lora(
         f"expand, rank {rank}, {element}",
         (lora_linear.expand_kernel, lora_linear.EXPAND),
-        _types(element, "x weight bias s b y", "", "x_stride weight_stride s_stride M N K R"),
-        {**constants, "HAS_BIAS": True, "GROUP": 8},
+        {
+            **{name: f"tensordesc<{element}[{rows}, {columns}]>" for name, (rows, columns) in tiles.items()},
+            **_types(element, "s b bias", "", "s_stride M N K R"),
+        },
+        {"BLOCK_R": rank, "HAS_BIAS": True, "PROGRAMS": 132, "GROUP": 8},
     )
-    yield _lora(
-        f"rank gradients, rank {rank}, {element}",
-        (lora_linear.rank_gradients_kernel, lora_linear.RANK_GRADIENTS),
-        _types(element, "grad s b ds", "slices", "grad_stride s_stride ds_stride M N R"),
-        constants,
-    )
+    return replace(case, targets=frozenset({"sm_90", "sm_100"}))
 
 
-def _dropped_lora_cases(element: str, rank: int, dropout: bool) -> Iterator[Case]:
-    label = f"rank {rank}{', dropout' if dropout else ''}, {element}"
-    constants = {"PRECISION": "tf32", "DROPOUT": dropout}
-    yield _lora(
-        f"shrink, {label}",
-        (lora_linear.shrink_kernel, lora_linear.SHRINK),
-        {**_types(element, "x a s", "", "x_stride M K Q"), **_DROPOUT},
-        {**constants, "BLOCK_Q": rank},
-    )
-    yield _lora(
-        f"gram, {label}",
-        (lora_linear.gram_kernel, lora_linear.GRAM),
-        {**_types(element, "low x", "slices", "low_stride x_stride M Q K slice_rows"), **_DROPOUT},
-        {**constants, "BLOCK_Q": rank},
+def _thin_cases(element: str, rank: int) -> Iterator[Case]:
+    """The thin products with dropout; without it they are the vendor library's."""
+    constants = {"PRECISION": "tf32", "DROPOUT": True, "BLOCK_Q": rank}
+    for name, kernel, pointers, floats, integers in (
+        ("shrink", (lora_linear.shrink_kernel, lora_linear.SHRINK), "x a s", "", "x_stride s_stride M K Q"),
+        ("gram", (lora_linear.gram_kernel, lora_linear.GRAM), "low x", "slices", _GRAM_INTEGERS),
+    ):
+        types = {**_types(element, pointers, floats, integers), **_DROPOUT}
+        yield _lora(f"{name}, rank {rank}, dropout, {element}", kernel, types, constants)
+
+
+def _round_case(element: str) -> Case:
+    numbers = [name for name in lora_linear.round_kernel.arg_names if name.startswith(("size", "start"))]
+    return Case(
+        op="lora_linear",
+        name=f"lora_linear: rounded factors, {element}",
+        kernel=lora_linear.round_kernel,
+        launches={"*": lora_linear.ROUND},
+        types={
+            **_types(element, "out", "a0 a1 a2 b0 b1 b2", " ".join(numbers)),
+            **dict.fromkeys(("scale0", "scale1", "scale2"), "fp32"),
+        },
+        constants={"COUNT": 3},
+        is_matmul=False,
     )
 
 
@@ -123,7 +139,14 @@ def _input_gradient_cases(element: str, rank: int, dropout: bool) -> Iterator[Ca
             f"input gradient of {count}, rank {rank}{', dropout' if dropout else ''}, {element}",
             (lora_linear.input_gradient_kernel, launches),
             {**_types(element, pointers, "", integers), **_DROPOUT},
-            {"PRECISION": "tf32", "DROPOUT": dropout, "BLOCK_R": rank, "COUNT": count, "GROUP": 8},
+            {
+                "PRECISION": "tf32",
+                "DROPOUT": dropout,
+                "EVEN": True,
+                "BLOCK_R": rank,
+                "COUNT": count,
+                "GROUP": 8,
+            },
         )
 
 
@@ -144,29 +167,28 @@ def _lora(
 
 def _grouped_cases(element: str) -> Iterator[Case]:
     expand = _types(element, "x weight bias s b y", "", "x_stride weight_stride M N K R")
-    yield _grouped("expand", element, (grouped.expand_kernel, grouped.EXPAND), expand, HAS_BIAS=True, GROUP=8)
+    yield _grouped(
+        "expand", element, (grouped.expand_kernel, grouped.EXPAND), expand, HAS_BIAS=True, EVEN=True, GROUP=8
+    )
     gradient = _types(element, "grad weight ds a dx", "", "grad_stride weight_stride M N K R")
     for dropout in (False, True):
         kernel = grouped.input_gradient_kernel, grouped.INPUT_GRADIENT
         name = f"input gradient{', dropout' if dropout else ''}"
-        yield _grouped(name, element, kernel, gradient, GROUP=8, DROPOUT=dropout)
-    for rank in _RANKS:
-        kernel = grouped.rank_gradients_kernel, grouped.RANK_GRADIENTS
-        types = _types(element, "grad s b ds", "", "grad_stride N R")
-        yield _grouped(f"rank gradients, rank {rank}", element, kernel, types, BLOCK_R=rank)
+        yield _grouped(name, element, kernel, gradient, GROUP=8, EVEN=True, DROPOUT=dropout)
     for rank in _WIDE_RANKS:
         for dropout in (False, True):
             label = f", rank {rank}{', dropout' if dropout else ''}"
             shrink, gram = (grouped.shrink_kernel, grouped.SHRINK), (grouped.gram_kernel, grouped.GRAM)
             types = _types(element, "x a s", "", "x_stride K R")
             yield _grouped(f"shrink{label}", element, shrink, types, BLOCK_R=rank, DROPOUT=dropout)
-            types = _types(element, "ds x", "", "x_stride K R")
-            yield _grouped(f"gram{label}", element, gram, types, BLOCK_R=rank, DROPOUT=dropout)
+            types = _types(element, "low x", "", "x_stride K R")
+            scaled = not dropout  # of dB, which no dropout is in, or of dA
+            yield _grouped(f"gram{label}", element, gram, types, BLOCK_R=rank, DROPOUT=dropout, SCALED=scaled)
     yield Case(
         op="grouped_lora_linear",
         name="grouped_lora_linear: sum of slices",
         kernel=grouped.sum_kernel,
-        launches=grouped.SUM,
+        launches={"*": grouped.SUM},
         types={"sums": "*i64"},
         is_matmul=False,
     )

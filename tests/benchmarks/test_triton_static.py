@@ -24,13 +24,21 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_kernels_are_compiled_for_chips_that_are_not_here() -> None:
-    done = run("--targets", "sm_90,gfx942", "--only", "expand, rank 16")
+    done = run("--targets", "sm_90,gfx942", "--only", "lora_linear: expand")
     assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["sm_90", "gfx942"]
+    *lines, ratio, last = done.stdout.splitlines()
+    # One kernel takes any chip, the other tiles by Hopper's copy engine.
+    assert [line.split()[:2] for line in lines] == [
+        ["sm_90", "lora_linear:"],
+        ["sm_90", "lora_linear:"],
+        ["sm_90", "grouped_lora_linear:"],
+        ["gfx942", "grouped_lora_linear:"],
+    ]
+    assert ratio.startswith("most bytes against the least possible: ")
     found = json.loads(last)
     assert found["spills"] == found["matmuls_without_matrix_instructions"] == 0
-    assert (found["kernels"], found["configurations"], found["targets"]) == (1, 1, ["gfx942", "sm_90"])
+    assert (found["kernels"], found["configurations"], found["targets"]) == (2, 3, ["gfx942", "sm_90"])
+    assert 1 <= found["worst_bytes_ratio"] <= 1.15
 
 
 @pytest.mark.parametrize(
@@ -68,3 +76,25 @@ def test_spills_limits_and_missing_matrix_instructions_are_problems() -> None:
     bare = list(triton_static._problems(replace(good, matrix_instructions=0), target))
     assert bare == ["multiplies matrices without matrix instructions"]
     assert list(triton_static._problems(replace(good, matrix_instructions=0, is_matmul=False), target)) == []
+
+
+def test_summaries_of_other_versions_stay_while_nothing_else_changes(tmp_path: Path) -> None:
+    import triton_static
+
+    path = tmp_path / "results.json"
+    triton_static.write(path, {"spills": 0}, [])
+    before = json.loads(path.read_text())
+    assert before["spills"] == 0
+    path.write_text(json.dumps({"tritons": {"3.7.1": {}}, **before}))
+    triton_static.write(path, {"spills": 0}, [])
+    assert json.loads(path.read_text())["tritons"] == {"3.7.1": {}}
+    triton_static.write(path, {"spills": 1}, [])
+    assert json.loads(path.read_text()) == {**before, "spills": 1}
+
+
+def test_tiles_of_few_rows_take_the_instructions_of_a_warp() -> None:
+    from triton_static import TARGETS
+
+    assert TARGETS["sm_90"].instruction_for(64).startswith("wgmma")
+    assert TARGETS["sm_90"].instruction_for(16).startswith("mma")
+    assert TARGETS["gfx942"].instruction_for(16) == TARGETS["gfx942"].instruction_for(64)

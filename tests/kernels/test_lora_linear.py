@@ -68,6 +68,42 @@ def test_kernels_are_no_less_exact_than_eager(
     exact_as_eager(runner(dropout), tensors(rows, inputs, widths, ranks), dtype)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dropout", [None, DROPOUT])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (130, 64, [72], [4]),
+        (257, 136, [264, 16, 8], [16, 8, 33]),
+        (40, 72, [24, 40], [70, 130]),
+        (65, 33, [40], [8]),  # no tensor descriptor takes rows of 33
+    ],
+)
+def test_products_with_frozen_weights_are_ours_or_the_librarys(
+    triton_kernels: str,
+    fused: bool,
+    dropout: Dropout | None,
+    shape: tuple[int, int, list[int], list[int]],
+    exact_as_eager: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from luthier.kernels.lora_linear import triton
+
+    monkeypatch.setattr(triton, "_is_fused", lambda *_: fused)
+    exact_as_eager(runner(dropout), tensors(*shape), torch.bfloat16)
+
+
+def test_ours_is_taken_where_a_measurement_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("luthier.kernels.lora_linear.triton")
+    monkeypatch.setattr(triton, "interpreted", lambda: False)
+    x = torch.empty(1)
+    table = {"sm_90": triton.Fused(least=1000, most_inner=50)}
+    for chip, taken in (("sm_90", [True, False, False]), ("sm_80", [False] * 3)):
+        monkeypatch.setattr(triton, "architecture", lambda device, chip=chip: chip)
+        asked = [(1000, 50), (999, 50), (1000, 51)]
+        assert [triton._is_fused(table, x, products, inner) for products, inner in asked] == taken
+
+
 def test_long_contractions_are_cut_and_summed(kernels: str, exact_as_eager: Callable[..., None]) -> None:
     exact_as_eager(runner(), tensors(5, 2200, [70], [3]), torch.bfloat16)
     exact_as_eager(runner(), tensors(5, 70, [2201], [3]), torch.bfloat16)

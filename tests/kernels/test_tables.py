@@ -6,14 +6,17 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from luthier import kernels
+from luthier.kernels import grouped_lora_linear, linear_cross_entropy, lora_linear
 from luthier.kernels.dispatch import available_isas, current_isa, force_isa
 from luthier.kernels.gated_activation import swiglu
-from luthier.kernels.tables import OPS, choose, entries, force_impl, table_path
+from luthier.kernels.tables import OPS, choose, entries, force_impl, row_class, table_path
 
 
 @pytest.fixture
@@ -23,14 +26,35 @@ def forced() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_table_names_known_instruction_sets_dtypes_and_implementations(op: str) -> None:
+def test_table_names_known_chips_dtypes_and_implementations(op: str) -> None:
     assert entries(op)
     for name, implementation in entries(op).items():
-        isa, dtype, shape_class = name.split("/")
-        assert isa in {"plain", "avx2", "avx512", "avx512_bf16"}
+        chip, dtype, shape_class = name.split("/")
+        assert chip in {"plain", "avx2", "avx512", "avx512_bf16", "sm_90"}
         assert dtype in {"bfloat16", "float32"}
         assert shape_class
-        assert implementation in {"cpu", "eager"}
+        assert implementation in {"triton" if chip == "sm_90" else "cpu", "eager"}
+
+
+def on(device_type: str, rows: int, width: int) -> Any:
+    """What `row_class` looks at of a tensor [rows, width]."""
+    return SimpleNamespace(
+        shape=(rows, width), numel=lambda: rows * width, device=SimpleNamespace(type=device_type)
+    )
+
+
+def test_on_a_gpu_elements_make_rows_many_and_multiplications_make_a_product_vast() -> None:
+    assert [row_class(on("cpu", rows, 8)) for rows in (0, 63, 64)] == ["few_rows", "few_rows", "many_rows"]
+    assert row_class(on("cuda", 16384, 576)) == "few_rows"
+    assert row_class(on("cuda", 12288, 4096)) == "many_rows"
+    products = 4096 * 4096 * 14336
+    assert lora_linear.gpu_shape_class(4096, 16, 1, products) == "vast_rows-small_rank-one"
+    assert lora_linear.gpu_shape_class(4096, 64, 2, 2**37 - 1) == "many_rows-large_rank-several"
+    assert lora_linear.gpu_shape_class(1023, 16, 1, 1) == "some_rows-small_rank-one"
+    assert grouped_lora_linear.shape_class(1000, 4, "cuda") == "few_rows-several"
+    assert grouped_lora_linear.shape_class(1000, 4) == "many_rows-several"
+    assert linear_cross_entropy.shape_class(1000, 9000, "cuda") == "few_rows-large_vocab"
+    assert linear_cross_entropy.shape_class(1000, 9000) == "many_rows-large_vocab"
 
 
 def test_every_operator_has_the_same_files() -> None:

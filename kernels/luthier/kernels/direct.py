@@ -65,11 +65,11 @@ class KernelOp:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the op; within `running_on`, with the kernels asked for there."""
-        if torch.compiler.is_compiling() or _is_watched(arguments):
+        flat, layout = _flattened(arguments)
+        if torch.compiler.is_compiling() or _is_watched(flat):
             return self.op(*arguments)
         if self._function is None or not torch.is_grad_enabled():
             return self._run(arguments)
-        flat, layout = _flattened(arguments)
         return self._function.apply(*flat, layout)  # type: ignore[no-untyped-call]
 
     def _run(self, arguments: tuple[Any, ...]) -> Any:
@@ -82,17 +82,17 @@ class KernelOp:
         run = self._run
 
         class Direct(torch.autograd.Function):
+            # With a setup_context beside it, torch would inspect the signature of forward at every call.
             @staticmethod
-            def forward(*arguments: Any) -> Any:
-                output = run(tuple(_nested(arguments[:-1], arguments[-1])))
-                return tuple(output) if returns_list else output
-
-            @staticmethod
-            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            def forward(ctx: Any, *arguments: Any) -> Any:
                 ctx.set_materialize_grads(False)
-                ctx.layout = inputs[-1]
+                ctx.layout = arguments[-1]
                 ctx.face = _face.get()
-                keep(ctx, tuple(_nested(inputs[:-1], inputs[-1])), output)
+                inputs = tuple(_nested(arguments[:-1], arguments[-1]))
+                output = run(inputs)
+                output = tuple(output) if returns_list else output
+                keep(ctx, inputs, output)
+                return output
 
             @staticmethod
             @once_differentiable
@@ -137,11 +137,12 @@ def _face_of(arguments: tuple[Any, ...]) -> Face:
     return "triton" if next(_tensors(arguments)).device.type == "cuda" else "cpu"
 
 
-def _is_watched(arguments: tuple[Any, ...]) -> bool:
+def _is_watched(flat: list[Any]) -> bool:
     """Tell whether autocast, a dispatch mode (fake tensors, tracing, counting) or a tensor subclass needs the op."""
-    if is_in_torch_dispatch_mode() or torch.is_autocast_enabled(next(_tensors(arguments)).device.type):
+    tensors = [one for one in flat if isinstance(one, Tensor)]
+    if is_in_torch_dispatch_mode() or torch.is_autocast_enabled(tensors[0].device.type):
         return True
-    return any(type(tensor) not in _PLAIN for tensor in _tensors(arguments))
+    return any(type(one) not in _PLAIN for one in tensors)
 
 
 def _tensors(arguments: tuple[Any, ...]) -> Iterator[Tensor]:

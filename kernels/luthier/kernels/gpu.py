@@ -1,13 +1,21 @@
 """What the Triton faces of the operators share on the host: architectures and launch configurations."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton.knobs import runtime
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# The same for every chip, so that bits do not depend on it.
+_PROGRAMS = 128
+_MOST_SLICES = 8
+# What `enqueue` has launched: the compiled kernel, its constants in order, and the launch, whose id so stays its own.
+_compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...], "Launch"]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,26 +35,82 @@ class Launch:
 
 
 Launches = Mapping[str, Launch]
-"""By architecture: sm_80, sm_90, sm_100, gfx942; `*` is any other."""
+"""By architecture: sm_80, sm_90, sm_100, gfx942; `*` is any other. `float32`: for that type, on all of them."""
 
 
+@functools.cache
 def interpreted() -> bool:
-    """Tell whether Triton runs kernels in its interpreter, on tensors in main memory."""
+    """Tell whether Triton runs kernels in its interpreter, on tensors in main memory; settled at its import."""
     return bool(runtime.interpret)
+
+
+def enqueue(
+    kernel: Any,
+    grid: tuple[int, ...],
+    operands: Sequence[Any],
+    constants: Mapping[str, Any],
+    launch: "Launch",
+) -> None:
+    """Launch a kernel on its first arguments, tensors, numbers and tensor descriptors, and by name its constants.
+
+    Triton finds out at every launch which compiled kernel fits, in several times the time of the launch itself. Here
+    it is kept by what it depends on: types and alignment of tensors, classes of numbers, the constants. `launch` must
+    be an object that is kept: one made for each call would be remembered for ever.
+    """
+    if interpreted():
+        kernel[grid](*operands, **constants, **launch.options)
+        return
+    device = next(one.device for one in operands if isinstance(one, Tensor))
+    key = (id(kernel), id(launch), device, *constants.values(), *map(_kind, operands))
+    if found := _compiled.get(key):
+        compiled, rest, _ = found
+        compiled[(*grid, 1, 1)[:3]](*operands, *rest)
+        return
+    compiled = kernel[grid](*operands, **constants, **launch.options)
+    given = {**launch.tiles, **constants}
+    _compiled[key] = compiled, tuple(given[name] for name in kernel.arg_names[len(operands) :]), launch
+
+
+def _kind(operand: Any) -> Any:
+    """What Triton compiles a kernel for, of an operand: at most as much as tells two kernels apart."""
+    kind = type(operand)
+    if kind is int:
+        # -2**31 takes as few bits as 2**31 - 1.
+        bits = (operand if operand >= 0 else ~operand).bit_length()
+        return operand == 1, operand % 16 == 0, bits // 32
+    if isinstance(operand, Tensor):
+        return operand.dtype, operand.data_ptr() % 16 == 0
+    if kind is TensorDescriptor:
+        return operand.base.dtype, *operand.block_shape
+    return kind
+
+
+def product_float32(left: Tensor, right: Tensor) -> Tensor:
+    """The vendor library's product in float32, without another rounding where the library can."""
+    if left.dtype == torch.float32:
+        return left @ right
+    if left.is_cuda and torch.version.hip is None:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
 
 
 def architecture(device: torch.device) -> str:
     """The name of a device's architecture as the launch tables have it."""
-    if device.type != "cuda":
-        return "*"
+    return "*" if device.type != "cuda" else _architecture(device)
+
+
+@functools.cache
+def _architecture(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     name = getattr(properties, "gcnArchName", "")
     return name.partition(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
 
 
-def launch_for(table: Launches, device: torch.device) -> Launch:
-    """The launch configuration for a device."""
-    return table.get(architecture(device), table["*"])
+def launch_for(table: Launches, x: Tensor) -> Launch:
+    """The launch configuration for what x is and where it is."""
+    if x.dtype == torch.float32 and "float32" in table:
+        return table["float32"]
+    return table.get(architecture(x.device), table["*"])
 
 
 def refusal(*tensors: Tensor) -> str | None:
@@ -74,3 +138,12 @@ def precision(x: Tensor) -> str:
 def threshold(probability: float) -> int:
     """The least random word of 32 bits that is kept when elements are dropped with this probability."""
     return min(int(probability * 2**32), 2**32 - 1)
+
+
+def slice_height(num_rows: int, programs: int, height: int) -> int:
+    """Rows of a slice, a multiple of `height`, where each slice of a sum over rows takes so many programs.
+
+    Slices are written and read again, so there are only as many as occupy a chip: 128 programs, at most 8 slices.
+    """
+    slices = min(_MOST_SLICES, max(1, _PROGRAMS // max(1, programs)))
+    return max(1, -(-num_rows // (slices * height))) * height

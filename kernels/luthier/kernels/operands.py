@@ -1,5 +1,6 @@
 """What the CPU faces of the operators share: which tensors they take, and how these are handed to C++."""
 
+import functools
 import importlib.util
 from typing import TypedDict
 
@@ -27,7 +28,7 @@ def refusal(impl: Impl, *tensors: Tensor) -> str | None:
         ValueError: `impl` is unknown.
     """
     if kernels_of(impl, tensors[0]) == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _has_triton():
             return "impl 'triton' needs the package triton, which is not installed"
         from luthier.kernels import gpu
 
@@ -38,6 +39,11 @@ def refusal(impl: Impl, *tensors: Tensor) -> str | None:
     if tensors[0].dtype not in DTYPES:
         return f"impl 'cpu' needs bfloat16 or float32, got {tensors[0].dtype}"
     return None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def no_triton(op: str, impl: Impl, x: Tensor) -> str | None:

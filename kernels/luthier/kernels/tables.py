@@ -28,6 +28,8 @@ OPS = (
 
 _log = logging.getLogger(__name__)
 
+_MANY_ELEMENTS = 48 * 2**20
+
 _forced: Impl = "auto"
 
 
@@ -41,6 +43,11 @@ def force_impl(impl: Impl) -> None:
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
     _forced = impl
+
+
+def forced() -> Impl:
+    """What `auto` means in this process, as `force_impl` says."""
+    return _forced
 
 
 def table_path(op: str) -> Path:
@@ -110,9 +117,19 @@ def _chip(x: "torch.Tensor") -> str:
     return architecture(x.device)
 
 
-def row_class(rows: int) -> str:
-    """The class of a problem whose operator works row by row: for few rows the call itself is what takes time."""
-    return "few_rows" if rows < 64 else "many_rows"
+def few_below(device_type: str, on_cpu: int) -> int:
+    """Below how many rows they are few. On a GPU the call of a product takes longer than 1,024 rows of most models."""
+    return 1024 if device_type == "cuda" else on_cpu
+
+
+def row_class(x: "torch.Tensor") -> str:
+    """The class of rows [..., D] for an operator that takes each by itself: if few, the call is what takes time.
+
+    On a GPU that depends on the elements of all rows.
+    """
+    rows = x.numel() // x.shape[-1] if x.numel() else 0
+    is_few = x.numel() < _MANY_ELEMENTS if x.device.type == "cuda" else rows < 64
+    return "few_rows" if is_few else "many_rows"
 
 
 def digest() -> str:

@@ -19,15 +19,38 @@ def turned_tile(base, rows, columns, stride, row_limit, column_limit):
 
 
 @triton.jit
+def inner_tile(base, rows, columns, stride, column_limit, EVEN: tl.constexpr):
+    """Elements [rows, columns] where all rows exist; zero beyond the columns' limit, which EVEN says is not met."""
+    pointers = base + rows[:, None].to(tl.int64) * stride + columns[None, :]
+    if EVEN:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=columns[None, :] < column_limit, other=0.0)
+
+
+@triton.jit
+def outer_tile(base, rows, columns, stride, row_limit, EVEN: tl.constexpr):
+    """Elements [rows, columns] where all columns exist; zero beyond the rows' limit, which EVEN says is not met."""
+    pointers = base + rows[:, None].to(tl.int64) * stride + columns[None, :]
+    if EVEN:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=rows[:, None] < row_limit, other=0.0)
+
+
+@triton.jit
 def place(num_rows, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """The tile of this program: GROUP tiles of rows share their columns before the next columns come."""
+    """The tile of this program, as `place_of` counts them."""
+    return place_of(tl.program_id(0), num_rows, num_columns, ROWS, COLUMNS, GROUP)
+
+
+@triton.jit
+def place_of(index, num_rows, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """The tile of this index: GROUP tiles of rows share their columns before the next columns come."""
     tiles_m = tl.cdiv(num_rows, ROWS)
     tiles_n = tl.cdiv(num_columns, COLUMNS)
-    program = tl.program_id(0)
-    group = program // (GROUP * tiles_n)
+    group = index // (GROUP * tiles_n)
     first = group * GROUP
     height = tl.minimum(tiles_m - first, GROUP)
-    inside = program % (GROUP * tiles_n)
+    inside = index % (GROUP * tiles_n)
     return first + inside % height, inside // height
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from luthier.kernels.tables import Impl, resolve
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -30,7 +31,8 @@ def attention_varlen(
     softcap * tanh(score / softcap) where `softcap` is not 0; a query sees the last `window` tokens up to itself, or
     all if 0. `cpu` (C++; bfloat16 or float32; softmax in float32) never holds the scores of more than 48 queries of a
     head per thread, and the bits of a row depend neither on the number of threads nor on the other sequences; `eager`
-    is plain torch; `auto` takes what the committed table measured as faster.
+    is plain torch; `auto` takes what the committed table measured as faster and, on a GPU, the first library of
+    `gpu.BACKENDS` that can run.
 
     Raises:
         ValueError: shapes, dtypes, devices or boundaries do not fit, or `impl` cannot run on them.
@@ -44,6 +46,10 @@ def attention_varlen(
     longest = max((end - start for start, end in pairwise(cu_seqlens)), default=0)
     why = refusal(impl, query_THD) or no_triton("attention_varlen", impl, query_THD)
     chosen = resolve("attention_varlen", impl, why, query_THD, shape_class(longest))
+    if impl == "auto" and query_THD.device.type == "cuda" and longest > 0:
+        from luthier.kernels.attention_varlen.gpu import attend
+
+        return attend(query_THD, key_TGD, value_TGD, cu_seqlens, scale, softcap, window)
     if chosen == "eager":
         from luthier.kernels.attention_varlen.reference import attention_varlen_reference
 
@@ -58,6 +64,27 @@ def attention_varlen(
 def shape_class(longest: int) -> str:
     """The class of a problem in the table, by its longest sequence."""
     return "short" if longest <= 1024 else "long"
+
+
+def implementation(
+    device: "torch.device", dtype: "torch.dtype", head_dim: int, *, softcap: float = 0.0
+) -> str:
+    """What `auto` runs for such tensors, for the record of a run: C++, eager, or the name of a library on a GPU.
+
+    C++ and eager both, where the table takes one for short sequences and the other for long ones.
+    """
+    import torch
+
+    from luthier.kernels.operands import no_triton, refusal
+
+    if device.type == "cuda":
+        from luthier.kernels.attention_varlen.gpu import Inputs, backend_for
+
+        return backend_for(Inputs(device=device, dtype=dtype, head_dim=head_dim, softcap=softcap)).name
+    example = torch.empty(0, 1, head_dim, dtype=dtype, device=device)
+    why = refusal("auto", example) or no_triton("attention_varlen", "auto", example)
+    chosen = [resolve("attention_varlen", "auto", why, example, name) for name in ("short", "long")]
+    return " and ".join(dict.fromkeys("C++" if one == "cpu" else one for one in chosen))
 
 
 def _check(query: "Tensor", key: "Tensor", value: "Tensor", cu_seqlens: Sequence[int]) -> None:

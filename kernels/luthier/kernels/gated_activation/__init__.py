@@ -38,8 +38,7 @@ def gated(gate: "Tensor", up: "Tensor", activation: Activation, *, impl: Impl = 
         )
     if activation not in ("silu", "gelu_tanh"):
         raise ValueError(f"activation must be silu or gelu_tanh, got {activation!r}")
-    shape = row_class(gate.numel() // gate.shape[-1])
-    chosen = resolve("gated_activation", impl, refusal(impl, gate), gate, shape)
+    chosen = resolve("gated_activation", impl, refusal(impl, gate), gate, row_class(gate))
     if chosen == "eager":
         from luthier.kernels.gated_activation.reference import gated_reference
 

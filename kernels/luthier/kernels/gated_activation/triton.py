@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from luthier.kernels.gated_activation.cpu import gated_activation_backward_op, gated_activation_op
-from luthier.kernels.gpu import Launch
+from luthier.kernels.gpu import Launch, enqueue
 from luthier.kernels.operands import rows_of
 
 LAUNCH = Launch(tiles={"BLOCK": 1024}, num_warps=4, num_stages=1)
@@ -69,10 +69,8 @@ def gated_activation_triton(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> Tenso
     gate_MF, up_MF = rows_of(gate_MF), rows_of(up_MF)
     out_MF = torch.empty(gate_MF.shape, dtype=gate_MF.dtype, device=gate_MF.device)
     if out_MF.numel():
-        forward_kernel[_grid(gate_MF.shape)](
-            gate_MF, up_MF, out_MF, gate_MF.stride(0), up_MF.stride(0), gate_MF.shape[1],
-            GELU=gelu, **LAUNCH.options,
-        )  # fmt: skip
+        operands = gate_MF, up_MF, out_MF, gate_MF.stride(0), up_MF.stride(0), gate_MF.shape[1]
+        enqueue(forward_kernel, _grid(gate_MF.shape), operands, {"GELU": gelu}, LAUNCH)
     return out_MF
 
 
@@ -86,9 +84,7 @@ def gated_activation_backward_triton(
         torch.empty(gate_MF.shape, dtype=gate_MF.dtype, device=gate_MF.device) for _ in range(2)
     )
     if grad_gate.numel():
-        backward_kernel[_grid(gate_MF.shape)](
-            grad_MF, gate_MF, up_MF, grad_gate, grad_up,
-            grad_MF.stride(0), gate_MF.stride(0), up_MF.stride(0), gate_MF.shape[1],
-            GELU=gelu, **LAUNCH.options,
-        )  # fmt: skip
+        strides = grad_MF.stride(0), gate_MF.stride(0), up_MF.stride(0)
+        operands = grad_MF, gate_MF, up_MF, grad_gate, grad_up, *strides, gate_MF.shape[1]
+        enqueue(backward_kernel, _grid(gate_MF.shape), operands, {"GELU": gelu}, LAUNCH)
     return grad_gate, grad_up

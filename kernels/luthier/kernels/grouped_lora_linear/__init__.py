@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.kernels.tables import Impl, kernels_of, resolve
+from luthier.kernels.tables import Impl, few_below, kernels_of, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ def grouped_lora_linear(
     """
     _check(x_MK, weight_NK, bias_N, adapters, segments)
     why = _refusal(impl, x_MK, (weight_NK, bias_N), adapters)
-    chosen = resolve("grouped_lora_linear", impl, why, x_MK, shape_class(x_MK.shape[0], len(segments)))
+    chosen = resolve("grouped_lora_linear", impl, why, x_MK, _shape_class(x_MK, segments))
     if chosen == "eager":
         from luthier.kernels.grouped_lora_linear.reference import grouped_lora_linear_reference
 
@@ -83,9 +83,14 @@ def grouped_lora_linear(
     return outputs[0]
 
 
-def shape_class(rows: int, num_segments: int) -> str:
+def _shape_class(x_MK: "Tensor", segments: Sequence[Segment]) -> str:
+    return shape_class(x_MK.shape[0], len(segments), x_MK.device.type)
+
+
+def shape_class(rows: int, num_segments: int, device_type: str = "cpu") -> str:
     """The class of a problem in the table: few or many rows, in one or several segments."""
-    return f"{'few' if rows < 512 else 'many'}_rows-{'one' if num_segments == 1 else 'several'}"
+    size = "few" if rows < few_below(device_type, 512) else "many"
+    return f"{size}_rows-{'one' if num_segments == 1 else 'several'}"
 
 
 def _check(

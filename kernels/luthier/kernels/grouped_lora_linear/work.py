@@ -82,16 +82,17 @@ def parts_table(parts: Sequence[Part], scales: Sequence[float]) -> list[int]:
 
 
 def sent(device: torch.device, *tables: list[int]) -> list[Tensor]:
-    """Tables on the device, by one copy, each at a multiple of 16 bytes."""
+    """Tables on the device, by one copy, each at a multiple of 16 bytes; the device is not waited for."""
     padded = [table + [0] * (len(table) % 2) for table in tables]
     together = torch.tensor([value for table in padded for value in table], dtype=torch.int64)
-    return list(torch.split(together.to(device), [len(table) for table in padded]))
+    return list(torch.split(together.to(device, non_blocking=True), [len(table) for table in padded]))
 
 
 class Slices:
     """Where slices of the factors' gradients go: straight to the gradient if it has one, else beside each other.
 
     Attributes:
+        rows: the pieces of rows whose slices these are.
         grads: the gradient of each adapter, float32 [rank, columns]; without values yet.
         places: the address of each piece's slice.
         sums: the table of sums that are left to form.
@@ -105,6 +106,7 @@ class Slices:
         columns: int,
         device: torch.device,
     ) -> None:
+        self.rows = rows
         self.grads = [torch.empty(rank, columns, dtype=torch.float32, device=device) for rank in ranks]
         owners = [parts[piece.part].adapter for piece in rows]
         counts = [0] * len(ranks)

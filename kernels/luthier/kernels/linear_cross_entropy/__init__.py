@@ -6,7 +6,7 @@ Shape suffixes: N rows, D hidden size, V vocabulary, R rank. Importing this pack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from luthier.kernels.tables import Impl, kernels_of, resolve
+from luthier.kernels.tables import Impl, few_below, kernels_of, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,15 +79,13 @@ def linear_cross_entropy(
     check_head(hidden_ND, weight_VD, target_N)
     _check_options(hidden_ND, weight_VD, token_weight_N, update, options)
     num_words = options.vocab_valid or weight_VD.shape[0]
-    counted = target_N[target_N != options.ignore_index]
-    num_valid = counted.numel()
-    if num_valid and not (int(counted.min()) >= 0 and int(counted.max()) < num_words):
+    num_valid, least, most = _counted(target_N, options.ignore_index)
+    if num_valid and not (least >= 0 and most < num_words):
         raise ValueError(
-            f"targets must lie in [0, {num_words}) or be {options.ignore_index}, "
-            f"got {int(counted.min())}..{int(counted.max())}"
+            f"targets must lie in [0, {num_words}) or be {options.ignore_index}, got {least}..{most}"
         )
     refusal = head_refusal(impl, hidden_ND, weight_VD, update)
-    shape = shape_class(num_valid, num_words)
+    shape = shape_class(num_valid, num_words, hidden_ND.device.type)
     chosen = resolve("linear_cross_entropy", impl, refusal, hidden_ND, shape)
     head_VD = weight_VD[:num_words]
     if chosen == "eager":
@@ -112,9 +110,24 @@ def linear_cross_entropy(
     return LossSum(loss_sum, num_valid)
 
 
-def shape_class(num_rows: int, vocab: int) -> str:
+def _counted(target_N: "Tensor", ignore_index: int) -> tuple[int, int, int]:
+    """How many targets count, the least and the greatest of them: by one transfer, for which a GPU is waited for."""
+    import torch
+
+    if target_N.numel() == 0:
+        return 0, 0, 0
+    is_counted = target_N != ignore_index
+    bounds = torch.iinfo(torch.int64)
+    least = target_N.masked_fill(~is_counted, bounds.max).min()
+    most = target_N.masked_fill(~is_counted, bounds.min).max()
+    num_valid, low, high = torch.stack([is_counted.sum(), least, most]).tolist()
+    return num_valid, low, high
+
+
+def shape_class(num_rows: int, vocab: int, device_type: str = "cpu") -> str:
     """The class of a problem in the table: few or many labelled rows, small or large vocabulary."""
-    return f"{'few' if num_rows < 128 else 'many'}_rows-{'small' if vocab < 8192 else 'large'}_vocab"
+    size = "few" if num_rows < few_below(device_type, 128) else "many"
+    return f"{size}_rows-{'small' if vocab < 8192 else 'large'}_vocab"
 
 
 def check_head(hidden_ND: "Tensor", weight_VD: "Tensor", target_N: "Tensor") -> None:

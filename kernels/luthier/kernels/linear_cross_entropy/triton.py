@@ -9,11 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from luthier.kernels.gpu import Launch, Launches, launch_for
+from luthier.kernels.gpu import Launch, Launches, enqueue, launch_for, product_float32
 from luthier.kernels.linear_cross_entropy.cpu import counted_losses, linear_cross_entropy_op
 from luthier.kernels.operands import rows_of
 
-ROW: Launches = {"*": Launch(tiles={"BLOCK_V": 4096}, num_warps=8, num_stages=2)}
+ROW: Launches = {
+    "*": Launch(tiles={"BLOCK_V": 4096}, num_warps=8, num_stages=2),
+    "sm_90": Launch(tiles={"BLOCK_V": 8192}, num_warps=32, num_stages=2),
+}
 
 
 @triton.jit
@@ -104,30 +107,27 @@ def head_pass_triton(
     gradient, with_entropy = "grad_hidden" in outputs, "entropy" in outputs
     buffers = 2 if gradient and with_entropy else 1
     size = max(1, int(budget_bytes) // (buffers * V * hidden_ND.element_size()))
-    launch = launch_for(ROW, hidden_ND.device)
-    for start in range(0, rows_M.numel(), size):
-        rows_C = rows_M[start : start + size]
-        part = slice(start, start + rows_C.numel())
+    launch = launch_for(ROW, hidden_ND)
+    constants = {
+        "WEIGHTED": token_weight_N is not None,
+        "GRADIENT": gradient,
+        "ENTROPY": with_entropy,
+        "SOFTCAP": softcap != 0,
+    }
+    for first in range(0, rows_M.numel(), size):
+        rows_C = rows_M[first : first + size]
+        part = slice(first, first + rows_C.numel())
         logits_CV = hidden_ND[rows_C] @ weight_VD.T
         moved_CV = torch.empty_like(logits_CV) if buffers == 2 else logits_CV
-        row_kernel[(rows_C.numel(),)](
-            logits_CV, target_N[rows_C], None if token_weight_N is None else token_weight_N[rows_C],
-            outputs["loss"][part], outputs["entropy"][part] if with_entropy else None, moved_CV,
-            logits_CV.stride(0), V, softcap, smoothing, z_loss,
-            WEIGHTED=token_weight_N is not None, GRADIENT=gradient, ENTROPY=with_entropy,
-            SOFTCAP=softcap != 0, **launch.options,
-        )  # fmt: skip
+        given = target_N[rows_C], None if token_weight_N is None else token_weight_N[rows_C]
+        found = outputs["loss"][part], outputs["entropy"][part] if with_entropy else None
+        options = logits_CV.stride(0), V, softcap, smoothing, z_loss
+        operands = logits_CV, *given, *found, moved_CV, *options
+        enqueue(row_kernel, (rows_C.numel(),), operands, constants, launch)
         if gradient:
-            outputs["grad_hidden"][part] = _times(logits_CV, weight_VD)
+            outputs["grad_hidden"][part] = product_float32(logits_CV, weight_VD)
         if buffers == 2:
-            outputs["grad_entropy"][part] = _times(moved_CV, weight_VD)
-
-
-def _times(grads_CV: Tensor, weight_VD: Tensor) -> Tensor:
-    """The product of both, float32 where the library gives it without rounding."""
-    if grads_CV.is_cuda and grads_CV.dtype != torch.float32:
-        return torch.mm(grads_CV, weight_VD, out_dtype=torch.float32)
-    return grads_CV @ weight_VD
+            outputs["grad_entropy"][part] = product_float32(moved_CV, weight_VD)
 
 
 @linear_cross_entropy_op.on_gpu

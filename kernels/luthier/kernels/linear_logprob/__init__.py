@@ -44,7 +44,7 @@ def linear_logprob(
         raise ValueError(
             f"targets must lie in [0, {weight_VD.shape[0]}), got {int(target_N.min())}..{int(target_N.max())}"
         )
-    shape = shape_class(target_N.numel(), weight_VD.shape[0])
+    shape = shape_class(target_N.numel(), weight_VD.shape[0], hidden_ND.device.type)
     refusal = head_refusal(impl, hidden_ND, weight_VD, None)
     chosen = resolve("linear_logprob", impl, refusal, hidden_ND, shape)
     if chosen == "eager":

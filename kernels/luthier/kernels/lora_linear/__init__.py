@@ -110,7 +110,7 @@ def _run_kernels(
         [*(one.scale for one in projections), dropout.probability],
         list(dropout.key),
     )
-    return outputs[:-1]
+    return outputs[: len(projections)]
 
 
 def _run_eager(
@@ -165,11 +165,27 @@ def _refusal(impl: Impl, x: "Tensor", projections: Sequence[Projection]) -> str 
 
 def _shape_class(x: "Tensor", projections: Sequence[Projection]) -> str:
     rows = x.numel() // x.shape[-1] if x.numel() else 0
-    return shape_class(rows, max(one.a.shape[0] for one in projections), len(projections))
+    rank = max(one.a.shape[0] for one in projections)
+    if x.device.type != "cuda":
+        return shape_class(rows, rank, len(projections))
+    outputs = sum(one.weight.shape[0] for one in projections)
+    return gpu_shape_class(rows, rank, len(projections), rows * x.shape[-1] * outputs)
+
+
+def gpu_shape_class(rows: int, rank: int, num_projections: int, products: int) -> str:
+    """The class of a problem on a GPU, of so many multiplications with frozen weights.
+
+    From 2**37 on they take longer than the host needs for the call, whatever it does.
+    """
+    size = "vast" if products >= 2**37 else "few" if rows < 64 else "some" if rows < 1024 else "many"
+    return _class_of(size, rank, num_projections)
 
 
 def shape_class(rows: int, rank: int, num_projections: int) -> str:
     """The class of a problem in the table: few, some or many rows; a small or large rank; one projection or several."""
-    size = "few" if rows < 64 else "some" if rows < 512 else "many"
+    return _class_of("few" if rows < 64 else "some" if rows < 512 else "many", rank, num_projections)
+
+
+def _class_of(size: str, rank: int, num_projections: int) -> str:
     rank_class = "small" if rank <= 32 else "large"
     return f"{size}_rows-{rank_class}_rank-{'one' if num_projections == 1 else 'several'}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from luthier.kernels import _core
 from luthier.kernels.direct import kernel_op
+from luthier.kernels.lora_linear.factors import layout_of, shapes_of
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 # (rows, matrix, whether the matrix is transposed)
@@ -85,9 +86,10 @@ def lora_linear_op(
     numbers: list[float],
     key: list[int],
 ) -> list[Tensor]:
-    """[y of each projection..., S [M, Q]]; a bias of no elements is none. Weights are taken as frozen.
+    """[y of each projection..., S [M, Q], rounded factors]; a bias of no elements is none. Weights are taken as frozen.
 
-    `factors` are all A, then all B; `numbers` the scales, then the dropout's probability.
+    `factors` are all A, then all B; `numbers` the scales, then the dropout's probability. Rounded factors are what
+    `factors.layout_of` says, for Triton's backward pass; C++ rounds them again as it uses them, and gives none.
     """
     x_MK = rows_of(x_MK)
     count = len(weights)
@@ -104,7 +106,7 @@ def lora_linear_op(
         terms = [(x_MK, weight, True), (s_MR, (b_NR * scale).to(dtype), True)]
         bias_N = bias.contiguous() if bias.numel() else None
         outputs.append(_product(terms, torch.empty(M, weight.shape[0], dtype=dtype), bias_N))
-    return [*outputs, s_MQ]
+    return [*outputs, s_MQ, x_MK.new_empty(0)]
 
 
 @lora_linear_op.register_fake
@@ -118,7 +120,8 @@ def _(
 ) -> list[Tensor]:
     rank = sum(a.shape[0] for a in factors[: len(weights)])
     widths = [weight.shape[0] for weight in weights]
-    return [x_MK.new_empty(x_MK.shape[0], width) for width in [*widths, rank]]
+    kept = layout_of(shapes_of(factors)).total if x_MK.device.type == "cuda" else 0
+    return [*(x_MK.new_empty(x_MK.shape[0], width) for width in [*widths, rank]), x_MK.new_empty(kept)]
 
 
 @kernel_op("luthier::lora_linear_backward")
@@ -199,18 +202,18 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x_MK, weights, biases, factors, numbers, key = inputs
     if any(weight.requires_grad for weight in weights):
         raise ValueError("impl 'cpu' needs frozen weights, got weight.requires_grad=True")
-    ctx.save_for_backward(x_MK, output[-1], *weights, *factors)
+    ctx.save_for_backward(x_MK, *output[-2:], *weights, *factors)
     ctx.settings = (numbers, key)
     ctx.bias_needs = [bias.requires_grad for bias in biases]
 
 
 def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
-    x_MK, s_MQ, *saved = ctx.saved_tensors
+    x_MK, s_MQ, rounded, *saved = ctx.saved_tensors
     count = len(saved) // 3
     weights, factors = saved[:count], saved[count:]
     dy = [_dense(grad, x_MK, weight) for grad, weight in zip(grads[:count], weights, strict=True)]
     needs = [ctx.needs_input_grad[0], *ctx.bias_needs]
-    found = lora_linear_backward_op(dy, [x_MK, s_MQ], weights, factors, *ctx.settings, needs)
+    found = lora_linear_backward_op(dy, [x_MK, s_MQ, rounded], weights, factors, *ctx.settings, needs)
     firsts = [grad if need else None for grad, need in zip(found, needs, strict=False)]
     of_factors = [grad.to(factor.dtype) for grad, factor in zip(found[count + 1 :], factors, strict=True)]
     return firsts[0], [None] * count, firsts[1:], of_factors, None, None

@@ -1,208 +1,83 @@
-"""The LoRA linear ops in Triton: x A^T once for all projections, the update in the accumulator of each product.
+"""The LoRA linear ops on GPUs: x A^T once for all projections, the update in the accumulator of each large product.
 
-Nothing is added up by atomics: sums over rows are formed in slices, which are then added in order.
+The thin products, of x or dy with low-rank rows, are the vendor library's, which no kernel of ours beat by enough; with
+dropout, of which it knows nothing, they are ours. The products with the frozen weights are ours where a measurement
+says that they win (`FUSED`), else the library's, with the update as one more of its products that adds to the result.
 
 Shape suffixes: M rows, K inputs, N outputs, R rank, Q the ranks of all projections together, P slices of the rows.
 """
 
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from luthier.kernels.gpu import Launch, Launches, covering, launch_for, precision, threshold
+from luthier.kernels.gpu import (
+    architecture,
+    covering,
+    enqueue,
+    interpreted,
+    launch_for,
+    precision,
+    product_float32,
+    slice_height,
+    threshold,
+)
 from luthier.kernels.lora_linear import MAX_TRITON_PROJECTIONS
 from luthier.kernels.lora_linear.cpu import lora_linear_backward_op, lora_linear_op
+from luthier.kernels.lora_linear.factors import layout_of, rounded_parts, shapes_of
+from luthier.kernels.lora_linear.triton_kernels import (
+    DROPPED_INPUT_GRADIENT,
+    EXPAND,
+    GRAM,
+    INPUT_GRADIENT,
+    ROUND,
+    SHRINK,
+    SUM,
+    expand_kernel,
+    gram_kernel,
+    input_gradient_kernel,
+    round_kernel,
+    shrink_kernel,
+    sum_slices_kernel,
+)
 from luthier.kernels.operands import rows_of
-from luthier.kernels.tiles import kept_tile, place, tile, turned_tile
 
-SHRINK: Launches = {
-    "*": Launch(tiles={"BLOCK_M": 64, "BLOCK_K": 64}, num_warps=4, num_stages=3),
-    "gfx942": Launch(tiles={"BLOCK_M": 64, "BLOCK_K": 64}, num_warps=4, num_stages=2),
-}
-EXPAND: Launches = {
-    "*": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}, num_warps=8, num_stages=3),
-    "sm_80": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-    "sm_90": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-    "sm_100": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-    "gfx942": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
-}
-RANK_GRADIENTS: Launches = {
-    "*": Launch(tiles={"BLOCK_M": 256, "BLOCK_N": 32}, num_warps=8, num_stages=2),
-    # Each wave holds all of a tile's S: with more waves or stages, 256 rows of rank 64 do not fit its registers.
-    "gfx942": Launch(tiles={"BLOCK_M": 256, "BLOCK_N": 64}, num_warps=4, num_stages=1),
-}
-INPUT_GRADIENT: Launches = EXPAND
-# The random words of a tile take registers.
-DROPPED_INPUT_GRADIENT: Launches = {
-    **EXPAND,
-    "sm_90": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-    "sm_100": Launch(tiles={"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
-}
-GRAM: Launches = {"*": Launch(tiles={"BLOCK_M": 64, "BLOCK_N": 64}, num_warps=4, num_stages=3)}
-_GRAM_SLICES = 8
 _GROUP_ROWS = 8
-# Specialising on these would compile a kernel anew for a seed that is divisible by 16, or a stream of 1.
-_COUNTERS = ["seed", "stream", "row0", "threshold", "keep_scale"]
-
-
-@triton.jit(do_not_specialize=_COUNTERS)
-def shrink_kernel(
-    x, a, s, x_stride, M, K, Q,
-    seed, stream, row0, threshold, keep_scale,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """S = dropped(x) A^T: one tile of rows, all ranks of a block."""
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    ranks = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    total = tl.zeros([BLOCK_M, BLOCK_Q], dtype=tl.float32)
-    for start in range(0, K, BLOCK_K):
-        columns = start + tl.arange(0, BLOCK_K)
-        left = tile(x, rows, columns, x_stride, M, K)
-        if DROPOUT:
-            kept = kept_tile(
-                tl.program_id(0) * BLOCK_M, start, row0, seed, stream, threshold, BLOCK_M, BLOCK_K
-            )
-            left = tl.where(kept, left.to(tl.float32) * keep_scale, 0.0).to(x.dtype.element_ty)
-        right = turned_tile(a, ranks, columns, K, Q, K)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-    mask = (rows[:, None] < M) & (ranks[None, :] < Q)
-    tl.store(s + rows[:, None].to(tl.int64) * Q + ranks[None, :], total.to(s.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def expand_kernel(
-    x, weight, bias, s, b, y, x_stride, weight_stride, s_stride, M, N, K, R,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """Y = S B^T + x W^T + bias, B already scaled: the update begins the accumulator."""
-    tile_m, tile_n = place(M, N, BLOCK_M, BLOCK_N, GROUP)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    outputs = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-    for start in range(0, R, BLOCK_R):
-        ranks = start + tl.arange(0, BLOCK_R)
-        left = tile(s, rows, ranks, s_stride, M, R)
-        total = tl.dot(left, turned_tile(b, outputs, ranks, R, N, R), total, input_precision=PRECISION)
-    for start in range(0, K, BLOCK_K):
-        columns = start + tl.arange(0, BLOCK_K)
-        left = tile(x, rows, columns, x_stride, M, K)
-        right = turned_tile(weight, outputs, columns, weight_stride, N, K)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-    if HAS_BIAS:
-        total += tl.load(bias + outputs, mask=outputs < N, other=0.0).to(tl.float32)[None, :]
-    mask = (rows[:, None] < M) & (outputs[None, :] < N)
-    tl.store(y + rows[:, None].to(tl.int64) * N + outputs[None, :], total.to(y.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def rank_gradients_kernel(
-    grad, s, b, ds, slices, grad_stride, s_stride, ds_stride, M, N, R,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """In one pass over a slice of dy: dS = dy B, and this slice's part of dy^T S; B is already scaled."""
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    ranks = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    low = tile(s, rows, ranks, s_stride, M, R)
-    total = tl.zeros([BLOCK_M, BLOCK_R], dtype=tl.float32)
-    part = slices + tl.program_id(0).to(tl.int64) * N * R + ranks[None, :] * N
-    for start in range(0, N, BLOCK_N):
-        outputs = start + tl.arange(0, BLOCK_N)
-        right = tile(b, outputs, ranks, R, N, R)
-        left = tile(grad, rows, outputs, grad_stride, M, N)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-        found = tl.dot(tl.trans(left), low, input_precision=PRECISION)
-        mask = (outputs[:, None] < N) & (ranks[None, :] < R)
-        tl.store(part + outputs[:, None], found, mask=mask)
-    mask = (rows[:, None] < M) & (ranks[None, :] < R)
-    target = ds + rows[:, None].to(tl.int64) * ds_stride + ranks[None, :]
-    tl.store(target, total.to(ds.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=_COUNTERS)
-def input_gradient_kernel(
-    grad0, grad1, grad2, weight0, weight1, weight2, ds, a, dx,
-    stride0, stride1, stride2, turn0, turn1, turn2, M, K, Q, N0, N1, N2,
-    seed, stream, row0, threshold, keep_scale,
-    COUNT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """Dx = undropped(dS A) + the sum of dy W over COUNT projections; BLOCK_K outputs are contracted at a time."""
-    tile_m, tile_n = place(M, K, BLOCK_M, BLOCK_N, GROUP)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-    for start in range(0, Q, BLOCK_R):
-        ranks = start + tl.arange(0, BLOCK_R)
-        left = tile(ds, rows, ranks, Q, M, Q)
-        total = tl.dot(left, tile(a, ranks, columns, K, Q, K), total, input_precision=PRECISION)
-    if DROPOUT:
-        kept = kept_tile(tile_m * BLOCK_M, tile_n * BLOCK_N, row0, seed, stream, threshold, BLOCK_M, BLOCK_N)
-        total = tl.where(kept, total * keep_scale, 0.0)
-    for start in range(0, N0, BLOCK_K):
-        outputs = start + tl.arange(0, BLOCK_K)
-        left = tile(grad0, rows, outputs, stride0, M, N0)
-        right = tile(weight0, outputs, columns, turn0, N0, K)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-    if COUNT > 1:
-        for start in range(0, N1, BLOCK_K):
-            outputs = start + tl.arange(0, BLOCK_K)
-            left = tile(grad1, rows, outputs, stride1, M, N1)
-            right = tile(weight1, outputs, columns, turn1, N1, K)
-            total = tl.dot(left, right, total, input_precision=PRECISION)
-    if COUNT > 2:
-        for start in range(0, N2, BLOCK_K):
-            outputs = start + tl.arange(0, BLOCK_K)
-            left = tile(grad2, rows, outputs, stride2, M, N2)
-            right = tile(weight2, outputs, columns, turn2, N2, K)
-            total = tl.dot(left, right, total, input_precision=PRECISION)
-    mask = (rows[:, None] < M) & (columns[None, :] < K)
-    tl.store(dx + rows[:, None].to(tl.int64) * K + columns[None, :], total.to(dx.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=_COUNTERS)
-def gram_kernel(
-    low, x, slices, low_stride, x_stride, M, Q, K, slice_rows,
-    seed, stream, row0, threshold, keep_scale,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """This slice's part of low^T dropped(x), for one block of x's columns and one of ranks."""
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    ranks = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    first = tl.program_id(2) * slice_rows
-    last = tl.minimum(first + slice_rows, M)
-    total = tl.zeros([BLOCK_N, BLOCK_Q], dtype=tl.float32)
-    for start in range(first, last, BLOCK_M):
-        rows = start + tl.arange(0, BLOCK_M)
-        left = tile(x, rows, columns, x_stride, last, K)
-        if DROPOUT:
-            kept = kept_tile(
-                start, tl.program_id(0) * BLOCK_N, row0, seed, stream, threshold, BLOCK_M, BLOCK_N
-            )
-            left = tl.where(kept, left.to(tl.float32) * keep_scale, 0.0).to(x.dtype.element_ty)
-        right = tile(low, rows, ranks, low_stride, last, Q)
-        total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
-    part = slices + tl.program_id(2).to(tl.int64) * Q * K
-    mask = (ranks[None, :] < Q) & (columns[:, None] < K)
-    tl.store(part + ranks[None, :].to(tl.int64) * K + columns[:, None], total, mask=mask)
-
-
-@triton.jit
-def sum_slices_kernel(slices, out, count, size, scale, BLOCK: tl.constexpr):
-    """Out = scale * the sum of the slices, in their order."""
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], dtype=tl.float32)
-    part = slices + places
-    for _ in range(count):
-        total += tl.load(part, mask=places < size, other=0.0)
-        part += size
-    tl.store(out + places, total * scale, mask=places < size)
-
+# What a tensor descriptor asks of addresses and distances of rows.
+_DESCRIPTOR_BYTES = 16
 
 _Dropout = tuple[float, list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """Where our product of a frozen weight, with the update in its accumulator, beats the library's two.
+
+    Attributes:
+        least: multiplications from which on it does: below, the launch is what takes time.
+        most_inner: the longest contraction; in a longer one the update weighs nothing.
+    """
+
+    least: float
+    most_inner: float = math.inf
+
+
+FORWARD: Mapping[str, Fused] = {"sm_90": Fused(least=2**36)}
+BACKWARD: Mapping[str, Fused] = {"sm_90": Fused(least=2**34, most_inner=8192)}
+"""Measured on an H100; a chip that is not here was not, and takes the library."""
+
+
+def _is_fused(table: Mapping[str, Fused], x: Tensor, products: int, inner: int) -> bool:
+    if interpreted():
+        return True
+    limits = table.get(architecture(x.device))
+    return limits is not None and products >= limits.least and inner <= limits.most_inner
 
 
 def _counters(dropout: _Dropout) -> tuple[int, int, int, int, float]:
@@ -211,18 +86,49 @@ def _counters(dropout: _Dropout) -> tuple[int, int, int, int, float]:
     return seed, stream, row0, threshold(probability), 1 / (1 - probability)
 
 
+def _rounded(factors: list[Tensor], scales: list[float], dtype: torch.dtype) -> Tensor:
+    """All A, and each B times its scale, rounded; where they stand is in `factors.py`."""
+    count = len(scales)
+    shapes = shapes_of(factors)
+    out = torch.empty(layout_of(shapes).total, dtype=dtype, device=factors[0].device)
+    held = [factor.contiguous() for factor in factors]
+    unused = MAX_TRITON_PROJECTIONS - count
+    tensors = [*held[:count], *held[:1] * unused, *held[count:], *held[:1] * unused, out]
+    numbers, grid = _rounding(shapes)
+    enqueue(round_kernel, grid, (*tensors, *numbers, *scales, *[1.0] * unused), {"COUNT": count}, ROUND)
+    return out
+
+
+@functools.cache
+def _rounding(shapes: tuple[torch.Size, ...]) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """(Sizes and places, as `round_kernel` takes them, grid)."""
+    layout, count = layout_of(shapes), len(shapes) // 2
+    room = [0] * (MAX_TRITON_PROJECTIONS - count)
+
+    def padded(of: tuple[int, ...]) -> list[int]:
+        """For the most projections that there can be, of A and of B."""
+        return [*of[:count], *room, *of[count:], *room]
+
+    grid = triton.cdiv(max(layout.sizes), ROUND.tiles["BLOCK"]), 2 * count
+    return (*padded(layout.sizes), *padded(layout.places)[1:]), grid
+
+
 def _shrink(x_MK: Tensor, a_QK: Tensor, dropout: _Dropout) -> Tensor:
-    launch = launch_for(SHRINK, x_MK.device)
-    M, K = x_MK.shape
-    Q = a_QK.shape[0]
+    """dropped(x) A^T [M, Q]."""
+    if dropout[0] == 0:
+        return x_MK @ a_QK.T
+    launch = launch_for(SHRINK, x_MK)
+    (M, K), Q = x_MK.shape, a_QK.shape[0]
     s_MQ = torch.empty(M, Q, dtype=x_MK.dtype, device=x_MK.device)
     block = min(128, covering(Q, 16))
-    grid = (triton.cdiv(M, launch.tiles["BLOCK_M"]), triton.cdiv(Q, block))
     if M:
-        shrink_kernel[grid](
-            x_MK, a_QK, s_MQ, x_MK.stride(0), M, K, Q, *_counters(dropout),
-            DROPOUT=dropout[0] > 0, PRECISION=precision(x_MK), BLOCK_Q=block, **launch.options,
-        )  # fmt: skip
+        enqueue(
+            shrink_kernel,
+            (triton.cdiv(M, launch.tiles["BLOCK_M"]), triton.cdiv(Q, block)),
+            (x_MK, a_QK, s_MQ, x_MK.stride(0), Q, M, K, Q, *_counters(dropout)),
+            {"DROPOUT": True, "PRECISION": precision(x_MK), "BLOCK_Q": block},
+            launch,
+        )
     return s_MQ
 
 
@@ -235,30 +141,72 @@ def lora_linear_triton(
     numbers: list[float],
     key: list[int],
 ) -> list[Tensor]:
-    """[y of each projection..., S [M, Q]], as the C++ kernel."""
+    """[y of each projection..., S [M, Q], rounded factors], as the C++ kernel."""
     x_MK = rows_of(x_MK)
-    count = len(weights)
-    M, K = x_MK.shape
-    a_QK = torch.cat([a.to(x_MK.dtype) for a in factors[:count]])
+    rounded = _rounded(factors, numbers[:-1], x_MK.dtype)
+    a_QK, scaled = rounded_parts(rounded, factors)
     s_MQ = _shrink(x_MK, a_QK, (numbers[-1], key))
-    launch = launch_for(EXPAND, x_MK.device)
     outputs = []
-    start = 0
-    for given, bias, b_NR, scale in zip(weights, biases, factors[count:], numbers[:-1], strict=True):
-        weight, (N, R) = rows_of(given), b_NR.shape
-        scaled_NR = (b_NR * scale).to(x_MK.dtype).contiguous()
-        y_MN = torch.empty(M, N, dtype=x_MK.dtype, device=x_MK.device)
-        grid = (triton.cdiv(M, launch.tiles["BLOCK_M"]) * triton.cdiv(N, launch.tiles["BLOCK_N"]),)
-        if M:
-            expand_kernel[grid](
-                x_MK, weight, bias.contiguous(), s_MQ[:, start:], scaled_NR, y_MN,
-                x_MK.stride(0), weight.stride(0), s_MQ.stride(0), M, N, K, R,
-                HAS_BIAS=bias.numel() > 0, PRECISION=precision(x_MK), GROUP=_GROUP_ROWS,
-                BLOCK_R=min(64, covering(R, 16)), **launch.options,
-            )  # fmt: skip
-        outputs.append(y_MN)
-        start += R
-    return [*outputs, s_MQ]
+    first = 0
+    for weight, bias, b_NR in zip(weights, biases, scaled, strict=True):
+        low = s_MQ[:, first : first + b_NR.shape[1]]
+        first += b_NR.shape[1]
+        outputs.append(_projected(x_MK, weight, bias if bias.numel() else None, (low, b_NR)))
+    return [*outputs, s_MQ, rounded]
+
+
+def _projected(
+    x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, update: tuple[Tensor, Tensor]
+) -> Tensor:
+    """X W^T + bias + S B^T, of the update (S, B)."""
+    low_MR, b_NR = update
+    (M, K), N = x_MK.shape, weight_NK.shape[0]
+    if not (_is_fused(FORWARD, x_MK, M * N * K, K) and M and _described(x_MK, weight_NK, N)):
+        return torch.nn.functional.linear(x_MK, weight_NK, bias_N).addmm_(low_MR, b_NR.T)
+    launch = launch_for(EXPAND, x_MK)
+    block_m, block_n, block_k = (launch.tiles[f"BLOCK_{name}"] for name in "MNK")
+    y_MN = torch.empty(M, N, dtype=x_MK.dtype, device=x_MK.device)
+    programs = _programs(x_MK.device)
+    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+    R = b_NR.shape[1]
+    enqueue(
+        expand_kernel,
+        (min(programs, tiles),),
+        (
+            TensorDescriptor.from_tensor(x_MK, [block_m, block_k]),
+            TensorDescriptor.from_tensor(weight_NK, [block_n, block_k]),
+            TensorDescriptor.from_tensor(y_MN, [block_m, block_n // 2]),
+            *(low_MR, b_NR, low_MR if bias_N is None else bias_N.contiguous()),
+            *(low_MR.stride(0), M, N, K, R),
+        ),
+        {
+            "HAS_BIAS": bias_N is not None,
+            "PROGRAMS": programs,
+            "GROUP": _GROUP_ROWS,
+            "BLOCK_R": min(64, covering(R, 16)),
+        },
+        launch,
+    )
+    return y_MN
+
+
+def _described(x_MK: Tensor, weight_NK: Tensor, N: int) -> bool:
+    """Tell whether tensor descriptors can be made of x, the weight and y."""
+    item = x_MK.element_size()
+    if item != 2 or N * item % _DESCRIPTOR_BYTES:
+        return False
+    return all(
+        one.stride(1) == 1
+        and one.stride(0) * item % _DESCRIPTOR_BYTES == 0
+        and one.data_ptr() % _DESCRIPTOR_BYTES == 0
+        for one in (x_MK, weight_NK)
+    )
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    """As many as the device runs at once."""
+    return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lora_linear_backward_op.on_gpu
@@ -273,86 +221,92 @@ def lora_linear_backward_triton(
 ) -> list[Tensor]:
     """[dx, dbias..., dA..., dB...], as the C++ kernel; each dB the transpose of what is row-major."""
     x_MK, s_MQ, grads = rows_of(saved[0]), saved[1], [rows_of(grad) for grad in grads]
-    count, dropout = len(weights), (numbers[-1], key)
+    a_QK, scaled = rounded_parts(saved[2], factors)
+    dropout = numbers[-1], key
     ds_MQ = torch.empty_like(s_MQ)
     grads_b = []
-    start = 0
-    for grad, b_NR, scale in zip(grads, factors[count:], numbers[:-1], strict=True):
-        end = start + b_NR.shape[1]
-        grads_b.append(_rank_gradients(grad, s_MQ[:, start:end], b_NR, scale, ds_MQ[:, start:end]))
-        start = end
-    ranks = [a.shape[0] for a in factors[:count]]
-    grads_a = [part.clone() for part in torch.split(_gram(ds_MQ, x_MK, dropout), ranks)]
+    first = 0
+    for grad, b_NR, scale in zip(grads, scaled, numbers[:-1], strict=True):
+        own = slice(first, first + b_NR.shape[1])
+        first = own.stop
+        torch.mm(grad, b_NR, out=ds_MQ[:, own])
+        found_RN = product_float32(s_MQ[:, own].T, grad)
+        grads_b.append((found_RN if scale == 1 else found_RN.mul_(scale)).T)
+    found_QK = _gram(ds_MQ, x_MK, dropout)
+    ranks = [b_NR.shape[1] for b_NR in scaled]
+    grads_a = [found_QK] if len(ranks) == 1 else [part.clone() for part in found_QK.split(ranks)]
     biases = [
         grad.sum(dim=0, dtype=torch.float32).to(grad.dtype) if need else grad.new_empty(0)
         for grad, need in zip(grads, needs[1:], strict=True)
     ]
-    a_QK = torch.cat([a.to(x_MK.dtype) for a in factors[:count]])
     dx_MK = _input_gradient(grads, ds_MQ, weights, a_QK, dropout) if needs[0] else x_MK.new_empty(0)
     return [dx_MK, *biases, *grads_a, *grads_b]
 
 
-def _rank_gradients(grad: Tensor, s_MR: Tensor, b_NR: Tensor, scale: float, ds_MR: Tensor) -> Tensor:
-    """Write dS into `ds_MR` and return dB, float32."""
-    launch = launch_for(RANK_GRADIENTS, grad.device)
-    (M, N), R = grad.shape, s_MR.shape[1]
-    slices = triton.cdiv(M, launch.tiles["BLOCK_M"])
-    parts_PRN = torch.empty(slices, R, N, dtype=torch.float32, device=grad.device)
-    block = min(64, covering(R, 16))
-    if M:
-        rank_gradients_kernel[(slices, triton.cdiv(R, block))](
-            grad, s_MR, (b_NR * scale).to(grad.dtype).contiguous(), ds_MR, parts_PRN,
-            grad.stride(0), s_MR.stride(0), ds_MR.stride(0), M, N, R,
-            PRECISION=precision(grad), BLOCK_R=block, **launch.options,
-        )  # fmt: skip
-    return _sum_slices(parts_PRN, scale).T
-
-
 def _gram(low_MQ: Tensor, x_MK: Tensor, dropout: _Dropout) -> Tensor:
     """low^T dropped(x), float32 [Q, K]."""
-    launch = launch_for(GRAM, x_MK.device)
+    if dropout[0] == 0:
+        return product_float32(low_MQ.T, x_MK)
+    launch = launch_for(GRAM, x_MK)
     (M, K), Q = x_MK.shape, low_MQ.shape[1]
-    rows = launch.tiles["BLOCK_M"]
-    slice_rows = max(rows, triton.cdiv(triton.cdiv(M, _GRAM_SLICES), rows) * rows)
+    block = min(128, covering(Q, 16))
+    blocks = triton.cdiv(K, launch.tiles["BLOCK_N"]), triton.cdiv(Q, block)
+    slice_rows = slice_height(M, blocks[0] * blocks[1], launch.tiles["BLOCK_M"])
     slices = triton.cdiv(M, slice_rows)
     parts_PQK = torch.empty(slices, Q, K, dtype=torch.float32, device=x_MK.device)
-    block = min(128, covering(Q, 16))
     if M:
-        gram_kernel[(triton.cdiv(K, launch.tiles["BLOCK_N"]), triton.cdiv(Q, block), slices)](
-            low_MQ, x_MK, parts_PQK, low_MQ.stride(0), x_MK.stride(0), M, Q, K, slice_rows,
-            *_counters(dropout), DROPOUT=dropout[0] > 0, PRECISION=precision(x_MK), BLOCK_Q=block,
-            **launch.options,
-        )  # fmt: skip
-    return _sum_slices(parts_PQK, 1.0)
+        sizes = low_MQ.stride(0), x_MK.stride(0), M, Q, K, slice_rows
+        enqueue(
+            gram_kernel,
+            (*blocks, slices),
+            (low_MQ, x_MK, parts_PQK, *sizes, *_counters(dropout)),
+            {"DROPOUT": True, "PRECISION": precision(x_MK), "BLOCK_Q": block},
+            launch,
+        )
+    return parts_PQK[0] if slices == 1 else _sum_slices(parts_PQK)
 
 
-def _sum_slices(parts: Tensor, scale: float) -> Tensor:
-    """Scale times the sum over the first dimension, in its order."""
+def _sum_slices(parts: Tensor) -> Tensor:
+    """The sum over the first dimension, in its order."""
     out = torch.empty(parts.shape[1:], dtype=torch.float32, device=parts.device)
-    if out.numel():
-        grid = (triton.cdiv(out.numel(), 1024),)
-        sum_slices_kernel[grid](parts, out, parts.shape[0], out.numel(), scale, BLOCK=1024)
+    if size := out.numel():
+        grid = (triton.cdiv(size, SUM.tiles["BLOCK"]),)
+        enqueue(sum_slices_kernel, grid, (parts, out, parts.shape[0], size), {}, SUM)
     return out
 
 
 def _input_gradient(
     grads: list[Tensor], ds_MQ: Tensor, weights: list[Tensor], a_QK: Tensor, dropout: _Dropout
 ) -> Tensor:
-    table = DROPPED_INPUT_GRADIENT if dropout[0] else INPUT_GRADIENT
-    launch = launch_for(table, ds_MQ.device)
-    M, (Q, K) = ds_MQ.shape[0], a_QK.shape
+    M, K, inner = ds_MQ.shape[0], a_QK.shape[1], sum(weight.shape[0] for weight in weights)
+    if dropout[0] == 0 and not _is_fused(BACKWARD, ds_MQ, M * K * inner, inner):
+        dx_MK = torch.mm(grads[0], weights[0])
+        for grad, weight in zip(grads[1:], weights[1:], strict=True):
+            dx_MK.addmm_(grad, weight)
+        return dx_MK.addmm_(ds_MQ, a_QK)
+    launch = launch_for(DROPPED_INPUT_GRADIENT if dropout[0] else INPUT_GRADIENT, ds_MQ)
+    tiles, Q = launch.tiles, a_QK.shape[0]
     dx_MK = torch.empty(M, K, dtype=ds_MQ.dtype, device=ds_MQ.device)
     # Places of projections that are not there hold the first one; the kernel does not look at them.
-    dy = [*grads, *[grads[0]] * (MAX_TRITON_PROJECTIONS - len(grads))]
+    unused = MAX_TRITON_PROJECTIONS - len(grads)
+    dy = [*grads, *[grads[0]] * unused]
     rows = [rows_of(weight) for weight in weights]
-    rows += [rows[0]] * (MAX_TRITON_PROJECTIONS - len(rows))
-    grid = (triton.cdiv(M, launch.tiles["BLOCK_M"]) * triton.cdiv(K, launch.tiles["BLOCK_N"]),)
+    rows += [rows[0]] * unused
+    outputs = [one.shape[0] for one in rows]
     if M:
-        input_gradient_kernel[grid](
-            *dy, *rows, ds_MQ, a_QK, dx_MK,
-            *(one.stride(0) for one in dy), *(one.stride(0) for one in rows), M, K, Q,
-            *(one.shape[0] for one in rows), *_counters(dropout),
-            COUNT=len(grads), DROPOUT=dropout[0] > 0, PRECISION=precision(ds_MQ), GROUP=_GROUP_ROWS,
-            BLOCK_R=min(64, covering(Q, 16)), **launch.options,
-        )  # fmt: skip
+        strides = *(one.stride(0) for one in dy), *(one.stride(0) for one in rows)
+        enqueue(
+            input_gradient_kernel,
+            (triton.cdiv(M, tiles["BLOCK_M"]) * triton.cdiv(K, tiles["BLOCK_N"]),),
+            (*dy, *rows, ds_MQ, a_QK, dx_MK, *strides, M, K, Q, *outputs, *_counters(dropout)),
+            {
+                "COUNT": len(grads),
+                "DROPOUT": dropout[0] > 0,
+                "EVEN": all(size % tiles["BLOCK_K"] == 0 for size in outputs),
+                "PRECISION": precision(ds_MQ),
+                "GROUP": _GROUP_ROWS,
+                "BLOCK_R": min(64, covering(Q, 16)),
+            },
+            launch,
+        )
     return dx_MK

@@ -1,11 +1,13 @@
 """`rms_norm` in Triton. Shape suffixes: M rows, D size of a row."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from luthier.kernels.gpu import Launch, covering
+from luthier.kernels.gpu import Launch, covering, enqueue
 from luthier.kernels.operands import rows_of
 from luthier.kernels.rms_norm.cpu import rms_norm_backward_op, rms_norm_op
 
@@ -39,6 +41,7 @@ def backward_kernel(
     tl.store(grad_x + row * D + columns, found.to(grad_x.dtype.element_ty), mask=mask)
 
 
+@functools.cache
 def launch_of(dim: int) -> Launch:
     """A warp for each 512 elements of a row: 16 for each of its threads, loaded 8 at a time."""
     block = covering(dim)
@@ -52,17 +55,9 @@ def rms_norm_triton(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: floa
     out_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype, device=x_MD.device)
     inverse_M = torch.empty(x_MD.shape[0], dtype=torch.float32, device=x_MD.device)
     if x_MD.shape[0]:
-        forward_kernel[(x_MD.shape[0],)](
-            x_MD,
-            weight_D,
-            out_MD,
-            inverse_M,
-            x_MD.stride(0),
-            x_MD.shape[1],
-            epsilon,
-            offset,
-            **launch_of(x_MD.shape[1]).options,
-        )
+        M, D = x_MD.shape
+        operands = x_MD, weight_D, out_MD, inverse_M, x_MD.stride(0), D, epsilon, offset
+        enqueue(forward_kernel, (M,), operands, {}, launch_of(D))
     return out_MD, inverse_M
 
 
@@ -79,16 +74,8 @@ def rms_norm_backward_triton(
     grad_MD, x_MD, weight_D = rows_of(grad_MD), rows_of(x_MD), weight_D.contiguous()
     dx_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype, device=x_MD.device)
     if x_MD.shape[0]:
-        backward_kernel[(x_MD.shape[0],)](
-            grad_MD,
-            x_MD,
-            weight_D,
-            inverse_M,
-            dx_MD,
-            grad_MD.stride(0),
-            x_MD.stride(0),
-            x_MD.shape[1],
-            offset,
-            **launch_of(x_MD.shape[1]).options,
-        )
+        M, D = x_MD.shape
+        strides = grad_MD.stride(0), x_MD.stride(0)
+        operands = grad_MD, x_MD, weight_D, inverse_M, dx_MD, *strides, D, offset
+        enqueue(backward_kernel, (M,), operands, {}, launch_of(D))
     return dx_MD

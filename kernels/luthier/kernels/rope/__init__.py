@@ -35,7 +35,7 @@ def rope(x_THD: "Tensor", cos_TR: "Tensor", sin_TR: "Tensor", *, impl: Impl = "a
         raise ValueError(
             f"shapes must be x [T, H, D], cos and sin [T, R] with R even and at most D, got {shapes}"
         )
-    chosen = resolve("rope", impl, refusal(impl, x_THD), x_THD, row_class(x_THD.shape[0]))
+    chosen = resolve("rope", impl, refusal(impl, x_THD), x_THD, row_class(x_THD.flatten(1)))
     if chosen == "eager":
         from luthier.kernels.rope.reference import rope_reference
 

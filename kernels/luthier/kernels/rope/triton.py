@@ -1,11 +1,13 @@
 """`rope` in Triton. Shape suffixes: T tokens, H heads, D head size, R turned elements."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from luthier.kernels.gpu import Launch, covering
+from luthier.kernels.gpu import Launch, covering, enqueue
 from luthier.kernels.operands import heads_of
 from luthier.kernels.rope.cpu import rope_op
 
@@ -47,6 +49,7 @@ def rope_kernel(
         tl.store(target, tl.load(source, mask=mask, other=0.0), mask=mask)
 
 
+@functools.cache
 def launch_of(num_heads: int, head_dim: int, rotary: int) -> Launch:
     """As many heads to a program as make 2,048 elements, at most all."""
     rest = covering(head_dim - rotary) if rotary < head_dim else 0
@@ -64,8 +67,7 @@ def rope_triton(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, transposed: bool)
     (T, H, D), R = x_THD.shape, cos_TR.shape[1]
     launch = launch_of(H, D, R)
     if out_THD.numel():
-        rope_kernel[(T, triton.cdiv(H, launch.tiles["BLOCK_H"]))](
-            x_THD, cos_TR, sin_TR, out_THD, x_THD.stride(0), x_THD.stride(1), H, D, R,
-            TRANSPOSED=transposed, **launch.options,
-        )  # fmt: skip
+        operands = x_THD, cos_TR, sin_TR, out_THD, x_THD.stride(0), x_THD.stride(1), H, D, R
+        grid = T, triton.cdiv(H, launch.tiles["BLOCK_H"])
+        enqueue(rope_kernel, grid, operands, {"TRANSPOSED": transposed}, launch)
     return out_THD

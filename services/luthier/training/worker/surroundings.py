@@ -7,21 +7,25 @@ import platform
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from luthier.kernels import describe, table_digest
+from luthier.kernels.attention_varlen import implementation
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.worker.v1 import task_pb2
 
 
-def kernel_choices() -> dict[str, str]:
+def kernel_choices(model: PreTrainedModel) -> dict[str, str]:
     """Return the implementation of each operator that a training step uses, by dtype and class of shapes.
 
-    The keys are `operator/dtype/class`; `isa` is the instruction set that the C++ kernels run with.
+    The keys are `operator/dtype/class`; `isa` is the instruction set that the C++ kernels run with, `attention` what
+    the model's packed batches take on its device.
     """
-    return {name: chosen for name, chosen in describe().items() if name == "isa" or "/bfloat16/" in name}
+    by_table = {name: chosen for name, chosen in describe().items() if name == "isa" or "/bfloat16/" in name}
+    return {**by_table, "attention": _attention(model)}
 
 
-def surroundings() -> dict[str, str]:
+def surroundings(model: PreTrainedModel) -> dict[str, str]:
     """Return all that the bits of a run's results depend on besides its settings and data."""
     return {
         "code_version": importlib.metadata.version("luthier"),
@@ -31,12 +35,15 @@ def surroundings() -> dict[str, str]:
         "num_threads": str(torch.get_num_threads()),
         "kernel_table_digest": table_digest(),
         "isa": describe()["isa"],
+        "attention": _attention(model),
     }
 
 
-def run_record(spec: task_pb2.TrainSpec, *, bitwise: bool) -> fine_tuning_job_pb2.RunRecord:
-    """Return the record of a run that begins now."""
-    around = surroundings()
+def run_record(
+    spec: task_pb2.TrainSpec, model: PreTrainedModel, *, bitwise: bool
+) -> fine_tuning_job_pb2.RunRecord:
+    """Return the record of a run of this model that begins now."""
+    around = surroundings(model)
     determinism = (
         fine_tuning_job_pb2.DETERMINISM_BITWISE if bitwise else fine_tuning_job_pb2.DETERMINISM_BEST_EFFORT
     )
@@ -48,9 +55,16 @@ def run_record(spec: task_pb2.TrainSpec, *, bitwise: bool) -> fine_tuning_job_pb
         torch_version=around["torch_version"],
         num_threads=int(around["num_threads"]),
         kernel_table_digest=around["kernel_table_digest"],
-        kernels=kernel_choices(),
+        kernels=kernel_choices(model),
         determinism=determinism,
     )
+
+
+def _attention(model: PreTrainedModel) -> str:
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    softcap = getattr(config, "attn_logit_softcapping", None) or 0.0
+    return implementation(model.device, model.dtype, head_dim, softcap=softcap)
 
 
 def _device() -> str:

@@ -60,13 +60,13 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
     )
     context.progress("loading model", 0, 0, "files")
     model = load_model(_base_model_folder(context))
-    run = _identity(spec.job, corpus)
+    run = _identity(spec.job, corpus, model)
     engine, course, changed = _begin(context, model, run)
     if changed:
         run = replace(run, bitwise=False)
         text = f"since the run began, {', '.join(changed)} changed: its results may differ from an undisturbed run's"
         context.log(text, "WARNING")
-    context.run_record(run_record(spec, bitwise=run.bitwise))
+    context.run_record(run_record(spec, model, bitwise=run.bitwise))
     num_steps = run.settings.schedule.num_steps
     context.progress("training", course.step, num_steps, "steps")
     files: Sequence[task_pb2.BlobFile] = list(spec.checkpoint_files)
@@ -132,7 +132,9 @@ def _base_model_folder(context: TaskContext) -> Path:
     return folder
 
 
-def _identity(job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus) -> checkpoint.RunIdentity:
+def _identity(
+    job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus, model: PreTrainedModel
+) -> checkpoint.RunIdentity:
     chosen = job.hyperparameters
     batches = BatchSettings(
         seed=chosen.seed,
@@ -158,7 +160,7 @@ def _identity(job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus) -> checkpo
             validation_interval_steps=job.validation_interval_steps,
         ),
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
-        surroundings=surroundings(),
+        surroundings=surroundings(model),
         base_model=job.base_model,
     )
 
