@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 
 @pytest.fixture
@@ -125,6 +128,42 @@ def test_a_kernel_is_compiled_anew_for_what_it_may_not_be_launched_on(kernel: Re
         for operands, wide, launch in kinds:
             enqueue(kernel, (1,), operands, {"WIDE": wide}, launch)
     assert len(kernel.compiled) == len(kernel.launched) == len(kinds)
+
+
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(
+    kernel: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.kernels import gpu
+
+    current = [0]
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current[0], before = device.index, current[0]
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(gpu, "_kind", lambda operand: current[0])
+    with FakeTensorMode():
+        tensors = [torch.empty(4, device=f"cuda:{index}") for index in (1, 0, 1, 0)]
+    launch = gpu.Launch(tiles={"BLOCK": 32})
+    for x in tensors:
+        gpu.enqueue(kernel, (1,), (x, 48), {"WIDE": True}, launch)
+    assert current == [0]
+    assert len(kernel.compiled) == len(kernel.launched) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_amds_kernels_for_tensors_of_32_bits_take_no_longer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.kernels.gpu import _kind
+
+    short, long = (torch.empty(size, dtype=torch.int8) for size in (2**20, 2**31))
+    assert _kind(short) == _kind(long)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert _kind(short) != _kind(long)
+    assert _kind(long[:16]) == _kind(long)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

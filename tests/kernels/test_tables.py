@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from luthier import kernels
-from luthier.kernels import grouped_lora_linear, linear_cross_entropy, lora_linear
+from luthier.kernels import grouped_lora_linear, linear_cross_entropy, lora_linear, tables
 from luthier.kernels.dispatch import available_isas, current_isa, force_isa
 from luthier.kernels.gated_activation import swiglu
 from luthier.kernels.tables import OPS, choose, entries, force_impl, row_class, table_path
@@ -83,7 +83,11 @@ def test_describe_shows_what_this_process_would_choose() -> None:
     }
 
 
-def test_choose_says_once_that_nothing_was_measured(caplog: pytest.LogCaptureFixture) -> None:
+def test_choose_says_once_that_nothing_was_measured(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # import-linter, which other tests run, disables every logger that there is.
+    monkeypatch.setattr(tables._log, "disabled", False)
     choose.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert [choose("rope", "no-such-isa/bfloat16/x") for _ in range(3)] == ["eager"] * 3

@@ -61,6 +61,11 @@ def enqueue(
         kernel[grid](*operands, **constants, **launch.options)
         return
     device = next(one.device for one in operands if isinstance(one, Tensor))
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        # A compiled kernel is loaded on the device that is current when it is first launched.
+        with torch.cuda.device(device):
+            enqueue(kernel, grid, operands, constants, launch)
+        return
     key = (id(kernel), id(launch), device, *constants.values(), *map(_kind, operands))
     if found := _compiled.get(key):
         compiled, rest, _ = found
@@ -79,7 +84,9 @@ def _kind(operand: Any) -> Any:
         bits = (operand if operand >= 0 else ~operand).bit_length()
         return operand == 1, operand % 16 == 0, bits // 32
     if isinstance(operand, Tensor):
-        return operand.dtype, operand.data_ptr() % 16 == 0
+        # AMD's kernels count in 32 bits where all of a tensor's memory allows it.
+        is_short = torch.version.hip is None or operand.untyped_storage().nbytes() < 2**31
+        return operand.dtype, operand.data_ptr() % 16 == 0, is_short
     if kind is TensorDescriptor:
         return operand.base.dtype, *operand.block_shape
     return kind
