@@ -72,18 +72,18 @@ def _of_model(model: Model, setting: Setting) -> Iterator[Entry]:
     from luthier.kernels import grouped_lora_linear, linear_cross_entropy, lora_linear
 
     rows, device = setting.tokens, setting.device
-    width, kept = model.heads * model.head_dim, (model.heads + 2 * model.key_heads) * model.head_dim
-    for rank in (16, 64):
-        ranked = replace(setting, rank=rank)
-        for op, count, size in (("lora_linear", 1, width), ("lora_linear_multi", 3, kept)):
-            shape = lora_linear.gpu_shape_class(rows, rank, count, rows * size * model.hidden)
-            yield _entry((op, "lora_linear", shape), model, ranked, f" of rank {rank}")
-    # A feed-forward block, gate and up together and down by itself, decides for the largest products.
-    block = rows * model.hidden * model.feed_forward
-    for count, products in ((2, 2 * block), (1, block)):
-        shape = lora_linear.gpu_shape_class(rows, setting.rank, count, products)
-        if shape.startswith("vast"):
-            yield _entry(("lora_mlp", "lora_linear", shape), model, setting)
+    # Its attention's projections; and, as wide as its feed-forward block, three that share x and one from there back.
+    heads = model.feed_forward // model.head_dim
+    for shaped in (model, replace(model, heads=heads, key_heads=heads)):
+        width, key_width = shaped.heads * shaped.head_dim, shaped.key_heads * shaped.head_dim
+        for rank in (16, 64):
+            for op, count, size in (
+                ("lora_linear", 1, width),
+                ("lora_linear_multi", 3, width + 2 * key_width),
+            ):
+                shape = lora_linear.gpu_shape_class(rows, rank, count, rows * size * model.hidden)
+                label = f" of rank {rank}, {width} wide"
+                yield _entry((op, "lora_linear", shape), shaped, replace(setting, rank=rank), label)
     for adapters in (1, 16):
         shape = grouped_lora_linear.shape_class(rows, adapters, device)
         several = replace(setting, adapters=adapters)
@@ -97,8 +97,6 @@ def _of_model(model: Model, setting: Setting) -> Iterator[Entry]:
 
 def _of_rows(model: Model, setting: Setting) -> Iterator[Entry]:
     """The operators that take each row by itself."""
-    import torch
-
     from luthier.kernels.tables import row_class
 
     widths = {
@@ -107,7 +105,7 @@ def _of_rows(model: Model, setting: Setting) -> Iterator[Entry]:
         "gated_activation": model.feed_forward,
     }
     for op, width in widths.items():
-        shape = row_class(torch.empty(1, device=setting.device).expand(setting.tokens, width))
+        shape = row_class(setting.tokens, setting.tokens * width, setting.device)
         yield _entry((op, op, shape), model, setting)
 
 
@@ -159,9 +157,14 @@ def _ratio(ours: Mapping[str, Any], eager: Mapping[str, Any]) -> float | None:
 
 
 def choices(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """By table and key without the architecture: triton where ours won on every shape, else eager."""
+    """By table and key without the architecture: triton where ours was right and won on every shape, else eager.
+
+    Where eager was not timed either, nothing is decided.
+    """
     found: dict[str, dict[str, str]] = {}
     for row in rows:
+        if row["outcomes"].get("eager", {}).get("status") != "timed":
+            continue
         won = row["ratio"] is not None and row["ratio"] < WIN
         table = found.setdefault(row["table"], {})
         if table.get(row["key"]) != "eager":
@@ -170,17 +173,12 @@ def choices(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
 
 
 def write_tables(found: Mapping[str, Mapping[str, str]], architecture: str) -> None:
-    """Put this architecture's entries in place of what the tables said of it."""
+    """Put these entries of an architecture into the tables; what was not decided stays."""
     from luthier.kernels import tables
 
     for op, table in found.items():
         path = tables.table_path(op)
-        kept = {
-            key: value
-            for key, value in json.loads(path.read_text()).items()
-            if not key.startswith(f"{architecture}/")
-        }
-        kept |= {f"{architecture}/{key}": value for key, value in table.items()}
+        kept = json.loads(path.read_text()) | {f"{architecture}/{key}": value for key, value in table.items()}
         path.write_text(json.dumps(dict(sorted(kept.items())), indent=2) + "\n")
 
 

@@ -120,10 +120,15 @@ def lora_costs(
         else:
             yield _library(M, K, N, e, e)
             yield _library(M, R, N, e, 2 * e)  # adds to what stands there
+    # Only NVIDIA's library gives these in float32 without rounding them.
+    is_wide = target.startswith("sm_")
     for N in problem.outputs:
         yield _library(M, N, R, e, e)
-        yield _library(R, M, N, e, FLOAT32)
-    if dropout:
+        if is_wide:
+            yield _library(R, M, N, e, FLOAT32)
+        else:
+            yield from _gram((M, N, R), e, _tiles(lora.GRAM, target), M, "sum_slices_kernel")
+    if dropout or not is_wide:
         yield from _gram((M, K, Q), e, _tiles(lora.GRAM, target), M, "sum_slices_kernel")
     else:
         yield _library(Q, M, K, e, FLOAT32)

@@ -15,7 +15,6 @@ from luthier.kernels.rms_norm import triton as rms_norm
 from luthier.kernels.rope import triton as rope
 
 _DROPOUT = {"seed": "i64", "stream": "i64", "row0": "i64", "threshold": "i64", "keep_scale": "fp32"}
-_GRAM_INTEGERS = "low_stride x_stride M Q K slice_rows"
 _RANKS = (16, 64)
 # Shrink and gram take the ranks of several projections at once.
 _WIDE_RANKS = (*_RANKS, 128)
@@ -104,14 +103,22 @@ def _expand_case(element: str, rank: int) -> Case:
 
 
 def _thin_cases(element: str, rank: int) -> Iterator[Case]:
-    """The thin products with dropout; without it they are the vendor library's."""
-    constants = {"PRECISION": "tf32", "DROPOUT": True, "BLOCK_Q": rank}
-    for name, kernel, pointers, floats, integers in (
-        ("shrink", (lora_linear.shrink_kernel, lora_linear.SHRINK), "x a s", "", "x_stride s_stride M K Q"),
-        ("gram", (lora_linear.gram_kernel, lora_linear.GRAM), "low x", "slices", _GRAM_INTEGERS),
-    ):
-        types = {**_types(element, pointers, floats, integers), **_DROPOUT}
-        yield _lora(f"{name}, rank {rank}, dropout, {element}", kernel, types, constants)
+    """The thin products that are ours: with dropout, and those whose result the library would round."""
+    constants = {"PRECISION": "tf32", "BLOCK_Q": rank}
+    yield _lora(
+        f"shrink, rank {rank}, dropout, {element}",
+        (lora_linear.shrink_kernel, lora_linear.SHRINK),
+        {**_types(element, "x a s", "", "x_stride s_stride M K Q"), **_DROPOUT},
+        constants,
+    )
+    types = _types(element, "low x", "slices", "low_stride x_stride M Q K slice_rows")
+    for dropout in (False, True):
+        yield _lora(
+            f"gram, rank {rank}{', dropout' if dropout else ''}, {element}",
+            (lora_linear.gram_kernel, lora_linear.GRAM),
+            {**types, **_DROPOUT},
+            {**constants, "DROPOUT": dropout},
+        )
 
 
 def _round_case(element: str) -> Case:

@@ -14,8 +14,8 @@ from luthier.kernels import tables
 pytest.importorskip("triton")
 
 
-def row(table: str, key: str, ratio: float | None) -> gpu_tables.Row:
-    return {"table": table, "key": key, "ratio": ratio}
+def row(table: str, key: str, ratio: float | None, eager: str = "timed") -> gpu_tables.Row:
+    return {"table": table, "key": key, "ratio": ratio, "outcomes": {"eager": {"status": eager}}}
 
 
 def test_ours_is_taken_only_where_it_won_on_every_shape_of_a_class() -> None:
@@ -27,7 +27,9 @@ def test_ours_is_taken_only_where_it_won_on_every_shape_of_a_class() -> None:
             row("rms_norm", "float32/many_rows", 1.5),
             row("rms_norm", "float32/many_rows", 0.1),
             row("rms_norm", "bfloat16/many_rows", 0.1),
-            row("rms_norm", "bfloat16/many_rows", None),  # wrong, or failed
+            row("rms_norm", "bfloat16/many_rows", None),  # ours is wrong, or failed
+            row("rope", "bfloat16/many_rows", None, eager="failed"),  # too large for the device
+            row("rope", "bfloat16/vast", None, eager="failed"),
         ]
     )
     assert found == {
@@ -36,13 +38,16 @@ def test_ours_is_taken_only_where_it_won_on_every_shape_of_a_class() -> None:
     }
 
 
-def test_entries_of_other_chips_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_of_other_chips_and_undecided_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"avx2/float32/few_rows": "cpu", "sm_90/bfloat16/few_rows": "triton"}))
     monkeypatch.setattr(tables, "table_path", lambda op: path)
     gpu_tables.write_tables({"rope": {"bfloat16/many_rows": "triton"}}, "sm_90")
     assert json.loads(path.read_text()) == {
         "avx2/float32/few_rows": "cpu",
+        "sm_90/bfloat16/few_rows": "triton",
         "sm_90/bfloat16/many_rows": "triton",
     }
 

@@ -169,7 +169,7 @@ def test_operators_of_rows(op: str, counted: Counts) -> None:
 
 
 def test_slices_count_against_a_kernel_and_so_do_the_sums_that_finish_it() -> None:
-    costs = list(triton_costs.lora_costs(ALIGNED, "*", dropout=True, is_fused=(True, True)))
+    costs = list(triton_costs.lora_costs(ALIGNED, "sm_90", dropout=True, is_fused=(True, True)))
     kernels = [cost.kernel for cost in costs]
     gram, total = costs[kernels.index("gram_kernel")], costs[kernels.index("sum_slices_kernel")]
     found = triton_costs.ratios(costs)
@@ -182,7 +182,7 @@ def test_an_operator_is_held_against_the_least_that_any_pass_moves() -> None:
     big = 2 * (1000 * 100 * 3 + 1000 * 50 * 3 + 2 * 100 * 50)
     assert triton_costs.least_bytes(problem) == big + 10 * 150 * 12
     # The library's products for dS and dB each read dy, where one pass over it would do; and the others read x again.
-    costs = triton_costs.lora_costs(problem, "*", is_fused=(True, True))
+    costs = triton_costs.lora_costs(problem, "sm_90", is_fused=(True, True))
     moved = sum(cost.moved for cost in costs)
     assert moved > triton_costs.least_bytes(problem) + 2 * 1000 * 50
 
@@ -199,7 +199,9 @@ def test_products_are_the_librarys_where_nothing_was_measured() -> None:
         "expand_kernel",
         "input_gradient_kernel",
     }
-    assert kernels["gfx942"] == kernels["sm_80"] == {"round_kernel", triton_costs.LIBRARY}
+    assert kernels["sm_80"] == {"round_kernel", triton_costs.LIBRARY}
+    # AMD's library would round dA and dB.
+    assert kernels["gfx942"] == {"round_kernel", triton_costs.LIBRARY, "gram_kernel", "sum_slices_kernel"}
 
 
 def test_the_worst_ratios_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,11 +117,18 @@ def test_backend_for_says_why_the_one_asked_for_cannot_run(
 
 
 def test_backend_for_takes_no_library_on_chips_where_none_was_tried(
-    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     install("flash-attn", "torch varlen", "FlexAttention")
     monkeypatch.setattr(gpu, "capability", lambda device: (7, 5))
-    assert gpu.backend_for(INPUTS).name == "eager"
+    monkeypatch.setattr(gpu._log, "disabled", False)  # import-linter, which other tests run, disables loggers
+    gpu._say_once.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert [gpu.backend_for(INPUTS).name for _ in range(3)] == ["eager"] * 3
+    (said,) = caplog.messages
+    assert said.startswith(
+        "attention_varlen runs eager, sequence by sequence: flash-attn needs compute capability 8.0"
+    )
     with pytest.raises(ValueError, match=r"8\.0, got 7\.5"):
         gpu.backend_for(INPUTS, "FlexAttention")
     monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))

@@ -70,6 +70,13 @@ class Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+def test_transforms_of_torch_func_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: rms_norm_op(x, torch.randn(16).bfloat16(), 1e-5, 0.0)[0].float().sum())(
+            leaf(7, 16).detach()
+        )
+
+
 @CASES
 def test_a_direct_call_has_the_bits_of_the_op(case: Callable[[], Case]) -> None:
     op, arguments, count = case()

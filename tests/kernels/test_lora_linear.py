@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from luthier.kernels.dispatch import Isa
 from luthier.kernels.lora_linear import Dropout, Projection, lora_linear, lora_linear_multi
@@ -96,12 +98,49 @@ def test_products_with_frozen_weights_are_ours_or_the_librarys(
 def test_ours_is_taken_where_a_measurement_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("luthier.kernels.lora_linear.triton")
     monkeypatch.setattr(triton, "interpreted", lambda: False)
-    x = torch.empty(1)
+    x = torch.empty(1, dtype=torch.bfloat16)
     table = {"sm_90": triton.Fused(least=1000, most_inner=50)}
     for chip, taken in (("sm_90", [True, False, False]), ("sm_80", [False] * 3)):
         monkeypatch.setattr(triton, "architecture", lambda device, chip=chip: chip)
         asked = [(1000, 50), (999, 50), (1000, 51)]
         assert [triton._is_fused(table, x, products, inner) for products, inner in asked] == taken
+        assert not any(
+            triton._is_fused(table, x.to(other), 1000, 50) for other in (torch.float32, torch.float16)
+        )
+
+
+def test_rounded_factors_are_found_wherever_their_memory_begins() -> None:
+    from luthier.kernels.lora_linear.factors import layout_of, rounded_parts, shapes_of
+
+    factors = [torch.randn(shape) for shape in ((3, 5), (2, 5), (7, 3), (4, 2))]
+    layout = layout_of(shapes_of(factors))
+    memory = torch.full((layout.total + 9,), torch.nan)
+    rounded = memory[9:]
+    for factor, place, size in zip(factors, layout.places, layout.sizes, strict=True):
+        rounded[place : place + size] = factor.flatten()
+    a, b = rounded_parts(rounded, factors)
+    assert torch.equal(a, torch.cat(factors[:2]))
+    assert all(map(torch.equal, b, factors[2:]))
+    assert all(place % 8 == 0 for place in layout.places[2:])
+
+
+def test_what_a_compiler_is_told_of_a_gpus_outputs_is_what_they_are() -> None:
+    from luthier.kernels.lora_linear.factors import layout, layout_of, shapes_of
+
+    with FakeTensorMode(), torch.device("cuda"):
+        weights = [torch.empty(n, 16) for n in (6, 9)]
+        factors = [torch.empty(shape) for shape in ((3, 16), (5, 16), (6, 3), (9, 5))]
+        biases = [torch.empty(0)] * 2
+        outputs = lora_linear_op.op(torch.empty(7, 16), weights, biases, factors, [1.0, 1.0, 0.0], [0, 0, 0])
+        assert [tuple(one.shape) for one in outputs[:3]] == [(7, 6), (7, 9), (7, 8)]
+        assert outputs[3].numel() == layout_of(shapes_of(factors)).total
+
+    def rounded(a: Tensor, b: Tensor) -> Tensor:
+        return a.new_empty(layout(shapes_of([a, b])).total)
+
+    # Shapes that are symbols have no hash.
+    traced = make_fx(rounded, tracing_mode="symbolic")(torch.empty(3, 5), torch.empty(7, 3))
+    assert traced(torch.empty(4, 6), torch.empty(2, 4)).numel() == 24 + 8
 
 
 def test_long_contractions_are_cut_and_summed(kernels: str, exact_as_eager: Callable[..., None]) -> None:
@@ -193,7 +232,7 @@ def test_ops_pass_opcheck() -> None:
     x, weight, bias, a, b, _ = tensors(7, 16, [6], [3])
     for inputs in (x, x.detach().T.contiguous().T.requires_grad_()):
         torch.library.opcheck(lora_linear_op.op, (inputs, [weight], [bias], [a, b], [2.0, 0.25], [1, 2, 3]))
-    saved = [x.detach(), torch.randn(7, 3)]
+    saved = [x.detach(), torch.randn(7, 3), torch.empty(0)]
     arguments = (
         [torch.randn(7, 6)],
         saved,

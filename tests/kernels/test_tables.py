@@ -6,8 +6,6 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -36,17 +34,10 @@ def test_table_names_known_chips_dtypes_and_implementations(op: str) -> None:
         assert implementation in {"triton" if chip == "sm_90" else "cpu", "eager"}
 
 
-def on(device_type: str, rows: int, width: int) -> Any:
-    """What `row_class` looks at of a tensor [rows, width]."""
-    return SimpleNamespace(
-        shape=(rows, width), numel=lambda: rows * width, device=SimpleNamespace(type=device_type)
-    )
-
-
 def test_on_a_gpu_elements_make_rows_many_and_multiplications_make_a_product_vast() -> None:
-    assert [row_class(on("cpu", rows, 8)) for rows in (0, 63, 64)] == ["few_rows", "few_rows", "many_rows"]
-    assert row_class(on("cuda", 16384, 576)) == "few_rows"
-    assert row_class(on("cuda", 12288, 4096)) == "many_rows"
+    assert [row_class(rows, 8 * rows, "cpu") for rows in (0, 63, 64)] == ["few_rows", "few_rows", "many_rows"]
+    assert row_class(16384, 16384 * 576, "cuda") == "few_rows"
+    assert row_class(12288, 12288 * 4096, "cuda") == "many_rows"
     products = 4096 * 4096 * 14336
     assert lora_linear.gpu_shape_class(4096, 16, 1, products) == "vast_rows-small_rank-one"
     assert lora_linear.gpu_shape_class(4096, 64, 2, 2**37 - 1) == "many_rows-large_rank-several"
@@ -70,6 +61,14 @@ def test_table_digest_is_that_of_the_committed_files() -> None:
     for op in sorted(OPS):
         hasher.update(table_path(op).read_bytes())
     assert kernels.table_digest() == hasher.hexdigest()
+
+
+def test_describe_shows_what_a_gpu_would_choose() -> None:
+    described = kernels.describe("sm_90")
+    assert described.pop("isa") == current_isa()
+    assert described["rms_norm/bfloat16/few_rows"] == "triton"
+    assert set(described.values()) == {"triton", "eager"}
+    assert kernels.describe("sm_1") == {"isa": current_isa()}
 
 
 def test_describe_shows_what_this_process_would_choose() -> None:

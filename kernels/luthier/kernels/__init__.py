@@ -8,15 +8,19 @@ def table_digest() -> str:
     return digest()
 
 
-def describe() -> dict[str, str]:
-    """What the tables choose on this processor: `isa`, and `operator/dtype/class` -> cpu or eager."""
+def describe(architecture: str | None = None) -> dict[str, str]:
+    """What the tables choose on a GPU of this architecture, else on this processor.
+
+    `isa` is the processor's instruction set; `operator/dtype/class` -> cpu, triton or eager.
+    """
     from luthier.kernels.dispatch import current_isa
 
     isa = current_isa()
+    chip = architecture or isa
     chosen = {
-        f"{op}/{key.removeprefix(f'{isa}/')}": impl
+        f"{op}/{key.removeprefix(f'{chip}/')}": impl
         for op in OPS
         for key, impl in entries(op).items()
-        if key.startswith(f"{isa}/")
+        if key.startswith(f"{chip}/")
     }
     return {"isa": isa, **chosen}

@@ -92,11 +92,16 @@ def _kind(operand: Any) -> Any:
     return kind
 
 
+def gives_float32(x: Tensor) -> bool:
+    """Tell whether the vendor library gives products of such tensors in float32 without rounding them before."""
+    return x.dtype == torch.float32 or (x.device.type == "cuda" and torch.version.hip is None)
+
+
 def product_float32(left: Tensor, right: Tensor) -> Tensor:
-    """The vendor library's product in float32, without another rounding where the library can."""
+    """The vendor library's product in float32; rounded before where `gives_float32` says no."""
     if left.dtype == torch.float32:
         return left @ right
-    if left.is_cuda and torch.version.hip is None:
+    if gives_float32(left):
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
 

@@ -122,13 +122,12 @@ def few_below(device_type: str, on_cpu: int) -> int:
     return 1024 if device_type == "cuda" else on_cpu
 
 
-def row_class(x: "torch.Tensor") -> str:
-    """The class of rows [..., D] for an operator that takes each by itself: if few, the call is what takes time.
+def row_class(rows: int, elements: int, device_type: str) -> str:
+    """The class of a problem whose operator takes each row by itself: of few, the call is what takes time.
 
     On a GPU that depends on the elements of all rows.
     """
-    rows = x.numel() // x.shape[-1] if x.numel() else 0
-    is_few = x.numel() < _MANY_ELEMENTS if x.device.type == "cuda" else rows < 64
+    is_few = elements < _MANY_ELEMENTS if device_type == "cuda" else rows < 64
     return "few_rows" if is_few else "many_rows"
 
 

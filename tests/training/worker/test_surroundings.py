@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+import luthier.kernels.gpu
 from luthier.kernels.attention_varlen import gpu
 from luthier.kernels.dispatch import force_isa
 from luthier.kernels.tables import force_impl
 from luthier.training.worker.surroundings import run_record, surroundings
+from luthier.v1 import fine_tuning_job_pb2
 from luthier.worker.v1 import task_pb2
 
 SIZES: dict[str, Any] = {
@@ -53,6 +55,13 @@ def test_run_record_says_which_attention_runs_on_a_gpu(monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu, "has_torch_flash", lambda: True)
     monkeypatch.setattr(gpu, "has_triton", lambda: True)
     monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(luthier.kernels.gpu, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     assert attention_of(llama().bfloat16()) == "torch varlen"
+    record = run_record(task_pb2.TrainSpec(), llama().bfloat16(), bitwise=True)
+    assert record.device == "NVIDIA H100 (sm_90)"
+    assert record.kernels["rms_norm/bfloat16/few_rows"] == "triton"
+    assert "cpu" not in record.kernels.values()
+    assert record.determinism == fine_tuning_job_pb2.DETERMINISM_BEST_EFFORT
     capped = Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=64, attn_logit_softcapping=50.0)).bfloat16()
     assert attention_of(capped) == "FlexAttention"

@@ -18,6 +18,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ from luthier.kernels.operands import heads_of
 from luthier.kernels.tables import forced
 
 DTYPES = (torch.bfloat16, torch.float16)
+_log = logging.getLogger(__name__)
 Attend = Callable[[Tensor, Tensor, Tensor, Sequence[int], float, float, int], Tensor]
 """(query_THD, key_TGD, value_TGD, cu_seqlens, scale, softcap, window) -> [T, H, D], for at least one token."""
 
@@ -87,13 +89,20 @@ def backend_for(inputs: Inputs, name: str | None = None) -> Backend:
     candidates = [backend for backend in BACKENDS if name in (None, backend.name)]
     if not candidates:
         raise ValueError(f"backend must be one of {[backend.name for backend in BACKENDS]}, got {name!r}")
-    reasons = []
+    reasons: list[str] = []
     for backend in candidates:
         reason = backend.refuse(inputs)
         if reason is None:
+            if reasons and backend is BACKENDS[-1]:
+                _say_once("; ".join(reasons))
             return backend
         reasons.append(f"{backend.name} {reason}")
     raise ValueError("; ".join(reasons))
+
+
+@functools.cache
+def _say_once(reasons: str) -> None:
+    _log.warning("attention_varlen runs eager, sequence by sequence: %s", reasons)
 
 
 @functools.cache

@@ -38,7 +38,8 @@ def gated(gate: "Tensor", up: "Tensor", activation: Activation, *, impl: Impl = 
         )
     if activation not in ("silu", "gelu_tanh"):
         raise ValueError(f"activation must be silu or gelu_tanh, got {activation!r}")
-    chosen = resolve("gated_activation", impl, refusal(impl, gate), gate, row_class(gate))
+    shape = row_class(gate.numel() // gate.shape[-1], gate.numel(), gate.device.type)
+    chosen = resolve("gated_activation", impl, refusal(impl, gate), gate, shape)
     if chosen == "eager":
         from luthier.kernels.gated_activation.reference import gated_reference
 

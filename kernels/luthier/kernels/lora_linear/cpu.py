@@ -13,7 +13,7 @@ from torch import Tensor
 
 from luthier.kernels import _core
 from luthier.kernels.direct import kernel_op
-from luthier.kernels.lora_linear.factors import layout_of, shapes_of
+from luthier.kernels.lora_linear.factors import layout, shapes_of
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 # (rows, matrix, whether the matrix is transposed)
@@ -120,7 +120,7 @@ def _(
 ) -> list[Tensor]:
     rank = sum(a.shape[0] for a in factors[: len(weights)])
     widths = [weight.shape[0] for weight in weights]
-    kept = layout_of(shapes_of(factors)).total if x_MK.device.type == "cuda" else 0
+    kept = layout(shapes_of(factors)).total if x_MK.device.type == "cuda" else 0
     return [*(x_MK.new_empty(x_MK.shape[0], width) for width in [*widths, rank]), x_MK.new_empty(kept)]
 
 
@@ -136,7 +136,8 @@ def lora_linear_backward_op(
 ) -> list[Tensor]:
     """[dx, dbias..., dA..., dB...], the last two float32; `needs` says of dx and each dbias whether it is not empty.
 
-    `saved` are x and S. Each dB is the transpose of what is row-major, for turning it would take longer than adding it.
+    `saved` are x, S and the rounded factors. Each dB is the transpose of what is row-major, for turning it would take
+    longer than adding it.
     """
     x_MK, s_MQ, grads = rows_of(saved[0]), saved[1], [rows_of(grad) for grad in grads]
     count, dropout = len(weights), numbers[-1]

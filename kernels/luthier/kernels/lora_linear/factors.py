@@ -29,15 +29,18 @@ class Layout:
     total: int
 
 
-@functools.cache
-def layout_of(shapes: tuple[torch.Size, ...]) -> Layout:
-    """The layout for factors of these shapes: all A, then all B."""
+def layout(shapes: tuple[torch.Size, ...]) -> Layout:
+    """The layout for factors of these shapes, which may be symbols: all A, then all B."""
     count = len(shapes) // 2
-    sizes = [shape.numel() for shape in shapes]
+    sizes = [shape[0] * shape[1] for shape in shapes]
     aligned = [-(-size // _ALIGNED) * _ALIGNED for size in (sum(sizes[:count]), *sizes[count:])]
     *places_of_b, total = accumulate(aligned)
     places = [*accumulate(sizes[: count - 1], initial=0), *places_of_b]
     return Layout(sizes=tuple(sizes), places=tuple(places), total=total)
+
+
+layout_of = functools.cache(layout)
+"""`layout`, kept by the shapes, which then are numbers."""
 
 
 def shapes_of(factors: list[Tensor]) -> tuple[torch.Size, ...]:
@@ -50,9 +53,11 @@ def rounded_parts(rounded: Tensor, factors: list[Tensor]) -> tuple[Tensor, list[
     count = len(factors) // 2
     K = factors[0].shape[1]
     ranks = [a.shape[0] for a in factors[:count]]
+    # as_strided counts from where the memory begins, not from where the tensor does.
+    first = rounded.storage_offset()
     places = layout_of(shapes_of(factors)).places[count:]
     b = [
-        rounded.as_strided((factor.shape[0], rank), (rank, 1), place)
+        rounded.as_strided((factor.shape[0], rank), (rank, 1), first + place)
         for factor, rank, place in zip(factors[count:], ranks, places, strict=True)
     ]
-    return rounded.as_strided((sum(ranks), K), (K, 1)), b
+    return rounded.as_strided((sum(ranks), K), (K, 1), first), b

@@ -1,8 +1,9 @@
 """The LoRA linear ops on GPUs: x A^T once for all projections, the update in the accumulator of each large product.
 
 The thin products, of x or dy with low-rank rows, are the vendor library's, which no kernel of ours beat by enough; with
-dropout, of which it knows nothing, they are ours. The products with the frozen weights are ours where a measurement
-says that they win (`FUSED`), else the library's, with the update as one more of its products that adds to the result.
+dropout, of which it knows nothing, or where it would round what is to be float32, they are ours. The products with the
+frozen weights are ours where a measurement says that they win (`Fused`), else the library's, with the update as one
+more of its products that adds to the result.
 
 Shape suffixes: M rows, K inputs, N outputs, R rank, Q the ranks of all projections together, P slices of the rows.
 """
@@ -21,6 +22,7 @@ from luthier.kernels.gpu import (
     architecture,
     covering,
     enqueue,
+    gives_float32,
     interpreted,
     launch_for,
     precision,
@@ -53,6 +55,7 @@ _GROUP_ROWS = 8
 _DESCRIPTOR_BYTES = 16
 
 _Dropout = tuple[float, list[int]]
+_KEEP: _Dropout = (0.0, [0, 0, 0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +73,14 @@ class Fused:
 
 FORWARD: Mapping[str, Fused] = {"sm_90": Fused(least=2**36)}
 BACKWARD: Mapping[str, Fused] = {"sm_90": Fused(least=2**34, most_inner=8192)}
-"""Measured on an H100; a chip that is not here was not, and takes the library."""
+"""Measured on an H100 in bfloat16; a chip that is not here was not, and takes the library, as other types do."""
 
 
 def _is_fused(table: Mapping[str, Fused], x: Tensor, products: int, inner: int) -> bool:
     if interpreted():
         return True
+    if x.dtype != torch.bfloat16:
+        return False
     limits = table.get(architecture(x.device))
     return limits is not None and products >= limits.least and inner <= limits.most_inner
 
@@ -126,7 +131,7 @@ def _shrink(x_MK: Tensor, a_QK: Tensor, dropout: _Dropout) -> Tensor:
             shrink_kernel,
             (triton.cdiv(M, launch.tiles["BLOCK_M"]), triton.cdiv(Q, block)),
             (x_MK, a_QK, s_MQ, x_MK.stride(0), Q, M, K, Q, *_counters(dropout)),
-            {"DROPOUT": True, "PRECISION": precision(x_MK), "BLOCK_Q": block},
+            {"PRECISION": precision(x_MK), "BLOCK_Q": block},
             launch,
         )
     return s_MQ
@@ -230,7 +235,7 @@ def lora_linear_backward_triton(
         own = slice(first, first + b_NR.shape[1])
         first = own.stop
         torch.mm(grad, b_NR, out=ds_MQ[:, own])
-        found_RN = product_float32(s_MQ[:, own].T, grad)
+        found_RN = _gram(s_MQ[:, own], grad, _KEEP)
         grads_b.append((found_RN if scale == 1 else found_RN.mul_(scale)).T)
     found_QK = _gram(ds_MQ, x_MK, dropout)
     ranks = [b_NR.shape[1] for b_NR in scaled]
@@ -245,7 +250,7 @@ def lora_linear_backward_triton(
 
 def _gram(low_MQ: Tensor, x_MK: Tensor, dropout: _Dropout) -> Tensor:
     """low^T dropped(x), float32 [Q, K]."""
-    if dropout[0] == 0:
+    if dropout[0] == 0 and gives_float32(x_MK):
         return product_float32(low_MQ.T, x_MK)
     launch = launch_for(GRAM, x_MK)
     (M, K), Q = x_MK.shape, low_MQ.shape[1]
@@ -260,7 +265,7 @@ def _gram(low_MQ: Tensor, x_MK: Tensor, dropout: _Dropout) -> Tensor:
             gram_kernel,
             (*blocks, slices),
             (low_MQ, x_MK, parts_PQK, *sizes, *_counters(dropout)),
-            {"DROPOUT": True, "PRECISION": precision(x_MK), "BLOCK_Q": block},
+            {"DROPOUT": dropout[0] > 0, "PRECISION": precision(x_MK), "BLOCK_Q": block},
             launch,
         )
     return parts_PQK[0] if slices == 1 else _sum_slices(parts_PQK)

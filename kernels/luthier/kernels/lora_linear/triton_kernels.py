@@ -1,4 +1,4 @@
-"""The Triton kernels of the LoRA linear ops, and how they are launched.
+"""The Triton kernels of the LoRA linear ops, and how they are launched: also on chips that do not take all of them yet.
 
 Nothing is added up by atomics: sums over rows are formed in slices, which are then added in order.
 
@@ -48,8 +48,7 @@ _SIZES = [f"size{index}" for index in range(6)] + [f"start{index}" for index in 
 @triton.jit(do_not_specialize=_COUNTERS)
 def shrink_kernel(
     x, a, s, x_stride, s_stride, M, K, Q,
-    seed, stream, row0, threshold, keep_scale,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    seed, stream, row0, threshold, keep_scale, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """S = dropped(x) A^T: one tile of rows, all ranks of a block."""
@@ -59,11 +58,8 @@ def shrink_kernel(
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
         left = tile(x, rows, columns, x_stride, M, K)
-        if DROPOUT:
-            kept = kept_tile(
-                tl.program_id(0) * BLOCK_M, start, row0, seed, stream, threshold, BLOCK_M, BLOCK_K
-            )
-            left = tl.where(kept, left.to(tl.float32) * keep_scale, 0.0).to(x.dtype.element_ty)
+        kept = kept_tile(tl.program_id(0) * BLOCK_M, start, row0, seed, stream, threshold, BLOCK_M, BLOCK_K)
+        left = tl.where(kept, left.to(tl.float32) * keep_scale, 0.0).to(x.dtype.element_ty)
         right = turned_tile(a, ranks, columns, K, Q, K)
         total = tl.dot(left, right, total, input_precision=PRECISION)
     mask = (rows[:, None] < M) & (ranks[None, :] < Q)

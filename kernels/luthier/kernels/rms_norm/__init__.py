@@ -34,7 +34,7 @@ def rms_norm(
     why = refusal(impl, x)
     if weight_D.requires_grad and torch.is_grad_enabled():
         why = why or f"impl {kernels_of(impl, x)!r} needs a frozen weight, got weight.requires_grad=True"
-    chosen = resolve("rms_norm", impl, why, x, row_class(x))
+    chosen = resolve("rms_norm", impl, why, x, row_class(x.numel() // x.shape[-1], x.numel(), x.device.type))
     if chosen == "eager":
         from luthier.kernels.rms_norm.reference import rms_norm_reference
 

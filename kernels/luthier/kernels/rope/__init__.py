@@ -35,7 +35,8 @@ def rope(x_THD: "Tensor", cos_TR: "Tensor", sin_TR: "Tensor", *, impl: Impl = "a
         raise ValueError(
             f"shapes must be x [T, H, D], cos and sin [T, R] with R even and at most D, got {shapes}"
         )
-    chosen = resolve("rope", impl, refusal(impl, x_THD), x_THD, row_class(x_THD.flatten(1)))
+    shape = row_class(x_THD.shape[0], x_THD.numel(), x_THD.device.type)
+    chosen = resolve("rope", impl, refusal(impl, x_THD), x_THD, shape)
     if chosen == "eager":
         from luthier.kernels.rope.reference import rope_reference
 

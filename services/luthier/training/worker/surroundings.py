@@ -21,7 +21,8 @@ def kernel_choices(model: PreTrainedModel) -> dict[str, str]:
     The keys are `operator/dtype/class`; `isa` is the instruction set that the C++ kernels run with, `attention` what
     the model's packed batches take on its device.
     """
-    by_table = {name: chosen for name, chosen in describe().items() if name == "isa" or "/bfloat16/" in name}
+    described = describe(_architecture(model))
+    by_table = {name: chosen for name, chosen in described.items() if name == "isa" or "/bfloat16/" in name}
     return {**by_table, "attention": _attention(model)}
 
 
@@ -29,7 +30,7 @@ def surroundings(model: PreTrainedModel) -> dict[str, str]:
     """Return all that the bits of a run's results depend on besides its settings and data."""
     return {
         "code_version": importlib.metadata.version("luthier"),
-        "device": _device(),
+        "device": _device(model),
         "torch_version": torch.__version__,
         "transformers_version": importlib.metadata.version("transformers"),
         "num_threads": str(torch.get_num_threads()),
@@ -42,10 +43,12 @@ def surroundings(model: PreTrainedModel) -> dict[str, str]:
 def run_record(
     spec: task_pb2.TrainSpec, model: PreTrainedModel, *, bitwise: bool
 ) -> fine_tuning_job_pb2.RunRecord:
-    """Return the record of a run of this model that begins now."""
+    """Return the record of a run of this model that begins now; on a GPU it promises no bits."""
     around = surroundings(model)
+    # Attention's backward pass in the libraries adds in the order in which its blocks end.
+    is_bitwise = bitwise and model.device.type == "cpu"
     determinism = (
-        fine_tuning_job_pb2.DETERMINISM_BITWISE if bitwise else fine_tuning_job_pb2.DETERMINISM_BEST_EFFORT
+        fine_tuning_job_pb2.DETERMINISM_BITWISE if is_bitwise else fine_tuning_job_pb2.DETERMINISM_BEST_EFFORT
     )
     return fine_tuning_job_pb2.RunRecord(
         code_version=around["code_version"],
@@ -60,6 +63,15 @@ def run_record(
     )
 
 
+def _architecture(model: PreTrainedModel) -> str | None:
+    """Of the GPU that the model is on; None: it is on none."""
+    if model.device.type != "cuda":
+        return None
+    from luthier.kernels.gpu import architecture
+
+    return architecture(model.device)
+
+
 def _attention(model: PreTrainedModel) -> str:
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -67,7 +79,9 @@ def _attention(model: PreTrainedModel) -> str:
     return implementation(model.device, model.dtype, head_dim, softcap=softcap)
 
 
-def _device() -> str:
+def _device(model: PreTrainedModel) -> str:
+    if model.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(model.device)} ({_architecture(model)})"
     return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
