@@ -146,3 +146,28 @@ def test_an_output_that_nothing_uses_has_a_gradient_of_zero() -> None:
     assert grads[0].abs().sum() > 0
     assert torch.equal(grads[1], torch.zeros_like(grads[1]))
     assert torch.equal(grads[3], torch.zeros_like(grads[3]))
+
+
+@CASES
+@pytest.mark.parametrize("device", ["meta"])
+def test_memory_for_cpp_is_in_main_memory_whatever_the_default_device(
+    case: Callable[[], Case], device: str
+) -> None:
+    op, arguments, count = case()
+    want = outputs_and_gradients(op, arguments, count)
+    with torch.device(device):
+        outputs = listed(op(*arguments))
+    grads = [torch.ones_like(one) for one in outputs[:count]]
+    with torch.device(device):
+        found = torch.autograd.grad(outputs[:count], leaves(arguments), grads)
+    assert all(map(torch.equal, outputs, want[: len(outputs)]))
+    assert {one.device.type for one in found} == {"cpu"}
+
+
+def test_a_backward_pass_is_not_differentiated_in_silence() -> None:
+    op, arguments, _ = gate()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = listed(op(*arguments))[0]
+    (first,) = torch.autograd.grad(output.float().sum(), arguments[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        torch.autograd.grad(first.float().sum(), arguments[1])

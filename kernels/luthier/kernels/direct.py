@@ -68,8 +68,11 @@ class KernelOp:
         flat, layout = _flattened(arguments)
         if torch.compiler.is_compiling() or _is_watched(flat):
             return self.op(*arguments)
-        if self._function is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return self._run(arguments)
+        if self._function is None:
+            # A backward op in a pass that is to be differentiated itself: torch says that there is no such thing.
+            return self.op(*arguments)
         return self._function.apply(*flat, layout)  # type: ignore[no-untyped-call]
 
     def _run(self, arguments: tuple[Any, ...]) -> Any:

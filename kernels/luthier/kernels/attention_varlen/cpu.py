@@ -24,8 +24,8 @@ def attention_varlen_op(
     `numbers` are the scale and the softcap.
     """
     T, H, D = query_THD.shape
-    out_THD = torch.empty(T, H, D, dtype=query_THD.dtype)
-    statistics_HT2 = torch.empty(H, T, 2, dtype=torch.float32)
+    out_THD = torch.empty(T, H, D, dtype=query_THD.dtype, device="cpu")
+    statistics_HT2 = torch.empty(H, T, 2, dtype=torch.float32, device="cpu")
     problem, _alive = _problem((query_THD, key_TGD, value_TGD), cu_seqlens, (numbers, window))
     problem |= {"out": head_pointer(out_THD), "statistics": statistics_HT2.data_ptr()}
     _core.attention(problem, **settings())
@@ -37,7 +37,7 @@ def _problem(
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     """The C++ problem without its outputs, and the tensors whose memory it points to."""
     query, key, value = (heads_of(tensor) for tensor in inputs)
-    bounds = torch.tensor(cu_seqlens, dtype=torch.int64)
+    bounds = torch.tensor(cu_seqlens, dtype=torch.int64, device="cpu")
     problem = {
         "query": head_pointer(query),
         "key": head_pointer(key),
@@ -80,7 +80,7 @@ def attention_varlen_backward_op(
     """Gradients of query, key and value; `saved` are these three and the output."""
     query, key, value, out_THD = saved
     grad_THD, out_THD = heads_of(grad_THD), heads_of(out_THD)
-    grads = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in saved[:3]]
+    grads = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for tensor in saved[:3]]
     problem, _alive = _problem((query, key, value), cu_seqlens, (numbers, window))
     problem |= {"out": head_pointer(out_THD), "statistics": statistics_HT2.data_ptr()}
     _core.attention_gradient(

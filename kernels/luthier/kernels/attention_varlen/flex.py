@@ -123,8 +123,8 @@ def _score_mod(scaled: float, softcap: float, num_heads: int, device: torch.devi
     is_usual = math.isclose(scaled, 1.0, rel_tol=1e-6)
     if is_usual and softcap == 0:
         return None
-    factor_H = torch.full((num_heads,), 1.0 if is_usual else scaled, device=device)
-    cap_H = torch.full((num_heads,), softcap, device=device)
+    factor_H = torch.full((num_heads,), 1.0 if is_usual else scaled, dtype=torch.float32, device=device)
+    cap_H = torch.full((num_heads,), softcap, dtype=torch.float32, device=device)
 
     def rescaled(score: Tensor, _batch: Tensor, head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return score * factor_H[head]

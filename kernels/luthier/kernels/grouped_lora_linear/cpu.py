@@ -45,7 +45,7 @@ def _rounded(factors: list[Tensor], numbers: list[float], dtype: torch.dtype) ->
     count = len(factors) // 2
     held = [factor.float().contiguous() for factor in factors]
     sizes = [factor.numel() for factor in held]
-    out = torch.empty(sum(sizes), dtype=dtype)
+    out = torch.empty(sum(sizes), dtype=dtype, device="cpu")
     places = accumulate((size * out.element_size() for size in sizes), initial=out.data_ptr())
     scales = [*[1.0] * count, *numbers[:count]]
     problems = [
@@ -145,11 +145,11 @@ def grouped_lora_linear_op(
     kept_MK = _kept(x_MK, parts)
     kept = row_pointer(kept_MK)
     shrink = [part.term(kept, stand.a(part), K, part.rank, True) for part in parts]
-    s_MR = _product(shrink, torch.empty(M, max(stand.ranks), dtype=x_MK.dtype))
+    s_MR = _product(shrink, torch.empty(M, max(stand.ranks), dtype=x_MK.dtype, device="cpu"))
     base, low = (*row_pointer(x_MK), *row_pointer(weight_NK), K, True), row_pointer(s_MR)
     expand = [part.term(low, stand.b(part), part.rank, N, True) for part in parts]
     bias = bias_N.contiguous() if bias_N.numel() else None
-    y_MN = _product([base, *expand], torch.empty(M, N, dtype=x_MK.dtype), bias)
+    y_MN = _product([base, *expand], torch.empty(M, N, dtype=x_MK.dtype, device="cpu"), bias)
     return [y_MN, s_MR, rounded]
 
 
@@ -222,7 +222,7 @@ def _factor_gradients(
         left, other = row_pointer(low), row_pointer(right)
         found: list[list[Tensor]] = [[] for _ in ranks]
         for part in parts:
-            out = torch.empty(part.rank, columns, dtype=torch.float32)
+            out = torch.empty(part.rank, columns, dtype=torch.float32, device="cpu")
             rows = (*part.rows_of(left, item), *part.rows_of(other, item), part.end - part.first)
             problems.append((*rows, part.rank, columns, scales[part.adapter], out.data_ptr()))
             found[part.adapter].append(out)
@@ -230,7 +230,7 @@ def _factor_gradients(
     _core.gram(problems=problems, bfloat16=sides[0][0].dtype == torch.bfloat16, **settings())
     return [
         [
-            reduce(torch.add, outs) if outs else torch.zeros(rank, right.shape[1])
+            reduce(torch.add, outs) if outs else torch.zeros(rank, right.shape[1], device="cpu")
             for outs, rank in zip(found, ranks, strict=True)
         ]
         for found, (_, right, _) in zip(made, sides, strict=True)
@@ -247,16 +247,16 @@ def _input_gradient(
 
     addend_MK = None
     if masked := [part for part in parts if part.probability]:
-        addend_MK = _kept(_product(low(masked), torch.empty(M, K, dtype=grad_MN.dtype)), masked)
+        addend_MK = _kept(_product(low(masked), torch.empty(M, K, dtype=grad_MN.dtype, device="cpu")), masked)
     base = (*row_pointer(grad_MN), *row_pointer(weight_NK), N, False)
     terms = [*low([part for part in parts if not part.probability]), base]
-    return _product(terms, torch.empty(M, K, dtype=grad_MN.dtype), addend_MN=addend_MK)
+    return _product(terms, torch.empty(M, K, dtype=grad_MN.dtype, device="cpu"), addend_MN=addend_MK)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x_MK, weight_NK, bias_N, factors, *settings_of = inputs
     if weight_NK.requires_grad or bias_N.requires_grad:
-        raise ValueError("impl 'cpu' needs frozen weight and bias, got one that requires a gradient")
+        raise ValueError("our kernels need frozen weight and bias, got one that requires a gradient")
     ctx.save_for_backward(x_MK, weight_NK, *output[1:], *factors)
     ctx.settings = settings_of
 

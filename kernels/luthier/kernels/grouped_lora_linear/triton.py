@@ -64,7 +64,11 @@ def _rounded(factors: list[Tensor], numbers: list[float], dtype: torch.dtype) ->
     a_QK, bt_QN = _factors_of(out, factors)
     torch.cat(a, out=a_QK)
     scales = [scale for scale, factor in zip(numbers, a, strict=False) for _ in range(factor.shape[0])]
-    torch.mul(torch.cat(bt), torch.tensor(scales).to(out.device, non_blocking=True)[:, None], out=bt_QN)
+    torch.mul(
+        torch.cat(bt),
+        torch.tensor(scales, dtype=torch.float32, device="cpu").to(out.device, non_blocking=True)[:, None],
+        out=bt_QN,
+    )
     return out
 
 

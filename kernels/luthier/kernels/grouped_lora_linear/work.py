@@ -84,7 +84,7 @@ def parts_table(parts: Sequence[Part], scales: Sequence[float]) -> list[int]:
 def sent(device: torch.device, *tables: list[int]) -> list[Tensor]:
     """Tables on the device, by one copy, each at a multiple of 16 bytes; torch does not wait for the device."""
     padded = [table + [0] * (len(table) % 2) for table in tables]
-    together = torch.tensor([value for table in padded for value in table], dtype=torch.int64)
+    together = torch.tensor([value for table in padded for value in table], dtype=torch.int64, device="cpu")
     return list(torch.split(together.to(device, non_blocking=True), [len(table) for table in padded]))
 
 

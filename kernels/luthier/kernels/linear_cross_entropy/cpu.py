@@ -74,7 +74,7 @@ def linear_cross_entropy_op(
         head_pass, (hidden_ND, weight_VD, target_N, token_weight_N), ignore_index, numbers, need_grad
     )
     # A float64 sum in one thread: its order, and so its bits, must not depend on the number of threads.
-    return torch.tensor(sum(loss_M.tolist()), dtype=torch.float32), grad_MD, rows_M
+    return torch.tensor(sum(loss_M.tolist()), dtype=torch.float32, device="cpu"), grad_MD, rows_M
 
 
 def counted_losses(
@@ -115,7 +115,7 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     if inputs[1].requires_grad:
-        raise ValueError("impl 'cpu' needs a frozen head, got weight.requires_grad=True")
+        raise ValueError("our kernels need a frozen head, got weight.requires_grad=True")
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.save_for_backward(output[1], output[2])
     ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype

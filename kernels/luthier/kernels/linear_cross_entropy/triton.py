@@ -69,8 +69,9 @@ def row_kernel(
     number = tl.program_id(0).to(tl.int64)
     row = logits + number * row_stride
     wanted = tl.load(target + number)
-    lse, mean, information = _row_sums(row, V, softcap, SOFTCAP, BLOCK_V)
+    # Before the sums, whose barriers all warps pass: after them, another warp's gradient might stand here already.
     chosen, _ = _capped(tl.load(row + wanted).to(tl.float32) + tl.zeros([1], tl.float32), softcap, SOFTCAP)
+    lse, mean, information = _row_sums(row, V, softcap, SOFTCAP, BLOCK_V)
     weight = tl.load(token_weight + number) if WEIGHTED else 1.0
     found = (1.0 - smoothing) * (lse - tl.sum(chosen, axis=0)) + smoothing * (lse - mean)
     tl.store(loss + number, (found + z_loss * lse * lse) * weight)

@@ -72,7 +72,7 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     if inputs[1].requires_grad:
-        raise ValueError("impl 'cpu' needs a frozen head, got weight.requires_grad=True")
+        raise ValueError("our kernels need a frozen head, got weight.requires_grad=True")
     ctx.mark_non_differentiable(output[2], output[3])
     ctx.save_for_backward(output[2], output[3])
     ctx.dtype = inputs[0].dtype

@@ -43,7 +43,7 @@ def _product(
 
 def _gram(left_MR: Tensor, right_MN: Tensor, scale: float = 1.0) -> Tensor:
     """Scale * left^T right, float32 [R, N]."""
-    out_RN = torch.empty(left_MR.shape[1], right_MN.shape[1], dtype=torch.float32)
+    out_RN = torch.empty(left_MR.shape[1], right_MN.shape[1], dtype=torch.float32, device="cpu")
     problem = (
         *row_pointer(left_MR),
         *row_pointer(right_MN),
@@ -96,7 +96,8 @@ def lora_linear_op(
     a_QK = torch.cat([a.to(x_MK.dtype) for a in factors[:count]])
     M, dtype = x_MK.shape[0], x_MK.dtype
     s_MQ = _product(
-        [(dropped(x_MK, numbers[-1], key), a_QK, True)], torch.empty(M, a_QK.shape[0], dtype=dtype)
+        [(dropped(x_MK, numbers[-1], key), a_QK, True)],
+        torch.empty(M, a_QK.shape[0], dtype=dtype, device="cpu"),
     )
     outputs = []
     start = 0
@@ -105,7 +106,7 @@ def lora_linear_op(
         start += b_NR.shape[1]
         terms = [(x_MK, weight, True), (s_MR, (b_NR * scale).to(dtype), True)]
         bias_N = bias.contiguous() if bias.numel() else None
-        outputs.append(_product(terms, torch.empty(M, weight.shape[0], dtype=dtype), bias_N))
+        outputs.append(_product(terms, torch.empty(M, weight.shape[0], dtype=dtype, device="cpu"), bias_N))
     return [*outputs, s_MQ, x_MK.new_empty(0)]
 
 
@@ -175,7 +176,7 @@ def _input_gradient(
     dtype = ds_MQ.dtype
     low: list[_Term] = [(ds_MQ, torch.cat([a.to(dtype) for a in factors_a]), False)]
     base: list[_Term] = [(grad, weight, False) for grad, weight in zip(grads, weights, strict=True)]
-    dx_MK = torch.empty(ds_MQ.shape[0], weights[0].shape[1], dtype=dtype)
+    dx_MK = torch.empty(ds_MQ.shape[0], weights[0].shape[1], dtype=dtype, device="cpu")
     if dropout[0] == 0:
         return _product(low + base, dx_MK)
     addend_MK = dropped(_product(low, torch.empty_like(dx_MK)), *dropout)
@@ -202,7 +203,7 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x_MK, weights, biases, factors, numbers, key = inputs
     if any(weight.requires_grad for weight in weights):
-        raise ValueError("impl 'cpu' needs frozen weights, got weight.requires_grad=True")
+        raise ValueError("our kernels need frozen weights, got weight.requires_grad=True")
     ctx.save_for_backward(x_MK, *output[-2:], *weights, *factors)
     ctx.settings = (numbers, key)
     ctx.bias_needs = [bias.requires_grad for bias in biases]

@@ -2,8 +2,8 @@
 
 The thin products, of x or dy with low-rank rows, are the vendor library's, which no kernel of ours beat by enough; with
 dropout, of which it knows nothing, or where it would round what is to be float32, they are ours. The products with the
-frozen weights are ours where a measurement says that they win (`Fused`), else the library's, with the update as one
-more of its products that adds to the result.
+frozen weights are ours where a measurement says that they win (`Fused`), and for dx with dropout, whose mask stands
+between the update and the sum; else the library's, with the update as one more of its products that adds to the result.
 
 Shape suffixes: M rows, K inputs, N outputs, R rank, Q the ranks of all projections together, P slices of the rows.
 """
@@ -73,7 +73,7 @@ class Fused:
 
 FORWARD: Mapping[str, Fused] = {"sm_90": Fused(least=2**36)}
 BACKWARD: Mapping[str, Fused] = {"sm_90": Fused(least=2**34, most_inner=8192)}
-"""Measured on an H100 in bfloat16; a chip that is not here was not, and takes the library, as other types do."""
+"""Measured on an H100 in bfloat16, for its architecture; one that is not here takes the library, as other types do."""
 
 
 def _is_fused(table: Mapping[str, Fused], x: Tensor, products: int, inner: int) -> bool:

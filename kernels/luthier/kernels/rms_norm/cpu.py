@@ -32,8 +32,8 @@ def _problem(
 def rms_norm_op(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float) -> tuple[Tensor, Tensor]:
     """Output [M, D], and for backward float32 [M]: 1 / sqrt(mean(x^2) + epsilon). The weight is taken as frozen."""
     x_MD, weight_D = rows_of(x_MD), weight_D.contiguous()
-    out_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype)
-    inverse_M = torch.empty(x_MD.shape[0], dtype=torch.float32)
+    out_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype, device="cpu")
+    inverse_M = torch.empty(x_MD.shape[0], dtype=torch.float32, device="cpu")
     _core.rms_norm(_problem(x_MD, weight_D, out_MD, inverse_M, (epsilon, offset)), **settings())
     return out_MD, inverse_M
 
@@ -49,7 +49,7 @@ def rms_norm_backward_op(
 ) -> Tensor:
     """The gradient of x."""
     grad_MD, x_MD, weight_D = rows_of(grad_MD), rows_of(x_MD), weight_D.contiguous()
-    dx_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype)
+    dx_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype, device="cpu")
     problem = _problem(x_MD, weight_D, dx_MD, inverse_M, (epsilon, offset))
     _core.rms_norm_gradient(problem, grad_out=row_pointer(grad_MD), **settings())
     return dx_MD
@@ -65,7 +65,7 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x_MD, weight_D, *options = inputs
     if weight_D.requires_grad:
-        raise ValueError("impl 'cpu' needs a frozen weight, got weight.requires_grad=True")
+        raise ValueError("our kernels need a frozen weight, got weight.requires_grad=True")
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x_MD, weight_D, output[1])
     ctx.options = options

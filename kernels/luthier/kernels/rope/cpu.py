@@ -14,7 +14,7 @@ from luthier.kernels.operands import head_pointer, heads_of, settings
 def rope_op(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, transposed: bool) -> Tensor:
     """X turned by its token's angles; `transposed` applies the gradient's map instead."""
     x_THD, cos_TR, sin_TR = heads_of(x_THD), cos_TR.contiguous(), sin_TR.contiguous()
-    out_THD = torch.empty(x_THD.shape, dtype=x_THD.dtype)
+    out_THD = torch.empty(x_THD.shape, dtype=x_THD.dtype, device="cpu")
     problem = {
         "x": head_pointer(x_THD),
         "out": head_pointer(out_THD),
