@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,24 +129,29 @@ def test_process_ends_with_the_exit_code_and_keeps_stdout_clean(services: Any, a
     assert done.stderr == "error: it is so [RESOURCE_NOT_FOUND]\n"
 
 
-def test_interrupt_ends_with_130_and_tells_how_to_stop_the_job(
-    services: Any, arguments: list[str], wait_until: Any
-) -> None:
-    ended: list[bool] = []
+def test_interrupt_ends_with_130_and_tells_how_to_stop_the_job(services: Any, arguments: list[str]) -> None:
+    ended = threading.Event()
 
     def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
-        context.add_callback(lambda: ended.append(True))
+        context.add_callback(ended.set)
         yield Event(sequence=1, state_change=StateChange(state="RUNNING"))
-        time.sleep(1)
+        ended.wait(10)
 
     services.answers["WatchFineTuningJob"] = watch
+    # Where a shell runs these tests in the background they ignore interrupts, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         _command(*arguments, "jobs", "watch", "j"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stderr is not None
-    assert process.stderr.readline() == "j: RUNNING\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "j: RUNNING\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=10)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert errors.split("\n") == [
         "stopped watching; it goes on until: luthier jobs cancel j",
@@ -154,7 +159,7 @@ def test_interrupt_ends_with_130_and_tells_how_to_stop_the_job(
         "interrupted",
         "",
     ]
-    wait_until(lambda: bool(ended))
+    assert ended.wait(5)
 
 
 def test_help_comes_quickly_and_loads_no_grpc() -> None:
