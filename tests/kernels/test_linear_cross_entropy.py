@@ -12,9 +12,19 @@ import torch
 from torch import Tensor
 
 from luthier.kernels.dispatch import Isa
-from luthier.kernels.linear_cross_entropy import HeadUpdate, LossOptions, linear_cross_entropy
+from luthier.kernels.linear_cross_entropy import (
+    BYTES_OF_LOGIT,
+    HeadUpdate,
+    LossOptions,
+    linear_cross_entropy,
+    reference,
+)
 from luthier.kernels.linear_cross_entropy.cpu import linear_cross_entropy_op
-from luthier.kernels.linear_cross_entropy.reference import chunked_loss, linear_cross_entropy_reference
+from luthier.kernels.linear_cross_entropy.reference import (
+    chunked_loss,
+    head_logits,
+    linear_cross_entropy_reference,
+)
 
 
 def problem(rows: int, dim: int, vocab: int, peak: float = 1.0) -> list[Tensor]:
@@ -187,6 +197,26 @@ def test_trained_head_with_update_goes_in_chunks_within_the_budget(budget: int) 
         torch.autograd.grad(got * 0.5, leaves), torch.autograd.grad(want * 0.5, leaves), strict=True
     ):
         torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize(("rows_at_a_time", "most"), [(7, 7), (100, 51)])
+def test_eager_keeps_the_logits_of_a_frozen_head_to_the_budget(
+    monkeypatch: pytest.MonkeyPatch, rows_at_a_time: int, most: int
+) -> None:
+    hidden, weight, target, _ = problem(76, 16, 999)
+    (want,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, target, impl="eager").loss_sum, hidden)
+    seen: list[int] = []
+
+    def logits_of(rows: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(rows))
+        return head_logits(rows, *rest)
+
+    monkeypatch.setattr(reference, "head_logits", logits_of)
+    options = LossOptions(budget_bytes=rows_at_a_time * 999 * BYTES_OF_LOGIT)
+    loss, num_valid = linear_cross_entropy(hidden, weight, target, options=options, impl="eager")
+    assert num_valid == sum(seen) == 51
+    assert max(seen) == most
+    torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], want)
 
 
 def test_auto_trains_the_head_through_eager() -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from luthier.kernels.dispatch import Isa
-from luthier.kernels.linear_logprob import linear_logprob
+from luthier.kernels.linear_cross_entropy import BYTES_OF_LOGIT
+from luthier.kernels.linear_cross_entropy.reference import head_logits
+from luthier.kernels.linear_logprob import linear_logprob, reference
 from luthier.kernels.linear_logprob.cpu import linear_logprob_op
 from luthier.kernels.linear_logprob.reference import linear_logprob_reference
 
@@ -66,6 +68,24 @@ def test_entropy_is_computed_where_asked_for(isa: Isa) -> None:
     hidden, weight, target = (tensor.detach() for tensor in problem(5, 16, 100))
     for impl in ("cpu", "eager"):
         assert linear_logprob(hidden, weight, target, impl=impl).entropy is None
+
+
+def test_eager_takes_a_frozen_head_in_chunks_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = problem(50, 16, 999)
+    want = runner(3.0)("eager", *inputs)
+    grads = [torch.autograd.grad(one.sum(), inputs[0], retain_graph=True)[0] for one in want]
+    seen: list[int] = []
+
+    def logits_of(rows: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(rows))
+        return head_logits(rows, *rest)
+
+    monkeypatch.setattr(reference, "head_logits", logits_of)
+    monkeypatch.setattr(reference, "DEFAULT_BUDGET_BYTES", 7 * 999 * BYTES_OF_LOGIT)
+    for ours, theirs, grad in zip(runner(3.0)("eager", *inputs), want, grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(torch.autograd.grad(ours.sum(), inputs[0], retain_graph=True)[0], grad)
+    assert set(seen) == {7, 1}
 
 
 def test_op_passes_opcheck() -> None:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_BUDGET_BYTES = 512 * 2**20
-"""Most memory that the logits of a trained head may take at a time."""
+"""Most memory that logits may take at a time, where they are needed."""
+
+BYTES_OF_LOGIT = 16
+"""What plain torch takes for each logit: it and its gradient, in their own dtype and in float32."""
 
 
 class LossSum(NamedTuple):
@@ -34,7 +37,7 @@ class LossOptions:
         z_loss: weight of the squared log-sum-exp (arXiv:2204.02311), at least 0.
         softcap: u = softcap * tanh(logit / softcap); 0: u = logit.
         vocab_valid: only the first so many rows of the head are words, the others padding; 0: all are.
-        budget_bytes: most memory for logits at a time, where a trained head or a GPU needs them.
+        budget_bytes: most memory for logits at a time, where plain torch or a GPU needs them.
     """
 
     ignore_index: int = -100
@@ -69,9 +72,9 @@ def linear_cross_entropy(
     """Cross-entropy (natural log, float32 scalar) of softmax(hidden weight^T), summed over counted rows.
 
     `cpu` (C++; bfloat16 or float32; frozen head without update) never holds logits, and the bits of a row's loss and
-    gradient depend neither on the number of threads nor on the other rows. `eager` is plain torch; a head that is
-    trained, or updated, goes through it in chunks of rows whose logits keep to the budget. `auto` takes what the
-    committed table measured as faster.
+    gradient depend neither on the number of threads nor on the other rows. `eager` is plain torch, in chunks of rows
+    where the head is trained or updated, or where the logits of all rows would not keep to the budget. `auto` takes
+    what the committed table measured as faster.
 
     Raises:
         ValueError: shapes, dtypes, devices, targets or options do not fit, or `impl` cannot run on them.
@@ -94,7 +97,8 @@ def linear_cross_entropy(
             linear_cross_entropy_reference,
         )
 
-        eager = linear_cross_entropy_reference if refusal is None else chunked_loss
+        fits = num_valid * num_words * BYTES_OF_LOGIT <= options.budget_bytes
+        eager = linear_cross_entropy_reference if refusal is None and fits else chunked_loss
         words = None if update is None else update._replace(b=update.b[:num_words])
         return LossSum(eager(hidden_ND, head_VD, target_N, token_weight_N, words, options), num_valid)
     import torch

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from luthier.kernels.linear_cross_entropy import HeadUpdate, LossOptions
 
-# Logits in their own dtype and in float32, and the gradient of each: what a row of one chunk takes for each word.
-_BYTES_OF_LOGIT = 16
-
 
 def head_logits(hidden_MD: Tensor, weight_VD: Tensor, update: "HeadUpdate | None", softcap: float) -> Tensor:
     """Scores [M, V] in at least float32, capped where softcap is not 0."""
@@ -56,6 +53,8 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, rows: tuple[Any, ...], hidden_ND: Tensor, weight_VD: Tensor, *factors: Tensor
     ) -> Tensor:
+        from luthier.kernels.linear_cross_entropy import BYTES_OF_LOGIT
+
         target_N, token_weight_N, scale, options = rows
         leaves = [weight_VD, *factors]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
@@ -67,7 +66,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_ND = torch.zeros_like(hidden_ND) if needs[0] else None
         total = hidden_ND.new_zeros((), dtype=wide)
         rows_M = (target_N != options.ignore_index).nonzero().squeeze(1)
-        size = max(1, options.budget_bytes // (_BYTES_OF_LOGIT * weight_VD.shape[0]))
+        size = max(1, options.budget_bytes // (BYTES_OF_LOGIT * weight_VD.shape[0]))
         for index_C in rows_M.split(size):
             loss, grads = _chunk_gradients(
                 [hidden_ND[index_C], *leaves],

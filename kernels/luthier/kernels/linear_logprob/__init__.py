@@ -32,7 +32,8 @@ def linear_logprob(
 
     What losses over log-probabilities (DPO, GRPO and others) are built from. `cpu` (C++; bfloat16 or float32; frozen
     head) never holds logits, and a row's bits depend neither on the number of threads nor on the other rows; `eager`
-    is plain torch, and also trains the head; `auto` takes what the committed table measured as faster.
+    is plain torch, and also trains the head; where a frozen head's logits would take more than the default budget of
+    the loss, in chunks of rows. `auto` takes what the committed table measured as faster.
 
     Raises:
         ValueError: shapes, dtypes, devices or targets do not fit, or `impl` cannot run on them.
@@ -48,9 +49,10 @@ def linear_logprob(
     refusal = head_refusal(impl, hidden_ND, weight_VD, None)
     chosen = resolve("linear_logprob", impl, refusal, hidden_ND, shape)
     if chosen == "eager":
-        from luthier.kernels.linear_logprob.reference import linear_logprob_reference
+        from luthier.kernels.linear_logprob.reference import chunked_logprob, linear_logprob_reference
 
-        logprob_N, entropy_N = linear_logprob_reference(hidden_ND, weight_VD, target_N, softcap)
+        eager = chunked_logprob if refusal is None else linear_logprob_reference
+        logprob_N, entropy_N = eager(hidden_ND, weight_VD, target_N, softcap)
         return LogProbabilities(logprob_N, entropy_N if want_entropy else None)
     import torch
 
