@@ -3,7 +3,8 @@
 `python benchmarks/kernels.py` writes results/kernels.json and results/kernels.svg, and ends with one line of JSON. With
 `--write-tables` it also writes the tables that `impl="auto"` reads: a class of shapes takes ours only if ours won on
 every shape of it. An instruction set below this processor's is timed in a process of its own in which torch, too, is
-held to it, so that its table says what a processor of that kind would choose.
+held to it, so that its table says what a processor of that kind would choose. `--isa` times one alone; its results go
+to a file of its own, `results/kernels_<isa>.json`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ TORCH_HELD = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "avx512_bf16": {},
+    "amx_bf16": {},
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -62,6 +64,14 @@ def measure(case: Case, repeats: int, seconds: float, *, peers: bool) -> dict[st
         start = turn % len(names)
         counted.append({name: timed(runs[name]) for name in names[start:] + names[:start]})
     return {name: statistics.median(one[name] for one in counted) for name in runs}
+
+
+def isas_here() -> list[str]:
+    """All that can be timed on this processor, slowest first, by the names that the tables have.
+
+    With tiles not `avx512_bf16`: how fast its kernels are here says nothing of a processor without.
+    """
+    return [isa for isa in available_isas() if isa != "avx512_bf16" or isa == available_isas()[-1]]
 
 
 def measure_isa(isa: str, repeats: int, seconds: float, only: str) -> list[dict[str, Any]]:
@@ -94,7 +104,7 @@ def measure_isa(isa: str, repeats: int, seconds: float, only: str) -> list[dict[
 
 def measure_in_child(isa: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of results with one instruction set, from a process in which torch is held to it."""
-    command = [sys.executable, __file__, "--isa", isa, "--only", arguments.only]
+    command = [sys.executable, __file__, "--in-this-process", "--isa", isa, "--only", arguments.only]
     command += ["--repeats", str(arguments.repeats), "--seconds", str(arguments.seconds)]
     environment = os.environ | TORCH_HELD[isa]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -172,29 +182,31 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="only problems whose operator and name contain this")
     parser.add_argument("--write-tables", action="store_true", help="also write the tables that `auto` reads")
-    parser.add_argument("--isa", help="time one instruction set and print its rows as JSON")
+    parser.add_argument("--isa", choices=isas_here(), help="only this instruction set (default: all)")
+    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.isa:
+    if arguments.in_this_process:
         # As in a worker that trains.
         with freed_memory_kept():
             rows = measure_isa(arguments.isa, arguments.repeats, arguments.seconds, arguments.only)
         print(json.dumps(rows))
         return 0
-    rows = [row for isa in reversed(available_isas()) for row in measure_in_child(isa, arguments)]
+    isas = [arguments.isa] if arguments.isa else isas_here()
+    rows = [row for isa in reversed(isas) for row in measure_in_child(isa, arguments)]
     if arguments.write_tables:
         write_tables(rows)
     summary = summary_of(rows)
     machine = {
-        "processor": platform.processor(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.machine()),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    document = {"machine": machine, "isas": available_isas(), "rows": rows, **summary}
+    document = {"machine": machine, "isas": isas, "rows": rows, **summary}
     if not arguments.only:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "kernels.json").write_text(json.dumps(document, indent=2) + "\n")
-        best = [row for row in rows if row["isa"] == available_isas()[-1]]
-        (RESULTS / "kernels.svg").write_text(picture(best))
+        name = f"kernels_{arguments.isa}" if arguments.isa else "kernels"
+        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+        (RESULTS / f"{name}.svg").write_text(picture([row for row in rows if row["isa"] == isas[-1]]))
     print(json.dumps(summary))
     return 0
 

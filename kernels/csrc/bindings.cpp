@@ -23,7 +23,8 @@ luthier::Isa isa_of(const std::string& name) {
   if (name == "avx2") return luthier::Isa::avx2;
   if (name == "avx512") return luthier::Isa::avx512;
   if (name == "avx512_bf16") return luthier::Isa::avx512_bf16;
-  throw std::invalid_argument("isa must be plain, avx2, avx512 or avx512_bf16, got " + name);
+  if (name == "amx_bf16") return luthier::Isa::amx_bf16;
+  throw std::invalid_argument("isa must be plain, avx2, avx512, avx512_bf16 or amx_bf16, got " + name);
 }
 
 luthier::Dtype dtype_of(bool bfloat16) { return bfloat16 ? luthier::Dtype::bfloat16 : luthier::Dtype::float32; }
@@ -37,8 +38,8 @@ T* at(uintptr_t address) {
 using TermTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t, bool>;
 // The same, and of which rows [first, end) it is a term, and of how many columns.
 using PartTuple = std::tuple<TermTuple, int64_t, int64_t, int64_t>;
-// (address of left, row stride, address of right, row stride, rows, rank, columns, scale, address of out)
-using GramTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, float, uintptr_t>;
+// (address of left, row stride, address of right, row stride, rows, rank, columns, scale, address of out, transposed)
+using GramTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, float, uintptr_t, bool>;
 // (address, token stride, head stride)
 using HeadsTuple = std::tuple<uintptr_t, int64_t, int64_t>;
 
@@ -78,9 +79,10 @@ void product(const std::vector<std::variant<TermTuple, PartTuple>>& tuples, int6
 
 void gram(const std::vector<GramTuple>& tuples, bool bfloat16, const std::string& isa, int num_threads) {
   std::vector<luthier::Gram> problems;
-  for (const auto& [left, left_stride, right, right_stride, num_rows, rank, num_columns, scale, out] : tuples)
+  for (const auto& [left, left_stride, right, right_stride, num_rows, rank, num_columns, scale, out, transposed] :
+       tuples)
     problems.push_back({at<void>(left), left_stride, at<void>(right), right_stride, num_rows, rank, num_columns, scale,
-                        at<float>(out), dtype_of(bfloat16)});
+                        at<float>(out), transposed, dtype_of(bfloat16)});
   const luthier::Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
   luthier::gram(problems.data(), static_cast<int>(problems.size()), chosen, num_threads);

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import kernels
 import pytest
 
 from luthier.kernels import tables
+from luthier.kernels.dispatch import Isa
+
+
+def test_every_name_in_the_tables_says_what_holds_torch_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuple(kernels.TORCH_HELD) == get_args(Isa)
+    monkeypatch.setattr(kernels, "available_isas", lambda: get_args(Isa))
+    assert kernels.isas_here() == ["plain", "avx2", "avx512", "amx_bf16"]
+    monkeypatch.setattr(kernels, "available_isas", lambda: get_args(Isa)[:-1])
+    assert kernels.isas_here() == ["plain", "avx2", "avx512", "avx512_bf16"]
 
 
 def test_entries_of_chips_that_were_not_measured_stay(

@@ -170,6 +170,12 @@ def test_cpu_bits_do_not_depend_on_threads(
     same_for_threads(lambda: gradients(runner(SEGMENTS, DROPOUTS), "cpu", tensors(157), torch.bfloat16))
 
 
+def test_cpu_gives_row_major_gradients(isa: Isa) -> None:
+    x, weight, bias, *factors = tensors(157)
+    output = grouped_lora_linear(x, weight, bias, adapters_of(factors, DROPOUTS), SEGMENTS, impl="cpu")
+    assert all(one.is_contiguous() for one in torch.autograd.grad(output.sum(), [x, *factors]))
+
+
 def test_ops_pass_opcheck() -> None:
     x, weight, bias, *factors = tensors(9, ranks=[3, 2])
     joined = [*factors[::2], *factors[1::2]]

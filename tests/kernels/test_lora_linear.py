@@ -228,6 +228,13 @@ def test_frozen_input_gets_no_gradient() -> None:
     assert rest[2].grad is not None
 
 
+def test_cpu_gives_row_major_gradients(isa: Isa) -> None:
+    inputs = tensors(9, 16, [8, 6], [2, 3])
+    total = torch.cat(runner()("cpu", *inputs), dim=1).sum()
+    found = torch.autograd.grad(total, [one for one in inputs if one.requires_grad])
+    assert all(one.is_contiguous() for one in found)
+
+
 def test_ops_pass_opcheck() -> None:
     x, weight, bias, a, b, _ = tensors(7, 16, [6], [3])
     for inputs in (x, x.detach().T.contiguous().T.requires_grad_()):

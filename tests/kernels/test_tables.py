@@ -28,7 +28,7 @@ def test_table_names_known_chips_dtypes_and_implementations(op: str) -> None:
     assert entries(op)
     for name, implementation in entries(op).items():
         chip, dtype, shape_class = name.split("/")
-        assert chip in {"plain", "avx2", "avx512", "avx512_bf16", "sm_90"}
+        assert chip in {"plain", "avx2", "avx512", "avx512_bf16", "amx_bf16", "sm_90"}
         assert dtype in {"bfloat16", "float32"}
         assert shape_class
         assert implementation in {"triton" if chip == "sm_90" else "cpu", "eager"}
@@ -107,6 +107,15 @@ def test_force_impl_is_what_auto_means_where_it_can_run() -> None:
     assert torch.equal(swiglu(gate, up), eager)
     with pytest.raises(ValueError, match="fast"):
         force_impl("fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_instruction_sets_of_one_family_have_entries_of_the_same_classes(op: str) -> None:
+    of_chip: dict[str, set[str]] = {}
+    for name in entries(op):
+        chip, _, kind = name.partition("/")
+        of_chip.setdefault(chip, set()).add(kind)
+    assert of_chip["amx_bf16"] == of_chip["avx512_bf16"]
 
 
 def test_force_isa_refuses_what_the_processor_lacks() -> None:

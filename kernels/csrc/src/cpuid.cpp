@@ -14,7 +14,8 @@ bool supports(Isa isa) {
   if (isa == Isa::avx2) return __builtin_cpu_supports("avx2");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return avx512 && (isa == Isa::avx512 || __builtin_cpu_supports("avx512bf16"));
+  if (isa == Isa::avx512 || !avx512) return avx512;
+  return __builtin_cpu_supports("avx512bf16") && (isa == Isa::avx512_bf16 || __builtin_cpu_supports("amx-bf16"));
 #else
   return false;
 #endif
@@ -25,6 +26,7 @@ namespace detail {
 const Kernels& kernels_of(Isa isa) {
   if (!supports(isa)) throw std::invalid_argument("this processor lacks the instruction set asked for");
 #if defined(__x86_64__)
+  if (isa == Isa::amx_bf16) return kernels_amx_bf16;
   if (isa == Isa::avx512_bf16) return kernels_avx512_bf16;
   if (isa == Isa::avx512) return kernels_avx512;
   if (isa == Isa::avx2) return kernels_avx2;

@@ -1,5 +1,3 @@
-#include <immintrin.h>
-
 #define LUTHIER_LANES 16
 #define LUTHIER_VECTORS 4
 #define LUTHIER_REGISTERS 32

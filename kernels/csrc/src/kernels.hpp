@@ -25,7 +25,7 @@ struct Kernels {
   void (*round_to[2])(const Rounding*, int num_problems, int num_threads);
 };
 
-extern const Kernels kernels_plain, kernels_avx2, kernels_avx512, kernels_avx512_bf16;
+extern const Kernels kernels_plain, kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_amx_bf16;
 
 // Throws std::invalid_argument when this processor lacks the instruction set.
 const Kernels& kernels_of(Isa isa);

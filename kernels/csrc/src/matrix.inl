@@ -38,9 +38,13 @@ struct PairPath {
   }
   static Bits steps_of_row(const uint16_t* p, int64_t count) {
     if (count >= 2 * L) return load_raw<Bits>(p);
+#if defined(__SANITIZE_ADDRESS__)
     uint16_t part[2 * L] = {};
     for (int64_t i = 0; i < count; ++i) part[i] = p[i];
     return load_raw<Bits>(part);
+#else
+    return (Bits)_mm512_maskz_loadu_epi16((1u << count) - 1, p);
+#endif
   }
   static Bits step_of_columns(const uint16_t* p, int64_t stride, int64_t rows, int64_t columns) {
     const Bits low = (Bits)load_some(p, columns) >> 16;

@@ -36,12 +36,12 @@ struct ProductTask {
     return most([rows](int64_t part) { return row_operand_items<Path>(rows, part); });
   }
 
-  bool has_parts() const {
-    for (int t = 0; t < p.num_terms; ++t) {
-      const Term& term = p.terms[t];
-      if (term.first_row > 0 || term.end_row < p.num_rows || term.num_columns < p.num_columns) return true;
-    }
-    return false;
+  // Whether the first term gives every sum its first value.
+  bool begins_whole() const {
+    if (p.num_terms == 0) return true;
+    const Term& term = p.terms[0];
+    return term.contracted > 0 && term.first_row <= 0 && term.end_row >= p.num_rows &&
+           term.num_columns >= p.num_columns;
   }
 
   template <class Size>
@@ -71,8 +71,8 @@ struct ProductTask {
         cutter = Cutter{scratch(cutter.used)};
         continue;
       }
-      // With terms of some rows alone, what is summed first differs from row to row: all sums begin at zero.
-      bool accumulate = has_parts();
+      // With a first term of some rows alone, what is summed first differs from row to row: all sums begin at zero.
+      bool accumulate = !begins_whole();
       if (accumulate) std::memset(sums, 0, rows * P * sizeof(float));
       for (int t = 0; t < p.num_terms; ++t)
         add(p.terms[t], {row, rows, column, columns}, vectors, panel, space, sums, accumulate);
@@ -128,6 +128,24 @@ void product_of(const Product& problem, int num_threads) {
       [](void* context, int64_t index) { static_cast<ProductTask<Path>*>(context)->run(index); }, &task);
 }
 
+// Writes scale * sums[rank][P] as columns [column, column + columns) of the result.
+void store_gram(const Gram& p, const float* sums, int64_t column, int64_t columns) {
+  if (!p.transposed) {
+    for (int64_t r = 0; r < p.rank; ++r)
+      for (int64_t c = 0; c < columns; c += L)
+        store_some(p.out + r * p.num_columns + column + c, load(sums + r * P + c) * p.scale, columns - c);
+    return;
+  }
+  for (int64_t c = 0; c < columns; c += L)
+    for (int64_t r = 0; r < p.rank; r += L) {
+      Vec block[L];
+      for (int i = 0; i < L; ++i) block[i] = r + i < p.rank ? load(sums + (r + i) * P + c) * p.scale : Vec{};
+      transpose_from<1>(block);
+      for (int i = 0; i < L && c + i < columns; ++i)
+        store_some(p.out + (column + c + i) * p.rank + r, block[i], p.rank - r);
+    }
+}
+
 // A task computes P columns of the result; the rows are contracted in one order.
 template <class Path>
 void gram_panel(const Gram& p, int64_t column) {
@@ -155,9 +173,7 @@ void gram_panel(const Gram& p, int64_t column) {
       const Rows<Path> operand{left, Path::pair, rank_vectors * L * Path::pair};
       multiply<Path>(operand, right, vectors, steps_for<Path>(rows), sums, P, p.rank, true);
     }
-    for (int64_t r = 0; r < p.rank; ++r)
-      for (int64_t c = 0; c < columns; c += L)
-        store_some(p.out + r * p.num_columns + column + c, load(sums + r * P + c) * p.scale, columns - c);
+    store_gram(p, sums, column, columns);
   }
 }
 

@@ -7,6 +7,9 @@
 #include <cstring>
 
 #include "luthier/parallel.hpp"
+#if LUTHIER_LANES == 16
+#include <immintrin.h>
+#endif
 
 namespace luthier::detail {
 namespace {
@@ -46,21 +49,41 @@ void store(uint16_t* p, Vec v) {
   std::memcpy(p, &h, sizeof h);
 }
 
-// The first `count` elements, the others zero. `count` may exceed L.
+// The first `count` < L elements, the others zero; and back. The address sanitizer does not see masked accesses.
+#if LUTHIER_LANES == 16 && !defined(__SANITIZE_ADDRESS__)
+__mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>(count > 0 ? (1u << count) - 1 : 0); }
+Vec load_part(const float* p, int64_t count) { return (Vec)_mm512_maskz_loadu_ps(first_lanes(count), p); }
+Vec load_part(const uint16_t* p, int64_t count) {
+  return (Vec)(__builtin_convertvector((Halves)_mm256_maskz_loadu_epi16(first_lanes(count), p), Bits) << 16);
+}
+void store_part(float* p, Vec v, int64_t count) { _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v); }
+void store_part(uint16_t* p, Vec v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), (__m256i)narrow(v));
+}
+#else
 template <class Scalar>
-Vec load_some(const Scalar* p, int64_t count) {
-  if (count >= L) return load(p);
+Vec load_part(const Scalar* p, int64_t count) {
   Scalar part[L] = {};
   for (int64_t i = 0; i < count; ++i) part[i] = p[i];
   return load(part);
 }
-
 template <class Scalar>
-void store_some(Scalar* p, Vec v, int64_t count) {
-  if (count >= L) return store(p, v);
+void store_part(Scalar* p, Vec v, int64_t count) {
   Scalar part[L];
   store(part, v);
   for (int64_t i = 0; i < count; ++i) p[i] = part[i];
+}
+#endif
+
+// The same for any count; of more than L elements, the first L.
+template <class Scalar>
+Vec load_some(const Scalar* p, int64_t count) {
+  return count >= L ? load(p) : load_part(p, count);
+}
+template <class Scalar>
+void store_some(Scalar* p, Vec v, int64_t count) {
+  if (count >= L) return store(p, v);
+  store_part(p, v, count);
 }
 
 Vec select(IntVec condition, Vec yes, Vec no) { return (Vec)(((IntVec)yes & condition) | ((IntVec)no & ~condition)); }

@@ -5,8 +5,8 @@
 #include "oracle.hpp"
 
 int main() {
-  const luthier::Isa isas[] = {luthier::Isa::plain, luthier::Isa::avx2, luthier::Isa::avx512,
-                               luthier::Isa::avx512_bf16};
+  const luthier::Isa isas[] = {luthier::Isa::plain, luthier::Isa::avx2, luthier::Isa::avx512, luthier::Isa::avx512_bf16,
+                               luthier::Isa::amx_bf16};
   int num_checked = 0;
   for (luthier::Isa isa : isas) {
     if (!luthier::supports(isa)) continue;

@@ -8,7 +8,7 @@ _Heads = tuple[int, int, int]
 _Term = tuple[int, int, int, int, int, bool]
 _Part = tuple[_Term, int, int, int]
 _Rounding = tuple[int, int, int, float]
-_Gram = tuple[int, int, int, int, int, int, int, float, int]
+_Gram = tuple[int, int, int, int, int, int, int, float, int, bool]
 
 def supports(isa: str) -> bool: ...
 def product(

@@ -5,7 +5,9 @@ from typing import Literal, get_args
 
 from luthier.kernels import _core
 
-Isa = Literal["plain", "avx2", "avx512", "avx512_bf16"]
+# amx_bf16 is what processors with tiles (AMX) run. Torch multiplies bfloat16 with tiles there and no kernel of ours
+# does, so that it has entries of its own in the tables.
+Isa = Literal["plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 
 _forced: Isa | None = None
 

@@ -38,7 +38,7 @@ struct Product {
 void product(const Product& problem, Isa isa, int num_threads);
 
 // out[rank][num_columns] (float32, dense) = scale * transpose of left[num_rows][rank] times
-// right[num_rows][num_columns].
+// right[num_rows][num_columns]; transposed, out[num_columns][rank] is the transpose of that.
 struct Gram {
   const void* left;
   int64_t left_stride;
@@ -47,6 +47,7 @@ struct Gram {
   int64_t num_rows, rank, num_columns;
   float scale;
   float* out;
+  bool transposed;
   Dtype dtype;
 };
 

@@ -111,16 +111,17 @@ def _check(
         raise ValueError(f"bias must have shape ({N},), got {tuple(bias_N.shape)}")
     if not adapters:
         raise ValueError("adapters must hold at least one adapter, got none")
+    device = x_MK.device
     for index, one in enumerate(adapters):
-        given = tuple(one.a.shape), tuple(one.b.shape)
-        if len(given[0]) != 2 or given != ((given[0][0], K), (N, given[0][0])):
-            raise ValueError(f"adapters[{index}] must have a [R, {K}] and b [{N}, R], got {given}")
+        of_a, of_b = one.a.shape, one.b.shape
+        if len(of_a) != 2 or of_a[1] != K or of_b != (N, of_a[0]):
+            raise ValueError(
+                f"adapters[{index}] must have a [R, {K}] and b [{N}, R], got {(tuple(of_a), tuple(of_b))}"
+            )
         if not 0 <= one.dropout < 1:
             raise ValueError(f"adapters[{index}].dropout must be in [0, 1), got {one.dropout}")
-        if not one.a.device == one.b.device == x_MK.device:
-            raise ValueError(
-                f"adapters[{index}] must be on {x_MK.device}, got {one.a.device}, {one.b.device}"
-            )
+        if one.a.device != device or one.b.device != device:
+            raise ValueError(f"adapters[{index}] must be on {device}, got {one.a.device}, {one.b.device}")
     total = sum(one.num_rows for one in segments)
     if total != shapes[0][0] or any(one.num_rows < 0 for one in segments):
         raise ValueError(
@@ -148,7 +149,7 @@ def _refusal(
         return f"impl {kernels!r} needs frozen weight and bias, got one that requires a gradient"
     types = {torch.float32, x_MK.dtype}
     for one in adapters:
-        if not {one.a.dtype, one.b.dtype} <= types:
+        if one.a.dtype not in types or one.b.dtype not in types:
             return (
                 f"impl {kernels!r} needs factors of {x_MK.dtype} or float32, got {one.a.dtype}, {one.b.dtype}"
             )

@@ -6,20 +6,22 @@ Shape suffixes: M rows, K inputs, N outputs, R the greatest rank, Q the ranks of
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from luthier.kernels import _core
 from luthier.kernels.direct import kernel_op
-from luthier.kernels.lora_linear.cpu import dropped
+from luthier.kernels.lora_linear.cpu import dropped, fake_gradient_of_b
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows [first, end) that take one adapter: its index, its place among all ranks, its rank, its dropout."""
+class Part(NamedTuple):
+    """Rows [first, end) that take one adapter: its index, its place among all ranks, its rank, its dropout.
+
+    A tuple, for a batch makes one of each segment in every pass, and a dataclass takes three times as long to make.
+    """
 
     first: int
     end: int
@@ -34,10 +36,6 @@ class Part:
     ) -> Any:
         """A term of these rows alone; `rows` and `matrix` are (address, row stride)."""
         return (*rows, *matrix, contracted, turned), self.first, self.end, columns
-
-    def rows_of(self, tensor: tuple[int, int], item: int) -> tuple[int, int]:
-        """(address, row stride) of these rows of a tensor whose elements have `item` bytes."""
-        return tensor[0] + self.first * tensor[1] * item, tensor[1]
 
 
 def _rounded(factors: list[Tensor], numbers: list[float], dtype: torch.dtype) -> Tensor:
@@ -178,9 +176,9 @@ def grouped_lora_linear_backward_op(
     keys: list[int],
     need_input: bool,
 ) -> list[Tensor]:
-    """[dx (empty if not needed), dA..., dB...], the last two float32; `saved` are x, weight, S and the rounded factors.
+    """[dx (empty if not needed), dA..., dB...], the last two float32.
 
-    Each dB is the transpose of what is row-major.
+    `saved` are x, weight, S and the rounded factors.
     """
     x_MK, weight_NK, s_MR = rows_of(saved[0]), rows_of(saved[1]), saved[2]
     grad_MN, N = rows_of(grad_MN), grad_MN.shape[1]
@@ -188,12 +186,15 @@ def grouped_lora_linear_backward_op(
     dy = row_pointer(grad_MN)
     shrink = [part.term(dy, stand.b(part), N, part.rank, False) for part in parts]
     ds_MR = _product(shrink, torch.empty_like(s_MR))
-    sides = ((ds_MR, _kept(x_MK, parts), [1.0] * len(stand.ranks)), (s_MR, grad_MN, numbers))
+    sides = (
+        _Side(low=ds_MR, right=_kept(x_MK, parts), scales=[1.0] * len(stand.ranks), transposed=False),
+        _Side(low=s_MR, right=grad_MN, scales=numbers, transposed=True),
+    )
     grads_a, grads_b = _factor_gradients(sides, parts, stand.ranks)
     dx_MK = x_MK.new_empty(0)
     if need_input:
         dx_MK = _input_gradient(grad_MN, weight_NK, ds_MR, stand, parts)
-    return [dx_MK, *grads_a, *(grad.T for grad in grads_b)]
+    return [dx_MK, *grads_a, *grads_b]
 
 
 @grouped_lora_linear_backward_op.register_fake
@@ -208,32 +209,51 @@ def _(
 ) -> list[Tensor]:
     count = len(factors) // 2
     grads_a = [a.new_empty(a.shape, dtype=torch.float32) for a in factors[:count]]
-    grads_b = [b.new_empty(b.shape[::-1], dtype=torch.float32).T for b in factors[count:]]
+    grads_b = [fake_gradient_of_b(b) for b in factors[count:]]
     return [grad_MN.new_empty(saved[0].shape if need_input else (0,)), *grads_a, *grads_b]
 
 
-def _factor_gradients(
-    sides: tuple[tuple[Tensor, Tensor, list[float]], ...], parts: list[Part], ranks: list[int]
-) -> list[list[Tensor]]:
-    """low^T right of each side for each adapter, float32 [rank, columns]; parts of one adapter are added in order."""
-    problems, made = [], []
-    for low, right, scales in sides:
-        item, columns = right.element_size(), right.shape[1]
-        left, other = row_pointer(low), row_pointer(right)
-        found: list[list[Tensor]] = [[] for _ in ranks]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side:
+    """What the gradients of all A, or of all B, are made of: scale * low^T right for each adapter, or its transpose."""
+
+    low: Tensor
+    right: Tensor
+    scales: list[float]
+    transposed: bool
+
+    def shape(self, rank: int) -> tuple[int, int]:
+        """Of the gradient of a factor of this rank."""
+        columns = self.right.shape[1]
+        return (columns, rank) if self.transposed else (rank, columns)
+
+    def gradients(self, parts: list[Part], num_adapters: int) -> tuple[list[Any], list[list[Tensor]]]:
+        """The problems for `_core.gram`, one for each part, and where it will put each adapter's results."""
+        item, columns = self.right.element_size(), self.right.shape[1]
+        (left, left_stride), (right, right_stride) = row_pointer(self.low), row_pointer(self.right)
+        problems = []
+        found: list[list[Tensor]] = [[] for _ in range(num_adapters)]
         for part in parts:
-            out = torch.empty(part.rank, columns, dtype=torch.float32, device="cpu")
-            rows = (*part.rows_of(left, item), *part.rows_of(other, item), part.end - part.first)
-            problems.append((*rows, part.rank, columns, scales[part.adapter], out.data_ptr()))
+            out = torch.empty(self.shape(part.rank), dtype=torch.float32, device="cpu")
+            low = left + part.first * left_stride * item, left_stride
+            rows = *low, right + part.first * right_stride * item, right_stride, part.end - part.first
+            scale = self.scales[part.adapter]
+            problems.append((*rows, part.rank, columns, scale, out.data_ptr(), self.transposed))
             found[part.adapter].append(out)
-        made.append(found)
-    _core.gram(problems=problems, bfloat16=sides[0][0].dtype == torch.bfloat16, **settings())
+        return problems, found
+
+
+def _factor_gradients(sides: tuple[_Side, ...], parts: list[Part], ranks: list[int]) -> list[list[Tensor]]:
+    """Of each side, the gradient of each adapter's factor, float32; parts of one adapter are added in order."""
+    made = [side.gradients(parts, len(ranks)) for side in sides]
+    problems = [one for of_side, _ in made for one in of_side]
+    _core.gram(problems=problems, bfloat16=sides[0].right.dtype == torch.bfloat16, **settings())
     return [
         [
-            reduce(torch.add, outs) if outs else torch.zeros(rank, right.shape[1], device="cpu")
+            reduce(torch.add, outs) if outs else torch.zeros(side.shape(rank), device="cpu")
             for outs, rank in zip(found, ranks, strict=True)
         ]
-        for found, (_, right, _) in zip(made, sides, strict=True)
+        for side, (_, found) in zip(sides, made, strict=True)
     ]
 
 

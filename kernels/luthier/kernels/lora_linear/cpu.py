@@ -41,18 +41,21 @@ def _product(
     return out_MN
 
 
-def _gram(left_MR: Tensor, right_MN: Tensor, scale: float = 1.0) -> Tensor:
-    """Scale * left^T right, float32 [R, N]."""
-    out_RN = torch.empty(left_MR.shape[1], right_MN.shape[1], dtype=torch.float32, device="cpu")
+def _gram(left_MR: Tensor, right_MN: Tensor, scale: float = 1.0, *, transposed: bool = False) -> Tensor:
+    """Scale * left^T right, float32 [R, N]; transposed, [N, R], row-major too."""
+    shape = left_MR.shape[1], right_MN.shape[1]
+    out = torch.empty(shape[::-1] if transposed else shape, dtype=torch.float32, device="cpu")
     problem = (
         *row_pointer(left_MR),
         *row_pointer(right_MN),
-        *(left_MR.shape[0], left_MR.shape[1], right_MN.shape[1]),
+        left_MR.shape[0],
+        *shape,
         scale,
-        out_RN.data_ptr(),
+        out.data_ptr(),
+        transposed,
     )
     _core.gram(problems=[problem], bfloat16=left_MR.dtype == torch.bfloat16, **settings())
-    return out_RN
+    return out
 
 
 def dropped(x_MK: Tensor, probability: float, key: list[int]) -> Tensor:
@@ -137,8 +140,7 @@ def lora_linear_backward_op(
 ) -> list[Tensor]:
     """[dx, dbias..., dA..., dB...], the last two float32; `needs` says of dx and each dbias whether it is not empty.
 
-    `saved` are x, S and the rounded factors. Each dB is the transpose of what is row-major, for turning it would take
-    longer than adding it.
+    `saved` are x, S and the rounded factors.
     """
     x_MK, s_MQ, grads = rows_of(saved[0]), saved[1], [rows_of(grad) for grad in grads]
     count, dropout = len(weights), numbers[-1]
@@ -149,7 +151,7 @@ def lora_linear_backward_op(
     for grad, b_NR, scale in zip(grads, factors[count:], numbers[:-1], strict=True):
         end = start + b_NR.shape[1]
         _product([(grad, (b_NR * scale).to(dtype), False)], ds_MQ[:, start:end])
-        grads_b.append(_gram(s_MQ[:, start:end], grad, scale).T)
+        grads_b.append(_gram(s_MQ[:, start:end], grad, scale, transposed=True))
         start = end
     da_QK = _gram(ds_MQ, dropped(x_MK, dropout, key))
     parts = torch.split(da_QK, [a.shape[0] for a in factors[:count]])
@@ -196,8 +198,15 @@ def _(
     shapes = [saved[0].shape, *(grad.shape[1:] for grad in grads)]
     first = [saved[0].new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
     grads_a = [a.new_empty(a.shape, dtype=torch.float32) for a in factors[: len(grads)]]
-    grads_b = [b.new_empty(b.shape[::-1], dtype=torch.float32).T for b in factors[len(grads) :]]
+    grads_b = [fake_gradient_of_b(b) for b in factors[len(grads) :]]
     return [*first, *grads_a, *grads_b]
+
+
+def fake_gradient_of_b(b_NR: Tensor) -> Tensor:
+    """As the kernels give it: row-major by C++, by Triton the transpose of what is row-major."""
+    if b_NR.device.type == "cpu":
+        return b_NR.new_empty(b_NR.shape, dtype=torch.float32)
+    return b_NR.new_empty(b_NR.shape[::-1], dtype=torch.float32).T
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
