@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from kernel_cases import MODELS, SMALL, Case, Run, cases
 
-from luthier.kernels.dispatch import available_isas, force_isa
+from luthier.kernels.dispatch import Isa, available_isas, force_isa
 from luthier.kernels.tables import OPS, table_path
 from luthier.lm.memory import freed_memory_kept
 
@@ -66,7 +66,7 @@ def measure(case: Case, repeats: int, seconds: float, *, peers: bool) -> dict[st
     return {name: statistics.median(one[name] for one in counted) for name in runs}
 
 
-def isas_here() -> list[str]:
+def isas_here() -> list[Isa]:
     """All that can be timed on this processor, slowest first, by the names that the tables have.
 
     With tiles not `avx512_bf16`: how fast its kernels are here says nothing of a processor without.
@@ -74,9 +74,9 @@ def isas_here() -> list[str]:
     return [isa for isa in available_isas() if isa != "avx512_bf16" or isa == available_isas()[-1]]
 
 
-def measure_isa(isa: str, repeats: int, seconds: float, only: str) -> list[dict[str, Any]]:
+def measure_isa(isa: Isa, repeats: int, seconds: float, only: str) -> list[dict[str, Any]]:
     """Rows of results with one instruction set, in this process."""
-    force_isa(isa)  # type: ignore[arg-type]
+    force_isa(isa)
     is_best = isa == available_isas()[-1]
     rows = []
     for case in cases(list(DTYPES.values()), MODELS if is_best else [SMALL]):

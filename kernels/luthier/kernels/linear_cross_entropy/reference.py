@@ -3,16 +3,15 @@
 Shape suffixes: N rows, M counted rows, D hidden size, V vocabulary, R rank.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from luthier.kernels.linear_cross_entropy import HeadUpdate, LossOptions
+from luthier.kernels.linear_cross_entropy import BYTES_OF_LOGIT, HeadUpdate, LossOptions
 
 
-def head_logits(hidden_MD: Tensor, weight_VD: Tensor, update: "HeadUpdate | None", softcap: float) -> Tensor:
+def head_logits(hidden_MD: Tensor, weight_VD: Tensor, update: HeadUpdate | None, softcap: float) -> Tensor:
     """Scores [M, V] in at least float32, capped where softcap is not 0."""
     logits_MV = nn.functional.linear(hidden_MD, weight_VD)
     if update is not None:
@@ -27,8 +26,8 @@ def linear_cross_entropy_reference(
     weight_VD: Tensor,
     target_N: Tensor,
     token_weight_N: Tensor | None,
-    update: "HeadUpdate | None",
-    options: "LossOptions",
+    update: HeadUpdate | None,
+    options: LossOptions,
 ) -> Tensor:
     """Summed loss over rows whose target counts; float32, or float64 for float64 inputs.
 
@@ -53,8 +52,6 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, rows: tuple[Any, ...], hidden_ND: Tensor, weight_VD: Tensor, *factors: Tensor
     ) -> Tensor:
-        from luthier.kernels.linear_cross_entropy import BYTES_OF_LOGIT
-
         target_N, token_weight_N, scale, options = rows
         leaves = [weight_VD, *factors]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
@@ -102,11 +99,9 @@ def _chunk_gradients(
     target_C: Tensor,
     token_weight_C: Tensor | None,
     scale: float,
-    options: "LossOptions",
+    options: LossOptions,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Loss of one chunk and its gradients to (hidden, weight, update's a and b), None where not needed."""
-    from luthier.kernels.linear_cross_entropy import HeadUpdate
-
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needs, strict=True)]
         update = HeadUpdate(leaves[2], leaves[3], scale) if len(leaves) == 4 else None
@@ -121,8 +116,8 @@ def chunked_loss(
     weight_VD: Tensor,
     target_N: Tensor,
     token_weight_N: Tensor | None,
-    update: "HeadUpdate | None",
-    options: "LossOptions",
+    update: HeadUpdate | None,
+    options: LossOptions,
 ) -> Tensor:
     """What the reference computes, in chunks of rows whose logits take at most `options.budget_bytes`.
 

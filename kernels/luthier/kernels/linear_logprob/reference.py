@@ -25,7 +25,12 @@ def chunked_logprob(
     if hidden_ND.shape[0] <= size:
         return linear_logprob_reference(hidden_ND, weight_VD, target_N, softcap)
     chunks = [
-        checkpoint(linear_logprob_reference, hidden_CD, weight_VD, target_C, softcap, use_reentrant=False)
+        checkpoint(
+            linear_logprob_reference,
+            *(hidden_CD, weight_VD, target_C, softcap),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
         for hidden_CD, target_C in zip(torch.split(hidden_ND, size), torch.split(target_N, size), strict=True)
     ]
     logprobs, entropies = zip(*chunks, strict=True)
