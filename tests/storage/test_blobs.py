@@ -169,3 +169,13 @@ async def test_commit_staged_of_bytes_that_are_there_already_gives_that_blob(sto
     await store.stage("k", 0, b"abc")
     assert await store.commit_staged("k") == blob
     assert await store.read_bytes(blob.digest) == b"abc"
+
+
+async def test_delete_takes_a_blob_away_and_may_be_repeated(store: BlobStore) -> None:
+    kept, gone = await store.put_bytes(b"kept"), await store.put_bytes(b"gone")
+    for _ in range(2):
+        await store.delete(gone.digest)
+    assert not await store.has(gone.digest)
+    assert await store.read_bytes(kept.digest) == b"kept"
+    assert await store.put_bytes(b"gone") == gone
+    assert await store.has(gone.digest)

@@ -23,7 +23,8 @@ from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
 from luthier.training import schema
 from luthier.training.jobs.lifecycle import JobLifecycle
-from luthier.training.jobs.planning import Lengths, RenderingView
+from luthier.training.jobs.planning import Lengths, RenderingView, SplitCounts
+from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService
 from luthier.training.jobs.servicer import TrainHandler
 from luthier.training.jobs.settings import JobRequest
@@ -32,6 +33,7 @@ from luthier.training.models.domain import Model, ModelFile, ModelKind, ModelSta
 from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import RegisterModelHandler
 from luthier.training.recipes.batches import RowLength
+from luthier.training.recipes.survey import PackedLengths
 from luthier.work import schema as work_schema
 from luthier.work.events import StateChanged
 from luthier.work.log import EventLog
@@ -196,8 +198,12 @@ class Bench:
         self, view: RenderingView, train: tuple[RowLength, ...], validation: tuple[RowLength, ...]
     ) -> None:
         """Know a rendering with these rows."""
-        self.renderings.views[view.name] = view
-        self.renderings.rows[view.name] = Lengths(train=train, validation=validation)
+        self.renderings.views[view.name] = replace(
+            view, train=counts_of(train, view.train), validation=counts_of(validation, view.validation)
+        )
+        self.renderings.rows[view.name] = Lengths(
+            train=PackedLengths.of(train), validation=PackedLengths.of(validation)
+        )
 
     async def claim(self, kind: TaskKind = TaskKind.TRAIN) -> tuple[Task, task_pb2.Task]:
         """Lease the oldest task."""
@@ -211,6 +217,17 @@ class Bench:
             events = await self.log.read(connection, name, 1, 1000)
         payloads = [event.entry.payload for event in events]
         return [payload.state for payload in payloads if isinstance(payload, StateChanged)]
+
+
+def counts_of(rows: tuple[RowLength, ...], dropped: SplitCounts) -> SplitCounts:
+    """What a rendering's statistics say of rows."""
+    return replace(
+        dropped,
+        num_rows=len(rows),
+        num_tokens=sum(row.num_tokens for row in rows),
+        longest=max((row.num_tokens for row in rows), default=0),
+        num_unsupervised=sum(row.num_supervised == 0 for row in rows),
+    )
 
 
 def lengths_of(count: int, num_tokens: int, *, first: int = 0) -> tuple[RowLength, ...]:
@@ -236,7 +253,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     models = ModelService(database, log, queue, blobs, [roots])
     renderings = MemoryRenderings()
     jobs = JobService(database, log, queue, models, renderings)
-    lifecycle = JobLifecycle(log, models)
+    released = ReleasedBlobs(database, blobs)
+    lifecycle = JobLifecycle(log, models, blobs, released)
     queue.register(TaskKind.TRAIN, TrainHandler(lifecycle))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
     made = Bench(

@@ -51,6 +51,10 @@ class BlobStore(Protocol):
         """Store a blob that fits in memory."""
         ...
 
+    async def delete(self, digest: str) -> None:
+        """Delete a blob. No such blob: nothing happens. A read that has begun may go on or raise NotFound."""
+        ...
+
     def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield at most `limit` bytes from `offset` on, in pieces of at most `PIECE_BYTES`.
 

@@ -85,6 +85,10 @@ class LocalBlobStore:
 
         return await self.put(pieces())
 
+    async def delete(self, digest: str) -> None:
+        """Delete a blob; a read that has begun goes on."""
+        await _in_thread(self._delete, digest)
+
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
         file = await _in_thread(self._open, digest)
@@ -142,6 +146,12 @@ class LocalBlobStore:
             make_directory(target.parent)
             move_into_place(file, source, target)
         return Blob(digest=digest, size_bytes=size_bytes)
+
+    def _delete(self, digest: str) -> None:
+        path = self._path(digest)
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_directory(path.parent)
 
     def _staged_size(self, key: str) -> int:
         staged, committed = self._staged(key)

@@ -41,6 +41,10 @@ class MemoryBlobStore:
         """Store a blob."""
         return self._keep(data, None)
 
+    async def delete(self, digest: str) -> None:
+        """Delete a blob."""
+        self._blobs.pop(check_digest(digest), None)
+
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
         data = self._get(digest)

@@ -13,9 +13,11 @@ from luthier.training.jobs import servicer as jobs
 from luthier.training.models import servicer as models
 from luthier.training.peers import DataRenderings
 from luthier.training.schema import MIGRATIONS
-from luthier.work.host import Hosted, Parts, ServicePlan, host
+from luthier.work.host import Chore, Hosted, Parts, ServicePlan, host
 from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
+
+_SWEEP_SECONDS = 60.0
 
 
 def plan_of(config: Config) -> ServicePlan:
@@ -43,6 +45,7 @@ def build(parts: Parts, config: Config) -> Hosted:
             Registration(add=models.add_to_server, servicer=training.models, name=models.SERVICE.full_name),
         ],
         handlers=dict(training.handlers),
+        chores=[Chore(work=training.released.sweep, interval_seconds=_SWEEP_SECONDS)],
         policy={**jobs.POLICY, **models.POLICY},
     )
 

@@ -11,6 +11,7 @@ from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.training.jobs.lifecycle import JobLifecycle
+from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService, Renderings, Tasks
 from luthier.training.jobs.servicer import TrainHandler, TrainingServicer
 from luthier.training.models.service import ModelService
@@ -50,23 +51,27 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The two servicers, and who follows each kind of task."""
+    """The two servicers, who follows each kind of task, and the bytes that wait to be given back."""
 
     jobs: TrainingServicer
     models: ModelServicer
     handlers: Mapping[TaskKind, TaskHandler]
+    released: ReleasedBlobs
 
 
 def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Training:
     """Put the service together on real adapters or a test's."""
     models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)
     jobs = JobService(parts.database, parts.log, parts.queue, models, renderings)
+    released = ReleasedBlobs(parts.database, parts.blobs)
+    lifecycle = JobLifecycle(parts.log, models, parts.blobs, released)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
-        TaskKind.TRAIN: TrainHandler(JobLifecycle(parts.log, models)),
+        TaskKind.TRAIN: TrainHandler(lifecycle),
     }
     return Training(
         jobs=TrainingServicer(jobs, parts.log, parts.page_tokens, parts.projects),
         models=ModelServicer(models, parts.log, parts.page_tokens, parts.projects),
         handlers=handlers,
+        released=released,
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from array import array
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 import pyarrow
+import pyarrow.compute
 
 from luthier.errors import DataLoss, Reason, Unavailable
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
 from luthier.training.jobs.planning import Lengths, RenderingView, SplitCounts, UnsupervisedRecord
-from luthier.training.recipes.batches import RowLength
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
 from luthier.work.convert import status_to_failure
 from luthier.work.peers import bearer, error_of, is_passing
@@ -50,14 +51,13 @@ class DataRenderings:
         return response
 
     async def _read(self, request: data_service_pb2.ReadRenderingRequest) -> Lengths:
-        rows: dict[str, list[RowLength]] = {"TRAIN": [], "VALIDATION": []}
+        lengths = Lengths()
         stream = self._stub.ReadRendering(
             request, metadata=self._credential(request.name), timeout=_STREAM_SECONDS
         )
         async for chunk in stream:
-            for split, row in lengths_of(chunk.ipc):
-                rows.get(split, []).append(row)
-        return Lengths(train=tuple(rows["TRAIN"]), validation=tuple(rows["VALIDATION"]))
+            add_lengths(chunk.ipc, lengths)
+        return lengths
 
     def _credential(self, name: str) -> tuple[tuple[str, str], ...]:
         return bearer(self._tokens.mint(project_of(name), (name,), 0, "plan", _TOKEN_SECONDS))
@@ -78,15 +78,6 @@ class DataRenderings:
 
 def view_of(message: rendering_pb2.Rendering) -> RenderingView:
     """Read what a job needs to know of a rendering."""
-    train = [entry for entry in message.split_statistics if entry.split == dataset_pb2.SPLIT_TRAIN]
-    counts = [
-        SplitCounts(
-            num_dropped=entry.num_dropped,
-            num_truncated=entry.num_truncated,
-            num_unsupervised=entry.num_unsupervised,
-        )
-        for entry in train
-    ]
     failed = message.HasField("error")
     return RenderingView(
         name=message.name,
@@ -94,7 +85,8 @@ def view_of(message: rendering_pb2.Rendering) -> RenderingView:
         digest=message.digest,
         tokenizer_digest=message.tokenizer_digest,
         failure_message=status_to_failure(message.error).message if failed else "",
-        train=counts[0] if counts else SplitCounts(),
+        train=_counts(message, dataset_pb2.SPLIT_TRAIN),
+        validation=_counts(message, dataset_pb2.SPLIT_VALIDATION),
         unsupervised_records=tuple(
             UnsupervisedRecord(filename=record.filename, line=record.line, message=record.message)
             for record in message.unsupervised_records
@@ -103,8 +95,8 @@ def view_of(message: rendering_pb2.Rendering) -> RenderingView:
     )
 
 
-def lengths_of(ipc: bytes) -> Iterator[tuple[str, RowLength]]:
-    """Yield split and length of each row of a chunk of the lengths view.
+def add_lengths(ipc: bytes, lengths: Lengths) -> None:
+    """Add the rows of a chunk of the lengths view to those of their split, without a Python object a row.
 
     Raises:
         DataLoss: the chunk has other columns.
@@ -113,6 +105,31 @@ def lengths_of(ipc: bytes) -> Iterator[tuple[str, RowLength]]:
     wanted = ("row", "split", "num_tokens", "num_supervised")
     if not set(wanted) <= set(table.column_names):
         raise DataLoss(f"a chunk of lengths must have the columns {wanted}, got {table.column_names}")
-    columns: Mapping[str, list[Any]] = {name: table.column(name).to_pylist() for name in wanted}
-    for row, split, num_tokens, num_supervised in zip(*(columns[name] for name in wanted), strict=True):
-        yield split, RowLength(row=row, num_tokens=num_tokens, num_supervised=num_supervised)
+    for split, packed in (("TRAIN", lengths.train), ("VALIDATION", lengths.validation)):
+        rows = table.filter(pyarrow.compute.equal(table.column("split"), split))
+        for name, column in (
+            ("row", packed.rows),
+            ("num_tokens", packed.num_tokens),
+            ("num_supervised", packed.num_supervised),
+        ):
+            _extend(column, rows.column(name), pyarrow.int64() if name == "row" else pyarrow.int32())
+
+
+def _extend(column: array[int], values: Any, type_: Any) -> None:
+    for chunk in values.cast(type_).chunks:
+        start, end = chunk.offset * column.itemsize, (chunk.offset + len(chunk)) * column.itemsize
+        column.frombytes(memoryview(chunk.buffers()[1])[start:end])
+
+
+def _counts(message: rendering_pb2.Rendering, split: dataset_pb2.Split.ValueType) -> SplitCounts:
+    for entry in message.split_statistics:
+        if entry.split == split:
+            return SplitCounts(
+                num_rows=entry.tokens.count,
+                num_tokens=entry.tokens.sum,
+                longest=entry.tokens.maximum,
+                num_dropped=entry.num_dropped,
+                num_truncated=entry.num_truncated,
+                num_unsupervised=entry.num_unsupervised,
+            )
+    return SplitCounts()

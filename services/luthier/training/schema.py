@@ -42,6 +42,13 @@ checkpoints = Table(
     Index("ix_checkpoints_name", "name", unique=True),
 )
 
+released_blobs = Table(
+    "released_blobs",
+    metadata,
+    Column("digest", String, primary_key=True),
+    Column("release_time_us", BigInteger, nullable=False),
+)
+
 metric_points = Table(
     "metric_points",
     metadata,

@@ -94,14 +94,23 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chore:
+    """Background work that is done again and again, `interval_seconds` after it was done."""
+
+    work: Callable[[], Awaitable[None]]
+    interval_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
-    """What a service brings: its servicers, who follows its tasks, and what it does before it serves."""
+    """What a service brings: its servicers, who follows its tasks, what it does before it serves and while it does."""
 
     registrations: Sequence[Registration]
     handlers: dict[TaskKind, TaskHandler]
     policy: Policy
     generations: Generations | None = None
     before_serving: Callable[[], Awaitable[None]] | None = None
+    chores: Sequence[Chore] = ()
 
 
 Build = Callable[[Parts], Hosted]
@@ -129,6 +138,7 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
             _repeat(parts.queue.expire, _EXPIRY_SECONDS),
             _repeat(parts.queue.count, _EXPIRY_SECONDS),
             _repeat(request_log.forget_old, _FORGET_SECONDS),
+            *(_repeat(chore.work, chore.interval_seconds) for chore in hosted.chores),
         ):
             task = asyncio.create_task(loop)
             stack.callback(task.cancel)

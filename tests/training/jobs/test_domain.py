@@ -51,7 +51,6 @@ def job() -> Job:
         checkpoint_interval_steps=1,
         validation_interval_steps=0,
         tuned_model_id="a",
-        num_steps=1,
     )
 
 

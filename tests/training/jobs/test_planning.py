@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.training.conftest import counts_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.training.jobs import planning
+from luthier.training.jobs.domain import Plan
 from luthier.training.jobs.planning import (
-    Lengths,
     RenderingView,
     SplitCounts,
     UnsupervisedRecord,
     batch_settings,
+    check_counts,
     make_plan,
     require_usable,
 )
 from luthier.training.jobs.settings import HyperparametersRequest, JobRequest, JobSettings, resolve
 from luthier.training.recipes.batches import RowLength, iterate_steps
+from luthier.training.recipes.survey import survey
 
 RENDERING = RenderingView(name="projects/p/renderings/r", state="READY", digest="d", tokenizer_digest="t")
 
@@ -35,11 +38,29 @@ def rows(*lengths: int, supervised: int = 2) -> tuple[RowLength, ...]:
     )
 
 
+def plan_of(
+    settings: JobSettings,
+    rendering: RenderingView,
+    train: tuple[RowLength, ...],
+    validation: tuple[RowLength, ...] = (),
+    context_length: int = 0,
+) -> Plan:
+    """What the service does with a job: its statistics first, then its rows."""
+    view = replace(
+        rendering,
+        train=counts_of(train, rendering.train),
+        validation=counts_of(validation, rendering.validation),
+    )
+    check_counts(settings, view, context_length)
+    found = survey(train, validation, batch_settings(settings.hyperparameters))
+    return make_plan(settings, view, found, context_length)
+
+
 def test_make_plan_counts_what_the_steps_will_use() -> None:
     settings = settings_of(HyperparametersRequest(num_epochs=3, batch_tokens=20, micro_batch_tokens=12))
-    lengths = Lengths(train=rows(*range(3, 12)), validation=rows(4, 4))
-    plan = make_plan(settings, RENDERING, lengths, 0)
-    steps = list(iterate_steps(lengths.train, batch_settings(settings.hyperparameters)))
+    train = rows(*range(3, 12))
+    plan = plan_of(settings, RENDERING, train, rows(4, 4))
+    steps = list(iterate_steps(train, batch_settings(settings.hyperparameters)))
     assert plan.num_steps == len(steps)
     assert plan.num_tokens == sum(step.num_tokens for step in steps) == 3 * sum(range(3, 12))
     assert plan.num_supervised_tokens == 3 * 9 * 2
@@ -54,11 +75,10 @@ def test_make_plan_refuses_rows_that_all_teach_nothing_and_names_file_and_line()
         for line in range(4, 14)
     )
     with pytest.raises(FailedPrecondition) as caught:
-        make_plan(
+        plan_of(
             settings_of(HyperparametersRequest()),
             replace(RENDERING, unsupervised_records=named),
-            Lengths(train=rows(5, 5, supervised=0), validation=()),
-            0,
+            rows(5, 5, supervised=0),
         )
     assert caught.value.reason == Reason.NO_SUPERVISED_TOKENS
     assert "none of 2 has; the first: train.jsonl line 4: no assistant turn; train.jsonl line 5" in str(
@@ -70,32 +90,32 @@ def test_make_plan_refuses_rows_that_all_teach_nothing_and_names_file_and_line()
 
 def test_make_plan_refuses_a_rendering_without_training_rows() -> None:
     with pytest.raises(FailedPrecondition, match=r"must have training rows, it has none \(7 were dropped"):
-        make_plan(
+        plan_of(
             settings_of(HyperparametersRequest()),
             replace(RENDERING, train=SplitCounts(num_dropped=7)),
-            Lengths(train=(), validation=rows(3)),
-            0,
+            (),
+            rows(3),
         )
 
 
 def test_make_plan_refuses_more_epochs_than_it_can_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "MAX_PASSED_ROWS", 30)
-    lengths = Lengths(train=rows(*range(3, 12)), validation=())
+    train = rows(*range(3, 12))
     many = HyperparametersRequest(num_epochs=4, batch_tokens=20, micro_batch_tokens=12)
     with pytest.raises(
         InvalidArgument, match="num_epochs must be at most 3 for 9 training rows, got 4"
     ) as caught:
-        make_plan(settings_of(many), RENDERING, lengths, 0)
+        plan_of(settings_of(many), RENDERING, train)
     assert [one.field for one in caught.value.violations] == ["fine_tuning_job.hyperparameters.num_epochs"]
     few = replace(many, max_steps=10)
     for asked in (few, replace(few, batch_tokens=None, batch_rows=2)):
-        assert make_plan(settings_of(asked), RENDERING, lengths, 0).num_steps == 10
+        assert plan_of(settings_of(asked), RENDERING, train).num_steps == 10
 
 
 def test_make_plan_refuses_batches_smaller_than_the_longest_row() -> None:
     settings = settings_of(HyperparametersRequest(batch_tokens=9, micro_batch_tokens=8))
     with pytest.raises(InvalidArgument) as caught:
-        make_plan(settings, RENDERING, Lengths(train=rows(3, 10), validation=rows(11)), 0)
+        plan_of(settings, RENDERING, rows(3, 10), rows(11))
     assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
     assert caught.value.message == (
         "hyperparameters.micro_batch_tokens must be at least 11, the longest row, got 8; "
@@ -105,26 +125,22 @@ def test_make_plan_refuses_batches_smaller_than_the_longest_row() -> None:
 
 def test_make_plan_refuses_rows_beyond_the_models_context() -> None:
     with pytest.raises(
-        FailedPrecondition, match=r"at most the base model's 8 tokens, row 1 has 10"
+        FailedPrecondition, match=r"at most the base model's 8 tokens, the longest row has 10"
     ) as caught:
-        make_plan(
-            settings_of(HyperparametersRequest()),
-            RENDERING,
-            Lengths(train=rows(3, 10), validation=()),
-            8,
-        )
+        plan_of(settings_of(HyperparametersRequest()), RENDERING, rows(3, 10), (), 8)
     assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
 
 
 def test_make_plan_warns_of_what_a_user_would_want_to_change() -> None:
     view = replace(
         RENDERING,
-        train=SplitCounts(num_dropped=1, num_truncated=2, num_unsupervised=3),
+        train=SplitCounts(num_dropped=1, num_truncated=2),
         unsupervised_records=(UnsupervisedRecord(filename="a.jsonl", line=9, message="weight 0"),),
         warnings=("the end-of-turn token is not learnt",),
     )
+    nothing = rows(5, 5, 5, supervised=0)
     asked = HyperparametersRequest(warmup_steps=50, max_steps=40, batch_tokens=4096)
-    plan = make_plan(settings_of(asked), view, Lengths(train=rows(5, 5), validation=()), 0)
+    plan = plan_of(settings_of(asked), view, (*rows(5, 5), *nothing))
     assert [warning.split(",")[0].split(":")[0] for warning in plan.warnings] == [
         "3 training records have no supervised token and are not used",
         "1 training records are longer than the rendering's max_tokens and left out",

@@ -27,12 +27,16 @@ from luthier.worker.v1 import task_pb2
 JOB = "projects/default/fineTuningJobs/one"
 
 
+async def stored(bench: Any, text: str) -> task_pb2.BlobFile:
+    blob = await bench.blobs.put_bytes(text.encode())
+    return task_pb2.BlobFile(path="a", sha256=blob.digest, size_bytes=blob.size_bytes)
+
+
 async def test_create_queues_a_job_with_resolved_settings(bench: Any) -> None:
     job = await bench.jobs.create(bench.PARENT, "one", bench.request())
     assert await bench.jobs.get(JOB) == job
     assert job.state is JobState.QUEUED
     assert job.tuned_model_id == "one"
-    assert job.num_steps == 1
     assert (job.base_model_digest, job.rendering_digest) == ("d" * 64, "r" * 64)
     assert await bench.states(JOB) == ["QUEUED"]
     task, spec = await bench.claim()
@@ -183,14 +187,14 @@ async def test_a_lost_attempt_is_followed_by_one_that_resumes_from_the_last_chec
     await bench.jobs.create(bench.PARENT, "one", bench.request())
     task, _ = await bench.claim()
     for step in (1, 2):
-        file = task_pb2.BlobFile(path="a", sha256=str(step) * 64, size_bytes=step)
+        file = await stored(bench, f"step {step}")
         await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], {})
     await bench.queue.release_worker("worker", "2")
     assert (await bench.jobs.get(JOB)).state is JobState.QUEUED
     again, spec = await bench.claim()
     assert again.attempt == 2
     assert spec.train.checkpoint_step == 2
-    assert [file.sha256 for file in spec.train.checkpoint_files] == ["2" * 64]
+    assert [file.sha256 for file in spec.train.checkpoint_files] == [(await stored(bench, "step 2")).sha256]
     assert await bench.states(JOB) == ["QUEUED", "PREPARING", "QUEUED", "PREPARING"]
     assert (await bench.jobs.get(JOB)).num_attempts == 2
 
@@ -216,11 +220,64 @@ async def test_metrics_show_the_last_attempt_of_a_step(bench: Any) -> None:
 async def test_checkpointed_again_at_the_same_step_changes_nothing(bench: Any) -> None:
     await bench.jobs.create(bench.PARENT, "one", bench.request())
     task, _ = await bench.claim()
-    for digest in ("1", "2"):
-        file = task_pb2.BlobFile(path="a", sha256=digest * 64, size_bytes=1)
+    for text in ("1", "2"):
+        file = await stored(bench, text)
         await bench.queue.commit_checkpoint(task.task_id, task.epoch, 5, [file], {})
     (checkpoint,) = await bench.jobs.checkpoints(JOB, 0, 10)
-    assert [file.sha256 for file in checkpoint.files] == ["1" * 64]
+    assert [file.sha256 for file in checkpoint.files] == [(await stored(bench, "1")).sha256]
+
+
+async def commit(bench: Any, task: Any, step: int, **metrics: float) -> None:
+    file = await stored(bench, f"step {step}")
+    await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], metrics)
+
+
+async def kept(bench: Any) -> list[int]:
+    return [point.step for point in await bench.jobs.checkpoints(JOB, 0, 100)]
+
+
+async def test_the_last_checkpoints_and_the_best_are_kept(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request(max_checkpoints=2))
+    task, _ = await bench.claim()
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 5: 1.5}
+    for step in range(1, 7):
+        validated = {"validation_loss": losses[step]} if step in losses else {}
+        await commit(bench, task, step, train_loss=0.0, **validated)
+    assert await kept(bench) == [2, 5, 6]
+    await commit(bench, task, 7, validation_loss=0.5)
+    await commit(bench, task, 8)
+    assert await kept(bench) == [7, 8]
+
+
+async def test_three_checkpoints_are_kept_unless_told_otherwise(bench: Any) -> None:
+    job = await bench.jobs.create(bench.PARENT, "one", bench.request())
+    assert job.max_checkpoints == 3
+    task, _ = await bench.claim()
+    for step in range(1, 6):
+        await commit(bench, task, step)
+    assert await kept(bench) == [3, 4, 5]
+
+
+async def test_a_checkpoint_whose_bytes_are_not_there_is_refused(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    task, _ = await bench.claim()
+    file = task_pb2.BlobFile(path="a", sha256="1" * 64, size_bytes=1)
+    with pytest.raises(NotFound):
+        await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, [file], {})
+    assert await kept(bench) == []
+
+
+async def test_create_looks_at_no_row(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(name: str) -> None:
+        pytest.fail(f"the rows of {name} were read")
+
+    monkeypatch.setattr(bench.renderings, "lengths", refuse)
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    asked = HyperparametersRequest(micro_batch_tokens=9)
+    with pytest.raises(
+        InvalidArgument, match="micro_batch_tokens must be at least 10, the longest row, got 9"
+    ):
+        await bench.jobs.create(bench.PARENT, "two", bench.request(hyperparameters=asked))
 
 
 async def test_cancel_ends_a_queued_job_at_once(bench: Any) -> None:

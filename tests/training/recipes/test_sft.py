@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -316,3 +317,29 @@ def test_load_says_what_has_changed_around_the_run_now_or_earlier(make_run: RunM
     assert changed == ["torch_version"]
     checkpoint.save(tmp_path / "second", elsewhere.model, "default", engine, course, other)
     assert checkpoint.load(tmp_path / "second", again.model, "default", other)[2] == ["earlier"]
+
+
+def test_a_checkpoint_does_not_grow_with_the_steps(make_run: RunMaker, tmp_path: Path) -> None:
+    run = make_run(batches=replace(BATCHES, num_epochs=12))
+    sizes = []
+    for event in run.begin():
+        if isinstance(event, sft.CheckpointDue):
+            run.save(tmp_path, event.course)
+            sizes.append(sum((tmp_path / name).stat().st_size for name in checkpoint.FILES))
+    assert len(sizes) > 10
+    assert max(sizes) - min(sizes) < 400  # digits and the metrics of a validated step
+
+
+def test_load_reads_a_checkpoint_with_the_whole_history(make_run: RunMaker, tmp_path: Path) -> None:
+    """A job that was running when the format changed goes on."""
+    run = make_run()
+    for event in run.begin():
+        if isinstance(event, sft.CheckpointDue):
+            run.save(tmp_path, event.course)
+            break
+    path = tmp_path / checkpoint.STATE_NAME
+    state = json.loads(path.read_text())
+    last = state.pop("metrics")
+    path.write_text(json.dumps({**state, "format": 2, "history": [{"train_loss": 9.0}, last]}))
+    _, course, changed = checkpoint.load(tmp_path, make_run().model, "default", run.identity)
+    assert (course.step, course.metrics, changed) == (state["step"], last, [])

@@ -4,254 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
-import pyarrow
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from tests.training.worker.conftest import MODEL, PARENT, RENDERING, Site, job_of
 
-from luthier.runtime.keys import read_or_create_keys
-from luthier.training.__main__ import build, plan_of
-from luthier.training.config import Config
-from luthier.training.recipes.sft import TIMED_METRICS
-from luthier.training.worker.register import run_register
-from luthier.training.worker.train import Trainer
+from luthier.errors import NotFound
 from luthier.v1 import (
-    arrow_pb2,
-    data_service_pb2,
-    data_service_pb2_grpc,
-    dataset_pb2,
-    event_pb2,
     fine_tuning_job_pb2,
     model_pb2,
     model_service_pb2,
-    model_service_pb2_grpc,
-    rendering_pb2,
     training_service_pb2,
-    training_service_pb2_grpc,
 )
-from luthier.work.host import hosting
-from luthier.work.peers import channel
-from luthier.work.tasks import TaskKind
-from luthier.work.worker import Runner, WorkerPlan, work_until
-
-PARENT = "projects/default"
-MODEL = f"{PARENT}/models/tiny"
-RENDERING = f"{PARENT}/renderings/songs"
-SPLITS = {"TRAIN": dataset_pb2.SPLIT_TRAIN, "VALIDATION": dataset_pb2.SPLIT_VALIDATION}
-
-
-# gRPC decides the names of a servicer's methods.
-# ruff: noqa: N802
-class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
-    """Serves one rendering, seven rows a chunk; remembers the credentials it was shown."""
-
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = rows
-        self.tokenizer_digest = ""
-        self.digest = "r" * 64
-        self.credentials: set[str] = set()
-
-    async def GetRendering(
-        self, request: data_service_pb2.GetRenderingRequest, context: Any
-    ) -> rendering_pb2.Rendering:
-        self.credentials.add(dict(context.invocation_metadata())["authorization"])
-        if request.name != RENDERING:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"{request.name} does not exist")
-        return rendering_pb2.Rendering(
-            name=RENDERING,
-            state=rendering_pb2.Rendering.STATE_READY,
-            digest=self.digest,
-            tokenizer_digest=self.tokenizer_digest,
-            split_statistics=[
-                rendering_pb2.RenderingSplitStatistics(split=number, tokens=self._tokens(split))
-                for split, number in SPLITS.items()
-            ],
-        )
-
-    def _tokens(self, split: str) -> rendering_pb2.LengthStatistics:
-        lengths = [len(row.input_ids) for row in self.rows if row.split == split]
-        return rendering_pb2.LengthStatistics(count=len(lengths), sum=sum(lengths))
-
-    async def ReadRendering(
-        self, request: data_service_pb2.ReadRenderingRequest, context: Any
-    ) -> AsyncIterator[arrow_pb2.ArrowChunk]:
-        rows = [row for row in self.rows if row.row >= request.start_row]
-        for start in range(0, len(rows), 7):
-            part = rows[start : start + 7]
-            columns: dict[str, list[Any]] = {
-                "row": [row.row for row in part],
-                "split": [row.split for row in part],
-            }
-            if request.view == data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS:
-                columns["num_tokens"] = [len(row.input_ids) for row in part]
-                columns["num_supervised"] = [sum(row.loss_mask) for row in part]
-            else:
-                columns["input_ids"] = [row.input_ids for row in part]
-                columns["loss_mask"] = [row.loss_mask for row in part]
-            sink = pyarrow.BufferOutputStream()
-            batch = pyarrow.RecordBatch.from_pydict(columns)
-            with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
-                writer.write_batch(batch)
-            yield arrow_pb2.ArrowChunk(
-                ipc=sink.getvalue().to_pybytes(), first_row=part[0].row, num_rows=len(part)
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """A running Training service, its stubs, and what a worker needs."""
-
-    home: Path
-    address: str
-    data_address: str
-    data: SmallDataService
-    models: Any
-    jobs: Any
-    metadata: tuple[tuple[str, str], ...]
-
-    @asynccontextmanager
-    async def worker(self, stopping: asyncio.Event | None = None) -> AsyncIterator[None]:
-        """Run a worker for the length of the block, or until `stopping` is set."""
-        stopping = stopping or asyncio.Event()
-        plan = WorkerPlan(
-            service_address=self.address,
-            worker_id="training",
-            credential=read_or_create_keys(self.home).worker_key,
-            work_folder=self.home / "work",
-            cache_folder=self.home / "cache",
-            cache_bytes=1 << 30,
-        )
-        with channel(self.data_address) as data_channel:
-            runners: Mapping[TaskKind, Runner] = {
-                TaskKind.REGISTER_MODEL: run_register,
-                TaskKind.TRAIN: Trainer(data_channel),
-            }
-            work = asyncio.create_task(work_until(plan, runners, stopping))
-            try:
-                yield
-            finally:
-                stopping.set()
-                await work
-
-    async def register(self, folder: Path, model_id: str = "tiny") -> model_pb2.Model:
-        """Register a folder and wait for the end."""
-        request = model_service_pb2.RegisterBaseModelRequest(
-            parent=PARENT, model_id=model_id, model=model_pb2.Model(directory=str(folder))
-        )
-        made = await self.models.RegisterBaseModel(request, metadata=self.metadata)
-        watch = model_service_pb2.WatchModelRequest(name=made.name)
-        async for _ in self.models.WatchModel(watch, metadata=self.metadata):
-            pass
-        name = model_service_pb2.GetModelRequest(name=made.name)
-        model: model_pb2.Model = await self.models.GetModel(name, metadata=self.metadata)
-        return model
-
-    async def create(self, job_id: str, **hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
-        """Create a job on the registered model."""
-        return await self.create_job(job_id, job_of(**hyperparameters))
-
-    async def create_job(
-        self, job_id: str, wanted: fine_tuning_job_pb2.FineTuningJob
-    ) -> fine_tuning_job_pb2.FineTuningJob:
-        """Create this very job."""
-        request = training_service_pb2.CreateFineTuningJobRequest(
-            parent=PARENT, fine_tuning_job_id=job_id, fine_tuning_job=wanted
-        )
-        job: fine_tuning_job_pb2.FineTuningJob = await self.jobs.CreateFineTuningJob(
-            request, metadata=self.metadata
-        )
-        return job
-
-    async def watch(self, name: str) -> AsyncIterator[event_pb2.Event]:
-        """Follow a job."""
-        request = training_service_pb2.WatchFineTuningJobRequest(name=name)
-        async for event in self.jobs.WatchFineTuningJob(request, metadata=self.metadata):
-            yield event
-
-    async def ended(self, name: str) -> fine_tuning_job_pb2.FineTuningJob:
-        """Wait for a job's end."""
-        async for _ in self.watch(name):
-            pass
-        request = training_service_pb2.GetFineTuningJobRequest(name=name)
-        job: fine_tuning_job_pb2.FineTuningJob = await self.jobs.GetFineTuningJob(
-            request, metadata=self.metadata
-        )
-        return job
-
-    async def checkpoints(self, name: str) -> list[fine_tuning_job_pb2.Checkpoint]:
-        """All checkpoints of a job."""
-        request = training_service_pb2.ListCheckpointsRequest(parent=name)
-        return list((await self.jobs.ListCheckpoints(request, metadata=self.metadata)).checkpoints)
-
-    async def metrics(self, name: str) -> list[Mapping[str, float]]:
-        """Metrics of a job by step, less those that depend on the clock."""
-        request = training_service_pb2.ReadFineTuningJobMetricsRequest(name=name)
-        points = (await self.jobs.ReadFineTuningJobMetrics(request, metadata=self.metadata)).points
-        return [
-            {key: value for key, value in point.values.items() if key not in TIMED_METRICS}
-            for point in points
-        ]
-
-
-def job_of(**hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
-    chosen = {"num_epochs": 2, "batch_tokens": 96, "learning_rate": 5e-3, **hyperparameters}
-    return fine_tuning_job_pb2.FineTuningJob(
-        base_model=MODEL,
-        rendering=RENDERING,
-        lora=fine_tuning_job_pb2.LoraConfig(rank=4),
-        hyperparameters=fine_tuning_job_pb2.Hyperparameters(**chosen),
-        checkpoint_interval_steps=3,
-    )
-
-
-@pytest.fixture
-def model_folder(tmp_path: Path, tiny_llama: Callable[..., PreTrainedModel]) -> Path:
-    folder = tmp_path / "home" / "tiny"
-    tiny_llama().save_pretrained(folder)
-    vocabulary = {f"w{number}": number for number in range(97)}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2")  # type: ignore[no-untyped-call]
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIterator[Site]:
-    data = SmallDataService(token_rows(40))  # type: ignore[abstract]  # the methods that training uses
-    server = grpc.aio.server()
-    data_service_pb2_grpc.add_DataServiceServicer_to_server(data, server)
-    data_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    home = tmp_path / "home"
-    config = Config(
-        home=home,
-        log_level="INFO",
-        projects=("default",),
-        data_address=data_address,
-        training_address="127.0.0.1:0",
-        metrics_address="127.0.0.1:0",
-    )
-    async with hosting(plan_of(config), lambda parts: build(parts, config)) as port:
-        address = f"127.0.0.1:{port}"
-        async with grpc.aio.insecure_channel(address) as wire:
-            yield Site(
-                home=home,
-                address=address,
-                data_address=data_address,
-                data=data,
-                models=model_service_pb2_grpc.ModelServiceStub(wire),
-                jobs=training_service_pb2_grpc.TrainingServiceStub(wire),
-                metadata=(("authorization", f"Bearer {read_or_create_keys(home).api_key}"),),
-            )
-    await server.stop(None)
+from luthier.work.context import TaskContext
 
 
 async def test_a_job_is_planned_trained_and_gives_a_model(site: Site, model_folder: Path) -> None:
@@ -273,7 +40,7 @@ async def test_a_job_is_planned_trained_and_gives_a_model(site: Site, model_fold
     assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
     assert "validation_loss" in metrics[-1]
     steps = [checkpoint.step for checkpoint in await site.checkpoints(job.name)]
-    assert steps == [*range(3, plan.num_steps, 3), plan.num_steps]
+    assert steps == [*range(3, plan.num_steps, 3), plan.num_steps][-3:]
     record = job.run_record
     assert record.base_model_digest == model.digest
     assert record.rendering_digest == site.data.digest
@@ -350,6 +117,48 @@ async def test_a_job_whose_loss_explodes_fails_and_names_the_step(site: Site, mo
     assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_FAILED
     assert "must be finite, got" in ended.error.message
     assert " at step " in ended.error.message
+
+
+async def test_rows_that_only_their_lengths_show_to_be_too_long_fail_a_job_while_it_prepares(
+    site: Site, model_folder: Path
+) -> None:
+    """Of rows that teach nothing the statistics tell, not how long those are that teach."""
+    first = site.data.rows[0]
+    idle = replace(first, loss_mask=(False,) * len(first.input_ids))
+    site.data.rows = [idle, *site.data.rows[1:]]
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        ended = await site.ended((await site.create("one", micro_batch_tokens=10)).name)
+        events = [event async for event in site.watch(ended.name)]
+        enough = await site.create("two", micro_batch_tokens=48, max_steps=1)
+        logs = [event.log.text async for event in site.watch(enough.name) if event.HasField("log")]
+    assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_FAILED
+    assert "micro_batch_tokens must be at least 24, the longest row, got 10" in ended.error.message
+    states = [event.state_change.state for event in events if event.HasField("state_change")]
+    assert states == ["QUEUED", "PREPARING", "FAILED"]
+    assert "1 of 32 training rows teach nothing and are not used" in logs
+
+
+async def test_a_checkpoint_whose_bytes_went_meanwhile_is_sent_again(
+    site: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[int] = []
+    commit = TaskContext.commit_checkpoint
+
+    def lose_once(self: TaskContext, step: int, *rest: Any) -> str:
+        if not refused:
+            refused.append(step)
+            raise NotFound("blob is not here")
+        return commit(self, step, *rest)
+
+    monkeypatch.setattr(TaskContext, "commit_checkpoint", lose_once)
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        ended = await site.ended((await site.create("one")).name)
+        steps = [checkpoint.step for checkpoint in await site.checkpoints(ended.name)]
+    assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_SUCCEEDED, ended.error
+    assert refused == [3]
+    assert steps[-1] == ended.progress.completed
 
 
 async def test_a_module_that_the_model_lacks_fails_the_job(site: Site, model_folder: Path) -> None:

@@ -378,6 +378,7 @@ class FineTuningJob(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    MAX_CHECKPOINTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/fineTuningJobs/{fine_tuning_job}."""
     uid: _builtins.str
@@ -391,7 +392,7 @@ class FineTuningJob(_message.Message):
     rendering: _builtins.str
     """A READY rendering of the same project, made with the base model's tokenizer."""
     checkpoint_interval_steps: _builtins.int
-    """Optimiser steps between checkpoints. 0 means 25. One more is taken at the end."""
+    """Optimiser steps between checkpoints. 0 means 25. One more is taken at the end. How many are kept: max_checkpoints."""
     validation_interval_steps: _builtins.int
     """Optimiser steps between validations. 0 means once an epoch. One more is done at the end. Without validation rows none is done."""
     tuned_model_id: _builtins.str
@@ -402,6 +403,11 @@ class FineTuningJob(_message.Message):
     """Attempts so far."""
     etag: _builtins.str
     """Changes with every change of the resource."""
+    max_checkpoints: _builtins.int
+    """Checkpoints that are kept: the last ones, and beside them the one with the lowest validation_loss of those taken at a
+    step that was validated. 0 means 3; a job of before this field shows 0 and keeps all. Older ones are no longer listed,
+    and their bytes are given back a while later.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
@@ -472,10 +478,11 @@ class FineTuningJob(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        max_checkpoints: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hyperparameters", b"hyperparameters", "lora", b"lora", "progress", b"progress", "run_record", b"run_record", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "name", b"name", "num_attempts", b"num_attempts", "progress", b"progress", "rendering", b"rendering", "run_record", b"run_record", "start_time", b"start_time", "state", b"state", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "name", b"name", "num_attempts", b"num_attempts", "progress", b"progress", "rendering", b"rendering", "run_record", b"run_record", "start_time", b"start_time", "state", b"state", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

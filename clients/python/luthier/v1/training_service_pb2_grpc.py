@@ -106,7 +106,9 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateFineTuningJob(self, request, context):
-        """Queue a job. Returns at once; follow it with WatchFineTuningJob.
+        """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
+        here, what only the length of each row shows is found while the job is PREPARING and fails it with the same reason.
+        Follow it with WatchFineTuningJob.
 
         Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken.
         """

@@ -44,7 +44,9 @@ class TrainingServiceStub:
     FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, or no row has a supervised token.
     """
     CreateFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
-    """Queue a job. Returns at once; follow it with WatchFineTuningJob.
+    """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
+    here, what only the length of each row shows is found while the job is PREPARING and fails it with the same reason.
+    Follow it with WatchFineTuningJob.
 
     Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken.
     """
@@ -104,7 +106,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, or no row has a supervised token.
     """
     CreateFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
-    """Queue a job. Returns at once; follow it with WatchFineTuningJob.
+    """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
+    here, what only the length of each row shows is found while the job is PREPARING and fails it with the same reason.
+    Follow it with WatchFineTuningJob.
 
     Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken.
     """
@@ -173,7 +177,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.CreateFineTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
-        """Queue a job. Returns at once; follow it with WatchFineTuningJob.
+        """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
+        here, what only the length of each row shows is found while the job is PREPARING and fails it with the same reason.
+        Follow it with WatchFineTuningJob.
 
         Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken.
         """

@@ -35,6 +35,7 @@ def job_request(message: fine_tuning_job_pb2.FineTuningJob) -> JobRequest:
         lora=_lora_request(message.lora),
         hyperparameters=_hyperparameters_request(message.hyperparameters),
         checkpoint_interval_steps=message.checkpoint_interval_steps,
+        max_checkpoints=message.max_checkpoints,
         validation_interval_steps=message.validation_interval_steps,
         tuned_model_id=message.tuned_model_id,
     )
@@ -85,6 +86,7 @@ def job_to_proto(job: Job) -> fine_tuning_job_pb2.FineTuningJob:
         lora=_lora_to_proto(job.lora),
         hyperparameters=_hyperparameters_to_proto(job.hyperparameters),
         checkpoint_interval_steps=job.checkpoint_interval_steps,
+        max_checkpoints=job.max_checkpoints,
         validation_interval_steps=job.validation_interval_steps,
         tuned_model_id=job.tuned_model_id,
         tuned_model=job.tuned_model,

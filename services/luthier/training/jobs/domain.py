@@ -122,7 +122,7 @@ class Job:
     Attributes:
         base_model_digest: digest that the base model had when the job was created.
         rendering_digest: digest that the rendering had when the job was created.
-        num_steps: optimiser steps planned.
+        max_checkpoints: checkpoints kept besides the best; 0 in jobs of before it could be said: all are kept.
         tuned_model: name of the tuned model; empty until SUCCEEDED.
         failure: why it failed; None unless FAILED.
     """
@@ -144,7 +144,7 @@ class Job:
     checkpoint_interval_steps: int
     validation_interval_steps: int
     tuned_model_id: str
-    num_steps: int
+    max_checkpoints: int = 0
     tuned_model: str = ""
     progress: Progress | None = None
     latest_metrics: Mapping[str, float] = field(default_factory=dict)

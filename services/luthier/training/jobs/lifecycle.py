@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
+from luthier.storage.blobs import BlobStore
 from luthier.storage.resources import parent_of
 from luthier.training.files import files_digest
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import BaseModel, Models
 from luthier.training.jobs.domain import Checkpoint, CheckpointFile, Job, JobState, Progress, RunRecord
+from luthier.training.jobs.released import ReleasedBlobs
 from luthier.work.events import CheckpointCommitted, Entry, Logged, Measured, Progressed, StateChanged
 from luthier.work.log import EventLog
 
@@ -38,9 +40,18 @@ def _now() -> datetime:
 class JobLifecycle:
     """Moves jobs through their states as their tasks report."""
 
-    def __init__(self, log: EventLog, models: Models, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        models: Models,
+        blobs: BlobStore,
+        released: ReleasedBlobs,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
         self._log = log
         self._models = models
+        self._blobs = blobs
+        self._released = released
         self._clock = clock
         self._jobs = repository.jobs()
         self._checkpoints = repository.Checkpoints()
@@ -97,7 +108,11 @@ class JobLifecycle:
         files: Sequence[CheckpointFile],
         metrics: Mapping[str, float],
     ) -> str:
-        """Store a checkpoint and return its name. The same step again changes nothing."""
+        """Store a checkpoint and return its name; older ones go as the job says.
+
+        The same step again changes nothing. Raises NotFound for a file whose blob is not there, seen by the same
+        transaction.
+        """
         checkpoint = Checkpoint(
             name=f"{name}/checkpoints/step-{step}",
             uid=str(uuid.uuid4()),
@@ -110,10 +125,20 @@ class JobLifecycle:
             size_bytes=sum(file.size_bytes for file in files),
             create_time=self._clock(),
         )
+        for file in files:
+            await self._blobs.size(file.sha256)
         if await self._checkpoints.add(connection, checkpoint):
             committed = CheckpointCommitted(checkpoint=checkpoint.name)
             await self._log.append(connection, name, [Entry(payload=committed, step=step, attempt=attempt)])
+            await self._drop_older(connection, name)
         return checkpoint.name
+
+    async def _drop_older(self, connection: AsyncConnection, name: str) -> None:
+        job = await self._jobs.get(connection, name)
+        if job.max_checkpoints:
+            dropped = await self._checkpoints.drop_older(connection, name, job.max_checkpoints)
+            digests = [file.sha256 for point in dropped for file in point.files]
+            await self._released.release(connection, digests)
 
     async def succeeded(
         self, connection: AsyncConnection, name: str, step: int, files: Mapping[str, tuple[str, int]]

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, FieldViolation, Reason
 from luthier.training.jobs.domain import Hyperparameters, Plan
 from luthier.training.jobs.settings import JobSettings, wrong_fields
-from luthier.training.recipes.batches import (
-    BatchSettings,
-    PlanTotals,
-    RowLength,
-    count_steps,
-    teaching_rows,
-)
+from luthier.training.recipes.batches import BatchSettings, PlanTotals
+from luthier.training.recipes.survey import Longest, PackedLengths, Survey, require_fitting
 
 _NAMED_RECORDS = 5
 _LOW_EFFICIENCY = 0.5
@@ -25,11 +20,28 @@ MAX_PASSED_ROWS = 20_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitCounts:
-    """Records of one split that were not rendered as they are."""
+    """Rows of one split by their lengths, and records that were not rendered as they are.
 
+    Attributes:
+        num_rows: rows, those that teach nothing among them.
+        num_tokens: tokens of all rows.
+        longest: tokens of the longest row.
+        num_dropped: records left out for their length.
+        num_truncated: records cut.
+        num_unsupervised: rows that teach nothing.
+    """
+
+    num_rows: int = 0
+    num_tokens: int = 0
+    longest: int = 0
     num_dropped: int = 0
     num_truncated: int = 0
     num_unsupervised: int = 0
+
+    @property
+    def num_teaching(self) -> int:
+        """Rows that have something to learn."""
+        return self.num_rows - self.num_unsupervised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +61,7 @@ class RenderingView:
         state: its state; READY can be used.
         failure_message: why it FAILED; empty otherwise.
         train: counts of the training split.
+        validation: counts of the validation split.
         unsupervised_records: the first ones, of all splits.
         warnings: findings about the template.
     """
@@ -59,6 +72,7 @@ class RenderingView:
     tokenizer_digest: str
     failure_message: str = ""
     train: SplitCounts = SplitCounts()
+    validation: SplitCounts = SplitCounts()
     unsupervised_records: tuple[UnsupervisedRecord, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -67,8 +81,8 @@ class RenderingView:
 class Lengths:
     """Row lengths of a rendering by split."""
 
-    train: tuple[RowLength, ...]
-    validation: tuple[RowLength, ...]
+    train: PackedLengths = field(default_factory=PackedLengths)
+    validation: PackedLengths = field(default_factory=PackedLengths)
 
 
 def require_usable(rendering: RenderingView, base_model: str, tokenizer_digest: str) -> None:
@@ -103,8 +117,10 @@ def batch_settings(chosen: Hyperparameters) -> BatchSettings:
     )
 
 
-def make_plan(settings: JobSettings, rendering: RenderingView, lengths: Lengths, context_length: int) -> Plan:
-    """Count what the job would do. Takes some 4 s for each pass over a million rows.
+def check_counts(settings: JobSettings, rendering: RenderingView, context_length: int) -> None:
+    """Refuse what the rendering's statistics alone show to be impossible, in no time.
+
+    What they cannot tell, as the longest row may be one that teaches nothing, is left to whoever has the lengths.
 
     Raises:
         InvalidArgument: the longest row does not fit into a step or a forward pass (SEQUENCE_TOO_LONG), or there
@@ -112,14 +128,36 @@ def make_plan(settings: JobSettings, rendering: RenderingView, lengths: Lengths,
         FailedPrecondition: NO_SUPERVISED_TOKENS, or rows are longer than the model's context
             (SEQUENCE_TOO_LONG).
     """
-    _require_teaching(rendering, lengths)
-    _require_fitting(settings.hyperparameters, lengths, context_length)
-    _require_countable(settings.hyperparameters, teaching_rows(lengths.train))
-    totals = count_steps(lengths.train, batch_settings(settings.hyperparameters))
-    validation_rows = teaching_rows(lengths.validation)
+    train, validation = rendering.train, rendering.validation
+    if not train.num_teaching:
+        raise nothing_to_learn(rendering)
+    known = Survey(
+        num_train_rows=train.num_rows,
+        num_validation_rows=validation.num_teaching,
+        longest_train=_longest(train),
+        longest=_longest(train, validation),
+        totals=None,
+    )
+    require_fitting(known, batch_settings(settings.hyperparameters), context_length)
+    _require_countable(settings.hyperparameters, train)
+
+
+def make_plan(settings: JobSettings, rendering: RenderingView, found: Survey, context_length: int) -> Plan:
+    """Say what the job would do, from a survey of its rows.
+
+    Raises:
+        InvalidArgument: the longest row does not fit into a step or a forward pass (SEQUENCE_TOO_LONG).
+        FailedPrecondition: NO_SUPERVISED_TOKENS, or rows are longer than the model's context
+            (SEQUENCE_TOO_LONG).
+    """
+    if found.longest_train is None:
+        raise nothing_to_learn(rendering)
+    require_fitting(found, batch_settings(settings.hyperparameters), context_length)
+    totals = found.totals
+    assert totals is not None, "rows that teach and fit were counted"
     return Plan(
         num_train_rows=totals.num_rows,
-        num_validation_rows=len(validation_rows),
+        num_validation_rows=found.num_validation_rows,
         num_steps=totals.num_steps,
         num_steps_per_epoch=totals.num_steps_per_epoch,
         num_tokens=totals.num_tokens,
@@ -128,25 +166,25 @@ def make_plan(settings: JobSettings, rendering: RenderingView, lengths: Lengths,
         num_dropped=rendering.train.num_dropped,
         num_truncated=rendering.train.num_truncated,
         num_unsupervised=rendering.train.num_unsupervised,
-        warnings=tuple(_warnings(settings, rendering, totals, len(validation_rows))),
+        warnings=tuple(plan_warnings(settings, rendering, totals, found.num_validation_rows)),
     )
 
 
-def _require_teaching(rendering: RenderingView, lengths: Lengths) -> None:
-    if teaching_rows(lengths.train):
-        return
-    if not lengths.train:
-        raise FailedPrecondition(
+def nothing_to_learn(rendering: RenderingView) -> FailedPrecondition:
+    """Return the error for a rendering without a training row that teaches, naming the first records."""
+    train = rendering.train
+    if not train.num_rows:
+        return FailedPrecondition(
             f"{rendering.name} must have training rows, it has none "
-            f"({rendering.train.num_dropped} were dropped for their length)",
+            f"({train.num_dropped} were dropped for their length)",
             reason=Reason.NO_SUPERVISED_TOKENS,
             metadata={"rendering": rendering.name},
         )
     named = rendering.unsupervised_records[:_NAMED_RECORDS]
     places = "; ".join(f"{record.filename} line {record.line}: {record.message}" for record in named)
-    raise FailedPrecondition(
+    return FailedPrecondition(
         f"at least one training row of {rendering.name} must have a supervised token, none of "
-        f"{len(lengths.train)} has; the first: {places}",
+        f"{train.num_rows} has; the first: {places}",
         reason=Reason.NO_SUPERVISED_TOKENS,
         metadata={"rendering": rendering.name, **_first_place(named)},
     )
@@ -156,57 +194,38 @@ def _first_place(records: Sequence[UnsupervisedRecord]) -> Mapping[str, str]:
     return {"filename": records[0].filename, "line": str(records[0].line)} if records else {}
 
 
-def _require_fitting(chosen: Hyperparameters, lengths: Lengths, context_length: int) -> None:
-    teaching = [*teaching_rows(lengths.train), *teaching_rows(lengths.validation)]
-    longest = max(teaching, key=lambda row: row.num_tokens)
-    if context_length and longest.num_tokens > context_length:
-        raise FailedPrecondition(
-            f"rows must have at most the base model's {context_length} tokens, row {longest.row} has "
-            f"{longest.num_tokens}; create the rendering with a smaller max_tokens",
-            reason=Reason.SEQUENCE_TOO_LONG,
-            metadata={"row": str(longest.row), "num_tokens": str(longest.num_tokens)},
-        )
-    limits = {"micro_batch_tokens": (chosen.micro_batch_tokens, longest.num_tokens)}
-    if chosen.batch_tokens:
-        longest_train = max(row.num_tokens for row in teaching_rows(lengths.train))
-        limits["batch_tokens"] = (chosen.batch_tokens, longest_train)
-    violations = [
-        FieldViolation(
-            field=f"fine_tuning_job.hyperparameters.{name}",
-            description=f"hyperparameters.{name} must be at least {least}, the longest row, got {value}",
-            reason=Reason.SEQUENCE_TOO_LONG,
-        )
-        for name, (value, least) in limits.items()
-        if value < least
-    ]
-    if violations:
-        raise wrong_fields(*violations)
+def _longest(*splits: SplitCounts) -> Longest | None:
+    """Return the longest row, None where it may be one that teaches nothing."""
+    if any(split.num_unsupervised for split in splits):
+        return None
+    return Longest(num_tokens=max(split.longest for split in splits))
 
 
-def _require_countable(chosen: Hyperparameters, rows: Sequence[RowLength]) -> None:
-    """Refuse a job whose steps would take the service minutes to count."""
-    epochs = chosen.num_epochs
+def _require_countable(chosen: Hyperparameters, train: SplitCounts) -> None:
+    """Refuse a job whose steps would take minutes to count."""
+    epochs, rows = chosen.num_epochs, train.num_teaching
     if chosen.max_steps:
         if chosen.batch_rows:
-            steps_per_epoch = math.ceil(len(rows) / chosen.batch_rows)
+            steps_per_epoch = math.ceil(rows / chosen.batch_rows)
         else:
-            steps_per_epoch = math.ceil(sum(row.num_tokens for row in rows) / chosen.batch_tokens)
+            steps_per_epoch = math.ceil(train.num_tokens / chosen.batch_tokens)
         epochs = min(epochs, math.ceil(chosen.max_steps / steps_per_epoch))
-    if epochs * len(rows) <= MAX_PASSED_ROWS:
+    if epochs * rows <= MAX_PASSED_ROWS:
         return
-    most = MAX_PASSED_ROWS // len(rows)
+    most = MAX_PASSED_ROWS // rows
     raise wrong_fields(
         FieldViolation(
             field="fine_tuning_job.hyperparameters.num_epochs",
-            description=f"hyperparameters.num_epochs must be at most {most} for {len(rows)} training rows, "
+            description=f"hyperparameters.num_epochs must be at most {most} for {rows} training rows, "
             f"got {chosen.num_epochs}; or set max_steps",
         )
     )
 
 
-def _warnings(
+def plan_warnings(
     settings: JobSettings, rendering: RenderingView, totals: PlanTotals, num_validation_rows: int
 ) -> Iterator[str]:
+    """Yield what a user would want to change or to know before training."""
     chosen = settings.hyperparameters
     counts = rendering.train
     if counts.num_unsupervised:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,6 +15,9 @@ from luthier.errors import NotFound
 from luthier.storage.resources import Resources
 from luthier.training.jobs.domain import Checkpoint, CheckpointFile, Job, MetricPoint
 from luthier.training.schema import checkpoints, fine_tuning_jobs, metric_points
+
+VALIDATION_LOSS = "validation_loss"
+_ALL = 1_000_000
 
 
 def jobs() -> Resources[Job]:
@@ -41,6 +44,22 @@ class Checkpoints:
         }
         statement = sqlite.insert(checkpoints).values(row).on_conflict_do_nothing()
         return (await connection.execute(statement)).rowcount == 1
+
+    async def drop_older(self, connection: AsyncConnection, job: str, keep: int) -> Sequence[Checkpoint]:
+        """Drop all but the last `keep` checkpoints of a job and the best; return those that went.
+
+        The best has the lowest validation_loss of all that were taken at a validated step.
+        """
+        kept = await self.after(connection, job, 0, _ALL)
+        validated = [point for point in kept if VALIDATION_LOSS in point.metrics]
+        best = min(validated, key=lambda point: point.metrics[VALIDATION_LOSS], default=None)
+        dropped = [point for point in kept[:-keep] if point is not best]
+        columns = checkpoints.c
+        for point in dropped:
+            await connection.execute(
+                delete(checkpoints).where(columns.job == job, columns.step == point.step)
+            )
+        return dropped
 
     async def get(self, connection: AsyncConnection, name: str) -> Checkpoint:
         """Return a checkpoint. Raises NotFound."""

@@ -17,8 +17,16 @@ from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
+from luthier.training.jobs.counting import survey_elsewhere
 from luthier.training.jobs.domain import Checkpoint, Job, JobState, MetricPoint, Plan
-from luthier.training.jobs.planning import Lengths, RenderingView, make_plan, require_usable
+from luthier.training.jobs.planning import (
+    Lengths,
+    RenderingView,
+    batch_settings,
+    check_counts,
+    make_plan,
+    require_usable,
+)
 from luthier.training.jobs.settings import JobRequest, JobSettings, resolve, wrong_fields
 from luthier.training.names import MODEL, RENDERING
 from luthier.work.events import Entry, Event, StateChanged
@@ -54,13 +62,24 @@ class Tasks(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedJob:
-    """A checked job: all settings, what it would do, and what it builds on."""
+class CheckedJob:
+    """A job that nothing known in an instant speaks against: all settings, and what it builds on.
+
+    `context_length` is the base model's, in tokens; 0 when it does not say.
+    """
 
     settings: JobSettings
-    plan: Plan
+    rendering: RenderingView
     base_model_digest: str
-    rendering_digest: str
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedJob:
+    """A checked job and what it would do."""
+
+    checked: CheckedJob
+    plan: Plan
 
 
 def _now() -> datetime:
@@ -85,12 +104,13 @@ class JobService:
         self._models = models
         self._renderings = renderings
         self._clock = clock
+        self._counting = asyncio.Semaphore(1)
         self._jobs = repository.jobs()
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
 
-    async def plan(self, parent: str, request: JobRequest) -> PlannedJob:
-        """Say what a job would do.
+    async def check(self, parent: str, request: JobRequest) -> CheckedJob:
+        """Check a job by what is known of its base model and its rendering, without looking at rows.
 
         Raises:
             InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; SEQUENCE_TOO_LONG.
@@ -104,16 +124,28 @@ class JobService:
             base = await self._models.find_base(connection, request.base_model)
         rendering = await self._renderings.get(request.rendering)
         require_usable(rendering, request.base_model, base.tokenizer_digest)
-        lengths = await self._renderings.lengths(request.rendering)
-        plan = await asyncio.to_thread(make_plan, settings, rendering, lengths, base.context_length)
-        return PlannedJob(
+        check_counts(settings, rendering, base.context_length)
+        return CheckedJob(
             settings=settings,
-            plan=plan,
+            rendering=rendering,
             base_model_digest=base.digest,
-            rendering_digest=rendering.digest,
+            context_length=base.context_length,
         )
 
-    def draft(self, parent: str, job_id: str, request: JobRequest, planned: PlannedJob) -> Job:
+    async def plan(self, parent: str, request: JobRequest) -> PlannedJob:
+        """Say what a job would do, having looked at the length of every row. Raises as `check`.
+
+        Takes some 4 s for each pass over a million rows, in another process; one plan is counted at a time.
+        """
+        checked = await self.check(parent, request)
+        batches = batch_settings(checked.settings.hyperparameters)
+        async with self._counting:
+            lengths = await self._renderings.lengths(request.rendering)
+            found = await survey_elsewhere(lengths.train, lengths.validation, batches)
+        plan = make_plan(checked.settings, checked.rendering, found, checked.context_length)
+        return PlannedJob(checked=checked, plan=plan)
+
+    def draft(self, parent: str, job_id: str, request: JobRequest, checked: CheckedJob) -> Job:
         """Return the job as it would be created; an empty job_id leaves the name empty."""
         now = self._clock()
         return Job(
@@ -127,20 +159,23 @@ class JobService:
             display_name=request.display_name,
             base_model=request.base_model,
             rendering=request.rendering,
-            base_model_digest=planned.base_model_digest,
-            rendering_digest=planned.rendering_digest,
-            lora=planned.settings.lora,
-            hyperparameters=planned.settings.hyperparameters,
-            checkpoint_interval_steps=planned.settings.checkpoint_interval_steps,
-            validation_interval_steps=planned.settings.validation_interval_steps,
+            base_model_digest=checked.base_model_digest,
+            rendering_digest=checked.rendering.digest,
+            lora=checked.settings.lora,
+            hyperparameters=checked.settings.hyperparameters,
+            checkpoint_interval_steps=checked.settings.checkpoint_interval_steps,
+            validation_interval_steps=checked.settings.validation_interval_steps,
+            max_checkpoints=checked.settings.max_checkpoints,
             tuned_model_id=request.tuned_model_id or job_id,
-            num_steps=planned.plan.num_steps,
         )
 
     async def create(self, parent: str, job_id: str, request: JobRequest) -> Job:
-        """Queue a job. Raises as `plan`, and AlreadyExists when a job or the tuned model's name is taken."""
+        """Queue a job; its worker looks at the rows while it is PREPARING.
+
+        Raises as `check`, and AlreadyExists when a job or the tuned model's name is taken.
+        """
         chosen = check_id(job_id, field="fine_tuning_job_id") if job_id else new_id("job")
-        job = self.draft(parent, chosen, request, await self.plan(parent, request))
+        job = self.draft(parent, chosen, request, await self.check(parent, request))
         task = NewTask(
             kind=TaskKind.TRAIN,
             subject=job.name,

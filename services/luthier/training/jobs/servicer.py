@@ -59,7 +59,8 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         require_project(request.parent, self._projects)
         wanted = job_request(request.fine_tuning_job)
         planned = await self._jobs.plan(request.parent, wanted)
-        return plan_to_proto(planned.plan, self._jobs.draft(request.parent, "", wanted, planned))
+        draft = self._jobs.draft(request.parent, "", wanted, planned.checked)
+        return plan_to_proto(planned.plan, draft)
 
     async def CreateFineTuningJob(
         self, request: training_service_pb2.CreateFineTuningJobRequest, context: Context

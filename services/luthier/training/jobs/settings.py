@@ -27,6 +27,8 @@ DEFAULT_MICRO_BATCH_TOKENS = 4096
 DEFAULT_LEARNING_RATE = 2e-4
 DEFAULT_MAX_GRAD_NORM = 1.0
 DEFAULT_CHECKPOINT_INTERVAL = 25
+DEFAULT_MAX_CHECKPOINTS = 3
+MAX_CHECKPOINTS = 10_000
 _ROOT = "fine_tuning_job"
 
 
@@ -69,6 +71,7 @@ class JobRequest:
     hyperparameters: HyperparametersRequest = field(default_factory=HyperparametersRequest)
     checkpoint_interval_steps: int = 0
     validation_interval_steps: int = 0
+    max_checkpoints: int = 0
     tuned_model_id: str = ""
 
 
@@ -80,6 +83,7 @@ class JobSettings:
     hyperparameters: Hyperparameters
     checkpoint_interval_steps: int
     validation_interval_steps: int
+    max_checkpoints: int
 
 
 class _Violations:
@@ -132,6 +136,7 @@ def resolve(request: JobRequest) -> JobSettings:
         hyperparameters=_resolve_hyperparameters(request.hyperparameters),
         checkpoint_interval_steps=request.checkpoint_interval_steps or DEFAULT_CHECKPOINT_INTERVAL,
         validation_interval_steps=request.validation_interval_steps,
+        max_checkpoints=request.max_checkpoints or DEFAULT_MAX_CHECKPOINTS,
     )
     _check_lora(settings.lora, violations)
     _check_hyperparameters(settings.hyperparameters, violations)
@@ -142,6 +147,7 @@ def resolve(request: JobRequest) -> JobSettings:
             "hyperparameters.batch_tokens", settings.hyperparameters.batch_tokens, 1, MAX_BATCH_TOKENS
         )
     violations.whole("checkpoint_interval_steps", settings.checkpoint_interval_steps, 1, MAX_STEPS)
+    violations.whole("max_checkpoints", settings.max_checkpoints, 1, MAX_CHECKPOINTS)
     violations.whole("validation_interval_steps", settings.validation_interval_steps, 0, MAX_STEPS)
     violations.check()
     return settings

@@ -87,7 +87,6 @@ class PlanTotals:
         num_supervised: learnt tokens over all steps.
         packing_efficiency: tokens over the places that the steps offer, in (0, 1]; 1 when batch_rows decides,
             because nothing is padded.
-        max_micro_batches: forward passes of the largest step.
     """
 
     num_rows: int
@@ -96,7 +95,6 @@ class PlanTotals:
     num_tokens: int
     num_supervised: int
     packing_efficiency: float
-    max_micro_batches: int
 
 
 def teaching_rows(rows: Sequence[RowLength]) -> list[RowLength]:
@@ -134,13 +132,12 @@ def iterate_steps(rows: Sequence[RowLength], settings: BatchSettings, after_step
 
 def count_steps(rows: Sequence[RowLength], settings: BatchSettings) -> PlanTotals:
     """Return what the steps of `iterate_steps` come to."""
-    num_steps = num_tokens = num_supervised = steps_per_epoch = max_micro_batches = 0
+    num_steps = num_tokens = num_supervised = steps_per_epoch = 0
     for step in iterate_steps(rows, settings):
         steps_per_epoch = steps_per_epoch or step.epoch_steps
         num_steps = step.step
         num_tokens += step.num_tokens
         num_supervised += step.num_supervised
-        max_micro_batches = max(max_micro_batches, len(step.micro_batches))
     places = num_steps * settings.batch_tokens
     return PlanTotals(
         num_rows=len(teaching_rows(rows)),
@@ -149,7 +146,6 @@ def count_steps(rows: Sequence[RowLength], settings: BatchSettings) -> PlanTotal
         num_tokens=num_tokens,
         num_supervised=num_supervised,
         packing_efficiency=num_tokens / places if places else 1.0,
-        max_micro_batches=max_micro_batches,
     )
 
 

@@ -2,7 +2,7 @@
 
 adapter_model.safetensors, adapter_config.json   the adapter, float32, as PEFT writes it
 optimizer.safetensors                            both moments of every adapter tensor
-trainer_state.json                               where the run stands, its plan, settings and metrics so far
+trainer_state.json                               where the run stands, its plan, settings and the step's metrics
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ OPTIMISER_NAME = "optimizer.safetensors"
 STATE_NAME = "trainer_state.json"
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME)
 FILES = (*ADAPTER_FILES, OPTIMISER_NAME, STATE_NAME)
-FORMAT = 2
+FORMAT = 3
+_FORMAT_WITH_HISTORY = 2
+"""As 3, with the metrics of every step so far in place of the last one's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,7 @@ def load(
         step=state["step"],
         epoch=state["epoch"],
         position=state["position"],
-        history=tuple(state["history"]),
+        metrics=state["metrics"],
     )
     engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), course.step)
     before: dict[str, str] = state["surroundings"]
@@ -110,6 +112,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataLoss(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") not in (FORMAT, _FORMAT_WITH_HISTORY):
         raise DataLoss(f"{path.name} must have format {FORMAT}")
+    if state["format"] == _FORMAT_WITH_HISTORY:
+        state["metrics"] = state.pop("history")[-1]
     return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.training.recipes.batches import BatchSettings, Step, iterate_steps, pack_first_fit, teaching_rows
@@ -42,13 +42,13 @@ class Course:
         step: optimiser steps made.
         epoch: pass over the rows of the last step made, from 0.
         position: number of that step within its epoch, from 0.
-        history: metrics of each step made, those that depend on the clock left out.
+        metrics: of that step, those that depend on the clock left out.
     """
 
     step: int = 0
     epoch: int = 0
     position: int = 0
-    history: tuple[Mapping[str, float], ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,6 @@ def train(
         FailedPrecondition: LOSS_NOT_FINITE; the message names the step.
         Exception: what `check` raised.
     """
-    history = list(course.history)
     validation = pack_validation(corpus, settings.batches.micro_batch_tokens)
     for step in iterate_steps(corpus.lengths("TRAIN"), settings.batches, course.step):
         started = time.perf_counter()
@@ -108,10 +107,10 @@ def train(
         if _is_validated(step, settings):
             metrics |= validate(engine, corpus, validation, check)
             _require_finite("validation_loss", metrics.get("validation_loss", 0.0), step, settings)
-        history.append({name: value for name, value in metrics.items() if name not in TIMED_METRICS})
         yield StepDone(step=step.step, metrics=metrics)
         if step.step % settings.checkpoint_interval_steps == 0 or step.step == settings.schedule.num_steps:
-            reached = Course(step=step.step, epoch=step.epoch, position=step.position, history=tuple(history))
+            lasting = {name: value for name, value in metrics.items() if name not in TIMED_METRICS}
+            reached = Course(step=step.step, epoch=step.epoch, position=step.position, metrics=lasting)
             yield CheckpointDue(course=reached)
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted
-from luthier.lm.load import load_model
+from luthier.errors import FailedPrecondition, LuthierError, NotFound, Reason, ResourceExhausted
+from luthier.lm.load import load_model, read_config
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.memory import freed_memory_kept
 from luthier.training.recipes import checkpoint, sft
-from luthier.training.recipes.batches import BatchSettings, count_steps, plan_digest
+from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.schedule import Course, Schedule
+from luthier.training.recipes.survey import Survey, require_fitting, survey
 from luthier.training.worker.rows import read_corpus
 from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.v1 import fine_tuning_job_pb2
@@ -31,6 +33,7 @@ from luthier.worker.v1 import task_pb2
 
 ADAPTER = "default"
 """Name of the adapter within the model; PEFT's own default."""
+_COMMIT_TRIES = 3
 
 
 class Trainer:
@@ -58,9 +61,13 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
     corpus = read_corpus(
         data_channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check
     )
+    batches = _batch_settings(spec.job.hyperparameters)
+    found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches)
     context.progress("loading model", 0, 0, "files")
-    model = load_model(_base_model_folder(context))
-    run = _identity(spec.job, corpus, model)
+    folder = _base_model_folder(context)
+    totals = _checked(context, found, batches, read_config(folder))
+    model = load_model(folder)
+    run = _identity(spec.job, corpus, batches, totals.num_steps, model)
     engine, course, changed = _begin(context, model, run)
     if changed:
         run = replace(run, bitwise=False)
@@ -70,15 +77,14 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
     num_steps = run.settings.schedule.num_steps
     context.progress("training", course.step, num_steps, "steps")
     files: Sequence[task_pb2.BlobFile] = list(spec.checkpoint_files)
-    metrics: Mapping[str, float] = course.history[-1] if course.history else {}
+    metrics: Mapping[str, float] = course.metrics
     first_step, began = course.step, time.monotonic()
     step = first_step
     for event in sft.train(engine, corpus, run.settings, course, context.check):
         if isinstance(event, sft.CheckpointDue):
             folder = context.scratch / f"step-{event.course.step}"
             checkpoint.save(folder, model, ADAPTER, engine, event.course, run)
-            files = [context.store(folder / name, name) for name in checkpoint.FILES]
-            context.commit_checkpoint(event.course.step, files, event.course.history[-1])
+            files = _commit(context, folder, event.course)
             shutil.rmtree(folder)
             continue
         step, metrics = event.step, event.metrics
@@ -121,6 +127,48 @@ def _begin(
     return checkpoint.load(folder, model, ADAPTER, run)
 
 
+def _commit(context: TaskContext, folder: Path, course: sft.Course) -> list[task_pb2.BlobFile]:
+    """Store a checkpoint's files and commit it.
+
+    A file that the service had may be given back with an older checkpoint in between: it is then sent again.
+    """
+    for _ in range(_COMMIT_TRIES - 1):
+        files = [context.store(folder / name, name) for name in checkpoint.FILES]
+        with suppress(NotFound):
+            context.commit_checkpoint(course.step, files, course.metrics)
+            return files
+    files = [context.store(folder / name, name) for name in checkpoint.FILES]
+    context.commit_checkpoint(course.step, files, course.metrics)
+    return files
+
+
+def _checked(
+    context: TaskContext, found: Survey, batches: BatchSettings, config: Mapping[str, Any]
+) -> PlanTotals:
+    """Check what a plan checks, now that every row is known, and say what is not used.
+
+    Raises:
+        FailedPrecondition: NO_SUPERVISED_TOKENS, SEQUENCE_TOO_LONG.
+        InvalidArgument: SEQUENCE_TOO_LONG.
+    """
+    rendering = context.task.train.job.rendering
+    require_fitting(found, batches, int(config.get("max_position_embeddings") or 0))
+    totals = found.totals
+    if totals is None:
+        raise FailedPrecondition(
+            f"at least one training row of {rendering} must have a supervised token, none of "
+            f"{found.num_train_rows} has",
+            reason=Reason.NO_SUPERVISED_TOKENS,
+            metadata={"rendering": rendering},
+        )
+    unused = found.num_train_rows - totals.num_rows
+    if unused:
+        context.log(
+            f"{unused} of {found.num_train_rows} training rows teach nothing and are not used", "WARNING"
+        )
+    return totals
+
+
 def _base_model_folder(context: TaskContext) -> Path:
     files = context.task.train.base_model_files
     folder = context.scratch / "base"
@@ -133,23 +181,19 @@ def _base_model_folder(context: TaskContext) -> Path:
 
 
 def _identity(
-    job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus, model: PreTrainedModel
+    job: fine_tuning_job_pb2.FineTuningJob,
+    corpus: Corpus,
+    batches: BatchSettings,
+    num_steps: int,
+    model: PreTrainedModel,
 ) -> checkpoint.RunIdentity:
     chosen = job.hyperparameters
-    batches = BatchSettings(
-        seed=chosen.seed,
-        num_epochs=chosen.num_epochs,
-        max_steps=chosen.max_steps,
-        batch_tokens=chosen.batch_tokens,
-        batch_rows=chosen.batch_rows,
-        micro_batch_tokens=chosen.micro_batch_tokens,
-    )
     name = fine_tuning_job_pb2.LearningRateSchedule.Name(chosen.learning_rate_schedule)
     schedule = Schedule(
         peak=chosen.learning_rate,
         course=Course(name.removeprefix("LEARNING_RATE_SCHEDULE_")),
         warmup_steps=chosen.warmup_steps,
-        num_steps=count_steps(corpus.lengths("TRAIN"), batches).num_steps,
+        num_steps=num_steps,
     )
     return checkpoint.RunIdentity(
         plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches),
@@ -162,6 +206,17 @@ def _identity(
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
         surroundings=surroundings(model),
         base_model=job.base_model,
+    )
+
+
+def _batch_settings(chosen: fine_tuning_job_pb2.Hyperparameters) -> BatchSettings:
+    return BatchSettings(
+        seed=chosen.seed,
+        num_epochs=chosen.num_epochs,
+        max_steps=chosen.max_steps,
+        batch_tokens=chosen.batch_tokens,
+        batch_rows=chosen.batch_rows,
+        micro_batch_tokens=chosen.micro_batch_tokens,
     )
 
 

@@ -46,6 +46,9 @@ _JOB_OPTIONS = (
         "--checkpoint-interval", type=int, default=0, help="Steps between checkpoints. [default: 25]"
     ),
     click.option(
+        "--max-checkpoints", type=int, default=0, help="Checkpoints kept besides the best. [default: 3]"
+    ),
+    click.option(
         "--validation-interval", type=int, default=0, help="Steps between validations. [default: an epoch]"
     ),
 )
@@ -88,6 +91,7 @@ def _job(given: dict[str, Any]) -> FineTuningJob:
         lora=LoraConfig(rank=given["rank"], alpha=given["alpha"], target_modules=given["targets"]),
         hyperparameters=settings,
         checkpoint_interval_steps=given["checkpoint_interval"],
+        max_checkpoints=given["max_checkpoints"],
         validation_interval_steps=given["validation_interval"],
     )
 

@@ -1,0 +1,85 @@
+"""A survey of a rendering's rows in a process of its own: minutes of counting must not hold up a service.
+
+`python -m luthier.training.jobs.counting` reads settings and packed lengths from its standard input and writes the
+survey as JSON. It imports nothing but the standard library and the recipes' plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from array import array
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from luthier.errors import Internal
+from luthier.training.recipes.batches import BatchSettings, PlanTotals
+from luthier.training.recipes.survey import Longest, PackedLengths, Survey, survey
+
+_MODULE = "luthier.training.jobs.counting"
+_SHOWN_CHARACTERS = 500
+
+
+async def survey_elsewhere(train: PackedLengths, validation: PackedLengths, batches: BatchSettings) -> Survey:
+    """Return what `survey` finds, computed in a process that ends with the call.
+
+    Raises:
+        Internal: the process failed; the message has the last of what it said.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        _MODULE,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await process.communicate(_written(train, validation, batches))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        said = errors.decode(errors="replace")[-_SHOWN_CHARACTERS:]
+        raise Internal(f"counting the steps ended with code {process.returncode}: {said}")
+    return _survey_from(json.loads(output))
+
+
+def _written(train: PackedLengths, validation: PackedLengths, batches: BatchSettings) -> bytes:
+    head = {"batches": asdict(batches), "counts": [len(train), len(validation)]}
+    columns = [column.tobytes() for split in (train, validation) for column in _columns(split)]
+    return b"\n".join((json.dumps(head).encode(), b"".join(columns)))
+
+
+def _columns(lengths: PackedLengths) -> tuple[array[int], ...]:
+    return lengths.rows, lengths.num_tokens, lengths.num_supervised
+
+
+def _survey_from(found: dict[str, Any]) -> Survey:
+    longest_train, longest, totals = (found[name] for name in ("longest_train", "longest", "totals"))
+    return Survey(
+        num_train_rows=found["num_train_rows"],
+        num_validation_rows=found["num_validation_rows"],
+        longest_train=Longest(**longest_train) if longest_train else None,
+        longest=Longest(**longest) if longest else None,
+        totals=PlanTotals(**totals) if totals else None,
+    )
+
+
+def _read(stream: BinaryIO) -> Survey:
+    head = json.loads(stream.readline())
+    splits = []
+    for count in head["counts"]:
+        lengths = PackedLengths()
+        for column in _columns(lengths):
+            column.frombytes(stream.read(count * column.itemsize))
+        splits.append(lengths)
+    train, validation = splits
+    return survey(train, validation, BatchSettings(**head["batches"]))
+
+
+if __name__ == "__main__":
+    json.dump(asdict(_read(sys.stdin.buffer)), sys.stdout)

@@ -1,0 +1,70 @@
+"""Bytes of checkpoints that are no longer kept: given back once nothing names them and none is on its way to.
+
+A worker that was told that the service has a blob names it a moment later, in a checkpoint that is then refused if
+the blob is gone, and sends it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import String, Table, cast, delete, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.storage.blobs import BlobStore
+from luthier.storage.database import Database
+from luthier.training.schema import checkpoints, models, released_blobs
+
+GRACE_SECONDS = 900.0
+_SWEPT_AT_ONCE = 64
+
+
+class ReleasedBlobs:
+    """Blobs that a dropped checkpoint named."""
+
+    def __init__(self, database: Database, blobs: BlobStore, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._clock = clock
+
+    async def release(self, connection: AsyncConnection, digests: Iterable[str]) -> None:
+        """Note blobs for `sweep`, in the transaction that drops what named them."""
+        now_us = round(self._clock() * 1e6)
+        rows = [{"digest": digest, "release_time_us": now_us} for digest in sorted(set(digests))]
+        if rows:
+            statement = sqlite.insert(released_blobs)
+            again = statement.on_conflict_do_update(
+                index_elements=["digest"], set_={"release_time_us": statement.excluded.release_time_us}
+            )
+            await connection.execute(again, rows)
+
+    async def sweep(self) -> None:
+        """Delete what was released `GRACE_SECONDS` ago and is named by no checkpoint and no model.
+
+        The bytes go inside the transaction that looked: no checkpoint can be committed in between.
+        """
+        column = released_blobs.c
+        before_us = round((self._clock() - GRACE_SECONDS) * 1e6)
+        due = select(column.digest).where(column.release_time_us <= before_us).limit(_SWEPT_AT_ONCE)
+        async with self._database.reading() as connection:
+            if (await connection.execute(due)).first() is None:
+                return
+        async with self._database.transaction() as connection:
+            for digest in (await connection.execute(due)).scalars().all():
+                if not await _named(connection, digest):
+                    await self._blobs.delete(digest)
+                await connection.execute(delete(released_blobs).where(column.digest == digest))
+
+
+async def _named(connection: AsyncConnection, digest: str) -> bool:
+    for table, column in ((checkpoints, checkpoints.c.files), (models, models.c.body)):
+        if await _holds(connection, table, cast(column, String).contains(digest)):
+            return True
+    return False
+
+
+async def _holds(connection: AsyncConnection, table: Table, condition: object) -> bool:
+    statement = select(table.c.uid).where(condition).limit(1)  # type: ignore[arg-type]
+    return (await connection.execute(statement)).first() is not None

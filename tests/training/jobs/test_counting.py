@@ -1,0 +1,77 @@
+"""A survey made in another process is the survey, and does not hold up the loop that waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from luthier.training.jobs.counting import survey_elsewhere
+from luthier.training.recipes.batches import BatchSettings, RowLength
+from luthier.training.recipes.survey import PackedLengths, survey
+
+
+def batches(**changes: int) -> BatchSettings:
+    settings = {
+        "seed": 3,
+        "num_epochs": 2,
+        "max_steps": 0,
+        "batch_tokens": 64,
+        "batch_rows": 0,
+        "micro_batch_tokens": 32,
+    }
+    return BatchSettings(**{**settings, **changes})
+
+
+def rows(count: int, first: int = 0, supervised: int = 2) -> PackedLengths:
+    return PackedLengths.of(
+        RowLength(row=row, num_tokens=3 + row * 7 % 20, num_supervised=supervised)
+        for row in range(first, first + count)
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "settings"),
+    [
+        (rows(50), rows(9, first=50), batches()),
+        (rows(50), rows(0), batches(batch_tokens=0, batch_rows=4, max_steps=7)),
+        (rows(50, supervised=0), rows(3, first=50), batches()),
+        (rows(50), rows(3, first=50), batches(micro_batch_tokens=10)),
+        (rows(0), rows(0), batches()),
+    ],
+    ids=["by tokens", "by rows", "nothing teaches", "too long", "no rows"],
+)
+async def test_survey_elsewhere_is_survey(
+    train: PackedLengths, validation: PackedLengths, settings: BatchSettings
+) -> None:
+    assert await survey_elsewhere(train, validation, settings) == survey(train, validation, settings)
+
+
+async def test_survey_elsewhere_leaves_the_loop_free() -> None:
+    """The loop's longest pause stays far below what counting takes."""
+    longest, stop = 0.0, asyncio.Event()
+
+    async def watch() -> None:
+        nonlocal longest
+        while not stop.is_set():
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.perf_counter() - before)
+
+    train = rows(60_000)
+    watching = asyncio.create_task(watch())
+    began = time.perf_counter()
+    await survey_elsewhere(train, rows(0), batches(num_epochs=4))
+    seconds = time.perf_counter() - began
+    stop.set()
+    await watching
+    assert longest < seconds / 2
+
+
+async def test_survey_elsewhere_ends_its_process_when_nobody_waits_any_more() -> None:
+    work = asyncio.create_task(survey_elsewhere(rows(200_000), rows(0), batches(num_epochs=50)))
+    await asyncio.sleep(0.3)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(work, 5)

@@ -1,0 +1,70 @@
+"""Bytes of dropped checkpoints: given back when nothing names them, and not before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.training.jobs.released import GRACE_SECONDS, ReleasedBlobs
+from luthier.worker.v1 import task_pb2
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_sweep_deletes_what_nothing_names_once_the_grace_is_over(bench: Any) -> None:
+    clock = Clock()
+    released = ReleasedBlobs(bench.database, bench.blobs, clock)
+    gone = await bench.blobs.put_bytes(b"gone")
+    async with bench.database.transaction() as connection:
+        await released.release(connection, [gone.digest, gone.digest])
+    clock.now += GRACE_SECONDS - 1
+    await released.sweep()
+    assert await bench.blobs.has(gone.digest)
+    clock.now += 2
+    await released.sweep()
+    assert not await bench.blobs.has(gone.digest)
+
+
+async def test_sweep_keeps_what_a_checkpoint_or_a_model_names(bench: Any) -> None:
+    clock = Clock()
+    released = ReleasedBlobs(bench.database, bench.blobs, clock)
+    model = await bench.add_model("projects/default/models/named")
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    task, _ = await bench.claim()
+    blob = await bench.blobs.put_bytes(b"the state of step 1")
+    file = task_pb2.BlobFile(path="a", sha256=blob.digest, size_bytes=blob.size_bytes)
+    await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, [file], {})
+    named = [blob.digest, *(file.sha256 for file in model.files)]
+    async with bench.database.transaction() as connection:
+        await released.release(connection, named)
+    clock.now += GRACE_SECONDS + 1
+    await released.sweep()
+    for digest in named:
+        assert await bench.blobs.has(digest)
+
+
+async def test_a_dropped_checkpoint_releases_its_own_bytes_alone(bench: Any) -> None:
+    """What older and newer checkpoints share stays."""
+    await bench.jobs.create(bench.PARENT, "one", bench.request(max_checkpoints=1))
+    task, _ = await bench.claim()
+    shared = await bench.blobs.put_bytes(b"the same in all")
+    states = []
+    for step in (1, 2, 3):
+        states.append(await bench.blobs.put_bytes(b"state %d" % step))
+        files = [
+            task_pb2.BlobFile(path=path, sha256=blob.digest, size_bytes=blob.size_bytes)
+            for path, blob in (("config", shared), ("state", states[-1]))
+        ]
+        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, files, {})
+    clock = Clock()
+    clock.now = 1e11
+    await ReleasedBlobs(bench.database, bench.blobs, clock).sweep()
+    assert [await bench.blobs.has(blob.digest) for blob in states] == [False, False, True]
+    assert await bench.blobs.has(shared.digest)

@@ -1,0 +1,258 @@
+"""A real Training service, a Data service that serves one small rendering, and a worker of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pyarrow
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from luthier.runtime.keys import read_or_create_keys
+from luthier.training.__main__ import build, plan_of
+from luthier.training.config import Config
+from luthier.training.recipes.sft import TIMED_METRICS
+from luthier.training.worker.register import run_register
+from luthier.training.worker.train import Trainer
+from luthier.v1 import (
+    arrow_pb2,
+    data_service_pb2,
+    data_service_pb2_grpc,
+    dataset_pb2,
+    event_pb2,
+    fine_tuning_job_pb2,
+    model_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    rendering_pb2,
+    training_service_pb2,
+    training_service_pb2_grpc,
+)
+from luthier.work.host import hosting
+from luthier.work.peers import channel
+from luthier.work.tasks import TaskKind
+from luthier.work.worker import Runner, WorkerPlan, work_until
+
+PARENT = "projects/default"
+MODEL = f"{PARENT}/models/tiny"
+RENDERING = f"{PARENT}/renderings/songs"
+SPLITS = {"TRAIN": dataset_pb2.SPLIT_TRAIN, "VALIDATION": dataset_pb2.SPLIT_VALIDATION}
+
+
+# gRPC decides the names of a servicer's methods.
+# ruff: noqa: N802
+class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
+    """Serves one rendering, seven rows a chunk; remembers the credentials it was shown."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+        self.tokenizer_digest = ""
+        self.digest = "r" * 64
+        self.credentials: set[str] = set()
+
+    async def GetRendering(
+        self, request: data_service_pb2.GetRenderingRequest, context: Any
+    ) -> rendering_pb2.Rendering:
+        self.credentials.add(dict(context.invocation_metadata())["authorization"])
+        if request.name != RENDERING:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"{request.name} does not exist")
+        return rendering_pb2.Rendering(
+            name=RENDERING,
+            state=rendering_pb2.Rendering.STATE_READY,
+            digest=self.digest,
+            tokenizer_digest=self.tokenizer_digest,
+            split_statistics=[
+                rendering_pb2.RenderingSplitStatistics(
+                    split=number, tokens=self._tokens(split), num_unsupervised=self._idle(split)
+                )
+                for split, number in SPLITS.items()
+            ],
+        )
+
+    def _idle(self, split: str) -> int:
+        return sum(row.split == split and not any(row.loss_mask) for row in self.rows)
+
+    def _tokens(self, split: str) -> rendering_pb2.LengthStatistics:
+        lengths = [len(row.input_ids) for row in self.rows if row.split == split]
+        return rendering_pb2.LengthStatistics(count=len(lengths), sum=sum(lengths), maximum=max(lengths))
+
+    async def ReadRendering(
+        self, request: data_service_pb2.ReadRenderingRequest, context: Any
+    ) -> AsyncIterator[arrow_pb2.ArrowChunk]:
+        rows = [row for row in self.rows if row.row >= request.start_row]
+        for start in range(0, len(rows), 7):
+            part = rows[start : start + 7]
+            columns: dict[str, list[Any]] = {
+                "row": [row.row for row in part],
+                "split": [row.split for row in part],
+            }
+            if request.view == data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS:
+                columns["num_tokens"] = [len(row.input_ids) for row in part]
+                columns["num_supervised"] = [sum(row.loss_mask) for row in part]
+            else:
+                columns["input_ids"] = [row.input_ids for row in part]
+                columns["loss_mask"] = [row.loss_mask for row in part]
+            sink = pyarrow.BufferOutputStream()
+            batch = pyarrow.RecordBatch.from_pydict(columns)
+            with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            yield arrow_pb2.ArrowChunk(
+                ipc=sink.getvalue().to_pybytes(), first_row=part[0].row, num_rows=len(part)
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A running Training service, its stubs, and what a worker needs."""
+
+    home: Path
+    address: str
+    data_address: str
+    data: SmallDataService
+    models: Any
+    jobs: Any
+    metadata: tuple[tuple[str, str], ...]
+
+    @asynccontextmanager
+    async def worker(self, stopping: asyncio.Event | None = None) -> AsyncIterator[None]:
+        """Run a worker for the length of the block, or until `stopping` is set."""
+        stopping = stopping or asyncio.Event()
+        plan = WorkerPlan(
+            service_address=self.address,
+            worker_id="training",
+            credential=read_or_create_keys(self.home).worker_key,
+            work_folder=self.home / "work",
+            cache_folder=self.home / "cache",
+            cache_bytes=1 << 30,
+        )
+        with channel(self.data_address) as data_channel:
+            runners: Mapping[TaskKind, Runner] = {
+                TaskKind.REGISTER_MODEL: run_register,
+                TaskKind.TRAIN: Trainer(data_channel),
+            }
+            work = asyncio.create_task(work_until(plan, runners, stopping))
+            try:
+                yield
+            finally:
+                stopping.set()
+                await work
+
+    async def register(self, folder: Path, model_id: str = "tiny") -> model_pb2.Model:
+        """Register a folder and wait for the end."""
+        request = model_service_pb2.RegisterBaseModelRequest(
+            parent=PARENT, model_id=model_id, model=model_pb2.Model(directory=str(folder))
+        )
+        made = await self.models.RegisterBaseModel(request, metadata=self.metadata)
+        watch = model_service_pb2.WatchModelRequest(name=made.name)
+        async for _ in self.models.WatchModel(watch, metadata=self.metadata):
+            pass
+        name = model_service_pb2.GetModelRequest(name=made.name)
+        model: model_pb2.Model = await self.models.GetModel(name, metadata=self.metadata)
+        return model
+
+    async def create(self, job_id: str, **hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
+        """Create a job on the registered model."""
+        return await self.create_job(job_id, job_of(**hyperparameters))
+
+    async def create_job(
+        self, job_id: str, wanted: fine_tuning_job_pb2.FineTuningJob
+    ) -> fine_tuning_job_pb2.FineTuningJob:
+        """Create this very job."""
+        request = training_service_pb2.CreateFineTuningJobRequest(
+            parent=PARENT, fine_tuning_job_id=job_id, fine_tuning_job=wanted
+        )
+        job: fine_tuning_job_pb2.FineTuningJob = await self.jobs.CreateFineTuningJob(
+            request, metadata=self.metadata
+        )
+        return job
+
+    async def watch(self, name: str) -> AsyncIterator[event_pb2.Event]:
+        """Follow a job."""
+        request = training_service_pb2.WatchFineTuningJobRequest(name=name)
+        async for event in self.jobs.WatchFineTuningJob(request, metadata=self.metadata):
+            yield event
+
+    async def ended(self, name: str) -> fine_tuning_job_pb2.FineTuningJob:
+        """Wait for a job's end."""
+        async for _ in self.watch(name):
+            pass
+        request = training_service_pb2.GetFineTuningJobRequest(name=name)
+        job: fine_tuning_job_pb2.FineTuningJob = await self.jobs.GetFineTuningJob(
+            request, metadata=self.metadata
+        )
+        return job
+
+    async def checkpoints(self, name: str) -> list[fine_tuning_job_pb2.Checkpoint]:
+        """All checkpoints of a job."""
+        request = training_service_pb2.ListCheckpointsRequest(parent=name)
+        return list((await self.jobs.ListCheckpoints(request, metadata=self.metadata)).checkpoints)
+
+    async def metrics(self, name: str) -> list[Mapping[str, float]]:
+        """Metrics of a job by step, less those that depend on the clock."""
+        request = training_service_pb2.ReadFineTuningJobMetricsRequest(name=name)
+        points = (await self.jobs.ReadFineTuningJobMetrics(request, metadata=self.metadata)).points
+        return [
+            {key: value for key, value in point.values.items() if key not in TIMED_METRICS}
+            for point in points
+        ]
+
+
+def job_of(**hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
+    chosen = {"num_epochs": 2, "batch_tokens": 96, "learning_rate": 5e-3, **hyperparameters}
+    return fine_tuning_job_pb2.FineTuningJob(
+        base_model=MODEL,
+        rendering=RENDERING,
+        lora=fine_tuning_job_pb2.LoraConfig(rank=4),
+        hyperparameters=fine_tuning_job_pb2.Hyperparameters(**chosen),
+        checkpoint_interval_steps=3,
+    )
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, tiny_llama: Callable[..., PreTrainedModel]) -> Path:
+    folder = tmp_path / "home" / "tiny"
+    tiny_llama().save_pretrained(folder)
+    vocabulary = {f"w{number}": number for number in range(97)}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2")  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIterator[Site]:
+    data = SmallDataService(token_rows(40))  # type: ignore[abstract]  # the methods that training uses
+    server = grpc.aio.server()
+    data_service_pb2_grpc.add_DataServiceServicer_to_server(data, server)
+    data_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    home = tmp_path / "home"
+    config = Config(
+        home=home,
+        log_level="INFO",
+        projects=("default",),
+        data_address=data_address,
+        training_address="127.0.0.1:0",
+        metrics_address="127.0.0.1:0",
+    )
+    async with hosting(plan_of(config), lambda parts: build(parts, config)) as port:
+        address = f"127.0.0.1:{port}"
+        async with grpc.aio.insecure_channel(address) as wire:
+            yield Site(
+                home=home,
+                address=address,
+                data_address=data_address,
+                data=data,
+                models=model_service_pb2_grpc.ModelServiceStub(wire),
+                jobs=training_service_pb2_grpc.TrainingServiceStub(wire),
+                metadata=(("authorization", f"Bearer {read_or_create_keys(home).api_key}"),),
+            )
+    await server.stop(None)
