@@ -1,6 +1,7 @@
 """The contract of `BlobStore`, run on every adapter."""
 
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -169,3 +170,15 @@ async def test_commit_staged_of_bytes_that_are_there_already_gives_that_blob(sto
     await store.stage("k", 0, b"abc")
     assert await store.commit_staged("k") == blob
     assert await store.read_bytes(blob.digest) == b"abc"
+
+
+async def test_open_gives_a_file_that_reads_from_any_place(store: BlobStore) -> None:
+    blob = await store.put_bytes(b"0123456789")
+    with await store.open(blob.digest) as file:
+        assert file.seekable()
+        file.seek(7)
+        assert file.read() == b"789"
+        file.seek(-9, os.SEEK_END)
+        assert file.read(2) == b"12"
+    with pytest.raises(NotFound, match=ABSENT):
+        await store.open(ABSENT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -20,7 +21,7 @@ from luthier.data.datasets.convert import (
 )
 from luthier.data.datasets.service import DatasetService
 from luthier.data.names import DATASET, VERSION, check_name
-from luthier.data.shard_files import RECORD_COLUMNS, ShardReader, in_split, to_ipc_chunks
+from luthier.data.shard_files import RECORD_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
 from luthier.errors import FailedPrecondition, Failure, Reason
 from luthier.runtime.names import require_project
@@ -145,13 +146,15 @@ class DatasetsServicer:
         )
         page = data_service_pb2.ListRecordsResponse()
         size_bytes = 0
-        async for row in self._reader.rows(version.shards, RECORD_COLUMNS, start, in_split(split)):
-            record = record_to_proto(row)
-            size_bytes += record.ByteSize()
-            if len(page.records) == limit or (page.records and size_bytes > PAGE_BYTES):
-                page.next_page_token = self._page_tokens.encode((str(record.row),), bound)
-                break
-            page.records.append(record)
+        found = self._reader.rows(version.shards, RECORD_COLUMNS, start, in_split(split))
+        async with aclosing(found) as rows:
+            async for row in rows:
+                record = record_to_proto(row)
+                size_bytes += record.ByteSize()
+                if len(page.records) == limit or (page.records and size_bytes > PAGE_BYTES):
+                    page.next_page_token = self._page_tokens.encode((str(record.row),), bound)
+                    break
+                page.records.append(record)
         return page
 
     async def ReadRecords(
@@ -162,10 +165,10 @@ class DatasetsServicer:
         split = split_from_proto(request.split)
         version = await self._datasets.ready_version(request.name)
         check_start_row(request.start_row, version.shards)
-        async for batch in self._reader.batches(
-            version.shards, RECORD_COLUMNS, request.start_row, in_split(split)
-        ):
-            for ipc, first_row, num_rows in to_ipc_chunks(batch):
+        wanted = in_split(split)
+        found = self._reader.ipc_chunks(version.shards, RECORD_COLUMNS, request.start_row, wanted)
+        async with aclosing(found) as chunks:
+            async for ipc, first_row, num_rows in chunks:
                 yield arrow_pb2.ArrowChunk(ipc=ipc, first_row=first_row, num_rows=num_rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -20,7 +21,7 @@ from luthier.data.renderings.convert import (
 from luthier.data.renderings.domain import View
 from luthier.data.renderings.service import RenderingService
 from luthier.data.renderings.token_texts import TokenTexts
-from luthier.data.shard_files import LENGTH_COLUMNS, ROW_COLUMNS, ShardReader, in_split, to_ipc_chunks
+from luthier.data.shard_files import LENGTH_COLUMNS, ROW_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
 from luthier.errors import FailedPrecondition, Failure, Reason
 from luthier.runtime.names import require_project
@@ -109,14 +110,15 @@ class RenderingsServicer:
         page = data_service_pb2.PreviewRenderingResponse()
         size_bytes = 0
         equals = {**in_split(split), **({"num_supervised": 0} if request.unsupervised_only else {})}
-        async for row in self._reader.rows(rendering.shards, ROW_COLUMNS, start, equals):
-            texts = await self._token_texts.texts(rendering.tokenizer_blob, row["input_ids"])
-            message = row_to_proto(row, texts)
-            size_bytes += message.ByteSize()
-            if len(page.rows) == limit or (page.rows and size_bytes > PAGE_BYTES):
-                page.next_page_token = self._page_tokens.encode((str(message.row),), bound)
-                break
-            page.rows.append(message)
+        async with aclosing(self._reader.rows(rendering.shards, ROW_COLUMNS, start, equals)) as rows:
+            async for row in rows:
+                texts = await self._token_texts.texts(rendering.tokenizer_blob, row["input_ids"])
+                message = row_to_proto(row, texts)
+                size_bytes += message.ByteSize()
+                if len(page.rows) == limit or (page.rows and size_bytes > PAGE_BYTES):
+                    page.next_page_token = self._page_tokens.encode((str(message.row),), bound)
+                    break
+                page.rows.append(message)
         return page
 
     async def ReadRendering(
@@ -130,10 +132,10 @@ class RenderingsServicer:
         columns = LENGTH_COLUMNS if view is View.LENGTHS else ROW_COLUMNS
         rendering = await self._renderings.ready(request.name)
         check_start_row(request.start_row, rendering.shards)
-        async for batch in self._reader.batches(
-            rendering.shards, columns, request.start_row, in_split(split)
-        ):
-            for ipc, first_row, num_rows in to_ipc_chunks(batch):
+        wanted = in_split(split)
+        found = self._reader.ipc_chunks(rendering.shards, columns, request.start_row, wanted)
+        async with aclosing(found) as chunks:
+            async for ipc, first_row, num_rows in chunks:
                 yield arrow_pb2.ArrowChunk(ipc=ipc, first_row=first_row, num_rows=num_rows)
 
 
