@@ -102,6 +102,15 @@ def resource_table(name: str, metadata: MetaData, *extra_columns: Column[Any]) -
     )
 
 
+def require_etag(value: Resource, etag: str) -> None:
+    """Raise Aborted ETAG_MISMATCH unless an etag is the resource's own; the empty one is any resource's."""
+    if etag and etag != f'"{value.revision}"':
+        raise Aborted(
+            f'{value.name} has the etag "{value.revision}", got {etag}; read it again',
+            metadata={"name": value.name, "etag": f'"{value.revision}"'},
+        )
+
+
 def parent_of(name: str) -> str:
     """Return the name less its last collection and id: `projects/p` for `projects/p/datasets/d`."""
     return "/".join(name.split("/")[:-2])

@@ -23,7 +23,7 @@ from luthier.data.datasets.service import DatasetService
 from luthier.data.names import DATASET, VERSION, check_name
 from luthier.data.shard_files import RECORD_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
-from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.errors import FailedPrecondition, Failure
 from luthier.runtime.names import require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.v1 import arrow_pb2, data_service_pb2, dataset_pb2, event_pb2, fine_tuning_job_pb2
@@ -108,6 +108,13 @@ class DatasetsServicer:
         return data_service_pb2.ListDatasetVersionsResponse(
             dataset_versions=[version_to_proto(value) for value in values], next_page_token=token
         )
+
+    async def CancelDatasetVersion(
+        self, request: data_service_pb2.CancelDatasetVersionRequest, context: Context
+    ) -> dataset_pb2.DatasetVersion:
+        """Ask a version to stop."""
+        check_name(VERSION, request.name, self._projects)
+        return version_to_proto(await self._datasets.cancel_version(request.name, request.etag))
 
     async def WatchDatasetVersion(
         self, request: data_service_pb2.WatchDatasetVersionRequest, context: Context
@@ -224,8 +231,8 @@ class BuildVersionHandler:
         await self._datasets.version_failed(connection, task.subject, failure, outcome)
 
     async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """The version is FAILED."""
-        await self._datasets.version_failed(connection, task.subject, stopped(task), None)
+        """The version is CANCELLED."""
+        await self._datasets.version_cancelled(connection, task.subject)
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """Another worker will begin anew."""
@@ -235,12 +242,3 @@ class BuildVersionHandler:
 def no_checkpoints(task: Task) -> FailedPrecondition:
     """Return the error for a checkpoint of a task that has none."""
     return FailedPrecondition(f"a {task.kind} task has no checkpoints", metadata={"task": task.task_id})
-
-
-def stopped(task: Task) -> Failure:
-    """Return the failure of a resource whose task was stopped on request."""
-    return Failure(
-        code="CANCELLED",
-        reason=Reason.CANCELLED_BY_USER,
-        message=f"the work on {task.subject} was stopped on request",
-    )

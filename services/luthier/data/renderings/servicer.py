@@ -23,7 +23,7 @@ from luthier.data.renderings.service import RenderingService
 from luthier.data.renderings.token_texts import TokenTexts
 from luthier.data.shard_files import LENGTH_COLUMNS, ROW_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
-from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.errors import FailedPrecondition, Failure
 from luthier.runtime.names import require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.v1 import arrow_pb2, data_service_pb2, event_pb2, fine_tuning_job_pb2, rendering_pb2
@@ -87,6 +87,13 @@ class RenderingsServicer:
             if len(values) <= 1 or page.ByteSize() <= PAGE_BYTES:
                 return page
             asked.page_size = len(values) // 2
+
+    async def CancelRendering(
+        self, request: data_service_pb2.CancelRenderingRequest, context: Context
+    ) -> rendering_pb2.Rendering:
+        """Ask a rendering to stop."""
+        check_name(RENDERING, request.name, self._projects)
+        return rendering_to_proto(await self._renderings.cancel(request.name, request.etag))
 
     async def WatchRendering(
         self, request: data_service_pb2.WatchRenderingRequest, context: Context
@@ -189,13 +196,8 @@ class RenderHandler:
         await self._renderings.failed(connection, task.subject, failure)
 
     async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """The rendering is FAILED."""
-        stopped = Failure(
-            code="CANCELLED",
-            reason=Reason.CANCELLED_BY_USER,
-            message=f"the work on {task.subject} was stopped on request",
-        )
-        await self._renderings.failed(connection, task.subject, stopped)
+        """The rendering is CANCELLED."""
+        await self._renderings.cancelled(connection, task.subject)
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """Another worker will begin anew."""
