@@ -315,3 +315,36 @@ def test_preview_keeps_brackets_of_the_text(services: Any, run: Run) -> None:
     result = run("renderings", "preview", "r")
     assert "row 3    a.jsonl:7  1 tokens, 1 learnt" in result.stdout
     assert "[bold]x[/bold]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "name", "stopped"),
+    [
+        ("datasets", "CancelDatasetVersion", VERSION, DatasetVersion),
+        ("renderings", "CancelRendering", "projects/default/renderings/r1", Rendering),
+    ],
+)
+def test_cancel_asks_for_the_resource_and_shows_it(
+    services: Any, run: Run, command: str, method: str, name: str, stopped: Any
+) -> None:
+    requests = []
+
+    def cancel(request: Any, context: Any) -> Any:
+        requests.append(request)
+        return stopped(name=request.name, state=stopped.STATE_CANCELLING)
+
+    services.answers[method] = cancel
+    short = "mine/v1" if command == "datasets" else "r1"
+    result = run(command, "cancel", short)
+    assert result.exit_code == 0, result.stderr
+    assert [request.name for request in requests] == [name]
+    assert requests[0].request_id
+    assert "CANCELLING" in result.stdout
+
+
+def test_waiting_for_a_version_ends_with_6_when_it_was_cancelled(services: Any, run: Run, file: Path) -> None:
+    DataFake(services, DatasetVersion(name=VERSION, state=DatasetVersion.STATE_CANCELLED))
+    services.answers["ListDatasetVersionErrors"] = lambda request, context: ListDatasetVersionErrorsResponse()
+    result = run("datasets", "create", str(file), "--name", "mine")
+    assert result.exit_code == 6
+    assert f"{VERSION} is CANCELLED: it was cancelled" in result.stderr

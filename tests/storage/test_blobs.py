@@ -1,6 +1,7 @@
 """The contract of `BlobStore`, run on every adapter."""
 
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -179,3 +180,15 @@ async def test_delete_takes_a_blob_away_and_may_be_repeated(store: BlobStore) ->
     assert await store.read_bytes(kept.digest) == b"kept"
     assert await store.put_bytes(b"gone") == gone
     assert await store.has(gone.digest)
+
+
+async def test_open_gives_a_file_that_reads_from_any_place(store: BlobStore) -> None:
+    blob = await store.put_bytes(b"0123456789")
+    with await store.open(blob.digest) as file:
+        assert file.seekable()
+        file.seek(7)
+        assert file.read() == b"789"
+        file.seek(-9, os.SEEK_END)
+        assert file.read(2) == b"12"
+    with pytest.raises(NotFound, match=ABSENT):
+        await store.open(ABSENT)

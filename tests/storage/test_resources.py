@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from sqlalchemy import Column, MetaData, String, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
 from luthier.storage.database import Database
@@ -226,3 +227,21 @@ async def test_page_filters_by_state_label_and_extra_column(database: Database) 
 def test_parent_of_drops_the_last_collection_and_id() -> None:
     assert parent_of("projects/p/datasets/d/versions/v") == "projects/p/datasets/d"
     assert parent_of("projects/p") == ""
+
+
+async def test_update_of_labels_moves_the_resource_to_where_they_are_looked_for(database: Database) -> None:
+    async def found(connection: AsyncConnection, **labels: str) -> list[str]:
+        equals = {f"labels.{key}": value for key, value in labels.items()}
+        page = await THINGS.page(connection, parent="projects/p", limit=9, equals=equals)
+        return [value.name[-1] for value in page.values]
+
+    async with database.transaction() as connection:
+        await THINGS.insert(connection, thing())
+        await THINGS.insert(connection, thing("projects/p/things/b", labels={"team": "red", "tier": "1"}))
+        assert await found(connection, team="red") == ["b", "a"]
+        assert await found(connection, team="red", tier="1") == ["b"]
+        stored = await THINGS.update(connection, thing(labels={"team": "blue"}))
+        assert await found(connection, team="red") == ["b"]
+        assert await found(connection, team="blue") == ["a"]
+        await THINGS.update(connection, replace(stored, labels={}))
+        assert await found(connection, team="blue") == []

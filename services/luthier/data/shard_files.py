@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeVar
 
 from luthier.data.shards import Shard
 from luthier.data.splits import Split
+from luthier.errors import ResourceExhausted
 from luthier.storage.blobs import BlobStore
+from luthier.storage.threads import finished_in
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,13 +26,25 @@ LENGTH_COLUMNS = ("row", "split", "num_tokens", "num_supervised")
 """Columns of a rendering's shards that tell its lengths without its tokens."""
 CHUNK_BYTES = 1 << 20
 """About the most that one Arrow chunk holds; a single greater row still travels as one."""
+MAX_READS = 64
+"""Reads in progress, one for each call; every one of them may hold a row group in memory."""
+_THREADS = 4
+_RETRY_SECONDS = 0.5
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class ShardReader:
-    """Reads shards of one blob store. Memory: one row group of the columns wanted."""
+    """Reads shards of one blob store, in a few threads of its own: none of them ever waits for another thread.
 
-    def __init__(self, blobs: BlobStore) -> None:
+    Memory: one row group of the columns wanted for each read in progress, of which there are `max_reads` at most.
+    """
+
+    def __init__(self, blobs: BlobStore, *, max_reads: int = MAX_READS) -> None:
         self._blobs = blobs
+        self._max_reads = max_reads
+        self._num_reads = 0
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
 
     async def batches(
         self,
@@ -37,20 +52,16 @@ class ShardReader:
         columns: Sequence[str],
         start_row: int,
         equals: Mapping[str, str | int],
-    ) -> AsyncIterator[pyarrow.RecordBatch]:
+    ) -> AsyncGenerator[pyarrow.RecordBatch, None]:
         """Yield the rows from `start_row` on whose columns have the values of `equals`, as record batches.
 
-        No batch is empty; the columns come in the order asked for. Raises NotFound when a blob is gone.
+        No batch is empty; the columns come in the order asked for. Close the iterator when no more is wanted.
+        Raises NotFound when a blob is gone, ResourceExhausted OVERLOADED when too many read already.
         """
-        loop = asyncio.get_running_loop()
         read = list(dict.fromkeys([*columns, *equals]))
-        for shard in shards:
-            if shard.first_row + shard.num_rows <= start_row:
-                continue
-            source = _BlobFile(self._blobs, shard, loop)
-            opened, groups = await asyncio.to_thread(_open, source, start_row - shard.first_row)
-            for group, skip in groups:
-                batch = await asyncio.to_thread(_read_group, opened, group, skip, read, equals)
+        async with self._admitted(), aclosing(self._groups(shards, start_row)) as groups:
+            async for opened, group, skip in groups:
+                batch = await self._run(_read_group, opened, group, skip, read, equals)
                 if batch is not None:
                     yield batch.select(list(columns))
 
@@ -60,11 +71,53 @@ class ShardReader:
         columns: Sequence[str],
         start_row: int,
         equals: Mapping[str, str | int],
-    ) -> AsyncIterator[Mapping[str, Any]]:
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
         """Yield rows as `batches` does, one by one, each by column."""
-        async for batch in self.batches(shards, columns, start_row, equals):
-            for index in range(batch.num_rows):
-                yield batch.slice(index, 1).to_pylist()[0]
+        async with aclosing(self.batches(shards, columns, start_row, equals)) as batches:
+            async for batch in batches:
+                for index in range(batch.num_rows):
+                    yield batch.slice(index, 1).to_pylist()[0]
+
+    async def ipc_chunks(
+        self,
+        shards: Sequence[Shard],
+        columns: Sequence[str],
+        start_row: int,
+        equals: Mapping[str, str | int],
+    ) -> AsyncGenerator[tuple[bytes, int, int], None]:
+        """Yield rows as `batches` does, in the form of `to_ipc_chunks`. The columns have `row` among them."""
+        async with aclosing(self.batches(shards, columns, start_row, equals)) as batches:
+            async for batch in batches:
+                for chunk in await self._run(to_ipc_chunks, batch):
+                    yield chunk
+
+    async def _groups(
+        self, shards: Sequence[Shard], start_row: int
+    ) -> AsyncGenerator[tuple[pyarrow.parquet.ParquetFile, int, int], None]:
+        """Yield the row groups that hold rows from `start_row` on, and how many rows to skip in each."""
+        wanted = [shard for shard in shards if shard.first_row + shard.num_rows > start_row]
+        for shard in wanted:
+            with await self._blobs.open(shard.digest) as file:
+                opened, groups = await self._run(_open, file, start_row - shard.first_row)
+                for group, skip in groups:
+                    yield opened, group, skip
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        if self._num_reads >= self._max_reads:
+            raise ResourceExhausted(
+                f"at most {self._max_reads} calls may read stored rows at once, got one more; call again",
+                metadata={"limit": str(self._max_reads)},
+                retry_after_seconds=_RETRY_SECONDS,
+            )
+        self._num_reads += 1
+        try:
+            yield
+        finally:
+            self._num_reads -= 1
+
+    async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        return await finished_in(self._threads, function, *arguments, **named)
 
 
 def in_split(split: Split | None) -> Mapping[str, str | int]:
@@ -91,47 +144,11 @@ def to_ipc_chunks(batch: pyarrow.RecordBatch, limit_bytes: int = CHUNK_BYTES) ->
     return [(sink.getvalue(), batch.column("row")[0].as_py(), batch.num_rows)]
 
 
-class _BlobFile(io.RawIOBase):
-    """A blob as a file that can be read from any place. For threads other than the event loop's."""
-
-    def __init__(self, blobs: BlobStore, shard: Shard, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._blobs = blobs
-        self._shard = shard
-        self._loop = loop
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._shard.size_bytes}[whence]
-        self._position = origin + offset
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = self._shard.size_bytes - self._position
-        limit = left if size is None or size < 0 else min(size, left)
-        data = asyncio.run_coroutine_threadsafe(self._read(limit), self._loop).result()
-        self._position += len(data)
-        return data
-
-    async def _read(self, limit: int) -> bytes:
-        pieces = self._blobs.read(self._shard.digest, offset=self._position, limit=limit)
-        return b"".join([piece async for piece in pieces])
-
-
-def _open(source: _BlobFile, skip_rows: int) -> tuple[pyarrow.parquet.ParquetFile, list[tuple[int, int]]]:
+def _open(file: BinaryIO, skip_rows: int) -> tuple[pyarrow.parquet.ParquetFile, list[tuple[int, int]]]:
     """Open a shard; name the row groups that hold wanted rows, and how many rows to skip in each."""
     import pyarrow.parquet
 
-    opened = pyarrow.parquet.ParquetFile(pyarrow.PythonFile(source, mode="r"))
+    opened = pyarrow.parquet.ParquetFile(pyarrow.PythonFile(file, mode="r"))
     groups = []
     first = 0
     for index in range(opened.num_row_groups):

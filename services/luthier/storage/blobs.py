@@ -7,7 +7,7 @@ brought them returns, so an upload goes on where it stopped after any crash.
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from luthier.errors import FieldViolation, InvalidArgument, NotFound, OutOfRange, Reason
 
@@ -65,6 +65,13 @@ class BlobStore(Protocol):
 
     async def read_bytes(self, digest: str) -> bytes:
         """Return a whole blob that fits in memory. Raises NotFound."""
+        ...
+
+    async def open(self, digest: str) -> BinaryIO:
+        """Return a blob as a file that can be read from any place; whoever asked closes it.
+
+        Its methods block, and need nothing but the thread that calls them. Raises NotFound.
+        """
         ...
 
     async def staged_size(self, key: str) -> int:

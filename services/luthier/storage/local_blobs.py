@@ -5,14 +5,14 @@ root/incoming/<random>      on their way in: locked by their writer, swept at st
 root/staging/<sha256(key)>  staged bytes; the same with `.digest` behind it: the blob they became
 """
 
-import asyncio
 import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar
+from typing import IO, BinaryIO, ParamSpec, TypeVar
 
 from luthier.errors import FailedPrecondition, NotFound
 from luthier.storage.blobs import (
@@ -34,7 +34,10 @@ from luthier.storage.files import (
     sync_directory,
     write_durably,
 )
+from luthier.storage.threads import finished_in
 
+_THREADS = 16
+"""More than cores: most of them wait for the disk."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,6 +50,7 @@ class LocalBlobStore:
     """
 
     def __init__(self, root: Path) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
         self._blobs = root / "blobs"
         self._incoming = root / "incoming"
         self._staging = root / "staging"
@@ -57,22 +61,22 @@ class LocalBlobStore:
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""
-        return await asyncio.to_thread(self._path(digest).is_file)
+        return await self._run(self._path(digest).is_file)
 
     async def size(self, digest: str) -> int:
         """Return the size in bytes. Raises NotFound."""
-        return await asyncio.to_thread(self._size, digest)
+        return await self._run(self._size, digest)
 
     async def put(self, chunks: AsyncIterator[bytes], *, expected_digest: str | None = None) -> Blob:
         """Store a blob. Raises InvalidArgument CHECKSUM_MISMATCH. Memory: one chunk."""
         aside = self._incoming / uuid.uuid4().hex
-        file = await _in_thread(open_locked, aside)
+        file = await self._run(open_locked, aside)
         try:
             sha256 = hashlib.sha256()
             async for chunk in chunks:
-                await _in_thread(_append, file, sha256.update, chunk)
+                await self._run(_append, file, sha256.update, chunk)
             check_match(sha256.hexdigest(), expected_digest)
-            return await _in_thread(self._keep, file, aside, sha256.hexdigest())
+            return await self._run(self._keep, file, aside, sha256.hexdigest())
         finally:
             aside.unlink(missing_ok=True)
             file.close()
@@ -91,11 +95,11 @@ class LocalBlobStore:
 
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
-        file = await _in_thread(self._open, digest)
+        file = await self._run(self._open, digest)
         try:
             end = check_range(offset, limit, os.fstat(file.fileno()).st_size)
             for start in range(offset, end, PIECE_BYTES):
-                yield await _in_thread(_read_at, file, start, min(end - start, PIECE_BYTES))
+                yield await self._run(_read_at, file, start, min(end - start, PIECE_BYTES))
         finally:
             file.close()
 
@@ -103,21 +107,28 @@ class LocalBlobStore:
         """Return a whole blob that fits in memory. Raises NotFound."""
         return b"".join([piece async for piece in self.read(digest)])
 
+    async def open(self, digest: str) -> BinaryIO:
+        """Return a blob as a file. Raises NotFound."""
+        return await self._run(self._open, digest)
+
     async def staged_size(self, key: str) -> int:
         """Return how many bytes are staged under a key: 0 when none."""
-        return await asyncio.to_thread(self._staged_size, key)
+        return await self._run(self._staged_size, key)
 
     async def stage(self, key: str, offset: int, data: bytes) -> int:
         """Append to the bytes staged under a key. Raises OutOfRange OFFSET_MISMATCH, FailedPrecondition."""
-        return await _in_thread(self._stage, key, offset, data)
+        return await self._run(self._stage, key, offset, data)
 
     async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
         """Turn the staged bytes into a blob. Raises NotFound, InvalidArgument CHECKSUM_MISMATCH."""
-        return await _in_thread(self._commit_staged, key, expected_digest)
+        return await self._run(self._commit_staged, key, expected_digest)
 
     async def discard_staged(self, key: str) -> None:
         """Forget a key."""
-        await _in_thread(self._discard_staged, key)
+        await self._run(self._discard_staged, key)
+
+    async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        return await finished_in(self._threads, function, *arguments, **named)
 
     def _path(self, digest: str) -> Path:
         return self._blobs / check_digest(digest)[:2] / digest
@@ -127,7 +138,7 @@ class LocalBlobStore:
         name = hashlib.sha256(key.encode()).hexdigest()
         return self._staging / name, self._staging / f"{name}.digest"
 
-    def _open(self, digest: str) -> IO[bytes]:
+    def _open(self, digest: str) -> BinaryIO:
         try:
             return self._path(digest).open("rb")
         except FileNotFoundError:
@@ -211,18 +222,6 @@ class LocalBlobStore:
         for path in self._staged(key):
             path.unlink(missing_ok=True)
         sync_directory(self._staging)
-
-
-async def _in_thread(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    # A thread cannot be cancelled: wait for it, so that none writes to a file that its caller has closed.
-    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **named))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()
-        raise
 
 
 def _closed(key: str) -> FailedPrecondition:

@@ -1,7 +1,9 @@
 """Blobs in memory, for tests and for stores that need not outlive the process."""
 
 import hashlib
+import io
 from collections.abc import AsyncIterator
+from typing import BinaryIO
 
 from luthier.errors import FailedPrecondition
 from luthier.storage.blobs import (
@@ -55,6 +57,10 @@ class MemoryBlobStore:
     async def read_bytes(self, digest: str) -> bytes:
         """Return a whole blob. Raises NotFound."""
         return self._get(digest)
+
+    async def open(self, digest: str) -> BinaryIO:
+        """Return a blob as a file. Raises NotFound."""
+        return io.BytesIO(self._get(digest))
 
     async def staged_size(self, key: str) -> int:
         """Return how many bytes are staged under a key."""

@@ -1,6 +1,7 @@
 """Resources in SQL: one table a family, one frozen dataclass a row, compare-and-set on the revision.
 
-What is searched or ordered by has a column; the rest of the dataclass is one JSON `body`.
+What is searched or ordered by has a column, and an index in the order of pages: a page costs a page, however many
+resources there are. Labels have rows of their own beside it. The rest of the dataclass is one JSON `body`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,23 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from sqlalchemy import JSON, BigInteger, Column, Integer, MetaData, String, Table, select, tuple_, update
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    Select,
+    String,
+    Table,
+    delete,
+    exists,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,6 +35,7 @@ from luthier.errors import Aborted, AlreadyExists, NotFound
 from luthier.storage.bodies import Bodies
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LABELS = "labels"
 _OWN_COLUMNS = frozenset({"name", "uid", "state", "labels", "create_time", "update_time", "revision"})
 
 
@@ -85,12 +103,25 @@ class Page(Generic[T]):
 
 
 def resource_table(name: str, metadata: MetaData, *extra_columns: Column[Any]) -> Table:
-    """Return the table of a resource family. An extra column holds the attribute of its name."""
+    """Return the table of a resource family. An extra column holds the attribute of its name, to filter by.
+
+    Beside it stands the table `<name>_labels`, a row for each label of each resource.
+    """
+    labels = Table(
+        f"{name}_labels",
+        metadata,
+        *(Column(column, String, primary_key=True) for column in ("parent", "key", "value")),
+        Column("create_time_us", BigInteger, primary_key=True, autoincrement=False),
+        Column("name", String, primary_key=True),
+        Index(f"ix_{name}_labels_name", "name"),
+        sqlite_with_rowid=False,
+    )
+    filters = ("state", *(column.name for column in extra_columns))
     return Table(
         name,
         metadata,
         Column("name", String, primary_key=True),
-        Column("parent", String, nullable=False, index=True),
+        Column("parent", String, nullable=False),
         Column("uid", String, nullable=False),
         Column("state", String, nullable=False),
         Column("labels", JSON, nullable=False),
@@ -99,7 +130,19 @@ def resource_table(name: str, metadata: MetaData, *extra_columns: Column[Any]) -
         Column("revision", Integer, nullable=False),
         Column("body", JSON, nullable=False),
         *extra_columns,
+        Index(f"ix_{name}_page", "parent", "create_time_us", "name"),
+        *(Index(f"ix_{name}_{column}", "parent", column, "create_time_us", "name") for column in filters),
+        info={_LABELS: labels},
     )
+
+
+def require_etag(value: Resource, etag: str) -> None:
+    """Raise Aborted ETAG_MISMATCH unless an etag is the resource's own; the empty one is any resource's."""
+    if etag and etag != f'"{value.revision}"':
+        raise Aborted(
+            f'{value.name} has the etag "{value.revision}", got {etag}; read it again',
+            metadata={"name": value.name, "etag": f'"{value.revision}"'},
+        )
 
 
 def parent_of(name: str) -> str:
@@ -116,6 +159,7 @@ class Resources(Generic[T]):
 
     def __init__(self, table: Table, type_: type[T], *, clock: Callable[[], datetime] = _now) -> None:
         self._table = table
+        self._labels: Table = table.info[_LABELS]
         self._type = type_
         self._clock = clock
         names = {field.name for field in fields(type_)}
@@ -130,6 +174,7 @@ class Resources(Generic[T]):
         result = await connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
         if result.rowcount == 0:
             raise AlreadyExists(f"{value.name} exists already", metadata={"name": value.name})
+        await self._insert_labels(connection, value)
 
     async def find(self, connection: AsyncConnection, name: str) -> T | None:
         """Return the resource, None when there is none of this name."""
@@ -141,7 +186,7 @@ class Resources(Generic[T]):
         """Return the resource. Raises NotFound."""
         value = await self.find(connection, name)
         if value is None:
-            raise NotFound(f"{name} does not exist", metadata={"name": name})
+            raise _missing(name)
         return value
 
     async def update(self, connection: AsyncConnection, value: T) -> T:
@@ -149,21 +194,27 @@ class Resources(Generic[T]):
 
         Raises Aborted ETAG_MISMATCH when the stored revision is another than `value.revision`, and NotFound.
         """
-        changed = replace(value, revision=value.revision + 1, update_time=self._clock())
         columns = self._table.c
+        known = select(columns.revision, columns.labels).where(columns.name == value.name)
+        stored = (await connection.execute(known)).one_or_none()
+        if stored is None:
+            raise _missing(value.name)
+        changed = replace(value, revision=value.revision + 1, update_time=self._clock())
         result = await connection.execute(
             update(self._table)
             .where(columns.name == value.name, columns.revision == value.revision)
             .values(self._row(changed))
         )
-        if result.rowcount == 1:
-            return changed
-        stored = await self.get(connection, value.name)
-        raise Aborted(
-            f"{value.name} was changed by another call: its revision is {stored.revision}, not "
-            f"{value.revision}; read it again and repeat the change",
-            metadata={"name": value.name, "etag": f'"{stored.revision}"'},
-        )
+        if result.rowcount == 0:
+            raise Aborted(
+                f"{value.name} was changed by another call: its revision is {stored.revision}, not "
+                f"{value.revision}; read it again and repeat the change",
+                metadata={"name": value.name, "etag": f'"{stored.revision}"'},
+            )
+        if dict(changed.labels) != stored.labels:
+            await connection.execute(delete(self._labels).where(self._labels.c.name == value.name))
+            await self._insert_labels(connection, changed)
+        return changed
 
     async def page(
         self,
@@ -177,30 +228,71 @@ class Resources(Generic[T]):
     ) -> Page[T]:
         """Return at most `limit` resources directly below `parent`, ordered by creation time and name.
 
-        `equals` filters by `state`, `labels.<key>` and extra columns; another name raises ValueError.
+        `equals` filters by `state`, `labels.<key>` and extra columns; another name raises ValueError. With one
+        field to filter by, the rows read are those of the page; with several, those that the first label, or one
+        of the columns, leaves.
         """
-        columns = self._table.c
-        keys = (columns.create_time_us, columns.name)
-        statement = select(self._table).where(columns.parent == parent)
-        for field, wanted in (equals or {}).items():
-            statement = statement.where(self._column(field) == wanted)
-        if after is not None:
-            last = tuple_(after.create_time_us, after.name)
-            statement = statement.where(tuple_(*keys) < last if newest_first else tuple_(*keys) > last)
-        order = [key.desc() if newest_first else key.asc() for key in keys]
-        result = await connection.execute(statement.order_by(*order).limit(limit + 1))
-        rows = result.mappings().all()
+        statement = self.page_statement(
+            parent=parent, limit=limit + 1, after=after, equals=equals or {}, newest_first=newest_first
+        )
+        rows = (await connection.execute(statement)).mappings().all()
         values = tuple(self._value(row) for row in rows[:limit])
         if len(rows) <= limit:
             return Page(values=values, next=None)
         end = rows[limit - 1]
         return Page(values=values, next=Cursor(create_time_us=end["create_time_us"], name=end["name"]))
 
+    def page_statement(
+        self, *, parent: str, limit: int, after: Cursor | None, equals: Mapping[str, str], newest_first: bool
+    ) -> Select[Any]:
+        """Return what `page` asks the database for."""
+        labels = {
+            field.removeprefix("labels."): wanted
+            for field, wanted in equals.items()
+            if field.startswith("labels.")
+        }
+        first, *others = labels.items() or [None]
+        ordered = self._table if first is None else self._labels.alias("ordered")
+        statement = select(self._table).where(ordered.c.parent == parent)
+        if first is not None:
+            statement = statement.where(
+                ordered.c.key == first[0],
+                ordered.c.value == first[1],
+                self._table.c.name == ordered.c.name,
+            )
+        for label in others:
+            assert label is not None, "only the first may be missing"
+            statement = statement.where(self._has_label(parent, *label))
+        for field, wanted in equals.items():
+            if not field.startswith("labels."):
+                statement = statement.where(self._column(field) == wanted)
+        keys = (ordered.c.create_time_us, ordered.c.name)
+        if after is not None:
+            last = tuple_(after.create_time_us, after.name)
+            statement = statement.where(tuple_(*keys) < last if newest_first else tuple_(*keys) > last)
+        return statement.order_by(*(key.desc() if newest_first else key.asc() for key in keys)).limit(limit)
+
+    def _has_label(self, parent: str, key: str, wanted: str) -> ColumnElement[bool]:
+        columns, mine = self._labels.c, self._table.c
+        return exists().where(
+            columns.parent == parent,
+            columns.key == key,
+            columns.value == wanted,
+            columns.create_time_us == mine.create_time_us,
+            columns.name == mine.name,
+        )
+
+    async def _insert_labels(self, connection: AsyncConnection, value: T) -> None:
+        place = {
+            "parent": parent_of(value.name),
+            "create_time_us": _microseconds(value.create_time),
+            "name": value.name,
+        }
+        rows = [{**place, "key": key, "value": label} for key, label in value.labels.items()]
+        if rows:
+            await connection.execute(insert(self._labels), rows)
+
     def _column(self, field: str) -> ColumnElement[Any]:
-        if field.startswith("labels."):
-            labels = self._table.c.labels
-            label: ColumnElement[Any] = labels[field.removeprefix("labels.")].as_string()
-            return label
         if field != "state" and field not in self._extra:
             known = ", ".join(["state", "labels.<key>", *self._extra])
             raise ValueError(f"a filter on {self._table.name} must be one of {known}, got {field!r}")
@@ -234,6 +326,10 @@ class Resources(Generic[T]):
                 "revision": row["revision"],
             },
         )
+
+
+def _missing(name: str) -> NotFound:
+    return NotFound(f"{name} does not exist", metadata={"name": name})
 
 
 def _microseconds(time: datetime) -> int:

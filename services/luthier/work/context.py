@@ -116,7 +116,7 @@ class TaskContext:
         """Return a file of the task's own service, from the cache or over the wire; do not change it.
 
         Raises:
-            LuthierError: the service refused, or the bytes have another digest (DataLoss).
+            LuthierError: the service refused, or the bytes have another digest (DataLoss); what `check` raises.
         """
         return self.cache.find(file.sha256) or self.cache.add(file.sha256, self._download(file.sha256))
 
@@ -126,6 +126,7 @@ class TaskContext:
             chunk = self._wait(anext(stream, None))
             if chunk is None:
                 return
+            self.check()
             yield chunk
 
     def store(self, path: Path, name: str) -> task_pb2.BlobFile:

@@ -19,6 +19,8 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_g
 
 T = TypeVar("T")
 CALL_SECONDS = 60.0
+_HEARTBEAT_SECONDS = 0.7
+"""A heartbeat brings the request to stop, which a task is to hear of within a second."""
 _logger = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ class WorkerLink:
         )
         async with self._registered:
             response = await self.call(self.stub.RegisterWorker, request)
-        self.heartbeat_seconds = min(response.heartbeat_interval_seconds, 2.0)
+        self.heartbeat_seconds = min(response.heartbeat_interval_seconds, _HEARTBEAT_SECONDS)
 
     async def call(
         self,

@@ -52,6 +52,9 @@ class PlainQueue:
         self.added.append(new)
         return await Tasks().add(connection, new)  # type: ignore[arg-type]
 
+    async def request_cancel(self, connection: object, subject: str) -> None:
+        raise AssertionError(f"nobody asks to stop {subject} here")
+
 
 class Bench:
     def __init__(self, root: Path) -> None:

@@ -132,8 +132,14 @@ def list_versions(
     )
 
 
+def cancel_version(scope: Scope, name: str, *, etag: str = "") -> Flow[DatasetVersion]:
+    """Ask a version that is being built to stop."""
+    request = api.CancelDatasetVersionRequest(name=names.version(scope.project, name), etag=etag)
+    return call(scope, lambda stubs: stubs.data.CancelDatasetVersion, request)
+
+
 def watch_version(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
-    """Follow a version's events, each once and in order, until it is READY or FAILED."""
+    """Follow a version's events, each once and in order, until it is READY, FAILED or CANCELLED."""
     request = api.WatchDatasetVersionRequest(name=names.version(scope.project, name))
     return watch(scope, lambda stubs: stubs.data.WatchDatasetVersion, request, start_sequence)
 
@@ -147,7 +153,7 @@ def wait_for_version(
 ) -> Flow[DatasetVersion]:
     """Return the version once it is READY.
 
-    Raise `VersionFailed` when it fails, DeadlineExceeded when time runs out.
+    Raise `VersionFailed` when it fails or is cancelled, DeadlineExceeded when time runs out.
     """
     full = names.version(scope.project, name)
     return wait(
@@ -197,6 +203,7 @@ class Versions(SyncResource):
 
     get = method(get_version)
     list = stream_method(list_versions)
+    cancel = method(cancel_version)
     watch = stream_method(watch_version)
     wait = method(wait_for_version)
     errors = stream_method(list_errors)
@@ -225,6 +232,7 @@ class AsyncVersions(AsyncResource):
 
     get = async_method(get_version)
     list = async_stream_method(list_versions)
+    cancel = async_method(cancel_version)
     watch = async_stream_method(watch_version)
     wait = async_method(wait_for_version)
     errors = async_stream_method(list_errors)

@@ -34,11 +34,11 @@ def _rebuild(kind: type[ResourceFailed[R]], resource: R, state: str, failure: Fa
 
 
 class VersionFailed(ResourceFailed[DatasetVersion]):
-    """A dataset version could not be built."""
+    """A dataset version could not be built, or was cancelled."""
 
 
 class RenderingFailed(ResourceFailed[Rendering]):
-    """A rendering could not be made."""
+    """A rendering could not be made, or was cancelled."""
 
 
 class ModelFailed(ResourceFailed[Model]):

@@ -59,8 +59,14 @@ def list_all(
     return pages(scope, lambda stubs: stubs.data.ListRenderings, request, lambda page: page.renderings)
 
 
+def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[Rendering]:
+    """Ask a rendering that is being made to stop."""
+    request = api.CancelRenderingRequest(name=names.child(scope.project, "renderings", name), etag=etag)
+    return call(scope, lambda stubs: stubs.data.CancelRendering, request)
+
+
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
-    """Follow a rendering's events, each once and in order, until it is READY or FAILED."""
+    """Follow a rendering's events, each once and in order, until it is READY, FAILED or CANCELLED."""
     request = api.WatchRenderingRequest(name=names.child(scope.project, "renderings", name))
     return watch(scope, lambda stubs: stubs.data.WatchRendering, request, start_sequence)
 
@@ -74,7 +80,7 @@ def wait_until_ready(
 ) -> Flow[Rendering]:
     """Return the rendering once it is READY.
 
-    Raise `RenderingFailed` when it fails, DeadlineExceeded when time runs out.
+    Raise `RenderingFailed` when it fails or is cancelled, DeadlineExceeded when time runs out.
     """
     full = names.child(scope.project, "renderings", name)
     return wait(
@@ -135,6 +141,7 @@ class Renderings(SyncResource):
     create = method(create)
     get = method(get)
     list = stream_method(list_all)
+    cancel = method(cancel)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
     preview = stream_method(preview)
@@ -147,6 +154,7 @@ class AsyncRenderings(AsyncResource):
     create = async_method(create)
     get = async_method(get)
     list = async_stream_method(list_all)
+    cancel = async_method(cancel)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_ready)
     preview = async_stream_method(preview)

@@ -393,6 +393,36 @@ class ListDatasetVersionsResponse(_message.Message):
 Global___ListDatasetVersionsResponse: _TypeAlias = ListDatasetVersionsResponse  # noqa: Y015
 
 @_typing.final
+class CancelDatasetVersionRequest(_message.Message):
+    """CancelDatasetVersionRequest names the resource to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the resource."""
+    etag: _builtins.str
+    """etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now."""
+    request_id: _builtins.str
+    """UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelDatasetVersionRequest: _TypeAlias = CancelDatasetVersionRequest  # noqa: Y015
+
+@_typing.final
 class WatchDatasetVersionRequest(_message.Message):
     """WatchDatasetVersionRequest says whose events to send and from where."""
 
@@ -691,6 +721,36 @@ class ListRenderingsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRenderingsResponse: _TypeAlias = ListRenderingsResponse  # noqa: Y015
+
+@_typing.final
+class CancelRenderingRequest(_message.Message):
+    """CancelRenderingRequest names the resource to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the resource."""
+    etag: _builtins.str
+    """etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now."""
+    request_id: _builtins.str
+    """UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRenderingRequest: _TypeAlias = CancelRenderingRequest  # noqa: Y015
 
 @_typing.final
 class WatchRenderingRequest(_message.Message):

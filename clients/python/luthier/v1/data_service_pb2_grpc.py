@@ -91,6 +91,11 @@ class DataServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.ListDatasetVersionsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_data__service__pb2.ListDatasetVersionsResponse.FromString,
                 _registered_method=True)
+        self.CancelDatasetVersion = channel.unary_unary(
+                '/luthier.v1.DataService/CancelDatasetVersion',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.CancelDatasetVersionRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+                _registered_method=True)
         self.WatchDatasetVersion = channel.unary_stream(
                 '/luthier.v1.DataService/WatchDatasetVersion',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.WatchDatasetVersionRequest.SerializeToString,
@@ -125,6 +130,11 @@ class DataServiceStub(object):
                 '/luthier.v1.DataService/ListRenderings',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.ListRenderingsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_data__service__pb2.ListRenderingsResponse.FromString,
+                _registered_method=True)
+        self.CancelRendering = channel.unary_unary(
+                '/luthier.v1.DataService/CancelRendering',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.CancelRenderingRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
                 _registered_method=True)
         self.WatchRendering = channel.unary_stream(
                 '/luthier.v1.DataService/WatchRendering',
@@ -241,6 +251,15 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelDatasetVersion(self, request, context):
+        """Ask a version that is being built to stop. One that has ended or is stopping is returned unchanged.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchDatasetVersion(self, request, context):
         """Stream a version's events from a number on; ends after the event of a final state.
 
@@ -303,6 +322,15 @@ class DataServiceServicer(object):
         """Page through the renderings of a project.
 
         Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRendering(self, request, context):
+        """Ask a rendering that is being made to stop. One that has ended or is stopping is returned unchanged.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -390,6 +418,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.ListDatasetVersionsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_data__service__pb2.ListDatasetVersionsResponse.SerializeToString,
             ),
+            'CancelDatasetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelDatasetVersion,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.CancelDatasetVersionRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.SerializeToString,
+            ),
             'WatchDatasetVersion': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchDatasetVersion,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.WatchDatasetVersionRequest.FromString,
@@ -424,6 +457,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     servicer.ListRenderings,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.ListRenderingsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_data__service__pb2.ListRenderingsResponse.SerializeToString,
+            ),
+            'CancelRendering': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRendering,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.CancelRenderingRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_rendering__pb2.Rendering.SerializeToString,
             ),
             'WatchRendering': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRendering,
@@ -724,6 +762,33 @@ class DataService(object):
             _registered_method=True)
 
     @staticmethod
+    def CancelDatasetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/CancelDatasetVersion',
+            luthier_dot_v1_dot_data__service__pb2.CancelDatasetVersionRequest.SerializeToString,
+            luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WatchDatasetVersion(request,
             target,
             options=(),
@@ -902,6 +967,33 @@ class DataService(object):
             '/luthier.v1.DataService/ListRenderings',
             luthier_dot_v1_dot_data__service__pb2.ListRenderingsRequest.SerializeToString,
             luthier_dot_v1_dot_data__service__pb2.ListRenderingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRendering(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/CancelRendering',
+            luthier_dot_v1_dot_data__service__pb2.CancelRenderingRequest.SerializeToString,
+            luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
             options,
             channel_credentials,
             insecure,

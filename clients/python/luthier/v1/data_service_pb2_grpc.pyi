@@ -93,6 +93,11 @@ class DataServiceStub:
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
+    CancelDatasetVersion: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.CancelDatasetVersionRequest, _dataset_pb2.DatasetVersion]
+    """Ask a version that is being built to stop. One that has ended or is stopping is returned unchanged.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+    """
     WatchDatasetVersion: _grpc.UnaryStreamMultiCallable[_data_service_pb2.WatchDatasetVersionRequest, _event_pb2.Event]
     """Stream a version's events from a number on; ends after the event of a final state.
 
@@ -131,6 +136,11 @@ class DataServiceStub:
     """Page through the renderings of a project.
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+    """
+    CancelRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.CancelRenderingRequest, _rendering_pb2.Rendering]
+    """Ask a rendering that is being made to stop. One that has ended or is stopping is returned unchanged.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
     """
     WatchRendering: _grpc.UnaryStreamMultiCallable[_data_service_pb2.WatchRenderingRequest, _event_pb2.Event]
     """Stream a rendering's events from a number on; ends after the event of a final state.
@@ -210,6 +220,11 @@ class DataServiceAsyncStub(DataServiceStub):
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
+    CancelDatasetVersion: _aio.UnaryUnaryMultiCallable[_data_service_pb2.CancelDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
+    """Ask a version that is being built to stop. One that has ended or is stopping is returned unchanged.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+    """
     WatchDatasetVersion: _aio.UnaryStreamMultiCallable[_data_service_pb2.WatchDatasetVersionRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a version's events from a number on; ends after the event of a final state.
 
@@ -248,6 +263,11 @@ class DataServiceAsyncStub(DataServiceStub):
     """Page through the renderings of a project.
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+    """
+    CancelRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.CancelRenderingRequest, _rendering_pb2.Rendering]  # type: ignore[assignment]
+    """Ask a rendering that is being made to stop. One that has ended or is stopping is returned unchanged.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
     """
     WatchRendering: _aio.UnaryStreamMultiCallable[_data_service_pb2.WatchRenderingRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a rendering's events from a number on; ends after the event of a final state.
@@ -386,6 +406,17 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CancelDatasetVersion(
+        self,
+        request: _data_service_pb2.CancelDatasetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.DatasetVersion, _abc.Awaitable[_dataset_pb2.DatasetVersion]]:
+        """Ask a version that is being built to stop. One that has ended or is stopping is returned unchanged.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+        """
+
+    @_abc_1.abstractmethod
     def WatchDatasetVersion(
         self,
         request: _data_service_pb2.WatchDatasetVersionRequest,
@@ -464,6 +495,17 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """Page through the renderings of a project.
 
         Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelRendering(
+        self,
+        request: _data_service_pb2.CancelRenderingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rendering_pb2.Rendering, _abc.Awaitable[_rendering_pb2.Rendering]]:
+        """Ask a rendering that is being made to stop. One that has ended or is stopping is returned unchanged.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
         """
 
     @_abc_1.abstractmethod

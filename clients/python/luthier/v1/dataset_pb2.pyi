@@ -338,6 +338,10 @@ class DatasetVersion(_message.Message):
         """Ready to use; never changes again."""
         STATE_FAILED: DatasetVersion._State.ValueType  # 4
         """Not usable; `error` says why."""
+        STATE_CANCELLING: DatasetVersion._State.ValueType  # 5
+        """Asked to stop."""
+        STATE_CANCELLED: DatasetVersion._State.ValueType  # 6
+        """Stopped on request; not usable."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a version."""
@@ -352,6 +356,10 @@ class DatasetVersion(_message.Message):
     """Ready to use; never changes again."""
     STATE_FAILED: DatasetVersion.State.ValueType  # 4
     """Not usable; `error` says why."""
+    STATE_CANCELLING: DatasetVersion.State.ValueType  # 5
+    """Asked to stop."""
+    STATE_CANCELLED: DatasetVersion.State.ValueType  # 6
+    """Stopped on request; not usable."""
 
     @_typing.final
     class LabelsEntry(_message.Message):

@@ -234,6 +234,10 @@ class Rendering(_message.Message):
         """Ready to use; never changes again."""
         STATE_FAILED: Rendering._State.ValueType  # 4
         """Not usable; `error` says why."""
+        STATE_CANCELLING: Rendering._State.ValueType  # 5
+        """Asked to stop."""
+        STATE_CANCELLED: Rendering._State.ValueType  # 6
+        """Stopped on request; not usable."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a rendering."""
@@ -248,6 +252,10 @@ class Rendering(_message.Message):
     """Ready to use; never changes again."""
     STATE_FAILED: Rendering.State.ValueType  # 4
     """Not usable; `error` says why."""
+    STATE_CANCELLING: Rendering.State.ValueType  # 5
+    """Asked to stop."""
+    STATE_CANCELLED: Rendering.State.ValueType  # 6
+    """Stopped on request; not usable."""
 
     @_typing.final
     class LabelsEntry(_message.Message):

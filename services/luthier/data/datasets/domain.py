@@ -23,12 +23,14 @@ class DatasetState(StrEnum):
 
 
 class VersionState(StrEnum):
-    """Where a version stands. READY and FAILED are final."""
+    """Where a version stands. READY, FAILED and CANCELLED are final."""
 
     QUEUED = "QUEUED"
     BUILDING = "BUILDING"
     READY = "READY"
     FAILED = "FAILED"
+    CANCELLING = "CANCELLING"
+    CANCELLED = "CANCELLED"
 
 
 class DatasetFormat(StrEnum):
@@ -153,17 +155,27 @@ class DatasetVersion:
     @property
     def final(self) -> bool:
         """Whether the version never changes again."""
-        return self.state in (VersionState.READY, VersionState.FAILED)
+        return self.state in (VersionState.READY, VersionState.FAILED, VersionState.CANCELLED)
 
     def building(self) -> DatasetVersion:
-        """Return the version once a worker has begun. Raises FailedPrecondition when it is final."""
-        self._refuse_final()
+        """Return the version once a worker has begun. Raises FailedPrecondition when final or stopping."""
+        self._refuse_ending()
         return replace(self, state=VersionState.BUILDING)
 
     def queued_again(self) -> DatasetVersion:
-        """Return the version once its worker was lost. Raises FailedPrecondition when it is final."""
-        self._refuse_final()
+        """Return the version once its worker was lost. Raises FailedPrecondition when final or stopping."""
+        self._refuse_ending()
         return replace(self, state=VersionState.QUEUED)
+
+    def cancelling(self) -> DatasetVersion:
+        """Return the version once it was asked to stop. Raises FailedPrecondition when final or stopping."""
+        self._refuse_ending()
+        return replace(self, state=VersionState.CANCELLING)
+
+    def cancelled(self) -> DatasetVersion:
+        """Return the version once it has stopped on request. Raises FailedPrecondition when it is final."""
+        self._refuse_final()
+        return replace(self, state=VersionState.CANCELLED)
 
     def built(self, outcome: VersionOutcome) -> DatasetVersion:
         """Return the READY version. Raises FailedPrecondition, and InvalidArgument for a bad outcome."""
@@ -203,6 +215,14 @@ class DatasetVersion:
             reason=Reason.WRONG_STATE,
             metadata={"name": self.name, "state": self.state},
         )
+
+    def _refuse_ending(self) -> None:
+        self._refuse_final()
+        if self.state is VersionState.CANCELLING:
+            raise FailedPrecondition(
+                f"{self.name} is {self.state} and can only end",
+                metadata={"name": self.name, "state": self.state},
+            )
 
     def _refuse_final(self) -> None:
         if self.final:

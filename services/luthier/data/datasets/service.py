@@ -28,6 +28,7 @@ from luthier.runtime.labels import display_name_violations, label_violations
 from luthier.runtime.names import check_id, new_id, project_of, same_project
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
+from luthier.storage.resources import require_etag
 from luthier.work.events import Entry, StateChanged
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
@@ -63,6 +64,10 @@ class Tasks(Protocol):
 
     async def enqueue(self, connection: AsyncConnection, new: NewTask) -> Task:
         """Queue a task in the caller's transaction."""
+        ...
+
+    async def request_cancel(self, connection: AsyncConnection, subject: str) -> None:
+        """Stop the task of a resource in the caller's transaction."""
         ...
 
 
@@ -186,6 +191,20 @@ class DatasetService:
         await self.get_dataset(request.parent)
         return await list_page(self._database, self._versions, tokens, request)
 
+    async def cancel_version(self, name: str, etag: str) -> DatasetVersion:
+        """Ask a version to stop; one that has ended or is stopping stays as it is.
+
+        Raises NotFound, Aborted ETAG_MISMATCH.
+        """
+        async with self._database.transaction() as connection:
+            version = await self._versions.get(connection, name)
+            require_etag(version, etag)
+            if version.final or version.state is VersionState.CANCELLING:
+                return version
+            await self._save(connection, version.cancelling())
+            await self._tasks.request_cancel(connection, name)
+            return await self._versions.get(connection, name)
+
     async def list_errors(self, name: str, start: int, limit: int) -> Sequence[RecordError]:
         """Return at most `limit` bad records of a version from position `start` on. Raises NotFound."""
         async with self._database.reading() as connection:
@@ -219,6 +238,11 @@ class DatasetService:
         version = await self._versions.get(connection, name)
         await self._errors.add(connection, name, outcome.errors if outcome else ())
         await self._save(connection, version.failed(failure, outcome))
+
+    async def version_cancelled(self, connection: AsyncConnection, name: str) -> None:
+        """The version stopped on request."""
+        version = await self._versions.get(connection, name)
+        await self._save(connection, version.cancelled())
 
     async def _found(self, connection: AsyncConnection, source: Source) -> Source:
         file = await self._uploads.completed(connection, source.upload)

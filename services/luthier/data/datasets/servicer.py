@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -20,9 +21,9 @@ from luthier.data.datasets.convert import (
 )
 from luthier.data.datasets.service import DatasetService
 from luthier.data.names import DATASET, VERSION, check_name
-from luthier.data.shard_files import RECORD_COLUMNS, ShardReader, in_split, to_ipc_chunks
+from luthier.data.shard_files import RECORD_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
-from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.errors import FailedPrecondition, Failure
 from luthier.runtime.names import require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.v1 import arrow_pb2, data_service_pb2, dataset_pb2, event_pb2, fine_tuning_job_pb2
@@ -108,6 +109,13 @@ class DatasetsServicer:
             dataset_versions=[version_to_proto(value) for value in values], next_page_token=token
         )
 
+    async def CancelDatasetVersion(
+        self, request: data_service_pb2.CancelDatasetVersionRequest, context: Context
+    ) -> dataset_pb2.DatasetVersion:
+        """Ask a version to stop."""
+        check_name(VERSION, request.name, self._projects)
+        return version_to_proto(await self._datasets.cancel_version(request.name, request.etag))
+
     async def WatchDatasetVersion(
         self, request: data_service_pb2.WatchDatasetVersionRequest, context: Context
     ) -> AsyncIterator[event_pb2.Event]:
@@ -145,13 +153,15 @@ class DatasetsServicer:
         )
         page = data_service_pb2.ListRecordsResponse()
         size_bytes = 0
-        async for row in self._reader.rows(version.shards, RECORD_COLUMNS, start, in_split(split)):
-            record = record_to_proto(row)
-            size_bytes += record.ByteSize()
-            if len(page.records) == limit or (page.records and size_bytes > PAGE_BYTES):
-                page.next_page_token = self._page_tokens.encode((str(record.row),), bound)
-                break
-            page.records.append(record)
+        found = self._reader.rows(version.shards, RECORD_COLUMNS, start, in_split(split))
+        async with aclosing(found) as rows:
+            async for row in rows:
+                record = record_to_proto(row)
+                size_bytes += record.ByteSize()
+                if len(page.records) == limit or (page.records and size_bytes > PAGE_BYTES):
+                    page.next_page_token = self._page_tokens.encode((str(record.row),), bound)
+                    break
+                page.records.append(record)
         return page
 
     async def ReadRecords(
@@ -162,10 +172,10 @@ class DatasetsServicer:
         split = split_from_proto(request.split)
         version = await self._datasets.ready_version(request.name)
         check_start_row(request.start_row, version.shards)
-        async for batch in self._reader.batches(
-            version.shards, RECORD_COLUMNS, request.start_row, in_split(split)
-        ):
-            for ipc, first_row, num_rows in to_ipc_chunks(batch):
+        wanted = in_split(split)
+        found = self._reader.ipc_chunks(version.shards, RECORD_COLUMNS, request.start_row, wanted)
+        async with aclosing(found) as chunks:
+            async for ipc, first_row, num_rows in chunks:
                 yield arrow_pb2.ArrowChunk(ipc=ipc, first_row=first_row, num_rows=num_rows)
 
 
@@ -221,8 +231,8 @@ class BuildVersionHandler:
         await self._datasets.version_failed(connection, task.subject, failure, outcome)
 
     async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """The version is FAILED."""
-        await self._datasets.version_failed(connection, task.subject, stopped(task), None)
+        """The version is CANCELLED."""
+        await self._datasets.version_cancelled(connection, task.subject)
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """Another worker will begin anew."""
@@ -232,12 +242,3 @@ class BuildVersionHandler:
 def no_checkpoints(task: Task) -> FailedPrecondition:
     """Return the error for a checkpoint of a task that has none."""
     return FailedPrecondition(f"a {task.kind} task has no checkpoints", metadata={"task": task.task_id})
-
-
-def stopped(task: Task) -> Failure:
-    """Return the failure of a resource whose task was stopped on request."""
-    return Failure(
-        code="CANCELLED",
-        reason=Reason.CANCELLED_BY_USER,
-        message=f"the work on {task.subject} was stopped on request",
-    )

@@ -24,6 +24,8 @@ class RenderingState(StrEnum):
     RENDERING = "RENDERING"
     READY = "READY"
     FAILED = "FAILED"
+    CANCELLING = "CANCELLING"
+    CANCELLED = "CANCELLED"
 
 
 class MaskMode(StrEnum):
@@ -159,17 +161,27 @@ class Rendering:
     @property
     def final(self) -> bool:
         """Whether the rendering never changes again."""
-        return self.state in (RenderingState.READY, RenderingState.FAILED)
+        return self.state in (RenderingState.READY, RenderingState.FAILED, RenderingState.CANCELLED)
 
     def begun(self) -> Rendering:
-        """Return the rendering once a worker has begun. Raises FailedPrecondition when it is final."""
-        self._refuse_final()
+        """Return the rendering once a worker has begun. Raises FailedPrecondition when final or stopping."""
+        self._refuse_ending()
         return replace(self, state=RenderingState.RENDERING)
 
     def queued_again(self) -> Rendering:
-        """Return the rendering once its worker was lost. Raises FailedPrecondition when it is final."""
-        self._refuse_final()
+        """Return the rendering once its worker was lost. Raises FailedPrecondition when final or stopping."""
+        self._refuse_ending()
         return replace(self, state=RenderingState.QUEUED)
+
+    def cancelling(self) -> Rendering:
+        """Return the rendering once it was asked to stop. Raises FailedPrecondition when final or stopping."""
+        self._refuse_ending()
+        return replace(self, state=RenderingState.CANCELLING)
+
+    def cancelled(self) -> Rendering:
+        """Return the rendering once it has stopped on request. Raises FailedPrecondition when it is final."""
+        self._refuse_final()
+        return replace(self, state=RenderingState.CANCELLED)
 
     def rendered(self, outcome: RenderingOutcome) -> Rendering:
         """Return the READY rendering. Raises FailedPrecondition, and InvalidArgument for a bad outcome."""
@@ -201,6 +213,14 @@ class Rendering:
             reason=Reason.WRONG_STATE,
             metadata={"name": self.name, "state": self.state},
         )
+
+    def _refuse_ending(self) -> None:
+        self._refuse_final()
+        if self.state is RenderingState.CANCELLING:
+            raise FailedPrecondition(
+                f"{self.name} is {self.state} and can only end",
+                metadata={"name": self.name, "state": self.state},
+            )
 
     def _refuse_final(self) -> None:
         if self.final:

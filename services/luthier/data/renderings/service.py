@@ -27,6 +27,7 @@ from luthier.runtime.labels import label_violations
 from luthier.runtime.names import check_id, new_id, project_of, same_project
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
+from luthier.storage.resources import require_etag
 from luthier.work.events import Entry, StateChanged
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
@@ -54,6 +55,10 @@ class Tasks(Protocol):
 
     async def enqueue(self, connection: AsyncConnection, new: NewTask) -> Task:
         """Queue a task in the caller's transaction."""
+        ...
+
+    async def request_cancel(self, connection: AsyncConnection, subject: str) -> None:
+        """Stop the task of a resource in the caller's transaction."""
         ...
 
 
@@ -128,6 +133,20 @@ class RenderingService:
         """Return a page of a project's renderings and the next page's token. Raises InvalidArgument."""
         return await list_page(self._database, self._renderings, tokens, request)
 
+    async def cancel(self, name: str, etag: str) -> Rendering:
+        """Ask a rendering to stop; one that has ended or is stopping stays as it is.
+
+        Raises NotFound, Aborted ETAG_MISMATCH.
+        """
+        async with self._database.transaction() as connection:
+            rendering = await self._renderings.get(connection, name)
+            require_etag(rendering, etag)
+            if rendering.final or rendering.state is RenderingState.CANCELLING:
+                return rendering
+            await self._save(connection, rendering.cancelling())
+            await self._tasks.request_cancel(connection, name)
+            return await self._renderings.get(connection, name)
+
     async def to_render(self, connection: AsyncConnection, name: str) -> tuple[Rendering, ReadyVersion]:
         """Return what a worker needs: the rendering as the transaction sees it, and its version."""
         rendering = await self._renderings.get(connection, name)
@@ -152,6 +171,11 @@ class RenderingService:
         """The rendering is FAILED."""
         rendering = await self._renderings.get(connection, name)
         await self._save(connection, rendering.failed(failure))
+
+    async def cancelled(self, connection: AsyncConnection, name: str) -> None:
+        """The rendering stopped on request."""
+        rendering = await self._renderings.get(connection, name)
+        await self._save(connection, rendering.cancelled())
 
     def _new(self, name: str, wanted: NewRendering, model: ModelView) -> Rendering:
         now = self._clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -20,9 +21,9 @@ from luthier.data.renderings.convert import (
 from luthier.data.renderings.domain import View
 from luthier.data.renderings.service import RenderingService
 from luthier.data.renderings.token_texts import TokenTexts
-from luthier.data.shard_files import LENGTH_COLUMNS, ROW_COLUMNS, ShardReader, in_split, to_ipc_chunks
+from luthier.data.shard_files import LENGTH_COLUMNS, ROW_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
-from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.errors import FailedPrecondition, Failure
 from luthier.runtime.names import require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.v1 import arrow_pb2, data_service_pb2, event_pb2, fine_tuning_job_pb2, rendering_pb2
@@ -87,6 +88,13 @@ class RenderingsServicer:
                 return page
             asked.page_size = len(values) // 2
 
+    async def CancelRendering(
+        self, request: data_service_pb2.CancelRenderingRequest, context: Context
+    ) -> rendering_pb2.Rendering:
+        """Ask a rendering to stop."""
+        check_name(RENDERING, request.name, self._projects)
+        return rendering_to_proto(await self._renderings.cancel(request.name, request.etag))
+
     async def WatchRendering(
         self, request: data_service_pb2.WatchRenderingRequest, context: Context
     ) -> AsyncIterator[event_pb2.Event]:
@@ -109,14 +117,15 @@ class RenderingsServicer:
         page = data_service_pb2.PreviewRenderingResponse()
         size_bytes = 0
         equals = {**in_split(split), **({"num_supervised": 0} if request.unsupervised_only else {})}
-        async for row in self._reader.rows(rendering.shards, ROW_COLUMNS, start, equals):
-            texts = await self._token_texts.texts(rendering.tokenizer_blob, row["input_ids"])
-            message = row_to_proto(row, texts)
-            size_bytes += message.ByteSize()
-            if len(page.rows) == limit or (page.rows and size_bytes > PAGE_BYTES):
-                page.next_page_token = self._page_tokens.encode((str(message.row),), bound)
-                break
-            page.rows.append(message)
+        async with aclosing(self._reader.rows(rendering.shards, ROW_COLUMNS, start, equals)) as rows:
+            async for row in rows:
+                texts = await self._token_texts.texts(rendering.tokenizer_blob, row["input_ids"])
+                message = row_to_proto(row, texts)
+                size_bytes += message.ByteSize()
+                if len(page.rows) == limit or (page.rows and size_bytes > PAGE_BYTES):
+                    page.next_page_token = self._page_tokens.encode((str(message.row),), bound)
+                    break
+                page.rows.append(message)
         return page
 
     async def ReadRendering(
@@ -130,10 +139,10 @@ class RenderingsServicer:
         columns = LENGTH_COLUMNS if view is View.LENGTHS else ROW_COLUMNS
         rendering = await self._renderings.ready(request.name)
         check_start_row(request.start_row, rendering.shards)
-        async for batch in self._reader.batches(
-            rendering.shards, columns, request.start_row, in_split(split)
-        ):
-            for ipc, first_row, num_rows in to_ipc_chunks(batch):
+        wanted = in_split(split)
+        found = self._reader.ipc_chunks(rendering.shards, columns, request.start_row, wanted)
+        async with aclosing(found) as chunks:
+            async for ipc, first_row, num_rows in chunks:
                 yield arrow_pb2.ArrowChunk(ipc=ipc, first_row=first_row, num_rows=num_rows)
 
 
@@ -187,13 +196,8 @@ class RenderHandler:
         await self._renderings.failed(connection, task.subject, failure)
 
     async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """The rendering is FAILED."""
-        stopped = Failure(
-            code="CANCELLED",
-            reason=Reason.CANCELLED_BY_USER,
-            message=f"the work on {task.subject} was stopped on request",
-        )
-        await self._renderings.failed(connection, task.subject, stopped)
+        """The rendering is CANCELLED."""
+        await self._renderings.cancelled(connection, task.subject)
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """Another worker will begin anew."""

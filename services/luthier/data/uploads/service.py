@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.data.uploads import repository
 from luthier.data.uploads.domain import Chunk, Upload, UploadState, check_chunk, check_upload
-from luthier.errors import Aborted, FieldViolation, InvalidArgument, Reason
+from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.runtime.names import new_id
 from luthier.storage.blobs import Blob, BlobStore
 from luthier.storage.database import Database
+from luthier.storage.resources import require_etag
 
 
 def _now() -> datetime:
@@ -99,11 +100,7 @@ class UploadService:
         """
         async with self._lock(name), self._database.transaction() as connection:
             upload = await self._uploads.get(connection, name)
-            if etag and etag != f'"{upload.revision}"':
-                raise Aborted(
-                    f'{name} has etag "{upload.revision}", not {etag}; read it again',
-                    metadata={"name": name, "etag": f'"{upload.revision}"'},
-                )
+            require_etag(upload, etag)
             if upload.state is UploadState.CANCELLED:
                 return upload
             upload = await self._uploads.update(connection, upload.cancelled())

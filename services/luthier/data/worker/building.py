@@ -33,7 +33,6 @@ _DIGEST_VERSION = "luthier-dataset-version-1"
 _DETECT_VALUES = 20
 _DETECT_LINES = 1000
 _MESSAGE_CHARACTERS = 500
-_TICK_RECORDS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +80,13 @@ class VersionBuilder:
     def read(self, stream: BinaryIO, place: Place, format_: DatasetFormat | None) -> DatasetFormat | None:
         """Take in one source; return the format used, None when no line of it could be read.
 
-        `tick` is called every few hundred records and may raise to end the work. Raises InvalidArgument
+        `tick` is called before every record and may raise to end the work. Raises InvalidArgument
         EMPTY_FILE for a source without records, UNKNOWN_FORMAT when none fits and none was given.
         """
         is_array = _is_array(stream)
         lines, found = _detected(read_values(stream), place.filename, format_)
         for line in lines:
-            if self._num_read % _TICK_RECORDS == 0:
-                self._tick()
+            self._tick()
             self._num_read += 1
             self._take(line, place, found)
         if line.error is not None and (is_array or stream.read(1)):

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from luthier.work.peers import channel
 from luthier.worker.v1 import task_pb2
 
 _REPORT_SECONDS = 0.5
+_CHECK_SECONDS = 0.2
 _CHILD = "luthier.data.worker.render_child"
 
 
@@ -92,7 +94,7 @@ def _run(context: TaskContext, order: Order, total: int) -> RenderedVersion:
     """Render in a child process; relay its progress, and end it when nobody wants the work any more."""
     at = Begun(done=0, filename="", line=0)
     next_report = 0.0
-    with _child(context.scratch) as child:
+    with _child(context.scratch) as child, _ended_when_unwanted(context, child):
         assert child.stdin is not None, "it is a pipe"
         assert child.stdout is not None, "it is a pipe"
         child.stdin.write(json.dumps(converter().unstructure(order)))
@@ -105,10 +107,33 @@ def _run(context: TaskContext, order: Order, total: int) -> RenderedVersion:
                 raise Failure(**message["failure"]).to_error()
             at = Begun(**message["at"])
             if time.monotonic() >= next_report:
-                context.check()
                 context.progress("rendering", at.done, total, "records")
                 next_report = time.monotonic() + _REPORT_SECONDS
-        raise _ended(child.wait(), at, order.limits)
+        code = child.wait()
+        context.check()
+        raise _ended(code, at, order.limits)
+
+
+@contextmanager
+def _ended_when_unwanted(context: TaskContext, child: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a child as soon as its work is not wanted any more, however long its record takes."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_CHECK_SECONDS):
+            try:
+                context.check()
+            except LuthierError:
+                child.kill()
+                return
+
+    watching = threading.Thread(target=watch, name="render-watch")
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
 
 
 @contextmanager

@@ -155,7 +155,8 @@ def _finish(session: Session, started: DatasetVersion) -> None:
     from luthier.client.failures import VersionFailed
 
     try:
-        version = follow(session, started.name, session.client.datasets.versions.wait)
+        stop = f"datasets cancel {short(started.name)}"
+        version = follow(session, started.name, session.client.datasets.versions.wait, stop=stop)
     except VersionFailed:
         errors = list(session.client.datasets.versions.errors(started.name))
         if errors and not session.as_json:
@@ -197,6 +198,16 @@ def show(session: Session, name: str) -> None:
         session.show(dataset, version_table)
         return
     session.show_list(session.client.datasets.versions.list(dataset.name), version_table)
+
+
+@datasets.command()
+@click.argument("version")
+@pass_session
+def cancel(session: Session, version: str) -> None:
+    """Ask VERSION, one that is being built, to stop."""
+    from luthier.client.cli.views import version_facts
+
+    session.show(session.client.datasets.versions.cancel(version), version_facts)
 
 
 @datasets.command()

@@ -27,12 +27,20 @@ class Waiting(Protocol[R_co]):
         ...
 
 
-def follow(session: Session, name: str, wait: Waiting[R]) -> R:
-    """Show events on stderr until the resource is done; with --json nothing is shown. Raises as `wait`."""
-    if session.as_json:
-        return wait(name)
-    with events(session, name) as show:
-        return wait(name, on_event=show)
+def follow(session: Session, name: str, wait: Waiting[R], *, stop: str = "") -> R:
+    """Show events on stderr until the resource is done; with --json nothing is shown. Raises as `wait`.
+
+    `stop`: the command that ends it, if there is one.
+    """
+    try:
+        if session.as_json:
+            return wait(name)
+        with events(session, name) as show:
+            return wait(name, on_event=show)
+    except KeyboardInterrupt:
+        if stop:
+            session.note(f"stopped waiting; it goes on until: luthier {stop}")
+        raise
 
 
 def watch(session: Session, name: str, wait: Waiting[R], *, stop: str) -> R:

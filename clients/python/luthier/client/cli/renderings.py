@@ -71,7 +71,8 @@ def create(session: Session, version: str, model: str, name: str, **settings: ob
     if settings["template"]:
         wanted.chat_template = settings["template"].read()  # type: ignore[attr-defined]
     started = session.client.renderings.create(wanted, rendering_id=name)
-    done = follow(session, started.name, session.client.renderings.wait)
+    stop = f"renderings cancel {short(started.name)}"
+    done = follow(session, started.name, session.client.renderings.wait, stop=stop)
     session.show(done, _facts)
     session.hint(f"renderings preview {short(done.name)}")
     session.hint(f"jobs plan --model {short(done.model)} --rendering {short(done.name)}")
@@ -90,6 +91,14 @@ def list_renderings(session: Session) -> None:
 def show(session: Session, name: str) -> None:
     """Show a rendering with its token statistics."""
     session.show(session.client.renderings.get(name), _facts)
+
+
+@renderings.command()
+@click.argument("name")
+@pass_session
+def cancel(session: Session, name: str) -> None:
+    """Ask a rendering that is being made to stop."""
+    session.show(session.client.renderings.cancel(name), _facts)
 
 
 @renderings.command()
