@@ -1,4 +1,4 @@
-from luthier.errors import Failure, LuthierError, NotFound, Reason
+from luthier.errors import Failure, LuthierError, NotFound, Reason, ResourceExhausted
 
 
 def test_failure_of_an_error_gives_the_same_class_back() -> None:
@@ -20,3 +20,8 @@ def test_failure_with_a_code_of_a_newer_service_is_a_plain_luthier_error() -> No
     failure = Failure(code="NOT_INVENTED", reason="NEW_REASON", message="m")
     assert type(failure.to_error()) is LuthierError
     assert failure.to_error().reason == "NEW_REASON"
+
+
+def test_when_to_come_back_is_passed_on() -> None:
+    error = ResourceExhausted("busy", retry_after_seconds=1.5)
+    assert Failure.of(error).to_error().retry_after_seconds == 1.5

@@ -5,11 +5,11 @@ from __future__ import annotations
 import grpc.aio
 
 from luthier.data.renderings.domain import ModelView
-from luthier.errors import NotFound, Reason, Unavailable
+from luthier.errors import NotFound, Reason
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
 from luthier.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
-from luthier.work.peers import bearer, error_of, is_passing
+from luthier.work.peers import bearer, service_error_of
 
 _CALL_SECONDS = 10.0
 _TOKEN_SECONDS = 60.0
@@ -35,11 +35,7 @@ class ModelPeer:
         try:
             model = await self._stub.GetModel(request, metadata=bearer(token), timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            if is_passing(error):
-                raise Unavailable(
-                    f"the service of {name} cannot be reached; call again", retry_after_seconds=1.0
-                ) from error
-            told = error_of(error)
+            told = service_error_of(error, "the Training service")
             if isinstance(told, NotFound):
                 raise NotFound(
                     f"rendering.model: {name} does not exist; register it with RegisterBaseModel first",

@@ -31,7 +31,9 @@ def build(parts: Parts, config: Config) -> Hosted:
         parts.channel(config.data_address), parts.channel(config.training_address), parts.task_tokens
     )
     exchange = Exchange()
-    evaluations = EvaluationService(parts.database, resources, parts.log, parts.queue, peers, config.projects)
+    evaluations = EvaluationService(
+        parts.database, resources, parts.log, parts.queue, peers, config.projects, parts.blobs
+    )
     generations = GenerationService(exchange, peers, parts.task_tokens, config.projects)
     servicer = EvaluationServicer(
         parts.database, resources, parts.log, parts.page_tokens, config.projects, evaluations, generations

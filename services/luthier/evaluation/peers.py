@@ -19,7 +19,7 @@ from luthier.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
-from luthier.work.peers import bearer, error_of
+from luthier.work.peers import bearer, service_error_of
 
 T = TypeVar("T")
 _CALL_SECONDS = 10.0
@@ -37,7 +37,7 @@ class GrpcPeers:
     async def version(self, name: str) -> VersionFacts:
         """Return a dataset version. Raises NotFound, and Unavailable when the Data service is away."""
         request = data_service_pb2.GetDatasetVersionRequest(name=name)
-        version = await self._ask(self._data.GetDatasetVersion, request)
+        version = await self._ask(self._data.GetDatasetVersion, request, "the Data service")
         return VersionFacts(
             name=name,
             ready=version.state == dataset_pb2.DatasetVersion.STATE_READY,
@@ -52,7 +52,7 @@ class GrpcPeers:
     async def model(self, name: str) -> ModelFacts:
         """Return a model. Raises NotFound, and Unavailable when the Training service is away."""
         request = model_service_pb2.GetModelRequest(name=name)
-        model = await self._ask(self._models.GetModel, request)
+        model = await self._ask(self._models.GetModel, request, "the Training service")
         return ModelFacts(
             name=name,
             ready=model.state == model_pb2.Model.STATE_READY,
@@ -62,11 +62,11 @@ class GrpcPeers:
             has_chat_template=model.has_chat_template,
         )
 
-    async def _ask(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
+    async def _ask(self, method: Callable[..., Awaitable[T]], request: Any, peer: str) -> T:
         token = self._task_tokens.mint(
             project_of(request.name), (request.name,), 0, "evaluation-service", _TOKEN_SECONDS
         )
         try:
             return await method(request, metadata=bearer(token), timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise error_of(error) from error
+            raise service_error_of(error, peer) from error

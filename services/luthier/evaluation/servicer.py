@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import grpc.aio
-from google.protobuf import json_format
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Failure, InvalidArgument
+from luthier.errors import Failure
 from luthier.evaluation.evaluations.convert import (
     arm_result_from_proto,
     comparison_from_proto,
     evaluation_from_proto,
     evaluation_to_proto,
     evaluation_to_spec,
+    prediction_from_bytes,
 )
 from luthier.evaluation.evaluations.domain import Evaluation, Progress
+from luthier.evaluation.evaluations.prediction_file import found_predictions
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.generation.convert import (
     order_to_proto,
@@ -52,6 +52,7 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2
 _METHODS = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"].methods
 POLICY: Policy = {f"/luthier.v1.EvaluationService/{method.name}": frozenset({"key"}) for method in _METHODS}
 _PAGE_BYTES = 2 << 20
+"""Half of what every client takes as one message, 4 MiB by default."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -123,12 +124,12 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         first_row, bound = row_page_arguments(
             self._page_tokens, "ListPredictions", (request.parent,), request.page_token
         )
-        rows = await self._evaluations.predictions(request.parent, first_row, limit + 1)
-        count = _rows_that_fit(rows[:limit])
-        token = self._page_tokens.encode((str(first_row + count),), bound) if len(rows) > count else ""
+        evaluation = await self._evaluations.get(request.parent)
+        rows = await self._evaluations.predictions(evaluation, first_row, limit, _PAGE_BYTES)
+        next_row = first_row + len(rows)
+        token = self._page_tokens.encode((str(next_row),), bound) if next_row < evaluation.num_records else ""
         return evaluation_service_pb2.ListPredictionsResponse(
-            predictions=[evaluation_pb2.Prediction.FromString(row) for row in rows[:count]],
-            next_page_token=token,
+            predictions=[prediction_from_bytes(row) for row in rows], next_page_token=token
         )
 
     async def GenerateText(
@@ -137,12 +138,6 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         """Stream an answer."""
         async for piece in self._generations.generate(wish_from_proto(request)):
             yield piece_to_proto(piece)
-
-
-def _rows_that_fit(rows: Sequence[bytes]) -> int:
-    """Count the rows, at least one, that a message holds which every client takes (4 MiB by default)."""
-    total_bytes = accumulate(len(row) for row in rows)
-    return min(len(rows), max(1, sum(size <= _PAGE_BYTES for size in total_bytes)))
 
 
 def registration(servicer: EvaluationServicer) -> Registration:
@@ -204,13 +199,12 @@ class EvaluateHandler:
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """Store the outcome."""
         outcome = result.evaluate
-        lines = (await self._blobs.read_bytes(outcome.predictions.sha256)).splitlines()
         await self._evaluations.succeed(
             connection,
             task.subject,
             arm_results=tuple(arm_result_from_proto(arm) for arm in outcome.arm_results),
             comparisons=tuple(comparison_from_proto(one) for one in outcome.comparisons),
-            predictions=[_prediction(number, line) for number, line in enumerate(lines, start=1)],
+            predictions=await found_predictions(self._blobs, outcome.predictions.sha256, outcome.num_records),
         )
 
     async def failed(
@@ -251,12 +245,3 @@ class WorkerGenerations:
     async def push(self, request: worker_service_pb2.PushGenerationRequest) -> None:
         """Take a piece of an answer; NotFound when nobody waits for it."""
         self._exchange.push(piece_from_proto(request))
-
-
-def _prediction(number: int, line: bytes) -> bytes:
-    """Turn one line of proto JSON into the stored form, refusing what is not a Prediction."""
-    try:
-        message = json_format.Parse(line, evaluation_pb2.Prediction())
-    except json_format.ParseError as error:
-        raise InvalidArgument(f"line {number} of the predictions must be a Prediction: {error}") from error
-    return message.SerializeToString(deterministic=True)

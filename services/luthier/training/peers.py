@@ -10,13 +10,13 @@ import grpc
 import pyarrow
 import pyarrow.compute
 
-from luthier.errors import DataLoss, Reason, Unavailable
+from luthier.errors import DataLoss
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
 from luthier.training.jobs.planning import Lengths, RenderingView, SplitCounts, UnsupervisedRecord
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
 from luthier.work.convert import status_to_failure
-from luthier.work.peers import bearer, error_of, is_passing
+from luthier.work.peers import bearer, service_error_of
 
 _CALL_SECONDS = 15.0
 _STREAM_SECONDS = 120.0
@@ -66,14 +66,7 @@ class DataRenderings:
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            if is_passing(error):
-                raise Unavailable(
-                    f"the Data service at {self._address} must answer to check the rendering, it is away: "
-                    f"{error.details()}",
-                    reason=Reason.SERVICE_UNAVAILABLE,
-                    retry_after_seconds=2.0,
-                ) from error
-            raise error_of(error) from error
+            raise service_error_of(error, f"the Data service at {self._address}") from error
 
 
 def view_of(message: rendering_pb2.Rendering) -> RenderingView:

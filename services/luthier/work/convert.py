@@ -7,7 +7,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from google.protobuf import any_pb2
+from google.protobuf import duration_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from luthier.errors.failure import Failure
@@ -36,28 +37,35 @@ _KINDS = {payload_type: kind for kind, payload_type in _PAYLOADS.items()}
 
 
 def failure_to_status(failure: Failure) -> status_pb2.Status:
-    """Write a failure as google.rpc.Status with one ErrorInfo."""
-    info = error_details_pb2.ErrorInfo(
-        reason=failure.reason, domain="luthier", metadata=dict(failure.metadata)
-    )
-    detail = any_pb2.Any()
-    detail.Pack(info)
-    return status_pb2.Status(
-        code=code_pb2.Code.Value(failure.code), message=failure.message, details=[detail]
-    )
+    """Write a failure as google.rpc.Status with one ErrorInfo, and RetryInfo where it says when to come back."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=failure.reason, domain="luthier", metadata=dict(failure.metadata))
+    ]
+    if failure.retry_after_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(failure.retry_after_seconds * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=code_pb2.Code.Value(failure.code), message=failure.message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
 
 
 def status_to_failure(status: status_pb2.Status) -> Failure:
     """Read a failure from google.rpc.Status; a status without ErrorInfo gets the reason INTERNAL."""
     info = error_details_pb2.ErrorInfo(reason="INTERNAL")
+    retry = error_details_pb2.RetryInfo()
+    retry_after_seconds = None
     for detail in status.details:
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            detail.Unpack(info)
+        detail.Unpack(info)
+        if detail.Unpack(retry):
+            retry_after_seconds = retry.retry_delay.ToNanoseconds() / 1e9
     return Failure(
         code=code_pb2.Code.Name(status.code),
         reason=info.reason,
         message=status.message,
         metadata=dict(info.metadata),
+        retry_after_seconds=retry_after_seconds,
     )
 
 

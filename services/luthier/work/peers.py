@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import grpc
 from google.rpc import status_pb2
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, PermissionDenied, Reason, Unauthenticated, Unavailable
 from luthier.work.convert import status_to_failure
 
 CHANNEL_OPTIONS = [
@@ -17,6 +18,8 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 _DETAILS_KEY = "grpc-status-details-bin"
+_RETRY_SECONDS = 2.0
+_logger = logging.getLogger(__name__)
 
 
 def channel(address: str) -> grpc.Channel:
@@ -45,6 +48,41 @@ def error_of(call_error: grpc.RpcError) -> LuthierError:
         if key == _DETAILS_KEY:
             status.ParseFromString(value)
     return status_to_failure(status).to_error()
+
+
+def peer_error_of(call_error: grpc.RpcError, peer: str) -> LuthierError:
+    """Read why a call that a service or a worker made to `peer` of its own accord failed.
+
+    The credential of such a call is ours, never the user's: that `peer` refuses it is our fault, which keys or
+    clocks that are set right may end, and is told as Unavailable PEER_REFUSED.
+    """
+    told = error_of(call_error)
+    if not isinstance(told, Unauthenticated | PermissionDenied):
+        return told
+    _logger.error("a peer refuses our credential", extra={"peer": peer, "detail": told.message})
+    return Unavailable(
+        f"{peer} refuses this process's own credential ({told.message}): all processes must share the keys of one "
+        "home, and their clocks must agree",
+        reason=Reason.PEER_REFUSED,
+        metadata={"peer": peer},
+        retry_after_seconds=_RETRY_SECONDS,
+    )
+
+
+def service_error_of(call_error: grpc.RpcError, peer: str) -> LuthierError:
+    """Read why a call that a service made for a user failed, as that user is to see it.
+
+    As `peer_error_of`, and a peer that does not answer is Unavailable SERVICE_UNAVAILABLE.
+    """
+    if not is_passing(call_error):
+        return peer_error_of(call_error, peer)
+    call: Any = call_error
+    return Unavailable(
+        f"{peer} must answer, it is away: {call.details()}",
+        reason=Reason.SERVICE_UNAVAILABLE,
+        metadata={"peer": peer},
+        retry_after_seconds=_RETRY_SECONDS,
+    )
 
 
 def is_passing(call_error: grpc.RpcError) -> bool:

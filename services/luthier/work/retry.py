@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import grpc
 
-from luthier.work.peers import error_of, is_passing
+from luthier.work.peers import is_passing, peer_error_of
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
@@ -27,6 +27,6 @@ def retrying(call: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS) 
             return call()
         except grpc.RpcError as error:
             if not is_passing(error) or time.monotonic() + delay_seconds > deadline:
-                raise error_of(error) from error
+                raise peer_error_of(error, "the other service") from error
         time.sleep(delay_seconds)
         delay_seconds = min(delay_seconds * 2, 5.0)

@@ -225,5 +225,5 @@ async def test_create_rendering_while_models_are_away_says_so(service: Any) -> N
         parent=PROJECT,
         rendering=rendering_pb2.Rendering(dataset_version=version.name, model=f"{PROJECT}/models/base"),
     )
-    with pytest.raises(Unavailable, match="cannot be reached; call again"):
+    with pytest.raises(Unavailable, match="the Training service must answer, it is away"):
         await service.call("CreateRendering", request)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from google.protobuf import json_format
 from prometheus_client import CollectorRegistry
+from sqlalchemy import insert
 
 from luthier.errors import (
     Aborted,
@@ -35,7 +35,8 @@ from luthier.evaluation.evaluations.domain import (
     check_evaluation,
     moved,
 )
-from luthier.evaluation.evaluations.repository import MIGRATIONS, evaluation_resources, metadata
+from luthier.evaluation.evaluations.prediction_file import write_predictions
+from luthier.evaluation.evaluations.repository import MIGRATIONS, evaluation_resources, metadata, predictions
 from luthier.evaluation.evaluations.service import EvaluationService, ModelFacts, VersionFacts
 from luthier.evaluation.servicer import EvaluateHandler
 from luthier.storage.database import Database
@@ -132,7 +133,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(url)
     log, peers, blobs = EventLog(database), MemoryPeers(), MemoryBlobStore()
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), (TaskKind.EVALUATE,)), QueueSettings())
-    service = EvaluationService(database, evaluation_resources(), log, queue, peers, ("default",))
+    service = EvaluationService(database, evaluation_resources(), log, queue, peers, ("default",), blobs)
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service, blobs))
     yield Bench(service, queue, blobs, log, database, peers)
     await database.close()
@@ -204,7 +205,7 @@ async def test_an_id_is_used_once(bench: Bench) -> None:
         await bench.create()
 
 
-async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench) -> None:
+async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_path: Path) -> None:
     made = await bench.create()
     task, spec = await bench.claim()
     assert spec.evaluate.evaluation.name == made.name
@@ -215,8 +216,9 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench) -> N
     assert running.progress.completed == 1
 
     rows = [evaluation_pb2.Prediction(row=row, reference=f"r{row}") for row in range(3)]
-    lines = "".join(json_format.MessageToJson(row, indent=None) + "\n" for row in rows)
-    blob = await bench.blobs.put_bytes(lines.encode())
+    path = tmp_path / "predictions"
+    write_predictions(path, (row.SerializeToString() for row in rows))
+    blob = await bench.blobs.put_bytes(path.read_bytes())
     outcome = task_pb2.EvaluateResult(
         arm_results=[evaluation_pb2.ArmResult(arm_id="zero", num_cut=1)],
         comparisons=[
@@ -228,6 +230,7 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench) -> N
                 verdict=evaluation_pb2.VERDICT_BETTER,
             )
         ],
+        num_records=3,
         predictions=task_pb2.BlobFile(sha256=blob.digest),
     )
     result = task_pb2.TaskResult(evaluate=outcome)
@@ -236,7 +239,7 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench) -> N
     assert done.state == evaluation_pb2.Evaluation.STATE_SUCCEEDED
     assert (done.num_records, done.arm_results[0].num_cut, done.comparisons[0].p_value) == (3, 1, 0.25)
     assert done.HasField("end_time")
-    stored = await bench.service.predictions(made.name, 1, 10)
+    stored = await bench.service.predictions(await bench.service.get(made.name), 1, 10, 1 << 20)
     assert [evaluation_pb2.Prediction.FromString(row).reference for row in stored] == ["r1", "r2"]
     assert await bench.states() == ["QUEUED", "RUNNING", "SUCCEEDED"]
 
@@ -249,7 +252,22 @@ async def test_an_evaluation_that_fails_says_why(bench: Bench) -> None:
     failed = evaluation_to_proto(await bench.service.get(made.name))
     assert (failed.error.code, failed.error.message) == (3, "row 3: no JSON")
     with pytest.raises(FailedPrecondition, match="must be SUCCEEDED to have predictions, it is FAILED"):
-        await bench.service.predictions(made.name, 0, 10)
+        await bench.service.predictions(await bench.service.get(made.name), 0, 10, 1 << 20)
+
+
+async def test_predictions_that_an_older_version_stored_as_rows_are_read(bench: Bench) -> None:
+    made = await bench.create()
+    async with bench.database.transaction() as connection:
+        for state in (EvaluationState.RUNNING, EvaluationState.SUCCEEDED):
+            stored = await bench.service.find(connection, made.name)
+            await evaluation_resources().update(connection, replace(moved(stored, state, NOW), num_records=5))
+        rows = [{"evaluation": made.name, "row": row, "prediction": b"%d" % row * 10} for row in range(5)]
+        await connection.execute(insert(predictions), rows)
+    done = await bench.service.get(made.name)
+    assert done.predictions is None
+    assert await bench.service.predictions(done, 1, 3, 1 << 20) == [b"1" * 10, b"2" * 10, b"3" * 10]
+    assert await bench.service.predictions(done, 1, 3, 25) == [b"1" * 10, b"2" * 10]
+    assert await bench.service.predictions(done, 4, 3, 1) == [b"4" * 10]
 
 
 async def test_a_queued_evaluation_is_cancelled_at_once(bench: Bench) -> None:
@@ -319,7 +337,7 @@ async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench) -> None:
     made = await bench.create()
     task, _ = await bench.claim()
     await bench.service.cancel(made.name, "")
-    blob = await bench.blobs.put_bytes(b"")
+    blob = await bench.blobs.put_bytes(bytes(8))
     outcome = task_pb2.EvaluateResult(predictions=task_pb2.BlobFile(sha256=blob.digest))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome)))
     assert (await bench.service.get(made.name)).state is EvaluationState.SUCCEEDED
@@ -329,11 +347,14 @@ async def test_a_result_whose_predictions_are_no_predictions_changes_nothing(ben
     made = await bench.create()
     task, _ = await bench.claim()
     blob = await bench.blobs.put_bytes(b'{"row": 0}\n{"no_such_field": 1}\n')
-    outcome = task_pb2.EvaluateResult(predictions=task_pb2.BlobFile(sha256=blob.digest))
-    with pytest.raises(InvalidArgument, match=r"line 2 of the predictions.*no_such_field"):
-        await bench.queue.finish(
-            task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome))
+    for num_records in (0, 2, 3, 4000, -1):
+        outcome = task_pb2.EvaluateResult(
+            num_records=num_records, predictions=task_pb2.BlobFile(sha256=blob.digest)
         )
+        with pytest.raises(InvalidArgument, match=f"must be a file of {num_records} rows"):
+            await bench.queue.finish(
+                task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome))
+            )
     assert (await bench.service.get(made.name)).state is EvaluationState.RUNNING
 
 

@@ -118,6 +118,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of the service; its log has the details."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 70
     """A disk of the service, or of the worker, has too little room left; the same call may succeed once there is more."""
+    ERROR_REASON_PEER_REFUSED: _ErrorReason.ValueType  # 63
+    """Another service refuses the credential of this one: their keys or their clocks differ."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -220,4 +222,6 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 46
 """A fault of the service; its log has the details."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 70
 """A disk of the service, or of the worker, has too little room left; the same call may succeed once there is more."""
+ERROR_REASON_PEER_REFUSED: ErrorReason.ValueType  # 63
+"""Another service refuses the credential of this one: their keys or their clocks differ."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from luthier.errors import FieldViolation, InvalidArgument
+from luthier.errors import DataLoss, FieldViolation, InvalidArgument
 from luthier.evaluation.evaluations.domain import (
     DEFAULT_NEW_TOKENS,
     Arm,
@@ -161,6 +162,18 @@ def comparison_from_proto(message: evaluation_pb2.Comparison) -> Comparison:
         count=message.count,
         verdict=Verdict(evaluation_pb2.Verdict.Name(message.verdict).removeprefix("VERDICT_")),
     )
+
+
+def prediction_from_bytes(data: bytes) -> evaluation_pb2.Prediction:
+    """Read a stored prediction.
+
+    Raises:
+        DataLoss: it is none.
+    """
+    try:
+        return evaluation_pb2.Prediction.FromString(data)
+    except DecodeError as error:
+        raise DataLoss(f"a stored prediction of {len(data)} bytes cannot be read: {error}") from error
 
 
 def _arm_result_to_proto(result: ArmResult) -> evaluation_pb2.ArmResult:

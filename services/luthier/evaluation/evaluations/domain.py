@@ -137,8 +137,20 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionFile:
+    """A blob that holds `num_rows` predictions; `prediction_file` reads it."""
+
+    sha256: str
+    size_bytes: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """An evaluation. `base_model` is shared by all arms; `model_digests` has it and every adapter."""
+    """An evaluation. `base_model` is shared by all arms; `model_digests` has it and every adapter.
+
+    `predictions` is None until there are some, and where they are rows of the database: evaluations of older versions.
+    """
 
     name: str
     uid: str
@@ -164,6 +176,7 @@ class Evaluation:
     progress: Progress | None = None
     failure: Failure | None = None
     end_time: datetime | None = None
+    predictions: PredictionFile | None = None
 
 
 def check_evaluation(evaluation: Evaluation) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table, delete, insert, select
+from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.evaluation.evaluations.domain import Evaluation
@@ -30,19 +29,7 @@ def evaluation_resources() -> Resources[Evaluation]:
 
 
 class Predictions:
-    """What the arms answered, one row a record, as the wire shows it."""
-
-    async def replace(self, connection: AsyncConnection, evaluation: str, rows: Sequence[bytes]) -> None:
-        """Store the predictions of an evaluation in place of any that are there."""
-        await connection.execute(delete(predictions).where(predictions.c.evaluation == evaluation))
-        if rows:
-            await connection.execute(
-                insert(predictions),
-                [
-                    {"evaluation": evaluation, "row": number, "prediction": row}
-                    for number, row in enumerate(rows)
-                ],
-            )
+    """What the arms of evaluations answered that ended before predictions were kept in files, as the wire shows it."""
 
     async def read(
         self, connection: AsyncConnection, evaluation: str, first_row: int, limit: int

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,13 +18,16 @@ from luthier.evaluation.evaluations.domain import (
     Comparison,
     Evaluation,
     EvaluationState,
+    PredictionFile,
     Progress,
     check_evaluation,
     moved,
 )
+from luthier.evaluation.evaluations.prediction_file import read_predictions
 from luthier.evaluation.evaluations.repository import Predictions
 from luthier.runtime.labels import display_name_violations, label_violations
 from luthier.runtime.names import Pattern, check_id, new_id, require_project, same_project
+from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.storage.resources import Resources
 from luthier.work.events import Entry, StateChanged
@@ -82,6 +86,7 @@ class EvaluationService:
         queue: Queue,
         peers: Peers,
         projects: Sequence[str],
+        blobs: BlobStore,
     ) -> None:
         self._database = database
         self._resources = resources
@@ -89,6 +94,7 @@ class EvaluationService:
         self._log = log
         self._queue = queue
         self._peers = peers
+        self._blobs = blobs
         self._projects = projects
 
     async def create(self, parent: str, draft: Evaluation, evaluation_id: str) -> Evaluation:
@@ -194,22 +200,27 @@ class EvaluationService:
             await self._queue.request_cancel(connection, name)
             return await self._resources.get(connection, name)
 
-    async def predictions(self, name: str, first_row: int, limit: int) -> list[bytes]:
-        """Return stored predictions from a row on.
+    async def predictions(
+        self, evaluation: Evaluation, first_row: int, limit: int, limit_bytes: int
+    ) -> list[bytes]:
+        """Return stored predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
 
         Raises:
-            NotFound: no evaluation has this name.
             FailedPrecondition: it has not SUCCEEDED.
+            DataLoss: they are not what was stored.
         """
-        evaluation = await self.get(name)
         if evaluation.state is not EvaluationState.SUCCEEDED:
             raise FailedPrecondition(
-                f"{name} must be SUCCEEDED to have predictions, it is {evaluation.state}",
+                f"{evaluation.name} must be SUCCEEDED to have predictions, it is {evaluation.state}",
                 reason=Reason.WRONG_STATE,
-                metadata={"name": name, "state": evaluation.state},
+                metadata={"name": evaluation.name, "state": evaluation.state},
             )
+        if evaluation.predictions is not None:
+            return await read_predictions(self._blobs, evaluation.predictions, first_row, limit, limit_bytes)
         async with self._database.reading() as connection:
-            return await self._predictions.read(connection, name, first_row, limit)
+            rows = await self._predictions.read(connection, evaluation.name, first_row, limit)
+        total_bytes = accumulate(map(len, rows))
+        return rows[: max(1, sum(size <= limit_bytes for size in total_bytes))]
 
     async def find(self, connection: AsyncConnection, name: str) -> Evaluation:
         """Return the evaluation that a task works for."""
@@ -239,13 +250,16 @@ class EvaluationService:
         *,
         arm_results: tuple[ArmResult, ...],
         comparisons: tuple[Comparison, ...],
-        predictions: Sequence[bytes],
+        predictions: PredictionFile,
     ) -> None:
-        """Store an outcome and every answer."""
+        """Store an outcome and where every answer is."""
         evaluation = await self._resources.get(connection, name)
-        await self._predictions.replace(connection, name, predictions)
         scored = replace(
-            evaluation, arm_results=arm_results, comparisons=comparisons, num_records=len(predictions)
+            evaluation,
+            arm_results=arm_results,
+            comparisons=comparisons,
+            num_records=predictions.num_rows,
+            predictions=predictions,
         )
         await self._move(connection, scored, EvaluationState.SUCCEEDED)
 

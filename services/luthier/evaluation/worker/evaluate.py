@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from google.protobuf import json_format
-
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.evaluation.evaluations.prediction_file import write_predictions
 from luthier.evaluation.metrics.scores import score_answer
 from luthier.evaluation.worker.models import LoadedModel, Models
 from luthier.evaluation.worker.questions import Asked, Question, ask, choose
@@ -122,16 +121,17 @@ class Evaluator:
             for baseline in arms[:later]
             for one in compare(candidate, answers[candidate], baseline, answers[baseline], seed)
         ]
-        path = context.scratch / "predictions.jsonl"
-        with path.open("w") as file:
-            for row, question in enumerate(questions):
-                said = {arm: answers[arm][row] for arm in arms}
-                file.write(json_format.MessageToJson(_prediction(row, question, said), indent=None) + "\n")
+        path = context.scratch / "predictions"
+        predictions = (
+            _prediction(row, question, {arm: answers[arm][row] for arm in arms})
+            for row, question in enumerate(questions)
+        )
+        write_predictions(path, (one.SerializeToString(deterministic=True) for one in predictions))
         outcome = task_pb2.EvaluateResult(
             arm_results=results,
             comparisons=comparisons,
             num_records=len(questions),
-            predictions=context.store(path, "predictions.jsonl"),
+            predictions=context.store(path, "predictions"),
         )
         return task_pb2.TaskResult(evaluate=outcome)
 

@@ -766,7 +766,9 @@ class EvaluateResult(_message.Message):
 
     @_builtins.property
     def predictions(self) -> Global___BlobFile:
-        """Blob with one luthier.v1.Prediction a line, as proto JSON."""
+        """Blob with the luthier.v1.Prediction of each record, one after another, then num_records + 1 offsets of 8 bytes, little-endian:
+        where each begins, and where the last one ends.
+        """
 
     def __init__(
         self,
