@@ -14,6 +14,7 @@ from luthier.data.splits import Split, SplitSettings, assign_split
 from luthier.data.worker import building
 from luthier.data.worker.building import Built, Place, VersionBuilder, require_valid
 from luthier.errors import InvalidArgument, Reason
+from luthier.text import readers
 from luthier.text.records import record_from_json, record_id
 
 PLAIN = SplitSettings()
@@ -214,3 +215,20 @@ def test_build_stops_when_nobody_wants_it(tmp_path: Path) -> None:
     data = lines(*map(pair, range(10_000)))
     with pytest.raises(Unwanted):
         builder.read(io.BytesIO(data), Place(filename="f", split=None), None)
+
+
+def test_build_of_a_pretty_printed_file_is_refused_once_whatever_the_policy(tmp_path: Path) -> None:
+    built = build(tmp_path, b"\n".join(json.dumps(pair(number), indent=2).encode() for number in range(3)))
+    assert [(error.line, error.reason) for error in built.errors] == [(1, "PRETTY_PRINTED_JSON")]
+    for policy in InvalidRecordPolicy:
+        with pytest.raises(
+            InvalidArgument, match=r"1 of 1 .* 0\.jsonl:1: .*pretty-printed JSON.*lines 1 to 4"
+        ):
+            require_valid(built, policy)
+
+
+def test_build_skips_a_line_that_is_too_long_to_read(tmp_path: Path) -> None:
+    built = build(tmp_path, lines({"prompt": "x" * readers.MAX_RECORD_BYTES, "completion": "b"}, pair(1)))
+    assert [(error.line, error.reason) for error in built.errors] == [(1, "RECORD_TOO_LONG")]
+    assert built.statistics.num_records == 1
+    require_valid(built, InvalidRecordPolicy.SKIP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import itertools
 import json
@@ -83,13 +82,12 @@ class VersionBuilder:
         `tick` is called before every record and may raise to end the work. Raises InvalidArgument
         EMPTY_FILE for a source without records, UNKNOWN_FORMAT when none fits and none was given.
         """
-        is_array = _is_array(stream)
         lines, found = _detected(read_values(stream), place.filename, format_)
         for line in lines:
             self._tick()
             self._num_read += 1
             self._take(line, place, found)
-        if line.error is not None and (is_array or stream.read(1)):
+        if line.final:
             self._unreadable = self._unreadable or _error(place, line, _unreadable(line))
         return found
 
@@ -192,14 +190,7 @@ def _error(place: Place, line: Line, error: formats.RecordError) -> RecordError:
 
 def _unreadable(line: Line) -> formats.RecordError:
     message = f"{line.error}; nothing after it can be read"
-    return formats.RecordError("", "INVALID_JSON", message, line.excerpt)
-
-
-def _is_array(stream: BinaryIO) -> bool:
-    """Tell whether a file begins as one JSON array, and go back to its beginning."""
-    head = stream.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
-    stream.seek(0)
-    return head.startswith(b"[")
+    return formats.RecordError("", line.reason, message, line.excerpt)
 
 
 def _settings_line(settings: SplitSettings) -> bytes:
@@ -245,7 +236,7 @@ def _detect(values: list[object], filename: str) -> DatasetFormat:
 
 def _canonical(line: Line, format_: DatasetFormat | None) -> tuple[Record, bytes]:
     if line.error is not None or format_ is None:
-        raise formats.RecordError("", "INVALID_JSON", line.error or "no record can be read", line.excerpt)
+        raise formats.RecordError("", line.reason, line.error or "no record can be read", line.excerpt)
     record = formats.parse_record(line.value, formats.Format(format_.value))
     try:
         canonical = record_to_json(record).encode()
