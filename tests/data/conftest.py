@@ -19,7 +19,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from luthier.data.__main__ import build, plan
 from luthier.data.config import Config
 from luthier.data.worker.build_task import build_version
-from luthier.data.worker.render_child import Limits
 from luthier.data.worker.render_task import renderer
 from luthier.errors import AlreadyExists, NotFound
 from luthier.runtime.auth import Authenticator, Kind, TaskTokens
@@ -40,6 +39,7 @@ from luthier.v1 import (
     upload_pb2,
 )
 from luthier.work.host import hosting
+from luthier.work.limited_child import Limits
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
 from luthier.work.tasks import TaskKind

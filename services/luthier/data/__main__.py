@@ -8,18 +8,22 @@ from luthier.data import schema
 from luthier.data.assembly import assemble
 from luthier.data.config import Config
 from luthier.data.peers import ModelPeer
+from luthier.data.renderings.token_texts import TokenTexts
 from luthier.data.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.work.host import Hosted, Parts, ServicePlan, host
 from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
+from luthier.work.text_pool import TextPool
 
 
 def build(parts: Parts, config: Config) -> Hosted:
     """Put the service together on its real adapters."""
     models = ModelPeer(parts.channel(config.training_address), parts.task_tokens)
-    data = assemble(parts, models, config.max_upload_bytes)
+    token_texts = TokenTexts(parts.blobs, TextPool())
+    parts.at_end(token_texts.close)
+    data = assemble(parts, models, token_texts, config.max_upload_bytes)
     return Hosted(
         registrations=[registration(data.servicer)],
         handlers=dict(data.handlers),

@@ -60,7 +60,7 @@ class DataService:
     uploads: UploadService
 
 
-def assemble(parts: Parts, models: Models, max_upload_bytes: int) -> DataService:
+def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_bytes: int) -> DataService:
     """Put the service together on real adapters or a test's."""
     reader = ShardReader(parts.blobs)
     uploads = UploadService(parts.database, parts.blobs, max_upload_bytes)
@@ -69,9 +69,7 @@ def assemble(parts: Parts, models: Models, max_upload_bytes: int) -> DataService
     servicer = DataServicer(
         DatasetsServicer(datasets, reader, parts.log, parts.page_tokens, parts.projects),
         UploadsServicer(uploads, parts.projects),
-        RenderingsServicer(
-            renderings, reader, TokenTexts(parts.blobs), parts.log, parts.page_tokens, parts.projects
-        ),
+        RenderingsServicer(renderings, reader, token_texts, parts.log, parts.page_tokens, parts.projects),
     )
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.BUILD_VERSION: BuildVersionHandler(datasets),

@@ -75,6 +75,7 @@ class Renderer:
         template: Jinja source in place of the bundle's own template.
         today: the date that templates see.
         mask_mode: which tokens are learnt; None: assistant turns whose weight is not 0, and completions.
+        prefix_ids: tokens before plain text in place of those that the tokenizer says.
 
     Raises:
         TemplateError: the template does not compile.
@@ -87,11 +88,13 @@ class Renderer:
         today: date,
         template: str | None = None,
         mask_mode: MaskMode | None = None,
+        prefix_ids: tuple[int, ...] | None = None,
     ) -> None:
         source = template or bundle.chat_template
         self._bundle = bundle
         self._template = ChatTemplate(source, today) if source else None
         self._mask_mode = mask_mode
+        self.prefix_ids = _bos(bundle) if prefix_ids is None else prefix_ids
 
     def render(self, record: Record) -> Rendered:
         """Return the tokens of a record and its loss mask.
@@ -139,6 +142,10 @@ class Renderer:
             special_tokens=self._bundle.special_tokens,
         )
         return self._bundle.encode(rendered.text).ids
+
+    def raw(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of plain text to continue, with those that stand before plain text."""
+        return self._with_bos(self._bundle.encode(text).ids)
 
     def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt, with `shots` before it; raises as `prompt`."""
@@ -197,8 +204,7 @@ class Renderer:
         return Rendered(input_ids=(*ids, eos), loss_mask=(*mask, True))
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        bos = self._bundle.special_id("bos_token") if self._bundle.adds_bos else None
-        return ids if bos is None else (bos, *ids)
+        return (*self.prefix_ids, *ids)
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
@@ -263,6 +269,11 @@ class Renderer:
             return spans
         assistants = (message for message in record.messages if message.role == "assistant")
         return [span for span, message in zip(spans, assistants, strict=True) if message.weight != 0]
+
+
+def _bos(bundle: TokenizerBundle) -> tuple[int, ...]:
+    bos = bundle.special_id("bos_token") if bundle.adds_bos else None
+    return () if bos is None else (bos,)
 
 
 def fit(rendered: Rendered, max_tokens: int, policy: LengthPolicy) -> Rendered | None:

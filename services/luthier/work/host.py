@@ -92,6 +92,10 @@ class Parts:
         self._stack.push_async_callback(channel.close)
         return channel
 
+    def at_end(self, close: Callable[[], None]) -> None:
+        """Have something closed when this process stops."""
+        self._stack.callback(close)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from typing import TYPE_CHECKING, Any
 
 import pyarrow
@@ -16,6 +17,7 @@ from luthier.errors import (
     Reason,
     Unavailable,
 )
+from luthier.text.tokenizer import bundle_digest
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2
 from luthier.work.convert import status_to_failure
 
@@ -135,6 +137,75 @@ async def test_a_bad_rendering_fails_with_reason_and_message(service: Any) -> No
             assert error.message.startswith(message), error.message
     with pytest.raises(FailedPrecondition, match="must be READY, it is FAILED"):
         await service.call("PreviewRendering", data_service_pb2.PreviewRenderingRequest(name=rendering.name))
+
+
+def with_tokenizer(service: Any, **changes: Any) -> None:
+    """Have the service's models use a tokenizer of other parts."""
+    stored = json.loads(service.models.files["tokenizer.json"])
+    changed = json.dumps({**stored, **changes}).encode()
+    service.models.files = {**service.models.files, "tokenizer.json": changed}
+    for model in service.models.models.values():
+        model.tokenizer_digest = bundle_digest(service.models.files)
+
+
+# What its regular expression engine gives up on, and panics.
+PANIC = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": ""}
+
+
+async def test_a_tokenizer_that_panics_is_named_with_the_record(service: Any) -> None:
+    with_tokenizer(service, normalizer=PANIC)
+    async with service.worker():
+        version = await service.version(lines(chat("the question", "the answer"), chat("x" * 60, "a")))
+        rendering = await service.rendering(version.name)
+    error = status_to_failure(rendering.error)
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", Reason.MODEL_INVALID)
+    assert error.message.startswith("0.jsonl:2: the model's tokenizer fails: ")
+    assert error.metadata == {"filename": "0.jsonl", "line": "2"}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "said"),
+    [
+        (PANIC, "the model's tokenizer fails: "),
+        (
+            {
+                "type": "Sequence",
+                "decoders": [{"type": "Replace", "pattern": {"String": "x"}, "content": "x" * 400}] * 2,
+            },
+            "the model's tokenizer makes more than 2 MiB of text",
+        ),
+        (
+            {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": "x" * 60}, "content": "y" * 20_000},
+                    {"type": "Replace", "pattern": {"String": "y"}, "content": "z" * 200_000},
+                ],
+            },
+            "the model's tokenizer takes more than 2048 MiB of memory",
+        ),
+    ],
+)
+async def test_preview_of_a_tokenizer_that_takes_too_much_is_refused_by_name(
+    service: Any, decoder: dict[str, Any], said: str
+) -> None:
+    # One token of many x, as the decoder sees it: the byte-level alphabet writes them as they are.
+    word = {"id": 399, "content": "x" * 60, "single_word": False, "lstrip": False, "rstrip": False}
+    word |= {"normalized": True, "special": False}
+    stored = json.loads(service.models.files["tokenizer.json"])
+    with_tokenizer(service, decoder=decoder, added_tokens=[*stored["added_tokens"], word])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with service.worker():
+        version = await service.version(lines(chat("x" * 60, "a")))
+        rendering = await service.rendering(version.name)
+        assert rendering.state == rendering_pb2.Rendering.STATE_READY
+    request = data_service_pb2.PreviewRenderingRequest(name=rendering.name)
+    with pytest.raises(FailedPrecondition) as caught:
+        await service.call("PreviewRendering", request)
+    assert caught.value.reason == Reason.MODEL_INVALID
+    assert said in caught.value.message
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 200 << 10
 
 
 async def test_a_rendering_with_another_tokenizer_than_promised_fails(service: Any) -> None:

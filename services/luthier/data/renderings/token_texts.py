@@ -1,56 +1,62 @@
-"""Tokens as text, for people. `tokenizers` is imported when the first token is shown."""
+"""Tokens as text, for people; decoded in limited processes, as tokenizers come from models that nobody has read."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from luthier.errors import Cancelled, FailedPrecondition
 from luthier.storage.blobs import BlobStore
+from luthier.work.limited_pool import POOL_PROCESSES
+from luthier.work.text_pool import Bundle, TextPool, TextRefused
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-_KEPT = 4
+_TOKENIZER_FILE = "tokenizer.json"
 
 
 class TokenTexts:
-    """Decodes tokens with tokenizers out of the blob store, the few used last kept in memory."""
+    """Decodes tokens with tokenizers out of the blob store. Memory: what one row's tokens have of text."""
 
-    def __init__(self, blobs: BlobStore) -> None:
+    def __init__(self, blobs: BlobStore, pool: TextPool) -> None:
         self._blobs = blobs
-        self._tokenizers: OrderedDict[str, Tokenizer] = OrderedDict()
+        self._pool = pool
+        # Threads of its own: they wait for processes, and the event loop's are for short work.
+        self._threads = ThreadPoolExecutor(POOL_PROCESSES, thread_name_prefix="token-texts")
 
     async def texts(self, tokenizer_blob: str, token_ids: Sequence[int]) -> list[str]:
-        """Return the text of each token. Raises NotFound when the blob is gone."""
-        tokenizer = self._tokenizers.get(tokenizer_blob)
-        if tokenizer is None:
-            data = await self._blobs.read_bytes(tokenizer_blob)
-            tokenizer = await asyncio.to_thread(_load, data)
-            self._tokenizers[tokenizer_blob] = tokenizer
-            if len(self._tokenizers) > _KEPT:
-                self._tokenizers.popitem(last=False)
-        self._tokenizers.move_to_end(tokenizer_blob)
-        return await asyncio.to_thread(_decode, tokenizer, token_ids)
+        """Return the text of each token.
 
+        Raises:
+            FailedPrecondition: MODEL_INVALID, the tokenizer fails or takes too much on these tokens.
+            NotFound: the blob is gone.
+            ResourceExhausted: OVERLOADED, too many others decode.
+        """
+        loop = asyncio.get_running_loop()
+        unwanted = threading.Event()
 
-def _load(data: bytes) -> Tokenizer:
-    from tokenizers import Tokenizer
+        def check() -> None:
+            if unwanted.is_set():
+                raise Cancelled("nobody waits for these tokens any more")
 
-    return Tokenizer.from_str(data.decode())
+        def read() -> Mapping[str, bytes]:
+            data = asyncio.run_coroutine_threadsafe(self._blobs.read_bytes(tokenizer_blob), loop)
+            return {_TOKENIZER_FILE: data.result()}
 
+        def decode() -> list[str]:
+            request = {"do": "token_texts", "ids": list(token_ids)}
+            answer = self._pool.ask(Bundle(key=tokenizer_blob, read=read), request, check=check)
+            texts: list[str] = answer["texts"]
+            return texts
 
-def _decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
-    alone = tokenizer.decode_batch([[token_id] for token_id in token_ids], skip_special_tokens=False)
-    pairs = tokenizer.decode_batch(
-        [[before, token_id] for before, token_id in pairwise(token_ids)],
-        skip_special_tokens=False,
-    )
-    # Some decoders drop the space in front of a first token: what a token adds to the one before it has it.
-    added = [
-        pair.removeprefix(before) if pair.startswith(before) else text
-        for before, text, pair in zip(alone, alone[1:], pairs, strict=False)
-    ]
-    return [*alone[:1], *added]
+        try:
+            return await loop.run_in_executor(self._threads, decode)
+        except TextRefused as error:
+            raise FailedPrecondition(error.message, reason=error.reason) from error
+        finally:
+            unwanted.set()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from luthier.data.worker.build_task import build_version
-from luthier.data.worker.render_child import Limits
 from luthier.data.worker.render_task import renderer
+from luthier.work.limited_child import Limits
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
 from luthier.work.worker_config import read_worker_config, worker_plan

@@ -1,18 +1,12 @@
-"""The process that runs untrusted templates: `python -m luthier.data.worker.render_child`, under limits.
+"""The process that runs untrusted templates on a whole version: a limited process with one request.
 
-It reads a `RenderPlan` and limits as JSON from standard input and holds no credential. On standard output, a JSON
-object a line: `{"at": {"done", "filename", "line"}}` when a record begins, in the end `{"result"}` or `{"failure"}`.
-A record that takes too much CPU time ends the process by SIGXCPU; memory beyond the limit is a failure.
+The request is a `RenderPlan`; a note tells of each record that begins: `{"done", "filename", "line"}`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import resource
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,33 +14,24 @@ from typing import Any
 from cattrs import Converter
 from cattrs.preconf.json import make_converter
 
-from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
-from luthier.errors import Failure, InvalidArgument, LuthierError, Reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """CPU seconds that one record may take, and memory that all of the work may take beside the program."""
-
-    cpu_seconds: int = 30
-    memory_bytes: int = 2 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What the process reads."""
-
-    plan: RenderPlan
-    limits: Limits
+from luthier.data.worker.rendering import RenderPlan, render_plan
+from luthier.errors import InvalidArgument, Reason
+from luthier.text.panics import TokenizerError, tokenizer_errors
+from luthier.work.limited_child import Note, serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
     """A record that begins: how many are done before it, and where it stands."""
 
-    done: int
-    filename: str
-    line: int
+    done: int = 0
+    filename: str = ""
+    line: int = 0
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Its place, as errors carry it."""
+        return {"filename": self.filename, "line": str(self.line)}
 
 
 def converter() -> Converter:
@@ -57,60 +42,33 @@ def converter() -> Converter:
     return made
 
 
-def main() -> None:
-    """Render what standard input orders."""
-    order = converter().structure(json.load(sys.stdin), Order)
-    _limit_memory(order.limits.memory_bytes)
-    at = Begun(done=0, filename="", line=0)
+def render(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """Render what a request plans.
+
+    Raises:
+        InvalidArgument: names file and line of the record at fault; MODEL_INVALID where the tokenizer fails on it.
+    """
+    at = Begun()
 
     def begin(done: int, row: Mapping[str, Any]) -> None:
         nonlocal at
         at = Begun(done=done, filename=row["filename"], line=row["line"])
-        _limit_cpu(order.limits.cpu_seconds)
-        _say({"at": dataclasses.asdict(at)})
+        note(dataclasses.asdict(at))
 
     try:
-        outcome = _render(order.plan, begin)
-    except MemoryError:
-        outcome = {"failure": dataclasses.asdict(Failure.of(too_much_memory(at, order.limits)))}
-    _say(outcome)
+        with tokenizer_errors():
+            rendered = render_plan(converter().structure(request, RenderPlan), begin)
+    except TokenizerError as error:
+        raise InvalidArgument(
+            f"{at.filename}:{at.line}: {error}", reason=Reason.MODEL_INVALID, metadata=at.metadata
+        ) from error
+    result: dict[str, Any] = converter().unstructure(rendered)
+    return result
 
 
-def too_much_memory(at: Begun, limits: Limits) -> LuthierError:
-    """Return the error for a record that asks for more memory than there is."""
-    return InvalidArgument(
-        f"rendering takes more than {limits.memory_bytes >> 20} MiB of memory at "
-        f"{at.filename}:{at.line}; pass a chat_template without unbounded loops",
-        reason=Reason.TEMPLATE_INVALID,
-        metadata={"filename": at.filename, "line": str(at.line)},
-    )
-
-
-def _render(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None]) -> dict[str, Any]:
-    try:
-        rendered: RenderedVersion = render_plan(plan, begin)
-    except LuthierError as error:
-        return {"failure": dataclasses.asdict(Failure.of(error))}
-    return {"result": converter().unstructure(rendered)}
-
-
-def _say(message: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
-def _limit_cpu(seconds: int) -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = math.ceil(used.ru_utime + used.ru_stime) + seconds
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
-
-
-def _limit_memory(memory_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def main() -> None:
+    """Render what the parent asks for."""
+    serve(render, writes_files=True)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,30 @@
-"""RENDER tasks: fetch records and tokenizer, render in a child process, store the shards."""
+"""RENDER tasks: fetch records and tokenizer, render in a limited process, store the shards."""
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from luthier.data.renderings.convert import length_policy_from_proto, mask_mode_from_proto, outcome_to_proto
 from luthier.data.renderings.domain import RenderingOutcome
 from luthier.data.worker.build_task import store_shards
-from luthier.data.worker.render_child import Begun, Limits, Order, converter, too_much_memory
+from luthier.data.worker.render_child import Begun, converter
 from luthier.data.worker.rendering import RenderedVersion, RenderPlan
-from luthier.errors import DataLoss, Failure, Internal, InvalidArgument, LuthierError, Reason, Unavailable
+from luthier.errors import DataLoss, Internal, InvalidArgument, Reason, Unavailable
 from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, bundle_digest
 from luthier.work.context import TaskContext
+from luthier.work.limited import LimitedProcess, LimitReached, ProcessBroken, ProcessKilled
+from luthier.work.limited_child import Limits
 from luthier.work.model_files import fetch_model
 from luthier.work.peers import channel
 from luthier.worker.v1 import task_pb2
 
 _REPORT_SECONDS = 0.5
-_CHECK_SECONDS = 0.2
-_CHILD = "luthier.data.worker.render_child"
 
 
 def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], task_pb2.TaskResult]:
@@ -41,7 +37,7 @@ def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], t
             bundle = _fetch_bundle(context, models, folder)
         plan = _plan(context, spec, bundle)
         total = sum(shard.num_rows for shard in spec.shards)
-        rendered = _run(context, Order(plan=plan, limits=limits), total)
+        rendered = _run(context, plan, limits, total)
         shards = store_shards(context, rendered.shards)
         tokenizer = context.store(bundle / TOKENIZER_FILE, TOKENIZER_FILE)
         context.progress("rendering", total, total, "records")
@@ -90,87 +86,36 @@ def _plan(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> Rend
     )
 
 
-def _run(context: TaskContext, order: Order, total: int) -> RenderedVersion:
-    """Render in a child process; relay its progress, and end it when nobody wants the work any more."""
-    at = Begun(done=0, filename="", line=0)
+def _run(context: TaskContext, plan: RenderPlan, limits: Limits, total: int) -> RenderedVersion:
+    """Render in a limited process; relay its progress, and end it when nobody wants the work any more."""
+    at = Begun()
     next_report = 0.0
-    with _child(context.scratch) as child, _ended_when_unwanted(context, child):
-        assert child.stdin is not None, "it is a pipe"
-        assert child.stdout is not None, "it is a pipe"
-        child.stdin.write(json.dumps(converter().unstructure(order)))
-        child.stdin.close()
-        for line in child.stdout:
-            message = json.loads(line)
-            if "result" in message:
-                return converter().structure(message["result"], RenderedVersion)
-            if "failure" in message:
-                raise Failure(**message["failure"]).to_error()
-            at = Begun(**message["at"])
-            if time.monotonic() >= next_report:
-                context.progress("rendering", at.done, total, "records")
-                next_report = time.monotonic() + _REPORT_SECONDS
-        code = child.wait()
-        context.check()
-        raise _ended(code, at, order.limits)
 
+    def begun(note: Mapping[str, Any]) -> None:
+        nonlocal at, next_report
+        at = Begun(**note)
+        if time.monotonic() >= next_report:
+            context.check()
+            context.progress("rendering", at.done, total, "records")
+            next_report = time.monotonic() + _REPORT_SECONDS
 
-@contextmanager
-def _ended_when_unwanted(context: TaskContext, child: subprocess.Popen[str]) -> Iterator[None]:
-    """Kill a child as soon as its work is not wanted any more, however long its record takes."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(_CHECK_SECONDS):
-            try:
-                context.check()
-            except LuthierError:
-                child.kill()
-                return
-
-    watching = threading.Thread(target=watch, name="render-watch")
-    watching.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watching.join()
-
-
-@contextmanager
-def _child(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    # Nothing of our own environment: a template that got out of its sandbox would find no setting and no key.
-    environment = {
-        "PYTHONPATH": ":".join(path for path in sys.path if path),
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
-        # Other pools reserve more address space than they use, which the limit would count.
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
-    }
-    command = [sys.executable, "-P", "-m", _CHILD]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment
-    ) as child:
+    with closing(LimitedProcess(_CHILD, limits, context.scratch)) as process:
         try:
-            yield child
-        finally:
-            child.kill()
-
-
-def _ended(code: int, at: Begun, limits: Limits) -> LuthierError:
-    """Return why a child ended without an answer."""
-    place = {"filename": at.filename, "line": str(at.line)}
-    if code == -signal.SIGXCPU:
-        return InvalidArgument(
-            f"rendering takes more than {limits.cpu_seconds} s of CPU time at "
-            f"{at.filename}:{at.line}; pass a chat_template without unbounded loops",
-            reason=Reason.TEMPLATE_INVALID,
-            metadata=place,
-        )
-    if code == -signal.SIGKILL:
-        return Unavailable("the rendering process was killed from outside", reason=Reason.WORKER_LOST)
-    if code in (-signal.SIGABRT, -signal.SIGSEGV):
-        # How native code ends when it gets no memory.
-        return too_much_memory(at, limits)
-    return Internal(
-        f"the rendering process ended with code {code} at {at.filename}:{at.line}", metadata=place
-    )
+            request = converter().unstructure(plan)
+            result = process.call(request, check=context.check, heard=begun)
+        except LimitReached as error:
+            raise InvalidArgument(
+                f"rendering takes more than {error} at {at.filename}:{at.line}; "
+                "pass a chat_template without unbounded loops",
+                reason=Reason.TEMPLATE_INVALID,
+                metadata=at.metadata,
+            ) from error
+        except ProcessKilled as error:
+            raise Unavailable(
+                "the rendering process was killed from outside", reason=Reason.WORKER_LOST
+            ) from error
+        except ProcessBroken as error:
+            raise Internal(
+                f"the rendering process failed at {at.filename}:{at.line}: {error}", metadata=at.metadata
+            ) from error
+    return converter().structure(result, RenderedVersion)
