@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import subprocess
+import sys
 
 import pytest
 
@@ -71,3 +73,76 @@ def test_generation_blocks_give_the_ranges_they_rendered() -> None:
     assert rendered.generated == ((2, 5), (8, 8))
     assert template.has_generation_blocks
     assert not ChatTemplate("{{ messages }}", TODAY).has_generation_blocks
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{{ [1, 2, 3] | random }}", "filter random"),
+        ("{{ [[1, 2, 3]] | map('random') | list }}", "filter random"),
+        ("{{ lipsum() }}", "lipsum"),
+        ("{{ lipsum(n=1) }}", "lipsum"),
+        ("{{ messages | map(attribute='role') }}", "address of an object"),
+        ("{{ cycler('a') ~ '' }}", "address of an object"),
+        ("{{ messages[0].get | string }}", "address of an object"),
+    ],
+)
+def test_nothing_random_reaches_a_template(source: str, said: str) -> None:
+    with pytest.raises(TemplateError, match=f"the chat template fails: .*{said}"):
+        render(source)
+
+
+def test_a_conversation_may_speak_of_addresses() -> None:
+    said = "<generator object f at 0x7F00AB12cd>"
+    template = ChatTemplate("{{ messages[0].content | upper }} and <f at 0xdeadbeef>", TODAY)
+    shown = template.render([{"role": "user", "content": said}]).text
+    assert shown == said.upper().replace("0X", "0X") + " and <f at 0xdeadbeef>"
+
+
+def test_differences_of_views_keep_the_order_of_the_dict() -> None:
+    names = [f"key{number}" for number in range(50)]
+    source = "{% set d = messages[0].d %}{{ (d.keys() - ['key7'] - d.keys().mapping.values()) | join(',') }}"
+    shown = ChatTemplate(source, TODAY).render([{"d": dict.fromkeys(names, "x")}]).text
+    assert shown == ",".join(name for name in names if name != "key7")
+    assert render("{{ 7 - 3 }}") == "4"
+
+
+def test_a_generation_block_writes_the_same_in_every_process() -> None:
+    source = "{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x[1:33] }}"
+    command = (
+        "import datetime; from luthier.text.templates import ChatTemplate;"
+        f"print(ascii(ChatTemplate({source!r}, datetime.date(2026, 3, 9)).render([]).text))"
+    )
+    shown = {
+        subprocess.run([sys.executable, "-c", command], capture_output=True, check=True).stdout for _ in "ab"
+    }
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize("source", ["{{ '\\ud800' }}", "a{{ '\\udfff' ~ messages[0].content }}"])
+def test_a_lone_surrogate_is_refused_by_name(source: str) -> None:
+    with pytest.raises(TemplateError, match=r"lone surrogate '\\ud[8f][0f][0f]' at character [01]"):
+        render(source)
+
+
+def test_what_a_template_raises_can_be_sent() -> None:
+    with pytest.raises(TemplateError, match=r"fails: bad \\ud800") as caught:
+        render("{{ raise_exception('bad \\ud800') }}")
+    assert str(caught.value).encode()
+    with pytest.raises(TemplateError) as caught:
+        render("{{ raise_exception('x' * 100000) }}")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{% for a in 'a' %}" * 30 + "{% endfor %}" * 30, "SyntaxError"),
+        ("{{ loop.cycle() }}", "loop"),
+        ("{% for x in messages %}{{ loop.cycle() }}{% endfor %}", "TypeError"),
+        ("{% for x in range(3).__iter__() %}{% endfor %}", "__iter__"),
+    ],
+)
+def test_whatever_python_says_to_a_template_is_the_templates(source: str, said: str) -> None:
+    with pytest.raises(TemplateError, match=said):
+        render(source)

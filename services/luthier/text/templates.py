@@ -1,13 +1,15 @@
 """Chat templates: Jinja in a sandbox, with the globals and filters that transformers gives them.
 
 Templates come from users and model authors. The sandbox keeps them from the interpreter's insides; it does not bound
-their time or memory: render untrusted ones in a process with limits.
+their time or memory: render untrusted ones in a process with limits. What a template writes depends on its arguments
+alone: nothing random reaches it, no clock, no order of a set and no address of an object.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import secrets
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +20,14 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 
-# Marks around what a `generation` block renders, taken out of the text again. They differ from process to process:
-# a record that could write them would choose what is learnt.
-_SECRET = secrets.token_hex(16)
-_OPEN, _CLOSE = f"\ue000{_SECRET}\ue001", f"\ue001{_SECRET}\ue000"
 _FILENAME = "<template>"  # what jinja2 calls a template made of a string, in code and tracebacks
+_MARK = "_generation_mark"
+_MAX_PROBLEM = 500
+_SHOWN_CHARACTERS = 60
+_ADDRESS = re.compile(r" at (0x[0-9a-f]{4,16})>", re.IGNORECASE)
 
 
 class TemplateError(ValueError):
@@ -36,7 +39,7 @@ class RenderedText:
     """Rendered text and the character ranges [start, end) that `generation` blocks produced."""
 
     text: str
-    generated: tuple[tuple[int, int], ...]
+    generated: tuple[tuple[int, int], ...] = ()
 
 
 class _Generation(jinja2.ext.Extension):
@@ -48,11 +51,25 @@ class _Generation(jinja2.ext.Extension):
         """Wrap the block's output in marks."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_mark")
+        call = self.call_method("_mark", [jinja2.nodes.ContextReference()])
         return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
-    def _mark(self, caller: Callable[[], str]) -> str:
-        return f"{_OPEN}{caller()}{_CLOSE}"
+    def _mark(self, context: jinja2.runtime.Context, caller: Callable[[], str]) -> str:
+        opening, closing = _marks(context[_MARK])
+        return f"{opening}{caller()}{closing}"
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, in which the difference of two views of a dict keeps the dict's order."""
+
+    intercepted_binops = frozenset({"-"})
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """Return what the operator gives; of a set, whose order differs between processes, a view in order."""
+        found = super().call_binop(context, operator, left, right)
+        if isinstance(found, set | frozenset):
+            return dict.fromkeys(item for item in left if item in found).keys()
+        return found
 
 
 class ChatTemplate:
@@ -67,10 +84,12 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, today: date) -> None:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _to_json
+        environment.filters["random"] = _refuse_random
+        environment.globals["lipsum"] = _refuse_lipsum
         environment.globals["raise_exception"] = _raise_exception
         now = datetime(today.year, today.month, today.day)
         environment.globals["strftime_now"] = now.strftime
@@ -102,26 +121,69 @@ class ChatTemplate:
             special_tokens: texts that templates use by name, e.g. bos_token.
 
         Raises:
-            TemplateError: the template refuses the conversation or fails.
+            TemplateError: the template refuses the conversation, fails, or writes what is no text or differs from
+                time to time.
         """
         with _as_template_errors():
+            mark = _digest(messages, tools) if self.has_generation_blocks else ""
             text = self._template.render(
                 messages=[dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **(special_tokens or {}),
+                **{**(special_tokens or {}), _MARK: mark},
             )
-        return _without_marks(text)
+        rendered = _without_marks(text, mark) if self.has_generation_blocks else RenderedText(text=text)
+        _require_text(rendered.text)
+        address = _address(rendered.text, lambda: f"{self.source}{json.dumps([*messages, *tools])}")
+        if address is not None:
+            raise TemplateError(
+                f"the chat template fails: it writes the address of an object, which is another each time: "
+                f"{address!r}; write its values, e.g. by the filters list or tojson"
+            )
+        return rendered
 
 
-def _without_marks(marked: str) -> RenderedText:
+def _digest(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps([list(messages), list(tools)]).encode()).hexdigest()
+
+
+def _marks(mark: str) -> tuple[str, str]:
+    """Return what stands around the text of a `generation` block until it is taken out again.
+
+    `mark` is a digest of the conversation: a record that could write it would choose what is learnt.
+    """
+    return f"\ue000{mark}\ue001", f"\ue001{mark}\ue000"
+
+
+def _require_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TemplateError(
+            f"the chat template fails: it writes the lone surrogate {text[error.start]!a} at character "
+            f"{error.start}, which is no text; write the whole character"
+        ) from error
+
+
+def _address(text: str, given: Callable[[], str]) -> str | None:
+    """Return where a text shows an object's address that is not in what was `given`, None when it does not."""
+    known = None
+    for found in _ADDRESS.finditer(text):
+        known = known or given().lower()
+        if found[1].lower() not in known:
+            return text[max(0, found.start() - _SHOWN_CHARACTERS) : found.end()]
+    return None
+
+
+def _without_marks(marked: str, name: str) -> RenderedText:
+    opening, closing = _marks(name)
     parts: list[str] = []
     ranges: list[tuple[int, int]] = []
     length, started = 0, -1
     rest = marked
     while rest:
-        mark = _CLOSE if started >= 0 else _OPEN
+        mark = closing if started >= 0 else opening
         before, found, rest = rest.partition(mark)
         parts.append(before)
         length += len(before)
@@ -139,11 +201,13 @@ def _as_template_errors() -> Iterator[None]:
         yield
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(
-            f"the chat template does not compile: {error.message} (line {error.lineno})"
+            f"the chat template does not compile: {_shown(error.message)} (line {error.lineno})"
         ) from error
     except jinja2.TemplateError as error:
         raise _failure(error, error.message or type(error).__name__) from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except MemoryError:
+        raise  # the limit of the process that renders: its owner says so
+    except Exception as error:  # whatever Python raises in a template's code is the template's
         raise _failure(error, f"{type(error).__name__}: {error}") from error
 
 
@@ -155,7 +219,12 @@ def _failure(error: Exception, problem: str) -> TemplateError:
             line = frame.tb_lineno
         frame = frame.tb_next
     place = "" if line is None else f" (line {line})"
-    return TemplateError(f"the chat template fails: {problem}{place}")
+    return TemplateError(f"the chat template fails: {_shown(problem)}{place}")
+
+
+def _shown(problem: object) -> str:
+    """Return a problem as text that can be sent: templates may raise what is no text, and as much as they like."""
+    return str(problem).encode("utf-8", "backslashreplace").decode()[:_MAX_PROBLEM]
 
 
 def _to_json(
@@ -172,3 +241,13 @@ def _to_json(
 
 def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
+
+
+def _refuse_random(_: object) -> None:
+    raise jinja2.exceptions.TemplateError("the filter random is not there: a rendering must be repeatable")
+
+
+def _refuse_lipsum(*_: object, **__: object) -> None:
+    raise jinja2.exceptions.TemplateError(
+        "lipsum is not there: it writes random text, a rendering must be repeatable"
+    )
