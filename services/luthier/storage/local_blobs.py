@@ -91,7 +91,7 @@ class LocalBlobStore:
 
     async def delete(self, digest: str) -> None:
         """Delete a blob; a read that has begun goes on."""
-        await _in_thread(self._delete, digest)
+        await self._run(self._delete, digest)
 
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""

@@ -25,6 +25,7 @@ from luthier.work.peers import channel
 from luthier.worker.v1 import task_pb2
 
 _REPORT_SECONDS = 0.5
+_CHILD = "luthier.data.worker.render_child"
 
 
 def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], task_pb2.TaskResult]:
