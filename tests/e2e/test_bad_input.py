@@ -35,7 +35,9 @@ FILES = {
     "broken-json": json.dumps({"messages": [USER, ASSISTANT]}) + '\n{"messages": [\n',
     "empty-file": "",
     "missing-field": json.dumps({"messages": [USER, {"role": "assistant"}]}) + "\n",
-    "wrong-role-order": json.dumps({"messages": [USER, USER, ASSISTANT]}) + "\n",
+    "wrong-role-order": json.dumps({"messages": [USER, ASSISTANT, USER]}) + "\n",
+    "pretty-printed": json.dumps({"messages": [USER, ASSISTANT]}, indent=2),
+    "sharegpt": '{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}\n',
 }
 FAILED_VERSIONS = [
     ("unknown-format", "INVALID_ARGUMENT", "UNKNOWN_FORMAT", r"answer, question.*OPENAI_CHAT: messages"),
@@ -51,7 +53,14 @@ FAILED_VERSIONS = [
         "wrong-role-order",
         "INVALID_ARGUMENT",
         "INVALID_RECORDS",
-        r"messages\[1\]\.role.*followed by assistant",
+        r"messages\[2\]\.role.*last turn must be assistant",
+    ),
+    ("pretty-printed", "INVALID_ARGUMENT", "INVALID_RECORDS", r"1 of 1 records.*pretty-printed JSON"),
+    (
+        "sharegpt",
+        "INVALID_ARGUMENT",
+        "UNKNOWN_FORMAT",
+        r"looks like ShareGPT: rename conversations to messages",
     ),
 ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from luthier.text.formats import Format, RecordError, UnknownFormatError, detect, parse_record
 from luthier.text.records import (
@@ -19,6 +21,9 @@ from luthier.text.records import (
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLING = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+NULL_KEYS = "weight name tool_calls tool_call_id refusal function_call audio annotations"
+NULLS = dict.fromkeys(NULL_KEYS.split())
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,179 @@ def test_openai_chat_is_taken_as_is() -> None:
     assert record_from_json(record_to_json(record)) == record
 
 
+def parsed(*messages: object, **others: object) -> ChatRecord:
+    record = parse_record({"messages": list(messages), **others}, Format.OPENAI_CHAT)
+    assert isinstance(record, ChatRecord)
+    assert record_from_json(record_to_json(record)) == record
+    return record
+
+
+def test_null_stands_for_what_is_not_there() -> None:
+    """As the SDK's own model_dump() writes messages."""
+    plain = parsed(
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": ""},
+        ASSISTANT,
+    )
+    calling = {**NULLS, "role": "assistant", "tool_calls": [CALL]}
+    assert plain == parsed(
+        {**NULLS, **USER},
+        calling,
+        {"role": "tool", "tool_call_id": "c1", "content": ""},
+        {**NULLS, **ASSISTANT, "annotations": []},
+        tools=None,
+        functions=None,
+        parallel_tool_calls=None,
+        metadata=None,
+    )
+
+
+def test_a_refusal_is_the_text_of_the_answer() -> None:
+    refused = parsed(USER, {"role": "assistant", "content": None, "refusal": "I cannot."})
+    parts = parsed(USER, {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot."}]})
+    assert refused == parts == parsed(USER, {"role": "assistant", "content": "I cannot."})
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        "assistant",
+        "system assistant",
+        "developer assistant user assistant",
+        "user user assistant",
+        "user assistant assistant",
+        "user system assistant",
+        "system system user assistant",
+        "user assistant system user assistant",
+    ],
+)
+def test_every_order_that_ends_with_an_answer_is_taken(roles: str) -> None:
+    messages = [{"role": role, "content": f"{role} {index}"} for index, role in enumerate(roles.split())]
+    assert [message.role for message in parsed(*messages).messages] == roles.split()
+
+
+def test_functions_become_tools() -> None:
+    result = {"role": "function", "name": "f", "content": "42"}
+    old = parsed(
+        USER, CALLING, result, CALLING, {**result, "content": None}, ASSISTANT, functions=[{"name": "f"}]
+    )
+    calls = [{**CALL, "id": "call00001"}, {**CALL, "id": "call00003"}]
+    new = parsed(
+        USER,
+        {"role": "assistant", "tool_calls": calls[:1]},
+        {"role": "tool", "name": "f", "tool_call_id": "call00001", "content": "42"},
+        {"role": "assistant", "tool_calls": calls[1:]},
+        {"role": "tool", "name": "f", "tool_call_id": "call00003", "content": ""},
+        ASSISTANT,
+        tools=[{"type": "function", "function": {"name": "f"}}],
+    )
+    assert old == new
+
+
+@pytest.mark.parametrize(
+    ("others", "path"),
+    [
+        ({"tools": [{"type": "function"}], "functions": [{"name": "f"}]}, "functions"),
+        ({"functions": "f"}, "functions"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+    ],
+)
+def test_what_stands_beside_the_messages_is_checked(others: dict[str, object], path: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        parsed(USER, ASSISTANT, **others)
+    assert caught.value.path == path
+
+
+def test_weights_of_turns_that_are_never_learnt_may_be_nought() -> None:
+    assert parsed({**USER, "weight": 0}, ASSISTANT) == parsed(USER, ASSISTANT)
+
+
+def validator_accepts(example: dict[str, Any]) -> bool:
+    """The format checks of OpenAI's cookbook, "Data preparation and analysis for chat model fine-tuning"."""
+    messages = example.get("messages")
+    if not messages or not any(message.get("role") == "assistant" for message in messages):
+        return False
+    for message in messages:
+        content, call = message.get("content"), message.get("function_call")
+        known = message.keys() <= {"role", "content", "name", "function_call", "weight"}
+        if not known or message.get("role") not in ("system", "user", "assistant", "function"):
+            return False
+        if not isinstance(content, str) or not (content or call):
+            return False
+    return True
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """A turn, or a call and its result: OpenAI's service refuses results of calls that were not made."""
+    role = draw(st.sampled_from(["system", "user", "assistant", "call"]))
+    text = st.sampled_from(["x", " ", "two\nlines", "ü"])
+    turn: dict[str, Any] = {
+        "role": role,
+        "content": draw(text if role in ("system", "user") else st.just("x")),
+    }
+    if draw(st.booleans()):
+        turn["name"] = "f"
+    if role in ("assistant", "call") and draw(st.booleans()):
+        turn["weight"] = draw(st.sampled_from([0, 1, None]))
+    if role != "call":
+        return [turn]
+    calling = {**turn, "role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}
+    return [calling, {"role": "function", "name": "f", "content": draw(text)}]
+
+
+@given(st.lists(turns(), max_size=5))
+def test_what_openai_s_validator_takes_is_taken(drawn: list[list[dict[str, Any]]]) -> None:
+    """The last turn aside, which OpenAI's service wants to be the assistant's though the cookbook does not look."""
+    messages = [turn for some in drawn for turn in some] + [ASSISTANT]
+    assert validator_accepts({"messages": messages})
+    assert len(parsed(*messages).messages) == len(messages)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            {"conversations": [{"from": "human", "value": "q"}]},
+            "ShareGPT: rename conversations to messages, from to",
+        ),
+        (
+            {"conversations": [{"role": "user", "content": "q"}]},
+            "another name: rename conversations to messages",
+        ),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference pairs: .*keep the chosen"),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, "preference pairs"),
+        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "OpenAI's preference pairs"),
+        ({"text": "t"}, "plain text: .*with an empty prompt"),
+        (
+            {"question": "q", "answer": "a", "id": 3},
+            "pairs of question and answer: rename question to instruction",
+        ),
+        ({"instruction": "q", "response": "a"}, "rename instruction to instruction and response to output"),
+        ({"input": "q", "output": "a"}, "pairs of input and output"),
+        ({"custom_id": "1", "body": {"messages": []}}, "Batch API"),
+        ({"contents": [{"role": "user", "parts": []}]}, "Gemini"),
+        (
+            {"train": [{"messages": [USER, ASSISTANT]}]},
+            "holds the records in 'train': write that list by itself",
+        ),
+    ],
+)
+def test_shapes_of_other_tools_are_named_with_what_to_do(value: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnknownFormatError, match=f"looks like .*{said}"):
+        detect([value])
+    with pytest.raises(RecordError, match=f"must be there.* looks like .*{said}"):
+        parse_record(value, Format.OPENAI_CHAT)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"a": [{"b": 1}]}, {"a": []}, 3])
+def test_a_shape_that_nobody_knows_has_no_name(value: object) -> None:
+    with pytest.raises(UnknownFormatError) as caught:
+        detect([value])
+    assert "looks like" not in str(caught.value)
+
+
 def test_alpaca_becomes_a_chat() -> None:
     value = {"instruction": "Add.", "input": "1 2", "output": "3", "system": "s", "history": [["q", "a"]]}
     roles = ("system", "user", "assistant", "user", "assistant")
@@ -82,13 +260,52 @@ def test_alpaca_without_input_asks_the_instruction_alone() -> None:
     [
         ([], "messages", "WRONG_TYPE", "at least one message"),
         ([USER], "messages[0].role", "WRONG_ROLE_ORDER", "the last turn must be assistant, got user"),
-        ([ASSISTANT], "messages[0].role", "WRONG_ROLE_ORDER", "must follow user"),
-        ([USER, USER, ASSISTANT], "messages[1].role", "WRONG_ROLE_ORDER", "followed by assistant, got user"),
+        ([USER, ASSISTANT, USER], "messages[2].role", "WRONG_ROLE_ORDER", "last answer teaches nothing"),
         (
             [USER, ASSISTANT, {"role": "system", "content": "s"}],
             "messages[2].role",
             "WRONG_ROLE_ORDER",
-            "first",
+            "last",
+        ),
+        (
+            [USER, CALLING, {"role": "function", "name": "g", "content": "1"}, ASSISTANT],
+            "messages[2].role",
+            "WRONG_ROLE_ORDER",
+            "function_call names it, got 'g'",
+        ),
+        (
+            [USER, {**CALLING, "role": "user"}, ASSISTANT],
+            "messages[1].function_call",
+            "WRONG_ROLE",
+            "not user",
+        ),
+        ([USER, {**CALLING, "tool_calls": [CALL]}], "messages[1].function_call", "WRONG_VALUE", "tool_calls"),
+        ([USER, {**CALLING, "function_call": "auto"}], "messages[1].function_call", "WRONG_TYPE", "got text"),
+        (
+            [USER, {"role": "assistant", "content": "a", "refusal": "no"}],
+            "messages[1].refusal",
+            "WRONG_VALUE",
+            "one or the other",
+        ),
+        ([{**USER, "refusal": "no"}, ASSISTANT], "messages[0].refusal", "WRONG_ROLE", "not user"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT],
+            "messages[0].content[0]",
+            "NOT_TEXT",
+            "got 'image_url': models learn from text alone",
+        ),
+        ([USER, {**ASSISTANT, "audio": {"id": "x"}}], "messages[1].audio", "NOT_TEXT", "must be null"),
+        (
+            [{"role": "system", "content": ""}, ASSISTANT],
+            "messages[0].content",
+            "EMPTY_FIELD",
+            "not be empty",
+        ),
+        (
+            [USER, {"role": "assistant", "content": None, "refusal": None}],
+            "messages[1].content",
+            "MISSING_FIELD",
+            "got null",
         ),
         (
             [USER, {"role": "tool", "content": "t"}, ASSISTANT],

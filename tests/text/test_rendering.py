@@ -203,6 +203,14 @@ def test_shots_stand_between_the_system_turn_and_the_question() -> None:
     )
 
 
+def test_a_system_turn_in_the_middle_stays_where_it_is() -> None:
+    record = chat(("user", "q"), ("system", "be brief"), ("assistant", "a"))
+    text = make_bundle(CHATML).decode(renderer().prompt(record), skip_special_tokens=False)
+    assert text.endswith(
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_answer_learns_the_last_turn_behind_the_same_prompt() -> None:
     shot = chat(("user", "q"), ("assistant", "a"))
     used = renderer()

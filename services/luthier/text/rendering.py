@@ -7,6 +7,7 @@ character does.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -309,7 +310,9 @@ def _mask(encoding: Encoding, spans: Sequence[Span]) -> tuple[bool, ...]:
 
 
 def _with_shots(record: ChatRecord, shots: Sequence[Record]) -> ChatRecord:
-    systems = tuple(message for message in record.messages if message.role in ("system", "developer"))
+    systems = tuple(
+        itertools.takewhile(lambda message: message.role in ("system", "developer"), record.messages)
+    )
     turns: list[Message] = []
     for shot in shots:
         if not isinstance(shot, ChatRecord):

@@ -99,7 +99,7 @@ async def test_read_records_resumes_at_any_row_in_chunks_of_a_mebibyte(service: 
 
 
 async def test_a_bad_record_fails_a_strict_version_and_is_left_out_of_a_skipping_one(service: Any) -> None:
-    data = lines(chat("q", "a"), {"messages": [{"role": "assistant", "content": "a"}]}) + b"{broken\n"
+    data = lines(chat("q", "a"), {"messages": [{"role": "user", "content": "q"}]}) + b"{broken\n"
     async with service.worker():
         strict = await service.version(data)
         skipping = await service.version(data, invalid_record_policy=dataset_pb2.INVALID_RECORD_POLICY_SKIP)
@@ -108,7 +108,7 @@ async def test_a_bad_record_fails_a_strict_version_and_is_left_out_of_a_skipping
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", Reason.INVALID_RECORDS)
     assert error.message == (
         "2 of 3 records are not valid, the first at 0.jsonl:2: messages[0].role: "
-        "assistant must follow user, got it first"
+        "the last turn must be assistant, got user: what follows the last answer teaches nothing"
     )
     assert strict.statistics.num_invalid == 2
     listed = await service.call(

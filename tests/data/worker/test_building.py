@@ -142,13 +142,13 @@ def test_build_of_an_unknown_format_names_the_keys_found_and_the_formats_known(t
 def test_build_reports_each_bad_record_and_goes_on(tmp_path: Path) -> None:
     bad_role = {"messages": [{"role": "robot", "content": "x"}]}
     good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
-    order = {"messages": [{"role": "assistant", "content": "a"}]}
+    order = {"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]}
     built = build(tmp_path, lines(good) + b'{"messages": [\n' + lines(bad_role, {"msgs": []}, order))
     assert [(error.line, error.path, error.reason) for error in built.errors] == [
         (2, "", "INVALID_JSON"),
         (3, "messages[0].role", "UNKNOWN_ROLE"),
         (4, "messages", "MISSING_FIELD"),
-        (5, "messages[0].role", "WRONG_ROLE_ORDER"),
+        (5, "messages[1].role", "WRONG_ROLE_ORDER"),
     ]
     assert built.errors[1].value == "'robot'"
     assert built.statistics.num_invalid == 4

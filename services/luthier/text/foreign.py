@@ -1,0 +1,77 @@
+"""Shapes of records that other tools use: named, with what to do, where they are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_PAIR = "rename {0} to instruction and {1} to output to have a conversation, to prompt and completion for plain text"
+_OWN = (frozenset({"messages"}), frozenset({"prompt", "completion"}), frozenset({"instruction", "output"}))
+_PAIRS = (
+    ("question", "answer"),
+    ("question", "response"),
+    ("instruction", "response"),
+    ("instruction", "completion"),
+    ("input", "output"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("query", "response"),
+    ("query", "answer"),
+)
+# The first whose keys are all there.
+_SHAPES: tuple[tuple[frozenset[str], str, str], ...] = (
+    (
+        frozenset({"chosen", "rejected"}),
+        "preference pairs",
+        "supervised tuning learns one answer: keep the chosen one, as messages or as prompt and completion",
+    ),
+    (
+        frozenset({"preferred_output", "non_preferred_output"}),
+        "OpenAI's preference pairs",
+        "supervised tuning learns one answer: write input.messages and the preferred_output as messages",
+    ),
+    (
+        frozenset({"custom_id", "body"}),
+        "requests of OpenAI's Batch API",
+        "write body.messages as messages, with the answer as the last turn",
+    ),
+    (
+        frozenset({"contents"}),
+        "Gemini's contents",
+        "rename contents to messages, the role model to assistant, and write the text of parts as content",
+    ),
+    *((frozenset(pair), f"pairs of {pair[0]} and {pair[1]}", _PAIR.format(*pair)) for pair in _PAIRS),
+    (
+        frozenset({"text"}),
+        "plain text",
+        'no answer is marked in it: write it as completion, with an empty prompt (""), to learn all of it',
+    ),
+)
+
+
+def named_shape(record: object) -> str | None:
+    """Return the name of a record's shape and what to do with it; None when it is not known."""
+    if not isinstance(record, Mapping):
+        return None
+    for key, inner in record.items():
+        if isinstance(inner, list) and inner and isinstance(inner[0], Mapping):
+            shape = _list_shape(str(key), inner[0])
+            if shape is not None:
+                return shape
+    for keys, name, advice in _SHAPES:
+        if keys <= record.keys():
+            return f"{name}: {advice}"
+    return None
+
+
+def _list_shape(key: str, first: Mapping[str, object]) -> str | None:
+    keys = first.keys()
+    if keys >= {"from", "value"}:
+        renamed = (
+            f"rename {key} to messages, from to role (human becomes user, gpt assistant) and value to content"
+        )
+        return f"ShareGPT: {renamed}"
+    if keys >= {"role", "content"} and key not in ("chosen", "rejected"):
+        return f"a conversation under another name: rename {key} to messages"
+    if any(own <= keys for own in _OWN) or any(known <= keys for known, _, _ in _SHAPES):
+        return f"one object that holds the records in {key!r}: write that list by itself"
+    return None
