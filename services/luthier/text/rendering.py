@@ -140,6 +140,10 @@ class Renderer:
         )
         return self._bundle.encode(rendered.text).ids
 
+    def raw(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a plain text that is to be continued: as a plain record's prompt, without a template."""
+        return self._with_bos(self._bundle.encode(text).ids)
+
     def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt, with `shots` before it; raises as `prompt`."""
         if isinstance(record, CompletionRecord):
@@ -192,13 +196,12 @@ class Renderer:
         ids, mask = self._with_bos(encoding.ids), _mask(encoding, (span,))
         mask = (False,) * (len(ids) - len(mask)) + mask
         eos = self._bundle.special_id("eos_token")
-        if eos is None:
+        if eos is None or ids[-1:] == (eos,):
             return Rendered(input_ids=ids, loss_mask=mask)
         return Rendered(input_ids=(*ids, eos), loss_mask=(*mask, True))
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        bos = self._bundle.special_id("bos_token") if self._bundle.adds_bos else None
-        return ids if bos is None else (bos, *ids)
+        return self._bundle.with_prefix(ids)
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
