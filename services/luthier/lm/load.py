@@ -1,6 +1,6 @@
 """Load a registered model: plain safetensors in transformers' layout, of an architecture that we compute."""
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from luthier.errors import InvalidArgument, NotFound, Reason
+from luthier.errors import InvalidArgument, Reason
 from luthier.lm.attention import IMPLEMENTATION
 from luthier.lm.blocks import use_kernels
+from luthier.lm.model_config import check_config, read_config
 
-ARCHITECTURES = (
-    "GemmaForCausalLM",
-    "Gemma2ForCausalLM",
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Phi3ForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "SmolLM3ForCausalLM",
-)
-"""Classes whose forward is: embed, blocks of rotary attention and gated MLP, norm, vocabulary matmul."""
+_MAX_WORDS = 300
 
 
 def load_model(directory: Path, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
@@ -68,7 +59,8 @@ def load_weights(directory: Path, **options: Any) -> PreTrainedModel:
     # Parsers of foreign files fail with whatever they stumble over: struct.error, KeyError, RuntimeError.
     except Exception as error:
         raise InvalidArgument(
-            f"the model's files must be readable by transformers, got {type(error).__name__}: {error}",
+            f"the model's files must be readable by transformers, got {type(error).__name__}: "
+            f"{_words(error, directory)}",
             reason=Reason.MODEL_INVALID,
         ) from error
     model, report = loaded
@@ -83,49 +75,18 @@ def load_weights(directory: Path, **options: Any) -> PreTrainedModel:
     return model
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The contents of `config.json`.
-
-    Raises:
-        NotFound: the file is missing.
-        InvalidArgument: it is not a JSON object (reason MODEL_INVALID).
-    """
-    path = directory / "config.json"
-    if not path.is_file():
-        raise NotFound(f"a model directory must hold config.json, there is none in {directory.name}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidArgument(
-            f"config.json must be JSON, got {error}", reason=Reason.MODEL_INVALID
-        ) from error
-    if not isinstance(config, dict):
-        raise InvalidArgument(
-            f"config.json must hold an object, got {type(config).__name__}", reason=Reason.MODEL_INVALID
-        )
-    return config
+def _words(error: Exception, directory: Path) -> str:
+    """What an error says, on one line, without the folder that only the worker knows."""
+    text = str(error).replace(f"{directory}/", "").replace(str(directory), "its folder")
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:_MAX_WORDS]
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Refuse what we do not compute or must not run.
-
-    Raises:
-        InvalidArgument: another architecture or quantised weights (reason MODEL_INVALID), or code of its own
-            (`auto_map`, reason UNSAFE_MODEL_FILE).
-    """
-    if "auto_map" in config:
-        raise InvalidArgument(
-            f"a model must not bring code of its own, config.json has auto_map={config['auto_map']}",
-            reason=Reason.UNSAFE_MODEL_FILE,
-        )
-    if "quantization_config" in config:
-        raise InvalidArgument(
-            "a model directory must hold plain weights, config.json has quantization_config",
-            reason=Reason.MODEL_INVALID,
-        )
-    architectures = config.get("architectures") or []
-    if len(architectures) != 1 or architectures[0] not in ARCHITECTURES:
-        raise InvalidArgument(
-            f"the architecture must be one of {', '.join(ARCHITECTURES)}, got {architectures}",
-            reason=Reason.MODEL_INVALID,
-        )
+def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    """Each token that ends a text of the model, by `config.json` and `generation_config.json`, one or several each."""
+    declared = [getattr(model.config, "eos_token_id", None)]
+    if model.generation_config is not None:
+        declared.append(model.generation_config.eos_token_id)
+    found: set[int] = set()
+    for ids in declared:
+        found.update(ids if isinstance(ids, Iterable) else () if ids is None else (ids,))
+    return frozenset(found)

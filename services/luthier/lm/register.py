@@ -1,12 +1,11 @@
 """Turn a source (GGUF file, model directory, hub repository) into a plain model directory of known files.
 
-Weights become bfloat16 safetensors, the tokenizer becomes the tokenizer bundle. The same source gives the
-same bytes.
+Weights become bfloat16 safetensors; a `tokenizer.json` is kept as it came, another tokenizer is converted to one. The
+same source gives the same bytes.
 """
 
-import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,29 +13,20 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hub_errors
-from transformers import AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GgufConfig, PreTrainedModel
 
 from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
-from luthier.lm.load import ARCHITECTURES, check_config, load_weights, read_config
+from luthier.lm.load import eos_token_ids, load_weights
+from luthier.lm.model_config import ARCHITECTURES, check_config, read_config, read_object
+from luthier.lm.source_files import INDEX_SUFFIX, staged_file, staged_folder
+from luthier.lm.tokenizer_files import WrittenTokenizer, open_converted, write_converted, write_tokenizer
+from luthier.text.tokenizer import TokenizerBundle
 
 WEIGHT_FILES = ("model.safetensors", "config.json", "generation_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """The tokenizer bundle; the last is there when the model has a chat template."""
 
 _HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
-_UNSAFE_SUFFIXES = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".pickle",
-    ".ckpt",
-    ".msgpack",
-    ".h5",
-    ".joblib",
-    ".npy",
-    ".npz",
-)
 _END_OF_TURN_TOKENS = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -85,7 +75,8 @@ class RegisteredFiles:
     """What registering made: files as (name, path) in name order, and what the model is.
 
     `context_length` is in tokens; `eos_token_ids` end a text and `end_of_turn_token_ids` a turn of its chat
-    template; generation stops at either. `hub_commit` is the commit that was taken, empty for local sources.
+    template; generation stops at either. `warnings` are what whoever uses the model should know. `hub_commit` is the
+    commit that was taken, empty for local sources.
     """
 
     files: tuple[tuple[str, Path], ...]
@@ -97,6 +88,7 @@ class RegisteredFiles:
     has_chat_template: bool
     eos_token_ids: tuple[int, ...]
     end_of_turn_token_ids: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
     hub_commit: str = ""
 
 
@@ -108,87 +100,73 @@ def register_source(source: Source, directory: Path, *, scratch: Path) -> Regist
 
     Raises:
         NotFound: the file, the directory, the repository or its revision is not there.
-        InvalidArgument: the source holds pickles, code or symbolic links (reason UNSAFE_MODEL_FILE); or it
-        is not a
-            model that we compute, whole and readable (reason MODEL_INVALID).
+        InvalidArgument: the source holds pickles, code, links or things that are no plain files (reason
+            UNSAFE_MODEL_FILE); or it is not a model that we compute, whole and readable, with a tokenizer whose
+            tokens can be kept (reason MODEL_INVALID).
         Unavailable: the hub does not answer.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise InvalidArgument(f"the directory to write must be empty, {directory.name} is not")
-    commit = ""
     if isinstance(source, GgufSource):
-        model, tokenizer = _open_gguf(source.path)
-    elif isinstance(source, DirectorySource):
-        model, tokenizer = _open_directory(source.path)
-    else:
-        commit = _commit(source)
-        model, tokenizer = _open_directory(_download(source, commit, scratch))
+        with staged_file(source.path, scratch) as file:
+            plain = _write_weights(_open_gguf(file), directory)
+            tokenizer = open_converted(file.parent, gguf_file=file.name)
+            written = write_converted(tokenizer, directory, _num_rows(plain))
+        return _describe(plain, written, directory)
+    commit = _commit(source) if isinstance(source, HubSource) else ""
+    path = _download(source, commit, scratch) if isinstance(source, HubSource) else source.path
+    with staged_folder(path, scratch) as folder:
+        plain = _write_weights(_open_directory(folder), directory)
+        written = write_tokenizer(folder, directory, _num_rows(plain))
+    return replace(_describe(plain, written, directory), hub_commit=commit)
+
+
+def _write_weights(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     plain = _plain(model)
-    del model
     plain.save_pretrained(directory, max_shard_size=_ONE_SHARD)
-    tokenizer.save_pretrained(directory)
-    return replace(_describe(plain, tokenizer, directory), hub_commit=commit)
+    return plain
 
 
-def _require_no_symlink(path: Path) -> None:
-    """Refuse a path that leads elsewhere by now: it was checked when the registration was asked for."""
-    if path.absolute() != path.resolve():
-        raise InvalidArgument(
-            f"a model must be named by its real path, {path.name} is a symbolic link or lies below one",
-            reason=Reason.UNSAFE_MODEL_FILE,
-        )
+def _num_rows(model: PreTrainedModel) -> int:
+    """How many tokens the embedding has rows for."""
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Embedding)
+    return embedding.num_embeddings
 
 
-def _open_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    _require_no_symlink(path)
-    if not path.is_file():
-        raise NotFound(f"there is no GGUF file {path.name}")
+def _open_gguf(path: Path) -> PreTrainedModel:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
+        # Not the bytes that are there: they may be of a file that whoever asks could not read otherwise.
         raise InvalidArgument(
-            f"a GGUF file must begin with the bytes GGUF, {path.name} begins with {magic!r}",
-            reason=Reason.MODEL_INVALID,
+            f"a GGUF file must begin with the bytes GGUF, {path.name} does not", reason=Reason.MODEL_INVALID
         )
-    model = load_weights(
+    return load_weights(
         path.parent,
         gguf_file=path.name,
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
-    return model, _open_tokenizer(path.parent, gguf_file=path.name)
 
 
-def _open_directory(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    _require_no_symlink(path)
-    if not path.is_dir():
-        raise NotFound(f"there is no model directory {path.name}")
-    files = sorted(file for file in path.iterdir() if file.name != ".cache")
-    for file in files:
-        if file.is_symlink():
-            raise InvalidArgument(
-                f"a model directory must hold plain files, {file.name} is a symbolic link",
-                reason=Reason.UNSAFE_MODEL_FILE,
-            )
-        if file.suffix.lower() in _UNSAFE_SUFFIXES:
-            raise InvalidArgument(
-                f"weights must be safetensors; {file.name} is of a kind that can run code when loaded",
-                reason=Reason.UNSAFE_MODEL_FILE,
-            )
-        if file.name.endswith(".index.json"):
-            _check_index(file)
+def _open_directory(path: Path) -> PreTrainedModel:
+    for index in sorted(path.glob(f"*{INDEX_SUFFIX}")):
+        _check_index(index)
+    if (path / "generation_config.json").is_file():
+        read_object(path / "generation_config.json")
     check_config(read_config(path))
-    return load_weights(path, dtype=torch.bfloat16), _open_tokenizer(path)
+    return load_weights(path, dtype=torch.bfloat16)
 
 
 def _check_index(path: Path) -> None:
     """Refuse an index of weights that names a file elsewhere: transformers would open it."""
     try:
-        places = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        places = set(read_object(path)["weight_map"].values())
+    except (KeyError, TypeError, AttributeError, InvalidArgument) as error:
         raise InvalidArgument(
-            f"{path.name} must hold a weight_map of file names, got {type(error).__name__}: {error}",
+            f"{path.name} must hold a weight_map of file names, it has none that can be read",
             reason=Reason.MODEL_INVALID,
         ) from error
     here = {file.name for file in path.parent.iterdir()}
@@ -237,25 +215,6 @@ def _hub_errors(source: HubSource) -> Iterator[None]:
         raise Unavailable(f"the hub did not deliver {source.repo_id}@{source.revision}: {error}") from error
 
 
-def _open_tokenizer(path: Path, **options: str) -> PreTrainedTokenizerFast:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, **options
-        )
-    # A tokenizer's parser fails with whatever it stumbles over; the tokenizers library raises bare Exception.
-    except Exception as error:
-        raise InvalidArgument(
-            f"the tokenizer must be readable by transformers, got {type(error).__name__}: {error}",
-            reason=Reason.MODEL_INVALID,
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InvalidArgument(
-            f"the tokenizer must have a tokenizer.json form, {type(tokenizer).__name__} has none",
-            reason=Reason.MODEL_INVALID,
-        )
-    return tokenizer
-
-
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights in a fresh model: a GGUF's remembers its quantisation and would not save."""
     architecture = type(model).__name__
@@ -278,8 +237,7 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> RegisteredFiles:
-    template = directory / "chat_template.jinja"
+def _describe(model: PreTrainedModel, written: WrittenTokenizer, directory: Path) -> RegisteredFiles:
     names = [name for name in (*WEIGHT_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
     for path in directory.iterdir():
         if path.is_dir():
@@ -287,8 +245,10 @@ def _describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, direct
             shutil.rmtree(path)
         elif path.name not in names:
             path.unlink()
-    text = template.read_text(encoding="utf-8") if template.is_file() else ""
     config = model.config
+    text = written.bundle.chat_template or ""
+    endings = {written.bundle.token_id(token) for token in _END_OF_TURN_TOKENS if token in text}
+    eos_ids, warnings = _eos_token_ids(model, written.bundle)
     return RegisteredFiles(
         files=tuple((name, directory / name) for name in sorted(names)),
         architecture=type(model).__name__,
@@ -297,19 +257,20 @@ def _describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, direct
         vocab_size=config.vocab_size,
         dtype="bfloat16",
         has_chat_template=bool(text),
-        eos_token_ids=_eos_token_ids(model, tokenizer),
-        end_of_turn_token_ids=_known_ids(
-            tokenizer, [token for token in _END_OF_TURN_TOKENS if token in text]
-        ),
+        eos_token_ids=eos_ids,
+        end_of_turn_token_ids=tuple(sorted(token for token in endings if token is not None)),
+        warnings=(*written.warnings, *warnings),
     )
 
 
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    declared = model.generation_config.eos_token_id if model.generation_config else None
-    ids = set(declared) if isinstance(declared, list) else {declared, tokenizer.eos_token_id}
-    return tuple(sorted(token for token in ids if token is not None))
-
-
-def _known_ids(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[str]) -> tuple[int, ...]:
-    vocabulary = tokenizer.get_vocab()
-    return tuple(sorted(vocabulary[token] for token in tokens if token in vocabulary))
+def _eos_token_ids(
+    model: PreTrainedModel, bundle: TokenizerBundle
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Every end-of-sequence id that the model's files name, and which of them it has not."""
+    stated = set(eos_token_ids(model))
+    if (token := bundle.special_id("eos_token")) is not None:
+        stated.add(token)
+    rows = _num_rows(model)
+    beyond = sorted(token for token in stated if not 0 <= token < rows)
+    warnings = (f"end-of-sequence ids must be in 0..{rows - 1}, the model names {beyond}",) if beyond else ()
+    return tuple(sorted(stated.difference(beyond))), warnings

@@ -95,7 +95,7 @@ class Renderer:
         self._bundle = bundle
         self._template = ChatTemplate(source, today) if source else None
         self._mask_mode = mask_mode
-        self.prefix_ids = _bos(bundle) if prefix_ids is None else prefix_ids
+        self.prefix_ids = bundle.prefix_ids if prefix_ids is None else prefix_ids
 
     def render(self, record: Record) -> Rendered:
         """Return the tokens of a record and its loss mask.
@@ -145,7 +145,7 @@ class Renderer:
         return self._bundle.encode(rendered.text).ids
 
     def raw(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of plain text to continue, with those that stand before plain text."""
+        """Return the tokens of a plain text that is to be continued: as a plain record's prompt, without a template."""
         return self._with_bos(self._bundle.encode(text).ids)
 
     def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
@@ -200,12 +200,14 @@ class Renderer:
         ids, mask = self._with_bos(encoding.ids), _mask(encoding, (span,))
         mask = (False,) * (len(ids) - len(mask)) + mask
         eos = self._bundle.special_id("eos_token")
-        if eos is None:
+        if eos is None or ids[-1:] == (eos,):
             return Rendered(input_ids=ids, loss_mask=mask)
         return Rendered(input_ids=(*ids, eos), loss_mask=(*mask, True))
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        return (*self.prefix_ids, *ids)
+        prefix = self.prefix_ids
+        # Once: a text may begin with them itself.
+        return ids if ids[: len(prefix)] == prefix else (*prefix, *ids)
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
@@ -270,11 +272,6 @@ class Renderer:
             return spans
         assistants = (message for message in record.messages if message.role == "assistant")
         return [span for span, message in zip(spans, assistants, strict=True) if message.weight != 0]
-
-
-def _bos(bundle: TokenizerBundle) -> tuple[int, ...]:
-    bos = bundle.special_id("bos_token") if bundle.adds_bos else None
-    return () if bos is None else (bos,)
 
 
 def fit(rendered: Rendered, max_tokens: int, policy: LengthPolicy) -> Rendered | None:

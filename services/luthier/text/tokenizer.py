@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ class TokenizerBundle:
     Args:
         files: contents by name: tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
 
+    Attributes:
+        prefix_ids: what the post-processor writes before a text, mostly the beginning-of-sequence token or nothing.
+        suffix_ids: what it writes after a text, mostly nothing.
+
     Raises:
         ValueError: tokenizer.json is missing or no tokenizer, or tokenizer_config.json is no JSON object.
     """
@@ -44,11 +48,14 @@ class TokenizerBundle:
             # Post-processors add special tokens, which is not asked for, and may trim spaces off the offsets:
             # a token would then seem to start behind its first character.
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**stored, "post_processor": None}))
+            # A stored truncation or padding would change what a record becomes without a word.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            # `add_bos_token` of the configuration is not asked: where there is a tokenizer.json, transformers 5 goes
+            # by its post-processor alone.
+            self.prefix_ids, self.suffix_ids = _surrounding_ids(self._tokenizer, stored.get("post_processor"))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{TOKENIZER_FILE} is no tokenizer: {error}") from error
-        # A stored truncation or padding would change what a record becomes without a word.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         config = json.loads(files.get(CONFIG_FILE, b"{}"))
         if not isinstance(config, dict):
             raise ValueError(f"{CONFIG_FILE} must hold a JSON object, got {type(config).__name__}")
@@ -56,7 +63,6 @@ class TokenizerBundle:
             name: _token_text(config[name]) for name in _SPECIAL if config.get(name)
         }
         self.chat_template = _template(files, config)
-        self.adds_bos = bool(config.get("add_bos_token"))
         added = stored.get("added_tokens") or ()
         self.special_texts = tuple(token["content"] for token in added if token.get("special"))
         self.digest = bundle_digest(files)
@@ -66,6 +72,15 @@ class TokenizerBundle:
     def load(cls, folder: Path) -> TokenizerBundle:
         """Read the bundle of a folder."""
         return cls({name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()})
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a plain text gets tokens before it."""
+        return bool(self.prefix_ids)
+
+    def with_prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the tokens of a plain text with `prefix_ids` before them, once: a text may begin with them itself."""
+        return ids if ids[: len(self.prefix_ids)] == self.prefix_ids else (*self.prefix_ids, *ids)
 
     def encode(self, text: str) -> Encoding:
         """Return the tokens of a text; special tokens written in it are recognised, none are added."""
@@ -84,6 +99,32 @@ class TokenizerBundle:
         """Return the id of a special token by its role, e.g. eos_token."""
         token = self.special_tokens.get(name)
         return self.token_id(token) if token else None
+
+
+def _surrounding_ids(
+    tokenizer: tokenizers.Tokenizer, post_processor: object
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return what a stored post-processor writes before and after a text."""
+    if post_processor is None:
+        return (), ()
+    # The processor alone, without a second copy of the vocabulary.
+    bare = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    processor = tokenizers.Tokenizer.from_str(
+        json.dumps({**bare, "post_processor": post_processor})
+    ).post_processor
+    for text in _short_texts(tokenizer):
+        plain = tokenizer.encode(text, add_special_tokens=False)
+        if plain.ids:
+            whole = processor.process(plain, None, True)
+            written = whole.special_tokens_mask
+            first, last = written.index(0), len(written) - written[::-1].index(0)
+            return tuple(whole.ids[:first]), tuple(whole.ids[last:])
+    return (), ()
+
+
+def _short_texts(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
+    yield "a"
+    yield from tokenizer.get_vocab()
 
 
 def bundle_digest(files: Mapping[str, bytes]) -> str:

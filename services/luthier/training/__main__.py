@@ -36,6 +36,9 @@ def plan_of(config: Config) -> ServicePlan:
 
 def build(parts: Parts, config: Config) -> Hosted:
     """Put the service together on what the process opened."""
+    if not config.model_roots:
+        for root in config.roots:
+            root.mkdir(mode=0o700, exist_ok=True)
     channel = parts.channel(config.data_address)
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
     training = assemble(parts, renderings, config.roots)

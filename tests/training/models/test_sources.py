@@ -77,6 +77,10 @@ def test_resolve_allowed_refuses_symbolic_links(root: Path, tmp_path: Path, targ
         ("{root}/model.gguf", True, "must be a folder in transformers' layout"),
         ("{root}/model", False, "must be a GGUF file"),
         ("", True, "must be an absolute path, got ''"),
+        ("{root}/mo\x00del", True, "must have no control characters, got '{root}/mo\\x00del'"),
+        ("{root}/\x1b[31mmodel", False, "must have no control characters"),
+        ("{root}/" + "m" * 5000, True, "must have at most 4096 bytes"),
+        ("{root}/" + "m" * 300, True, "must exist on the worker's machine"),
     ],
 )
 def test_resolve_allowed_says_what_the_path_must_be(

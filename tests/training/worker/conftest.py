@@ -218,7 +218,7 @@ def job_of(**hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
 
 @pytest.fixture
 def model_folder(tmp_path: Path, tiny_llama: Callable[..., PreTrainedModel]) -> Path:
-    folder = tmp_path / "home" / "tiny"
+    folder = tmp_path / "home" / "models" / "tiny"
     tiny_llama().save_pretrained(folder)
     vocabulary = {f"w{number}": number for number in range(97)}
     words = Tokenizer(WordLevel(vocabulary, unk_token="w0"))

@@ -201,7 +201,7 @@ def _prompt(
 ) -> tuple[tuple[int, ...], frozenset[int]]:
     renderer = Renderer(loaded.bundle, today=date.today())
     if order.WhichOneof("input") == "prompt":
-        return loaded.bundle.encode(order.prompt).ids, renderer.stop_token_ids()
+        return renderer.raw(order.prompt), renderer.stop_token_ids()
     try:
         messages = [_turn(message) for message in order.conversation.messages]
         tools = _json_list("conversation.tools_json", order.conversation.tools_json)

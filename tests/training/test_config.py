@@ -1,0 +1,49 @@
+"""Where the Training service reads base models from: never among keys and state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import InvalidArgument
+from luthier.runtime.config import read
+from luthier.training.config import Config
+
+
+def config(home: Path, *roots: Path | str) -> Config:
+    environ = {"LUTHIER_HOME": str(home), "LUTHIER_TRAINING_MODEL_ROOTS": ",".join(map(str, roots))}
+    return read(Config, section="TRAINING", environ=environ)
+
+
+def test_models_are_read_from_a_folder_of_their_own(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert config(home).roots == (home / "models",)
+    (home / "models").mkdir(parents=True)
+    (tmp_path / "large-disk").mkdir()
+    assert config(home, tmp_path / "large-disk", home / "models" / "team").roots == (
+        tmp_path / "large-disk",
+        home / "models" / "team",
+    )
+    (home / "models").rmdir()
+    (home / "models").symlink_to(tmp_path / "large-disk")
+    assert config(home).roots == (home / "models",)
+
+
+@pytest.mark.parametrize("root", ["{home}", "{home}/..", "/", "{home}/blobs", "{home}/models/..", "{door}"])
+def test_a_root_that_holds_keys_or_state_is_refused(tmp_path: Path, root: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "door").symlink_to(home)
+    named = root.format(home=home, door=tmp_path / "door")
+    with pytest.raises(InvalidArgument, match="LUTHIER_TRAINING_MODEL_ROOTS must name folders") as caught:
+        config(home, named)
+    assert f"got {Path(named)}; put models into {home / 'models'}" in caught.value.message
+
+
+def test_a_folder_of_models_that_leads_among_state_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "blobs").mkdir(parents=True)
+    (home / "models").symlink_to(home / "blobs")
+    with pytest.raises(InvalidArgument, match="nothing of the home's keys"):
+        config(home)
