@@ -17,8 +17,9 @@ from luthier.storage.blobs import BlobStore
 from luthier.work.host import Hosted, Parts, ServicePlan, hosting
 from luthier.work.peers import bearer
 from luthier.work.queue import QueueSettings
+from luthier.work.running import Runner
 from luthier.work.tasks import NewTask, TaskKind
-from luthier.work.worker import Runner, WorkerPlan, work_until
+from luthier.work.worker import WorkerPlan, work_until
 from luthier.worker.v1 import worker_service_pb2_grpc
 
 

@@ -116,6 +116,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Stored bytes are not what was stored."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 46
     """A fault of the service; its log has the details."""
+    ERROR_REASON_TASK_DEADLINE: _ErrorReason.ValueType  # 60
+    """The task took longer than its announced work permits."""
+    ERROR_REASON_STALLED: _ErrorReason.ValueType  # 61
+    """A worker's step neither went on nor ended."""
+    ERROR_REASON_WORKER_ID_TAKEN: _ErrorReason.ValueType  # 62
+    """Another process works under this worker's id."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -216,4 +222,10 @@ ERROR_REASON_DATA_CORRUPTED: ErrorReason.ValueType  # 45
 """Stored bytes are not what was stored."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 46
 """A fault of the service; its log has the details."""
+ERROR_REASON_TASK_DEADLINE: ErrorReason.ValueType  # 60
+"""The task took longer than its announced work permits."""
+ERROR_REASON_STALLED: ErrorReason.ValueType  # 61
+"""A worker's step neither went on nor ended."""
+ERROR_REASON_WORKER_ID_TAKEN: ErrorReason.ValueType  # 62
+"""Another process works under this worker's id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
