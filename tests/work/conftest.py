@@ -37,6 +37,8 @@ class RecordingHandler:
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         if error := self.refusals.get(f"specify {task.subject}"):
             raise error
+        if task.kind is TaskKind.REGISTER_MODEL:
+            return task_pb2.Task(register_model=task_pb2.RegisterModelSpec(directory="d"))
         return task_pb2.Task(train=task_pb2.TrainSpec(rendering_digest="r"))
 
     async def started(self, connection: AsyncConnection, task: Task) -> None:

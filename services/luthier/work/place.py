@@ -35,7 +35,7 @@ class Place:
 
 
 @contextmanager
-def taken_place(work_folder: Path, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[Place]:
+def taken_place(work_folder: Path) -> Iterator[Place]:
     """Hold the lock beside `work_folder` for the length of a block, and a new folder in it.
 
     A process that is about to end is waited for. What ended ones left in the folder is removed: nobody without
@@ -46,7 +46,7 @@ def taken_place(work_folder: Path, patience_seconds: float = PATIENCE_SECONDS) -
     """
     work_folder.parent.mkdir(parents=True, exist_ok=True)
     path = work_folder.with_name(f"{work_folder.name}.lock")
-    with _locked(path, work_folder.name, patience_seconds) as file:
+    with _locked(path, work_folder.name) as file:
         shutil.rmtree(work_folder, ignore_errors=True)
         folder = work_folder / uuid.uuid4().hex
         folder.mkdir(parents=True)
@@ -56,8 +56,8 @@ def taken_place(work_folder: Path, patience_seconds: float = PATIENCE_SECONDS) -
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _locked(path: Path, worker_id: str, patience_seconds: float) -> IO[bytes]:
-    deadline = time.monotonic() + patience_seconds
+def _locked(path: Path, worker_id: str) -> IO[bytes]:
+    deadline = time.monotonic() + PATIENCE_SECONDS
     told = False
     while (file := try_lock(path)) is None:
         if time.monotonic() > deadline:
