@@ -31,14 +31,19 @@ class RecordingHandler:
     calls: list[tuple[str, int]] = field(default_factory=list)
     results: list[task_pb2.TaskResult | None] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    refuse_start: bool = False
+    refusals: dict[str, Exception] = field(default_factory=dict)
+    """What is raised by subject: when a task starts, or under `lost <subject>` when it is lost."""
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
+        if error := self.refusals.get(f"specify {task.subject}"):
+            raise error
+        if task.kind is TaskKind.REGISTER_MODEL:
+            return task_pb2.Task(register_model=task_pb2.RegisterModelSpec(directory="d"))
         return task_pb2.Task(train=task_pb2.TrainSpec(rendering_digest="r"))
 
     async def started(self, connection: AsyncConnection, task: Task) -> None:
-        if self.refuse_start:
-            raise RuntimeError("refused")
+        if error := self.refusals.get(task.subject):
+            raise error
         self.calls.append(("started", task.attempt))
 
     async def reported(
@@ -72,6 +77,8 @@ class RecordingHandler:
         failure: Failure,
         result: task_pb2.TaskResult | None,
     ) -> None:
+        if error := self.refusals.get(f"failed {task.subject}"):
+            raise error
         self.failures.append(failure)
         self.results.append(result)
         await self._end(connection, task, "FAILED")
@@ -80,6 +87,8 @@ class RecordingHandler:
         await self._end(connection, task, "CANCELLED")
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
+        if error := self.refusals.get(f"lost {task.subject}"):
+            raise error
         self.calls.append(("lost", task.attempt))
 
     async def _end(self, connection: AsyncConnection, task: Task, state: str) -> None:
@@ -109,15 +118,18 @@ class Bench:
     queue: Queue
     registry: CollectorRegistry
 
-    async def enqueue(self, subject: str = "jobs/a") -> Task:
+    async def enqueue(self, subject: str = "jobs/a", project: str = "p") -> Task:
         async with self.database.transaction() as connection:
             return await self.queue.enqueue(
-                connection, NewTask(kind=TaskKind.TRAIN, subject=subject, project="p", resources=("r",))
+                connection, NewTask(kind=TaskKind.TRAIN, subject=subject, project=project, resources=("r",))
             )
 
     async def claim(self, worker: str = "w@1", wait_seconds: float = 0.0) -> Task | None:
+        """Claim as a worker does, with the first heartbeat that says that the task arrived."""
         claimed = await self.queue.claim(worker, [TaskKind.TRAIN], wait_seconds)
-        return claimed[0] if claimed else None
+        if claimed is None:
+            return None
+        return await self.queue.heartbeat(claimed[0].task_id, claimed[0].epoch)
 
     async def kinds(self, subject: str = "jobs/a") -> list[str]:
         """Names of the subject's events, numbered without gaps."""

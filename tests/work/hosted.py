@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from luthier.storage.blobs import BlobStore
 from luthier.work.host import Hosted, Parts, ServicePlan, hosting
 from luthier.work.peers import bearer
 from luthier.work.queue import QueueSettings
+from luthier.work.running import Runner
 from luthier.work.tasks import NewTask, TaskKind
-from luthier.work.worker import Runner, WorkerPlan, work_until
+from luthier.work.worker import WorkerPlan, work_until
 from luthier.worker.v1 import worker_service_pb2_grpc
+
+KINDS = (TaskKind.TRAIN, TaskKind.REGISTER_MODEL)
 
 
 @dataclass
@@ -40,9 +43,9 @@ class Site:
     def blobs(self) -> BlobStore:
         return self.parts.blobs
 
-    async def enqueue(self, subject: str = "jobs/a") -> None:
+    async def enqueue(self, subject: str = "jobs/a", kind: TaskKind = TaskKind.TRAIN) -> None:
         async with self.parts.database.transaction() as connection:
-            new = NewTask(kind=TaskKind.TRAIN, subject=subject, project="p")
+            new = NewTask(kind=kind, subject=subject, project="p")
             await self.parts.queue.enqueue(connection, new)
 
     async def until(self, done: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -68,10 +71,8 @@ class Site:
             stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
             yield stub, bearer(secret or self.keys.worker_key)
 
-    @asynccontextmanager
-    async def worker(self, runner: Runner, worker_id: str = "w") -> AsyncIterator[asyncio.Event]:
-        """A worker for the length of a block; yields the event that tells it to stop."""
-        stopping = asyncio.Event()
+    def plan(self, worker_id: str = "w", **changes: Any) -> WorkerPlan:
+        """How to run a worker of this service."""
         plan = WorkerPlan(
             service_address=self.address,
             worker_id=worker_id,
@@ -81,7 +82,16 @@ class Site:
             cache_bytes=1 << 30,
             drain_seconds=10.0,
         )
-        working = asyncio.create_task(work_until(plan, {TaskKind.TRAIN: runner}, stopping))
+        return replace(plan, **changes)
+
+    @asynccontextmanager
+    async def worker(
+        self, runner: Runner, worker_id: str = "w", **changes: Any
+    ) -> AsyncIterator[asyncio.Event]:
+        """A worker for the length of a block; yields the event that tells it to stop."""
+        stopping = asyncio.Event()
+        runners = dict.fromkeys(KINDS, runner)
+        working = asyncio.create_task(work_until(self.plan(worker_id, **changes), runners, stopping))
         try:
             yield stopping
         finally:
@@ -97,7 +107,7 @@ async def serve(home: Path, port: int = 0, lease_seconds: float = 30.0) -> Async
     def build(parts: Parts) -> Hosted:
         kept["parts"] = parts
         kept["handler"] = RecordingHandler(parts.log)
-        return Hosted(registrations=[], handlers={TaskKind.TRAIN: kept["handler"]}, policy={})
+        return Hosted(registrations=[], handlers=dict.fromkeys(KINDS, kept["handler"]), policy={})
 
     own_tables = home / "migrations"
     own_tables.mkdir(parents=True, exist_ok=True)
@@ -108,7 +118,7 @@ async def serve(home: Path, port: int = 0, lease_seconds: float = 30.0) -> Async
         metrics_address="127.0.0.1:0",
         projects=("p",),
         migrations=own_tables,
-        kinds=(TaskKind.TRAIN,),
+        kinds=KINDS,
         queue=QueueSettings(lease_seconds=lease_seconds, max_losses=3),
     )
     async with hosting(plan, build) as bound:

@@ -6,12 +6,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from luthier.errors import DataLoss
+from luthier.storage.files import digest_of
 from luthier.work.cache import BlobCache
-from luthier.work.model_files import place
 
 
 def digest(data: bytes) -> str:
@@ -78,10 +79,92 @@ def test_the_least_used_go_first_and_the_newest_stays(tmp_path: Path) -> None:
     assert cache.find(digest(big)) is not None, "what was asked for is there, whatever the limit"
 
 
-def test_a_placed_file_outlives_its_place_in_the_cache(tmp_path: Path) -> None:
+def test_a_file_that_was_taken_outlives_its_place_in_the_cache(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path / "cache", 100)
+    downloads: list[str] = []
+
+    def download() -> list[bytes]:
+        downloads.append("x")
+        return [b"x" * 80]
+
+    name = digest(b"x" * 80)
+    taken = [cache.take(name, tmp_path / "model" / place, download) for place in ("a", "b", "a")]
+    assert downloads == ["x"]
+    cache.add(digest(b"y" * 80), [b"y" * 80])
+    assert cache.find(name) is None, "it was evicted"
+    assert [path.read_bytes() for path in taken] == [b"x" * 80] * 3
+
+
+def test_a_file_evicted_between_finding_and_taking_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobCache(tmp_path / "cache", 1 << 20)
+    store.add(digest(b"x"), [b"x"])
+    found = BlobCache.find
+    evictions = iter([True])
+
+    def find_then_evict(self: BlobCache, sha256: str) -> Path | None:
+        path = found(self, sha256)
+        if path is not None and next(evictions, False):
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(BlobCache, "find", find_then_evict)
+    target = store.take(digest(b"x"), tmp_path / "task" / "x", lambda: [b"x"])
+    assert target.read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "emptied"])
+def test_a_damaged_file_is_removed_and_fetched_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    data = b"weights" * 1000
+    BlobCache(tmp_path / "cache", 1 << 20).add(digest(data), [data])
+    path = tmp_path / "cache" / digest(data)
+    status = path.stat()
+    wrong = {"truncated": data[:100], "changed": b"W" + data[1:], "emptied": b""}[damage]
+    path.write_bytes(wrong)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    cache = BlobCache(tmp_path / "cache", 1 << 20)  # another process, some days later
+    taken = cache.take(digest(data), tmp_path / "task" / "weights", lambda: [data])
+    assert taken.read_bytes() == data
+    assert "cached file damaged, it is fetched again" in caplog.messages
+    assert path.read_bytes() == data
+
+
+def test_a_file_that_changes_is_hashed_again_and_one_that_does_not_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def counted(file: Any) -> str:
+        hashed.append(file.name)
+        return digest_of(file)
+
+    monkeypatch.setattr("luthier.work.cache.digest_of", counted)
+    data = b"weights"
+    BlobCache(tmp_path / "cache", 1 << 20).add(digest(data), [data])
     cache = BlobCache(tmp_path / "cache", 1 << 20)
-    source = cache.add(digest(b"x"), [b"x"])
-    place(source, tmp_path / "model" / "file")
-    place(source, tmp_path / "model" / "file")
-    source.unlink()
-    assert (tmp_path / "model" / "file").read_bytes() == b"x"
+    for number in range(3):
+        cache.take(digest(data), tmp_path / "task" / str(number), lambda: [data])
+    assert len(hashed) == 1
+    (tmp_path / "cache" / digest(data)).write_bytes(data[:3])
+    assert cache.find(digest(data)) is None
+    assert len(hashed) == 2
+
+
+def test_what_is_added_is_durable_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = BlobCache(tmp_path / "cache", 1 << 20)
+    synced: list[str] = []
+    sync, name = os.fsync, tmp_path / "cache" / digest(b"x")
+
+    def recorded(descriptor: int) -> None:
+        kind = "folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"
+        synced.append(f"{kind} {'after' if name.exists() else 'before'} the name")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    cache.add(digest(b"x"), [b"x"])
+    assert synced == ["file before the name", "folder after the name"]

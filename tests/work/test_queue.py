@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import event, insert, select, update
 
 from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.work import queue
 from luthier.work.events import Entry, Logged, Measured
 from luthier.work.queue import Outcome
+from luthier.work.schema import tasks
 from luthier.work.tasks import TaskKind
 from luthier.worker.v1 import task_pb2
 
@@ -51,17 +54,6 @@ async def test_claim_wakes_when_a_task_arrives(bench: Bench) -> None:
 
 async def test_claim_returns_none_after_the_wait(bench: Bench) -> None:
     assert await bench.claim(wait_seconds=0.05) is None
-
-
-async def test_claim_that_fails_leaves_the_task_queued(bench: Bench) -> None:
-    await bench.enqueue()
-    bench.handler.refuse_start = True
-    with pytest.raises(RuntimeError):
-        await bench.claim()
-    bench.handler.refuse_start = False
-    task = await bench.claim()
-    assert task is not None
-    assert task.attempt == 1
 
 
 async def test_a_stale_epoch_is_refused_everywhere(bench: Bench) -> None:
@@ -283,3 +275,85 @@ async def test_count_shows_unfinished_tasks_by_state(bench: Bench) -> None:
     for state in ("QUEUED", "LEASED"):
         labels = {"kind": "TRAIN", "state": state}
         assert bench.registry.get_sample_value("luthier_tasks", labels) == 1.0
+
+
+async def test_a_task_whose_loss_cannot_be_told_does_not_keep_others_from_expiring(bench: Bench) -> None:
+    for name in ("a", "b"):
+        await bench.enqueue(f"jobs/{name}")
+        assert await bench.claim() is not None
+    bench.handler.refusals["lost jobs/a"] = KeyError("gone")
+    bench.clock.now += 11.0
+    await bench.queue.expire()
+    assert ("lost", 1) in bench.handler.calls
+    (failure,) = bench.handler.failures
+    assert "KeyError: 'gone'" in failure.message
+    task = await bench.claim()
+    assert task is not None
+    assert task.subject == "jobs/b"
+
+
+async def test_finished_tasks_leave_after_their_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "FORGET_BATCH", 3)
+    for number in range(10):
+        await bench.enqueue(f"jobs/{number}")
+        task = await bench.claim()
+        assert task is not None
+        await bench.queue.finish(task.task_id, task.epoch, DONE)
+    await bench.enqueue("jobs/queued")
+    month_us = 31 * 24 * 3600 * 1_000_000
+    async with bench.database.transaction() as connection:
+        old = tasks.c.subject.in_([f"jobs/{number}" for number in range(8)] + ["jobs/queued"])
+        await connection.execute(
+            update(tasks).where(old).values(ended_at_us=tasks.c.ended_at_us - month_us, queued_at_us=1)
+        )
+    await bench.queue.forget_finished()
+    async with bench.database.reading() as connection:
+        left = {row.subject for row in await connection.execute(select(tasks))}
+    assert left == {"jobs/8", "jobs/9", "jobs/queued"}
+    assert "StateChanged" in await bench.kinds("jobs/0"), "events stay"
+
+
+async def test_finished_tasks_cost_a_count_and_a_claim_nothing(bench: Bench) -> None:
+    async with bench.database.transaction() as connection:
+        finished = [
+            {
+                "task_id": f"t{number}",
+                "kind": "TRAIN",
+                "subject": f"jobs/{number}",
+                "project": "p",
+                "resources": [],
+                "state": "DONE",
+                "epoch": 1,
+                "attempt": 1,
+                "worker": "w@1",
+                "cancel_requested": False,
+                "last_local_number": 0,
+                "queued_at_us": number,
+                "ended_at_us": number + 1,
+            }
+            for number in range(2_000)
+        ]
+        await connection.execute(insert(tasks), finished)
+    asked: list[tuple[str, Any]] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "tasks" in statement and not statement.startswith("INSERT"):
+            asked.append((statement, parameters))
+
+    event.listen(bench.database._engine.sync_engine, "before_cursor_execute", record)
+    await bench.enqueue("jobs/live")
+    await bench.queue.count()
+    assert await bench.queue.claim("w@1", [TaskKind.TRAIN, TaskKind.RENDER], 0.0, "c") is not None
+    await bench.queue.recover()
+    await bench.queue.release_worker("x", "1")
+    await bench.queue.forget_finished()
+    plans = []
+    async with bench.database.reading() as connection:
+        for statement, parameters in list(asked):
+            rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.append([str(list(row)[3]) for row in rows])
+    assert len(plans) >= 6
+    assert [line for plan in plans for line in plan if line.startswith("SCAN tasks")] == []
+    found = [line for plan in plans for line in plan if "tasks" in line]
+    assert all(" INDEX " in line for line in found), found
+    assert any("ix_tasks_state_ended" in line for line in found), found

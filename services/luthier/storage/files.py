@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from luthier.errors import InvalidArgument, Reason
+
 READ_BYTES = 1 << 20
 
 
@@ -41,6 +43,45 @@ def open_locked(path: Path) -> IO[bytes]:
         if _is_at(file, path):
             return file
         file.close()
+
+
+def try_lock(path: Path) -> IO[bytes] | None:
+    """Open a file as `open_locked` does, or return None at once when another holds its lock."""
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        if _is_at(file, path):
+            return file
+        file.close()
+
+
+def relative_path_problem(relative: str) -> str:
+    """Say why a path from elsewhere may not be joined to a folder; empty if it may."""
+    parts = relative.split("/")
+    if not relative or "\0" in relative or "\\" in relative:
+        return f"must be a relative path without NUL and backslash, got {relative!r}"
+    if relative.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        return f"must be a path below its folder, without empty parts, '.' and '..', got {relative!r}"
+    return ""
+
+
+def path_below(folder: Path, relative: str) -> Path:
+    """Join a folder and a path that came from elsewhere.
+
+    Raises InvalidArgument PATH_NOT_ALLOWED for a path that is absolute, leaves the folder by its text or by a
+    symbolic link on the way, or is no path.
+    """
+    problem = relative_path_problem(relative)
+    joined = folder / relative
+    if not problem and not joined.parent.resolve().is_relative_to(folder.resolve()):
+        problem = f"must stay below its folder, {relative!r} leaves it by a symbolic link"
+    if problem:
+        raise InvalidArgument(f"path {problem}", reason=Reason.PATH_NOT_ALLOWED, metadata={"path": relative})
+    return joined
 
 
 def remove_unlocked(directory: Path) -> int:

@@ -10,7 +10,7 @@ import grpc
 import pyarrow
 
 from luthier.v1 import arrow_pb2
-from luthier.work.peers import is_passing, peer_error_of
+from luthier.work.peers import is_final, peer_error_of
 from luthier.work.retry import retrying
 
 Open = Callable[[int], Iterable[arrow_pb2.ArrowChunk]]
@@ -33,7 +33,7 @@ def read_batches(open_at: Open) -> Iterator[Any]:
                 yield batch
                 next_row = batch.column("row")[-1].as_py() + 1 if batch.num_rows else next_row
         except grpc.RpcError as error:
-            if not is_passing(error):
+            if is_final(error):
                 raise peer_error_of(error, "the Data service") from error
             continue
         return

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from luthier.errors import Cancelled, FailedPrecondition, LuthierError, Reason, Unavailable
+from luthier.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    LuthierError,
+    Reason,
+    Unavailable,
+)
+from luthier.storage.files import path_below
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.cache import BlobCache
 from luthier.work.convert import entry_to_proto
@@ -17,6 +26,7 @@ from luthier.work.session import TaskSession
 from luthier.worker.v1 import task_pb2
 
 T = TypeVar("T")
+_PINNED = ".pinned"
 
 
 class TaskCancelled(Cancelled):
@@ -38,7 +48,7 @@ class TaskContext:
     Attributes:
         task: the task with its specification.
         scratch: an empty folder that is deleted when the task ends.
-        cache: files by digest that outlive the task.
+        cache: files by digest that outlive the task; `fetch` pins what the task uses.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class TaskContext:
         scratch: Path,
         cache: BlobCache,
         draining: threading.Event,
+        allowed_seconds: float | None = None,
     ) -> None:
         self.task = session.task
         self.scratch = scratch
@@ -55,6 +66,11 @@ class TaskContext:
         self._session = session
         self._loop = loop
         self._draining = draining
+        self._allowed_seconds = allowed_seconds
+        self._began = time.monotonic()
+        self._activity = 0
+        self._waited_seconds = 0.0
+        self._waiting_since: float | None = None
 
     @property
     def token(self) -> str:
@@ -65,6 +81,34 @@ class TaskContext:
         """Tell whether the service asked to stop."""
         return self._session.cancel_requested
 
+    @property
+    def activity(self) -> int:
+        """A number that grows with everything that the runner asks of this context."""
+        return self._activity
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the runner waits for the service, which may be away for as long as it likes."""
+        return self._waiting_since is not None
+
+    @property
+    def overtime_seconds(self) -> float:
+        """Seconds beyond what the task may take, less the time that it waited for the service; not negative."""
+        if self._allowed_seconds is None:
+            return 0.0
+        now, since = time.monotonic(), self._waiting_since
+        waiting = now - since if since is not None else 0.0
+        return max(0.0, now - self._began - self._waited_seconds - waiting - self._allowed_seconds)
+
+    def overtime_error(self) -> DeadlineExceeded:
+        """Return why a task is ended that took longer than its work permits."""
+        return DeadlineExceeded(
+            reason=Reason.TASK_DEADLINE,
+            message=f"{self.task.subject} took longer than the {self._allowed_seconds:.0f} s that its work permits; "
+            "make the work smaller, or each record's cheaper",
+            metadata={"allowed_seconds": f"{self._allowed_seconds:.0f}"},
+        )
+
     def check(self) -> None:
         """Return if the work is still wanted. Call it between units of work.
 
@@ -72,13 +116,17 @@ class TaskContext:
             TaskCancelled: the service asked to stop.
             FailedPrecondition: LEASE_LOST; another worker may have the task.
             Unavailable: this worker shuts down; the task is queued again.
+            DeadlineExceeded: TASK_DEADLINE; it took longer than its announced work permits.
         """
+        self._activity += 1
         if self._session.lost:
             raise FailedPrecondition(reason=Reason.LEASE_LOST, message="the lease of this task is lost")
         if self._session.cancel_requested:
             raise TaskCancelled(reason=Reason.CANCELLED_BY_USER, message="the task was asked to stop")
         if self._draining.is_set():
             raise Unavailable(reason=Reason.SHUTTING_DOWN, message="the worker shuts down")
+        if self.overtime_seconds > 0:
+            raise self.overtime_error()
 
     def progress(
         self,
@@ -115,10 +163,23 @@ class TaskContext:
     def fetch(self, file: task_pb2.BlobFile) -> Path:
         """Return a file of the task's own service, from the cache or over the wire; do not change it.
 
+        It stays where it is until the task ends, whatever else the cache takes in.
+
         Raises:
             LuthierError: the service refused, or the bytes have another digest (DataLoss); what `check` raises.
         """
-        return self.cache.find(file.sha256) or self.cache.add(file.sha256, self._download(file.sha256))
+        target = path_below(self.scratch / _PINNED, file.sha256)
+        return self.cache.take(file.sha256, target, lambda: self._download(file.sha256))
+
+    def fetch_into(self, folder: Path, file: task_pb2.BlobFile) -> Path:
+        """Put a file of the task's own service into a folder under its own path; do not change it there.
+
+        Raises:
+            LuthierError: the service refused, or the bytes have another digest (DataLoss).
+            InvalidArgument: PATH_NOT_ALLOWED; the path leaves the folder.
+        """
+        target = path_below(folder, file.path)
+        return self.cache.take(file.sha256, target, lambda: self._download(file.sha256))
 
     def _download(self, sha256: str) -> Iterator[bytes]:
         stream = aiter(self._session.fetch(sha256))
@@ -148,8 +209,15 @@ class TaskContext:
         return self._wait(self._session.commit_checkpoint(step, files, metrics))
 
     def _add(self, payload: Payload, step: int) -> None:
+        self._activity += 1
         event: event_pb2.Event = entry_to_proto(Entry(payload=payload, step=step))
         self._loop.call_soon_threadsafe(self._session.add_event, event)
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        self._activity += 1
+        began = self._waiting_since = time.monotonic()
+        try:
+            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        finally:
+            self._waiting_since = None
+            self._waited_seconds += time.monotonic() - began

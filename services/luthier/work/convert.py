@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from google.protobuf import duration_pb2
-from google.protobuf.message import Message
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from luthier.errors.failure import Failure
@@ -25,6 +25,7 @@ from luthier.work.events import (
     StateChanged,
 )
 
+M = TypeVar("M", bound=Message)
 _PAYLOADS: Mapping[str, type[Payload]] = {
     "state_change": StateChanged,
     "progress": Progressed,
@@ -52,21 +53,35 @@ def failure_to_status(failure: Failure) -> status_pb2.Status:
 
 
 def status_to_failure(status: status_pb2.Status) -> Failure:
-    """Read a failure from google.rpc.Status; a status without ErrorInfo gets the reason INTERNAL."""
+    """Read a failure from google.rpc.Status.
+
+    One without a readable ErrorInfo gets the reason INTERNAL, one whose code is none of gRPC's is UNKNOWN.
+    """
     info = error_details_pb2.ErrorInfo(reason="INTERNAL")
-    retry = error_details_pb2.RetryInfo()
     retry_after_seconds = None
     for detail in status.details:
-        detail.Unpack(info)
-        if detail.Unpack(retry):
-            retry_after_seconds = retry.retry_delay.ToNanoseconds() / 1e9
+        told = _unpacked(detail, error_details_pb2.ErrorInfo())
+        if told is not None:
+            info = told
+        retry = _unpacked(detail, error_details_pb2.RetryInfo())
+        if retry is not None:
+            retry_after_seconds = max(0.0, retry.retry_delay.ToNanoseconds() / 1e9)
+    known = status.code in code_pb2.Code.values()
     return Failure(
-        code=code_pb2.Code.Name(status.code),
+        code=code_pb2.Code.Name(status.code) if known else "UNKNOWN",
         reason=info.reason,
         message=status.message,
         metadata=dict(info.metadata),
         retry_after_seconds=retry_after_seconds,
     )
+
+
+def _unpacked(detail: any_pb2.Any, message: M) -> M | None:
+    """Read a detail of the kind of `message`; None for another kind, and for bytes that are none."""
+    try:
+        return message if detail.Unpack(message) else None
+    except DecodeError:
+        return None
 
 
 def payload_to_row(payload: Payload) -> tuple[str, dict[str, Any]]:

@@ -82,9 +82,17 @@ class Parts:
         self.page_tokens = PageTokens(keys.token_secret.encode())
         self.metrics = MetricsServer(plan.metrics_address)
         work_metrics = WorkMetrics(self.metrics.registry, plan.kinds)
-        self.workers = Workers(work_metrics)
+        self.workers = Workers(work_metrics, plan.queue.lease_seconds)
         self.queue = Queue(database, self.log, work_metrics, plan.queue)
         self._stack = stack
+
+    async def expire(self) -> None:
+        """Look at leases and workers; what was silent while this process was away gets a full period."""
+        if self.queue.begin_round():
+            _logger.warning("this process was away, every lease gets a full period")
+            self.workers.excuse()
+        await self.queue.expire()
+        self.workers.show()
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """Open a channel to another service; closed when this one stops."""
@@ -139,10 +147,11 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
         await parts.queue.recover()
         request_log = SqlRequestLog(database)
         for loop in (
-            _repeat(parts.queue.expire, _EXPIRY_SECONDS),
+            _repeat(parts.expire, _EXPIRY_SECONDS),
             _repeat(parts.queue.count, _EXPIRY_SECONDS),
             _repeat(request_log.forget_old, _FORGET_SECONDS),
             *(_repeat(chore.work, chore.interval_seconds) for chore in hosted.chores),
+            _repeat(parts.queue.forget_finished, _FORGET_SECONDS),
         ):
             task = asyncio.create_task(loop)
             stack.callback(task.cancel)

@@ -5,22 +5,45 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+LONGEST_ROUND_SECONDS = 3.0
+"""A longer time between two rounds of expiry means that this process, not its workers, was away."""
+
 
 class Leases:
     """Deadlines of live leases by task id.
 
-    They live in memory only: after a restart every lease that the database knows gets one full period,
-    because the silence was the service's own.
+    They live in memory only: after a restart, and after any pause of this process, every lease gets one full
+    period, because the silence was the service's own.
     """
 
     def __init__(self, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.lease_seconds = lease_seconds
         self._clock = clock
         self._deadlines: dict[str, float] = {}
+        self._unheard: set[str] = set()
+        self._last_round: float | None = None
+
+    def begin_round(self) -> bool:
+        """Note that leases are looked at now; tell whether this process was away since the last time.
+
+        If it was, every lease gets one full period.
+        """
+        now, last = self._clock(), self._last_round
+        self._last_round = now
+        if last is None or now - last <= LONGEST_ROUND_SECONDS:
+            return False
+        self._deadlines = dict.fromkeys(self._deadlines, now + self.lease_seconds)
+        return True
+
+    def grant(self, task_id: str) -> None:
+        """Give a task one full period from now, to a holder that has not shown yet that it knows."""
+        self.renew(task_id)
+        self._unheard.add(task_id)
 
     def renew(self, task_id: str) -> None:
-        """Give a task one full period from now."""
+        """Give a task one full period from now: its holder spoke."""
         self._deadlines[task_id] = self._clock() + self.lease_seconds
+        self._unheard.discard(task_id)
 
     def adopt(self, task_ids: Iterable[str]) -> None:
         """Give tasks that were leased before this process began one full period."""
@@ -30,6 +53,15 @@ class Leases:
     def end(self, task_id: str) -> None:
         """Forget a lease."""
         self._deadlines.pop(task_id, None)
+        self._unheard.discard(task_id)
+
+    def is_heard(self, task_id: str) -> bool:
+        """Tell whether the holder ever spoke of the task: if not, the answer to its claim may have been lost."""
+        return task_id not in self._unheard
+
+    def remaining_seconds(self, task_id: str) -> float:
+        """Return the time until a lease runs out; 0 when it is overdue or not known."""
+        return max(0.0, self._deadlines.get(task_id, 0.0) - self._clock())
 
     def is_overdue(self, task_id: str) -> bool:
         """Tell whether a task's holder was silent for a full period."""

@@ -30,9 +30,10 @@ class WorkMetrics:
         self.leases_expired = Counter(
             "luthier_lease_expired", "Leases that ran out because their holder was silent.", registry=registry
         )
-        self.workers = Gauge(
-            "luthier_workers", "Workers that registered with this process.", registry=registry
+        self.set_aside = Counter(
+            "luthier_task_set_aside", "Tasks failed because their claim fails.", ["kind"], registry=registry
         )
+        self.workers = Gauge("luthier_workers", "Workers heard of within a lease period.", registry=registry)
 
     def show_counts(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Set the number of unfinished tasks by (kind, state)."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
 
+from luthier.storage.files import path_below
 from luthier.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from luthier.work.cache import BlobCache
 from luthier.work.peers import bearer
@@ -31,41 +31,26 @@ def fetch_model(
     Raises:
         LuthierError: the service refused, or was away for too long (Unavailable).
         DataLoss: a file arrived with another digest.
+        InvalidArgument: PATH_NOT_ALLOWED; a file's path leaves the folder.
     """
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     request = model_service_pb2.ListModelFilesRequest(parent=name)
     listed = retrying(lambda: stub.ListModelFiles(request, metadata=bearer(token), timeout=30))
     for file in listed.files:
         if file.tokenizer or not tokenizer_only:
-            cached = cache.find(file.sha256)
-            if cached is None:
-                cached = retrying(lambda file=file: _download(stub, token, name, file, cache))  # type: ignore[misc]
-            place(cached, folder / file.path)
+            # The whole taking is repeated: what breaks off in the middle leaves nothing behind.
+            download = _download(stub, token, name, file)
+            retrying(partial(cache.take, file.sha256, path_below(folder, file.path), download))
     return folder
 
 
-def place(source: Path, target: Path) -> None:
-    """Make a cached file appear at `target`, without copying where the file system allows."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _download(
-    stub: model_service_pb2_grpc.ModelServiceStub,
-    token: str,
-    name: str,
-    file: model_pb2.ModelFile,
-    cache: BlobCache,
-) -> Path:
+    stub: model_service_pb2_grpc.ModelServiceStub, token: str, name: str, file: model_pb2.ModelFile
+) -> Callable[[], Iterator[bytes]]:
     request = model_service_pb2.DownloadModelFileRequest(name=name, path=file.path)
 
     def chunks() -> Iterator[bytes]:
         for response in stub.DownloadModelFile(request, metadata=bearer(token), timeout=_CALL_SECONDS):
             yield response.data
 
-    return cache.add(file.sha256, chunks())
+    return chunks

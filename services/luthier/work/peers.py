@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import random
+from contextlib import suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from luthier.errors import LuthierError, PermissionDenied, Reason, Unauthenticated, Unavailable
@@ -20,6 +23,20 @@ CHANNEL_OPTIONS = [
 _DETAILS_KEY = "grpc-status-details-bin"
 _RETRY_SECONDS = 2.0
 _logger = logging.getLogger(__name__)
+_LONGEST_ASKED_SECONDS = 60.0
+_FINAL = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
 
 
 def channel(address: str) -> grpc.Channel:
@@ -46,7 +63,8 @@ def error_of(call_error: grpc.RpcError) -> LuthierError:
     status = status_pb2.Status(code=call.code().value[0], message=call.details() or "")
     for key, value in call.trailing_metadata() or ():
         if key == _DETAILS_KEY:
-            status.ParseFromString(value)
+            with suppress(DecodeError):
+                status = status_pb2.Status.FromString(value)
     return status_to_failure(status).to_error()
 
 
@@ -86,6 +104,32 @@ def service_error_of(call_error: grpc.RpcError, peer: str) -> LuthierError:
 
 
 def is_passing(call_error: grpc.RpcError) -> bool:
-    """Tell whether the same call may well succeed a moment later."""
+    """Tell whether the service was away or too slow: the same call may well succeed a moment later."""
     call: Any = call_error
     return call.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def is_final(call_error: grpc.RpcError) -> bool:
+    """Tell whether the answer is about the call itself, so that the same call gets the same answer."""
+    call: Any = call_error
+    return call.code() in _FINAL
+
+
+def is_fault(call_error: grpc.RpcError) -> bool:
+    """Tell whether the service failed in a way that may pass, or may be the same for ever."""
+    call: Any = call_error
+    return call.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+
+
+class Backoff:
+    """How long to wait before each further try: longer each time, and at least as long as the service asks."""
+
+    def __init__(self, first_seconds: float = 0.1, longest_seconds: float = 3.0) -> None:
+        self._next_seconds = first_seconds
+        self._longest_seconds = longest_seconds
+
+    def after(self, error: LuthierError) -> float:
+        """Return the seconds to wait after one more failure."""
+        seconds = self._next_seconds * random.uniform(0.8, 1.2)
+        self._next_seconds = min(self._next_seconds * 2, self._longest_seconds)
+        return max(seconds, min(error.retry_after_seconds or 0.0, _LONGEST_ASKED_SECONDS))

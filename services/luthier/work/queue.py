@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,6 +14,7 @@ from luthier.errors import FailedPrecondition, Reason
 from luthier.errors.failure import Failure
 from luthier.storage.database import Database
 from luthier.v1 import fine_tuning_job_pb2
+from luthier.work.aside import Aside, Unclaimable, is_passing_error
 from luthier.work.events import AttemptChanged, AttemptKind, Entry
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
@@ -19,7 +22,11 @@ from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
 from luthier.work.tasks import NewTask, Task, TaskKind, TaskState
+from luthier.work.workers import holder_parts
 from luthier.worker.v1 import task_pb2
+
+FORGET_BATCH = 500
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +36,14 @@ class QueueSettings:
     Attributes:
         lease_seconds: a worker that is silent this long loses its task.
         max_losses: a task fails with WORKER_LOST once this many attempts were lost since it was queued or
-            since its last checkpoint. An attempt that a stopping worker gave back is not counted.
+            since its last checkpoint. An attempt that a stopping worker gave back is not counted, nor one
+            whose worker never spoke of it.
+        retention_seconds: finished tasks leave the queue after this long; what they worked for stays.
     """
 
     lease_seconds: float = 30.0
     max_losses: int = 5
+    retention_seconds: float = 30 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +74,7 @@ class Queue:
         self._tasks = Tasks()
         self._leases = leases or Leases(self.settings.lease_seconds)
         self._arrival = asyncio.Event()
+        self._aside = Aside(database, self._handlers, metrics, self._leases, self._announce)
 
     def register(self, kind: TaskKind, handler: TaskHandler) -> None:
         """Say who follows the tasks of a kind. Every kind that is queued needs a handler."""
@@ -93,38 +104,63 @@ class Queue:
             await self._end(connection, task, Outcome(cancelled=True))
 
     async def claim(
-        self, worker: str, kinds: Sequence[TaskKind], wait_seconds: float
+        self, worker: str, kinds: Sequence[TaskKind], wait_seconds: float, claim: str = ""
     ) -> tuple[Task, task_pb2.Task] | None:
-        """Lease the task queued longest, waiting at most `wait_seconds` for one; None when none came."""
-        deadline = asyncio.get_running_loop().time() + wait_seconds
+        """Lease the task whose turn it is, waiting at most `wait_seconds` for one; None when none came.
+
+        A claim with the id of an earlier one of this worker brings that one's task, as long as it is leased.
+        A task that cannot be handed out is put off for a while, or fails by name; the next one takes its turn.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_seconds
         while True:
             arrival = self._arrival
-            async with self._database.transaction() as connection:
-                claimed = await self._claim_one(connection, worker, kinds)
-            if claimed is not None:
+            claimed = await self._claim_one(worker, kinds, claim)
+            remaining = deadline - loop.time()
+            if claimed is not None or remaining <= 0:
                 return claimed
-            remaining = deadline - asyncio.get_running_loop().time()
-            if remaining <= 0:
-                return None
-            try:
+            # One more look after the time: another call of this claim may have brought it a task.
+            with suppress(TimeoutError):
                 await asyncio.wait_for(arrival.wait(), remaining)
-            except TimeoutError:
-                return None
 
     async def _claim_one(
-        self, connection: AsyncConnection, worker: str, kinds: Sequence[TaskKind]
+        self, worker: str, kinds: Sequence[TaskKind], claim: str
     ) -> tuple[Task, task_pb2.Task] | None:
-        taken = await self._tasks.take_oldest(connection, kinds, worker)
+        while True:
+            try:
+                async with self._database.transaction() as connection:
+                    return await self._handed_out(connection, worker, kinds, claim)
+            except Unclaimable as unclaimable:
+                await self._aside.put(unclaimable)
+
+    async def _handed_out(
+        self, connection: AsyncConnection, worker: str, kinds: Sequence[TaskKind], claim: str
+    ) -> tuple[Task, task_pb2.Task] | None:
+        held = await self._tasks.of_claim(connection, worker, claim) if claim else None
+        if held is not None:
+            return held, await self._specified(connection, held)
+        taken = await self._tasks.take_next(connection, kinds, worker, claim)
         if taken is None:
             return None
-        task, waited_seconds = taken
-        self._database.after_commit(lambda: self._leases.renew(task.task_id))
+        return taken[0], await self._begun(connection, *taken)
+
+    async def _begun(self, connection: AsyncConnection, task: Task, waited_seconds: float) -> task_pb2.Task:
+        self._database.after_commit(lambda: self._leases.grant(task.task_id))
         await self._record_attempt(connection, task, "STARTED")
-        handler = self._handlers[task.kind]
-        await handler.started(connection, task)
-        spec = await handler.specify(connection, task)
-        self._metrics.queue_wait_seconds.labels(task.kind.value).observe(waited_seconds)
-        return task, spec
+        try:
+            await self._handlers[task.kind].started(connection, task)
+        except Exception as error:
+            raise Unclaimable(task, error) from error
+        spec = await self._specified(connection, task)
+        wait = self._metrics.queue_wait_seconds.labels(task.kind.value)
+        self._database.after_commit(lambda: wait.observe(waited_seconds))
+        return spec
+
+    async def _specified(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
+        try:
+            return await self._handlers[task.kind].specify(connection, task)
+        except Exception as error:
+            raise Unclaimable(task, error) from error
 
     async def heartbeat(self, task_id: str, epoch: int) -> Task:
         """Renew a lease and return the task as it stands.
@@ -214,27 +250,79 @@ class Queue:
             else:
                 await self._end(connection, task, outcome)
 
+    async def leases_of(self, worker_id: str) -> dict[str, float]:
+        """Return by holder the seconds left of the leases that processes of a worker id hold."""
+        async with self._database.reading() as connection:
+            tasks = await self._tasks.leased(connection)
+        return {
+            task.worker: self._leases.remaining_seconds(task.task_id)
+            for task in tasks
+            if holder_parts(task.worker)[0] == worker_id
+        }
+
     async def release_worker(self, worker_id: str, instance: str) -> None:
         """Queue again what a former process of this worker held."""
-        async with self._database.transaction() as connection:
-            for task in await self._tasks.leased(connection):
-                holder, _, held_by = task.worker.partition("@")
-                if holder == worker_id and held_by != instance:
-                    await self._lose(connection, task, "the worker restarted")
+        async with self._database.reading() as connection:
+            tasks = await self._tasks.leased(connection)
+        for task in tasks:
+            holder, _, held_by = holder_parts(task.worker)
+            if holder == worker_id and held_by != instance:
+                await self._lose_one(task, "the worker restarted")
+
+    def begin_round(self) -> bool:
+        """Note that leases are looked at now; True when this process was away, then each has a full period."""
+        return self._leases.begin_round()
 
     async def expire(self) -> None:
         """Queue again, or fail, every task whose holder was silent for a full lease period."""
-        for task_id in self._leases.overdue():
+        overdue = self._leases.overdue()
+        if not overdue:
+            return
+        async with self._database.reading() as connection:
+            leased = {task.task_id: task for task in await self._tasks.leased(connection)}
+        silence = f"the worker was silent for {self.settings.lease_seconds:g} s"
+        for task_id in overdue:
+            if task_id in leased:
+                await self._lose_one(leased[task_id], silence, only_overdue=True)
+            else:
+                self._leases.end(task_id)
+
+    async def _lose_one(self, task: Task, why: str, *, only_overdue: bool = False) -> None:
+        """Lose one attempt in a transaction of its own: one whose handler fails keeps no other from going on."""
+        try:
             async with self._database.transaction() as connection:
-                task = await self._tasks.get(connection, task_id)
-                if task is None or task.state is not TaskState.LEASED:
-                    self._leases.end(task_id)
-                    continue
-                if not self._leases.is_overdue(task_id):
-                    continue  # its worker spoke, or another claimed it, while this transaction was waited for
-                self._metrics.leases_expired.inc()
-                silence = f"the worker was silent for {self.settings.lease_seconds:g} s"
-                await self._lose(connection, task, silence)
+                await self._lose_still_held(connection, task, why, only_overdue=only_overdue)
+        except Exception as error:
+            if is_passing_error(error):
+                _logger.warning("lost attempt not recorded yet", exc_info=error, extra={"task": task.task_id})
+            else:
+                await self._aside.put(Unclaimable(task, error))
+
+    async def _lose_still_held(
+        self, connection: AsyncConnection, task: Task, why: str, *, only_overdue: bool
+    ) -> None:
+        now = await self._tasks.get(connection, task.task_id)
+        if now is None or (now.state, now.epoch) != (TaskState.LEASED, task.epoch):
+            return
+        if only_overdue:
+            if not self._leases.is_overdue(task.task_id):
+                return  # its worker spoke while this transaction was waited for
+            self._database.after_commit(self._metrics.leases_expired.inc)
+        # A holder that never spoke may not know that it is one: the answer to its claim was lost.
+        await self._lose(connection, now, why, counts=self._leases.is_heard(task.task_id))
+
+    async def forget_finished(self) -> None:
+        """Delete tasks that ended long ago, a batch a transaction: others write in between.
+
+        Their resources, events and checkpoints stay.
+        """
+        while True:
+            async with self._database.transaction() as connection:
+                number = await self._tasks.forget_finished(
+                    connection, self.settings.retention_seconds, FORGET_BATCH
+                )
+            if number < FORGET_BATCH:
+                return
 
     async def count(self) -> None:
         """Show the number of unfinished tasks in the metrics."""
@@ -272,7 +360,7 @@ class Queue:
         await self._close(connection, task, outcome)
 
     async def _close(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
-        task = await self._tasks.change(connection, task.task_id, state=TaskState.DONE)
+        task = await self._tasks.end(connection, task.task_id)
         handler = self._handlers[task.kind]
         if outcome.failure is not None:
             await handler.failed(connection, task, outcome.failure, outcome.result)
@@ -285,7 +373,7 @@ class Queue:
     async def _record_attempt(
         self, connection: AsyncConnection, task: Task, kind: AttemptKind, message: str = ""
     ) -> None:
-        worker = task.worker.partition("@")[0]
+        worker = holder_parts(task.worker)[0]
         payload = AttemptChanged(kind=kind, worker=worker, message=message)
         await self._log.append(connection, task.subject, [Entry(payload=payload, attempt=task.attempt)])
         if kind != "STARTED":

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.work.schema import tasks
@@ -54,16 +54,39 @@ class Tasks:
         statement = select(tasks).where(tasks.c.state == TaskState.LEASED)
         return [_task(row) for row in await connection.execute(statement)]
 
-    async def take_oldest(
-        self, connection: AsyncConnection, kinds: Collection[TaskKind], worker: str
+    async def of_claim(self, connection: AsyncConnection, worker: str, claim: str) -> Task | None:
+        """Return the task that an earlier call of the same claim leased to `worker`, or None."""
+        statement = select(tasks).where(
+            tasks.c.state == TaskState.LEASED, tasks.c.worker == worker, tasks.c.claim == claim
+        )
+        row = (await connection.execute(statement)).first()
+        return _task(row) if row is not None else None
+
+    async def take_next(
+        self, connection: AsyncConnection, kinds: Collection[TaskKind], worker: str, claim: str
     ) -> tuple[Task, float] | None:
-        """Lease the task queued longest among `kinds`; returns it and the seconds it waited."""
+        """Lease the task whose turn it is among `kinds`; returns it and the seconds it waited.
+
+        Projects take turns: the one that holds the fewest leases of a kind comes first, then the task queued
+        longest.
+        """
+        held = (
+            select(tasks.c.kind, tasks.c.project, func.count().label("number"))
+            .where(tasks.c.state == TaskState.LEASED)
+            .group_by(tasks.c.kind, tasks.c.project)
+            .subquery()
+        )
+        same = (held.c.kind == tasks.c.kind) & (held.c.project == tasks.c.project)
         statement = (
             select(tasks)
-            .where(tasks.c.state == TaskState.QUEUED, tasks.c.kind.in_(list(kinds)))
-            .order_by(tasks.c.queued_at_us)
+            .outerjoin(held, same)
+            .where(
+                tasks.c.state == TaskState.QUEUED,
+                tasks.c.kind.in_(list(kinds)),
+                tasks.c.not_before_us <= _now_us(),
+            )
+            .order_by(func.coalesce(held.c.number, 0), tasks.c.queued_at_us)
             .limit(1)
-            .with_for_update(skip_locked=True)
         )
         row = (await connection.execute(statement)).first()
         if row is None:
@@ -76,6 +99,9 @@ class Tasks:
             attempt=row.attempt + 1,
             worker=worker,
             last_local_number=0,
+            claim=claim,
+            not_before_us=0,
+            delays=0,
         )
         return task, max(0.0, (_now_us() - row.queued_at_us) / 1e6)
 
@@ -84,6 +110,32 @@ class Tasks:
         return await self.change(
             connection, task_id, state=TaskState.QUEUED, queued_at_us=_now_us(), losses=losses
         )
+
+    async def put_off(self, connection: AsyncConnection, task_id: str, seconds: float) -> None:
+        """Keep a queued task from being taken for some time."""
+        not_before_us = _now_us() + round(seconds * 1e6)
+        await self.change(connection, task_id, not_before_us=not_before_us, delays=tasks.c.delays + 1)
+
+    async def delays(self, connection: AsyncConnection, task_id: str) -> int:
+        """Return how often a task was put off since it was last taken."""
+        statement = select(tasks.c.delays).where(tasks.c.task_id == task_id)
+        return int((await connection.execute(statement)).scalar_one())
+
+    async def end(self, connection: AsyncConnection, task_id: str) -> Task:
+        """Mark a task finished."""
+        return await self.change(connection, task_id, state=TaskState.DONE, ended_at_us=_now_us())
+
+    async def forget_finished(self, connection: AsyncConnection, older_than_seconds: float, most: int) -> int:
+        """Delete at most `most` tasks that ended longer ago than that; returns how many."""
+        ended = (
+            select(tasks.c.task_id)
+            .where(
+                tasks.c.state == TaskState.DONE,
+                tasks.c.ended_at_us < _now_us() - round(older_than_seconds * 1e6),
+            )
+            .limit(most)
+        )
+        return (await connection.execute(delete(tasks).where(tasks.c.task_id.in_(ended)))).rowcount
 
     async def change(self, connection: AsyncConnection, task_id: str, **values: Any) -> Task:
         """Set columns of one task and return it."""
@@ -94,7 +146,8 @@ class Tasks:
         """Return the number of tasks by (kind, state), finished ones left out."""
         statement = (
             select(tasks.c.kind, tasks.c.state, func.count())
-            .where(tasks.c.state != TaskState.DONE)
+            # Not `!= DONE`: only equality finds the index, and finished tasks are nearly all of them.
+            .where(tasks.c.state.in_([TaskState.QUEUED, TaskState.LEASED]))
             .group_by(tasks.c.kind, tasks.c.state)
         )
         return {(kind, state): number for kind, state, number in await connection.execute(statement)}

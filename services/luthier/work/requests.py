@@ -6,12 +6,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import ColumnClause, delete, insert, literal_column, select
 
 from luthier.storage.database import Database
 from luthier.work.schema import request_log
 
 RETENTION_SECONDS = 7 * 24 * 3600
+FORGET_BATCH = 500
 
 
 class SqlRequestLog:
@@ -54,7 +55,12 @@ class SqlRequestLog:
             )
 
     async def forget_old(self) -> None:
-        """Delete answers older than the retention time."""
+        """Delete answers older than the retention time, a batch a transaction: others write in between."""
         oldest_us = time.time_ns() // 1000 - RETENTION_SECONDS * 1_000_000
-        async with self._database.transaction() as connection:
-            await connection.execute(delete(request_log).where(request_log.c.created_at_us < oldest_us))
+        row: ColumnClause[int] = literal_column("rowid")
+        old = select(row).select_from(request_log).where(request_log.c.created_at_us < oldest_us)
+        statement = delete(request_log).where(row.in_(old.limit(FORGET_BATCH)))
+        while True:
+            async with self._database.transaction() as connection:
+                if (await connection.execute(statement)).rowcount < FORGET_BATCH:
+                    return

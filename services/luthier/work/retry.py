@@ -1,4 +1,4 @@
-"""Repeat blocking calls to another service while it is away."""
+"""Repeat blocking calls to another service until it answers for good."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import TypeVar
 
 import grpc
 
-from luthier.work.peers import is_passing, peer_error_of
+from luthier.work.peers import Backoff, is_final, peer_error_of
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
 
 
 def retrying(call: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS) -> T:
-    """Return what `call` returns, repeating it while the service is away, for at most `patience_seconds`.
+    """Return what `call` returns, repeating it for at most `patience_seconds` unless the answer is final.
 
     Raises:
         LuthierError: what the service answered, as the error tree.
     """
     deadline = time.monotonic() + patience_seconds
-    delay_seconds = 0.2
+    backoff = Backoff(0.2, 5.0)
     while True:
         try:
             return call()
-        except grpc.RpcError as error:
-            if not is_passing(error) or time.monotonic() + delay_seconds > deadline:
-                raise peer_error_of(error, "the other service") from error
+        except grpc.RpcError as refused:
+            error = peer_error_of(refused, "the other service")
+            delay_seconds = backoff.after(error)
+            if is_final(refused) or time.monotonic() + delay_seconds > deadline:
+                raise error from refused
         time.sleep(delay_seconds)
-        delay_seconds = min(delay_seconds * 2, 5.0)

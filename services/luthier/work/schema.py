@@ -37,8 +37,13 @@ tasks = Table(
     Column("last_local_number", BigInteger, nullable=False),
     Column("queued_at_us", BigInteger, nullable=False),
     Column("losses", Integer, nullable=False, server_default="0"),
+    Column("claim", String, nullable=False, server_default=""),
+    Column("not_before_us", BigInteger, nullable=False, server_default="0"),
+    Column("ended_at_us", BigInteger, nullable=False, server_default="0"),
+    Column("delays", Integer, nullable=False, server_default="0"),
     UniqueConstraint("subject", name="uq_tasks_subject"),
     Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
+    Index("ix_tasks_state_ended", "state", "ended_at_us"),
 )
 
 events = Table(
@@ -62,4 +67,5 @@ request_log = Table(
     Column("fingerprint", String, nullable=False),
     Column("response", LargeBinary, nullable=False),
     Column("created_at_us", BigInteger, nullable=False),
+    Index("ix_request_log_created", "created_at_us"),
 )

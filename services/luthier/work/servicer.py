@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Protocol
 
 import grpc.aio
@@ -15,7 +15,8 @@ from luthier.storage.blobs import BlobStore
 from luthier.work.convert import entry_from_proto, status_to_failure
 from luthier.work.queue import Outcome, Queue
 from luthier.work.tasks import Task, TaskKind
-from luthier.work.workers import Workers
+from luthier.work.validity import require_valid
+from luthier.work.workers import Worker, Workers
 from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_grpc
 
 MAX_WAIT_SECONDS = 30.0
@@ -26,7 +27,16 @@ POLICY: Policy = {
     f"/luthier.worker.v1.WorkerService/{method.name}": frozenset({"worker"}) for method in _METHODS
 }
 _WORKER_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_PROCESS_ID = re.compile(r"[0-9A-Za-z._:-]{0,128}")
 Context = grpc.aio.ServicerContext[Any, Any]
+_OfTask = (
+    worker_service_pb2.HeartbeatRequest
+    | worker_service_pb2.ReportEventsRequest
+    | worker_service_pb2.GrantBlobRequest
+    | worker_service_pb2.PutBlobRequest
+    | worker_service_pb2.GetBlobRequest
+    | worker_service_pb2.CommitCheckpointRequest
+)
 
 
 class Generations(Protocol):
@@ -62,15 +72,10 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.RegisterWorkerRequest, context: Context
     ) -> worker_service_pb2.RegisterWorkerResponse:
         """Make a worker known and free what its former process held."""
-        if not _WORKER_ID.fullmatch(request.worker):
-            raise InvalidArgument(
-                reason=Reason.INVALID_FIELD,
-                message=f"worker must match {_WORKER_ID.pattern}, got {request.worker!r}",
-                metadata={"worker": request.worker},
-            )
-        kinds = [TaskKind(task_pb2.TaskKind.Name(kind).removeprefix("TASK_KIND_")) for kind in request.kinds]
-        self._workers.register(request.worker, request.instance, kinds)
-        await self._queue.release_worker(request.worker, request.instance)
+        require_valid(request)
+        worker = _worker(request)
+        self._workers.register(worker, await self._queue.leases_of(worker.worker_id))
+        await self._queue.release_worker(worker.worker_id, worker.instance)
         lease_seconds = self._queue.settings.lease_seconds
         return worker_service_pb2.RegisterWorkerResponse(
             lease_seconds=lease_seconds, heartbeat_interval_seconds=lease_seconds / 3
@@ -80,9 +85,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.ClaimTaskRequest, context: Context
     ) -> worker_service_pb2.ClaimTaskResponse:
         """Wait for a task and lease it."""
-        worker = self._workers.known(request.worker)
-        wait_seconds = min(max(request.wait_seconds, 0.0), MAX_WAIT_SECONDS)
-        claimed = await self._queue.claim(worker.holder, worker.kinds, wait_seconds)
+        require_valid(request)
+        if request.wait_seconds < 0:
+            raise InvalidArgument(f"wait_seconds must not be negative, got {request.wait_seconds}")
+        worker = self._workers.known(request.worker, request.instance)
+        kinds = [kind for kind in _kinds(request.kinds) if kind in worker.kinds] or list(worker.kinds)
+        wait_seconds = min(request.wait_seconds, MAX_WAIT_SECONDS)
+        with self._workers.waiting(worker):
+            claimed = await self._queue.claim(worker.holder, kinds, wait_seconds, request.claim)
         if claimed is None:
             return worker_service_pb2.ClaimTaskResponse()
         task, message = claimed
@@ -97,7 +107,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.HeartbeatRequest, context: Context
     ) -> worker_service_pb2.HeartbeatResponse:
         """Renew a lease."""
-        task = await self._queue.heartbeat(request.task, request.epoch)
+        task = await self._heard(request)
         return worker_service_pb2.HeartbeatResponse(
             cancel_requested=task.cancel_requested, token=self._token(task)
         )
@@ -106,7 +116,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.ReportEventsRequest, context: Context
     ) -> worker_service_pb2.ReportEventsResponse:
         """Record a worker's events."""
-        task = await self._queue.heartbeat(request.task, request.epoch)
+        task = await self._heard(request)
         numbered = []
         for local in request.events:
             entry = entry_from_proto(local.event, task.attempt)
@@ -126,7 +136,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.GrantBlobRequest, context: Context
     ) -> worker_service_pb2.GrantBlobResponse:
         """Say which blobs are missing."""
-        await self._queue.heartbeat(request.task, request.epoch)
+        await self._heard(request)
         missing = [digest for digest in request.sha256 if not await self._blobs.has(digest)]
         return worker_service_pb2.GrantBlobResponse(missing_sha256=missing)
 
@@ -141,7 +151,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             raise InvalidArgument(
                 reason=Reason.FIELD_REQUIRED, message="the first message must name task, epoch and sha256"
             )
-        await self._queue.heartbeat(first.task, first.epoch)
+        await self._heard(first)
 
         async def chunks() -> AsyncIterator[bytes]:
             yield first.data
@@ -155,7 +165,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.GetBlobRequest, context: Context
     ) -> AsyncIterator[worker_service_pb2.GetBlobResponse]:
         """Stream one blob."""
-        await self._queue.heartbeat(request.task, request.epoch)
+        await self._heard(request)
         async for data in self._blobs.read(request.sha256, offset=request.offset):
             yield worker_service_pb2.GetBlobResponse(data=data)
 
@@ -163,6 +173,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.CommitCheckpointRequest, context: Context
     ) -> worker_service_pb2.CommitCheckpointResponse:
         """Make a checkpoint the one to resume from."""
+        await self._heard(request)
         await self._require_blobs(request)
         checkpoint = await self._queue.commit_checkpoint(
             request.task, request.epoch, request.step, request.files, dict(request.metrics)
@@ -173,6 +184,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.FinishTaskRequest, context: Context
     ) -> worker_service_pb2.FinishTaskResponse:
         """Take the outcome of a task."""
+        require_valid(request)
         failed = request.HasField("error")
         if not failed and not request.cancelled and not request.HasField("result"):
             raise InvalidArgument(
@@ -191,6 +203,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.TakeGenerationsRequest, context: Context
     ) -> AsyncIterator[worker_service_pb2.TakeGenerationsResponse]:
         """Stream orders for text to a worker."""
+        require_valid(request)
         self._workers.known(request.worker)
         async for message in self._exchange().take(request.worker, request.slots):
             yield message
@@ -199,8 +212,15 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.PushGenerationRequest, context: Context
     ) -> worker_service_pb2.PushGenerationResponse:
         """Take a piece of an answer."""
+        require_valid(request)
         await self._exchange().push(request)
         return worker_service_pb2.PushGenerationResponse()
+
+    async def _heard(self, request: _OfTask) -> Task:
+        require_valid(request)
+        task = await self._queue.heartbeat(request.task, request.epoch)
+        self._workers.heard(task.worker)
+        return task
 
     def _exchange(self) -> Generations:
         if self._generations is None:
@@ -227,6 +247,32 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                     message=f"blob {digest} is not here; send it with PutBlob first",
                     metadata={"sha256": digest},
                 )
+
+
+def _worker(request: worker_service_pb2.RegisterWorkerRequest) -> Worker:
+    if not _WORKER_ID.fullmatch(request.worker):
+        raise InvalidArgument(
+            reason=Reason.INVALID_FIELD,
+            message=f"worker must match {_WORKER_ID.pattern}, got {request.worker!r}",
+            metadata={"worker": request.worker},
+        )
+    for name, value in (("instance", request.instance), ("lock", request.lock)):
+        if not _PROCESS_ID.fullmatch(value):
+            raise InvalidArgument(f"{name} must match {_PROCESS_ID.pattern}, got {value!r}")
+    return Worker(
+        worker_id=request.worker,
+        instance=request.instance,
+        kinds=tuple(_kinds(request.kinds)),
+        lock=request.lock,
+    )
+
+
+def _kinds(numbers: Iterable[task_pb2.TaskKind.ValueType]) -> list[TaskKind]:
+    """Read kinds of tasks whose numbers are known."""
+    names = [task_pb2.TaskKind.Name(number) for number in numbers]
+    if "TASK_KIND_UNSPECIFIED" in names:
+        raise InvalidArgument("kinds must name kinds of tasks, got TASK_KIND_UNSPECIFIED")
+    return [TaskKind(name.removeprefix("TASK_KIND_")) for name in names]
 
 
 def _digests(message: Message) -> Iterator[str]:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc
 
-from luthier.errors import FailedPrecondition, LuthierError, Reason
+from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, Reason
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
-from luthier.work.link import WorkerLink
-from luthier.work.peers import error_of, is_passing
+from luthier.work.link import CALL_SECONDS, FAULT_SECONDS, WorkerLink
+from luthier.work.peers import Backoff, error_of, is_fault, is_final
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 _CHUNK_BYTES = 1 << 20
+T = TypeVar("T")
 _EVENTS_A_CALL = 200
+_BYTES_A_CALL = 1 << 20
 _BLOB_SECONDS = 3600.0
 _logger = logging.getLogger(__name__)
 
@@ -32,6 +37,7 @@ class TaskSession:
         token: credential for other services, refreshed by heartbeats.
         cancel_requested: whether the service asked to stop.
         lost: whether the lease is gone; nothing may be reported any more.
+        num_refused_reports: events and run records that the service refused and that are dropped.
     """
 
     def __init__(self, link: WorkerLink, task: task_pb2.Task) -> None:
@@ -39,6 +45,7 @@ class TaskSession:
         self.token = task.token
         self.cancel_requested = False
         self.lost = False
+        self.num_refused_reports = 0
         self._link = link
         self._last_number = 0
         self._pending: deque[worker_service_pb2.LocalEvent] = deque()
@@ -48,7 +55,12 @@ class TaskSession:
 
     @asynccontextmanager
     async def alive(self) -> AsyncIterator[None]:
-        """Send heartbeats and events in the background."""
+        """Say that the task arrived, then send heartbeats and events in the background.
+
+        Raises:
+            LuthierError: LEASE_LOST already, or another refusal of the first heartbeat.
+        """
+        await self._beat_once()
         background = [asyncio.create_task(self._beat()), asyncio.create_task(self._send_events())]
         try:
             yield
@@ -59,16 +71,18 @@ class TaskSession:
                     await job
 
     async def _beat(self) -> None:
-        request = worker_service_pb2.HeartbeatRequest(task=self.task.task, epoch=self.task.epoch)
         while not self.lost:
             await asyncio.sleep(self._link.heartbeat_seconds)
             try:
-                response = await self._link.call(self._link.stub.Heartbeat, request)
+                await self._beat_once()
             except LuthierError as error:
                 self._note(error)
-                continue
-            self.cancel_requested = self.cancel_requested or response.cancel_requested
-            self.token = response.token
+
+    async def _beat_once(self) -> None:
+        request = worker_service_pb2.HeartbeatRequest(task=self.task.task, epoch=self.task.epoch)
+        response = await self._link.call(self._link.stub.Heartbeat, request)
+        self.cancel_requested = self.cancel_requested or response.cancel_requested
+        self.token = response.token
 
     async def _send_events(self) -> None:
         while not self.lost:
@@ -77,6 +91,14 @@ class TaskSession:
                 await self.flush()
             except LuthierError as error:
                 self._note(error)
+
+    async def _call(
+        self, method: Callable[..., Awaitable[T]], request: Any, timeout_seconds: float = CALL_SECONDS
+    ) -> T:
+        """Make a call that is given up when the lease is lost."""
+        return await self._link.call(
+            method, request, timeout_seconds=timeout_seconds, wanted=lambda: not self.lost
+        )
 
     def _note(self, error: LuthierError) -> None:
         """Remember a lost lease; any other refusal of a report is logged and does not stop the work."""
@@ -98,21 +120,64 @@ class TaskSession:
         self._more.set()
 
     async def flush(self) -> None:
-        """Send all queued events.
+        """Send all queued events. What is refused as not valid is dropped by itself, the rest goes on.
 
         Raises:
-            LuthierError: the service refused them; they are dropped.
+            LuthierError: the service refused the report as a whole; the events stay queued.
         """
         async with self._sending:
             self._more.clear()
             while self._pending or self._run_record is not None:
-                count = min(len(self._pending), _EVENTS_A_CALL)
-                batch = [self._pending.popleft() for _ in range(count)]
-                record, self._run_record = self._run_record, None
-                request = worker_service_pb2.ReportEventsRequest(
-                    task=self.task.task, epoch=self.task.epoch, events=batch, run_record=record
-                )
-                await self._link.call(self._link.stub.ReportEvents, request)
+                await self._deliver(self._batch(), self._run_record)
+
+    def _batch(self) -> list[worker_service_pb2.LocalEvent]:
+        """Return the first queued events, as many as one call takes."""
+        batch: list[worker_service_pb2.LocalEvent] = []
+        size = 0
+        for event in islice(self._pending, _EVENTS_A_CALL):
+            size += event.ByteSize()
+            if batch and size > _BYTES_A_CALL:
+                break
+            batch.append(event)
+        return batch
+
+    async def _deliver(
+        self,
+        events: Sequence[worker_service_pb2.LocalEvent],
+        record: fine_tuning_job_pb2.RunRecord | None,
+    ) -> None:
+        request = worker_service_pb2.ReportEventsRequest(
+            task=self.task.task, epoch=self.task.epoch, events=events, run_record=record
+        )
+        try:
+            await self._call(self._link.stub.ReportEvents, request)
+        except InvalidArgument as error:
+            if events and record is not None:
+                await self._deliver((), record)
+                await self._deliver(events, None)
+                return
+            if len(events) > 1:
+                half = len(events) // 2
+                await self._deliver(events[:half], None)
+                await self._deliver(events[half:], None)
+                return
+            self._count_refused(error)
+        # Only now: a call that failed otherwise is made again with the same events.
+        while events and self._pending and self._pending[0].local_number <= events[-1].local_number:
+            self._pending.popleft()
+        if record is not None and self._run_record is record:
+            self._run_record = None
+
+    def _count_refused(self, error: LuthierError) -> None:
+        self.num_refused_reports += 1
+        _logger.error(
+            "report refused and dropped",
+            extra={"task": self.task.task, "number": self.num_refused_reports, "detail": error.message},
+        )
+        if self.num_refused_reports == 1:
+            text = f"a report of the worker was refused and is not among the events: {error.message}"
+            line = event_pb2.LogLine(severity=event_pb2.LogLine.SEVERITY_WARNING, text=text[:1000])
+            self.add_event(event_pb2.Event(log=line))
 
     async def store(self, path: Path, name: str) -> task_pb2.BlobFile:
         """Send a file unless the service has it.
@@ -125,13 +190,9 @@ class TaskSession:
         wanted = worker_service_pb2.GrantBlobRequest(
             task=self.task.task, epoch=self.task.epoch, sha256=[sha256]
         )
-        granted = await self._link.call(self._link.stub.GrantBlob, wanted)
+        granted = await self._call(self._link.stub.GrantBlob, wanted)
         if granted.missing_sha256:
-            await self._link.call(
-                self._link.stub.PutBlob,
-                lambda: self._chunks(path, sha256),
-                timeout_seconds=_BLOB_SECONDS,
-            )
+            await self._call(self._link.stub.PutBlob, lambda: self._chunks(path, sha256), _BLOB_SECONDS)
         return file
 
     async def _chunks(self, path: Path, sha256: str) -> AsyncIterator[worker_service_pb2.PutBlobRequest]:
@@ -149,6 +210,8 @@ class TaskSession:
             LuthierError: the service refused.
         """
         received = 0
+        backoff = Backoff()
+        faulty_since: float | None = None
         while True:
             request = worker_service_pb2.GetBlobRequest(
                 task=self.task.task, epoch=self.task.epoch, sha256=sha256, offset=received
@@ -157,13 +220,16 @@ class TaskSession:
                 stream = self._link.stub.GetBlob(request, metadata=self._link.metadata, timeout=_BLOB_SECONDS)
                 async for response in stream:
                     received += len(response.data)
+                    faulty_since = None
                     yield response.data
-            except grpc.aio.AioRpcError as error:
-                if not is_passing(error):
-                    raise error_of(error) from error
-                await asyncio.sleep(0.5)
-                continue
-            return
+                return
+            except grpc.aio.AioRpcError as refused:
+                error, now = error_of(refused), time.monotonic()
+                faulty_since = (faulty_since or now) if is_fault(refused) else None
+                lasting = faulty_since is not None and now - faulty_since >= FAULT_SECONDS
+                if is_final(refused) or lasting or self.lost:
+                    raise error from refused
+            await asyncio.sleep(backoff.after(error))
 
     async def commit_checkpoint(
         self, step: int, files: Sequence[task_pb2.BlobFile], metrics: Mapping[str, float]
@@ -177,7 +243,7 @@ class TaskSession:
         request = worker_service_pb2.CommitCheckpointRequest(
             task=self.task.task, epoch=self.task.epoch, step=step, files=files, metrics=metrics
         )
-        return (await self._link.call(self._link.stub.CommitCheckpoint, request)).checkpoint
+        return (await self._call(self._link.stub.CommitCheckpoint, request)).checkpoint
 
     async def finish(self, request: worker_service_pb2.FinishTaskRequest) -> None:
         """Hand in the outcome after everything reported before it.
@@ -188,7 +254,7 @@ class TaskSession:
         request.task = self.task.task
         request.epoch = self.task.epoch
         await self.flush()
-        await self._link.call(self._link.stub.FinishTask, request)
+        await self._call(self._link.stub.FinishTask, request)
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -5,31 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
+import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from google.rpc import status_pb2
-
-from luthier.errors import FailedPrecondition, Internal, LuthierError, Reason, ResourceExhausted
-from luthier.errors.failure import Failure
+from luthier.errors import LuthierError
 from luthier.work.cache import BlobCache
-from luthier.work.context import TaskCancelled, TaskContext, TaskFailed
-from luthier.work.convert import failure_to_status
+from luthier.work.limits import LIMITS, SLOTS, Limits, kind_of
 from luthier.work.link import WorkerLink
 from luthier.work.peers import aio_channel
-from luthier.work.session import TaskSession
+from luthier.work.place import taken_place
+from luthier.work.running import Runner, RunnerStuck, Workshop, run_task
 from luthier.work.tasks import TaskKind
-from luthier.worker.v1 import task_pb2, worker_service_pb2
+from luthier.worker.v1 import task_pb2
 
-Runner = Callable[[TaskContext], task_pb2.TaskResult]
 T = TypeVar("T")
 Companion = Callable[[WorkerLink, BlobCache], Awaitable[None]]
 _CLAIM_WAIT_SECONDS = 20.0
@@ -44,11 +39,13 @@ class WorkerPlan:
         service_address: host:port of the service it works for.
         worker_id: stable id; two live workers must not share one.
         credential: the worker key.
-        work_folder: scratch folders are made below it.
+        work_folder: scratch folders are made below it; the lock beside it keeps other processes of this id out.
         cache_folder: files by digest.
         cache_bytes: size limit of the cache.
         drain_seconds: time that a task gets to stop after SIGTERM before the process ends all the same.
         companions: further duties of this worker, run beside the claim loop; one that fails ends the worker.
+        slots: tasks of a kind that it runs at a time.
+        limits: how long tasks of a kind may take and stand still.
     """
 
     service_address: str
@@ -59,32 +56,58 @@ class WorkerPlan:
     cache_bytes: int
     drain_seconds: float = 20.0
     companions: Sequence[Companion] = field(default_factory=tuple)
+    slots: Mapping[TaskKind, int] = field(default_factory=lambda: SLOTS)
+    limits: Mapping[TaskKind, Limits] = field(default_factory=lambda: LIMITS)
 
 
 async def run_worker(plan: WorkerPlan, runners: Mapping[TaskKind, Runner]) -> None:
-    """Work until SIGTERM or SIGINT; a task in hand is then given back to the queue."""
+    """Work until SIGTERM or SIGINT; tasks in hand are then given back to the queue.
+
+    Ends the process when it may not work here, with the reason, and when a runner cannot be ended.
+    """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         with suppress(ValueError, RuntimeError):  # signals belong to the main thread
             loop.add_signal_handler(number, stopping.set)
-    await work_until(plan, runners, stopping)
+    try:
+        await work_until(plan, runners, stopping)
+    except RunnerStuck as stuck:
+        # The interpreter would wait for the thread; the supervisor starts a new process.
+        _logger.error("worker ends", extra={"detail": str(stuck)})
+        os._exit(1)
+    except LuthierError as error:
+        raise SystemExit(f"error: {error.message}") from error
 
 
 async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopping: asyncio.Event) -> None:
-    """Work until `stopping` is set; a task in hand is then given back to the queue."""
-    cache = BlobCache(plan.cache_folder, plan.cache_bytes)
-    shutil.rmtree(plan.work_folder, ignore_errors=True)
-    plan.work_folder.mkdir(parents=True)
-    async with aio_channel(plan.service_address) as channel:
-        link = WorkerLink(channel, plan.worker_id, plan.credential, tuple(runners))
+    """Work until `stopping` is set; tasks in hand are then given back to the queue.
+
+    Raises:
+        FailedPrecondition, AlreadyExists: WORKER_ID_TAKEN; another process of this id works.
+        RunnerStuck: a runner will not end: the process must, for a new one to take its place.
+    """
+    async with AsyncExitStack() as stack:
+        place = await _unless(stopping, asyncio.to_thread(stack.enter_context, taken_place(plan.work_folder)))
+        if place is None:
+            return
+        cache = BlobCache(plan.cache_folder, plan.cache_bytes)
+        channel = await stack.enter_async_context(aio_channel(plan.service_address))
+        link = WorkerLink(channel, plan.worker_id, plan.credential, tuple(runners), place.lock)
         await _unless(stopping, link.register())
         companions = [asyncio.ensure_future(run(link, cache)) for run in plan.companions]
         for companion in companions:
             # Without its companion a worker would look alive and leave a duty undone; a new process may do it.
             companion.add_done_callback(lambda _: stopping.set())
+        workshop = Workshop(
+            link=link,
+            cache=cache,
+            folder=place.folder,
+            limits=plan.limits,
+            draining=threading.Event(),
+        )
         try:
-            await _claim_and_run(plan, link, cache, runners, stopping)
+            await _Bench(plan, workshop, runners).work(stopping)
         finally:
             for companion in companions:
                 companion.cancel()
@@ -94,19 +117,85 @@ async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopp
             raise end
 
 
-async def _claim_and_run(
-    plan: WorkerPlan,
-    link: WorkerLink,
-    cache: BlobCache,
-    runners: Mapping[TaskKind, Runner],
-    stopping: asyncio.Event,
-) -> None:
-    draining = threading.Event()
-    while not stopping.is_set():
-        task = await _unless(stopping, link.claim(_CLAIM_WAIT_SECONDS))
+class _Bench:
+    """Claims tasks of the kinds that have a free slot, and runs them beside one another."""
+
+    def __init__(self, plan: WorkerPlan, workshop: Workshop, runners: Mapping[TaskKind, Runner]) -> None:
+        self._plan = plan
+        self._workshop = workshop
+        self._runners = runners
+        self._running: dict[asyncio.Task[None], TaskKind] = {}
+        self._claim: asyncio.Task[task_pb2.Task | None] | None = None
+        self._claimed_kinds: tuple[TaskKind, ...] = ()
+        self._claim_id = ""
+
+    async def work(self, stopping: asyncio.Event) -> None:
+        """Work until `stopping` is set or a runner is stuck, then give back what runs."""
+        stop = asyncio.ensure_future(stopping.wait())
+        try:
+            while not stop.done():
+                await self._claim_again()
+                waited = {stop, *self._running, *([self._claim] if self._claim is not None else [])}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                self._reap()
+                self._begin()
+        finally:
+            stop.cancel()
+            await self._end_claim()
+            await self._drain()
+
+    async def _claim_again(self) -> None:
+        """Wait for the kinds that have a free slot; a claim that waits for fewer goes on under the same id."""
+        taken = Counter(self._running.values())
+        free = tuple(kind for kind in self._runners if taken[kind] < self._plan.slots[kind])
+        if self._claim is not None:
+            if free == self._claimed_kinds:
+                return
+            await self._end_claim()
+        else:
+            self._claim_id = uuid.uuid4().hex
+        if free:
+            self._claimed_kinds = free
+            claim = self._workshop.link.claim_patiently(_CLAIM_WAIT_SECONDS, self._claim_id, free)
+            self._claim = asyncio.ensure_future(claim)
+
+    async def _end_claim(self) -> None:
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            claim.cancel()
+            await asyncio.gather(claim, return_exceptions=True)
+
+    def _begin(self) -> None:
+        if self._claim is None or not self._claim.done():
+            return
+        claim, self._claim = self._claim, None
+        task = claim.result()
         if task is not None:
-            run = _run_task(plan, link, cache, task, runners, draining)
-            await _drained(run, stopping, draining, plan.drain_seconds)
+            kind = kind_of(task)
+            run = run_task(self._workshop, task, self._runners[kind])
+            self._running[asyncio.ensure_future(run)] = kind
+
+    def _reap(self) -> None:
+        for run in [run for run in self._running if run.done()]:
+            del self._running[run]
+            run.result()
+
+    async def _drain(self) -> None:
+        """Give tasks `drain_seconds` to notice that the worker stops.
+
+        Raises:
+            RunnerStuck: one of them did not; its lease runs out and it is queued again.
+        """
+        if not self._running:
+            return
+        self._workshop.draining.set()
+        _, pending = await asyncio.wait(self._running, timeout=self._plan.drain_seconds)
+        if pending:
+            for run in pending:
+                run.cancel()
+            await asyncio.wait(pending)
+            raise RunnerStuck(f"{len(pending)} tasks did not stop within {self._plan.drain_seconds:g} s")
+        self._reap()
 
 
 async def _unless(stopping: asyncio.Event, call: Awaitable[T]) -> T | None:
@@ -121,90 +210,3 @@ async def _unless(stopping: asyncio.Event, call: Awaitable[T]) -> T | None:
             await work
         return None
     return work.result()
-
-
-async def _drained(
-    run: Awaitable[None], stopping: asyncio.Event, draining: threading.Event, drain_seconds: float
-) -> None:
-    """Run a task to its end; after `stopping` it gets `drain_seconds` to notice, then the process ends."""
-    work = asyncio.ensure_future(run)
-    stop = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    if not work.done():
-        draining.set()
-        await asyncio.wait({work}, timeout=drain_seconds)
-    if not work.done():
-        # The runner's thread cannot be stopped from outside; the lease runs out and the task is queued again.
-        _logger.error("task did not stop in time", extra={"drain_seconds": drain_seconds})
-        os._exit(1)
-    work.result()
-
-
-async def _run_task(
-    plan: WorkerPlan,
-    link: WorkerLink,
-    cache: BlobCache,
-    task: task_pb2.Task,
-    runners: Mapping[TaskKind, Runner],
-    draining: threading.Event,
-) -> None:
-    session = TaskSession(link, task)
-    scratch = Path(tempfile.mkdtemp(dir=plan.work_folder))
-    loop = asyncio.get_running_loop()
-    context = TaskContext(session, loop, scratch, cache, draining)
-    name = task.WhichOneof("spec")
-    assert name is not None, "the service specifies every task"
-    runner = runners[TaskKind(name.upper())]
-    extra = {"task": task.task, "subject": task.subject, "attempt": task.attempt}
-    _logger.info("task begins", extra=extra)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="runner") as threads:
-        try:
-            async with session.alive():
-                outcome = await loop.run_in_executor(threads, _outcome, runner, context)
-                await _hand_in(session, outcome)
-        except FailedPrecondition as error:
-            if error.reason != Reason.LEASE_LOST:
-                raise
-            _logger.warning("task dropped, its lease is lost", extra=extra)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    _logger.info("task ends", extra=extra)
-
-
-async def _hand_in(session: TaskSession, outcome: worker_service_pb2.FinishTaskRequest) -> None:
-    """Tell the service how a task ended. An outcome that it refuses fails the task, not the worker."""
-    try:
-        await session.finish(outcome)
-    except LuthierError as error:
-        if error.reason == Reason.LEASE_LOST:
-            raise
-        _logger.error("outcome refused", extra={"task": session.task.task, "detail": error.message})
-        refused = Internal(f"the service refused the outcome of the task: {error.message}")
-        await session.finish(worker_service_pb2.FinishTaskRequest(error=_status(refused)))
-
-
-def _outcome(runner: Runner, context: TaskContext) -> worker_service_pb2.FinishTaskRequest:
-    """Run a task in the runner's thread and say how it ended."""
-    try:
-        return worker_service_pb2.FinishTaskRequest(result=runner(context))
-    except TaskCancelled:
-        return worker_service_pb2.FinishTaskRequest(cancelled=True)
-    except TaskFailed as failed:
-        return worker_service_pb2.FinishTaskRequest(error=_status(failed.error), result=failed.result)
-    except LuthierError as error:
-        return worker_service_pb2.FinishTaskRequest(error=_status(error))
-    except MemoryError as error:
-        _logger.exception("task ran out of memory")
-        exhausted = ResourceExhausted(
-            reason=Reason.OUT_OF_MEMORY, message=f"the worker ran out of memory: {error}"
-        )
-        return worker_service_pb2.FinishTaskRequest(error=_status(exhausted))
-    except Exception as error:  # what a runner did not foresee fails its task, not the worker
-        _logger.exception("task failed unexpectedly")
-        internal = Internal(reason=Reason.INTERNAL, message=f"{type(error).__name__}: {error}")
-        return worker_service_pb2.FinishTaskRequest(error=_status(internal))
-
-
-def _status(error: LuthierError) -> status_pb2.Status:
-    return failure_to_status(Failure.of(error))

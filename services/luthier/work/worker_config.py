@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.runtime.config import read
 from luthier.runtime.keys import read_or_create_keys
-from luthier.work.worker import Companion, WorkerPlan
+from luthier.work.worker import WorkerPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +40,7 @@ def read_worker_config() -> WorkerConfig:
     return config
 
 
-def worker_plan(
-    config: WorkerConfig, kind: str, service_address: str, *, companions: Sequence[Companion] = ()
-) -> WorkerPlan:
+def worker_plan(config: WorkerConfig, kind: str, service_address: str) -> WorkerPlan:
     """Return how to run a worker of a kind (data, training, evaluation) on this machine."""
     worker_id = f"{kind}-{config.name}" if config.name else kind
     return WorkerPlan(
@@ -54,5 +51,4 @@ def worker_plan(
         cache_folder=config.home / "cache",
         cache_bytes=config.cache_bytes,
         drain_seconds=config.drain_seconds,
-        companions=tuple(companions),
     )

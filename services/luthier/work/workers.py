@@ -1,52 +1,135 @@
-"""Workers that made themselves known to this process."""
+"""Workers that made themselves known to this process, and which of them are heard of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from luthier.errors import FailedPrecondition, Reason
+from luthier.errors import AlreadyExists, FailedPrecondition, Reason
 from luthier.work.metrics import WorkMetrics
 from luthier.work.tasks import TaskKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A registered worker; `instance` tells its processes apart."""
+    """A registered worker; `instance` tells its processes apart, `lock` names what it alone holds, if anything."""
 
     worker_id: str
     instance: str
     kinds: tuple[TaskKind, ...]
+    lock: str = ""
 
     @property
     def holder(self) -> str:
         """Name under which it holds leases."""
-        return f"{self.worker_id}@{self.instance}"
+        return (
+            f"{self.worker_id}@{self.lock}/{self.instance}"
+            if self.lock
+            else f"{self.worker_id}@{self.instance}"
+        )
+
+
+def holder_parts(holder: str) -> tuple[str, str, str]:
+    """Take a holder's name apart: worker id, lock (empty if it has none), instance."""
+    worker_id, _, process = holder.partition("@")
+    lock, _, instance = process.rpartition("/")
+    return worker_id, lock, instance
 
 
 class Workers:
-    """Registered workers by id. Kept in memory: after a restart of the service workers register again."""
+    """Registered workers by id. Kept in memory: after a restart of the service workers register again.
 
-    def __init__(self, metrics: WorkMetrics) -> None:
-        self._workers: dict[str, Worker] = {}
+    A worker counts for `period_seconds` after it was last heard of, and while it waits for a task.
+    """
+
+    def __init__(
+        self, metrics: WorkMetrics, period_seconds: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._metrics = metrics
+        self._period_seconds = period_seconds
+        self._clock = clock
+        self._workers: dict[str, Worker] = {}
+        self._heard: dict[str, float] = {}
+        self._waiting: dict[str, int] = {}
 
-    def register(self, worker_id: str, instance: str, kinds: Sequence[TaskKind]) -> None:
-        """Make a worker known, in place of its former process."""
-        self._workers[worker_id] = Worker(worker_id=worker_id, instance=instance, kinds=tuple(kinds))
-        self._metrics.workers.set(len(self._workers))
+    def register(self, worker: Worker, leases: Mapping[str, float] | None = None) -> None:
+        """Make a worker known, in place of its former process if that one is gone.
 
-    def known(self, worker_id: str) -> Worker:
-        """Return a registered worker.
+        A former process is gone when it was silent for a full period, or when this one holds the lock that it
+        held. `leases`: seconds left by holder, of leases of this worker id that this process may not have
+        seen the holder of.
 
         Raises:
-            FailedPrecondition: it did not register with this process.
+            AlreadyExists: WORKER_ID_TAKEN; another process may be alive.
+        """
+        left = dict(leases or {})
+        former = self._workers.get(worker.worker_id)
+        if former is not None:
+            left[former.holder] = max(left.get(former.holder, 0.0), self._remaining_seconds(former.worker_id))
+        for holder, seconds in left.items():
+            _, lock, instance = holder_parts(holder)
+            if instance != worker.instance and seconds > 0 and not (lock and lock == worker.lock):
+                raise _taken(worker.worker_id, seconds)
+        self._workers[worker.worker_id] = worker
+        self.heard(worker.holder)
+        self.show()
+
+    def known(self, worker_id: str, instance: str = "") -> Worker:
+        """Return a registered worker; with `instance`, only if it is that process.
+
+        Raises:
+            FailedPrecondition: it did not register with this process, or another process of its id did.
         """
         worker = self._workers.get(worker_id)
-        if worker is None:
+        if worker is None or (instance and instance != worker.instance):
+            who = "is not registered here" if worker is None else "is registered by another process"
             raise FailedPrecondition(
                 reason=Reason.WRONG_STATE,
-                message=f"worker {worker_id!r} is not registered here; call RegisterWorker first",
+                message=f"worker {worker_id!r} {who}; call RegisterWorker first",
                 metadata={"worker": worker_id},
             )
         return worker
+
+    def heard(self, holder: str) -> None:
+        """Note that a worker spoke; one that is not the registered process of its id does not count."""
+        worker_id = holder_parts(holder)[0]
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.holder == holder:
+            self._heard[worker_id] = self._clock()
+
+    @contextmanager
+    def waiting(self, worker: Worker) -> Iterator[None]:
+        """Count a worker as heard of for the length of a block, in which it waits for an answer."""
+        self._waiting[worker.holder] = self._waiting.get(worker.holder, 0) + 1
+        try:
+            yield
+        finally:
+            self._waiting[worker.holder] -= 1
+            if not self._waiting[worker.holder]:
+                del self._waiting[worker.holder]
+            self.heard(worker.holder)
+
+    def excuse(self) -> None:
+        """Give every worker a full period: the silence was this process's own."""
+        self._heard = dict.fromkeys(self._heard, self._clock())
+
+    def show(self) -> None:
+        """Show in the metrics how many are heard of."""
+        self._metrics.workers.set(sum(self._remaining_seconds(worker_id) > 0 for worker_id in self._workers))
+
+    def _remaining_seconds(self, worker_id: str) -> float:
+        if self._waiting.get(self._workers[worker_id].holder):
+            return self._period_seconds
+        return max(0.0, self._heard[worker_id] + self._period_seconds - self._clock())
+
+
+def _taken(worker_id: str, seconds: float) -> AlreadyExists:
+    return AlreadyExists(
+        reason=Reason.WORKER_ID_TAKEN,
+        message=f"another process works as {worker_id!r}, heard of within its lease period; give this one a "
+        "name of its own (LUTHIER_WORKER_NAME), or stop the other",
+        metadata={"worker": worker_id},
+        retry_after_seconds=seconds,
+    )

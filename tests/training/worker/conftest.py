@@ -38,8 +38,9 @@ from luthier.v1 import (
 )
 from luthier.work.host import hosting
 from luthier.work.peers import channel
+from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import Runner, WorkerPlan, work_until
+from luthier.work.worker import WorkerPlan, work_until
 
 PARENT = "projects/default"
 MODEL = f"{PARENT}/models/tiny"

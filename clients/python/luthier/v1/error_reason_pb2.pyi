@@ -120,6 +120,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A disk of the service, or of the worker, has too little room left; the same call may succeed once there is more."""
     ERROR_REASON_PEER_REFUSED: _ErrorReason.ValueType  # 63
     """Another service refuses the credential of this one: their keys or their clocks differ."""
+    ERROR_REASON_TASK_DEADLINE: _ErrorReason.ValueType  # 60
+    """The task took longer than its announced work permits."""
+    ERROR_REASON_STALLED: _ErrorReason.ValueType  # 61
+    """A worker's step neither went on nor ended."""
+    ERROR_REASON_WORKER_ID_TAKEN: _ErrorReason.ValueType  # 62
+    """Another process works under this worker's id."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -224,4 +230,10 @@ ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 70
 """A disk of the service, or of the worker, has too little room left; the same call may succeed once there is more."""
 ERROR_REASON_PEER_REFUSED: ErrorReason.ValueType  # 63
 """Another service refuses the credential of this one: their keys or their clocks differ."""
+ERROR_REASON_TASK_DEADLINE: ErrorReason.ValueType  # 60
+"""The task took longer than its announced work permits."""
+ERROR_REASON_STALLED: ErrorReason.ValueType  # 61
+"""A worker's step neither went on nor ended."""
+ERROR_REASON_WORKER_ID_TAKEN: ErrorReason.ValueType  # 62
+"""Another process works under this worker's id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

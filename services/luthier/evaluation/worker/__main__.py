@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import closing
+from dataclasses import replace
 
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.evaluate import Evaluator
@@ -22,15 +24,16 @@ def main() -> None:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    name = f"evaluation-{config.name}" if config.name else "evaluation"
-    cache = BlobCache(config.home / "cache", config.cache_bytes)
-    models = Models(config.training_address, cache, config.home / "work" / f"models-of-{name}")
+    plan = worker_plan(config, "evaluation", config.evaluation_address)
+    cache = BlobCache(plan.cache_folder, plan.cache_bytes)
+    # A name of its own: whether another process works in this folder shows only when the worker's lock is taken.
+    models = Models(config.training_address, cache, plan.work_folder / f"models-{uuid.uuid4().hex}")
     answers = ModelAnswers(models)
 
     async def companion(link: WorkerLink, cache: BlobCache) -> None:
         await serve_generations(link, cache, answers)
 
-    plan = worker_plan(config, "evaluation", config.evaluation_address, companions=(companion,))
+    plan = replace(plan, companions=(companion,))
     evaluator = Evaluator(config.data_address, models)
     with closing(models), closing(evaluator):
         asyncio.run(run_worker(plan, {TaskKind.EVALUATE: evaluator}))

@@ -23,7 +23,8 @@ class JobState(StrEnum):
 
 
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.PREPARING, JobState.CANCELLED}),
+    # FAILED: no worker could be told what to do.
+    JobState.QUEUED: frozenset({JobState.PREPARING, JobState.CANCELLED, JobState.FAILED}),
     JobState.PREPARING: frozenset(
         {
             JobState.QUEUED,

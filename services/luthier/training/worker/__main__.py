@@ -10,8 +10,9 @@ import torch
 from luthier.training.worker.register import run_register
 from luthier.training.worker.train import Trainer
 from luthier.work.peers import channel
+from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import Runner, run_worker
+from luthier.work.worker import run_worker
 from luthier.work.worker_config import read_worker_config, worker_plan
 
 

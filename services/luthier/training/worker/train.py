@@ -15,9 +15,10 @@ import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, LuthierError, NotFound, Reason, ResourceExhausted
-from luthier.lm.load import load_model, read_config
+from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.memory import freed_memory_kept
+from luthier.lm.model_config import read_config
 from luthier.training.recipes import checkpoint, sft
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
 from luthier.training.recipes.corpus import Corpus
@@ -28,7 +29,6 @@ from luthier.training.worker.rows import read_corpus
 from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.context import TaskContext
-from luthier.work.model_files import place
 from luthier.worker.v1 import task_pb2
 
 ADAPTER = "default"
@@ -122,7 +122,7 @@ def _begin(
         return Engine(model, ADAPTER, run.optimiser), sft.Course(), []
     folder = context.scratch / "resume"
     for file in spec.checkpoint_files:
-        place(context.fetch(file), folder / file.path)
+        context.fetch_into(folder, file)
     context.log(f"resuming after step {spec.checkpoint_step}", step=spec.checkpoint_step)
     return checkpoint.load(folder, model, ADAPTER, run)
 
@@ -176,7 +176,7 @@ def _base_model_folder(context: TaskContext) -> Path:
         context.check()
         context.progress("loading model", number, len(files), "files")
         wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-        place(context.fetch(wanted), folder / file.path)
+        context.fetch_into(folder, wanted)
     return folder
 
 

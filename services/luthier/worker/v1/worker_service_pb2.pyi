@@ -34,12 +34,17 @@ class RegisterWorkerRequest(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     CODE_VERSION_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """Stable id of the worker, [a-z][a-z0-9-]{0,62}."""
     code_version: _builtins.str
     """Version of its code."""
     instance: _builtins.str
     """Random id of the worker's process. Another one under the same worker id means that the worker restarted."""
+    lock: _builtins.str
+    """Names the lock that the process holds alone; empty if it holds none. The same lock in another process's hands proves that
+    the former holder ended, so its place is taken over at once. Otherwise the former process keeps its place for as long as it is heard of.
+    """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_task_pb2.TaskKind.ValueType]:
         """Kinds of task it takes."""
@@ -51,10 +56,11 @@ class RegisterWorkerRequest(_message.Message):
         kinds: _abc.Iterable[_task_pb2.TaskKind.ValueType] | None = ...,
         code_version: _builtins.str = ...,
         instance: _builtins.str = ...,
+        lock: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "instance", b"instance", "kinds", b"kinds", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "instance", b"instance", "kinds", b"kinds", "lock", b"lock", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -94,19 +100,35 @@ class ClaimTaskRequest(_message.Message):
 
     WORKER_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """The worker."""
     wait_seconds: _builtins.float
-    """Longest wait in seconds. More than 30 is taken as 30."""
+    """Longest wait in seconds, finite and not negative. More than 30 is taken as 30."""
+    claim: _builtins.str
+    """Random id of this claim. The same id again, while its task is leased to this process, brings the same task under the same
+    lease instead of another one. Empty: every call claims anew.
+    """
+    instance: _builtins.str
+    """Instance that the worker registered with. Empty: not checked."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_task_pb2.TaskKind.ValueType]:
+        """Kinds that the worker has a free slot for. Empty: all that it registered."""
+
     def __init__(
         self,
         *,
         worker: _builtins.str = ...,
         wait_seconds: _builtins.float = ...,
+        claim: _builtins.str = ...,
+        kinds: _abc.Iterable[_task_pb2.TaskKind.ValueType] | None = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["wait_seconds", b"wait_seconds", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "instance", b"instance", "kinds", b"kinds", "wait_seconds", b"wait_seconds", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,8 @@ if _version_not_supported:
 class WorkerServiceStub(object):
     """WorkerService is how a worker gets work from its service and brings back what came of it. Internal: it may change with any release.
     A call about a task carries the task's epoch. An epoch that is not the current one gets FAILED_PRECONDITION LEASE_LOST: the
-    worker must drop the task at once.
+    worker must drop the task at once. Every number must be finite and within its range, every enum number known and every path of
+    a file relative and below its folder: anything else gets INVALID_ARGUMENT with the field's name, and nothing of it is done.
     """
 
     def __init__(self, channel):
@@ -97,13 +98,15 @@ class WorkerServiceStub(object):
 class WorkerServiceServicer(object):
     """WorkerService is how a worker gets work from its service and brings back what came of it. Internal: it may change with any release.
     A call about a task carries the task's epoch. An epoch that is not the current one gets FAILED_PRECONDITION LEASE_LOST: the
-    worker must drop the task at once.
+    worker must drop the task at once. Every number must be finite and within its range, every enum number known and every path of
+    a file relative and below its folder: anything else gets INVALID_ARGUMENT with the field's name, and nothing of it is done.
     """
 
     def RegisterWorker(self, request, context):
         """Make a worker known. A worker that restarts under the same id gives up what its former process held.
 
-        Errors: INVALID_ARGUMENT: a field is not valid.
+        Errors: INVALID_ARGUMENT: a field is not valid. ALREADY_EXISTS WORKER_ID_TAKEN: another process of this id was heard of within
+        its lease period and may be alive; RetryInfo says when it would count as gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,7 +115,7 @@ class WorkerServiceServicer(object):
     def ClaimTask(self, request, context):
         """Wait for a task, at most 30 seconds, and lease it.
 
-        Errors: FAILED_PRECONDITION: the worker is not registered.
+        Errors: FAILED_PRECONDITION: the worker is not registered, or another process of its id is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -268,7 +271,8 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 class WorkerService(object):
     """WorkerService is how a worker gets work from its service and brings back what came of it. Internal: it may change with any release.
     A call about a task carries the task's epoch. An epoch that is not the current one gets FAILED_PRECONDITION LEASE_LOST: the
-    worker must drop the task at once.
+    worker must drop the task at once. Every number must be finite and within its range, every enum number known and every path of
+    a file relative and below its folder: anything else gets INVALID_ARGUMENT with the field's name, and nothing of it is done.
     """
 
     @staticmethod

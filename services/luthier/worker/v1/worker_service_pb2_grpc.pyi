@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class WorkerServiceStub:
     """WorkerService is how a worker gets work from its service and brings back what came of it. Internal: it may change with any release.
     A call about a task carries the task's epoch. An epoch that is not the current one gets FAILED_PRECONDITION LEASE_LOST: the
-    worker must drop the task at once.
+    worker must drop the task at once. Every number must be finite and within its range, every enum number known and every path of
+    a file relative and below its folder: anything else gets INVALID_ARGUMENT with the field's name, and nothing of it is done.
     """
 
     @_typing.overload
@@ -39,12 +40,13 @@ class WorkerServiceStub:
     RegisterWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.RegisterWorkerRequest, _worker_service_pb2.RegisterWorkerResponse]
     """Make a worker known. A worker that restarts under the same id gives up what its former process held.
 
-    Errors: INVALID_ARGUMENT: a field is not valid.
+    Errors: INVALID_ARGUMENT: a field is not valid. ALREADY_EXISTS WORKER_ID_TAKEN: another process of this id was heard of within
+    its lease period and may be alive; RetryInfo says when it would count as gone.
     """
     ClaimTask: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ClaimTaskRequest, _worker_service_pb2.ClaimTaskResponse]
     """Wait for a task, at most 30 seconds, and lease it.
 
-    Errors: FAILED_PRECONDITION: the worker is not registered.
+    Errors: FAILED_PRECONDITION: the worker is not registered, or another process of its id is.
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.HeartbeatRequest, _worker_service_pb2.HeartbeatResponse]
     """Keep a lease and hear whether to stop.
@@ -96,19 +98,21 @@ class WorkerServiceStub:
 class WorkerServiceAsyncStub(WorkerServiceStub):
     """WorkerService is how a worker gets work from its service and brings back what came of it. Internal: it may change with any release.
     A call about a task carries the task's epoch. An epoch that is not the current one gets FAILED_PRECONDITION LEASE_LOST: the
-    worker must drop the task at once.
+    worker must drop the task at once. Every number must be finite and within its range, every enum number known and every path of
+    a file relative and below its folder: anything else gets INVALID_ARGUMENT with the field's name, and nothing of it is done.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.RegisterWorkerRequest, _worker_service_pb2.RegisterWorkerResponse]  # type: ignore[assignment]
     """Make a worker known. A worker that restarts under the same id gives up what its former process held.
 
-    Errors: INVALID_ARGUMENT: a field is not valid.
+    Errors: INVALID_ARGUMENT: a field is not valid. ALREADY_EXISTS WORKER_ID_TAKEN: another process of this id was heard of within
+    its lease period and may be alive; RetryInfo says when it would count as gone.
     """
     ClaimTask: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ClaimTaskRequest, _worker_service_pb2.ClaimTaskResponse]  # type: ignore[assignment]
     """Wait for a task, at most 30 seconds, and lease it.
 
-    Errors: FAILED_PRECONDITION: the worker is not registered.
+    Errors: FAILED_PRECONDITION: the worker is not registered, or another process of its id is.
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.HeartbeatRequest, _worker_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Keep a lease and hear whether to stop.
@@ -159,7 +163,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """WorkerService is how a worker gets work from its service and brings back what came of it. Internal: it may change with any release.
     A call about a task carries the task's epoch. An epoch that is not the current one gets FAILED_PRECONDITION LEASE_LOST: the
-    worker must drop the task at once.
+    worker must drop the task at once. Every number must be finite and within its range, every enum number known and every path of
+    a file relative and below its folder: anything else gets INVALID_ARGUMENT with the field's name, and nothing of it is done.
     """
 
     @_abc_1.abstractmethod
@@ -170,7 +175,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_service_pb2.RegisterWorkerResponse, _abc.Awaitable[_worker_service_pb2.RegisterWorkerResponse]]:
         """Make a worker known. A worker that restarts under the same id gives up what its former process held.
 
-        Errors: INVALID_ARGUMENT: a field is not valid.
+        Errors: INVALID_ARGUMENT: a field is not valid. ALREADY_EXISTS WORKER_ID_TAKEN: another process of this id was heard of within
+        its lease period and may be alive; RetryInfo says when it would count as gone.
         """
 
     @_abc_1.abstractmethod
@@ -181,7 +187,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_service_pb2.ClaimTaskResponse, _abc.Awaitable[_worker_service_pb2.ClaimTaskResponse]]:
         """Wait for a task, at most 30 seconds, and lease it.
 
-        Errors: FAILED_PRECONDITION: the worker is not registered.
+        Errors: FAILED_PRECONDITION: the worker is not registered, or another process of its id is.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,72 @@
+"""How long a task may take for the work it announces, and how long it may stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from luthier.work.tasks import TaskKind
+from luthier.worker.v1 import task_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Time limits of one kind of task.
+
+    Attributes:
+        stall_seconds: a runner that neither computes nor asks anything of its context for this long is stalled.
+        base_seconds: time that any task of the kind may take; None: no limit but the stall.
+        seconds_per_record: added for each record that the task's files hold.
+        seconds_per_mib: added for each MiB of the task's files.
+    """
+
+    stall_seconds: float
+    base_seconds: float | None = None
+    seconds_per_record: float = 0.0
+    seconds_per_mib: float = 0.0
+
+
+# Some fifty times what the work takes on two slow cores: nobody's honest work ends, and a template that is slow
+# on every record holds its slot for minutes instead of days.
+LIMITS: Mapping[TaskKind, Limits] = MappingProxyType(
+    {
+        TaskKind.BUILD_VERSION: Limits(stall_seconds=600.0, base_seconds=300.0, seconds_per_mib=10.0),
+        TaskKind.RENDER: Limits(
+            stall_seconds=600.0, base_seconds=300.0, seconds_per_record=0.05, seconds_per_mib=10.0
+        ),
+        # The size of what the Hub sends is not known beforehand.
+        TaskKind.REGISTER_MODEL: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
+        TaskKind.TRAIN: Limits(stall_seconds=1800.0),
+        TaskKind.EVALUATE: Limits(stall_seconds=1800.0),
+    }
+)
+
+SLOTS: Mapping[TaskKind, int] = MappingProxyType(
+    {
+        TaskKind.BUILD_VERSION: 2,
+        TaskKind.RENDER: 2,
+        TaskKind.REGISTER_MODEL: 2,
+        TaskKind.TRAIN: 1,
+        TaskKind.EVALUATE: 1,
+    }
+)
+"""Tasks of a kind that one worker runs at a time: one where a task takes the memory of a model in training."""
+
+
+def kind_of(task: task_pb2.Task) -> TaskKind:
+    """Return the kind of a specified task."""
+    name = task.WhichOneof("spec")
+    assert name is not None, "the service specifies every task"
+    return TaskKind(name.upper())
+
+
+def allowed_seconds(task: task_pb2.Task, limits: Limits) -> float | None:
+    """Return how long a task may take for the files and records of its specification; None: no limit."""
+    if limits.base_seconds is None:
+        return None
+    files = [source.file for source in task.build_version.sources]
+    files += [shard.file for shard in task.render.shards]
+    num_records = sum(shard.num_rows for shard in task.render.shards)
+    mib = sum(file.size_bytes for file in files) / (1 << 20)
+    return limits.base_seconds + limits.seconds_per_record * num_records + limits.seconds_per_mib * mib

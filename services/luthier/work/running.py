@@ -1,0 +1,187 @@
+"""One task on a worker: its runner in a thread, watched for what it may take, and its outcome handed in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.rpc import status_pb2
+
+from luthier.errors import Internal, LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.errors.failure import Failure
+from luthier.work.cache import BlobCache
+from luthier.work.context import TaskCancelled, TaskContext, TaskFailed
+from luthier.work.convert import failure_to_status
+from luthier.work.limits import Limits, allowed_seconds, kind_of
+from luthier.work.link import WorkerLink
+from luthier.work.session import TaskSession
+from luthier.work.tasks import TaskKind
+from luthier.worker.v1 import task_pb2, worker_service_pb2
+
+Runner = Callable[[TaskContext], task_pb2.TaskResult]
+Outcome = worker_service_pb2.FinishTaskRequest
+OVERTIME_GRACE_SECONDS = 120.0
+"""A runner notices by itself that its time is up, in a unit of work; after this long it will not any more."""
+_LONGEST_LOOK_SECONDS = 5.0
+_IDLE_SHARE = 0.01
+_logger = logging.getLogger(__name__)
+
+
+class RunnerStuck(Exception):
+    """A runner's thread will not end, and cannot be ended: the process has to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What all tasks of a worker share: line, files, limits, and whether the worker is about to stop."""
+
+    link: WorkerLink
+    cache: BlobCache
+    folder: Path
+    limits: Mapping[TaskKind, Limits]
+    draining: threading.Event
+
+
+async def run_task(workshop: Workshop, task: task_pb2.Task, runner: Runner) -> None:
+    """Run a task to its end and tell the service.
+
+    Raises:
+        RunnerStuck: the runner neither goes on nor ends; the service was told, and the process must end.
+    """
+    session = TaskSession(workshop.link, task)
+    scratch = Path(tempfile.mkdtemp(dir=workshop.folder))
+    limits = workshop.limits[kind_of(task)]
+    loop = asyncio.get_running_loop()
+    context = TaskContext(
+        session, loop, scratch, workshop.cache, workshop.draining, allowed_seconds(task, limits)
+    )
+    extra = {"task": task.task, "subject": task.subject, "attempt": task.attempt}
+    _logger.info("task begins", extra=extra)
+    thread: _RunnerThread | None = None
+    try:
+        async with session.alive():
+            thread = _RunnerThread(runner, context)
+            await _hand_in(session, await thread.outcome_within(limits))
+    except LuthierError as error:  # a lease that is lost, in nearly every case
+        _logger.warning("task dropped", extra={**extra, "detail": error.message})
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if thread is not None and thread.is_alive():
+        raise RunnerStuck(f"the runner of {task.subject} neither goes on nor ends")
+    _logger.info("task ends", extra=extra)
+
+
+class _RunnerThread:
+    """A runner in a thread that does not keep the process from ending."""
+
+    def __init__(self, runner: Runner, context: TaskContext) -> None:
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._outcome: asyncio.Future[Outcome] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(runner,), name="runner", daemon=True)
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        return not self._outcome.done()
+
+    def _run(self, runner: Runner) -> None:
+        outcome = _outcome(runner, self._context)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._deliver, outcome)
+
+    def _deliver(self, outcome: Outcome) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result(outcome)
+
+    async def outcome_within(self, limits: Limits) -> Outcome:
+        """Return how the runner ended, or why it is given up: it stands still, or its time is long up."""
+        look_seconds = min(limits.stall_seconds / 10, _LONGEST_LOOK_SECONDS)
+        last, active_at = self._signs(), time.monotonic()
+        while True:
+            await asyncio.wait({self._outcome}, timeout=look_seconds)
+            if self._outcome.done():
+                return self._outcome.result()
+            now, signs = time.monotonic(), self._signs()
+            computed = signs[1] - last[1] > _IDLE_SHARE * look_seconds
+            if self._context.is_waiting or signs[0] != last[0] or computed:
+                active_at = now
+            last = signs
+            if self._context.overtime_seconds > OVERTIME_GRACE_SECONDS:
+                return Outcome(error=_status(self._context.overtime_error()))
+            if now - active_at > limits.stall_seconds:
+                return Outcome(error=_status(_stalled(limits)))
+
+    def _signs(self) -> tuple[int, float]:
+        """Return what the runner asked of its context, and the CPU seconds that its thread took."""
+        return self._context.activity, _cpu_seconds(self._thread.native_id)
+
+
+def _cpu_seconds(native_id: int | None) -> float:
+    """Return the CPU time of a thread of this process; 0 where the system does not tell."""
+    try:
+        return int(Path(f"/proc/self/task/{native_id}/schedstat").read_text().split()[0]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _stalled(limits: Limits) -> Unavailable:
+    return Unavailable(
+        reason=Reason.STALLED,
+        message=f"the worker's step stood still for {limits.stall_seconds:g} s and cannot be ended; "
+        "the worker's process starts anew",
+    )
+
+
+async def _hand_in(session: TaskSession, outcome: Outcome) -> None:
+    """Tell the service how a task ended. An outcome that it refuses fails the task, not the worker.
+
+    If it refuses to hear even of that, the lease runs out: the attempt counts as lost.
+    """
+    extra = {"task": session.task.task}
+    try:
+        await session.finish(outcome)
+    except LuthierError as error:
+        if error.reason == Reason.LEASE_LOST:
+            raise
+        _logger.error("outcome refused", extra={**extra, "detail": error.message})
+        refused = Internal(f"the service refused the outcome of the task: {error.message}")
+        try:
+            await session.finish(Outcome(error=_status(refused)))
+        except LuthierError as again:
+            if again.reason == Reason.LEASE_LOST:
+                raise
+            _logger.error("failure refused, the lease runs out", extra={**extra, "detail": again.message})
+
+
+def _outcome(runner: Runner, context: TaskContext) -> Outcome:
+    """Run a task in the runner's thread and say how it ended."""
+    try:
+        return Outcome(result=runner(context))
+    except TaskCancelled:
+        return Outcome(cancelled=True)
+    except TaskFailed as failed:
+        return Outcome(error=_status(failed.error), result=failed.result)
+    except LuthierError as error:
+        return Outcome(error=_status(error))
+    except MemoryError as error:
+        _logger.exception("task ran out of memory")
+        exhausted = ResourceExhausted(
+            reason=Reason.OUT_OF_MEMORY, message=f"the worker ran out of memory: {error}"
+        )
+        return Outcome(error=_status(exhausted))
+    except Exception as error:  # what a runner did not foresee fails its task, not the worker
+        _logger.exception("task failed unexpectedly")
+        internal = Internal(reason=Reason.INTERNAL, message=f"{type(error).__name__}: {error}")
+        return Outcome(error=_status(internal))
+
+
+def _status(error: LuthierError) -> status_pb2.Status:
+    return failure_to_status(Failure.of(error))

@@ -1,0 +1,80 @@
+"""What every message of the worker protocol must satisfy before anything looks at it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.rpc import code_pb2
+
+from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.storage.files import relative_path_problem
+
+MAX_ID_CHARACTERS = 128
+_IDS = frozenset({"instance", "lock", "claim", "task", "generation"})
+_REALS = frozenset({FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT})
+_WHOLES = frozenset({FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64})
+_CODES = frozenset(code_pb2.Code.values()) - {code_pb2.OK}
+
+
+def require_valid(message: Message) -> None:
+    """Return if every part of a request, however deep, is one that a worker may send.
+
+    Real numbers must be finite, whole numbers not negative, enum numbers known, ids short, paths of files
+    relative and below their folder, and the code of an error one of gRPC's other than OK.
+
+    Raises:
+        InvalidArgument: names each field that is not, its value, and what would be right.
+    """
+    violations = list(_violations(message, ""))
+    if violations:
+        raise InvalidArgument.of_fields(*violations)
+
+
+def _violations(message: Any, where: str) -> Iterator[FieldViolation]:
+    for field, value in message.ListFields():
+        path = f"{where}{field.name}"
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            yield from _map_violations(field, value, path)
+        elif field.is_repeated:
+            for index, item in enumerate(value):
+                yield from _value_violations(field, item, f"{path}[{index}]")
+        else:
+            yield from _value_violations(field, value, path)
+    if message.DESCRIPTOR.full_name == "google.rpc.Status" and message.code not in _CODES:
+        yield _wrong(f"{where}code", f"must be a gRPC status code from 1 to 16, got {message.code}")
+    if {"path", "sha256"} <= set(message.DESCRIPTOR.fields_by_name):
+        problem = relative_path_problem(message.path)
+        if problem:
+            yield _wrong(f"{where}path", problem, Reason.PATH_NOT_ALLOWED)
+
+
+def _map_violations(field: FieldDescriptor, entries: Any, path: str) -> Iterator[FieldViolation]:
+    assert field.message_type is not None, "a map is a field of messages"
+    inner = field.message_type.fields_by_name["value"]
+    for key, value in entries.items():
+        yield from _value_violations(inner, value, f"{path}[{key!r}]")
+
+
+def _value_violations(field: FieldDescriptor, value: Any, path: str) -> Iterator[FieldViolation]:
+    if field.message_type is not None:
+        if field.message_type.file.package != "google.protobuf":  # their contents are nobody's numbers here
+            yield from _violations(value, f"{path}.")
+    elif field.enum_type is not None:
+        if value not in field.enum_type.values_by_number:
+            yield _wrong(path, f"must be a number that {field.enum_type.name} has, got {value}")
+    elif field.type in _REALS:
+        if not math.isfinite(value):
+            yield _wrong(path, f"must be finite, got {value}")
+    elif field.type in _WHOLES:
+        if value < 0:
+            yield _wrong(path, f"must not be negative, got {value}")
+    elif field.name in _IDS and len(value) > MAX_ID_CHARACTERS:
+        yield _wrong(path, f"must have at most {MAX_ID_CHARACTERS} characters, got {len(value)}")
+
+
+def _wrong(field: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> FieldViolation:
+    return FieldViolation(field=field, description=description, reason=reason)

@@ -1,0 +1,129 @@
+"""Claims: each task to one worker, by turns; what cannot be handed out stands in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import update
+
+from luthier.errors import NotFound, ResourceExhausted, Unavailable
+from luthier.work.aside import MAX_DELAYS
+from luthier.work.schema import tasks
+from luthier.work.tasks import TaskKind
+
+if TYPE_CHECKING:
+    from tests.work.conftest import Bench
+
+
+@pytest.mark.parametrize("where", ["jobs/poison", "specify jobs/poison"])
+@pytest.mark.parametrize(
+    ("error", "code", "reason", "said"),
+    [
+        (KeyError("gone"), "INTERNAL", "INTERNAL", "the task cannot be handed out: KeyError: 'gone'"),
+        (NotFound("no such rendering"), "NOT_FOUND", "RESOURCE_NOT_FOUND", "no such rendering"),
+    ],
+)
+async def test_a_task_whose_claim_fails_is_set_aside_and_the_next_takes_its_turn(
+    bench: Bench, where: str, error: Exception, code: str, reason: str, said: str
+) -> None:
+    await bench.enqueue("jobs/poison")
+    good = await bench.enqueue("jobs/good")
+    bench.handler.refusals[where] = error
+    task = await bench.claim()
+    assert task is not None
+    assert task.task_id == good.task_id
+    (failure,) = bench.handler.failures
+    assert (failure.code, failure.reason, failure.message) == (code, reason, said)
+    assert await bench.claim() is None, "it is not handed out again"
+    assert bench.registry.get_sample_value("luthier_task_set_aside_total", {"kind": "TRAIN"}) == 1
+
+
+async def test_a_task_whose_resource_cannot_be_told_either_keeps_nobody_waiting(bench: Bench) -> None:
+    await bench.enqueue("jobs/poison")
+    await bench.enqueue("jobs/good")
+    bench.handler.refusals = {"jobs/poison": KeyError("a"), "failed jobs/poison": KeyError("b")}
+    assert await bench.claim() is not None
+    assert await bench.claim() is None
+    assert bench.handler.failures == []
+
+
+async def test_a_refusal_that_may_pass_puts_a_task_off(bench: Bench) -> None:
+    first = await bench.enqueue("jobs/first")
+    second = await bench.enqueue("jobs/second")
+    bench.handler.refusals["jobs/first"] = Unavailable("a peer is away")
+    task = await bench.claim()
+    assert task is not None
+    assert task.task_id == second.task_id
+    assert await bench.claim() is None, "not before its time"
+    del bench.handler.refusals["jobs/first"]
+    task = await bench.claim(wait_seconds=5.0)
+    assert task is not None, "a waiting worker gets it as soon as its time has come"
+    assert (task.task_id, task.attempt) == (first.task_id, 1)
+    assert bench.handler.failures == []
+
+
+async def test_a_task_is_put_off_a_bounded_number_of_times(bench: Bench) -> None:
+    await bench.enqueue("jobs/a")
+    bench.handler.refusals["jobs/a"] = ResourceExhausted("no room on the disk")
+    for _ in range(MAX_DELAYS + 1):
+        assert bench.handler.failures == []
+        async with bench.database.transaction() as connection:
+            await connection.execute(update(tasks).values(not_before_us=0))
+        assert await bench.claim() is None
+    assert bench.handler.failures[0].message == "no room on the disk"
+
+
+async def test_a_claim_that_is_repeated_brings_the_same_lease(bench: Bench) -> None:
+    await bench.enqueue("jobs/a")
+    await bench.enqueue("jobs/b")
+    claims = [await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0, "c1") for _ in range(2)]
+    assert [claim is not None for claim in claims] == [True, True]
+    first, again = (claim[0] for claim in claims if claim is not None)
+    assert (first.task_id, first.epoch, first.attempt) == (again.task_id, again.epoch, again.attempt)
+    assert claims[1] is not None
+    assert claims[1][1].train.rendering_digest == "r"
+    assert bench.handler.calls == [("started", 1)]
+    other = await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0, "c2")
+    assert other is not None
+    assert other[0].task_id != first.task_id
+
+
+async def test_a_claim_that_waits_twice_gets_one_task(bench: Bench) -> None:
+    waiting = [
+        asyncio.create_task(bench.queue.claim("w@1", [TaskKind.TRAIN], 0.5, "c1"), context=Context())
+        for _ in range(2)
+    ]
+    await asyncio.sleep(0.05)
+    await bench.enqueue("jobs/a")
+    await bench.enqueue("jobs/b")
+    claims = [claim[0].task_id for claim in await asyncio.gather(*waiting) if claim is not None]
+    assert len(claims) == 2
+    assert len(set(claims)) == 1
+
+
+async def test_a_lease_whose_holder_never_spoke_is_no_loss(bench: Bench) -> None:
+    """The answer to its claim was lost: nobody works on it."""
+    await bench.enqueue()
+    for _ in range(5):
+        assert await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0) is not None
+        bench.clock.now += 11.0
+        await bench.queue.expire()
+    assert bench.handler.failures == []
+    task = await bench.claim()
+    assert task is not None
+    assert task.losses == 0
+
+
+async def test_projects_take_turns(bench: Bench) -> None:
+    for number in range(4):
+        await bench.enqueue(f"jobs/many-{number}", project="many")
+    await bench.enqueue("jobs/one", project="one")
+    order = []
+    for _ in range(3):
+        task = await bench.claim()
+        assert task is not None
+        order.append(task.subject)
+    assert order == ["jobs/many-0", "jobs/one", "jobs/many-1"]
