@@ -59,7 +59,7 @@ def wanted(family: Family) -> Iterator[dict[str, str]]:
 def plan(database: Path, family: Family, equals: Mapping[str, str], *, newest_first: bool) -> list[str]:
     statement = family.resources.page_statement(
         parent="projects/p",
-        limit=51,
+        limit=50,
         after=Cursor(create_time_us=1, name="projects/p/x/1"),
         equals=equals,
         newest_first=newest_first,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from luthier.v1 import dataset_pb2
 from luthier.worker.v1 import task_pb2
 
 E = TypeVar("E", bound=StrEnum)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def enum_from_proto(type_: type[E], wire: Any, prefix: str, number: int, field: str) -> E | None:
@@ -41,7 +43,9 @@ def split_to_proto(split: Split | None) -> dataset_pb2.Split.ValueType:
 
 def set_time(timestamp: Any, time: datetime) -> None:
     """Fill a Timestamp message."""
-    timestamp.FromDatetime(time.astimezone(UTC).replace(tzinfo=None))
+    seconds, microseconds = divmod((time - _EPOCH) // _MICROSECOND, 1_000_000)
+    timestamp.seconds = seconds
+    timestamp.nanos = microseconds * 1000
 
 
 def shard_from_proto(message: task_pb2.Shard) -> Shard:

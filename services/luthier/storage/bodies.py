@@ -36,6 +36,9 @@ class Bodies(Generic[T]):
         self._hints = hints
         self._names = tuple(sorted(names))
         self._converter = json_converter()
+        self._structure = {
+            name: self._converter.get_structure_hook(hint) for name, hint in hints.items() if hint is not str
+        }
 
     def to_json(self, value: T) -> dict[str, Any]:
         """Return the chosen fields as JSON values."""
@@ -48,14 +51,11 @@ class Bodies(Generic[T]):
 
         A field that `body` lacks takes the dataclass's default: it was added after the row was written.
         """
-        values = {
-            name: self._converter.structure(body[name], self._hints[name])
-            for name in self._names
-            if name in body
-        }
-        for name, value in others.items():
-            structured = isinstance(value, str)
-            values[name] = self._converter.structure(value, self._hints[name]) if structured else value
+        values = dict(others)
+        values.update((name, body[name]) for name in self._names if name in body)
+        for name, structure in self._structure.items():
+            if name in body or isinstance(values.get(name), str):
+                values[name] = structure(values[name], self._hints[name])
         return self._type(**values)
 
 

@@ -1,20 +1,24 @@
 """The SQL database of a service: one writer at a time, units of work, callbacks after the commit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, event, make_url
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import URL, Executable, create_engine, event, make_url
+from sqlalchemy.engine import Connection, Engine, RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from luthier.errors import InvalidArgument
+from luthier.storage.threads import finished_in
 
 R = TypeVar("R")
 
+_READERS = 4
+"""Threads, each with a connection, of `Database.rows`."""
 _PRAGMAS = (
     "journal_mode=WAL",
     "busy_timeout=60000",
@@ -86,12 +90,17 @@ class Database:
         Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
         self._engine = create_async_engine(parsed, pool_size=8, max_overflow=24)
         configure_sqlite(self._engine.sync_engine)
+        self._reader = create_engine(parsed.set(drivername="sqlite"), pool_size=_READERS)
+        configure_sqlite(self._reader)
+        self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="database")
         self._writers = self._engine.execution_options(luthier_write=True)
         self._writing = asyncio.Lock()
 
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
+        self._threads.shutdown()
+        self._reader.dispose()
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator[None]:
@@ -135,6 +144,21 @@ class Database:
         except BaseException:
             del unit.callbacks[registered:]
             raise
+
+    async def rows(self, statement: Executable) -> Sequence[RowMapping]:
+        """Return the rows of one statement that reads. Joins a unit of work that has begun to write.
+
+        All of it happens in one thread at once: a third of the work of `reading`, which changes threads for
+        every step.
+        """
+        unit = _current.get()
+        if unit is not None and unit.connection is not None and self._joins(unit):
+            return (await unit.connection.execute(statement)).mappings().all()
+        return await finished_in(self._threads, self._rows, statement)
+
+    def _rows(self, statement: Executable) -> Sequence[RowMapping]:
+        with self._reader.connect() as connection:
+            return connection.execute(statement).mappings().all()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:

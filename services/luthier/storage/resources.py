@@ -233,9 +233,12 @@ class Resources(Generic[T]):
         of the columns, leaves.
         """
         statement = self.page_statement(
-            parent=parent, limit=limit + 1, after=after, equals=equals or {}, newest_first=newest_first
+            parent=parent, limit=limit, after=after, equals=equals or {}, newest_first=newest_first
         )
-        rows = (await connection.execute(statement)).mappings().all()
+        return self.page_of((await connection.execute(statement)).mappings().all(), limit)
+
+    def page_of(self, rows: Sequence[RowMapping], limit: int) -> Page[T]:
+        """Return the page that a `page_statement` of this limit found."""
         values = tuple(self._value(row) for row in rows[:limit])
         if len(rows) <= limit:
             return Page(values=values, next=None)
@@ -245,7 +248,7 @@ class Resources(Generic[T]):
     def page_statement(
         self, *, parent: str, limit: int, after: Cursor | None, equals: Mapping[str, str], newest_first: bool
     ) -> Select[Any]:
-        """Return what `page` asks the database for."""
+        """Return what `page` asks the database for: one row more than the page, which tells of a next one."""
         labels = {
             field.removeprefix("labels."): wanted
             for field, wanted in equals.items()
@@ -270,7 +273,9 @@ class Resources(Generic[T]):
         if after is not None:
             last = tuple_(after.create_time_us, after.name)
             statement = statement.where(tuple_(*keys) < last if newest_first else tuple_(*keys) > last)
-        return statement.order_by(*(key.desc() if newest_first else key.asc() for key in keys)).limit(limit)
+        return statement.order_by(*(key.desc() if newest_first else key.asc() for key in keys)).limit(
+            limit + 1
+        )
 
     def _has_label(self, parent: str, key: str, wanted: str) -> ColumnElement[bool]:
         columns, mine = self._labels.c, self._table.c

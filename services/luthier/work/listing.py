@@ -59,15 +59,15 @@ async def list_page(
     newest_first = parse_order_by(request.order_by)
     bound = fingerprint(type(request).__name__, request.parent, request.filter, request.order_by)
     parts = tokens.decode(request.page_token, bound)
-    async with database.reading() as connection:
-        page = await resources.page(
-            connection,
-            parent=request.parent,
-            limit=page_size(request.page_size),
-            after=Cursor.of(parts) if parts is not None else None,
-            equals=equals,
-            newest_first=newest_first,
-        )
+    limit = page_size(request.page_size)
+    statement = resources.page_statement(
+        parent=request.parent,
+        limit=limit,
+        after=Cursor.of(parts) if parts is not None else None,
+        equals=equals,
+        newest_first=newest_first,
+    )
+    page = resources.page_of(await database.rows(statement), limit)
     return page.values, tokens.encode(page.next.parts(), bound) if page.next is not None else ""
 
 
