@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from luthier.errors.failure import Failure
@@ -48,13 +50,20 @@ def failure_to_status(failure: Failure) -> status_pb2.Status:
 
 
 def status_to_failure(status: status_pb2.Status) -> Failure:
-    """Read a failure from google.rpc.Status; a status without ErrorInfo gets the reason INTERNAL."""
+    """Read a failure from google.rpc.Status.
+
+    One without a readable ErrorInfo gets the reason INTERNAL, one whose code is none of gRPC's is UNKNOWN.
+    """
     info = error_details_pb2.ErrorInfo(reason="INTERNAL")
     for detail in status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            detail.Unpack(info)
+            told = error_details_pb2.ErrorInfo()
+            with suppress(DecodeError):
+                detail.Unpack(told)
+                info = told
+    known = status.code in code_pb2.Code.values()
     return Failure(
-        code=code_pb2.Code.Name(status.code),
+        code=code_pb2.Code.Name(status.code) if known else "UNKNOWN",
         reason=info.reason,
         message=status.message,
         metadata=dict(info.metadata),

@@ -68,7 +68,10 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                 message=f"worker must match {_WORKER_ID.pattern}, got {request.worker!r}",
                 metadata={"worker": request.worker},
             )
-        kinds = [TaskKind(task_pb2.TaskKind.Name(kind).removeprefix("TASK_KIND_")) for kind in request.kinds]
+        names = [task_pb2.TaskKind.Name(kind) for kind in request.kinds]
+        if "TASK_KIND_UNSPECIFIED" in names:
+            raise InvalidArgument("kinds must name kinds of tasks, got TASK_KIND_UNSPECIFIED")
+        kinds = [TaskKind(name.removeprefix("TASK_KIND_")) for name in names]
         self._workers.register(request.worker, request.instance, kinds)
         await self._queue.release_worker(request.worker, request.instance)
         lease_seconds = self._queue.settings.lease_seconds
