@@ -128,8 +128,7 @@ class Fuzzer:
             else:
                 setattr(message, field.name, self._scalar(field))
 
-    def _fill_map(self, message: Message, field: FieldDescriptor, depth: int) -> None:
-        assert field.message_type is not None
+    def _fill_map(self, message: Message, field: Any, depth: int) -> None:
         entry = field.message_type.fields_by_name
         for _ in range(self.random.choice((1, 1, 3))):
             key = self._scalar(entry["key"])
@@ -138,7 +137,7 @@ class Fuzzer:
             elif depth < _MAX_DEPTH:
                 self._fill(getattr(message, field.name)[key], depth + 1)
 
-    def _fill_list(self, message: Message, field: FieldDescriptor, depth: int) -> None:
+    def _fill_list(self, message: Message, field: Any, depth: int) -> None:
         values: Any = getattr(message, field.name)
         for _ in range(self.random.choice((1, 1, 2, 4))):
             if field.message_type is None:
@@ -148,7 +147,7 @@ class Fuzzer:
                 self._fill(item, depth + 1)
                 values.append(item)
 
-    def _scalar(self, field: FieldDescriptor) -> Any:
+    def _scalar(self, field: Any) -> Any:
         if field.type == FieldDescriptor.TYPE_STRING:
             return self._text(field)
         if field.enum_type is not None:
@@ -157,7 +156,7 @@ class Fuzzer:
         value = self.random.choice(_VALUES[field.cpp_type])
         return 0.5 if self._is_clean and isinstance(value, float) and not math.isfinite(value) else value
 
-    def _text(self, field: FieldDescriptor) -> str:
+    def _text(self, field: Any) -> str:
         if field.name == "request_id" and self.random.random() < 0.9:
             return str(uuid.UUID(int=self.random.getrandbits(128)))
         if field.name == "parent" and self.random.random() < 0.6:
