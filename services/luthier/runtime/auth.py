@@ -126,16 +126,19 @@ class Authenticator:
         return Principal(kind=found[0], subject=digest.hex()[:12])
 
 
-def authorize(principal: Principal, method: str, policy: Policy, request: Any | None) -> None:
-    """Raise PermissionDenied unless the principal may make this call.
-
-    `request` is the message of a unary request, None for a stream. A task may call about what its token names,
-    by the request's `name` or `parent`; a method without a policy may be called by nobody.
-    """
+def permit(principal: Principal, method: str, policy: Policy) -> None:
+    """Raise PermissionDenied unless this kind of principal may call the method; one without a policy nobody may."""
     if principal.kind not in policy.get(method, frozenset()):
         raise PermissionDenied(
             f"a {principal.kind} may not call {method}", metadata={"method": method, "kind": principal.kind}
         )
+
+
+def confine(principal: Principal, request: Any | None) -> None:
+    """Raise PermissionDenied when a task calls about what its token does not name.
+
+    `request` is the message of a unary request, whose `name` or `parent` says what it is about; None for a stream.
+    """
     if principal.kind != "task":
         return
     named = getattr(request, "name", "") or getattr(request, "parent", "")

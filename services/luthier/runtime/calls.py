@@ -17,7 +17,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from luthier.errors import InvalidArgument
+from luthier.errors import DeadlineExceeded, InvalidArgument
+from luthier.runtime.door import admit
+
+BODY_SECONDS = 20.0
 
 CallType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
 
@@ -36,7 +39,8 @@ class Call:
     method: str
     type: CallType
     context: aio.ServicerContext[Any, Any]
-    raw: bytes | None
+    messages: AsyncIterator[bytes]
+    streams_requests: bool
     deserialize: Callable[[bytes], Any]
     task: asyncio.Task[Any] | None
     request: Any | None = None
@@ -47,27 +51,50 @@ class Call:
     received: int = 0
     sent: int = 0
     interrupted: bool = False
+    is_shed: bool = False
     trailers: dict[str, str] = field(default_factory=dict)
 
-    def read(self) -> Any | None:
-        """Return the message of a unary request, None for a stream of them.
+    async def receive(self) -> None:
+        """Read the message of a unary request into `request`; leave a stream of them to the handler.
 
-        Read by us and not by gRPC, which would answer bytes that are no such message with UNKNOWN and the
-        trace, outside of every stage. Raises InvalidArgument.
+        Read by us and not by gRPC, which would read before any stage could refuse, wait for ever for bytes that
+        never come, and answer bytes that are no such message with UNKNOWN and the trace.
+
+        Raises InvalidArgument for bytes that are no message and for none, DeadlineExceeded when they do not come.
         """
-        if self.request is None and self.raw is not None:
-            self.request = self.decoded(self.raw)
-        return self.request
+        if self.streams_requests:
+            return
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                data = await anext(self.messages, None)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the request must come within {BODY_SECONDS:.0f} s of the call's beginning"
+            ) from None
+        if data is None:
+            raise InvalidArgument(
+                f"a call of {self.method} must send one message, got none", metadata={"method": self.method}
+            )
+        self.received = 1
+        self.request = self.decoded(data)
+
+    async def requests(self) -> AsyncIterator[Any]:
+        """Yield the messages of a stream of requests."""
+        async for data in self.messages:
+            self.received += 1
+            yield self.decoded(data)
 
     def decoded(self, data: bytes) -> Any:
-        """Return one message of the request. Raises InvalidArgument for bytes that are none."""
+        """Return one message of the request, as the door lets it in. Raises InvalidArgument for bytes that are none."""
         try:
-            return self.deserialize(data)
+            message = self.deserialize(data)
         except DecodeError as error:
             raise InvalidArgument(
                 f"the request must be a message of {self.method}, got {len(data)} bytes that are none",
                 metadata={"method": self.method},
             ) from error
+        admit(message)
+        return message
 
     def metadata(self, key: str) -> str | None:
         """Return the first value of a key in the call's metadata."""
@@ -112,48 +139,53 @@ class StagedInterceptor(aio.ServerInterceptor):
         assert deserialize is not None, "methods of generated servicers have a deserializer"
         run = self._run_stream if handler.response_streaming else self._run_unary
 
-        async def staged(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        async def staged(messages: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> Any:
             call = Call(
                 method=method,
                 type=type_,
                 context=context,
-                raw=None if handler.request_streaming else request,
+                messages=messages,
+                streams_requests=handler.request_streaming,
                 deserialize=deserialize,
                 task=asyncio.current_task(),
             )
-            if handler.request_streaming:
-                return await run(call, behavior, lambda: _decoded(request, call))
-            call.received = 1
-            return await run(call, behavior, call.read)
+            return await run(call, behavior)
 
-        return _WRAP[type_](
+        # To gRPC every request is a stream: on the wire it is, and the stages come before the first message.
+        wrap = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return wrap(
             staged,
             request_deserializer=None,
             response_serializer=_unless_serialised(handler.response_serializer),
         )
 
-    async def _run_unary(self, call: Call, behavior: Callable[..., Any], request: Callable[[], Any]) -> Any:
+    async def _run_unary(self, call: Call, behavior: Callable[..., Any]) -> Any:
         async with AsyncExitStack() as stack:
             for stage in self._stages:
                 await stack.enter_async_context(stage(call))
             if call.type == "unary":
-                response = await self._answer(call, lambda: behavior(request(), call.context))
+                response = await self._answer(call, lambda: behavior(call.request, call.context))
             else:
-                response = await behavior(request(), call.context)
+                response = await behavior(call.requests(), call.context)
             call.sent = 1
             return response
         raise AssertionError("no stage swallows an exception")
 
-    async def _run_stream(self, call: Call, behavior: Callable[..., Any], request: Callable[[], Any]) -> None:
+    async def _run_stream(self, call: Call, behavior: Callable[..., Any]) -> None:
         async with AsyncExitStack() as stack:
             for stage in self._stages:
                 await stack.enter_async_context(stage(call))
+            request = call.requests() if call.streams_requests else call.request
             writing = _Writing(call)
             if not inspect.isasyncgenfunction(behavior):
-                await behavior(request(), writing)
+                await behavior(request, writing)
                 return
             # Closed at once, not by the garbage collector, when the caller goes away.
-            async with aclosing(behavior(request(), call.context)) as responses:
+            async with aclosing(behavior(request, call.context)) as responses:
                 async for response in responses:
                     await writing.write(response)
 
@@ -170,12 +202,6 @@ class _Writing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call.context, name)
-
-
-async def _decoded(requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[Any]:
-    async for data in requests:
-        call.received += 1
-        yield call.decoded(data)
 
 
 def _unless_serialised(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
@@ -197,11 +223,3 @@ def _behavior(handler: grpc.RpcMethodHandler[Any, Any], type_: CallType) -> Call
     }[type_]
     assert behavior is not None
     return behavior
-
-
-_WRAP: dict[CallType, Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
-    "unary": grpc.unary_unary_rpc_method_handler,
-    "client_stream": grpc.stream_unary_rpc_method_handler,
-    "server_stream": grpc.unary_stream_rpc_method_handler,
-    "bidi_stream": grpc.stream_stream_rpc_method_handler,
-}

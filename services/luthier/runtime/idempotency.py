@@ -14,6 +14,8 @@ from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.runtime.auth import current_principal
 from luthier.runtime.calls import Call
 
+_KIND = "b1:"
+
 
 class RequestLog(Protocol):
     """Where answers are kept, in the same database as the work that they answer for."""
@@ -34,15 +36,28 @@ class RequestLog(Protocol):
 
 
 def fingerprint(request: Message) -> str:
-    """Return the sha256 of a request's canonical JSON less its request id.
+    """Return what tells two bodies apart: the sha256 of a request's deterministic bytes less its request id.
 
-    Not of its bytes: their order is not the same in every version and language of protobuf.
+    The bytes are written here, from a message that the door let in: without the service's own fields and without
+    unknown ones, fields and map entries in order. What the caller's bytes looked like does not matter.
     """
+    return _KIND + hashlib.sha256(_body(request).SerializeToString(deterministic=True)).hexdigest()
+
+
+def _is_of(stored: str, request: Message) -> bool:
+    if stored.startswith(_KIND):
+        return stored == fingerprint(request)
+    # Answers kept before fingerprints had a kind are compared as they were written, by JSON. They are forgotten
+    # after a week: this ends with version 0.2.
+    canonical = MessageToJson(_body(request), sort_keys=True, indent=None, ensure_ascii=True)
+    return stored == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _body(request: Message) -> Message:
     copy = type(request)()
     copy.CopyFrom(request)
     copy.ClearField("request_id")
-    canonical = MessageToJson(copy, sort_keys=True, indent=None, ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return copy
 
 
 class Idempotency:
@@ -59,7 +74,7 @@ class Idempotency:
         and the next one runs. Raises InvalidArgument when the id is no UUID, and REQUEST_ID_REUSED when it came
         with another body.
         """
-        request = call.read()
+        request = call.request
         if not isinstance(request, Message) or "request_id" not in request.DESCRIPTOR.fields_by_name:
             return await handle()
         request_id = canonical_request_id(request.request_id)  # type: ignore[attr-defined]
@@ -68,10 +83,11 @@ class Idempotency:
                 return await handle()
         key = (str(current_principal()), call.method, request_id)
         async with self._keyed.lock(key), self._log.unit_of_work():
-            printed = fingerprint(request)
             found = await self._log.find(*key)
             if found is not None:
-                return _replayed(found, printed, request_id)
+                return _replayed(found, request, request_id)
+            # Taken before the handler, which may fill in the message.
+            printed = fingerprint(request)
             response = await handle()
             await self._log.remember(*key, printed, response.SerializeToString())
             return response
@@ -121,9 +137,9 @@ class KeyedLocks:
         return len(self._held)
 
 
-def _replayed(found: tuple[str, bytes], printed: str, request_id: str) -> bytes:
+def _replayed(found: tuple[str, bytes], request: Message, request_id: str) -> bytes:
     stored, response_bytes = found
-    if stored != printed:
+    if not _is_of(stored, request):
         raise InvalidArgument.of_fields(
             FieldViolation(
                 field="request_id",

@@ -1,4 +1,4 @@
-"""The stages of every call, in their order: request id, metrics, access log, errors, credentials."""
+"""The stages of every call, in their order: request id, metrics, access log, errors, credentials, request."""
 
 import asyncio
 import logging
@@ -11,20 +11,21 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc import aio
 
-from luthier.errors import Internal, LuthierError, Unavailable
+from luthier.errors import Internal, LuthierError, Unavailable, Unimplemented
 from luthier.errors.reasons import Reason
-from luthier.runtime.auth import Authenticator, Policy, authorize, set_principal
+from luthier.runtime.admission import HEALTH_SERVICE
+from luthier.runtime.auth import Authenticator, Policy, confine, current_principal, permit, set_principal
 from luthier.runtime.calls import Call, Stage
 from luthier.runtime.logs import bind
 from luthier.runtime.metrics import ServerMetrics
 from luthier.runtime.status import printable, to_code, to_trailer
 
 REQUEST_ID_KEY = "x-request-id"
-HEALTH_SERVICE = "/grpc.health.v1.Health/"
 
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 # The caller's clock ends a call a little before ours: its cancellation arrives with time left on our side.
 _DEADLINE_SLACK_SECONDS = 0.1
+_SHED_LINE_SECONDS = 1.0
 _access = logging.getLogger("luthier.access")
 _log = logging.getLogger(__name__)
 
@@ -85,13 +86,34 @@ def metrics_stage(metrics: ServerMetrics) -> Stage:
     return stage
 
 
-@asynccontextmanager
-async def access_log_stage(call: Call) -> AsyncIterator[None]:
-    """Write one line for each call, when it is over; health checks only at DEBUG."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
+class AccessLog:
+    """Writes one line for each call, when it is over.
+
+    Health checks only at DEBUG. Of calls that no slot was free for one line a second, with how many came before
+    it: who is flooded needs its time for something else.
+    """
+
+    def __init__(self) -> None:
+        self._shed = 0
+        self._quiet_until = 0.0
+
+    @asynccontextmanager
+    async def stage(self, call: Call) -> AsyncIterator[None]:
+        """Time the call and write its line."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if not call.is_shed:
+                self._write(call, started)
+            elif started < self._quiet_until:
+                self._shed += 1
+            else:
+                self._quiet_until = started + _SHED_LINE_SECONDS
+                self._write(call, started, shed_before=self._shed)
+                self._shed = 0
+
+    def _write(self, call: Call, started: float, **more: int) -> None:
         level = logging.DEBUG if call.method.startswith(HEALTH_SERVICE) else logging.INFO
         _access.log(
             level,
@@ -106,6 +128,7 @@ async def access_log_stage(call: Call) -> AsyncIterator[None]:
                 "duration_seconds": round(time.perf_counter() - started, 6),
                 "messages_received": call.received,
                 "messages_sent": call.sent,
+                **more,
             },
         )
 
@@ -140,7 +163,10 @@ async def error_stage(call: Call) -> AsyncIterator[None]:
                 retry_after_seconds=1.0,
             ),
         )
-    except Exception:
+    except Exception as error:
+        if isinstance(error, NotImplementedError) and _code_of(call) is grpc.StatusCode.UNIMPLEMENTED:
+            # A generated servicer says so of methods that nobody wrote.
+            await _abort(call, Unimplemented(f"this service has no {call.method}"))
         _log.exception("unhandled error in %s", call.method)
         await _abort(
             call,
@@ -161,7 +187,7 @@ def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
             return
         principal = authenticator.authenticate(call.metadata("authorization"))
         call.principal = str(principal)
-        authorize(principal, call.method, policy, call.read())
+        permit(principal, call.method, policy)
         set_principal(principal)
         if principal.project is None:
             yield
@@ -170,6 +196,16 @@ def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
             yield
 
     return stage
+
+
+@asynccontextmanager
+async def request_stage(call: Call) -> AsyncIterator[None]:
+    """Read the request, and refuse a task's when it is about what the task's token does not name."""
+    await call.receive()
+    principal = current_principal()
+    if principal is not None:
+        confine(principal, call.request)
+    yield
 
 
 async def _abort(call: Call, error: LuthierError) -> None:

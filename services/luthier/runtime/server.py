@@ -8,31 +8,34 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.runtime.admission import Admission, AdmissionMetrics, Limits
 from luthier.runtime.auth import Authenticator, Policy
 from luthier.runtime.calls import CallType, StagedInterceptor, call_type
+from luthier.runtime.health import Health
 from luthier.runtime.idempotency import Idempotency, RequestLog
 from luthier.runtime.interceptors import (
+    AccessLog,
     InFlight,
-    access_log_stage,
     auth_stage,
     error_stage,
     metrics_stage,
     request_id_stage,
+    request_stage,
 )
 from luthier.runtime.metrics import MetricsServer
 
 MAX_MESSAGE_BYTES = 4 << 20
 _FAREWELL_SECONDS = 1.0
+_SPARE = 16
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
@@ -55,13 +58,13 @@ class ServerOptions:
         address: host:port; port 0 takes a free one. Only loopback: other addresses need TLS.
         drain_seconds: time between telling NOT_SERVING and refusing new calls.
         grace_seconds: time that unary calls in progress get to end.
-        max_concurrent_rpcs: more than this many calls at once are refused with RESOURCE_EXHAUSTED.
+        limits: calls at once, by kind of caller.
     """
 
     address: str
     drain_seconds: float = 0.2
     grace_seconds: float = 10.0
-    max_concurrent_rpcs: int = 1000
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,7 @@ class Running:
 
     port: int
     metrics_port: int
-    health: HealthServicer
+    health: Health
 
 
 @asynccontextmanager
@@ -105,22 +108,27 @@ async def serving(
         in_flight.stage,
         request_id_stage,
         metrics_stage(metrics.calls),
-        access_log_stage,
+        AccessLog().stage,
         error_stage,
         auth_stage(authenticator, policy),
+        Admission(options.limits, AdmissionMetrics(metrics.registry)).stage,
+        request_stage,
     )
     server = aio.server(
         interceptors=[StagedInterceptor(stages, Idempotency(request_log).answer)],
         options=_OPTIONS,
-        maximum_concurrent_rpcs=options.max_concurrent_rpcs,
+        # Never what refuses: it cannot tell callers apart and gives no reason.
+        maximum_concurrent_rpcs=_SPARE * options.limits.most,
     )
-    health = HealthServicer()
+    health = Health()
     methods = _Methods(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, methods)
     names = [registration.name for registration in registrations]
     for registration in registrations:
         registration.add(registration.servicer, methods)
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], methods)
+    # Not by `enable_server_reflection`, which takes our `_Methods` for a server of threads.
+    reflecting = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, methods)
     for method in (*policy, _HEALTH_CHECK, _HEALTH_WATCH):
         metrics.calls.prepare(method, methods.type_of(method))
     async with AsyncExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -15,17 +16,22 @@ from luthier.storage.database import Database
 from luthier.v1 import event_pb2
 from luthier.work.convert import event_to_proto, payload_to_row, row_to_payload, time_from_us
 from luthier.work.events import Entry, Event, StateChanged
+from luthier.work.feed import Feed, Told
 from luthier.work.schema import events
 
 HEARTBEAT_SECONDS = 10.0
 SLOW_READER_SECONDS = 60.0
-_BATCH = 256
+# Watchers are woken at once by the first of many commits, and by the others together.
+_PAUSE_SECONDS = 0.05
+_WOKEN_TOGETHER = 32
+_logger = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Numbered events by subject, in SQL; live watchers wake at each commit.
+    """Numbered events by subject, in SQL; live watchers wake after each commit.
 
-    Watchers pull from the database at their own pace, so a slow reader costs no memory.
+    Watchers pull at their own pace from a feed that reads the database once for all of them, so that many cost
+    little more than one, and a slow one no memory.
     """
 
     def __init__(
@@ -39,6 +45,8 @@ class EventLog:
         self._heartbeat_seconds = heartbeat_seconds
         self._slow_reader_seconds = slow_reader_seconds
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waking: dict[str, asyncio.Task[None]] = {}
+        self._feed = Feed(self._load)
 
     async def append(self, connection: AsyncConnection, subject: str, entries: Sequence[Entry]) -> None:
         """Number and store entries in the caller's transaction; watchers see them after its commit."""
@@ -114,25 +122,26 @@ class EventLog:
             self._watchers[subject].discard(woken)
             if not self._watchers[subject]:
                 del self._watchers[subject]
+                self._feed.forget(subject)
 
     async def _follow(
         self, subject: str, wanted: int, woken: asyncio.Event
     ) -> AsyncIterator[event_pb2.Event]:
         while True:
             woken.clear()
-            async with self._database.reading() as connection:
-                batch = await self.read(connection, subject, wanted, _BATCH)
+            batch = await self._feed.events(subject, wanted)
             for event in batch:
                 sent_at = time.monotonic()
-                yield event_to_proto(event)
+                yield event.message
                 self._refuse_slow_reader(subject, event.sequence, time.monotonic() - sent_at)
                 wanted = event.sequence + 1
-                if _is_final(event):
+                if event.final:
                     return
             if batch:
                 continue
             try:
-                await asyncio.wait_for(woken.wait(), self._heartbeat_seconds)
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    await woken.wait()
             except TimeoutError:
                 heartbeat = event_pb2.Event(sequence=wanted - 1)
                 heartbeat.heartbeat.SetInParent()
@@ -153,9 +162,42 @@ class EventLog:
         statement = select(func.max(events.c.sequence)).where(events.c.subject == subject)
         return (await connection.execute(statement)).scalar() or 0
 
+    async def _load(self, subject: str, first: int, limit: int) -> list[Told]:
+        async with self._database.reading() as connection:
+            found = await self.read(connection, subject, first, limit)
+        return [
+            Told(sequence=event.sequence, final=_is_final(event), message=event_to_proto(event))
+            for event in found
+        ]
+
     def _wake(self, subject: str) -> None:
-        for woken in self._watchers.get(subject, ()):
+        if subject not in self._watchers:
+            return
+        self._feed.touch(subject)
+        if subject not in self._waking:
+            self._waking[subject] = asyncio.get_running_loop().create_task(self._wake_all(subject))
+
+    async def _wake_all(self, subject: str) -> None:
+        """Wake every watcher, a few at a time so that other calls come in between, until none has missed a commit."""
+        version = -1
+        try:
+            while version != self._feed.version(subject):
+                version = self._feed.version(subject)
+                await self._feed.refresh(subject)
+                await self._wake_some(tuple(self._watchers.get(subject, ())))
+                await asyncio.sleep(_PAUSE_SECONDS)
+        except Exception:  # watchers read for themselves, and say what is wrong
+            _logger.exception("cannot read the events of %s", subject)
+            await self._wake_some(tuple(self._watchers.get(subject, ())))
+        finally:
+            # Before anything else runs: a commit from now on starts a task of its own.
+            del self._waking[subject]
+
+    async def _wake_some(self, watchers: Sequence[asyncio.Event]) -> None:
+        for place, woken in enumerate(watchers, start=1):
             woken.set()
+            if place % _WOKEN_TOGETHER == 0:
+                await asyncio.sleep(0)
 
 
 def _is_final(event: Event) -> bool:
