@@ -79,8 +79,9 @@ def test_a_tokenizer_that_cannot_go_on_is_named() -> None:
     assert encoder.encode("the 語a", [5]).inexact == set()
 
 
-def test_special_tokens_alone_are_recognised() -> None:
+def test_answers_that_say_nothing_are_recognised() -> None:
     bundle = make_bundle(None)
     encoder = BoundaryEncoder(bundle)
-    assert encoder.only_special(bundle.encode("<|im_end|></s>").ids)
-    assert not encoder.only_special(bundle.encode("<|im_end|>a").ids)
+    assert encoder.says_nothing(bundle.encode("<|im_end|></s>").ids)
+    assert encoder.says_nothing(bundle.encode(" \n<|im_end|>").ids)
+    assert not encoder.says_nothing(bundle.encode("<|im_end|>a").ids)

@@ -70,9 +70,9 @@ class BoundaryEncoder:
             inexact=frozenset(inexact),
         )
 
-    def only_special(self, ids: Sequence[int]) -> bool:
-        """Return whether all of these tokens are special ones."""
-        return self._special_ids.issuperset(ids)
+    def says_nothing(self, ids: Sequence[int]) -> bool:
+        """Return whether these tokens are special ones and white space only."""
+        return self._special_ids.issuperset(ids) or not self._bundle.decode(ids).strip()
 
     def _last_special(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> int:
         """Return where the last special token starts: tokenizers encode what follows one by itself."""

@@ -201,7 +201,7 @@ class Renderer:
         apart = self._encoder.encode(text, [cut])
         findings = list(_boundary(apart, cut, text, "the completion"))
         completion = apart.encoding.ids[apart.counts[0] :]
-        if self._encoder.only_special(completion):
+        if self._encoder.says_nothing(completion):
             findings.append(Finding(kind=FindingKind.ONLY_END_LEARNT, message="the completion"))
         ids = self._with_bos(apart.encoding.ids)
         mask = (*((False,) * (len(ids) - len(completion))), *((True,) * len(completion)))
@@ -275,7 +275,7 @@ class Renderer:
                 message=f"message {index}: a token that begins before its block is learnt with it",
             )
         yield from _boundary(apart, start, written.text, f"message {index}")
-        if self._encoder.only_special([apart.encoding.ids[position] for position in learnt]):
+        if self._encoder.says_nothing([apart.encoding.ids[position] for position in learnt]):
             yield Finding(kind=FindingKind.ONLY_END_LEARNT, message=f"message {index}")
 
     def _learnt(self, record: ChatRecord) -> list[int]:

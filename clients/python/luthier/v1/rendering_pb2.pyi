@@ -271,7 +271,7 @@ class RenderingFinding(_message.Message):
         KIND_INEXACT_BOUNDARY: RenderingFinding._Kind.ValueType  # 2
         """An answer begins where the tokenizer cannot go on exactly. It is encoded on its own."""
         KIND_ONLY_END_LEARNT: RenderingFinding._Kind.ValueType  # 3
-        """No token of an answer is learnt but its end."""
+        """No token of an answer is learnt but white space and its end."""
         KIND_TURN_NOT_WRITTEN: RenderingFinding._Kind.ValueType  # 4
         """The chat template leaves out text of a turn, the name of a tool call or an argument."""
         KIND_ARGUMENTS_NOT_OBJECT: RenderingFinding._Kind.ValueType  # 5
@@ -291,7 +291,7 @@ class RenderingFinding(_message.Message):
     KIND_INEXACT_BOUNDARY: RenderingFinding.Kind.ValueType  # 2
     """An answer begins where the tokenizer cannot go on exactly. It is encoded on its own."""
     KIND_ONLY_END_LEARNT: RenderingFinding.Kind.ValueType  # 3
-    """No token of an answer is learnt but its end."""
+    """No token of an answer is learnt but white space and its end."""
     KIND_TURN_NOT_WRITTEN: RenderingFinding.Kind.ValueType  # 4
     """The chat template leaves out text of a turn, the name of a tool call or an argument."""
     KIND_ARGUMENTS_NOT_OBJECT: RenderingFinding.Kind.ValueType  # 5
