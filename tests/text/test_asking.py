@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from tests.text.conftest import (
 
 from luthier.text.records import ChatRecord, CompletionRecord, Message
 from luthier.text.rendering import FindingKind, MaskMode, Rendered, Renderer
+from luthier.text.templates import ChatTemplate, RenderedText, TemplateError
 
 TODAY = datetime.date(2026, 3, 9)
 # Their earlier turns stand unchanged in later texts.
@@ -175,3 +177,27 @@ def test_a_block_that_begins_inside_a_token_is_learnt_with_it_and_named() -> Non
     ids = [one for one, on in zip(rendered.input_ids, rendered.loss_mask, strict=True) if on]
     assert bundle.decode(ids, skip_special_tokens=False) == " answersx<|im_end|>"
     assert [finding.kind for finding in rendered.findings] == [FindingKind.JOINED_BOUNDARY]
+
+
+def test_rows_by_turn_take_time_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+    whole = ChatTemplate.render
+
+    def counted(template: ChatTemplate, messages: Any, **settings: Any) -> RenderedText:
+        rendered.append(len(messages))
+        return whole(template, messages, **settings)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    used = Renderer(make_bundle(CHATML), today=TODAY)
+    assert len(used.render_turns(chat([("a", f"b{number}") for number in range(30)]))) == 30
+    assert len(rendered) <= 2 * 30
+
+
+def test_a_template_that_refuses_to_ask_for_an_earlier_turn_still_asks_for_the_next() -> None:
+    """Such a turn cannot be learnt, but may stand in what is asked."""
+    template = "{% if messages | length == 1 and add_generation_prompt %}{{ raise_exception('too short') }}{% endif %}"
+    record = chat([("a", "b"), ("c", "d")])
+    used = Renderer(make_bundle(template + CHATML), today=TODAY, mask_mode=MaskMode.LAST_TURN)
+    assert asked_before(used.render(record)) == [used.prompt(record)]
+    with pytest.raises(TemplateError, match="too short"):
+        Renderer(make_bundle(template + CHATML), today=TODAY).render(record)

@@ -31,7 +31,9 @@ _EXPLANATIONS = {
         "an answer begins where the tokenizer cannot go on exactly: it is encoded on its own, and may read "
         "differently behind what asks for it"
     ),
-    FindingKind.ONLY_END_LEARNT: "no token of an answer is learnt but white space and its end: this teaches to say nothing",
+    FindingKind.ONLY_END_LEARNT: (
+        "no token of an answer is learnt but white space and its end: this teaches to say nothing"
+    ),
     FindingKind.TURN_NOT_WRITTEN: "the chat template leaves out text of a turn: the model does not see it",
     FindingKind.ARGUMENTS_NOT_OBJECT: "a tool call's arguments are no JSON object: templates get them as text",
     FindingKind.ASKED_DIFFERENTLY: (

@@ -57,6 +57,15 @@ class Rendered:
         return sum(self.loss_mask[1:])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A conversation as tokens, with the turns that its template was given and the text that it wrote."""
+
+    rendered: Rendered
+    turns: Sequence[Mapping[str, Any]]
+    text: str
+
+
 class Renderer:
     """Renders records with one tokenizer, one template and one mask mode.
 
@@ -100,8 +109,8 @@ class Renderer:
         """
         if isinstance(record, CompletionRecord):
             return self._render_completion(record)
-        rendered, omitted = self._render_chat(record, self._learnt(record))
-        return replace(rendered, findings=(*rendered.findings, *_omissions(record, omitted)))
+        row = self._render_chat(record, self._learnt(record), {})
+        return replace(row.rendered, findings=(*row.rendered.findings, *self._omissions(record, [row])))
 
     def render_turns(self, record: Record) -> tuple[Rendered, ...]:
         """Return one row for each answer that is learnt, as the model will see it when it is asked for.
@@ -111,20 +120,16 @@ class Renderer:
         """
         if isinstance(record, CompletionRecord):
             return (self._render_completion(record),)
-        rows: list[Rendered] = []
-        omitted: dict[int, str] = {}
-        shown: set[int] = set()
-        for index in self._learnt(record):
-            part = replace(record, messages=record.messages[: index + 1])
-            rendered, missing = self._render_chat(part, [index])
-            rows.append(rendered)
-            omitted.update(missing)
-            shown |= set(range(index + 1)) - set(missing)
-        # Templates leave out of earlier turns what they ask without; what no row shows is not taught at all.
-        never = {index: what for index, what in omitted.items() if index not in shown}
-        if rows:
-            rows[0] = replace(rows[0], findings=(*rows[0].findings, *_omissions(record, never)))
-        return tuple(rows)
+        asked: dict[int, str | None] = {}
+        rows = [
+            self._render_chat(replace(record, messages=record.messages[: index + 1]), [index], asked)
+            for index in self._learnt(record)
+        ]
+        omissions = tuple(self._omissions(record, rows))
+        return tuple(
+            replace(row.rendered, findings=(*row.rendered.findings, *(omissions if row is rows[0] else ())))
+            for row in rows
+        )
 
     def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it.
@@ -158,7 +163,7 @@ class Renderer:
             prompt = _completion_prompt(record, shots)
             return self._render_completion(CompletionRecord(prompt=prompt, completion=record.completion))
         asked = _with_shots(record, shots)
-        return self._render_chat(asked, [len(asked.messages) - 1])[0]
+        return self._render_chat(asked, [len(asked.messages) - 1], {}).rendered
 
     def stop_token_ids(self) -> frozenset[int]:
         """Return the tokens that end an answer: end of sequence, and what ends an assistant's turn."""
@@ -173,7 +178,7 @@ class Renderer:
         if self._writer is None:
             return None
         probe = [Message(role="user", content="a"), Message(role="assistant", content="b")]
-        written = self._writer.write([message_to_object(message) for message in probe], (), [1])
+        written = self._writer.write([message_to_object(message) for message in probe], (), [1], {})
         return self._writer.ending(written.text[slice(*written.spans[1])])
 
     def warnings(self) -> tuple[str, ...]:
@@ -222,8 +227,8 @@ class Renderer:
             )
         return self._writer
 
-    def _render_chat(self, record: ChatRecord, learnt: Sequence[int]) -> tuple[Rendered, dict[int, str]]:
-        """Return the tokens of a conversation, these turns learnt, and what the template left out of which turn."""
+    def _render_chat(self, record: ChatRecord, learnt: Sequence[int], asked: dict[int, str | None]) -> _Row:
+        """Return the row of a conversation with these turns learnt; `asked` as `Writer.write` has it."""
         writer = self._require_writer()
         if self._mask_mode is MaskMode.COMPLETION:
             raise RenderingError(
@@ -233,7 +238,7 @@ class Renderer:
             )
         given = [message_to_object(message) for message in record.messages]
         turns = template_turns(given)
-        written = writer.write(turns, record.tools, learnt)
+        written = writer.write(turns, record.tools, learnt, asked)
         apart = self._encoder.encode(written.text, written.cuts)
         findings = [
             Finding(
@@ -249,12 +254,23 @@ class Renderer:
         for index, span in written.spans.items():
             findings += self._learn(mask, apart, written, (index, span))
         rendered = Rendered(input_ids=apart.encoding.ids, loss_mask=tuple(mask), findings=tuple(findings))
-        omitted = left_out(
-            turns,
-            written.text,
-            lambda probed: writer.text(template_turns(probed), record.tools),
-        )
-        return rendered, omitted
+        return _Row(rendered=rendered, turns=turns, text=written.text)
+
+    def _omissions(self, record: ChatRecord, rows: Sequence[_Row]) -> Iterator[Finding]:
+        """Yield what no row of a record shows: templates leave out of earlier turns what they ask without."""
+        omitted: dict[int, str] = {}
+        shown: set[int] = set()
+        for row in rows:
+            missing = left_out(row.turns, row.text, lambda probed: self._text(probed, record.tools))
+            omitted.update(missing)
+            shown |= set(range(len(row.turns))) - set(missing)
+        for index, what in sorted(omitted.items()):
+            if index not in shown:
+                message = f"message {index} ({record.messages[index].role}): {what} is missing"
+                yield Finding(kind=FindingKind.TURN_NOT_WRITTEN, message=message)
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        return self._require_writer().text(template_turns(messages), tools)
 
     def _learn(
         self, mask: list[bool], apart: ApartEncoding, written: Written, turn: tuple[int, Span]
@@ -320,12 +336,6 @@ def _boundary(apart: ApartEncoding, cut: int, text: str, place: str) -> Iterator
     kind = FindingKind.INEXACT_BOUNDARY if cut in apart.inexact else FindingKind.JOINED_BOUNDARY
     before, after = text[max(cut - _SHOWN_CHARACTERS, 0) : cut], text[cut : cut + _SHOWN_CHARACTERS]
     yield Finding(kind=kind, message=f"{place}: between {before!r} and {after!r}")
-
-
-def _omissions(record: ChatRecord, omitted: Mapping[int, str]) -> Iterator[Finding]:
-    for index, what in sorted(omitted.items()):
-        message = f"message {index} ({record.messages[index].role}): {what} is missing"
-        yield Finding(kind=FindingKind.TURN_NOT_WRITTEN, message=message)
 
 
 def _with_shots(record: ChatRecord, shots: Sequence[Record]) -> ChatRecord:

@@ -81,8 +81,13 @@ class Writer:
         """Return the text of a whole conversation. Raises TemplateError."""
         return self._render(messages, tools).text
 
-    def write(self, messages: Values, tools: Values, learnt: Collection[int]) -> Written:
+    def write(
+        self, messages: Values, tools: Values, learnt: Collection[int], asked: dict[int, str | None]
+    ) -> Written:
         """Return the text of a whole conversation, and the spans of the assistant turns `learnt`.
+
+        `asked` are the texts that ask for turns, by message index, as far as they are known; it is filled. Calls for
+        beginnings of one conversation may share it.
 
         Raises:
             RenderingError: the template's blocks do not mark every turn, or TEMPLATE_NOT_PREFIX_PRESERVING.
@@ -90,9 +95,13 @@ class Writer:
         """
         whole = self._render(messages, tools)
         turns = _assistants(messages)
+        for index in turns:
+            needed = index in learnt and not self._template.has_generation_blocks
+            if index not in asked or (needed and asked[index] is None):
+                asked[index] = self._asking(messages, tools, index, needed=needed)
+        asking = {index: asked[index] for index in turns}
         if self._template.has_generation_blocks:
-            return self._marked(messages, tools, whole, learnt)
-        asking = {index: self._asking(messages, tools, index, needed=index in learnt) for index in turns}
+            return self._marked(whole, turns, asking, learnt)
         spans = {
             index: self._difference(messages, tools, index, (asking[index] or "", whole.text))
             for index in turns
@@ -108,9 +117,12 @@ class Writer:
         return max(endings, key=len, default=None)
 
     def _marked(
-        self, messages: Values, tools: Values, whole: RenderedText, learnt: Collection[int]
+        self,
+        whole: RenderedText,
+        turns: Sequence[int],
+        asking: Mapping[int, str | None],
+        learnt: Collection[int],
     ) -> Written:
-        turns = _assistants(messages)
         if len(whole.generated) != len(turns):
             raise RenderingError(
                 "TEMPLATE_INVALID",
@@ -119,7 +131,6 @@ class Writer:
             )
         marked = dict(zip(turns, whole.generated, strict=True))
         spans = {index: self._trimmed(whole.text, span) for index, span in marked.items() if index in learnt}
-        asking = {index: self._asking(messages, tools, index) for index in turns}
         differently = tuple(index for index in spans if not whole.text.startswith(asking[index] or "\0"))
         return Written(
             text=whole.text,

@@ -223,7 +223,7 @@ def _facts(rendering: Rendering) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from luthier.client.cli.views import facts, failure, number, split_name, state, table
+    from luthier.client.cli.views import facts, failure, number, state
 
     head = facts(
         [
@@ -232,11 +232,21 @@ def _facts(rendering: Rendering) -> Group:
             ("failure", failure(rendering)),
             ("version", short(rendering.dataset_version)),
             ("model", short(rendering.model)),
+            ("rows", "one for each answer" if rendering.split_turns else ""),
             ("digest", rendering.digest),
             ("cannot be rendered", number(rendering.num_errors) if rendering.num_errors else ""),
         ]
     )
-    splits = table(
+    splits = _splits(rendering)
+    warnings = [Text(f"warning: {warning}", "yellow") for warning in rendering.warnings]
+    named = [Text(line, "yellow") for line in _named_records(rendering)]
+    return Group(head, *((Text(""), splits) if splits.row_count else ()), *warnings, *named)
+
+
+def _splits(rendering: Rendering) -> Table:
+    from luthier.client.cli.views import number, split_name, table
+
+    made = table(
         "SPLIT",
         "#RECORDS",
         "#ROWS",
@@ -252,25 +262,11 @@ def _facts(rendering: Rendering) -> Group:
     )
     for entry in rendering.split_statistics:
         tokens = entry.tokens
-        counts = (
-            entry.num_records,
-            tokens.count,
-            tokens.sum,
-            tokens.p50,
-            tokens.p95,
-            tokens.maximum,
-            entry.supervised_tokens.sum,
-        )
-        left_out = (
-            entry.num_dropped,
-            entry.num_truncated,
-            entry.num_refused,
-            entry.num_unsupervised,
-        )
-        splits.add_row(split_name(entry.split), *(number(count) for count in counts + left_out))
-    warnings = [Text(f"warning: {warning}", "yellow") for warning in rendering.warnings]
-    named = [Text(line, "yellow") for line in _named_records(rendering)]
-    return Group(head, *((Text(""), splits) if splits.row_count else ()), *warnings, *named)
+        lengths = (tokens.count, tokens.sum, tokens.p50, tokens.p95, tokens.maximum)
+        left_out = (entry.num_dropped, entry.num_truncated, entry.num_refused, entry.num_unsupervised)
+        counts = (entry.num_records, *lengths, entry.supervised_tokens.sum, *left_out)
+        made.add_row(split_name(entry.split), *(number(count) for count in counts))
+    return made
 
 
 def _named_records(rendering: Rendering) -> Iterator[str]:
