@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.text.conftest import (
+    CALLS,
     CHATML,
+    END_LAST,
     FORGETFUL,
     GENERATION,
     STRICT_ORDER,
@@ -27,6 +29,7 @@ from tokenizers import processors
 
 from luthier.text.records import ChatRecord, CompletionRecord, Message, message_to_object
 from luthier.text.rendering import (
+    FindingKind,
     LengthPolicy,
     MaskMode,
     Rendered,
@@ -155,10 +158,11 @@ def test_the_first_token_is_never_counted_as_learnt() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     record = chat(("user", "a"), ("assistant", "<think>x</think>b"), ("user", "c"), ("assistant", "d"))
-    with pytest.raises(TemplateNotPrefixPreserving, match=r"message 1.*generation") as caught:
+    with pytest.raises(TemplateNotPrefixPreserving, match=r"message 1.*<think>x") as caught:
         renderer(FORGETFUL).render(record)
     assert caught.value.reason == "TEMPLATE_NOT_PREFIX_PRESERVING"
-    assert "<think>x" in str(caught.value)
+    for option in ("--split-turns", "--mask last-turn", "--chat-template FILE", "generation"):
+        assert option in caught.value.hint
 
 
 def test_a_model_without_template_takes_prompt_completion_only() -> None:
@@ -289,19 +293,25 @@ def test_a_record_cannot_mark_its_own_text_as_learnt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "completion", "wanted"),
+    ("prompt", "completion", "joins"),
     [
-        ("q: ", "answers", "<|im_end|>"),  # the token " answers" starts in the prompt
-        ("q:", " answers   ", " answers   <|im_end|>"),
+        ("q: ", "answers", True),  # the whole text has the token " answers", which starts in the prompt
+        ("q:", " answers   ", False),
     ],
 )
-def test_a_token_is_learnt_only_if_it_starts_in_the_answer(prompt: str, completion: str, wanted: str) -> None:
+def test_an_answer_is_learnt_whole_wherever_its_prompt_ends(
+    prompt: str, completion: str, joins: bool
+) -> None:
     tokenizer = train_tokenizer()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     files = {TOKENIZER_FILE: tokenizer.to_str().encode(), CONFIG_FILE: b'{"eos_token": "<|im_end|>"}'}
     used = Renderer(TokenizerBundle(files), today=TODAY)
     rendered = used.render(CompletionRecord(prompt=prompt, completion=completion))
-    assert learnt(used, rendered) == wanted
+    assert learnt(used, rendered) == f"{completion}<|im_end|>"
+    asked = used.prompt(CompletionRecord(prompt=prompt, completion=completion))
+    assert rendered.input_ids[: len(asked)] == asked
+    assert [finding.kind for finding in rendered.findings] == [FindingKind.JOINED_BOUNDARY] * joins
+    assert all("'q: ' and 'answers'" in finding.message for finding in rendered.findings)
 
 
 def test_a_tokenizer_without_end_of_sequence_is_warned_about() -> None:
@@ -314,3 +324,59 @@ def test_the_digest_of_a_bundle_names_its_contents() -> None:
     assert first.digest == second.digest
     assert make_bundle(GENERATION).digest != first.digest
     assert json.loads(TOKENIZER_JSON)["added_tokens"]
+
+
+@pytest.mark.parametrize("arguments", ['{"symbol": "XYZ"}', {"symbol": "XYZ"}])
+def test_arguments_are_learnt_and_asked_as_objects(arguments: object) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "price", "arguments": arguments}}
+    record = ChatRecord(
+        messages=(
+            Message(role="user", content="Price?"),
+            Message(role="assistant", content="", tool_calls=(call,)),
+            Message(role="tool", content="12", tool_call_id="1"),
+            Message(role="assistant", content="It is 12."),
+        )
+    )
+    used = renderer(CALLS)
+    rendered = used.render(record)
+    assert '"arguments": {"symbol": "XYZ"}' in learnt(used, rendered)
+    assert rendered.findings == ()
+    asked = used.conversation([message_to_object(message) for message in record.messages[:-1]])
+    assert asked == used.prompt(record) == rendered.input_ids[: len(asked)]
+    assert '"arguments": {"symbol": "XYZ"}' in make_bundle(None).decode(asked)
+
+
+def test_arguments_that_are_no_object_are_named() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "price", "arguments": "XYZ"}}
+    messages = (Message(role="user", content="a"), Message(role="assistant", content="", tool_calls=(call,)))
+    (finding,) = renderer(CALLS).render(ChatRecord(messages=messages)).findings
+    assert finding.kind is FindingKind.ARGUMENTS_NOT_OBJECT
+    assert finding.message == "message 1: the arguments are 'XYZ'"
+
+
+def test_an_answer_without_a_token_but_its_end_is_named() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "price", "arguments": "{}"}}
+    messages = (Message(role="user", content="a"), Message(role="assistant", content="", tool_calls=(call,)))
+    findings = renderer(CHATML).render(ChatRecord(messages=messages)).findings
+    assert [finding.kind for finding in findings] == [
+        FindingKind.ONLY_END_LEARNT,
+        FindingKind.TURN_NOT_WRITTEN,
+    ]
+
+
+def test_the_last_turn_alone_need_be_found_when_it_alone_is_learnt() -> None:
+    record = chat(("user", "hello"), ("assistant", "hi"), ("user", "bye"), ("assistant", "goodbye"))
+    used = renderer(END_LAST, MaskMode.LAST_TURN)
+    assert learnt(used, used.render(record)) == "goodbye<|im_end|>"
+    answer = renderer(END_LAST).answer(record)
+    assert answer.input_ids[: len(used.prompt(record))] == used.prompt(record)
+    with pytest.raises(TemplateNotPrefixPreserving):
+        renderer(END_LAST).render(record)
+
+
+def test_a_last_turn_that_is_written_otherwise_than_asked_is_refused_with_what_helps() -> None:
+    template = CHATML.replace("<|im_start|>assistant\n' }}", "<|im_start|>assistant\n<think>' }}")
+    with pytest.raises(TemplateNotPrefixPreserving, match=r"message 1 .* once the answer follows") as caught:
+        renderer(template).render(chat(("user", "a"), ("assistant", "b")))
+    assert "--chat-template FILE" in caught.value.hint
+    assert "--split-turns" not in caught.value.hint

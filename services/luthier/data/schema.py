@@ -29,6 +29,17 @@ dataset_version_errors = Table(
     Column("value", String, nullable=False),
 )
 
+rendering_errors = Table(
+    "rendering_errors",
+    metadata,
+    Column("rendering", String, primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("filename", String, nullable=False),
+    Column("line", BigInteger, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("message", String, nullable=False),
+)
+
 staged_uploads = Table(
     "staged_uploads",
     metadata,

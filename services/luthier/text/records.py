@@ -1,4 +1,4 @@
-"""Canonical records: what a line of any format becomes, and the id that its content gives it."""
+"""Records: what a line of any format becomes, and the id that its content gives it."""
 
 from __future__ import annotations
 
@@ -58,15 +58,17 @@ def message_to_object(message: Message) -> dict[str, Any]:
 
 
 def record_to_json(record: Record) -> str:
-    """Return the canonical JSON of a record: equal records give equal text."""
+    """Return the JSON of a record, the keys of tools and calls in their own order: templates write them so."""
     values: dict[str, Any]
     if isinstance(record, ChatRecord):
-        values = {"messages": [message_to_object(message) for message in record.messages]}
+        values = {
+            "messages": [dict(sorted(message_to_object(message).items())) for message in record.messages]
+        }
         if record.tools:
             values["tools"] = [dict(tool) for tool in record.tools]
     else:
-        values = {"prompt": record.prompt, "completion": record.completion}
-    return json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        values = {"completion": record.completion, "prompt": record.prompt}
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
 
 def record_from_json(text: str) -> Record:
@@ -82,5 +84,10 @@ def record_from_json(text: str) -> Record:
 
 
 def record_id(record: Record) -> str:
-    """Return the sha256 of the canonical JSON, in hex."""
-    return hashlib.sha256(record_to_json(record).encode()).hexdigest()
+    """Return the sha256 of a record's canonical JSON, in hex: records that differ in the order of keys are equal."""
+    canonical = record_to_json(record)
+    if isinstance(record, ChatRecord) and (record.tools or any(one.tool_calls for one in record.messages)):
+        canonical = json.dumps(
+            json.loads(canonical), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+        )
+    return hashlib.sha256(canonical.encode()).hexdigest()

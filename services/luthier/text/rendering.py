@@ -1,25 +1,29 @@
 """Records to tokens and loss mask, and to the prompts of an evaluation: one renderer for training and for asking.
 
-The tokens are always those of the whole rendered text, so that what trains is what a server would send. A loss mask
-has one flag a token: True where the token is to be learnt. A token belongs to an assistant's turn when its first
-character does.
+The tokens before an answer are those that ask for it: the text is encoded up to where the answer begins, and then on
+from there (`boundaries`). A loss mask has one flag a token: True where the token is to be learnt. A token belongs to
+an answer when its first character does.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 from typing import Any
 
+from luthier.text.boundaries import ApartEncoding, BoundaryEncoder
+from luthier.text.findings import Finding, FindingKind
+from luthier.text.omissions import left_out
 from luthier.text.records import ChatRecord, CompletionRecord, Message, Record, message_to_object
+from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Writer, Written
 from luthier.text.templates import ChatTemplate, TemplateError
-from luthier.text.tokenizer import Encoding, TokenizerBundle
+from luthier.text.tokenizer import TokenizerBundle
+from luthier.text.turns import template_turns, text_arguments
 
-Span = tuple[int, int]
-_SHOWN_CHARACTERS = 60
+_SHOWN_CHARACTERS = 20
 
 
 class MaskMode(StrEnum):
@@ -39,33 +43,28 @@ class LengthPolicy(StrEnum):
     FAIL = "FAIL"
 
 
-class RenderingError(ValueError):
-    """A record that cannot be rendered under these settings; `reason` is a code a program can switch on."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class TemplateNotPrefixPreserving(RenderingError):
-    """The template writes earlier turns differently once a turn follows, so the assistant's text cannot be found."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("TEMPLATE_NOT_PREFIX_PRESERVING", message)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """Tokens of one record, and which of them are learnt."""
+    """Tokens of one record, and which of them are learnt; `findings` are what its maker should know of it."""
 
     input_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     truncated: bool = False
+    findings: tuple[Finding, ...] = ()
 
     @property
     def num_supervised(self) -> int:
         """Tokens that are learnt; the first never is, as nothing comes before it to predict it from."""
         return sum(self.loss_mask[1:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A conversation as tokens, with the turns that its template was given and the text that it wrote."""
+
+    rendered: Rendered
+    turns: Sequence[Mapping[str, Any]]
+    text: str
 
 
 class Renderer:
@@ -93,7 +92,12 @@ class Renderer:
     ) -> None:
         source = template or bundle.chat_template
         self._bundle = bundle
-        self._template = ChatTemplate(source, today) if source else None
+        self._encoder = BoundaryEncoder(bundle)
+        self._writer = (
+            Writer(ChatTemplate(source, today), bundle.special_tokens, bundle.special_texts)
+            if source
+            else None
+        )
         self._mask_mode = mask_mode
         self.prefix_ids = bundle.prefix_ids if prefix_ids is None else prefix_ids
 
@@ -109,9 +113,27 @@ class Renderer:
         """
         if isinstance(record, CompletionRecord):
             return self._render_completion(record)
-        text, spans = self._chat_spans(record)
-        encoding = self._bundle.encode(text)
-        return Rendered(input_ids=encoding.ids, loss_mask=_mask(encoding, self._learnt(record, spans)))
+        row = self._render_chat(record, self._learnt(record), {})
+        return replace(row.rendered, findings=(*row.rendered.findings, *self._omissions(record, [row])))
+
+    def render_turns(self, record: Record) -> tuple[Rendered, ...]:
+        """Return one row for each answer that is learnt, as the model will see it when it is asked for.
+
+        A row ends with its answer, which alone is learnt. A prompt-completion record is one row; a conversation
+        whose answers all have weight 0 gives none. Raises as `render`.
+        """
+        if isinstance(record, CompletionRecord):
+            return (self._render_completion(record),)
+        asked: dict[int, str | None] = {}
+        rows = [
+            self._render_chat(replace(record, messages=record.messages[: index + 1]), [index], asked)
+            for index in self._learnt(record)
+        ]
+        omissions = tuple(self._omissions(record, rows))
+        return tuple(
+            replace(row.rendered, findings=(*row.rendered.findings, *(omissions if row is rows[0] else ())))
+            for row in rows
+        )
 
     def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it.
@@ -136,13 +158,8 @@ class Renderer:
             RenderingError: the model has no chat template.
             TemplateError: the template refuses the conversation.
         """
-        rendered = self._require_template().render(
-            messages,
-            tools=tools,
-            add_generation_prompt=True,
-            special_tokens=self._bundle.special_tokens,
-        )
-        return self._bundle.encode(rendered.text).ids
+        written = self._require_writer().ask(template_turns(messages), tools)
+        return self._encoder.encode(written.text, written.cuts).encoding.ids
 
     def raw(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a plain text that is to be continued: as a plain record's prompt, without a template."""
@@ -153,9 +170,8 @@ class Renderer:
         if isinstance(record, CompletionRecord):
             prompt = _completion_prompt(record, shots)
             return self._render_completion(CompletionRecord(prompt=prompt, completion=record.completion))
-        text, spans = self._chat_spans(_with_shots(record, shots))
-        encoding = self._bundle.encode(text)
-        return Rendered(input_ids=encoding.ids, loss_mask=_mask(encoding, spans[-1:]))
+        asked = _with_shots(record, shots)
+        return self._render_chat(asked, [len(asked.messages) - 1], {}).rendered
 
     def stop_token_ids(self) -> frozenset[int]:
         """Return the tokens that end an answer: end of sequence, and what ends an assistant's turn."""
@@ -167,22 +183,20 @@ class Renderer:
 
     def turn_ending(self) -> str | None:
         """Return the special token that ends an assistant's turn, None when the template writes none."""
-        if self._template is None:
+        if self._writer is None:
             return None
-        probe = ChatRecord(
-            messages=(Message(role="user", content="a"), Message(role="assistant", content="b"))
-        )
-        text, spans = self._chat_spans(probe)
-        return self._ending(text[slice(*spans[-1])])
+        probe = [Message(role="user", content="a"), Message(role="assistant", content="b")]
+        written = self._writer.write([message_to_object(message) for message in probe], (), [1], {})
+        return self._writer.ending(written.text[slice(*written.spans[1])])
 
     def warnings(self) -> tuple[str, ...]:
         """Return findings about the template and the tokenizer that do not stop a job."""
-        if self._template is None and self._bundle.special_id("eos_token") is None:
+        if self._writer is None and self._bundle.special_id("eos_token") is None:
             return (
                 "no end-of-sequence token is learnt: the tokenizer names no eos_token, so the tuned model may not know "
                 "when to stop",
             )
-        if self._template is not None and self.turn_ending() is None:
+        if self._writer is not None and self.turn_ending() is None:
             return (
                 "no end-of-turn token is learnt: the template ends assistant turns without a special token, so the "
                 "tuned model may not know when to stop",
@@ -193,85 +207,110 @@ class Renderer:
         if self._mask_mode not in (None, MaskMode.COMPLETION):
             raise RenderingError(
                 "INVALID_FIELD",
-                f"mask mode {self._mask_mode} needs conversations; a prompt-completion record takes COMPLETION",
+                f"mask mode {self._mask_mode} needs conversations, got a prompt-completion record",
+                "leave --mask (mask_mode) out or pass completion (COMPLETION)",
             )
-        encoding = self._bundle.encode(record.prompt + record.completion)
-        span = (len(record.prompt), len(record.prompt) + len(record.completion))
-        ids, mask = self._with_bos(encoding.ids), _mask(encoding, (span,))
-        mask = (False,) * (len(ids) - len(mask)) + mask
+        text, cut = record.prompt + record.completion, len(record.prompt)
+        apart = self._encoder.encode(text, [cut])
+        findings = list(_boundary(apart, cut, text, "the completion"))
+        completion = apart.encoding.ids[apart.counts[0] :]
+        if self._encoder.says_nothing(completion):
+            findings.append(Finding(kind=FindingKind.ONLY_END_LEARNT, message="the completion"))
+        ids = self._with_bos(apart.encoding.ids)
+        mask = (*((False,) * (len(ids) - len(completion))), *((True,) * len(completion)))
         eos = self._bundle.special_id("eos_token")
-        if eos is None or ids[-1:] == (eos,):
-            return Rendered(input_ids=ids, loss_mask=mask)
-        return Rendered(input_ids=(*ids, eos), loss_mask=(*mask, True))
+        ended = (ids, mask) if eos is None or ids[-1:] == (eos,) else ((*ids, eos), (*mask, True))
+        return Rendered(input_ids=ended[0], loss_mask=ended[1], findings=tuple(findings))
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         prefix = self.prefix_ids
         # Once: a text may begin with them itself.
         return ids if ids[: len(prefix)] == prefix else (*prefix, *ids)
 
-    def _require_template(self) -> ChatTemplate:
-        if self._template is None:
+    def _require_writer(self) -> Writer:
+        if self._writer is None:
             raise RenderingError(
                 "CHAT_TEMPLATE_MISSING",
-                "the model has no chat template: pass one, or use prompt-completion records",
+                "the model has no chat template",
+                "pass one by --chat-template FILE (chat_template), or use prompt-completion records",
             )
-        return self._template
+        return self._writer
 
-    def _chat_spans(self, record: ChatRecord) -> tuple[str, tuple[Span, ...]]:
-        """Return the text of a conversation and the span of each assistant turn, its end-of-turn token included."""
-        template = self._require_template()
+    def _render_chat(self, record: ChatRecord, learnt: Sequence[int], asked: dict[int, str | None]) -> _Row:
+        """Return the row of a conversation with these turns learnt; `asked` as `Writer.write` has it."""
+        writer = self._require_writer()
         if self._mask_mode is MaskMode.COMPLETION:
             raise RenderingError(
-                "INVALID_FIELD", "mask mode COMPLETION needs prompt-completion records, got a conversation"
+                "INVALID_FIELD",
+                "mask mode COMPLETION needs prompt-completion records, got a conversation",
+                "leave --mask (mask_mode) out or pass one for conversations",
             )
-        values = [message_to_object(message) for message in record.messages]
-        whole = template.render(values, tools=record.tools, special_tokens=self._bundle.special_tokens)
+        given = [message_to_object(message) for message in record.messages]
+        turns = template_turns(given)
+        written = writer.write(turns, record.tools, learnt, asked)
+        apart = self._encoder.encode(written.text, written.cuts)
+        findings = [
+            Finding(
+                kind=FindingKind.ARGUMENTS_NOT_OBJECT, message=f"message {index}: the arguments are {text!r}"
+            )
+            for index, text in text_arguments(given)
+        ]
+        findings += (
+            Finding(kind=FindingKind.ASKED_DIFFERENTLY, message=f"message {index}")
+            for index in written.asked_differently
+        )
+        mask = [False] * len(apart.encoding.ids)
+        for index, span in written.spans.items():
+            findings += self._learn(mask, apart, written, (index, span))
+        rendered = Rendered(input_ids=apart.encoding.ids, loss_mask=tuple(mask), findings=tuple(findings))
+        return _Row(rendered=rendered, turns=turns, text=written.text)
+
+    def _omissions(self, record: ChatRecord, rows: Sequence[_Row]) -> Iterator[Finding]:
+        """Yield what no row of a record shows: templates leave out of earlier turns what they ask without."""
+        omitted: dict[int, str] = {}
+        shown: set[int] = set()
+        for row in rows:
+            missing = left_out(row.turns, row.text, lambda probed: self._text(probed, record.tools))
+            omitted.update(missing)
+            shown |= set(range(len(row.turns))) - set(missing)
+        for index, what in sorted(omitted.items()):
+            if index not in shown:
+                message = f"message {index} ({record.messages[index].role}): {what} is missing"
+                yield Finding(kind=FindingKind.TURN_NOT_WRITTEN, message=message)
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        return self._require_writer().text(template_turns(messages), tools)
+
+    def _learn(
+        self, mask: list[bool], apart: ApartEncoding, written: Written, turn: tuple[int, Span]
+    ) -> Iterator[Finding]:
+        """Mark the tokens of a turn in the mask, and yield what is found."""
+        index, (start, end) = turn
+        # A block may begin elsewhere than where the model is asked; a token that it shares is learnt.
+        learnt = [
+            position
+            for position, (first, last) in enumerate(apart.encoding.offsets)
+            if start <= first < end or first < start < last
+        ]
+        for position in learnt:
+            mask[position] = True
+        if learnt and apart.encoding.offsets[learnt[0]][0] < start:
+            yield Finding(
+                kind=FindingKind.JOINED_BOUNDARY,
+                message=f"message {index}: a token that begins before its block is learnt with it",
+            )
+        yield from _boundary(apart, start, written.text, f"message {index}")
+        if self._encoder.says_nothing([apart.encoding.ids[position] for position in learnt]):
+            yield Finding(kind=FindingKind.ONLY_END_LEARNT, message=f"message {index}")
+
+    def _learnt(self, record: ChatRecord) -> list[int]:
+        """Return the messages that are learnt."""
         turns = [index for index, message in enumerate(record.messages) if message.role == "assistant"]
-        if template.has_generation_blocks:
-            if len(whole.generated) != len(turns):
-                raise RenderingError(
-                    "TEMPLATE_INVALID",
-                    f"the template's generation blocks must mark every assistant turn: it marked "
-                    f"{len(whole.generated)} of {len(turns)}",
-                )
-            return whole.text, tuple(self._trimmed(whole.text, span) for span in whole.generated)
-        spans = (self._prefix_span(values, record.tools, whole.text, index) for index in turns)
-        return whole.text, tuple(self._trimmed(whole.text, span) for span in spans)
-
-    def _prefix_span(
-        self, values: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], whole: str, index: int
-    ) -> Span:
-        """Find turn `index` as the difference between the text before it and the text up to it."""
-        template = self._require_template()
-        special_tokens = self._bundle.special_tokens
-        before = template.render(
-            values[:index], tools=tools, add_generation_prompt=True, special_tokens=special_tokens
-        ).text
-        upto = template.render(values[: index + 1], tools=tools, special_tokens=special_tokens).text
-        for shorter, longer in ((before, upto), (upto, whole)):
-            if not longer.startswith(shorter):
-                raise TemplateNotPrefixPreserving(_difference(index, shorter, longer))
-        return len(before), len(upto)
-
-    def _trimmed(self, text: str, span: Span) -> Span:
-        """Cut what follows the end-of-turn token: white space that belongs to the next turn."""
-        start, end = span
-        written = text[start:end]
-        ending = self._ending(written)
-        return (start, start + len(written.rstrip())) if ending is not None else span
-
-    def _ending(self, turn: str) -> str | None:
-        bare = turn.rstrip()
-        endings = (token for token in self._bundle.special_texts if token and bare.endswith(token))
-        return max(endings, key=len, default=None)
-
-    def _learnt(self, record: ChatRecord, spans: Sequence[Span]) -> Sequence[Span]:
         if self._mask_mode is MaskMode.LAST_TURN:
-            return spans[-1:]
+            return turns[-1:]
         if self._mask_mode is MaskMode.ALL_ASSISTANT_TURNS:
-            return spans
-        assistants = (message for message in record.messages if message.role == "assistant")
-        return [span for span, message in zip(spans, assistants, strict=True) if message.weight != 0]
+            return turns
+        return [index for index in turns if record.messages[index].weight != 0]
 
 
 def fit(rendered: Rendered, max_tokens: int, policy: LengthPolicy) -> Rendered | None:
@@ -287,8 +326,11 @@ def fit(rendered: Rendered, max_tokens: int, policy: LengthPolicy) -> Rendered |
         return None
     if policy is LengthPolicy.FAIL:
         raise RenderingError("SEQUENCE_TOO_LONG", f"must have at most {max_tokens} tokens, got {length}")
-    return Rendered(
-        input_ids=rendered.input_ids[:max_tokens], loss_mask=rendered.loss_mask[:max_tokens], truncated=True
+    return replace(
+        rendered,
+        input_ids=rendered.input_ids[:max_tokens],
+        loss_mask=rendered.loss_mask[:max_tokens],
+        truncated=True,
     )
 
 
@@ -297,13 +339,12 @@ def reference_text(record: Record) -> str:
     return record.completion if isinstance(record, CompletionRecord) else record.messages[-1].content
 
 
-def _mask(encoding: Encoding, spans: Sequence[Span]) -> tuple[bool, ...]:
-    mask = [False] * len(encoding.ids)
-    for start, end in spans:
-        for index, (first, _) in enumerate(encoding.offsets):
-            if start <= first < end:
-                mask[index] = True
-    return tuple(mask)
+def _boundary(apart: ApartEncoding, cut: int, text: str, place: str) -> Iterator[Finding]:
+    if cut not in apart.joined:
+        return
+    kind = FindingKind.INEXACT_BOUNDARY if cut in apart.inexact else FindingKind.JOINED_BOUNDARY
+    before, after = text[max(cut - _SHOWN_CHARACTERS, 0) : cut], text[cut : cut + _SHOWN_CHARACTERS]
+    yield Finding(kind=kind, message=f"{place}: between {before!r} and {after!r}")
 
 
 def _with_shots(record: ChatRecord, shots: Sequence[Record]) -> ChatRecord:
@@ -330,19 +371,9 @@ def _completion_prompt(record: CompletionRecord, shots: Sequence[Record]) -> str
     return "".join(parts) + record.prompt
 
 
-def _difference(index: int, shorter: str, longer: str) -> str:
-    place = next(
-        (at for at, (left, right) in enumerate(zip(shorter, longer, strict=False)) if left != right),
-        min(len(shorter), len(longer)),
-    )
-    return (
-        f"the chat template is not prefix-preserving: at message {index} the text "
-        f"{shorter[place : place + _SHOWN_CHARACTERS]!r} becomes {longer[place : place + _SHOWN_CHARACTERS]!r} once "
-        "more turns follow; pass a chat_template whose assistant turns stand in {% generation %} blocks"
-    )
-
-
 __all__ = [
+    "Finding",
+    "FindingKind",
     "LengthPolicy",
     "MaskMode",
     "Rendered",

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer
 
-from luthier.data.renderings.domain import LengthPolicy, MaskMode
+from luthier.data.renderings.domain import FindingKind, LengthPolicy, MaskMode, TemplateErrorPolicy
 from luthier.data.splits import Split, SplitSettings
 from luthier.data.worker.building import Place, VersionBuilder
 from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
@@ -27,15 +27,19 @@ def chat(question: str, answer: str, weight: float | None = None) -> dict[str, A
 
 @pytest.fixture
 def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
-    """Makes a plan that renders the records given."""
+    """Makes a plan that renders the records given: conversations in a.jsonl, and plain ones in b.jsonl."""
 
     def order(*records: object, split: Split = Split.TRAIN, **changes: Any) -> RenderPlan:
         folder = tmp_path / f"plan-{len(list(tmp_path.iterdir()))}"
         for name in ("version", "rows"):
             (folder / name).mkdir(parents=True)
         builder = VersionBuilder(folder / "version", SplitSettings(), lambda: None)
-        data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
-        builder.read(io.BytesIO(data), Place(filename="a.jsonl", split=split), None)
+        chats = [record for record in records if isinstance(record, dict) and "messages" in record]
+        plain = [record for record in records if record not in chats]
+        for name, kind in (("a.jsonl", chats), ("b.jsonl", plain)):
+            data = b"".join(json.dumps(record).encode() + b"\n" for record in kind)
+            if data:
+                builder.read(io.BytesIO(data), Place(filename=name, split=split), None)
         plan = RenderPlan(
             shards=tuple(str(shard.path) for shard in builder.finish().shards),
             bundle_folder=str(bundle_folder),
@@ -54,6 +58,14 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
 
 
 def render(plan: RenderPlan) -> RenderedVersion:
+    """Render, and raise why it fails, as the task does."""
+    rendered = attempt(plan)
+    if rendered.failure is not None:
+        raise rendered.failure.to_error()
+    return rendered
+
+
+def attempt(plan: RenderPlan) -> RenderedVersion:
     return render_plan(plan, lambda done, first: None)
 
 
@@ -160,8 +172,10 @@ def test_render_plan_digest_depends_on_rows_and_settings(ordered: Ordered) -> No
         render(ordered(*records, mask_mode=MaskMode.LAST_TURN)).digest,
         render(ordered(records[0])).digest,
         render(ordered(*records, template_date="2026-11-24")).digest,
+        render(ordered(*records, split_turns=True)).digest,
+        render(ordered(*records, template_error_policy=TemplateErrorPolicy.SKIP)).digest,
     ]
-    assert len(set(digests)) == 5
+    assert len(set(digests)) == 7
     assert render(ordered(*records)).digest == digests[0]
 
 
@@ -177,3 +191,146 @@ def test_render_plan_tells_each_record_before_it_begins(ordered: Ordered) -> Non
     records = [chat(f"question {number}", "a") for number in range(70)]
     render_plan(ordered(*records), lambda done, row: begun.append((done, row["line"])))
     assert begun == [(number, number + 1) for number in range(70)]
+
+
+REFUSING = (
+    "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('not ' + m.content) }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_render_plan_lists_all_records_that_a_template_refuses(ordered: Ordered) -> None:
+    records = [chat(f"bad {number}" if number % 2 else f"q{number}", "a") for number in range(6)]
+    records.append({"prompt": "p:", "completion": " c"})
+    plan = ordered(*records, chat_template=REFUSING, mask_mode=MaskMode.LAST_TURN)
+    rendered = attempt(plan)
+    assert [(error.line, error.reason) for error in rendered.errors] == [
+        (2, "TEMPLATE_INVALID"),
+        (4, "TEMPLATE_INVALID"),
+        (6, "TEMPLATE_INVALID"),
+        (1, "INVALID_FIELD"),
+    ]
+    assert rendered.errors[0].message.startswith("the chat template fails: not bad 1")
+    assert (rendered.shards, rendered.num_errors) == ((), 4)
+    with pytest.raises(
+        InvalidArgument, match=r"^a.jsonl:2: .*not bad 1.*; 4 of 7 records cannot be"
+    ) as caught:
+        render(plan)
+    assert caught.value.metadata == {"filename": "a.jsonl", "line": "2"}
+
+
+def test_render_plan_leaves_out_what_a_template_refuses_where_it_may(ordered: Ordered) -> None:
+    records = [chat(f"bad {number}" if number % 2 else f"q{number}", "a") for number in range(6)]
+    skip = TemplateErrorPolicy.SKIP
+    rendered = render(ordered(*records, chat_template=REFUSING, template_error_policy=skip))
+    assert [row["line"] for row in rows(rendered)] == [1, 3, 5]
+    (split,) = rendered.splits
+    assert (split.num_records, split.num_refused, split.tokens.count) == (6, 3, 3)
+    assert ([error.line for error in rendered.errors], rendered.num_errors) == ([2, 4, 6], 3)
+    assert rendered.warnings[0].startswith(
+        "3 records cannot be rendered and are left out; the first is a.jsonl:2: "
+    )
+    with pytest.raises(InvalidArgument, match=r"^a.jsonl:1: .*not bad 1.*no record is left"):
+        render(ordered(chat("bad 1", "a"), chat_template=REFUSING, template_error_policy=skip))
+    with pytest.raises(InvalidArgument, match="must have at most 2 tokens") as caught:
+        render(ordered(*records, template_error_policy=skip, length_policy=LengthPolicy.FAIL, max_tokens=2))
+    assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
+
+
+def test_render_plan_keeps_a_thousand_errors_and_counts_all(ordered: Ordered) -> None:
+    records = [chat(f"bad {number}", "a") for number in range(1100)]
+    rendered = attempt(ordered(*records, chat_template=REFUSING))
+    assert (len(rendered.errors), rendered.num_errors) == (1000, 1100)
+
+
+FORGETTING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content if loop.last else m.content.split('=')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def talk(*turns: str, **fields: Any) -> dict[str, Any]:
+    roles = ("user", "assistant") * len(turns)
+    messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+    return {"messages": messages, **fields}
+
+
+def test_render_plan_makes_a_row_of_each_answer(ordered: Ordered, bundle_files: dict[str, bytes]) -> None:
+    silent = talk("q", "a")
+    silent["messages"][1]["weight"] = 0
+    records = (
+        talk("q1", "x=a1", "q2", "y=a2"),
+        talk("q3", "a3"),
+        {"prompt": "p:", "completion": " c"},
+        silent,
+    )
+    rendered = render(ordered(*records, chat_template=FORGETTING, split_turns=True))
+    found = rows(rendered)
+    assert [(row["line"], learnt(row, bundle_files)) for row in found] == [
+        (1, "x=a1<|im_end|>"),
+        (1, "y=a2<|im_end|>"),
+        (2, "a3<|im_end|>"),
+        (1, " c<|im_end|>"),
+    ]
+    assert found[0]["record_id"] == found[1]["record_id"]
+    (split,) = rendered.splits
+    assert (split.num_records, split.tokens.count, split.num_unsupervised) == (4, 4, 1)
+    assert [(one.line, one.message) for one in rendered.unsupervised] == [
+        (3, "no row: every assistant turn has weight 0")
+    ]
+    assert rendered.warnings == ()
+    with pytest.raises(InvalidArgument, match=r"--split-turns.*--mask last-turn.*--chat-template FILE"):
+        render(ordered(*records, chat_template=FORGETTING))
+    last = render(ordered(*records[:2], chat_template=FORGETTING, mask_mode=MaskMode.LAST_TURN))
+    assert [learnt(row, bundle_files) for row in rows(last)] == ["y=a2<|im_end|>", "a3<|im_end|>"]
+
+
+def test_render_plan_drops_and_cuts_rows_of_answers_each_by_itself(ordered: Ordered) -> None:
+    record = talk("q1", "a1", "long " * 40, "a2")
+    dropped = render(ordered(record, split_turns=True, max_tokens=40))
+    assert (dropped.splits[0].num_dropped, len(rows(dropped)), dropped.splits[0].num_records) == (1, 1, 1)
+    cut = render(ordered(record, split_turns=True, max_tokens=40, length_policy=LengthPolicy.TRUNCATE))
+    assert (cut.splits[0].num_truncated, cut.splits[0].num_unsupervised) == (1, 1)
+    assert "the record is cut at 40 tokens" in cut.unsupervised[0].message
+
+
+def test_render_plan_warns_of_what_its_tokens_do_not_show(ordered: Ordered) -> None:
+    calling = talk("q", "a")
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "no json"}}
+    calling["messages"][1] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    records = (
+        {"prompt": "the question: ", "completion": "answer"},
+        chat("q", "a"),
+        calling,
+        {"prompt": "the question: ", "completion": "answers"},
+    )
+    rendered = render(ordered(*records))
+    found = {
+        finding.kind: (finding.num_records, [one.line for one in finding.records])
+        for finding in rendered.findings
+    }
+    assert found == {
+        FindingKind.JOINED_BOUNDARY: (2, [1, 2]),
+        FindingKind.ARGUMENTS_NOT_OBJECT: (1, [2]),
+        FindingKind.ONLY_END_LEARNT: (1, [2]),
+        FindingKind.TURN_NOT_WRITTEN: (1, [2]),
+    }
+    (joined,) = (warning for warning in rendered.warnings if "inside a token" in warning)
+    assert joined.startswith("in 2 records an answer begins inside a token of the whole text")
+    assert joined.endswith("the first is b.jsonl:1: the completion: between 'the question: ' and 'answer'")
+    assert len(rendered.warnings) == 4
+
+
+def test_render_plan_keeps_a_hundred_records_of_a_finding(ordered: Ordered) -> None:
+    records = [{"prompt": f"{number} the question: ", "completion": "answer"} for number in range(120)]
+    (finding,) = render(ordered(*records)).findings
+    assert (finding.num_records, len(finding.records)) == (120, 100)
+
+
+def test_render_plan_refuses_what_is_no_text_or_random(ordered: Ordered) -> None:
+    for template in ("{{ '\\ud800' }}", "{{ lipsum() }}", "{{ [1, 2] | random }}"):
+        with pytest.raises(InvalidArgument, match=r"^a.jsonl:1: the chat template fails") as caught:
+            render(ordered(chat("q", "a"), chat_template=template))
+        assert caught.value.reason == Reason.TEMPLATE_INVALID

@@ -11,7 +11,7 @@ from luthier.client.events import WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import data_service_pb2 as api
-from luthier.v1.dataset_pb2 import SPLIT_UNSPECIFIED, Split
+from luthier.v1.dataset_pb2 import SPLIT_UNSPECIFIED, RecordError, Split
 from luthier.v1.rendering_pb2 import RenderedRow, Rendering
 
 if TYPE_CHECKING:
@@ -91,6 +91,14 @@ def wait_until_ready(
     )
 
 
+def list_errors(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[RecordError]:
+    """Go through the first 1,000 records that could not be rendered, by file and line."""
+    request = api.ListRenderingErrorsRequest(
+        parent=names.child(scope.project, "renderings", name), page_size=page_size
+    )
+    return pages(scope, lambda stubs: stubs.data.ListRenderingErrors, request, lambda page: page.errors)
+
+
 def preview(
     scope: Scope,
     name: str,
@@ -144,6 +152,7 @@ class Renderings(SyncResource):
     cancel = method(cancel)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
+    errors = stream_method(list_errors)
     preview = stream_method(preview)
     read = stream_method(read)
 
@@ -157,5 +166,6 @@ class AsyncRenderings(AsyncResource):
     cancel = async_method(cancel)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_ready)
+    errors = async_stream_method(list_errors)
     preview = async_stream_method(preview)
     read = async_stream_method(read)

@@ -779,6 +779,64 @@ class WatchRenderingRequest(_message.Message):
 Global___WatchRenderingRequest: _TypeAlias = WatchRenderingRequest  # noqa: Y015
 
 @_typing.final
+class ListRenderingErrorsRequest(_message.Message):
+    """ListRenderingErrorsRequest pages through records that could not be rendered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The rendering, projects/{project}/renderings/{rendering}."""
+    page_size: _builtins.int
+    """Errors on a page at most. 0 means 50; more than 1,000 is taken as 1,000."""
+    page_token: _builtins.str
+    """next_page_token of the page before. Empty means the first page."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRenderingErrorsRequest: _TypeAlias = ListRenderingErrorsRequest  # noqa: Y015
+
+@_typing.final
+class ListRenderingErrorsResponse(_message.Message):
+    """ListRenderingErrorsResponse is a page of records that could not be rendered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERRORS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty after the last one."""
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.RecordError]:
+        """The errors of this page."""
+
+    def __init__(
+        self,
+        *,
+        errors: _abc.Iterable[_dataset_pb2.RecordError] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRenderingErrorsResponse: _TypeAlias = ListRenderingErrorsResponse  # noqa: Y015
+
+@_typing.final
 class PreviewRenderingRequest(_message.Message):
     """PreviewRenderingRequest says which rows to show."""
 

@@ -141,6 +141,11 @@ class DataServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.WatchRenderingRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_event__pb2.Event.FromString,
                 _registered_method=True)
+        self.ListRenderingErrors = channel.unary_unary(
+                '/luthier.v1.DataService/ListRenderingErrors',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.ListRenderingErrorsRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_data__service__pb2.ListRenderingErrorsResponse.FromString,
+                _registered_method=True)
         self.PreviewRendering = channel.unary_unary(
                 '/luthier.v1.DataService/PreviewRendering',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.PreviewRenderingRequest.SerializeToString,
@@ -345,6 +350,16 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRenderingErrors(self, request, context):
+        """Page through the first 1,000 records of a rendering that could not be rendered, in row order of the version. path and
+        value of these errors are empty.
+
+        Errors: NOT_FOUND: no rendering has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PreviewRendering(self, request, context):
         """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
 
@@ -467,6 +482,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     servicer.WatchRendering,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.WatchRenderingRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_event__pb2.Event.SerializeToString,
+            ),
+            'ListRenderingErrors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRenderingErrors,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.ListRenderingErrorsRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_data__service__pb2.ListRenderingErrorsResponse.SerializeToString,
             ),
             'PreviewRendering': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewRendering,
@@ -1021,6 +1041,33 @@ class DataService(object):
             '/luthier.v1.DataService/WatchRendering',
             luthier_dot_v1_dot_data__service__pb2.WatchRenderingRequest.SerializeToString,
             luthier_dot_v1_dot_event__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRenderingErrors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/ListRenderingErrors',
+            luthier_dot_v1_dot_data__service__pb2.ListRenderingErrorsRequest.SerializeToString,
+            luthier_dot_v1_dot_data__service__pb2.ListRenderingErrorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

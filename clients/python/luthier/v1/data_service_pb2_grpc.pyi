@@ -147,6 +147,12 @@ class DataServiceStub:
 
     Errors: as WatchDatasetVersion.
     """
+    ListRenderingErrors: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.ListRenderingErrorsRequest, _data_service_pb2.ListRenderingErrorsResponse]
+    """Page through the first 1,000 records of a rendering that could not be rendered, in row order of the version. path and
+    value of these errors are empty.
+
+    Errors: NOT_FOUND: no rendering has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+    """
     PreviewRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.PreviewRenderingRequest, _data_service_pb2.PreviewRenderingResponse]
     """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
 
@@ -273,6 +279,12 @@ class DataServiceAsyncStub(DataServiceStub):
     """Stream a rendering's events from a number on; ends after the event of a final state.
 
     Errors: as WatchDatasetVersion.
+    """
+    ListRenderingErrors: _aio.UnaryUnaryMultiCallable[_data_service_pb2.ListRenderingErrorsRequest, _data_service_pb2.ListRenderingErrorsResponse]  # type: ignore[assignment]
+    """Page through the first 1,000 records of a rendering that could not be rendered, in row order of the version. path and
+    value of these errors are empty.
+
+    Errors: NOT_FOUND: no rendering has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     PreviewRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.PreviewRenderingRequest, _data_service_pb2.PreviewRenderingResponse]  # type: ignore[assignment]
     """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
@@ -517,6 +529,18 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stream a rendering's events from a number on; ends after the event of a final state.
 
         Errors: as WatchDatasetVersion.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRenderingErrors(
+        self,
+        request: _data_service_pb2.ListRenderingErrorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_service_pb2.ListRenderingErrorsResponse, _abc.Awaitable[_data_service_pb2.ListRenderingErrorsResponse]]:
+        """Page through the first 1,000 records of a rendering that could not be rendered, in row order of the version. path and
+        value of these errors are empty.
+
+        Errors: NOT_FOUND: no rendering has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
         """
 
     @_abc_1.abstractmethod

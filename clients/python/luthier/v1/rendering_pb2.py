@@ -29,7 +29,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from luthier.v1 import dataset_pb2 as luthier_dot_v1_dot_dataset__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aluthier/v1/rendering.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18luthier/v1/dataset.proto\"\xe6\x01\n\x10LengthStatistics\x12\x1a\n\x05\x63ount\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x05\x63ount\x12\x16\n\x03sum\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03sum\x12\x1e\n\x07minimum\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x07minimum\x12\x1e\n\x07maximum\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x07maximum\x12\x18\n\x04mean\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x03R\x04mean\x12\x14\n\x02p5\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x02p5\x12\x16\n\x03p50\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03p50\x12\x16\n\x03p95\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03p95\"\xd9\x02\n\x18RenderingSplitStatistics\x12-\n\x05split\x18\x01 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x03R\x05split\x12:\n\x06tokens\x18\x02 \x01(\x0b\x32\x1c.luthier.v1.LengthStatisticsB\x04\xe2\x41\x01\x03R\x06tokens\x12O\n\x11supervised_tokens\x18\x03 \x01(\x0b\x32\x1c.luthier.v1.LengthStatisticsB\x04\xe2\x41\x01\x03R\x10supervisedTokens\x12%\n\x0bnum_dropped\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumDropped\x12)\n\rnum_truncated\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0cnumTruncated\x12/\n\x10num_unsupervised\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0fnumUnsupervised\"\x93\x01\n\x12UnsupervisedRecord\x12!\n\trecord_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x08recordId\x12 \n\x08\x66ilename\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x1e\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\"\xd0\n\n\tRendering\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32\x1b.luthier.v1.Rendering.StateB\x04\xe2\x41\x01\x03R\x05state\x12L\n\x0f\x64\x61taset_version\x18\x04 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1aluthier.dev/DatasetVersionR\x0e\x64\x61tasetVersion\x12\x30\n\x05model\x18\x05 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x05model\x12)\n\rchat_template\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01R\x0c\x63hatTemplate\x12\x37\n\tmask_mode\x18\x07 \x01(\x0e\x32\x14.luthier.v1.MaskModeB\x04\xe2\x41\x01\x01R\x08maskMode\x12#\n\nmax_tokens\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x01R\tmaxTokens\x12\x43\n\rlength_policy\x18\t \x01(\x0e\x32\x18.luthier.v1.LengthPolicyB\x04\xe2\x41\x01\x01R\x0clengthPolicy\x12/\n\x10tokenizer_digest\x18\n \x01(\tB\x04\xe2\x41\x01\x03R\x0ftokenizerDigest\x12)\n\rtemplate_date\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03R\x0ctemplateDate\x12U\n\x10split_statistics\x18\x0c \x03(\x0b\x32$.luthier.v1.RenderingSplitStatisticsB\x04\xe2\x41\x01\x03R\x0fsplitStatistics\x12W\n\x14unsupervised_records\x18\r \x03(\x0b\x32\x1e.luthier.v1.UnsupervisedRecordB\x04\xe2\x41\x01\x03R\x13unsupervisedRecords\x12 \n\x08warnings\x18\x0e \x03(\tB\x04\xe2\x41\x01\x03R\x08warnings\x12\x1c\n\x06\x64igest\x18\x0f \x01(\tB\x04\xe2\x41\x01\x03R\x06\x64igest\x12.\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03R\x05\x65rror\x12?\n\x06labels\x18\x11 \x03(\x0b\x32!.luthier.v1.Rendering.LabelsEntryB\x04\xe2\x41\x01\x01R\x06labels\x12\x41\n\x0b\x63reate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\x14 \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x93\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x13\n\x0fSTATE_RENDERING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x14\n\x10STATE_CANCELLING\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06:\\\xea\x41Y\n\x15luthier.dev/Rendering\x12)projects/{project}/renderings/{rendering}*\nrenderings2\trendering\"p\n\rRenderedToken\x12\x1f\n\x08token_id\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x07tokenId\x12\x18\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x04text\x12$\n\nsupervised\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x03R\nsupervised\"\xec\x01\n\x0bRenderedRow\x12\x16\n\x03row\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03row\x12!\n\trecord_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x08recordId\x12-\n\x05split\x18\x03 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x03R\x05split\x12 \n\x08\x66ilename\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x37\n\x06tokens\x18\x06 \x03(\x0b\x32\x19.luthier.v1.RenderedTokenB\x04\xe2\x41\x01\x03R\x06tokens*\x99\x01\n\x08MaskMode\x12\x19\n\x15MASK_MODE_UNSPECIFIED\x10\x00\x12!\n\x1dMASK_MODE_ALL_ASSISTANT_TURNS\x10\x01\x12\x17\n\x13MASK_MODE_LAST_TURN\x10\x02\x12\x1c\n\x18MASK_MODE_MESSAGE_WEIGHT\x10\x03\x12\x18\n\x14MASK_MODE_COMPLETION\x10\x04*y\n\x0cLengthPolicy\x12\x1d\n\x19LENGTH_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12LENGTH_POLICY_DROP\x10\x01\x12\x1a\n\x16LENGTH_POLICY_TRUNCATE\x10\x02\x12\x16\n\x12LENGTH_POLICY_FAIL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aluthier/v1/rendering.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18luthier/v1/dataset.proto\"\xe6\x01\n\x10LengthStatistics\x12\x1a\n\x05\x63ount\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x05\x63ount\x12\x16\n\x03sum\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03sum\x12\x1e\n\x07minimum\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x07minimum\x12\x1e\n\x07maximum\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x07maximum\x12\x18\n\x04mean\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x03R\x04mean\x12\x14\n\x02p5\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x02p5\x12\x16\n\x03p50\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03p50\x12\x16\n\x03p95\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03p95\"\xa7\x03\n\x18RenderingSplitStatistics\x12-\n\x05split\x18\x01 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x03R\x05split\x12:\n\x06tokens\x18\x02 \x01(\x0b\x32\x1c.luthier.v1.LengthStatisticsB\x04\xe2\x41\x01\x03R\x06tokens\x12O\n\x11supervised_tokens\x18\x03 \x01(\x0b\x32\x1c.luthier.v1.LengthStatisticsB\x04\xe2\x41\x01\x03R\x10supervisedTokens\x12%\n\x0bnum_dropped\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumDropped\x12)\n\rnum_truncated\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0cnumTruncated\x12/\n\x10num_unsupervised\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0fnumUnsupervised\x12%\n\x0bnum_records\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumRecords\x12%\n\x0bnum_refused\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumRefused\"\x93\x01\n\x12UnsupervisedRecord\x12!\n\trecord_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x08recordId\x12 \n\x08\x66ilename\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x1e\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\"\xfe\x02\n\x10RenderingFinding\x12;\n\x04kind\x18\x01 \x01(\x0e\x32!.luthier.v1.RenderingFinding.KindB\x04\xe2\x41\x01\x03R\x04kind\x12%\n\x0bnum_records\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumRecords\x12\x42\n\x07records\x18\x03 \x03(\x0b\x32\".luthier.v1.RenderingFindingRecordB\x04\xe2\x41\x01\x03R\x07records\"\xc1\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14KIND_JOINED_BOUNDARY\x10\x01\x12\x19\n\x15KIND_INEXACT_BOUNDARY\x10\x02\x12\x18\n\x14KIND_ONLY_END_LEARNT\x10\x03\x12\x19\n\x15KIND_TURN_NOT_WRITTEN\x10\x04\x12\x1d\n\x19KIND_ARGUMENTS_NOT_OBJECT\x10\x05\x12\x1a\n\x16KIND_ASKED_DIFFERENTLY\x10\x06\"t\n\x16RenderingFindingRecord\x12 \n\x08\x66ilename\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x1e\n\x07message\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\"\xb7\x0c\n\tRendering\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32\x1b.luthier.v1.Rendering.StateB\x04\xe2\x41\x01\x03R\x05state\x12L\n\x0f\x64\x61taset_version\x18\x04 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1aluthier.dev/DatasetVersionR\x0e\x64\x61tasetVersion\x12\x30\n\x05model\x18\x05 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x05model\x12)\n\rchat_template\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01R\x0c\x63hatTemplate\x12\x37\n\tmask_mode\x18\x07 \x01(\x0e\x32\x14.luthier.v1.MaskModeB\x04\xe2\x41\x01\x01R\x08maskMode\x12#\n\nmax_tokens\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x01R\tmaxTokens\x12\x43\n\rlength_policy\x18\t \x01(\x0e\x32\x18.luthier.v1.LengthPolicyB\x04\xe2\x41\x01\x01R\x0clengthPolicy\x12/\n\x10tokenizer_digest\x18\n \x01(\tB\x04\xe2\x41\x01\x03R\x0ftokenizerDigest\x12)\n\rtemplate_date\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03R\x0ctemplateDate\x12U\n\x10split_statistics\x18\x0c \x03(\x0b\x32$.luthier.v1.RenderingSplitStatisticsB\x04\xe2\x41\x01\x03R\x0fsplitStatistics\x12W\n\x14unsupervised_records\x18\r \x03(\x0b\x32\x1e.luthier.v1.UnsupervisedRecordB\x04\xe2\x41\x01\x03R\x13unsupervisedRecords\x12 \n\x08warnings\x18\x0e \x03(\tB\x04\xe2\x41\x01\x03R\x08warnings\x12\x1c\n\x06\x64igest\x18\x0f \x01(\tB\x04\xe2\x41\x01\x03R\x06\x64igest\x12.\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03R\x05\x65rror\x12?\n\x06labels\x18\x11 \x03(\x0b\x32!.luthier.v1.Rendering.LabelsEntryB\x04\xe2\x41\x01\x01R\x06labels\x12\x41\n\x0b\x63reate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\x14 \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12%\n\x0bsplit_turns\x18\x15 \x01(\x08\x42\x04\xe2\x41\x01\x01R\nsplitTurns\x12Y\n\x15template_error_policy\x18\x16 \x01(\x0e\x32\x1f.luthier.v1.TemplateErrorPolicyB\x04\xe2\x41\x01\x01R\x13templateErrorPolicy\x12#\n\nnum_errors\x18\x17 \x01(\x03\x42\x04\xe2\x41\x01\x03R\tnumErrors\x12>\n\x08\x66indings\x18\x18 \x03(\x0b\x32\x1c.luthier.v1.RenderingFindingB\x04\xe2\x41\x01\x03R\x08\x66indings\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x93\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x13\n\x0fSTATE_RENDERING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x14\n\x10STATE_CANCELLING\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06:\\\xea\x41Y\n\x15luthier.dev/Rendering\x12)projects/{project}/renderings/{rendering}*\nrenderings2\trendering\"p\n\rRenderedToken\x12\x1f\n\x08token_id\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x07tokenId\x12\x18\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x04text\x12$\n\nsupervised\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x03R\nsupervised\"\xec\x01\n\x0bRenderedRow\x12\x16\n\x03row\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03row\x12!\n\trecord_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x08recordId\x12-\n\x05split\x18\x03 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x03R\x05split\x12 \n\x08\x66ilename\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x37\n\x06tokens\x18\x06 \x03(\x0b\x32\x19.luthier.v1.RenderedTokenB\x04\xe2\x41\x01\x03R\x06tokens*\x99\x01\n\x08MaskMode\x12\x19\n\x15MASK_MODE_UNSPECIFIED\x10\x00\x12!\n\x1dMASK_MODE_ALL_ASSISTANT_TURNS\x10\x01\x12\x17\n\x13MASK_MODE_LAST_TURN\x10\x02\x12\x1c\n\x18MASK_MODE_MESSAGE_WEIGHT\x10\x03\x12\x18\n\x14MASK_MODE_COMPLETION\x10\x04*y\n\x0cLengthPolicy\x12\x1d\n\x19LENGTH_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12LENGTH_POLICY_DROP\x10\x01\x12\x1a\n\x16LENGTH_POLICY_TRUNCATE\x10\x02\x12\x16\n\x12LENGTH_POLICY_FAIL\x10\x03*~\n\x13TemplateErrorPolicy\x12%\n!TEMPLATE_ERROR_POLICY_UNSPECIFIED\x10\x00\x12 \n\x1cTEMPLATE_ERROR_POLICY_STRICT\x10\x01\x12\x1e\n\x1aTEMPLATE_ERROR_POLICY_SKIP\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,6 +64,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENDERINGSPLITSTATISTICS'].fields_by_name['num_truncated']._serialized_options = b'\342A\001\003'
   _globals['_RENDERINGSPLITSTATISTICS'].fields_by_name['num_unsupervised']._loaded_options = None
   _globals['_RENDERINGSPLITSTATISTICS'].fields_by_name['num_unsupervised']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERINGSPLITSTATISTICS'].fields_by_name['num_records']._loaded_options = None
+  _globals['_RENDERINGSPLITSTATISTICS'].fields_by_name['num_records']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERINGSPLITSTATISTICS'].fields_by_name['num_refused']._loaded_options = None
+  _globals['_RENDERINGSPLITSTATISTICS'].fields_by_name['num_refused']._serialized_options = b'\342A\001\003'
   _globals['_UNSUPERVISEDRECORD'].fields_by_name['record_id']._loaded_options = None
   _globals['_UNSUPERVISEDRECORD'].fields_by_name['record_id']._serialized_options = b'\342A\001\003'
   _globals['_UNSUPERVISEDRECORD'].fields_by_name['filename']._loaded_options = None
@@ -72,6 +76,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNSUPERVISEDRECORD'].fields_by_name['line']._serialized_options = b'\342A\001\003'
   _globals['_UNSUPERVISEDRECORD'].fields_by_name['message']._loaded_options = None
   _globals['_UNSUPERVISEDRECORD'].fields_by_name['message']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERINGFINDING'].fields_by_name['kind']._loaded_options = None
+  _globals['_RENDERINGFINDING'].fields_by_name['kind']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERINGFINDING'].fields_by_name['num_records']._loaded_options = None
+  _globals['_RENDERINGFINDING'].fields_by_name['num_records']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERINGFINDING'].fields_by_name['records']._loaded_options = None
+  _globals['_RENDERINGFINDING'].fields_by_name['records']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERINGFINDINGRECORD'].fields_by_name['filename']._loaded_options = None
+  _globals['_RENDERINGFINDINGRECORD'].fields_by_name['filename']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERINGFINDINGRECORD'].fields_by_name['line']._loaded_options = None
+  _globals['_RENDERINGFINDINGRECORD'].fields_by_name['line']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERINGFINDINGRECORD'].fields_by_name['message']._loaded_options = None
+  _globals['_RENDERINGFINDINGRECORD'].fields_by_name['message']._serialized_options = b'\342A\001\003'
   _globals['_RENDERING_LABELSENTRY']._loaded_options = None
   _globals['_RENDERING_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_RENDERING'].fields_by_name['name']._loaded_options = None
@@ -114,6 +130,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENDERING'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_RENDERING'].fields_by_name['etag']._loaded_options = None
   _globals['_RENDERING'].fields_by_name['etag']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERING'].fields_by_name['split_turns']._loaded_options = None
+  _globals['_RENDERING'].fields_by_name['split_turns']._serialized_options = b'\342A\001\001'
+  _globals['_RENDERING'].fields_by_name['template_error_policy']._loaded_options = None
+  _globals['_RENDERING'].fields_by_name['template_error_policy']._serialized_options = b'\342A\001\001'
+  _globals['_RENDERING'].fields_by_name['num_errors']._loaded_options = None
+  _globals['_RENDERING'].fields_by_name['num_errors']._serialized_options = b'\342A\001\003'
+  _globals['_RENDERING'].fields_by_name['findings']._loaded_options = None
+  _globals['_RENDERING'].fields_by_name['findings']._serialized_options = b'\342A\001\003'
   _globals['_RENDERING']._loaded_options = None
   _globals['_RENDERING']._serialized_options = b'\352AY\n\025luthier.dev/Rendering\022)projects/{project}/renderings/{rendering}*\nrenderings2\trendering'
   _globals['_RENDEREDTOKEN'].fields_by_name['token_id']._loaded_options = None
@@ -134,24 +158,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENDEREDROW'].fields_by_name['line']._serialized_options = b'\342A\001\003'
   _globals['_RENDEREDROW'].fields_by_name['tokens']._loaded_options = None
   _globals['_RENDEREDROW'].fields_by_name['tokens']._serialized_options = b'\342A\001\003'
-  _globals['_MASKMODE']._serialized_start=2634
-  _globals['_MASKMODE']._serialized_end=2787
-  _globals['_LENGTHPOLICY']._serialized_start=2789
-  _globals['_LENGTHPOLICY']._serialized_end=2910
+  _globals['_MASKMODE']._serialized_start=3446
+  _globals['_MASKMODE']._serialized_end=3599
+  _globals['_LENGTHPOLICY']._serialized_start=3601
+  _globals['_LENGTHPOLICY']._serialized_end=3722
+  _globals['_TEMPLATEERRORPOLICY']._serialized_start=3724
+  _globals['_TEMPLATEERRORPOLICY']._serialized_end=3850
   _globals['_LENGTHSTATISTICS']._serialized_start=187
   _globals['_LENGTHSTATISTICS']._serialized_end=417
   _globals['_RENDERINGSPLITSTATISTICS']._serialized_start=420
-  _globals['_RENDERINGSPLITSTATISTICS']._serialized_end=765
-  _globals['_UNSUPERVISEDRECORD']._serialized_start=768
-  _globals['_UNSUPERVISEDRECORD']._serialized_end=915
-  _globals['_RENDERING']._serialized_start=918
-  _globals['_RENDERING']._serialized_end=2278
-  _globals['_RENDERING_LABELSENTRY']._serialized_start=1977
-  _globals['_RENDERING_LABELSENTRY']._serialized_end=2034
-  _globals['_RENDERING_STATE']._serialized_start=2037
-  _globals['_RENDERING_STATE']._serialized_end=2184
-  _globals['_RENDEREDTOKEN']._serialized_start=2280
-  _globals['_RENDEREDTOKEN']._serialized_end=2392
-  _globals['_RENDEREDROW']._serialized_start=2395
-  _globals['_RENDEREDROW']._serialized_end=2631
+  _globals['_RENDERINGSPLITSTATISTICS']._serialized_end=843
+  _globals['_UNSUPERVISEDRECORD']._serialized_start=846
+  _globals['_UNSUPERVISEDRECORD']._serialized_end=993
+  _globals['_RENDERINGFINDING']._serialized_start=996
+  _globals['_RENDERINGFINDING']._serialized_end=1378
+  _globals['_RENDERINGFINDING_KIND']._serialized_start=1185
+  _globals['_RENDERINGFINDING_KIND']._serialized_end=1378
+  _globals['_RENDERINGFINDINGRECORD']._serialized_start=1380
+  _globals['_RENDERINGFINDINGRECORD']._serialized_end=1496
+  _globals['_RENDERING']._serialized_start=1499
+  _globals['_RENDERING']._serialized_end=3090
+  _globals['_RENDERING_LABELSENTRY']._serialized_start=2789
+  _globals['_RENDERING_LABELSENTRY']._serialized_end=2846
+  _globals['_RENDERING_STATE']._serialized_start=2849
+  _globals['_RENDERING_STATE']._serialized_end=2996
+  _globals['_RENDEREDTOKEN']._serialized_start=3092
+  _globals['_RENDEREDTOKEN']._serialized_end=3204
+  _globals['_RENDEREDROW']._serialized_start=3207
+  _globals['_RENDEREDROW']._serialized_end=3443
 # @@protoc_insertion_point(module_scope)

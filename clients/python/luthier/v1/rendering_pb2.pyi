@@ -82,6 +82,32 @@ LENGTH_POLICY_FAIL: LengthPolicy.ValueType  # 3
 """The rendering fails and names the record."""
 Global___LengthPolicy: _TypeAlias = LengthPolicy  # noqa: Y015
 
+class _TemplateErrorPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TemplateErrorPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TemplateErrorPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TEMPLATE_ERROR_POLICY_UNSPECIFIED: _TemplateErrorPolicy.ValueType  # 0
+    """The same as STRICT."""
+    TEMPLATE_ERROR_POLICY_STRICT: _TemplateErrorPolicy.ValueType  # 1
+    """The rendering fails, and all such records are listed by ListRenderingErrors."""
+    TEMPLATE_ERROR_POLICY_SKIP: _TemplateErrorPolicy.ValueType  # 2
+    """They are left out, counted and listed by ListRenderingErrors. The rendering fails when no record is left."""
+
+class TemplateErrorPolicy(_TemplateErrorPolicy, metaclass=_TemplateErrorPolicyEnumTypeWrapper):
+    """TemplateErrorPolicy says what happens when records cannot be rendered: the template refuses them, or they do not suit
+    the settings. It is not about a template that does not compile, and not about length.
+    """
+
+TEMPLATE_ERROR_POLICY_UNSPECIFIED: TemplateErrorPolicy.ValueType  # 0
+"""The same as STRICT."""
+TEMPLATE_ERROR_POLICY_STRICT: TemplateErrorPolicy.ValueType  # 1
+"""The rendering fails, and all such records are listed by ListRenderingErrors."""
+TEMPLATE_ERROR_POLICY_SKIP: TemplateErrorPolicy.ValueType  # 2
+"""They are left out, counted and listed by ListRenderingErrors. The rendering fails when no record is left."""
+Global___TemplateErrorPolicy: _TypeAlias = TemplateErrorPolicy  # noqa: Y015
+
 @_typing.final
 class LengthStatistics(_message.Message):
     """LengthStatistics describes how a count is distributed over records."""
@@ -144,14 +170,22 @@ class RenderingSplitStatistics(_message.Message):
     NUM_DROPPED_FIELD_NUMBER: _builtins.int
     NUM_TRUNCATED_FIELD_NUMBER: _builtins.int
     NUM_UNSUPERVISED_FIELD_NUMBER: _builtins.int
+    NUM_RECORDS_FIELD_NUMBER: _builtins.int
+    NUM_REFUSED_FIELD_NUMBER: _builtins.int
     split: _dataset_pb2.Split.ValueType
     """The split."""
     num_dropped: _builtins.int
-    """Records left out for their length."""
+    """Records, or with split_turns their rows, left out for their length."""
     num_truncated: _builtins.int
-    """Records cut."""
+    """Rows cut."""
     num_unsupervised: _builtins.int
-    """Records without a supervised token. They are kept as rows and teach nothing."""
+    """Rows without a supervised token, which are kept and teach nothing; with split_turns also records whose answers all
+    have weight 0, which give no row.
+    """
+    num_records: _builtins.int
+    """Records of the version. 0 in renderings of versions of Luthier that did not count them."""
+    num_refused: _builtins.int
+    """Records left out under TEMPLATE_ERROR_POLICY_SKIP."""
     @_builtins.property
     def tokens(self) -> Global___LengthStatistics:
         """Tokens by row."""
@@ -169,10 +203,12 @@ class RenderingSplitStatistics(_message.Message):
         num_dropped: _builtins.int = ...,
         num_truncated: _builtins.int = ...,
         num_unsupervised: _builtins.int = ...,
+        num_records: _builtins.int = ...,
+        num_refused: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "split", b"split", "supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped", "num_records", b"num_records", "num_refused", b"num_refused", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "split", b"split", "supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,6 +247,113 @@ class UnsupervisedRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnsupervisedRecord: _TypeAlias = UnsupervisedRecord  # noqa: Y015
+
+@_typing.final
+class RenderingFinding(_message.Message):
+    """RenderingFinding is something that does not stop a rendering and that its tokens do not show, with the records that
+    have it. Each is also one of the warnings.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RenderingFinding._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: RenderingFinding._Kind.ValueType  # 0
+        """Never used."""
+        KIND_JOINED_BOUNDARY: RenderingFinding._Kind.ValueType  # 1
+        """An answer begins inside a token of the whole text. It is encoded apart from what asks for it, as the model is asked;
+        a token that a generation block shares with the text before it is learnt.
+        """
+        KIND_INEXACT_BOUNDARY: RenderingFinding._Kind.ValueType  # 2
+        """An answer begins where the tokenizer cannot go on exactly. It is encoded on its own."""
+        KIND_ONLY_END_LEARNT: RenderingFinding._Kind.ValueType  # 3
+        """No token of an answer is learnt but white space and its end."""
+        KIND_TURN_NOT_WRITTEN: RenderingFinding._Kind.ValueType  # 4
+        """The chat template leaves out text of a turn, the name of a tool call or an argument."""
+        KIND_ARGUMENTS_NOT_OBJECT: RenderingFinding._Kind.ValueType  # 5
+        """A tool call's arguments are no JSON object: templates get them as text."""
+        KIND_ASKED_DIFFERENTLY: RenderingFinding._Kind.ValueType  # 6
+        """An answer is learnt behind other text than the model sees when it is asked."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Kind of a finding."""
+
+    KIND_UNSPECIFIED: RenderingFinding.Kind.ValueType  # 0
+    """Never used."""
+    KIND_JOINED_BOUNDARY: RenderingFinding.Kind.ValueType  # 1
+    """An answer begins inside a token of the whole text. It is encoded apart from what asks for it, as the model is asked;
+    a token that a generation block shares with the text before it is learnt.
+    """
+    KIND_INEXACT_BOUNDARY: RenderingFinding.Kind.ValueType  # 2
+    """An answer begins where the tokenizer cannot go on exactly. It is encoded on its own."""
+    KIND_ONLY_END_LEARNT: RenderingFinding.Kind.ValueType  # 3
+    """No token of an answer is learnt but white space and its end."""
+    KIND_TURN_NOT_WRITTEN: RenderingFinding.Kind.ValueType  # 4
+    """The chat template leaves out text of a turn, the name of a tool call or an argument."""
+    KIND_ARGUMENTS_NOT_OBJECT: RenderingFinding.Kind.ValueType  # 5
+    """A tool call's arguments are no JSON object: templates get them as text."""
+    KIND_ASKED_DIFFERENTLY: RenderingFinding.Kind.ValueType  # 6
+    """An answer is learnt behind other text than the model sees when it is asked."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NUM_RECORDS_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    kind: Global___RenderingFinding.Kind.ValueType
+    """What was found."""
+    num_records: _builtins.int
+    """Records that have it."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingFindingRecord]:
+        """The first 100 of them."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___RenderingFinding.Kind.ValueType = ...,
+        num_records: _builtins.int = ...,
+        records: _abc.Iterable[Global___RenderingFindingRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "num_records", b"num_records", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderingFinding: _TypeAlias = RenderingFinding  # noqa: Y015
+
+@_typing.final
+class RenderingFindingRecord(_message.Message):
+    """RenderingFindingRecord names a record that has a finding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILENAME_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    filename: _builtins.str
+    """File it was read from."""
+    line: _builtins.int
+    """Line it was read from, from 1."""
+    message: _builtins.str
+    """Where in the record, and what."""
+    def __init__(
+        self,
+        *,
+        filename: _builtins.str = ...,
+        line: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "line", b"line", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderingFindingRecord: _TypeAlias = RenderingFindingRecord  # noqa: Y015
 
 @_typing.final
 class Rendering(_message.Message):
@@ -297,6 +440,10 @@ class Rendering(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    SPLIT_TURNS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ERROR_POLICY_FIELD_NUMBER: _builtins.int
+    NUM_ERRORS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/renderings/{rendering}."""
     uid: _builtins.str
@@ -323,6 +470,14 @@ class Rendering(_message.Message):
     """sha256 over rows and settings, in hex. Set when READY."""
     etag: _builtins.str
     """Changes with every change of the resource."""
+    split_turns: _builtins.bool
+    """Whether a conversation becomes one row for each answer that is learnt, rendered as the model will see it when it is
+    asked for that answer: the turns up to it, it alone learnt. False: one row for a record.
+    """
+    template_error_policy: Global___TemplateErrorPolicy.ValueType
+    """What happens when records cannot be rendered. Unset means STRICT."""
+    num_errors: _builtins.int
+    """Records that cannot be rendered. The first 1,000 are listed by ListRenderingErrors."""
     @_builtins.property
     def split_statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingSplitStatistics]:
         """Counts by split. Set when READY."""
@@ -333,7 +488,9 @@ class Rendering(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Findings about the template that do not stop a job, e.g. an end-of-turn token that is not learnt."""
+        """Findings that do not stop a job, e.g. an end-of-turn token that is not learnt; those about records with their count
+        and the first one's place.
+        """
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -350,6 +507,10 @@ class Rendering(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingFinding]:
+        """What was found in records. Set when READY."""
 
     def __init__(
         self,
@@ -374,10 +535,14 @@ class Rendering(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        split_turns: _builtins.bool = ...,
+        template_error_policy: Global___TemplateErrorPolicy.ValueType = ...,
+        num_errors: _builtins.int = ...,
+        findings: _abc.Iterable[Global___RenderingFinding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "digest", b"digest", "error", b"error", "etag", b"etag", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "split_statistics", b"split_statistics", "state", b"state", "template_date", b"template_date", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "digest", b"digest", "error", b"error", "etag", b"etag", "findings", b"findings", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

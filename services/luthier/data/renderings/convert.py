@@ -14,18 +14,24 @@ from luthier.data.convert import (
     split_to_proto,
 )
 from luthier.data.renderings.domain import (
+    FindingKind,
+    FindingRecord,
     LengthPolicy,
     LengthStatistics,
     MaskMode,
     NewRendering,
     ReadyVersion,
+    RefusedRecord,
     Rendering,
+    RenderingFinding,
     RenderingOutcome,
     RenderingSplitStatistics,
+    TemplateErrorPolicy,
     UnsupervisedRecord,
 )
 from luthier.data.splits import Split
-from luthier.v1 import rendering_pb2
+from luthier.errors import InvalidArgument
+from luthier.v1 import dataset_pb2, rendering_pb2
 from luthier.work.convert import failure_to_status
 from luthier.worker.v1 import task_pb2
 
@@ -40,6 +46,10 @@ def new_rendering(message: rendering_pb2.Rendering) -> NewRendering:
         max_tokens=message.max_tokens,
         length_policy=length_policy_from_proto(message.length_policy, "rendering.length_policy"),
         labels=dict(message.labels),
+        split_turns=message.split_turns,
+        template_error_policy=error_policy_from_proto(
+            message.template_error_policy, "rendering.template_error_policy"
+        ),
     )
 
 
@@ -53,6 +63,16 @@ def length_policy_from_proto(number: int, field: str) -> LengthPolicy:
     """Return a length policy, DROP for unset. Raises InvalidArgument for an unknown number."""
     found = enum_from_proto(LengthPolicy, rendering_pb2.LengthPolicy, "LENGTH_POLICY_", number, field)
     return found or LengthPolicy.DROP
+
+
+def error_policy_from_proto(number: int, field: str) -> TemplateErrorPolicy:
+    """Return a policy for template errors, STRICT for unset. Raises InvalidArgument for an unknown number."""
+    wire, prefix = rendering_pb2.TemplateErrorPolicy, "TEMPLATE_ERROR_POLICY_"
+    return enum_from_proto(TemplateErrorPolicy, wire, prefix, number, field) or TemplateErrorPolicy.STRICT
+
+
+def _error_policy_to_proto(policy: TemplateErrorPolicy) -> rendering_pb2.TemplateErrorPolicy.ValueType:
+    return rendering_pb2.TemplateErrorPolicy.Value(f"TEMPLATE_ERROR_POLICY_{policy}")
 
 
 def _mask_mode_to_proto(mode: MaskMode) -> rendering_pb2.MaskMode.ValueType:
@@ -84,6 +104,10 @@ def rendering_to_proto(rendering: Rendering) -> rendering_pb2.Rendering:
         digest=rendering.digest,
         labels=rendering.labels,
         etag=f'"{rendering.revision}"',
+        split_turns=rendering.split_turns,
+        template_error_policy=_error_policy_to_proto(rendering.template_error_policy),
+        num_errors=rendering.num_errors,
+        findings=[_finding_to_proto(finding) for finding in rendering.findings],
     )
     if rendering.failure is not None:
         message.error.CopyFrom(failure_to_status(rendering.failure))
@@ -102,6 +126,8 @@ def _split_statistics_to_proto(
         num_dropped=statistics.num_dropped,
         num_truncated=statistics.num_truncated,
         num_unsupervised=statistics.num_unsupervised,
+        num_records=statistics.num_records,
+        num_refused=statistics.num_refused,
     )
 
 
@@ -143,6 +169,8 @@ def render_spec(rendering: Rendering, version: ReadyVersion) -> task_pb2.Task:
         max_tokens=rendering.max_tokens,
         length_policy=_length_policy_to_proto(rendering.length_policy),
         template_date=rendering.template_date,
+        split_turns=rendering.split_turns,
+        template_error_policy=_error_policy_to_proto(rendering.template_error_policy),
     )
     return task_pb2.Task(render=spec)
 
@@ -159,6 +187,8 @@ def outcome_from_proto(message: task_pb2.RenderResult) -> RenderingOutcome:
                 num_dropped=split.num_dropped,
                 num_truncated=split.num_truncated,
                 num_unsupervised=split.num_unsupervised,
+                num_records=split.num_records,
+                num_refused=split.num_refused,
             )
             for split in message.split_statistics
         ),
@@ -174,11 +204,21 @@ def outcome_from_proto(message: task_pb2.RenderResult) -> RenderingOutcome:
         warnings=tuple(message.warnings),
         digest=message.digest,
         tokenizer_blob=message.tokenizer.sha256,
+        errors=tuple(
+            RefusedRecord(
+                filename=error.filename, line=error.line, reason=error.reason, message=error.message
+            )
+            for error in message.errors
+        ),
+        num_errors=message.num_errors,
+        findings=tuple(_finding_from_proto(finding) for finding in message.findings),
     )
 
 
-def outcome_to_proto(outcome: RenderingOutcome, tokenizer: task_pb2.BlobFile) -> task_pb2.TaskResult:
-    """Write what a worker brings of a rendering."""
+def outcome_to_proto(
+    outcome: RenderingOutcome, tokenizer: task_pb2.BlobFile | None = None
+) -> task_pb2.TaskResult:
+    """Write what a worker brings of a rendering; one that fails has no tokenizer."""
     result = task_pb2.RenderResult(
         shards=[shard_to_proto(shard) for shard in outcome.shards],
         split_statistics=[_split_statistics_to_proto(split) for split in outcome.split_statistics],
@@ -186,8 +226,47 @@ def outcome_to_proto(outcome: RenderingOutcome, tokenizer: task_pb2.BlobFile) ->
         warnings=outcome.warnings,
         digest=outcome.digest,
         tokenizer=tokenizer,
+        errors=[refused_to_proto(error) for error in outcome.errors],
+        num_errors=outcome.num_errors,
+        findings=[_finding_to_proto(finding) for finding in outcome.findings],
     )
     return task_pb2.TaskResult(render=result)
+
+
+def refused_to_proto(error: RefusedRecord) -> dataset_pb2.RecordError:
+    """Write a record that cannot be rendered."""
+    return dataset_pb2.RecordError(
+        filename=error.filename, line=error.line, reason=error.reason, message=error.message
+    )
+
+
+def _finding_to_proto(finding: RenderingFinding) -> rendering_pb2.RenderingFinding:
+    return rendering_pb2.RenderingFinding(
+        kind=rendering_pb2.RenderingFinding.Kind.Value(f"KIND_{finding.kind}"),
+        num_records=finding.num_records,
+        records=[
+            rendering_pb2.RenderingFindingRecord(
+                filename=record.filename, line=record.line, message=record.message
+            )
+            for record in finding.records
+        ],
+    )
+
+
+def _finding_from_proto(message: rendering_pb2.RenderingFinding) -> RenderingFinding:
+    kind = enum_from_proto(
+        FindingKind, rendering_pb2.RenderingFinding.Kind, "KIND_", message.kind, "findings.kind"
+    )
+    if kind is None:
+        raise InvalidArgument("findings.kind must be set, got KIND_UNSPECIFIED")
+    return RenderingFinding(
+        kind=kind,
+        num_records=message.num_records,
+        records=tuple(
+            FindingRecord(filename=record.filename, line=record.line, message=record.message)
+            for record in message.records
+        ),
+    )
 
 
 def _unsupervised_to_proto(record: UnsupervisedRecord) -> rendering_pb2.UnsupervisedRecord:

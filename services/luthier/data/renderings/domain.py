@@ -15,6 +15,10 @@ from luthier.errors import FailedPrecondition, Failure, FieldViolation, InvalidA
 MAX_TEMPLATE_CHARACTERS = 1 << 18
 MAX_UNSUPERVISED = 1000
 """Records without a supervised token that are kept; all are counted."""
+MAX_ERRORS = 1000
+"""Records that cannot be rendered that are kept; all are counted."""
+MAX_FINDING_RECORDS = 100
+"""Records of a finding that are kept; all are counted."""
 
 
 class RenderingState(StrEnum):
@@ -44,6 +48,24 @@ class LengthPolicy(StrEnum):
     DROP = "DROP"
     TRUNCATE = "TRUNCATE"
     FAIL = "FAIL"
+
+
+class TemplateErrorPolicy(StrEnum):
+    """What happens when records cannot be rendered."""
+
+    STRICT = "STRICT"
+    SKIP = "SKIP"
+
+
+class FindingKind(StrEnum):
+    """What is found in records and does not stop a rendering."""
+
+    JOINED_BOUNDARY = "JOINED_BOUNDARY"
+    INEXACT_BOUNDARY = "INEXACT_BOUNDARY"
+    ONLY_END_LEARNT = "ONLY_END_LEARNT"
+    TURN_NOT_WRITTEN = "TURN_NOT_WRITTEN"
+    ARGUMENTS_NOT_OBJECT = "ARGUMENTS_NOT_OBJECT"
+    ASKED_DIFFERENTLY = "ASKED_DIFFERENTLY"
 
 
 class View(StrEnum):
@@ -77,6 +99,36 @@ class RenderingSplitStatistics:
     num_dropped: int = 0
     num_truncated: int = 0
     num_unsupervised: int = 0
+    num_records: int = 0
+    num_refused: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedRecord:
+    """A record that cannot be rendered, and why."""
+
+    filename: str
+    line: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingRecord:
+    """A record that has a finding; `message` says where in it and what."""
+
+    filename: str
+    line: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderingFinding:
+    """What was found, in how many records, and the first `MAX_FINDING_RECORDS` of them."""
+
+    kind: FindingKind
+    num_records: int
+    records: tuple[FindingRecord, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +168,11 @@ class ReadyVersion(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderingOutcome:
-    """What a worker brings of a rendering; `tokenizer_blob` is the tokenizer.json that made the tokens."""
+    """What a worker brings of a rendering; `tokenizer_blob` is the tokenizer.json that made the tokens.
+
+    `errors` are the first `MAX_ERRORS` records that cannot be rendered, `num_errors` counts all. A rendering that
+    fails for them has no shards.
+    """
 
     shards: tuple[Shard, ...]
     split_statistics: tuple[RenderingSplitStatistics, ...]
@@ -124,6 +180,9 @@ class RenderingOutcome:
     warnings: tuple[str, ...]
     digest: str
     tokenizer_blob: str
+    errors: tuple[RefusedRecord, ...] = ()
+    num_errors: int = 0
+    findings: tuple[RenderingFinding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +216,10 @@ class Rendering:
     shards: tuple[Shard, ...] = ()
     tokenizer_blob: str = ""
     failure: Failure | None = None
+    split_turns: bool = False
+    template_error_policy: TemplateErrorPolicy = TemplateErrorPolicy.STRICT
+    num_errors: int = 0
+    findings: tuple[RenderingFinding, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -196,12 +259,15 @@ class Rendering:
             warnings=outcome.warnings,
             digest=outcome.digest,
             tokenizer_blob=outcome.tokenizer_blob,
+            num_errors=outcome.num_errors,
+            findings=outcome.findings,
         )
 
-    def failed(self, failure: Failure) -> Rendering:
-        """Return the FAILED rendering. Raises FailedPrecondition when it is final."""
+    def failed(self, failure: Failure, outcome: RenderingOutcome | None = None) -> Rendering:
+        """Return the FAILED rendering; an outcome's count of errors is kept. Raises FailedPrecondition when final."""
         self._refuse_final()
-        return replace(self, state=RenderingState.FAILED, failure=failure)
+        num_errors = outcome.num_errors if outcome is not None else 0
+        return replace(self, state=RenderingState.FAILED, failure=failure, num_errors=num_errors)
 
     def require_ready(self) -> Rendering:
         """Return the rendering. Raises FailedPrecondition WRONG_STATE unless it is READY."""
@@ -241,6 +307,8 @@ class NewRendering:
     max_tokens: int
     length_policy: LengthPolicy
     labels: Mapping[str, str]
+    split_turns: bool = False
+    template_error_policy: TemplateErrorPolicy = TemplateErrorPolicy.STRICT
 
 
 def rendering_violations(wanted: NewRendering) -> Iterator[FieldViolation]:

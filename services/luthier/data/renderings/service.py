@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from luthier.data.renderings.domain import (
     ModelView,
     NewRendering,
     ReadyVersion,
+    RefusedRecord,
     Rendering,
     RenderingOutcome,
     RenderingState,
@@ -85,6 +86,7 @@ class RenderingService:
         self._models = models
         self._clock = clock
         self._renderings = repository.renderings()
+        self._errors = repository.RenderingErrors()
 
     async def create(self, parent: str, rendering_id: str, wanted: NewRendering) -> Rendering:
         """Queue a rendering in the project `parent`; it freezes what the model says now, and today's date.
@@ -147,6 +149,12 @@ class RenderingService:
             await self._tasks.request_cancel(connection, name)
             return await self._renderings.get(connection, name)
 
+    async def list_errors(self, name: str, start: int, limit: int) -> Sequence[RefusedRecord]:
+        """Return at most `limit` records that could not be rendered from position `start` on. Raises NotFound."""
+        async with self._database.reading() as connection:
+            await self._renderings.get(connection, name)
+            return await self._errors.page(connection, name, start, limit)
+
     async def to_render(self, connection: AsyncConnection, name: str) -> tuple[Rendering, ReadyVersion]:
         """Return what a worker needs: the rendering as the transaction sees it, and its version."""
         rendering = await self._renderings.get(connection, name)
@@ -165,12 +173,20 @@ class RenderingService:
     async def rendered(self, connection: AsyncConnection, name: str, outcome: RenderingOutcome) -> None:
         """The rendering is READY. Raises InvalidArgument for an outcome that contradicts itself."""
         rendering = await self._renderings.get(connection, name)
+        await self._errors.add(connection, name, outcome.errors)
         await self._save(connection, rendering.rendered(outcome))
 
-    async def failed(self, connection: AsyncConnection, name: str, failure: Failure) -> None:
-        """The rendering is FAILED."""
+    async def failed(
+        self,
+        connection: AsyncConnection,
+        name: str,
+        failure: Failure,
+        outcome: RenderingOutcome | None = None,
+    ) -> None:
+        """The rendering is FAILED; `outcome` is what is known all the same."""
         rendering = await self._renderings.get(connection, name)
-        await self._save(connection, rendering.failed(failure))
+        await self._errors.add(connection, name, outcome.errors if outcome is not None else ())
+        await self._save(connection, rendering.failed(failure, outcome))
 
     async def cancelled(self, connection: AsyncConnection, name: str) -> None:
         """The rendering stopped on request."""
@@ -193,6 +209,8 @@ class RenderingService:
             mask_mode=wanted.mask_mode,
             max_tokens=resolve_max_tokens(wanted.max_tokens, model),
             length_policy=wanted.length_policy,
+            split_turns=wanted.split_turns,
+            template_error_policy=wanted.template_error_policy,
             model_digest=model.digest,
             tokenizer_digest=model.tokenizer_digest,
             template_date=now.date().isoformat(),

@@ -14,6 +14,7 @@ from luthier.data.names import RENDERING, check_name
 from luthier.data.renderings.convert import (
     new_rendering,
     outcome_from_proto,
+    refused_to_proto,
     render_spec,
     rendering_to_proto,
     row_to_proto,
@@ -104,6 +105,21 @@ class RenderingsServicer:
         async for event in self._log.watch(request.name, request.start_sequence):
             yield event
 
+    async def ListRenderingErrors(
+        self, request: data_service_pb2.ListRenderingErrorsRequest, context: Context
+    ) -> data_service_pb2.ListRenderingErrorsResponse:
+        """Page through records that could not be rendered."""
+        check_name(RENDERING, request.parent, self._projects, field="parent")
+        limit = page_size(request.page_size)
+        start, bound = row_page_arguments(
+            self._page_tokens, "ListRenderingErrors", (request.parent,), request.page_token
+        )
+        found = await self._renderings.list_errors(request.parent, start, limit + 1)
+        token = self._page_tokens.encode((str(start + limit),), bound) if len(found) > limit else ""
+        return data_service_pb2.ListRenderingErrorsResponse(
+            errors=[refused_to_proto(error) for error in found[:limit]], next_page_token=token
+        )
+
     async def PreviewRendering(
         self, request: data_service_pb2.PreviewRenderingRequest, context: Context
     ) -> data_service_pb2.PreviewRenderingResponse:
@@ -192,8 +208,10 @@ class RenderHandler:
         failure: Failure,
         result: task_pb2.TaskResult | None,
     ) -> None:
-        """The rendering is FAILED."""
-        await self._renderings.failed(connection, task.subject, failure)
+        """The rendering is FAILED; the records that could not be rendered are kept."""
+        known = result is not None and result.HasField("render")
+        outcome = outcome_from_proto(result.render) if result is not None and known else None
+        await self._renderings.failed(connection, task.subject, failure, outcome)
 
     async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
         """The rendering is CANCELLED."""

@@ -24,7 +24,7 @@ from luthier.data.worker.parquet import RECORD_SCHEMA, ShardWriter, WrittenShard
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import formats
 from luthier.text.readers import Line, read_values
-from luthier.text.records import ChatRecord, Record, record_to_json
+from luthier.text.records import ChatRecord, Record, record_id, record_to_json
 
 MAX_RECORD_BYTES = 1 << 20
 """Longest canonical record: it must travel as one message wherever it is read."""
@@ -115,15 +115,15 @@ class VersionBuilder:
         except formats.RecordError as error:
             self._refuse(place, line, error)
             return
-        record_id = hashlib.sha256(canonical).hexdigest()
-        if not self._seen.add(record_id):
+        name = record_id(record)
+        if not self._seen.add(name):
             self._num_duplicates += 1
             return
-        split = place.split or assign_split(record_id, self._settings)
-        self._digest.update(f"{record_id} {split}\n".encode())
+        split = place.split or assign_split(name, self._settings)
+        self._digest.update(f"{name} {split}\n".encode())
         self._count(record, split)
         row = {
-            "record_id": record_id,
+            "record_id": name,
             "split": split.value,
             "filename": place.filename,
             "line": line.number,

@@ -10,14 +10,20 @@ from typing import Any
 
 import grpc
 
-from luthier.data.renderings.convert import length_policy_from_proto, mask_mode_from_proto, outcome_to_proto
+from luthier.data.renderings.convert import (
+    error_policy_from_proto,
+    length_policy_from_proto,
+    mask_mode_from_proto,
+    outcome_to_proto,
+)
 from luthier.data.renderings.domain import RenderingOutcome
+from luthier.data.shards import Shard
 from luthier.data.worker.build_task import store_shards
 from luthier.data.worker.render_child import Begun, converter
 from luthier.data.worker.rendering import RenderedVersion, RenderPlan
 from luthier.errors import DataLoss, Internal, InvalidArgument, Reason, Unavailable
 from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, bundle_digest
-from luthier.work.context import TaskContext
+from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.limited import LimitedProcess, LimitReached, ProcessBroken, ProcessKilled
 from luthier.work.limited_child import Limits
 from luthier.work.model_files import fetch_model
@@ -39,20 +45,28 @@ def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], t
         plan = _plan(context, spec, bundle)
         total = sum(shard.num_rows for shard in spec.shards)
         rendered = _run(context, plan, limits, total)
+        if rendered.failure is not None:
+            raise TaskFailed(rendered.failure.to_error(), outcome_to_proto(_outcome(rendered, (), "")))
         shards = store_shards(context, rendered.shards)
         tokenizer = context.store(bundle / TOKENIZER_FILE, TOKENIZER_FILE)
         context.progress("rendering", total, total, "records")
-        outcome = RenderingOutcome(
-            shards=shards,
-            split_statistics=rendered.splits,
-            unsupervised_records=rendered.unsupervised,
-            warnings=rendered.warnings,
-            digest=rendered.digest,
-            tokenizer_blob=tokenizer.sha256,
-        )
-        return outcome_to_proto(outcome, tokenizer)
+        return outcome_to_proto(_outcome(rendered, shards, tokenizer.sha256), tokenizer)
 
     return render
+
+
+def _outcome(rendered: RenderedVersion, shards: tuple[Shard, ...], tokenizer_blob: str) -> RenderingOutcome:
+    return RenderingOutcome(
+        shards=shards,
+        split_statistics=rendered.splits,
+        unsupervised_records=rendered.unsupervised,
+        warnings=rendered.warnings,
+        digest=rendered.digest,
+        tokenizer_blob=tokenizer_blob,
+        errors=rendered.errors,
+        num_errors=rendered.num_errors,
+        findings=rendered.findings,
+    )
 
 
 def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> Path:
@@ -84,6 +98,8 @@ def _plan(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> Rend
         max_tokens=spec.max_tokens,
         length_policy=length_policy_from_proto(spec.length_policy, "length_policy"),
         template_date=spec.template_date,
+        split_turns=spec.split_turns,
+        template_error_policy=error_policy_from_proto(spec.template_error_policy, "template_error_policy"),
     )
 
 

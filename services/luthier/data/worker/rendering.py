@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -19,20 +19,26 @@ from luthier.data.renderings.domain import (
     LengthPolicy,
     LengthStatistics,
     MaskMode,
+    RefusedRecord,
+    RenderingFinding,
     RenderingSplitStatistics,
+    TemplateErrorPolicy,
     UnsupervisedRecord,
 )
 from luthier.data.splits import Split
+from luthier.data.worker.findings import RecordFindings
 from luthier.data.worker.parquet import ROW_SCHEMA, ShardWriter, WrittenShard
-from luthier.errors import InvalidArgument, Reason
+from luthier.data.worker.refusals import Refusals
+from luthier.errors import Failure, InvalidArgument, Reason
 from luthier.text import rendering as text
-from luthier.text.records import record_from_json
+from luthier.text.records import Record, record_from_json
 from luthier.text.statistics import Lengths
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 
 _BATCH_RECORDS = 64
-_DIGEST_VERSION = "luthier-rendering-1"
+# 2: answers are encoded apart from what asks for them, arguments of tool calls are objects.
+_DIGEST_VERSION = "luthier-rendering-2"
 _COLUMNS = ["record_id", "split", "filename", "line", "record"]
 
 
@@ -50,17 +56,27 @@ class RenderPlan:
     max_tokens: int
     length_policy: LengthPolicy
     template_date: str
+    split_turns: bool = False
+    template_error_policy: TemplateErrorPolicy = TemplateErrorPolicy.STRICT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedVersion:
-    """A rendering's content. `unsupervised` are the first `MAX_UNSUPERVISED`; the statistics count all."""
+    """A rendering's content. `unsupervised` are the first `MAX_UNSUPERVISED`; the statistics count all.
+
+    `errors` are the first `MAX_ERRORS` records that cannot be rendered, `num_errors` counts all. With a `failure`
+    there are no shards.
+    """
 
     shards: tuple[WrittenShard, ...]
     splits: tuple[RenderingSplitStatistics, ...]
     unsupervised: tuple[UnsupervisedRecord, ...]
     warnings: tuple[str, ...]
     digest: str
+    errors: tuple[RefusedRecord, ...] = ()
+    num_errors: int = 0
+    findings: tuple[RenderingFinding, ...] = ()
+    failure: Failure | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,6 +87,9 @@ class _Counts:
     num_dropped: int = 0
     num_truncated: int = 0
     num_unsupervised: int = 0
+    num_without_row: int = 0
+    num_records: int = 0
+    num_refused: int = 0
 
 
 class RecordRenderer:
@@ -84,16 +103,58 @@ class RecordRenderer:
         self._writer = ShardWriter(Path(plan.output_folder), "rows", ROW_SCHEMA, self._shards.append)
         self._counts: dict[Split, _Counts] = {}
         self._unsupervised: list[UnsupervisedRecord] = []
+        self._findings = RecordFindings()
+        self._refusals = Refusals(plan.template_error_policy)
         self._digest = hashlib.sha256(_settings_line(plan))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Render a stored record. Raises InvalidArgument that names its file and line."""
-        split = Split(row["split"])
-        counts = self._counts.setdefault(split, _Counts())
-        with _placed(row):
-            rendered = self._renderer.render(record_from_json(row["record"]))
-            policy = text.LengthPolicy(self._plan.length_policy.value)
-            fitted = text.fit(rendered, self._plan.max_tokens, policy)
+        """Render a stored record; what refuses it is kept for `finish`."""
+        counts = self._counts.setdefault(Split(row["split"]), _Counts())
+        counts.num_records += 1
+        policy = text.LengthPolicy(self._plan.length_policy.value)
+        try:
+            rendered = self._rendered(record_from_json(row["record"]))
+            fitted = [text.fit(one, self._plan.max_tokens, policy) for one in rendered]
+        except (TemplateError, text.RenderingError) as error:
+            counts.num_refused += 1
+            self._refusals.add(row, error)
+            return
+        if self._refusals.is_fatal:
+            return  # it is only looked for others that are refused
+        kept = [one for one, part in zip(rendered, fitted, strict=True) if part is not None]
+        self._findings.add(row, [finding for one in kept for finding in one.findings])
+        if not rendered:
+            counts.num_without_row += 1
+            self._note_unsupervised(row, "no row: every assistant turn has weight 0")
+        for whole, part in zip(rendered, fitted, strict=True):
+            self._add_row(row, counts, whole, part)
+
+    def finish(self) -> RenderedVersion:
+        """Close the files and return the rendering, or why it fails."""
+        self._writer.close()
+        failure = self._refusals.failure(sum(counts.num_records for counts in self._counts.values()))
+        return RenderedVersion(
+            shards=tuple(self._shards) if failure is None else (),
+            splits=tuple(
+                _split_statistics(split, self._counts[split]) for split in Split if split in self._counts
+            ),
+            unsupervised=tuple(self._unsupervised),
+            warnings=tuple(self._warnings()) if failure is None else (),
+            digest=self._digest.hexdigest() if failure is None else "",
+            errors=self._refusals.records,
+            num_errors=self._refusals.num_records,
+            findings=self._findings.summary(),
+            failure=failure,
+        )
+
+    def _rendered(self, record: Record) -> tuple[text.Rendered, ...]:
+        if self._plan.split_turns:
+            return self._renderer.render_turns(record)
+        return (self._renderer.render(record),)
+
+    def _add_row(
+        self, row: Mapping[str, Any], counts: _Counts, whole: text.Rendered, fitted: text.Rendered | None
+    ) -> None:
         if fitted is None:
             counts.num_dropped += 1
             return
@@ -103,21 +164,8 @@ class RecordRenderer:
         counts.supervised.add(fitted.num_supervised)
         if fitted.num_supervised == 0:
             counts.num_unsupervised += 1
-            self._note_unsupervised(row, rendered, fitted)
+            self._note_unsupervised(row, _why_unsupervised(whole, fitted))
         self._write(row, fitted)
-
-    def finish(self) -> RenderedVersion:
-        """Close the files and return the rendering."""
-        self._writer.close()
-        return RenderedVersion(
-            shards=tuple(self._shards),
-            splits=tuple(
-                _split_statistics(split, self._counts[split]) for split in Split if split in self._counts
-            ),
-            unsupervised=tuple(self._unsupervised),
-            warnings=tuple(self._warnings()),
-            digest=self._digest.hexdigest(),
-        )
 
     def _write(self, row: Mapping[str, Any], fitted: text.Rendered) -> None:
         ids = array("i", fitted.input_ids)
@@ -139,17 +187,9 @@ class RecordRenderer:
             12 * len(ids) + 300,
         )
 
-    def _note_unsupervised(
-        self, row: Mapping[str, Any], rendered: text.Rendered, fitted: text.Rendered
-    ) -> None:
+    def _note_unsupervised(self, row: Mapping[str, Any], message: str) -> None:
         if len(self._unsupervised) == MAX_UNSUPERVISED:
             return
-        message = "no token is learnt: every assistant turn has weight 0 or is empty"
-        if rendered.num_supervised:
-            message = (
-                f"no token is learnt: the first one stands at {rendered.loss_mask.index(True)}, "
-                f"the record is cut at {len(fitted.input_ids)} tokens"
-            )
         self._unsupervised.append(
             UnsupervisedRecord(
                 record_id=row["record_id"], filename=row["filename"], line=row["line"], message=message
@@ -162,6 +202,13 @@ class RecordRenderer:
             yield "the train split has no rows: there is nothing to learn from"
         elif train.num_rows == train.num_unsupervised:
             yield f"none of the {train.num_rows} rows of the train split has a token to learn"
+        if self._refusals.num_records:
+            first = self._refusals.records[0]
+            yield (
+                f"{self._refusals.num_records} records cannot be rendered and are left out; the first is "
+                f"{first.filename}:{first.line}: {first.message}"
+            )
+        yield from self._findings.warnings()
         # They come from a conversation made up for it, which a template may refuse though it takes the records.
         with suppress(TemplateError, text.RenderingError):
             yield from self._renderer.warnings()
@@ -170,7 +217,8 @@ class RecordRenderer:
 def render_plan(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None]) -> RenderedVersion:
     """Render all records of a plan; `begin` hears of each one before: how many are done, and the record.
 
-    Raises InvalidArgument that names file and line of the record at fault.
+    Raises InvalidArgument MODEL_INVALID, TEMPLATE_INVALID before any record; what is wrong with records is in what
+    it returns.
     """
     renderer = RecordRenderer(plan)
     done = 0
@@ -200,21 +248,18 @@ def _renderer(plan: RenderPlan) -> text.Renderer:
         )
     except TemplateError as error:
         raise InvalidArgument(
-            f"{error}; pass a chat_template that does", reason=Reason.TEMPLATE_INVALID
+            f"{error}; pass one that does by --chat-template FILE (chat_template)",
+            reason=Reason.TEMPLATE_INVALID,
         ) from error
 
 
-@contextmanager
-def _placed(row: Mapping[str, Any]) -> Iterator[None]:
-    """Add the record's place to what goes wrong in a block."""
-    try:
-        yield
-    except (TemplateError, text.RenderingError) as error:
-        reason = error.reason if isinstance(error, text.RenderingError) else Reason.TEMPLATE_INVALID
-        filename, line = row["filename"], str(row["line"])
-        raise InvalidArgument(
-            f"{filename}:{line}: {error}", reason=reason, metadata={"filename": filename, "line": line}
-        ) from error
+def _why_unsupervised(whole: text.Rendered, fitted: text.Rendered) -> str:
+    if whole.num_supervised:
+        return (
+            f"no token is learnt: the first one stands at {whole.loss_mask.index(True)}, "
+            f"the record is cut at {len(fitted.input_ids)} tokens"
+        )
+    return "no token is learnt: every assistant turn has weight 0 or is empty"
 
 
 def _split_statistics(split: Split, counts: _Counts) -> RenderingSplitStatistics:
@@ -224,7 +269,9 @@ def _split_statistics(split: Split, counts: _Counts) -> RenderingSplitStatistics
         supervised_tokens=LengthStatistics(**asdict(counts.supervised.summary())),
         num_dropped=counts.num_dropped,
         num_truncated=counts.num_truncated,
-        num_unsupervised=counts.num_unsupervised,
+        num_unsupervised=counts.num_unsupervised + counts.num_without_row,
+        num_records=counts.num_records,
+        num_refused=counts.num_refused,
     )
 
 
@@ -238,5 +285,7 @@ def _settings_line(plan: RenderPlan) -> bytes:
         "max_tokens": plan.max_tokens,
         "length_policy": plan.length_policy,
         "template_date": plan.template_date,
+        "split_turns": plan.split_turns,
+        "template_error_policy": plan.template_error_policy,
     }
     return json.dumps(settings, sort_keys=True).encode() + b"\n"

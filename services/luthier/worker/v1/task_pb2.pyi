@@ -399,6 +399,8 @@ class RenderSpec(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     LENGTH_POLICY_FIELD_NUMBER: _builtins.int
     TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
+    SPLIT_TURNS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ERROR_POLICY_FIELD_NUMBER: _builtins.int
     dataset_digest: _builtins.str
     """Digest of the version."""
     tokenizer_digest: _builtins.str
@@ -413,6 +415,10 @@ class RenderSpec(_message.Message):
     """What happens to longer records."""
     template_date: _builtins.str
     """Date that templates see, YYYY-MM-DD."""
+    split_turns: _builtins.bool
+    """Whether a conversation becomes one row for each answer that is learnt."""
+    template_error_policy: _rendering_pb2.TemplateErrorPolicy.ValueType
+    """What happens when records cannot be rendered."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:
         """Shards of the version, in row order."""
@@ -433,10 +439,12 @@ class RenderSpec(_message.Message):
         max_tokens: _builtins.int = ...,
         length_policy: _rendering_pb2.LengthPolicy.ValueType = ...,
         template_date: _builtins.str = ...,
+        split_turns: _builtins.bool = ...,
+        template_error_policy: _rendering_pb2.TemplateErrorPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "dataset_digest", b"dataset_digest", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "shards", b"shards", "template_date", b"template_date", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "dataset_digest", b"dataset_digest", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "shards", b"shards", "split_turns", b"split_turns", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -454,8 +462,13 @@ class RenderResult(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    NUM_ERRORS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Digest in hex."""
+    num_errors: _builtins.int
+    """All of them."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:
         """Its shards, in row order."""
@@ -476,6 +489,14 @@ class RenderResult(_message.Message):
     def tokenizer(self) -> Global___BlobFile:
         """The tokenizer.json that made the tokens, so that they can be shown as text."""
 
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.RecordError]:
+        """The first 1,000 records that cannot be rendered."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[_rendering_pb2.RenderingFinding]:
+        """What was found in records."""
+
     def __init__(
         self,
         *,
@@ -485,10 +506,13 @@ class RenderResult(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         digest: _builtins.str = ...,
         tokenizer: Global___BlobFile | None = ...,
+        errors: _abc.Iterable[_dataset_pb2.RecordError] | None = ...,
+        num_errors: _builtins.int = ...,
+        findings: _abc.Iterable[_rendering_pb2.RenderingFinding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "shards", b"shards", "split_statistics", b"split_statistics", "tokenizer", b"tokenizer", "unsupervised_records", b"unsupervised_records", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "errors", b"errors", "findings", b"findings", "num_errors", b"num_errors", "shards", b"shards", "split_statistics", b"split_statistics", "tokenizer", b"tokenizer", "unsupervised_records", b"unsupervised_records", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

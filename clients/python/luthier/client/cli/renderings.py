@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,10 @@ _MASKS = {
     "message-weight": "MESSAGE_WEIGHT",
     "completion": "COMPLETION",
 }
+
+
+_SHOWN_ERRORS = 20
+_SHOWN_RECORDS = 10
 
 
 @click.group(cls=SuggestingGroup)
@@ -53,15 +57,42 @@ def renderings() -> None:
     help="For longer records. [default: drop]",
 )
 @click.option(
-    "--template", type=click.File(encoding="utf-8"), help="Jinja chat template in place of the model's."
+    "--chat-template",
+    "--template",
+    "template",
+    metavar="FILE",
+    type=click.File(encoding="utf-8"),
+    help="Jinja chat template in place of the model's.",
+)
+@click.option(
+    "--split-turns",
+    is_flag=True,
+    help="One row for each answer, as the model will see it when it is asked for it.",
+)
+@click.option(
+    "--template-errors",
+    type=click.Choice(["strict", "skip"]),
+    help="What records do that cannot be rendered: fail all, or be left out. [default: strict]",
 )
 @pass_session
 def create(session: Session, version: str, model: str, name: str, **settings: object) -> None:
     """Render VERSION (DATASET/VERSION) with a model's tokenizer."""
-    from luthier.client.cli.following import follow
-    from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode, Rendering
+    started = session.client.renderings.create(_wanted(version, model, settings), rendering_id=name)
+    done = _finished(session, started.name)
+    session.show(done, _facts)
+    if done.num_errors:
+        session.hint(f"renderings errors {short(done.name)}")
+    session.hint(f"renderings preview {short(done.name)}")
+    session.hint(f"jobs plan --model {short(done.model)} --rendering {short(done.name)}")
 
-    wanted = Rendering(dataset_version=version, model=model)
+
+def _wanted(version: str, model: str, settings: dict[str, object]) -> Rendering:
+    from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode, Rendering, TemplateErrorPolicy
+
+    wanted = Rendering(dataset_version=version, model=model, split_turns=bool(settings["split_turns"]))
+    if settings["template_errors"]:
+        policy = f"TEMPLATE_ERROR_POLICY_{str(settings['template_errors']).upper()}"
+        wanted.template_error_policy = TemplateErrorPolicy.Value(policy)
     if settings["mask"]:
         wanted.mask_mode = MaskMode.Value(f"MASK_MODE_{_MASKS[str(settings['mask'])]}")
     if settings["max_tokens"]:
@@ -70,12 +101,25 @@ def create(session: Session, version: str, model: str, name: str, **settings: ob
         wanted.length_policy = LengthPolicy.Value(f"LENGTH_POLICY_{str(settings['length_policy']).upper()}")
     if settings["template"]:
         wanted.chat_template = settings["template"].read()  # type: ignore[attr-defined]
-    started = session.client.renderings.create(wanted, rendering_id=name)
-    stop = f"renderings cancel {short(started.name)}"
-    done = follow(session, started.name, session.client.renderings.wait, stop=stop)
-    session.show(done, _facts)
-    session.hint(f"renderings preview {short(done.name)}")
-    session.hint(f"jobs plan --model {short(done.model)} --rendering {short(done.name)}")
+    return wanted
+
+
+def _finished(session: Session, name: str) -> Rendering:
+    """Return the rendering once it is READY; show the first refused records when it fails."""
+    from luthier.client.cli.following import follow
+    from luthier.client.cli.views import error_table
+    from luthier.client.failures import RenderingFailed
+
+    try:
+        stop = f"renderings cancel {short(name)}"
+        return follow(session, name, session.client.renderings.wait, stop=stop)
+    except RenderingFailed:
+        errors = list(islice(session.client.renderings.errors(name), _SHOWN_ERRORS + 1))
+        if errors and not session.as_json:
+            session.err.print(error_table(errors[:_SHOWN_ERRORS]))
+            if len(errors) > _SHOWN_ERRORS:
+                session.note(f"... and more: luthier renderings errors {short(name)}")
+        raise
 
 
 @renderings.command("list")
@@ -99,6 +143,16 @@ def show(session: Session, name: str) -> None:
 def cancel(session: Session, name: str) -> None:
     """Ask a rendering that is being made to stop."""
     session.show(session.client.renderings.cancel(name), _facts)
+
+
+@renderings.command()
+@click.argument("name")
+@pass_session
+def errors(session: Session, name: str) -> None:
+    """List the records that could not be rendered: file and line, reason."""
+    from luthier.client.cli.views import error_table
+
+    session.show_list(session.client.renderings.errors(name), error_table)
 
 
 @renderings.command()
@@ -178,7 +232,7 @@ def _facts(rendering: Rendering) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from luthier.client.cli.views import facts, failure, number, split_name, state, table
+    from luthier.client.cli.views import facts, failure, number, state
 
     head = facts(
         [
@@ -187,11 +241,23 @@ def _facts(rendering: Rendering) -> Group:
             ("failure", failure(rendering)),
             ("version", short(rendering.dataset_version)),
             ("model", short(rendering.model)),
+            ("rows", "one for each answer" if rendering.split_turns else ""),
             ("digest", rendering.digest),
+            ("cannot be rendered", number(rendering.num_errors) if rendering.num_errors else ""),
         ]
     )
-    splits = table(
+    splits = _splits(rendering)
+    warnings = [Text(f"warning: {warning}", "yellow") for warning in rendering.warnings]
+    named = [Text(line, "yellow") for line in _named_records(rendering)]
+    return Group(head, *((Text(""), splits) if splits.row_count else ()), *warnings, *named)
+
+
+def _splits(rendering: Rendering) -> Table:
+    from luthier.client.cli.views import number, split_name, table
+
+    made = table(
         "SPLIT",
+        "#RECORDS",
         "#ROWS",
         "#TOKENS",
         "#P50",
@@ -200,23 +266,25 @@ def _facts(rendering: Rendering) -> Group:
         "#LEARNT",
         "#DROPPED",
         "#TRUNCATED",
+        "#REFUSED",
         "#NOTHING TO LEARN",
     )
     for entry in rendering.split_statistics:
         tokens = entry.tokens
-        counts = (
-            tokens.count,
-            tokens.sum,
-            tokens.p50,
-            tokens.p95,
-            tokens.maximum,
-            entry.supervised_tokens.sum,
-        )
-        left_out = (entry.num_dropped, entry.num_truncated, entry.num_unsupervised)
-        splits.add_row(split_name(entry.split), *(number(count) for count in counts + left_out))
-    nothing = [
-        Text(f"nothing to learn: {record.filename}:{record.line}: {record.message}", "yellow")
-        for record in rendering.unsupervised_records[:10]
-    ]
-    warnings = [Text(f"warning: {warning}", "yellow") for warning in rendering.warnings]
-    return Group(head, *((Text(""), splits) if splits.row_count else ()), *warnings, *nothing)
+        lengths = (tokens.count, tokens.sum, tokens.p50, tokens.p95, tokens.maximum)
+        left_out = (entry.num_dropped, entry.num_truncated, entry.num_refused, entry.num_unsupervised)
+        counts = (entry.num_records, *lengths, entry.supervised_tokens.sum, *left_out)
+        made.add_row(split_name(entry.split), *(number(count) for count in counts))
+    return made
+
+
+def _named_records(rendering: Rendering) -> Iterator[str]:
+    """Yield the first records that teach nothing, and of each finding those behind the one that its warning names."""
+    from luthier.v1.rendering_pb2 import RenderingFinding
+
+    for unsupervised in rendering.unsupervised_records[:_SHOWN_RECORDS]:
+        yield f"nothing to learn: {unsupervised.filename}:{unsupervised.line}: {unsupervised.message}"
+    for finding in rendering.findings:
+        kind = RenderingFinding.Kind.Name(finding.kind).removeprefix("KIND_").replace("_", " ").lower()
+        for record in finding.records[1:_SHOWN_RECORDS]:
+            yield f"{kind}: {record.filename}:{record.line}: {record.message}"

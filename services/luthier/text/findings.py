@@ -1,0 +1,51 @@
+"""What rendering a record can show that does not stop it, and that nobody would see in the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FindingKind(StrEnum):
+    """What was found. The names are those of the API."""
+
+    JOINED_BOUNDARY = "JOINED_BOUNDARY"
+    INEXACT_BOUNDARY = "INEXACT_BOUNDARY"
+    ONLY_END_LEARNT = "ONLY_END_LEARNT"
+    TURN_NOT_WRITTEN = "TURN_NOT_WRITTEN"
+    ARGUMENTS_NOT_OBJECT = "ARGUMENTS_NOT_OBJECT"
+    ASKED_DIFFERENTLY = "ASKED_DIFFERENTLY"
+
+    @property
+    def explanation(self) -> str:
+        """What is so of the records that have it, and what it means."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    FindingKind.JOINED_BOUNDARY: (
+        "an answer begins inside a token of the whole text: it is encoded apart from what asks for it, as the model "
+        "is asked"
+    ),
+    FindingKind.INEXACT_BOUNDARY: (
+        "an answer begins where the tokenizer cannot go on exactly: it is encoded on its own, and may read "
+        "differently behind what asks for it"
+    ),
+    FindingKind.ONLY_END_LEARNT: (
+        "no token of an answer is learnt but white space and its end: this teaches to say nothing"
+    ),
+    FindingKind.TURN_NOT_WRITTEN: "the chat template leaves out text of a turn: the model does not see it",
+    FindingKind.ARGUMENTS_NOT_OBJECT: "a tool call's arguments are no JSON object: templates get them as text",
+    FindingKind.ASKED_DIFFERENTLY: (
+        "an answer is learnt behind other text than the model sees when it is asked, as the chat template writes "
+        "earlier turns differently once more follow"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something found in one record; `message` says where in it and what."""
+
+    kind: FindingKind
+    message: str

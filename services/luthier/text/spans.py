@@ -1,0 +1,217 @@
+"""The text of a conversation, where in it each answer is asked for, and what of it an assistant says.
+
+A template that marks assistant turns by `generation` blocks says itself what they say. For others a turn is the
+difference between the text that asks for it and the text up to it; both must stand unchanged in the whole text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.text.templates import ChatTemplate, RenderedText, TemplateError
+
+Span = tuple[int, int]
+Values = Sequence[Mapping[str, Any]]
+_SHOWN_CHARACTERS = 60
+
+
+class RenderingError(ValueError):
+    """A record that cannot be rendered under these settings.
+
+    Attributes:
+        reason: a code that a program can switch on.
+        hint: what the one who made the settings can do about it, as a clause; empty when nothing.
+    """
+
+    def __init__(self, reason: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.hint = hint
+
+
+class TemplateNotPrefixPreserving(RenderingError):
+    """The template writes earlier turns differently once a turn follows, so the assistant's text cannot be found."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__("TEMPLATE_NOT_PREFIX_PRESERVING", message, hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A conversation's text.
+
+    `cuts` are the places, rising, up to which the text asks for an answer. `spans` are the answers by message index,
+    end-of-turn token included. `asked_differently` are those that stand behind other text than asks for them.
+    """
+
+    text: str
+    cuts: tuple[int, ...] = ()
+    spans: Mapping[int, Span] = field(default_factory=dict)
+    asked_differently: tuple[int, ...] = ()
+
+
+class Writer:
+    """Writes conversations by one template.
+
+    Args:
+        template: the template.
+        special_tokens: texts that templates use by name.
+        endings: tokens that may end a turn.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, special_tokens: Mapping[str, str], endings: Sequence[str]
+    ) -> None:
+        self._template = template
+        self._special_tokens = special_tokens
+        self._endings = endings
+
+    def ask(self, messages: Values, tools: Values) -> Written:
+        """Return the text that asks for the next turn.
+
+        Raises:
+            TemplateError: the template refuses the conversation.
+        """
+        rendered = self._render(messages, tools, asks=True)
+        return Written(text=rendered.text, cuts=self._history_cuts(messages, tools, rendered))
+
+    def text(self, messages: Values, tools: Values) -> str:
+        """Return the text of a whole conversation. Raises TemplateError."""
+        return self._render(messages, tools).text
+
+    def write(
+        self, messages: Values, tools: Values, learnt: Collection[int], asked: dict[int, str | None]
+    ) -> Written:
+        """Return the text of a whole conversation, and the spans of the assistant turns `learnt`.
+
+        `asked` are the texts that ask for turns, by message index, as far as they are known; it is filled. Calls for
+        beginnings of one conversation may share it.
+
+        Raises:
+            RenderingError: the template's blocks do not mark every turn, or TEMPLATE_NOT_PREFIX_PRESERVING.
+            TemplateError: the template refuses the conversation.
+        """
+        whole = self._render(messages, tools)
+        turns = _assistants(messages)
+        for index in turns:
+            needed = index in learnt and not self._template.has_generation_blocks
+            if index not in asked or (needed and asked[index] is None):
+                asked[index] = self._asking(messages, tools, index, needed=needed)
+        asking = {index: asked[index] for index in turns}
+        if self._template.has_generation_blocks:
+            return self._marked(whole, turns, asking, learnt)
+        spans = {
+            index: self._difference(messages, tools, index, (asking[index] or "", whole.text))
+            for index in turns
+            if index in learnt
+        }
+        cuts = {len(text) for text in asking.values() if text is not None and whole.text.startswith(text)}
+        return Written(text=whole.text, cuts=tuple(sorted(cuts)), spans=spans)
+
+    def ending(self, turn: str) -> str | None:
+        """Return the special token that ends a turn's text, None when there is none."""
+        bare = turn.rstrip()
+        endings = (token for token in self._endings if token and bare.endswith(token))
+        return max(endings, key=len, default=None)
+
+    def _marked(
+        self,
+        whole: RenderedText,
+        turns: Sequence[int],
+        asking: Mapping[int, str | None],
+        learnt: Collection[int],
+    ) -> Written:
+        if len(whole.generated) != len(turns):
+            raise RenderingError(
+                "TEMPLATE_INVALID",
+                f"the template's generation blocks must mark every assistant turn: it marked "
+                f"{len(whole.generated)} of {len(turns)}",
+            )
+        marked = dict(zip(turns, whole.generated, strict=True))
+        spans = {index: self._trimmed(whole.text, span) for index, span in marked.items() if index in learnt}
+        differently = tuple(index for index in spans if not whole.text.startswith(asking[index] or "\0"))
+        return Written(
+            text=whole.text,
+            cuts=_cuts(whole.text, asking, marked),
+            spans=spans,
+            asked_differently=differently,
+        )
+
+    def _history_cuts(self, messages: Values, tools: Values, rendered: RenderedText) -> tuple[int, ...]:
+        turns = _assistants(messages)
+        asking = {index: self._asking(messages, tools, index) for index in turns}
+        found = len(rendered.generated) == len(turns)
+        marked = dict(zip(turns, rendered.generated, strict=True)) if found else {}
+        return _cuts(rendered.text, asking, marked)
+
+    def _asking(self, messages: Values, tools: Values, index: int, *, needed: bool = False) -> str | None:
+        """Return the text that asks for turn `index`; None when the template refuses it and it is not needed."""
+        try:
+            return self._render(messages[:index], tools, asks=True).text
+        except TemplateError:
+            if needed:
+                raise
+            return None
+
+    def _difference(self, messages: Values, tools: Values, index: int, texts: tuple[str, str]) -> Span:
+        """Find turn `index` between the text that asks for it and the text up to it, in the whole text."""
+        before, whole = texts
+        is_last = index == len(messages) - 1
+        upto = whole if is_last else self._render(messages[: index + 1], tools).text
+        for shorter, longer in ((before, upto), (upto, whole)):
+            if not longer.startswith(shorter):
+                follows = "the answer follows" if longer is upto and is_last else "more turns follow"
+                hint = _LAST_HINT if is_last else _HINT
+                raise TemplateNotPrefixPreserving(_changed(index, shorter, longer, follows), hint)
+        return self._trimmed(whole, (len(before), len(upto)))
+
+    def _trimmed(self, text: str, span: Span) -> Span:
+        """Cut what follows the end-of-turn token: white space that belongs to the next turn."""
+        start, end = span
+        written = text[start:end]
+        return (start, start + len(written.rstrip())) if self.ending(written) is not None else span
+
+    def _render(self, messages: Values, tools: Values, *, asks: bool = False) -> RenderedText:
+        return self._template.render(
+            messages, tools=tools, add_generation_prompt=asks, special_tokens=self._special_tokens
+        )
+
+
+_BLOCKS_HINT = (
+    "--chat-template FILE (chat_template) with a template whose assistant turns stand in {% generation %} "
+    "blocks"
+)
+_HINT = f"pass --split-turns (split_turns), --mask last-turn (mask_mode LAST_TURN), or {_BLOCKS_HINT}"
+_LAST_HINT = f"pass {_BLOCKS_HINT}"
+
+
+def _assistants(messages: Values) -> list[int]:
+    return [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
+
+
+def _cuts(text: str, asking: Mapping[int, str | None], marked: Mapping[int, Span]) -> tuple[int, ...]:
+    """Return where answers are asked for in a text; where other text asks for one, where its block begins."""
+    cuts: list[int] = []
+    for index, asks in asking.items():
+        if asks is not None and text.startswith(asks):
+            cuts.append(len(asks))
+        elif index in marked:
+            cuts.append(marked[index][0])
+    return tuple(sorted(set(cuts)))
+
+
+def _changed(index: int, shorter: str, longer: str, follows: str) -> str:
+    place = next(
+        (at for at, (left, right) in enumerate(zip(shorter, longer, strict=False)) if left != right),
+        min(len(shorter), len(longer)),
+    )
+    return (
+        f"the chat template is not prefix-preserving: at message {index} the text "
+        f"{shorter[place : place + _SHOWN_CHARACTERS]!r} becomes {longer[place : place + _SHOWN_CHARACTERS]!r} "
+        f"once {follows}"
+    )
+
+
+__all__ = ["RenderingError", "Span", "TemplateNotPrefixPreserving", "Writer", "Written"]
