@@ -52,7 +52,7 @@ class Resource(Protocol):
 
     @property
     def revision(self) -> int:
-        """Counts changes from 1."""
+        """Counts changes from 1, reports of progress aside. The etag is made of it."""
 
 
 T = TypeVar("T", bound=Resource)
@@ -149,7 +149,17 @@ class Resources(Generic[T]):
 
         Raises Aborted ETAG_MISMATCH when the stored revision is another than `value.revision`, and NotFound.
         """
-        changed = replace(value, revision=value.revision + 1, update_time=self._clock())
+        return await self._store(connection, value, value.revision + 1)
+
+    async def report(self, connection: AsyncConnection, value: T) -> T:
+        """Store how far a resource has come, and nothing else; return it as stored. Raises as `update`.
+
+        The revision stays, and with it the etag: who wants to change what is at work need not win a race with it.
+        """
+        return await self._store(connection, value, value.revision)
+
+    async def _store(self, connection: AsyncConnection, value: T, revision: int) -> T:
+        changed = replace(value, revision=revision, update_time=self._clock())
         columns = self._table.c
         result = await connection.execute(
             update(self._table)

@@ -227,3 +227,19 @@ async def test_create_rendering_while_models_are_away_says_so(service: Any) -> N
     )
     with pytest.raises(Unavailable, match="cannot be reached; call again"):
         await service.call("CreateRendering", request)
+
+
+async def test_etags_of_versions_and_renderings_count_states_and_no_progress(service: Any) -> None:
+    async with service.worker():
+        version = await service.version(lines(chat("q", "a")))
+        rendering = await service.rendering(version.name)
+        for name, watch, request in (
+            (version.name, "WatchDatasetVersion", data_service_pb2.WatchDatasetVersionRequest),
+            (rendering.name, "WatchRendering", data_service_pb2.WatchRenderingRequest),
+        ):
+            events = await service.stream(watch, request(name=name))
+            kinds = [event.WhichOneof("payload") for event in events]
+            assert kinds.count("progress") >= 1
+            # Made, begun, done.
+            assert kinds.count("state_change") == 3
+    assert (version.etag, rendering.etag) == ('"3"', '"3"')

@@ -507,7 +507,7 @@ class Evaluation(_message.Message):
     dataset_digest: _builtins.str
     """Digest of the dataset version."""
     etag: _builtins.str
-    """Changes with every change of the resource."""
+    """Changes with every change of the resource; how far it has come is none."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""

@@ -401,7 +401,7 @@ class FineTuningJob(_message.Message):
     num_attempts: _builtins.int
     """Attempts so far."""
     etag: _builtins.str
-    """Changes with every change of the resource."""
+    """Changes with every change of the resource; how far it has come is none."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
