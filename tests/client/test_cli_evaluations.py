@@ -13,6 +13,10 @@ from luthier.v1.dataset_pb2 import (
 )
 from luthier.v1.evaluation_pb2 import (
     FINISH_REASON_STOP,
+    SCORE_DIRECTION_LOWER_IS_BETTER,
+    SCORE_KIND_BINARY,
+    SCORE_KIND_REAL,
+    TEXT_FORM_NFC,
     VERDICT_BETTER,
     ArmResult,
     Comparison,
@@ -33,8 +37,23 @@ def test_evaluations_show_compares_the_arms(services: Any, run: Run) -> None:
         name="projects/default/evaluations/e", state=Evaluation.STATE_SUCCEEDED, num_records=48
     )
     for arm, value in (("base-3", 0.25), ("tuned", 0.75)):
-        estimate = ScoreEstimate(score="exact_match", value=value, lower=value - 0.1, upper=value + 0.1)
-        evaluation.arm_results.append(ArmResult(arm_id=arm, scores=[estimate]))
+        estimate = ScoreEstimate(
+            score="exact_match",
+            value=value,
+            lower=value - 0.1,
+            upper=value + 0.1,
+            kind=SCORE_KIND_BINARY,
+            text_form=TEXT_FORM_NFC,
+        )
+        loss = ScoreEstimate(
+            score="perplexity",
+            value=3.5,
+            lower=3,
+            upper=4,
+            kind=SCORE_KIND_REAL,
+            direction=SCORE_DIRECTION_LOWER_IS_BETTER,
+        )
+        evaluation.arm_results.append(ArmResult(arm_id=arm, scores=[estimate, loss]))
     evaluation.comparisons.append(
         Comparison(
             candidate_arm_id="tuned",
@@ -46,11 +65,14 @@ def test_evaluations_show_compares_the_arms(services: Any, run: Run) -> None:
             p_value=0.001,
             count=48,
             verdict=VERDICT_BETTER,
+            kind=SCORE_KIND_BINARY,
         )
     )
     services.answers["GetEvaluation"] = lambda request, context: evaluation
     output = run("evaluations", "show", "e").stdout
     assert re.search(r"exact_match +25\.0 % \[15\.0, 35\.0\] +75\.0 % \[65\.0, 85\.0\]", output)
+    assert re.search(r"perplexity \(lower is better\) +3\.5 \[3, 4\]", output)
+    assert re.search(r"text compared in +NFC", output)
     assert re.search(r"tuned - base-3 +\+50\.0 pp \[\+30\.0, \+70\.0\] +0\.001 +48 +better", output)
 
 

@@ -13,6 +13,12 @@ from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.dataset_pb2 import SPLIT_TEST
 from luthier.v1.evaluation_pb2 import (
+    SCORE_DIRECTION_HIGHER_IS_BETTER,
+    SCORE_DIRECTION_LOWER_IS_BETTER,
+    SCORE_KIND_BINARY,
+    SCORE_KIND_FRACTION,
+    SCORE_KIND_REAL,
+    TEXT_FORM_NFC,
     VERDICT_BETTER,
     VERDICT_INCONCLUSIVE,
     ArmPrediction,
@@ -21,7 +27,9 @@ from luthier.v1.evaluation_pb2 import (
     Evaluation,
     EvaluationArm,
     Prediction,
+    ScoreDirection,
     ScoreEstimate,
+    ScoreKind,
 )
 from luthier.v1.fine_tuning_job_pb2 import (
     DETERMINISM_BITWISE,
@@ -40,10 +48,25 @@ ARMS = (("base-0", BASE, 0, 0.0), ("base-3", BASE, 3, 0.25), ("tuned", TUNED, 0,
 HOSTILE = '<script>alert("1 & 2")</script>'
 
 
+def _kind(score: str) -> ScoreKind.ValueType:
+    kinds = {"perplexity": SCORE_KIND_REAL, "field_match.fields": SCORE_KIND_FRACTION}
+    return kinds.get(score, SCORE_KIND_BINARY)
+
+
+def _direction(score: str) -> ScoreDirection.ValueType:
+    return SCORE_DIRECTION_LOWER_IS_BETTER if score == "perplexity" else SCORE_DIRECTION_HIGHER_IS_BETTER
+
+
 def _arm_result(arm_id: str, record: float) -> ArmResult:
     def estimate(score: str, value: float, half: float) -> ScoreEstimate:
         return ScoreEstimate(
-            score=score, value=value, lower=max(0.0, value - half), upper=min(1.0, value + half), count=48
+            score=score,
+            value=value,
+            lower=max(0.0, value - half),
+            upper=min(1.0, value + half),
+            count=48,
+            kind=_kind(score),
+            text_form=TEXT_FORM_NFC,
         )
 
     fields = min(1.0, record + 0.2)
@@ -52,7 +75,12 @@ def _arm_result(arm_id: str, record: float) -> ArmResult:
         estimate(f"field_match.field.{name}", fields, 0.08) for name in ("company", "revenue", "currency")
     ]
     perplexity = ScoreEstimate(
-        score="perplexity", value=9 - 7 * record, lower=8 - 7 * record, upper=10 - 7 * record
+        score="perplexity",
+        value=9 - 7 * record,
+        lower=8 - 7 * record,
+        upper=10 - 7 * record,
+        kind=_kind("perplexity"),
+        direction=_direction("perplexity"),
     )
     return ArmResult(arm_id=arm_id, scores=[*scores, perplexity], duration_seconds=12.5, num_cut=2)
 
@@ -68,6 +96,8 @@ def _comparison(candidate: str, baseline: str, difference: float, score: str) ->
         p_value=0.00012,
         count=48,
         verdict=VERDICT_BETTER if difference > 0.14 else VERDICT_INCONCLUSIVE,
+        kind=_kind(score),
+        direction=_direction(score),
     )
 
 
@@ -207,6 +237,23 @@ def test_render_report_says_who_won_and_by_how_much(data: ReportData) -> None:
     assert "<b>tuned</b> against <b>base-3</b>" in headline
     assert "+50.0 percentage points [+36.0, +64.0]" in headline
     assert 'class="badge better">better<' in headline
+
+
+def test_render_report_says_in_which_form_texts_were_compared_and_which_scores_are_better(
+    data: ReportData,
+) -> None:
+    html = render_report(data)
+    assert "Texts are compared in the Unicode form NFC." in html
+    assert html.count("lower is better") == 1
+    assert "<code>perplexity</code> <small>lower is better</small>" in html
+
+
+def test_render_report_shows_a_score_as_the_service_says_not_as_its_name_sounds(data: ReportData) -> None:
+    score = ScoreEstimate(score="exact_match", value=12.5, lower=12, upper=13, kind=SCORE_KIND_REAL)
+    evaluation = Evaluation(arm_results=[ArmResult(arm_id="a", scores=[score])])
+    html = render_report(ReportData(evaluation=evaluation))
+    assert "12.5 <small>[12, 13]</small>" in html
+    assert "Unicode form" not in html
 
 
 def test_render_report_marks_right_and_wrong_answers(data: ReportData) -> None:

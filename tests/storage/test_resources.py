@@ -150,6 +150,20 @@ async def test_update_of_a_stale_revision_is_aborted_and_changes_nothing(databas
             await THINGS.update(connection, thing("projects/p/things/b"))
 
 
+async def test_a_report_leaves_the_revision_and_yet_loses_to_a_change(database: Database) -> None:
+    async with database.transaction() as connection:
+        await THINGS.insert(connection, thing())
+        reported = await THINGS.report(connection, thing(kind="half"))
+        assert reported == thing(kind="half", revision=1, update_time=NOW + timedelta(seconds=1))
+        assert await THINGS.get(connection, reported.name) == reported
+        changed = await THINGS.update(connection, replace(reported, state=State.DELETED))
+        with pytest.raises(Aborted, match="its revision is 2, not 1"):
+            await THINGS.report(connection, reported)
+        assert await THINGS.get(connection, reported.name) == changed
+        with pytest.raises(NotFound):
+            await THINGS.report(connection, thing("projects/p/things/b"))
+
+
 async def test_row_written_before_a_field_was_added_reads_with_its_default(database: Database) -> None:
     async with database.transaction() as connection:
         await THINGS.insert(connection, FULL)

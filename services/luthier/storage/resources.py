@@ -70,7 +70,7 @@ class Resource(Protocol):
 
     @property
     def revision(self) -> int:
-        """Counts changes from 1."""
+        """Counts changes from 1, reports of progress aside. The etag is made of it."""
 
 
 T = TypeVar("T", bound=Resource)
@@ -194,12 +194,22 @@ class Resources(Generic[T]):
 
         Raises Aborted ETAG_MISMATCH when the stored revision is another than `value.revision`, and NotFound.
         """
+        return await self._store(connection, value, value.revision + 1)
+
+    async def report(self, connection: AsyncConnection, value: T) -> T:
+        """Store how far a resource has come, and nothing else; return it as stored. Raises as `update`.
+
+        The revision stays, and with it the etag: who wants to change what is at work need not win a race with it.
+        """
+        return await self._store(connection, value, value.revision)
+
+    async def _store(self, connection: AsyncConnection, value: T, revision: int) -> T:
         columns = self._table.c
         known = select(columns.revision, columns.labels).where(columns.name == value.name)
         stored = (await connection.execute(known)).one_or_none()
         if stored is None:
             raise _missing(value.name)
-        changed = replace(value, revision=value.revision + 1, update_time=self._clock())
+        changed = replace(value, revision=revision, update_time=self._clock())
         result = await connection.execute(
             update(self._table)
             .where(columns.name == value.name, columns.revision == value.revision)

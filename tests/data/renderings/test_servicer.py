@@ -371,3 +371,19 @@ async def test_conversations_become_rows_by_answer_and_findings_are_told(service
     (warning,) = rendering.warnings
     assert warning.startswith("in 1 record the chat template leaves out text of a turn")
     assert warning.endswith("the first is 0.jsonl:1: message 2 (user): its text is missing")
+
+
+async def test_etags_of_versions_and_renderings_count_states_and_no_progress(service: Any) -> None:
+    async with service.worker():
+        version = await service.version(lines(chat("q", "a")))
+        rendering = await service.rendering(version.name)
+        for name, watch, request in (
+            (version.name, "WatchDatasetVersion", data_service_pb2.WatchDatasetVersionRequest),
+            (rendering.name, "WatchRendering", data_service_pb2.WatchRenderingRequest),
+        ):
+            events = await service.stream(watch, request(name=name))
+            kinds = [event.WhichOneof("payload") for event in events]
+            assert kinds.count("progress") >= 1
+            # Made, begun, done.
+            assert kinds.count("state_change") == 3
+    assert (version.etag, rendering.etag) == ('"3"', '"3"')

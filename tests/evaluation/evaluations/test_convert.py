@@ -29,6 +29,7 @@ from luthier.evaluation.evaluations.domain import (
     Split,
     Verdict,
 )
+from luthier.evaluation.metrics.scores import ScoreKind
 from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.work.convert import status_to_failure
 
@@ -56,7 +57,27 @@ FULL = Evaluation(
     arm_results=(
         ArmResult(
             arm_id="zero",
-            scores=(ScoreEstimate(score="perplexity", value=3.5, lower=3.0, upper=4.0, count=9),),
+            scores=(
+                ScoreEstimate(
+                    score="exact_match",
+                    value=0.5,
+                    lower=0.25,
+                    upper=0.75,
+                    count=9,
+                    kind=ScoreKind.BINARY,
+                    higher_is_better=True,
+                    text_form="NFC",
+                ),
+                ScoreEstimate(
+                    score="perplexity",
+                    value=3.5,
+                    lower=3.0,
+                    upper=4.0,
+                    count=9,
+                    kind=ScoreKind.REAL,
+                    higher_is_better=False,
+                ),
+            ),
             num_generated_tokens=100,
             num_prompt_tokens=200,
             duration_seconds=1.5,
@@ -74,6 +95,8 @@ FULL = Evaluation(
             p_value=0.03,
             count=9,
             verdict=Verdict.BETTER,
+            kind=ScoreKind.BINARY,
+            higher_is_better=True,
         ),
     ),
     num_records=9,
@@ -177,6 +200,34 @@ def test_what_is_not_set_has_its_default() -> None:
 def test_a_number_without_a_name_is_the_callers_fault(message: evaluation_pb2.Evaluation, said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         evaluation_from_proto(message)
+
+
+def test_a_result_from_before_kinds_were_kept_says_what_its_score_is() -> None:
+    old = ScoreEstimate(score="perplexity", value=3.5, lower=3.0, upper=4.0, count=9)
+    gone = replace(old, score="bleu")
+    message = evaluation_to_proto(
+        replace(
+            FULL,
+            arm_results=(replace(FULL.arm_results[0], scores=(old, gone)),),
+            comparisons=(replace(FULL.comparisons[0], kind=None, higher_is_better=None),),
+        )
+    )
+    known, unknown = message.arm_results[0].scores
+    assert known.kind == evaluation_pb2.SCORE_KIND_REAL
+    assert known.direction == evaluation_pb2.SCORE_DIRECTION_LOWER_IS_BETTER
+    assert known.text_form == evaluation_pb2.TEXT_FORM_UNSPECIFIED
+    assert (unknown.kind, unknown.direction) == (0, 0)
+    assert message.comparisons[0].kind == evaluation_pb2.SCORE_KIND_BINARY
+    assert message.comparisons[0].direction == evaluation_pb2.SCORE_DIRECTION_HIGHER_IS_BETTER
+
+
+@pytest.mark.parametrize("field", ["kind", "direction", "text_form"])
+def test_a_kind_without_a_name_is_the_workers_fault(field: str) -> None:
+    score = evaluation_pb2.ScoreEstimate()
+    setattr(score, field, 77)
+    message = evaluation_pb2.ArmResult(scores=[score])
+    with pytest.raises(InvalidArgument, match=rf"{field}: must be one of .*, got number 77"):
+        arm_result_from_proto(message)
 
 
 def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:

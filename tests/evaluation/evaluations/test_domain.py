@@ -23,6 +23,8 @@ from luthier.evaluation.evaluations.domain import (
     check_evaluation,
     moved,
 )
+from luthier.evaluation.metrics.scores import ScoreKind
+from luthier.storage.bodies import Bodies
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GOOD = Evaluation(
@@ -103,3 +105,24 @@ def test_an_end_can_be_reached_from_everywhere_but_the_end() -> None:
     assert TRANSITIONS[EvaluationState.CANCELLING] == FINAL_STATES, (
         "a cancelled evaluation is never queued again"
     )
+
+
+def test_a_stored_result_from_before_kinds_were_kept_is_read() -> None:
+    score = {"score": "exact_match", "value": 0.5, "lower": 0.2, "upper": 0.8, "count": 9}
+    arm = {
+        "arm_id": "zero",
+        "scores": [score],
+        "num_generated_tokens": 1,
+        "num_prompt_tokens": 2,
+        "duration_seconds": 0.5,
+        "num_cut": 0,
+    }
+    bodies = Bodies(Evaluation, {"arm_results"})
+    others = {name: getattr(GOOD, name) for name in GOOD.__dataclass_fields__ if name != "arm_results"}
+    read = bodies.from_json({"arm_results": [arm]}, others)
+    assert read.arm_results[0].scores[0].kind is None
+    changed = replace(
+        read.arm_results[0].scores[0], kind=ScoreKind.BINARY, higher_is_better=True, text_form="NFC"
+    )
+    again = replace(read, arm_results=(replace(read.arm_results[0], scores=(changed,)),))
+    assert bodies.from_json(bodies.to_json(again), others) == again

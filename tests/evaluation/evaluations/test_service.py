@@ -292,6 +292,23 @@ async def test_a_stale_etag_is_aborted(bench: Bench) -> None:
         await bench.service.cancel(made.name, '"9"')
 
 
+async def test_the_etag_outlives_progress_but_no_other_change(bench: Bench) -> None:
+    made = await bench.create()
+    task, _ = await bench.claim()
+    seen = await bench.service.get(made.name)
+    for completed in range(1, 4):
+        progress = Progressed(
+            phase="arm a", completed=completed, total=9, unit="answers", remaining_seconds=1.0
+        )
+        await bench.queue.report(task.task_id, task.epoch, [(completed, Entry(payload=progress))], None)
+    now = await bench.service.get(made.name)
+    assert now.progress is not None
+    assert (now.revision, now.progress.completed) == (seen.revision, 3)
+    assert (await bench.service.cancel(made.name, f'"{seen.revision}"')).state is EvaluationState.CANCELLING
+    with pytest.raises(Aborted):
+        await bench.service.cancel(made.name, f'"{seen.revision}"')
+
+
 async def test_a_lost_attempt_is_queued_again(bench: Bench) -> None:
     await bench.create()
     await bench.claim()

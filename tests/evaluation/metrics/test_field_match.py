@@ -52,6 +52,10 @@ def test_field_match_scores_fields_and_the_whole_record() -> None:
         ("[1]", "[1, 2]", False),
         ('{"a": 1}', '{"a": 1.0}', True),
         ('{"a": 1, "b": null}', '{"a": 1}', False),
+        ('"Zu\u0308rich"', '"Z\u00fcrich"', True),
+        (r'"Zu\u0308rich"', '"Z\u00fcrich"', True),
+        ('["10\u00b2"]', '["102"]', False),
+        ('{"Gro\u0308sse": 1}', '{"Gr\u00f6sse": 1}', True),
         ("NaN", "1", False),
         ("Infinity", "1", False),
         pytest.param("9" * 400, "12.5", False, id="integer beyond float"),
@@ -118,3 +122,19 @@ def test_field_match_gives_the_share_of_right_fields(
     by_field = [scores[f"field_match.field.{name}"] for name in reference]
     assert scores["field_match.fields"] == pytest.approx(sum(by_field) / len(by_field))
     assert scores["field_match.record"] <= scores["field_match.fields"]
+
+
+def test_names_of_fields_are_compared_in_one_form() -> None:
+    scores = field_match('{"Gro\u0308sse": 1}', '{"Gr\u00f6sse": 1}')
+    assert (scores["field_match.field.Gr\u00f6sse"], scores["field_match.record"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("depth", [100, 101, 900, 100_000])
+def test_json_nested_too_deep_is_no_object_and_no_failure(depth: int) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    if depth == 100:
+        assert field_match(nested, nested)["field_match.record"] == 1.0
+        return
+    assert field_match(nested, '{"a": 1}')["field_match.parsed"] == 0.0
+    with pytest.raises(ValueError, match="must be a JSON object"):
+        field_match("{}", nested)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -212,3 +213,14 @@ def test_any_int64_is_a_seed() -> None:
     values = [0.0, 1.0, 1.0]
     first = bootstrap_mean(values, seed=-3, num_resamples=100)
     assert bootstrap_mean(values, seed=-3, num_resamples=100) == first
+
+
+def test_mcnemar_of_many_records_is_exact_and_quick() -> None:
+    candidate = [1.0] * 26_000 + [0.0] * 24_000
+    baseline = [0.0] * 26_000 + [1.0] * 24_000
+    began = time.process_time()
+    p_value = mcnemar(candidate, baseline)
+    assert time.process_time() - began < 10
+    # The normal approximation with continuity correction.
+    z = (2_000 - 1) / math.sqrt(50_000)
+    assert p_value == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-3)

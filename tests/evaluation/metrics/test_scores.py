@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.evaluation.metrics.scores import TEXT_METRICS, is_binary, score_answer
+from luthier.evaluation.metrics.scores import TEXT_METRICS, ScoreKind, find_score, score_answer, score_named
 
 
 def test_score_answer_gives_the_scores_of_every_metric() -> None:
@@ -22,8 +22,20 @@ def test_score_answer_names_an_unknown_metric_and_those_known() -> None:
         score_answer(["EXACT_MATCH", "BLEU"], "a", "a")
 
 
-def test_is_binary_holds_for_exactly_the_scores_that_are_right_or_wrong() -> None:
+def test_every_score_says_what_values_it_has_and_which_are_better() -> None:
     half_right = score_answer(list(TEXT_METRICS), '{"a": 1, "b": 1}', '{"a": 1, "b": 2}')
-    assert {name for name in half_right if not is_binary(name)} == {"field_match.fields"}
-    assert all(score in {0.0, 1.0} for name, score in half_right.items() if is_binary(name))
-    assert not is_binary("perplexity")
+    fractions = {name for name in half_right if score_named(name).kind is ScoreKind.FRACTION}
+    assert fractions == {"field_match.fields"}
+    binary = {name: score for name, score in half_right.items() if name not in fractions}
+    assert all(score_named(name).kind is ScoreKind.BINARY for name in binary)
+    assert set(binary.values()) <= {0.0, 1.0}
+    assert all(score_named(name).higher_is_better for name in half_right)
+    assert score_named("perplexity").kind is ScoreKind.REAL
+    assert not score_named("perplexity").higher_is_better
+
+
+@pytest.mark.parametrize("name", ["bleu", "field_match", "field_match.other", "exact_match.x", ""])
+def test_a_score_that_nobody_declared_is_neither_binary_nor_anything_else(name: str) -> None:
+    assert find_score(name) is None
+    with pytest.raises(ValueError, match=r"score must be one of exact_match, .*, got"):
+        score_named(name)

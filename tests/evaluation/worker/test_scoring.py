@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.worker.scoring import Answer, compare, estimates
 from luthier.v1 import evaluation_pb2
 
@@ -62,6 +63,57 @@ def test_only_what_is_right_or_wrong_has_a_p_value() -> None:
     assert not compared["field_match.fields"].HasField("p_value")
     assert compared["field_match.fields"].difference == 0.5
     assert compared["field_match.fields"].verdict == evaluation_pb2.VERDICT_BETTER
+
+
+def test_results_say_what_their_score_is() -> None:
+    given_answers = [
+        Answer(
+            text="",
+            finish_reason="STOP",
+            scores={"exact_match": 1.0, "field_match.fields": 0.5},
+            nll=1.0,
+            num_tokens=2,
+        )
+    ] * 3
+    found = {one.score: one for one in estimates(given_answers, seed=0)}
+    compared = {one.score: one for one in compare("a", given_answers, "b", given_answers, seed=0)}
+    nfc, none = evaluation_pb2.TEXT_FORM_NFC, evaluation_pb2.TEXT_FORM_UNSPECIFIED
+    higher = evaluation_pb2.SCORE_DIRECTION_HIGHER_IS_BETTER
+    lower = evaluation_pb2.SCORE_DIRECTION_LOWER_IS_BETTER
+    wanted = {
+        "exact_match": (evaluation_pb2.SCORE_KIND_BINARY, higher, nfc),
+        "field_match.fields": (evaluation_pb2.SCORE_KIND_FRACTION, higher, nfc),
+        "perplexity": (evaluation_pb2.SCORE_KIND_REAL, lower, none),
+    }
+    assert {name: (one.kind, one.direction, one.text_form) for name, one in found.items()} == wanted
+    assert {name: (one.kind, one.direction) for name, one in compared.items()} == {
+        name: (kind, direction) for name, (kind, direction, _) in wanted.items()
+    }
+
+
+def test_a_score_that_nobody_declared_is_refused_and_never_taken_for_right_or_wrong() -> None:
+    for made in (
+        lambda: estimates([scored(rouge=0.3)] * 12, seed=0),
+        lambda: compare("a", [scored(rouge=0.3)] * 12, "b", [scored(rouge=0.5)] * 12, seed=0),
+    ):
+        with pytest.raises(ValueError, match="got 'rouge'"):
+            made()
+
+
+def test_a_score_that_is_right_or_wrong_has_no_value_between() -> None:
+    with pytest.raises(ValueError, match=r"exact_match is BINARY: its values must be 0 or 1, got \[0\.5\]"):
+        estimates([scored(exact_match=0.5)], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("nll", "said"), [(math.nan, "the one at 1 is nan"), (math.inf, "the one at 1 is inf"), (1e6, "exp\\(")]
+)
+def test_a_loss_that_is_no_number_fails_by_name_and_gives_no_verdict(nll: float, said: str) -> None:
+    good, bad = answers([1.0] * 12, [2.0] * 12), answers([1.0] * 12, [2.0, nll] + [2.0] * 10)
+    for made in (lambda: estimates(bad, seed=0), lambda: compare("a", good, "b", bad, seed=0)):
+        with pytest.raises(FailedPrecondition, match=said) as caught:
+            made()
+        assert caught.value.reason == Reason.LOSS_NOT_FINITE
 
 
 def test_few_pairs_are_no_evidence_however_clear() -> None:

@@ -307,6 +307,26 @@ async def test_cancel_refuses_an_old_etag(bench: Any) -> None:
     assert (await bench.jobs.get(JOB)).state is JobState.PREPARING
 
 
+async def test_the_etag_outlives_progress_and_metrics_but_no_other_change(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    task, _ = await bench.claim()
+    await report(bench, task, 1, Entry(payload=Measured(values={"train_loss": 3.0}), step=1))
+    seen = await bench.jobs.get(JOB)
+    assert seen.state is JobState.RUNNING
+    for step in range(2, 6):
+        progress = Progressed(phase="training", completed=step, total=9, unit="steps", remaining_seconds=1.0)
+        await report(bench, task, 2 * step, Entry(payload=progress))
+        await report(
+            bench, task, 2 * step + 1, Entry(payload=Measured(values={"train_loss": 1.0}), step=step)
+        )
+    now = await bench.jobs.get(JOB)
+    assert (now.etag, now.progress.completed, now.latest_metrics["train_loss"]) == (seen.etag, 5, 1.0)
+    assert now.update_time > seen.update_time
+    assert (await bench.jobs.cancel(JOB, seen.etag)).state is JobState.CANCELLING
+    with pytest.raises(Aborted):
+        await bench.jobs.cancel(JOB, seen.etag)
+
+
 async def test_a_failed_job_says_why(bench: Any) -> None:
     await bench.jobs.create(bench.PARENT, "one", bench.request())
     task, _ = await bench.claim()

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from luthier.client.names import short
 from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.client.report_style import STYLE
-from luthier.client.scores import interval, is_right, is_share, scores_of, verdict_word
+from luthier.client.scores import (
+    difference_words,
+    estimate_words,
+    is_right,
+    is_share,
+    lower_is_better,
+    scores_of,
+    text_form_words,
+    verdict_word,
+)
 from luthier.v1.dataset_pb2 import Split
 from luthier.v1.evaluation_pb2 import ArmPrediction, Comparison, Evaluation, Prediction
 from luthier.v1.fine_tuning_job_pb2 import Determinism, FineTuningJob, LearningRateSchedule, MetricPoint
@@ -76,8 +85,9 @@ def render_report(data: ReportData) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}: evaluation</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"{_header(evaluation, title)}\n{''.join(sections)}\n"
-        "<footer>Made by Luthier. Intervals are 95 % bootstrap intervals; comparisons are paired on the same"
-        " records.</footer>\n</main>\n</body>\n</html>\n"
+        "<footer>Made by Luthier. Intervals are 95 % intervals: Wilson's for scores that are right or wrong,"
+        " bootstrap for others and for differences; comparisons are paired on the same records.</footer>\n"
+        "</main>\n</body>\n</html>\n"
     )
 
 
@@ -106,8 +116,8 @@ def _headline(evaluation: Evaluation) -> str:
     if comparison is None:
         return ""
     word = verdict_word(comparison.verdict)
-    unit = " percentage points" if is_share(comparison.score) else ""
-    scale = 100 if is_share(comparison.score) else 1
+    unit = " percentage points" if is_share(comparison) else ""
+    scale = 100 if is_share(comparison) else 1
     numbers = (
         f"{scale * comparison.difference:+.1f}{unit} [{scale * comparison.lower:+.1f},"
         f" {scale * comparison.upper:+.1f}]"
@@ -128,10 +138,10 @@ def headline_comparison(evaluation: Evaluation) -> Comparison | None:
     last = evaluation.arms[-1].arm_id if evaluation.arms else evaluation.comparisons[-1].candidate_arm_id
     for score in (*_HEADLINE_SCORES, evaluation.comparisons[0].score):
         rivals = [c for c in evaluation.comparisons if c.candidate_arm_id == last and c.score == score]
-        if rivals and is_share(score):
-            return min(rivals, key=lambda comparison: comparison.difference)
-        if rivals:
+        if rivals and lower_is_better(rivals[0]):
             return max(rivals, key=lambda comparison: comparison.difference)
+        if rivals:
+            return min(rivals, key=lambda comparison: comparison.difference)
     return None
 
 
@@ -149,15 +159,19 @@ def _results(evaluation: Evaluation) -> str:
     head = ["Score", *(result.arm_id for result in evaluation.arm_results)]
     rows = []
     for score in scores:
-        row = [f"<code>{escape(score)}</code>"]
-        for result in evaluation.arm_results:
-            found = next((entry for entry in result.scores if entry.score == score), None)
-            row.append(_estimate(interval(score, found.value, found.lower, found.upper)) if found else "")
-        rows.append(row)
+        found = [
+            next((entry for entry in result.scores if entry.score == score), None)
+            for result in evaluation.arm_results
+        ]
+        better = " <small>lower is better</small>" if any(e and lower_is_better(e) for e in found) else ""
+        cells = [_estimate(estimate_words(entry)) if entry else "" for entry in found]
+        rows.append([f"<code>{escape(score)}</code>{better}", *cells])
     rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
     rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
     chart = f"<h3>{escape(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"
-    return _section("Results", chart + _table(head, rows, numbers_from=1))
+    form = text_form_words(evaluation)
+    compared = f"<p>Texts are compared in the Unicode form {escape(form)}.</p>" if form else ""
+    return _section("Results", chart + _table(head, rows, numbers_from=1) + compared)
 
 
 def _estimate(text: str) -> str:
@@ -168,13 +182,12 @@ def _estimate(text: str) -> str:
 def _comparisons(evaluation: Evaluation) -> str:
     rows = []
     for entry in evaluation.comparisons:
-        numbers = interval(entry.score, entry.difference, entry.lower, entry.upper, signed=True)
         rows.append(
             [
                 f"<code>{escape(entry.score)}</code>",
                 f"{escape(entry.candidate_arm_id)} − {escape(entry.baseline_arm_id)}",
                 _badge(verdict_word(entry.verdict)),
-                _estimate(numbers),
+                _estimate(difference_words(entry)),
                 f"{entry.p_value:.2g}" if entry.HasField("p_value") else "",
                 f"{entry.count:,}",
             ]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from luthier.client.scores import interval, is_share
+from luthier.client.scores import estimate_words, is_share
 from luthier.v1.evaluation_pb2 import ScoreEstimate
 from luthier.v1.fine_tuning_job_pb2 import MetricPoint
 
@@ -56,17 +56,18 @@ def interval_chart(score: str, estimates: Sequence[tuple[str, ScoreEstimate]]) -
     """Return a row for each arm: the estimate as a dot on its 95 % interval. `estimates`: (arm, estimate)."""
     row, left, right = 34, 190, 190
     height = row * len(estimates) + 40
-    highest = 1.0 if is_share(score) else max(estimate.upper for _, estimate in estimates)
-    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if is_share(score) else _ticks(0.0, highest)
+    shares = all(is_share(estimate) for _, estimate in estimates)
+    highest = max(estimate.upper for _, estimate in estimates)
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if shares else _ticks(0.0, highest)
     x = _Scale(ticks[0], ticks[-1], left, _WIDTH - right)
     parts = []
     for tick in ticks:
         parts.append(f'<line class="grid-line" x1="{x(tick)}" x2="{x(tick)}" y1="8" y2="{height - 26}"/>')
-        text = f"{tick:.0%}" if is_share(score) else f"{tick:g}"
+        text = f"{tick:.0%}" if shares else f"{tick:g}"
         parts.append(f'<text x="{x(tick)}" y="{height - 8}" text-anchor="middle">{text}</text>')
     for number, (arm, estimate) in enumerate(estimates):
         y = 8 + row * number + row / 2
-        label = interval(score, estimate.value, estimate.lower, estimate.upper)
+        label = estimate_words(estimate)
         parts += [
             f'<text class="label" x="0" y="{y + 4}">{escape(_shortened(arm))}</text>',
             f'<line class="whisker" x1="{x(estimate.lower)}" x2="{x(estimate.upper)}" y1="{y}" y2="{y}"/>',

@@ -1,15 +1,30 @@
-"""Scores in words: which are shares, which are better when lower, when an answer is right."""
+"""Scores in words, as the service says what each is: shares in percent, which are better when lower."""
 
 from __future__ import annotations
 
-from luthier.v1.evaluation_pb2 import ArmPrediction, Evaluation, Verdict
+from luthier.v1.evaluation_pb2 import (
+    SCORE_DIRECTION_LOWER_IS_BETTER,
+    SCORE_KIND_BINARY,
+    SCORE_KIND_FRACTION,
+    ArmPrediction,
+    Comparison,
+    Evaluation,
+    ScoreEstimate,
+    TextForm,
+    Verdict,
+)
 
 _WHOLE_RECORD = ("field_match.record", "exact_match")
 
 
-def is_share(score: str) -> bool:
+def is_share(result: ScoreEstimate | Comparison) -> bool:
     """Whether a score lies in [0, 1] and is shown in percent."""
-    return not score.startswith("perplexity")
+    return result.kind in (SCORE_KIND_BINARY, SCORE_KIND_FRACTION)
+
+
+def lower_is_better(result: ScoreEstimate | Comparison) -> bool:
+    """Whether a score is the better the lower it is."""
+    return result.direction == SCORE_DIRECTION_LOWER_IS_BETTER
 
 
 def scores_of(evaluation: Evaluation) -> list[str]:
@@ -17,21 +32,26 @@ def scores_of(evaluation: Evaluation) -> list[str]:
     return list(dict.fromkeys(entry.score for result in evaluation.arm_results for entry in result.scores))
 
 
-def amount(score: str, value: float, *, signed: bool = False) -> str:
-    """Return one value of a score: percent for shares, else four significant digits."""
-    sign = "+" if signed else ""
-    if is_share(score):
-        return f"{100 * value:{sign}.1f}{'' if signed else ' %'}"
-    return f"{value:{sign}.4g}"
+def text_form_words(evaluation: Evaluation) -> str:
+    """Return how texts were compared, e.g. `NFC`; empty when none were, or when the result does not say."""
+    forms = {
+        entry.text_form for result in evaluation.arm_results for entry in result.scores if entry.text_form
+    }
+    return ", ".join(sorted(TextForm.Name(form).removeprefix("TEXT_FORM_") for form in forms))
 
 
-def interval(score: str, value: float, lower: float, upper: float, *, signed: bool = False) -> str:
-    """Return `value [lower, upper]`; differences of shares (`signed`) in percentage points."""
-    if not is_share(score):
-        return f"{amount(score, value, signed=signed)} [{lower:.4g}, {upper:.4g}]"
-    unit = " pp" if signed else " %"
-    sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f}{unit} [{100 * lower:{sign}.1f}, {100 * upper:{sign}.1f}]"
+def estimate_words(estimate: ScoreEstimate) -> str:
+    """Return `value [lower, upper]`; shares in percent."""
+    if not is_share(estimate):
+        return f"{estimate.value:.4g} [{estimate.lower:.4g}, {estimate.upper:.4g}]"
+    return f"{100 * estimate.value:.1f} % [{100 * estimate.lower:.1f}, {100 * estimate.upper:.1f}]"
+
+
+def difference_words(comparison: Comparison) -> str:
+    """Return `difference [lower, upper]`; of shares in percentage points."""
+    if not is_share(comparison):
+        return f"{comparison.difference:+.4g} [{comparison.lower:.4g}, {comparison.upper:.4g}]"
+    return f"{100 * comparison.difference:+.1f} pp [{100 * comparison.lower:+.1f}, {100 * comparison.upper:+.1f}]"
 
 
 def verdict_word(verdict: Verdict.ValueType) -> str:

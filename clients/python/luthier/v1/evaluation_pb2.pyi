@@ -33,7 +33,7 @@ class _EvaluationMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Eval
     EVALUATION_METRIC_UNSPECIFIED: _EvaluationMetric.ValueType  # 0
     """Never used."""
     EVALUATION_METRIC_EXACT_MATCH: _EvaluationMetric.ValueType  # 1
-    """Whether the text equals the reference, white space at both ends aside."""
+    """Whether the text equals the reference, white space at both ends and the way Unicode composes characters aside."""
     EVALUATION_METRIC_FIELD_MATCH: _EvaluationMetric.ValueType  # 2
     """Both read as JSON objects: share of the reference's fields that are right, and whether the whole record is."""
     EVALUATION_METRIC_PERPLEXITY: _EvaluationMetric.ValueType  # 3
@@ -45,12 +45,88 @@ class EvaluationMetric(_EvaluationMetric, metaclass=_EvaluationMetricEnumTypeWra
 EVALUATION_METRIC_UNSPECIFIED: EvaluationMetric.ValueType  # 0
 """Never used."""
 EVALUATION_METRIC_EXACT_MATCH: EvaluationMetric.ValueType  # 1
-"""Whether the text equals the reference, white space at both ends aside."""
+"""Whether the text equals the reference, white space at both ends and the way Unicode composes characters aside."""
 EVALUATION_METRIC_FIELD_MATCH: EvaluationMetric.ValueType  # 2
 """Both read as JSON objects: share of the reference's fields that are right, and whether the whole record is."""
 EVALUATION_METRIC_PERPLEXITY: EvaluationMetric.ValueType  # 3
 """Perplexity of the reference text under the model."""
 Global___EvaluationMetric: _TypeAlias = EvaluationMetric  # noqa: Y015
+
+class _ScoreKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScoreKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCORE_KIND_UNSPECIFIED: _ScoreKind.ValueType  # 0
+    """Not said: a result that is older than this field, of a score that is not known any more."""
+    SCORE_KIND_BINARY: _ScoreKind.ValueType  # 1
+    """Each record is right (1) or wrong (0): Wilson's interval, McNemar's test."""
+    SCORE_KIND_FRACTION: _ScoreKind.ValueType  # 2
+    """Each record has a share from 0 to 1: bootstrap intervals."""
+    SCORE_KIND_REAL: _ScoreKind.ValueType  # 3
+    """Any number: bootstrap intervals."""
+
+class ScoreKind(_ScoreKind, metaclass=_ScoreKindEnumTypeWrapper):
+    """ScoreKind says what values a score has, and so what can be said of it."""
+
+SCORE_KIND_UNSPECIFIED: ScoreKind.ValueType  # 0
+"""Not said: a result that is older than this field, of a score that is not known any more."""
+SCORE_KIND_BINARY: ScoreKind.ValueType  # 1
+"""Each record is right (1) or wrong (0): Wilson's interval, McNemar's test."""
+SCORE_KIND_FRACTION: ScoreKind.ValueType  # 2
+"""Each record has a share from 0 to 1: bootstrap intervals."""
+SCORE_KIND_REAL: ScoreKind.ValueType  # 3
+"""Any number: bootstrap intervals."""
+Global___ScoreKind: _TypeAlias = ScoreKind  # noqa: Y015
+
+class _ScoreDirection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScoreDirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreDirection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCORE_DIRECTION_UNSPECIFIED: _ScoreDirection.ValueType  # 0
+    """Not said: as SCORE_KIND_UNSPECIFIED."""
+    SCORE_DIRECTION_HIGHER_IS_BETTER: _ScoreDirection.ValueType  # 1
+    """The higher the better."""
+    SCORE_DIRECTION_LOWER_IS_BETTER: _ScoreDirection.ValueType  # 2
+    """The lower the better."""
+
+class ScoreDirection(_ScoreDirection, metaclass=_ScoreDirectionEnumTypeWrapper):
+    """ScoreDirection says which values of a score are better."""
+
+SCORE_DIRECTION_UNSPECIFIED: ScoreDirection.ValueType  # 0
+"""Not said: as SCORE_KIND_UNSPECIFIED."""
+SCORE_DIRECTION_HIGHER_IS_BETTER: ScoreDirection.ValueType  # 1
+"""The higher the better."""
+SCORE_DIRECTION_LOWER_IS_BETTER: ScoreDirection.ValueType  # 2
+"""The lower the better."""
+Global___ScoreDirection: _TypeAlias = ScoreDirection  # noqa: Y015
+
+class _TextForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TextFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TextForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TEXT_FORM_UNSPECIFIED: _TextForm.ValueType  # 0
+    """None: compared as written, or no text is compared."""
+    TEXT_FORM_NFC: _TextForm.ValueType  # 1
+    """Normalization Form C: what Unicode holds to be the same text is the same, e.g. a letter with its accent in one
+    character or in two. What only looks alike stays different.
+    """
+
+class TextForm(_TextForm, metaclass=_TextFormEnumTypeWrapper):
+    """TextForm is the Unicode form that answer and reference are brought to before they are compared."""
+
+TEXT_FORM_UNSPECIFIED: TextForm.ValueType  # 0
+"""None: compared as written, or no text is compared."""
+TEXT_FORM_NFC: TextForm.ValueType  # 1
+"""Normalization Form C: what Unicode holds to be the same text is the same, e.g. a letter with its accent in one
+character or in two. What only looks alike stays different.
+"""
+Global___TextForm: _TypeAlias = TextForm  # noqa: Y015
 
 class _Verdict:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -153,6 +229,9 @@ class ScoreEstimate(_message.Message):
     LOWER_FIELD_NUMBER: _builtins.int
     UPPER_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    TEXT_FORM_FIELD_NUMBER: _builtins.int
     score: _builtins.str
     """Score, e.g. exact_match, field_match.record, field_match.fields, field_match.field.revenue, perplexity."""
     value: _builtins.float
@@ -163,6 +242,12 @@ class ScoreEstimate(_message.Message):
     """Upper bound."""
     count: _builtins.int
     """Records counted."""
+    kind: Global___ScoreKind.ValueType
+    """What values the score has."""
+    direction: Global___ScoreDirection.ValueType
+    """Which values are better."""
+    text_form: Global___TextForm.ValueType
+    """Form that the texts were compared in. Unset for scores that compare no text, and in results older than this field."""
     def __init__(
         self,
         *,
@@ -171,10 +256,13 @@ class ScoreEstimate(_message.Message):
         lower: _builtins.float = ...,
         upper: _builtins.float = ...,
         count: _builtins.int = ...,
+        kind: Global___ScoreKind.ValueType = ...,
+        direction: Global___ScoreDirection.ValueType = ...,
+        text_form: Global___TextForm.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "lower", b"lower", "score", b"score", "upper", b"upper", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "direction", b"direction", "kind", b"kind", "lower", b"lower", "score", b"score", "text_form", b"text_form", "upper", b"upper", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,6 +327,8 @@ class Comparison(_message.Message):
     P_VALUE_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
     candidate_arm_id: _builtins.str
     """The arm that is judged."""
     baseline_arm_id: _builtins.str
@@ -252,11 +342,15 @@ class Comparison(_message.Message):
     upper: _builtins.float
     """Upper bound of the paired 95 % bootstrap interval."""
     p_value: _builtins.float
-    """Exact McNemar p-value where the score is right or wrong. Unset elsewhere."""
+    """Exact McNemar p-value where the score is BINARY. Unset elsewhere."""
     count: _builtins.int
     """Pairs counted."""
     verdict: Global___Verdict.ValueType
-    """What it shows. For perplexity lower is better."""
+    """What it shows."""
+    kind: Global___ScoreKind.ValueType
+    """What values the score has."""
+    direction: Global___ScoreDirection.ValueType
+    """Which values are better."""
     def __init__(
         self,
         *,
@@ -269,10 +363,12 @@ class Comparison(_message.Message):
         p_value: _builtins.float | None = ...,
         count: _builtins.int = ...,
         verdict: Global___Verdict.ValueType = ...,
+        kind: Global___ScoreKind.ValueType = ...,
+        direction: Global___ScoreDirection.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "p_value", b"p_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "baseline_arm_id", b"baseline_arm_id", "candidate_arm_id", b"candidate_arm_id", "count", b"count", "difference", b"difference", "lower", b"lower", "p_value", b"p_value", "score", b"score", "upper", b"upper", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "baseline_arm_id", b"baseline_arm_id", "candidate_arm_id", b"candidate_arm_id", "count", b"count", "difference", b"difference", "direction", b"direction", "kind", b"kind", "lower", b"lower", "p_value", b"p_value", "score", b"score", "upper", b"upper", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
     _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
@@ -411,7 +507,7 @@ class Evaluation(_message.Message):
     dataset_digest: _builtins.str
     """Digest of the dataset version."""
     etag: _builtins.str
-    """Changes with every change of the resource."""
+    """Changes with every change of the resource; how far it has come is none."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""

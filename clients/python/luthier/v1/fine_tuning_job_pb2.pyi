@@ -402,7 +402,7 @@ class FineTuningJob(_message.Message):
     num_attempts: _builtins.int
     """Attempts so far."""
     etag: _builtins.str
-    """Changes with every change of the resource."""
+    """Changes with every change of the resource; how far it has come is none."""
     max_checkpoints: _builtins.int
     """Checkpoints that are kept: the last ones, and beside them the one with the lowest validation_loss of those taken at a
     step that was validated. 0 means 3; a job of before this field shows 0 and keeps all. Older ones are no longer listed,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
-from enum import StrEnum
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,6 +22,7 @@ from luthier.evaluation.evaluations.domain import (
     Split,
     Verdict,
 )
+from luthier.evaluation.metrics.scores import ScoreKind, find_score
 from luthier.v1 import dataset_pb2, evaluation_pb2, event_pb2
 from luthier.work.convert import failure_to_status
 from luthier.worker.v1 import task_pb2
@@ -72,7 +73,7 @@ def _split_from_proto(split: dataset_pb2.Split.ValueType) -> Split:
         raise _not_one_of("evaluation.split", Split, split) from None
 
 
-def _not_one_of(field: str, known: type[StrEnum], number: int) -> InvalidArgument:
+def _not_one_of(field: str, known: Iterable[str], number: int) -> InvalidArgument:
     description = f"must be one of {', '.join(known)}, got number {number}"
     return InvalidArgument.of_fields(FieldViolation(field=field, description=description))
 
@@ -139,6 +140,9 @@ def arm_result_from_proto(message: evaluation_pb2.ArmResult) -> ArmResult:
                 lower=score.lower,
                 upper=score.upper,
                 count=score.count,
+                kind=_kind_from_proto(score.kind),
+                higher_is_better=_direction_from_proto(score.direction),
+                text_form=_form_from_proto(score.text_form),
             )
             for score in message.scores
         ),
@@ -161,6 +165,8 @@ def comparison_from_proto(message: evaluation_pb2.Comparison) -> Comparison:
         p_value=message.p_value if message.HasField("p_value") else None,
         count=message.count,
         verdict=Verdict(evaluation_pb2.Verdict.Name(message.verdict).removeprefix("VERDICT_")),
+        kind=_kind_from_proto(message.kind),
+        higher_is_better=_direction_from_proto(message.direction),
     )
 
 
@@ -176,16 +182,64 @@ def prediction_from_bytes(data: bytes) -> evaluation_pb2.Prediction:
         raise DataLoss(f"a stored prediction of {len(data)} bytes cannot be read: {error}") from error
 
 
+def _kind_from_proto(number: evaluation_pb2.ScoreKind.ValueType) -> ScoreKind | None:
+    if number == evaluation_pb2.SCORE_KIND_UNSPECIFIED:
+        return None
+    try:
+        return ScoreKind(evaluation_pb2.ScoreKind.Name(number).removeprefix("SCORE_KIND_"))
+    except ValueError:
+        raise _not_one_of("kind", ScoreKind, number) from None
+
+
+def _direction_from_proto(number: evaluation_pb2.ScoreDirection.ValueType) -> bool | None:
+    known = {
+        evaluation_pb2.SCORE_DIRECTION_UNSPECIFIED: None,
+        evaluation_pb2.SCORE_DIRECTION_HIGHER_IS_BETTER: True,
+        evaluation_pb2.SCORE_DIRECTION_LOWER_IS_BETTER: False,
+    }
+    if number not in known:
+        raise _not_one_of("direction", evaluation_pb2.ScoreDirection.keys(), number)
+    return known[number]
+
+
+def _form_from_proto(number: evaluation_pb2.TextForm.ValueType) -> str | None:
+    if number not in evaluation_pb2.TextForm.values():
+        raise _not_one_of("text_form", evaluation_pb2.TextForm.keys(), number)
+    name = evaluation_pb2.TextForm.Name(number).removeprefix("TEXT_FORM_")
+    return None if name == "UNSPECIFIED" else name
+
+
 def _arm_result_to_proto(result: ArmResult) -> evaluation_pb2.ArmResult:
     values = asdict(result)
-    scores = [evaluation_pb2.ScoreEstimate(**score) for score in values.pop("scores")]
-    return evaluation_pb2.ArmResult(**values, scores=scores)
+    values["scores"] = [_score_to_proto(score) for score in result.scores]
+    return evaluation_pb2.ArmResult(**values)
+
+
+def _score_to_proto(score: ScoreEstimate) -> evaluation_pb2.ScoreEstimate:
+    values = asdict(score) | _meaning(score)
+    del values["higher_is_better"]
+    values["text_form"] = evaluation_pb2.TextForm.Value(f"TEXT_FORM_{score.text_form or 'UNSPECIFIED'}")
+    return evaluation_pb2.ScoreEstimate(**values)
 
 
 def _comparison_to_proto(comparison: Comparison) -> evaluation_pb2.Comparison:
-    values = asdict(comparison)
+    values = asdict(comparison) | _meaning(comparison)
+    del values["higher_is_better"]
     values["verdict"] = evaluation_pb2.Verdict.Value(f"VERDICT_{comparison.verdict}")
     return evaluation_pb2.Comparison(**values)
+
+
+def _meaning(result: ScoreEstimate | Comparison) -> dict[str, int]:
+    """Kind and direction on the wire. A result older than them means what its score means now."""
+    kind, higher_is_better = result.kind, result.higher_is_better
+    known = find_score(result.score)
+    if kind is None and known is not None:
+        kind, higher_is_better = known.kind, known.higher_is_better
+    better = {None: "UNSPECIFIED", True: "HIGHER_IS_BETTER", False: "LOWER_IS_BETTER"}[higher_is_better]
+    return {
+        "kind": evaluation_pb2.ScoreKind.Value(f"SCORE_KIND_{kind or 'UNSPECIFIED'}"),
+        "direction": evaluation_pb2.ScoreDirection.Value(f"SCORE_DIRECTION_{better}"),
+    }
 
 
 def _time(time: datetime) -> Timestamp:

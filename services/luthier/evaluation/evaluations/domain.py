@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from luthier.errors import FailedPrecondition, Failure, FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.metrics.scores import ScoreKind
 
 MAX_ARMS = 16
 MAX_SHOTS = 64
@@ -89,13 +90,19 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreEstimate:
-    """A mean over `count` records with its 95 % interval."""
+    """A mean over `count` records with its 95 % interval. `text_form`: Unicode form that texts were compared in.
+
+    None where nothing is known: results from before kind, direction and form were kept.
+    """
 
     score: str
     value: float
     lower: float
     upper: float
     count: int
+    kind: ScoreKind | None = None
+    higher_is_better: bool | None = None
+    text_form: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +119,10 @@ class ArmResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Candidate minus baseline on the same records, with the paired 95 % bootstrap interval."""
+    """Candidate minus baseline on the same records, with the paired 95 % bootstrap interval.
+
+    `kind` and `higher_is_better` as in `ScoreEstimate`.
+    """
 
     candidate_arm_id: str
     baseline_arm_id: str
@@ -123,6 +133,8 @@ class Comparison:
     p_value: float | None
     count: int
     verdict: Verdict
+    kind: ScoreKind | None = None
+    higher_is_better: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -235,7 +235,7 @@ class EvaluationService:
     async def advance(self, connection: AsyncConnection, name: str, progress: Progress) -> None:
         """Show how far the evaluation has come."""
         evaluation = await self._resources.get(connection, name)
-        await self._resources.update(connection, replace(evaluation, progress=progress))
+        await self._resources.report(connection, replace(evaluation, progress=progress))
 
     async def requeue(self, connection: AsyncConnection, name: str) -> None:
         """The attempt was lost."""

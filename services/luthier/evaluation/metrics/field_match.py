@@ -7,15 +7,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from luthier.evaluation.metrics.text_form import in_text_form
+
+_MAX_DEPTH = 100
 _RELATIVE_TOLERANCE = 1e-9
 
 
 def field_match(prediction: str, reference: str) -> dict[str, float]:
     """Score a prediction against a reference, both JSON objects.
 
-    Two values are equal when they are numbers of the same size (12.5 and 12.50, 3 and 3.0), strings equal but
-    for white space at both ends, both null, or equal lists or objects. A boolean is no number. A missing field
-    equals nothing, not even null. A prediction that is no JSON object has every field wrong.
+    Two values are equal when they are numbers of the same size (12.5 and 12.50, 3 and 3.0), strings equal in one
+    Unicode form but for white space at both ends, both null, or equal lists or objects. A boolean is no number. A
+    missing field equals nothing, not even null. Names of fields are compared in the same form, and in a prediction
+    that has two of one name the last counts. A prediction that is no JSON object has every field wrong.
 
     Returns:
         `field_match.fields`: share of the reference's fields that are right;
@@ -40,16 +44,36 @@ def field_match(prediction: str, reference: str) -> dict[str, float]:
 
 
 def read_object(text: str) -> Mapping[str, Any] | None:
-    """Read a text as a JSON object; None when it is something else."""
+    """Read a text as a JSON object, its strings in `TEXT_FORM`; None when it is something else or too deep."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict) or _is_deep(value):
+        return None
+    return {in_text_form(name): _in_form(inner) for name, inner in value.items()}
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        children = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [child for some in children for child in some if isinstance(child, dict | list)]
+    return bool(level)
+
+
+def _in_form(value: Any) -> Any:
+    if isinstance(value, str):
+        return in_text_form(value)
+    if isinstance(value, list):
+        return [_in_form(item) for item in value]
+    if isinstance(value, dict):
+        return {in_text_form(name): _in_form(inner) for name, inner in value.items()}
+    return value
 
 
 def same(left: Any, right: Any) -> bool:
-    """Tell whether two JSON values mean the same."""
+    """Tell whether two JSON values, strings in `TEXT_FORM`, mean the same."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, int | float) and isinstance(right, int | float):

@@ -19,6 +19,7 @@ Verdict = Literal["BETTER", "WORSE", "INCONCLUSIVE", "INSUFFICIENT_EVIDENCE"]
 Array = NDArray[np.float64]
 _Z95 = 1.959963984540054
 _INDICES_A_BLOCK = 1 << 22
+_MAX_MEAN_NLL = 700.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +85,15 @@ def bootstrap_difference(
 def bootstrap_perplexity(
     nll: Sequence[float], num_tokens: Sequence[int], *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> Interval:
-    """Return exp(sum of nll / sum of tokens) with its bootstrap interval over records; nll in nats by record."""
+    """Return exp(sum of nll / sum of tokens) with its bootstrap interval over records; nll in nats by record.
+
+    Raises:
+        ValueError: there is no record, a value is not finite, or the perplexity is beyond the range of float64.
+    """
     nll_N, tokens_N = _checked(nll), _checked(num_tokens)
 
     def ratio(picked_RN: NDArray[np.int64]) -> Array:
-        exponent: Array = nll_N[picked_RN].sum(axis=1) / tokens_N[picked_RN].sum(axis=1)
-        return np.exp(exponent)
+        return _exp(nll_N[picked_RN].sum(axis=1) / tokens_N[picked_RN].sum(axis=1))
 
     return _bootstrap(len(nll_N), ratio, seed, num_resamples)
 
@@ -107,9 +111,9 @@ def bootstrap_perplexity_difference(
 
     def difference(picked_RN: NDArray[np.int64]) -> Array:
         total_R = tokens_N[picked_RN].sum(axis=1)
-        left: Array = np.exp(candidate_N[picked_RN].sum(axis=1) / total_R)
-        right: Array = np.exp(baseline_N[picked_RN].sum(axis=1) / total_R)
-        return left - right
+        return _exp(candidate_N[picked_RN].sum(axis=1) / total_R) - _exp(
+            baseline_N[picked_RN].sum(axis=1) / total_R
+        )
 
     return _bootstrap(len(candidate_N), difference, seed, num_resamples)
 
@@ -130,7 +134,11 @@ def mcnemar(candidate: Sequence[float], baseline: Sequence[float]) -> float:
     gained = sum(left > right for left, right in zip(candidate, baseline, strict=True))
     lost = sum(left < right for left, right in zip(candidate, baseline, strict=True))
     disagreeing = gained + lost
-    tail = sum(math.comb(disagreeing, count) for count in range(min(gained, lost) + 1))
+    # Each binomial coefficient from the one before it: by themselves they take minutes for 50,000 records.
+    tail = term = 1
+    for count in range(1, min(gained, lost) + 1):
+        term = term * (disagreeing - count + 1) // count
+        tail += term
     return min(1.0, float(2 * tail / 2**disagreeing))
 
 
@@ -149,7 +157,18 @@ def _checked(values: Sequence[float] | Sequence[int] | Array) -> Array:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"there must be at least one record, got shape {array.shape}")
+    wrong = np.flatnonzero(~np.isfinite(array))
+    if len(wrong):
+        raise ValueError(f"values must be finite, the one at {wrong[0]} is {array[wrong[0]]}")
     return array
+
+
+def _exp(mean_nll_R: Array) -> Array:
+    highest = float(mean_nll_R.max())
+    if highest > _MAX_MEAN_NLL:
+        raise ValueError(f"perplexity must be in the range of float64, got exp({highest:g})")
+    power: Array = np.exp(mean_nll_R)
+    return power
 
 
 def _bootstrap(

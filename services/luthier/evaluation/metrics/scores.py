@@ -1,17 +1,71 @@
-"""Scores of one answer by metric name."""
+"""The scores there are: what values each has, which are better, and how an answer gets them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 from luthier.evaluation.metrics.exact_match import exact_match
 from luthier.evaluation.metrics.field_match import field_match
+
+
+class ScoreKind(StrEnum):
+    """What values a score has by record: 0 or 1, a share from 0 to 1, any number."""
+
+    BINARY = "BINARY"
+    FRACTION = "FRACTION"
+    REAL = "REAL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a score is. A `name` that ends with a dot stands for all names that begin with it.
+
+    `compares_text`: texts are compared for it, in `TEXT_FORM`.
+    """
+
+    name: str
+    kind: ScoreKind
+    higher_is_better: bool = True
+    compares_text: bool = True
+
+
+PERPLEXITY = "perplexity"
+_SCORES = (
+    Score(name="exact_match", kind=ScoreKind.BINARY),
+    Score(name="field_match.fields", kind=ScoreKind.FRACTION),
+    Score(name="field_match.record", kind=ScoreKind.BINARY),
+    Score(name="field_match.parsed", kind=ScoreKind.BINARY, compares_text=False),
+    Score(name="field_match.field.", kind=ScoreKind.BINARY),
+    Score(name=PERPLEXITY, kind=ScoreKind.REAL, higher_is_better=False, compares_text=False),
+)
+_BY_NAME = {score.name: score for score in _SCORES}
+_FAMILIES = tuple(score for score in _SCORES if score.name.endswith("."))
 
 TEXT_METRICS: Mapping[str, Callable[[str, str], dict[str, float]]] = {
     "EXACT_MATCH": lambda prediction, reference: {"exact_match": exact_match(prediction, reference)},
     "FIELD_MATCH": field_match,
 }
 """Metrics of a text against its reference. Perplexity needs the model and is measured apart."""
+
+
+def find_score(name: str) -> Score | None:
+    """Return what a score is; None when there is no such score."""
+    own = _BY_NAME.get(name)
+    return own or next((family for family in _FAMILIES if name.startswith(family.name)), None)
+
+
+def score_named(name: str) -> Score:
+    """Return what a score is.
+
+    Raises:
+        ValueError: there is no such score. A new one says here what it is before it can be used.
+    """
+    score = find_score(name)
+    if score is None:
+        raise ValueError(f"score must be one of {', '.join(_BY_NAME)}, got {name!r}")
+    return score
 
 
 def score_answer(metrics: Sequence[str], prediction: str, reference: str) -> dict[str, float]:
@@ -26,8 +80,3 @@ def score_answer(metrics: Sequence[str], prediction: str, reference: str) -> dic
             raise ValueError(f"metric must be one of {', '.join(TEXT_METRICS)}, got {metric!r}")
         scores |= TEXT_METRICS[metric](prediction, reference)
     return scores
-
-
-def is_binary(score: str) -> bool:
-    """Tell whether a score is right or wrong, so that proportions and McNemar's test apply."""
-    return score not in {"field_match.fields", "perplexity"}

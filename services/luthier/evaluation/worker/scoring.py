@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.metrics.intervals import (
     Interval,
     bootstrap_difference,
@@ -15,10 +17,9 @@ from luthier.evaluation.metrics.intervals import (
     verdict,
     wilson,
 )
-from luthier.evaluation.metrics.scores import is_binary
+from luthier.evaluation.metrics.scores import PERPLEXITY, ScoreKind, score_named
+from luthier.evaluation.metrics.text_form import TEXT_FORM
 from luthier.v1 import evaluation_pb2
-
-PERPLEXITY = "perplexity"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +34,20 @@ class Answer:
 
 
 def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.ScoreEstimate]:
-    """Return every score of an arm: its mean over the records that have it, with a 95 % interval."""
+    """Return every score of an arm: its mean over the records that have it, with a 95 % interval.
+
+    Raises:
+        ValueError: a score is unknown or not of its kind.
+        FailedPrecondition: LOSS_NOT_FINITE, a reference has no finite likelihood.
+    """
     found = []
     for name in _names(answers):
         values = [answer.scores[name] for answer in answers if name in answer.scores]
         found.append(_estimate(name, values, seed))
     if any(answer.num_tokens for answer in answers):
         nll, tokens = _references(answers)
-        found.append(_message(PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed)))
+        with _named_failure():
+            found.append(_message(PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed)))
     return found
 
 
@@ -51,7 +58,7 @@ def compare(
     baseline: Sequence[Answer],
     seed: int,
 ) -> list[evaluation_pb2.Comparison]:
-    """Compare two arms on each score that both have, record by record."""
+    """Compare two arms on each score that both have, record by record. Raises as `estimates`."""
     compared = []
     for name in _names(candidate):
         pairs = [
@@ -61,17 +68,16 @@ def compare(
         ]
         left, right = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         difference = bootstrap_difference(left, right, seed=seed)
-        message = _comparison(candidate_id, baseline_id, name, difference, higher_is_better=True)
-        if is_binary(name):
+        message = _comparison(candidate_id, baseline_id, name, difference)
+        if score_named(name).kind is ScoreKind.BINARY:
             message.p_value = mcnemar(left, right)
         compared.append(message)
     if any(answer.num_tokens for answer in candidate):
         nll, tokens = _references(candidate)
         other, _ = _references(baseline)
-        difference = bootstrap_perplexity_difference(nll, other, tokens, seed=seed)
-        compared.append(
-            _comparison(candidate_id, baseline_id, PERPLEXITY, difference, higher_is_better=False)
-        )
+        with _named_failure():
+            difference = bootstrap_perplexity_difference(nll, other, tokens, seed=seed)
+        compared.append(_comparison(candidate_id, baseline_id, PERPLEXITY, difference))
     return compared
 
 
@@ -84,26 +90,44 @@ def _references(answers: Sequence[Answer]) -> tuple[list[float], list[int]]:
     return [answer.nll for answer in measured], [answer.num_tokens for answer in measured]
 
 
+@contextmanager
+def _named_failure() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        message = f"the perplexity of the references cannot be told: {error}"
+        raise FailedPrecondition(message, reason=Reason.LOSS_NOT_FINITE) from error
+
+
 def _estimate(name: str, values: Sequence[float], seed: int) -> evaluation_pb2.ScoreEstimate:
-    if is_binary(name):
-        return _message(name, wilson(round(sum(values)), len(values)))
-    return _message(name, bootstrap_mean(values, seed=seed))
+    if score_named(name).kind is not ScoreKind.BINARY:
+        return _message(name, bootstrap_mean(values, seed=seed))
+    wrong = [value for value in values if value not in (0.0, 1.0)]
+    if wrong:
+        raise ValueError(f"{name} is BINARY: its values must be 0 or 1, got {wrong[:3]}")
+    return _message(name, wilson(round(sum(values)), len(values)))
 
 
 def _message(name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
+    score = score_named(name)
+    form = f"TEXT_FORM_{TEXT_FORM}" if score.compares_text else "TEXT_FORM_UNSPECIFIED"
     return evaluation_pb2.ScoreEstimate(
         score=name,
         value=interval.value,
         lower=interval.lower,
         upper=interval.upper,
         count=interval.count,
+        kind=evaluation_pb2.ScoreKind.Value(f"SCORE_KIND_{score.kind}"),
+        direction=_direction(higher_is_better=score.higher_is_better),
+        text_form=evaluation_pb2.TextForm.Value(form),
     )
 
 
 def _comparison(
-    candidate_id: str, baseline_id: str, name: str, difference: Interval, *, higher_is_better: bool
+    candidate_id: str, baseline_id: str, name: str, difference: Interval
 ) -> evaluation_pb2.Comparison:
-    shown = verdict(difference, higher_is_better=higher_is_better)
+    score = score_named(name)
+    shown = verdict(difference, higher_is_better=score.higher_is_better)
     return evaluation_pb2.Comparison(
         candidate_arm_id=candidate_id,
         baseline_arm_id=baseline_id,
@@ -113,4 +137,12 @@ def _comparison(
         upper=difference.upper,
         count=difference.count,
         verdict=evaluation_pb2.Verdict.Value(f"VERDICT_{shown}"),
+        kind=evaluation_pb2.ScoreKind.Value(f"SCORE_KIND_{score.kind}"),
+        direction=_direction(higher_is_better=score.higher_is_better),
     )
+
+
+def _direction(*, higher_is_better: bool) -> evaluation_pb2.ScoreDirection.ValueType:
+    if higher_is_better:
+        return evaluation_pb2.SCORE_DIRECTION_HIGHER_IS_BETTER
+    return evaluation_pb2.SCORE_DIRECTION_LOWER_IS_BETTER

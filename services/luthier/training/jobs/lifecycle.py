@@ -81,6 +81,7 @@ class JobLifecycle:
     ) -> None:
         """A worker reported; the entries stand in the log already."""
         job = await self._jobs.get(connection, name)
+        is_told_where = run_record is not None and run_record != job.run_record
         begun = False
         for entry in entries:
             match entry.payload:
@@ -96,8 +97,10 @@ class JobLifecycle:
         job = replace(job, run_record=run_record or job.run_record)
         if begun and job.state is JobState.PREPARING:
             await self._move(connection, job, JobState.RUNNING)
-        else:
+        elif is_told_where:
             await self._jobs.update(connection, job)
+        else:
+            await self._jobs.report(connection, job)
 
     async def checkpointed(
         self,

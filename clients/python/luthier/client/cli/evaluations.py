@@ -184,6 +184,7 @@ def _facts(evaluation: Evaluation) -> Group:
     from rich.text import Text
 
     from luthier.client.cli.views import facts, failure, split_name, state
+    from luthier.client.scores import text_form_words
 
     head = facts(
         [
@@ -192,6 +193,7 @@ def _facts(evaluation: Evaluation) -> Group:
             ("failure", failure(evaluation)),
             ("version", f"{short(evaluation.dataset_version)} {split_name(evaluation.split)}"),
             ("records", evaluation.num_records),
+            ("text compared in", text_form_words(evaluation)),
             ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{a.num_shots}" for a in evaluation.arms)),
         ]
     )
@@ -205,15 +207,16 @@ def _facts(evaluation: Evaluation) -> Group:
 def _score_table(evaluation: Evaluation) -> Table:
     """A row for each score, a column for each arm: estimate and 95 % interval."""
     from luthier.client.cli.views import table
-    from luthier.client.scores import interval, scores_of
+    from luthier.client.scores import estimate_words, lower_is_better, scores_of
 
     made = table("SCORE", *(f"#{result.arm_id}" for result in evaluation.arm_results))
     for score in scores_of(evaluation):
-        cells = []
-        for result in evaluation.arm_results:
-            estimate = next((entry for entry in result.scores if entry.score == score), None)
-            cells.append(interval(score, estimate.value, estimate.lower, estimate.upper) if estimate else "")
-        made.add_row(score, *cells)
+        found = [
+            next((entry for entry in result.scores if entry.score == score), None)
+            for result in evaluation.arm_results
+        ]
+        better = " (lower is better)" if any(entry and lower_is_better(entry) for entry in found) else ""
+        made.add_row(f"{score}{better}", *(estimate_words(entry) if entry else "" for entry in found))
     return made
 
 
@@ -221,7 +224,7 @@ def _comparison_table(evaluation: Evaluation) -> Table:
     from rich.text import Text
 
     from luthier.client.cli.views import table
-    from luthier.client.scores import interval, verdict_word
+    from luthier.client.scores import difference_words, verdict_word
 
     made = table("SCORE", "COMPARED", "#DIFFERENCE", "#P", "#PAIRS", "VERDICT")
     for entry in evaluation.comparisons:
@@ -229,7 +232,7 @@ def _comparison_table(evaluation: Evaluation) -> Table:
         made.add_row(
             entry.score,
             f"{entry.candidate_arm_id} - {entry.baseline_arm_id}",
-            interval(entry.score, entry.difference, entry.lower, entry.upper, signed=True),
+            difference_words(entry),
             f"{entry.p_value:.2g}" if entry.HasField("p_value") else "",
             str(entry.count),
             Text(word, _VERDICT_STYLES.get(word, "yellow")),
