@@ -116,6 +116,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Stored bytes are not what was stored."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 46
     """A fault of the service; its log has the details."""
+    ERROR_REASON_OUTPUT_NOT_FINITE: _ErrorReason.ValueType  # 80
+    """The model's output is not finite: its weights or its adapter are broken."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -216,4 +218,6 @@ ERROR_REASON_DATA_CORRUPTED: ErrorReason.ValueType  # 45
 """Stored bytes are not what was stored."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 46
 """A fault of the service; its log has the details."""
+ERROR_REASON_OUTPUT_NOT_FINITE: ErrorReason.ValueType  # 80
+"""The model's output is not finite: its weights or its adapter are broken."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
