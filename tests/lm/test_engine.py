@@ -166,6 +166,57 @@ def test_cancel_ends_a_request_before_the_next_step_and_leaves_the_others(tiny_m
     assert {key: answers[key] for key in alone} == alone
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_are_no_answer(
+    tiny_model: ModelMaker, value: float, temperature: float
+) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    # One token's row of the head, so that a greedy choice has every other token to take.
+    head = model.get_output_embeddings().weight
+    head.data[50] = torch.full_like(head.data[50], value)
+    engine = Engine(model)
+    answers: dict[Any, Any] = {}
+    engine.submit(request(temperature=temperature))
+    while engine.wait(0):
+        collect(engine.step(), answers, {})
+    (error,) = engine.take_failures().values()
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == "OUTPUT_NOT_FINITE"
+    assert "those of row 0 after 0 new tokens are not" in error.message
+    assert answers == {}
+
+
+def test_a_row_that_has_ended_does_not_end_the_others(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    alone, _ = run(Engine(model), request())
+    engine = Engine(model)
+    engine.submit(request(stop_token_ids=frozenset(alone["r", 0][:1])))
+    answers: dict[Any, Any] = {}
+    reasons: dict[Any, Any] = {}
+    collect(engine.step(), answers, reasons)
+    ended = [row for (_, row) in reasons]
+    assert ended
+    monkeypatch.setattr("luthier.lm.decoding.Batch._compact", lambda batch: list(range(len(batch._rows))))
+    forward = importlib.import_module("luthier.lm.decoding").forward
+
+    def broken(*inputs: Any) -> Any:
+        logits = forward(*inputs)
+        logits[ended] = float("nan")
+        return logits
+
+    monkeypatch.setattr("luthier.lm.decoding.forward", broken)
+    while engine.wait(0):
+        collect(engine.step(), answers, reasons)
+    assert engine.take_failures() == {}
+    for row in {0, 1, 2, 3}.difference(ended):
+        said = answers["r", row]
+        assert said
+        assert said == alone["r", row][: len(said)]
+
+
 def test_a_request_that_fails_takes_nothing_from_the_others(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     alone, _ = run(Engine(model), request("good"))

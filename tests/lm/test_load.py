@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.errors import InvalidArgument, NotFound
 from luthier.lm.attention import IMPLEMENTATION
-from luthier.lm.load import load_model
+from luthier.lm.load import eos_token_ids, load_model
 
 ModelMaker = Callable[..., Any]
 
@@ -90,3 +90,22 @@ def test_load_model_names_what_is_missing_or_broken(tiny_model: ModelMaker, tmp_
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InvalidArgument, match="must be JSON"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_generation", "expected"),
+    [
+        (2, None, {2}),
+        (2, 5, {2, 5}),
+        ([2, 3], [5, 6], {2, 3, 5, 6}),
+        (None, [7], {7}),
+        (None, None, set()),
+    ],
+)
+def test_eos_token_ids_are_all_that_the_files_name(
+    tiny_model: ModelMaker, tmp_path: Path, in_config: Any, in_generation: Any, expected: set[int]
+) -> None:
+    saved(tiny_model(), tmp_path)
+    edit_config(tmp_path, eos_token_id=in_config)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation}))
+    assert eos_token_ids(load_model(tmp_path)) == expected

@@ -20,6 +20,7 @@ from luthier.lm.generate import (
     GenerationRequest,
     TextAssembler,
     draw,
+    output_not_finite,
     row_generator,
 )
 
@@ -39,7 +40,8 @@ class _Row:
 class Batch:
     """The rows of one request while they generate: prompts padded on the left, and their cache.
 
-    A finished row is computed along until an eighth of the batch is finished, then all of them leave it.
+    A finished row is computed along until an eighth of the batch is finished, then all of them leave it. A row whose
+    logits are not finite ends the request: FailedPrecondition OUTPUT_NOT_FINITE names it.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Batch:
 
     def _choose(self, logits_BV: Tensor) -> tuple[list[int], Events]:
         request = self._request
+        self._require_finite(logits_BV)
         tokens: list[int] = logits_BV.argmax(dim=-1).tolist()
         events = []
         for place, row in enumerate(self._rows):
@@ -118,6 +121,14 @@ class Batch:
                 tokens[place] = draw(logits_BV[place], request.temperature, request.top_p, row.random)
             events.append(self._accept(row, tokens[place]))
         return tokens, events
+
+    def _require_finite(self, logits_BV: Tensor) -> None:
+        # One pass, which costs less than the choice itself: a sum is not finite when one of its parts is not.
+        if bool(logits_BV.sum(dim=-1).isfinite().all()):
+            return
+        for place, row in enumerate(self._rows):
+            if not row.finished and not bool(logits_BV[place].isfinite().all()):
+                raise output_not_finite(f"row {row.index} after {row.num_generated} new tokens")
 
     def _accept(self, row: _Row, token: int) -> GenerationEvent:
         if token in self._request.stop_token_ids:

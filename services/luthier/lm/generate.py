@@ -123,18 +123,23 @@ def row_generator(seed: int, row: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def output_not_finite(where: str) -> FailedPrecondition:
+    """Return the error of logits that are no finite numbers: every choice among them would be made up."""
+    return FailedPrecondition(
+        f"the model's logits must be finite numbers, those of {where} are not; its weights or its adapter are broken",
+        reason=Reason.OUTPUT_NOT_FINITE,
+    )
+
+
 def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """Draw a token from the nucleus of the distribution (arXiv:1904.09751); temperature > 0.
 
     Raises:
-        FailedPrecondition: the logits are not numbers (reason MODEL_INVALID).
+        FailedPrecondition: the logits are not numbers (reason OUTPUT_NOT_FINITE).
     """
     wide_V = logits_V.double().cpu()
     if not bool(wide_V.isfinite().all()):
-        raise FailedPrecondition(
-            "the model's logits must be finite numbers; its weights or its adapter are broken",
-            reason=Reason.MODEL_INVALID,
-        )
+        raise output_not_finite("a row to draw from")
     # Relative to the greatest, so that the smallest temperature overflows to minus infinity alone.
     probabilities = ((wide_V - wide_V.max()) / temperature).softmax(dim=0)
     ordered, order = probabilities.sort(descending=True, stable=True)

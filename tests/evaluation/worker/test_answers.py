@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.evaluation.conftest import Site
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
-from luthier.errors import InvalidArgument, Reason, Unavailable
+from luthier.errors import FailedPrecondition, InvalidArgument, Reason, Unavailable
 from luthier.evaluation.worker.answers import SLOTS
+from luthier.lm.adapter_files import WEIGHTS_NAME
+from luthier.lm.engine import Engine
+from luthier.lm.generate import GenerationRequest
+from luthier.lm.load import load_model
+from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import chat_pb2, evaluation_pb2, evaluation_service_pb2
 from luthier.work.peers import bearer
 
@@ -26,6 +42,26 @@ async def begun(site: Any, wanted: evaluation_service_pb2.GenerateTextRequest) -
     call = site.stub.GenerateText(wanted, metadata=bearer(site.keys.api_key))
     assert await call.read() != grpc.aio.EOF
     return call
+
+
+@asynccontextmanager
+async def running_site(home: Path, folders: dict[str, Path]) -> AsyncIterator[Site]:
+    """A service with models of the test's own."""
+    site = Site(home, folders)
+    await site.start()
+    try:
+        yield site
+    finally:
+        await site.stop()
+
+
+def greedy_tokens(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    engine = Engine(model)
+    engine.submit(GenerationRequest(request_id="greedy", prompts=(tuple(prompt),), max_new_tokens=count))
+    said: list[int] = []
+    while engine.wait(0):
+        said += [token for event in engine.step() for token in event.token_ids]
+    return said
 
 
 async def drain(call: Any) -> None:
@@ -108,3 +144,57 @@ async def test_a_worker_that_stops_does_not_finish_long_answers_first(site: Any)
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(Unavailable, match="no evaluation worker takes orders"):
         await site.said("base", "what")
+
+
+async def test_every_end_of_sequence_of_the_model_ends_an_answer(
+    tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model_folders["base"], base)
+    prompt = TokenizerBundle.load(base).encode("what colour").ids
+    model = load_model(base)
+    said = greedy_tokens(model, prompt, 8)
+    ending = next(token for token in said[1:] if token != said[0])
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, ending]}))
+    async with running_site(tmp_path / "home", {**model_folders, "base": base}) as site, site.worker():
+        wanted = request(site, prompt="what colour", max_new_tokens=8)
+        pieces = [piece async for piece in site.stream("GenerateText", wanted)]
+    assert pieces[-1].finish_reason == evaluation_pb2.FINISH_REASON_STOP
+    assert pieces[-1].num_generated_tokens == said.index(ending)
+
+
+async def test_a_raw_prompt_begins_as_the_tokenizer_says(
+    tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model_folders["base"], base)
+    core = Tokenizer.from_file(str(base / "tokenizer.json"))
+    core.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    core.save(str(base / "tokenizer.json"))
+    asked = AutoTokenizer.from_pretrained(base)("what colour")["input_ids"]
+    assert asked[0] == 0
+    async with running_site(tmp_path / "home", {**model_folders, "base": base}) as site, site.worker():
+        wanted = request(site, prompt="what colour", max_new_tokens=8)
+        pieces = [piece async for piece in site.stream("GenerateText", wanted)]
+    assert pieces[-1].num_prompt_tokens == len(asked)
+    bundle = TokenizerBundle.load(base)
+    ids = greedy_tokens(load_model(base), tuple(asked), pieces[-1].num_generated_tokens)
+    assert "".join(piece.text for piece in pieces) == bundle.decode(ids)
+
+
+async def test_an_adapter_that_gives_no_numbers_gives_no_text(
+    tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(model_folders["tuned"], tuned)
+    weights = load_file(tuned / WEIGHTS_NAME)
+    save_file(
+        {name: torch.full_like(tensor, float("nan")) for name, tensor in weights.items()},
+        tuned / WEIGHTS_NAME,
+    )
+    async with running_site(tmp_path / "home", {**model_folders, "tuned": tuned}) as site, site.worker():
+        with pytest.raises(FailedPrecondition, match="logits must be finite numbers") as caught:
+            await site.said("tuned", "what colour", max_new_tokens=4)
+        assert caught.value.reason == Reason.OUTPUT_NOT_FINITE
+        await site.said("base", "what", max_new_tokens=2)  # the worker goes on

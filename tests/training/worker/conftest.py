@@ -148,9 +148,11 @@ class Site:
 
     async def register(self, folder: Path, model_id: str = "tiny") -> model_pb2.Model:
         """Register a folder and wait for the end."""
-        request = model_service_pb2.RegisterBaseModelRequest(
-            parent=PARENT, model_id=model_id, model=model_pb2.Model(directory=str(folder))
-        )
+        return await self.register_from(model_pb2.Model(directory=str(folder)), model_id)
+
+    async def register_from(self, source: model_pb2.Model, model_id: str) -> model_pb2.Model:
+        """Register a model and wait for the end."""
+        request = model_service_pb2.RegisterBaseModelRequest(parent=PARENT, model_id=model_id, model=source)
         made = await self.models.RegisterBaseModel(request, metadata=self.metadata)
         watch = model_service_pb2.WatchModelRequest(name=made.name)
         async for _ in self.models.WatchModel(watch, metadata=self.metadata):

@@ -126,6 +126,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A worker's step neither went on nor ended."""
     ERROR_REASON_WORKER_ID_TAKEN: _ErrorReason.ValueType  # 62
     """Another process works under this worker's id."""
+    ERROR_REASON_OUTPUT_NOT_FINITE: _ErrorReason.ValueType  # 80
+    """The model's output is not finite: its weights or its adapter are broken."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -236,4 +238,6 @@ ERROR_REASON_STALLED: ErrorReason.ValueType  # 61
 """A worker's step neither went on nor ended."""
 ERROR_REASON_WORKER_ID_TAKEN: ErrorReason.ValueType  # 62
 """Another process works under this worker's id."""
+ERROR_REASON_OUTPUT_NOT_FINITE: ErrorReason.ValueType  # 80
+"""The model's output is not finite: its weights or its adapter are broken."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

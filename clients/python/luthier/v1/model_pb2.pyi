@@ -149,6 +149,8 @@ class Model(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/models/{model}."""
     uid: _builtins.str
@@ -203,6 +205,16 @@ class Model(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end an answer: every end of sequence that the model's files name, and ends of turns that its chat template
+        writes. Empty for adapters, and for base models that were registered before this field existed.
+        """
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What whoever uses a base model should know, e.g. that transformers would give other tokens. Empty: nothing."""
+
     def __init__(
         self,
         *,
@@ -228,10 +240,12 @@ class Model(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "source", b"source", "state", b"state", "step", b"step", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "source", b"source", "state", b"state", "step", b"step", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "directory", "gguf_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

@@ -81,7 +81,7 @@ class ModelAnswers:
                 temperature=order.temperature,
                 top_p=order.top_p,
                 seed=order.seed,
-                stop_token_ids=stops,
+                stop_token_ids=stops | loaded.eos_token_ids,
             )
             yield from _pieces(loaded, request, check)
 

@@ -164,9 +164,8 @@ class _ArmRunner:
         began = time.monotonic()
         renderer = self._loaded.renderer()
         asked = ask(renderer, questions, shots)
-        texts, reasons, num_generated = self._generate(
-            arm_id, asked, renderer.stop_token_ids(), len(questions)
-        )
+        stops = renderer.stop_token_ids() | self._loaded.eos_token_ids
+        texts, reasons, num_generated = self._generate(arm_id, asked, stops, len(questions))
         measuring = evaluation_pb2.EVALUATION_METRIC_PERPLEXITY in self._evaluation.metrics
         references = self._references(asked) if measuring else None
         wanted = _text_metrics(self._evaluation)

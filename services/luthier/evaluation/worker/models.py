@@ -17,7 +17,7 @@ from luthier.errors import DataLoss, Reason
 from luthier.evaluation.worker.engine_thread import Check, EngineThread
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.engine import Engine
-from luthier.lm.load import load_model
+from luthier.lm.load import eos_token_ids, load_model
 from luthier.lm.lora import remove_adapter
 from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle
@@ -37,6 +37,8 @@ class LoadedModel:
         self.digest = digest
         self.model = model
         self.bundle = bundle
+        # By the model's own files: those registered before Model.eos_token_ids existed have them, too.
+        self.eos_token_ids = eos_token_ids(model)
         self.engine = Engine(model, decode=bundle.decode)
         self.thread = EngineThread(self.engine)
         self._adapters: OrderedDict[str, None] = OrderedDict()

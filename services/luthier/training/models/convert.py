@@ -59,6 +59,8 @@ def model_to_proto(model: Model) -> model_pb2.Model:
         num_parameters=model.num_parameters,
         context_length=model.context_length,
         has_chat_template=model.has_chat_template,
+        eos_token_ids=model.eos_token_ids,
+        warnings=model.warnings,
         etag=model.etag,
     )
     match model.source:
@@ -130,4 +132,6 @@ def outcome_from_proto(result: task_pb2.RegisterModelResult) -> ModelOutcome:
         context_length=result.context_length,
         has_chat_template=result.has_chat_template,
         hub_commit=result.hub_commit,
+        eos_token_ids=tuple(result.eos_token_ids),
+        warnings=tuple(result.warnings),
     )

@@ -99,6 +99,8 @@ class Model:
     num_parameters: int = 0
     context_length: int = 0
     has_chat_template: bool = False
+    eos_token_ids: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
     files: tuple[ModelFile, ...] = ()
     failure: Failure | None = None
 
@@ -147,3 +149,5 @@ class ModelOutcome:
     context_length: int
     has_chat_template: bool
     hub_commit: str
+    eos_token_ids: tuple[int, ...]
+    warnings: tuple[str, ...]

@@ -262,6 +262,8 @@ class ModelService:
             num_parameters=outcome.num_parameters,
             context_length=outcome.context_length,
             has_chat_template=outcome.has_chat_template,
+            eos_token_ids=outcome.eos_token_ids,
+            warnings=outcome.warnings,
         )
         await self._save(connection, ready)
 

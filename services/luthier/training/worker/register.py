@@ -58,7 +58,11 @@ def run_register(context: TaskContext) -> task_pb2.TaskResult:
         has_chat_template=registered.has_chat_template,
         tokenizer_digest=files_digest({file.path: file.sha256 for file in files if file.tokenizer}),
         hub_commit=registered.hub_commit,
+        eos_token_ids=sorted({*registered.eos_token_ids, *registered.end_of_turn_token_ids}),
+        warnings=registered.warnings,
     )
+    for warning in registered.warnings:
+        context.log(warning, "WARNING")
     return task_pb2.TaskResult(register_model=result)
 
 

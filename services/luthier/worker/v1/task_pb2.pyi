@@ -565,6 +565,8 @@ class RegisterModelResult(_message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
     HUB_COMMIT_FIELD_NUMBER: _builtins.int
+    EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """transformers class."""
     num_parameters: _builtins.int
@@ -581,6 +583,14 @@ class RegisterModelResult(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
         """Its files, the tokenizer bundle included."""
 
+    @_builtins.property
+    def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end a text or a turn."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Findings."""
+
     def __init__(
         self,
         *,
@@ -591,10 +601,12 @@ class RegisterModelResult(_message.Message):
         has_chat_template: _builtins.bool = ...,
         tokenizer_digest: _builtins.str = ...,
         hub_commit: _builtins.str = ...,
+        eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "files", b"files", "has_chat_template", b"has_chat_template", "hub_commit", b"hub_commit", "num_parameters", b"num_parameters", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "files", b"files", "has_chat_template", b"has_chat_template", "hub_commit", b"hub_commit", "num_parameters", b"num_parameters", "tokenizer_digest", b"tokenizer_digest", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

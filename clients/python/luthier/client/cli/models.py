@@ -120,6 +120,7 @@ def _facts(model: Model) -> Table:
             ("parameters", number(model.num_parameters) if model.num_parameters else ""),
             ("context", f"{number(model.context_length)} tokens" if model.context_length else ""),
             ("digest", model.digest),
+            ("warnings", "\n".join(model.warnings)),
             ("labels", mapping(model.labels)),
         ]
     )

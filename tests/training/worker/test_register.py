@@ -1,0 +1,67 @@
+"""Registering through a real service: what is refused by name, and what a registered model says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.training.worker.test_tasks import PARENT, Site, model_folder, site
+
+from luthier.v1 import model_pb2, model_service_pb2
+
+__all__ = ["model_folder", "site"]  # fixtures
+
+
+async def test_a_model_says_what_ends_an_answer_and_what_to_know(site: Site, model_folder: Path) -> None:
+    generation = {"eos_token_id": [5, 7, 2000]}
+    (model_folder / "generation_config.json").write_text(json.dumps(generation))
+    async with site.worker():
+        model = await site.register(model_folder)
+    assert list(model.eos_token_ids) == [2, 5, 7]  # w2 is the tokenizer's own
+    assert list(model.warnings) == ["end-of-sequence ids must be in 0..96, the model names [2000]"]
+
+
+async def test_a_folder_with_a_fifo_is_refused_and_the_worker_goes_on(site: Site, model_folder: Path) -> None:
+    os.mkfifo(model_folder / "x.index.json")
+    async with site.worker():
+        model = await asyncio.wait_for(site.register(model_folder), 60)
+        assert model.state == model_pb2.Model.STATE_FAILED
+        assert "x.index.json is a FIFO" in model.error.message
+        (model_folder / "x.index.json").unlink()
+        assert (await site.register(model_folder, "next")).state == model_pb2.Model.STATE_READY
+
+
+async def test_a_key_is_no_model_and_its_bytes_are_not_shown(site: Site, model_folder: Path) -> None:
+    key = (site.home / "api-key").read_text()
+    gguf = model_folder.parent / "key.gguf"
+    gguf.hardlink_to(site.home / "api-key")
+    (model_folder / "chat_template.jinja").hardlink_to(site.home / "api-key")
+    said = []
+    async with site.worker():
+        for number, source in enumerate(
+            (model_pb2.Model(gguf_path=str(gguf)), model_pb2.Model(directory=str(model_folder)))
+        ):
+            model = await site.register_from(source, f"stolen-{number}")
+            assert model.state == model_pb2.Model.STATE_FAILED
+            said.append(model.error.message)
+    assert all("names (hard links)" in message for message in said)
+    assert all(key[:4] not in message for message in said)
+    for path in ("api-key", "worker-key", "training"):
+        request = model_service_pb2.RegisterBaseModelRequest(
+            parent=PARENT, model=model_pb2.Model(gguf_path=str(site.home / path))
+        )
+        with pytest.raises(grpc.aio.AioRpcError, match="must lie below an allowed root"):
+            await site.models.RegisterBaseModel(request, metadata=site.metadata)
+
+
+async def test_a_nul_in_a_path_is_the_callers_fault(site: Site, model_folder: Path) -> None:
+    request = model_service_pb2.RegisterBaseModelRequest(
+        parent=PARENT, model=model_pb2.Model(directory=f"{model_folder}\x00")
+    )
+    with pytest.raises(grpc.aio.AioRpcError, match="must have no control characters") as caught:
+        await site.models.RegisterBaseModel(request, metadata=site.metadata)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
