@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from luthier.errors import DataLoss, Reason
-from luthier.storage.files import open_locked, remove_unlocked
+from luthier.storage.files import append, open_locked, remove_unlocked
 
 
 class BlobCache:
@@ -49,7 +49,7 @@ class BlobCache:
         try:
             for chunk in chunks:
                 hasher.update(chunk)
-                file.write(chunk)
+                append(file, chunk)
             file.flush()
             if hasher.hexdigest() != sha256:
                 raise DataLoss(
