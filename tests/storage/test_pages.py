@@ -64,7 +64,7 @@ def plan(database: Path, family: Family, equals: Mapping[str, str], *, newest_fi
         equals=equals,
         newest_first=newest_first,
     )
-    compiled = statement.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})  # type: ignore[no-untyped-call]
+    compiled = statement.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
     with sqlite3.connect(database) as connection:
         rows = connection.execute(f"EXPLAIN QUERY PLAN {compiled}").fetchall()
     connection.close()

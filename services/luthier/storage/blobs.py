@@ -1,7 +1,7 @@
 """The blob store port: bytes named by their sha256, and uploads that are staged piece by piece.
 
-A blob never changes and is there as a whole or not at all. Staged bytes are durable before the call that
-brought them returns, so an upload goes on where it stopped after any crash.
+A blob never changes and is there as a whole or not at all. Staged bytes outlive the process at once, and what
+`staged_size` told outlives a power cut: an upload goes on where it was told to.
 """
 
 import re
@@ -75,14 +75,19 @@ class BlobStore(Protocol):
         ...
 
     async def staged_size(self, key: str) -> int:
-        """Return how many bytes are staged under a key: 0 when none, the blob's size once committed."""
+        """Return how many bytes are staged under a key: 0 when none, the blob's size once committed.
+
+        They are durable when this returns.
+        """
         ...
 
     async def stage(self, key: str, offset: int, data: bytes) -> int:
-        """Append to the bytes staged under a key and return their new size. They are durable then.
+        """Append to the bytes staged under a key and return their new size.
 
+        They outlive this process from now on, and a power cut once `staged_size` or `commit_staged` returned.
         Raises OutOfRange OFFSET_MISMATCH when `offset` is not the staged size; FailedPrecondition WRONG_STATE
-        when the key is committed. Staging no bytes at offset 0 makes an empty file that can be committed.
+        when the key is committed, ResourceExhausted DISK_FULL: then nothing of it is kept. Staging no bytes at
+        offset 0 makes an empty file that can be committed.
         """
         ...
 

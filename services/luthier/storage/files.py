@@ -37,10 +37,11 @@ def open_locked(path: Path) -> IO[bytes]:
     The lock is the kernel's (`flock`): it goes when the process dies, whichever way.
     """
     while True:
-        file = path.open("a+b")
+        # Without a buffer: what a full disk refuses would be tried again when the file is closed.
+        file = path.open("a+b", buffering=0)
         fcntl.flock(file, fcntl.LOCK_EX)
         # Whoever held the lock may have renamed or removed the file that was opened here.
-        if _is_at(file, path):
+        if is_at(file, path):
             return file
         file.close()
 
@@ -134,7 +135,15 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def _is_at(file: IO[bytes], path: Path) -> bool:
+def append(file: IO[bytes], data: bytes) -> None:
+    """Write all of `data` at the end of a file without a buffer."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def is_at(file: IO[bytes], path: Path) -> bool:
+    """Tell whether an open file is the one that has this name now."""
     try:
         there = path.stat()
     except FileNotFoundError:

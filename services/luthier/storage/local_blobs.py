@@ -25,8 +25,9 @@ from luthier.storage.blobs import (
     missing,
     nothing_staged,
 )
+from luthier.storage.disk import Disk, named_when_full
 from luthier.storage.files import (
-    digest_of,
+    append,
     make_directory,
     move_into_place,
     open_locked,
@@ -34,6 +35,7 @@ from luthier.storage.files import (
     sync_directory,
     write_durably,
 )
+from luthier.storage.staged_files import StagedFiles
 from luthier.storage.threads import finished_in
 
 _THREADS = 16
@@ -45,11 +47,14 @@ R = TypeVar("R")
 class LocalBlobStore:
     """A `BlobStore` below `root`, safe for several processes on one machine. Blocking work runs in threads.
 
-    Needs a file system that updates a file's size only after its data (ext4 in its default mode, XFS, ZFS):
-    the size of a staged file is what tells how many of its bytes are durable.
+    Needs a file system that updates a file's size only after its data (ext4 in its default mode, XFS, ZFS): after a
+    power cut the size of a staged file is what tells how many of its bytes are there. Bytes are refused with
+    ResourceExhausted DISK_FULL where fewer than `min_free_bytes` would stay free, or none are.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
+        self._disk = Disk(root, min_free_bytes)
+        self._staged_files = StagedFiles()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
         self._blobs = root / "blobs"
         self._incoming = root / "incoming"
@@ -74,6 +79,7 @@ class LocalBlobStore:
         try:
             sha256 = hashlib.sha256()
             async for chunk in chunks:
+                self._disk.require_room()
                 await self._run(_append, file, sha256.update, chunk)
             check_match(sha256.hexdigest(), expected_digest)
             return await self._run(self._keep, file, aside, sha256.hexdigest())
@@ -112,11 +118,12 @@ class LocalBlobStore:
         return await self._run(self._open, digest)
 
     async def staged_size(self, key: str) -> int:
-        """Return how many bytes are staged under a key: 0 when none."""
+        """Return how many bytes are staged under a key, all of them durable: 0 when none."""
         return await self._run(self._staged_size, key)
 
     async def stage(self, key: str, offset: int, data: bytes) -> int:
         """Append to the bytes staged under a key. Raises OutOfRange OFFSET_MISMATCH, FailedPrecondition."""
+        self._disk.require_room()
         return await self._run(self._stage, key, offset, data)
 
     async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
@@ -128,7 +135,8 @@ class LocalBlobStore:
         await self._run(self._discard_staged, key)
 
     async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-        return await finished_in(self._threads, function, *arguments, **named)
+        with named_when_full():
+            return await finished_in(self._threads, function, *arguments, **named)
 
     def _path(self, digest: str) -> Path:
         return self._blobs / check_digest(digest)[:2] / digest
@@ -166,8 +174,10 @@ class LocalBlobStore:
 
     def _staged_size(self, key: str) -> int:
         staged, committed = self._staged(key)
-        with suppress(FileNotFoundError):
-            return staged.stat().st_size
+        if staged.exists():
+            growing = self._staged_files.at(staged)
+            with growing.held() as file:
+                return growing.sync(file)
         with suppress(FileNotFoundError):
             return self._size(committed.read_text())
         return 0
@@ -176,20 +186,15 @@ class LocalBlobStore:
         staged, committed = self._staged(key)
         if committed.exists():
             raise _closed(key)
-        new = not staged.exists()
-        check_offset(offset, self._staged_size(key))
-        with open_locked(staged) as file:
+        if offset > 0 and not staged.exists():
+            check_offset(offset, 0)
+        growing = self._staged_files.at(staged)
+        with growing.held() as file:
             if committed.exists():
                 staged.unlink()
                 raise _closed(key)
-            size_bytes = file.seek(0, os.SEEK_END)
-            check_offset(offset, size_bytes)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            sync_directory(self._staging)
-        return size_bytes + len(data)
+            check_offset(offset, os.fstat(file.fileno()).st_size)
+            return growing.append(file, data)
 
     def _commit_staged(self, key: str, expected_digest: str | None) -> Blob:
         staged, committed = self._staged(key)
@@ -198,15 +203,17 @@ class LocalBlobStore:
             return done
         if not staged.exists():
             raise nothing_staged(key)
-        with open_locked(staged) as file:
+        growing = self._staged_files.at(staged)
+        with growing.held() as file:
             blob = self._committed(committed, expected_digest)
             if blob is None:
-                digest = digest_of(file)
+                digest = growing.digest(file)
                 check_match(digest, expected_digest)
                 # Before the bytes move: a crash in between leaves both, and the same call finishes the work.
                 write_durably(committed, digest.encode())
                 blob = self._keep(file, staged, digest)
             staged.unlink(missing_ok=True)
+        self._staged_files.drop(staged)
         return blob
 
     def _committed(self, committed: Path, expected_digest: str | None) -> Blob | None:
@@ -221,6 +228,7 @@ class LocalBlobStore:
     def _discard_staged(self, key: str) -> None:
         for path in self._staged(key):
             path.unlink(missing_ok=True)
+            self._staged_files.drop(path)
         sync_directory(self._staging)
 
 
@@ -230,7 +238,7 @@ def _closed(key: str) -> FailedPrecondition:
 
 def _append(file: IO[bytes], update: Callable[[bytes], object], chunk: bytes) -> None:
     update(chunk)
-    file.write(chunk)
+    append(file, chunk)
 
 
 def _read_at(file: IO[bytes], offset: int, size_bytes: int) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from luthier.errors import DataLoss, Reason
-from luthier.storage.files import digest_of, move_into_place, open_locked, remove_unlocked
+from luthier.storage.files import append, digest_of, move_into_place, open_locked, remove_unlocked
 
 _TRIES = 3
 _Identity = tuple[int, int, int]
@@ -88,7 +88,7 @@ class BlobCache:
         try:
             for chunk in chunks:
                 hasher.update(chunk)
-                file.write(chunk)
+                append(file, chunk)
             if hasher.hexdigest() != sha256:
                 raise DataLoss(
                     reason=Reason.CHECKSUM_MISMATCH,

@@ -228,3 +228,38 @@ async def test_start_names_the_field_that_is_not_valid(
     (violation,) = caught.value.violations
     assert violation.field == field
     assert problem in violation.description
+
+
+async def test_write_of_a_further_chunk_asks_the_database_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = await bench.started()
+    turn = bench.service.turn(name)
+    await bench.service.write(name, chunk(0, b"one"))
+    monkeypatch.setattr(bench.database, "reading", None)
+    assert (await bench.service.write(name, chunk(3, b"two"))).persisted_size_bytes == 6
+    monkeypatch.undo()
+    assert bench.service.turn(name) is turn
+    assert (await bench.service.get(name)).persisted_size_bytes == 6
+
+
+async def test_write_after_a_cancel_in_the_middle_of_a_stream_is_refused(bench: Bench) -> None:
+    name = await bench.started()
+    turn = bench.service.turn(name)
+    await bench.service.write(name, chunk(0, b"one"))
+    await bench.service.cancel(name, "")
+    with pytest.raises(FailedPrecondition, match="is CANCELLED"):
+        await bench.service.write(name, chunk(3, b"two"))
+    assert turn.receiving is None
+    await bench.settled()
+    assert await bench.staged_bytes(name) == 0
+
+
+async def test_write_goes_on_after_a_chunk_that_was_refused(bench: Bench) -> None:
+    name = await bench.started()
+    turn = bench.service.turn(name)
+    await bench.service.write(name, chunk(0, b"one"))
+    with pytest.raises(InvalidArgument):
+        await bench.service.write(name, chunk(3, b"bad", crc32=1))
+    assert turn.receiving is None
+    assert (await bench.service.write(name, chunk(3, b"two", finish=True))).persisted_size_bytes == 6

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.training.worker.test_tasks import PARENT, Site, model_folder, site
+from tests.training.worker.conftest import PARENT, Site
 
 from luthier.v1 import model_pb2, model_service_pb2
-
-__all__ = ["model_folder", "site"]  # fixtures
 
 
 async def test_a_model_says_what_ends_an_answer_and_what_to_know(site: Site, model_folder: Path) -> None:

@@ -24,6 +24,18 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+class Turn:
+    """Keeps those who work on one upload apart.
+
+    `receiving` is the upload as the last chunk left it, so that the next one need not ask the database: set only
+    between chunks, by whoever held the lock last.
+    """
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.receiving: Upload | None = None
+
+
 class UploadService:
     """Use cases of uploads. One instance serves a database: it keeps writers of one upload apart."""
 
@@ -40,7 +52,7 @@ class UploadService:
         self._clock = clock
         self._uploads = repository.uploads()
         self._staged = repository.StagedUploads()
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self._clearing: set[asyncio.Task[None]] = set()
 
     async def start(self, parent: str, filename: str, size_bytes: int, sha256: str) -> Upload:
@@ -69,25 +81,35 @@ class UploadService:
 
         An upload whose finishing a crash cut short is finished first.
         """
-        async with self._lock(name):
+        turn = self.turn(name)
+        async with turn.lock:
+            turn.receiving = None
             return await self._reconciled(name)
 
-    async def write(self, name: str, chunk: Chunk) -> Upload:
-        """Append a chunk; with `finish` make the whole a blob. The bytes are durable when this returns.
+    def turn(self, name: str) -> Turn:
+        """Return what all who work on an upload share. Whoever writes chunk after chunk keeps it meanwhile."""
+        return self._turns.setdefault(name, Turn())
 
+    async def write(self, name: str, chunk: Chunk) -> Upload:
+        """Append a chunk; with `finish` make the whole a blob.
+
+        The bytes outlive the process when this returns; `persisted_size_bytes` of what it returns counts them.
+        A power cut they outlive once `get` has counted them, or the upload is complete.
         Raises NotFound, FailedPrecondition WRONG_STATE, and InvalidArgument as `check_chunk` does: then
         nothing of the chunk is kept. When the whole has another sha256 than announced, it is
         CHECKSUM_MISMATCH, and the upload begins again at offset 0.
         """
-        async with self._lock(name):
-            upload = await self._reconciled(name)
+        turn = self.turn(name)
+        async with turn.lock:
+            upload, turn.receiving = turn.receiving or await self._reconciled(name), None
             upload.require_receiving()
-            persisted = upload.persisted_size_bytes
-            check_chunk(upload, chunk, persisted, self._max_bytes)
-            if chunk.data or persisted == 0:
-                persisted = await self._blobs.stage(upload.uid, chunk.offset, chunk.data)
+            received_bytes = upload.persisted_size_bytes
+            check_chunk(upload, chunk, received_bytes, self._max_bytes)
+            if chunk.data or received_bytes == 0:
+                received_bytes = await self._blobs.stage(upload.uid, chunk.offset, chunk.data)
             if not chunk.finish:
-                return replace(upload, persisted_size_bytes=persisted)
+                turn.receiving = replace(upload, persisted_size_bytes=received_bytes)
+                return turn.receiving
             # Before the blob is committed: should the process end in between, `_reconciled` does the rest.
             async with self._database.transaction() as connection:
                 await self._staged.set_finishing(connection, upload.uid, True)
@@ -98,7 +120,9 @@ class UploadService:
 
         Raises NotFound, FailedPrecondition WRONG_STATE when it is complete, Aborted ETAG_MISMATCH.
         """
-        async with self._lock(name), self._database.transaction() as connection:
+        turn = self.turn(name)
+        async with turn.lock, self._database.transaction() as connection:
+            turn.receiving = None
             upload = await self._uploads.get(connection, name)
             require_etag(upload, etag)
             if upload.state is UploadState.CANCELLED:
@@ -164,10 +188,7 @@ class UploadService:
 
     async def _clear(self, name: str, uid: str) -> None:
         # Under the lock: a writer that still saw the upload RECEIVING has staged its chunk by then.
-        async with self._lock(name):
+        async with self.turn(name).lock:
             await self._blobs.discard_staged(uid)
             async with self._database.transaction() as connection:
                 await self._staged.remove(connection, uid)
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())

@@ -36,21 +36,22 @@ class UploadsServicer:
     async def WriteUpload(
         self, request_iterator: AsyncIterator[data_service_pb2.WriteUploadRequest], context: Context
     ) -> upload_pb2.Upload:
-        """Append chunks; each is durable before the next is read: a break loses at most the one under way."""
-        upload = None
+        """Append chunks; a break, or the end of the process, loses at most the one under way."""
+        turn = None
         name = ""
         async for request in request_iterator:
-            if not name:
+            if turn is None:
                 name = request.name
                 check_name(UPLOAD, name, self._projects)
+                turn = self._uploads.turn(name)
             upload = await self._uploads.write(name, chunk_from_proto(request))
             if request.finish:
                 return upload_to_proto(upload)
-        if upload is None:
+        if turn is None:
             description = "the first message must name the upload, got a stream without messages"
             violation = FieldViolation(field="name", description=description, reason=Reason.FIELD_REQUIRED)
             raise InvalidArgument.of_fields(violation)
-        return upload_to_proto(upload)
+        return upload_to_proto(await self._uploads.get(name))
 
     async def GetUpload(
         self, request: data_service_pb2.GetUploadRequest, context: Context
