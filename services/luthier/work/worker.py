@@ -109,12 +109,26 @@ async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopp
         try:
             await _Bench(plan, workshop, runners).work(stopping)
         finally:
-            for companion in companions:
-                companion.cancel()
-            ends = await asyncio.gather(*companions, return_exceptions=True)
-    for end in ends:
-        if isinstance(end, Exception):
-            raise end
+            await _end_companions(companions, plan.drain_seconds)
+
+
+async def _end_companions(companions: Sequence[asyncio.Future[None]], drain_seconds: float) -> None:
+    """Stop the duties beside the tasks.
+
+    Raises:
+        Exception: why one of them had ended by itself.
+        RunnerStuck: one does not end, since a thread of its own does not.
+    """
+    for companion in companions:
+        companion.cancel()
+    if not companions:
+        return
+    ended, pending = await asyncio.wait(companions, timeout=drain_seconds)
+    if pending:
+        raise RunnerStuck(f"a duty beside the tasks did not stop within {drain_seconds:g} s")
+    for companion in ended:
+        if not companion.cancelled() and (error := companion.exception()) is not None:
+            raise error
 
 
 class _Bench:
