@@ -170,7 +170,10 @@ class _Bench:
             self._claim_id = uuid.uuid4().hex
         if free:
             self._claimed_kinds = free
-            claim = self._workshop.link.claim_patiently(_CLAIM_WAIT_SECONDS, self._claim_id, free)
+            link = self._workshop.link
+            # A worker that only waits must be heard of within each lease period too.
+            wait_seconds = min(_CLAIM_WAIT_SECONDS, link.lease_seconds / 2)
+            claim = link.claim_patiently(wait_seconds, self._claim_id, free)
             self._claim = asyncio.ensure_future(claim)
 
     async def _end_claim(self) -> None:
