@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -94,6 +96,28 @@ def test_a_killed_worker_and_a_killed_service_change_nothing(cluster: Cluster) -
         assert [event.sequence for event in watched] == list(range(1, len(watched) + 1))
         again = [event.step for event in watched if event.HasField("metrics") and event.attempt == 2]
         assert min(again) == INTERVAL + 1, "the second attempt repeats at most one checkpoint interval"
+
+
+@pytest.mark.slow
+def test_a_service_that_was_stopped_expires_no_living_workers_lease(cluster: Cluster) -> None:
+    cluster.start("data", "training", "data-worker", "training-worker")
+    with cluster.client() as client:
+        rendering = prepare(cluster, client)
+        client.jobs.create(job(rendering, 100_000, checkpoint_interval_steps=1000), job_id="long")
+        when_step(client, "long", 3, lambda: None)
+        os.kill(cluster.pid("training"), signal.SIGSTOP)
+        time.sleep(45)
+        os.kill(cluster.pid("training"), signal.SIGCONT)
+        step = client.jobs.get("long").progress.completed
+        deadline = time.monotonic() + 60
+        while client.jobs.get("long").progress.completed <= step and time.monotonic() < deadline:
+            time.sleep(0.2)
+        now = client.jobs.get("long")
+        client.jobs.cancel("long")
+        assert now.progress.completed > step
+        assert now.num_attempts == 1
+        events = list(client.jobs.watch("long"))
+    assert AttemptChange.KIND_LOST not in attempts(events)
 
 
 def test_a_killed_data_worker_changes_nothing(cluster: Cluster) -> None:

@@ -55,7 +55,7 @@ def try_lock(path: Path) -> IO[bytes] | None:
         except BlockingIOError:
             file.close()
             return None
-        if _is_at(file, path):
+        if is_at(file, path):
             return file
         file.close()
 

@@ -51,6 +51,7 @@ class WorkerLink:
         self._instance = uuid.uuid4().hex
         self._registered = asyncio.Lock()
         self.heartbeat_seconds = 1.0
+        self.lease_seconds = 30.0
 
     async def register(self) -> None:
         """Make this worker known to the service, waiting for the service if need be.
@@ -78,6 +79,7 @@ class WorkerLink:
                 await asyncio.sleep(seconds)
                 response = await self.call(self.stub.RegisterWorker, request)
         self.heartbeat_seconds = min(response.heartbeat_interval_seconds, _HEARTBEAT_SECONDS)
+        self.lease_seconds = response.lease_seconds
 
     async def call(
         self,

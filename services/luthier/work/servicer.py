@@ -89,7 +89,12 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         if request.wait_seconds < 0:
             raise InvalidArgument(f"wait_seconds must not be negative, got {request.wait_seconds}")
         worker = self._workers.known(request.worker, request.instance)
-        kinds = [kind for kind in _kinds(request.kinds) if kind in worker.kinds] or list(worker.kinds)
+        kinds = _kinds(request.kinds) or worker.kinds
+        if foreign := sorted(set(kinds) - set(worker.kinds)):
+            raise InvalidArgument(
+                f"kinds must be among those that the worker registered, got {', '.join(foreign)}",
+                metadata={"worker": worker.worker_id},
+            )
         wait_seconds = min(request.wait_seconds, MAX_WAIT_SECONDS)
         with self._workers.waiting(worker):
             claimed = await self._queue.claim(worker.holder, kinds, wait_seconds, request.claim)

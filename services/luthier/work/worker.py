@@ -109,12 +109,26 @@ async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopp
         try:
             await _Bench(plan, workshop, runners).work(stopping)
         finally:
-            for companion in companions:
-                companion.cancel()
-            ends = await asyncio.gather(*companions, return_exceptions=True)
-    for end in ends:
-        if isinstance(end, Exception):
-            raise end
+            await _end_companions(companions, plan.drain_seconds)
+
+
+async def _end_companions(companions: Sequence[asyncio.Future[None]], drain_seconds: float) -> None:
+    """Stop the duties beside the tasks.
+
+    Raises:
+        Exception: why one of them had ended by itself.
+        RunnerStuck: one does not end, since a thread of its own does not.
+    """
+    for companion in companions:
+        companion.cancel()
+    if not companions:
+        return
+    ended, pending = await asyncio.wait(companions, timeout=drain_seconds)
+    if pending:
+        raise RunnerStuck(f"a duty beside the tasks did not stop within {drain_seconds:g} s")
+    for companion in ended:
+        if not companion.cancelled() and (error := companion.exception()) is not None:
+            raise error
 
 
 class _Bench:
@@ -156,7 +170,10 @@ class _Bench:
             self._claim_id = uuid.uuid4().hex
         if free:
             self._claimed_kinds = free
-            claim = self._workshop.link.claim_patiently(_CLAIM_WAIT_SECONDS, self._claim_id, free)
+            link = self._workshop.link
+            # A worker that only waits must be heard of within each lease period too.
+            wait_seconds = min(_CLAIM_WAIT_SECONDS, link.lease_seconds / 2)
+            claim = link.claim_patiently(wait_seconds, self._claim_id, free)
             self._claim = asyncio.ensure_future(claim)
 
     async def _end_claim(self) -> None:

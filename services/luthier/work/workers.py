@@ -102,6 +102,7 @@ class Workers:
     @contextmanager
     def waiting(self, worker: Worker) -> Iterator[None]:
         """Count a worker as heard of for the length of a block, in which it waits for an answer."""
+        self.heard(worker.holder)  # not when the wait ends: by then nobody may be at the other end
         self._waiting[worker.holder] = self._waiting.get(worker.holder, 0) + 1
         try:
             yield
@@ -109,7 +110,6 @@ class Workers:
             self._waiting[worker.holder] -= 1
             if not self._waiting[worker.holder]:
                 del self._waiting[worker.holder]
-            self.heard(worker.holder)
 
     def excuse(self) -> None:
         """Give every worker a full period: the silence was this process's own."""

@@ -199,6 +199,25 @@ async def test_a_lost_attempt_is_followed_by_one_that_resumes_from_the_last_chec
     assert (await bench.jobs.get(JOB)).num_attempts == 2
 
 
+async def test_a_job_that_cannot_be_handed_out_fails_by_name(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    find_base = bench.models.find_base
+
+    async def gone(connection: Any, name: str) -> Any:
+        raise NotFound(f"{name} does not exist")
+
+    monkeypatch.setattr(bench.models, "find_base", gone)
+    assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None
+    job = await bench.jobs.get(JOB)
+    assert job.state is JobState.FAILED
+    assert job.failure.reason == "RESOURCE_NOT_FOUND"
+    assert job.num_attempts == 0
+    monkeypatch.setattr(bench.models, "find_base", find_base)
+    assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None, "it is not handed out again"
+
+
 async def test_metrics_show_the_last_attempt_of_a_step(bench: Any) -> None:
     await bench.jobs.create(bench.PARENT, "one", bench.request())
     first, _ = await bench.claim()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from luthier.errors import FailedPrecondition, NotFound, Reason, Unavailable
@@ -10,6 +11,7 @@ from luthier.lm.register import (
     DirectorySource,
     GgufSource,
     HubSource,
+    RegisteredFiles,
     Source,
     register_source,
 )
@@ -18,20 +20,33 @@ from luthier.v1 import model_pb2
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
 
+Register = Callable[[Source, Path, Path, Callable[[], None]], RegisteredFiles]
 
-def run_register(context: TaskContext) -> task_pb2.TaskResult:
+
+def register_here(
+    source: Source, directory: Path, scratch: Path, check: Callable[[], None]
+) -> RegisteredFiles:
+    """Register in this very process, which must not train at the same time."""
+    check()
+    return register_source(source, directory, scratch=scratch)
+
+
+def run_register(context: TaskContext, register: Register = register_here) -> task_pb2.TaskResult:
     """Read the source, write the model's files, store them.
 
     Raises:
         FailedPrecondition: BASE_MODEL_MISSING; the source is not there, or the Hub did not deliver it.
         InvalidArgument: UNSAFE_MODEL_FILE or MODEL_INVALID.
+        Unavailable: STALLED or WORKER_LOST; the registration hung, or its process was killed.
     """
     spec = context.task.register_model
     context.progress("reading", 0, 0, "files")
     folder = context.scratch / "model"
     try:
-        registered = register_source(_source(spec), folder, scratch=context.scratch)
+        registered = register(_source(spec), folder, context.scratch, context.check)
     except (NotFound, Unavailable) as error:
+        if error.reason in {Reason.STALLED, Reason.WORKER_LOST, Reason.SHUTTING_DOWN}:
+            raise
         raise FailedPrecondition(
             f"the source of {context.task.subject} must be readable: {error.message}",
             reason=Reason.BASE_MODEL_MISSING,
