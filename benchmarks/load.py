@@ -235,7 +235,9 @@ async def watching(lines: list[Line], plan: Plan) -> dict[str, Any]:
     watchers = [asyncio.create_task(watch(lines[n % len(lines)])) for n in range(plan.num_watchers)]
     await asyncio.sleep(plan.seconds / 2)
     for number in range(total):
-        event = event_pb2.Event(log=event_pb2.LogLine(severity=1, text=repr(time.monotonic())))
+        event = event_pb2.Event(
+            log=event_pb2.LogLine(severity=event_pb2.LogLine.SEVERITY_INFO, text=repr(time.monotonic()))
+        )
         local = worker_service_pb2.LocalEvent(local_number=number + 1, event=event)
         await lines[0].worker.ReportEvents(
             worker_service_pb2.ReportEventsRequest(task=task.task, epoch=task.epoch, events=[local]),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from luthier.errors import Failure, OutOfRange, Reason, ResourceExhausted
 from luthier.v1 import event_pb2
+from luthier.work import feed
 from luthier.work.events import (
     AttemptChanged,
     CheckpointCommitted,
     Entry,
+    Event,
     Logged,
     Measured,
     Payload,
@@ -116,6 +118,49 @@ async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:
     with pytest.raises(ResourceExhausted, match="watch again from sequence 2") as caught:
         await anext(stream)
     assert caught.value.reason == Reason.SLOW_READER
+
+
+async def test_many_watchers_cost_one_reading_of_the_database(bench: Bench) -> None:
+    counted = 0
+    read = bench.log.read
+
+    async def counting(*arguments: Any) -> list[Event]:
+        nonlocal counted
+        counted += 1
+        return await read(*arguments)
+
+    await append(bench, *(line(number) for number in range(100)))
+    watching = [asyncio.create_task(collect(bench)) for _ in range(60)]
+    while len(bench.log._watchers.get(SUBJECT, ())) < 60:  # noqa: ASYNC110 - nothing tells when
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
+    bench.log.read = counting  # type: ignore[method-assign,assignment]
+    for number in range(10):
+        await append(bench, line(number))
+    await append(bench, StateChanged(state="X", final=True))
+    answers = await asyncio.wait_for(asyncio.gather(*watching), 20.0)
+    assert all([event.sequence for event in answer] == list(range(1, 112)) for answer in answers)
+    # One for each commit, and one more where a watcher came between a commit and its reading.
+    assert 1 <= counted <= 2 * 11
+    assert bench.log._feed._chunks == {}, "nothing is kept for nobody"
+    await asyncio.sleep(0.2)
+    assert bench.log._waking == {}
+
+
+async def test_a_slow_watcher_reads_again_what_was_let_go(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "MAX_CHUNKS", 2)
+    monkeypatch.setattr(feed, "CHUNK", 8)
+    slow = aiter(bench.log.watch(SUBJECT))
+    await append(bench, *(line(number) for number in range(40)))
+    seen = [(await anext(slow)).sequence]
+    fast = asyncio.create_task(collect(bench, 1))
+    await append(bench, *(line(number) for number in range(59)), StateChanged(state="X", final=True))
+    assert [event.sequence for event in await asyncio.wait_for(fast, 10.0)] == list(range(1, 101))
+    seen += [event.sequence async for event in slow if not event.HasField("heartbeat")]
+    assert seen == list(range(1, 101))
+    assert len(bench.log._feed._chunks) <= 2
 
 
 async def test_append_of_a_rolled_back_transaction_leaves_no_number(bench: Bench) -> None:

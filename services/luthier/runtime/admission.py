@@ -8,11 +8,12 @@ without a key cannot stand in the way of those with one.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from time import monotonic
 from typing import Literal
@@ -24,7 +25,7 @@ from prometheus_client import Gauge as MetricGauge
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.runtime.auth import Kind, current_principal
-from luthier.runtime.calls import Call
+from luthier.runtime.calls import Call, CallType
 
 Pool = Literal["probes", "probe_streams", "workers", "reads", "writes", "streams"]
 
@@ -34,6 +35,11 @@ HEALTH_SERVICE = "/grpc.health.v1.Health/"
 _RETRY_SECONDS = (0.2, 1.0)
 _FIRST_GUESS_SECONDS = 0.005
 _SMOOTHING = 0.1
+_CHAIN_TURNS = 6
+_MOST_TURNS = 6 * _CHAIN_TURNS
+_CROWDED_SECONDS = 0.25
+_OVERLOAD_SECONDS = 0.25
+_PROBE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +48,8 @@ class Slots:
 
     Attributes:
         running: calls at once.
-        wait_seconds: longest wait of a burst for a slot, and the longest expected one that is begun; 0: none waits.
-        overload_wait_seconds: the same once somebody has always been waiting for `burst_seconds`.
-        burst_seconds: how long a queue may stand before it is overload and no burst.
+        wait_seconds: longest wait for a slot in a burst, and the longest expected one that is begun; 0: none waits.
+        overload_wait_seconds: the same in overload, which is when somebody was refused a moment ago.
         patience_seconds: a call that has run this long waits for something else than this process, and no longer
             counts as running but as `lingering`; 0: never.
         lingering: such calls at once, besides those that run.
@@ -54,7 +59,6 @@ class Slots:
     running: int
     wait_seconds: float = 0.0
     overload_wait_seconds: float = 0.0
-    burst_seconds: float = 0.5
     patience_seconds: float = 0.0
     lingering: int = 0
     per_address: int = 0
@@ -79,14 +83,14 @@ class Limits:
     reads: Slots = Slots(
         running=4,
         wait_seconds=0.15,
-        overload_wait_seconds=0.02,
+        overload_wait_seconds=0.03,
         patience_seconds=0.15,
         lingering=128,
     )
     writes: Slots = Slots(
-        running=4,
+        running=2,
         wait_seconds=0.15,
-        overload_wait_seconds=0.02,
+        overload_wait_seconds=0.03,
         patience_seconds=0.5,
         lingering=64,
     )
@@ -130,15 +134,79 @@ class _Ticket:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     address: str
+    since: float
     slot: asyncio.Future[_Ticket | None]
+    timer: asyncio.TimerHandle = field(init=False)
+
+
+@dataclass(slots=True, eq=False)
+class Traffic:
+    """What is known of the calls that come to a server.
+
+    Attributes:
+        arrivals: how many came.
+        crowded_at: when more came than could be taken.
+        probed_at: when it was last tried out whether more wait outside.
+    """
+
+    arrivals: int = 0
+    crowded_at: float = -math.inf
+    probed_at: float = -math.inf
+
+
+class StepAside:
+    """Tells a call that runs whether to leave the next turn of the loop to calls that come.
+
+    gRPC takes in one call of a method at a time, in a chain of turns; those that wait for that are seen by nobody.
+    So now and then a call that runs leaves two chains of turns to others: when two calls come in them, more wait
+    outside. Then every call that runs leaves chains of turns after each of its own, as long as in each one comes.
+    """
+
+    def __init__(self, traffic: Traffic, clock: Callable[[], float] = monotonic) -> None:
+        self._traffic = traffic
+        self._clock = clock
+        self._seen = 0
+        self._is_probe = False
+
+    def __call__(self, turn: int) -> bool:
+        """Say it of turn number `turn`, from 0, since the call's own last one."""
+        if turn == 0:
+            return self._begins(self._clock())
+        if turn % _CHAIN_TURNS or (self._is_probe and turn < 2 * _CHAIN_TURNS):
+            return True
+        traffic = self._traffic
+        came, self._seen = traffic.arrivals - self._seen, traffic.arrivals
+        if self._is_probe:
+            self._is_probe = False
+            if came < 2:
+                return False
+            traffic.crowded_at = self._clock()
+        return came > 0 and turn < _MOST_TURNS
+
+    def _begins(self, now: float) -> bool:
+        traffic = self._traffic
+        self._seen = traffic.arrivals
+        if now - traffic.crowded_at < _CROWDED_SECONDS:
+            return True
+        self._is_probe = now - traffic.probed_at > _PROBE_SECONDS
+        if self._is_probe:
+            traffic.probed_at = now
+        return self._is_probe
 
 
 class Gate:
     """The slots of one kind of caller. Use from one event loop."""
 
-    def __init__(self, pool: Pool, slots: Slots, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        slots: Slots,
+        traffic: Traffic | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.pool = pool
         self._slots = slots
+        self._traffic = traffic or Traffic()
         self._clock = clock
         # In order of beginning: the first has run longest.
         self._running: dict[_Ticket, None] = {}
@@ -146,7 +214,7 @@ class Gate:
         self._waiters: deque[_Waiter] = deque()
         self._by_address: Counter[str] = Counter()
         self._seconds = _FIRST_GUESS_SECONDS
-        self._queued_since: float | None = None
+        self._refused_at = -math.inf
 
     @property
     def running(self) -> int:
@@ -160,14 +228,25 @@ class Gate:
 
     async def enter(self, address: str) -> _Ticket:
         """Take a slot, at once or after a short wait. Raises ResourceExhausted OVERLOADED with a time to return."""
-        now = self._clock()
         if self._slots.per_address and self._by_address[address] >= self._slots.per_address:
-            raise self._refusal(f"{self._slots.per_address} of them from one address")
+            raise self._refusal(f"at most {self._slots.per_address} come from one address")
+        if self.is_crowded():
+            raise self._refusal()
+        now = self._clock()
         if not self._waiters and self._has_room(now):
             return self._take(address, now)
-        if self._expected_wait() > self._longest_wait(now):
-            raise self._refusal()
         return await self._wait(address, now)
+
+    def is_crowded(self) -> bool:
+        """Tell whether who comes now is refused: no slot is free, nor will one be in time."""
+        now = self._clock()
+        if not self._waiters and self._has_room(now):
+            return False
+        self._traffic.crowded_at = now
+        if self._expected_wait() <= self._longest_wait(now):
+            return False
+        self._refused_at = now
+        return True
 
     def leave(self, ticket: _Ticket) -> None:
         """Give a slot back; the call that has waited longest gets it."""
@@ -203,11 +282,9 @@ class Gate:
 
     async def _wait(self, address: str, now: float) -> _Ticket:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(address, loop.create_future())
-        if not self._waiters:
-            self._queued_since = now
+        waiter = _Waiter(address, now, loop.create_future())
         self._waiters.append(waiter)
-        timer = loop.call_later(self._longest_wait(now), self._expire, waiter)
+        waiter.timer = loop.call_later(self._slots.overload_wait_seconds, self._expire, waiter)
         try:
             ticket = await waiter.slot
         except asyncio.CancelledError:
@@ -217,16 +294,23 @@ class Gate:
             self._forget(waiter)
             raise
         finally:
-            timer.cancel()
+            waiter.timer.cancel()
         if ticket is None:
             raise self._refusal()
         return ticket
 
     def _expire(self, waiter: _Waiter) -> None:
         # Somebody may have become a lingerer meanwhile; nobody says when.
-        self._hand_on(self._clock())
-        if not waiter.slot.done():
+        now = self._clock()
+        self._hand_on(now)
+        if waiter.slot.done():
+            return
+        left = waiter.since + self._longest_wait(now) - now
+        if left > 0:
+            waiter.timer = asyncio.get_running_loop().call_later(left, self._expire, waiter)
+        else:
             self._forget(waiter)
+            self._refused_at = now
             waiter.slot.set_result(None)
 
     def _hand_on(self, now: float) -> None:
@@ -234,31 +318,31 @@ class Gate:
             waiter = self._waiters.popleft()
             if not waiter.slot.done():
                 waiter.slot.set_result(self._take(waiter.address, now))
-        if not self._waiters:
-            self._queued_since = None
 
     def _forget(self, waiter: _Waiter) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
-        if not self._waiters:
-            self._queued_since = None
 
     def _expected_wait(self) -> float:
         return self._seconds * (len(self._waiters) + 1) / self._slots.running
 
     def _longest_wait(self, now: float) -> float:
-        stands = self._queued_since is not None and now - self._queued_since > self._slots.burst_seconds
-        return self._slots.overload_wait_seconds if stands else self._slots.wait_seconds
+        is_overload = now - self._refused_at < _OVERLOAD_SECONDS
+        return self._slots.overload_wait_seconds if is_overload else self._slots.wait_seconds
 
-    def _refusal(self, limit: str = "") -> ResourceExhausted:
-        retry_seconds = random.uniform(*_RETRY_SECONDS)
-        return ResourceExhausted(
-            f"the service has more calls than it can answer in time: {limit or self.running} {self.pool} are in "
-            f"progress; call again in {retry_seconds:.1f} s",
-            reason=Reason.OVERLOADED,
-            metadata={"pool": self.pool},
-            retry_after_seconds=retry_seconds,
-        )
+    def _refusal(self, more: str = "") -> ResourceExhausted:
+        return overloaded(self.pool, random.uniform(*_RETRY_SECONDS), more)
+
+
+def overloaded(pool: Pool, retry_seconds: float, more: str = "") -> ResourceExhausted:
+    """Return what is told to those for whom no slot is free."""
+    return ResourceExhausted(
+        f"no slot is free for another of the calls that are counted as {pool}{more and f': {more}'}; "
+        f"call again in {retry_seconds:.1f} s",
+        reason=Reason.OVERLOADED,
+        metadata={"pool": pool},
+        retry_after_seconds=retry_seconds,
+    )
 
 
 class Admission:
@@ -274,36 +358,51 @@ class Admission:
             "writes": limits.writes,
             "streams": limits.streams,
         }
-        self._gates = {pool: Gate(pool, one) for pool, one in slots.items()}
+        self._traffic = Traffic()
+        self._gates = {pool: Gate(pool, one, self._traffic) for pool, one in slots.items()}
         for pool, gate in self._gates.items():
             metrics.follow(pool, gate)
+
+    def gate(self, call_type: CallType, method: str, kind: Kind | None) -> Gate:
+        """Return the gate that a call passes; `kind` is of whom calls, None without a key."""
+        return self._gates[_pool_of(call_type, method, kind)]
+
+    def arrived(self) -> None:
+        """Count a call that came."""
+        self._traffic.arrivals += 1
+
+    def refused(self, gate: Gate) -> None:
+        """Count a refusal."""
+        self._metrics.refused.labels(gate.pool).inc()
 
     @asynccontextmanager
     async def stage(self, call: Call) -> AsyncIterator[None]:
         """Hold a slot while the call is in progress. Raises ResourceExhausted OVERLOADED."""
         principal = current_principal()
-        gate = self._gates[_pool_of(call, None if principal is None else principal.kind)]
+        gate = self.gate(call.type, call.method, None if principal is None else principal.kind)
         try:
             ticket = await gate.enter(_address_of(call))
         except ResourceExhausted:
             call.is_shed = True
-            self._metrics.refused.labels(gate.pool).inc()
+            self.refused(gate)
             raise
+        if gate.pool in ("reads", "writes"):
+            call.steps_aside = StepAside(self._traffic)
         try:
             yield
         finally:
             gate.leave(ticket)
 
 
-def _pool_of(call: Call, kind: Kind | None) -> Pool:
-    streams = call.type != "unary"
+def _pool_of(call_type: CallType, method: str, kind: Kind | None) -> Pool:
+    streams = call_type != "unary"
     if kind is None:
         return "probe_streams" if streams else "probes"
     if kind != "key":
         return "workers"
     if streams:
         return "streams"
-    return "writes" if _is_mutation(call.method) else "reads"
+    return "writes" if _is_mutation(method) else "reads"
 
 
 @cache

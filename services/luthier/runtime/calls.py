@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -22,7 +22,14 @@ from luthier.runtime.door import admit
 
 BODY_SECONDS = 20.0
 
+T = TypeVar("T")
 CallType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
+
+
+StepsAside = Callable[[int], bool]
+"""By number of turns left to others since a call's own last one: whether to leave them the next one too."""
+
+Metadata = Iterable[tuple[str, str | bytes]]
 
 
 def call_type(handler: grpc.RpcMethodHandler[Any, Any]) -> CallType:
@@ -52,6 +59,7 @@ class Call:
     sent: int = 0
     interrupted: bool = False
     is_shed: bool = False
+    steps_aside: StepsAside | None = None
     trailers: dict[str, str] = field(default_factory=dict)
 
     async def receive(self) -> None:
@@ -98,10 +106,7 @@ class Call:
 
     def metadata(self, key: str) -> str | None:
         """Return the first value of a key in the call's metadata."""
-        for name, value in self.context.invocation_metadata() or ():
-            if name == key:
-                return value.decode(errors="replace") if isinstance(value, bytes) else value
-        return None
+        return first_value(self.context.invocation_metadata() or (), key)
 
     def interrupt(self) -> None:
         """End the call because the server stops; the caller is told to come again."""
@@ -110,18 +115,61 @@ class Call:
             self.task.cancel()
 
 
+def first_value(metadata: Metadata, key: str) -> str | None:
+    """Return the first value of a key in metadata."""
+    for name, value in metadata:
+        if name == key:
+            return value.decode(errors="replace") if isinstance(value, bytes) else value
+    return None
+
+
 Stage = Callable[[Call], AbstractAsyncContextManager[None]]
 
-Answer = Callable[[Call, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+Answer = Callable[[Call, Callable[[], Awaitable[Any]]], Coroutine[Any, Any, Any]]
 """Around the handler of a unary call: may answer in its place."""
+
+Refusal = Callable[[aio.ServicerContext[Any, Any]], Awaitable[None]]
+Shed = Callable[[str, CallType, Metadata], Refusal | None]
+"""By method, kind and metadata: how to end a call that need not come to the stages; None: let it come."""
+
+
+class Paced(Awaitable[T]):
+    """A coroutine that leaves turns of the event loop to others after each of its own, while it is told to.
+
+    gRPC takes in one call of a method at a time, in several turns of the loop. Where calls that run take most of
+    each turn, those that come wait unseen inside gRPC, for seconds, before anybody can refuse them.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T], steps_aside: StepsAside) -> None:
+        self._work = work
+        self._steps_aside = steps_aside
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Run the coroutine, in the task that awaits."""
+        error: BaseException | None = None
+        while True:
+            try:
+                waits_for = self._work.send(None) if error is None else self._work.throw(error)
+            except StopIteration as end:
+                return cast("T", end.value)
+            error = None
+            try:
+                yield waits_for
+                turn = 0
+                while self._steps_aside(turn):
+                    turn += 1
+                    yield
+            except BaseException as raised:  # cancellation among them: it is the coroutine's to handle
+                error = raised
 
 
 class StagedInterceptor(aio.ServerInterceptor):
     """Runs every call through the stages, the first one outermost. Handlers must be asynchronous."""
 
-    def __init__(self, stages: Sequence[Stage], answer: Answer) -> None:
+    def __init__(self, stages: Sequence[Stage], answer: Answer, shed: Shed = lambda *_: None) -> None:
         self._stages = tuple(stages)
         self._answer = answer
+        self._shed = shed
 
     async def intercept_service(
         self,
@@ -134,6 +182,9 @@ class StagedInterceptor(aio.ServerInterceptor):
             return handler
         type_ = call_type(handler)
         method = handler_call_details.method
+        refuse = self._shed(method, type_, handler_call_details.invocation_metadata or ())
+        if refuse is not None:
+            return _refused(refuse)
         behavior = _behavior(handler, type_)
         deserialize = handler.request_deserializer
         assert deserialize is not None, "methods of generated servicers have a deserializer"
@@ -168,7 +219,8 @@ class StagedInterceptor(aio.ServerInterceptor):
             for stage in self._stages:
                 await stack.enter_async_context(stage(call))
             if call.type == "unary":
-                response = await self._answer(call, lambda: behavior(call.request, call.context))
+                work = self._answer(call, lambda: behavior(call.request, call.context))
+                response = await (work if call.steps_aside is None else Paced(work, call.steps_aside))
             else:
                 response = await behavior(call.requests(), call.context)
             call.sent = 1
@@ -188,6 +240,13 @@ class StagedInterceptor(aio.ServerInterceptor):
             async with aclosing(behavior(request, call.context)) as responses:
                 async for response in responses:
                     await writing.write(response)
+
+
+def _refused(refuse: Refusal) -> grpc.RpcMethodHandler[Any, Any]:
+    async def ended(messages: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> None:  # noqa: ARG001
+        await refuse(context)
+
+    return grpc.stream_unary_rpc_method_handler(ended)
 
 
 class _Writing:

@@ -104,16 +104,23 @@ class AccessLog:
         try:
             yield
         finally:
-            if not call.is_shed:
-                self._write(call, started)
-            elif started < self._quiet_until:
-                self._shed += 1
+            if call.is_shed:
+                self.shed(call.method, call.principal, started)
             else:
-                self._quiet_until = started + _SHED_LINE_SECONDS
-                self._write(call, started, shed_before=self._shed)
-                self._shed = 0
+                self._write(call, started)
 
-    def _write(self, call: Call, started: float, **more: int) -> None:
+    def shed(self, method: str, principal: str, now: float) -> None:
+        """Write or count a call that no slot was free for; `now` is of `time.perf_counter`."""
+        if now < self._quiet_until:
+            self._shed += 1
+            return
+        self._quiet_until = now + _SHED_LINE_SECONDS
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED.name
+        fields = {"method": method, "code": code, "reason": str(Reason.OVERLOADED), "principal": principal}
+        _access.info("%s %s", method, code, extra={**fields, "shed_before": self._shed})
+        self._shed = 0
+
+    def _write(self, call: Call, started: float) -> None:
         level = logging.DEBUG if call.method.startswith(HEALTH_SERVICE) else logging.INFO
         _access.log(
             level,
@@ -128,7 +135,6 @@ class AccessLog:
                 "duration_seconds": round(time.perf_counter() - started, 6),
                 "messages_received": call.received,
                 "messages_sent": call.sent,
-                **more,
             },
         )
 

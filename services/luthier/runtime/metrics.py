@@ -51,6 +51,13 @@ class ServerMetrics:
         """Count a call that begins."""
         self._started.labels(*_labels(call.method, call.type)).inc()
 
+    def shed(self, method: str, call_type: str) -> None:
+        """Count a call that was refused as it came."""
+        labels = _labels(method, call_type)
+        self._started.labels(*labels).inc()
+        self._handled.labels(*labels, _CODES[grpc.StatusCode.RESOURCE_EXHAUSTED]).inc()
+        self._seconds.labels(*labels).observe(0.0)
+
     def handled(self, call: Call, seconds: float) -> None:
         """Count a call that ended after `seconds`."""
         labels = _labels(call.method, call.type)

@@ -32,6 +32,7 @@ from luthier.runtime.interceptors import (
     request_stage,
 )
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.shedding import Shedding
 
 MAX_MESSAGE_BYTES = 4 << 20
 _FAREWELL_SECONDS = 1.0
@@ -104,18 +105,21 @@ async def serving(
     check_loopback(options.address)
     in_flight = InFlight()
     policy = {**policy, _REFLECTION: frozenset({"key"})}
+    access_log = AccessLog()
+    admission = Admission(options.limits, AdmissionMetrics(metrics.registry))
     stages = (
         in_flight.stage,
         request_id_stage,
         metrics_stage(metrics.calls),
-        AccessLog().stage,
+        access_log.stage,
         error_stage,
         auth_stage(authenticator, policy),
-        Admission(options.limits, AdmissionMetrics(metrics.registry)).stage,
+        admission.stage,
         request_stage,
     )
+    shed = Shedding(authenticator, admission, metrics.calls, access_log)
     server = aio.server(
-        interceptors=[StagedInterceptor(stages, Idempotency(request_log).answer)],
+        interceptors=[StagedInterceptor(stages, Idempotency(request_log).answer, shed)],
         options=_OPTIONS,
         # Never what refuses: it cannot tell callers apart and gives no reason.
         maximum_concurrent_rpcs=_SPARE * options.limits.most,

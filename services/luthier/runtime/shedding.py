@@ -1,0 +1,65 @@
+"""The quick way to refuse: of callers with a key, when their gate is crowded, before any stage of the call.
+
+Who is flooded has little time for each call that it cannot take. This path reads no body, makes no request id, builds
+no status: it picks one of a few that are ready.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import lru_cache
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from luthier.errors import LuthierError
+from luthier.runtime.admission import HEALTH_SERVICE, Admission, Pool, overloaded
+from luthier.runtime.auth import Authenticator
+from luthier.runtime.calls import CallType, Metadata, Refusal, first_value
+from luthier.runtime.interceptors import AccessLog
+from luthier.runtime.metrics import ServerMetrics
+from luthier.runtime.status import printable, to_trailer
+
+_RETRY_TENTHS = (2, 10)
+
+
+class Shedding:
+    """Ends unary calls that would find no slot. Called for every call, before its stages."""
+
+    def __init__(
+        self, authenticator: Authenticator, admission: Admission, metrics: ServerMetrics, log: AccessLog
+    ) -> None:
+        self._authenticator = authenticator
+        self._admission = admission
+        self._metrics = metrics
+        self._log = log
+
+    def __call__(self, method: str, call_type: CallType, metadata: Metadata) -> Refusal | None:
+        """Return how to refuse a call; None when it may come to the stages, which say what else is wrong."""
+        self._admission.arrived()
+        if call_type != "unary" or method.startswith(HEALTH_SERVICE):
+            return None
+        try:
+            principal = self._authenticator.authenticate(first_value(metadata, "authorization"))
+        except LuthierError:
+            return None
+        gate = self._admission.gate(call_type, method, principal.kind)
+        if not gate.is_crowded():
+            return None
+
+        async def refuse(context: aio.ServicerContext[Any, Any]) -> None:
+            self._admission.refused(gate)
+            self._metrics.shed(method, call_type)
+            self._log.shed(method, str(principal), time.perf_counter())
+            message, trailers = _ready(gate.pool, random.randint(*_RETRY_TENTHS))
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message, trailers)
+
+        return refuse
+
+
+@lru_cache(maxsize=256)
+def _ready(pool: Pool, retry_tenths: int) -> tuple[str, tuple[tuple[str, bytes], ...]]:
+    error = overloaded(pool, retry_tenths / 10)
+    return printable(error.message), (to_trailer(error),)
