@@ -71,3 +71,23 @@ def test_generation_blocks_give_the_ranges_they_rendered() -> None:
     assert rendered.generated == ((2, 5), (8, 8))
     assert template.has_generation_blocks
     assert not ChatTemplate("{{ messages }}", TODAY).has_generation_blocks
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "\n{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}",
+        '{%- if strftime_now is defined %}{% set day = strftime_now("%Y-%m-%d") %}{% endif %}{{ day }}',
+        "{% macro at() %}{{ strftime_now('%d') }}{% endmacro %}{{ at() }}/{{ strftime_now('%m &amp; ö') }}",
+        "no date\n{{ messages }}",
+    ],
+)
+def test_dated_source_shows_its_date_on_any_day(source: str) -> None:
+    dated = ChatTemplate(source, TODAY).dated_source
+    assert ChatTemplate(dated, datetime.date(2031, 12, 24)).render(MESSAGES).text == render(source)
+    assert (dated == source) == ("strftime_now" not in source)
+
+
+def test_dated_source_of_a_computed_format_is_the_source() -> None:
+    source = "{% set format = '%d' %}{{ strftime_now(format) }}{{ strftime_now('%m') }}"
+    assert ChatTemplate(source, TODAY).dated_source == source

@@ -289,6 +289,9 @@ class Rendering(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    PREFIX_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/renderings/{rendering}."""
     uid: _builtins.str
@@ -315,6 +318,10 @@ class Rendering(_message.Message):
     """sha256 over rows and settings, in hex. Set when READY."""
     etag: _builtins.str
     """Changes with every change of the resource."""
+    effective_chat_template: _builtins.str
+    """Template that rendered the conversations: chat_template, or else the model's own; with template_date written in where it reads
+    the date. Set when READY. Empty when there is none, and for renderings made before this was kept.
+    """
     @_builtins.property
     def split_statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingSplitStatistics]:
         """Counts by split. Set when READY."""
@@ -343,6 +350,14 @@ class Rendering(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def prefix_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that stand before plain text. Set when READY. Empty: none."""
+
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end an answer. Set when READY. Empty for renderings made before this was kept."""
+
     def __init__(
         self,
         *,
@@ -366,10 +381,13 @@ class Rendering(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        effective_chat_template: _builtins.str = ...,
+        prefix_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "digest", b"digest", "error", b"error", "etag", b"etag", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "split_statistics", b"split_statistics", "state", b"state", "template_date", b"template_date", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "digest", b"digest", "effective_chat_template", b"effective_chat_template", "error", b"error", "etag", b"etag", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "prefix_token_ids", b"prefix_token_ids", "split_statistics", b"split_statistics", "state", b"state", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

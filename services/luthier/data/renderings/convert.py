@@ -83,6 +83,9 @@ def rendering_to_proto(rendering: Rendering) -> rendering_pb2.Rendering:
         warnings=rendering.warnings,
         digest=rendering.digest,
         labels=rendering.labels,
+        effective_chat_template=rendering.effective_template,
+        prefix_token_ids=rendering.prefix_token_ids,
+        stop_token_ids=rendering.stop_token_ids,
         etag=f'"{rendering.revision}"',
     )
     if rendering.failure is not None:
@@ -174,6 +177,9 @@ def outcome_from_proto(message: task_pb2.RenderResult) -> RenderingOutcome:
         warnings=tuple(message.warnings),
         digest=message.digest,
         tokenizer_blob=message.tokenizer.sha256,
+        effective_template=message.effective_chat_template,
+        prefix_token_ids=tuple(message.prefix_token_ids),
+        stop_token_ids=tuple(message.stop_token_ids),
     )
 
 
@@ -186,6 +192,9 @@ def outcome_to_proto(outcome: RenderingOutcome, tokenizer: task_pb2.BlobFile) ->
         warnings=outcome.warnings,
         digest=outcome.digest,
         tokenizer=tokenizer,
+        effective_chat_template=outcome.effective_template,
+        prefix_token_ids=outcome.prefix_token_ids,
+        stop_token_ids=outcome.stop_token_ids,
     )
     return task_pb2.TaskResult(render=result)
 

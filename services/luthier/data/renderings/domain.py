@@ -114,7 +114,10 @@ class ReadyVersion(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderingOutcome:
-    """What a worker brings of a rendering; `tokenizer_blob` is the tokenizer.json that made the tokens."""
+    """What a worker brings of a rendering; `tokenizer_blob` is the tokenizer.json that made the tokens.
+
+    `effective_template`, `prefix_token_ids` and `stop_token_ids` say how a model that learns it is asked.
+    """
 
     shards: tuple[Shard, ...]
     split_statistics: tuple[RenderingSplitStatistics, ...]
@@ -122,6 +125,9 @@ class RenderingOutcome:
     warnings: tuple[str, ...]
     digest: str
     tokenizer_blob: str
+    effective_template: str = ""
+    prefix_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +135,8 @@ class Rendering:
     """Tokens and loss masks of a version under one tokenizer and template.
 
     `model_digest`, `tokenizer_digest`, `max_tokens` and `template_date` (YYYY-MM-DD) are frozen at creation.
-    `digest`, `shards` and `tokenizer_blob` are set when READY, `failure` when FAILED.
+    `digest`, `shards`, `tokenizer_blob` and what stands with `effective_template` are set when READY, `failure` when
+    FAILED.
     """
 
     name: str
@@ -154,6 +161,9 @@ class Rendering:
     digest: str = ""
     shards: tuple[Shard, ...] = ()
     tokenizer_blob: str = ""
+    effective_template: str = ""
+    prefix_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     failure: Failure | None = None
 
     @property
@@ -184,6 +194,9 @@ class Rendering:
             warnings=outcome.warnings,
             digest=outcome.digest,
             tokenizer_blob=outcome.tokenizer_blob,
+            effective_template=outcome.effective_template,
+            prefix_token_ids=outcome.prefix_token_ids,
+            stop_token_ids=outcome.stop_token_ids,
         )
 
     def failed(self, failure: Failure) -> Rendering:

@@ -49,6 +49,9 @@ def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], t
             warnings=rendered.warnings,
             digest=rendered.digest,
             tokenizer_blob=tokenizer.sha256,
+            effective_template=rendered.effective_template,
+            prefix_token_ids=rendered.prefix_token_ids,
+            stop_token_ids=rendered.stop_token_ids,
         )
         return outcome_to_proto(outcome, tokenizer)
 

@@ -54,13 +54,19 @@ class RenderPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedVersion:
-    """A rendering's content. `unsupervised` are the first `MAX_UNSUPERVISED`; the statistics count all."""
+    """A rendering's content. `unsupervised` are the first `MAX_UNSUPERVISED`; the statistics count all.
+
+    `effective_template`, `prefix_token_ids` and `stop_token_ids` say how a model that learns it is asked.
+    """
 
     shards: tuple[WrittenShard, ...]
     splits: tuple[RenderingSplitStatistics, ...]
     unsupervised: tuple[UnsupervisedRecord, ...]
     warnings: tuple[str, ...]
     digest: str
+    effective_template: str
+    prefix_token_ids: tuple[int, ...]
+    stop_token_ids: tuple[int, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,6 +123,9 @@ class RecordRenderer:
             unsupervised=tuple(self._unsupervised),
             warnings=tuple(self._warnings()),
             digest=self._digest.hexdigest(),
+            effective_template=self._renderer.effective_template,
+            prefix_token_ids=self._renderer.prefix_ids,
+            stop_token_ids=tuple(sorted(self._renderer.stop_token_ids())),
         )
 
     def _write(self, row: Mapping[str, Any], fitted: text.Rendered) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from luthier.errors import Failure
+from luthier.training.teaching import Taught
 
 
 class JobState(StrEnum):
@@ -123,6 +124,7 @@ class Job:
         base_model_digest: digest that the base model had when the job was created.
         rendering_digest: digest that the rendering had when the job was created.
         num_steps: optimiser steps planned.
+        taught: how the rendering teaches; None for jobs created before this was kept.
         tuned_model: name of the tuned model; empty until SUCCEEDED.
         failure: why it failed; None unless FAILED.
     """
@@ -145,6 +147,7 @@ class Job:
     validation_interval_steps: int
     tuned_model_id: str
     num_steps: int
+    taught: Taught | None = None
     tuned_model: str = ""
     progress: Progress | None = None
     latest_metrics: Mapping[str, float] = field(default_factory=dict)

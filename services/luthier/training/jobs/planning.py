@@ -16,6 +16,7 @@ from luthier.training.recipes.batches import (
     count_steps,
     teaching_rows,
 )
+from luthier.training.teaching import Taught
 
 _NAMED_RECORDS = 5
 _LOW_EFFICIENCY = 0.5
@@ -51,6 +52,7 @@ class RenderingView:
         train: counts of the training split.
         unsupervised_records: the first ones, of all splits.
         warnings: findings about the template.
+        taught: how a model that learns it is taught; None when it does not say.
     """
 
     name: str
@@ -61,6 +63,7 @@ class RenderingView:
     train: SplitCounts = SplitCounts()
     unsupervised_records: tuple[UnsupervisedRecord, ...] = ()
     warnings: tuple[str, ...] = ()
+    taught: Taught | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from luthier.training.jobs.domain import Checkpoint, Job, JobState, MetricPoint,
 from luthier.training.jobs.planning import Lengths, RenderingView, make_plan, require_usable
 from luthier.training.jobs.settings import JobRequest, JobSettings, resolve, wrong_fields
 from luthier.training.names import MODEL, RENDERING
+from luthier.training.teaching import Taught
 from luthier.work.events import Entry, Event, StateChanged
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
@@ -61,6 +62,7 @@ class PlannedJob:
     plan: Plan
     base_model_digest: str
     rendering_digest: str
+    taught: Taught | None
 
 
 def _now() -> datetime:
@@ -111,6 +113,7 @@ class JobService:
             plan=plan,
             base_model_digest=base.digest,
             rendering_digest=rendering.digest,
+            taught=rendering.taught,
         )
 
     def draft(self, parent: str, job_id: str, request: JobRequest, planned: PlannedJob) -> Job:
@@ -135,6 +138,7 @@ class JobService:
             validation_interval_steps=planned.settings.validation_interval_steps,
             tuned_model_id=request.tuned_model_id or job_id,
             num_steps=planned.plan.num_steps,
+            taught=planned.taught,
         )
 
     async def create(self, parent: str, job_id: str, request: JobRequest) -> Job:
@@ -148,6 +152,9 @@ class JobService:
             resources=(request.rendering,),
         )
         tuned_model = f"{parent}/models/{job.tuned_model_id}"
+        if job.taught is not None:
+            # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
+            await self._models.keep_template(job.taught)
         async with self._database.transaction() as connection:
             await self._jobs.insert(connection, job)
             if await self._models.exists(connection, tuned_model):
