@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from luthier.client.askings import asked_with
 from luthier.client.names import short
 from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.client.report_style import STYLE
@@ -154,6 +155,9 @@ def _results(evaluation: Evaluation) -> str:
             found = next((entry for entry in result.scores if entry.score == score), None)
             row.append(_estimate(interval(score, found.value, found.lower, found.upper)) if found else "")
         rows.append(row)
+    asked = [asked_with(result) for result in evaluation.arm_results]
+    if any(asked):
+        rows.append(["asked with", *map(escape, asked)])
     rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
     rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
     chart = f"<h3>{escape(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"
