@@ -12,10 +12,14 @@ from luthier.v1.dataset_pb2 import (
     SPLIT_TEST,
 )
 from luthier.v1.evaluation_pb2 import (
+    ARM_TEMPLATE_BASE,
+    ARM_TEMPLATE_TAUGHT,
     FINISH_REASON_STOP,
     SCORE_DIRECTION_LOWER_IS_BETTER,
     SCORE_KIND_BINARY,
     SCORE_KIND_REAL,
+    TEMPLATE_SOURCE_BASE,
+    TEMPLATE_SOURCE_TAUGHT,
     TEXT_FORM_NFC,
     VERDICT_BETTER,
     ArmResult,
@@ -92,6 +96,59 @@ def test_evaluations_create_reads_the_arms(services: Any, run: Run) -> None:
         ("tuned", "projects/default/models/t", 0),
     ]
     assert (seen[0].dataset_version, list(seen[0].metrics), seen[0].split) == (VERSION, [2], SPLIT_TEST)
+
+
+def test_evaluations_create_names_templates_on_purpose(services: Any, run: Run, tmp_path: Path) -> None:
+    seen: list[Evaluation] = []
+
+    def create(request: Any, context: Any) -> Evaluation:
+        seen.append(request.evaluation)
+        return Evaluation(name="projects/default/evaluations/e")
+
+    services.answers["CreateEvaluation"] = create
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ messages }} é")
+    arms = [word for arm in ("a=m", "b=t", "c=t", "d=t") for word in ("--arm", arm)]
+    chosen = ("--template", "a=taught", "--template", "b=base", "--template", f"c={own}")
+    result = run("evaluations", "create", "--version", "mine/v1", *arms, *chosen)
+    assert result.exit_code == 0, result.output
+    wished = [(arm.template, arm.chat_template) for arm in seen[0].arms]
+    assert wished == [
+        (ARM_TEMPLATE_TAUGHT, ""),
+        (ARM_TEMPLATE_BASE, ""),
+        (0, "{{ messages }} é"),
+        (0, ""),
+    ]
+    for wrong in ("x=base", "a", f"a={tmp_path / 'none'}"):
+        refused = run("evaluations", "create", "--version", "mine/v1", *arms, "--template", wrong)
+        assert refused.exit_code == 2
+        assert "--template" in refused.output
+
+
+def test_evaluations_show_says_what_each_arm_was_asked_with(services: Any, run: Run) -> None:
+    evaluation = Evaluation(name="projects/default/evaluations/e", state=Evaluation.STATE_SUCCEEDED)
+    for arm, source in (("zero", TEMPLATE_SOURCE_BASE), ("tuned", TEMPLATE_SOURCE_TAUGHT)):
+        evaluation.arm_results.add(
+            arm_id=arm, template_source=source, template_digest=arm[0] * 64, template_date="2026-11-28"
+        )
+    services.answers["GetEvaluation"] = lambda request, context: evaluation
+    output = run("evaluations", "show", "e").stdout
+    assert re.search(r"asked zero +the base model's template \(zzzzzzzz, 2026-11-28\)", output)
+    assert re.search(r"asked tuned +the template that was taught \(tttttttt, 2026-11-28\)", output)
+
+
+def test_generate_warns_when_nothing_says_how_a_tuned_model_was_taught(services: Any, run: Run) -> None:
+    def generate(request: Any, context: Any) -> Iterator[GenerateTextResponse]:
+        yield GenerateTextResponse(
+            text="a", finish_reason=FINISH_REASON_STOP, template_source=TEMPLATE_SOURCE_BASE
+        )
+
+    services.answers["GenerateText"] = generate
+    services.answers["GetModel"] = lambda request, context: Model(
+        name=request.name, base_model="projects/default/models/m" if request.name.endswith("/t") else ""
+    )
+    assert "warning: nothing says any more how t was taught" in run("generate", "--model", "t", "q").stderr
+    assert run("generate", "--model", "m", "q").stderr == ""
 
 
 def test_evaluations_report_writes_the_file(services: Any, run: Run, tmp_path: Path) -> None:

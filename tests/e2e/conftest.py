@@ -82,6 +82,17 @@ class Cluster:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
+    def end(self, name: str, *, within_seconds: float) -> None:
+        """SIGTERM, and wait until the process is gone; it must go in time."""
+        process = self._processes.pop(name)
+        process.terminate()
+        try:
+            process.wait(within_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            pytest.fail(f"{name} did not stop within {within_seconds} s of SIGTERM:\n{self.log(name)}")
+
     def stop(self) -> None:
         for process in self._processes.values():
             process.terminate()

@@ -146,3 +146,23 @@ def test_what_a_template_raises_can_be_sent() -> None:
 def test_whatever_python_says_to_a_template_is_the_templates(source: str, said: str) -> None:
     with pytest.raises(TemplateError, match=said):
         render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "\n{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}",
+        '{%- if strftime_now is defined %}{% set day = strftime_now("%Y-%m-%d") %}{% endif %}{{ day }}',
+        "{% macro at() %}{{ strftime_now('%d') }}{% endmacro %}{{ at() }}/{{ strftime_now('%m &amp; ö') }}",
+        "no date\n{{ messages }}",
+    ],
+)
+def test_dated_source_shows_its_date_on_any_day(source: str) -> None:
+    dated = ChatTemplate(source, TODAY).dated_source
+    assert ChatTemplate(dated, datetime.date(2031, 12, 24)).render(MESSAGES).text == render(source)
+    assert (dated == source) == ("strftime_now" not in source)
+
+
+def test_dated_source_of_a_computed_format_is_the_source() -> None:
+    source = "{% set format = '%d' %}{{ strftime_now(format) }}{{ strftime_now('%m') }}"
+    assert ChatTemplate(source, TODAY).dated_source == source

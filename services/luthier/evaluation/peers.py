@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from luthier.errors import NotFound
+from luthier.evaluation.asking import Taught
 from luthier.evaluation.evaluations.service import ModelFacts, VersionFacts
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
@@ -18,6 +20,8 @@ from luthier.v1 import (
     model_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
+    training_service_pb2,
+    training_service_pb2_grpc,
 )
 from luthier.work.peers import bearer, service_error_of
 
@@ -32,6 +36,7 @@ class GrpcPeers:
     def __init__(self, data: grpc.aio.Channel, models: grpc.aio.Channel, task_tokens: TaskTokens) -> None:
         self._data = data_service_pb2_grpc.DataServiceStub(data)
         self._models = model_service_pb2_grpc.ModelServiceStub(models)
+        self._jobs = training_service_pb2_grpc.TrainingServiceStub(models)
         self._task_tokens = task_tokens
 
     async def version(self, name: str) -> VersionFacts:
@@ -60,6 +65,31 @@ class GrpcPeers:
             digest=model.digest,
             base_model=model.base_model,
             has_chat_template=model.has_chat_template,
+            taught=await self._taught(model),
+        )
+
+    async def _taught(self, model: model_pb2.Model) -> Taught | None:
+        """Return how a tuned model was taught: as it says, or else as its job's rendering still says."""
+        if model.HasField("taught"):
+            return _taught_of(model.taught)
+        if not model.fine_tuning_job:
+            return None
+        try:
+            wanted = training_service_pb2.GetFineTuningJobRequest(name=model.fine_tuning_job)
+            job = await self._ask(self._jobs.GetFineTuningJob, wanted, "the Training service")
+            request = data_service_pb2.GetRenderingRequest(name=job.rendering)
+            rendering = await self._ask(self._data.GetRendering, request, "the Data service")
+        except NotFound:
+            return None
+        if rendering.digest != job.run_record.rendering_digest:
+            return None
+        return _taught_of(
+            model_pb2.Taught(
+                chat_template=rendering.effective_chat_template or rendering.chat_template,
+                template_date=rendering.template_date,
+                prefix_token_ids=rendering.prefix_token_ids,
+                stop_token_ids=rendering.stop_token_ids,
+            )
         )
 
     async def _ask(self, method: Callable[..., Awaitable[T]], request: Any, peer: str) -> T:
@@ -70,3 +100,14 @@ class GrpcPeers:
             return await method(request, metadata=bearer(token), timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise service_error_of(error, peer) from error
+
+
+def _taught_of(message: model_pb2.Taught) -> Taught:
+    # What was taught before these tokens were kept says none of them.
+    known = bool(message.stop_token_ids or message.prefix_token_ids)
+    return Taught(
+        chat_template=message.chat_template,
+        template_date=message.template_date,
+        prefix_token_ids=tuple(message.prefix_token_ids) if known else None,
+        stop_token_ids=tuple(message.stop_token_ids),
+    )

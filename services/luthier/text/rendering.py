@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
@@ -176,10 +177,16 @@ class Renderer:
     def stop_token_ids(self) -> frozenset[int]:
         """Return the tokens that end an answer: end of sequence, and what ends an assistant's turn."""
         stops = {self._bundle.special_id("eos_token")}
-        ending = self.turn_ending()
-        if ending is not None:
-            stops.add(self._bundle.token_id(ending))
+        # The ending is looked for in a conversation made up for it, which a template may refuse though it takes others.
+        with suppress(TemplateError, RenderingError):
+            ending = self.turn_ending()
+            stops.add(self._bundle.token_id(ending) if ending is not None else None)
         return frozenset(stop for stop in stops if stop is not None)
+
+    @property
+    def effective_template(self) -> str:
+        """The template that renders, with the dates that it asks for written in; empty when there is none."""
+        return "" if self._writer is None else self._writer.dated_source
 
     def turn_ending(self) -> str | None:
         """Return the special token that ends an assistant's turn, None when the template writes none."""

@@ -68,6 +68,11 @@ class Writer:
         self._special_tokens = special_tokens
         self._endings = endings
 
+    @property
+    def dated_source(self) -> str:
+        """The template's source with the dates that it asks for written in."""
+        return self._template.dated_source
+
     def ask(self, messages: Values, tools: Values) -> Written:
         """Return the text that asks for the next turn.
 

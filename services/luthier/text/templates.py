@@ -79,6 +79,9 @@ class ChatTemplate:
         source: Jinja source.
         today: the date that `strftime_now` shows; frozen, so that a rendering can be repeated.
 
+    `dated_source` is the source with the dates that it asks for written in, so that it renders the same on any day,
+    elsewhere too. It is the source as it is where that asks for no date, or for one in a computed format.
+
     Raises:
         TemplateError: the source does not compile.
     """
@@ -97,6 +100,7 @@ class ChatTemplate:
         with _as_template_errors():
             self._template = environment.from_string(source)
             tree = environment.parse(source)
+        self.dated_source = _dated(source, tree, now)
         self.has_generation_blocks = any(
             isinstance(node.call, jinja2.nodes.Call)
             and isinstance(node.call.node, jinja2.nodes.ExtensionAttribute)
@@ -174,6 +178,26 @@ def _address(text: str, given: Callable[[], str]) -> str | None:
         if found[1].lower() not in known:
             return text[max(0, found.start() - _SHOWN_CHARACTERS) : found.end()]
     return None
+
+
+def _dated(source: str, tree: jinja2.nodes.Template, now: datetime) -> str:
+    """Put a macro before the source that knows the date in each format that the source asks for."""
+    calls = [call for call in tree.find_all(jinja2.nodes.Call) if _names_the_date(call.node)]
+    given = [call.args[0] for call in calls if len(call.args) == 1]
+    formats = sorted({one.value for one in given if isinstance(one, jinja2.nodes.Const)})
+    computed = len([one for one in given if isinstance(one, jinja2.nodes.Const)]) < len(calls)
+    if not formats or computed:
+        return source
+    dates = "".join(
+        f"{{%- if format == {json.dumps(one)} -%}}{{{{ {json.dumps(now.strftime(one))} }}}}{{%- endif -%}}"
+        for one in formats
+    )
+    # The plus keeps a line break at the source's beginning.
+    return f"{{%- macro strftime_now(format) -%}}{dates}{{%- endmacro +%}}{source}"
+
+
+def _names_the_date(node: jinja2.nodes.Expr) -> bool:
+    return isinstance(node, jinja2.nodes.Name) and node.name == "strftime_now"
 
 
 def _without_marks(marked: str, name: str) -> RenderedText:

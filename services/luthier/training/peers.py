@@ -14,6 +14,7 @@ from luthier.errors import DataLoss
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
 from luthier.training.jobs.planning import Lengths, RenderingView, SplitCounts, UnsupervisedRecord
+from luthier.training.teaching import Taught
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
 from luthier.work.convert import status_to_failure
 from luthier.work.peers import bearer, service_error_of
@@ -85,6 +86,16 @@ def view_of(message: rendering_pb2.Rendering) -> RenderingView:
             for record in message.unsupervised_records
         ),
         warnings=tuple(message.warnings),
+        taught=Taught(
+            # A rendering made before it kept what rendered it says at least what it was given.
+            chat_template=message.effective_chat_template or message.chat_template,
+            template_date=message.template_date,
+            prefix_token_ids=tuple(message.prefix_token_ids),
+            stop_token_ids=tuple(message.stop_token_ids),
+            tokenizer_digest=message.tokenizer_digest,
+            rendering=message.name,
+            rendering_digest=message.digest,
+        ),
     )
 
 

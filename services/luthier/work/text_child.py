@@ -94,14 +94,7 @@ def _refused(kind: str, reason: str, message: str) -> dict[str, Any]:
 
 
 def _described(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
-    renderer = texts.renderer(request)
-    try:
-        stops = sorted(renderer.stop_token_ids())
-    except (RenderingError, TemplateError):
-        # The ending is looked for in a conversation made up for it, which a template may refuse though it takes
-        # others; the model's own ids stop all the same.
-        eos = texts.bundle(request).special_id("eos_token")
-        stops = [] if eos is None else [eos]
+    stops = sorted(texts.renderer(request).stop_token_ids())
     template = texts.bundle(request).chat_template or ""
     digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest() if template else ""
     return {"stop_token_ids": stops, "own_template_digest": digest}

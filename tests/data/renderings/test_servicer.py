@@ -17,7 +17,7 @@ from luthier.errors import (
     Reason,
     Unavailable,
 )
-from luthier.text.tokenizer import bundle_digest
+from luthier.text.tokenizer import TokenizerBundle, bundle_digest
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2
 from luthier.work.convert import status_to_failure
 
@@ -137,6 +137,20 @@ async def test_a_bad_rendering_fails_with_reason_and_message(service: Any) -> No
             assert error.message.startswith(message), error.message
     with pytest.raises(FailedPrecondition, match="must be READY, it is FAILED"):
         await service.call("PreviewRendering", data_service_pb2.PreviewRenderingRequest(name=rendering.name))
+
+
+async def test_a_rendering_says_how_a_model_that_learns_it_is_asked(service: Any) -> None:
+    own = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    async with service.worker():
+        version = await service.version(lines(chat("the question", "the answer")))
+        plain = await service.rendering(version.name)
+        given = await service.rendering(version.name, chat_template=own)
+    assert plain.effective_chat_template == service.models.files["chat_template.jinja"].decode()
+    assert given.effective_chat_template.endswith(own)
+    assert given.template_date[:4] in given.effective_chat_template
+    bundle = TokenizerBundle(service.models.files)
+    assert list(plain.stop_token_ids) == [bundle.token_id("<|im_end|>")]
+    assert list(plain.prefix_token_ids) == []
 
 
 def with_tokenizer(service: Any, **changes: Any) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import Failure, InvalidArgument
+from luthier.evaluation.asking import TemplateSource
 from luthier.evaluation.evaluations.convert import (
     arm_result_from_proto,
     comparison_from_proto,
@@ -82,6 +83,9 @@ FULL = Evaluation(
             num_prompt_tokens=200,
             duration_seconds=1.5,
             num_cut=2,
+            template_source=TemplateSource.TAUGHT,
+            template_digest="e" * 64,
+            template_date="2026-01-01",
         ),
     ),
     comparisons=(

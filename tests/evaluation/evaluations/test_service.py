@@ -20,6 +20,7 @@ from luthier.errors import (
     LuthierError,
     NotFound,
 )
+from luthier.evaluation.asking import Taught
 from luthier.evaluation.evaluations.convert import (
     evaluation_from_proto,
     evaluation_to_proto,
@@ -77,6 +78,8 @@ class MemoryPeers:
     """The other services, as far as evaluations ask them."""
 
     state: dict[str, str] = field(default_factory=dict)
+    taught: dict[str, Taught] = field(default_factory=dict)
+    templates: bool = True
 
     async def version(self, name: str) -> VersionFacts:
         state = self.state.get(name, "READY")
@@ -95,7 +98,8 @@ class MemoryPeers:
             state=state,
             digest=f"digest-{name.rsplit('/', 1)[-1]}",
             base_model=known[name],
-            has_chat_template=True,
+            has_chat_template=self.templates,
+            taught=self.taught.get(name),
         )
 
 
@@ -124,6 +128,21 @@ class Bench:
         return [
             state for event in events if (state := getattr(event.entry.payload, "state", None)) is not None
         ]
+
+
+async def test_the_way_each_arm_is_asked_is_pinned_at_creation(bench: Bench) -> None:
+    taught = Taught(chat_template="t", template_date="2026-01-01", prefix_token_ids=None, stop_token_ids=(5,))
+    bench.peers.taught[TUNED] = taught
+    bench.peers.templates = False
+    made = await bench.create()
+    del bench.peers.taught[TUNED]
+    _, spec = await bench.claim()
+    zero, tuned = spec.evaluate.arms
+    for arm in (zero, tuned):
+        assert arm.asking.template_source == evaluation_pb2.TEMPLATE_SOURCE_TAUGHT
+        assert (arm.asking.chat_template, arm.asking.template_date) == ("t", "2026-01-01")
+        assert (arm.asking.HasField("prefix"), list(arm.asking.stop_token_ids)) == (False, [5])
+    assert (await bench.service.get(made.name)).askings == made.askings
 
 
 @pytest.fixture

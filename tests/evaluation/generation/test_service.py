@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import pytest
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound, Reason
+from luthier.evaluation.asking import Taught, TemplateSource
 from luthier.evaluation.evaluations.service import ModelFacts, VersionFacts
+from luthier.evaluation.generation.convert import order_to_proto
 from luthier.evaluation.generation.domain import FinishReason, ModelAt, Order, Piece, Turn, Wish
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.service import GenerationService
 from luthier.runtime.auth import TaskTokens
+from luthier.v1 import evaluation_pb2
 
 BASE, TUNED = "projects/default/models/base", "projects/default/models/tuned"
 WISH = Wish(
@@ -71,11 +75,14 @@ class Bench:
             self.exchange.push(yes)
 
     async def ask(self, wish: Wish) -> list[str]:
+        return [piece.text for piece in await self.pieces(wish)]
+
+    async def pieces(self, wish: Wish) -> list[Piece]:
         service = GenerationService(self.exchange, self.peers, self.tokens, ("default",))
         worker = asyncio.create_task(self.say_yes())
         await asyncio.sleep(0)
         try:
-            return [piece.text async for piece in service.generate(wish)]
+            return [piece async for piece in service.generate(wish)]
         finally:
             worker.cancel()
 
@@ -106,6 +113,36 @@ async def test_each_order_has_an_id_of_its_own(bench: Bench) -> None:
     await bench.ask(WISH)
     await bench.ask(WISH)
     assert len({order.generation_id for order in bench.orders}) == 2
+
+
+TAUGHT = Taught(
+    chat_template="{{ messages }}",
+    template_date="2026-01-02",
+    prefix_token_ids=(1,),
+    stop_token_ids=(2, 3),
+)
+
+
+async def test_a_tuned_model_is_asked_as_it_was_taught_though_its_base_has_no_template(bench: Bench) -> None:
+    bench.peers.models[BASE] = replace(bench.peers.models[BASE], has_chat_template=False)
+    bench.peers.models[TUNED] = replace(bench.peers.models[TUNED], taught=TAUGHT)
+    pieces = await bench.pieces(WISH)
+    assert [piece.template_source for piece in pieces] == [TemplateSource.TAUGHT]
+    (order,) = bench.orders
+    asking = order_to_proto(order).asking
+    assert asking.template_source == evaluation_pb2.TEMPLATE_SOURCE_TAUGHT
+    assert (asking.chat_template, asking.template_date) == ("{{ messages }}", "2026-01-02")
+    assert (list(asking.prefix.token_ids), list(asking.stop_token_ids)) == ([1], [2, 3])
+    with pytest.raises(FailedPrecondition, match=f"{BASE} has no chat template and {BASE} was not taught"):
+        await bench.ask(replace(WISH, model=BASE))
+
+
+async def test_a_tuned_model_that_nothing_is_known_of_is_asked_as_its_base_and_says_so(bench: Bench) -> None:
+    pieces = await bench.pieces(WISH)
+    assert [piece.template_source for piece in pieces] == [TemplateSource.BASE]
+    asking = order_to_proto(bench.orders[0]).asking
+    assert asking.template_date == datetime.now(UTC).date().isoformat()
+    assert (asking.chat_template, asking.HasField("prefix")) == ("", False)
 
 
 async def test_turns_need_the_bases_chat_template_and_a_prompt_does_not(bench: Bench) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from luthier.client.askings import asked_with
 from luthier.client.names import short
 from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.client.report_style import STYLE
@@ -166,6 +167,9 @@ def _results(evaluation: Evaluation) -> str:
         better = " <small>lower is better</small>" if any(e and lower_is_better(e) for e in found) else ""
         cells = [_estimate(estimate_words(entry)) if entry else "" for entry in found]
         rows.append([f"<code>{escape(score)}</code>{better}", *cells])
+    asked = [asked_with(result) for result in evaluation.arm_results]
+    if any(asked):
+        rows.append(["asked with", *map(escape, asked)])
     rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
     rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
     chart = f"<h3>{escape(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"

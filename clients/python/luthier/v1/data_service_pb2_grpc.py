@@ -363,8 +363,9 @@ class DataServiceServicer(object):
     def PreviewRendering(self, request, context):
         """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
 
-        Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. INVALID_ARGUMENT: page_size or
-        page_token is not valid.
+        Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
+        fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
+        many others preview.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -156,8 +156,9 @@ class DataServiceStub:
     PreviewRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.PreviewRenderingRequest, _data_service_pb2.PreviewRenderingResponse]
     """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
 
-    Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. INVALID_ARGUMENT: page_size or
-    page_token is not valid.
+    Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
+    fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
+    many others preview.
     """
     ReadRendering: _grpc.UnaryStreamMultiCallable[_data_service_pb2.ReadRenderingRequest, _arrow_pb2.ArrowChunk]
     """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
@@ -289,8 +290,9 @@ class DataServiceAsyncStub(DataServiceStub):
     PreviewRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.PreviewRenderingRequest, _data_service_pb2.PreviewRenderingResponse]  # type: ignore[assignment]
     """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
 
-    Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. INVALID_ARGUMENT: page_size or
-    page_token is not valid.
+    Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
+    fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
+    many others preview.
     """
     ReadRendering: _aio.UnaryStreamMultiCallable[_data_service_pb2.ReadRenderingRequest, _arrow_pb2.ArrowChunk]  # type: ignore[assignment]
     """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
@@ -551,8 +553,9 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_data_service_pb2.PreviewRenderingResponse, _abc.Awaitable[_data_service_pb2.PreviewRenderingResponse]]:
         """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
 
-        Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. INVALID_ARGUMENT: page_size or
-        page_token is not valid.
+        Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
+        fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
+        many others preview.
         """
 
     @_abc_1.abstractmethod

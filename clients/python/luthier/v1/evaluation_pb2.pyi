@@ -52,6 +52,58 @@ EVALUATION_METRIC_PERPLEXITY: EvaluationMetric.ValueType  # 3
 """Perplexity of the reference text under the model."""
 Global___EvaluationMetric: _TypeAlias = EvaluationMetric  # noqa: Y015
 
+class _TemplateSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TemplateSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TemplateSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TEMPLATE_SOURCE_UNSPECIFIED: _TemplateSource.ValueType  # 0
+    """Not known: the answer is older than this field."""
+    TEMPLATE_SOURCE_BASE: _TemplateSource.ValueType  # 1
+    """The base model's own, or none where it has none."""
+    TEMPLATE_SOURCE_TAUGHT: _TemplateSource.ValueType  # 2
+    """The one that the tuned model was taught with."""
+    TEMPLATE_SOURCE_ARM: _TemplateSource.ValueType  # 3
+    """The one that the arm gives."""
+
+class TemplateSource(_TemplateSource, metaclass=_TemplateSourceEnumTypeWrapper):
+    """TemplateSource says whose chat template a model was asked with."""
+
+TEMPLATE_SOURCE_UNSPECIFIED: TemplateSource.ValueType  # 0
+"""Not known: the answer is older than this field."""
+TEMPLATE_SOURCE_BASE: TemplateSource.ValueType  # 1
+"""The base model's own, or none where it has none."""
+TEMPLATE_SOURCE_TAUGHT: TemplateSource.ValueType  # 2
+"""The one that the tuned model was taught with."""
+TEMPLATE_SOURCE_ARM: TemplateSource.ValueType  # 3
+"""The one that the arm gives."""
+Global___TemplateSource: _TypeAlias = TemplateSource  # noqa: Y015
+
+class _ArmTemplate:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ArmTemplateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ArmTemplate.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ARM_TEMPLATE_UNSPECIFIED: _ArmTemplate.ValueType  # 0
+    """A tuned model as it was taught; a base model with its own or, where it has none, with that of the first tuned arm."""
+    ARM_TEMPLATE_BASE: _ArmTemplate.ValueType  # 1
+    """The base model's own and the date of today, also for a tuned model."""
+    ARM_TEMPLATE_TAUGHT: _ArmTemplate.ValueType  # 2
+    """As the first tuned arm was taught, also for the base model."""
+
+class ArmTemplate(_ArmTemplate, metaclass=_ArmTemplateEnumTypeWrapper):
+    """ArmTemplate says which chat template an arm is asked with when it gives none itself."""
+
+ARM_TEMPLATE_UNSPECIFIED: ArmTemplate.ValueType  # 0
+"""A tuned model as it was taught; a base model with its own or, where it has none, with that of the first tuned arm."""
+ARM_TEMPLATE_BASE: ArmTemplate.ValueType  # 1
+"""The base model's own and the date of today, also for a tuned model."""
+ARM_TEMPLATE_TAUGHT: ArmTemplate.ValueType  # 2
+"""As the first tuned arm was taught, also for the base model."""
+Global___ArmTemplate: _TypeAlias = ArmTemplate  # noqa: Y015
+
 class _ScoreKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -197,22 +249,30 @@ class EvaluationArm(_message.Message):
     ARM_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     NUM_SHOTS_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """Short name, [a-z][a-z0-9-]{0,62}, unique within the evaluation."""
     model: _builtins.str
     """A READY model of the same project, base or adapter. All arms must share one base model."""
     num_shots: _builtins.int
     """Examples from the train split put before each question, the same for all, chosen by the seed. 0 to 64."""
+    chat_template: _builtins.str
+    """Jinja chat template to ask this arm with, on purpose another one than `template` would choose. Empty: `template` chooses."""
+    template: Global___ArmTemplate.ValueType
+    """Which template to ask with. Unset: the one that suits the model. Must be unset beside chat_template."""
     def __init__(
         self,
         *,
         arm_id: _builtins.str = ...,
         model: _builtins.str = ...,
         num_shots: _builtins.int = ...,
+        chat_template: _builtins.str = ...,
+        template: Global___ArmTemplate.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "model", b"model", "num_shots", b"num_shots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,6 +340,9 @@ class ArmResult(_message.Message):
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     NUM_CUT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_SOURCE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
+    TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm."""
     num_generated_tokens: _builtins.int
@@ -290,6 +353,12 @@ class ArmResult(_message.Message):
     """Time spent, in seconds."""
     num_cut: _builtins.int
     """Answers cut because they reached max_new_tokens."""
+    template_source: Global___TemplateSource.ValueType
+    """Whose chat template it was asked with. A tuned model whose way of teaching is not known any more is asked with BASE."""
+    template_digest: _builtins.str
+    """sha256 of that template in hex. Empty when there is none."""
+    template_date: _builtins.str
+    """Date that the template saw as today, YYYY-MM-DD."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreEstimate]:
         """Its scores."""
@@ -303,10 +372,13 @@ class ArmResult(_message.Message):
         num_prompt_tokens: _builtins.int = ...,
         duration_seconds: _builtins.float = ...,
         num_cut: _builtins.int = ...,
+        template_source: Global___TemplateSource.ValueType = ...,
+        template_digest: _builtins.str = ...,
+        template_date: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "num_cut", b"num_cut", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "num_cut", b"num_cut", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores", "template_date", b"template_date", "template_digest", b"template_digest", "template_source", b"template_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

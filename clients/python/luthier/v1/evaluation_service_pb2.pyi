@@ -285,7 +285,7 @@ class GenerateTextRequest(_message.Message):
     """Seed of the sampling. The same seed, model and input give the same text on the same machine."""
     @_builtins.property
     def conversation(self) -> _chat_pb2.Conversation:
-        """Turns, put into the model's chat template; the last one is the user's."""
+        """Turns, put into the chat template that the model was taught with, or the base model's; the last one is the user's."""
 
     def __init__(
         self,
@@ -318,6 +318,7 @@ class GenerateTextResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_SOURCE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text to append. Whole characters only. May be empty in the last message."""
     finish_reason: _evaluation_pb2.FinishReason.ValueType
@@ -326,6 +327,10 @@ class GenerateTextResponse(_message.Message):
     """Tokens of the prompt. Set in the last message."""
     num_generated_tokens: _builtins.int
     """Tokens generated so far."""
+    template_source: _evaluation_pb2.TemplateSource.ValueType
+    """Whose chat template the turns were put into. Set in the last message. A tuned model whose way of teaching is not known any more
+    is asked with BASE.
+    """
     def __init__(
         self,
         *,
@@ -333,10 +338,11 @@ class GenerateTextResponse(_message.Message):
         finish_reason: _evaluation_pb2.FinishReason.ValueType = ...,
         num_prompt_tokens: _builtins.int = ...,
         num_generated_tokens: _builtins.int = ...,
+        template_source: _evaluation_pb2.TemplateSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "template_source", b"template_source", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

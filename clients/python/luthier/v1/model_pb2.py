@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16luthier/v1/model.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"L\n\tHubSource\x12\x1d\n\x07repo_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06repoId\x12 \n\x08revision\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x08revision\"\xfe\n\n\x05Model\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\'\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0b\x64isplayName\x12;\n\x06labels\x18\x04 \x03(\x0b\x32\x1d.luthier.v1.Model.LabelsEntryB\x04\xe2\x41\x01\x01R\x06labels\x12\x33\n\x05state\x18\x05 \x01(\x0e\x32\x17.luthier.v1.Model.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x30\n\x04kind\x18\x06 \x01(\x0e\x32\x16.luthier.v1.Model.KindB\x04\xe2\x41\x01\x03R\x04kind\x12/\n\x03hub\x18\x07 \x01(\x0b\x32\x15.luthier.v1.HubSourceB\x04\xe2\x41\x01\x01H\x00R\x03hub\x12$\n\tdirectory\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01H\x00R\tdirectory\x12#\n\tgguf_path\x18\t \x01(\tB\x04\xe2\x41\x01\x01H\x00R\x08ggufPath\x12\x39\n\nbase_model\x18\n \x01(\tB\x1a\xe2\x41\x01\x03\xfa\x41\x13\n\x11luthier.dev/ModelR\tbaseModel\x12J\n\x0f\x66ine_tuning_job\x18\x0b \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\rfineTuningJob\x12\x18\n\x04step\x18\x0c \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04step\x12\x1c\n\x06\x64igest\x18\r \x01(\tB\x04\xe2\x41\x01\x03R\x06\x64igest\x12/\n\x10tokenizer_digest\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03R\x0ftokenizerDigest\x12(\n\x0c\x61rchitecture\x18\x0f \x01(\tB\x04\xe2\x41\x01\x03R\x0c\x61rchitecture\x12+\n\x0enum_parameters\x18\x10 \x01(\x03\x42\x04\xe2\x41\x01\x03R\rnumParameters\x12+\n\x0e\x63ontext_length\x18\x11 \x01(\x05\x42\x04\xe2\x41\x01\x03R\rcontextLength\x12\x30\n\x11has_chat_template\x18\x12 \x01(\x08\x42\x04\xe2\x41\x01\x03R\x0fhasChatTemplate\x12.\n\x05\x65rror\x18\x13 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03R\x05\x65rror\x12\x41\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\x16 \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12(\n\reos_token_ids\x18\x17 \x03(\x05\x42\x04\xe2\x41\x01\x03R\x0b\x65osTokenIds\x12 \n\x08warnings\x18\x18 \x03(\tB\x04\xe2\x41\x01\x03R\x08warnings\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"j\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x15\n\x11STATE_REGISTERING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\"=\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_BASE\x10\x01\x12\x10\n\x0cKIND_ADAPTER\x10\x02:H\xea\x41\x45\n\x11luthier.dev/Model\x12!projects/{project}/models/{model}*\x06models2\x05modelB\x08\n\x06source\"\x8c\x01\n\tModelFile\x12\x18\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x04path\x12#\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\tsizeBytes\x12\x1c\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x06sha256\x12\"\n\ttokenizer\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x03R\ttokenizerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16luthier/v1/model.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"L\n\tHubSource\x12\x1d\n\x07repo_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06repoId\x12 \n\x08revision\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x08revision\"\xda\x02\n\x06Taught\x12)\n\rchat_template\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x0c\x63hatTemplate\x12)\n\rtemplate_date\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x0ctemplateDate\x12.\n\x10prefix_token_ids\x18\x03 \x03(\x05\x42\x04\xe2\x41\x01\x03R\x0eprefixTokenIds\x12*\n\x0estop_token_ids\x18\x04 \x03(\x05\x42\x04\xe2\x41\x01\x03R\x0cstopTokenIds\x12/\n\x10tokenizer_digest\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x0ftokenizerDigest\x12<\n\trendering\x18\x06 \x01(\tB\x1e\xe2\x41\x01\x03\xfa\x41\x17\n\x15luthier.dev/RenderingR\trendering\x12/\n\x10rendering_digest\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03R\x0frenderingDigest\"\xb0\x0b\n\x05Model\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\'\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0b\x64isplayName\x12;\n\x06labels\x18\x04 \x03(\x0b\x32\x1d.luthier.v1.Model.LabelsEntryB\x04\xe2\x41\x01\x01R\x06labels\x12\x33\n\x05state\x18\x05 \x01(\x0e\x32\x17.luthier.v1.Model.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x30\n\x04kind\x18\x06 \x01(\x0e\x32\x16.luthier.v1.Model.KindB\x04\xe2\x41\x01\x03R\x04kind\x12/\n\x03hub\x18\x07 \x01(\x0b\x32\x15.luthier.v1.HubSourceB\x04\xe2\x41\x01\x01H\x00R\x03hub\x12$\n\tdirectory\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01H\x00R\tdirectory\x12#\n\tgguf_path\x18\t \x01(\tB\x04\xe2\x41\x01\x01H\x00R\x08ggufPath\x12\x39\n\nbase_model\x18\n \x01(\tB\x1a\xe2\x41\x01\x03\xfa\x41\x13\n\x11luthier.dev/ModelR\tbaseModel\x12J\n\x0f\x66ine_tuning_job\x18\x0b \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\rfineTuningJob\x12\x18\n\x04step\x18\x0c \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04step\x12\x1c\n\x06\x64igest\x18\r \x01(\tB\x04\xe2\x41\x01\x03R\x06\x64igest\x12/\n\x10tokenizer_digest\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03R\x0ftokenizerDigest\x12(\n\x0c\x61rchitecture\x18\x0f \x01(\tB\x04\xe2\x41\x01\x03R\x0c\x61rchitecture\x12+\n\x0enum_parameters\x18\x10 \x01(\x03\x42\x04\xe2\x41\x01\x03R\rnumParameters\x12+\n\x0e\x63ontext_length\x18\x11 \x01(\x05\x42\x04\xe2\x41\x01\x03R\rcontextLength\x12\x30\n\x11has_chat_template\x18\x12 \x01(\x08\x42\x04\xe2\x41\x01\x03R\x0fhasChatTemplate\x12.\n\x05\x65rror\x18\x13 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03R\x05\x65rror\x12\x41\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\x16 \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12(\n\reos_token_ids\x18\x17 \x03(\x05\x42\x04\xe2\x41\x01\x03R\x0b\x65osTokenIds\x12 \n\x08warnings\x18\x18 \x03(\tB\x04\xe2\x41\x01\x03R\x08warnings\x12\x30\n\x06taught\x18\x1b \x01(\x0b\x32\x12.luthier.v1.TaughtB\x04\xe2\x41\x01\x03R\x06taught\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"j\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x15\n\x11STATE_REGISTERING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\"=\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_BASE\x10\x01\x12\x10\n\x0cKIND_ADAPTER\x10\x02:H\xea\x41\x45\n\x11luthier.dev/Model\x12!projects/{project}/models/{model}*\x06models2\x05modelB\x08\n\x06source\"\x8c\x01\n\tModelFile\x12\x18\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x04path\x12#\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\tsizeBytes\x12\x1c\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x06sha256\x12\"\n\ttokenizer\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x03R\ttokenizerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HUBSOURCE'].fields_by_name['repo_id']._serialized_options = b'\342A\001\002'
   _globals['_HUBSOURCE'].fields_by_name['revision']._loaded_options = None
   _globals['_HUBSOURCE'].fields_by_name['revision']._serialized_options = b'\342A\001\001'
+  _globals['_TAUGHT'].fields_by_name['chat_template']._loaded_options = None
+  _globals['_TAUGHT'].fields_by_name['chat_template']._serialized_options = b'\342A\001\003'
+  _globals['_TAUGHT'].fields_by_name['template_date']._loaded_options = None
+  _globals['_TAUGHT'].fields_by_name['template_date']._serialized_options = b'\342A\001\003'
+  _globals['_TAUGHT'].fields_by_name['prefix_token_ids']._loaded_options = None
+  _globals['_TAUGHT'].fields_by_name['prefix_token_ids']._serialized_options = b'\342A\001\003'
+  _globals['_TAUGHT'].fields_by_name['stop_token_ids']._loaded_options = None
+  _globals['_TAUGHT'].fields_by_name['stop_token_ids']._serialized_options = b'\342A\001\003'
+  _globals['_TAUGHT'].fields_by_name['tokenizer_digest']._loaded_options = None
+  _globals['_TAUGHT'].fields_by_name['tokenizer_digest']._serialized_options = b'\342A\001\003'
+  _globals['_TAUGHT'].fields_by_name['rendering']._loaded_options = None
+  _globals['_TAUGHT'].fields_by_name['rendering']._serialized_options = b'\342A\001\003\372A\027\n\025luthier.dev/Rendering'
+  _globals['_TAUGHT'].fields_by_name['rendering_digest']._loaded_options = None
+  _globals['_TAUGHT'].fields_by_name['rendering_digest']._serialized_options = b'\342A\001\003'
   _globals['_MODEL_LABELSENTRY']._loaded_options = None
   _globals['_MODEL_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_MODEL'].fields_by_name['name']._loaded_options = None
@@ -89,6 +103,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL'].fields_by_name['eos_token_ids']._serialized_options = b'\342A\001\003'
   _globals['_MODEL'].fields_by_name['warnings']._loaded_options = None
   _globals['_MODEL'].fields_by_name['warnings']._serialized_options = b'\342A\001\003'
+  _globals['_MODEL'].fields_by_name['taught']._loaded_options = None
+  _globals['_MODEL'].fields_by_name['taught']._serialized_options = b'\342A\001\003'
   _globals['_MODEL']._loaded_options = None
   _globals['_MODEL']._serialized_options = b'\352AE\n\021luthier.dev/Model\022!projects/{project}/models/{model}*\006models2\005model'
   _globals['_MODELFILE'].fields_by_name['path']._loaded_options = None
@@ -101,14 +117,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELFILE'].fields_by_name['tokenizer']._serialized_options = b'\342A\001\003'
   _globals['_HUBSOURCE']._serialized_start=156
   _globals['_HUBSOURCE']._serialized_end=232
-  _globals['_MODEL']._serialized_start=235
-  _globals['_MODEL']._serialized_end=1641
-  _globals['_MODEL_LABELSENTRY']._serialized_start=1329
-  _globals['_MODEL_LABELSENTRY']._serialized_end=1386
-  _globals['_MODEL_STATE']._serialized_start=1388
-  _globals['_MODEL_STATE']._serialized_end=1494
-  _globals['_MODEL_KIND']._serialized_start=1496
-  _globals['_MODEL_KIND']._serialized_end=1557
-  _globals['_MODELFILE']._serialized_start=1644
-  _globals['_MODELFILE']._serialized_end=1784
+  _globals['_TAUGHT']._serialized_start=235
+  _globals['_TAUGHT']._serialized_end=581
+  _globals['_MODEL']._serialized_start=584
+  _globals['_MODEL']._serialized_end=2040
+  _globals['_MODEL_LABELSENTRY']._serialized_start=1728
+  _globals['_MODEL_LABELSENTRY']._serialized_end=1785
+  _globals['_MODEL_STATE']._serialized_start=1787
+  _globals['_MODEL_STATE']._serialized_end=1893
+  _globals['_MODEL_KIND']._serialized_start=1895
+  _globals['_MODEL_KIND']._serialized_end=1956
+  _globals['_MODELFILE']._serialized_start=2043
+  _globals['_MODELFILE']._serialized_end=2183
 # @@protoc_insertion_point(module_scope)

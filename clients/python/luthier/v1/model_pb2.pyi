@@ -48,6 +48,58 @@ class HubSource(_message.Message):
 Global___HubSource: _TypeAlias = HubSource  # noqa: Y015
 
 @_typing.final
+class Taught(_message.Message):
+    """Taught says how a tuned model was taught, and so how it is asked: generation, evaluations and downloads follow it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
+    PREFIX_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
+    RENDERING_FIELD_NUMBER: _builtins.int
+    RENDERING_DIGEST_FIELD_NUMBER: _builtins.int
+    chat_template: _builtins.str
+    """Jinja chat template that rendered its conversations, with template_date written in where it reads the date. Empty when there
+    was none: the model was taught plain prompts.
+    """
+    template_date: _builtins.str
+    """Date that the template saw as today, YYYY-MM-DD."""
+    tokenizer_digest: _builtins.str
+    """Digest of the tokenizer bundle that made the tokens, in hex."""
+    rendering: _builtins.str
+    """Rendering that it learnt from."""
+    rendering_digest: _builtins.str
+    """Digest of the rendering, in hex."""
+    @_builtins.property
+    def prefix_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that stand before plain text, such as a beginning of sequence. Empty: none."""
+
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end an answer. Empty: only those that the base model names."""
+
+    def __init__(
+        self,
+        *,
+        chat_template: _builtins.str = ...,
+        template_date: _builtins.str = ...,
+        prefix_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        tokenizer_digest: _builtins.str = ...,
+        rendering: _builtins.str = ...,
+        rendering_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "prefix_token_ids", b"prefix_token_ids", "rendering", b"rendering", "rendering_digest", b"rendering_digest", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Taught: _TypeAlias = Taught  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     """Model is a set of weights: a base model, or an adapter that a job tuned on one."""
 
@@ -151,6 +203,7 @@ class Model(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    TAUGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/models/{model}."""
     uid: _builtins.str
@@ -215,6 +268,10 @@ class Model(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What whoever uses a base model should know, e.g. that transformers would give other tokens. Empty: nothing."""
 
+    @_builtins.property
+    def taught(self) -> Global___Taught:
+        """How an adapter was taught. Unset for base models, and for adapters tuned before this was kept."""
+
     def __init__(
         self,
         *,
@@ -242,10 +299,11 @@ class Model(_message.Message):
         etag: _builtins.str = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        taught: Global___Taught | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "taught", b"taught", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "source", b"source", "state", b"state", "step", b"step", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "source", b"source", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "directory", "gguf_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

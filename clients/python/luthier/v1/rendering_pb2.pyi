@@ -444,6 +444,9 @@ class Rendering(_message.Message):
     TEMPLATE_ERROR_POLICY_FIELD_NUMBER: _builtins.int
     NUM_ERRORS_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    PREFIX_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/renderings/{rendering}."""
     uid: _builtins.str
@@ -478,6 +481,10 @@ class Rendering(_message.Message):
     """What happens when records cannot be rendered. Unset means STRICT."""
     num_errors: _builtins.int
     """Records that cannot be rendered. The first 1,000 are listed by ListRenderingErrors."""
+    effective_chat_template: _builtins.str
+    """Template that rendered the conversations: chat_template, or else the model's own; with template_date written in where it reads
+    the date. Set when READY. Empty when there is none, and for renderings made before this was kept.
+    """
     @_builtins.property
     def split_statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingSplitStatistics]:
         """Counts by split. Set when READY."""
@@ -512,6 +519,14 @@ class Rendering(_message.Message):
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingFinding]:
         """What was found in records. Set when READY."""
 
+    @_builtins.property
+    def prefix_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that stand before plain text. Set when READY. Empty: none."""
+
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end an answer. Set when READY. Empty for renderings made before this was kept."""
+
     def __init__(
         self,
         *,
@@ -539,10 +554,13 @@ class Rendering(_message.Message):
         template_error_policy: Global___TemplateErrorPolicy.ValueType = ...,
         num_errors: _builtins.int = ...,
         findings: _abc.Iterable[Global___RenderingFinding] | None = ...,
+        effective_chat_template: _builtins.str = ...,
+        prefix_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "digest", b"digest", "error", b"error", "etag", b"etag", "findings", b"findings", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "digest", b"digest", "effective_chat_template", b"effective_chat_template", "error", b"error", "etag", b"etag", "findings", b"findings", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "prefix_token_ids", b"prefix_token_ids", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

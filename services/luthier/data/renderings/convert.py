@@ -103,6 +103,9 @@ def rendering_to_proto(rendering: Rendering) -> rendering_pb2.Rendering:
         warnings=rendering.warnings,
         digest=rendering.digest,
         labels=rendering.labels,
+        effective_chat_template=rendering.effective_template,
+        prefix_token_ids=rendering.prefix_token_ids,
+        stop_token_ids=rendering.stop_token_ids,
         etag=f'"{rendering.revision}"',
         split_turns=rendering.split_turns,
         template_error_policy=_error_policy_to_proto(rendering.template_error_policy),
@@ -212,6 +215,9 @@ def outcome_from_proto(message: task_pb2.RenderResult) -> RenderingOutcome:
         ),
         num_errors=message.num_errors,
         findings=tuple(_finding_from_proto(finding) for finding in message.findings),
+        effective_template=message.effective_chat_template,
+        prefix_token_ids=tuple(message.prefix_token_ids),
+        stop_token_ids=tuple(message.stop_token_ids),
     )
 
 
@@ -229,6 +235,9 @@ def outcome_to_proto(
         errors=[refused_to_proto(error) for error in outcome.errors],
         num_errors=outcome.num_errors,
         findings=[_finding_to_proto(finding) for finding in outcome.findings],
+        effective_chat_template=outcome.effective_template,
+        prefix_token_ids=outcome.prefix_token_ids,
+        stop_token_ids=outcome.stop_token_ids,
     )
     return task_pb2.TaskResult(render=result)
 

@@ -172,6 +172,7 @@ class RenderingOutcome:
 
     `errors` are the first `MAX_ERRORS` records that cannot be rendered, `num_errors` counts all. A rendering that
     fails for them has no shards.
+    `effective_template`, `prefix_token_ids` and `stop_token_ids` say how a model that learns it is asked.
     """
 
     shards: tuple[Shard, ...]
@@ -183,6 +184,9 @@ class RenderingOutcome:
     errors: tuple[RefusedRecord, ...] = ()
     num_errors: int = 0
     findings: tuple[RenderingFinding, ...] = ()
+    effective_template: str = ""
+    prefix_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +194,8 @@ class Rendering:
     """Tokens and loss masks of a version under one tokenizer and template.
 
     `model_digest`, `tokenizer_digest`, `max_tokens` and `template_date` (YYYY-MM-DD) are frozen at creation.
-    `digest`, `shards` and `tokenizer_blob` are set when READY, `failure` when FAILED.
+    `digest`, `shards`, `tokenizer_blob` and what stands with `effective_template` are set when READY, `failure` when
+    FAILED.
     """
 
     name: str
@@ -215,6 +220,9 @@ class Rendering:
     digest: str = ""
     shards: tuple[Shard, ...] = ()
     tokenizer_blob: str = ""
+    effective_template: str = ""
+    prefix_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     failure: Failure | None = None
     split_turns: bool = False
     template_error_policy: TemplateErrorPolicy = TemplateErrorPolicy.STRICT
@@ -261,6 +269,9 @@ class Rendering:
             tokenizer_blob=outcome.tokenizer_blob,
             num_errors=outcome.num_errors,
             findings=outcome.findings,
+            effective_template=outcome.effective_template,
+            prefix_token_ids=outcome.prefix_token_ids,
+            stop_token_ids=outcome.stop_token_ids,
         )
 
     def failed(self, failure: Failure, outcome: RenderingOutcome | None = None) -> Rendering:

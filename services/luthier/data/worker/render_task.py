@@ -66,6 +66,9 @@ def _outcome(rendered: RenderedVersion, shards: tuple[Shard, ...], tokenizer_blo
         errors=rendered.errors,
         num_errors=rendered.num_errors,
         findings=rendered.findings,
+        effective_template=rendered.effective_template,
+        prefix_token_ids=rendered.prefix_token_ids,
+        stop_token_ids=rendered.stop_token_ids,
     )
 
 

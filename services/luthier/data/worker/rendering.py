@@ -66,6 +66,7 @@ class RenderedVersion:
 
     `errors` are the first `MAX_ERRORS` records that cannot be rendered, `num_errors` counts all. With a `failure`
     there are no shards.
+    `effective_template`, `prefix_token_ids` and `stop_token_ids` say how a model that learns it is asked.
     """
 
     shards: tuple[WrittenShard, ...]
@@ -73,6 +74,9 @@ class RenderedVersion:
     unsupervised: tuple[UnsupervisedRecord, ...]
     warnings: tuple[str, ...]
     digest: str
+    effective_template: str
+    prefix_token_ids: tuple[int, ...]
+    stop_token_ids: tuple[int, ...]
     errors: tuple[RefusedRecord, ...] = ()
     num_errors: int = 0
     findings: tuple[RenderingFinding, ...] = ()
@@ -145,6 +149,9 @@ class RecordRenderer:
             num_errors=self._refusals.num_records,
             findings=self._findings.summary(),
             failure=failure,
+            effective_template=self._renderer.effective_template,
+            prefix_token_ids=self._renderer.prefix_ids,
+            stop_token_ids=tuple(sorted(self._renderer.stop_token_ids())),
         )
 
     def _rendered(self, record: Record) -> tuple[text.Rendered, ...]:

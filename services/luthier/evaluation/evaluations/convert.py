@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from luthier.errors import DataLoss, FieldViolation, InvalidArgument
+from luthier.evaluation.asking import ArmTemplate, Asking, TemplateSource
 from luthier.evaluation.evaluations.domain import (
     DEFAULT_NEW_TOKENS,
     Arm,
@@ -42,7 +43,7 @@ def evaluation_from_proto(message: evaluation_pb2.Evaluation) -> Evaluation:
         update_time=_EPOCH,
         revision=1,
         dataset_version=message.dataset_version,
-        arms=tuple(Arm(arm_id=arm.arm_id, model=arm.model, num_shots=arm.num_shots) for arm in message.arms),
+        arms=tuple(_arm_from_proto(arm) for arm in message.arms),
         display_name=message.display_name,
         split=_split_from_proto(message.split),
         max_records=message.max_records,
@@ -50,6 +51,38 @@ def evaluation_from_proto(message: evaluation_pb2.Evaluation) -> Evaluation:
         metrics=metrics or (Metric.EXACT_MATCH,),
         max_new_tokens=message.max_new_tokens or DEFAULT_NEW_TOKENS,
     )
+
+
+def _arm_from_proto(arm: evaluation_pb2.EvaluationArm) -> Arm:
+    try:
+        name = evaluation_pb2.ArmTemplate.Name(arm.template)
+    except ValueError:
+        raise _not_one_of("evaluation.arms.template", ArmTemplate, arm.template) from None
+    return Arm(
+        arm_id=arm.arm_id,
+        model=arm.model,
+        num_shots=arm.num_shots,
+        chat_template=arm.chat_template,
+        template=ArmTemplate(name.removeprefix("ARM_TEMPLATE_")),
+    )
+
+
+def _arm_to_proto(arm: Arm) -> evaluation_pb2.EvaluationArm:
+    template = evaluation_pb2.ArmTemplate.Value(f"ARM_TEMPLATE_{arm.template}")
+    return evaluation_pb2.EvaluationArm(**{**asdict(arm), "template": template})
+
+
+def asking_to_proto(asking: Asking) -> task_pb2.Asking:
+    """Write how a model is asked."""
+    message = task_pb2.Asking(
+        template_source=evaluation_pb2.TemplateSource.Value(f"TEMPLATE_SOURCE_{asking.source}"),
+        chat_template=asking.chat_template,
+        template_date=asking.template_date,
+        stop_token_ids=asking.stop_token_ids,
+    )
+    if asking.prefix_token_ids is not None:
+        message.prefix.CopyFrom(task_pb2.PrefixTokens(token_ids=asking.prefix_token_ids))
+    return message
 
 
 def metric_from_proto(metric: evaluation_pb2.EvaluationMetric.ValueType) -> Metric:
@@ -90,7 +123,7 @@ def evaluation_to_proto(evaluation: Evaluation) -> evaluation_pb2.Evaluation:
         split=dataset_pb2.Split.Value(f"SPLIT_{evaluation.split}"),
         max_records=evaluation.max_records,
         seed=evaluation.seed,
-        arms=[evaluation_pb2.EvaluationArm(**asdict(arm)) for arm in evaluation.arms],
+        arms=[_arm_to_proto(arm) for arm in evaluation.arms],
         metrics=[
             evaluation_pb2.EvaluationMetric.Value(f"EVALUATION_METRIC_{metric}")
             for metric in evaluation.metrics
@@ -123,7 +156,10 @@ def evaluation_to_spec(evaluation: Evaluation) -> task_pb2.EvaluateSpec:
     arms = []
     for arm in evaluation.arms:
         adapter = reference(arm.model) if arm.model != evaluation.base_model else None
-        arms.append(task_pb2.ArmModel(arm=evaluation_pb2.EvaluationArm(**asdict(arm)), adapter=adapter))
+        found = task_pb2.ArmModel(arm=_arm_to_proto(arm), adapter=adapter)
+        if arm.arm_id in evaluation.askings:
+            found.asking.CopyFrom(asking_to_proto(evaluation.askings[arm.arm_id]))
+        arms.append(found)
     return task_pb2.EvaluateSpec(
         evaluation=evaluation_to_proto(evaluation), base_model=reference(evaluation.base_model), arms=arms
     )
@@ -150,6 +186,11 @@ def arm_result_from_proto(message: evaluation_pb2.ArmResult) -> ArmResult:
         num_prompt_tokens=message.num_prompt_tokens,
         duration_seconds=message.duration_seconds,
         num_cut=message.num_cut,
+        template_source=TemplateSource(
+            evaluation_pb2.TemplateSource.Name(message.template_source).removeprefix("TEMPLATE_SOURCE_")
+        ),
+        template_digest=message.template_digest,
+        template_date=message.template_date,
     )
 
 
@@ -212,6 +253,10 @@ def _form_from_proto(number: evaluation_pb2.TextForm.ValueType) -> str | None:
 def _arm_result_to_proto(result: ArmResult) -> evaluation_pb2.ArmResult:
     values = asdict(result)
     values["scores"] = [_score_to_proto(score) for score in result.scores]
+    source = evaluation_pb2.TemplateSource.Value(f"TEMPLATE_SOURCE_{result.template_source}")
+    values["template_source"] = source
+    scores = [evaluation_pb2.ScoreEstimate(**score) for score in values.pop("scores")]
+    return evaluation_pb2.ArmResult(**values, scores=scores)
     return evaluation_pb2.ArmResult(**values)
 
 

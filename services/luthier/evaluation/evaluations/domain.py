@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from luthier.errors import FailedPrecondition, Failure, FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.asking import ArmTemplate, Asking, TemplateSource, arm_violations
 from luthier.evaluation.metrics.scores import ScoreKind
 
 MAX_ARMS = 16
@@ -81,11 +82,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One contender: a model and the number of examples put before each question."""
+    """One contender: a model, the number of examples put before each question, and the template asked with.
+
+    An empty `chat_template` leaves it to `template`.
+    """
 
     arm_id: str
     model: str
     num_shots: int = 0
+    chat_template: str = ""
+    template: ArmTemplate = ArmTemplate.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +113,7 @@ class ScoreEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmResult:
-    """The scores of one arm, and what they cost."""
+    """The scores of one arm, what they cost, and with which template it was asked."""
 
     arm_id: str
     scores: tuple[ScoreEstimate, ...]
@@ -115,6 +121,9 @@ class ArmResult:
     num_prompt_tokens: int
     duration_seconds: float
     num_cut: int
+    template_source: TemplateSource = TemplateSource.UNSPECIFIED
+    template_digest: str = ""
+    template_date: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +171,7 @@ class Evaluation:
     """An evaluation. `base_model` is shared by all arms; `model_digests` has it and every adapter.
 
     `predictions` is None until there are some, and where they are rows of the database: evaluations of older versions.
+    `askings` says how each arm is asked, by its id; an arm that it lacks is asked as the base model says.
     """
 
     name: str
@@ -182,6 +192,7 @@ class Evaluation:
     base_model: str = ""
     dataset_digest: str = ""
     model_digests: Mapping[str, str] = field(default_factory=dict)
+    askings: Mapping[str, Asking] = field(default_factory=dict)
     arm_results: tuple[ArmResult, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     num_records: int = 0
@@ -210,6 +221,7 @@ def _violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
         if not 0 <= arm.num_shots <= MAX_SHOTS:
             path = f"evaluation.arms[{index}].num_shots"
             yield FieldViolation(field=path, description=f"must be in 0..{MAX_SHOTS}, got {arm.num_shots}")
+        yield from arm_violations(index, arm.chat_template, arm.template)
     if evaluation.max_records < 0:
         description = f"must not be negative, got {evaluation.max_records}"
         yield FieldViolation(field="evaluation.max_records", description=description)

@@ -12,6 +12,7 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Aborted, FailedPrecondition, Failure, FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.asking import Contender, Taught, askings
 from luthier.evaluation.evaluations.domain import (
     FINAL_STATES,
     ArmResult,
@@ -42,7 +43,10 @@ MODEL = Pattern("projects/{project}/models/{model}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What an evaluation needs to know of a model; `base_model` is empty for base models."""
+    """What an evaluation needs to know of a model; `base_model` is empty for base models.
+
+    `taught` is None for base models, and for tuned ones whose way of teaching is not known any more.
+    """
 
     name: str
     ready: bool
@@ -50,6 +54,7 @@ class ModelFacts:
     digest: str
     base_model: str
     has_chat_template: bool
+    taught: Taught | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,13 +157,13 @@ class EvaluationService:
                 reason=Reason.WRONG_STATE,
                 metadata={"dataset_version": version.name, "split": draft.split},
             )
-        digests: dict[str, str] = {}
-        bases: dict[str, str] = {}
-        for arm in draft.arms:
-            model = await self._peers.model(arm.model)
+        models = {
+            name: await self._peers.model(name) for name in dict.fromkeys(arm.model for arm in draft.arms)
+        }
+        for model in models.values():
             _require_ready(model)
-            digests[model.name] = model.digest
-            bases[model.base_model or model.name] = arm.arm_id
+        digests = {model.name: model.digest for model in models.values()}
+        bases = {models[arm.model].base_model or arm.model: arm.arm_id for arm in draft.arms}
         if len(bases) > 1:
             shown = ", ".join(f"{arm_id}: {base}" for base, arm_id in bases.items())
             raise InvalidArgument.of_fields(
@@ -167,11 +172,25 @@ class EvaluationService:
                 )
             )
         base_model = next(iter(bases))
-        if base_model not in digests:
-            base = await self._peers.model(base_model)
-            _require_ready(base)
-            digests[base.name] = base.digest
-        return replace(draft, base_model=base_model, dataset_digest=version.digest, model_digests=digests)
+        base = models.get(base_model) or await self._peers.model(base_model)
+        _require_ready(base)
+        contenders = tuple(
+            Contender(
+                arm_id=arm.arm_id,
+                chat_template=arm.chat_template,
+                template=arm.template,
+                taught=models[arm.model].taught,
+            )
+            for arm in draft.arms
+        )
+        today = datetime.now(UTC).date()
+        return replace(
+            draft,
+            base_model=base_model,
+            dataset_digest=version.digest,
+            model_digests={**digests, base.name: base.digest},
+            askings=askings(contenders, base_has_template=base.has_chat_template, today=today),
+        )
 
     async def get(self, name: str) -> Evaluation:
         """Return an evaluation. Raises NotFound."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from luthier.evaluation.evaluations.convert import asking_to_proto
 from luthier.evaluation.generation.domain import (
     DEFAULT_NEW_TOKENS,
     FinishReason,
@@ -51,6 +52,7 @@ def order_to_proto(order: Order) -> worker_service_pb2.GenerationOrder:
         top_p=order.top_p,
         seed=order.seed,
         token=order.token,
+        asking=asking_to_proto(order.asking),
     )
     if not order.turns:
         message.prompt = order.prompt
@@ -89,6 +91,7 @@ def piece_to_proto(piece: Piece) -> evaluation_service_pb2.GenerateTextResponse:
         finish_reason=finish_reason_to_proto(piece.finish_reason),
         num_prompt_tokens=piece.num_prompt_tokens if piece.is_last else 0,
         num_generated_tokens=piece.num_generated_tokens,
+        template_source=evaluation_pb2.TemplateSource.Value(f"TEMPLATE_SOURCE_{piece.template_source}"),
     )
 
 

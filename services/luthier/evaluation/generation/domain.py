@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from luthier.errors import Failure, FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.asking import Asking, TemplateSource
 
 MAX_NEW_TOKENS = 8192
 DEFAULT_NEW_TOKENS = 256
@@ -55,6 +56,7 @@ class Order:
     top_p: float
     seed: int
     token: str
+    asking: Asking = field(default_factory=Asking)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
+    template_source: TemplateSource = TemplateSource.UNSPECIFIED
     failure: Failure | None = None
 
     @property

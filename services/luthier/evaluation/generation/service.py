@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from luthier.errors import FailedPrecondition, Reason
+from luthier.evaluation.asking import as_taught
 from luthier.evaluation.evaluations.service import MODEL, ModelFacts, Peers
 from luthier.evaluation.generation.domain import ModelAt, Order, Piece, Wish, check_wish
 from luthier.evaluation.generation.exchange import Exchange
@@ -41,9 +44,11 @@ class GenerationService:
         check_wish(wish)
         model = await self._ready(wish.model)
         base = await self._ready(model.base_model) if model.base_model else model
-        if wish.turns and not base.has_chat_template:
+        asking = as_taught(model.taught, datetime.now(UTC).date())
+        if wish.turns and not (asking.chat_template or base.has_chat_template):
             raise FailedPrecondition(
-                f"{base.name} has no chat template; send prompt instead of conversation",
+                f"{base.name} has no chat template and {model.name} was not taught with one; send prompt instead of "
+                "conversation",
                 reason=Reason.CHAT_TEMPLATE_MISSING,
                 metadata={"model": base.name},
             )
@@ -61,9 +66,10 @@ class GenerationService:
             top_p=wish.top_p,
             seed=wish.seed,
             token=self._task_tokens.mint(project, resources, 0, generation_id, _TOKEN_SECONDS),
+            asking=asking,
         )
         async for piece in self._exchange.generate(order):
-            yield piece
+            yield replace(piece, template_source=asking.source) if piece.is_last and wish.turns else piece
 
     async def _ready(self, name: str) -> ModelFacts:
         model = await self._peers.model(name)

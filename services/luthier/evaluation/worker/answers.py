@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import date
 from typing import Any, Protocol
 
 import grpc
@@ -24,10 +23,11 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
+from luthier.evaluation.worker.asking import Asker
 from luthier.evaluation.worker.engine_thread import Check
 from luthier.evaluation.worker.models import LoadedModel, Models
 from luthier.lm.generate import GenerationRequest
-from luthier.text.rendering import Renderer, RenderingError
+from luthier.text.rendering import RenderingError
 from luthier.text.templates import TemplateError
 from luthier.v1 import chat_pb2, evaluation_pb2
 from luthier.work.cache import BlobCache
@@ -72,7 +72,7 @@ class ModelAnswers:
             self._models.base(order.base_model, order.token, check) as loaded,
             self._models.adapter(loaded, adapter, order.token) as name,
         ):
-            prompt, stops = _prompt(loaded, order)
+            prompt, stops = _prompt(loaded.asker(order.asking, check), order)
             request = GenerationRequest(
                 request_id=order.generation,
                 prompts=(prompt,),
@@ -197,15 +197,14 @@ def _is_last(piece: Piece) -> bool:
 
 
 def _prompt(
-    loaded: LoadedModel, order: worker_service_pb2.GenerationOrder
+    asker: Asker, order: worker_service_pb2.GenerationOrder
 ) -> tuple[tuple[int, ...], frozenset[int]]:
-    renderer = Renderer(loaded.bundle, today=date.today())
-    if order.WhichOneof("input") == "prompt":
-        return renderer.raw(order.prompt), renderer.stop_token_ids()
     try:
+        if order.WhichOneof("input") == "prompt":
+            return asker.raw(order.prompt), asker.stop_token_ids()
         messages = [_turn(message) for message in order.conversation.messages]
         tools = _json_list("conversation.tools_json", order.conversation.tools_json)
-        return renderer.conversation(messages, tools), renderer.stop_token_ids()
+        return asker.conversation(messages, tools), asker.stop_token_ids()
     except RenderingError as error:
         raise FailedPrecondition(str(error), reason=error.reason) from error
     except TemplateError as error:

@@ -5,28 +5,36 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from luthier.errors import AlreadyExists, Reason, Unavailable
 from luthier.lm.engine import Engine
-from luthier.lm.generate import GenerationEvent, GenerationRequest
+from luthier.lm.generate import GenerationEvent, GenerationRequest, TextAssembler
 
 T = TypeVar("T")
 _IDLE_SECONDS = 0.02
 _CHECK_SECONDS = 0.1
 Check = Callable[[], None]
 """Returns while the work is still wanted and raises when it is not."""
+Decode = Callable[[Sequence[int], Check], str]
+"""Turns token ids into text, for as long as it is wanted."""
 
 _logger = logging.getLogger(__name__)
 
 
 class EngineThread:
-    """Runs an engine. Every method may be called from any thread but the engine's own."""
+    """Runs an engine. Every method may be called from any thread but the engine's own.
 
-    def __init__(self, engine: Engine) -> None:
+    With `decode` events carry text. It is made in the thread that asked: a tokenizer that takes long holds up nobody
+    else's tokens.
+    """
+
+    def __init__(self, engine: Engine, decode: Decode | None = None) -> None:
         self._engine = engine
+        self._decode = decode
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._answers: dict[str, queue.SimpleQueue[GenerationEvent | Exception]] = {}
         self._admitting = threading.Lock()
@@ -61,6 +69,7 @@ class EngineThread:
         """
         answers = self._admit(request)
         remaining = len(request.prompts)
+        texts: dict[int, TextAssembler] = {}
         try:
             while remaining:
                 check()
@@ -69,7 +78,7 @@ class EngineThread:
                     raise event
                 if event is not None:
                     remaining -= event.finish_reason is not None
-                    yield event
+                    yield event if self._decode is None else _with_text(event, texts, self._decode, check)
         finally:
             with self._admitting:
                 del self._answers[request.request_id]
@@ -139,6 +148,17 @@ class EngineThread:
             _logger.error("generation %s failed", request_id, exc_info=error)
             if request_id in waiting:
                 waiting[request_id].put(error)
+
+
+def _with_text(
+    event: GenerationEvent, texts: dict[int, TextAssembler], decode: Decode, check: Check
+) -> GenerationEvent:
+    """Fill in the text that has become certain of the event's row."""
+    assembler = texts.setdefault(event.row, TextAssembler(lambda ids: decode(ids, check)))
+    text = "".join(assembler.push(token_id) for token_id in event.token_ids)
+    if event.finish_reason is not None:
+        text += assembler.finish()
+    return replace(event, text=text)
 
 
 def _shutting_down() -> Unavailable:

@@ -63,7 +63,7 @@ class Evaluator:
                 adapter = arm.adapter if arm.HasField("adapter") else None
                 examples = shots[: arm.arm.num_shots]
                 with self._models.adapter(loaded, adapter, context.token) as name:
-                    runner = _ArmRunner(context, loaded, name, number, len(spec.arms))
+                    runner = _ArmRunner(context, loaded, name, arm.asking, number, len(spec.arms))
                     result, said = runner.run(arm.arm.arm_id, questions, examples)
                 results.append(result)
                 answers[arm.arm.arm_id] = said
@@ -149,11 +149,18 @@ class _ArmRunner:
     """Asks one arm all questions."""
 
     def __init__(
-        self, context: TaskContext, loaded: LoadedModel, adapter: str | None, number: int, total: int
+        self,
+        context: TaskContext,
+        loaded: LoadedModel,
+        adapter: str | None,
+        asking: task_pb2.Asking,
+        number: int,
+        total: int,
     ) -> None:
         self._context = context
         self._loaded = loaded
         self._adapter = adapter
+        self._asking = asking
         self._number = number
         self._total = total
         self._evaluation = context.task.evaluate.evaluation
@@ -162,9 +169,9 @@ class _ArmRunner:
         self, arm_id: str, questions: Sequence[Question], shots: Sequence[Record]
     ) -> tuple[evaluation_pb2.ArmResult, list[Answer]]:
         began = time.monotonic()
-        renderer = self._loaded.renderer()
-        asked = ask(renderer, questions, shots)
-        stops = renderer.stop_token_ids() | self._loaded.eos_token_ids
+        asker = self._loaded.asker(self._asking, self._context.check)
+        asked = ask(asker, questions, shots)
+        stops = asker.stop_token_ids() | self._loaded.eos_token_ids
         texts, reasons, num_generated = self._generate(arm_id, asked, stops, len(questions))
         measuring = evaluation_pb2.EVALUATION_METRIC_PERPLEXITY in self._evaluation.metrics
         references = self._references(asked) if measuring else None
@@ -188,6 +195,9 @@ class _ArmRunner:
             num_prompt_tokens=asked.num_prompt_tokens,
             duration_seconds=time.monotonic() - began,
             num_cut=sum(reason == "LENGTH" for reason in reasons),
+            template_source=self._asking.template_source or evaluation_pb2.TEMPLATE_SOURCE_BASE,
+            template_digest=asker.template_digest(),
+            template_date=asker.template_date,
         )
         return result, answers
 

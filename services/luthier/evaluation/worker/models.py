@@ -8,22 +8,23 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from luthier.errors import DataLoss, Reason
+from luthier.evaluation.worker.asking import Asker, TextDecoder, asking_of
 from luthier.evaluation.worker.engine_thread import Check, EngineThread
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.engine import Engine
 from luthier.lm.load import eos_token_ids, load_model
 from luthier.lm.lora import remove_adapter
-from luthier.text.rendering import Renderer
-from luthier.text.tokenizer import TokenizerBundle
+from luthier.text.tokenizer import BUNDLE_FILES, bundle_digest
 from luthier.work.cache import BlobCache
+from luthier.work.limited_child import Limits
 from luthier.work.model_files import fetch_model
 from luthier.work.peers import channel
+from luthier.work.text_pool import PROMPT_LIMITS, Bundle, TextPool
 from luthier.worker.v1 import task_pb2
 
 MAX_ADAPTERS = 8
@@ -31,23 +32,27 @@ _CHECK_SECONDS = 0.1
 
 
 class LoadedModel:
-    """A base model with its tokenizer and engine; adapters are fetched when first asked for."""
+    """A base model with its engine; adapters are fetched when first asked for.
 
-    def __init__(self, digest: str, model: PreTrainedModel, bundle: TokenizerBundle) -> None:
+    Its tokenizer and its template stay what nobody has read: they are run in the limited processes of `texts`.
+    """
+
+    def __init__(self, digest: str, model: PreTrainedModel, bundle: Bundle, texts: TextPool) -> None:
         self.digest = digest
         self.model = model
-        self.bundle = bundle
         # By the model's own files: those registered before Model.eos_token_ids existed have them, too.
         self.eos_token_ids = eos_token_ids(model)
-        self.engine = Engine(model, decode=bundle.decode)
-        self.thread = EngineThread(self.engine)
+        self.engine = Engine(model)
+        self.thread = EngineThread(self.engine, TextDecoder(texts, bundle))
+        self._bundle = bundle
+        self._texts = texts
         self._adapters: OrderedDict[str, None] = OrderedDict()
         self._users: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def renderer(self) -> Renderer:
-        """Return a renderer for prompts with the model's own template and today's date."""
-        return Renderer(self.bundle, today=date.today())
+    def asker(self, asking: task_pb2.Asking, check: Check = lambda: None) -> Asker:
+        """Return what makes prompts for the model, asked in this way, for as long as `check` lets it."""
+        return Asker(self._texts, self._bundle, asking_of(asking), check)
 
     @contextmanager
     def adapter(self, name: str, load: Callable[[], None]) -> Iterator[str]:
@@ -90,9 +95,10 @@ class Models:
         address: host:port of ModelService.
         cache: files by digest.
         folder: models are laid out below it while they are loaded; what an earlier process left there goes.
+        limits: what their templates and tokenizers may take for one prompt.
     """
 
-    def __init__(self, address: str, cache: BlobCache, folder: Path) -> None:
+    def __init__(self, address: str, cache: BlobCache, folder: Path, limits: Limits = PROMPT_LIMITS) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self._channel = channel(address)
         self._cache = cache
@@ -100,6 +106,7 @@ class Models:
         self._loaded: LoadedModel | None = None
         self._users = 0
         self._changed = threading.Condition()
+        self._texts = TextPool(limits)
 
     @contextmanager
     def base(
@@ -149,6 +156,7 @@ class Models:
         if self._loaded is not None:
             self._loaded.thread.stop()
             self._loaded = None
+        self._texts.close()
         self._channel.close()
 
     def _is_free_for(self, reference: task_pb2.ModelReference) -> bool:
@@ -156,7 +164,9 @@ class Models:
 
     def _load(self, reference: task_pb2.ModelReference, token: str) -> LoadedModel:
         with self._fetched(reference, token) as folder:
-            return LoadedModel(reference.digest, load_model(folder), TokenizerBundle.load(folder))
+            files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
+            bundle = Bundle(key=bundle_digest(files), read=lambda: files)
+            return LoadedModel(reference.digest, load_model(folder), bundle, self._texts)
 
     @contextmanager
     def _fetched(self, reference: task_pb2.ModelReference, token: str) -> Iterator[Path]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.evaluation.worker.asking import Prompts
 from luthier.text.records import Record
-from luthier.text.rendering import Rendered, Renderer, RenderingError
+from luthier.text.rendering import Rendered, RenderingError
 from luthier.text.templates import TemplateError
 
 MIN_PREFIX_TOKENS = 16
@@ -51,7 +52,7 @@ def choose(questions: Sequence[Question], count: int, seed: int) -> list[Questio
     return sorted(sorted(questions, key=key)[:count], key=lambda question: question.row)
 
 
-def ask(renderer: Renderer, questions: Sequence[Question], shots: Sequence[Record]) -> Asked:
+def ask(renderer: Prompts, questions: Sequence[Question], shots: Sequence[Record]) -> Asked:
     """Render the prompts of an arm.
 
     Raises:

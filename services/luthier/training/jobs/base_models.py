@@ -7,6 +7,8 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from luthier.training.teaching import Taught
+
 
 class BaseModelFile(Protocol):
     """One file of a base model."""
@@ -59,6 +61,10 @@ class Models(Protocol):
         """Tell whether a name is taken."""
         ...
 
+    async def keep_template(self, taught: Taught) -> None:
+        """Store the template file of a model that will be taught so."""
+        ...
+
     async def add_adapter(
         self,
         connection: AsyncConnection,
@@ -67,6 +73,7 @@ class Models(Protocol):
         fine_tuning_job: str,
         step: int,
         files: Mapping[str, tuple[str, int]],
+        taught: Taught | None,
     ) -> str:
         """Store a tuned adapter as READY; `files` maps a path to digest and size. Returns its name."""
         ...

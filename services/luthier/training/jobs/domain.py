@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from luthier.errors import Failure
+from luthier.training.teaching import Taught
 
 
 class JobState(StrEnum):
@@ -124,6 +125,7 @@ class Job:
         base_model_digest: digest that the base model had when the job was created.
         rendering_digest: digest that the rendering had when the job was created.
         max_checkpoints: checkpoints kept besides the best; 0 in jobs of before it could be said: all are kept.
+        taught: how the rendering teaches; None for jobs created before this was kept.
         tuned_model: name of the tuned model; empty until SUCCEEDED.
         failure: why it failed; None unless FAILED.
     """
@@ -146,6 +148,7 @@ class Job:
     validation_interval_steps: int
     tuned_model_id: str
     max_checkpoints: int = 0
+    taught: Taught | None = None
     tuned_model: str = ""
     progress: Progress | None = None
     latest_metrics: Mapping[str, float] = field(default_factory=dict)

@@ -149,7 +149,9 @@ class JobLifecycle:
         """All steps are made: the tuned model is there in the same instant as the job's end."""
         job = await self._jobs.get(connection, name)
         wanted = f"{parent_of(name)}/models/{job.tuned_model_id}"
-        tuned_model = await self._models.add_adapter(connection, wanted, job.base_model, name, step, files)
+        tuned_model = await self._models.add_adapter(
+            connection, wanted, job.base_model, name, step, files, job.taught
+        )
         if tuned_model != wanted:
             text = f"{wanted} was taken in the meantime, the tuned model is {tuned_model}"
             line = Entry(payload=Logged(severity="WARNING", text=text), attempt=job.num_attempts)

@@ -11,6 +11,7 @@ from luthier.training.jobs.domain import Hyperparameters, Plan
 from luthier.training.jobs.settings import JobSettings, wrong_fields
 from luthier.training.recipes.batches import BatchSettings, PlanTotals
 from luthier.training.recipes.survey import Longest, PackedLengths, Survey, require_fitting
+from luthier.training.teaching import Taught
 
 _NAMED_RECORDS = 5
 _LOW_EFFICIENCY = 0.5
@@ -64,6 +65,7 @@ class RenderingView:
         validation: counts of the validation split.
         unsupervised_records: the first ones, of all splits.
         warnings: findings about the template.
+        taught: how a model that learns it is taught; None when it does not say.
     """
 
     name: str
@@ -75,6 +77,7 @@ class RenderingView:
     validation: SplitCounts = SplitCounts()
     unsupervised_records: tuple[UnsupervisedRecord, ...] = ()
     warnings: tuple[str, ...] = ()
+    taught: Taught | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

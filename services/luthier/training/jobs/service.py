@@ -167,6 +167,7 @@ class JobService:
             validation_interval_steps=checked.settings.validation_interval_steps,
             max_checkpoints=checked.settings.max_checkpoints,
             tuned_model_id=request.tuned_model_id or job_id,
+            taught=checked.rendering.taught,
         )
 
     async def create(self, parent: str, job_id: str, request: JobRequest) -> Job:
@@ -183,6 +184,9 @@ class JobService:
             resources=(request.rendering,),
         )
         tuned_model = f"{parent}/models/{job.tuned_model_id}"
+        if job.taught is not None:
+            # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
+            await self._models.keep_template(job.taught)
         async with self._database.transaction() as connection:
             await self._jobs.insert(connection, job)
             if await self._models.exists(connection, tuned_model):

@@ -35,8 +35,13 @@ from luthier.worker.v1 import task_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"]
+_FOR_TASKS = frozenset({"GetFineTuningJob"})
 _KEY: frozenset[Kind] = frozenset({"key"})
-POLICY = {f"/{SERVICE.full_name}/{method.name}": _KEY for method in SERVICE.methods}
+_KEY_OR_TASK: frozenset[Kind] = frozenset({"key", "task"})
+POLICY = {
+    f"/{SERVICE.full_name}/{method.name}": _KEY_OR_TASK if method.name in _FOR_TASKS else _KEY
+    for method in SERVICE.methods
+}
 ENTRIES_A_PAGE = 200
 add_to_server = training_service_pb2_grpc.add_TrainingServiceServicer_to_server
 

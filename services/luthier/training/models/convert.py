@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from luthier.errors import InvalidArgument, Reason
 from luthier.training.convert import set_time
 from luthier.training.files import files_digest
@@ -71,6 +73,8 @@ def model_to_proto(model: Model) -> model_pb2.Model:
             message.directory = path
         case GgufSource(gguf_path=path):
             message.gguf_path = path
+    if model.taught is not None:
+        message.taught.CopyFrom(model_pb2.Taught(**asdict(model.taught)))
     if model.failure is not None:
         message.error.CopyFrom(failure_to_status(model.failure))
     set_time(message.create_time, model.create_time)

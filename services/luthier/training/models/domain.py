@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from luthier.errors import FailedPrecondition, Failure, FieldViolation, InvalidArgument
+from luthier.training.teaching import Taught
 
 
 class ModelState(StrEnum):
@@ -78,6 +79,7 @@ class Model:
         source: where a base model comes from; None for adapters.
         files: in order of paths; empty before READY.
         failure: why it failed; None unless FAILED.
+        taught: how an adapter was taught; None for base models, and where it was not kept.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Model:
     warnings: tuple[str, ...] = ()
     files: tuple[ModelFile, ...] = ()
     failure: Failure | None = None
+    taught: Taught | None = None
 
     @property
     def etag(self) -> str:

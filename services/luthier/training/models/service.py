@@ -41,6 +41,7 @@ from luthier.training.models.domain import (
     Source,
 )
 from luthier.training.models.sources import resolve_allowed
+from luthier.training.teaching import TEMPLATE_PATH, Taught
 from luthier.work.events import Entry, StateChanged
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
@@ -191,6 +192,11 @@ class ModelService:
         """Tell whether a name is taken."""
         return await self._models.find(connection, name) is not None
 
+    async def keep_template(self, taught: Taught) -> None:
+        """Store the template file of a model that will be taught so."""
+        if taught.chat_template:
+            await self._blobs.put_bytes(taught.chat_template.encode())
+
     async def add_adapter(
         self,
         connection: AsyncConnection,
@@ -199,12 +205,27 @@ class ModelService:
         fine_tuning_job: str,
         step: int,
         files: Mapping[str, tuple[str, int]],
+        taught: Taught | None,
     ) -> str:
         """Store a tuned adapter as READY; `files` maps a path to its digest and size.
 
+        With what it was taught come the tokenizer's files, so that whoever downloads it asks it the same way.
         Returns its name: another one when the wanted one was taken after the job began; no work is lost.
         """
         now = self._clock()
+        base = await self._models.find(connection, base_model)
+        bundle = _taught_bundle(base, taught) if base is not None and taught is not None else ()
+        bundle = tuple(file for file in bundle if file.path not in files)
+        stored = sorted(
+            (
+                *bundle,
+                *(
+                    ModelFile(path=path, sha256=sha256, size_bytes=size, tokenizer=False)
+                    for path, (sha256, size) in files.items()
+                ),
+            ),
+            key=lambda file: file.path,
+        )
         adapter = Model(
             name=name,
             uid=str(uuid.uuid4()),
@@ -217,11 +238,10 @@ class ModelService:
             base_model=base_model,
             fine_tuning_job=fine_tuning_job,
             step=step,
-            digest=files_digest({path: sha256 for path, (sha256, _) in files.items()}),
-            files=tuple(
-                ModelFile(path=path, sha256=sha256, size_bytes=size, tokenizer=False)
-                for path, (sha256, size) in sorted(files.items())
-            ),
+            digest=files_digest({file.path: file.sha256 for file in stored}),
+            has_chat_template=any(file.path == TEMPLATE_PATH for file in bundle),
+            files=tuple(stored),
+            taught=taught,
         )
         try:
             await self._models.insert(connection, adapter)
@@ -278,6 +298,19 @@ class ModelService:
     async def _announce(self, connection: AsyncConnection, model: Model) -> None:
         change = StateChanged(state=model.state, failure=model.failure, final=model.final)
         await self._log.append(connection, model.name, [Entry(payload=change)])
+
+
+def _taught_bundle(base: Model, taught: Taught) -> tuple[ModelFile, ...]:
+    """Return the files of the base model's tokenizer with the template that was taught in place of its own."""
+    if base.tokenizer_digest != taught.tokenizer_digest:
+        return ()
+    files = {file.path: file for file in base.files if file.tokenizer}
+    if taught.chat_template:
+        sha256, size_bytes = taught.template_file
+        files[TEMPLATE_PATH] = ModelFile(
+            path=TEMPLATE_PATH, sha256=sha256, size_bytes=size_bytes, tokenizer=True
+        )
+    return tuple(files.values())
 
 
 def _check_hub(source: HubSource) -> None:

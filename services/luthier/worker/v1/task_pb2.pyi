@@ -465,10 +465,15 @@ class RenderResult(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     NUM_ERRORS_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    PREFIX_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Digest in hex."""
     num_errors: _builtins.int
     """All of them."""
+    effective_chat_template: _builtins.str
+    """Template that rendered, with the date written in."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:
         """Its shards, in row order."""
@@ -497,6 +502,14 @@ class RenderResult(_message.Message):
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_rendering_pb2.RenderingFinding]:
         """What was found in records."""
 
+    @_builtins.property
+    def prefix_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that stand before plain text."""
+
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end an answer."""
+
     def __init__(
         self,
         *,
@@ -509,10 +522,13 @@ class RenderResult(_message.Message):
         errors: _abc.Iterable[_dataset_pb2.RecordError] | None = ...,
         num_errors: _builtins.int = ...,
         findings: _abc.Iterable[_rendering_pb2.RenderingFinding] | None = ...,
+        effective_chat_template: _builtins.str = ...,
+        prefix_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "errors", b"errors", "findings", b"findings", "num_errors", b"num_errors", "shards", b"shards", "split_statistics", b"split_statistics", "tokenizer", b"tokenizer", "unsupervised_records", b"unsupervised_records", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "effective_chat_template", b"effective_chat_template", "errors", b"errors", "findings", b"findings", "num_errors", b"num_errors", "prefix_token_ids", b"prefix_token_ids", "shards", b"shards", "split_statistics", b"split_statistics", "stop_token_ids", b"stop_token_ids", "tokenizer", b"tokenizer", "unsupervised_records", b"unsupervised_records", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -715,6 +731,72 @@ class TrainResult(_message.Message):
 Global___TrainResult: _TypeAlias = TrainResult  # noqa: Y015
 
 @_typing.final
+class PrefixTokens(_message.Message):
+    """PrefixTokens are tokens that stand before plain text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ids, in order."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixTokens: _TypeAlias = PrefixTokens  # noqa: Y015
+
+@_typing.final
+class Asking(_message.Message):
+    """Asking says how a model is asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_SOURCE_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    template_source: _evaluation_pb2.TemplateSource.ValueType
+    """Whose template it is."""
+    chat_template: _builtins.str
+    """Jinja chat template. Empty: the base model's own."""
+    template_date: _builtins.str
+    """Date that the template sees as today, YYYY-MM-DD. Empty: today."""
+    @_builtins.property
+    def prefix(self) -> Global___PrefixTokens:
+        """Tokens before plain text. Unset: those that the tokenizer says."""
+
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end an answer, besides those that template and model say."""
+
+    def __init__(
+        self,
+        *,
+        template_source: _evaluation_pb2.TemplateSource.ValueType = ...,
+        chat_template: _builtins.str = ...,
+        template_date: _builtins.str = ...,
+        prefix: Global___PrefixTokens | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "prefix", b"prefix", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_source", b"template_source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Asking: _TypeAlias = Asking  # noqa: Y015
+
+@_typing.final
 class ArmModel(_message.Message):
     """ArmModel is an arm with its models found."""
 
@@ -722,6 +804,7 @@ class ArmModel(_message.Message):
 
     ARM_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    ASKING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def arm(self) -> _evaluation_pb2.EvaluationArm:
         """The arm."""
@@ -730,15 +813,20 @@ class ArmModel(_message.Message):
     def adapter(self) -> Global___ModelReference:
         """Its adapter. Unset for the base model itself."""
 
+    @_builtins.property
+    def asking(self) -> Global___Asking:
+        """How it is asked. Unset: as the base model says."""
+
     def __init__(
         self,
         *,
         arm: _evaluation_pb2.EvaluationArm | None = ...,
         adapter: Global___ModelReference | None = ...,
+        asking: Global___Asking | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "arm", b"arm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "arm", b"arm", "asking", b"asking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "arm", b"arm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "arm", b"arm", "asking", b"asking"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

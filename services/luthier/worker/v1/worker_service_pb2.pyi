@@ -651,6 +651,7 @@ class GenerationOrder(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    ASKING_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     """Id of the generation."""
     prompt: _builtins.str
@@ -675,7 +676,11 @@ class GenerationOrder(_message.Message):
 
     @_builtins.property
     def conversation(self) -> _chat_pb2.Conversation:
-        """Turns, put into the model's chat template."""
+        """Turns, put into a chat template."""
+
+    @_builtins.property
+    def asking(self) -> _task_pb2.Asking:
+        """How to ask the model. Unset: as the base model says."""
 
     def __init__(
         self,
@@ -690,10 +695,11 @@ class GenerationOrder(_message.Message):
         top_p: _builtins.float = ...,
         seed: _builtins.int = ...,
         token: _builtins.str = ...,
+        asking: _task_pb2.Asking | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "conversation", b"conversation", "input", b"input", "prompt", b"prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "conversation", b"conversation", "input", b"input", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "conversation", b"conversation", "generation", b"generation", "input", b"input", "max_new_tokens", b"max_new_tokens", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "token", b"token", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "conversation", b"conversation", "generation", b"generation", "input", b"input", "max_new_tokens", b"max_new_tokens", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "token", b"token", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["conversation", "prompt"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

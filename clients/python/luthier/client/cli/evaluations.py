@@ -39,6 +39,14 @@ def evaluations() -> None:
     help="A contender, e.g. base-3=smollm2:3.",
 )
 @click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="ID=FILE|base|taught",
+    help="Ask an arm with the template in FILE, the base model's own, or the one that the first tuned arm was taught "
+    "with. [default: a tuned model as it was taught, a base model with its own]",
+)
+@click.option(
     "--metric",
     "metrics",
     multiple=True,
@@ -58,7 +66,14 @@ def evaluations() -> None:
 @click.option("--name", default="", help="Id of the evaluation. [default: made by the service]")
 @click.option("--watch", "watches", is_flag=True, help="Watch the evaluation until it is done.")
 @pass_session
-def create(session: Session, name: str, watches: bool, arms: tuple[str, ...], **given: Any) -> None:
+def create(
+    session: Session,
+    name: str,
+    watches: bool,
+    arms: tuple[str, ...],
+    templates: tuple[str, ...],
+    **given: Any,
+) -> None:
     """Start an evaluation of the given arms on the same records."""
     from luthier.v1.dataset_pb2 import Split
     from luthier.v1.evaluation_pb2 import Evaluation, EvaluationMetric
@@ -69,7 +84,7 @@ def create(session: Session, name: str, watches: bool, arms: tuple[str, ...], **
         max_records=given["max_records"],
         max_new_tokens=given["max_new_tokens"],
         seed=given["seed"],
-        arms=[_arm(text) for text in arms],
+        arms=_with_templates([_arm(text) for text in arms], templates),
         metrics=[
             EvaluationMetric.Value(f"EVALUATION_METRIC_{_METRICS[metric]}") for metric in given["metrics"]
         ],
@@ -90,6 +105,27 @@ def _arm(text: str) -> EvaluationArm:
     if not equals or not arm_id or not model or (colon and not shots.isdecimal()):
         raise click.BadParameter(f"must be ID=MODEL or ID=MODEL:SHOTS, got {text!r}", param_hint="--arm")
     return EvaluationArm(arm_id=arm_id, model=model, num_shots=int(shots or 0))
+
+
+def _with_templates(arms: list[EvaluationArm], templates: Iterable[str]) -> list[EvaluationArm]:
+    from luthier.v1.evaluation_pb2 import ARM_TEMPLATE_BASE, ARM_TEMPLATE_TAUGHT
+
+    chosen = {"base": ARM_TEMPLATE_BASE, "taught": ARM_TEMPLATE_TAUGHT}
+    by_id = {arm.arm_id: arm for arm in arms}
+    for text in templates:
+        arm_id, _, template = text.partition("=")
+        if arm_id not in by_id or not template:
+            known = ", ".join(by_id)
+            problem = f"must be ID=FILE, ID=base or ID=taught with an ID of {known}, got {text!r}"
+            raise click.BadParameter(problem, param_hint="--template")
+        if template in chosen:
+            by_id[arm_id].template = chosen[template]
+            continue
+        try:
+            by_id[arm_id].chat_template = Path(template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise click.BadParameter(f"must be a file of text: {error}", param_hint="--template") from error
+    return arms
 
 
 @evaluations.command("list")
@@ -183,6 +219,7 @@ def _facts(evaluation: Evaluation) -> Group:
     from rich.console import Group
     from rich.text import Text
 
+    from luthier.client.askings import asked_with
     from luthier.client.cli.views import facts, failure, split_name, state
     from luthier.client.scores import text_form_words
 
@@ -197,7 +234,10 @@ def _facts(evaluation: Evaluation) -> Group:
             ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{a.num_shots}" for a in evaluation.arms)),
         ]
     )
+    asked = [(f"asked {result.arm_id}", asked_with(result)) for result in evaluation.arm_results]
     parts: list[Any] = [head]
+    if any(words for _, words in asked):
+        parts.append(facts(asked))
     for made in (_score_table(evaluation), _comparison_table(evaluation)):
         if made.row_count:
             parts += [Text(""), made]

@@ -43,7 +43,9 @@ def generate(
         top_p=sampling["top_p"],
         seed=int(sampling["seed"]),
     ) as pieces:
+        source = 0
         for piece in pieces:
+            source = piece.template_source
             if session.as_json:
                 session.show_line(piece)
             else:
@@ -51,3 +53,16 @@ def generate(
                 sys.stdout.flush()
     if not session.as_json:
         click.echo()
+        _say_what_is_not_known(session, model, source)
+
+
+def _say_what_is_not_known(session: Session, model: str, source: int) -> None:
+    """Name a tuned model that was asked as its base, because nothing says any more how it was taught."""
+    from luthier.v1.evaluation_pb2 import TEMPLATE_SOURCE_BASE
+
+    if source == TEMPLATE_SOURCE_BASE and session.client.models.get(model).base_model:
+        click.secho(
+            f"warning: nothing says any more how {model} was taught; it was asked with the base model's template",
+            err=True,
+            fg="yellow",
+        )

@@ -116,6 +116,8 @@ def _facts(model: Model) -> Table:
             ("base model", short(model.base_model)),
             ("job", short(model.fine_tuning_job)),
             ("step", model.step),
+            ("taught by", short(model.taught.rendering)),
+            ("taught on", model.taught.template_date),
             ("architecture", model.architecture),
             ("parameters", number(model.num_parameters) if model.num_parameters else ""),
             ("context", f"{number(model.context_length)} tokens" if model.context_length else ""),

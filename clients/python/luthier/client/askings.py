@@ -1,0 +1,27 @@
+"""In words, with which chat template a model was asked."""
+
+from __future__ import annotations
+
+from luthier.v1.evaluation_pb2 import (
+    TEMPLATE_SOURCE_ARM,
+    TEMPLATE_SOURCE_BASE,
+    TEMPLATE_SOURCE_TAUGHT,
+    ArmResult,
+)
+
+_DIGEST_CHARACTERS = 8
+_WORDS = {
+    TEMPLATE_SOURCE_BASE: "the base model's template",
+    TEMPLATE_SOURCE_TAUGHT: "the template that was taught",
+    TEMPLATE_SOURCE_ARM: "the arm's template",
+}
+
+
+def asked_with(result: ArmResult) -> str:
+    """Return e.g. `the template that was taught (1a2b3c4d, 2026-11-28)`; empty when the service does not say."""
+    if result.template_source not in _WORDS:
+        return ""
+    if not result.template_digest:
+        return "no template"
+    digest = result.template_digest[:_DIGEST_CHARACTERS]
+    return f"{_WORDS[result.template_source]} ({digest}, {result.template_date})"

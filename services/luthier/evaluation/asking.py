@@ -1,0 +1,114 @@
+"""How a model is asked: as it was taught, as its base says, or on purpose in another way. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from enum import StrEnum
+
+from luthier.errors import FailedPrecondition, FieldViolation, Reason
+
+MAX_TEMPLATE_CHARACTERS = 1 << 18
+
+
+class TemplateSource(StrEnum):
+    """Whose chat template a model is asked with; see the enum of the API."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    BASE = "BASE"
+    TAUGHT = "TAUGHT"
+    ARM = "ARM"
+
+
+class ArmTemplate(StrEnum):
+    """Which template an arm is asked with that gives none; see the enum of the API."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    BASE = "BASE"
+    TAUGHT = "TAUGHT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taught:
+    """How a tuned model was taught; see the Taught message of the API. `prefix_token_ids` None: not known."""
+
+    chat_template: str
+    template_date: str
+    prefix_token_ids: tuple[int, ...] | None
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """How a model is asked; see the Asking message of the worker protocol. Empty template: the base's own."""
+
+    source: TemplateSource = TemplateSource.BASE
+    chat_template: str = ""
+    template_date: str = ""
+    prefix_token_ids: tuple[int, ...] | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """What decides how an arm is asked: its wishes, and how its model was taught (None: not at all, or not known)."""
+
+    arm_id: str
+    chat_template: str
+    template: ArmTemplate
+    taught: Taught | None
+
+
+def as_taught(taught: Taught | None, today: date) -> Asking:
+    """Return how a model is asked that was taught so; None: as its base says, today."""
+    if taught is None:
+        return Asking(template_date=today.isoformat())
+    return Asking(
+        source=TemplateSource.TAUGHT,
+        chat_template=taught.chat_template,
+        template_date=taught.template_date,
+        prefix_token_ids=taught.prefix_token_ids,
+        stop_token_ids=taught.stop_token_ids,
+    )
+
+
+def askings(contenders: tuple[Contender, ...], *, base_has_template: bool, today: date) -> dict[str, Asking]:
+    """Return how each arm of an evaluation is asked, by its id.
+
+    Raises:
+        FailedPrecondition: CHAT_TEMPLATE_MISSING, an arm wants what a tuned arm was taught and none says it.
+    """
+    first = next((one.taught for one in contenders if one.taught is not None), None)
+    return {one.arm_id: _asking(one, first, base_has_template, today) for one in contenders}
+
+
+def _asking(one: Contender, first: Taught | None, base_has_template: bool, today: date) -> Asking:
+    own = as_taught(one.taught, today)
+    if one.chat_template:
+        return replace(own, source=TemplateSource.ARM, chat_template=one.chat_template)
+    match one.template:
+        case ArmTemplate.BASE:
+            return as_taught(None, today)
+        case ArmTemplate.TAUGHT if first is None:
+            raise FailedPrecondition(
+                f"arm {one.arm_id} wants the template that a tuned arm was taught with, and no arm's model says one",
+                reason=Reason.CHAT_TEMPLATE_MISSING,
+                metadata={"arm_id": one.arm_id},
+            )
+        case ArmTemplate.TAUGHT:
+            return as_taught(first, today)
+        case ArmTemplate.UNSPECIFIED:
+            lacks = one.taught is None and not base_has_template
+            return as_taught(first, today) if lacks else own
+
+
+def arm_violations(index: int, chat_template: str, template: ArmTemplate) -> Iterator[FieldViolation]:
+    """Yield what is wrong with an arm's wishes by themselves."""
+    path = f"evaluation.arms[{index}]"
+    if len(chat_template) > MAX_TEMPLATE_CHARACTERS:
+        description = f"must be at most {MAX_TEMPLATE_CHARACTERS} characters, got {len(chat_template)}"
+        yield FieldViolation(field=f"{path}.chat_template", description=description)
+    if chat_template and template is not ArmTemplate.UNSPECIFIED:
+        description = f"must be unset beside chat_template, got {template}"
+        yield FieldViolation(field=f"{path}.template", description=description)

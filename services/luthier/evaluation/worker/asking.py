@@ -1,0 +1,174 @@
+"""Prompts and text of one model, made in limited processes the way the model is to be asked."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.text.records import Record, record_to_json
+from luthier.text.rendering import Rendered, RenderingError
+from luthier.text.templates import TemplateError
+from luthier.work.limited import Check
+from luthier.work.text_pool import Bundle, TextPool, TextRefused
+from luthier.worker.v1 import task_pb2
+
+_KEPT_TEXTS = 4096
+
+
+class Prompts(Protocol):
+    """What a renderer does of asking; `luthier.text.rendering.Renderer` is one."""
+
+    def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
+        """Return the tokens that ask for a record's last answer."""
+        ...
+
+    def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
+        """Return the tokens of a record, its last answer alone learnt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """How a model is asked.
+
+    Attributes:
+        chat_template: Jinja source; empty: the base model's own.
+        template_date: what templates see as today, YYYY-MM-DD.
+        prefix_token_ids: tokens before plain text; None: those that the tokenizer says.
+        stop_token_ids: tokens that end an answer besides those that template and model say.
+    """
+
+    chat_template: str
+    template_date: str
+    prefix_token_ids: tuple[int, ...] | None
+    stop_token_ids: tuple[int, ...]
+
+
+def asking_of(message: task_pb2.Asking) -> Asking:
+    """Read how a model is to be asked; what is not set is the base model's own, and today."""
+    prefix = tuple(message.prefix.token_ids) if message.HasField("prefix") else None
+    return Asking(
+        chat_template=message.chat_template,
+        template_date=message.template_date or datetime.now(UTC).date().isoformat(),
+        prefix_token_ids=prefix,
+        stop_token_ids=tuple(message.stop_token_ids),
+    )
+
+
+class Asker:
+    """Asks one model in one way. Every method may take as long as the pool's limits allow.
+
+    Raises, from every method that makes tokens: RenderingError and TemplateError as `Renderer` does, and where
+    template or tokenizer take more than a limit allows; LuthierError when the processes are overloaded or shut down, or
+    `check` raised.
+    """
+
+    def __init__(self, pool: TextPool, bundle: Bundle, asking: Asking, check: Check = lambda: None) -> None:
+        self._pool = pool
+        self._bundle = bundle
+        self._asking = asking
+        self._check = check
+        self._asked = {
+            "chat_template": asking.chat_template,
+            "template_date": asking.template_date,
+            "prefix_token_ids": asking.prefix_token_ids,
+        }
+        self._described: dict[str, Any] | None = None
+
+    def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
+        """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it."""
+        return tuple(self._ask({"do": "prompt", **_records(record, shots)})["ids"])
+
+    def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
+        """Return the tokens of a record, its last answer alone learnt, with `shots` before it."""
+        answer = self._ask({"do": "answer", **_records(record, shots)})
+        return Rendered(input_ids=tuple(answer["ids"]), loss_mask=tuple(answer["mask"]))
+
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
+        """Return the tokens that ask for the next assistant turn of a conversation given as JSON values."""
+        request = {"do": "conversation", "messages": list(messages), "tools": list(tools)}
+        return tuple(self._ask(request)["ids"])
+
+    def raw(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of plain text to continue."""
+        return tuple(self._ask({"do": "raw", "text": text})["ids"])
+
+    def stop_token_ids(self) -> frozenset[int]:
+        """Return the tokens that end an answer. Raises FailedPrecondition and InvalidArgument for what is refused."""
+        return frozenset(self._describe()["stop_token_ids"]) | frozenset(self._asking.stop_token_ids)
+
+    @property
+    def template_date(self) -> str:
+        """What templates see as today, YYYY-MM-DD."""
+        return self._asking.template_date
+
+    def template_digest(self) -> str:
+        """Return the sha256 of the template in hex; empty when there is none. Raises as `stop_token_ids`."""
+        if self._asking.chat_template:
+            return hashlib.sha256(self._asking.chat_template.encode()).hexdigest()
+        digest: str = self._describe()["own_template_digest"]
+        return digest
+
+    def _describe(self) -> dict[str, Any]:
+        if self._described is None:
+            try:
+                self._described = self._ask({"do": "describe"})
+            except RenderingError as error:
+                raise FailedPrecondition(str(error), reason=error.reason) from error
+            except TemplateError as error:
+                raise InvalidArgument(str(error), reason=Reason.TEMPLATE_INVALID) from error
+        return self._described
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        asked = {**request, "asked": self._asked}
+        try:
+            return self._pool.ask(self._bundle, asked, key=self._asking.chat_template, check=self._check)
+        except TextRefused as error:
+            if error.kind == "template":
+                raise TemplateError(error.message) from error
+            raise RenderingError(error.reason, error.message) from error
+
+
+class TextDecoder:
+    """Turns tokens of one model into text; the texts of a few tokens that came last are remembered."""
+
+    def __init__(self, pool: TextPool, bundle: Bundle) -> None:
+        self._pool = pool
+        self._bundle = bundle
+        self._known: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, ids: Sequence[int], check: Check) -> str:
+        """Return the text of tokens.
+
+        Raises:
+            FailedPrecondition: MODEL_INVALID, the tokenizer fails on them or takes too much.
+            LuthierError: as the methods of `Asker`.
+        """
+        key = tuple(ids)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        try:
+            answer = self._pool.ask(self._bundle, {"do": "decode", "ids": key}, check=check)
+        except TextRefused as error:
+            raise FailedPrecondition(error.message, reason=error.reason) from error
+        text: str = answer["text"]
+        with self._lock:
+            self._known[key] = text
+            if len(self._known) > _KEPT_TEXTS:
+                self._known.popitem(last=False)
+        return text
+
+
+def _records(record: Record, shots: Sequence[Record]) -> dict[str, Any]:
+    return {"record": record_to_json(record), "shots": [record_to_json(shot) for shot in shots]}

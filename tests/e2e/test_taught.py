@@ -1,0 +1,160 @@
+"""What is asked is what was taught, over real processes: a template of one's own on a base that has none."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import WAIT, Cluster, job, make_tiny_model, write_examples
+
+from luthier.client import Client
+from luthier.errors import FailedPrecondition
+from luthier.v1.chat_pb2 import ChatMessage
+from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetSource
+from luthier.v1.evaluation_pb2 import (
+    TEMPLATE_SOURCE_ARM,
+    TEMPLATE_SOURCE_BASE,
+    TEMPLATE_SOURCE_TAUGHT,
+    Evaluation,
+    EvaluationArm,
+)
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import Rendering
+
+pytestmark = pytest.mark.e2e
+OWN = (
+    "{{ strftime_now('%d %b %Y') }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+QUESTION = "colour of thing 0?"
+HELLO = [ChatMessage(role="user", content=QUESTION)]
+
+
+def register(cluster: Cluster, client: Client, model_id: str, template: str | None) -> None:
+    """Register the tiny model with another template, or with none."""
+    folder = cluster.home / "models" / model_id
+    make_tiny_model(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    client.models.register_base(Model(directory=str(folder)), model_id=model_id)
+    client.models.wait(model_id, timeout_seconds=WAIT)
+
+
+def version_of(cluster: Cluster, client: Client) -> str:
+    client.datasets.create("things")
+    sources = []
+    for name, start, split in (("test", 24, SPLIT_TEST), ("train", 0, SPLIT_TRAIN)):
+        path = write_examples(cluster.home / f"{name}.jsonl", 24, start=start)
+        sources.append(DatasetSource(upload=client.datasets.upload(path).name, split=split))
+    version = client.datasets.create_version("things", sources)
+    client.datasets.versions.wait(version.name, timeout_seconds=WAIT)
+    return version.name
+
+
+def trained_prompt(client: Client, rendering: str) -> list[int]:
+    """Ids of the first training row up to its answer."""
+    rows = client.renderings.preview(rendering, split=SPLIT_TRAIN)
+    row = next(row for row in rows if row.line == 1)
+    tokens = list(row.tokens)
+    learnt = next(place for place, token in enumerate(tokens) if token.supervised)
+    return [token.token_id for token in tokens[:learnt]]
+
+
+def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
+    with cluster.client() as client:
+        register(cluster, client, "tiny", None)
+        version = version_of(cluster, client)
+        rendering = client.renderings.create(
+            Rendering(dataset_version=version, model="tiny", chat_template=OWN)
+        )
+        client.renderings.wait(rendering.name, timeout_seconds=WAIT)
+        client.jobs.create(job(rendering.name, 2), job_id="j1")
+        tuned = client.models.get(client.jobs.wait("j1", timeout_seconds=WAIT).tuned_model)
+        asked = trained_prompt(client, rendering.name)
+
+        assert tuned.taught.rendering == rendering.name
+        assert tuned.taught.chat_template.endswith(OWN)
+        with pytest.raises(FailedPrecondition) as caught:
+            list(client.generate("tiny", HELLO, max_new_tokens=2))
+        assert caught.value.reason == "CHAT_TEMPLATE_MISSING"
+        last = list(client.generate(tuned.name, HELLO, max_new_tokens=2))[-1]
+        assert last.num_prompt_tokens == len(asked)
+        assert last.template_source == TEMPLATE_SOURCE_TAUGHT
+
+        check_download(client, tuned.name, asked, tmp_path / "tuned")
+        check_evaluation(client, version, tuned.name)
+
+
+def check_download(client: Client, tuned: str, asked: list[int], folder: Path) -> None:
+    """Whoever takes the files away asks with the same tokens, on any day."""
+    from transformers import AutoTokenizer
+
+    client.models.download(tuned, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": QUESTION}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert ids == asked
+
+
+def check_evaluation(client: Client, version: str, tuned: str) -> None:
+    arms = [
+        EvaluationArm(arm_id="few", model="tiny", num_shots=1),
+        EvaluationArm(arm_id="tuned", model=tuned),
+        EvaluationArm(arm_id="other", model=tuned, chat_template="{{ messages[0]['content'] }}"),
+    ]
+    created = client.evaluations.create(
+        Evaluation(dataset_version=version, arms=arms, max_new_tokens=2, max_records=4)
+    )
+    results = {
+        one.arm_id: one for one in client.evaluations.wait(created.name, timeout_seconds=WAIT).arm_results
+    }
+    sources = {arm_id: result.template_source for arm_id, result in results.items()}
+    assert sources == {
+        "few": TEMPLATE_SOURCE_TAUGHT,
+        "tuned": TEMPLATE_SOURCE_TAUGHT,
+        "other": TEMPLATE_SOURCE_ARM,
+    }
+    assert results["few"].template_digest == results["tuned"].template_digest
+    assert results["other"].template_digest != results["tuned"].template_digest
+    assert results["other"].num_prompt_tokens < results["tuned"].num_prompt_tokens
+
+
+def test_a_template_that_never_ends_holds_up_no_other_model_and_no_stop(cluster: Cluster) -> None:
+    """Four questions to a model of such a template, and an evaluation with it beside."""
+    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
+    with cluster.client() as client:
+        register(cluster, client, "tiny", "{{ messages[0]['content'] }}")
+        version = version_of(cluster, client)
+        slow = EvaluationArm(arm_id="slow", model="tiny", chat_template=LOOPS)
+        evaluation = client.evaluations.create(
+            Evaluation(dataset_version=version, arms=[slow], max_new_tokens=2, max_records=2)
+        )
+        began = time.monotonic()
+        last = list(client.generate("tiny", HELLO, max_new_tokens=2))[-1]
+        assert last.template_source == TEMPLATE_SOURCE_BASE
+        first_seconds = time.monotonic() - began
+        assert list(client.generate("tiny", HELLO, max_new_tokens=2))[-1].finish_reason
+        failed = client.evaluations.get(evaluation.name)
+        for _ in client.evaluations.watch(evaluation.name):
+            failed = client.evaluations.get(evaluation.name)
+        assert failed.state == Evaluation.STATE_FAILED
+        assert "the chat template takes more than 8 s of CPU time" in failed.error.message
+        assert first_seconds < WAIT
+
+        again = EvaluationArm(arm_id="slow", model="tiny", chat_template=LOOPS)
+        running = client.evaluations.create(
+            Evaluation(dataset_version=version, arms=[again], max_new_tokens=2, max_records=2)
+        )
+        for event in client.evaluations.watch(running.name):
+            if event.state_change.state == "RUNNING":
+                break
+        time.sleep(1)
+        cluster.end("evaluation-worker", within_seconds=10)
