@@ -24,7 +24,12 @@ MOST_LAG_SECONDS = 0.25
 def prediction(row: int) -> bytes:
     scores = {f"field_match.field.{name}": 1.0 for name in ("colour", "number", "size")}
     answers = [
-        evaluation_pb2.ArmPrediction(arm_id=arm, text='{"colour": "red"}' * 4, finish_reason=1, scores=scores)
+        evaluation_pb2.ArmPrediction(
+            arm_id=arm,
+            text='{"colour": "red"}' * 4,
+            finish_reason=evaluation_pb2.FINISH_REASON_STOP,
+            scores=scores,
+        )
         for arm in ("zero", "tuned")
     ]
     message = evaluation_pb2.Prediction(

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.evaluation.evaluations.convert import (
+    answer_file_from_proto,
     arm_result_from_proto,
     comparison_from_proto,
     evaluation_from_proto,
@@ -17,7 +18,7 @@ from luthier.evaluation.evaluations.convert import (
     evaluation_to_spec,
     prediction_from_bytes,
 )
-from luthier.evaluation.evaluations.domain import Evaluation, Progress
+from luthier.evaluation.evaluations.domain import Evaluation, Outcome, Progress
 from luthier.evaluation.evaluations.prediction_file import found_predictions
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.generation.convert import (
@@ -158,8 +159,8 @@ class EvaluateHandler:
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to evaluate."""
-        evaluation = await self._evaluations.find(connection, task.subject)
-        return task_pb2.Task(evaluate=evaluation_to_spec(evaluation))
+        evaluation, answers = await self._evaluations.find(connection, task.subject)
+        return task_pb2.Task(evaluate=evaluation_to_spec(evaluation, answers))
 
     async def started(self, connection: AsyncConnection, task: Task) -> None:
         """An attempt began."""
@@ -193,19 +194,21 @@ class EvaluateHandler:
         files: Sequence[task_pb2.BlobFile],
         metrics: Mapping[str, float],
     ) -> str:
-        """Evaluations make no checkpoints: a worker that sends one is at fault."""
-        raise AssertionError(f"an EVALUATE task sent a checkpoint for {task.subject}")
+        """Keep answers for the attempts after this one."""
+        kept = [answer_file_from_proto(file) for file in files]
+        await self._evaluations.keep_answers(connection, task.subject, step, kept)
+        return f"{task.subject}/checkpoints/{step}"
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """Store the outcome."""
-        outcome = result.evaluate
-        await self._evaluations.succeed(
-            connection,
-            task.subject,
-            arm_results=tuple(arm_result_from_proto(arm) for arm in outcome.arm_results),
-            comparisons=tuple(comparison_from_proto(one) for one in outcome.comparisons),
-            predictions=await found_predictions(self._blobs, outcome.predictions.sha256, outcome.num_records),
+        message = result.evaluate
+        outcome = Outcome(
+            arm_results=tuple(arm_result_from_proto(arm) for arm in message.arm_results),
+            comparisons=tuple(comparison_from_proto(one) for one in message.comparisons),
+            predictions=await found_predictions(self._blobs, message.predictions.sha256, message.num_records),
+            warnings=tuple(message.warnings),
         )
+        await self._evaluations.succeed(connection, task.subject, outcome)
 
     async def failed(
         self,

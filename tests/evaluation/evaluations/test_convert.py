@@ -18,6 +18,7 @@ from luthier.evaluation.evaluations.convert import (
     evaluation_to_spec,
 )
 from luthier.evaluation.evaluations.domain import (
+    AnswerFile,
     Arm,
     ArmResult,
     Comparison,
@@ -61,6 +62,7 @@ FULL = Evaluation(
             num_prompt_tokens=200,
             duration_seconds=1.5,
             num_cut=2,
+            num_errors=1,
         ),
     ),
     comparisons=(
@@ -82,6 +84,7 @@ FULL = Evaluation(
         code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="row 3", metadata={"row": "3"}
     ),
     end_time=NOW,
+    warnings=("arm zero could not answer 1 of 9 records",),
 )
 
 
@@ -148,6 +151,7 @@ def test_what_a_caller_wants_reads_back(
                         "progress",
                         "failure",
                         "end_time",
+                        "warnings",
                     ),
                 )
             },
@@ -180,9 +184,10 @@ def test_a_number_without_a_name_is_the_callers_fault(message: evaluation_pb2.Ev
 
 
 def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:
-    spec = evaluation_to_spec(FULL)
+    spec = evaluation_to_spec(FULL, [AnswerFile(path="a", sha256="f" * 64, size_bytes=3)])
     assert (spec.base_model.name, spec.base_model.digest) == ("base", "db")
     assert [arm.HasField("adapter") for arm in spec.arms] == [False, True]
     assert (spec.arms[1].adapter.name, spec.arms[1].adapter.digest) == ("tuned", "dt")
     assert [(arm.arm.arm_id, arm.arm.num_shots) for arm in spec.arms] == [("zero", 0), ("few", 3)]
+    assert [(file.path, file.size_bytes) for file in spec.checkpoint_files] == [("a", 3)]
     assert spec.evaluation.split == dataset_pb2.SPLIT_VALIDATION

@@ -14,17 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from luthier.errors import Aborted, FailedPrecondition, Failure, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.evaluations.domain import (
     FINAL_STATES,
-    ArmResult,
-    Comparison,
+    AnswerFile,
     Evaluation,
     EvaluationState,
-    PredictionFile,
+    Outcome,
     Progress,
     check_evaluation,
     moved,
 )
 from luthier.evaluation.evaluations.prediction_file import read_predictions
-from luthier.evaluation.evaluations.repository import Predictions
+from luthier.evaluation.evaluations.repository import AnswerFiles, Predictions
 from luthier.runtime.labels import display_name_violations, label_violations
 from luthier.runtime.names import Pattern, check_id, new_id, require_project, same_project
 from luthier.storage.blobs import BlobStore
@@ -91,6 +90,7 @@ class EvaluationService:
         self._database = database
         self._resources = resources
         self._predictions = Predictions()
+        self._answers = AnswerFiles()
         self._log = log
         self._queue = queue
         self._peers = peers
@@ -222,9 +222,15 @@ class EvaluationService:
         total_bytes = accumulate(map(len, rows))
         return rows[: max(1, sum(size <= limit_bytes for size in total_bytes))]
 
-    async def find(self, connection: AsyncConnection, name: str) -> Evaluation:
-        """Return the evaluation that a task works for."""
-        return await self._resources.get(connection, name)
+    async def find(self, connection: AsyncConnection, name: str) -> tuple[Evaluation, list[AnswerFile]]:
+        """Return the evaluation that a task works for, and the answers that earlier attempts kept."""
+        return await self._resources.get(connection, name), await self._answers.read(connection, name)
+
+    async def keep_answers(
+        self, connection: AsyncConnection, name: str, step: int, files: Sequence[AnswerFile]
+    ) -> None:
+        """Keep answers for the attempts after this one. The same step again changes nothing."""
+        await self._answers.add(connection, name, step, files)
 
     async def begin(self, connection: AsyncConnection, name: str) -> None:
         """An attempt began."""
@@ -247,19 +253,17 @@ class EvaluationService:
         self,
         connection: AsyncConnection,
         name: str,
-        *,
-        arm_results: tuple[ArmResult, ...],
-        comparisons: tuple[Comparison, ...],
-        predictions: PredictionFile,
+        outcome: Outcome,
     ) -> None:
         """Store an outcome and where every answer is."""
         evaluation = await self._resources.get(connection, name)
         scored = replace(
             evaluation,
-            arm_results=arm_results,
-            comparisons=comparisons,
-            num_records=predictions.num_rows,
-            predictions=predictions,
+            arm_results=outcome.arm_results,
+            comparisons=outcome.comparisons,
+            warnings=outcome.warnings,
+            num_records=outcome.predictions.num_rows,
+            predictions=outcome.predictions,
         )
         await self._move(connection, scored, EvaluationState.SUCCEEDED)
 
@@ -278,6 +282,8 @@ class EvaluationService:
         self, connection: AsyncConnection, evaluation: Evaluation, state: EvaluationState, why: str = ""
     ) -> None:
         stored = await self._resources.update(connection, moved(evaluation, state, datetime.now(UTC)))
+        if state in FINAL_STATES:
+            await self._answers.forget(connection, evaluation.name)
         await self._log_state(connection, stored, why)
 
     async def _log_state(self, connection: AsyncConnection, evaluation: Evaluation, why: str = "") -> None:

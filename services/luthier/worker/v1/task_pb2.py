@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from luthier.v1 import dataset_pb2 as luthier_dot_v1_dot_dataset__pb2
 from luthier.v1 import evaluation_pb2 as luthier_dot_v1_dot_evaluation__pb2
 from luthier.v1 import fine_tuning_job_pb2 as luthier_dot_v1_dot_fine__tuning__job__pb2
@@ -29,7 +30,7 @@ from luthier.v1 import model_pb2 as luthier_dot_v1_dot_model__pb2
 from luthier.v1 import rendering_pb2 as luthier_dot_v1_dot_rendering__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cluthier/worker/v1/task.proto\x12\x11luthier.worker.v1\x1a\x18luthier/v1/dataset.proto\x1a\x1bluthier/v1/evaluation.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x16luthier/v1/model.proto\x1a\x1aluthier/v1/rendering.proto\"U\n\x08\x42lobFile\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\"\xcb\x03\n\x04Task\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x18\n\x07\x61ttempt\x18\x03 \x01(\x05R\x07\x61ttempt\x12\x18\n\x07subject\x18\x04 \x01(\tR\x07subject\x12\x14\n\x05token\x18\x05 \x01(\tR\x05token\x12J\n\rbuild_version\x18\x06 \x01(\x0b\x32#.luthier.worker.v1.BuildVersionSpecH\x00R\x0c\x62uildVersion\x12\x37\n\x06render\x18\x07 \x01(\x0b\x32\x1d.luthier.worker.v1.RenderSpecH\x00R\x06render\x12M\n\x0eregister_model\x18\x08 \x01(\x0b\x32$.luthier.worker.v1.RegisterModelSpecH\x00R\rregisterModel\x12\x34\n\x05train\x18\t \x01(\x0b\x32\x1c.luthier.worker.v1.TrainSpecH\x00R\x05train\x12=\n\x08\x65valuate\x18\n \x01(\x0b\x32\x1f.luthier.worker.v1.EvaluateSpecH\x00R\x08\x65valuateB\x06\n\x04spec\"\xe9\x02\n\nTaskResult\x12L\n\rbuild_version\x18\x01 \x01(\x0b\x32%.luthier.worker.v1.BuildVersionResultH\x00R\x0c\x62uildVersion\x12\x39\n\x06render\x18\x02 \x01(\x0b\x32\x1f.luthier.worker.v1.RenderResultH\x00R\x06render\x12O\n\x0eregister_model\x18\x03 \x01(\x0b\x32&.luthier.worker.v1.RegisterModelResultH\x00R\rregisterModel\x12\x36\n\x05train\x18\x04 \x01(\x0b\x32\x1e.luthier.worker.v1.TrainResultH\x00R\x05train\x12?\n\x08\x65valuate\x18\x05 \x01(\x0b\x32!.luthier.worker.v1.EvaluateResultH\x00R\x08\x65valuateB\x08\n\x06result\"\xb8\x01\n\rVersionSource\x12\x1a\n\x08\x66ilename\x18\x01 \x01(\tR\x08\x66ilename\x12/\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x04\x66ile\x12\'\n\x05split\x18\x03 \x01(\x0e\x32\x11.luthier.v1.SplitR\x05split\x12\x31\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x19.luthier.v1.DatasetFormatR\x06\x66ormat\"\xe5\x01\n\x10\x42uildVersionSpec\x12:\n\x07sources\x18\x01 \x03(\x0b\x32 .luthier.worker.v1.VersionSourceR\x07sources\x12S\n\x15invalid_record_policy\x18\x02 \x01(\x0e\x32\x1f.luthier.v1.InvalidRecordPolicyR\x13invalidRecordPolicy\x12@\n\x0esplit_settings\x18\x03 \x01(\x0b\x32\x19.luthier.v1.SplitSettingsR\rsplitSettings\"p\n\x05Shard\x12/\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x04\x66ile\x12\x1b\n\tfirst_row\x18\x02 \x01(\x03R\x08\x66irstRow\x12\x19\n\x08num_rows\x18\x03 \x01(\x03R\x07numRows\"\x83\x02\n\x12\x42uildVersionResult\x12\x30\n\x06shards\x18\x01 \x03(\x0b\x32\x18.luthier.worker.v1.ShardR\x06shards\x12=\n\nstatistics\x18\x02 \x01(\x0b\x32\x1d.luthier.v1.DatasetStatisticsR\nstatistics\x12\x16\n\x06\x64igest\x18\x03 \x01(\tR\x06\x64igest\x12/\n\x06\x65rrors\x18\x04 \x03(\x0b\x32\x17.luthier.v1.RecordErrorR\x06\x65rrors\x12\x33\n\x07\x66ormats\x18\x05 \x03(\x0e\x32\x19.luthier.v1.DatasetFormatR\x07\x66ormats\"<\n\x0eModelReference\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06\x64igest\x18\x02 \x01(\tR\x06\x64igest\"\xa4\x03\n\nRenderSpec\x12\x30\n\x06shards\x18\x01 \x03(\x0b\x32\x18.luthier.worker.v1.ShardR\x06shards\x12%\n\x0e\x64\x61taset_digest\x18\x02 \x01(\tR\rdatasetDigest\x12\x37\n\x05model\x18\x03 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\x05model\x12)\n\x10tokenizer_digest\x18\x04 \x01(\tR\x0ftokenizerDigest\x12#\n\rchat_template\x18\x05 \x01(\tR\x0c\x63hatTemplate\x12\x31\n\tmask_mode\x18\x06 \x01(\x0e\x32\x14.luthier.v1.MaskModeR\x08maskMode\x12\x1d\n\nmax_tokens\x18\x07 \x01(\x05R\tmaxTokens\x12=\n\rlength_policy\x18\x08 \x01(\x0e\x32\x18.luthier.v1.LengthPolicyR\x0clengthPolicy\x12#\n\rtemplate_date\x18\t \x01(\tR\x0ctemplateDate\"\xd3\x02\n\x0cRenderResult\x12\x30\n\x06shards\x18\x01 \x03(\x0b\x32\x18.luthier.worker.v1.ShardR\x06shards\x12O\n\x10split_statistics\x18\x02 \x03(\x0b\x32$.luthier.v1.RenderingSplitStatisticsR\x0fsplitStatistics\x12Q\n\x14unsupervised_records\x18\x03 \x03(\x0b\x32\x1e.luthier.v1.UnsupervisedRecordR\x13unsupervisedRecords\x12\x1a\n\x08warnings\x18\x04 \x03(\tR\x08warnings\x12\x16\n\x06\x64igest\x18\x05 \x01(\tR\x06\x64igest\x12\x39\n\ttokenizer\x18\x06 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\ttokenizer\"\x87\x01\n\x11RegisterModelSpec\x12)\n\x03hub\x18\x01 \x01(\x0b\x32\x15.luthier.v1.HubSourceH\x00R\x03hub\x12\x1e\n\tdirectory\x18\x02 \x01(\tH\x00R\tdirectory\x12\x1d\n\tgguf_path\x18\x03 \x01(\tH\x00R\x08ggufPathB\x08\n\x06source\"\xaa\x02\n\x13RegisterModelResult\x12+\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x15.luthier.v1.ModelFileR\x05\x66iles\x12\"\n\x0c\x61rchitecture\x18\x02 \x01(\tR\x0c\x61rchitecture\x12%\n\x0enum_parameters\x18\x03 \x01(\x03R\rnumParameters\x12%\n\x0e\x63ontext_length\x18\x04 \x01(\x05R\rcontextLength\x12*\n\x11has_chat_template\x18\x05 \x01(\x08R\x0fhasChatTemplate\x12)\n\x10tokenizer_digest\x18\x06 \x01(\tR\x0ftokenizerDigest\x12\x1d\n\nhub_commit\x18\x07 \x01(\tR\thubCommit\"\xc1\x02\n\tTrainSpec\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobR\x03job\x12?\n\x10\x62\x61se_model_files\x18\x02 \x03(\x0b\x32\x15.luthier.v1.ModelFileR\x0e\x62\x61seModelFiles\x12*\n\x11\x62\x61se_model_digest\x18\x03 \x01(\tR\x0f\x62\x61seModelDigest\x12)\n\x10rendering_digest\x18\x04 \x01(\tR\x0frenderingDigest\x12\x46\n\x10\x63heckpoint_files\x18\x05 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x0f\x63heckpointFiles\x12\'\n\x0f\x63heckpoint_step\x18\x06 \x01(\x03R\x0e\x63heckpointStep\"\xd7\x01\n\x0bTrainResult\x12\x31\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x05\x66iles\x12\x12\n\x04step\x18\x02 \x01(\x03R\x04step\x12\x45\n\x07metrics\x18\x03 \x03(\x0b\x32+.luthier.worker.v1.TrainResult.MetricsEntryR\x07metrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"t\n\x08\x41rmModel\x12+\n\x03\x61rm\x18\x01 \x01(\x0b\x32\x19.luthier.v1.EvaluationArmR\x03\x61rm\x12;\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\x07\x61\x64\x61pter\"\xb9\x01\n\x0c\x45valuateSpec\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\x16.luthier.v1.EvaluationR\nevaluation\x12@\n\nbase_model\x18\x02 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\tbaseModel\x12/\n\x04\x61rms\x18\x03 \x03(\x0b\x32\x1b.luthier.worker.v1.ArmModelR\x04\x61rms\"\xe2\x01\n\x0e\x45valuateResult\x12\x36\n\x0b\x61rm_results\x18\x01 \x03(\x0b\x32\x15.luthier.v1.ArmResultR\narmResults\x12\x38\n\x0b\x63omparisons\x18\x02 \x03(\x0b\x32\x16.luthier.v1.ComparisonR\x0b\x63omparisons\x12\x1f\n\x0bnum_records\x18\x03 \x01(\x03R\nnumRecords\x12=\n\x0bpredictions\x18\x04 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x0bpredictions*\xa3\x01\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17TASK_KIND_BUILD_VERSION\x10\x01\x12\x14\n\x10TASK_KIND_RENDER\x10\x02\x12\x1c\n\x18TASK_KIND_REGISTER_MODEL\x10\x03\x12\x13\n\x0fTASK_KIND_TRAIN\x10\x04\x12\x16\n\x12TASK_KIND_EVALUATE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cluthier/worker/v1/task.proto\x12\x11luthier.worker.v1\x1a\x17google/rpc/status.proto\x1a\x18luthier/v1/dataset.proto\x1a\x1bluthier/v1/evaluation.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x16luthier/v1/model.proto\x1a\x1aluthier/v1/rendering.proto\"U\n\x08\x42lobFile\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\"\xcb\x03\n\x04Task\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x18\n\x07\x61ttempt\x18\x03 \x01(\x05R\x07\x61ttempt\x12\x18\n\x07subject\x18\x04 \x01(\tR\x07subject\x12\x14\n\x05token\x18\x05 \x01(\tR\x05token\x12J\n\rbuild_version\x18\x06 \x01(\x0b\x32#.luthier.worker.v1.BuildVersionSpecH\x00R\x0c\x62uildVersion\x12\x37\n\x06render\x18\x07 \x01(\x0b\x32\x1d.luthier.worker.v1.RenderSpecH\x00R\x06render\x12M\n\x0eregister_model\x18\x08 \x01(\x0b\x32$.luthier.worker.v1.RegisterModelSpecH\x00R\rregisterModel\x12\x34\n\x05train\x18\t \x01(\x0b\x32\x1c.luthier.worker.v1.TrainSpecH\x00R\x05train\x12=\n\x08\x65valuate\x18\n \x01(\x0b\x32\x1f.luthier.worker.v1.EvaluateSpecH\x00R\x08\x65valuateB\x06\n\x04spec\"\xe9\x02\n\nTaskResult\x12L\n\rbuild_version\x18\x01 \x01(\x0b\x32%.luthier.worker.v1.BuildVersionResultH\x00R\x0c\x62uildVersion\x12\x39\n\x06render\x18\x02 \x01(\x0b\x32\x1f.luthier.worker.v1.RenderResultH\x00R\x06render\x12O\n\x0eregister_model\x18\x03 \x01(\x0b\x32&.luthier.worker.v1.RegisterModelResultH\x00R\rregisterModel\x12\x36\n\x05train\x18\x04 \x01(\x0b\x32\x1e.luthier.worker.v1.TrainResultH\x00R\x05train\x12?\n\x08\x65valuate\x18\x05 \x01(\x0b\x32!.luthier.worker.v1.EvaluateResultH\x00R\x08\x65valuateB\x08\n\x06result\"\xb8\x01\n\rVersionSource\x12\x1a\n\x08\x66ilename\x18\x01 \x01(\tR\x08\x66ilename\x12/\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x04\x66ile\x12\'\n\x05split\x18\x03 \x01(\x0e\x32\x11.luthier.v1.SplitR\x05split\x12\x31\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x19.luthier.v1.DatasetFormatR\x06\x66ormat\"\xe5\x01\n\x10\x42uildVersionSpec\x12:\n\x07sources\x18\x01 \x03(\x0b\x32 .luthier.worker.v1.VersionSourceR\x07sources\x12S\n\x15invalid_record_policy\x18\x02 \x01(\x0e\x32\x1f.luthier.v1.InvalidRecordPolicyR\x13invalidRecordPolicy\x12@\n\x0esplit_settings\x18\x03 \x01(\x0b\x32\x19.luthier.v1.SplitSettingsR\rsplitSettings\"p\n\x05Shard\x12/\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x04\x66ile\x12\x1b\n\tfirst_row\x18\x02 \x01(\x03R\x08\x66irstRow\x12\x19\n\x08num_rows\x18\x03 \x01(\x03R\x07numRows\"\x83\x02\n\x12\x42uildVersionResult\x12\x30\n\x06shards\x18\x01 \x03(\x0b\x32\x18.luthier.worker.v1.ShardR\x06shards\x12=\n\nstatistics\x18\x02 \x01(\x0b\x32\x1d.luthier.v1.DatasetStatisticsR\nstatistics\x12\x16\n\x06\x64igest\x18\x03 \x01(\tR\x06\x64igest\x12/\n\x06\x65rrors\x18\x04 \x03(\x0b\x32\x17.luthier.v1.RecordErrorR\x06\x65rrors\x12\x33\n\x07\x66ormats\x18\x05 \x03(\x0e\x32\x19.luthier.v1.DatasetFormatR\x07\x66ormats\"<\n\x0eModelReference\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06\x64igest\x18\x02 \x01(\tR\x06\x64igest\"\xa4\x03\n\nRenderSpec\x12\x30\n\x06shards\x18\x01 \x03(\x0b\x32\x18.luthier.worker.v1.ShardR\x06shards\x12%\n\x0e\x64\x61taset_digest\x18\x02 \x01(\tR\rdatasetDigest\x12\x37\n\x05model\x18\x03 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\x05model\x12)\n\x10tokenizer_digest\x18\x04 \x01(\tR\x0ftokenizerDigest\x12#\n\rchat_template\x18\x05 \x01(\tR\x0c\x63hatTemplate\x12\x31\n\tmask_mode\x18\x06 \x01(\x0e\x32\x14.luthier.v1.MaskModeR\x08maskMode\x12\x1d\n\nmax_tokens\x18\x07 \x01(\x05R\tmaxTokens\x12=\n\rlength_policy\x18\x08 \x01(\x0e\x32\x18.luthier.v1.LengthPolicyR\x0clengthPolicy\x12#\n\rtemplate_date\x18\t \x01(\tR\x0ctemplateDate\"\xd3\x02\n\x0cRenderResult\x12\x30\n\x06shards\x18\x01 \x03(\x0b\x32\x18.luthier.worker.v1.ShardR\x06shards\x12O\n\x10split_statistics\x18\x02 \x03(\x0b\x32$.luthier.v1.RenderingSplitStatisticsR\x0fsplitStatistics\x12Q\n\x14unsupervised_records\x18\x03 \x03(\x0b\x32\x1e.luthier.v1.UnsupervisedRecordR\x13unsupervisedRecords\x12\x1a\n\x08warnings\x18\x04 \x03(\tR\x08warnings\x12\x16\n\x06\x64igest\x18\x05 \x01(\tR\x06\x64igest\x12\x39\n\ttokenizer\x18\x06 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\ttokenizer\"\x87\x01\n\x11RegisterModelSpec\x12)\n\x03hub\x18\x01 \x01(\x0b\x32\x15.luthier.v1.HubSourceH\x00R\x03hub\x12\x1e\n\tdirectory\x18\x02 \x01(\tH\x00R\tdirectory\x12\x1d\n\tgguf_path\x18\x03 \x01(\tH\x00R\x08ggufPathB\x08\n\x06source\"\xaa\x02\n\x13RegisterModelResult\x12+\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x15.luthier.v1.ModelFileR\x05\x66iles\x12\"\n\x0c\x61rchitecture\x18\x02 \x01(\tR\x0c\x61rchitecture\x12%\n\x0enum_parameters\x18\x03 \x01(\x03R\rnumParameters\x12%\n\x0e\x63ontext_length\x18\x04 \x01(\x05R\rcontextLength\x12*\n\x11has_chat_template\x18\x05 \x01(\x08R\x0fhasChatTemplate\x12)\n\x10tokenizer_digest\x18\x06 \x01(\tR\x0ftokenizerDigest\x12\x1d\n\nhub_commit\x18\x07 \x01(\tR\thubCommit\"\xc1\x02\n\tTrainSpec\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobR\x03job\x12?\n\x10\x62\x61se_model_files\x18\x02 \x03(\x0b\x32\x15.luthier.v1.ModelFileR\x0e\x62\x61seModelFiles\x12*\n\x11\x62\x61se_model_digest\x18\x03 \x01(\tR\x0f\x62\x61seModelDigest\x12)\n\x10rendering_digest\x18\x04 \x01(\tR\x0frenderingDigest\x12\x46\n\x10\x63heckpoint_files\x18\x05 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x0f\x63heckpointFiles\x12\'\n\x0f\x63heckpoint_step\x18\x06 \x01(\x03R\x0e\x63heckpointStep\"\xd7\x01\n\x0bTrainResult\x12\x31\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x05\x66iles\x12\x12\n\x04step\x18\x02 \x01(\x03R\x04step\x12\x45\n\x07metrics\x18\x03 \x03(\x0b\x32+.luthier.worker.v1.TrainResult.MetricsEntryR\x07metrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"t\n\x08\x41rmModel\x12+\n\x03\x61rm\x18\x01 \x01(\x0b\x32\x19.luthier.v1.EvaluationArmR\x03\x61rm\x12;\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\x07\x61\x64\x61pter\"\x81\x02\n\x0c\x45valuateSpec\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\x16.luthier.v1.EvaluationR\nevaluation\x12@\n\nbase_model\x18\x02 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\tbaseModel\x12/\n\x04\x61rms\x18\x03 \x03(\x0b\x32\x1b.luthier.worker.v1.ArmModelR\x04\x61rms\x12\x46\n\x10\x63heckpoint_files\x18\x06 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x0f\x63heckpointFiles\"\x95\x02\n\x0e\x41nsweredRecord\x12\x10\n\x03row\x18\x01 \x01(\x03R\x03row\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\x12=\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.luthier.v1.FinishReasonR\x0c\x66inishReason\x12\x30\n\x14num_generated_tokens\x18\x04 \x01(\x03R\x12numGeneratedTokens\x12\x10\n\x03nll\x18\x05 \x01(\x01R\x03nll\x12\x30\n\x14num_reference_tokens\x18\x06 \x01(\x03R\x12numReferenceTokens\x12(\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\"\xab\x01\n\rAnsweredBatch\x12\x15\n\x06\x61rm_id\x18\x01 \x01(\tR\x05\x61rmId\x12\x1b\n\tfirst_row\x18\x02 \x01(\x03R\x08\x66irstRow\x12)\n\x10\x64uration_seconds\x18\x03 \x01(\x01R\x0f\x64urationSeconds\x12;\n\x07records\x18\x04 \x03(\x0b\x32!.luthier.worker.v1.AnsweredRecordR\x07records\"\xfe\x01\n\x0e\x45valuateResult\x12\x36\n\x0b\x61rm_results\x18\x01 \x03(\x0b\x32\x15.luthier.v1.ArmResultR\narmResults\x12\x38\n\x0b\x63omparisons\x18\x02 \x03(\x0b\x32\x16.luthier.v1.ComparisonR\x0b\x63omparisons\x12\x1f\n\x0bnum_records\x18\x03 \x01(\x03R\nnumRecords\x12=\n\x0bpredictions\x18\x04 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x0bpredictions\x12\x1a\n\x08warnings\x18\x05 \x03(\tR\x08warnings*\xa3\x01\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17TASK_KIND_BUILD_VERSION\x10\x01\x12\x14\n\x10TASK_KIND_RENDER\x10\x02\x12\x1c\n\x18TASK_KIND_REGISTER_MODEL\x10\x03\x12\x13\n\x0fTASK_KIND_TRAIN\x10\x04\x12\x16\n\x12TASK_KIND_EVALUATE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,42 +39,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRAINRESULT_METRICSENTRY']._loaded_options = None
   _globals['_TRAINRESULT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_TASKKIND']._serialized_start=4244
-  _globals['_TASKKIND']._serialized_end=4407
-  _globals['_BLOBFILE']._serialized_start=192
-  _globals['_BLOBFILE']._serialized_end=277
-  _globals['_TASK']._serialized_start=280
-  _globals['_TASK']._serialized_end=739
-  _globals['_TASKRESULT']._serialized_start=742
-  _globals['_TASKRESULT']._serialized_end=1103
-  _globals['_VERSIONSOURCE']._serialized_start=1106
-  _globals['_VERSIONSOURCE']._serialized_end=1290
-  _globals['_BUILDVERSIONSPEC']._serialized_start=1293
-  _globals['_BUILDVERSIONSPEC']._serialized_end=1522
-  _globals['_SHARD']._serialized_start=1524
-  _globals['_SHARD']._serialized_end=1636
-  _globals['_BUILDVERSIONRESULT']._serialized_start=1639
-  _globals['_BUILDVERSIONRESULT']._serialized_end=1898
-  _globals['_MODELREFERENCE']._serialized_start=1900
-  _globals['_MODELREFERENCE']._serialized_end=1960
-  _globals['_RENDERSPEC']._serialized_start=1963
-  _globals['_RENDERSPEC']._serialized_end=2383
-  _globals['_RENDERRESULT']._serialized_start=2386
-  _globals['_RENDERRESULT']._serialized_end=2725
-  _globals['_REGISTERMODELSPEC']._serialized_start=2728
-  _globals['_REGISTERMODELSPEC']._serialized_end=2863
-  _globals['_REGISTERMODELRESULT']._serialized_start=2866
-  _globals['_REGISTERMODELRESULT']._serialized_end=3164
-  _globals['_TRAINSPEC']._serialized_start=3167
-  _globals['_TRAINSPEC']._serialized_end=3488
-  _globals['_TRAINRESULT']._serialized_start=3491
-  _globals['_TRAINRESULT']._serialized_end=3706
-  _globals['_TRAINRESULT_METRICSENTRY']._serialized_start=3648
-  _globals['_TRAINRESULT_METRICSENTRY']._serialized_end=3706
-  _globals['_ARMMODEL']._serialized_start=3708
-  _globals['_ARMMODEL']._serialized_end=3824
-  _globals['_EVALUATESPEC']._serialized_start=3827
-  _globals['_EVALUATESPEC']._serialized_end=4012
-  _globals['_EVALUATERESULT']._serialized_start=4015
-  _globals['_EVALUATERESULT']._serialized_end=4241
+  _globals['_TASKKIND']._serialized_start=4823
+  _globals['_TASKKIND']._serialized_end=4986
+  _globals['_BLOBFILE']._serialized_start=217
+  _globals['_BLOBFILE']._serialized_end=302
+  _globals['_TASK']._serialized_start=305
+  _globals['_TASK']._serialized_end=764
+  _globals['_TASKRESULT']._serialized_start=767
+  _globals['_TASKRESULT']._serialized_end=1128
+  _globals['_VERSIONSOURCE']._serialized_start=1131
+  _globals['_VERSIONSOURCE']._serialized_end=1315
+  _globals['_BUILDVERSIONSPEC']._serialized_start=1318
+  _globals['_BUILDVERSIONSPEC']._serialized_end=1547
+  _globals['_SHARD']._serialized_start=1549
+  _globals['_SHARD']._serialized_end=1661
+  _globals['_BUILDVERSIONRESULT']._serialized_start=1664
+  _globals['_BUILDVERSIONRESULT']._serialized_end=1923
+  _globals['_MODELREFERENCE']._serialized_start=1925
+  _globals['_MODELREFERENCE']._serialized_end=1985
+  _globals['_RENDERSPEC']._serialized_start=1988
+  _globals['_RENDERSPEC']._serialized_end=2408
+  _globals['_RENDERRESULT']._serialized_start=2411
+  _globals['_RENDERRESULT']._serialized_end=2750
+  _globals['_REGISTERMODELSPEC']._serialized_start=2753
+  _globals['_REGISTERMODELSPEC']._serialized_end=2888
+  _globals['_REGISTERMODELRESULT']._serialized_start=2891
+  _globals['_REGISTERMODELRESULT']._serialized_end=3189
+  _globals['_TRAINSPEC']._serialized_start=3192
+  _globals['_TRAINSPEC']._serialized_end=3513
+  _globals['_TRAINRESULT']._serialized_start=3516
+  _globals['_TRAINRESULT']._serialized_end=3731
+  _globals['_TRAINRESULT_METRICSENTRY']._serialized_start=3673
+  _globals['_TRAINRESULT_METRICSENTRY']._serialized_end=3731
+  _globals['_ARMMODEL']._serialized_start=3733
+  _globals['_ARMMODEL']._serialized_end=3849
+  _globals['_EVALUATESPEC']._serialized_start=3852
+  _globals['_EVALUATESPEC']._serialized_end=4109
+  _globals['_ANSWEREDRECORD']._serialized_start=4112
+  _globals['_ANSWEREDRECORD']._serialized_end=4389
+  _globals['_ANSWEREDBATCH']._serialized_start=4392
+  _globals['_ANSWEREDBATCH']._serialized_end=4563
+  _globals['_EVALUATERESULT']._serialized_start=4566
+  _globals['_EVALUATERESULT']._serialized_end=4820
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,119 @@
+"""From what the arms said to an evaluation's outcome: results, comparisons, warnings, and the file of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from luthier.evaluation.evaluations.prediction_file import write_predictions
+from luthier.evaluation.worker.arm import ArmAnswers
+from luthier.evaluation.worker.questions import Question
+from luthier.evaluation.worker.references import Grading
+from luthier.evaluation.worker.scoring import Answer, compare, estimates
+from luthier.text.records import ChatRecord
+from luthier.text.rendering import reference_text
+from luthier.v1 import chat_pb2, evaluation_pb2
+from luthier.worker.v1 import task_pb2
+
+
+def result_of(
+    seed: int,
+    grading: Grading,
+    questions: Sequence[Question],
+    answers: Mapping[str, ArmAnswers],
+    path: Path,
+) -> task_pb2.EvaluateResult:
+    """Return the outcome of an evaluation, less its `predictions`, which are written to `path`."""
+    scored = {arm_id: _scored(said, questions, grading) for arm_id, said in answers.items()}
+    arms = list(answers)
+    comparisons = [
+        one
+        for later, candidate in enumerate(arms)
+        for baseline in arms[:later]
+        for one in compare(candidate, scored[candidate], baseline, scored[baseline], seed)
+    ]
+    predictions = (
+        _prediction(row, question, answers, scored).SerializeToString(deterministic=True)
+        for row, question in enumerate(questions)
+    )
+    failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
+    return task_pb2.EvaluateResult(
+        arm_results=[_arm_result(arm_id, answers[arm_id], scored[arm_id], seed) for arm_id in arms],
+        comparisons=comparisons,
+        num_records=write_predictions(path, predictions),
+        warnings=[*failures, *grading.warnings],
+    )
+
+
+def _scored(said: ArmAnswers, questions: Sequence[Question], grading: Grading) -> list[Answer]:
+    """A record that failed has no score: it counts in nothing."""
+    return [
+        Answer(
+            text=record.text,
+            finish_reason=evaluation_pb2.FinishReason.Name(record.finish_reason),
+            scores={} if record.HasField("error") else grading.scores(record.text, question),
+            nll=record.nll,
+            num_tokens=record.num_reference_tokens,
+        )
+        for record, question in zip(said.records, questions, strict=True)
+    ]
+
+
+def _arm_result(
+    arm_id: str, said: ArmAnswers, scored: Sequence[Answer], seed: int
+) -> evaluation_pb2.ArmResult:
+    return evaluation_pb2.ArmResult(
+        arm_id=arm_id,
+        scores=estimates(scored, seed),
+        num_generated_tokens=sum(record.num_generated_tokens for record in said.records),
+        num_prompt_tokens=said.num_prompt_tokens,
+        duration_seconds=said.duration_seconds,
+        num_cut=sum(record.finish_reason == evaluation_pb2.FINISH_REASON_LENGTH for record in said.records),
+        num_errors=sum(record.HasField("error") for record in said.records),
+    )
+
+
+def _warning(arm_id: str, said: ArmAnswers, questions: Sequence[Question]) -> list[str]:
+    failed = [record for record in said.records if record.HasField("error")]
+    if not failed:
+        return []
+    first = failed[0]
+    return [
+        f"arm {arm_id} could not answer {len(failed):,} of {len(said.records):,} records, which count in none of its "
+        f"scores; the first, {questions[first.row].place}: {first.error.message}"
+    ]
+
+
+def _prediction(
+    row: int,
+    question: Question,
+    answers: Mapping[str, ArmAnswers],
+    scored: Mapping[str, Sequence[Answer]],
+) -> evaluation_pb2.Prediction:
+    record = question.record
+    if isinstance(record, ChatRecord):
+        turns = [
+            chat_pb2.ChatMessage(role=message.role, content=message.content)
+            for message in record.messages[:-1]
+        ]
+    else:
+        turns = [chat_pb2.ChatMessage(role="user", content=record.prompt)]
+    prediction = evaluation_pb2.Prediction(
+        row=row,
+        record_id=question.record_id,
+        prompt=turns,
+        reference=reference_text(record),
+        filename=question.filename,
+        line=question.line,
+    )
+    for arm_id, said in answers.items():
+        found = said.records[row]
+        answer = prediction.answers.add(
+            arm_id=arm_id,
+            text=found.text,
+            finish_reason=found.finish_reason,
+            scores=scored[arm_id][row].scores,
+        )
+        if found.HasField("error"):
+            answer.error.CopyFrom(found.error)
+    return prediction
