@@ -195,7 +195,7 @@ def _facts(evaluation: Evaluation) -> Group:
             ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{a.num_shots}" for a in evaluation.arms)),
         ]
     )
-    parts: list[Any] = [head]
+    parts: list[Any] = [head, *(Text(f"warning: {warning}", "yellow") for warning in evaluation.warnings)]
     for made in (_score_table(evaluation), _comparison_table(evaluation)):
         if made.row_count:
             parts += [Text(""), made]
@@ -214,6 +214,10 @@ def _score_table(evaluation: Evaluation) -> Table:
             estimate = next((entry for entry in result.scores if entry.score == score), None)
             cells.append(interval(score, estimate.value, estimate.lower, estimate.upper) if estimate else "")
         made.add_row(score, *cells)
+    if any(result.num_errors for result in evaluation.arm_results):
+        made.add_row(
+            "records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)
+        )
     return made
 
 
@@ -249,6 +253,10 @@ def _prediction_table(predictions: Iterable[Prediction]) -> Table:
         made.add_row(str(prediction.row), "question", "", Text(question, "dim"))
         made.add_row("", "reference", "", prediction.reference)
         for answer in prediction.answers:
+            if answer.HasField("error"):
+                why = f"{prediction.filename}:{prediction.line}: {answer.error.message}"
+                made.add_row("", answer.arm_id, Text("!", "red"), Text(why, "red"))
+                continue
             right = is_right(answer)
             mark = Text("") if right is None else Text("\u2713", "green") if right else Text("\u2717", "red")
             made.add_row("", answer.arm_id, mark, answer.text)
