@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import grpc.aio
@@ -98,10 +99,16 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
     ) -> evaluation_service_pb2.ListEvaluationsResponse:
         """Page through evaluations."""
         require_project(request.parent, self._projects)
-        values, token = await list_page(self._database, self._resources, self._page_tokens, request)
-        return evaluation_service_pb2.ListEvaluationsResponse(
-            evaluations=[evaluation_to_proto(value) for value in values], next_page_token=token
-        )
+        wanted = evaluation_service_pb2.ListEvaluationsRequest()
+        wanted.CopyFrom(request)
+        while True:
+            values, token = await list_page(self._database, self._resources, self._page_tokens, wanted)
+            listed = [evaluation_to_proto(value) for value in values]
+            wanted.page_size = _number_that_fits(listed)
+            if wanted.page_size == len(listed):
+                return evaluation_service_pb2.ListEvaluationsResponse(
+                    evaluations=listed, next_page_token=token
+                )
 
     async def CancelEvaluation(
         self, request: evaluation_service_pb2.CancelEvaluationRequest, context: Context
@@ -139,6 +146,12 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         """Stream an answer."""
         async for piece in self._generations.generate(wish_from_proto(request)):
             yield piece_to_proto(piece)
+
+
+def _number_that_fits(listed: Sequence[evaluation_pb2.Evaluation]) -> int:
+    """Count the evaluations that a page holds: one at least, if there is one."""
+    total_bytes = accumulate(one.ByteSize() for one in listed)
+    return min(len(listed), max(1, sum(size <= _PAGE_BYTES for size in total_bytes)))
 
 
 def registration(servicer: EvaluationServicer) -> Registration:
