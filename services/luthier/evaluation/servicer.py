@@ -230,8 +230,12 @@ class EvaluateHandler:
         failure: Failure,
         result: task_pb2.TaskResult | None,
     ) -> None:
-        """Store why it failed."""
-        await self._evaluations.fail(connection, task.subject, failure)
+        """Store why it failed, and what was answered before."""
+        predictions = None
+        if result is not None and result.evaluate.HasField("predictions"):
+            known = result.evaluate
+            predictions = await found_predictions(self._blobs, known.predictions.sha256, known.num_records)
+        await self._evaluations.fail(connection, task.subject, failure, predictions)
 
     async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
         """It stopped on request."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evaluation.conftest import thing
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.worker.references import MAX_FIELDS
@@ -97,6 +98,25 @@ async def test_a_record_that_the_template_refuses_fails_alone(site: Any, tmp_pat
     failure = status_to_failure((await site.predictions(made.name))[3].answers[0].error)
     assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", Reason.TEMPLATE_INVALID)
     assert "not thing 3" in failure.message
+
+
+async def test_an_arm_without_any_answer_fails_and_what_was_said_before_is_kept(site: Any) -> None:
+    # Twelve examples of about 50 tokens each leave no room for 500 more.
+    site.data.records["TRAIN"] = [thing(number) for number in range(100, 120)]
+    arms = [("zero", "base", 0), ("many", "base", 12), ("tuned", "tuned", 0)]
+    async with site.worker():
+        made = await site.evaluate(arms=arms, max_new_tokens=500)
+        done = await site.ended(made.name)
+    assert done.state == evaluation_pb2.Evaluation.STATE_FAILED
+    assert done.error.message.startswith(
+        "arm many could answer none of 12 records; the first, test.jsonl:1: prefix,"
+    )
+    assert status_to_failure(done.error).reason == Reason.SEQUENCE_TOO_LONG
+    assert list(done.arm_results) == []
+    rows = await site.predictions(made.name)
+    assert [[answer.arm_id for answer in row.answers] for row in rows] == [["zero", "many"]] * 12
+    assert all(row.answers[0].text and row.answers[0].scores for row in rows)
+    assert all(row.answers[1].HasField("error") for row in rows)
 
 
 async def test_records_that_make_the_engine_fail_are_found_among_those_they_were_asked_with(

@@ -18,6 +18,7 @@ from luthier.evaluation.evaluations.domain import (
     Evaluation,
     EvaluationState,
     Outcome,
+    PredictionFile,
     Progress,
     check_evaluation,
     moved,
@@ -206,10 +207,10 @@ class EvaluationService:
         """Return stored predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
 
         Raises:
-            FailedPrecondition: it has not SUCCEEDED.
+            FailedPrecondition: it has not SUCCEEDED, nor FAILED after some of them.
             DataLoss: they are not what was stored.
         """
-        if evaluation.state is not EvaluationState.SUCCEEDED:
+        if evaluation.state is not EvaluationState.SUCCEEDED and evaluation.predictions is None:
             raise FailedPrecondition(
                 f"{evaluation.name} must be SUCCEEDED to have predictions, it is {evaluation.state}",
                 reason=Reason.WRONG_STATE,
@@ -267,10 +268,14 @@ class EvaluationService:
         )
         await self._move(connection, scored, EvaluationState.SUCCEEDED)
 
-    async def fail(self, connection: AsyncConnection, name: str, failure: Failure) -> None:
-        """Store why it failed."""
+    async def fail(
+        self, connection: AsyncConnection, name: str, failure: Failure, predictions: PredictionFile | None
+    ) -> None:
+        """Store why it failed, and the answers that came before."""
         evaluation = await self._resources.get(connection, name)
         failed = replace(evaluation, failure=failure)
+        if predictions is not None:
+            failed = replace(failed, predictions=predictions, num_records=predictions.num_rows)
         await self._move(connection, failed, EvaluationState.FAILED, failure.message)
 
     async def end_cancelled(self, connection: AsyncConnection, name: str) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from luthier.errors import FailedPrecondition, Reason, Unavailable
+from luthier.errors import Cancelled, FailedPrecondition, LuthierError, Reason, Unavailable
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
 from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner
 from luthier.evaluation.worker.models import LoadedModel, Models
-from luthier.evaluation.worker.outcome import result_of
+from luthier.evaluation.worker.outcome import result_of, write_answers
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading, grading_of
 from luthier.evaluation.worker.splits import Splits
 from luthier.text.records import Record
 from luthier.v1 import dataset_pb2, evaluation_pb2
-from luthier.work.context import TaskContext
+from luthier.work.context import TaskContext, TaskFailed
 from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
@@ -55,6 +55,10 @@ class Evaluator:
             # This attempt ends and another one follows, which need not ask again what was answered.
             answered.commit()
             raise
+        except LuthierError as error:
+            if isinstance(error, Cancelled) or error.reason == Reason.LEASE_LOST or not answered.num_records:
+                raise
+            raise TaskFailed(error, self._known(context, grading, questions, answered)) from error
         return self._result(context, grading, questions, answers)
 
     def close(self) -> None:
@@ -110,5 +114,17 @@ class Evaluator:
         outcome = result_of(context.task.evaluate.evaluation.seed, grading, questions, answers, path)
         for warning in outcome.warnings:
             context.log(warning, "WARNING")
+        outcome.predictions.CopyFrom(context.store(path, "predictions"))
+        return task_pb2.TaskResult(evaluate=outcome)
+
+    def _known(
+        self, context: TaskContext, grading: Grading, questions: Sequence[Question], answered: Answered
+    ) -> task_pb2.TaskResult:
+        path = context.scratch / "predictions"
+        arms = [arm.arm.arm_id for arm in context.task.evaluate.arms]
+        said = {
+            arm_id: [record for batch in answered.of(arm_id) for record in batch.records] for arm_id in arms
+        }
+        outcome = task_pb2.EvaluateResult(num_records=write_answers(grading, questions, said, path))
         outcome.predictions.CopyFrom(context.store(path, "predictions"))
         return task_pb2.TaskResult(evaluate=outcome)

@@ -32,17 +32,31 @@ def result_of(
         for baseline in arms[:later]
         for one in compare(candidate, scored[candidate], baseline, scored[baseline], seed)
     ]
-    predictions = (
-        _prediction(row, question, answers, scored).SerializeToString(deterministic=True)
-        for row, question in enumerate(questions)
-    )
+    said = {arm_id: answers[arm_id].records for arm_id in arms}
     failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
     return task_pb2.EvaluateResult(
         arm_results=[_arm_result(arm_id, answers[arm_id], scored[arm_id], seed) for arm_id in arms],
         comparisons=comparisons,
-        num_records=write_predictions(path, predictions),
+        num_records=write_answers(grading, questions, said, path),
         warnings=[*failures, *grading.warnings],
     )
+
+
+def write_answers(
+    grading: Grading,
+    questions: Sequence[Question],
+    said: Mapping[str, Sequence[task_pb2.AnsweredRecord]],
+    path: Path,
+) -> int:
+    """Write what the arms said, as far as they came, as a file of predictions; return how many they are."""
+    by_row = {arm_id: {record.row: record for record in records} for arm_id, records in said.items()}
+    predictions = (
+        _prediction(
+            row, question, {arm_id: found[row] for arm_id, found in by_row.items() if row in found}, grading
+        )
+        for row, question in enumerate(questions)
+    )
+    return write_predictions(path, (one.SerializeToString(deterministic=True) for one in predictions))
 
 
 def _scored(said: ArmAnswers, questions: Sequence[Question], grading: Grading) -> list[Answer]:
@@ -51,12 +65,16 @@ def _scored(said: ArmAnswers, questions: Sequence[Question], grading: Grading) -
         Answer(
             text=record.text,
             finish_reason=evaluation_pb2.FinishReason.Name(record.finish_reason),
-            scores={} if record.HasField("error") else grading.scores(record.text, question),
+            scores=_scores(record, question, grading),
             nll=record.nll,
             num_tokens=record.num_reference_tokens,
         )
         for record, question in zip(said.records, questions, strict=True)
     ]
+
+
+def _scores(record: task_pb2.AnsweredRecord, question: Question, grading: Grading) -> Mapping[str, float]:
+    return {} if record.HasField("error") else grading.scores(record.text, question)
 
 
 def _arm_result(
@@ -85,10 +103,7 @@ def _warning(arm_id: str, said: ArmAnswers, questions: Sequence[Question]) -> li
 
 
 def _prediction(
-    row: int,
-    question: Question,
-    answers: Mapping[str, ArmAnswers],
-    scored: Mapping[str, Sequence[Answer]],
+    row: int, question: Question, said: Mapping[str, task_pb2.AnsweredRecord], grading: Grading
 ) -> evaluation_pb2.Prediction:
     record = question.record
     if isinstance(record, ChatRecord):
@@ -106,13 +121,12 @@ def _prediction(
         filename=question.filename,
         line=question.line,
     )
-    for arm_id, said in answers.items():
-        found = said.records[row]
+    for arm_id, found in said.items():
         answer = prediction.answers.add(
             arm_id=arm_id,
             text=found.text,
             finish_reason=found.finish_reason,
-            scores=scored[arm_id][row].scores,
+            scores=_scores(found, question, grading),
         )
         if found.HasField("error"):
             answer.error.CopyFrom(found.error)
