@@ -25,6 +25,7 @@ from luthier.v1.evaluation_pb2 import (
     ArmResult,
     Comparison,
     Evaluation,
+    Prediction,
     ScoreEstimate,
 )
 from luthier.v1.evaluation_service_pb2 import GenerateTextResponse, ListPredictionsResponse
@@ -78,6 +79,27 @@ def test_evaluations_show_compares_the_arms(services: Any, run: Run) -> None:
     assert re.search(r"perplexity \(lower is better\) +3\.5 \[3, 4\]", output)
     assert re.search(r"text compared in +NFC", output)
     assert re.search(r"tuned - base-3 +\+50\.0 pp \[\+30\.0, \+70\.0\] +0\.001 +48 +better", output)
+
+
+def test_evaluations_show_what_could_not_be_answered(services: Any, run: Run) -> None:
+    warning = "arm few could not answer 1 of 12 records; the first, test.jsonl:5: the prompt is too long"
+    evaluation = Evaluation(
+        name="projects/default/evaluations/e", state=Evaluation.STATE_SUCCEEDED, warnings=[warning]
+    )
+    for arm, errors in (("zero", 0), ("few", 1)):
+        estimate = ScoreEstimate(score="exact_match", value=0.5, lower=0.4, upper=0.6)
+        evaluation.arm_results.append(ArmResult(arm_id=arm, scores=[estimate], num_errors=errors))
+    prediction = Prediction(row=4, filename="test.jsonl", line=5, reference="red")
+    prediction.answers.add(arm_id="few").error.message = "the prompt is too long"
+    services.answers["GetEvaluation"] = lambda request, context: evaluation
+    services.answers["ListPredictions"] = lambda request, context: ListPredictionsResponse(
+        predictions=[prediction]
+    )
+    output = run("evaluations", "show", "e").stdout
+    assert warning in " ".join(output.split()).replace("warning: ", "")
+    assert re.search(r"records without an answer +0 +1", output)
+    output = run("evaluations", "predictions", "e").stdout
+    assert re.search(r"few +! +test\.jsonl:5: the prompt is too long", output)
 
 
 def test_evaluations_create_reads_the_arms(services: Any, run: Run) -> None:

@@ -347,3 +347,19 @@ def test_interval_chart_stays_inside_its_picture() -> None:
     picture = ElementTree.fromstring(interval_chart("perplexity", estimates))
     for line in picture.iter("line"):
         assert 0 <= float(line.get("x1") or -1) <= float(line.get("x2") or -1) <= 960
+
+
+def test_records_without_an_answer_are_shown_with_their_place_and_count_as_nothing() -> None:
+    evaluation = Evaluation(name=f"{PARENT}/evaluations/e", warnings=[f"the first, a.jsonl:5: {HOSTILE}"])
+    evaluation.arms.add(arm_id="zero", model=BASE)
+    evaluation.arm_results.add(arm_id="zero", num_errors=1).scores.add(score="exact_match", value=1.0)
+    answered = Prediction(
+        row=0, answers=[ArmPrediction(arm_id="zero", text="x", scores={"exact_match": 1.0})]
+    )
+    failed = Prediction(row=1, filename="a.jsonl", line=5, answers=[ArmPrediction(arm_id="zero")])
+    failed.answers[0].error.message = "the prompt is too long"
+    page = render_report(ReportData(evaluation=evaluation, predictions=[answered, failed]))
+    assert "a.jsonl:5: the prompt is too long" in page
+    assert "zero 1/1 right" in page
+    assert "records without an answer" in page
+    assert HOSTILE not in page

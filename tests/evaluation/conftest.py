@@ -114,14 +114,25 @@ class DataServer(data_service_pb2_grpc.DataServiceServicer):
 
     async def ReadRecords(self, request: Any, context: Any) -> AsyncIterator[arrow_pb2.ArrowChunk]:  # noqa: N802
         wanted = dataset_pb2.Split.Name(request.split).removeprefix("SPLIT_")
-        every = [(name, record) for name, found in self.records.items() for record in found]
+        every = [
+            (name, line, record)
+            for name, found in self.records.items()
+            for line, record in enumerate(found, start=1)
+        ]
         rows = [
-            (row, record)
-            for row, (name, record) in enumerate(every)
+            (row, name, line, record)
+            for row, (name, line, record) in enumerate(every)
             if name == wanted and row >= request.start_row
         ]
-        for row, record in rows:
-            columns = {"row": [row], "record_id": [record_id(record)], "record": [record_to_json(record)]}
+        for row, name, line, record in rows:
+            columns: dict[str, list[Any]] = {
+                "row": [row],
+                "record_id": [record_id(record)],
+                "split": [name],
+                "filename": [f"{name.lower()}.jsonl"],
+                "line": [line],
+                "record": [record_to_json(record)],
+            }
             table = pyarrow.table(columns)
             sink = pyarrow.BufferOutputStream()
             with pyarrow.ipc.new_stream(sink, table.schema) as writer:

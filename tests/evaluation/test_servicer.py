@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from luthier.errors import (
     Unauthenticated,
     Unavailable,
 )
+from luthier.evaluation.evaluations.repository import evaluation_resources
+from luthier.storage.database import Database
 from luthier.text.records import ChatRecord, Message
 from luthier.v1 import chat_pb2, dataset_pb2, evaluation_pb2, evaluation_service_pb2, model_pb2
 
@@ -144,6 +147,24 @@ async def test_list_pages_filters_and_orders(site: Any) -> None:
         with pytest.raises(InvalidArgument) as caught:
             await site.call("ListEvaluations", listing(site, **fields))
         assert caught.value.reason == reason
+
+
+async def test_a_page_of_great_evaluations_fits_a_message_of_any_client(site: Any) -> None:
+    names = [(await site.evaluate()).name for _ in range(5)]
+    resources = evaluation_resources()
+    database = Database(f"sqlite+aiosqlite:///{site.home / 'evaluation' / 'evaluation.db'}")
+    async with database.transaction() as connection:
+        for name in names:
+            found = await resources.get(connection, name)
+            await resources.update(connection, replace(found, warnings=("x" * 900_000,)))
+    await database.close()
+    pages: list[list[str]] = []
+    token = ""
+    while not pages or token:
+        page = await site.call("ListEvaluations", listing(site, page_size=100, page_token=token))
+        pages.append([one.name for one in page.evaluations])
+        token = page.next_page_token
+    assert pages == [names[:2:-1], names[2:0:-1], names[:1]]
 
 
 async def test_cancel_takes_the_etag_and_repeats_without_harm(site: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import grpc.aio
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.evaluation.evaluations.convert import (
+    answer_file_from_proto,
     arm_result_from_proto,
     comparison_from_proto,
     evaluation_from_proto,
@@ -17,7 +19,7 @@ from luthier.evaluation.evaluations.convert import (
     evaluation_to_spec,
     prediction_from_bytes,
 )
-from luthier.evaluation.evaluations.domain import Evaluation, Progress
+from luthier.evaluation.evaluations.domain import Evaluation, Outcome, Progress
 from luthier.evaluation.evaluations.prediction_file import found_predictions
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.generation.convert import (
@@ -97,10 +99,16 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
     ) -> evaluation_service_pb2.ListEvaluationsResponse:
         """Page through evaluations."""
         require_project(request.parent, self._projects)
-        values, token = await list_page(self._database, self._resources, self._page_tokens, request)
-        return evaluation_service_pb2.ListEvaluationsResponse(
-            evaluations=[evaluation_to_proto(value) for value in values], next_page_token=token
-        )
+        wanted = evaluation_service_pb2.ListEvaluationsRequest()
+        wanted.CopyFrom(request)
+        while True:
+            values, token = await list_page(self._database, self._resources, self._page_tokens, wanted)
+            listed = [evaluation_to_proto(value) for value in values]
+            wanted.page_size = _number_that_fits(listed)
+            if wanted.page_size == len(listed):
+                return evaluation_service_pb2.ListEvaluationsResponse(
+                    evaluations=listed, next_page_token=token
+                )
 
     async def CancelEvaluation(
         self, request: evaluation_service_pb2.CancelEvaluationRequest, context: Context
@@ -140,6 +148,12 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
             yield piece_to_proto(piece)
 
 
+def _number_that_fits(listed: Sequence[evaluation_pb2.Evaluation]) -> int:
+    """Count the evaluations that a page holds: one at least, if there is one."""
+    total_bytes = accumulate(one.ByteSize() for one in listed)
+    return min(len(listed), max(1, sum(size <= _PAGE_BYTES for size in total_bytes)))
+
+
 def registration(servicer: EvaluationServicer) -> Registration:
     """Return how to add the servicer to a server."""
     return Registration(
@@ -158,8 +172,8 @@ class EvaluateHandler:
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to evaluate."""
-        evaluation = await self._evaluations.find(connection, task.subject)
-        return task_pb2.Task(evaluate=evaluation_to_spec(evaluation))
+        evaluation, answers = await self._evaluations.find(connection, task.subject)
+        return task_pb2.Task(evaluate=evaluation_to_spec(evaluation, answers))
 
     async def started(self, connection: AsyncConnection, task: Task) -> None:
         """An attempt began."""
@@ -193,19 +207,21 @@ class EvaluateHandler:
         files: Sequence[task_pb2.BlobFile],
         metrics: Mapping[str, float],
     ) -> str:
-        """Evaluations make no checkpoints: a worker that sends one is at fault."""
-        raise AssertionError(f"an EVALUATE task sent a checkpoint for {task.subject}")
+        """Keep answers for the attempts after this one."""
+        kept = [answer_file_from_proto(file) for file in files]
+        await self._evaluations.keep_answers(connection, task.subject, step, kept)
+        return f"{task.subject}/checkpoints/{step}"
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """Store the outcome."""
-        outcome = result.evaluate
-        await self._evaluations.succeed(
-            connection,
-            task.subject,
-            arm_results=tuple(arm_result_from_proto(arm) for arm in outcome.arm_results),
-            comparisons=tuple(comparison_from_proto(one) for one in outcome.comparisons),
-            predictions=await found_predictions(self._blobs, outcome.predictions.sha256, outcome.num_records),
+        message = result.evaluate
+        outcome = Outcome(
+            arm_results=tuple(arm_result_from_proto(arm) for arm in message.arm_results),
+            comparisons=tuple(comparison_from_proto(one) for one in message.comparisons),
+            predictions=await found_predictions(self._blobs, message.predictions.sha256, message.num_records),
+            warnings=tuple(message.warnings),
         )
+        await self._evaluations.succeed(connection, task.subject, outcome)
 
     async def failed(
         self,
@@ -214,8 +230,12 @@ class EvaluateHandler:
         failure: Failure,
         result: task_pb2.TaskResult | None,
     ) -> None:
-        """Store why it failed."""
-        await self._evaluations.fail(connection, task.subject, failure)
+        """Store why it failed, and what was answered before."""
+        predictions = None
+        if result is not None and result.evaluate.HasField("predictions"):
+            known = result.evaluate
+            predictions = await found_predictions(self._blobs, known.predictions.sha256, known.num_records)
+        await self._evaluations.fail(connection, task.subject, failure, predictions)
 
     async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
         """It stopped on request."""

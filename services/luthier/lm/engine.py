@@ -75,7 +75,7 @@ class Engine:
             NotFound: the model has no adapter of that name.
             AlreadyExists: a request of that id is running.
         """
-        self._check(request)
+        self.check(request)
         with self._lock:
             if request.request_id in self._submitted or request.request_id in self._groups:
                 raise AlreadyExists(f"a request with id {request.request_id!r} is running")
@@ -163,7 +163,8 @@ class Engine:
         group.batch = Batch(self._model, request, self._decode, prefix)
         yield from group.batch.run(self._prefill_tokens)
 
-    def _check(self, request: GenerationRequest) -> None:
+    def check(self, request: GenerationRequest) -> None:
+        """Return if `submit` would admit the request; it raises as `submit` does, from any thread."""
         if request.adapter is not None:
             find_adapter(self._model, request.adapter)
         config = self._model.config

@@ -19,6 +19,7 @@ from luthier.evaluation.evaluations.convert import (
     evaluation_to_spec,
 )
 from luthier.evaluation.evaluations.domain import (
+    AnswerFile,
     Arm,
     ArmResult,
     Comparison,
@@ -86,6 +87,7 @@ FULL = Evaluation(
             template_source=TemplateSource.TAUGHT,
             template_digest="e" * 64,
             template_date="2026-01-01",
+            num_errors=1,
         ),
     ),
     comparisons=(
@@ -109,6 +111,7 @@ FULL = Evaluation(
         code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="row 3", metadata={"row": "3"}
     ),
     end_time=NOW,
+    warnings=("arm zero could not answer 1 of 9 records",),
 )
 
 
@@ -175,6 +178,7 @@ def test_what_a_caller_wants_reads_back(
                         "progress",
                         "failure",
                         "end_time",
+                        "warnings",
                     ),
                 )
             },
@@ -235,9 +239,10 @@ def test_a_kind_without_a_name_is_the_workers_fault(field: str) -> None:
 
 
 def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:
-    spec = evaluation_to_spec(FULL)
+    spec = evaluation_to_spec(FULL, [AnswerFile(path="a", sha256="f" * 64, size_bytes=3)])
     assert (spec.base_model.name, spec.base_model.digest) == ("base", "db")
     assert [arm.HasField("adapter") for arm in spec.arms] == [False, True]
     assert (spec.arms[1].adapter.name, spec.arms[1].adapter.digest) == ("tuned", "dt")
     assert [(arm.arm.arm_id, arm.arm.num_shots) for arm in spec.arms] == [("zero", 0), ("few", 3)]
+    assert [(file.path, file.size_bytes) for file in spec.checkpoint_files] == [("a", 3)]
     assert spec.evaluation.split == dataset_pb2.SPLIT_VALIDATION

@@ -169,7 +169,7 @@ async def test_create_pins_what_it_builds_on(bench: Bench) -> None:
     assert made.base_model == BASE
     assert made.model_digests == {BASE: "digest-base", TUNED: "digest-tuned"}
     assert made.dataset_digest == "dv"
-    spec = evaluation_to_spec(made)
+    spec = evaluation_to_spec(made, ())
     assert [arm.HasField("adapter") for arm in spec.arms] == [False, True]
     assert (spec.base_model.name, spec.base_model.digest) == (BASE, "digest-base")
 
@@ -278,7 +278,7 @@ async def test_predictions_that_an_older_version_stored_as_rows_are_read(bench: 
     made = await bench.create()
     async with bench.database.transaction() as connection:
         for state in (EvaluationState.RUNNING, EvaluationState.SUCCEEDED):
-            stored = await bench.service.find(connection, made.name)
+            stored, _ = await bench.service.find(connection, made.name)
             await evaluation_resources().update(connection, replace(moved(stored, state, NOW), num_records=5))
         rows = [{"evaluation": made.name, "row": row, "prediction": b"%d" % row * 10} for row in range(5)]
         await connection.execute(insert(predictions), rows)

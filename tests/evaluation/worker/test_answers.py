@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from luthier.errors import FailedPrecondition, InvalidArgument, Reason, Unavailable
+from luthier.errors import FailedPrecondition, InvalidArgument, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.worker.answers import SLOTS
 from luthier.lm.adapter_files import WEIGHTS_NAME
 from luthier.lm.engine import Engine
@@ -132,6 +132,23 @@ async def test_callers_that_give_up_waiting_for_another_base_free_their_slots(si
         async with asyncio.timeout(10):
             await site.said("base", "what", max_new_tokens=2)
         assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_RUNNING
+
+
+async def test_orders_for_another_base_leave_slots_to_those_for_the_loaded_one(site: Any) -> None:
+    async with site.worker():
+        made = await site.evaluate(
+            arms=[(f"arm-{number}", "base", 0) for number in range(16)], max_new_tokens=900
+        )
+        await site.until_running(made.name)
+        others = [asyncio.create_task(site.said("other", "what", max_new_tokens=2)) for _ in range(2 * SLOTS)]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            await site.said("base", "what", max_new_tokens=2)
+            refused = await asyncio.gather(*others, return_exceptions=True)
+        assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_RUNNING
+    for error in refused:
+        assert isinstance(error, ResourceExhausted), error
+        assert (error.reason, error.retry_after_seconds) == (Reason.OVERLOADED, 5.0)
 
 
 async def test_a_worker_that_stops_does_not_finish_long_answers_first(site: Any) -> None:

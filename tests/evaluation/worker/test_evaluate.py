@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from luthier.errors import Reason
 from luthier.evaluation.metrics.exact_match import exact_match
 from luthier.lm.load import load_model
 from luthier.lm.scoring import sequence_logprobs
@@ -18,6 +19,7 @@ from luthier.text.records import ChatRecord, Message
 from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import evaluation_pb2, evaluation_service_pb2
+from luthier.work.convert import status_to_failure
 
 EXACT = evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH
 FIELDS = evaluation_pb2.EVALUATION_METRIC_FIELD_MATCH
@@ -87,8 +89,7 @@ async def test_a_reference_that_is_no_json_fails_before_any_model_is_fetched(sit
     async with site.worker():
         done = await site.ended((await site.evaluate(metrics=[FIELDS])).name)
     assert done.state == evaluation_pb2.Evaluation.STATE_FAILED
-    # Rows count over the whole version: 8 of the train split, then 12 good ones.
-    assert done.error.message == "row 20: the reference must be a JSON object with a field, got 'red'"
+    assert done.error.message == "test.jsonl:13: the reference must be a JSON object with a field, got 'red'"
     assert site.models.downloads == 0
 
 
@@ -101,7 +102,12 @@ async def test_more_examples_than_the_train_split_has_fail(site: Any) -> None:
 async def test_a_prompt_that_does_not_fit_fails_with_the_limit(site: Any) -> None:
     async with site.worker():
         done = await site.ended((await site.evaluate(max_new_tokens=1020)).name)
-    assert "must fit the model's context of 1024 tokens" in done.error.message
+    assert done.state == evaluation_pb2.Evaluation.STATE_FAILED
+    assert done.error.message.startswith(
+        "arm zero could answer none of 12 records; the first, test.jsonl:1: "
+        "prefix, prompt and new tokens must fit the model's context of 1024 tokens, got "
+    )
+    assert status_to_failure(done.error).reason == Reason.SEQUENCE_TOO_LONG
 
 
 async def test_a_running_evaluation_stops_soon_after_it_is_cancelled(site: Any) -> None:

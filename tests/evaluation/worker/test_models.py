@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from luthier.errors import Cancelled, DataLoss, LuthierError, NotFound
-from luthier.evaluation.worker.models import MAX_ADAPTERS, LoadedModel, Models
+from luthier.errors import Cancelled, DataLoss, LuthierError, NotFound, Reason, ResourceExhausted
+from luthier.evaluation.worker.models import MAX_ADAPTERS, MAX_WAITING, LoadedModel, Models
 from luthier.lm.lora import find_adapter
 from luthier.runtime.auth import TaskTokens
 from luthier.work.cache import BlobCache
@@ -100,6 +101,78 @@ async def test_who_gives_up_waiting_for_a_base_is_let_go(bench: Bench) -> None:
                 raise AssertionError("the other base must not be loaded")
             with models.base(bench.reference("base"), bench.token, stopped):
                 pass  # no wait, no check
+
+    await asyncio.to_thread(use)
+
+
+async def test_a_wait_with_a_bound_ends_and_few_wait_at_once(bench: Bench) -> None:
+    def want(models: Models, wait_seconds: float) -> float:
+        began = time.monotonic()
+        with (
+            pytest.raises(ResourceExhausted, match="another one is in use; try again") as caught,
+            models.base(bench.reference("other"), bench.token, wait_seconds=wait_seconds),
+        ):
+            raise AssertionError("the other base must not be loaded")
+        assert caught.value.retry_after_seconds is not None
+        assert caught.value.reason == Reason.OVERLOADED
+        return time.monotonic() - began
+
+    def use() -> None:
+        with (
+            closing(bench.models()) as models,
+            models.base(bench.reference("base"), bench.token),
+            ThreadPoolExecutor(MAX_WAITING) as threads,
+        ):
+            waiting = [threads.submit(want, models, 1.0) for _ in range(MAX_WAITING)]
+            time.sleep(0.3)
+            assert want(models, 60.0) < 0.3, "one more is refused at once"
+            assert all(1.0 <= one.result(timeout=20) < 2.0 for one in waiting)
+            with models.base(bench.reference("base"), bench.token, wait_seconds=0.0):
+                pass  # what is loaded is free for everyone
+
+    await asyncio.to_thread(use)
+
+
+async def test_a_base_that_loads_does_not_silence_those_who_wait(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+    load = Models._load
+
+    def slow(models: Models, reference: task_pb2.ModelReference, token: str) -> LoadedModel:
+        loading.set()
+        go_on.wait(20)
+        return load(models, reference, token)
+
+    def stopped() -> None:
+        raise Cancelled("nobody listens")
+
+    monkeypatch.setattr(Models, "_load", slow)
+
+    def use() -> None:
+        with closing(bench.models()) as models, ThreadPoolExecutor(2) as threads:
+
+            def same() -> str:
+                with models.base(bench.reference("other"), bench.token, wait_seconds=0.1) as loaded:
+                    return loaded.digest
+
+            first = threads.submit(same)
+            assert loading.wait(20)
+            second = threads.submit(same)
+            for name in ("base", "other"):
+                with (
+                    pytest.raises(Cancelled, match="nobody listens"),
+                    models.base(bench.reference(name), bench.token, stopped),
+                ):
+                    raise AssertionError("nothing is loaded yet")
+            with (
+                pytest.raises(ResourceExhausted),
+                models.base(bench.reference("base"), bench.token, wait_seconds=0.2),
+            ):
+                raise AssertionError("the other base is on its way")
+            assert not second.done(), "who wants what is being loaded waits for it"
+            go_on.set()
+            assert {first.result(20), second.result(20)} == {bench.reference("other").digest}
 
     await asyncio.to_thread(use)
 

@@ -75,6 +75,7 @@ def render_report(data: ReportData) -> str:
     title = evaluation.display_name or short(evaluation.name)
     sections = (
         _headline(evaluation),
+        "".join(f'<p class="warning">{escape(warning)}</p>' for warning in evaluation.warnings),
         _results(evaluation),
         _comparisons(evaluation),
         *(_run(run) for run in data.runs),
@@ -171,6 +172,7 @@ def _results(evaluation: Evaluation) -> str:
     if any(asked):
         rows.append(["asked with", *map(escape, asked)])
     rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
+    rows.append(["records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)])
     rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
     chart = f"<h3>{escape(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"
     form = text_form_words(evaluation)
@@ -250,7 +252,8 @@ def _answers(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
     cards = "".join(_card(prediction) for prediction in predictions[:_MAX_CARDS])
     counts = []
     for arm in evaluation.arms:
-        marks = [is_right(a) for p in predictions for a in p.answers if a.arm_id == arm.arm_id]
+        said = [a for p in predictions for a in p.answers if a.arm_id == arm.arm_id]
+        marks = [is_right(answer) for answer in said if not answer.HasField("error")]
         if any(mark is not None for mark in marks):
             counts.append(f"{escape(arm.arm_id)} {sum(mark is True for mark in marks)}/{len(marks)} right")
     if len(predictions) > _MAX_CARDS:
@@ -262,19 +265,22 @@ def _answers(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
 def _card(prediction: Prediction) -> str:
     turns = "\n".join(f"<b>{escape(turn.role)}</b> {escape(turn.content)}" for turn in prediction.prompt)
     reference = f'<div class="answer"><h4>reference</h4><pre>{escape(prediction.reference)}</pre></div>'
-    answers = "".join(_answer(answer) for answer in prediction.answers)
+    place = f"{prediction.filename}:{prediction.line}"
+    answers = "".join(_answer(answer, place) for answer in prediction.answers)
     return (
         f'<div class="prediction"><p class="question">{turns}</p>'
         f'<div class="answers">{reference}{answers}</div></div>'
     )
 
 
-def _answer(answer: ArmPrediction) -> str:
-    right = is_right(answer)
+def _answer(answer: ArmPrediction, place: str) -> str:
+    right, text = is_right(answer), answer.text
     kind, mark = ("", "") if right is None else ("right", "✓ right") if right else ("wrong", "✗ wrong")
+    if answer.HasField("error"):
+        kind, mark, text = "wrong", "no answer", f"{place}: {answer.error.message}"
     return (
         f'<div class="answer {kind}"><h4>{escape(answer.arm_id)}<span>{mark}</span></h4>'
-        f"<pre>{escape(answer.text)}</pre></div>"
+        f"<pre>{escape(text)}</pre></div>"
     )
 
 

@@ -343,6 +343,7 @@ class ArmResult(_message.Message):
     TEMPLATE_SOURCE_FIELD_NUMBER: _builtins.int
     TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
+    NUM_ERRORS_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm."""
     num_generated_tokens: _builtins.int
@@ -359,6 +360,8 @@ class ArmResult(_message.Message):
     """sha256 of that template in hex. Empty when there is none."""
     template_date: _builtins.str
     """Date that the template saw as today, YYYY-MM-DD."""
+    num_errors: _builtins.int
+    """Records that the arm could not answer; their predictions say why. They count in no score and in no comparison of the arm."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreEstimate]:
         """Its scores."""
@@ -375,10 +378,11 @@ class ArmResult(_message.Message):
         template_source: Global___TemplateSource.ValueType = ...,
         template_digest: _builtins.str = ...,
         template_date: _builtins.str = ...,
+        num_errors: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "num_cut", b"num_cut", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores", "template_date", b"template_date", "template_digest", b"template_digest", "template_source", b"template_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "num_cut", b"num_cut", "num_errors", b"num_errors", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores", "template_date", b"template_date", "template_digest", b"template_digest", "template_source", b"template_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -556,6 +560,7 @@ class Evaluation(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/evaluations/{evaluation}."""
     uid: _builtins.str
@@ -624,6 +629,12 @@ class Evaluation(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What did not go as wished and did not stop the evaluation, e.g. records that an arm could not answer, with how many and
+        the first one's file and line.
+        """
+
     def __init__(
         self,
         *,
@@ -650,10 +661,11 @@ class Evaluation(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "comparisons", b"comparisons", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "progress", b"progress", "seed", b"seed", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "comparisons", b"comparisons", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "progress", b"progress", "seed", b"seed", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -689,6 +701,7 @@ class ArmPrediction(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm."""
     text: _builtins.str
@@ -699,6 +712,10 @@ class ArmPrediction(_message.Message):
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Scores of this answer by score name."""
 
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the arm could not answer this record: there is no text and no score then. Unset when it could."""
+
     def __init__(
         self,
         *,
@@ -706,10 +723,11 @@ class ArmPrediction(_message.Message):
         text: _builtins.str = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "finish_reason", b"finish_reason", "scores", b"scores", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "error", b"error", "finish_reason", b"finish_reason", "scores", b"scores", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -726,12 +744,18 @@ class Prediction(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     ANSWERS_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Position among the records asked, from 0."""
     record_id: _builtins.str
     """sha256 of the record, in hex."""
     reference: _builtins.str
     """The answer that was right."""
+    filename: _builtins.str
+    """File that the record came from."""
+    line: _builtins.int
+    """Its line there, from 1. 0 means not known."""
     @_builtins.property
     def prompt(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChatMessage]:
         """The turns before the answer; for prompt-completion records one user turn with the prompt."""
@@ -748,10 +772,12 @@ class Prediction(_message.Message):
         prompt: _abc.Iterable[_chat_pb2.ChatMessage] | None = ...,
         reference: _builtins.str = ...,
         answers: _abc.Iterable[Global___ArmPrediction] | None = ...,
+        filename: _builtins.str = ...,
+        line: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "prompt", b"prompt", "record_id", b"record_id", "reference", b"reference", "row", b"row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "filename", b"filename", "line", b"line", "prompt", b"prompt", "record_id", b"record_id", "reference", b"reference", "row", b"row"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

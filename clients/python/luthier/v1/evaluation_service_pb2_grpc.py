@@ -128,10 +128,11 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListPredictions(self, request, context):
-        """Page through the answers of a SUCCEEDED evaluation, record by record.
+        """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED one these are the answers that came
+        before the failure, as far as there are any.
 
-        Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not SUCCEEDED. INVALID_ARGUMENT: page_size or
-        page_token is not valid.
+        Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
+        page_size or page_token is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,7 +144,7 @@ class EvaluationServiceServicer(object):
 
         Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long. NOT_FOUND: the model does not exist.
         FAILED_PRECONDITION: the model is not READY or has no chat template. UNAVAILABLE: no evaluation worker is there.
-        RESOURCE_EXHAUSTED: too many generations are waiting.
+        RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,10 +65,11 @@ class EvaluationServiceStub:
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListPredictions: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListPredictionsRequest, _evaluation_service_pb2.ListPredictionsResponse]
-    """Page through the answers of a SUCCEEDED evaluation, record by record.
+    """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED one these are the answers that came
+    before the failure, as far as there are any.
 
-    Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not SUCCEEDED. INVALID_ARGUMENT: page_size or
-    page_token is not valid.
+    Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
+    page_size or page_token is not valid.
     """
     GenerateText: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.GenerateTextRequest, _evaluation_service_pb2.GenerateTextResponse]
     """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
@@ -76,7 +77,7 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long. NOT_FOUND: the model does not exist.
     FAILED_PRECONDITION: the model is not READY or has no chat template. UNAVAILABLE: no evaluation worker is there.
-    RESOURCE_EXHAUSTED: too many generations are waiting.
+    RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
     """
 
 @_typing.type_check_only
@@ -114,10 +115,11 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListPredictions: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListPredictionsRequest, _evaluation_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
-    """Page through the answers of a SUCCEEDED evaluation, record by record.
+    """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED one these are the answers that came
+    before the failure, as far as there are any.
 
-    Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not SUCCEEDED. INVALID_ARGUMENT: page_size or
-    page_token is not valid.
+    Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
+    page_size or page_token is not valid.
     """
     GenerateText: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.GenerateTextRequest, _evaluation_service_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
@@ -125,7 +127,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long. NOT_FOUND: the model does not exist.
     FAILED_PRECONDITION: the model is not READY or has no chat template. UNAVAILABLE: no evaluation worker is there.
-    RESOURCE_EXHAUSTED: too many generations are waiting.
+    RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
     """
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -196,10 +198,11 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_service_pb2.ListPredictionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_service_pb2.ListPredictionsResponse, _abc.Awaitable[_evaluation_service_pb2.ListPredictionsResponse]]:
-        """Page through the answers of a SUCCEEDED evaluation, record by record.
+        """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED one these are the answers that came
+        before the failure, as far as there are any.
 
-        Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not SUCCEEDED. INVALID_ARGUMENT: page_size or
-        page_token is not valid.
+        Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
+        page_size or page_token is not valid.
         """
 
     @_abc_1.abstractmethod
@@ -213,7 +216,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long. NOT_FOUND: the model does not exist.
         FAILED_PRECONDITION: the model is not READY or has no chat template. UNAVAILABLE: no evaluation worker is there.
-        RESOURCE_EXHAUSTED: too many generations are waiting.
+        RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
         """
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -13,6 +13,7 @@ from luthier.errors import DataLoss, FieldViolation, InvalidArgument
 from luthier.evaluation.asking import ArmTemplate, Asking, TemplateSource
 from luthier.evaluation.evaluations.domain import (
     DEFAULT_NEW_TOKENS,
+    AnswerFile,
     Arm,
     ArmResult,
     Comparison,
@@ -132,6 +133,7 @@ def evaluation_to_proto(evaluation: Evaluation) -> evaluation_pb2.Evaluation:
         arm_results=[_arm_result_to_proto(result) for result in evaluation.arm_results],
         comparisons=[_comparison_to_proto(comparison) for comparison in evaluation.comparisons],
         num_records=evaluation.num_records,
+        warnings=evaluation.warnings,
         dataset_digest=evaluation.dataset_digest,
         model_digests=evaluation.model_digests,
         create_time=_time(evaluation.create_time),
@@ -147,8 +149,8 @@ def evaluation_to_proto(evaluation: Evaluation) -> evaluation_pb2.Evaluation:
     return message
 
 
-def evaluation_to_spec(evaluation: Evaluation) -> task_pb2.EvaluateSpec:
-    """Write what a worker needs to run an evaluation."""
+def evaluation_to_spec(evaluation: Evaluation, answers: Sequence[AnswerFile]) -> task_pb2.EvaluateSpec:
+    """Write what a worker needs to run an evaluation, going on after the answers that are there."""
 
     def reference(name: str) -> task_pb2.ModelReference:
         return task_pb2.ModelReference(name=name, digest=evaluation.model_digests[name])
@@ -161,8 +163,16 @@ def evaluation_to_spec(evaluation: Evaluation) -> task_pb2.EvaluateSpec:
             found.asking.CopyFrom(asking_to_proto(evaluation.askings[arm.arm_id]))
         arms.append(found)
     return task_pb2.EvaluateSpec(
-        evaluation=evaluation_to_proto(evaluation), base_model=reference(evaluation.base_model), arms=arms
+        evaluation=evaluation_to_proto(evaluation),
+        base_model=reference(evaluation.base_model),
+        arms=arms,
+        checkpoint_files=[task_pb2.BlobFile(**asdict(file)) for file in answers],
     )
+
+
+def answer_file_from_proto(message: task_pb2.BlobFile) -> AnswerFile:
+    """Read a file of answers."""
+    return AnswerFile(path=message.path, sha256=message.sha256, size_bytes=message.size_bytes)
 
 
 def arm_result_from_proto(message: evaluation_pb2.ArmResult) -> ArmResult:
@@ -191,6 +201,7 @@ def arm_result_from_proto(message: evaluation_pb2.ArmResult) -> ArmResult:
         ),
         template_digest=message.template_digest,
         template_date=message.template_date,
+        num_errors=message.num_errors,
     )
 
 

@@ -124,6 +124,7 @@ class ArmResult:
     template_source: TemplateSource = TemplateSource.UNSPECIFIED
     template_digest: str = ""
     template_date: str = ""
+    num_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +159,31 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerFile:
+    """A blob with answers that a worker kept for the attempts after its own; `path` is its name for people."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionFile:
     """A blob that holds `num_rows` predictions; `prediction_file` reads it."""
 
     sha256: str
     size_bytes: int
     num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of an evaluation."""
+
+    arm_results: tuple[ArmResult, ...]
+    comparisons: tuple[Comparison, ...]
+    predictions: PredictionFile
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +220,7 @@ class Evaluation:
     failure: Failure | None = None
     end_time: datetime | None = None
     predictions: PredictionFile | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def check_evaluation(evaluation: Evaluation) -> None:

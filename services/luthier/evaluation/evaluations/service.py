@@ -15,17 +15,17 @@ from luthier.errors import Aborted, FailedPrecondition, Failure, FieldViolation,
 from luthier.evaluation.asking import Contender, Taught, askings
 from luthier.evaluation.evaluations.domain import (
     FINAL_STATES,
-    ArmResult,
-    Comparison,
+    AnswerFile,
     Evaluation,
     EvaluationState,
+    Outcome,
     PredictionFile,
     Progress,
     check_evaluation,
     moved,
 )
 from luthier.evaluation.evaluations.prediction_file import read_predictions
-from luthier.evaluation.evaluations.repository import Predictions
+from luthier.evaluation.evaluations.repository import AnswerFiles, Predictions
 from luthier.runtime.labels import display_name_violations, label_violations
 from luthier.runtime.names import Pattern, check_id, new_id, require_project, same_project
 from luthier.storage.blobs import BlobStore
@@ -96,6 +96,7 @@ class EvaluationService:
         self._database = database
         self._resources = resources
         self._predictions = Predictions()
+        self._answers = AnswerFiles()
         self._log = log
         self._queue = queue
         self._peers = peers
@@ -225,10 +226,10 @@ class EvaluationService:
         """Return stored predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
 
         Raises:
-            FailedPrecondition: it has not SUCCEEDED.
+            FailedPrecondition: it has not SUCCEEDED, nor FAILED after some of them.
             DataLoss: they are not what was stored.
         """
-        if evaluation.state is not EvaluationState.SUCCEEDED:
+        if evaluation.state is not EvaluationState.SUCCEEDED and evaluation.predictions is None:
             raise FailedPrecondition(
                 f"{evaluation.name} must be SUCCEEDED to have predictions, it is {evaluation.state}",
                 reason=Reason.WRONG_STATE,
@@ -241,9 +242,15 @@ class EvaluationService:
         total_bytes = accumulate(map(len, rows))
         return rows[: max(1, sum(size <= limit_bytes for size in total_bytes))]
 
-    async def find(self, connection: AsyncConnection, name: str) -> Evaluation:
-        """Return the evaluation that a task works for."""
-        return await self._resources.get(connection, name)
+    async def find(self, connection: AsyncConnection, name: str) -> tuple[Evaluation, list[AnswerFile]]:
+        """Return the evaluation that a task works for, and the answers that earlier attempts kept."""
+        return await self._resources.get(connection, name), await self._answers.read(connection, name)
+
+    async def keep_answers(
+        self, connection: AsyncConnection, name: str, step: int, files: Sequence[AnswerFile]
+    ) -> None:
+        """Keep answers for the attempts after this one. The same step again changes nothing."""
+        await self._answers.add(connection, name, step, files)
 
     async def begin(self, connection: AsyncConnection, name: str) -> None:
         """An attempt began."""
@@ -266,26 +273,28 @@ class EvaluationService:
         self,
         connection: AsyncConnection,
         name: str,
-        *,
-        arm_results: tuple[ArmResult, ...],
-        comparisons: tuple[Comparison, ...],
-        predictions: PredictionFile,
+        outcome: Outcome,
     ) -> None:
         """Store an outcome and where every answer is."""
         evaluation = await self._resources.get(connection, name)
         scored = replace(
             evaluation,
-            arm_results=arm_results,
-            comparisons=comparisons,
-            num_records=predictions.num_rows,
-            predictions=predictions,
+            arm_results=outcome.arm_results,
+            comparisons=outcome.comparisons,
+            warnings=outcome.warnings,
+            num_records=outcome.predictions.num_rows,
+            predictions=outcome.predictions,
         )
         await self._move(connection, scored, EvaluationState.SUCCEEDED)
 
-    async def fail(self, connection: AsyncConnection, name: str, failure: Failure) -> None:
-        """Store why it failed."""
+    async def fail(
+        self, connection: AsyncConnection, name: str, failure: Failure, predictions: PredictionFile | None
+    ) -> None:
+        """Store why it failed, and the answers that came before."""
         evaluation = await self._resources.get(connection, name)
         failed = replace(evaluation, failure=failure)
+        if predictions is not None:
+            failed = replace(failed, predictions=predictions, num_records=predictions.num_rows)
         await self._move(connection, failed, EvaluationState.FAILED, failure.message)
 
     async def end_cancelled(self, connection: AsyncConnection, name: str) -> None:
@@ -297,6 +306,8 @@ class EvaluationService:
         self, connection: AsyncConnection, evaluation: Evaluation, state: EvaluationState, why: str = ""
     ) -> None:
         stored = await self._resources.update(connection, moved(evaluation, state, datetime.now(UTC)))
+        if state in FINAL_STATES:
+            await self._answers.forget(connection, evaluation.name)
         await self._log_state(connection, stored, why)
 
     async def _log_state(self, connection: AsyncConnection, evaluation: Evaluation, why: str = "") -> None:

@@ -37,6 +37,8 @@ from luthier.worker.v1 import worker_service_pb2
 
 SLOTS = 4
 _AGAIN_SECONDS = 0.5
+_BASE_SECONDS = 2.0
+"""How long a slot is held while another base model is in use."""
 _logger = logging.getLogger(__name__)
 Piece = worker_service_pb2.PushGenerationRequest
 
@@ -69,7 +71,7 @@ class ModelAnswers:
 
         adapter = order.adapter if order.HasField("adapter") else None
         with (
-            self._models.base(order.base_model, order.token, check) as loaded,
+            self._models.base(order.base_model, order.token, check, wait_seconds=_BASE_SECONDS) as loaded,
             self._models.adapter(loaded, adapter, order.token) as name,
         ):
             prompt, stops = _prompt(loaded.asker(order.asking, check), order)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from luthier.errors import DataLoss, Reason
+from luthier.errors import DataLoss, Reason, ResourceExhausted
 from luthier.evaluation.worker.asking import Asker, TextDecoder, asking_of
 from luthier.evaluation.worker.engine_thread import Check, EngineThread
 from luthier.lm.adapter_files import load_adapter
@@ -28,6 +30,9 @@ from luthier.work.text_pool import PROMPT_LIMITS, Bundle, TextPool
 from luthier.worker.v1 import task_pb2
 
 MAX_ADAPTERS = 8
+MAX_WAITING = 1
+"""Who may wait with a bound for another base to be free: fewer than there are slots, so that others find one."""
+_RETRY_SECONDS = 5.0
 _CHECK_SECONDS = 0.1
 
 
@@ -91,6 +96,8 @@ class LoadedModel:
 class Models:
     """Keeps one base model in memory, and changes it when nobody uses it any more.
 
+    Files are fetched and loaded outside of the lock: whoever waits meanwhile goes on hearing whether it still should.
+
     Args:
         address: host:port of ModelService.
         cache: files by digest.
@@ -105,30 +112,40 @@ class Models:
         self._folder = folder
         self._loaded: LoadedModel | None = None
         self._users = 0
+        self._loading = ""
+        self._num_waiting = 0
         self._changed = threading.Condition()
         self._texts = TextPool(limits)
 
     @contextmanager
     def base(
-        self, reference: task_pb2.ModelReference, token: str, check: Check = lambda: None
+        self,
+        reference: task_pb2.ModelReference,
+        token: str,
+        check: Check = lambda: None,
+        *,
+        wait_seconds: float = math.inf,
     ) -> Iterator[LoadedModel]:
         """Keep a base model loaded for the length of a block; waits while another one is in use.
 
+        With `wait_seconds` the wait for another base's end is bounded, and so are those who wait with a bound:
+        beyond `MAX_WAITING` they are refused at once.
+
         Raises:
+            ResourceExhausted: OVERLOADED, another base stayed in use.
             LuthierError: its files cannot be fetched or loaded, or what `check` raised during the wait.
         """
         with self._changed:
-            while not self._changed.wait_for(lambda: self._is_free_for(reference), _CHECK_SECONDS):
-                check()
-            if self._loaded is not None and self._loaded.digest != reference.digest:
-                self._loaded.thread.stop()
-                self._loaded = None
-            if self._loaded is None:
-                self._loaded = self._load(reference, token)
-            loaded = self._loaded
+            self._wait_for(reference, check, wait_seconds)
             self._users += 1
+            is_there = self._has(reference)
+            if not is_there:
+                self._loading = reference.digest
         try:
-            yield loaded
+            if not is_there:
+                self._change(reference, token)
+            assert self._loaded is not None, "it is loaded, and kept as long as it has a user"
+            yield self._loaded
         finally:
             with self._changed:
                 self._users -= 1
@@ -159,8 +176,39 @@ class Models:
         self._texts.close()
         self._channel.close()
 
+    def _has(self, reference: task_pb2.ModelReference) -> bool:
+        return self._loaded is not None and self._loaded.digest == reference.digest
+
     def _is_free_for(self, reference: task_pb2.ModelReference) -> bool:
-        return self._users == 0 or (self._loaded is not None and self._loaded.digest == reference.digest)
+        return not self._loading and (self._users == 0 or self._has(reference))
+
+    def _wait_for(self, reference: task_pb2.ModelReference, check: Check, wait_seconds: float) -> None:
+        if self._is_free_for(reference):
+            return
+        bounded = math.isfinite(wait_seconds)
+        if bounded and self._num_waiting >= MAX_WAITING and self._loading != reference.digest:
+            raise _in_use(reference)
+        self._num_waiting += bounded
+        deadline = time.monotonic() + wait_seconds
+        try:
+            while not self._changed.wait_for(lambda: self._is_free_for(reference), _CHECK_SECONDS):
+                check()
+                if time.monotonic() > deadline and self._loading != reference.digest:
+                    raise _in_use(reference)
+        finally:
+            self._num_waiting -= bounded
+
+    def _change(self, reference: task_pb2.ModelReference, token: str) -> None:
+        """Load another base; nobody else touches what is loaded while `_loading` is set."""
+        try:
+            if self._loaded is not None:
+                self._loaded.thread.stop()
+                self._loaded = None
+            self._loaded = self._load(reference, token)
+        finally:
+            with self._changed:
+                self._loading = ""
+                self._changed.notify_all()
 
     def _load(self, reference: task_pb2.ModelReference, token: str) -> LoadedModel:
         with self._fetched(reference, token) as folder:
@@ -176,3 +224,12 @@ class Models:
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             yield fetch_model(self._channel, token, reference.name, self._cache, Path(folder))
+
+
+def _in_use(reference: task_pb2.ModelReference) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"{reference.name} must wait: this worker keeps one base model in memory, and another one is in use; try again",
+        reason=Reason.OVERLOADED,
+        metadata={"model": reference.name},
+        retry_after_seconds=_RETRY_SECONDS,
+    )

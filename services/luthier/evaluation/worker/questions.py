@@ -3,75 +3,139 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.errors import FailedPrecondition, Failure, InvalidArgument, LuthierError, Reason
 from luthier.evaluation.worker.asking import Prompts
 from luthier.text.records import Record
 from luthier.text.rendering import Rendered, RenderingError
 from luthier.text.templates import TemplateError
 
 MIN_PREFIX_TOKENS = 16
+_MESSAGE_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A record of the version: what is asked, and the answer that is right."""
+    """A record of the version: what is asked, the answer that is right, and where it came from."""
 
     record_id: str
     row: int
     record: Record
+    filename: str = ""
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        """File and line for people."""
+        return f"{self.filename}:{self.line}"
+
+
+class Choosable(Protocol):
+    """What a choice goes by."""
+
+    @property
+    def record_id(self) -> str:
+        """Digest of the record."""
+        ...
+
+    @property
+    def row(self) -> int:
+        """Its place in the version."""
+        ...
+
+
+T = TypeVar("T", bound=Choosable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompted:
+    """A question as tokens: what asks it, and the whole with its right answer where that is measured."""
+
+    prompt: tuple[int, ...]
+    reference: Rendered | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The prompts of one arm, cut into the tokens that all begin with and the rest of each."""
+    """The prompts of one arm, cut into the tokens that all begin with and the rest of each.
+
+    All are by the question's position; a question that cannot be asked has a failure and nothing else.
+    """
 
     prefix: tuple[int, ...]
-    prompts: tuple[tuple[int, ...], ...]
-    answers: tuple[Rendered, ...]
+    prompts: Mapping[int, tuple[int, ...]]
+    references: Mapping[int, Rendered]
+    failures: Mapping[int, Failure]
 
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens that go through the model to read the prompts."""
-        return len(self.prefix) + sum(len(prompt) for prompt in self.prompts)
+    def num_prompt_tokens(self, positions: Iterable[int]) -> int:
+        """Tokens that go through the model to read the prompts of some questions."""
+        return len(self.prefix) + sum(len(self.prompts[position]) for position in positions)
 
 
-def choose(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
-    """Return `count` questions (0: all) in row order, chosen by a hash of seed and record.
+def choose(found: Iterable[T], count: int, seed: int) -> list[T]:
+    """Return `count` records (0: all) in row order, chosen by a hash of seed and record.
 
     The same seed chooses the same records however many others there are; a smaller count is part of a larger.
+    Memory: `count` records at a time.
     """
-    if count == 0 or count >= len(questions):
-        return list(questions)
+    if count == 0:
+        return list(found)
 
-    def key(question: Question) -> bytes:
-        return hashlib.sha256(f"{seed}/{question.record_id}".encode()).digest()
+    def key(one: T) -> bytes:
+        return hashlib.sha256(f"{seed}/{one.record_id}".encode()).digest()
 
-    return sorted(sorted(questions, key=key)[:count], key=lambda question: question.row)
+    return sorted(heapq.nsmallest(count, found, key=key), key=lambda one: one.row)
 
 
-def ask(renderer: Prompts, questions: Sequence[Question], shots: Sequence[Record]) -> Asked:
-    """Render the prompts of an arm.
+def ask(
+    renderer: Prompts, questions: Sequence[Question], shots: Sequence[Record], *, measured: bool
+) -> Asked:
+    """Render the prompts of an arm, and the references where they are measured."""
+    prompts: dict[int, tuple[int, ...]] = {}
+    references: dict[int, Rendered] = {}
+    failures: dict[int, Failure] = {}
+    for position, question in enumerate(questions):
+        try:
+            prompted = prompted_by(renderer, question.record, shots, measured=measured)
+        except (InvalidArgument, FailedPrecondition) as error:
+            failures[position] = failure_of(error)
+            continue
+        prompts[position] = prompted.prompt
+        if prompted.reference is not None:
+            references[position] = prompted.reference
+    prefix = shared_prefix(list(prompts.values()))
+    rest = {position: prompt[len(prefix) :] for position, prompt in prompts.items()}
+    return Asked(prefix=prefix, prompts=rest, references=references, failures=failures)
+
+
+def prompted_by(renderer: Prompts, record: Record, shots: Sequence[Record], *, measured: bool) -> Prompted:
+    """Render one question.
 
     Raises:
         FailedPrecondition: the model has no chat template for conversations.
-        InvalidArgument: the template refuses a record; the message names its row.
+        InvalidArgument: the template refuses the record.
     """
-    prompts: list[tuple[int, ...]] = []
-    answers: list[Rendered] = []
-    for question in questions:
-        try:
-            prompts.append(renderer.prompt(question.record, shots))
-            answers.append(renderer.answer(question.record, shots))
-        except RenderingError as error:
-            raise FailedPrecondition(f"row {question.row}: {error}", reason=error.reason) from error
-        except TemplateError as error:
-            raise InvalidArgument(f"row {question.row}: {error}", reason=Reason.TEMPLATE_INVALID) from error
-    prefix = shared_prefix(prompts)
-    rest = tuple(prompt[len(prefix) :] for prompt in prompts)
-    return Asked(prefix=prefix, prompts=rest, answers=tuple(answers))
+    try:
+        prompt = renderer.prompt(record, shots)
+        reference = renderer.answer(record, shots) if measured else None
+    except RenderingError as error:
+        raise FailedPrecondition(str(error), reason=error.reason) from error
+    except TemplateError as error:
+        raise InvalidArgument(str(error), reason=Reason.TEMPLATE_INVALID) from error
+    return Prompted(prompt=prompt, reference=reference)
+
+
+def failure_of(error: LuthierError) -> Failure:
+    """Return why one record failed, its message short enough to stand beside many others."""
+    failure = Failure.of(error)
+    if len(failure.message) <= _MESSAGE_CHARACTERS:
+        return failure
+    shortened = failure.message[: _MESSAGE_CHARACTERS - 1] + "…"
+    return Failure(code=failure.code, reason=failure.reason, message=shortened)
 
 
 def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -66,15 +66,22 @@ def compare(
             for left, right in zip(candidate, baseline, strict=True)
             if name in left.scores and name in right.scores
         ]
+        if not pairs:
+            continue
         left, right = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         difference = bootstrap_difference(left, right, seed=seed)
         message = _comparison(candidate_id, baseline_id, name, difference)
         if score_named(name).kind is ScoreKind.BINARY:
             message.p_value = mcnemar(left, right)
         compared.append(message)
-    if any(answer.num_tokens for answer in candidate):
-        nll, tokens = _references(candidate)
-        other, _ = _references(baseline)
+    measured = [
+        (left, right)
+        for left, right in zip(candidate, baseline, strict=True)
+        if left.num_tokens and right.num_tokens
+    ]
+    if measured:
+        nll, tokens = _references([left for left, _ in measured])
+        other, _ = _references([right for _, right in measured])
         with _named_failure():
             difference = bootstrap_perplexity_difference(nll, other, tokens, seed=seed)
         compared.append(_comparison(candidate_id, baseline_id, PERPLEXITY, difference))

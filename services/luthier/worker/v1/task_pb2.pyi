@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
@@ -841,6 +842,7 @@ class EvaluateSpec(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     ARMS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
         """The evaluation, all defaults filled in."""
@@ -853,24 +855,115 @@ class EvaluateSpec(_message.Message):
     def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmModel]:
         """The arms."""
 
+    @_builtins.property
+    def checkpoint_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
+        """Answers that earlier attempts committed as checkpoints, in that order: files of AnsweredBatch messages, each after its
+        length. Empty: begin at the beginning.
+        """
+
     def __init__(
         self,
         *,
         evaluation: _evaluation_pb2.Evaluation | None = ...,
         base_model: Global___ModelReference | None = ...,
         arms: _abc.Iterable[Global___ArmModel] | None = ...,
+        checkpoint_files: _abc.Iterable[Global___BlobFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "evaluation", b"evaluation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvaluateSpec: _TypeAlias = EvaluateSpec  # noqa: Y015
 
 @_typing.final
+class AnsweredRecord(_message.Message):
+    """AnsweredRecord is what an arm said to one record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    NLL_FIELD_NUMBER: _builtins.int
+    NUM_REFERENCE_TOKENS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """Position among the records asked, from 0."""
+    text: _builtins.str
+    """The answer."""
+    finish_reason: _evaluation_pb2.FinishReason.ValueType
+    """Why generation ended. Unset when the record failed."""
+    num_generated_tokens: _builtins.int
+    """Tokens generated."""
+    nll: _builtins.float
+    """Negative log-probability of the reference in nats. 0 when it was not measured."""
+    num_reference_tokens: _builtins.int
+    """Tokens of the reference. 0 when it was not measured."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the record failed. Unset when it did not."""
+
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        text: _builtins.str = ...,
+        finish_reason: _evaluation_pb2.FinishReason.ValueType = ...,
+        num_generated_tokens: _builtins.int = ...,
+        nll: _builtins.float = ...,
+        num_reference_tokens: _builtins.int = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_reference_tokens", b"num_reference_tokens", "row", b"row", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnsweredRecord: _TypeAlias = AnsweredRecord  # noqa: Y015
+
+@_typing.final
+class AnsweredBatch(_message.Message):
+    """AnsweredBatch is the records that an arm was asked together. A batch is never cut: the same batches give the same bits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARM_ID_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    arm_id: _builtins.str
+    """The arm."""
+    first_row: _builtins.int
+    """First row of the batch."""
+    duration_seconds: _builtins.float
+    """Time spent, in seconds."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnsweredRecord]:
+        """Every row of the batch, in order."""
+
+    def __init__(
+        self,
+        *,
+        arm_id: _builtins.str = ...,
+        first_row: _builtins.int = ...,
+        duration_seconds: _builtins.float = ...,
+        records: _abc.Iterable[Global___AnsweredRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "first_row", b"first_row", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnsweredBatch: _TypeAlias = AnsweredBatch  # noqa: Y015
+
+@_typing.final
 class EvaluateResult(_message.Message):
-    """EvaluateResult is an evaluation's outcome."""
+    """EvaluateResult is an evaluation's outcome. Of one that failed: num_records and predictions, as far as there are answers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -878,6 +971,7 @@ class EvaluateResult(_message.Message):
     COMPARISONS_FIELD_NUMBER: _builtins.int
     NUM_RECORDS_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     num_records: _builtins.int
     """Records asked."""
     @_builtins.property
@@ -894,6 +988,10 @@ class EvaluateResult(_message.Message):
         where each begins, and where the last one ends.
         """
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What did not go as wished, as in luthier.v1.Evaluation."""
+
     def __init__(
         self,
         *,
@@ -901,10 +999,11 @@ class EvaluateResult(_message.Message):
         comparisons: _abc.Iterable[_evaluation_pb2.Comparison] | None = ...,
         num_records: _builtins.int = ...,
         predictions: Global___BlobFile | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "num_records", b"num_records", "predictions", b"predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

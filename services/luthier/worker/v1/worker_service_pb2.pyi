@@ -502,10 +502,10 @@ class CommitCheckpointRequest(_message.Message):
     epoch: _builtins.int
     """Epoch of the lease."""
     step: _builtins.int
-    """Optimiser steps made."""
+    """Optimiser steps made, or answers kept so far in all checkpoints of an evaluation."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.BlobFile]:
-        """Its files."""
+        """Its files. Of an evaluation: the answers that no earlier checkpoint has."""
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

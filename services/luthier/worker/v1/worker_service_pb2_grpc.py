@@ -167,7 +167,7 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CommitCheckpoint(self, request, context):
-        """Make a checkpoint of a TRAIN task the one to resume from. Its blobs must be there. The same step again is passed over.
+        """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
         Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
         """

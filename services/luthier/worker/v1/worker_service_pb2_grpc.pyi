@@ -74,7 +74,7 @@ class WorkerServiceStub:
     Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: the service has no such blob.
     """
     CommitCheckpoint: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.CommitCheckpointRequest, _worker_service_pb2.CommitCheckpointResponse]
-    """Make a checkpoint of a TRAIN task the one to resume from. Its blobs must be there. The same step again is passed over.
+    """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
     Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
     """
@@ -140,7 +140,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: the service has no such blob.
     """
     CommitCheckpoint: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.CommitCheckpointRequest, _worker_service_pb2.CommitCheckpointResponse]  # type: ignore[assignment]
-    """Make a checkpoint of a TRAIN task the one to resume from. Its blobs must be there. The same step again is passed over.
+    """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
     Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
     """
@@ -251,7 +251,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.CommitCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.CommitCheckpointResponse, _abc.Awaitable[_worker_service_pb2.CommitCheckpointResponse]]:
-        """Make a checkpoint of a TRAIN task the one to resume from. Its blobs must be there. The same step again is passed over.
+        """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
         Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
         """

@@ -235,7 +235,7 @@ def _facts(evaluation: Evaluation) -> Group:
         ]
     )
     asked = [(f"asked {result.arm_id}", asked_with(result)) for result in evaluation.arm_results]
-    parts: list[Any] = [head]
+    parts: list[Any] = [head, *(Text(f"warning: {warning}", "yellow") for warning in evaluation.warnings)]
     if any(words for _, words in asked):
         parts.append(facts(asked))
     for made in (_score_table(evaluation), _comparison_table(evaluation)):
@@ -257,6 +257,10 @@ def _score_table(evaluation: Evaluation) -> Table:
         ]
         better = " (lower is better)" if any(entry and lower_is_better(entry) for entry in found) else ""
         made.add_row(f"{score}{better}", *(estimate_words(entry) if entry else "" for entry in found))
+    if any(result.num_errors for result in evaluation.arm_results):
+        made.add_row(
+            "records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)
+        )
     return made
 
 
@@ -292,6 +296,10 @@ def _prediction_table(predictions: Iterable[Prediction]) -> Table:
         made.add_row(str(prediction.row), "question", "", Text(question, "dim"))
         made.add_row("", "reference", "", prediction.reference)
         for answer in prediction.answers:
+            if answer.HasField("error"):
+                why = f"{prediction.filename}:{prediction.line}: {answer.error.message}"
+                made.add_row("", answer.arm_id, Text("!", "red"), Text(why, "red"))
+                continue
             right = is_right(answer)
             mark = Text("") if right is None else Text("\u2713", "green") if right else Text("\u2717", "red")
             made.add_row("", answer.arm_id, mark, answer.text)

@@ -1,0 +1,247 @@
+"""Ask one arm all questions, a batch at a time; a record that cannot be answered fails alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
+from luthier.evaluation.worker.answered import Answered
+from luthier.evaluation.worker.models import LoadedModel
+from luthier.evaluation.worker.questions import Asked, Question, ask, failure_of
+from luthier.lm.generate import GenerationRequest
+from luthier.lm.lora import use_adapter
+from luthier.lm.scoring import SequenceScore, sequence_logprobs
+from luthier.text.records import Record
+from luthier.text.rendering import Rendered
+from luthier.v1 import evaluation_pb2
+from luthier.work.context import TaskContext
+from luthier.work.convert import failure_to_status, status_to_failure
+from luthier.worker.v1 import task_pb2
+
+ROWS_A_BATCH = 64
+TOKENS_A_TURN = 2048
+"""Tokens of references measured before interactive requests have their turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmAnswers:
+    """What an arm said to every record, in row order, what it cost, and how it was asked."""
+
+    records: Sequence[task_pb2.AnsweredRecord]
+    num_prompt_tokens: int
+    duration_seconds: float
+    template_source: evaluation_pb2.TemplateSource.ValueType
+    template_digest: str
+    template_date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """Rows that are asked together."""
+
+    arm_id: str
+    rows: range
+    asked: Asked
+    stops: frozenset[int]
+
+
+class ArmRunner:
+    """Asks one arm what it has not answered yet.
+
+    Args:
+        context: the task.
+        loaded: the base model.
+        adapter: name of the arm's adapter, None for the base model itself.
+        answered: what is answered so far.
+        asking: how the arm is asked.
+        phase: what the arm is called in progress.
+        num_answers: answers that the evaluation will have, of all arms together.
+    """
+
+    def __init__(
+        self,
+        context: TaskContext,
+        loaded: LoadedModel,
+        adapter: str | None,
+        answered: Answered,
+        *,
+        asking: task_pb2.Asking,
+        phase: str,
+        num_answers: int,
+    ) -> None:
+        self._asking = asking
+        self._num_answers = num_answers
+        self._context = context
+        self._loaded = loaded
+        self._adapter = adapter
+        self._answered = answered
+        self._phase = phase
+        self._evaluation = context.task.evaluate.evaluation
+
+    def run(self, arm_id: str, questions: Sequence[Question], shots: Sequence[Record]) -> ArmAnswers:
+        """Answer every question that has no answer yet.
+
+        Raises:
+            LuthierError: no record could be answered, with the reason of the first.
+        """
+        began = time.monotonic()
+        asker = self._loaded.asker(self._asking, self._context.check)
+        measured = evaluation_pb2.EVALUATION_METRIC_PERPLEXITY in self._evaluation.metrics
+        asked = ask(asker, questions, shots, measured=measured)
+        seconds = time.monotonic() - began
+        stops = asker.stop_token_ids() | self._loaded.eos_token_ids
+        for first in range(0, len(questions), ROWS_A_BATCH):
+            if not self._answered.has(arm_id, first):
+                rows = range(first, min(first + ROWS_A_BATCH, len(questions)))
+                self._answered.add(self._batch(_Batch(arm_id=arm_id, rows=rows, asked=asked, stops=stops)))
+        batches = self._answered.of(arm_id)
+        records = [record for batch in batches for record in batch.records]
+        _require_an_answer(arm_id, records, questions)
+        return ArmAnswers(
+            records=records,
+            num_prompt_tokens=asked.num_prompt_tokens(
+                record.row for record in records if not record.HasField("error")
+            ),
+            duration_seconds=seconds + sum(batch.duration_seconds for batch in batches),
+            template_source=self._asking.template_source or evaluation_pb2.TEMPLATE_SOURCE_BASE,
+            template_digest=asker.template_digest(),
+            template_date=asker.template_date,
+        )
+
+    def _batch(self, batch: _Batch) -> task_pb2.AnsweredBatch:
+        began = time.monotonic()
+        failures = {row: batch.asked.failures[row] for row in batch.rows if row in batch.asked.failures}
+        failures |= self._unfit(batch, [row for row in batch.rows if row not in failures])
+        records = {row: _failed(row, failure) for row, failure in failures.items()}
+        records |= self._generated(batch, [row for row in batch.rows if row not in records])
+        answered = [record for record in records.values() if not record.HasField("error")]
+        self._measure(batch, [record for record in answered if record.row in batch.asked.references])
+        return task_pb2.AnsweredBatch(
+            arm_id=batch.arm_id,
+            first_row=batch.rows.start,
+            duration_seconds=time.monotonic() - began,
+            records=[records[row] for row in batch.rows],
+        )
+
+    def _unfit(self, batch: _Batch, rows: Iterable[int]) -> dict[int, Failure]:
+        """Find the records that the engine would refuse, each alone, before they are asked together."""
+        found = {}
+        for row in rows:
+            try:
+                self._loaded.engine.check(replace(self._request(batch, [row]), adapter=None))
+            except InvalidArgument as error:
+                found[row] = failure_of(error)
+        return found
+
+    def _generated(self, batch: _Batch, rows: Sequence[int]) -> dict[int, task_pb2.AnsweredRecord]:
+        """Ask rows together; when one of them makes the engine fail, halves find out which."""
+        if not rows:
+            return {}
+        try:
+            return self._together(batch, rows)
+        except (InvalidArgument, FailedPrecondition) as error:
+            if error.reason == Reason.LEASE_LOST:
+                raise
+            if len(rows) == 1:
+                return {rows[0]: _failed(rows[0], failure_of(error))}
+        half = len(rows) // 2
+        return self._generated(batch, rows[:half]) | self._generated(batch, rows[half:])
+
+    def _together(self, batch: _Batch, rows: Sequence[int]) -> dict[int, task_pb2.AnsweredRecord]:
+        records = {row: task_pb2.AnsweredRecord(row=row) for row in rows}
+        num_ended = 0
+        with closing(self._loaded.thread.generate(self._request(batch, rows), self._context.check)) as events:
+            for event in events:
+                record = records[rows[event.row]]
+                record.text += event.text
+                record.num_generated_tokens += len(event.token_ids)
+                if event.finish_reason is not None:
+                    name = f"FINISH_REASON_{event.finish_reason}"
+                    record.finish_reason = evaluation_pb2.FinishReason.Value(name)
+                    num_ended += 1
+                    self._show(num_ended)
+        return records
+
+    def _request(self, batch: _Batch, rows: Sequence[int]) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=f"{self._context.task.task}/{batch.arm_id}/{rows[0]}+{len(rows)}",
+            prompts=tuple(batch.asked.prompts[row] for row in rows),
+            shared_prefix=batch.asked.prefix,
+            max_new_tokens=self._evaluation.max_new_tokens,
+            adapter=self._adapter,
+            stop_token_ids=batch.stops,
+            seed=self._evaluation.seed,
+            first_row=rows[0],
+        )
+
+    def _show(self, num_ended: int) -> None:
+        done = self._answered.num_records + num_ended
+        self._context.progress(self._phase, done, self._num_answers, "answers")
+
+    def _measure(self, batch: _Batch, records: Sequence[task_pb2.AnsweredRecord]) -> None:
+        """Add the log-probability of their references to records."""
+        references = batch.asked.references
+        for part in _turns(records, references):
+            self._context.check()
+            scores = self._loaded.thread.run(
+                lambda part=part: self._measured([references[record.row] for record in part])  # type: ignore[misc]
+            )
+            for record, score in zip(part, scores, strict=True):
+                _set_measured(record, score)
+
+    def _measured(self, references: Sequence[Rendered]) -> list[SequenceScore]:
+        ids = [reference.input_ids for reference in references]
+        masks = [reference.loss_mask for reference in references]
+        with use_adapter(self._loaded.model, self._adapter):
+            return sequence_logprobs(self._loaded.model, ids, masks)
+
+
+def _turns(
+    records: Iterable[task_pb2.AnsweredRecord], references: Mapping[int, Rendered]
+) -> Iterator[list[task_pb2.AnsweredRecord]]:
+    """Cut records into parts whose references have at most `TOKENS_A_TURN` tokens, or of one that has more."""
+    part: list[task_pb2.AnsweredRecord] = []
+    num_tokens = 0
+    for record in records:
+        length = len(references[record.row].input_ids)
+        if part and num_tokens + length > TOKENS_A_TURN:
+            yield part
+            part, num_tokens = [], 0
+        part.append(record)
+        num_tokens += length
+    if part:
+        yield part
+
+
+def _set_measured(record: task_pb2.AnsweredRecord, score: SequenceScore) -> None:
+    if math.isfinite(score.logprob):
+        record.nll = -score.logprob
+        record.num_reference_tokens = score.num_tokens
+        return
+    error = FailedPrecondition(
+        f"the reference's log-probability must be a finite number, got {score.logprob}; the model's weights or its "
+        "adapter are broken",
+        reason=Reason.MODEL_INVALID,
+    )
+    record.CopyFrom(_failed(record.row, failure_of(error)))
+
+
+def _failed(row: int, failure: Failure) -> task_pb2.AnsweredRecord:
+    return task_pb2.AnsweredRecord(row=row, error=failure_to_status(failure))
+
+
+def _require_an_answer(
+    arm_id: str, records: Sequence[task_pb2.AnsweredRecord], questions: Sequence[Question]
+) -> None:
+    if any(not record.HasField("error") for record in records):
+        return
+    first = status_to_failure(records[0].error)
+    place = questions[0].place
+    message = (
+        f"arm {arm_id} could answer none of {len(records):,} records; the first, {place}: {first.message}"
+    )
+    raise replace(first, message=message).to_error()

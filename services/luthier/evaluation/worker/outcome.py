@@ -1,0 +1,136 @@
+"""From what the arms said to an evaluation's outcome: results, comparisons, warnings, and the file of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from luthier.evaluation.evaluations.prediction_file import write_predictions
+from luthier.evaluation.worker.arm import ArmAnswers
+from luthier.evaluation.worker.questions import Question
+from luthier.evaluation.worker.references import Grading
+from luthier.evaluation.worker.scoring import Answer, compare, estimates
+from luthier.text.records import ChatRecord
+from luthier.text.rendering import reference_text
+from luthier.v1 import chat_pb2, evaluation_pb2
+from luthier.worker.v1 import task_pb2
+
+
+def result_of(
+    seed: int,
+    grading: Grading,
+    questions: Sequence[Question],
+    answers: Mapping[str, ArmAnswers],
+    path: Path,
+) -> task_pb2.EvaluateResult:
+    """Return the outcome of an evaluation, less its `predictions`, which are written to `path`."""
+    scored = {arm_id: _scored(said, questions, grading) for arm_id, said in answers.items()}
+    arms = list(answers)
+    comparisons = [
+        one
+        for later, candidate in enumerate(arms)
+        for baseline in arms[:later]
+        for one in compare(candidate, scored[candidate], baseline, scored[baseline], seed)
+    ]
+    said = {arm_id: answers[arm_id].records for arm_id in arms}
+    failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
+    return task_pb2.EvaluateResult(
+        arm_results=[_arm_result(arm_id, answers[arm_id], scored[arm_id], seed) for arm_id in arms],
+        comparisons=comparisons,
+        num_records=write_answers(grading, questions, said, path),
+        warnings=[*failures, *grading.warnings],
+    )
+
+
+def write_answers(
+    grading: Grading,
+    questions: Sequence[Question],
+    said: Mapping[str, Sequence[task_pb2.AnsweredRecord]],
+    path: Path,
+) -> int:
+    """Write what the arms said, as far as they came, as a file of predictions; return how many they are."""
+    by_row = {arm_id: {record.row: record for record in records} for arm_id, records in said.items()}
+    predictions = (
+        _prediction(
+            row, question, {arm_id: found[row] for arm_id, found in by_row.items() if row in found}, grading
+        )
+        for row, question in enumerate(questions)
+    )
+    return write_predictions(path, (one.SerializeToString(deterministic=True) for one in predictions))
+
+
+def _scored(said: ArmAnswers, questions: Sequence[Question], grading: Grading) -> list[Answer]:
+    """A record that failed has no score: it counts in nothing."""
+    return [
+        Answer(
+            text=record.text,
+            finish_reason=evaluation_pb2.FinishReason.Name(record.finish_reason),
+            scores=_scores(record, question, grading),
+            nll=record.nll,
+            num_tokens=record.num_reference_tokens,
+        )
+        for record, question in zip(said.records, questions, strict=True)
+    ]
+
+
+def _scores(record: task_pb2.AnsweredRecord, question: Question, grading: Grading) -> Mapping[str, float]:
+    return {} if record.HasField("error") else grading.scores(record.text, question)
+
+
+def _arm_result(
+    arm_id: str, said: ArmAnswers, scored: Sequence[Answer], seed: int
+) -> evaluation_pb2.ArmResult:
+    return evaluation_pb2.ArmResult(
+        arm_id=arm_id,
+        scores=estimates(scored, seed),
+        num_generated_tokens=sum(record.num_generated_tokens for record in said.records),
+        num_prompt_tokens=said.num_prompt_tokens,
+        duration_seconds=said.duration_seconds,
+        num_cut=sum(record.finish_reason == evaluation_pb2.FINISH_REASON_LENGTH for record in said.records),
+        template_source=said.template_source,
+        template_digest=said.template_digest,
+        template_date=said.template_date,
+        num_errors=sum(record.HasField("error") for record in said.records),
+    )
+
+
+def _warning(arm_id: str, said: ArmAnswers, questions: Sequence[Question]) -> list[str]:
+    failed = [record for record in said.records if record.HasField("error")]
+    if not failed:
+        return []
+    first = failed[0]
+    return [
+        f"arm {arm_id} could not answer {len(failed):,} of {len(said.records):,} records, which count in none of its "
+        f"scores; the first, {questions[first.row].place}: {first.error.message}"
+    ]
+
+
+def _prediction(
+    row: int, question: Question, said: Mapping[str, task_pb2.AnsweredRecord], grading: Grading
+) -> evaluation_pb2.Prediction:
+    record = question.record
+    if isinstance(record, ChatRecord):
+        turns = [
+            chat_pb2.ChatMessage(role=message.role, content=message.content)
+            for message in record.messages[:-1]
+        ]
+    else:
+        turns = [chat_pb2.ChatMessage(role="user", content=record.prompt)]
+    prediction = evaluation_pb2.Prediction(
+        row=row,
+        record_id=question.record_id,
+        prompt=turns,
+        reference=reference_text(record),
+        filename=question.filename,
+        line=question.line,
+    )
+    for arm_id, found in said.items():
+        answer = prediction.answers.add(
+            arm_id=arm_id,
+            text=found.text,
+            finish_reason=found.finish_reason,
+            scores=_scores(found, question, grading),
+        )
+        if found.HasField("error"):
+            answer.error.CopyFrom(found.error)
+    return prediction

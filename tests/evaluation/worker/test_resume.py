@@ -1,0 +1,163 @@
+"""An evaluation whose worker goes away is finished by the next one, which asks nothing again that was answered."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from luthier.evaluation.worker import arm
+from luthier.evaluation.worker.engine_thread import EngineThread
+from luthier.lm.generate import GenerationRequest
+from luthier.v1 import evaluation_pb2, evaluation_service_pb2
+
+ROWS = 3
+WANTED: dict[str, Any] = {
+    "arms": [("zero", "base", 0), ("few", "base", 2), ("tuned", "tuned", 0)],
+    "metrics": [evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH, evaluation_pb2.EVALUATION_METRIC_PERPLEXITY],
+    "max_new_tokens": 60,
+}
+# The worker as it is, but with small batches that are committed at once: records enough to be killed among.
+WORKER = """
+import functools
+from luthier.evaluation.worker import __main__ as program, arm
+arm.ROWS_A_BATCH = 3
+program.Evaluator = functools.partial(program.Evaluator, commit_seconds=0.0)
+program.main()
+"""
+
+
+def without_clock(done: evaluation_pb2.Evaluation) -> tuple[list[Any], list[Any]]:
+    results = [type(result).FromString(result.SerializeToString()) for result in done.arm_results]
+    for result in results:
+        result.ClearField("duration_seconds")
+    return results, list(done.comparisons)
+
+
+async def assert_same(site: Any, left: evaluation_pb2.Evaluation, right: evaluation_pb2.Evaluation) -> None:
+    """Two evaluations have the same answers, byte by byte, scores and comparisons."""
+    said = [
+        [row.SerializeToString(deterministic=True) for row in await site.predictions(one.name)]
+        for one in (left, right)
+    ]
+    assert said[0] == said[1]
+    assert without_clock(left) == without_clock(right)
+    assert right.state == evaluation_pb2.Evaluation.STATE_SUCCEEDED, right.error
+
+
+async def progress(site: Any, name: str) -> list[tuple[int, int]]:
+    """Attempt and answers so far, of every event of an ended evaluation that tells them."""
+    request = evaluation_service_pb2.WatchEvaluationRequest(name=name)
+    events = [event async for event in site.stream("WatchEvaluation", request)]
+    return [(event.attempt, event.progress.completed) for event in events if event.progress.total]
+
+
+async def until_answered(site: Any, name: str, count: int) -> None:
+    request = evaluation_service_pb2.WatchEvaluationRequest(name=name)
+    async for event in site.stream("WatchEvaluation", request):
+        if event.progress.total and event.progress.completed >= count:
+            return
+    raise AssertionError(f"{name} ended before {count} answers")
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arm, "ROWS_A_BATCH", ROWS)
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """Note the evaluation's prompts that are asked for in a block, by arm and row."""
+    asked: list[tuple[str, int]] = []
+    generate = EngineThread.generate
+
+    def counting(thread: EngineThread, request: GenerationRequest, *others: Any) -> Any:
+        arm_id = request.request_id.split("/")[1]
+        asked.extend((arm_id, request.first_row + index) for index in range(len(request.prompts)))
+        return generate(thread, request, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EngineThread, "generate", counting)
+        yield asked
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_a_worker_that_stops_leaves_its_answers_to_the_next(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site.worker():
+        alone = await site.ended((await site.evaluate(**WANTED)).name)
+    with counted(monkeypatch) as first:
+        async with site.worker():
+            made = await site.evaluate(**WANTED)
+            await until_answered(site, made.name, 13)
+    with counted(monkeypatch) as second:
+        async with site.worker():
+            done = await site.ended(made.name)
+    await assert_same(site, alone, done)
+    assert len(first) >= 12
+    assert len(set(second)) == len(second)
+    again = set(first) & set(second)
+    assert len(again) <= ROWS, "at most the batch that was cut off is asked again"
+    assert set(first) | set(second) == {(one, row) for one, _, _ in WANTED["arms"] for row in range(12)}
+
+
+def environment(site: Any) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
+    return clean | {
+        "LUTHIER_HOME": str(site.home),
+        "LUTHIER_DATA_ADDRESS": site.peers_address,
+        "LUTHIER_TRAINING_ADDRESS": site.peers_address,
+        "LUTHIER_EVALUATION_ADDRESS": site.address,
+        "LUTHIER_WORKER_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@contextmanager
+def process(site: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A real evaluation worker."""
+    with (site.home / "worker.log").open("ab") as log:
+        running = subprocess.Popen(
+            [sys.executable, "-c", WORKER], env=environment(site), stdout=log, stderr=log
+        )
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+def committed(site: Any) -> int:
+    """Answers that the service keeps."""
+    with sqlite3.connect(site.home / "evaluation" / "evaluation.db") as database:
+        return int(database.execute("select coalesce(max(step), 0) from answer_files").fetchone()[0])
+
+
+@pytest.mark.e2e
+async def test_a_killed_worker_changes_nothing_and_asks_nothing_again(site: Any) -> None:
+    with process(site):
+        alone = await site.ended((await site.evaluate(**WANTED)).name)
+    with process(site) as worker:
+        made = await site.evaluate(**WANTED)
+        await until_answered(site, made.name, 14)
+        worker.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(worker.wait)
+    kept = committed(site)
+    assert 12 <= kept < 36
+    with process(site):
+        done = await site.ended(made.name)
+    await assert_same(site, alone, done)
+    seen = await progress(site, made.name)
+    assert max(completed for attempt, completed in seen if attempt == 1) >= 14
+    second = [completed for attempt, completed in seen if attempt == 2]
+    assert second == list(range(kept + 1, 37)), "each answer that was not kept is asked once, no other is"
+    assert committed(site) == 0, "what the attempts kept goes with the end"
