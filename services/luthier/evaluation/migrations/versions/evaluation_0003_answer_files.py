@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "evaluation_0002"
-down_revision = "evaluation_0001"
+revision = "evaluation_0003"
+down_revision = "evaluation_0002"
 branch_labels = None
 depends_on = None
 

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "data_0002"
-down_revision = "data_0001"
+revision = "data_0003"
+down_revision = "data_0002"
 branch_labels = None
 depends_on = None
 
