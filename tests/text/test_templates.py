@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -57,6 +58,17 @@ def test_a_template_that_does_not_compile_names_its_line() -> None:
 
 def test_the_clock_stands_at_the_given_date() -> None:
     assert render("{{ strftime_now('%d %b %Y %H:%M') }}") == "09 Mar 2026 00:00"
+
+
+def test_the_clock_is_the_same_in_every_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = set()
+    for zone in ("UTC", "Asia/Tokyo", "America/Lima"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        shown.add(render("{{ strftime_now('%s %%s %Z %z %c') }}"))
+    monkeypatch.undo()
+    time.tzset()
+    assert shown == {"1773014400 %s   Mon Mar  9 00:00:00 2026"}
 
 
 def test_tojson_keeps_what_html_would_escape() -> None:

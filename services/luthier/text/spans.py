@@ -163,13 +163,13 @@ class Writer:
     def _difference(self, messages: Values, tools: Values, index: int, texts: tuple[str, str]) -> Span:
         """Find turn `index` between the text that asks for it and the text up to it, in the whole text."""
         before, whole = texts
-        is_last = index == len(messages) - 1
-        upto = whole if is_last else self._render(messages[: index + 1], tools).text
-        for shorter, longer in ((before, upto), (upto, whole)):
-            if not longer.startswith(shorter):
-                follows = "the answer follows" if longer is upto and is_last else "more turns follow"
-                hint = _LAST_HINT if is_last else _HINT
-                raise TemplateNotPrefixPreserving(_changed(index, shorter, longer, follows), hint)
+        upto = whole if index == len(messages) - 1 else self._render(messages[: index + 1], tools).text
+        if not upto.startswith(before):
+            raise TemplateNotPrefixPreserving(
+                _changed(index, before, upto, "the answer follows"), f"pass {_BLOCKS_HINT}"
+            )
+        if not whole.startswith(upto):
+            raise TemplateNotPrefixPreserving(_changed(index, upto, whole, "more turns follow"), _HINT)
         return self._trimmed(whole, (len(before), len(upto)))
 
     def _trimmed(self, text: str, span: Span) -> Span:
@@ -189,7 +189,6 @@ _BLOCKS_HINT = (
     "blocks"
 )
 _HINT = f"pass --split-turns (split_turns), --mask last-turn (mask_mode LAST_TURN), or {_BLOCKS_HINT}"
-_LAST_HINT = f"pass {_BLOCKS_HINT}"
 
 
 def _assistants(messages: Values) -> list[int]:

@@ -7,6 +7,7 @@ alone: nothing random reaches it, no clock, no order of a set and no address of 
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import json
 import re
@@ -94,8 +95,7 @@ class ChatTemplate:
         environment.filters["random"] = _refuse_random
         environment.globals["lipsum"] = _refuse_lipsum
         environment.globals["raise_exception"] = _raise_exception
-        now = datetime(today.year, today.month, today.day)
-        environment.globals["strftime_now"] = now.strftime
+        environment.globals["strftime_now"] = _strftime(today)
         self.source = source
         with _as_template_errors():
             self._template = environment.from_string(source)
@@ -249,6 +249,17 @@ def _failure(error: Exception, problem: str) -> TemplateError:
 def _shown(problem: object) -> str:
     """Return a problem as text that can be sent: templates may raise what is no text, and as much as they like."""
     return str(problem).encode("utf-8", "backslashreplace").decode()[:_MAX_PROBLEM]
+
+
+def _strftime(today: date) -> Callable[[str], str]:
+    now = datetime(today.year, today.month, today.day)
+    seconds = str(calendar.timegm(now.timetuple()))
+
+    def strftime_now(shape: str) -> str:
+        # Of all directives %s alone reads the machine's time zone.
+        return now.strftime(re.sub("%%|%s", lambda found: {"%s": seconds}.get(found[0], found[0]), shape))
+
+    return strftime_now
 
 
 def _to_json(
