@@ -234,6 +234,17 @@ def test_shapes_of_other_tools_are_named_with_what_to_do(value: dict[str, Any], 
         parse_record(value, Format.OPENAI_CHAT)
 
 
+def test_keys_that_nobody_knows_are_shown_short() -> None:
+    value = {f"key{number:05}": 0 for number in range(80_000)} | {"\x1b[31m" + "x" * 999: 0}
+    with pytest.raises(
+        UnknownFormatError, match=r"x1b\[31mx+…', key00000, .*key00018, and 79981 more\)"
+    ) as caught:
+        detect([value])
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(RecordError, match=r"and 79981 more$"):
+        parse_record(value, Format.ALPACA)
+
+
 @pytest.mark.parametrize("value", [{"a": 1}, {"a": [{"b": 1}]}, {"a": []}, 3])
 def test_a_shape_that_nobody_knows_has_no_name(value: object) -> None:
     with pytest.raises(UnknownFormatError) as caught:

@@ -47,7 +47,6 @@ def generate(
             if session.as_json:
                 session.show_line(piece)
             else:
-                click.echo(piece.text, nl=False)
-                sys.stdout.flush()
+                session.write(piece.text)
     if not session.as_json:
         click.echo()
