@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -234,6 +235,17 @@ def test_shapes_of_other_tools_are_named_with_what_to_do(value: dict[str, Any], 
         parse_record(value, Format.OPENAI_CHAT)
 
 
+def test_keys_that_nobody_knows_are_shown_short() -> None:
+    value = {f"key{number:05}": 0 for number in range(80_000)} | {"\x1b[31m" + "x" * 999: 0}
+    with pytest.raises(
+        UnknownFormatError, match=r"x1b\[31mx+…', key00000, .*key00018, and 79981 more\)"
+    ) as caught:
+        detect([value])
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(RecordError, match=r"and 79981 more$"):
+        parse_record(value, Format.ALPACA)
+
+
 @pytest.mark.parametrize("value", [{"a": 1}, {"a": [{"b": 1}]}, {"a": []}, 3])
 def test_a_shape_that_nobody_knows_has_no_name(value: object) -> None:
     with pytest.raises(UnknownFormatError) as caught:
@@ -365,3 +377,32 @@ def test_the_record_id_depends_on_the_content_alone() -> None:
     other = parse_record({"completion": "b", "prompt": "a"}, Format.PROMPT_COMPLETION)
     assert record_id(one) == record_id(other)
     assert record_id(one) != record_id(CompletionRecord(prompt="a", completion="c"))
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["role", "content", "text", "type", "from", "value", *NULL_KEYS.split()]
+TURNS = st.dictionaries(
+    st.sampled_from(FIELDS),
+    JSON_VALUES | st.sampled_from(["user", "assistant", "tool", "function", CALL, [CALL]]),
+)
+RECORD_KEYS = (
+    "messages tools functions parallel_tool_calls prompt completion instruction output input system history"
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(RECORD_KEYS.split()), st.lists(TURNS, max_size=3) | JSON_VALUES)
+    | JSON_VALUES,
+    st.sampled_from(Format),
+)
+def test_whatever_a_record_holds_it_is_read_or_refused_by_name(value: Any, format_: Format) -> None:
+    # Any other exception ends the test.
+    with contextlib.suppress(RecordError):
+        record = parse_record(value, format_)
+        assert record_from_json(record_to_json(record)) == record
+    with contextlib.suppress(UnknownFormatError):
+        assert detect([value]) in Format

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 
 from luthier.errors import FieldViolation
 
 MAX_LABELS = 64
 MAX_DISPLAY_NAME = 200
+# Overrides and isolates of bidirectional writing: with them a name reads as another one.
+_TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 _KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _VALUE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
 
@@ -31,4 +34,11 @@ def display_name_violations(display_name: str, field: str) -> Iterator[FieldViol
     """Yield what is wrong with a name for people; `field` is its path in the request."""
     if len(display_name) > MAX_DISPLAY_NAME:
         description = f"must be at most {MAX_DISPLAY_NAME} characters, got {len(display_name)}"
+        yield FieldViolation(field=field, description=description)
+    steering = next(
+        (one for one in display_name if unicodedata.category(one) == "Cc" or one in _TURNING), None
+    )
+    if steering is not None:
+        found = f"U+{ord(steering):04X} at {display_name.index(steering)}"
+        description = f"must hold no control characters and no marks that turn writing around, got {found}"
         yield FieldViolation(field=field, description=description)

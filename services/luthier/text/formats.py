@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -10,6 +10,9 @@ from luthier.text.fields import RecordError, kind, optional_text, required_text
 from luthier.text.foreign import named_shape
 from luthier.text.openai_chat import parse_chat
 from luthier.text.records import ChatRecord, CompletionRecord, Message, Record
+
+_SHOWN_KEYS = 20
+_SHOWN_CHARACTERS = 60
 
 
 class Format(StrEnum):
@@ -49,11 +52,21 @@ def detect(objects: Sequence[object]) -> Format:
             if required <= keys:
                 return format_
     first = objects[0] if objects else None
-    found = ", ".join(sorted(map(str, first))) if isinstance(first, Mapping) else type(first).__name__
+    found = _shown(first) if isinstance(first, Mapping) else type(first).__name__
     known = "; ".join(f"{name}: {', '.join(sorted(keys[0]))}" for name, keys in _KEYS.items())
     shape = next(filter(None, map(named_shape, objects)), None)
     advice = f"; this looks like {shape}" if shape else ""
     raise UnknownFormatError(f"no known format has the keys found ({found}){advice}; known are {known}")
+
+
+def _shown(keys: Iterable[str]) -> str:
+    """Return keys as a message can hold them: the first ones, shortened, nothing in them that steers a terminal."""
+    names = sorted(keys)
+    short = [
+        key if len(key) <= _SHOWN_CHARACTERS else f"{key[:_SHOWN_CHARACTERS]}…" for key in names[:_SHOWN_KEYS]
+    ]
+    more = [f"and {len(names) - _SHOWN_KEYS} more"] if len(names) > _SHOWN_KEYS else []
+    return ", ".join([*(key if key.isprintable() else repr(key) for key in short), *more])
 
 
 def parse_record(value: object, format_: Format) -> Record:
@@ -69,7 +82,7 @@ def parse_record(value: object, format_: Format) -> Record:
         if key not in value:
             shape = named_shape(value)
             advice = f"; this looks like {shape}" if shape else ""
-            raise RecordError(key, "MISSING_FIELD", f"must be there; the record has {sorted(value)}{advice}")
+            raise RecordError(key, "MISSING_FIELD", f"must be there; the record has {_shown(value)}{advice}")
     for key in value:
         if key not in required | optional:
             allowed = ", ".join(sorted(required | optional))

@@ -235,6 +235,10 @@ async def test_create_dataset_names_every_field_that_is_not_valid(bench: Bench) 
         "dataset.labels",
         "dataset.labels",
     ]
+    with pytest.raises(
+        InvalidArgument, match=r"dataset\.display_name: must hold no control characters.*U\+001B"
+    ):
+        await bench.service.create_dataset(PROJECT, "b", "\x1b[31m", {})
     with pytest.raises(InvalidArgument, match="dataset_id"):
         await bench.service.create_dataset(PROJECT, "Bad_Id", "", {})
     with pytest.raises(AlreadyExists):

@@ -232,3 +232,10 @@ def test_build_skips_a_line_that_is_too_long_to_read(tmp_path: Path) -> None:
     assert [(error.line, error.reason) for error in built.errors] == [(1, "RECORD_TOO_LONG")]
     assert built.statistics.num_records == 1
     require_valid(built, InvalidRecordPolicy.SKIP)
+
+
+def test_build_shows_nothing_of_a_record_that_could_steer_a_terminal(tmp_path: Path) -> None:
+    hostile = {"messages": [{"role": "user", "content": "q", "\x1b]0;owned\x07\u009b": 1}]}
+    (error,) = build(tmp_path, lines(hostile)).errors
+    assert error.path == r"messages[0].\x1b]0;owned\x07\x9b"
+    assert all(part.isprintable() for part in (error.path, error.message, error.value))

@@ -201,6 +201,7 @@ async def test_an_adapter_alone_brings_its_base_model(bench: Bench) -> None:
             "all arms must share one base model",
         ),
         ({"labels": {"Bad Key": "x"}}, InvalidArgument, "got 'Bad Key'"),
+        ({"display_name": "a\x1b[31m"}, InvalidArgument, "evaluation.display_name: must hold no control"),
     ],
 )
 async def test_a_bad_evaluation_is_refused(

@@ -73,7 +73,7 @@ def test_resolve_says_what_a_hyperparameter_must_be(asked: dict[str, Any], messa
 def test_resolve_names_all_wrong_fields_at_once() -> None:
     wrong = replace(
         REQUEST,
-        display_name="x" * 201,
+        display_name="\x1b" + "x" * 199,
         labels={"Bad Key": "a"},
         tuned_model_id="Upper",
         lora=LoraRequest(rank=0, target_modules=("",)),

@@ -105,6 +105,11 @@ async def test_register_fails_a_model_whose_result_contradicts_itself(bench: Any
             Reason.INVALID_FIELD,
             "a key must match",
         ),
+        (
+            NewBaseModel(source=HubSource(repo_id="a/b", revision=""), display_name="exe\u202egpj"),
+            Reason.INVALID_FIELD,
+            "model.display_name: must hold no control characters",
+        ),
     ],
 )
 async def test_register_refuses_what_it_cannot_read(

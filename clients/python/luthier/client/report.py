@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING
 
 from luthier.client.askings import asked_with
+from luthier.client.escaping import escaped_html
 from luthier.client.names import short
 from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.client.report_style import STYLE
@@ -85,7 +85,7 @@ def render_report(data: ReportData) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}: evaluation</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escaped_html(title)}: evaluation</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"{_header(evaluation, title)}\n{''.join(sections)}\n"
         "<footer>Made by Luthier. Intervals are 95 % intervals: Wilson's for scores that are right or wrong,"
         " bootstrap for others and for differences; comparisons are paired on the same records.</footer>\n"
@@ -104,12 +104,12 @@ def _header(evaluation: Evaluation, title: str) -> str:
         f"{len(evaluation.arms)} arms",
         ended,
     ]
-    line = " · ".join(escape(part) for part in parts if part)
-    return f"<header><h1>{escape(title)}</h1><p>{line}</p></header>"
+    line = " · ".join(escaped_html(part) for part in parts if part)
+    return f"<header><h1>{escaped_html(title)}</h1><p>{line}</p></header>"
 
 
 def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>\n" if body else ""
+    return f"<section><h2>{escaped_html(title)}</h2>{body}</section>\n" if body else ""
 
 
 def _headline(evaluation: Evaluation) -> str:
@@ -126,9 +126,9 @@ def _headline(evaluation: Evaluation) -> str:
     )
     return (
         f'<section class="headline {_verdict_class(word)}">'
-        f"<b>{escape(comparison.candidate_arm_id)}</b> against <b>{escape(comparison.baseline_arm_id)}</b>:"
-        f" <strong>{escape(numbers)}</strong> {_badge(word)}"
-        f"<small>{escape(comparison.score)}, {comparison.count} pairs, paired 95 % interval</small>"
+        f"<b>{escaped_html(comparison.candidate_arm_id)}</b> against <b>{escaped_html(comparison.baseline_arm_id)}</b>:"
+        f" <strong>{escaped_html(numbers)}</strong> {_badge(word)}"
+        f"<small>{escaped_html(comparison.score)}, {comparison.count} pairs, paired 95 % interval</small>"
         "</section>\n"
     )
 
@@ -167,22 +167,22 @@ def _results(evaluation: Evaluation) -> str:
         ]
         better = " <small>lower is better</small>" if any(e and lower_is_better(e) for e in found) else ""
         cells = [_estimate(estimate_words(entry)) if entry else "" for entry in found]
-        rows.append([f"<code>{escape(score)}</code>{better}", *cells])
+        rows.append([f"<code>{escaped_html(score)}</code>{better}", *cells])
     asked = [asked_with(result) for result in evaluation.arm_results]
     if any(asked):
-        rows.append(["asked with", *map(escape, asked)])
+        rows.append(["asked with", *map(escaped_html, asked)])
     rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
     rows.append(["records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)])
     rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
-    chart = f"<h3>{escape(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"
+    chart = f"<h3>{escaped_html(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"
     form = text_form_words(evaluation)
-    compared = f"<p>Texts are compared in the Unicode form {escape(form)}.</p>" if form else ""
+    compared = f"<p>Texts are compared in the Unicode form {escaped_html(form)}.</p>" if form else ""
     return _section("Results", chart + _table(head, rows, numbers_from=1) + compared)
 
 
 def _estimate(text: str) -> str:
     value, _, bounds = text.partition(" [")
-    return f"{escape(value)} <small>[{escape(bounds)}</small>"
+    return f"{escaped_html(value)} <small>[{escaped_html(bounds)}</small>"
 
 
 def _comparisons(evaluation: Evaluation) -> str:
@@ -190,8 +190,8 @@ def _comparisons(evaluation: Evaluation) -> str:
     for entry in evaluation.comparisons:
         rows.append(
             [
-                f"<code>{escape(entry.score)}</code>",
-                f"{escape(entry.candidate_arm_id)} − {escape(entry.baseline_arm_id)}",
+                f"<code>{escaped_html(entry.score)}</code>",
+                f"{escaped_html(entry.candidate_arm_id)} − {escaped_html(entry.baseline_arm_id)}",
                 _badge(verdict_word(entry.verdict)),
                 _estimate(difference_words(entry)),
                 f"{entry.p_value:.2g}" if entry.HasField("p_value") else "",
@@ -255,7 +255,9 @@ def _answers(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
         said = [a for p in predictions for a in p.answers if a.arm_id == arm.arm_id]
         marks = [is_right(answer) for answer in said if not answer.HasField("error")]
         if any(mark is not None for mark in marks):
-            counts.append(f"{escape(arm.arm_id)} {sum(mark is True for mark in marks)}/{len(marks)} right")
+            counts.append(
+                f"{escaped_html(arm.arm_id)} {sum(mark is True for mark in marks)}/{len(marks)} right"
+            )
     if len(predictions) > _MAX_CARDS:
         counts.append(f"the first {_MAX_CARDS} of {len(predictions):,} are shown")
     summary = f"<p>{' · '.join(counts)}</p>" if counts else ""
@@ -263,8 +265,10 @@ def _answers(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
 
 
 def _card(prediction: Prediction) -> str:
-    turns = "\n".join(f"<b>{escape(turn.role)}</b> {escape(turn.content)}" for turn in prediction.prompt)
-    reference = f'<div class="answer"><h4>reference</h4><pre>{escape(prediction.reference)}</pre></div>'
+    turns = "\n".join(
+        f"<b>{escaped_html(turn.role)}</b> {escaped_html(turn.content)}" for turn in prediction.prompt
+    )
+    reference = f'<div class="answer"><h4>reference</h4><pre>{escaped_html(prediction.reference)}</pre></div>'
     place = f"{prediction.filename}:{prediction.line}"
     answers = "".join(_answer(answer, place) for answer in prediction.answers)
     return (
@@ -279,14 +283,14 @@ def _answer(answer: ArmPrediction, place: str) -> str:
     if answer.HasField("error"):
         kind, mark, text = "wrong", "no answer", f"{place}: {answer.error.message}"
     return (
-        f'<div class="answer {kind}"><h4>{escape(answer.arm_id)}<span>{mark}</span></h4>'
-        f"<pre>{escape(text)}</pre></div>"
+        f'<div class="answer {kind}"><h4>{escaped_html(answer.arm_id)}<span>{mark}</span></h4>'
+        f"<pre>{escaped_html(text)}</pre></div>"
     )
 
 
 def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
     arms = [
-        [escape(arm.arm_id), f"<code>{escape(short(arm.model))}</code>", str(arm.num_shots)]
+        [escaped_html(arm.arm_id), f"<code>{escaped_html(short(arm.model))}</code>", str(arm.num_shots)]
         for arm in evaluation.arms
     ]
     facts = [
@@ -298,11 +302,11 @@ def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
     ]
     rows = [
         [
-            f"<code>{escape(short(name))}</code>",
-            escape(Model.Kind.Name(model.kind).removeprefix("KIND_").lower()),
-            escape(model.architecture),
+            f"<code>{escaped_html(short(name))}</code>",
+            escaped_html(Model.Kind.Name(model.kind).removeprefix("KIND_").lower()),
+            escaped_html(model.architecture),
             f"{model.num_parameters:,}" if model.num_parameters else "",
-            f"<code>{escape(model.digest)}</code>",
+            f"<code>{escaped_html(model.digest)}</code>",
         ]
         for name, model in models.items()
     ]
@@ -315,7 +319,7 @@ def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
 
 def _facts(pairs: Iterable[tuple[str, str]]) -> str:
     rows = "".join(
-        f"<tr><th>{escape(label)}</th><td><code>{escape(value)}</code></td></tr>"
+        f"<tr><th>{escaped_html(label)}</th><td><code>{escaped_html(value)}</code></td></tr>"
         for label, value in pairs
         if value
     )
@@ -328,7 +332,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: 
     def kind(column: int) -> str:
         return ' class="number"' if numbers_from is not None and column >= numbers_from else ""
 
-    top = "".join(f"<th{kind(column)}>{escape(title)}</th>" for column, title in enumerate(head))
+    top = "".join(f"<th{kind(column)}>{escaped_html(title)}</th>" for column, title in enumerate(head))
     body = "".join(
         "<tr>" + "".join(f"<td{kind(column)}>{cell}</td>" for column, cell in enumerate(row)) + "</tr>"
         for row in rows
@@ -337,7 +341,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: 
 
 
 def _badge(word: str) -> str:
-    return f'<span class="badge {_verdict_class(word)}">{escape(word)}</span>'
+    return f'<span class="badge {_verdict_class(word)}">{escaped_html(word)}</span>'
 
 
 def _verdict_class(word: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
+from luthier.client.escaping import escaped_html
 from luthier.client.scores import estimate_words, is_share
 from luthier.v1.evaluation_pb2 import ScoreEstimate
 from luthier.v1.fine_tuning_job_pb2 import MetricPoint
@@ -69,10 +69,10 @@ def interval_chart(score: str, estimates: Sequence[tuple[str, ScoreEstimate]]) -
         y = 8 + row * number + row / 2
         label = estimate_words(estimate)
         parts += [
-            f'<text class="label" x="0" y="{y + 4}">{escape(_shortened(arm))}</text>',
+            f'<text class="label" x="0" y="{y + 4}">{escaped_html(_shortened(arm))}</text>',
             f'<line class="whisker" x1="{x(estimate.lower)}" x2="{x(estimate.upper)}" y1="{y}" y2="{y}"/>',
             f'<circle class="estimate" cx="{x(estimate.value)}" cy="{y}" r="6.5"/>',
-            f'<text x="{_WIDTH}" y="{y + 4}" text-anchor="end">{escape(label)}</text>',
+            f'<text x="{_WIDTH}" y="{y + 4}" text-anchor="end">{escaped_html(label)}</text>',
         ]
     return _svg(height, f"{score} by arm, with 95 % intervals", parts)
 
@@ -80,8 +80,8 @@ def interval_chart(score: str, estimates: Sequence[tuple[str, ScoreEstimate]]) -
 def _svg(height: float, title: str, parts: Sequence[str]) -> str:
     body = "".join(parts)
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{body}</svg>"
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escaped_html(title)}">'
+        f"<title>{escaped_html(title)}</title>{body}</svg>"
     )
 
 

@@ -32,6 +32,8 @@ _DIGEST_VERSION = "luthier-dataset-version-1"
 _DETECT_VALUES = 20
 _DETECT_LINES = 1000
 _MESSAGE_CHARACTERS = 500
+# What comes from a record is shown to people: no part of it may steer their terminals.
+_WRITTEN_OUT = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,4 +254,4 @@ def _canonical(line: Line, format_: DatasetFormat | None) -> tuple[Record, bytes
 
 def _printable(text: str) -> str:
     short = text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 1] + "…"
-    return short.encode(errors="replace").decode()
+    return short.encode(errors="replace").decode().translate(_WRITTEN_OUT)

@@ -49,8 +49,7 @@ def generate(
             if session.as_json:
                 session.show_line(piece)
             else:
-                click.echo(piece.text, nl=False)
-                sys.stdout.flush()
+                session.write(piece.text)
     if not session.as_json:
         click.echo()
         _say_what_is_not_known(session, model, source)

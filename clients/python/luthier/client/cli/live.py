@@ -40,14 +40,15 @@ def transfer(session: Session, verb: str) -> Iterator[ProgressCallback]:
     if session.as_json or not session.err.is_terminal:
         yield _transfer_lines(session, verb)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=session.err) as bars:
         tasks: dict[str, object] = {}
 
         def update(progress: TransferProgress) -> None:
             if progress.name not in tasks:
-                label = f"{verb} {short(progress.name)}"
-                tasks[progress.name] = bars.add_task(label, total=progress.total_bytes)
+                description = f"{verb} {short(progress.name)}"
+                tasks[progress.name] = bars.add_task(description, total=progress.total_bytes)
             bars.update(tasks[progress.name], completed=progress.completed_bytes)  # type: ignore[arg-type]
 
         yield update
@@ -145,9 +146,9 @@ class _EventBar:
     def __init__(self, session: Session, name: str) -> None:
         self._summary = EventSummary()
         self._bars = Progress(
-            TextColumn("[bold]{task.description}[/]"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[position]}"),
+            TextColumn("{task.fields[position]}", markup=False),
             _ValuesColumn(),
             TimeElapsedColumn(),
             console=session.err,

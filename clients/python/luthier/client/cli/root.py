@@ -12,6 +12,7 @@ import click
 from luthier.client.cli.groups import LazyGroup
 from luthier.client.cli.session import Session
 from luthier.client.config import silence_grpc
+from luthier.client.escaping import escaped, escaped_line
 from luthier.errors import (
     LuthierError,
     NotFound,
@@ -91,7 +92,7 @@ class _Root(LazyGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except OSError as error:
-            click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {escaped(str(error))}", err=True)
             return EXIT_ERROR
         return result if isinstance(result, int) else 0
 
@@ -113,15 +114,17 @@ def exit_code(error: LuthierError) -> int:
 
 def show_error(error: LuthierError) -> None:
     """Write an error to stderr: message and reason in one line, then fields, request id and what to do."""
-    label, reason = click.style("error:", fg="red", bold=True), click.style(f"[{error.reason}]", dim=True)
-    click.echo(f"{label} {error.message} {reason}", err=True)
+    label = click.style("error:", fg="red", bold=True)
+    reason = click.style(f"[{escaped_line(error.reason)}]", dim=True)
+    click.echo(f"{label} {escaped(error.message)} {reason}", err=True)
     if len(error.violations) > 1 or any(v.description not in error.message for v in error.violations):
         for violation in error.violations:
-            click.echo(f"  {click.style(violation.field, bold=True)}: {violation.description}", err=True)
+            field = click.style(escaped_line(violation.field), bold=True)
+            click.echo(f"  {field}: {escaped(violation.description)}", err=True)
     for precondition in error.preconditions:
-        click.echo(f"  {precondition.subject}: {precondition.description}", err=True)
+        click.echo(escaped(f"  {precondition.subject}: {precondition.description}"), err=True)
     if "request_id" in error.metadata:
-        click.secho(f"  request id {error.metadata['request_id']}", err=True, dim=True)
+        click.secho(f"  request id {escaped_line(error.metadata['request_id'])}", err=True, dim=True)
     if error.reason in _HINTS:
         click.echo(f"hint: {_HINTS[error.reason]}", err=True)
 

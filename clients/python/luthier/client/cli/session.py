@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from luthier.client.escaping import escaped, escaped_json, escaped_line
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Console
@@ -67,14 +69,14 @@ class Session:
     def show(self, message: Message, view: Callable[[Any], Any]) -> None:
         """Write one resource: as JSON, or as `view` draws it."""
         if self.as_json:
-            click.echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
+            click.echo(_as_json(_as_dict(message), indent=2))
         else:
             self.out.print(view(message))
 
     def show_list(self, messages: Iterable[Message], view: Callable[[Iterable[Any]], Table]) -> None:
         """Write resources: as a JSON array, or as the table that `view` draws."""
         if self.as_json:
-            click.echo(json.dumps([_as_dict(message) for message in messages], indent=2, ensure_ascii=False))
+            click.echo(_as_json([_as_dict(message) for message in messages], indent=2))
             return
         table = view(messages)
         if table.row_count:
@@ -84,16 +86,21 @@ class Session:
 
     def show_line(self, message: Message) -> None:
         """Write one message of a stream as a line of JSON."""
-        click.echo(json.dumps(_as_dict(message), ensure_ascii=False))
+        click.echo(_as_json(_as_dict(message)))
+
+    def write(self, text: str) -> None:
+        """Write a piece of text to stdout as it is, but for what would steer the terminal."""
+        click.echo(escaped(text), nl=False)
+        sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Say something to the person, on stderr."""
-        click.echo(text, err=True)
+        click.echo(escaped(text), err=True)
 
     def hint(self, command: str) -> None:
         """Name the command that comes next; silent with --json."""
         if not self.as_json:
-            click.secho(f"next: luthier {command}", err=True, dim=True)
+            click.secho(f"next: luthier {escaped_line(command)}", err=True, dim=True)
 
 
 def pass_session(function: Callable[..., R]) -> Callable[..., R]:
@@ -110,12 +117,18 @@ def pass_session(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
+    from luthier.client.cli.console import EscapingConsole
 
     stream = sys.stderr if stderr else sys.stdout
     # Off a terminal rich assumes 80 columns and would cut tables that a program or a file can hold.
     width = None if stream.isatty() else 200
-    return Console(file=stream, width=width, highlight=False, markup=False, soft_wrap=False)
+    return EscapingConsole(
+        file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False
+    )
+
+
+def _as_json(values: Any, indent: int | None = None) -> str:
+    return escaped_json(json.dumps(values, indent=indent, ensure_ascii=False))
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

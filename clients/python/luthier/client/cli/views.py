@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from luthier.client.cli.console import EscapingTable
 from luthier.client.events import AnyWatched, state_of
 from luthier.client.names import short
 
@@ -33,7 +34,7 @@ def table(*columns: str) -> Table:
 
     A column whose name begins with `#` is for numbers.
     """
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = EscapingTable(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         is_number = column.startswith("#")
         made.add_column(column.lstrip("#"), justify="right" if is_number else "left", overflow="fold")
@@ -42,7 +43,7 @@ def table(*columns: str) -> Table:
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
     """Return `label  value` lines; empty values are left out."""
-    made = Table.grid(padding=(0, 2))
+    made = EscapingTable.grid(padding=(0, 2))
     made.add_column(style="bold")
     made.add_column(overflow="fold")
     for label, value in pairs:

@@ -1,0 +1,46 @@
+"""Names for people: nothing in them steers a terminal or makes them read as another name."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.runtime.labels import MAX_DISPLAY_NAME, display_name_violations, label_violations
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Quarterly results", "数据 – 第三", "שלום", "naïve 👩‍🚀", "[red]not markup[/]"]
+)
+def test_a_name_may_be_any_text(name: str) -> None:
+    assert list(display_name_violations(name, "dataset.display_name")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a\x1b[31mb", "U+001B at 1"),
+        ("\x1b]0;title\x07", "U+001B at 0"),
+        ("two\nlines", "U+000A at 3"),
+        ("tab\t", "U+0009 at 3"),
+        ("nul\x00", "U+0000 at 3"),
+        ("del\x7f", "U+007F at 3"),
+        ("csi\x9b31m", "U+009B at 3"),
+        *((f"exe{mark}gpj", f"U+{ord(mark):04X} at 3") for mark in "\u202a\u202b\u202c\u202d\u202e"),
+        *((f"exe{mark}gpj", f"U+{ord(mark):04X} at 3") for mark in "\u2066\u2067\u2068\u2069"),
+    ],
+)
+def test_a_name_that_steers_is_refused_with_its_place(name: str, found: str) -> None:
+    (violation,) = display_name_violations(name, "dataset.display_name")
+    assert violation.field == "dataset.display_name"
+    assert violation.description.endswith(f"got {found}")
+    assert violation.description.isprintable()
+
+
+def test_a_name_has_a_longest_length() -> None:
+    (violation,) = display_name_violations("x" * (MAX_DISPLAY_NAME + 1), "f")
+    assert "at most 200 characters, got 201" in violation.description
+
+
+@pytest.mark.parametrize("labels", [{"a": "b\n"}, {"a": "\x1b"}, {"a\n": "b"}, {"a": "\u202e"}])
+def test_labels_hold_no_control_characters(labels: dict[str, str]) -> None:
+    (violation,) = label_violations(labels, "dataset.labels")
+    assert violation.description.isprintable()
