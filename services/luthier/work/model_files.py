@@ -11,6 +11,7 @@ import grpc
 
 from luthier.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from luthier.work.cache import BlobCache
+from luthier.work.file_paths import within
 from luthier.work.peers import bearer
 from luthier.work.retry import retrying
 
@@ -30,7 +31,7 @@ def fetch_model(
 
     Raises:
         LuthierError: the service refused, or was away for too long (Unavailable).
-        DataLoss: a file arrived with another digest.
+        DataLoss: a file arrived with another digest, or its path leads out of the folder (PATH_NOT_ALLOWED).
     """
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     request = model_service_pb2.ListModelFilesRequest(parent=name)
@@ -40,7 +41,7 @@ def fetch_model(
             cached = cache.find(file.sha256)
             if cached is None:
                 cached = retrying(lambda file=file: _download(stub, token, name, file, cache))  # type: ignore[misc]
-            place(cached, folder / file.path)
+            place(cached, within(folder, file.path))
     return folder
 
 

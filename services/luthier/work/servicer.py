@@ -13,6 +13,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.runtime.auth import Policy, TaskTokens
 from luthier.storage.blobs import BlobStore
 from luthier.work.convert import entry_from_proto, status_to_failure
+from luthier.work.file_paths import check_paths
 from luthier.work.queue import Outcome, Queue
 from luthier.work.tasks import Task, TaskKind
 from luthier.work.workers import Workers
@@ -220,6 +221,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         )
 
     async def _require_blobs(self, message: Message) -> None:
+        check_paths(message)
         for digest in _digests(message):
             if not await self._blobs.has(digest):
                 raise NotFound(

@@ -26,6 +26,7 @@ from luthier.training.worker.rows import read_corpus
 from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.context import TaskContext
+from luthier.work.file_paths import within
 from luthier.work.model_files import place
 from luthier.worker.v1 import task_pb2
 
@@ -116,7 +117,7 @@ def _begin(
         return Engine(model, ADAPTER, run.optimiser), sft.Course(), []
     folder = context.scratch / "resume"
     for file in spec.checkpoint_files:
-        place(context.fetch(file), folder / file.path)
+        place(context.fetch(file), within(folder, file.path))
     context.log(f"resuming after step {spec.checkpoint_step}", step=spec.checkpoint_step)
     return checkpoint.load(folder, model, ADAPTER, run)
 
@@ -128,7 +129,7 @@ def _base_model_folder(context: TaskContext) -> Path:
         context.check()
         context.progress("loading model", number, len(files), "files")
         wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-        place(context.fetch(wanted), folder / file.path)
+        place(context.fetch(wanted), within(folder, file.path))
     return folder
 
 
