@@ -117,6 +117,24 @@ async def test_a_result_that_names_a_missing_blob_is_refused(site: Site, method:
     assert site.states == ["started"]
 
 
+@pytest.mark.parametrize("method", ["CommitCheckpoint", "FinishTask"])
+async def test_a_result_whose_file_lies_elsewhere_is_refused(site: Site, method: str) -> None:
+    file = task_pb2.BlobFile(path="../../x", sha256="a" * 64)
+    result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=[file]))
+    async with site.wire() as (stub, metadata):
+        task = await claimed(stub, metadata, site)
+        where = {"task": task.task, "epoch": task.epoch}
+        request = (
+            W.CommitCheckpointRequest(**where, step=1, files=[file])
+            if method == "CommitCheckpoint"
+            else W.FinishTaskRequest(**where, result=result)
+        )
+        error = await refusal(getattr(stub, method)(request, metadata=metadata))
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "PATH_NOT_ALLOWED")
+    assert "got '../../x'" in error.message
+    assert site.states == ["started"]
+
+
 async def test_a_worker_may_not_write_the_services_events(site: Site) -> None:
     async with site.wire() as (stub, metadata):
         task = await claimed(stub, metadata, site)

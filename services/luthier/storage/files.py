@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import IO
 from luthier.errors import InvalidArgument, Reason
 
 READ_BYTES = 1 << 20
+MAX_PATH_BYTES = 512
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 
 
 def sync_directory(directory: Path) -> None:
@@ -63,8 +66,11 @@ def try_lock(path: Path) -> IO[bytes] | None:
 def relative_path_problem(relative: str) -> str:
     """Say why a path from elsewhere may not be joined to a folder; empty if it may."""
     parts = relative.split("/")
-    if not relative or "\0" in relative or "\\" in relative:
-        return f"must be a relative path without NUL and backslash, got {relative!r}"
+    if not 0 < len(relative.encode()) <= MAX_PATH_BYTES or _NO_NAME.search(relative):
+        return (
+            f"must be a relative path of 1 to {MAX_PATH_BYTES} bytes without control characters and backslash, "
+            f"got {relative[:MAX_PATH_BYTES]!r}"
+        )
     if relative.startswith("/") or any(part in ("", ".", "..") for part in parts):
         return f"must be a path below its folder, without empty parts, '.' and '..', got {relative!r}"
     return ""

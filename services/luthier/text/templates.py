@@ -100,7 +100,7 @@ class ChatTemplate:
         with _as_template_errors():
             self._template = environment.from_string(source)
             tree = environment.parse(source)
-        self.dated_source = _dated(source, tree, now)
+        self.dated_source = _dated(source, tree, _strftime(today))
         self.has_generation_blocks = any(
             isinstance(node.call, jinja2.nodes.Call)
             and isinstance(node.call.node, jinja2.nodes.ExtensionAttribute)
@@ -180,7 +180,7 @@ def _address(text: str, given: Callable[[], str]) -> str | None:
     return None
 
 
-def _dated(source: str, tree: jinja2.nodes.Template, now: datetime) -> str:
+def _dated(source: str, tree: jinja2.nodes.Template, strftime_now: Callable[[str], str]) -> str:
     """Put a macro before the source that knows the date in each format that the source asks for."""
     calls = [call for call in tree.find_all(jinja2.nodes.Call) if _names_the_date(call.node)]
     given = [call.args[0] for call in calls if len(call.args) == 1]
@@ -189,7 +189,7 @@ def _dated(source: str, tree: jinja2.nodes.Template, now: datetime) -> str:
     if not formats or computed:
         return source
     dates = "".join(
-        f"{{%- if format == {json.dumps(one)} -%}}{{{{ {json.dumps(now.strftime(one))} }}}}{{%- endif -%}}"
+        f"{{%- if format == {json.dumps(one)} -%}}{{{{ {json.dumps(strftime_now(one))} }}}}{{%- endif -%}}"
         for one in formats
     )
     # The plus keeps a line break at the source's beginning.

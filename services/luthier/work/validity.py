@@ -40,16 +40,32 @@ def _violations(message: Any, where: str) -> Iterator[FieldViolation]:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             yield from _map_violations(field, value, path)
         elif field.is_repeated:
+            yield from _twice(value, path)
             for index, item in enumerate(value):
                 yield from _value_violations(field, item, f"{path}[{index}]")
         else:
             yield from _value_violations(field, value, path)
     if message.DESCRIPTOR.full_name == "google.rpc.Status" and message.code not in _CODES:
         yield _wrong(f"{where}code", f"must be a gRPC status code from 1 to 16, got {message.code}")
-    if {"path", "sha256"} <= set(message.DESCRIPTOR.fields_by_name):
+    if _is_file(message):
         problem = relative_path_problem(message.path)
         if problem:
             yield _wrong(f"{where}path", problem, Reason.PATH_NOT_ALLOWED)
+
+
+def _is_file(message: Any) -> bool:
+    return {"path", "sha256"} <= set(message.DESCRIPTOR.fields_by_name)
+
+
+def _twice(parts: Any, where: str) -> Iterator[FieldViolation]:
+    seen: set[str] = set()
+    for part in parts:
+        if not isinstance(part, Message) or not _is_file(part):
+            return
+        path = str(getattr(part, "path"))  # noqa: B009 - a message of any type
+        if path in seen:
+            yield _wrong(where, f"must name each file once, got {path!r} twice", Reason.PATH_NOT_ALLOWED)
+        seen.add(path)
 
 
 def _map_violations(field: FieldDescriptor, entries: Any, path: str) -> Iterator[FieldViolation]:

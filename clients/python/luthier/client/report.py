@@ -75,7 +75,7 @@ def render_report(data: ReportData) -> str:
     title = evaluation.display_name or short(evaluation.name)
     sections = (
         _headline(evaluation),
-        "".join(f'<p class="warning">{escape(warning)}</p>' for warning in evaluation.warnings),
+        "".join(f'<p class="warning">{escaped_html(warning)}</p>' for warning in evaluation.warnings),
         _results(evaluation),
         _comparisons(evaluation),
         *(_run(run) for run in data.runs),

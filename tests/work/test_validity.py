@@ -1,0 +1,65 @@
+"""What a worker sends is looked at, however deep, before anything uses it."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.errors import InvalidArgument
+from luthier.v1 import dataset_pb2, model_pb2
+from luthier.work.validity import require_valid
+from luthier.worker.v1 import task_pb2, worker_service_pb2
+
+OUTSIDE = [
+    "../x",
+    "../../x",
+    "a/../../x",
+    "/etc/passwd",
+    "..",
+    ".",
+    "./x",
+    "a//b",
+    "a/",
+    "a\\..\\b",
+    "a\x00b",
+    "a\nb",
+    "a" * 513,
+    "ü" * 257,
+]
+
+
+@pytest.mark.parametrize(
+    "path", ["adapter_model.safetensors", "a/b.json", "..x", ".hidden", "x..y/z", "a" * 512]
+)
+def test_a_file_below_its_folder_may_be_named(path: str) -> None:
+    require_valid(task_pb2.BlobFile(path=path, sha256="0" * 64))
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_every_file_of_a_result_is_checked(path: str) -> None:
+    file = task_pb2.BlobFile(path=path, sha256="0" * 64)
+    model_file = model_pb2.ModelFile(path=path, sha256="0" * 64)
+    results = [
+        task_pb2.TaskResult(train=task_pb2.TrainResult(files=[file])),
+        task_pb2.TaskResult(register_model=task_pb2.RegisterModelResult(files=[model_file])),
+        task_pb2.TaskResult(evaluate=task_pb2.EvaluateResult(predictions=file)),
+        task_pb2.TaskResult(render=task_pb2.RenderResult(shards=[task_pb2.Shard(file=file)])),
+        task_pb2.TaskResult(render=task_pb2.RenderResult(tokenizer=file)),
+        task_pb2.TaskResult(build_version=task_pb2.BuildVersionResult(shards=[task_pb2.Shard(file=file)])),
+    ]
+    assert {one.WhichOneof("result") for one in results} == {
+        field.name for field in task_pb2.TaskResult.DESCRIPTOR.oneofs_by_name["result"].fields
+    }
+    requests = [worker_service_pb2.FinishTaskRequest(result=result) for result in results]
+    for request in (*requests, worker_service_pb2.CommitCheckpointRequest(files=[file])):
+        with pytest.raises(InvalidArgument, match="path: must be a") as caught:
+            require_valid(request)
+        assert caught.value.reason == "PATH_NOT_ALLOWED"
+
+
+def test_a_file_is_named_once_and_other_paths_are_none_of_ours() -> None:
+    file = task_pb2.BlobFile(path="a", sha256="0" * 64)
+    with pytest.raises(InvalidArgument, match="files: must name each file once, got 'a' twice"):
+        require_valid(task_pb2.TrainResult(files=[file, file]))
+    require_valid(task_pb2.TrainResult(files=[file, task_pb2.BlobFile(path="b", sha256="0" * 64)]))
+    error = dataset_pb2.RecordError(path="messages[0]..content")
+    require_valid(task_pb2.BuildVersionResult(errors=[error, error]))
