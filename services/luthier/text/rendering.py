@@ -211,7 +211,8 @@ class Renderer:
         return Rendered(input_ids=(*ids, eos), loss_mask=(*mask, True))
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        return (*self.prefix_ids, *ids)
+        # Once: a text may begin with them itself.
+        return ids if ids[: len(self.prefix_ids)] == self.prefix_ids else (*self.prefix_ids, *ids)
 
     def _require_template(self) -> ChatTemplate:
         if self._template is None:

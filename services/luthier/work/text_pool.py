@@ -11,6 +11,8 @@ from luthier.work.limited_child import Limits
 from luthier.work.limited_pool import LimitedPool
 
 _CHILD = "luthier.work.text_child"
+OLD_PREFIX = "as the configuration says"
+"""Stands for the tokens before plain text of renderings made before they kept theirs: BOS by `add_bos_token` alone."""
 PROMPT_LIMITS = Limits(cpu_seconds=8, memory_bytes=2 << 30, wall_seconds=40.0)
 """What one prompt, or the tokens of one row, may take. A million tokens take 3 s of CPU time; a busy machine stretches
 them, which is why the time is so much longer."""

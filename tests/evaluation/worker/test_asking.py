@@ -16,13 +16,15 @@ import pytest
 from tests.evaluation.tiny_models import write_tokenizer
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason, Unavailable
-from luthier.evaluation.worker.asking import Asker, Asking, TextDecoder
+from luthier.evaluation.worker.asking import Asker, Asking, TextDecoder, asking_of
 from luthier.text.records import ChatRecord, CompletionRecord, Message, Record
 from luthier.text.rendering import Renderer, RenderingError
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import BUNDLE_FILES, TokenizerBundle
+from luthier.v1 import evaluation_pb2
 from luthier.work.limited_child import Limits
 from luthier.work.text_pool import Bundle, TextPool
+from luthier.worker.v1 import task_pb2
 
 OWN = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}<|im_end|>{% endfor %}"
@@ -113,6 +115,18 @@ def test_asker_puts_before_plain_text_what_was_taught(pool: TextPool, folder: Pa
     for prefix in ((), (1,), (1, 0)):
         asker = Asker(pool, bundle_of(folder), asking(prefix_token_ids=prefix))
         assert asker.prompt(plain) == asker.raw("what colour") == (*prefix, *ids)
+
+
+def test_asker_of_a_model_from_before_prefixes_were_kept_goes_by_the_configuration(
+    pool: TextPool, folder: Path
+) -> None:
+    message = task_pb2.Asking(template_source=evaluation_pb2.TEMPLATE_SOURCE_TAUGHT)
+    ids = TokenizerBundle.load(folder).encode("what colour").ids
+    for adds, prefix in ((True, (0,)), (False, ())):
+        config = {"eos_token": "<|im_end|>", "bos_token": "<|endoftext|>", "add_bos_token": adds}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        asker = Asker(pool, bundle_of(folder), asking_of(message))
+        assert asker.raw("what colour") == (*prefix, *ids)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from luthier.data.splits import Split
 from luthier.data.worker.parquet import ROW_SCHEMA, ShardWriter, WrittenShard
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import rendering as text
+from luthier.text.panics import TokenizerError, tokenizer_errors
 from luthier.text.records import record_from_json
 from luthier.text.statistics import Lengths
 from luthier.text.templates import TemplateError
@@ -194,7 +195,8 @@ def render_plan(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None
 
 def _renderer(plan: RenderPlan) -> text.Renderer:
     try:
-        bundle = TokenizerBundle.load(Path(plan.bundle_folder))
+        with tokenizer_errors():
+            bundle = TokenizerBundle.load(Path(plan.bundle_folder))
     except ValueError as error:
         raise InvalidArgument(
             f"the model's tokenizer cannot be used: {error}", reason=Reason.MODEL_INVALID
@@ -217,9 +219,10 @@ def _renderer(plan: RenderPlan) -> text.Renderer:
 def _placed(row: Mapping[str, Any]) -> Iterator[None]:
     """Add the record's place to what goes wrong in a block."""
     try:
-        yield
-    except (TemplateError, text.RenderingError) as error:
-        reason = error.reason if isinstance(error, text.RenderingError) else Reason.TEMPLATE_INVALID
+        with tokenizer_errors():
+            yield
+    except (TemplateError, TokenizerError, text.RenderingError) as error:
+        reason = Reason.TEMPLATE_INVALID if isinstance(error, TemplateError) else error.reason
         filename, line = row["filename"], str(row["line"])
         raise InvalidArgument(
             f"{filename}:{line}: {error}", reason=reason, metadata={"filename": filename, "line": line}

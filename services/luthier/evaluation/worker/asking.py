@@ -14,8 +14,9 @@ from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.text.records import Record, record_to_json
 from luthier.text.rendering import Rendered, RenderingError
 from luthier.text.templates import TemplateError
+from luthier.v1 import evaluation_pb2
 from luthier.work.limited import Check
-from luthier.work.text_pool import Bundle, TextPool, TextRefused
+from luthier.work.text_pool import OLD_PREFIX, Bundle, TextPool, TextRefused
 from luthier.worker.v1 import task_pb2
 
 _KEPT_TEXTS = 4096
@@ -40,19 +41,24 @@ class Asking:
     Attributes:
         chat_template: Jinja source; empty: the base model's own.
         template_date: what templates see as today, YYYY-MM-DD.
-        prefix_token_ids: tokens before plain text; None: those that the tokenizer says.
+        prefix_token_ids: tokens before plain text; None: those that the tokenizer says; OLD_PREFIX: those of renderings
+            made before they kept theirs.
         stop_token_ids: tokens that end an answer besides those that template and model say.
     """
 
     chat_template: str
     template_date: str
-    prefix_token_ids: tuple[int, ...] | None
+    prefix_token_ids: tuple[int, ...] | str | None
     stop_token_ids: tuple[int, ...]
 
 
 def asking_of(message: task_pb2.Asking) -> Asking:
     """Read how a model is to be asked; what is not set is the base model's own, and today."""
-    prefix = tuple(message.prefix.token_ids) if message.HasField("prefix") else None
+    prefix: tuple[int, ...] | str | None = None
+    if message.HasField("prefix"):
+        prefix = tuple(message.prefix.token_ids)
+    elif message.template_source == evaluation_pb2.TEMPLATE_SOURCE_TAUGHT:
+        prefix = OLD_PREFIX
     return Asking(
         chat_template=message.chat_template,
         template_date=message.template_date or datetime.now(UTC).date().isoformat(),
