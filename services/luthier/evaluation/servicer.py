@@ -44,7 +44,7 @@ from luthier.v1 import (
     fine_tuning_job_pb2,
 )
 from luthier.work.events import Entry, Progressed
-from luthier.work.listing import list_page, row_page_arguments
+from luthier.work.listing import list_page, page_that_fits, row_page_arguments
 from luthier.work.log import EventLog
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2, worker_service_pb2
@@ -94,12 +94,18 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
     async def ListEvaluations(
         self, request: evaluation_service_pb2.ListEvaluationsRequest, context: Context
     ) -> evaluation_service_pb2.ListEvaluationsResponse:
-        """Page through evaluations."""
+        """Page through evaluations; a page of great ones holds fewer."""
         require_project(request.parent, self._projects)
+        return await page_that_fits(request, self._evaluations_page)
+
+    async def _evaluations_page(
+        self, request: evaluation_service_pb2.ListEvaluationsRequest
+    ) -> tuple[evaluation_service_pb2.ListEvaluationsResponse, int]:
         values, token = await list_page(self._database, self._resources, self._page_tokens, request)
-        return evaluation_service_pb2.ListEvaluationsResponse(
+        page = evaluation_service_pb2.ListEvaluationsResponse(
             evaluations=[evaluation_to_proto(value) for value in values], next_page_token=token
         )
+        return page, len(values)
 
     async def CancelEvaluation(
         self, request: evaluation_service_pb2.CancelEvaluationRequest, context: Context

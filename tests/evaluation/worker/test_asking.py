@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -154,6 +154,19 @@ def test_asker_stops_at_the_end_of_sequence_when_a_template_refuses_the_probe(
     with pytest.raises(InvalidArgument, match="2 s of CPU time") as caught:
         Asker(pool, bundle_of(folder), asking(LOOPS)).stop_token_ids()
     assert caught.value.reason == Reason.TEMPLATE_INVALID
+
+
+def test_asker_does_not_run_a_template_again_that_never_ends(folder: Path) -> None:
+    slow_on_b = "{% if messages[0].content == 'b' %}" + LOOPS + "{% endif %}" + OWN
+    with closing(TextPool(replace(LIMITS, cpu_seconds=1))) as pool:
+        asker = Asker(pool, bundle_of(folder), asking(slow_on_b))
+        for question in ("b", "b", "a", "b", "b", "b"):
+            with pytest.raises(TemplateError, match="1 s of CPU") if question == "b" else nullcontext():
+                asker.prompt(chat(question, "x"))
+        began = time.monotonic()
+        with pytest.raises(TemplateError, match="took more than it may 3 times, and is not run again"):
+            asker.prompt(chat("a", "x"))
+        assert time.monotonic() - began < 0.5
 
 
 def test_prompts_of_a_template_that_hangs_hold_up_no_other_and_stop_at_once(folder: Path) -> None:

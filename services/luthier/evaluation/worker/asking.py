@@ -20,6 +20,8 @@ from luthier.work.text_pool import OLD_PREFIX, Bundle, TextPool, TextRefused
 from luthier.worker.v1 import task_pb2
 
 _KEPT_TEXTS = 4096
+MAX_AT_LIMIT = 3
+"""Times in a row that a template may take more than a limit allows before it is not run again."""
 
 
 class Prompts(Protocol):
@@ -72,7 +74,8 @@ class Asker:
 
     Raises, from every method that makes tokens: RenderingError and TemplateError as `Renderer` does, and where
     template or tokenizer take more than a limit allows; LuthierError when the processes are overloaded or shut down, or
-    `check` raised.
+    `check` raised. After `MAX_AT_LIMIT` times in a row beyond a limit the template is not run any more, so that it does
+    not take as long again for each of many records.
     """
 
     def __init__(self, pool: TextPool, bundle: Bundle, asking: Asking, check: Check = lambda: None) -> None:
@@ -86,6 +89,7 @@ class Asker:
             "prefix_token_ids": asking.prefix_token_ids,
         }
         self._described: dict[str, Any] | None = None
+        self._num_at_limit = 0
 
     def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it."""
@@ -135,12 +139,19 @@ class Asker:
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         asked = {**request, "asked": self._asked}
+        if self._num_at_limit == MAX_AT_LIMIT:
+            raise TemplateError(
+                f"the chat template took more than it may {MAX_AT_LIMIT} times, and is not run again"
+            )
         try:
-            return self._pool.ask(self._bundle, asked, key=self._asking.chat_template, check=self._check)
+            answer = self._pool.ask(self._bundle, asked, key=self._asking.chat_template, check=self._check)
         except TextRefused as error:
+            self._num_at_limit += error.at_limit
             if error.kind == "template":
                 raise TemplateError(error.message) from error
             raise RenderingError(error.reason, error.message) from error
+        self._num_at_limit = 0
+        return answer
 
 
 class TextDecoder:
