@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,22 @@ def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Clu
 
         check_download(client, tuned.name, asked, tmp_path / "tuned")
         check_evaluation(client, version, tuned.name)
+        forget_what_was_taught(cluster)
+        assert not client.models.get(tuned.name).HasField("taught")
+        last = list(client.generate(tuned.name, HELLO, max_new_tokens=2))[-1]
+        assert (last.num_prompt_tokens, last.template_source) == (len(asked), TEMPLATE_SOURCE_TAUGHT)
+
+
+def forget_what_was_taught(cluster: Cluster) -> None:
+    """Make the home one of before models kept it: it is found through the job's rendering then."""
+    cluster.end("training", within_seconds=30)
+    with closing(sqlite3.connect(cluster.home / "training" / "training.db")) as database:
+        changed = database.execute(
+            "UPDATE models SET body = json_remove(body, '$.taught') WHERE json_extract(body, '$.taught') IS NOT NULL"
+        )
+        assert changed.rowcount == 1
+        database.commit()
+    cluster.start("training")
 
 
 def check_download(client: Client, tuned: str, asked: list[int], folder: Path) -> None:

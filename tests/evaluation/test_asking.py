@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
 from tests.evaluation.evaluations.test_service import draft
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
-from luthier.evaluation.asking import ArmTemplate, Asking, Contender, Taught, TemplateSource, askings
+from luthier.evaluation.asking import (
+    MAX_TEMPLATES_BYTES,
+    ArmTemplate,
+    Asking,
+    Contender,
+    Taught,
+    TemplateSource,
+    askings,
+)
 from luthier.evaluation.evaluations.domain import Arm, check_evaluation
 
 TODAY = date(2026, 11, 28)
@@ -66,10 +75,17 @@ def test_an_arm_cannot_want_what_nobody_was_taught() -> None:
     assert caught.value.reason == Reason.CHAT_TEMPLATE_MISSING
 
 
+def test_templates_of_all_arms_must_fit_one_message() -> None:
+    large = replace(FIRST, chat_template="é" * (MAX_TEMPLATES_BYTES // 4))
+    ask(contender("a", large), contender("b", large))
+    with pytest.raises(InvalidArgument, match="must have at most 1048576 bytes together, got 1572864"):
+        ask(contender("a", large), contender("b", large), contender("c", large))
+
+
 def test_an_arm_says_one_thing_of_its_template() -> None:
     arms = (
         Arm(arm_id="a", model="m", chat_template="x", template=ArmTemplate.BASE),
-        Arm(arm_id="b", model="m", chat_template="x" * 262_145),
+        Arm(arm_id="b", model="m", chat_template="x" * (MAX_TEMPLATES_BYTES + 1)),
     )
     with pytest.raises(InvalidArgument) as caught:
         check_evaluation(draft(arms=arms))

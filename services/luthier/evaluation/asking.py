@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 
-from luthier.errors import FailedPrecondition, FieldViolation, Reason
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 
-MAX_TEMPLATE_CHARACTERS = 1 << 18
+MAX_TEMPLATES_BYTES = 1 << 20
+"""Most that the templates of all arms may have together: they travel in one message."""
 
 
 class TemplateSource(StrEnum):
@@ -78,9 +79,18 @@ def askings(contenders: tuple[Contender, ...], *, base_has_template: bool, today
 
     Raises:
         FailedPrecondition: CHAT_TEMPLATE_MISSING, an arm wants what a tuned arm was taught and none says it.
+        InvalidArgument: their templates are too large together.
     """
     first = next((one.taught for one in contenders if one.taught is not None), None)
-    return {one.arm_id: _asking(one, first, base_has_template, today) for one in contenders}
+    found = {one.arm_id: _asking(one, first, base_has_template, today) for one in contenders}
+    size_bytes = sum(len(asking.chat_template.encode()) for asking in found.values())
+    if size_bytes > MAX_TEMPLATES_BYTES:
+        description = (
+            f"the templates that all arms are asked with must have at most {MAX_TEMPLATES_BYTES} bytes together, got "
+            f"{size_bytes}; compare fewer arms at a time"
+        )
+        raise InvalidArgument.of_fields(FieldViolation(field="evaluation.arms", description=description))
+    return found
 
 
 def _asking(one: Contender, first: Taught | None, base_has_template: bool, today: date) -> Asking:
@@ -106,8 +116,9 @@ def _asking(one: Contender, first: Taught | None, base_has_template: bool, today
 def arm_violations(index: int, chat_template: str, template: ArmTemplate) -> Iterator[FieldViolation]:
     """Yield what is wrong with an arm's wishes by themselves."""
     path = f"evaluation.arms[{index}]"
-    if len(chat_template) > MAX_TEMPLATE_CHARACTERS:
-        description = f"must be at most {MAX_TEMPLATE_CHARACTERS} characters, got {len(chat_template)}"
+    size_bytes = len(chat_template.encode())
+    if size_bytes > MAX_TEMPLATES_BYTES:
+        description = f"must have at most {MAX_TEMPLATES_BYTES} bytes, got {size_bytes}"
         yield FieldViolation(field=f"{path}.chat_template", description=description)
     if chat_template and template is not ArmTemplate.UNSPECIFIED:
         description = f"must be unset beside chat_template, got {template}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import grpc.aio
@@ -46,15 +45,13 @@ from luthier.v1 import (
     fine_tuning_job_pb2,
 )
 from luthier.work.events import Entry, Progressed
-from luthier.work.listing import list_page, row_page_arguments
+from luthier.work.listing import list_page, page_that_fits, row_page_arguments
 from luthier.work.log import EventLog
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 _METHODS = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"].methods
 POLICY: Policy = {f"/luthier.v1.EvaluationService/{method.name}": frozenset({"key"}) for method in _METHODS}
-_PAGE_BYTES = 2 << 20
-"""Half of what every client takes as one message, 4 MiB by default."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -97,18 +94,18 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
     async def ListEvaluations(
         self, request: evaluation_service_pb2.ListEvaluationsRequest, context: Context
     ) -> evaluation_service_pb2.ListEvaluationsResponse:
-        """Page through evaluations."""
+        """Page through evaluations; a page of great ones holds fewer."""
         require_project(request.parent, self._projects)
-        wanted = evaluation_service_pb2.ListEvaluationsRequest()
-        wanted.CopyFrom(request)
-        while True:
-            values, token = await list_page(self._database, self._resources, self._page_tokens, wanted)
-            listed = [evaluation_to_proto(value) for value in values]
-            wanted.page_size = _number_that_fits(listed)
-            if wanted.page_size == len(listed):
-                return evaluation_service_pb2.ListEvaluationsResponse(
-                    evaluations=listed, next_page_token=token
-                )
+        return await page_that_fits(request, self._evaluations_page)
+
+    async def _evaluations_page(
+        self, request: evaluation_service_pb2.ListEvaluationsRequest
+    ) -> tuple[evaluation_service_pb2.ListEvaluationsResponse, int]:
+        values, token = await list_page(self._database, self._resources, self._page_tokens, request)
+        page = evaluation_service_pb2.ListEvaluationsResponse(
+            evaluations=[evaluation_to_proto(value) for value in values], next_page_token=token
+        )
+        return page, len(values)
 
     async def CancelEvaluation(
         self, request: evaluation_service_pb2.CancelEvaluationRequest, context: Context
@@ -146,12 +143,6 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         """Stream an answer."""
         async for piece in self._generations.generate(wish_from_proto(request)):
             yield piece_to_proto(piece)
-
-
-def _number_that_fits(listed: Sequence[evaluation_pb2.Evaluation]) -> int:
-    """Count the evaluations that a page holds: one at least, if there is one."""
-    total_bytes = accumulate(one.ByteSize() for one in listed)
-    return min(len(listed), max(1, sum(size <= _PAGE_BYTES for size in total_bytes)))
 
 
 def registration(servicer: EvaluationServicer) -> Registration:

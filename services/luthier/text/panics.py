@@ -10,7 +10,9 @@ _PANIC = "PanicException"
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that fails on a text or on tokens."""
+    """A tokenizer that fails on a text or on tokens; `reason` is a code a program can switch on."""
+
+    reason = "MODEL_INVALID"
 
 
 @contextmanager

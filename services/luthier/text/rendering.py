@@ -230,9 +230,8 @@ class Renderer:
         return Rendered(input_ids=ended[0], loss_mask=ended[1], findings=tuple(findings))
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        prefix = self.prefix_ids
         # Once: a text may begin with them itself.
-        return ids if ids[: len(prefix)] == prefix else (*prefix, *ids)
+        return ids if ids[: len(self.prefix_ids)] == self.prefix_ids else (*self.prefix_ids, *ids)
 
     def _require_writer(self) -> Writer:
         if self._writer is None:

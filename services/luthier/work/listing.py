@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol, TypeVar
+
+from google.protobuf.message import Message
 
 from luthier.runtime.filters import parse_filter, parse_order_by
 from luthier.runtime.paging import PageTokens, fingerprint, page_size
@@ -11,6 +13,10 @@ from luthier.storage.database import Database
 from luthier.storage.resources import Cursor, Resource, Resources
 
 T = TypeVar("T", bound=Resource)
+Asked = TypeVar("Asked", bound=Message)
+Page = TypeVar("Page", bound=Message)
+PAGE_BYTES = 2 << 20
+"""A page ends before it grows beyond this, whatever was asked for: clients accept 4 MiB a message."""
 
 
 class ListRequest(Protocol):
@@ -69,6 +75,21 @@ async def list_page(
     )
     page = resources.page_of(await database.rows(statement), limit)
     return page.values, tokens.encode(page.next.parts(), bound) if page.next is not None else ""
+
+
+async def page_that_fits(request: Asked, read: Callable[[Asked], Awaitable[tuple[Page, int]]]) -> Page:
+    """Return the page that `read` makes of a request, with fewer resources where they are too large for a message.
+
+    `read` returns a page and how many resources stand on it; it is called again for half as many until they fit, or
+    one is left.
+    """
+    asked = type(request)()
+    asked.CopyFrom(request)
+    while True:
+        page, count = await read(asked)
+        if count <= 1 or page.ByteSize() <= PAGE_BYTES:
+            return page
+        asked.page_size = count // 2  # type: ignore[attr-defined]
 
 
 def row_page_arguments(

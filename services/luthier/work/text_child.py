@@ -8,6 +8,7 @@ when the process does not know the key. What a template, a tokenizer or a record
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -20,6 +21,7 @@ from luthier.text.rendering import Renderer, RenderingError
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.work.limited_child import Note, serve
+from luthier.work.text_pool import OLD_PREFIX
 
 _KEPT_BUNDLES = 4
 _KEPT_RENDERERS = 16
@@ -32,6 +34,7 @@ class _Texts:
 
     def __init__(self) -> None:
         self._bundles: OrderedDict[str, TokenizerBundle] = OrderedDict()
+        self._old_prefixes: dict[str, tuple[int, ...]] = {}
         self._renderers: OrderedDict[str, Renderer] = OrderedDict()
 
     def handle(self, request: Mapping[str, Any], note: Note) -> dict[str, Any]:
@@ -63,6 +66,8 @@ class _Texts:
         key = f"{request['bundle']} {hashlib.sha256(repr(sorted(asked.items())).encode()).hexdigest()}"
         if key not in self._renderers:
             prefix = asked["prefix_token_ids"]
+            if prefix == OLD_PREFIX:
+                prefix = self._old_prefixes[request["bundle"]]
             self._renderers[key] = Renderer(
                 bundle,
                 today=date.fromisoformat(asked["template_date"]),
@@ -83,8 +88,12 @@ class _Texts:
         except ValueError as error:
             raise TokenizerError(f"the model's tokenizer cannot be used: {error}") from error
         self._bundles[key] = bundle
+        config = json.loads(files.get("tokenizer_config.json", "{}"))
+        bos = bundle.special_id("bos_token") if config.get("add_bos_token") else None
+        self._old_prefixes[key] = () if bos is None else (bos,)
         while len(self._bundles) > _KEPT_BUNDLES:
             forgotten, _ = self._bundles.popitem(last=False)
+            del self._old_prefixes[forgotten]
             for name in [name for name in self._renderers if name.startswith(f"{forgotten} ")]:
                 del self._renderers[name]
 

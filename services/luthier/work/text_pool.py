@@ -11,6 +11,8 @@ from luthier.work.limited_child import Limits
 from luthier.work.limited_pool import LimitedPool
 
 _CHILD = "luthier.work.text_child"
+OLD_PREFIX = "as the configuration says"
+"""Stands for the tokens before plain text of renderings made before they kept theirs: BOS by `add_bos_token` alone."""
 PROMPT_LIMITS = Limits(cpu_seconds=8, memory_bytes=2 << 30, wall_seconds=40.0)
 """What one prompt, or the tokens of one row, may take. A million tokens take 3 s of CPU time; a busy machine stretches
 them, which is why the time is so much longer."""
@@ -31,10 +33,12 @@ class TextRefused(Exception):
         kind: rendering, template or tokenizer.
         reason: code that a program can switch on.
         message: what was wrong.
+        at_limit: whether it took more than a limit allows.
     """
 
-    def __init__(self, kind: str, reason: str, message: str) -> None:
+    def __init__(self, kind: str, reason: str, message: str, *, at_limit: bool = False) -> None:
         super().__init__(message)
+        self.at_limit = at_limit
         self.kind = kind
         self.reason = reason
         self.message = message
@@ -93,5 +97,6 @@ class TextPool:
 def _too_much(request: Mapping[str, Any], what: str) -> TextRefused:
     if "asked" in request:
         said = f"the chat template takes more than {what}; it must have no unbounded loops"
-        return TextRefused("template", "TEMPLATE_INVALID", said)
-    return TextRefused("tokenizer", "MODEL_INVALID", f"the model's tokenizer takes more than {what}")
+        return TextRefused("template", "TEMPLATE_INVALID", said, at_limit=True)
+    said = f"the model's tokenizer takes more than {what}"
+    return TextRefused("tokenizer", "MODEL_INVALID", said, at_limit=True)

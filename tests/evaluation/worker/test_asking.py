@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -16,13 +16,15 @@ import pytest
 from tests.evaluation.tiny_models import write_tokenizer
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason, Unavailable
-from luthier.evaluation.worker.asking import Asker, Asking, TextDecoder
+from luthier.evaluation.worker.asking import Asker, Asking, TextDecoder, asking_of
 from luthier.text.records import ChatRecord, CompletionRecord, Message, Record
 from luthier.text.rendering import Renderer, RenderingError
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import BUNDLE_FILES, TokenizerBundle
+from luthier.v1 import evaluation_pb2
 from luthier.work.limited_child import Limits
 from luthier.work.text_pool import Bundle, TextPool
+from luthier.worker.v1 import task_pb2
 
 OWN = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}<|im_end|>{% endfor %}"
@@ -115,6 +117,18 @@ def test_asker_puts_before_plain_text_what_was_taught(pool: TextPool, folder: Pa
         assert asker.prompt(plain) == asker.raw("what colour") == (*prefix, *ids)
 
 
+def test_asker_of_a_model_from_before_prefixes_were_kept_goes_by_the_configuration(
+    pool: TextPool, folder: Path
+) -> None:
+    message = task_pb2.Asking(template_source=evaluation_pb2.TEMPLATE_SOURCE_TAUGHT)
+    ids = TokenizerBundle.load(folder).encode("what colour").ids
+    for adds, prefix in ((True, (0,)), (False, ())):
+        config = {"eos_token": "<|im_end|>", "bos_token": "<|endoftext|>", "add_bos_token": adds}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        asker = Asker(pool, bundle_of(folder), asking_of(message))
+        assert asker.raw("what colour") == (*prefix, *ids)
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -140,6 +154,19 @@ def test_asker_stops_at_the_end_of_sequence_when_a_template_refuses_the_probe(
     with pytest.raises(InvalidArgument, match="2 s of CPU time") as caught:
         Asker(pool, bundle_of(folder), asking(LOOPS)).stop_token_ids()
     assert caught.value.reason == Reason.TEMPLATE_INVALID
+
+
+def test_asker_does_not_run_a_template_again_that_never_ends(folder: Path) -> None:
+    slow_on_b = "{% if messages[0].content == 'b' %}" + LOOPS + "{% endif %}" + OWN
+    with closing(TextPool(replace(LIMITS, cpu_seconds=1))) as pool:
+        asker = Asker(pool, bundle_of(folder), asking(slow_on_b))
+        for question in ("b", "b", "a", "b", "b", "b"):
+            with pytest.raises(TemplateError, match="1 s of CPU") if question == "b" else nullcontext():
+                asker.prompt(chat(question, "x"))
+        began = time.monotonic()
+        with pytest.raises(TemplateError, match="took more than it may 3 times, and is not run again"):
+            asker.prompt(chat("a", "x"))
+        assert time.monotonic() - began < 0.5
 
 
 def test_prompts_of_a_template_that_hangs_hold_up_no_other_and_stop_at_once(folder: Path) -> None:

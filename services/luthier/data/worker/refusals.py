@@ -7,6 +7,7 @@ from typing import Any
 
 from luthier.data.renderings.domain import MAX_ERRORS, RefusedRecord, TemplateErrorPolicy
 from luthier.errors import Failure, InvalidArgument, Reason
+from luthier.text.panics import TokenizerError
 from luthier.text.rendering import RenderingError
 from luthier.text.templates import TemplateError
 
@@ -34,9 +35,9 @@ class Refusals:
         """Whether the rendering fails for what was refused so far."""
         return self._fatal is not None
 
-    def add(self, row: Mapping[str, Any], error: TemplateError | RenderingError) -> None:
+    def add(self, row: Mapping[str, Any], error: TemplateError | TokenizerError | RenderingError) -> None:
         """Take in a refused record."""
-        reason = error.reason if isinstance(error, RenderingError) else Reason.TEMPLATE_INVALID
+        reason = Reason.TEMPLATE_INVALID if isinstance(error, TemplateError) else error.reason
         refused = RefusedRecord(filename=row["filename"], line=row["line"], reason=reason, message=str(error))
         self.num_records += 1
         if len(self._records) < MAX_ERRORS:

@@ -15,8 +15,6 @@ from cattrs import Converter
 from cattrs.preconf.json import make_converter
 
 from luthier.data.worker.rendering import RenderPlan, render_plan
-from luthier.errors import InvalidArgument, Reason
-from luthier.text.panics import TokenizerError, tokenizer_errors
 from luthier.work.limited_child import Note, serve
 
 
@@ -43,25 +41,12 @@ def converter() -> Converter:
 
 
 def render(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    """Render what a request plans.
-
-    Raises:
-        InvalidArgument: names file and line of the record at fault; MODEL_INVALID where the tokenizer fails on it.
-    """
-    at = Begun()
+    """Render what a request plans. Raises InvalidArgument that names file and line of the record at fault."""
 
     def begin(done: int, row: Mapping[str, Any]) -> None:
-        nonlocal at
-        at = Begun(done=done, filename=row["filename"], line=row["line"])
-        note(dataclasses.asdict(at))
+        note(dataclasses.asdict(Begun(done=done, filename=row["filename"], line=row["line"])))
 
-    try:
-        with tokenizer_errors():
-            rendered = render_plan(converter().structure(request, RenderPlan), begin)
-    except TokenizerError as error:
-        raise InvalidArgument(
-            f"{at.filename}:{at.line}: {error}", reason=Reason.MODEL_INVALID, metadata=at.metadata
-        ) from error
+    rendered = render_plan(converter().structure(request, RenderPlan), begin)
     result: dict[str, Any] = converter().unstructure(rendered)
     return result
 

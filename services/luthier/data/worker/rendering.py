@@ -31,6 +31,7 @@ from luthier.data.worker.parquet import ROW_SCHEMA, ShardWriter, WrittenShard
 from luthier.data.worker.refusals import Refusals
 from luthier.errors import Failure, InvalidArgument, Reason
 from luthier.text import rendering as text
+from luthier.text.panics import TokenizerError, tokenizer_errors
 from luthier.text.records import Record, record_from_json
 from luthier.text.statistics import Lengths
 from luthier.text.templates import TemplateError
@@ -117,9 +118,10 @@ class RecordRenderer:
         counts.num_records += 1
         policy = text.LengthPolicy(self._plan.length_policy.value)
         try:
-            rendered = self._rendered(record_from_json(row["record"]))
+            with tokenizer_errors():
+                rendered = self._rendered(record_from_json(row["record"]))
             fitted = [text.fit(one, self._plan.max_tokens, policy) for one in rendered]
-        except (TemplateError, text.RenderingError) as error:
+        except (TemplateError, TokenizerError, text.RenderingError) as error:
             counts.num_refused += 1
             self._refusals.add(row, error)
             return
@@ -240,7 +242,8 @@ def render_plan(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None
 
 def _renderer(plan: RenderPlan) -> text.Renderer:
     try:
-        bundle = TokenizerBundle.load(Path(plan.bundle_folder))
+        with tokenizer_errors():
+            bundle = TokenizerBundle.load(Path(plan.bundle_folder))
     except ValueError as error:
         raise InvalidArgument(
             f"the model's tokenizer cannot be used: {error}", reason=Reason.MODEL_INVALID

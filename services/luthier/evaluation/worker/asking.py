@@ -14,11 +14,14 @@ from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.text.records import Record, record_to_json
 from luthier.text.rendering import Rendered, RenderingError
 from luthier.text.templates import TemplateError
+from luthier.v1 import evaluation_pb2
 from luthier.work.limited import Check
-from luthier.work.text_pool import Bundle, TextPool, TextRefused
+from luthier.work.text_pool import OLD_PREFIX, Bundle, TextPool, TextRefused
 from luthier.worker.v1 import task_pb2
 
 _KEPT_TEXTS = 4096
+MAX_AT_LIMIT = 3
+"""Times in a row that a template may take more than a limit allows before it is not run again."""
 
 
 class Prompts(Protocol):
@@ -40,19 +43,24 @@ class Asking:
     Attributes:
         chat_template: Jinja source; empty: the base model's own.
         template_date: what templates see as today, YYYY-MM-DD.
-        prefix_token_ids: tokens before plain text; None: those that the tokenizer says.
+        prefix_token_ids: tokens before plain text; None: those that the tokenizer says; OLD_PREFIX: those of renderings
+            made before they kept theirs.
         stop_token_ids: tokens that end an answer besides those that template and model say.
     """
 
     chat_template: str
     template_date: str
-    prefix_token_ids: tuple[int, ...] | None
+    prefix_token_ids: tuple[int, ...] | str | None
     stop_token_ids: tuple[int, ...]
 
 
 def asking_of(message: task_pb2.Asking) -> Asking:
     """Read how a model is to be asked; what is not set is the base model's own, and today."""
-    prefix = tuple(message.prefix.token_ids) if message.HasField("prefix") else None
+    prefix: tuple[int, ...] | str | None = None
+    if message.HasField("prefix"):
+        prefix = tuple(message.prefix.token_ids)
+    elif message.template_source == evaluation_pb2.TEMPLATE_SOURCE_TAUGHT:
+        prefix = OLD_PREFIX
     return Asking(
         chat_template=message.chat_template,
         template_date=message.template_date or datetime.now(UTC).date().isoformat(),
@@ -66,7 +74,8 @@ class Asker:
 
     Raises, from every method that makes tokens: RenderingError and TemplateError as `Renderer` does, and where
     template or tokenizer take more than a limit allows; LuthierError when the processes are overloaded or shut down, or
-    `check` raised.
+    `check` raised. After `MAX_AT_LIMIT` times in a row beyond a limit the template is not run any more, so that it does
+    not take as long again for each of many records.
     """
 
     def __init__(self, pool: TextPool, bundle: Bundle, asking: Asking, check: Check = lambda: None) -> None:
@@ -80,6 +89,7 @@ class Asker:
             "prefix_token_ids": asking.prefix_token_ids,
         }
         self._described: dict[str, Any] | None = None
+        self._num_at_limit = 0
 
     def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it."""
@@ -129,12 +139,19 @@ class Asker:
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         asked = {**request, "asked": self._asked}
+        if self._num_at_limit == MAX_AT_LIMIT:
+            raise TemplateError(
+                f"the chat template took more than it may {MAX_AT_LIMIT} times, and is not run again"
+            )
         try:
-            return self._pool.ask(self._bundle, asked, key=self._asking.chat_template, check=self._check)
+            answer = self._pool.ask(self._bundle, asked, key=self._asking.chat_template, check=self._check)
         except TextRefused as error:
+            self._num_at_limit += error.at_limit
             if error.kind == "template":
                 raise TemplateError(error.message) from error
             raise RenderingError(error.reason, error.message) from error
+        self._num_at_limit = 0
+        return answer
 
 
 class TextDecoder:

@@ -23,6 +23,7 @@ from luthier.training.models.service import ModelService
 from luthier.training.names import MODEL, check_name
 from luthier.v1 import event_pb2, fine_tuning_job_pb2, model_pb2, model_service_pb2, model_service_pb2_grpc
 from luthier.work.events import Entry
+from luthier.work.listing import page_that_fits
 from luthier.work.log import EventLog
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
@@ -67,12 +68,18 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: model_service_pb2.ListModelsRequest, context: Context
     ) -> model_service_pb2.ListModelsResponse:
-        """Page through models."""
+        """Page through models; a page of great ones holds fewer."""
         require_project(request.parent, self._projects)
+        return await page_that_fits(request, self._models_page)
+
+    async def _models_page(
+        self, request: model_service_pb2.ListModelsRequest
+    ) -> tuple[model_service_pb2.ListModelsResponse, int]:
         values, token = await self._models.list_page(request, self._page_tokens)
-        return model_service_pb2.ListModelsResponse(
+        page = model_service_pb2.ListModelsResponse(
             models=[model_to_proto(value) for value in values], next_page_token=token
         )
+        return page, len(values)
 
     async def WatchModel(
         self, request: model_service_pb2.WatchModelRequest, context: Context

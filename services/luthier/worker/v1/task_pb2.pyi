@@ -774,7 +774,9 @@ class Asking(_message.Message):
     """Date that the template sees as today, YYYY-MM-DD. Empty: today."""
     @_builtins.property
     def prefix(self) -> Global___PrefixTokens:
-        """Tokens before plain text. Unset: those that the tokenizer says."""
+        """Tokens before plain text. Unset: those that the tokenizer says; with a taught template of before they were kept, the beginning of
+        sequence where the tokenizer's configuration alone asks for it.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
