@@ -1,7 +1,7 @@
 """The process of one registration: `python -m luthier.training.worker.register_child DESCRIPTOR`.
 
-It takes an `Order` from the socket that is open as DESCRIPTOR, and answers `Made` or the error. It ends with its worker,
-however that ends.
+It takes an `Order` from the socket that is open as DESCRIPTOR, and answers `Made` or the error. It ends with its
+worker, however that ends.
 """
 
 from __future__ import annotations
