@@ -227,6 +227,15 @@ async def test_a_kind_that_nobody_knows_is_refused(site: Site, number: int) -> N
     assert "kinds" in error.message
 
 
+async def test_a_claim_for_a_kind_that_was_not_registered_is_refused(site: Site) -> None:
+    async with site.wire() as (stub, metadata):
+        await claimed(stub, metadata, site)
+        request = W.ClaimTaskRequest(worker="w", kinds=[task_pb2.TASK_KIND_RENDER])
+        error = await refusal(stub.ClaimTask(request, metadata=metadata))
+    assert error.code == "INVALID_ARGUMENT"
+    assert "got RENDER" in error.message
+
+
 @pytest.mark.parametrize("code", [0, 17, 4711, -3])
 async def test_an_outcome_with_a_code_that_is_no_error_is_refused(site: Site, code: int) -> None:
     async with site.wire() as (stub, metadata):

@@ -9,10 +9,25 @@ import grpc
 import pyarrow
 import pytest
 
-from luthier.errors import FailedPrecondition, Unavailable
+from luthier.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from luthier.errors.tree import BY_CODE
+from luthier.runtime.status import to_trailer
 from luthier.v1 import arrow_pb2
 from luthier.work.arrow_stream import read_batches
+from luthier.work.peers import Backoff, error_of
 from luthier.work.retry import retrying
+
+FINAL = {
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "FAILED_PRECONDITION",
+    "OUT_OF_RANGE",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNIMPLEMENTED",
+    "DATA_LOSS",
+}
 
 
 class Broken(grpc.RpcError):
@@ -21,6 +36,7 @@ class Broken(grpc.RpcError):
     def __init__(self, code: grpc.StatusCode) -> None:
         super().__init__()
         self._code = code
+        self.trailer: tuple[Any, ...] = ()
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -29,7 +45,7 @@ class Broken(grpc.RpcError):
         return "told"
 
     def trailing_metadata(self) -> tuple[Any, ...]:
-        return ()
+        return self.trailer
 
 
 def chunk(rows: list[int]) -> arrow_pb2.ArrowChunk:
@@ -93,13 +109,38 @@ def test_retrying_gives_up_in_time() -> None:
         retrying(call, patience_seconds=0.1)
 
 
-def test_retrying_passes_a_refusal_on_at_once() -> None:
+@pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED"])
+def test_retrying_repeats_whatever_is_not_final(code: str) -> None:
+    answers = [Broken(grpc.StatusCode[code])]
+
+    def call() -> str:
+        if answers:
+            raise answers.pop()
+        return "here"
+
+    assert retrying(call, patience_seconds=5) == "here"
+
+
+def test_a_service_that_says_when_to_ask_again_is_asked_then() -> None:
+    error = Broken(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    refused = ResourceExhausted("full", retry_after_seconds=1.5)
+    error.trailer = (to_trailer(refused),)
+    told = error_of(error)
+    assert told.retry_after_seconds == 1.5
+    backoff = Backoff(0.001, 0.01)
+    assert backoff.after(told) == 1.5
+    told.retry_after_seconds = 1e9
+    assert backoff.after(told) <= 60.0
+
+
+@pytest.mark.parametrize("code", sorted(FINAL))
+def test_retrying_passes_a_refusal_on_at_once(code: str) -> None:
     calls = []
 
     def call() -> str:
         calls.append(1)
-        raise Broken(grpc.StatusCode.FAILED_PRECONDITION)
+        raise Broken(grpc.StatusCode[code])
 
-    with pytest.raises(FailedPrecondition):
+    with pytest.raises(BY_CODE[code]):
         retrying(call)
     assert len(calls) == 1

@@ -2,142 +2,149 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# A process of its own: the registrar forks, which a process with threads must not.
-SCRIPT = """
-import json, os, signal, sys, threading, time
-from pathlib import Path
-import torch
-from luthier.errors import InvalidArgument, LuthierError
-from luthier.lm.register import DirectorySource, RegisteredFiles
-from luthier.training.worker import registrar as module
+from luthier.errors import Cancelled, Internal, InvalidArgument, NotFound, Unavailable
+from luthier.lm.register import DirectorySource
+from luthier.training.worker.registrar import Registrar
 
-def fake(source, directory, *, scratch):
-    torch.set_default_dtype(torch.float64)
-    what = source.path.name
-    if what == "hang":
-        os.mkfifo(scratch / "pipe")
-        open(scratch / "pipe").read()
-    elif what == "die":
+# Does what the name of the source says, with nothing imported that takes long.
+CHILD = """
+import os, signal, sys, time
+from luthier.errors import InvalidArgument
+from luthier.training.worker.register_child import serve
+from luthier.training.worker.registrar import Made
+
+def work(order):
+    (order.scratch / "pid").write_text(str(os.getpid()))
+    if order.source == "hang":
+        os.mkfifo(order.scratch / "x.index.json")
+        open(order.scratch / "x.index.json").read()
+    elif order.source == "die":
         os.kill(os.getpid(), signal.SIGSEGV)
-    elif what == "full":
+    elif order.source == "full":
         raise MemoryError("12 GB")
-    elif what == "odd":
+    elif order.source == "odd":
         raise KeyError("surprise")
-    elif what == "bad":
+    elif order.source == "bad":
         raise InvalidArgument("no model", reason="MODEL_INVALID")
-    elif what == "compute":
+    elif order.source == "compute":
         end = time.monotonic() + 4
         while time.monotonic() < end:
             sum(range(1000))
-    return RegisteredFiles(
-        files=(("config.json", directory / "config.json"),), architecture="A", num_parameters=os.getpid(),
-        context_length=1, vocab_size=1, dtype="bfloat16", has_chat_template=False, eos_token_ids=(),
-        end_of_turn_token_ids=(),
-    )
+    return Made(files=[order.source, os.getpid(), order.num_threads])
 
-module.register_source = fake
-registrar = module.Registrar(2, stall_seconds=2.0)
-root = Path(sys.argv[1])
-
-def attempt(what, check=lambda: None):
-    scratch = root / f"scratch-{threading.get_ident()}-{time.monotonic_ns()}"
-    scratch.mkdir()
-    try:
-        made = registrar.register(DirectorySource(path=Path(what)), scratch / "out", scratch, check)
-    except (LuthierError, MemoryError) as error:
-        return [getattr(error, "reason", "memory"), str(error)]
-    return ["made", made.num_parameters]
-
-def say(value):
-    print(json.dumps(value), flush=True)
-
-answers = {}
-def put(what):
-    answers[what] = attempt(what)
-both = [threading.Thread(target=put, args=(what,)) for what in ("hang", "compute")]
-[thread.start() for thread in both]
-[thread.join() for thread in both]
-for what in ("die", "full", "odd", "bad", "fine"):
-    put(what)
-answers["worker"] = [os.getpid(), str(torch.get_default_dtype())]
-
-end = time.monotonic() + 0.5
-def check():
-    if time.monotonic() > end:
-        raise InvalidArgument("asked to stop", reason="CANCELLED_BY_USER")
-answers["stopped"] = attempt("hang", check)
-answers["after"] = [attempt("fine")[0] for _ in range(3)]
-
-answers["templates"] = [template._process.pid for template in registrar._templates]
-say(answers)
-registrar._stall_seconds = 600.0
-(root / "last").mkdir()
-registrar.register(DirectorySource(path=Path("hang")), root / "out", root / "last", lambda: None)
+serve(int(sys.argv[1]), work)
 """
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the worker's process said, and which processes were there and are there after it was killed."""
-    folder = tmp_path_factory.mktemp("registrar")
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True
-    ) as worker:
-        assert worker.stdout is not None
-        told = json.loads(worker.stdout.readline())
-        deadline = time.monotonic() + 60
-        while not (folder / "last" / "pipe").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        told["children"] = [pid for template in told["templates"] for pid in _children(template)]
-        worker.send_signal(signal.SIGKILL)
-    family = [*told["templates"], *told["children"]]
-    while any(map(_runs, family)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    told["left"] = [pid for pid in family if _runs(pid)]
-    return told
+@pytest.fixture
+def registrar(tmp_path: Path) -> Registrar:
+    (tmp_path / "child.py").write_text(CHILD)
+    return Registrar(num_threads=3, stall_seconds=1.5, child=("-P", str(tmp_path / "child.py")))
 
 
-def test_what_hangs_or_dies_does_so_alone(answers: Any) -> None:
-    assert answers["hang"][0] == "STALLED"
-    assert "stood still for 2 s" in answers["hang"][1]
-    assert answers["compute"][0] == "made", "it computes for longer than it may stand still"
-    assert answers["die"] == ["WORKER_LOST", "the process that registers the model ended with code -11"]
-    assert answers["full"] == ["memory", "12 GB"]
-    assert answers["odd"] == ["INTERNAL", "KeyError: 'surprise'"]
-    assert answers["bad"] == ["MODEL_INVALID", "no model"]
-    assert answers["fine"][0] == "made"
-    assert answers["fine"][1] != answers["worker"][0], "another process did it"
-    assert answers["worker"][1] == "torch.float32", "a training beside it makes the tensors it means"
+@pytest.fixture
+def attempt(registrar: Registrar, tmp_path: Path) -> Callable[..., Any]:
+    def run(what: str, check: Callable[[], None] = lambda: None) -> Any:
+        scratch = tmp_path / what
+        scratch.mkdir()
+        return registrar.register(what, scratch / "out", scratch, check)  # type: ignore[arg-type]
+
+    return run
 
 
-def test_a_registration_that_nobody_wants_any_more_is_ended(answers: Any) -> None:
-    assert answers["stopped"] == ["CANCELLED_BY_USER", "asked to stop"]
-    assert answers["after"] == ["made"] * 3
+def pid_of(scratch: Path) -> int:
+    return int((scratch / "pid").read_text())
 
 
-def test_no_process_outlives_a_worker_that_is_killed(answers: Any) -> None:
-    assert len(answers["children"]) == 1
-    assert answers["left"] == []
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
+    except FileNotFoundError:
         return False
+
+
+def test_a_registration_is_made_in_another_process(attempt: Callable[..., Any]) -> None:
+    what, pid, num_threads = attempt("fine")
+    assert (what, num_threads) == ("fine", 3)
+    assert pid != os.getpid()
+
+
+def test_what_hangs_is_ended_and_another_beside_it_goes_on(
+    attempt: Callable[..., Any], tmp_path: Path
+) -> None:
+    made: list[Any] = []
+    beside = threading.Thread(target=lambda: made.append(attempt("compute")))
+    beside.start()
+    with pytest.raises(Unavailable, match=r"stood still for 1\.5 s and was ended") as caught:
+        attempt("hang")
+    assert caught.value.reason == "STALLED"
+    assert not runs(pid_of(tmp_path / "hang"))
+    beside.join()
+    assert made[0][0] == "compute", "it computes for longer than it may stand still"
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "said"),
+    [
+        ("die", Unavailable, "ended with code -11"),
+        ("full", MemoryError, "12 GB"),
+        ("odd", Internal, "KeyError: 'surprise'"),
+        ("bad", InvalidArgument, "no model"),
+    ],
+)
+def test_how_it_ends_is_told(
+    attempt: Callable[..., Any], what: str, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        attempt(what)
+
+
+def test_a_registration_that_nobody_wants_any_more_is_ended(
+    attempt: Callable[..., Any], tmp_path: Path
+) -> None:
+    def check() -> None:
+        if (tmp_path / "hang" / "x.index.json").exists():
+            raise Cancelled("asked to stop")
+
+    with pytest.raises(Cancelled):
+        attempt("hang", check)
+    assert not runs(pid_of(tmp_path / "hang"))
+
+
+def test_no_registration_outlives_a_worker_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    worker = f"""
+from pathlib import Path
+from luthier.training.worker.registrar import Registrar
+folder = Path({str(tmp_path)!r})
+registrar = Registrar(child=("-P", str(folder / "child.py")))
+registrar.register("hang", folder / "out", folder, lambda: None)
+"""
+    with subprocess.Popen([sys.executable, "-c", worker]) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "x.index.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    child = pid_of(tmp_path)
+    while runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(child)
+
+
+def test_the_real_child_says_what_is_wrong_with_a_source(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound, match=r"must hold config\.json"):
+        Registrar().register(
+            DirectorySource(path=tmp_path / "empty"), tmp_path / "out", tmp_path, lambda: None
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import closing
 from functools import partial
 
 import torch
@@ -12,7 +11,6 @@ import torch
 from luthier.training.worker.register import run_register
 from luthier.training.worker.registrar import Registrar
 from luthier.training.worker.train import Trainer
-from luthier.work.limits import SLOTS
 from luthier.work.peers import channel
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
@@ -25,11 +23,8 @@ def main() -> None:
     config = read_worker_config()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    # The registrar forks: before the channel starts its threads.
-    with (
-        closing(Registrar(SLOTS[TaskKind.REGISTER_MODEL])) as registrar,
-        channel(config.data_address) as data_channel,
-    ):
+    registrar = Registrar(num_threads=config.num_threads)
+    with channel(config.data_address) as data_channel:
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=registrar.register),
             TaskKind.TRAIN: Trainer(data_channel),

@@ -6,64 +6,63 @@ would make tensors of the wrong type. And a thread that opens a pipe that nobody
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
 import os
-import queue
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from luthier.errors import Internal, LuthierError, Reason, Unavailable
-from luthier.lm.register import RegisteredFiles, Source, register_source
+from luthier.errors import Reason, Unavailable
+
+if TYPE_CHECKING:
+    from luthier.lm.register import RegisteredFiles, Source
 
 STALL_SECONDS = 120.0
 """A registration that neither computes, reads nor writes for this long hangs; the Hub's own limit is 10 s."""
 _POLL_SECONDS = 0.2
-_FORK = multiprocessing.get_context("fork")
-_logger = logging.getLogger(__name__)
+_CHILD = ("-P", "-m", "luthier.training.worker.register_child")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
+class Order:
+    """What a child is told: the source, where to write, where to download to, and torch's threads (0: as it likes)."""
+
     source: Source
     directory: Path
     scratch: Path
+    num_threads: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Died:
-    code: int
+class Made:
+    """What a child answers when all went well."""
+
+    files: RegisteredFiles
 
 
-_Answer = RegisteredFiles | Exception | _Died
-
-
-class _TemplateGone(Exception):
-    """The process that forks is not there any more."""
+Answer = Made | Exception
 
 
 class Registrar:
-    """Runs `register_source` in child processes, `slots` at a time; close it at the end.
+    """Runs `register_source` in a child process for each registration.
 
-    They are forked from processes that were forked from this one when it was made, which have imported all
-    that a registration needs and done nothing since. So make it before anything starts a thread or opens a
-    device.
+    Attributes:
+        stall_seconds: a child that shows no sign of life for this long is ended.
+        num_threads: torch's threads in the child; 0: as torch likes.
     """
 
-    def __init__(self, slots: int, stall_seconds: float = STALL_SECONDS) -> None:
-        self._stall_seconds = stall_seconds
-        self._templates: list[_Template] = []
-        for _ in range(slots):
-            self._templates.append(_Template(self._templates))
-        self._free: queue.SimpleQueue[_Template] = queue.SimpleQueue()
-        for template in self._templates:
-            self._free.put(template)
+    def __init__(
+        self, num_threads: int = 0, stall_seconds: float = STALL_SECONDS, child: Sequence[str] = _CHILD
+    ) -> None:
+        self.num_threads = num_threads
+        self.stall_seconds = stall_seconds
+        self._child = child
 
     def register(
         self, source: Source, directory: Path, scratch: Path, check: Callable[[], None]
@@ -72,131 +71,63 @@ class Registrar:
 
         Raises:
             LuthierError: what `register_source` raises.
-            Unavailable: STALLED, it hung and was ended; WORKER_LOST, it was killed from outside.
+            Unavailable: STALLED, it hung and was ended; WORKER_LOST, its process ended without an answer.
             MemoryError: there was not enough of it.
         """
-        template = self._free.get()
+        order = Order(source=source, directory=directory, scratch=scratch, num_threads=self.num_threads)
+        ours, theirs = socket.socketpair()
+        with theirs, Connection(ours.detach()) as connection:
+            command = [sys.executable, *self._child, str(theirs.fileno())]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            theirs.close()
+            try:
+                return self._answer(connection, process, order, check)
+            finally:
+                process.kill()
+                process.wait()
+
+    def _answer(
+        self,
+        connection: Connection,
+        process: subprocess.Popen[bytes],
+        order: Order,
+        check: Callable[[], None],
+    ) -> RegisteredFiles:
         try:
-            answer = template.run(
-                _Order(source=source, directory=directory, scratch=scratch), check, self._stall_seconds
-            )
-        except _TemplateGone as error:
-            # Threads run by now, so no new template can be forked: a new worker process may have one.
-            _logger.exception("the template of registrations is gone, the worker stops")
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise Unavailable("no process can register models here", reason=Reason.WORKER_LOST) from error
-        finally:
-            self._free.put(template)
-        if isinstance(answer, RegisteredFiles):
-            return answer
-        if isinstance(answer, _Died):
+            connection.send(order)
+            self._wait(connection, process.pid, check)
+            answer: Answer = connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            code = process.wait()
             raise Unavailable(
-                f"the process that registers the model ended with code {answer.code}",
-                reason=Reason.WORKER_LOST,
-            )
+                f"the process that registers the model ended with code {code}", reason=Reason.WORKER_LOST
+            ) from error
+        if isinstance(answer, Made):
+            return answer.files
         raise answer
 
-    def close(self) -> None:
-        """End all processes."""
-        for template in self._templates:
-            template.close()
-
-
-class _Template:
-    """The worker's end of a process that waits for orders and forks a child for each."""
-
-    def __init__(self, earlier: Sequence[_Template]) -> None:
-        self._connection, theirs = _FORK.Pipe()
-        # A copy of the worker's end that stayed open would keep the other processes from seeing the worker end.
-        ends = [self._connection, *(template._connection for template in earlier)]
-        self._process = _FORK.Process(target=_serve, args=(theirs, ends))
-        self._process.start()
-        theirs.close()
-
-    def run(self, order: _Order, check: Callable[[], None], stall_seconds: float) -> _Answer:
-        self._say(order)
-        pid: int = self._hear()
+    def _wait(self, connection: Connection, pid: int, check: Callable[[], None]) -> None:
+        """Return when there is something to read, an answer or the end."""
         signs, active_at = _signs_of_life(pid), time.monotonic()
-        try:
-            while not self._connection.poll(_POLL_SECONDS):
-                check()
-                now, seen = time.monotonic(), _signs_of_life(pid)
-                if seen != signs:
-                    signs, active_at = seen, now
-                if now - active_at > stall_seconds:
-                    raise Unavailable(
-                        f"the registration stood still for {stall_seconds:g} s and was ended; the source must hold "
-                        "regular files that can be read",
-                        reason=Reason.STALLED,
-                    )
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            self._hear()  # how it ended, which must not be taken for the next one's answer
-            raise
-        answer: _Answer = self._hear()
-        return answer
-
-    def _say(self, order: _Order) -> None:
-        try:
-            self._connection.send(order)
-        except OSError as error:
-            raise _TemplateGone from error
-
-    def _hear(self) -> Any:
-        try:
-            return self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise _TemplateGone from error
-
-    def close(self) -> None:
-        self._connection.close()
-        self._process.join()
+        while not connection.poll(_POLL_SECONDS):
+            check()
+            now, seen = time.monotonic(), _signs_of_life(pid)
+            if seen != signs:
+                signs, active_at = seen, now
+            if now - active_at > self.stall_seconds:
+                raise Unavailable(
+                    f"the registration stood still for {self.stall_seconds:g} s and was ended; the source must "
+                    "hold regular files that can be read",
+                    reason=Reason.STALLED,
+                )
 
 
-def _serve(connection: Connection, worker_ends: Sequence[Connection]) -> None:
-    """Take orders until the worker is gone, whichever way it went."""
-    for end in worker_ends:
-        end.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker too, which closes its end
-    with suppress(EOFError, OSError):
-        while True:
-            connection.send(_answer_of_child(connection.recv(), connection))
-
-
-def _answer_of_child(order: _Order, connection: Connection) -> _Answer:
-    answers, theirs = _FORK.Pipe(duplex=False)
-    child = _FORK.Process(target=_register, args=(order, theirs, connection))
-    child.start()
-    theirs.close()
-    connection.send(child.pid)
+def end_with_worker(connection: Connection) -> None:
+    """End this process when the worker is gone or wants no answer any more: it says nothing after its order."""
     try:
-        if connection in wait([answers, connection]):
-            raise EOFError("the worker is gone: it never speaks before it has an answer")
-        answer: _Answer = answers.recv()
-    except EOFError:
-        if connection.poll():
-            child.kill()
-            raise
-        child.join()
-        return _Died(code=child.exitcode or 0)
-    finally:
-        answers.close()
-    child.join()
-    return answer
-
-
-def _register(order: _Order, answers: Connection, connection: Connection) -> None:
-    connection.close()
-    answer: _Answer
-    try:
-        answer = register_source(order.source, order.directory, scratch=order.scratch)
-    except (LuthierError, MemoryError) as error:
-        answer = error
-    except Exception as error:
-        _logger.exception("registration failed unexpectedly")
-        answer = Internal(f"{type(error).__name__}: {error}")
-    answers.send(answer)
+        connection.recv()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _signs_of_life(pid: int) -> tuple[str, ...]:
