@@ -60,7 +60,7 @@ class WorkerLink:
         *,
         timeout_seconds: float = CALL_SECONDS,
     ) -> T:
-        """Make a call, again and again while the service is away.
+        """Make a call, again and again while the service is away, or its disk full.
 
         `request` is a message, or a function that makes the request stream anew for every try.
 
@@ -73,9 +73,12 @@ class WorkerLink:
                 argument = request() if callable(request) else request
                 return await method(argument, metadata=self.metadata, timeout=timeout_seconds)
             except grpc.aio.AioRpcError as error:
-                if not is_passing(error):
-                    raise error_of(error) from error
-                _logger.info("service is away, trying again", extra={"status": error.code().name})
+                told = error_of(error)
+                # Bytes wait at home for room; a report is short, and waits here.
+                waits = told.reason == Reason.DISK_FULL and not callable(request)
+                if not is_passing(error) and not waits:
+                    raise told from error
+                _logger.info("trying again", extra={"status": told.code, "detail": told.message})
             await asyncio.sleep(delay_seconds * random.uniform(0.8, 1.2))
             delay_seconds = min(delay_seconds * 2, 3.0)
 

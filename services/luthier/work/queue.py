@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,6 +21,9 @@ from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
 from luthier.work.tasks import NewTask, Task, TaskKind, TaskState
 from luthier.worker.v1 import task_pb2
+
+_ROOM_SECONDS = 1.0
+_GIVEN_BACK = frozenset({Reason.SHUTTING_DOWN, Reason.DISK_FULL})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,21 +99,26 @@ class Queue:
     async def claim(
         self, worker: str, kinds: Sequence[TaskKind], wait_seconds: float
     ) -> tuple[Task, task_pb2.Task] | None:
-        """Lease the task queued longest, waiting at most `wait_seconds` for one; None when none came."""
+        """Lease the task queued longest, waiting at most `wait_seconds` for one; None when none came.
+
+        While the disk has too little room no task is handed out.
+        """
         deadline = asyncio.get_running_loop().time() + wait_seconds
         while True:
             arrival = self._arrival
-            async with self._database.transaction() as connection:
-                claimed = await self._claim_one(connection, worker, kinds)
-            if claimed is not None:
-                return claimed
+            has_room = self._database.disk.has_room()
+            if has_room:
+                async with self._database.transaction() as connection:
+                    claimed = await self._claim_one(connection, worker, kinds)
+                if claimed is not None:
+                    return claimed
             remaining = deadline - asyncio.get_running_loop().time()
             if remaining <= 0:
                 return None
-            try:
-                await asyncio.wait_for(arrival.wait(), remaining)
-            except TimeoutError:
-                return None
+            # Nothing announces that there is room again.
+            pause = remaining if has_room else min(remaining, _ROOM_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(arrival.wait(), pause)
 
     async def _claim_one(
         self, connection: AsyncConnection, worker: str, kinds: Sequence[TaskKind]
@@ -198,7 +207,8 @@ class Queue:
     async def finish(self, task_id: str, epoch: int, outcome: Outcome) -> None:
         """End a lease with what the worker brought. The same worker may repeat the call.
 
-        A failure with code UNAVAILABLE is a lost attempt: the task is queued again.
+        A failure with code UNAVAILABLE is a lost attempt, one with reason DISK_FULL an attempt given back: the
+        task is queued again.
 
         Raises:
             FailedPrecondition: LEASE_LOST.
@@ -208,9 +218,10 @@ class Queue:
             if task is not None and task.state is TaskState.DONE and task.epoch == epoch:
                 return
             task = await self.held(connection, task_id, epoch)
-            if outcome.failure is not None and outcome.failure.code == "UNAVAILABLE":
-                counts = outcome.failure.reason != Reason.SHUTTING_DOWN
-                await self._lose(connection, task, outcome.failure.message, counts=counts)
+            failure = outcome.failure
+            if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
+                counts = failure.reason not in _GIVEN_BACK
+                await self._lose(connection, task, failure.message, counts=counts)
             else:
                 await self._end(connection, task, outcome)
 

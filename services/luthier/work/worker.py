@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,9 +21,10 @@ from google.rpc import status_pb2
 
 from luthier.errors import FailedPrecondition, Internal, LuthierError, Reason, ResourceExhausted
 from luthier.errors.failure import Failure
+from luthier.storage.disk import found_full
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed
-from luthier.work.convert import failure_to_status
+from luthier.work.convert import failure_to_status, status_to_failure
 from luthier.work.link import WorkerLink
 from luthier.work.peers import aio_channel
 from luthier.work.session import TaskSession
@@ -33,6 +35,8 @@ Runner = Callable[[TaskContext], task_pb2.TaskResult]
 T = TypeVar("T")
 Companion = Callable[[WorkerLink, BlobCache], Awaitable[None]]
 _CLAIM_WAIT_SECONDS = 20.0
+FULL_SECONDS = 15.0
+"""A worker that gave a task back for want of room takes none for so long."""
 _logger = logging.getLogger(__name__)
 
 
@@ -162,7 +166,14 @@ async def _run_task(
         try:
             async with session.alive():
                 outcome = await loop.run_in_executor(threads, _outcome, runner, context)
+                no_room = status_to_failure(outcome.error).reason == Reason.DISK_FULL
+                if no_room:
+                    # First: the service may need this very room to take the outcome.
+                    shutil.rmtree(scratch, ignore_errors=True)
+                    _logger.warning("task given back, a disk is full", extra=extra)
                 await _hand_in(session, outcome)
+            if no_room:
+                await _pause(draining)
         except FailedPrecondition as error:
             if error.reason != Reason.LEASE_LOST:
                 raise
@@ -170,6 +181,13 @@ async def _run_task(
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     _logger.info("task ends", extra=extra)
+
+
+async def _pause(draining: threading.Event) -> None:
+    """Let others make room before the next task, unless the worker stops."""
+    deadline = time.monotonic() + FULL_SECONDS
+    while time.monotonic() < deadline and not draining.is_set():  # noqa: ASYNC110 - a thread's event
+        await asyncio.sleep(0.1)
 
 
 async def _hand_in(session: TaskSession, outcome: worker_service_pb2.FinishTaskRequest) -> None:
@@ -202,6 +220,8 @@ def _outcome(runner: Runner, context: TaskContext) -> worker_service_pb2.FinishT
         return worker_service_pb2.FinishTaskRequest(error=_status(exhausted))
     except Exception as error:  # what a runner did not foresee fails its task, not the worker
         _logger.exception("task failed unexpectedly")
+        if (full := found_full(error, context.scratch)) is not None:
+            return worker_service_pb2.FinishTaskRequest(error=_status(full))
         internal = Internal(reason=Reason.INTERNAL, message=f"{type(error).__name__}: {error}")
         return worker_service_pb2.FinishTaskRequest(error=_status(internal))
 

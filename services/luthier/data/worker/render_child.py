@@ -22,6 +22,7 @@ from cattrs.preconf.json import make_converter
 
 from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
 from luthier.errors import Failure, InvalidArgument, LuthierError, Reason
+from luthier.storage.disk import disk_full, is_full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,10 @@ def _render(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None]) -
         rendered: RenderedVersion = render_plan(plan, begin)
     except LuthierError as error:
         return {"failure": dataclasses.asdict(Failure.of(error))}
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return {"failure": dataclasses.asdict(Failure.of(disk_full(str(error))))}
     return {"result": converter().unstructure(rendered)}
 
 

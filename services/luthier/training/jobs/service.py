@@ -138,8 +138,12 @@ class JobService:
         )
 
     async def create(self, parent: str, job_id: str, request: JobRequest) -> Job:
-        """Queue a job. Raises as `plan`, and AlreadyExists when a job or the tuned model's name is taken."""
+        """Queue a job.
+
+        Raises as `plan`, AlreadyExists when a job or the tuned model's name is taken, ResourceExhausted DISK_FULL.
+        """
         chosen = check_id(job_id, field="fine_tuning_job_id") if job_id else new_id("job")
+        self._database.disk.require_room()
         job = self.draft(parent, chosen, request, await self.plan(parent, request))
         task = NewTask(
             kind=TaskKind.TRAIN,
