@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +17,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.runtime.addresses import is_loopback
 from luthier.runtime.auth import Authenticator, Policy
 from luthier.runtime.calls import CallType, StagedInterceptor, call_type
 from luthier.runtime.idempotency import Idempotency, RequestLog
@@ -153,12 +153,7 @@ def check_loopback(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise InvalidArgument(f"an address must be host:port, e.g. 127.0.0.1:7601, got {address!r}")
-    bare = host.strip("[]")
-    try:
-        is_loopback = ipaddress.ip_address(bare).is_loopback
-    except ValueError:
-        is_loopback = bare == "localhost"
-    if not is_loopback:
+    if not is_loopback(host):
         raise InvalidArgument(
             f"an address other than loopback needs TLS, which this version does not have, got {address!r}"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc.aio
 
 from luthier.runtime.auth import Authenticator, Policy, TaskTokens
+from luthier.runtime.home import keep_private, secure_home
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.paging import PageTokens
@@ -115,6 +116,8 @@ Build = Callable[[Parts], Hosted]
 async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
     """Serve for the length of a block; yields the port."""
     async with AsyncExitStack() as stack:
+        for changed in secure_home(plan.home):
+            _logger.warning(changed)
         keys = read_or_create_keys(plan.home)
         plan.folder.mkdir(parents=True, exist_ok=True)
         url = plan.database_url or f"sqlite+aiosqlite:///{plan.folder / f'{plan.name}.db'}"
@@ -158,7 +161,8 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
 
 
 async def host(plan: ServicePlan, build: Build) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT. Whatever the process creates is its owner's alone."""
+    keep_private()
     async with hosting(plan, build):
         await stop_signal()
 
