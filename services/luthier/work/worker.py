@@ -166,11 +166,7 @@ async def _run_task(
         try:
             async with session.alive():
                 outcome = await loop.run_in_executor(threads, _outcome, runner, context)
-                no_room = status_to_failure(outcome.error).reason == Reason.DISK_FULL
-                if no_room:
-                    # First: the service may need this very room to take the outcome.
-                    shutil.rmtree(scratch, ignore_errors=True)
-                    _logger.warning("task given back, a disk is full", extra=extra)
+                no_room = _cleared_when_full(outcome, scratch)
                 await _hand_in(session, outcome)
             if no_room:
                 await _pause(draining)
@@ -181,6 +177,15 @@ async def _run_task(
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     _logger.info("task ends", extra=extra)
+
+
+def _cleared_when_full(outcome: worker_service_pb2.FinishTaskRequest, scratch: Path) -> bool:
+    """Tell whether a task found no room; then its files go at once: the service may need it for the outcome."""
+    no_room = status_to_failure(outcome.error).reason == Reason.DISK_FULL
+    if no_room:
+        _logger.warning("a disk is full, the task is given back", extra={"detail": outcome.error.message})
+        shutil.rmtree(scratch, ignore_errors=True)
+    return no_room
 
 
 async def _pause(draining: threading.Event) -> None:
