@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from tests.small_disk import fill, mounted
 
-from luthier.errors import Reason, ResourceExhausted
+from luthier.errors import Reason, ResourceExhausted, Unavailable
 from luthier.storage import staged_files
 from luthier.storage.database import Database
 from luthier.storage.disk import MIN_FREE_BYTES, Disk, found_full
@@ -127,6 +127,10 @@ def test_an_error_of_another_kind_is_no_full_disk(tmp_path: Path, small: Path) -
     assert found_full(RuntimeError("file write failed"), tmp_path) is None
     assert found_full(OSError(errno.ENOSPC, "no room"), tmp_path) is not None
     fill(small)
+    assert found_full(Unavailable("the hub is away"), small) is None
+    wrapped = Unavailable("the hub did not deliver")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "no room")
+    assert found_full(wrapped, tmp_path) is not None
     full = found_full(RuntimeError("file write failed"), small)
     assert full is not None
     assert full.reason == Reason.DISK_FULL

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import SQLITE_FULL
 
-from luthier.errors import Reason, ResourceExhausted
+from luthier.errors import LuthierError, Reason, ResourceExhausted
 
 MIN_FREE_BYTES = 1 << 30
 """Default of the floor: room that new uploads, resources and attempts leave free."""
@@ -74,11 +74,19 @@ def is_full(error: BaseException) -> bool:
 def found_full(error: Exception, folder: Path) -> ResourceExhausted | None:
     """Return DISK_FULL when that is why work in a folder failed, None when it is not.
 
-    Libraries that write files tell it in words of their own: any of them is believed where no room is left.
+    Libraries that write files tell it in words of their own: any of them is believed where no room is left. An
+    error of our own is why by itself, unless it was raised from one of a full disk.
     """
-    if is_full(error) or Disk(folder).free_bytes() < NO_ROOM_BYTES:
+    has_none = not isinstance(error, LuthierError) and Disk(folder).free_bytes() < NO_ROOM_BYTES
+    if has_none or any(map(is_full, _causes(error))):
         return disk_full(f"{type(error).__name__}: {error}")
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 @contextmanager

@@ -216,7 +216,8 @@ def _outcome(runner: Runner, context: TaskContext) -> worker_service_pb2.FinishT
     except TaskFailed as failed:
         return worker_service_pb2.FinishTaskRequest(error=_status(failed.error), result=failed.result)
     except LuthierError as error:
-        return worker_service_pb2.FinishTaskRequest(error=_status(error))
+        full = found_full(error, context.scratch)
+        return worker_service_pb2.FinishTaskRequest(error=_status(full or error))
     except MemoryError as error:
         _logger.exception("task ran out of memory")
         exhausted = ResourceExhausted(
