@@ -93,6 +93,18 @@ def test_call_waits_as_long_as_an_exhausted_service_says(services: Any, client: 
     assert times[1] - times[0] >= 0.29
 
 
+def test_call_tells_of_a_full_disk_at_once(services: Any, client: Client) -> None:
+    def get(request: Any, context: grpc.ServicerContext) -> None:
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        services.refuse(context, code, "the disk is full", reason="DISK_FULL", retry_after_seconds=30.0)
+
+    services.answers["GetDataset"] = get
+    with pytest.raises(ResourceExhausted, match="the disk is full") as caught:
+        client.datasets.get("a")
+    assert caught.value.retry_after_seconds == 30.0
+    assert services.calls["GetDataset"] == 1
+
+
 def test_call_gives_up_when_the_retry_deadline_is_over(services: Any, config: ClientConfig) -> None:
     services.stop()
     policy = RetryPolicy(initial_seconds=0.05, max_seconds=0.1, deadline_seconds=0.5)

@@ -72,3 +72,22 @@ def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "did you mean LUTHIER_HOME?" in said
+
+
+@pytest.mark.e2e
+def test_up_on_a_home_that_others_may_read_takes_it_back_whatever_the_umask(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o755)
+    process = subprocess.Popen(
+        [LUTHIERD, "up", "--no-workers"], env=environment(home), stderr=subprocess.PIPE, text=True, umask=0
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    await_ready(process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert first == f"warning: {home} had mode 0755, others could get at it: now 0700\n"
+    paths = [home, *home.rglob("*")]
+    assert {path.name for path in paths} > {"data.db", "training.db", "evaluation.db", "api-key", "data.log"}
+    assert [path for path in paths if path.stat().st_mode & 0o077] == []

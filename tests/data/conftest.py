@@ -142,6 +142,7 @@ class Service:
         self.task_tokens = TaskTokens(self.keys.token_secret)
         self.models = Models(files)  # type: ignore[abstract]
         self.limits = Limits(cpu_seconds=2, memory_bytes=512 << 20)
+        self.min_free_bytes = 0
         self.address = self.models_address = ""
         self._stack = AsyncExitStack()
 
@@ -157,6 +158,7 @@ class Service:
             data_address=self.address or "127.0.0.1:0",
             training_address=self.models_address,
             metrics_address="127.0.0.1:0",
+            min_free_bytes=self.min_free_bytes,
         )
         port = await self._stack.enter_async_context(
             hosting(plan(config), lambda parts: build(parts, config))

@@ -100,7 +100,9 @@ class Site:
 
 
 @asynccontextmanager
-async def serve(home: Path, port: int = 0, lease_seconds: float = 30.0) -> AsyncIterator[Site]:
+async def serve(
+    home: Path, port: int = 0, lease_seconds: float = 30.0, min_free_bytes: int = 0
+) -> AsyncIterator[Site]:
     """Host the service; on the same port and home again it is the same service restarted."""
     kept: dict[str, Any] = {}
 
@@ -120,6 +122,7 @@ async def serve(home: Path, port: int = 0, lease_seconds: float = 30.0) -> Async
         migrations=own_tables,
         kinds=KINDS,
         queue=QueueSettings(lease_seconds=lease_seconds, max_losses=3),
+        min_free_bytes=min_free_bytes,
     )
     async with hosting(plan, build) as bound:
         yield Site(home, bound, kept["parts"], kept["handler"], read_or_create_keys(home))

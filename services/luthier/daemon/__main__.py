@@ -16,6 +16,7 @@ import click
 from luthier.daemon.config import Config
 from luthier.errors import FailedPrecondition, LuthierError
 from luthier.runtime.config import read
+from luthier.runtime.home import keep_private, secure_home
 
 SERVICES = ("data", "training", "evaluation")
 
@@ -23,6 +24,7 @@ SERVICES = ("data", "training", "evaluation")
 @click.group()
 def main() -> None:
     """Run Luthier: the Data, Training and Evaluation services and their workers."""
+    keep_private()
 
 
 @main.command()
@@ -46,7 +48,8 @@ def up(workers: bool) -> None:
                 _say(f"{program.name:<11}{program.address}  SERVING")
             _say(f"ready in {time.monotonic() - began:.1f} s, home {config.home}")
 
-        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for changed in secure_home(config.home):
+            _say(f"warning: {changed}")
         with _only_one(config):
             supervisor = Supervisor(config.home / "logs", _say)
             asyncio.run(run_until_stopped(supervisor, services, helpers if workers else [], ready))

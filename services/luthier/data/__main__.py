@@ -43,6 +43,7 @@ def plan(config: Config) -> ServicePlan:
         migrations=schema.MIGRATIONS,
         kinds=(TaskKind.BUILD_VERSION, TaskKind.RENDER),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
+        min_free_bytes=config.min_free_bytes,
     )
 
 

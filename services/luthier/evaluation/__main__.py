@@ -57,6 +57,7 @@ def plan(config: Config) -> ServicePlan:
         migrations=MIGRATIONS,
         kinds=(TaskKind.EVALUATE,),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
+        min_free_bytes=config.min_free_bytes,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.storage.disk import MIN_FREE_BYTES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -18,3 +20,5 @@ class Config:
     evaluation_address: str
     metrics_address: str = "127.0.0.1:9603"
     lease_seconds: float = 30.0
+    min_free_bytes: int = MIN_FREE_BYTES
+    """Room on the disk of the home that new uploads, resources and attempts leave free; 0: none."""

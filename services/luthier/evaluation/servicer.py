@@ -45,7 +45,7 @@ from luthier.v1 import (
     fine_tuning_job_pb2,
 )
 from luthier.work.events import Entry, Progressed
-from luthier.work.listing import list_page, page_that_fits, row_page_arguments
+from luthier.work.listing import PAGE_BYTES, list_page, page_that_fits, row_page_arguments
 from luthier.work.log import EventLog
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2, worker_service_pb2
@@ -130,7 +130,7 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
             self._page_tokens, "ListPredictions", (request.parent,), request.page_token
         )
         evaluation = await self._evaluations.get(request.parent)
-        rows = await self._evaluations.predictions(evaluation, first_row, limit, _PAGE_BYTES)
+        rows = await self._evaluations.predictions(evaluation, first_row, limit, PAGE_BYTES)
         next_row = first_row + len(rows)
         token = self._page_tokens.encode((str(next_row),), bound) if next_row < evaluation.num_records else ""
         return evaluation_service_pb2.ListPredictionsResponse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -12,9 +13,11 @@ import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from luthier.errors import FailedPrecondition
+from luthier.runtime.addresses import is_loopback
 from luthier.runtime.calls import Call
 
 _LAG_SECONDS = 1.0
+_logger = logging.getLogger(__name__)
 _LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _CODES = {
     code: "".join(word.capitalize() for word in code.name.split("_")) if code.name != "OK" else "OK"
@@ -93,6 +96,13 @@ class MetricsServer:
             raise FailedPrecondition(
                 f"cannot serve metrics on {self._host}:{self._port} ({error.strerror}): is the port taken?"
             ) from error
+        if not is_loopback(self._host):
+            _logger.warning(
+                "metrics are served without a key to everybody who reaches %s:%d; bind them to loopback, or keep "
+                "others away with a firewall",
+                self._host or "every address of this machine,",
+                server.server_port,
+            )
         lag = asyncio.create_task(self._measure_lag())
         try:
             yield server.server_port

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.runtime.addresses import is_loopback
 from luthier.runtime.admission import Admission, AdmissionMetrics, Limits
 from luthier.runtime.auth import Authenticator, Policy
 from luthier.runtime.calls import CallType, StagedInterceptor, call_type
@@ -165,12 +165,7 @@ def check_loopback(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise InvalidArgument(f"an address must be host:port, e.g. 127.0.0.1:7601, got {address!r}")
-    bare = host.strip("[]")
-    try:
-        is_loopback = ipaddress.ip_address(bare).is_loopback
-    except ValueError:
-        is_loopback = bare == "localhost"
-    if not is_loopback:
+    if not is_loopback(host):
         raise InvalidArgument(
             f"an address other than loopback needs TLS, which this version does not have, got {address!r}"
         )

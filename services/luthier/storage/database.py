@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from sqlite3 import SQLITE_CANTOPEN, SQLITE_FULL, SQLITE_IOERR
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Executable, create_engine, event, make_url
-from sqlalchemy.engine import Connection, Engine, RowMapping
+from sqlalchemy.engine import Connection, Engine, ExceptionContext, RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from luthier.errors import InvalidArgument
+from luthier.storage.disk import NO_ROOM_BYTES, Disk, disk_full
 from luthier.storage.threads import finished_in
 
 R = TypeVar("R")
@@ -51,11 +53,27 @@ def configure_sqlite(engine: Engine) -> None:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
+    @event.listens_for(engine, "handle_error")
+    def _failed(context: ExceptionContext) -> None:
+        if _is_full(context.original_exception, Path(str(engine.url.database)).parent):
+            raise disk_full(str(context.original_exception)) from context.original_exception
+
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
         # A transaction that reads first and writes later would fail at once when another wrote in between.
         immediate = connection.get_execution_options().get("luthier_write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _is_full(error: BaseException, folder: Path) -> bool:
+    """Tell whether SQLite found no room: it says so, or it failed on a disk that has none."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if not isinstance(code, int):
+        return False
+    primary = code & 0xFF
+    # Growing the shared memory of the log fails as an error of the disk, not as a full one.
+    has_none = primary in (SQLITE_IOERR, SQLITE_CANTOPEN) and Disk(folder).free_bytes() < NO_ROOM_BYTES
+    return primary == SQLITE_FULL or has_none
 
 
 class _Unit:
@@ -82,12 +100,16 @@ class Database:
     """A pool of connections to one database. Use from one event loop; `close` it at the end.
 
     Writers of this process wait for one another in order of arrival, without a thread or a busy loop each;
-    other processes are kept out by the database itself.
+    other processes are kept out by the database itself. What finds no room raises ResourceExhausted DISK_FULL.
+
+    `disk` is where it lives: what would fill it asks there for room first.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, min_free_bytes: int = 0) -> None:
         parsed = check_url(url)
-        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(str(parsed.database)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self.disk = Disk(folder, min_free_bytes)
         self._engine = create_async_engine(parsed, pool_size=8, max_overflow=24)
         configure_sqlite(self._engine.sync_engine)
         self._reader = create_engine(parsed.set(drivername="sqlite"), pool_size=_READERS)

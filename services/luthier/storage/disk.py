@@ -5,13 +5,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from sqlite3 import SQLITE_FULL
 
-from luthier.errors import Reason, ResourceExhausted
+from luthier.errors import LuthierError, Reason, ResourceExhausted
 
 MIN_FREE_BYTES = 1 << 30
 """Default of the floor: room that new uploads, resources and attempts leave free."""
 RESERVE_SHARE = 16
 """Below a 16th of the floor no blob is stored either: what is left is the database's, so that cancelling works."""
+NO_ROOM_BYTES = 1 << 20
+"""A disk with less than this is one where writing fails."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _RETRY_SECONDS = 30.0
 _MIB = 1 << 20
@@ -44,7 +47,7 @@ class Disk:
             return
         free_bytes = self.free_bytes()
         raise ResourceExhausted(
-            f"the disk has {free_bytes / _MIB:.0f} MiB free, and {self.min_free_bytes / _MIB:.0f} MiB must stay "
+            f"the disk has {free_bytes / _MIB:.1f} MiB free, and {self.min_free_bytes / _MIB:.1f} MiB must stay "
             "free; delete what is not needed, or make room",
             reason=Reason.DISK_FULL,
             metadata={"free_bytes": str(free_bytes), "min_free_bytes": str(self.min_free_bytes)},
@@ -62,8 +65,28 @@ def disk_full(detail: str) -> ResourceExhausted:
 
 
 def is_full(error: BaseException) -> bool:
-    """Tell whether an error of the system says that a disk, or a quota of it, is full."""
-    return isinstance(error, OSError) and error.errno in _FULL
+    """Tell whether an error of the system, or of SQLite, says that a disk, or a quota of it, is full."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return getattr(error, "sqlite_errorcode", None) == SQLITE_FULL
+
+
+def found_full(error: Exception, folder: Path) -> ResourceExhausted | None:
+    """Return DISK_FULL when that is why work in a folder failed, None when it is not.
+
+    Libraries that write files tell it in words of their own: any of them is believed where no room is left. An
+    error of our own is why by itself, unless it was raised from one of a full disk.
+    """
+    has_none = not isinstance(error, LuthierError) and Disk(folder).free_bytes() < NO_ROOM_BYTES
+    if has_none or any(map(is_full, _causes(error))):
+        return disk_full(f"{type(error).__name__}: {error}")
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 @contextmanager

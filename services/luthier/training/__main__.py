@@ -31,6 +31,7 @@ def plan_of(config: Config) -> ServicePlan:
         migrations=MIGRATIONS,
         kinds=(TaskKind.REGISTER_MODEL, TaskKind.TRAIN),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
+        min_free_bytes=config.min_free_bytes,
     )
 
 

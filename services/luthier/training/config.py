@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import InvalidArgument
+from luthier.storage.disk import MIN_FREE_BYTES
 
 MODELS_FOLDER = "models"
 """The one folder of a home that base models may be read from; beside it lie keys, databases and blobs."""
@@ -30,6 +31,8 @@ class Config:
     metrics_address: str = "127.0.0.1:9602"
     model_roots: tuple[str, ...] = ()
     lease_seconds: float = 30.0
+    min_free_bytes: int = MIN_FREE_BYTES
+    """Room on the disk of the home that new uploads, resources and attempts leave free; 0: none."""
 
     def __post_init__(self) -> None:
         home = self.home.resolve()

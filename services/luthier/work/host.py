@@ -12,12 +12,14 @@ from pathlib import Path
 import grpc.aio
 
 from luthier.runtime.auth import Authenticator, Policy, TaskTokens
+from luthier.runtime.home import keep_private, secure_home
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.paging import PageTokens
 from luthier.runtime.server import Registration, ServerOptions, serving, stop_signal
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
+from luthier.storage.disk import MIN_FREE_BYTES
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
 from luthier.work import schema
@@ -52,6 +54,7 @@ class ServicePlan:
         kinds: kinds of task that the service queues.
         database_url: another database than the SQLite file in the service's folder.
         queue: limits of leases and attempts.
+        min_free_bytes: room on the disk that new uploads, resources and attempts leave free.
     """
 
     name: str
@@ -63,6 +66,7 @@ class ServicePlan:
     kinds: tuple[TaskKind, ...]
     database_url: str = ""
     queue: QueueSettings = field(default_factory=QueueSettings)
+    min_free_bytes: int = MIN_FREE_BYTES
 
     @property
     def folder(self) -> Path:
@@ -75,7 +79,8 @@ class Parts:
 
     def __init__(self, plan: ServicePlan, keys: Keys, database: Database, stack: AsyncExitStack) -> None:
         self.database = database
-        self.blobs: BlobStore = LocalBlobStore(plan.folder / "blobs")
+        reserve = database.disk.reserve
+        self.blobs: BlobStore = LocalBlobStore(plan.folder / "blobs", min_free_bytes=reserve.min_free_bytes)
         self.log = EventLog(database)
         self.projects = frozenset(plan.projects)
         self.task_tokens = TaskTokens(keys.token_secret)
@@ -132,11 +137,13 @@ Build = Callable[[Parts], Hosted]
 async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
     """Serve for the length of a block; yields the port."""
     async with AsyncExitStack() as stack:
+        for changed in secure_home(plan.home):
+            _logger.warning(changed)
         keys = read_or_create_keys(plan.home)
         plan.folder.mkdir(parents=True, exist_ok=True)
         url = plan.database_url or f"sqlite+aiosqlite:///{plan.folder / f'{plan.name}.db'}"
         await asyncio.to_thread(upgrade, url, (schema.MIGRATIONS, plan.migrations))
-        database = Database(url)
+        database = Database(url, min_free_bytes=plan.min_free_bytes)
         stack.push_async_callback(database.close)
         parts = Parts(plan, keys, database, stack)
         hosted = build(parts)
@@ -177,7 +184,8 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
 
 
 async def host(plan: ServicePlan, build: Build) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT. Whatever the process creates is its owner's alone."""
+    keep_private()
     async with hosting(plan, build):
         await stop_signal()
 

@@ -110,7 +110,9 @@ class WorkerLink:
                 now = time.monotonic()
                 faulty_since = (faulty_since or now) if is_fault(refused) else None
                 lasting = faulty_since is not None and now - faulty_since >= FAULT_SECONDS
-                if is_final(refused) or lasting or not wanted():
+                # Bytes wait at home for room; a report is short, and waits here.
+                no_room = error.reason == Reason.DISK_FULL and callable(request)
+                if is_final(refused) or no_room or lasting or not wanted():
                     raise error from refused
                 _logger.info("trying again", extra={"status": error.code, "detail": error.message})
             await asyncio.sleep(backoff.after(error))

@@ -27,6 +27,8 @@ from luthier.worker.v1 import task_pb2
 
 FORGET_BATCH = 500
 _logger = logging.getLogger(__name__)
+_ROOM_SECONDS = 1.0
+_GIVEN_BACK = frozenset({Reason.SHUTTING_DOWN, Reason.DISK_FULL})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,18 +112,22 @@ class Queue:
 
         A claim with the id of an earlier one of this worker brings that one's task, as long as it is leased.
         A task that cannot be handed out is put off for a while, or fails by name; the next one takes its turn.
+        While the disk has too little room no task is handed out.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         while True:
             arrival = self._arrival
-            claimed = await self._claim_one(worker, kinds, claim)
+            has_room = self._database.disk.has_room()
+            claimed = await self._claim_one(worker, kinds, claim) if has_room else None
             remaining = deadline - loop.time()
             if claimed is not None or remaining <= 0:
                 return claimed
+            # Nothing announces that there is room again.
+            pause = remaining if has_room else min(remaining, _ROOM_SECONDS)
             # One more look after the time: another call of this claim may have brought it a task.
             with suppress(TimeoutError):
-                await asyncio.wait_for(arrival.wait(), remaining)
+                await asyncio.wait_for(arrival.wait(), pause)
 
     async def _claim_one(
         self, worker: str, kinds: Sequence[TaskKind], claim: str
@@ -234,7 +240,8 @@ class Queue:
     async def finish(self, task_id: str, epoch: int, outcome: Outcome) -> None:
         """End a lease with what the worker brought. The same worker may repeat the call.
 
-        A failure with code UNAVAILABLE is a lost attempt: the task is queued again.
+        A failure with code UNAVAILABLE is a lost attempt, one with reason DISK_FULL an attempt given back: the
+        task is queued again.
 
         Raises:
             FailedPrecondition: LEASE_LOST.
@@ -244,9 +251,10 @@ class Queue:
             if task is not None and task.state is TaskState.DONE and task.epoch == epoch:
                 return
             task = await self.held(connection, task_id, epoch)
-            if outcome.failure is not None and outcome.failure.code == "UNAVAILABLE":
-                counts = outcome.failure.reason != Reason.SHUTTING_DOWN
-                await self._lose(connection, task, outcome.failure.message, counts=counts)
+            failure = outcome.failure
+            if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
+                counts = failure.reason not in _GIVEN_BACK
+                await self._lose(connection, task, failure.message, counts=counts)
             else:
                 await self._end(connection, task, outcome)
 

@@ -17,9 +17,10 @@ from google.rpc import status_pb2
 
 from luthier.errors import Internal, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.errors.failure import Failure
+from luthier.storage.disk import found_full
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed
-from luthier.work.convert import failure_to_status
+from luthier.work.convert import failure_to_status, status_to_failure
 from luthier.work.limits import Limits, allowed_seconds, kind_of
 from luthier.work.link import WorkerLink
 from luthier.work.session import TaskSession
@@ -31,6 +32,8 @@ Outcome = worker_service_pb2.FinishTaskRequest
 OVERTIME_GRACE_SECONDS = 120.0
 """A runner notices by itself that its time is up, in a unit of work; after this long it will not any more."""
 _LONGEST_LOOK_SECONDS = 5.0
+FULL_SECONDS = 15.0
+"""What gave a task back for want of room takes none for so long."""
 _IDLE_SHARE = 0.01
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +72,11 @@ async def run_task(workshop: Workshop, task: task_pb2.Task, runner: Runner) -> N
     try:
         async with session.alive():
             thread = _RunnerThread(runner, context)
-            await _hand_in(session, await thread.outcome_within(limits))
+            outcome = await thread.outcome_within(limits)
+            no_room = _cleared_when_full(outcome, scratch)
+            await _hand_in(session, outcome)
+        if no_room:
+            await _pause(workshop.draining)
     except LuthierError as error:  # a lease that is lost, in nearly every case
         _logger.warning("task dropped", extra={**extra, "detail": error.message})
     finally:
@@ -140,6 +147,22 @@ def _stalled(limits: Limits) -> Unavailable:
     )
 
 
+def _cleared_when_full(outcome: Outcome, scratch: Path) -> bool:
+    """Tell whether a task found no room; then its files go at once: the service may need it for the outcome."""
+    no_room = status_to_failure(outcome.error).reason == Reason.DISK_FULL
+    if no_room:
+        _logger.warning("a disk is full, the task is given back", extra={"detail": outcome.error.message})
+        shutil.rmtree(scratch, ignore_errors=True)
+    return no_room
+
+
+async def _pause(draining: threading.Event) -> None:
+    """Let others make room before the next task, unless the worker stops."""
+    deadline = time.monotonic() + FULL_SECONDS
+    while time.monotonic() < deadline and not draining.is_set():  # noqa: ASYNC110 - a thread's event
+        await asyncio.sleep(0.1)
+
+
 async def _hand_in(session: TaskSession, outcome: Outcome) -> None:
     """Tell the service how a task ended. An outcome that it refuses fails the task, not the worker.
 
@@ -170,7 +193,7 @@ def _outcome(runner: Runner, context: TaskContext) -> Outcome:
     except TaskFailed as failed:
         return Outcome(error=_status(failed.error), result=failed.result)
     except LuthierError as error:
-        return Outcome(error=_status(error))
+        return Outcome(error=_status(found_full(error, context.scratch) or error))
     except MemoryError as error:
         _logger.exception("task ran out of memory")
         exhausted = ResourceExhausted(
@@ -179,6 +202,8 @@ def _outcome(runner: Runner, context: TaskContext) -> Outcome:
         return Outcome(error=_status(exhausted))
     except Exception as error:  # what a runner did not foresee fails its task, not the worker
         _logger.exception("task failed unexpectedly")
+        if (full := found_full(error, context.scratch)) is not None:
+            return Outcome(error=_status(full))
         internal = Internal(reason=Reason.INTERNAL, message=f"{type(error).__name__}: {error}")
         return Outcome(error=_status(internal))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.runtime.config import read
+from luthier.runtime.home import keep_private
 from luthier.runtime.keys import read_or_create_keys
 from luthier.work.worker import WorkerPlan
 
@@ -31,9 +32,10 @@ class WorkerConfig:
 
 
 def read_worker_config() -> WorkerConfig:
-    """Read the environment and set up the process's log."""
+    """Read the environment and set up the process's log. Whatever it creates is its owner's alone."""
     from luthier.runtime.logs import configure
 
+    keep_private()
     config = read(WorkerConfig, section="WORKER")
     configure(config.log_level)
     logging.getLogger("grpc").setLevel(logging.WARNING)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow
@@ -204,3 +206,16 @@ async def test_lists_filter_order_and_page(service: Any) -> None:
             "ListDatasets", data_service_pb2.ListDatasetsRequest(parent=PROJECT, filter="size > 3")
         )
     assert caught.value.reason == Reason.FILTER_INVALID
+
+
+async def test_a_dozen_lists_at_once_all_answer_and_an_upload_goes_on_meanwhile(service: Any) -> None:
+    async with service.worker():
+        version = await service.version(
+            lines(*({"prompt": f"q{number}", "completion": f"a{number}"} for number in range(6000)))
+        )
+    # Two cores have six; the calls must not need more than they hold.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    calls = [service.call("ListRecords", request_of(version.name, 50)) for _ in range(12)]
+    async with asyncio.timeout(30):
+        pages, _ = await asyncio.gather(asyncio.gather(*calls), service.uploaded(b"x" * 3_000_000))
+    assert {len(page.records) for page in pages} == {50}

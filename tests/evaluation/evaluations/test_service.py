@@ -19,6 +19,8 @@ from luthier.errors import (
     InvalidArgument,
     LuthierError,
     NotFound,
+    Reason,
+    ResourceExhausted,
 )
 from luthier.evaluation.asking import Taught
 from luthier.evaluation.evaluations.convert import (
@@ -41,6 +43,7 @@ from luthier.evaluation.evaluations.repository import MIGRATIONS, evaluation_res
 from luthier.evaluation.evaluations.service import EvaluationService, ModelFacts, VersionFacts
 from luthier.evaluation.servicer import EvaluateHandler
 from luthier.storage.database import Database
+from luthier.storage.disk import Disk
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.storage.migrations import differences, upgrade
 from luthier.v1 import evaluation_pb2
@@ -398,3 +401,10 @@ async def test_a_result_whose_predictions_are_no_predictions_changes_nothing(ben
 async def test_an_empty_split_is_refused_with_what_there_is(bench: Bench) -> None:
     with pytest.raises(FailedPrecondition, match=r"no record in the VALIDATION split.*'TEST': 3"):
         await bench.create(split=Split.VALIDATION)
+
+
+async def test_create_below_the_floor_of_the_disk_is_refused(bench: Bench, tmp_path: Path) -> None:
+    bench.database.disk = Disk(tmp_path, 1 << 60)
+    with pytest.raises(ResourceExhausted, match="must stay free") as caught:
+        await bench.create()
+    assert caught.value.reason == Reason.DISK_FULL

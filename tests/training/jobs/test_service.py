@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,9 @@ from luthier.errors import (
     InvalidArgument,
     NotFound,
     Reason,
+    ResourceExhausted,
 )
+from luthier.storage.disk import Disk
 from luthier.training.files import files_digest
 from luthier.training.jobs.domain import JobState
 from luthier.training.jobs.settings import HyperparametersRequest
@@ -441,3 +444,37 @@ async def test_a_job_from_before_this_was_kept_tunes_a_model_that_does_not_say(b
     assert model.taught is None
     assert not model_to_proto(model).HasField("taught")
     assert [file.path for file in model.files] == ["adapter_model.safetensors"]
+
+
+async def test_create_below_the_floor_of_the_disk_is_refused_and_cancel_is_not(bench: Any) -> None:
+    made = await bench.jobs.create(bench.PARENT, "one", bench.request())
+    bench.database.disk = Disk(bench.roots, 1 << 60)
+    with pytest.raises(ResourceExhausted, match="must stay free") as caught:
+        await bench.jobs.create(bench.PARENT, "two", bench.request())
+    assert caught.value.reason == Reason.DISK_FULL
+    with pytest.raises(NotFound):
+        await bench.jobs.get(f"{bench.PARENT}/fineTuningJobs/two")
+    assert (await bench.jobs.cancel(made.name, "")).state is JobState.CANCELLED
+
+
+async def test_no_attempt_begins_below_the_floor_of_the_disk(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    room, bench.database.disk = bench.database.disk, Disk(bench.roots, 1 << 60)
+    assert await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.1) is None
+    waiting = asyncio.create_task(bench.queue.claim("w@1", [TaskKind.TRAIN], 20.0))
+    await asyncio.sleep(0.1)
+    bench.database.disk = room
+    async with asyncio.timeout(10):
+        claimed = await waiting
+    assert claimed is not None
+
+
+async def test_an_attempt_given_back_by_a_full_disk_is_not_counted(bench: Any) -> None:
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    for _ in range(7):
+        task, _ = await bench.claim()
+        failure = Failure(code="RESOURCE_EXHAUSTED", reason=Reason.DISK_FULL, message="the disk is full")
+        await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
+        assert (await bench.jobs.get(JOB)).state is JobState.QUEUED
+    task, _ = await bench.claim()
+    assert (task.losses, task.attempt) == (0, 8)

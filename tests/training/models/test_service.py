@@ -14,7 +14,9 @@ from luthier.errors import (
     NotFound,
     OutOfRange,
     Reason,
+    ResourceExhausted,
 )
+from luthier.storage.disk import Disk
 from luthier.training.files import files_digest
 from luthier.training.models.domain import DirectorySource, HubSource, ModelState
 from luthier.training.models.service import NewBaseModel
@@ -158,3 +160,12 @@ async def test_read_file_streams_from_any_offset(bench: Any) -> None:
         await bench.models.read_file(bench.MODEL, "tokenizer.json", 10)
     with pytest.raises(NotFound, match=r"has no file 'weights'; it has model\.safetensors, tokenizer\.json"):
         await bench.models.read_file(bench.MODEL, "weights", 0)
+
+
+async def test_register_below_the_floor_of_the_disk_is_refused(bench: Any) -> None:
+    bench.database.disk = Disk(bench.roots, 1 << 60)
+    with pytest.raises(ResourceExhausted, match="must stay free") as caught:
+        await bench.models.register(
+            bench.PARENT, "new", NewBaseModel(source=HubSource(repo_id="a/b", revision=""))
+        )
+    assert caught.value.reason == Reason.DISK_FULL

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from luthier.errors import LuthierError, ResourceExhausted, Unavailable
+from luthier.errors import LuthierError, Reason, ResourceExhausted, Unavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +25,12 @@ class RetryPolicy:
 
 
 def is_retryable(error: LuthierError) -> bool:
-    """Whether the same call may succeed later: the service is away, or says itself when to come back."""
+    """Whether the same call may succeed later: the service is away, or says itself when to come back.
+
+    Not when its disk is full: somebody has to make room, and is told so at once.
+    """
     if isinstance(error, ResourceExhausted):
-        return error.retry_after_seconds is not None
+        return error.retry_after_seconds is not None and error.reason != Reason.DISK_FULL
     return isinstance(error, Unavailable)
 
 

@@ -141,7 +141,7 @@ class DatasetService:
         """Queue the building of a version of the dataset `parent`.
 
         Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound, AlreadyExists, FailedPrecondition
-        UPLOAD_INCOMPLETE.
+        UPLOAD_INCOMPLETE, ResourceExhausted DISK_FULL.
         """
         _refuse(
             [
@@ -154,6 +154,7 @@ class DatasetService:
             UPLOAD.parse(source.upload, field=path)
             same_project(parent, source.upload, path)
         chosen = check_id(version_id, field="dataset_version_id") if version_id else new_id("version")
+        self._database.disk.require_room()
         async with self._database.transaction() as connection:
             await self._datasets.get(connection, parent)
             now = self._clock()

@@ -92,7 +92,7 @@ class RenderingService:
         """Queue a rendering in the project `parent`; it freezes what the model says now, and today's date.
 
         Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound, AlreadyExists, FailedPrecondition
-        WRONG_STATE, and Unavailable when the service of the model is away.
+        WRONG_STATE, ResourceExhausted DISK_FULL, and Unavailable when the service of the model is away.
         """
         violations = [
             *rendering_violations(wanted),
@@ -105,6 +105,7 @@ class RenderingService:
         same_project(parent, wanted.dataset_version, "rendering.dataset_version")
         same_project(parent, wanted.model, "rendering.model")
         chosen = check_id(rendering_id, field="rendering_id") if rendering_id else new_id("rendering")
+        self._database.disk.require_room()
         await self._versions.ready_version(wanted.dataset_version)
         # Before the transaction: nobody else could write while another service makes up its mind.
         model = await self._models.get(wanted.model)

@@ -56,8 +56,9 @@ class UploadService:
         self._clearing: set[asyncio.Task[None]] = set()
 
     async def start(self, parent: str, filename: str, size_bytes: int, sha256: str) -> Upload:
-        """Announce a file of a project. Raises InvalidArgument."""
+        """Announce a file of a project. Raises InvalidArgument, ResourceExhausted DISK_FULL."""
         check_upload(filename, size_bytes, sha256, self._max_bytes)
+        self._database.disk.require_room()
         now = self._clock()
         upload = Upload(
             name=f"{parent}/uploads/{new_id('upload')}",
@@ -97,7 +98,8 @@ class UploadService:
         A power cut they outlive once `get` has counted them, or the upload is complete.
         Raises NotFound, FailedPrecondition WRONG_STATE, and InvalidArgument as `check_chunk` does: then
         nothing of the chunk is kept. When the whole has another sha256 than announced, it is
-        CHECKSUM_MISMATCH, and the upload begins again at offset 0.
+        CHECKSUM_MISMATCH, and the upload begins again at offset 0. ResourceExhausted DISK_FULL: there is too
+        little room for the chunk; what came before it stays.
         """
         turn = self.turn(name)
         async with turn.lock:
@@ -105,6 +107,7 @@ class UploadService:
             upload.require_receiving()
             received_bytes = upload.persisted_size_bytes
             check_chunk(upload, chunk, received_bytes, self._max_bytes)
+            self._database.disk.require_room()
             if chunk.data or received_bytes == 0:
                 received_bytes = await self._blobs.stage(upload.uid, chunk.offset, chunk.data)
             if not chunk.finish:

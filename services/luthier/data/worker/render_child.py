@@ -15,6 +15,7 @@ from cattrs import Converter
 from cattrs.preconf.json import make_converter
 
 from luthier.data.worker.rendering import RenderPlan, render_plan
+from luthier.storage.disk import disk_full, is_full
 from luthier.work.limited_child import Note, serve
 
 
@@ -41,12 +42,20 @@ def converter() -> Converter:
 
 
 def render(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    """Render what a request plans. Raises InvalidArgument that names file and line of the record at fault."""
+    """Render what a request plans.
+
+    Raises InvalidArgument that names file and line of the record at fault, and ResourceExhausted DISK_FULL.
+    """
 
     def begin(done: int, row: Mapping[str, Any]) -> None:
         note(dataclasses.asdict(Begun(done=done, filename=row["filename"], line=row["line"])))
 
-    rendered = render_plan(converter().structure(request, RenderPlan), begin)
+    try:
+        rendered = render_plan(converter().structure(request, RenderPlan), begin)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise disk_full(str(error)) from error
     result: dict[str, Any] = converter().unstructure(rendered)
     return result
 

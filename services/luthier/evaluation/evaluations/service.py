@@ -111,10 +111,12 @@ class EvaluationService:
             NotFound: version or model does not exist.
             FailedPrecondition: version or model is not READY, or there is nothing to ask.
             AlreadyExists: the id is taken.
+            ResourceExhausted: DISK_FULL.
         """
         project = require_project(parent, self._projects)
         name = EVALUATION.format(project=project, evaluation=evaluation_id or new_id("evaluation"))
         self._check(parent, draft)
+        self._database.disk.require_room()
         resolved = await self._resolve(draft)
         now = datetime.now(UTC)
         evaluation = replace(

@@ -173,9 +173,10 @@ class JobService:
     async def create(self, parent: str, job_id: str, request: JobRequest) -> Job:
         """Queue a job; its worker looks at the rows while it is PREPARING.
 
-        Raises as `check`, and AlreadyExists when a job or the tuned model's name is taken.
+        Raises as `check`, AlreadyExists when a job or the tuned model's name is taken, ResourceExhausted DISK_FULL.
         """
         chosen = check_id(job_id, field="fine_tuning_job_id") if job_id else new_id("job")
+        self._database.disk.require_room()
         job = self.draft(parent, chosen, request, await self.check(parent, request))
         task = NewTask(
             kind=TaskKind.TRAIN,

@@ -99,6 +99,7 @@ class ModelService:
         Raises:
             InvalidArgument: a field is wrong, or the path lies outside the allowed roots (PATH_NOT_ALLOWED).
             AlreadyExists: the id is taken.
+            ResourceExhausted: DISK_FULL.
         """
         violations = [
             *display_name_violations(new.display_name, "model.display_name"),
@@ -108,6 +109,7 @@ class ModelService:
             raise InvalidArgument.of_fields(*violations)
         chosen = check_id(model_id, field="model_id") if model_id else new_id("model")
         source = await self._checked(new.source)
+        self._database.disk.require_room()
         now = self._clock()
         model = Model(
             name=f"{parent}/models/{chosen}",

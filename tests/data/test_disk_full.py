@@ -1,0 +1,124 @@
+"""The Data service on a disk with little room: refused by name, and what makes room works."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.data.conftest import MODEL, PROJECT, Service
+from tests.small_disk import fill, mounted
+
+from luthier.errors import Reason, ResourceExhausted
+from luthier.storage.disk import Disk
+from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2, upload_pb2
+
+MIB = 1 << 20
+FLOOR = 6 * MIB
+
+
+@pytest.fixture
+async def small(tmp_path: Path, bundle_files: dict[str, bytes]) -> AsyncIterator[Service]:
+    """A service whose home has 16 MiB, six of which must stay free."""
+    with mounted(tmp_path / "small") as folder:
+        service = Service(folder / "home", bundle_files)
+        service.min_free_bytes = FLOOR
+        await service.start()
+        yield service
+        await service.stop()
+
+
+async def started(service: Service) -> Any:
+    request = data_service_pb2.StartUploadRequest(
+        parent=PROJECT, upload=upload_pb2.Upload(filename="a.jsonl")
+    )
+    return await service.call("StartUpload", request)
+
+
+def chunks(name: str, offset: int, number: int) -> AsyncIterator[Any]:
+    async def sent() -> AsyncIterator[Any]:
+        data = bytes(MIB)
+        for index in range(number):
+            yield data_service_pb2.WriteUploadRequest(
+                name=name, offset=offset + index * MIB, data=data, crc32=zlib.crc32(data)
+            )
+
+    return sent()
+
+
+async def refused(service: Service, method: str, request: Any) -> ResourceExhausted:
+    with pytest.raises(ResourceExhausted) as caught:
+        await service.call(method, request)
+    assert caught.value.reason == Reason.DISK_FULL, caught.value
+    return caught.value
+
+
+async def test_an_upload_stops_at_the_floor_and_cancelling_it_makes_room(small: Service) -> None:
+    async with small.worker():
+        version = await small.version(b'{"prompt": "q", "completion": "a"}\n')
+    upload = await started(small)
+    stored = 0
+    while Disk(small.home).free_bytes() >= FLOOR:
+        stored = (await small.call("WriteUpload", chunks(upload.name, stored, 1))).persisted_size_bytes
+    error = await refused(small, "WriteUpload", chunks(upload.name, stored, 1))
+    assert "6.0 MiB must stay free" in error.message
+    get = data_service_pb2.GetUploadRequest(name=upload.name)
+    assert (await small.call("GetUpload", get)).persisted_size_bytes == stored
+    assert 4 * MIB <= stored <= 10 * MIB
+    # Everything new is refused, before anything of it is stored.
+    wanted = dataset_pb2.DatasetVersion(sources=[dataset_pb2.DatasetSource(upload=upload.name)])
+    await refused(
+        small,
+        "StartUpload",
+        data_service_pb2.StartUploadRequest(parent=PROJECT, upload=upload_pb2.Upload(filename="b.jsonl")),
+    )
+    await refused(
+        small,
+        "CreateDatasetVersion",
+        data_service_pb2.CreateDatasetVersionRequest(
+            parent=version.name.partition("/versions/")[0], dataset_version=wanted
+        ),
+    )
+    await refused(
+        small,
+        "CreateRendering",
+        data_service_pb2.CreateRenderingRequest(
+            parent=PROJECT, rendering=rendering_pb2.Rendering(dataset_version=version.name, model=MODEL)
+        ),
+    )
+    # What is there can be read, and what makes room works.
+    assert (await small.call("ListRecords", data_service_pb2.ListRecordsRequest(parent=version.name))).records
+    cancelled = await small.call("CancelUpload", data_service_pb2.CancelUploadRequest(name=upload.name))
+    assert cancelled.state == upload_pb2.Upload.STATE_CANCELLED
+    async with asyncio.timeout(10):
+        while not Disk(small.home, FLOOR).has_room():  # noqa: ASYNC110 - it is cleared away after the answer
+            await asyncio.sleep(0.02)
+    again = await started(small)
+    assert again.state == upload_pb2.Upload.STATE_RECEIVING
+
+
+async def test_an_upload_goes_on_where_it_stopped_once_there_is_room(small: Service) -> None:
+    upload = await started(small)
+    await small.call("WriteUpload", chunks(upload.name, 0, 2))
+    filler = fill(small.home, leave_bytes=FLOOR - MIB)
+    await refused(small, "WriteUpload", chunks(upload.name, 2 * MIB, 1))
+    filler.unlink()
+    assert Disk(small.home).free_bytes() > FLOOR
+    more = await small.call("WriteUpload", chunks(upload.name, 2 * MIB, 1))
+    assert more.persisted_size_bytes == 3 * MIB
+
+
+async def test_a_disk_that_others_fill_is_named_too_and_never_internal(small: Service) -> None:
+    upload = await started(small)
+    filler = fill(small.home)
+    with pytest.raises(ResourceExhausted) as caught:  # noqa: PT012 - some fit into what the log has already
+        for number in range(40):
+            dataset = data_service_pb2.CreateDatasetRequest(parent=PROJECT, dataset_id=f"d{number}")
+            await small.call("CreateDataset", dataset)
+    assert caught.value.reason == Reason.DISK_FULL
+    assert (await small.call("GetUpload", data_service_pb2.GetUploadRequest(name=upload.name))).uid
+    filler.unlink()
+    await small.call("CancelUpload", data_service_pb2.CancelUploadRequest(name=upload.name))

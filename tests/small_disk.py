@@ -1,0 +1,42 @@
+"""A file system of 16 MiB to fill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+SIZE_MIB = 16
+
+
+@contextmanager
+def mounted(folder: Path, size_mib: int = SIZE_MIB) -> Iterator[Path]:
+    """Mount a small file system in memory; the test is skipped where this process may not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m,mode=700", "tmpfs", str(folder)]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"needs to mount a tmpfs, which is refused here: {tried.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        # Lazily: a worker's thread may still hold a file.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, leave_bytes: int = 0) -> Path:
+    """Fill the file system of a folder and return the file that does; removing it makes room."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            pass
+        if leave_bytes:
+            os.ftruncate(file.fileno(), max(0, os.fstat(file.fileno()).st_size - leave_bytes))
+    return filler
