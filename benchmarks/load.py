@@ -202,59 +202,68 @@ async def watched_version(line: Line) -> tuple[str, task_pb2.Task]:
     return version.name, claimed.task
 
 
-async def watching(lines: list[Line], plan: Plan) -> dict[str, Any]:
-    """Let many watch one running task, report its events at a rate, and say how late each watcher learnt of each."""
-    name, task = await watched_version(lines[0])
-    lags: list[float] = []
-    ends: Counter[str] = Counter()
-    total = int(plan.events_per_second * plan.seconds)
+@dataclass(slots=True)
+class Watched:
+    """What watchers of one task learnt: seconds from each event's report to its coming, and how streams broke."""
 
-    async def watch(line: Line) -> int:
+    name: str
+    total: int
+    lags: list[float] = field(default_factory=list)
+    breaks: Counter[str] = field(default_factory=Counter)
+
+    async def watch(self, line: Line) -> int:
+        """Watch until every event has come; returns how many did."""
         seen = last = 0
-        call = line.data.WatchDatasetVersion(
-            data_service_pb2.WatchDatasetVersionRequest(name=name), metadata=line.key
-        )
+        request = data_service_pb2.WatchDatasetVersionRequest(name=self.name)
+        call = line.data.WatchDatasetVersion(request, metadata=line.key)
         try:
             async for event in call:
                 if event.HasField("heartbeat"):
                     continue
-                if event.sequence != last + 1:
-                    ends["GAP"] += 1
+                self.breaks["GAP"] += event.sequence != last + 1
                 last = event.sequence
                 if event.HasField("log"):
-                    lags.append(time.monotonic() - float(event.log.text))
+                    self.lags.append(time.monotonic() - float(event.log.text))
                     seen += 1
-                if seen == total:
+                if seen == self.total:
                     break
         except aio.AioRpcError as error:
-            ends[error.code().name] += 1
+            self.breaks[error.code().name] += 1
         finally:
             call.cancel()
         return seen
 
-    watchers = [asyncio.create_task(watch(lines[n % len(lines)])) for n in range(plan.num_watchers)]
+
+async def report(line: Line, task: task_pb2.Task, number: int) -> None:
+    """Report one event of a task, which says when it was reported."""
+    text = repr(time.monotonic())
+    event = event_pb2.Event(log=event_pb2.LogLine(severity=event_pb2.LogLine.SEVERITY_INFO, text=text))
+    local = worker_service_pb2.LocalEvent(local_number=number, event=event)
+    request = worker_service_pb2.ReportEventsRequest(task=task.task, epoch=task.epoch, events=[local])
+    await line.worker.ReportEvents(request, metadata=line.worker_key, timeout=60)
+
+
+async def watching(lines: list[Line], plan: Plan) -> dict[str, Any]:
+    """Let many watch one running task, report its events at a rate, and say how late each watcher learnt of each."""
+    name, task = await watched_version(lines[0])
+    watched = Watched(name, int(plan.events_per_second * plan.seconds))
+    watchers = [
+        asyncio.create_task(watched.watch(lines[number % len(lines)])) for number in range(plan.num_watchers)
+    ]
     await asyncio.sleep(plan.seconds / 2)
-    for number in range(total):
-        event = event_pb2.Event(
-            log=event_pb2.LogLine(severity=event_pb2.LogLine.SEVERITY_INFO, text=repr(time.monotonic()))
-        )
-        local = worker_service_pb2.LocalEvent(local_number=number + 1, event=event)
-        await lines[0].worker.ReportEvents(
-            worker_service_pb2.ReportEventsRequest(task=task.task, epoch=task.epoch, events=[local]),
-            metadata=lines[0].worker_key,
-            timeout=60,
-        )
+    for number in range(watched.total):
+        await report(lines[0], task, number + 1)
         await asyncio.sleep(1 / plan.events_per_second)
     done, late = await asyncio.wait(watchers, timeout=60)
     for watcher in late:
         watcher.cancel()
     return {
         "watchers": plan.num_watchers,
-        "events": total,
-        "complete": sum(watcher.result() == total for watcher in done),
-        "lag_ms_p50": quantile_ms(lags, 0.5),
-        "lag_ms_p99": quantile_ms(lags, 0.99),
-        "cut_off": dict(ends),
+        "events": watched.total,
+        "complete": sum(watcher.result() == watched.total for watcher in done),
+        "lag_ms_p50": quantile_ms(watched.lags, 0.5),
+        "lag_ms_p99": quantile_ms(watched.lags, 0.99),
+        "breaks": {kind: count for kind, count in watched.breaks.items() if count},
     }
 
 
@@ -291,27 +300,34 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@asynccontextmanager
+async def lines_to(address: str, home: Path, plan: Plan) -> AsyncIterator[list[Line]]:
+    """Open connections to a service that has datasets to read."""
+    # Channels of one process share a connection unless told not to.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [aio.insecure_channel(address, options=options) for _ in range(plan.num_channels)]
+    lines = [Line(channel, home) for channel in channels]
+    for number in range(plan.num_datasets):
+        request = data_service_pb2.CreateDatasetRequest(parent=PARENT, dataset_id=f"d{number}")
+        await lines[0].data.CreateDataset(request, metadata=lines[0].key)
+    try:
+        yield lines
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
+
+
 async def measured(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
     """Start a service, measure, stop it."""
+    measures = {"overload": overload, "watchers": watching}
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        async with service(home) as (address, pid):
-            # Channels of one process share a connection unless told not to.
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            channels = [aio.insecure_channel(address, options=options) for _ in range(plan.num_channels)]
-            lines = [Line(channel, home) for channel in channels]
-            for number in range(plan.num_datasets):
-                request = data_service_pb2.CreateDatasetRequest(parent=PARENT, dataset_id=f"d{number}")
-                await lines[0].data.CreateDataset(request, metadata=lines[0].key)
-            for part, measure in (("overload", overload), ("watchers", watching)):
-                if part in parts:
-                    spent, began = cpu_seconds(pid), time.perf_counter()
-                    result[part] = await measure(lines, plan)
-                    share = (cpu_seconds(pid) - spent) / (time.perf_counter() - began)
-                    result[part]["service_cpu_share"] = round(share, 2)
-            for channel in channels:
-                await channel.close()
+        async with service(home) as (address, pid), lines_to(address, home, plan) as lines:
+            for part in parts:
+                spent, began = cpu_seconds(pid), time.perf_counter()
+                result[part] = await measures[part](lines, plan)
+                share = (cpu_seconds(pid) - spent) / (time.perf_counter() - began)
+                result[part]["service_cpu_share"] = round(share, 2)
     return result
 
 

@@ -19,4 +19,4 @@ def test_the_fast_run_refuses_what_is_too_much_and_cuts_no_watcher_off() -> None
         assert seen["4x"]["refused"] > 0, name
         assert seen["after"]["admitted_ms_p50"] < 1000, f"{name} is well again at once"
     watched = result["watchers"]
-    assert (watched["complete"], watched["cut_off"]) == (load.FAST.num_watchers, {})
+    assert (watched["complete"], watched["breaks"]) == (load.FAST.num_watchers, {})

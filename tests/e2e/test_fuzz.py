@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,37 +182,55 @@ def told_of_stream(channel: Any, method: MethodDescriptor, sent: list[bytes], me
     return None
 
 
-async def fuzzed(sites: Sites, seed: int, rounds: int) -> list[str]:
-    """Call every method `rounds` times; return what went wrong, with what it takes to see it again."""
-    fuzzer = Fuzzer(seed, await seeded(sites))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One call, ready to be made."""
+
+    service: str
+    method: MethodDescriptor
+    sent: list[bytes]
+    metadata: Any
+
+    async def wrong_answer(self, sites: Sites) -> str | None:
+        """Make it; return what is wrong with the answer, with what it takes to see it again."""
+        problem = await told(sites.of[self.service], self.method, self.sent, self.metadata)
+        if problem is None:
+            return None
+        kind = GetMessageClass(self.method.input_type)
+        shown = [str(kind.FromString(data))[:600] if decodes(kind, data) else data for data in self.sent]
+        return f"{self.service} {path_of(self.method)} {problem}\n{self.metadata}\n{shown}"
+
+
+def attempts(fuzzer: Fuzzer, sites: Sites, service: str) -> Iterator[Attempt]:
+    """Draw a call of each method of a service."""
     credentials = sites.credentials()
-    wrong: list[str] = []
-    limiter = asyncio.Semaphore(6)
+    draw = fuzzer.random
+    for method in [*described_methods(service), *OTHERS]:
+        kind = GetMessageClass(method.input_type)
+        number = draw.choice((0, 1, 1, 3)) if method.client_streaming else 1
+        sent = [fuzzer.raw() if draw.random() < 0.1 else fuzzer.request(kind) for _ in range(number)]
+        secret = draw.choice(credentials)
+        if "worker" in method.full_name and draw.random() < 0.8:
+            secret = (("authorization", f"Bearer {sites.keys.worker_key}"),)
+        metadata = (*secret, *fuzzer.metadata())
+        yield Attempt(service=service, method=method, sent=sent, metadata=metadata)
 
-    async def one(service: str, method: MethodDescriptor, sent: list[bytes], metadata: Any) -> None:
+
+async def fuzzed(sites: Sites, seed: int, rounds: int) -> list[str]:
+    """Call every method `rounds` times; return what went wrong."""
+    fuzzer = Fuzzer(seed, await seeded(sites))
+    # Few at a time: what is refused because others run tells nothing.
+    limiter = asyncio.Semaphore(3)
+
+    async def made(attempt: Attempt) -> str | None:
         async with limiter:
-            problem = await told(sites.of[service], method, sent, metadata)
-        if problem is not None:
-            kind = GetMessageClass(method.input_type)
-            shown = [str(kind.FromString(data))[:600] if decodes(kind, data) else data for data in sent]
-            wrong.append(f"{service} {path_of(method)} {problem}\n{metadata}\n{shown}")
+            return await attempt.wrong_answer(sites)
 
+    wrong: list[str | None] = []
     for _ in range(rounds):
-        async with asyncio.TaskGroup() as calls:
-            for service in SERVICES:
-                for method in [*described_methods(service), *OTHERS]:
-                    kind = GetMessageClass(method.input_type)
-                    number = fuzzer.random.choice((0, 1, 1, 3)) if method.client_streaming else 1
-                    sent = [
-                        fuzzer.raw() if fuzzer.random.random() < 0.1 else fuzzer.request(kind)
-                        for _ in range(number)
-                    ]
-                    secret = fuzzer.random.choice(credentials)
-                    if "worker" in method.full_name and fuzzer.random.random() < 0.8:
-                        secret = (("authorization", f"Bearer {sites.keys.worker_key}"),)
-                    metadata = (*secret, *fuzzer.metadata())
-                    calls.create_task(one(service, method, sent, metadata))
-    return wrong
+        drawn = [attempt for service in SERVICES for attempt in attempts(fuzzer, sites, service)]
+        wrong += await asyncio.gather(*(made(attempt) for attempt in drawn))
+    return [problem for problem in wrong if problem is not None]
 
 
 def decodes(kind: Any, data: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from tests.runtime.test_server import metrics_of, refusal
 
 from luthier.errors import ResourceExhausted
 from luthier.runtime import admission, calls
-from luthier.runtime.admission import Gate, Limits, Slots, StepAside, Traffic
-from luthier.runtime.calls import Paced
+from luthier.runtime.admission import Gate, Limits, Slots
+from luthier.runtime.pacing import Paced, StepAside, Traffic
 
 HOME = "ipv4:127.0.0.1"
 FEW = Limits(
@@ -265,7 +266,11 @@ async def test_streams_and_unary_calls_of_users_have_slots_of_their_own(small: S
     await opened(small.stream())
 
 
-async def test_a_flood_is_refused_in_few_log_lines(small: Site, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_flood_is_refused_in_few_log_lines(
+    small: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A library that another test uses switches off the loggers that are there when it sets up its own.
+    monkeypatch.setattr(logging.getLogger("luthier.access"), "disabled", False)
     caplog.set_level("INFO", "luthier.access")
     small.echo.behave = lambda: asyncio.sleep(0.5)
     answers = await asyncio.gather(*(small.create() for _ in range(100)), return_exceptions=True)

@@ -26,6 +26,7 @@ from prometheus_client import Gauge as MetricGauge
 from luthier.errors import Reason, ResourceExhausted
 from luthier.runtime.auth import Kind, current_principal
 from luthier.runtime.calls import Call, CallType
+from luthier.runtime.pacing import StepAside, Traffic
 
 Pool = Literal["probes", "probe_streams", "workers", "reads", "writes", "streams"]
 
@@ -35,11 +36,7 @@ HEALTH_SERVICE = "/grpc.health.v1.Health/"
 _RETRY_SECONDS = (0.2, 1.0)
 _FIRST_GUESS_SECONDS = 0.005
 _SMOOTHING = 0.1
-_CHAIN_TURNS = 6
-_MOST_TURNS = 6 * _CHAIN_TURNS
-_CROWDED_SECONDS = 0.25
 _OVERLOAD_SECONDS = 0.25
-_PROBE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,61 +134,6 @@ class _Waiter:
     since: float
     slot: asyncio.Future[_Ticket | None]
     timer: asyncio.TimerHandle = field(init=False)
-
-
-@dataclass(slots=True, eq=False)
-class Traffic:
-    """What is known of the calls that come to a server.
-
-    Attributes:
-        arrivals: how many came.
-        crowded_at: when more came than could be taken.
-        probed_at: when it was last tried out whether more wait outside.
-    """
-
-    arrivals: int = 0
-    crowded_at: float = -math.inf
-    probed_at: float = -math.inf
-
-
-class StepAside:
-    """Tells a call that runs whether to leave the next turn of the loop to calls that come.
-
-    gRPC takes in one call of a method at a time, in a chain of turns; those that wait for that are seen by nobody.
-    So now and then a call that runs leaves two chains of turns to others: when two calls come in them, more wait
-    outside. Then every call that runs leaves chains of turns after each of its own, as long as in each one comes.
-    """
-
-    def __init__(self, traffic: Traffic, clock: Callable[[], float] = monotonic) -> None:
-        self._traffic = traffic
-        self._clock = clock
-        self._seen = 0
-        self._is_probe = False
-
-    def __call__(self, turn: int) -> bool:
-        """Say it of turn number `turn`, from 0, since the call's own last one."""
-        if turn == 0:
-            return self._begins(self._clock())
-        if turn % _CHAIN_TURNS or (self._is_probe and turn < 2 * _CHAIN_TURNS):
-            return True
-        traffic = self._traffic
-        came, self._seen = traffic.arrivals - self._seen, traffic.arrivals
-        if self._is_probe:
-            self._is_probe = False
-            if came < 2:
-                return False
-            traffic.crowded_at = self._clock()
-        return came > 0 and turn < _MOST_TURNS
-
-    def _begins(self, now: float) -> bool:
-        traffic = self._traffic
-        self._seen = traffic.arrivals
-        if now - traffic.crowded_at < _CROWDED_SECONDS:
-            return True
-        self._is_probe = now - traffic.probed_at > _PROBE_SECONDS
-        if self._is_probe:
-            traffic.probed_at = now
-        return self._is_probe
 
 
 class Gate:

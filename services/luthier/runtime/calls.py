@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,15 +19,12 @@ from grpc import aio
 
 from luthier.errors import DeadlineExceeded, InvalidArgument
 from luthier.runtime.door import admit
+from luthier.runtime.pacing import Paced, StepsAside
 
 BODY_SECONDS = 20.0
 
-T = TypeVar("T")
 CallType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
 
-
-StepsAside = Callable[[int], bool]
-"""By number of turns left to others since a call's own last one: whether to leave them the next one too."""
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -131,36 +128,6 @@ Answer = Callable[[Call, Callable[[], Awaitable[Any]]], Coroutine[Any, Any, Any]
 Refusal = Callable[[aio.ServicerContext[Any, Any]], Awaitable[None]]
 Shed = Callable[[str, CallType, Metadata], Refusal | None]
 """By method, kind and metadata: how to end a call that need not come to the stages; None: let it come."""
-
-
-class Paced(Awaitable[T]):
-    """A coroutine that leaves turns of the event loop to others after each of its own, while it is told to.
-
-    gRPC takes in one call of a method at a time, in several turns of the loop. Where calls that run take most of
-    each turn, those that come wait unseen inside gRPC, for seconds, before anybody can refuse them.
-    """
-
-    def __init__(self, work: Coroutine[Any, Any, T], steps_aside: StepsAside) -> None:
-        self._work = work
-        self._steps_aside = steps_aside
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        """Run the coroutine, in the task that awaits."""
-        error: BaseException | None = None
-        while True:
-            try:
-                waits_for = self._work.send(None) if error is None else self._work.throw(error)
-            except StopIteration as end:
-                return cast("T", end.value)
-            error = None
-            try:
-                yield waits_for
-                turn = 0
-                while self._steps_aside(turn):
-                    turn += 1
-                    yield
-            except BaseException as raised:  # cancellation among them: it is the coroutine's to handle
-                error = raised
 
 
 class StagedInterceptor(aio.ServerInterceptor):

@@ -47,6 +47,9 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Beyond these gRPC cancels calls that it has not handed over, without a word. By default beyond 1,000.
+    ("grpc.server.max_pending_requests", 10_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
 ]
 _logger = logging.getLogger(__name__)
 
@@ -105,34 +108,22 @@ async def serving(
     check_loopback(options.address)
     in_flight = InFlight()
     policy = {**policy, _REFLECTION: frozenset({"key"})}
-    access_log = AccessLog()
-    admission = Admission(options.limits, AdmissionMetrics(metrics.registry))
-    stages = (
-        in_flight.stage,
-        request_id_stage,
-        metrics_stage(metrics.calls),
-        access_log.stage,
-        error_stage,
-        auth_stage(authenticator, policy),
-        admission.stage,
-        request_stage,
-    )
-    shed = Shedding(authenticator, admission, metrics.calls, access_log)
+    interceptor = _interceptor(options, in_flight, metrics, authenticator, policy, request_log)
     server = aio.server(
-        interceptors=[StagedInterceptor(stages, Idempotency(request_log).answer, shed)],
+        interceptors=[interceptor],
         options=_OPTIONS,
         # Never what refuses: it cannot tell callers apart and gives no reason.
         maximum_concurrent_rpcs=_SPARE * options.limits.most,
     )
     health = Health()
     methods = _Methods(server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, methods)
     names = [registration.name for registration in registrations]
-    for registration in registrations:
-        registration.add(registration.servicer, methods)
     # Not by `enable_server_reflection`, which takes our `_Methods` for a server of threads.
     reflecting = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, methods)
+    health_pb2_grpc.add_HealthServicer_to_server(health, methods)
+    for registration in registrations:
+        registration.add(registration.servicer, methods)
     for method in (*policy, _HEALTH_CHECK, _HEALTH_WATCH):
         metrics.calls.prepare(method, methods.type_of(method))
     async with AsyncExitStack() as stack:
@@ -169,6 +160,30 @@ def check_loopback(address: str) -> None:
         raise InvalidArgument(
             f"an address other than loopback needs TLS, which this version does not have, got {address!r}"
         )
+
+
+def _interceptor(
+    options: ServerOptions,
+    in_flight: InFlight,
+    metrics: MetricsServer,
+    authenticator: Authenticator,
+    policy: Policy,
+    request_log: RequestLog,
+) -> StagedInterceptor:
+    access_log = AccessLog()
+    admission = Admission(options.limits, AdmissionMetrics(metrics.registry))
+    stages = (
+        in_flight.stage,
+        request_id_stage,
+        metrics_stage(metrics.calls),
+        access_log.stage,
+        error_stage,
+        auth_stage(authenticator, policy),
+        admission.stage,
+        request_stage,
+    )
+    shed = Shedding(authenticator, admission, metrics.calls, access_log)
+    return StagedInterceptor(stages, Idempotency(request_log).answer, shed)
 
 
 async def _stop(server: aio.Server, in_flight: InFlight, grace_seconds: float) -> None:
