@@ -108,6 +108,14 @@ def test_calls_that_are_dropped_are_named_though_their_names_stand_elsewhere() -
     ]
 
 
+def test_tools_that_no_template_writes_are_named() -> None:
+    asked = (turn("user", "XYZ?"), turn("assistant", "12"))
+    assert omitted(CHATML, *asked, tools=(TOOL,)) == ["tools: none of them is written"]
+    assert omitted(CALLS, *asked, tools=(TOOL,)) == []
+    needing = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + CALLS
+    assert omitted(needing, *asked, tools=(TOOL,)) == []
+
+
 def test_a_template_that_takes_no_other_names_is_asked_for_these() -> None:
     strict = "{% for m in messages %}{% for c in m.tool_calls %}{% if c.function.name != 'price' %}"
     strict += "{{ raise_exception('unknown') }}{% endif %}{% endfor %}{% endfor %}"

@@ -34,7 +34,9 @@ _EXPLANATIONS = {
     FindingKind.ONLY_END_LEARNT: (
         "no token of an answer is learnt but white space and its end: this teaches to say nothing"
     ),
-    FindingKind.TURN_NOT_WRITTEN: "the chat template leaves out text of a turn: the model does not see it",
+    FindingKind.TURN_NOT_WRITTEN: (
+        "the chat template leaves out text of a turn or the tools: the model does not see it"
+    ),
     FindingKind.ARGUMENTS_NOT_OBJECT: "a tool call's arguments are no JSON object: templates get them as text",
     FindingKind.ASKED_DIFFERENTLY: (
         "an answer is learnt behind other text than the model sees when it is asked, as the chat template writes "

@@ -7,7 +7,6 @@ an answer when its first character does.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from luthier.text.boundaries import ApartEncoding, BoundaryEncoder
 from luthier.text.findings import Finding, FindingKind
 from luthier.text.omissions import left_out
 from luthier.text.records import ChatRecord, CompletionRecord, Message, Record, message_to_object
+from luthier.text.shots import prompt_with_shots, with_shots
 from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Writer, Written
 from luthier.text.templates import ChatTemplate, TemplateError
 from luthier.text.tokenizer import TokenizerBundle
@@ -146,8 +146,8 @@ class Renderer:
             TemplateError: the template refuses the conversation.
         """
         if isinstance(record, CompletionRecord):
-            return self._with_bos(self._bundle.encode(_completion_prompt(record, shots)).ids)
-        asked = _with_shots(record, shots)
+            return self._with_bos(self._bundle.encode(prompt_with_shots(record, shots)).ids)
+        asked = with_shots(record, shots)
         return self.conversation([message_to_object(one) for one in asked.messages[:-1]], asked.tools)
 
     def conversation(
@@ -169,9 +169,9 @@ class Renderer:
     def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt, with `shots` before it; raises as `prompt`."""
         if isinstance(record, CompletionRecord):
-            prompt = _completion_prompt(record, shots)
+            prompt = prompt_with_shots(record, shots)
             return self._render_completion(CompletionRecord(prompt=prompt, completion=record.completion))
-        asked = _with_shots(record, shots)
+        asked = with_shots(record, shots)
         return self._render_chat(asked, [len(asked.messages) - 1], {}).rendered
 
     def stop_token_ids(self) -> frozenset[int]:
@@ -283,6 +283,14 @@ class Renderer:
             if index not in shown:
                 message = f"message {index} ({record.messages[index].role}): {what} is missing"
                 yield Finding(kind=FindingKind.TURN_NOT_WRITTEN, message=message)
+        if record.tools and rows and self._leaves_out_tools(rows[-1]):
+            yield Finding(kind=FindingKind.TURN_NOT_WRITTEN, message="tools: none of them is written")
+
+    def _leaves_out_tools(self, row: _Row) -> bool:
+        try:
+            return self._text(row.turns, ()) == row.text
+        except TemplateError:
+            return False  # it needs them, so it does not leave them out
 
     def _text(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         return self._require_writer().text(template_turns(messages), tools)
@@ -351,30 +359,6 @@ def _boundary(apart: ApartEncoding, cut: int, text: str, place: str) -> Iterator
     kind = FindingKind.INEXACT_BOUNDARY if cut in apart.inexact else FindingKind.JOINED_BOUNDARY
     before, after = text[max(cut - _SHOWN_CHARACTERS, 0) : cut], text[cut : cut + _SHOWN_CHARACTERS]
     yield Finding(kind=kind, message=f"{place}: between {before!r} and {after!r}")
-
-
-def _with_shots(record: ChatRecord, shots: Sequence[Record]) -> ChatRecord:
-    systems = tuple(
-        itertools.takewhile(lambda message: message.role in ("system", "developer"), record.messages)
-    )
-    turns: list[Message] = []
-    for shot in shots:
-        if not isinstance(shot, ChatRecord):
-            raise RenderingError("INVALID_FIELD", "examples before a conversation must be conversations")
-        turns += [message for message in shot.messages if message.role not in ("system", "developer")]
-    own = record.messages[len(systems) :]
-    return ChatRecord(messages=(*systems, *turns, *own), tools=record.tools)
-
-
-def _completion_prompt(record: CompletionRecord, shots: Sequence[Record]) -> str:
-    parts: list[str] = []
-    for shot in shots:
-        if not isinstance(shot, CompletionRecord):
-            raise RenderingError(
-                "INVALID_FIELD", "examples before a prompt must be prompt-completion records"
-            )
-        parts.append(f"{shot.prompt}{shot.completion}\n\n")
-    return "".join(parts) + record.prompt
 
 
 __all__ = [

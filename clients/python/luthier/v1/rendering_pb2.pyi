@@ -273,7 +273,7 @@ class RenderingFinding(_message.Message):
         KIND_ONLY_END_LEARNT: RenderingFinding._Kind.ValueType  # 3
         """No token of an answer is learnt but white space and its end."""
         KIND_TURN_NOT_WRITTEN: RenderingFinding._Kind.ValueType  # 4
-        """The chat template leaves out text of a turn, the name of a tool call or an argument."""
+        """The chat template leaves out text of a turn, the name of a tool call, an argument, or all tools."""
         KIND_ARGUMENTS_NOT_OBJECT: RenderingFinding._Kind.ValueType  # 5
         """A tool call's arguments are no JSON object: templates get them as text."""
         KIND_ASKED_DIFFERENTLY: RenderingFinding._Kind.ValueType  # 6
@@ -293,7 +293,7 @@ class RenderingFinding(_message.Message):
     KIND_ONLY_END_LEARNT: RenderingFinding.Kind.ValueType  # 3
     """No token of an answer is learnt but white space and its end."""
     KIND_TURN_NOT_WRITTEN: RenderingFinding.Kind.ValueType  # 4
-    """The chat template leaves out text of a turn, the name of a tool call or an argument."""
+    """The chat template leaves out text of a turn, the name of a tool call, an argument, or all tools."""
     KIND_ARGUMENTS_NOT_OBJECT: RenderingFinding.Kind.ValueType  # 5
     """A tool call's arguments are no JSON object: templates get them as text."""
     KIND_ASKED_DIFFERENTLY: RenderingFinding.Kind.ValueType  # 6
