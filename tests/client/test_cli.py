@@ -65,6 +65,20 @@ def test_error_names_fields_and_request_id(services: Any, run: Run) -> None:
     assert lines[1:] == ["  lora.rank: must be in 1..512, got 0", "  request id r-7"]
 
 
+@pytest.mark.parametrize(
+    ("skippable", "hint"), [("true", "--policy skip leaves them out"), ("false", "mend the file first")]
+)
+def test_error_of_records_hints_at_what_helps(services: Any, run: Run, skippable: str, hint: str) -> None:
+    services.answers["GetFineTuningJob"] = _refusing(
+        services,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        reason="INVALID_RECORDS",
+        metadata={"skippable": skippable},
+    )
+    (line,) = (line for line in run("jobs", "show", "j").stderr.splitlines() if line.startswith("hint:"))
+    assert hint in line
+
+
 def test_wrong_usage_ends_with_2_and_says_what_was_meant(run: Run) -> None:
     typo = run("datasest", "list")
     assert typo.exit_code == 2

@@ -214,6 +214,8 @@ async def test_completed_refuses_an_upload_that_is_not(bench: Bench) -> None:
         ("a/b", 0, "", "upload.filename", "without folders"),
         ("..", 0, "", "upload.filename", "without folders"),
         ("a\nb", 0, "", "upload.filename", "control characters"),
+        ("a\x1b[31m", 0, "", "upload.filename", "control characters"),
+        ("exe\u202egpj", 0, "", "upload.filename", "control characters"),
         ("x" * 256, 0, "", "upload.filename", "at most 255 bytes, got 256"),
         ("a", -1, "", "upload.size_bytes", f"must be in 0..{LIMIT}, got -1"),
         ("a", LIMIT + 1, "", "upload.size_bytes", f"got {LIMIT + 1}"),

@@ -198,6 +198,7 @@ def test_require_valid_names_the_first_bad_record_and_their_number(tmp_path: Pat
         "2 of 3 records are not valid, the first at 0.jsonl:2: prompt: must be text, got a number"
     )
     assert caught.value.metadata["num_invalid"] == "2"
+    assert caught.value.metadata["skippable"] == "true"
 
 
 def test_build_stops_when_nobody_wants_it(tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def require_valid(built: Built, policy: InvalidRecordPolicy) -> None:
             "path": first.path,
             "record_reason": first.reason,
             "num_invalid": str(counts.num_invalid),
+            "skippable": str(built.unreadable is None).lower(),
         },
     )
 

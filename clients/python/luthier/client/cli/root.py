@@ -125,10 +125,12 @@ def show_error(error: LuthierError) -> None:
         click.echo(escaped(f"  {precondition.subject}: {precondition.description}"), err=True)
     if "request_id" in error.metadata:
         click.secho(f"  request id {escaped_line(error.metadata['request_id'])}", err=True, dim=True)
-    if error.reason in _HINTS:
-        click.echo(f"hint: {_HINTS[error.reason]}", err=True)
+    hint = _UNREADABLE_HINT if error.metadata.get("skippable") == "false" else _HINTS.get(error.reason)
+    if hint is not None:
+        click.echo(f"hint: {hint}", err=True)
 
 
+_UNREADABLE_HINT = "mend the file first: --policy skip cannot leave out what cannot be read"
 _HINTS: Mapping[str, str] = {
     Reason.SERVICE_UNAVAILABLE: "is `luthierd up` running? --data-address, --training-address and"
     " --evaluation-address say where",
