@@ -27,9 +27,9 @@ from transformers.utils import logging as transformers_logging
 from luthier.kernels.tables import Impl, force_impl
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.load import load_model
-from luthier.lm.model_config import read_config
 from luthier.lm.lora import adapter_parameters
 from luthier.lm.memory import freed_memory_kept
+from luthier.lm.model_config import read_config
 from luthier.training.recipes import sft
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.engine import Engine, OptimiserSettings
