@@ -109,3 +109,12 @@ def test_eos_token_ids_are_all_that_the_files_name(
     edit_config(tmp_path, eos_token_id=in_config)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation}))
     assert eos_token_ids(load_model(tmp_path)) == expected
+
+
+def test_an_end_of_sequence_that_is_no_token_is_refused(tiny_model: ModelMaker) -> None:
+    model = tiny_model()
+    for wrong in ("2", [2, "3"], True, [[2]]):
+        model.generation_config.eos_token_id = wrong
+        with pytest.raises(InvalidArgument, match="eos_token_id must be a token's id") as caught:
+            eos_token_ids(model)
+        assert caught.value.reason == "MODEL_INVALID"

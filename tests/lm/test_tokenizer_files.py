@@ -220,6 +220,10 @@ def test_tokens_beyond_the_embedding_are_refused(source: Source) -> None:
         ({"eos_token": {"content": "</s>", "lstrip": False}}, "eos_token '</s>' is not"),
         ({"additional_special_tokens": ["<|tool|>"]}, "additional_special_tokens '<|tool|>' is not"),
         ({"added_tokens_decoder": {"9": {"content": "<new>"}}}, "added_tokens_decoder '<new>' is not"),
+        ({"eos_token": {"lstrip": False}}, "eos_token \"{'lstrip': False}\" is not"),
+        ({"pad_token": 5000}, "pad_token '5000' is not"),
+        ({"processor_class": "\ud800"}, "tokenizer_config.json must be Unicode text"),
+        ({"chat_template": "\ud800"}, "the chat template must be Unicode text, character 0"),
         ({"unk_token": "the"}, "unk_token 'the' is none: a text that writes it would be cut"),
     ],
 )
@@ -228,6 +232,24 @@ def test_special_tokens_that_the_file_has_not_are_refused(
 ) -> None:
     source.write(byte_level(), **config)
     assert said in source.refusal()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"additional_special_tokens": 5, "extra_special_tokens": None},
+        {"added_tokens_decoder": [1], "model_input_names": 7},
+        {"tokenizer_class": 3, "padding_side": "left"},
+        {"chat_template": [1, {"name": 5}], "auto_map": {"AutoTokenizer": ["x.Y", None]}},
+        {"init_inputs": [1, 2], "tokenizer_file": "/etc/hostname", "vocab_file": "/etc/hostname"},
+    ],
+)
+def test_a_configuration_that_is_odd_gives_the_tokens_of_the_file(
+    source: Source, config: dict[str, Any]
+) -> None:
+    source.write(byte_level(), **config)
+    source.register()
+    source.check_tokens()
 
 
 def test_a_tokenizer_that_panics_on_a_text_is_refused(source: Source) -> None:
@@ -247,3 +269,19 @@ def test_a_tokenizer_file_that_is_none_is_refused_unquoted(source: Source) -> No
     source.write(byte_level())
     (source.folder / "tokenizer_config.json").write_text("lk_secret")
     assert source.refusal() == "tokenizer_config.json must be JSON, got Expecting value at line 1"
+
+
+def test_a_tokenizer_without_the_file_is_converted_and_compared(source: Source) -> None:
+    core = byte_level()
+    size = core.get_vocab_size(with_added_tokens=False)
+    source.write(core, "qwen2", rows=size + 1, tokenizer_class="Qwen2Tokenizer", eos_token="<|endoftext|>")
+    (source.folder / "tokenizer.json").unlink()
+    core.model.save(str(source.folder))
+    theirs = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+    assert source.register().eos_token_ids == (2, size)
+    kept, bundle = AutoTokenizer.from_pretrained(source.out), TokenizerBundle.load(source.out)
+    for text in probe_texts(["<|endoftext|>"]):
+        assert kept(text)["input_ids"] == theirs(text)["input_ids"] == list(bundle.encode(text).ids)
+    theirs.save_pretrained(source.folder.parent / "saved")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (source.out / name).read_bytes() == (source.folder.parent / "saved" / name).read_bytes()

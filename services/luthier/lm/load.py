@@ -1,6 +1,5 @@
 """Load a registered model: plain safetensors in transformers' layout, of an architecture that we compute."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +81,28 @@ def _words(error: Exception, directory: Path) -> str:
 
 
 def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
-    """Each token that ends a text of the model, by `config.json` and `generation_config.json`, one or several each."""
+    """Each token that ends a text of the model, by `config.json` and `generation_config.json`, one or several each.
+
+    Raises:
+        InvalidArgument: one of them is no token id (reason MODEL_INVALID).
+    """
     declared = [getattr(model.config, "eos_token_id", None)]
     if model.generation_config is not None:
         declared.append(model.generation_config.eos_token_id)
     found: set[int] = set()
     for ids in declared:
-        found.update(ids if isinstance(ids, Iterable) else () if ids is None else (ids,))
+        found.update(
+            _token_id(token)
+            for token in (ids if isinstance(ids, list | tuple) else (ids,))
+            if token is not None
+        )
     return frozenset(found)
+
+
+def _token_id(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidArgument(
+            f"eos_token_id must be a token's id or a list of them, got {type(value).__name__}",
+            reason=Reason.MODEL_INVALID,
+        )
+    return value

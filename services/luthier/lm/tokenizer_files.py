@@ -144,8 +144,11 @@ def _named(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if settings.get(role) is not None:
             yield role, _text(settings[role])
     for place in _LISTS:
-        listed = settings.get(place) or ()
-        for token in listed.values() if isinstance(listed, Mapping) else listed:
+        listed = settings.get(place)
+        tokens = (
+            listed.values() if isinstance(listed, Mapping) else listed if isinstance(listed, list) else ()
+        )
+        for token in tokens:
             yield place, _text(token)
     decoder = settings.get("added_tokens_decoder")
     for token in decoder.values() if isinstance(decoder, Mapping) else ():
@@ -193,13 +196,11 @@ def _unread(data: bytes) -> str:
         raise _invalid(f"{TEMPLATE_FILE} must be UTF-8, byte {error.start} is not") from error
 
 
-def _utf8(text: str) -> bytes:
+def _utf8(text: str, what: str = "the chat template") -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _invalid(
-            f"the chat template must be Unicode text, character {error.start} is a lone surrogate"
-        ) from error
+        raise _invalid(f"{what} must be Unicode text, character {error.start} is a lone surrogate") from error
 
 
 def _follow_post_processor(settings: Settings, content: bytes) -> tuple[str, ...]:
@@ -236,9 +237,9 @@ def _candidates(settings: Settings) -> Iterator[Settings]:
     yield settings
     plain = {name: value for name, value in settings.items() if name not in _REPEATED}
     plain["tokenizer_class"] = _GENERIC
-    plain["model_input_names"] = [
-        name for name in settings.get("model_input_names", ()) if name != "token_type_ids"
-    ] or ["input_ids", "attention_mask"]
+    names = settings.get("model_input_names")
+    kept = [name for name in names if name != "token_type_ids"] if isinstance(names, list) else []
+    plain["model_input_names"] = kept or ["input_ids", "attention_mask"]
     yield plain
     nothing = dict.fromkeys(role for role in _ROLES if role not in plain)
     yield {**plain, **nothing, _READ_THE_FILE: True}
@@ -272,9 +273,8 @@ def _write_agreeing(
     """Return how the first configurations differ where only the last agrees, empty where an earlier one does."""
     found: list[str] = []
     for candidate in _candidates(settings):
-        (directory / CONFIG_FILE).write_text(
-            json.dumps(candidate, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(candidate, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (directory / CONFIG_FILE).write_bytes(_utf8(text, CONFIG_FILE))
         difference = _difference(directory, reference, probes)
         if difference is None:
             return found[0] if _READ_THE_FILE in candidate else ""

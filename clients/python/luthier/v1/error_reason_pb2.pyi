@@ -79,7 +79,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 27
     """The model has no chat template."""
     ERROR_REASON_PATH_NOT_ALLOWED: _ErrorReason.ValueType  # 28
-    """The path lies outside the allowed roots."""
+    """The path lies outside the allowed roots, or outside the folder that it belongs to."""
     ERROR_REASON_UNSAFE_MODEL_FILE: _ErrorReason.ValueType  # 29
     """The model holds files that could run code."""
     ERROR_REASON_BASE_MODEL_MISSING: _ErrorReason.ValueType  # 30
@@ -191,7 +191,7 @@ ERROR_REASON_TEMPLATE_INVALID: ErrorReason.ValueType  # 26
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 27
 """The model has no chat template."""
 ERROR_REASON_PATH_NOT_ALLOWED: ErrorReason.ValueType  # 28
-"""The path lies outside the allowed roots."""
+"""The path lies outside the allowed roots, or outside the folder that it belongs to."""
 ERROR_REASON_UNSAFE_MODEL_FILE: ErrorReason.ValueType  # 29
 """The model holds files that could run code."""
 ERROR_REASON_BASE_MODEL_MISSING: ErrorReason.ValueType  # 30
