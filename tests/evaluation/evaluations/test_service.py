@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from luthier.errors import (
     Aborted,
@@ -131,6 +131,17 @@ class Bench:
         return [
             state for event in events if (state := getattr(event.entry.payload, "state", None)) is not None
         ]
+
+
+async def test_a_row_from_before_askings_were_kept_is_asked_as_its_base(bench: Bench) -> None:
+    made = await bench.create()
+    async with bench.database.transaction() as connection:
+        since = "'$.askings', '$.arms[0].chat_template', '$.arms[0].template'"
+        await connection.execute(text(f"UPDATE evaluations SET body = json_remove(body, {since})"))
+    old = await bench.service.get(made.name)
+    assert (old.askings, old.arms) == ({}, made.arms)
+    _, spec = await bench.claim()
+    assert not any(arm.HasField("asking") for arm in spec.evaluate.arms)
 
 
 async def test_the_way_each_arm_is_asked_is_pinned_at_creation(bench: Bench) -> None:

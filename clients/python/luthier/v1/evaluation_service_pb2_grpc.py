@@ -142,8 +142,9 @@ class EvaluationServiceServicer(object):
         """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
         the generation.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long. NOT_FOUND: the model does not exist.
-        FAILED_PRECONDITION: the model is not READY or has no chat template. UNAVAILABLE: no evaluation worker is there.
+        Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
+        much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
+        not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there.
         RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
