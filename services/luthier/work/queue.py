@@ -74,6 +74,7 @@ class Queue:
         self._tasks = Tasks()
         self._leases = leases or Leases(self.settings.lease_seconds)
         self._arrival = asyncio.Event()
+        self._stopped = False
         self._aside = Aside(database, self._handlers, metrics, self._leases, self._announce)
 
     def register(self, kind: TaskKind, handler: TaskHandler) -> None:
@@ -113,7 +114,7 @@ class Queue:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
-        while True:
+        while not self._stopped:
             arrival = self._arrival
             claimed = await self._claim_one(worker, kinds, claim)
             remaining = deadline - loop.time()
@@ -122,6 +123,12 @@ class Queue:
             # One more look after the time: another call of this claim may have brought it a task.
             with suppress(TimeoutError):
                 await asyncio.wait_for(arrival.wait(), remaining)
+        return None
+
+    def stop(self) -> None:
+        """Hand out no more tasks; claims that wait end at once, else they would hold up the service's end."""
+        self._stopped = True
+        self._announce()
 
     async def _claim_one(
         self, worker: str, kinds: Sequence[TaskKind], claim: str
