@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -377,32 +376,3 @@ def test_the_record_id_depends_on_the_content_alone() -> None:
     other = parse_record({"completion": "b", "prompt": "a"}, Format.PROMPT_COMPLETION)
     assert record_id(one) == record_id(other)
     assert record_id(one) != record_id(CompletionRecord(prompt="a", completion="c"))
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-1, 2) | st.floats(allow_nan=False) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
-FIELDS = ["role", "content", "text", "type", "from", "value", *NULL_KEYS.split()]
-TURNS = st.dictionaries(
-    st.sampled_from(FIELDS),
-    JSON_VALUES | st.sampled_from(["user", "assistant", "tool", "function", CALL, [CALL]]),
-)
-RECORD_KEYS = (
-    "messages tools functions parallel_tool_calls prompt completion instruction output input system history"
-)
-
-
-@given(
-    st.dictionaries(st.sampled_from(RECORD_KEYS.split()), st.lists(TURNS, max_size=3) | JSON_VALUES)
-    | JSON_VALUES,
-    st.sampled_from(Format),
-)
-def test_whatever_a_record_holds_it_is_read_or_refused_by_name(value: Any, format_: Format) -> None:
-    # Any other exception ends the test.
-    with contextlib.suppress(RecordError):
-        record = parse_record(value, format_)
-        assert record_from_json(record_to_json(record)) == record
-    with contextlib.suppress(UnknownFormatError):
-        assert detect([value]) in Format

@@ -238,6 +238,12 @@ def lengths_of(count: int, num_tokens: int, *, first: int = 0) -> tuple[RowLengt
     )
 
 
+async def stored(bench: Bench, text: str) -> task_pb2.BlobFile:
+    """Store a text as a blob; return it as a checkpoint's file."""
+    blob = await bench.blobs.put_bytes(text.encode())
+    return task_pb2.BlobFile(path="a", sha256=blob.digest, size_bytes=blob.size_bytes)
+
+
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """The service's inside; the model and the rendering of its constants are there."""

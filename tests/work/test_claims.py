@@ -104,6 +104,15 @@ async def test_a_claim_that_waits_twice_gets_one_task(bench: Bench) -> None:
     assert len(set(claims)) == 1
 
 
+async def test_a_claim_that_waits_ends_when_the_service_does(bench: Bench) -> None:
+    waiting = asyncio.create_task(bench.claim(wait_seconds=30.0))
+    await asyncio.sleep(0.05)
+    bench.queue.stop()
+    assert await asyncio.wait_for(waiting, 2.0) is None
+    await bench.enqueue()
+    assert await bench.claim() is None, "nobody would hear of the lease"
+
+
 async def test_a_lease_whose_holder_never_spoke_is_no_loss(bench: Bench) -> None:
     """The answer to its claim was lost: nobody works on it."""
     await bench.enqueue()

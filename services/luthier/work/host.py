@@ -180,6 +180,7 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
                 metrics=parts.metrics,
             )
         )
+        stack.callback(parts.queue.stop)
         yield running.port
 
 

@@ -76,6 +76,7 @@ class Queue:
         self._tasks = Tasks()
         self._leases = leases or Leases(self.settings.lease_seconds)
         self._arrival = asyncio.Event()
+        self._stopped = False
         self._aside = Aside(database, self._handlers, metrics, self._leases, self._announce)
 
     def register(self, kind: TaskKind, handler: TaskHandler) -> None:
@@ -116,7 +117,7 @@ class Queue:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
-        while True:
+        while not self._stopped:
             arrival = self._arrival
             has_room = self._database.disk.has_room()
             claimed = await self._claim_one(worker, kinds, claim) if has_room else None
@@ -128,6 +129,12 @@ class Queue:
             # One more look after the time: another call of this claim may have brought it a task.
             with suppress(TimeoutError):
                 await asyncio.wait_for(arrival.wait(), pause)
+        return None
+
+    def stop(self) -> None:
+        """Hand out no more tasks; claims that wait end at once, else they would hold up the service's end."""
+        self._stopped = True
+        self._announce()
 
     async def _claim_one(
         self, worker: str, kinds: Sequence[TaskKind], claim: str

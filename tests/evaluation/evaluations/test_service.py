@@ -24,18 +24,14 @@ from luthier.errors import (
 )
 from luthier.evaluation.asking import Taught
 from luthier.evaluation.evaluations.convert import (
-    evaluation_from_proto,
     evaluation_to_proto,
     evaluation_to_spec,
 )
 from luthier.evaluation.evaluations.domain import (
-    FINAL_STATES,
-    TRANSITIONS,
     Arm,
     Evaluation,
     EvaluationState,
     Split,
-    check_evaluation,
     moved,
 )
 from luthier.evaluation.evaluations.prediction_file import write_predictions
@@ -349,30 +345,6 @@ async def test_a_lost_attempt_is_queued_again(bench: Bench) -> None:
     await bench.queue.release_worker("w", "2")
     await bench.claim()
     assert await bench.states() == ["QUEUED", "RUNNING", "QUEUED", "RUNNING"]
-
-
-@pytest.mark.parametrize("state", EvaluationState)
-def test_only_legal_moves_are_made(state: EvaluationState) -> None:
-    for target in EvaluationState:
-        evaluation = draft(name="e", state=state)
-        if target in TRANSITIONS[state]:
-            after = moved(evaluation, target, NOW)
-            assert (after.state, after.end_time is not None) == (target, target in FINAL_STATES)
-        else:
-            with pytest.raises(FailedPrecondition, match=f"is {state} and cannot become {target}"):
-                moved(evaluation, target, NOW)
-
-
-def test_final_states_have_no_way_out() -> None:
-    assert {state for state, targets in TRANSITIONS.items() if not targets} == set(FINAL_STATES)
-
-
-def test_what_a_caller_sends_reads_back() -> None:
-    evaluation = draft(name="projects/default/evaluations/e", max_records=5, seed=-3, display_name="x")
-    again = evaluation_from_proto(evaluation_to_proto(evaluation))
-    for name in ("dataset_version", "arms", "max_records", "seed", "metrics", "split", "display_name"):
-        assert getattr(again, name) == getattr(evaluation, name)
-    check_evaluation(again)
 
 
 async def test_a_lost_attempt_of_an_evaluation_that_is_being_cancelled_ends_it(bench: Bench) -> None:

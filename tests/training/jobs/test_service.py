@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.training.conftest import stored
 
 from luthier.errors import (
     Aborted,
@@ -19,23 +20,15 @@ from luthier.errors import (
     ResourceExhausted,
 )
 from luthier.storage.disk import Disk
-from luthier.training.files import files_digest
 from luthier.training.jobs.domain import JobState
 from luthier.training.jobs.settings import HyperparametersRequest
-from luthier.training.models.convert import model_to_proto
 from luthier.training.models.domain import ModelKind, ModelState
-from luthier.training.teaching import Taught
 from luthier.work.events import Entry, Measured, Progressed
 from luthier.work.queue import Outcome
 from luthier.work.tasks import TaskKind
 from luthier.worker.v1 import task_pb2
 
 JOB = "projects/default/fineTuningJobs/one"
-
-
-async def stored(bench: Any, text: str) -> task_pb2.BlobFile:
-    blob = await bench.blobs.put_bytes(text.encode())
-    return task_pb2.BlobFile(path="a", sha256=blob.digest, size_bytes=blob.size_bytes)
 
 
 async def test_create_queues_a_job_with_resolved_settings(bench: Any) -> None:
@@ -242,56 +235,6 @@ async def test_metrics_show_the_last_attempt_of_a_step(bench: Any) -> None:
     assert [point.step for point in await bench.jobs.metrics(JOB, 1, 10)] == [2]
 
 
-async def test_checkpointed_again_at_the_same_step_changes_nothing(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
-    task, _ = await bench.claim()
-    for text in ("1", "2"):
-        file = await stored(bench, text)
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, 5, [file], {})
-    (checkpoint,) = await bench.jobs.checkpoints(JOB, 0, 10)
-    assert [file.sha256 for file in checkpoint.files] == [(await stored(bench, "1")).sha256]
-
-
-async def commit(bench: Any, task: Any, step: int, **metrics: float) -> None:
-    file = await stored(bench, f"step {step}")
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], metrics)
-
-
-async def kept(bench: Any) -> list[int]:
-    return [point.step for point in await bench.jobs.checkpoints(JOB, 0, 100)]
-
-
-async def test_the_last_checkpoints_and_the_best_are_kept(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request(max_checkpoints=2))
-    task, _ = await bench.claim()
-    losses = {1: 3.0, 2: 1.0, 3: 2.0, 5: 1.5}
-    for step in range(1, 7):
-        validated = {"validation_loss": losses[step]} if step in losses else {}
-        await commit(bench, task, step, train_loss=0.0, **validated)
-    assert await kept(bench) == [2, 5, 6]
-    await commit(bench, task, 7, validation_loss=0.5)
-    await commit(bench, task, 8)
-    assert await kept(bench) == [7, 8]
-
-
-async def test_three_checkpoints_are_kept_unless_told_otherwise(bench: Any) -> None:
-    job = await bench.jobs.create(bench.PARENT, "one", bench.request())
-    assert job.max_checkpoints == 3
-    task, _ = await bench.claim()
-    for step in range(1, 6):
-        await commit(bench, task, step)
-    assert await kept(bench) == [3, 4, 5]
-
-
-async def test_a_checkpoint_whose_bytes_are_not_there_is_refused(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
-    task, _ = await bench.claim()
-    file = task_pb2.BlobFile(path="a", sha256="1" * 64, size_bytes=1)
-    with pytest.raises(NotFound):
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, [file], {})
-    assert await kept(bench) == []
-
-
 async def test_create_looks_at_no_row(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(name: str) -> None:
         pytest.fail(f"the rows of {name} were read")
@@ -392,58 +335,6 @@ async def test_plan_names_records_that_teach_nothing(bench: Any) -> None:
     with pytest.raises(FailedPrecondition) as caught:
         await bench.jobs.plan(bench.PARENT, bench.request())
     assert caught.value.reason == Reason.NO_SUPERVISED_TOKENS
-
-
-TAUGHT = Taught(
-    chat_template="{{ messages }}",
-    template_date="2026-01-02",
-    prefix_token_ids=(1,),
-    stop_token_ids=(2, 3),
-    tokenizer_digest="t" * 64,
-    rendering="projects/default/renderings/songs",
-    rendering_digest="r" * 64,
-)
-
-
-async def tuned(bench: Any, taught: Taught | None) -> Any:
-    """Run a job on a rendering that teaches so; return its model."""
-    bench.add_rendering(taught=taught)
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
-    bench.add_rendering(taught=None)  # what comes after creation changes nothing
-    task, _ = await bench.claim()
-    blob = await bench.blobs.put_bytes(b"adapter")
-    files = [task_pb2.BlobFile(path="adapter_model.safetensors", sha256=blob.digest, size_bytes=7)]
-    result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
-    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
-    return await bench.models.get("projects/default/models/one")
-
-
-async def test_a_tuned_model_carries_how_it_was_taught_and_the_files_to_ask_it(bench: Any) -> None:
-    model = await tuned(bench, TAUGHT)
-    assert model.taught == TAUGHT
-    message = model_to_proto(model)
-    assert (message.taught.chat_template, list(message.taught.stop_token_ids)) == ("{{ messages }}", [2, 3])
-    assert message.has_chat_template
-    assert [(file.path, file.tokenizer) for file in model.files] == [
-        ("adapter_model.safetensors", False),
-        ("chat_template.jinja", True),
-        ("tokenizer.json", True),
-    ]
-    pieces = await bench.models.read_file(model.name, "chat_template.jinja", 0)
-    assert b"".join([piece async for piece in pieces]) == b"{{ messages }}"
-    assert model.digest == files_digest({file.path: file.sha256 for file in model.files})
-
-
-async def test_a_tuned_model_without_a_template_keeps_its_bases_files(bench: Any) -> None:
-    model = await tuned(bench, replace(TAUGHT, chat_template=""))
-    assert [file.path for file in model.files] == ["adapter_model.safetensors", "tokenizer.json"]
-
-
-async def test_a_job_from_before_this_was_kept_tunes_a_model_that_does_not_say(bench: Any) -> None:
-    model = await tuned(bench, None)
-    assert model.taught is None
-    assert not model_to_proto(model).HasField("taught")
-    assert [file.path for file in model.files] == ["adapter_model.safetensors"]
 
 
 async def test_create_below_the_floor_of_the_disk_is_refused_and_cancel_is_not(bench: Any) -> None:
