@@ -41,12 +41,14 @@ class Shedding:
         self._admission.arrived()
         if call_type != "unary" or method.startswith(HEALTH_SERVICE):
             return None
+        gate = self._admission.gate(call_type, method, "key")
+        if not gate.is_crowded():
+            return None
         try:
             principal = self._authenticator.authenticate(first_value(metadata, "authorization"))
         except LuthierError:
             return None
-        gate = self._admission.gate(call_type, method, principal.kind)
-        if not gate.is_crowded():
+        if principal.kind != "key":
             return None
 
         async def refuse(context: aio.ServicerContext[Any, Any]) -> None:
