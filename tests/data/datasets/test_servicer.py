@@ -147,7 +147,7 @@ BAD_FILES: list[tuple[bytes, str, str]] = [
         b'{"prompt": "a"}\n{"prompt": "a", "completion": "b"}\n',
         Reason.INVALID_RECORDS,
         "1 of 2 records are not valid, the first at 0.jsonl:1: completion: must be there; "
-        "the record has ['prompt']",
+        "the record has prompt",
     ),
 ]
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.evaluation.metrics.field_match import field_match
+from luthier.evaluation.metrics.text_form import in_text_form
 
 REFERENCE = '{"company": "Hexworth", "revenue": 12.5, "guidance": null}'
 JSON_VALUES = st.recursive(
@@ -119,7 +120,7 @@ def test_field_match_gives_the_share_of_right_fields(
     prediction: dict[str, object], reference: dict[str, object]
 ) -> None:
     scores = field_match(json.dumps(prediction), json.dumps(reference))
-    by_field = [scores[f"field_match.field.{name}"] for name in reference]
+    by_field = [scores[f"field_match.field.{name}"] for name in {in_text_form(name) for name in reference}]
     assert scores["field_match.fields"] == pytest.approx(sum(by_field) / len(by_field))
     assert scores["field_match.record"] <= scores["field_match.fields"]
 

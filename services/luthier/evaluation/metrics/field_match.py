@@ -25,7 +25,7 @@ def field_match(prediction: str, reference: str) -> dict[str, float]:
         `field_match.fields`: share of the reference's fields that are right;
         `field_match.record`: 1.0 when all are right and there is no other field;
         `field_match.parsed`: 1.0 when the prediction is a JSON object;
-        `field_match.field.NAME`: 1.0 when the field NAME of the reference is right.
+        `field_match.field.NAME`: 1.0 when the field NAME (in `TEXT_FORM`) of the reference is right.
 
     Raises:
         ValueError: the reference is no JSON object, or an empty one.
