@@ -356,6 +356,22 @@ async def test_a_lost_attempt_of_an_evaluation_that_is_being_cancelled_ends_it(b
     assert await bench.queue.claim("w@2", [TaskKind.EVALUATE], 0.0) is None
 
 
+async def test_answers_of_a_lost_attempt_are_given_to_the_next_and_go_with_the_end(bench: Bench) -> None:
+    made = await bench.create()
+    task, spec = await bench.claim()
+    assert list(spec.evaluate.checkpoint_files) == []
+    for step, path in ((64, "a"), (130, "b"), (64, "again")):
+        files = [task_pb2.BlobFile(path=path, sha256="f" * 64, size_bytes=step)]
+        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, files, {})
+    await bench.queue.release_worker("w", "2")
+    task, spec = await bench.claim()
+    kept = [(file.path, file.size_bytes) for file in spec.evaluate.checkpoint_files]
+    assert kept == [("a", 64), ("b", 130)]
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
+    async with bench.database.reading() as connection:
+        assert (await bench.service.find(connection, made.name))[1] == []
+
+
 async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench) -> None:
     made = await bench.create()
     task, _ = await bench.claim()
