@@ -198,42 +198,6 @@ def test_what_openai_s_validator_takes_is_taken(drawn: list[list[dict[str, Any]]
     assert len(parsed(*messages).messages) == len(messages)
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (
-            {"conversations": [{"from": "human", "value": "q"}]},
-            "ShareGPT: rename conversations to messages, from to",
-        ),
-        (
-            {"conversations": [{"role": "user", "content": "q"}]},
-            "another name: rename conversations to messages",
-        ),
-        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference pairs: .*keep the chosen"),
-        ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, "preference pairs"),
-        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "OpenAI's preference pairs"),
-        ({"text": "t"}, "plain text: .*with an empty prompt"),
-        (
-            {"question": "q", "answer": "a", "id": 3},
-            "pairs of question and answer: rename question to instruction",
-        ),
-        ({"instruction": "q", "response": "a"}, "rename instruction to instruction and response to output"),
-        ({"input": "q", "output": "a"}, "pairs of input and output"),
-        ({"custom_id": "1", "body": {"messages": []}}, "Batch API"),
-        ({"contents": [{"role": "user", "parts": []}]}, "Gemini"),
-        (
-            {"train": [{"messages": [USER, ASSISTANT]}]},
-            "holds the records in 'train': write that list by itself",
-        ),
-    ],
-)
-def test_shapes_of_other_tools_are_named_with_what_to_do(value: dict[str, Any], said: str) -> None:
-    with pytest.raises(UnknownFormatError, match=f"looks like .*{said}"):
-        detect([value])
-    with pytest.raises(RecordError, match=f"must be there.* looks like .*{said}"):
-        parse_record(value, Format.OPENAI_CHAT)
-
-
 def test_keys_that_nobody_knows_are_shown_short() -> None:
     value = {f"key{number:05}": 0 for number in range(80_000)} | {"\x1b[31m" + "x" * 999: 0}
     with pytest.raises(
@@ -243,13 +207,6 @@ def test_keys_that_nobody_knows_are_shown_short() -> None:
     assert len(str(caught.value)) < 1000
     with pytest.raises(RecordError, match=r"and 79981 more$"):
         parse_record(value, Format.ALPACA)
-
-
-@pytest.mark.parametrize("value", [{"a": 1}, {"a": [{"b": 1}]}, {"a": []}, 3])
-def test_a_shape_that_nobody_knows_has_no_name(value: object) -> None:
-    with pytest.raises(UnknownFormatError) as caught:
-        detect([value])
-    assert "looks like" not in str(caught.value)
 
 
 def test_alpaca_becomes_a_chat() -> None:

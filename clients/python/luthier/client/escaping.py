@@ -5,7 +5,6 @@ Names, records, error messages and answers of models come from people and progra
 
 from __future__ import annotations
 
-import html
 import re
 
 # C0 and C1 controls but tab and newline, DEL, and the overrides and isolates of bidirectional writing.
@@ -29,6 +28,8 @@ def escaped_json(text: str) -> str:
 
 def escaped_html(text: str) -> str:
     """Return `escaped` text for HTML, inside elements and attributes."""
+    import html
+
     return html.escape(escaped(text))
 
 
