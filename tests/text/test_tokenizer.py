@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.text.conftest import (
 )
 from transformers import AutoTokenizer
 
+from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE, TokenizerBundle
 
 
@@ -113,9 +115,10 @@ def test_what_stands_around_a_text_is_what_transformers_writes(
 def test_a_prefix_is_written_once() -> None:
     bundle = with_post_processor(template_processing("<|endoftext|>", "<s>", "$A"))
     ids = bundle.encode("the user").ids
-    assert bundle.with_prefix(ids) == (0, 3, *ids)
-    assert bundle.with_prefix(bundle.with_prefix(ids)) == (0, 3, *ids)
-    assert bundle.with_prefix(ids[:1]) == (0, 3, *ids[:1])
+    renderer = Renderer(bundle, today=date(2026, 1, 2))
+    assert renderer.raw("the user") == (0, 3, *ids)
+    assert renderer.raw("<|endoftext|><s>the user") == (0, 3, *ids)
+    assert renderer.raw("<|endoftext|>the user") == (0, 3, 0, *ids)
 
 
 def test_a_post_processor_that_is_none_is_refused() -> None:

@@ -78,10 +78,6 @@ class TokenizerBundle:
         """Whether a plain text gets tokens before it."""
         return bool(self.prefix_ids)
 
-    def with_prefix(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the tokens of a plain text with `prefix_ids` before them, once: a text may begin with them itself."""
-        return ids if ids[: len(self.prefix_ids)] == self.prefix_ids else (*self.prefix_ids, *ids)
-
     def encode(self, text: str) -> Encoding:
         """Return the tokens of a text; special tokens written in it are recognised, none are added."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

@@ -23,8 +23,9 @@ _CODES = frozenset(code_pb2.Code.values()) - {code_pb2.OK}
 def require_valid(message: Message) -> None:
     """Return if every part of a request, however deep, is one that a worker may send.
 
-    Real numbers must be finite, whole numbers not negative, enum numbers known, ids short, paths of files
-    relative and below their folder, and the code of an error one of gRPC's other than OK.
+    Real numbers must be finite, those of maps too, whole numbers not negative, ids short, paths of files relative
+    and below their folder and each named once, and the code of an error one of gRPC's other than OK. What holds for
+    every request is the door's to check (`runtime.door`).
 
     Raises:
         InvalidArgument: names each field that is not, its value, and what would be right.
@@ -79,9 +80,6 @@ def _value_violations(field: FieldDescriptor, value: Any, path: str) -> Iterator
     if field.message_type is not None:
         if field.message_type.file.package != "google.protobuf":  # their contents are nobody's numbers here
             yield from _violations(value, f"{path}.")
-    elif field.enum_type is not None:
-        if value not in field.enum_type.values_by_number:
-            yield _wrong(path, f"must be a number that {field.enum_type.name} has, got {value}")
     elif field.type in _REALS:
         if not math.isfinite(value):
             yield _wrong(path, f"must be finite, got {value}")
