@@ -182,13 +182,16 @@ def test_help_comes_quickly_and_loads_no_grpc() -> None:
         "assert not {'grpc', 'rich', 'google.protobuf'} & set(sys.modules), 'loaded too much';"
         "print(time.process_time())"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(3)
-    ]
-    assert "Exit codes: 0 done" in runs[0].stdout
-    # Processor time since the interpreter began: unlike wall time it does not depend on the neighbours.
-    assert min(float(run.stdout.splitlines()[-1]) for run in runs) < 0.15
+    bare = "import time; import click; print(time.process_time())"
+    shown = {one: [_printed(one) for _ in range(4)] for one in (code, bare)}
+    assert "Exit codes: 0 done" in shown[code][0]
+    # Processor time since the interpreter began, against what a command line needs at least.
+    seconds = {one: min(float(out.splitlines()[-1]) for out in outs) for one, outs in shown.items()}
+    assert seconds[code] < 2.5 * seconds[bare]
+
+
+def _printed(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_every_command_has_a_help(run: Run) -> None:

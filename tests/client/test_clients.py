@@ -167,7 +167,7 @@ def test_client_refuses_to_send_the_key_in_the_clear(config: ClientConfig) -> No
 
 
 def _seconds(code: str) -> float:
-    """Processor seconds that a fresh interpreter takes; unlike wall time it does not depend on the neighbours."""
+    """Processor seconds that a fresh interpreter takes; neighbours on the same core may double them."""
     timed = f"import time; t = time.process_time(); {code}; print(time.process_time() - t)"
     runs = [
         subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True)
@@ -178,7 +178,9 @@ def _seconds(code: str) -> float:
 
 def test_importing_the_client_is_quick() -> None:
     assert _seconds("import luthier.client") < 0.1
-    assert _seconds("from luthier.client import AsyncClient, Client") < 0.3
+    # Two and a half times what it cannot do without, whatever the machine.
+    needed = _seconds("import grpc.aio, google.protobuf.json_format")
+    assert _seconds("from luthier.client import AsyncClient, Client") < 2.5 * needed
 
 
 def test_importing_the_client_loads_no_server_and_no_torch() -> None:

@@ -9,7 +9,7 @@ import grpc
 import pyarrow
 import pytest
 
-from luthier.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from luthier.errors import FailedPrecondition, Reason, ResourceExhausted, Unavailable
 from luthier.errors.tree import BY_CODE
 from luthier.runtime.status import to_trailer
 from luthier.v1 import arrow_pb2
