@@ -22,7 +22,7 @@ async def test_page_that_fits_holds_fewer_of_what_is_large_and_one_at_least() ->
         return found
 
     assert len((await page(1 << 10)).models) == 40
-    assert len((await page(1 << 18)).models) == 5
+    assert len((await page(1 << 18)).models) == 7
     assert (await page(1 << 18)).ByteSize() <= PAGE_BYTES
     assert len((await page(PAGE_BYTES + 1)).models) == 1
     assert asked[:1] == [1000]

@@ -105,7 +105,8 @@ class KernelOp:
                     found = backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)
                 return (*_spread(found, ctx.layout), None)
 
-        return Direct
+        # A profile shows a function by its class's name, and that of what undoes it by the same.
+        return type(self._name.rpartition("::")[2], (Direct,), {})
 
 
 def kernel_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:

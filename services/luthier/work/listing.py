@@ -80,8 +80,8 @@ async def list_page(
 async def page_that_fits(request: Asked, read: Callable[[Asked], Awaitable[tuple[Page, int]]]) -> Page:
     """Return the page that `read` makes of a request, with fewer resources where they are too large for a message.
 
-    `read` returns a page and how many resources stand on it; it is called again for half as many until they fit, or
-    one is left.
+    `read` returns a page and how many resources stand on it; it is called again for as many as should fit by their
+    mean size, until they do or one is left.
     """
     asked = type(request)()
     asked.CopyFrom(request)
@@ -89,7 +89,8 @@ async def page_that_fits(request: Asked, read: Callable[[Asked], Awaitable[tuple
         page, count = await read(asked)
         if count <= 1 or page.ByteSize() <= PAGE_BYTES:
             return page
-        asked.page_size = count // 2  # type: ignore[attr-defined]
+        fitting = count * PAGE_BYTES // page.ByteSize()
+        asked.page_size = min(max(1, fitting), count - 1)  # type: ignore[attr-defined]
 
 
 def row_page_arguments(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import insert, text
+from tests.evaluation.evaluations.memory_peers import BASE, OTHER, PARENT, TUNED, VERSION, MemoryPeers
 
 from luthier.errors import (
     Aborted,
@@ -36,7 +37,7 @@ from luthier.evaluation.evaluations.domain import (
 )
 from luthier.evaluation.evaluations.prediction_file import write_predictions
 from luthier.evaluation.evaluations.repository import MIGRATIONS, evaluation_resources, metadata, predictions
-from luthier.evaluation.evaluations.service import EvaluationService, ModelFacts, VersionFacts
+from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.servicer import EvaluateHandler
 from luthier.storage.database import Database
 from luthier.storage.disk import Disk
@@ -51,9 +52,6 @@ from luthier.work.queue import Outcome, Queue, QueueSettings
 from luthier.work.tasks import Task, TaskKind
 from luthier.worker.v1 import task_pb2
 
-PARENT = "projects/default"
-BASE, TUNED, OTHER = (f"{PARENT}/models/{name}" for name in ("base", "tuned", "other"))
-VERSION = f"{PARENT}/datasets/d/versions/v"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -70,36 +68,6 @@ def draft(**changes: object) -> Evaluation:
         arms=(Arm(arm_id="zero", model=BASE), Arm(arm_id="tuned", model=TUNED)),
     )
     return replace(base, **changes)  # type: ignore[arg-type]
-
-
-@dataclass
-class MemoryPeers:
-    """The other services, as far as evaluations ask them."""
-
-    state: dict[str, str] = field(default_factory=dict)
-    taught: dict[str, Taught] = field(default_factory=dict)
-    templates: bool = True
-
-    async def version(self, name: str) -> VersionFacts:
-        state = self.state.get(name, "READY")
-        return VersionFacts(
-            name=name, ready=state == "READY", state=state, digest="dv", num_records={"TEST": 3, "TRAIN": 9}
-        )
-
-    async def model(self, name: str) -> ModelFacts:
-        known = {BASE: "", TUNED: BASE, OTHER: ""}
-        if name not in known:
-            raise NotFound(f"{name} does not exist")
-        state = self.state.get(name, "READY")
-        return ModelFacts(
-            name=name,
-            ready=state == "READY",
-            state=state,
-            digest=f"digest-{name.rsplit('/', 1)[-1]}",
-            base_model=known[name],
-            has_chat_template=self.templates,
-            taught=self.taught.get(name),
-        )
 
 
 @dataclass

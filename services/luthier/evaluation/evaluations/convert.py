@@ -266,8 +266,6 @@ def _arm_result_to_proto(result: ArmResult) -> evaluation_pb2.ArmResult:
     values["scores"] = [_score_to_proto(score) for score in result.scores]
     source = evaluation_pb2.TemplateSource.Value(f"TEMPLATE_SOURCE_{result.template_source}")
     values["template_source"] = source
-    scores = [evaluation_pb2.ScoreEstimate(**score) for score in values.pop("scores")]
-    return evaluation_pb2.ArmResult(**values, scores=scores)
     return evaluation_pb2.ArmResult(**values)
 
 
