@@ -332,7 +332,7 @@ async def test_no_log_line_holds_a_credential(site: Site, caplog: pytest.LogCapt
     site.echo.behave = fail
     await refusal(site.create())
     async with asyncio.timeout(10):  # a call's line is written when its answer has gone
-        while '"principal": "key:' not in caplog.text:
+        while '"principal": "key:' not in caplog.text:  # noqa: ASYNC110 - nothing tells of a line
             await asyncio.sleep(0.01)
     secrets = (site.keys.api_key, site.keys.worker_key, site.keys.token_secret, token, "wrong-secret")
     assert not [secret for secret in secrets if secret in caplog.text]
