@@ -13,7 +13,7 @@ demo: setup ## run the main job for real: data, tuning, comparison, report (FAST
 	$(BIN)/python examples/earnings/demo.py $(if $(FAST),--fast)
 
 test: setup ## the tests: no network, no real model
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not gpu" tests
 
 check: setup ## what CI runs: tests, lint, types, protos, wheels in empty environments, FAST demo
 	bash tests/check.sh check

@@ -27,9 +27,9 @@ protos() {
 
 tests() {
   if [ "$level" = check-all ]; then
-    "$bin/python" -m pytest -q tests -m "not gpu"
+    "$bin/python" -m pytest -q -n auto --maxprocesses 4 tests -m "not gpu"
   else
-    "$bin/python" -m pytest -q tests -m "not slow and not gpu"
+    make --no-print-directory test
   fi
 }
 
