@@ -81,7 +81,10 @@ def askings(contenders: tuple[Contender, ...], *, base_has_template: bool, today
         FailedPrecondition: CHAT_TEMPLATE_MISSING, an arm wants what a tuned arm was taught and none says it.
         InvalidArgument: their templates are too large together.
     """
-    first = next((one.taught for one in contenders if one.taught is not None), None)
+    taught = [one.taught for one in contenders if one.taught is not None]
+    first = next((one for one in taught if one.chat_template), None)
+    if first is None and base_has_template:
+        first = next(iter(taught), None)
     found = {one.arm_id: _asking(one, first, base_has_template, today) for one in contenders}
     size_bytes = sum(len(asking.chat_template.encode()) for asking in found.values())
     if size_bytes > MAX_TEMPLATES_BYTES:

@@ -74,7 +74,7 @@ class Limits:
         streams: streaming calls with a key.
     """
 
-    probes: Slots = Slots(running=64)
+    probes: Slots = Slots(running=64, patience_seconds=0.5, lingering=1024)
     probe_streams: Slots = Slots(running=64, per_address=32)
     workers: Slots = Slots(running=1024)
     reads: Slots = Slots(

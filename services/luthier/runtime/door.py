@@ -2,7 +2,8 @@
 
 The public API's rules are those of its field behaviours (AIP-203): what is OUTPUT_ONLY, and the IDENTIFIER of what
 is yet to be created, are the service's to write, and what a caller put there is cleared. The worker protocol
-carries what workers measured in the same messages, so there nothing is cleared and measurements need not be finite.
+carries what workers measured in the same messages, so there nothing is cleared; what else its messages must satisfy,
+measurements in maps among it, is looked at where they arrive (`work.validity`).
 """
 
 from __future__ import annotations

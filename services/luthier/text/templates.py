@@ -100,7 +100,7 @@ class ChatTemplate:
         with _as_template_errors():
             self._template = environment.from_string(source)
             tree = environment.parse(source)
-        self.dated_source = _dated(source, tree, _strftime(today))
+            self.dated_source = _dated(source, tree, _strftime(today))
         self.has_generation_blocks = any(
             isinstance(node.call, jinja2.nodes.Call)
             and isinstance(node.call.node, jinja2.nodes.ExtensionAttribute)
@@ -184,8 +184,9 @@ def _dated(source: str, tree: jinja2.nodes.Template, strftime_now: Callable[[str
     """Put a macro before the source that knows the date in each format that the source asks for."""
     calls = [call for call in tree.find_all(jinja2.nodes.Call) if _names_the_date(call.node)]
     given = [call.args[0] for call in calls if len(call.args) == 1]
-    formats = sorted({one.value for one in given if isinstance(one, jinja2.nodes.Const)})
-    computed = len([one for one in given if isinstance(one, jinja2.nodes.Const)]) < len(calls)
+    known = [one.value for one in given if isinstance(one, jinja2.nodes.Const) and isinstance(one.value, str)]
+    formats = sorted(set(known))
+    computed = len(known) < len(calls)
     if not formats or computed:
         return source
     dates = "".join(

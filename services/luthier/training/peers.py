@@ -134,6 +134,6 @@ def _counts(message: rendering_pb2.Rendering, split: dataset_pb2.Split.ValueType
                 longest=entry.tokens.maximum,
                 num_dropped=entry.num_dropped,
                 num_truncated=entry.num_truncated,
-                num_unsupervised=entry.num_unsupervised,
+                num_unsupervised=entry.num_unsupervised - entry.num_without_row,
             )
     return SplitCounts()

@@ -28,7 +28,7 @@ from luthier.worker.v1 import task_pb2
 FORGET_BATCH = 500
 _logger = logging.getLogger(__name__)
 _ROOM_SECONDS = 1.0
-_GIVEN_BACK = frozenset({Reason.SHUTTING_DOWN, Reason.DISK_FULL})
+_GIVEN_BACK = frozenset({Reason.SHUTTING_DOWN, Reason.DISK_FULL, Reason.PEER_REFUSED, Reason.OVERLOADED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

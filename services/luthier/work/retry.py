@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import grpc
 
+from luthier.errors import Unavailable
 from luthier.work.peers import Backoff, is_final, peer_error_of
 
 T = TypeVar("T")
@@ -18,7 +19,8 @@ def retrying(call: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS) 
     """Return what `call` returns, repeating it for at most `patience_seconds` unless the answer is final.
 
     Raises:
-        LuthierError: what the service answered, as the error tree.
+        Unavailable: it did not answer in time; the reason is that of its last answer.
+        LuthierError: its final answer, as the error tree.
     """
     deadline = time.monotonic() + patience_seconds
     backoff = Backoff(0.2, 5.0)
@@ -28,6 +30,9 @@ def retrying(call: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS) 
         except grpc.RpcError as refused:
             error = peer_error_of(refused, "the other service")
             delay_seconds = backoff.after(error)
-            if is_final(refused) or time.monotonic() + delay_seconds > deadline:
+            if is_final(refused):
                 raise error from refused
+            if time.monotonic() + delay_seconds > deadline:
+                # Whatever it was, it may pass: a task that met it is tried again, not failed.
+                raise Unavailable(error.message, reason=error.reason, metadata=error.metadata) from refused
         time.sleep(delay_seconds)

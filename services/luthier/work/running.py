@@ -33,7 +33,8 @@ OVERTIME_GRACE_SECONDS = 120.0
 """A runner notices by itself that its time is up, in a unit of work; after this long it will not any more."""
 _LONGEST_LOOK_SECONDS = 5.0
 FULL_SECONDS = 15.0
-"""What gave a task back for want of room takes none for so long."""
+"""What gave a task back for what only time mends takes none for so long."""
+_ONLY_TIME_MENDS = frozenset({Reason.DISK_FULL, Reason.OVERLOADED, Reason.PEER_REFUSED})
 _IDLE_SHARE = 0.01
 _logger = logging.getLogger(__name__)
 
@@ -73,9 +74,9 @@ async def run_task(workshop: Workshop, task: task_pb2.Task, runner: Runner) -> N
         async with session.alive():
             thread = _RunnerThread(runner, context)
             outcome = await thread.outcome_within(limits)
-            no_room = _cleared_when_full(outcome, scratch)
+            waits = _cleared_when_full(outcome, scratch)
             await _hand_in(session, outcome)
-        if no_room:
+        if waits:
             await _pause(workshop.draining)
     except LuthierError as error:  # a lease that is lost, in nearly every case
         _logger.warning("task dropped", extra={**extra, "detail": error.message})
@@ -148,12 +149,16 @@ def _stalled(limits: Limits) -> Unavailable:
 
 
 def _cleared_when_full(outcome: Outcome, scratch: Path) -> bool:
-    """Tell whether a task found no room; then its files go at once: the service may need it for the outcome."""
-    no_room = status_to_failure(outcome.error).reason == Reason.DISK_FULL
-    if no_room:
-        _logger.warning("a disk is full, the task is given back", extra={"detail": outcome.error.message})
+    """Tell whether a task is given back for what only time mends: no room, an overload, a peer that refuses us.
+
+    When a disk is full its files go at once: the service may need the room for the outcome.
+    """
+    reason = status_to_failure(outcome.error).reason
+    if reason == Reason.DISK_FULL:
         shutil.rmtree(scratch, ignore_errors=True)
-    return no_room
+    if reason in _ONLY_TIME_MENDS:
+        _logger.warning("the task is given back", extra={"detail": outcome.error.message})
+    return reason in _ONLY_TIME_MENDS
 
 
 async def _pause(draining: threading.Event) -> None:

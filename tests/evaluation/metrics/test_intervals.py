@@ -154,15 +154,26 @@ def test_bootstrap_perplexity_difference_compares_on_the_same_resamples() -> Non
     tokens = generator.integers(5, 50, size=40)
     baseline = tokens * generator.uniform(1.0, 3.0, size=40)
     candidate = baseline - 0.05 * tokens
-    arms = candidate.tolist(), baseline.tolist(), tokens.tolist()
+    counts = tokens.tolist()
+    arms = (candidate.tolist(), counts), (baseline.tolist(), counts)
     difference = bootstrap_perplexity_difference(*arms, seed=0)
-    alone = bootstrap_perplexity(arms[1], arms[2], seed=0)
+    alone = bootstrap_perplexity(*arms[1], seed=0)
     # Every resample of the candidate has exp(-0.05) times the perplexity of the baseline.
     factor = math.exp(-0.05) - 1
     assert difference.value == pytest.approx(factor * alone.value)
     assert difference.lower == pytest.approx(factor * alone.upper)
     assert difference.upper == pytest.approx(factor * alone.lower)
     assert verdict(difference, higher_is_better=False) == "BETTER"
+
+
+def test_bootstrap_perplexity_difference_counts_the_tokens_of_each_side() -> None:
+    """Arms that are asked with different templates have references of different lengths."""
+    arms = ([4.0, 6.0], [4, 4]), ([4.0, 6.0], [5, 3])
+    difference = bootstrap_perplexity_difference(*arms, seed=0)
+    values = [bootstrap_perplexity(*arm, seed=0).value for arm in arms]
+    assert difference.value == pytest.approx(values[0] - values[1])
+    longer = bootstrap_perplexity_difference(([10.0, 10.0], [10, 10]), ([10.0, 10.0], [5, 5]), seed=0)
+    assert longer.value == pytest.approx(math.exp(1) - math.exp(2))
 
 
 def test_mcnemar_sums_the_binomial_exactly() -> None:

@@ -172,6 +172,7 @@ class RenderingSplitStatistics(_message.Message):
     NUM_UNSUPERVISED_FIELD_NUMBER: _builtins.int
     NUM_RECORDS_FIELD_NUMBER: _builtins.int
     NUM_REFUSED_FIELD_NUMBER: _builtins.int
+    NUM_WITHOUT_ROW_FIELD_NUMBER: _builtins.int
     split: _dataset_pb2.Split.ValueType
     """The split."""
     num_dropped: _builtins.int
@@ -186,6 +187,8 @@ class RenderingSplitStatistics(_message.Message):
     """Records of the version. 0 in renderings of versions of Luthier that did not count them."""
     num_refused: _builtins.int
     """Records left out under TEMPLATE_ERROR_POLICY_SKIP."""
+    num_without_row: _builtins.int
+    """Of num_unsupervised, the records that give no row."""
     @_builtins.property
     def tokens(self) -> Global___LengthStatistics:
         """Tokens by row."""
@@ -205,10 +208,11 @@ class RenderingSplitStatistics(_message.Message):
         num_unsupervised: _builtins.int = ...,
         num_records: _builtins.int = ...,
         num_refused: _builtins.int = ...,
+        num_without_row: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped", "num_records", b"num_records", "num_refused", b"num_refused", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "split", b"split", "supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped", "num_records", b"num_records", "num_refused", b"num_refused", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "num_without_row", b"num_without_row", "split", b"split", "supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -129,6 +129,7 @@ def _split_statistics_to_proto(
         num_dropped=statistics.num_dropped,
         num_truncated=statistics.num_truncated,
         num_unsupervised=statistics.num_unsupervised,
+        num_without_row=statistics.num_without_row,
         num_records=statistics.num_records,
         num_refused=statistics.num_refused,
     )
@@ -190,6 +191,7 @@ def outcome_from_proto(message: task_pb2.RenderResult) -> RenderingOutcome:
                 num_dropped=split.num_dropped,
                 num_truncated=split.num_truncated,
                 num_unsupervised=split.num_unsupervised,
+                num_without_row=split.num_without_row,
                 num_records=split.num_records,
                 num_refused=split.num_refused,
             )

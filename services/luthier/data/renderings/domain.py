@@ -101,6 +101,7 @@ class RenderingSplitStatistics:
     num_unsupervised: int = 0
     num_records: int = 0
     num_refused: int = 0
+    num_without_row: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,8 @@ class UploadService:
             upload.require_receiving()
             received_bytes = upload.persisted_size_bytes
             check_chunk(upload, chunk, received_bytes, self._max_bytes)
-            self._database.disk.require_room()
+            if chunk.data:
+                self._database.disk.require_room()
             if chunk.data or received_bytes == 0:
                 received_bytes = await self._blobs.stage(upload.uid, chunk.offset, chunk.data)
             if not chunk.finish:

@@ -282,6 +282,7 @@ def _split_statistics(split: Split, counts: _Counts) -> RenderingSplitStatistics
         num_unsupervised=counts.num_unsupervised + counts.num_without_row,
         num_records=counts.num_records,
         num_refused=counts.num_refused,
+        num_without_row=counts.num_without_row,
     )
 
 

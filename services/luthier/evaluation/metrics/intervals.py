@@ -99,23 +99,25 @@ def bootstrap_perplexity(
 
 
 def bootstrap_perplexity_difference(
-    candidate: Sequence[float],
-    baseline: Sequence[float],
-    num_tokens: Sequence[int],
+    candidate: tuple[Sequence[float], Sequence[int]],
+    baseline: tuple[Sequence[float], Sequence[int]],
     *,
     seed: int,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Interval:
-    """Return perplexity of candidate minus that of baseline on the same tokens, paired by record."""
-    candidate_N, baseline_N, tokens_N = _checked(candidate), _checked(baseline), _checked(num_tokens)
+    """Return perplexity of candidate minus that of baseline, paired by record; each is (nll in nats, tokens).
+
+    Each side has tokens of its own: two arms may be asked with different templates.
+    """
+    sides = [(_checked(nll), _checked(tokens)) for nll, tokens in (candidate, baseline)]
 
     def difference(picked_RN: NDArray[np.int64]) -> Array:
-        total_R = tokens_N[picked_RN].sum(axis=1)
-        return _exp(candidate_N[picked_RN].sum(axis=1) / total_R) - _exp(
-            baseline_N[picked_RN].sum(axis=1) / total_R
+        mine_R, other_R = (
+            _exp(nll_N[picked_RN].sum(axis=1) / tokens_N[picked_RN].sum(axis=1)) for nll_N, tokens_N in sides
         )
+        return mine_R - other_R
 
-    return _bootstrap(len(candidate_N), difference, seed, num_resamples)
+    return _bootstrap(len(sides[0][0]), difference, seed, num_resamples)
 
 
 def mcnemar(candidate: Sequence[float], baseline: Sequence[float]) -> float:

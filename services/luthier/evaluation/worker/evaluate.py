@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
-from luthier.errors import Cancelled, FailedPrecondition, LuthierError, Reason, Unavailable
+from luthier.errors import Cancelled, FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
 from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner
 from luthier.evaluation.worker.models import LoadedModel, Models
@@ -18,6 +19,7 @@ from luthier.work.context import TaskContext, TaskFailed
 from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
+_OF_THE_BASE = (evaluation_pb2.TEMPLATE_SOURCE_UNSPECIFIED, evaluation_pb2.TEMPLATE_SOURCE_BASE)
 
 
 class Evaluator:
@@ -51,10 +53,13 @@ class Evaluator:
             with self._models.base(spec.base_model, context.token, context.check) as loaded:
                 answers = self._asked(context, loaded, answered, questions, shots)
             answered.commit()
-        except Unavailable:
+        except (Unavailable, ResourceExhausted) as error:
+            if error.reason == Reason.OUT_OF_MEMORY:
+                raise
             # This attempt ends and another one follows, which need not ask again what was answered.
-            answered.commit()
-            raise
+            with suppress(ResourceExhausted):  # a full disk
+                answered.commit()
+            raise Unavailable(error.message, reason=error.reason, metadata=error.metadata) from error
         except LuthierError as error:
             if isinstance(error, Cancelled) or error.reason == Reason.LEASE_LOST or not answered.num_records:
                 raise
@@ -113,6 +118,7 @@ class Evaluator:
         context.progress("scoring", 0, 0, "arms")
         path = context.scratch / "predictions"
         outcome = result_of(context.task.evaluate.evaluation.seed, grading, questions, answers, path)
+        outcome.warnings.extend(_unknown(context.task.evaluate.arms))
         for warning in outcome.warnings:
             context.log(warning, "WARNING")
         outcome.predictions.CopyFrom(context.store(path, "predictions"))
@@ -129,3 +135,14 @@ class Evaluator:
         outcome = task_pb2.EvaluateResult(num_records=write_answers(grading, questions, said, path))
         outcome.predictions.CopyFrom(context.store(path, "predictions"))
         return task_pb2.TaskResult(evaluate=outcome)
+
+
+def _unknown(arms: Iterable[task_pb2.ArmModel]) -> Iterator[str]:
+    """Yield a warning for each tuned model that is asked as its base because nobody knows how it was taught."""
+    for arm in arms:
+        asked_as_base = arm.asking.template_source in _OF_THE_BASE
+        if arm.HasField("adapter") and asked_as_base and not arm.arm.template:
+            yield (
+                f"arm {arm.arm.arm_id}: how {arm.arm.model} was taught is not known any more; it was asked with the "
+                "base model's template and today's date"
+            )

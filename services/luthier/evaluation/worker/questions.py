@@ -73,7 +73,9 @@ class Asked:
 
     def num_prompt_tokens(self, positions: Iterable[int]) -> int:
         """Tokens that go through the model to read the prompts of some questions."""
-        return len(self.prefix) + sum(len(self.prompts[position]) for position in positions)
+        # A record that an earlier attempt answered may be one that this attempt could not render.
+        known = (self.prompts[position] for position in positions if position in self.prompts)
+        return len(self.prefix) + sum(map(len, known))
 
 
 def choose(found: Iterable[T], count: int, seed: int) -> list[T]:
@@ -102,6 +104,8 @@ def ask(
         try:
             prompted = prompted_by(renderer, question.record, shots, measured=measured)
         except (InvalidArgument, FailedPrecondition) as error:
+            if error.reason == Reason.LEASE_LOST:
+                raise
             failures[position] = failure_of(error)
             continue
         prompts[position] = prompted.prompt

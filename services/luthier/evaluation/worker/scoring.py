@@ -80,10 +80,9 @@ def compare(
         if left.num_tokens and right.num_tokens
     ]
     if measured:
-        nll, tokens = _references([left for left, _ in measured])
-        other, _ = _references([right for _, right in measured])
+        mine, other = (_references(side) for side in zip(*measured, strict=True))
         with _named_failure():
-            difference = bootstrap_perplexity_difference(nll, other, tokens, seed=seed)
+            difference = bootstrap_perplexity_difference(mine, other, seed=seed)
         compared.append(_comparison(candidate_id, baseline_id, PERPLEXITY, difference))
     return compared
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Aborted, AlreadyExists, FieldViolation, Reason
+from luthier.errors import Aborted, AlreadyExists, FieldViolation, Reason, ResourceExhausted
 from luthier.runtime.names import check_id, new_id, project_of, same_project
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
@@ -34,6 +34,9 @@ from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
 from luthier.work.tasks import NewTask, Task, TaskKind
 
+MAX_PLANS = 8
+"""Plans that are counted or wait for it; more are refused."""
+_PLAN_RETRY_SECONDS = 2.0
 FILTERS = ("state", "labels", "base_model", "rendering")
 
 
@@ -105,6 +108,7 @@ class JobService:
         self._renderings = renderings
         self._clock = clock
         self._counting = asyncio.Semaphore(1)
+        self._num_plans = 0
         self._jobs = repository.jobs()
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
@@ -136,12 +140,23 @@ class JobService:
         """Say what a job would do, having looked at the length of every row. Raises as `check`.
 
         Takes some 4 s for each pass over a million rows, in another process; one plan is counted at a time.
+        More than `MAX_PLANS` at once are refused: ResourceExhausted OVERLOADED.
         """
         checked = await self.check(parent, request)
         batches = batch_settings(checked.settings.hyperparameters)
-        async with self._counting:
-            lengths = await self._renderings.lengths(request.rendering)
-            found = await survey_elsewhere(lengths.train, lengths.validation, batches)
+        if self._num_plans >= MAX_PLANS:
+            raise ResourceExhausted(
+                f"{self._num_plans} plans are being counted, one after the other; call again later",
+                reason=Reason.OVERLOADED,
+                retry_after_seconds=_PLAN_RETRY_SECONDS,
+            )
+        self._num_plans += 1
+        try:
+            async with self._counting:
+                lengths = await self._renderings.lengths(request.rendering)
+                found = await survey_elsewhere(lengths.train, lengths.validation, batches)
+        finally:
+            self._num_plans -= 1
         plan = make_plan(checked.settings, checked.rendering, found, checked.context_length)
         return PlannedJob(checked=checked, plan=plan)
 
