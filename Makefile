@@ -27,7 +27,7 @@ bench: setup ## measure the kernels
 protos: .venv-protos/done ## regenerate the code of protos/ with the pinned generator
 	mkdir -p build
 	$(BIN)/buf build protos -o build/protos.binpb
-	find clients/python/luthier/v1 services/luthier/worker/v1 -name '*_pb2*' -delete
+	find clients/python/luthier/v1 services/luthier/worker/v1 services/luthier/stored/v1 -name '*_pb2*' -delete
 	cd protos && ../$(GEN)/python -m grpc_tools.protoc --descriptor_set_in=../build/protos.binpb \
 	  --plugin=protoc-gen-mypy=../$(GEN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=../$(GEN)/protoc-gen-mypy_grpc \
 	  --python_out=../clients/python --grpc_python_out=../clients/python --mypy_out=quiet:../clients/python \
@@ -35,7 +35,7 @@ protos: .venv-protos/done ## regenerate the code of protos/ with the pinned gene
 	cd protos && ../$(GEN)/python -m grpc_tools.protoc --descriptor_set_in=../build/protos.binpb \
 	  --plugin=protoc-gen-mypy=../$(GEN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=../$(GEN)/protoc-gen-mypy_grpc \
 	  --python_out=../services --grpc_python_out=../services --mypy_out=quiet:../services \
-	  --mypy_grpc_out=quiet:../services $$(find luthier/worker -name '*.proto' | sort)
+	  --mypy_grpc_out=quiet:../services $$(find luthier/worker luthier/stored -name '*.proto' | sort)
 	rm build/protos.binpb
 
 .venv/done: pyproject.toml clients/python/pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/src/* kernels/csrc/include/luthier/*)

@@ -85,7 +85,7 @@ def test_every_package_is_in_the_wheel() -> None:
     found = {
         f"luthier/{path.parent.relative_to(ROOT / root / 'luthier')}": relative(path.parent)
         for root in ("services", "kernels")
-        for pattern in ("*/__init__.py", "worker/*/__init__.py")
+        for pattern in ("*/__init__.py", "worker/*/__init__.py", "stored/*/__init__.py")
         for path in (ROOT / root / "luthier").glob(pattern)
     }
     assert mapped == found

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
 from luthier.storage.database import Database
-from luthier.storage.resources import Cursor, Resources, parent_of, resource_table
+from luthier.storage.pages import Cursor, parent_of
+from luthier.storage.resources import Resources, resource_table
 
 NOW = datetime(2026, 11, 23, 20, 15, 30, 123457, tzinfo=UTC)
 

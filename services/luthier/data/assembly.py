@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from luthier.data.datasets.service import DatasetService, Tasks
+from luthier.data.datasets.service import DatasetService
 from luthier.data.datasets.servicer import BuildVersionHandler, DatasetsServicer
 from luthier.data.renderings.service import Models, RenderingService
 from luthier.data.renderings.servicer import RenderHandler, RenderingsServicer
@@ -18,6 +18,7 @@ from luthier.data.uploads.servicer import UploadsServicer
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
+from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
 from luthier.work.log import EventLog
 from luthier.work.tasks import TaskKind
@@ -67,9 +68,9 @@ def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_b
     datasets = DatasetService(parts.database, parts.log, parts.queue, uploads)
     renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models)
     servicer = DataServicer(
-        DatasetsServicer(datasets, reader, parts.log, parts.page_tokens, parts.projects),
+        DatasetsServicer(datasets, reader, parts.page_tokens, parts.projects),
         UploadsServicer(uploads, parts.projects),
-        RenderingsServicer(renderings, reader, token_texts, parts.log, parts.page_tokens, parts.projects),
+        RenderingsServicer(renderings, reader, token_texts, parts.page_tokens, parts.projects),
     )
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.BUILD_VERSION: BuildVersionHandler(datasets),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import grpc.aio
 
-from luthier.data.renderings.domain import ModelView
 from luthier.errors import NotFound, Reason
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
@@ -22,7 +21,7 @@ class ModelPeer:
         self._stub = model_service_pb2_grpc.ModelServiceStub(channel)
         self._task_tokens = task_tokens
 
-    async def get(self, name: str) -> ModelView:
+    async def get(self, name: str) -> model_pb2.Model:
         """Return a model. Raises NotFound BASE_MODEL_MISSING; Unavailable when the service is away."""
         token = self._task_tokens.mint(
             project=project_of(name),
@@ -33,7 +32,9 @@ class ModelPeer:
         )
         request = model_service_pb2.GetModelRequest(name=name)
         try:
-            model = await self._stub.GetModel(request, metadata=bearer(token), timeout=_CALL_SECONDS)
+            model: model_pb2.Model = await self._stub.GetModel(
+                request, metadata=bearer(token), timeout=_CALL_SECONDS
+            )
         except grpc.aio.AioRpcError as error:
             told = service_error_of(error, "the Training service")
             if isinstance(told, NotFound):
@@ -43,16 +44,4 @@ class ModelPeer:
                     metadata={"name": name},
                 ) from error
             raise told from error
-        return _view(model)
-
-
-def _view(model: model_pb2.Model) -> ModelView:
-    return ModelView(
-        name=model.name,
-        state=model_pb2.Model.State.Name(model.state).removeprefix("STATE_"),
-        kind=model_pb2.Model.Kind.Name(model.kind).removeprefix("KIND_"),
-        digest=model.digest,
-        tokenizer_digest=model.tokenizer_digest,
-        context_length=model.context_length,
-        base_model=model.base_model,
-    )
+        return model

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeVar
 
-from luthier.data.shards import Shard
-from luthier.data.splits import Split
+from luthier.data.splits import split_name
 from luthier.errors import ResourceExhausted
 from luthier.storage.blobs import BlobStore
 from luthier.storage.threads import finished_in
+from luthier.worker.v1.task_pb2 import Shard
 
 if TYPE_CHECKING:
     import pyarrow
@@ -97,7 +97,7 @@ class ShardReader:
         """Yield the row groups that hold rows from `start_row` on, and how many rows to skip in each."""
         wanted = [shard for shard in shards if shard.first_row + shard.num_rows > start_row]
         for shard in wanted:
-            with await self._blobs.open(shard.digest) as file:
+            with await self._blobs.open(shard.file.sha256) as file:
                 opened, groups = await self._run(_open, file, start_row - shard.first_row)
                 for group, skip in groups:
                     yield opened, group, skip
@@ -120,9 +120,9 @@ class ShardReader:
         return await finished_in(self._threads, function, *arguments, **named)
 
 
-def in_split(split: Split | None) -> Mapping[str, str | int]:
-    """Return what rows of a split have in common; None: nothing."""
-    return {} if split is None else {"split": split.value}
+def in_split(split: int) -> Mapping[str, str | int]:
+    """Return what rows of a split have in common; unspecified: nothing."""
+    return {"split": split_name(split)} if split else {}
 
 
 def to_ipc_chunks(batch: pyarrow.RecordBatch, limit_bytes: int = CHUNK_BYTES) -> list[tuple[bytes, int, int]]:

@@ -1,22 +1,14 @@
-"""Shards: the Parquet files of a version or rendering, in row order."""
+"""Shards: the Parquet files of a version or rendering, in row order.
+
+A shard is one file: its blob, and the rows `first_row` .. `first_row + num_rows - 1`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from luthier.errors import FieldViolation, InvalidArgument, OutOfRange
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """One Parquet file: the blob `digest`, and the rows `first_row` .. `first_row + num_rows - 1`."""
-
-    path: str
-    digest: str
-    size_bytes: int
-    first_row: int
-    num_rows: int
+from luthier.worker.v1.task_pb2 import Shard
 
 
 def num_rows(shards: Sequence[Shard]) -> int:

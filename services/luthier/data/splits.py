@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from enum import StrEnum
 
+from luthier.v1 import dataset_pb2
+
+SPLITS = (dataset_pb2.SPLIT_TRAIN, dataset_pb2.SPLIT_VALIDATION, dataset_pb2.SPLIT_TEST)
+_PREFIX = "SPLIT_"
 _HASH_RANGE = 2**64
 
 
-class Split(StrEnum):
-    """What a record is used for."""
-
-    TRAIN = "TRAIN"
-    VALIDATION = "VALIDATION"
-    TEST = "TEST"
+def split_name(split: int) -> str:
+    """Return a split as shards name it: TRAIN."""
+    return dataset_pb2.Split.Name(split).removeprefix(_PREFIX)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitSettings:
-    """Shares of the records whose source fixes no split, each in [0, 1), together below 1; others train."""
-
-    validation_fraction: float = 0.0
-    test_fraction: float = 0.0
-    seed: int = 0
+def split_named(name: str) -> dataset_pb2.Split.ValueType:
+    """Return the split that shards call `name`."""
+    return dataset_pb2.Split.Value(_PREFIX + name)
 
 
-def assign_split(record_id: str, settings: SplitSettings) -> Split:
+def assign_split(record_id: str, settings: dataset_pb2.SplitSettings) -> dataset_pb2.Split.ValueType:
     """Return the split of a record: a function of its id, the seed and the shares, of nothing else.
 
     A greater test share only moves records into the test split, never out of it. The hash is the first 8
@@ -35,7 +30,7 @@ def assign_split(record_id: str, settings: SplitSettings) -> Split:
     digest = hashlib.sha256(f"{settings.seed}\n{record_id}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / _HASH_RANGE
     if position < settings.test_fraction:
-        return Split.TEST
+        return dataset_pb2.SPLIT_TEST
     if position < settings.test_fraction + settings.validation_fraction:
-        return Split.VALIDATION
-    return Split.TRAIN
+        return dataset_pb2.SPLIT_VALIDATION
+    return dataset_pb2.SPLIT_TRAIN

@@ -5,7 +5,7 @@ resources there are. Labels have rows of their own beside it. The rest of the da
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -20,22 +20,28 @@ from sqlalchemy import (
     String,
     Table,
     delete,
-    exists,
-    insert,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.elements import ColumnElement
 
 from luthier.errors import Aborted, AlreadyExists, NotFound
 from luthier.storage.bodies import Bodies
+from luthier.storage.pages import (
+    FILTERS,
+    LABELS,
+    Cursor,
+    Page,
+    insert_labels,
+    labels_table,
+    page_of,
+    page_statement,
+    parent_of,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LABELS = "labels"
 _OWN_COLUMNS = frozenset({"name", "uid", "state", "labels", "create_time", "update_time", "revision"})
 
 
@@ -76,46 +82,12 @@ class Resource(Protocol):
 T = TypeVar("T", bound=Resource)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cursor:
-    """Where a page ended: the creation time (microseconds since 1970) and name of its last resource."""
-
-    create_time_us: int
-    name: str
-
-    def parts(self) -> tuple[str, str]:
-        """Return the cursor as strings, for a page token."""
-        return str(self.create_time_us), self.name
-
-    @classmethod
-    def of(cls, parts: Sequence[str]) -> "Cursor":
-        """Return the cursor that `parts` came from."""
-        create_time_us, name = parts
-        return cls(create_time_us=int(create_time_us), name=name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page(Generic[T]):
-    """Some resources in order, and where the next page starts: None after the last one."""
-
-    values: tuple[T, ...]
-    next: Cursor | None
-
-
 def resource_table(name: str, metadata: MetaData, *extra_columns: Column[Any]) -> Table:
     """Return the table of a resource family. An extra column holds the attribute of its name, to filter by.
 
     Beside it stands the table `<name>_labels`, a row for each label of each resource.
     """
-    labels = Table(
-        f"{name}_labels",
-        metadata,
-        *(Column(column, String, primary_key=True) for column in ("parent", "key", "value")),
-        Column("create_time_us", BigInteger, primary_key=True, autoincrement=False),
-        Column("name", String, primary_key=True),
-        Index(f"ix_{name}_labels_name", "name"),
-        sqlite_with_rowid=False,
-    )
+    labels = labels_table(name, metadata)
     filters = ("state", *(column.name for column in extra_columns))
     return Table(
         name,
@@ -132,7 +104,7 @@ def resource_table(name: str, metadata: MetaData, *extra_columns: Column[Any]) -
         *extra_columns,
         Index(f"ix_{name}_page", "parent", "create_time_us", "name"),
         *(Index(f"ix_{name}_{column}", "parent", column, "create_time_us", "name") for column in filters),
-        info={_LABELS: labels},
+        info={LABELS: labels, FILTERS: filters},
     )
 
 
@@ -145,11 +117,6 @@ def require_etag(value: Resource, etag: str) -> None:
         )
 
 
-def parent_of(name: str) -> str:
-    """Return the name less its last collection and id: `projects/p` for `projects/p/datasets/d`."""
-    return "/".join(name.split("/")[:-2])
-
-
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -159,7 +126,7 @@ class Resources(Generic[T]):
 
     def __init__(self, table: Table, type_: type[T], *, clock: Callable[[], datetime] = _now) -> None:
         self._table = table
-        self._labels: Table = table.info[_LABELS]
+        self._labels: Table = table.info[LABELS]
         self._type = type_
         self._clock = clock
         names = {field.name for field in fields(type_)}
@@ -249,70 +216,19 @@ class Resources(Generic[T]):
 
     def page_of(self, rows: Sequence[RowMapping], limit: int) -> Page[T]:
         """Return the page that a `page_statement` of this limit found."""
-        values = tuple(self._value(row) for row in rows[:limit])
-        if len(rows) <= limit:
-            return Page(values=values, next=None)
-        end = rows[limit - 1]
-        return Page(values=values, next=Cursor(create_time_us=end["create_time_us"], name=end["name"]))
+        return page_of(rows, limit, self._value)
 
     def page_statement(
         self, *, parent: str, limit: int, after: Cursor | None, equals: Mapping[str, str], newest_first: bool
     ) -> Select[Any]:
         """Return what `page` asks the database for: one row more than the page, which tells of a next one."""
-        labels = {
-            field.removeprefix("labels."): wanted
-            for field, wanted in equals.items()
-            if field.startswith("labels.")
-        }
-        first, *others = labels.items() or [None]
-        ordered = self._table if first is None else self._labels.alias("ordered")
-        statement = select(self._table).where(ordered.c.parent == parent)
-        if first is not None:
-            statement = statement.where(
-                ordered.c.key == first[0],
-                ordered.c.value == first[1],
-                self._table.c.name == ordered.c.name,
-            )
-        for label in others:
-            assert label is not None, "only the first may be missing"
-            statement = statement.where(self._has_label(parent, *label))
-        for field, wanted in equals.items():
-            if not field.startswith("labels."):
-                statement = statement.where(self._column(field) == wanted)
-        keys = (ordered.c.create_time_us, ordered.c.name)
-        if after is not None:
-            last = tuple_(after.create_time_us, after.name)
-            statement = statement.where(tuple_(*keys) < last if newest_first else tuple_(*keys) > last)
-        return statement.order_by(*(key.desc() if newest_first else key.asc() for key in keys)).limit(
-            limit + 1
-        )
-
-    def _has_label(self, parent: str, key: str, wanted: str) -> ColumnElement[bool]:
-        columns, mine = self._labels.c, self._table.c
-        return exists().where(
-            columns.parent == parent,
-            columns.key == key,
-            columns.value == wanted,
-            columns.create_time_us == mine.create_time_us,
-            columns.name == mine.name,
+        return page_statement(
+            self._table, parent=parent, limit=limit, after=after, equals=equals, newest_first=newest_first
         )
 
     async def _insert_labels(self, connection: AsyncConnection, value: T) -> None:
-        place = {
-            "parent": parent_of(value.name),
-            "create_time_us": _microseconds(value.create_time),
-            "name": value.name,
-        }
-        rows = [{**place, "key": key, "value": label} for key, label in value.labels.items()]
-        if rows:
-            await connection.execute(insert(self._labels), rows)
-
-    def _column(self, field: str) -> ColumnElement[Any]:
-        if field != "state" and field not in self._extra:
-            known = ", ".join(["state", "labels.<key>", *self._extra])
-            raise ValueError(f"a filter on {self._table.name} must be one of {known}, got {field!r}")
-        column: ColumnElement[Any] = self._table.c[field]
-        return column
+        create_time_us = _microseconds(value.create_time)
+        await insert_labels(connection, self._table, value.name, create_time_us, value.labels)
 
     def _row(self, value: T) -> dict[str, Any]:
         return {

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
+from sqlalchemy import Select
+from sqlalchemy.engine import RowMapping
 
 from luthier.runtime.filters import parse_filter, parse_order_by
 from luthier.runtime.paging import PageTokens, fingerprint, page_size
 from luthier.storage.database import Database
-from luthier.storage.resources import Cursor, Resource, Resources
+from luthier.storage.pages import Cursor, Page
 
-T = TypeVar("T", bound=Resource)
+T = TypeVar("T")
+Value = TypeVar("Value")
 Asked = TypeVar("Asked", bound=Message)
-Page = TypeVar("Page", bound=Message)
+Answer = TypeVar("Answer", bound=Message)
 PAGE_BYTES = 2 << 20
 """A page ends before it grows beyond this, whatever was asked for: clients accept 4 MiB a message."""
 
@@ -48,9 +51,23 @@ class ListRequest(Protocol):
         ...
 
 
+class Listed(Protocol[Value]):
+    """Resources that can be read by pages."""
+
+    def page_statement(
+        self, *, parent: str, limit: int, after: Cursor | None, equals: Mapping[str, str], newest_first: bool
+    ) -> Select[Any]:
+        """Return what finds a page."""
+        ...
+
+    def page_of(self, rows: Sequence[RowMapping], limit: int) -> Page[Value]:
+        """Return the page that the statement found."""
+        ...
+
+
 async def list_page(
     database: Database,
-    resources: Resources[T],
+    resources: Listed[T],
     tokens: PageTokens,
     request: ListRequest,
     *,
@@ -77,7 +94,7 @@ async def list_page(
     return page.values, tokens.encode(page.next.parts(), bound) if page.next is not None else ""
 
 
-async def page_that_fits(request: Asked, read: Callable[[Asked], Awaitable[tuple[Page, int]]]) -> Page:
+async def page_that_fits(request: Asked, read: Callable[[Asked], Awaitable[tuple[Answer, int]]]) -> Answer:
     """Return the page that `read` makes of a request, with fewer resources where they are too large for a message.
 
     `read` returns a page and how many resources stand on it; it is called again for as many as should fit by their

@@ -1,59 +1,21 @@
-"""Datasets, versions and the errors of versions in SQL."""
+"""Datasets and their versions in SQL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-
-from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from luthier.data import schema
-from luthier.data.datasets.domain import Dataset, DatasetVersion, RecordError
-from luthier.storage.resources import Resources
+from luthier.storage.stored import Rows
+from luthier.stored.v1.data_pb2 import DatasetPrivate, DatasetVersionPrivate
+from luthier.v1.dataset_pb2 import Dataset, DatasetVersion
+
+DatasetRows = Rows[Dataset, DatasetPrivate]
+VersionRows = Rows[DatasetVersion, DatasetVersionPrivate]
 
 
-def datasets() -> Resources[Dataset]:
+def datasets() -> DatasetRows:
     """Return the stored datasets."""
-    return Resources(schema.datasets, Dataset)
+    return Rows(schema.datasets, Dataset, DatasetPrivate)
 
 
-def versions() -> Resources[DatasetVersion]:
+def versions() -> VersionRows:
     """Return the stored versions."""
-    return Resources(schema.dataset_versions, DatasetVersion)
-
-
-class VersionErrors:
-    """The bad records of versions, in the order in which they were found."""
-
-    async def add(self, connection: AsyncConnection, version: str, errors: Sequence[RecordError]) -> None:
-        """Store the errors of a version that has none yet."""
-        rows = [
-            {"version": version, "position": position, **asdict(error)}
-            for position, error in enumerate(errors)
-        ]
-        if rows:
-            await connection.execute(insert(schema.dataset_version_errors), rows)
-
-    async def page(
-        self, connection: AsyncConnection, version: str, start: int, limit: int
-    ) -> list[RecordError]:
-        """Return at most `limit` errors of a version from position `start` on."""
-        columns = schema.dataset_version_errors.c
-        statement = (
-            select(schema.dataset_version_errors)
-            .where(columns.version == version, columns.position >= start)
-            .order_by(columns.position)
-            .limit(limit)
-        )
-        return [
-            RecordError(
-                filename=row.filename,
-                line=row.line,
-                path=row.path,
-                reason=row.reason,
-                message=row.message,
-                value=row.value,
-            )
-            for row in await connection.execute(statement)
-        ]
+    return Rows(schema.dataset_versions, DatasetVersion, DatasetVersionPrivate)

@@ -2,56 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Container
 from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.data.convert import split_from_proto
-from luthier.data.datasets.convert import (
-    build_spec,
-    dataset_to_proto,
-    error_to_proto,
-    new_version,
-    outcome_from_proto,
-    record_to_proto,
-    version_to_proto,
-)
+from luthier.data.datasets.records import stored_record
+from luthier.data.datasets.rules import State
 from luthier.data.datasets.service import DatasetService
 from luthier.data.names import DATASET, VERSION, check_name
 from luthier.data.shard_files import RECORD_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
-from luthier.errors import FailedPrecondition, Failure
+from luthier.errors import Failure
 from luthier.runtime.names import require_project
 from luthier.runtime.paging import PageTokens, page_size
-from luthier.v1 import arrow_pb2, data_service_pb2, dataset_pb2, event_pb2, fine_tuning_job_pb2
-from luthier.work.events import Entry
-from luthier.work.listing import row_page_arguments
-from luthier.work.log import EventLog
+from luthier.stored.v1.data_pb2 import DatasetVersionPrivate
+from luthier.v1 import arrow_pb2, data_service_pb2, dataset_pb2, event_pb2
+from luthier.v1.dataset_pb2 import DatasetVersion
+from luthier.work.family_tasks import FamilyTasks, TaskStates
+from luthier.work.listing import PAGE_BYTES, row_page_arguments
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
-PAGE_BYTES = 2 << 20
-"""A page ends before it grows beyond this, whatever was asked for: clients accept 4 MiB a message."""
 
 
 class DatasetsServicer:
-    """The datasets' part of DataService: translates, delegates, translates."""
+    """The datasets' part of DataService."""
 
     def __init__(
         self,
         datasets: DatasetService,
         reader: ShardReader,
-        log: EventLog,
         page_tokens: PageTokens,
         projects: Container[str],
     ) -> None:
         self._datasets = datasets
         self._reader = reader
-        self._log = log
         self._page_tokens = page_tokens
         self._projects = projects
 
@@ -60,18 +49,14 @@ class DatasetsServicer:
     ) -> dataset_pb2.Dataset:
         """Create an empty dataset."""
         require_project(request.parent, self._projects)
-        wanted = request.dataset
-        created = await self._datasets.create_dataset(
-            request.parent, request.dataset_id, wanted.display_name, dict(wanted.labels)
-        )
-        return dataset_to_proto(created)
+        return await self._datasets.create_dataset(request)
 
     async def GetDataset(
         self, request: data_service_pb2.GetDatasetRequest, context: Context
     ) -> dataset_pb2.Dataset:
         """Read one dataset."""
         check_name(DATASET, request.name, self._projects)
-        return dataset_to_proto(await self._datasets.get_dataset(request.name))
+        return await self._datasets.get_dataset(request.name)
 
     async def ListDatasets(
         self, request: data_service_pb2.ListDatasetsRequest, context: Context
@@ -79,25 +64,21 @@ class DatasetsServicer:
         """Page through datasets."""
         require_project(request.parent, self._projects)
         values, token = await self._datasets.list_datasets(request, self._page_tokens)
-        return data_service_pb2.ListDatasetsResponse(
-            datasets=[dataset_to_proto(value) for value in values], next_page_token=token
-        )
+        return data_service_pb2.ListDatasetsResponse(datasets=values, next_page_token=token)
 
     async def CreateDatasetVersion(
         self, request: data_service_pb2.CreateDatasetVersionRequest, context: Context
     ) -> dataset_pb2.DatasetVersion:
         """Queue the building of a version."""
         check_name(DATASET, request.parent, self._projects, field="parent")
-        wanted = new_version(request.dataset_version)
-        created = await self._datasets.create_version(request.parent, request.dataset_version_id, wanted)
-        return version_to_proto(created)
+        return await self._datasets.create_version(request)
 
     async def GetDatasetVersion(
         self, request: data_service_pb2.GetDatasetVersionRequest, context: Context
     ) -> dataset_pb2.DatasetVersion:
         """Read one version."""
         check_name(VERSION, request.name, self._projects)
-        return version_to_proto(await self._datasets.get_version(request.name))
+        return (await self._datasets.versions.read(request.name)).message
 
     async def ListDatasetVersions(
         self, request: data_service_pb2.ListDatasetVersionsRequest, context: Context
@@ -105,24 +86,22 @@ class DatasetsServicer:
         """Page through versions."""
         check_name(DATASET, request.parent, self._projects, field="parent")
         values, token = await self._datasets.list_versions(request, self._page_tokens)
-        return data_service_pb2.ListDatasetVersionsResponse(
-            dataset_versions=[version_to_proto(value) for value in values], next_page_token=token
-        )
+        return data_service_pb2.ListDatasetVersionsResponse(dataset_versions=values, next_page_token=token)
 
     async def CancelDatasetVersion(
         self, request: data_service_pb2.CancelDatasetVersionRequest, context: Context
     ) -> dataset_pb2.DatasetVersion:
         """Ask a version to stop."""
         check_name(VERSION, request.name, self._projects)
-        return version_to_proto(await self._datasets.cancel_version(request.name, request.etag))
+        stopping = State.STATE_CANCELLING
+        return await self._datasets.versions.cancel(request.name, request.etag, stopping)
 
     async def WatchDatasetVersion(
         self, request: data_service_pb2.WatchDatasetVersionRequest, context: Context
     ) -> AsyncIterator[event_pb2.Event]:
         """Stream a version's events."""
         check_name(VERSION, request.name, self._projects)
-        await self._datasets.get_version(request.name)
-        async for event in self._log.watch(request.name, request.start_sequence):
+        async for event in self._datasets.versions.watch(request.name, request.start_sequence):
             yield event
 
     async def ListDatasetVersionErrors(
@@ -136,16 +115,13 @@ class DatasetsServicer:
         )
         found = await self._datasets.list_errors(request.parent, start, limit + 1)
         token = self._page_tokens.encode((str(start + limit),), bound) if len(found) > limit else ""
-        return data_service_pb2.ListDatasetVersionErrorsResponse(
-            errors=[error_to_proto(error) for error in found[:limit]], next_page_token=token
-        )
+        return data_service_pb2.ListDatasetVersionErrorsResponse(errors=found[:limit], next_page_token=token)
 
     async def ListRecords(
         self, request: data_service_pb2.ListRecordsRequest, context: Context
     ) -> data_service_pb2.ListRecordsResponse:
         """Page through records; a page of great records holds fewer."""
         check_name(VERSION, request.parent, self._projects, field="parent")
-        split = split_from_proto(request.split)
         version = await self._datasets.ready_version(request.parent)
         limit = page_size(request.page_size)
         start, bound = row_page_arguments(
@@ -153,10 +129,10 @@ class DatasetsServicer:
         )
         page = data_service_pb2.ListRecordsResponse()
         size_bytes = 0
-        found = self._reader.rows(version.shards, RECORD_COLUMNS, start, in_split(split))
+        found = self._reader.rows(version.private.shards, RECORD_COLUMNS, start, in_split(request.split))
         async with aclosing(found) as rows:
             async for row in rows:
-                record = record_to_proto(row)
+                record = stored_record(row)
                 size_bytes += record.ByteSize()
                 if len(page.records) == limit or (page.records and size_bytes > PAGE_BYTES):
                     page.next_page_token = self._page_tokens.encode((str(record.row),), bound)
@@ -169,54 +145,39 @@ class DatasetsServicer:
     ) -> AsyncIterator[arrow_pb2.ArrowChunk]:
         """Stream records as Arrow."""
         check_name(VERSION, request.name, self._projects)
-        split = split_from_proto(request.split)
         version = await self._datasets.ready_version(request.name)
-        check_start_row(request.start_row, version.shards)
-        wanted = in_split(split)
-        found = self._reader.ipc_chunks(version.shards, RECORD_COLUMNS, request.start_row, wanted)
+        check_start_row(request.start_row, version.private.shards)
+        wanted = in_split(request.split)
+        found = self._reader.ipc_chunks(version.private.shards, RECORD_COLUMNS, request.start_row, wanted)
         async with aclosing(found) as chunks:
             async for ipc, first_row, num_rows in chunks:
                 yield arrow_pb2.ArrowChunk(ipc=ipc, first_row=first_row, num_rows=num_rows)
 
 
-class BuildVersionHandler:
+class BuildVersionHandler(FamilyTasks[DatasetVersion, DatasetVersionPrivate]):
     """Follows BUILD_VERSION tasks."""
 
     def __init__(self, datasets: DatasetService) -> None:
+        states = TaskStates(
+            queued=State.STATE_QUEUED, begun=State.STATE_BUILDING, cancelled=State.STATE_CANCELLED
+        )
+        super().__init__(datasets.versions, states)
         self._datasets = datasets
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to build."""
-        return build_spec(await self._datasets.stored(connection, task.subject))
-
-    async def started(self, connection: AsyncConnection, task: Task) -> None:
-        """A worker began."""
-        await self._datasets.version_started(connection, task.subject)
-
-    async def reported(
-        self,
-        connection: AsyncConnection,
-        task: Task,
-        entries: Sequence[Entry],
-        run_record: fine_tuning_job_pb2.RunRecord | None,
-    ) -> None:
-        """Nothing of a report is kept but its events."""
-
-    async def checkpointed(
-        self,
-        connection: AsyncConnection,
-        task: Task,
-        step: int,
-        files: Sequence[task_pb2.BlobFile],
-        metrics: Mapping[str, float],
-    ) -> str:
-        """Refuse: building has no checkpoints."""
-        raise no_checkpoints(task)
+        version = await self._datasets.versions.stored(connection, task.subject)
+        spec = task_pb2.BuildVersionSpec(
+            invalid_record_policy=version.message.invalid_record_policy,
+            split_settings=version.message.split_settings,
+        )
+        for source, file in zip(version.message.sources, version.private.source_files, strict=True):
+            spec.sources.add(filename=source.filename, file=file, split=source.split, format=source.format)
+        return task_pb2.Task(build_version=spec)
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """The version is READY."""
-        outcome = outcome_from_proto(result.build_version)
-        await self._datasets.version_built(connection, task.subject, outcome)
+        await self._datasets.version_built(connection, task.subject, result.build_version)
 
     async def failed(
         self,
@@ -226,19 +187,5 @@ class BuildVersionHandler:
         result: task_pb2.TaskResult | None,
     ) -> None:
         """The version is FAILED; its statistics and errors are kept."""
-        known = result is not None and result.HasField("build_version")
-        outcome = outcome_from_proto(result.build_version) if result is not None and known else None
-        await self._datasets.version_failed(connection, task.subject, failure, outcome)
-
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """The version is CANCELLED."""
-        await self._datasets.version_cancelled(connection, task.subject)
-
-    async def lost(self, connection: AsyncConnection, task: Task) -> None:
-        """Another worker will begin anew."""
-        await self._datasets.version_lost(connection, task.subject)
-
-
-def no_checkpoints(task: Task) -> FailedPrecondition:
-    """Return the error for a checkpoint of a task that has none."""
-    return FailedPrecondition(f"a {task.kind} task has no checkpoints", metadata={"task": task.task_id})
+        known = result.build_version if result is not None and result.HasField("build_version") else None
+        await self._datasets.version_failed(connection, task.subject, failure, known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
@@ -10,35 +9,33 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.data.names import MODEL, VERSION
-from luthier.data.renderings import repository
-from luthier.data.renderings.domain import (
-    ModelView,
-    NewRendering,
-    ReadyVersion,
-    RefusedRecord,
-    Rendering,
-    RenderingOutcome,
-    RenderingState,
-    rendering_violations,
-    require_renderable,
-    resolve_max_tokens,
-)
-from luthier.errors import Failure, InvalidArgument
-from luthier.runtime.labels import label_violations
-from luthier.runtime.names import check_id, new_id, project_of, same_project
-from luthier.runtime.paging import PageTokens
+from luthier.data.record_errors import add_errors, page_of_errors
+from luthier.data.renderings import repository, rules
+from luthier.data.renderings.rules import State
+from luthier.errors import Failure
+from luthier.runtime.names import child_name, project_of, same_project
 from luthier.storage.database import Database
-from luthier.storage.resources import require_etag
-from luthier.work.events import Entry, StateChanged
-from luthier.work.listing import ListRequest, list_page
+from luthier.storage.stored import Stored
+from luthier.stored.v1.data_pb2 import DatasetVersionPrivate, RenderingPrivate
+from luthier.v1.data_service_pb2 import CreateRenderingRequest
+from luthier.v1.dataset_pb2 import DatasetVersion, RecordError
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import Rendering
+from luthier.work.convert import failure_to_status
+from luthier.work.families import Family, Tasks, require_state
+from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
-from luthier.work.tasks import NewTask, Task, TaskKind
+from luthier.work.tasks import NewTask, TaskKind
+from luthier.worker.v1.task_pb2 import RenderResult
+
+StoredRendering = Stored[Rendering, RenderingPrivate]
+StoredVersion = Stored[DatasetVersion, DatasetVersionPrivate]
 
 
 class Versions(Protocol):
     """Where renderings find their records."""
 
-    async def ready_version(self, name: str) -> ReadyVersion:
+    async def ready_version(self, name: str) -> StoredVersion:
         """Return a READY version. Raises NotFound, FailedPrecondition WRONG_STATE."""
         ...
 
@@ -46,20 +43,8 @@ class Versions(Protocol):
 class Models(Protocol):
     """Where renderings find their tokenizers."""
 
-    async def get(self, name: str) -> ModelView:
+    async def get(self, name: str) -> Model:
         """Return a model. Raises NotFound, and Unavailable when its service is away."""
-        ...
-
-
-class Tasks(Protocol):
-    """Where work for workers is queued."""
-
-    async def enqueue(self, connection: AsyncConnection, new: NewTask) -> Task:
-        """Queue a task in the caller's transaction."""
-        ...
-
-    async def request_cancel(self, connection: AsyncConnection, subject: str) -> None:
-        """Stop the task of a resource in the caller's transaction."""
         ...
 
 
@@ -80,146 +65,73 @@ class RenderingService:
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._database = database
-        self._log = log
-        self._tasks = tasks
         self._versions = versions
         self._models = models
         self._clock = clock
-        self._renderings = repository.renderings()
-        self._errors = repository.RenderingErrors()
+        lifecycle = Lifecycle(Rendering.State.DESCRIPTOR, rules.TRANSITIONS)
+        self.family = Family(repository.renderings(), lifecycle, database, log, tasks)
 
-    async def create(self, parent: str, rendering_id: str, wanted: NewRendering) -> Rendering:
-        """Queue a rendering in the project `parent`; it freezes what the model says now, and today's date.
+    async def create(self, request: CreateRenderingRequest) -> Rendering:
+        """Queue a rendering; it freezes what the model says now, and today's date.
 
         Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound, AlreadyExists, FailedPrecondition
         WRONG_STATE, ResourceExhausted DISK_FULL, and Unavailable when the service of the model is away.
         """
-        violations = [
-            *rendering_violations(wanted),
-            *label_violations(wanted.labels, "rendering.labels"),
-        ]
-        if violations:
-            raise InvalidArgument.of_fields(*violations)
+        wanted = request.rendering
+        rules.check_rendering(wanted)
         VERSION.parse(wanted.dataset_version, field="rendering.dataset_version")
         MODEL.parse(wanted.model, field="rendering.model")
-        same_project(parent, wanted.dataset_version, "rendering.dataset_version")
-        same_project(parent, wanted.model, "rendering.model")
-        chosen = check_id(rendering_id, field="rendering_id") if rendering_id else new_id("rendering")
+        same_project(request.parent, wanted.dataset_version, "rendering.dataset_version")
+        same_project(request.parent, wanted.model, "rendering.model")
+        name = child_name(request.parent, "renderings", request.rendering_id, "rendering_id")
         self._database.disk.require_room()
         await self._versions.ready_version(wanted.dataset_version)
         # Before the transaction: nobody else could write while another service makes up its mind.
         model = await self._models.get(wanted.model)
-        require_renderable(model)
-        rendering = self._new(f"{parent}/renderings/{chosen}", wanted, model)
-        new = NewTask(
-            kind=TaskKind.RENDER,
-            subject=rendering.name,
-            project=project_of(rendering.name),
-            resources=(wanted.model,),
-        )
+        rendering = rules.resolved(wanted, model, self._clock().date())
+        rendering.name = name
+        new = NewTask(kind=TaskKind.RENDER, subject=name, project=project_of(name), resources=(wanted.model,))
         async with self._database.transaction() as connection:
-            await self._renderings.insert(connection, rendering)
-            await self._announce(connection, rendering)
-            await self._tasks.enqueue(connection, new)
-        return rendering
+            private = RenderingPrivate(model_digest=model.digest)
+            return (await self.family.add(connection, rendering, private, new)).message
 
-    async def get(self, name: str) -> Rendering:
-        """Return a rendering. Raises NotFound."""
-        async with self._database.reading() as connection:
-            return await self._renderings.get(connection, name)
-
-    async def ready(self, name: str) -> Rendering:
+    async def ready(self, name: str) -> StoredRendering:
         """Return a READY rendering. Raises NotFound, FailedPrecondition WRONG_STATE."""
-        return (await self.get(name)).require_ready()
+        return require_state(await self.family.read(name), State.STATE_READY, self.family.lifecycle)
 
-    async def list_page(self, request: ListRequest, tokens: PageTokens) -> tuple[tuple[Rendering, ...], str]:
-        """Return a page of a project's renderings and the next page's token. Raises InvalidArgument."""
-        return await list_page(self._database, self._renderings, tokens, request)
-
-    async def cancel(self, name: str, etag: str) -> Rendering:
-        """Ask a rendering to stop; one that has ended or is stopping stays as it is.
-
-        Raises NotFound, Aborted ETAG_MISMATCH.
-        """
-        async with self._database.transaction() as connection:
-            rendering = await self._renderings.get(connection, name)
-            require_etag(rendering, etag)
-            if rendering.final or rendering.state is RenderingState.CANCELLING:
-                return rendering
-            await self._save(connection, rendering.cancelling())
-            await self._tasks.request_cancel(connection, name)
-            return await self._renderings.get(connection, name)
-
-    async def list_errors(self, name: str, start: int, limit: int) -> Sequence[RefusedRecord]:
+    async def list_errors(self, name: str, start: int, limit: int) -> Sequence[RecordError]:
         """Return at most `limit` records that could not be rendered from position `start` on. Raises NotFound."""
         async with self._database.reading() as connection:
-            await self._renderings.get(connection, name)
-            return await self._errors.page(connection, name, start, limit)
+            rendering = await self.family.stored(connection, name)
+            return await page_of_errors(connection, rendering.uid, start, limit)
 
-    async def to_render(self, connection: AsyncConnection, name: str) -> tuple[Rendering, ReadyVersion]:
+    async def to_render(
+        self, connection: AsyncConnection, name: str
+    ) -> tuple[StoredRendering, StoredVersion]:
         """Return what a worker needs: the rendering as the transaction sees it, and its version."""
-        rendering = await self._renderings.get(connection, name)
-        return rendering, await self._versions.ready_version(rendering.dataset_version)
+        rendering = await self.family.stored(connection, name)
+        return rendering, await self._versions.ready_version(rendering.message.dataset_version)
 
-    async def started(self, connection: AsyncConnection, name: str) -> None:
-        """A worker began to render."""
-        rendering = await self._renderings.get(connection, name)
-        await self._save(connection, rendering.begun())
-
-    async def lost(self, connection: AsyncConnection, name: str) -> None:
-        """The worker was lost; another will begin anew."""
-        rendering = await self._renderings.get(connection, name)
-        await self._save(connection, rendering.queued_again())
-
-    async def rendered(self, connection: AsyncConnection, name: str, outcome: RenderingOutcome) -> None:
-        """The rendering is READY. Raises InvalidArgument for an outcome that contradicts itself."""
-        rendering = await self._renderings.get(connection, name)
-        await self._errors.add(connection, name, outcome.errors)
-        await self._save(connection, rendering.rendered(outcome))
+    async def rendered(self, connection: AsyncConnection, name: str, result: RenderResult) -> None:
+        """The rendering is READY. Raises InvalidArgument for a result that contradicts itself."""
+        rendering = await self.family.stored(connection, name)
+        await add_errors(connection, rendering.uid, result.errors)
+        private = RenderingPrivate(
+            model_digest=rendering.private.model_digest,
+            shards=result.shards,
+            tokenizer_sha256=result.tokenizer.sha256,
+        )
+        changed = rules.rendered(rendering.message, result)
+        await self.family.move(connection, rendering, State.STATE_READY, changed=changed, private=private)
 
     async def failed(
-        self,
-        connection: AsyncConnection,
-        name: str,
-        failure: Failure,
-        outcome: RenderingOutcome | None = None,
+        self, connection: AsyncConnection, name: str, failure: Failure, result: RenderResult | None = None
     ) -> None:
-        """The rendering is FAILED; `outcome` is what is known all the same."""
-        rendering = await self._renderings.get(connection, name)
-        await self._errors.add(connection, name, outcome.errors if outcome is not None else ())
-        await self._save(connection, rendering.failed(failure, outcome))
-
-    async def cancelled(self, connection: AsyncConnection, name: str) -> None:
-        """The rendering stopped on request."""
-        rendering = await self._renderings.get(connection, name)
-        await self._save(connection, rendering.cancelled())
-
-    def _new(self, name: str, wanted: NewRendering, model: ModelView) -> Rendering:
-        now = self._clock()
-        return Rendering(
-            name=name,
-            uid=str(uuid.uuid4()),
-            state=RenderingState.QUEUED,
-            labels=wanted.labels,
-            create_time=now,
-            update_time=now,
-            revision=1,
-            dataset_version=wanted.dataset_version,
-            model=wanted.model,
-            chat_template=wanted.chat_template,
-            mask_mode=wanted.mask_mode,
-            max_tokens=resolve_max_tokens(wanted.max_tokens, model),
-            length_policy=wanted.length_policy,
-            split_turns=wanted.split_turns,
-            template_error_policy=wanted.template_error_policy,
-            model_digest=model.digest,
-            tokenizer_digest=model.tokenizer_digest,
-            template_date=now.date().isoformat(),
-        )
-
-    async def _save(self, connection: AsyncConnection, rendering: Rendering) -> None:
-        await self._announce(connection, await self._renderings.update(connection, rendering))
-
-    async def _announce(self, connection: AsyncConnection, rendering: Rendering) -> None:
-        change = StateChanged(state=rendering.state, failure=rendering.failure, final=rendering.final)
-        await self._log.append(connection, rendering.name, [Entry(payload=change)])
+        """The rendering is FAILED; `result` is what is known all the same."""
+        rendering = await self.family.stored(connection, name)
+        changed = rendering.copy()
+        if result is not None:
+            await add_errors(connection, rendering.uid, result.errors)
+            changed.num_errors = result.num_errors
+        changed.error.CopyFrom(failure_to_status(failure))
+        await self.family.move(connection, rendering, State.STATE_FAILED, changed=changed)

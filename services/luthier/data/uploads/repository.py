@@ -6,22 +6,24 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.data import schema
-from luthier.data.uploads.domain import Upload, UploadState
-from luthier.storage.resources import Resources
+from luthier.storage.stored import Rows
+from luthier.stored.v1.data_pb2 import UploadPrivate
+from luthier.v1.upload_pb2 import Upload
+
+UploadRows = Rows[Upload, UploadPrivate]
 
 
-def uploads() -> Resources[Upload]:
+def uploads() -> UploadRows:
     """Return the stored uploads."""
-    return Resources(schema.uploads, Upload)
+    return Rows(schema.uploads, Upload, UploadPrivate)
 
 
 class StagedUploads:
-    """Uploads whose staged bytes are not yet cleared away: what a crash may leave half done."""
+    """Uploads, by uid, whose staged bytes are not yet cleared away: what a crash may leave half done."""
 
-    async def add(self, connection: AsyncConnection, upload: Upload) -> None:
+    async def add(self, connection: AsyncConnection, uid: str) -> None:
         """Remember that bytes may be staged for an upload."""
-        row = {"uid": upload.uid, "upload": upload.name, "finishing": False}
-        await connection.execute(insert(schema.staged_uploads).values(row))
+        await connection.execute(insert(schema.staged_uploads).values(uid=uid, finishing=False))
 
     async def set_finishing(self, connection: AsyncConnection, uid: str, finishing: bool) -> None:
         """Remember whether the bytes are on their way to become a blob."""
@@ -42,10 +44,10 @@ class StagedUploads:
 
     async def ended(self, connection: AsyncConnection) -> list[tuple[str, str]]:
         """Return name and uid of the uploads that are COMPLETE or CANCELLED and may have staged bytes."""
-        staged = schema.staged_uploads.c
+        uploads = schema.uploads.c
         statement = (
-            select(staged.upload, staged.uid)
-            .join(schema.uploads, schema.uploads.c.name == staged.upload)
-            .where(schema.uploads.c.state != UploadState.RECEIVING)
+            select(uploads.name, uploads.uid)
+            .join(schema.staged_uploads, schema.staged_uploads.c.uid == uploads.uid)
+            .where(uploads.state != "RECEIVING")
         )
-        return [(row.upload, row.uid) for row in await connection.execute(statement)]
+        return [(row.name, row.uid) for row in await connection.execute(statement)]

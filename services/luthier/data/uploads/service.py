@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import Callable
-from dataclasses import replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.data.uploads import repository
-from luthier.data.uploads.domain import Chunk, Upload, UploadState, check_chunk, check_upload
-from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.data.uploads import repository, rules
+from luthier.data.uploads.rules import State
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.runtime.names import new_id
 from luthier.storage.blobs import Blob, BlobStore
 from luthier.storage.database import Database
-from luthier.storage.resources import require_etag
+from luthier.storage.stored import Stored, require_etag
+from luthier.stored.v1.data_pb2 import UploadPrivate
+from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
+from luthier.v1.upload_pb2 import Upload
+from luthier.work.lifecycle import Lifecycle
+
+StoredUpload = Stored[Upload, UploadPrivate]
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """An upload and how many of its bytes are here: while it is RECEIVING the staged bytes tell that, not its row."""
+
+    upload: StoredUpload
+    size_bytes: int
+
+    def message(self) -> Upload:
+        """Return the upload as callers see it."""
+        message = self.upload.copy()
+        message.persisted_size_bytes = self.size_bytes
+        return message
 
 
 class Turn:
@@ -33,49 +46,34 @@ class Turn:
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.receiving: Upload | None = None
+        self.receiving: Received | None = None
 
 
 class UploadService:
     """Use cases of uploads. One instance serves a database: it keeps writers of one upload apart."""
 
-    def __init__(
-        self,
-        database: Database,
-        blobs: BlobStore,
-        max_bytes: int,
-        clock: Callable[[], datetime] = _now,
-    ) -> None:
+    def __init__(self, database: Database, blobs: BlobStore, max_bytes: int) -> None:
         self._database = database
         self._blobs = blobs
         self._max_bytes = max_bytes
-        self._clock = clock
         self._uploads = repository.uploads()
         self._staged = repository.StagedUploads()
+        self._lifecycle = Lifecycle(Upload.State.DESCRIPTOR, rules.TRANSITIONS)
         self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self._clearing: set[asyncio.Task[None]] = set()
 
-    async def start(self, parent: str, filename: str, size_bytes: int, sha256: str) -> Upload:
+    async def start(self, request: StartUploadRequest) -> Upload:
         """Announce a file of a project. Raises InvalidArgument, ResourceExhausted DISK_FULL."""
-        check_upload(filename, size_bytes, sha256, self._max_bytes)
+        rules.check_upload(request.upload, self._max_bytes)
         self._database.disk.require_room()
-        now = self._clock()
-        upload = Upload(
-            name=f"{parent}/uploads/{new_id('upload')}",
-            uid=str(uuid.uuid4()),
-            state=UploadState.RECEIVING,
-            labels={},
-            create_time=now,
-            update_time=now,
-            revision=1,
-            filename=filename,
-            size_bytes=size_bytes,
-            sha256=sha256,
-        )
+        upload = Upload()
+        upload.CopyFrom(request.upload)
+        upload.name = f"{request.parent}/uploads/{new_id('upload')}"
+        upload.state = State.STATE_RECEIVING
         async with self._database.transaction() as connection:
-            await self._uploads.insert(connection, upload)
-            await self._staged.add(connection, upload)
-        return upload
+            stored = await self._uploads.insert(connection, upload, UploadPrivate())
+            await self._staged.add(connection, stored.uid)
+        return stored.message
 
     async def get(self, name: str) -> Upload:
         """Return an upload with its persisted size. Raises NotFound.
@@ -85,13 +83,13 @@ class UploadService:
         turn = self.turn(name)
         async with turn.lock:
             turn.receiving = None
-            return await self._reconciled(name)
+            return (await self._reconciled(name)).message()
 
     def turn(self, name: str) -> Turn:
         """Return what all who work on an upload share. Whoever writes chunk after chunk keeps it meanwhile."""
         return self._turns.setdefault(name, Turn())
 
-    async def write(self, name: str, chunk: Chunk) -> Upload:
+    async def write(self, name: str, chunk: WriteUploadRequest) -> Upload:
         """Append a chunk; with `finish` make the whole a blob.
 
         The bytes outlive the process when this returns; `persisted_size_bytes` of what it returns counts them.
@@ -103,21 +101,21 @@ class UploadService:
         """
         turn = self.turn(name)
         async with turn.lock:
-            upload, turn.receiving = turn.receiving or await self._reconciled(name), None
-            upload.require_receiving()
-            received_bytes = upload.persisted_size_bytes
-            check_chunk(upload, chunk, received_bytes, self._max_bytes)
+            received, turn.receiving = turn.receiving or await self._reconciled(name), None
+            upload, size_bytes = received.upload, received.size_bytes
+            self._lifecycle.require(name, upload.message.state, State.STATE_COMPLETE)
+            rules.check_chunk(upload.message, chunk, size_bytes, self._max_bytes)
             if chunk.data:
                 self._database.disk.require_room()
-            if chunk.data or received_bytes == 0:
-                received_bytes = await self._blobs.stage(upload.uid, chunk.offset, chunk.data)
+            if chunk.data or size_bytes == 0:
+                size_bytes = await self._blobs.stage(upload.uid, chunk.offset, chunk.data)
             if not chunk.finish:
-                turn.receiving = replace(upload, persisted_size_bytes=received_bytes)
-                return turn.receiving
+                turn.receiving = Received(upload=upload, size_bytes=size_bytes)
+                return turn.receiving.message()
             # Before the blob is committed: should the process end in between, `_reconciled` does the rest.
             async with self._database.transaction() as connection:
                 await self._staged.set_finishing(connection, upload.uid, True)
-            return await self._finish(upload)
+            return (await self._finish(upload)).message
 
     async def cancel(self, name: str, etag: str) -> Upload:
         """Give an upload up; a cancelled one is returned unchanged.
@@ -129,15 +127,26 @@ class UploadService:
             turn.receiving = None
             upload = await self._uploads.get(connection, name)
             require_etag(upload, etag)
-            if upload.state is UploadState.CANCELLED:
-                return upload
-            upload = await self._uploads.update(connection, upload.cancelled())
+            if upload.message.state == State.STATE_CANCELLED:
+                return upload.message
+            self._lifecycle.require(name, upload.message.state, State.STATE_CANCELLED)
+            changed = upload.copy()
+            changed.state = State.STATE_CANCELLED
+            upload = await self._uploads.update(connection, upload, changed)
             self._database.after_commit(lambda: self._clear_later(upload))
-        return upload
+        return upload.message
 
-    async def completed(self, connection: AsyncConnection, name: str) -> Upload:
+    async def completed(self, connection: AsyncConnection, name: str) -> StoredUpload:
         """Return a complete upload. Raises NotFound, FailedPrecondition UPLOAD_INCOMPLETE."""
-        return (await self._uploads.get(connection, name)).require_complete()
+        upload = await self._uploads.get(connection, name)
+        if upload.message.state == State.STATE_COMPLETE:
+            return upload
+        now = self._lifecycle.name(upload.message.state)
+        raise FailedPrecondition(
+            f"{name} must be COMPLETE, it is {now}; finish it with WriteUpload",
+            reason=Reason.UPLOAD_INCOMPLETE,
+            metadata={"name": name, "state": now},
+        )
 
     async def recover(self) -> None:
         """Clear away what an earlier process left staged of uploads that are over."""
@@ -146,47 +155,52 @@ class UploadService:
         for name, uid in ended:
             await self._clear(name, uid)
 
-    async def _reconciled(self, name: str) -> Upload:
+    async def _reconciled(self, name: str) -> Received:
         async with self._database.reading() as connection:
             upload = await self._uploads.get(connection, name)
             finishing = await self._staged.is_finishing(connection, upload.uid)
-        if upload.state is not UploadState.RECEIVING:
-            return upload
-        if finishing:
-            return await self._finish(upload)
-        return replace(upload, persisted_size_bytes=await self._blobs.staged_size(upload.uid))
+        if upload.message.state == State.STATE_RECEIVING and finishing:
+            upload = await self._finish(upload)
+        if upload.message.state == State.STATE_RECEIVING:
+            return Received(upload=upload, size_bytes=await self._blobs.staged_size(upload.uid))
+        return Received(upload=upload, size_bytes=upload.message.persisted_size_bytes)
 
-    async def _finish(self, upload: Upload) -> Upload:
+    async def _finish(self, upload: StoredUpload) -> StoredUpload:
         blob = await self._committed(upload)
+        changed = upload.copy()
+        changed.state = State.STATE_COMPLETE
+        changed.persisted_size_bytes = blob.size_bytes
         async with self._database.transaction() as connection:
-            done = await self._uploads.update(connection, upload.completed(blob.digest, blob.size_bytes))
+            private = UploadPrivate(sha256=blob.digest)
+            done = await self._uploads.update(connection, upload, changed, private)
             self._database.after_commit(lambda: self._clear_later(upload))
         return done
 
-    async def _committed(self, upload: Upload) -> Blob:
+    async def _committed(self, upload: StoredUpload) -> Blob:
+        announced = upload.message.sha256
         try:
-            return await self._blobs.commit_staged(upload.uid, expected_digest=upload.sha256 or None)
+            return await self._blobs.commit_staged(upload.uid, expected_digest=announced or None)
         except InvalidArgument as error:
             await self._blobs.discard_staged(upload.uid)
             async with self._database.transaction() as connection:
                 await self._staged.set_finishing(connection, upload.uid, False)
             actual = error.metadata["actual"]
             raise InvalidArgument(
-                f"sha256 of {upload.filename} must be {upload.sha256}, as announced, got {actual}; "
+                f"sha256 of {upload.message.filename} must be {announced}, as announced, got {actual}; "
                 "the upload begins again at offset 0",
                 reason=Reason.CHECKSUM_MISMATCH,
-                metadata={"name": upload.name, "expected": upload.sha256, "actual": actual},
+                metadata={"name": upload.message.name, "expected": announced, "actual": actual},
                 violations=[
                     FieldViolation(
                         field="finish",
-                        description=f"the whole must have sha256 {upload.sha256}, got {actual}",
+                        description=f"the whole must have sha256 {announced}, got {actual}",
                         reason=Reason.CHECKSUM_MISMATCH,
                     )
                 ],
             ) from error
 
-    def _clear_later(self, upload: Upload) -> None:
-        task = asyncio.get_running_loop().create_task(self._clear(upload.name, upload.uid))
+    def _clear_later(self, upload: StoredUpload) -> None:
+        task = asyncio.get_running_loop().create_task(self._clear(upload.message.name, upload.uid))
         self._clearing.add(task)
         task.add_done_callback(self._clearing.discard)
 

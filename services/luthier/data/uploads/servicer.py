@@ -8,7 +8,6 @@ from typing import Any
 import grpc.aio
 
 from luthier.data.names import UPLOAD, check_name
-from luthier.data.uploads.convert import chunk_from_proto, upload_to_proto
 from luthier.data.uploads.service import UploadService
 from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.runtime.names import require_project
@@ -18,7 +17,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class UploadsServicer:
-    """The uploads' part of DataService: translates, delegates, translates."""
+    """The uploads' part of DataService."""
 
     def __init__(self, uploads: UploadService, projects: Container[str]) -> None:
         self._uploads = uploads
@@ -29,9 +28,7 @@ class UploadsServicer:
     ) -> upload_pb2.Upload:
         """Announce a file."""
         require_project(request.parent, self._projects)
-        wanted = request.upload
-        started = await self._uploads.start(request.parent, wanted.filename, wanted.size_bytes, wanted.sha256)
-        return upload_to_proto(started)
+        return await self._uploads.start(request)
 
     async def WriteUpload(
         self, request_iterator: AsyncIterator[data_service_pb2.WriteUploadRequest], context: Context
@@ -44,25 +41,25 @@ class UploadsServicer:
                 name = request.name
                 check_name(UPLOAD, name, self._projects)
                 turn = self._uploads.turn(name)
-            upload = await self._uploads.write(name, chunk_from_proto(request))
+            upload = await self._uploads.write(name, request)
             if request.finish:
-                return upload_to_proto(upload)
+                return upload
         if turn is None:
             description = "the first message must name the upload, got a stream without messages"
             violation = FieldViolation(field="name", description=description, reason=Reason.FIELD_REQUIRED)
             raise InvalidArgument.of_fields(violation)
-        return upload_to_proto(await self._uploads.get(name))
+        return await self._uploads.get(name)
 
     async def GetUpload(
         self, request: data_service_pb2.GetUploadRequest, context: Context
     ) -> upload_pb2.Upload:
         """Read one upload."""
         check_name(UPLOAD, request.name, self._projects)
-        return upload_to_proto(await self._uploads.get(request.name))
+        return await self._uploads.get(request.name)
 
     async def CancelUpload(
         self, request: data_service_pb2.CancelUploadRequest, context: Context
     ) -> upload_pb2.Upload:
         """Give an upload up."""
         check_name(UPLOAD, request.name, self._projects)
-        return upload_to_proto(await self._uploads.cancel(request.name, request.etag))
+        return await self._uploads.cancel(request.name, request.etag)

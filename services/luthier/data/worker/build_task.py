@@ -5,18 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from luthier.data.convert import split_from_proto
-from luthier.data.datasets.convert import (
-    format_from_proto,
-    outcome_to_proto,
-    policy_from_proto,
-    settings_from_proto,
-)
-from luthier.data.datasets.domain import DatasetFormat, VersionOutcome
-from luthier.data.shards import Shard
 from luthier.data.worker.building import Built, Place, VersionBuilder, require_valid
 from luthier.data.worker.parquet import WrittenShard
 from luthier.errors import LuthierError
+from luthier.v1.dataset_pb2 import DatasetFormat
 from luthier.work.context import TaskContext, TaskFailed
 from luthier.worker.v1 import task_pb2
 
@@ -32,43 +24,32 @@ def build_version(context: TaskContext) -> task_pb2.TaskResult:
     spec = context.task.build_version
     total_bytes = sum(source.file.size_bytes for source in spec.sources)
     progress = _Progress(context, total_bytes)
-    builder = VersionBuilder(context.scratch, settings_from_proto(spec.split_settings), progress.tick)
-    formats: list[DatasetFormat | None] = []
-    for index, source in enumerate(spec.sources):
-        place = Place(
-            filename=source.filename, split=split_from_proto(source.split, f"sources[{index}].split")
-        )
-        wanted = format_from_proto(source.format, f"sources[{index}].format")
+    builder = VersionBuilder(context.scratch, spec.split_settings, progress.tick)
+    formats: list[DatasetFormat.ValueType] = []
+    for source in spec.sources:
+        place = Place(filename=source.filename, split=source.split)
         with context.fetch(source.file).open("rb") as stream:
             progress.position = stream.tell
-            formats.append(builder.read(stream, place, wanted))
+            formats.append(builder.read(stream, place, source.format))
             progress.begin_next(source.file.size_bytes)
     built = builder.finish()
     try:
-        require_valid(built, policy_from_proto(spec.invalid_record_policy, "invalid_record_policy"))
+        require_valid(built, spec.invalid_record_policy)
     except LuthierError as error:
-        raise TaskFailed(error, outcome_to_proto(_outcome(built, formats, ()))) from error
+        raise TaskFailed(error, _result(built, formats, ())) from error
     shards = store_shards(context, built.shards)
     progress.finish()
-    return outcome_to_proto(_outcome(built, formats, shards))
+    return _result(built, formats, shards)
 
 
-def store_shards(context: TaskContext, written: Sequence[WrittenShard]) -> tuple[Shard, ...]:
+def store_shards(context: TaskContext, written: Sequence[WrittenShard]) -> list[task_pb2.Shard]:
     """Send finished files to the service."""
     stored = []
     for shard in written:
         context.check()
         file = context.store(shard.path, shard.path.name)
-        stored.append(
-            Shard(
-                path=file.path,
-                digest=file.sha256,
-                size_bytes=file.size_bytes,
-                first_row=shard.first_row,
-                num_rows=shard.num_rows,
-            )
-        )
-    return tuple(stored)
+        stored.append(task_pb2.Shard(file=file, first_row=shard.first_row, num_rows=shard.num_rows))
+    return stored
 
 
 class _Progress:
@@ -99,13 +80,14 @@ class _Progress:
         self._context.progress("building", completed_bytes, self._total_bytes, "bytes")
 
 
-def _outcome(
-    built: Built, formats: Sequence[DatasetFormat | None], shards: tuple[Shard, ...]
-) -> VersionOutcome:
-    return VersionOutcome(
+def _result(
+    built: Built, formats: Sequence[DatasetFormat.ValueType], shards: Sequence[task_pb2.Shard]
+) -> task_pb2.TaskResult:
+    result = task_pb2.BuildVersionResult(
         shards=shards,
         statistics=built.statistics,
         digest=built.digest,
-        formats=tuple(formats),
         errors=built.errors,
+        formats=formats,
     )
+    return task_pb2.TaskResult(build_version=result)

@@ -6,29 +6,34 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from luthier.data.datasets.domain import (
-    MAX_ERRORS,
-    DatasetFormat,
-    DatasetStatistics,
-    InvalidRecordPolicy,
-    RecordError,
-    SplitStatistics,
-)
-from luthier.data.splits import Split, SplitSettings, assign_split
+from luthier.data.datasets.rules import MAX_ERRORS
+from luthier.data.splits import SPLITS, assign_split, split_name
 from luthier.data.worker.duplicates import SeenRecords
 from luthier.data.worker.parquet import RECORD_SCHEMA, ShardWriter, WrittenShard
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import formats
 from luthier.text.readers import Line, read_values
 from luthier.text.records import ChatRecord, Record, record_id, record_to_json
+from luthier.v1.dataset_pb2 import (
+    DATASET_FORMAT_UNSPECIFIED,
+    INVALID_RECORD_POLICY_SKIP,
+    DatasetFormat,
+    DatasetStatistics,
+    InvalidRecordPolicy,
+    RecordError,
+    Split,
+    SplitSettings,
+    SplitStatistics,
+)
 
 MAX_RECORD_BYTES = 1 << 20
 """Longest canonical record: it must travel as one message wherever it is read."""
 _DIGEST_VERSION = "luthier-dataset-version-1"
+_FORMAT = "DATASET_FORMAT_"
 _DETECT_VALUES = 20
 _DETECT_LINES = 1000
 _MESSAGE_CHARACTERS = 500
@@ -38,10 +43,10 @@ _WRITTEN_OUT = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where records come from: the file, and its fixed split if it has one."""
+    """Where records come from: the file, and its fixed split; unspecified: the hash of each record decides."""
 
     filename: str
-    split: Split | None
+    split: Split.ValueType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +75,7 @@ class VersionBuilder:
         self._shards: list[WrittenShard] = []
         self._writer = ShardWriter(folder, "records", RECORD_SCHEMA, self._shards.append)
         self._seen = SeenRecords(folder / "seen.db")
-        self._splits = {split: SplitStatistics(split=split) for split in Split}
+        self._splits = {split: SplitStatistics(split=split) for split in SPLITS}
         self._num_read = 0
         self._num_duplicates = 0
         self._num_invalid = 0
@@ -78,8 +83,10 @@ class VersionBuilder:
         self._unreadable: RecordError | None = None
         self._digest = hashlib.sha256(_settings_line(settings))
 
-    def read(self, stream: BinaryIO, place: Place, format_: DatasetFormat | None) -> DatasetFormat | None:
-        """Take in one source; return the format used, None when no line of it could be read.
+    def read(
+        self, stream: BinaryIO, place: Place, format_: DatasetFormat.ValueType
+    ) -> DatasetFormat.ValueType:
+        """Take in one source; return the format used, unspecified when no line of it could be read.
 
         `tick` is called before every record and may raise to end the work. Raises InvalidArgument
         EMPTY_FILE for a source without records, UNKNOWN_FORMAT when none fits and none was given.
@@ -100,7 +107,7 @@ class VersionBuilder:
         return Built(
             shards=tuple(self._shards),
             statistics=DatasetStatistics(
-                splits=tuple(counts for counts in self._splits.values() if counts.num_records),
+                splits=[counts for counts in self._splits.values() if counts.num_records],
                 num_records=self._writer.num_rows,
                 num_records_read=self._num_read,
                 num_duplicates=self._num_duplicates,
@@ -111,7 +118,7 @@ class VersionBuilder:
             unreadable=self._unreadable,
         )
 
-    def _take(self, line: Line, place: Place, format_: DatasetFormat | None) -> None:
+    def _take(self, line: Line, place: Place, format_: DatasetFormat.ValueType) -> None:
         try:
             record, canonical = _canonical(line, format_)
         except formats.RecordError as error:
@@ -122,29 +129,26 @@ class VersionBuilder:
             self._num_duplicates += 1
             return
         split = place.split or assign_split(name, self._settings)
-        self._digest.update(f"{name} {split}\n".encode())
+        self._digest.update(f"{name} {split_name(split)}\n".encode())
         self._count(record, split)
         row = {
             "record_id": name,
-            "split": split.value,
+            "split": split_name(split),
             "filename": place.filename,
             "line": line.number,
             "record": canonical.decode(),
         }
         self._writer.add(row, len(canonical) + 200)
 
-    def _count(self, record: Record, split: Split) -> None:
+    def _count(self, record: Record, split: Split.ValueType) -> None:
         if isinstance(record, ChatRecord):
             texts = [message.content for message in record.messages]
         else:
             texts = [record.prompt, record.completion]
         counts = self._splits[split]
-        self._splits[split] = replace(
-            counts,
-            num_records=counts.num_records + 1,
-            num_characters=counts.num_characters + sum(map(len, texts)),
-            num_messages=counts.num_messages + len(texts),
-        )
+        counts.num_records += 1
+        counts.num_characters += sum(map(len, texts))
+        counts.num_messages += len(texts)
 
     def _refuse(self, place: Place, line: Line, error: formats.RecordError) -> None:
         self._num_invalid += 1
@@ -152,14 +156,14 @@ class VersionBuilder:
             self._errors.append(_error(place, line, error))
 
 
-def require_valid(built: Built, policy: InvalidRecordPolicy) -> None:
+def require_valid(built: Built, policy: InvalidRecordPolicy.ValueType) -> None:
     """Raise InvalidArgument INVALID_RECORDS that names the first bad record and their number.
 
     Under STRICT one bad record is enough. Under SKIP a version needs at least one good one, and sources that can
     be read to their end: nobody could say what else is left out.
     """
     counts = built.statistics
-    skips = policy is InvalidRecordPolicy.SKIP and counts.num_records > 0
+    skips = policy == INVALID_RECORD_POLICY_SKIP and counts.num_records > 0
     if not counts.num_invalid or (skips and built.unreadable is None):
         return
     first = built.unreadable if skips and built.unreadable is not None else built.errors[0]
@@ -207,15 +211,15 @@ def _settings_line(settings: SplitSettings) -> bytes:
 
 
 def _detected(
-    lines: Iterator[Line], filename: str, format_: DatasetFormat | None
-) -> tuple[Iterator[Line], DatasetFormat | None]:
+    lines: Iterator[Line], filename: str, format_: DatasetFormat.ValueType
+) -> tuple[Iterator[Line], DatasetFormat.ValueType]:
     """Return all lines again, and the format given or found in the first ones."""
     ahead: list[Line] = []
     values: list[object] = []
     for line in itertools.islice(lines, _DETECT_LINES):
         ahead.append(line)
         values += [] if line.error is not None else [line.value]
-        if len(values) == _DETECT_VALUES or format_ is not None:
+        if len(values) == _DETECT_VALUES or format_:
             break
     if not ahead:
         raise InvalidArgument(
@@ -223,24 +227,26 @@ def _detected(
             reason=Reason.EMPTY_FILE,
             metadata={"filename": filename},
         )
-    if format_ is None and values:
+    if not format_ and values:
         format_ = _detect(values, filename)
     return itertools.chain(ahead, lines), format_
 
 
-def _detect(values: list[object], filename: str) -> DatasetFormat:
+def _detect(values: list[object], filename: str) -> DatasetFormat.ValueType:
     try:
-        return DatasetFormat(formats.detect(values).value)
+        return DatasetFormat.Value(_FORMAT + formats.detect(values).value)
     except formats.UnknownFormatError as error:
         raise InvalidArgument(
             f"{filename}: {error}", reason=Reason.UNKNOWN_FORMAT, metadata={"filename": filename}
         ) from error
 
 
-def _canonical(line: Line, format_: DatasetFormat | None) -> tuple[Record, bytes]:
-    if line.error is not None or format_ is None:
+def _canonical(line: Line, format_: DatasetFormat.ValueType) -> tuple[Record, bytes]:
+    if line.error is not None or format_ == DATASET_FORMAT_UNSPECIFIED:
         raise formats.RecordError("", line.reason, line.error or "no record can be read", line.excerpt)
-    record = formats.parse_record(line.value, formats.Format(format_.value))
+    record = formats.parse_record(
+        line.value, formats.Format(DatasetFormat.Name(format_).removeprefix(_FORMAT))
+    )
     try:
         canonical = record_to_json(record).encode()
     except UnicodeEncodeError as error:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from luthier.data.renderings.domain import (
-    MAX_FINDING_RECORDS,
-    FindingKind,
-    FindingRecord,
-    RenderingFinding,
-)
+from luthier.data.renderings.rules import MAX_FINDING_RECORDS
 from luthier.text import findings as text
+from luthier.v1.rendering_pb2 import RenderingFinding, RenderingFindingRecord
 
 
 class RecordFindings:
@@ -19,7 +15,7 @@ class RecordFindings:
 
     def __init__(self) -> None:
         self._counts: dict[text.FindingKind, int] = {}
-        self._records: dict[text.FindingKind, list[FindingRecord]] = {}
+        self._records: dict[text.FindingKind, list[RenderingFindingRecord]] = {}
 
     def add(self, row: Mapping[str, Any], findings: Iterable[text.Finding]) -> None:
         """Count what was found in a record; of several findings of a kind the first message is kept."""
@@ -30,16 +26,20 @@ class RecordFindings:
             self._counts[kind] = self._counts.get(kind, 0) + 1
             records = self._records.setdefault(kind, [])
             if len(records) < MAX_FINDING_RECORDS:
-                records.append(FindingRecord(filename=row["filename"], line=row["line"], message=message))
+                records.append(
+                    RenderingFindingRecord(filename=row["filename"], line=row["line"], message=message)
+                )
 
-    def summary(self) -> tuple[RenderingFinding, ...]:
+    def summary(self) -> list[RenderingFinding]:
         """Return what was found."""
-        return tuple(
+        return [
             RenderingFinding(
-                kind=FindingKind(kind.value), num_records=count, records=tuple(self._records[kind])
+                kind=RenderingFinding.Kind.Value(f"KIND_{kind.value}"),
+                num_records=count,
+                records=self._records[kind],
             )
             for kind, count in sorted(self._counts.items())
-        )
+        ]
 
     def warnings(self) -> Iterator[str]:
         """Yield a warning for each kind: its count, what it means, and the first place."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data.renderings.domain import MAX_ERRORS, RefusedRecord, TemplateErrorPolicy
+from luthier.data.renderings.rules import MAX_ERRORS
 from luthier.errors import Failure, InvalidArgument, Reason
 from luthier.text.panics import TokenizerError
 from luthier.text.rendering import RenderingError
 from luthier.text.templates import TemplateError
+from luthier.v1.dataset_pb2 import RecordError
+from luthier.v1.rendering_pb2 import TEMPLATE_ERROR_POLICY_SKIP, TemplateErrorPolicy
 
 
 class Refusals:
@@ -19,14 +21,14 @@ class Refusals:
         policy: what they mean for the rendering.
     """
 
-    def __init__(self, policy: TemplateErrorPolicy) -> None:
+    def __init__(self, policy: TemplateErrorPolicy.ValueType) -> None:
         self._policy = policy
-        self._records: list[RefusedRecord] = []
-        self._fatal: tuple[RefusedRecord, str] | None = None
+        self._records: list[RecordError] = []
+        self._fatal: tuple[RecordError, str] | None = None
         self.num_records = 0
 
     @property
-    def records(self) -> tuple[RefusedRecord, ...]:
+    def records(self) -> tuple[RecordError, ...]:
         """The first ones."""
         return tuple(self._records)
 
@@ -38,12 +40,12 @@ class Refusals:
     def add(self, row: Mapping[str, Any], error: TemplateError | TokenizerError | RenderingError) -> None:
         """Take in a refused record."""
         reason = Reason.TEMPLATE_INVALID if isinstance(error, TemplateError) else error.reason
-        refused = RefusedRecord(filename=row["filename"], line=row["line"], reason=reason, message=str(error))
+        refused = RecordError(filename=row["filename"], line=row["line"], reason=reason, message=str(error))
         self.num_records += 1
         if len(self._records) < MAX_ERRORS:
             self._records.append(refused)
         # LengthPolicy.FAIL is asked for by itself: no policy for templates overrules it.
-        fails = self._policy is TemplateErrorPolicy.STRICT or reason == Reason.SEQUENCE_TOO_LONG
+        fails = self._policy != TEMPLATE_ERROR_POLICY_SKIP or reason == Reason.SEQUENCE_TOO_LONG
         if fails and self._fatal is None:
             self._fatal = (refused, error.hint if isinstance(error, RenderingError) else "")
 

@@ -5,6 +5,7 @@ The request is a `RenderPlan`; a note tells of each record that begins: `{"done"
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from cattrs import Converter
 from cattrs.preconf.json import make_converter
+from google.protobuf.message import Message
 
 from luthier.data.worker.rendering import RenderPlan, render_plan
 from luthier.storage.disk import disk_full, is_full
@@ -33,9 +35,20 @@ class Begun:
         return {"filename": self.filename, "line": str(self.line)}
 
 
+def _is_message(type_: Any) -> bool:
+    return isinstance(type_, type) and issubclass(type_, Message)
+
+
 def converter() -> Converter:
     """Return the converter between the messages and JSON values."""
     made = make_converter()
+    # Messages travel as text of their bytes: JSON has no bytes.
+    made.register_unstructure_hook_func(
+        _is_message, lambda value: base64.b64encode(value.SerializeToString()).decode()
+    )
+    made.register_structure_hook_func(
+        _is_message, lambda value, type_: type_.FromString(base64.b64decode(value))
+    )
     made.register_unstructure_hook(Path, str)
     made.register_structure_hook(Path, lambda value, _: Path(value))
     return made

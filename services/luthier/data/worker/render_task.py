@@ -10,14 +10,6 @@ from typing import Any
 
 import grpc
 
-from luthier.data.renderings.convert import (
-    error_policy_from_proto,
-    length_policy_from_proto,
-    mask_mode_from_proto,
-    outcome_to_proto,
-)
-from luthier.data.renderings.domain import RenderingOutcome
-from luthier.data.shards import Shard
 from luthier.data.worker.build_task import store_shards
 from luthier.data.worker.render_child import Begun, converter
 from luthier.data.worker.rendering import RenderedVersion, RenderPlan
@@ -45,31 +37,15 @@ def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], t
         plan = _plan(context, spec, bundle)
         total = sum(shard.num_rows for shard in spec.shards)
         rendered = _run(context, plan, limits, total)
+        result = task_pb2.TaskResult(render=rendered.result)
         if rendered.failure is not None:
-            raise TaskFailed(rendered.failure.to_error(), outcome_to_proto(_outcome(rendered, (), "")))
-        shards = store_shards(context, rendered.shards)
-        tokenizer = context.store(bundle / TOKENIZER_FILE, TOKENIZER_FILE)
+            raise TaskFailed(rendered.failure.to_error(), result)
+        result.render.shards.extend(store_shards(context, rendered.shards))
+        result.render.tokenizer.CopyFrom(context.store(bundle / TOKENIZER_FILE, TOKENIZER_FILE))
         context.progress("rendering", total, total, "records")
-        return outcome_to_proto(_outcome(rendered, shards, tokenizer.sha256), tokenizer)
+        return result
 
     return render
-
-
-def _outcome(rendered: RenderedVersion, shards: tuple[Shard, ...], tokenizer_blob: str) -> RenderingOutcome:
-    return RenderingOutcome(
-        shards=shards,
-        split_statistics=rendered.splits,
-        unsupervised_records=rendered.unsupervised,
-        warnings=rendered.warnings,
-        digest=rendered.digest,
-        tokenizer_blob=tokenizer_blob,
-        errors=rendered.errors,
-        num_errors=rendered.num_errors,
-        findings=rendered.findings,
-        effective_template=rendered.effective_template,
-        prefix_token_ids=rendered.prefix_token_ids,
-        stop_token_ids=rendered.stop_token_ids,
-    )
 
 
 def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> Path:
@@ -94,15 +70,7 @@ def _plan(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> Rend
         shards=tuple(str(context.fetch(shard.file)) for shard in spec.shards),
         bundle_folder=str(bundle),
         output_folder=str(output),
-        dataset_digest=spec.dataset_digest,
-        tokenizer_digest=spec.tokenizer_digest,
-        chat_template=spec.chat_template,
-        mask_mode=mask_mode_from_proto(spec.mask_mode, "mask_mode"),
-        max_tokens=spec.max_tokens,
-        length_policy=length_policy_from_proto(spec.length_policy, "length_policy"),
-        template_date=spec.template_date,
-        split_turns=spec.split_turns,
-        template_error_policy=error_policy_from_proto(spec.template_error_policy, "template_error_policy"),
+        spec=spec,
     )
 
 

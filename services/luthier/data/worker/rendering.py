@@ -14,18 +14,8 @@ from typing import Any
 
 import pyarrow.parquet
 
-from luthier.data.renderings.domain import (
-    MAX_UNSUPERVISED,
-    LengthPolicy,
-    LengthStatistics,
-    MaskMode,
-    RefusedRecord,
-    RenderingFinding,
-    RenderingSplitStatistics,
-    TemplateErrorPolicy,
-    UnsupervisedRecord,
-)
-from luthier.data.splits import Split
+from luthier.data.renderings.rules import MAX_UNSUPERVISED
+from luthier.data.splits import SPLITS, split_named
 from luthier.data.worker.findings import RecordFindings
 from luthier.data.worker.parquet import ROW_SCHEMA, ShardWriter, WrittenShard
 from luthier.data.worker.refusals import Refusals
@@ -36,8 +26,19 @@ from luthier.text.records import Record, record_from_json
 from luthier.text.statistics import Lengths
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
+from luthier.v1.dataset_pb2 import SPLIT_TRAIN, Split
+from luthier.v1.rendering_pb2 import (
+    LengthPolicy,
+    LengthStatistics,
+    MaskMode,
+    RenderingSplitStatistics,
+    TemplateErrorPolicy,
+    UnsupervisedRecord,
+)
+from luthier.worker.v1.task_pb2 import RenderResult, RenderSpec
 
 _BATCH_RECORDS = 64
+_DEFAULT = "DEFAULT"
 # 2: answers are encoded apart from what asks for them, arguments of tool calls are objects.
 _DIGEST_VERSION = "luthier-rendering-2"
 _COLUMNS = ["record_id", "split", "filename", "line", "record"]
@@ -50,37 +51,19 @@ class RenderPlan:
     shards: tuple[str, ...]
     bundle_folder: str
     output_folder: str
-    dataset_digest: str
-    tokenizer_digest: str
-    chat_template: str
-    mask_mode: MaskMode
-    max_tokens: int
-    length_policy: LengthPolicy
-    template_date: str
-    split_turns: bool = False
-    template_error_policy: TemplateErrorPolicy = TemplateErrorPolicy.STRICT
+    spec: RenderSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedVersion:
-    """A rendering's content. `unsupervised` are the first `MAX_UNSUPERVISED`; the statistics count all.
+    """A rendering's content: its files, and the result but for them and the tokenizer.
 
-    `errors` are the first `MAX_ERRORS` records that cannot be rendered, `num_errors` counts all. With a `failure`
-    there are no shards.
-    `effective_template`, `prefix_token_ids` and `stop_token_ids` say how a model that learns it is asked.
+    Of records without a supervised token and of those that cannot be rendered the first ones are kept, all are
+    counted. With a `failure` there are no shards.
     """
 
     shards: tuple[WrittenShard, ...]
-    splits: tuple[RenderingSplitStatistics, ...]
-    unsupervised: tuple[UnsupervisedRecord, ...]
-    warnings: tuple[str, ...]
-    digest: str
-    effective_template: str
-    prefix_token_ids: tuple[int, ...]
-    stop_token_ids: tuple[int, ...]
-    errors: tuple[RefusedRecord, ...] = ()
-    num_errors: int = 0
-    findings: tuple[RenderingFinding, ...] = ()
+    result: RenderResult
     failure: Failure | None = None
 
 
@@ -106,21 +89,21 @@ class RecordRenderer:
         self._renderer = _renderer(plan)
         self._shards: list[WrittenShard] = []
         self._writer = ShardWriter(Path(plan.output_folder), "rows", ROW_SCHEMA, self._shards.append)
-        self._counts: dict[Split, _Counts] = {}
+        self._counts: dict[Split.ValueType, _Counts] = {}
         self._unsupervised: list[UnsupervisedRecord] = []
         self._findings = RecordFindings()
-        self._refusals = Refusals(plan.template_error_policy)
-        self._digest = hashlib.sha256(_settings_line(plan))
+        self._refusals = Refusals(plan.spec.template_error_policy)
+        self._digest = hashlib.sha256(_settings_line(plan.spec))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Render a stored record; what refuses it is kept for `finish`."""
-        counts = self._counts.setdefault(Split(row["split"]), _Counts())
+        counts = self._counts.setdefault(split_named(row["split"]), _Counts())
         counts.num_records += 1
-        policy = text.LengthPolicy(self._plan.length_policy.value)
+        policy = text.LengthPolicy(_length_policy(self._plan.spec))
         try:
             with tokenizer_errors():
                 rendered = self._rendered(record_from_json(row["record"]))
-            fitted = [text.fit(one, self._plan.max_tokens, policy) for one in rendered]
+            fitted = [text.fit(one, self._plan.spec.max_tokens, policy) for one in rendered]
         except (TemplateError, TokenizerError, text.RenderingError) as error:
             counts.num_refused += 1
             self._refusals.add(row, error)
@@ -139,25 +122,26 @@ class RecordRenderer:
         """Close the files and return the rendering, or why it fails."""
         self._writer.close()
         failure = self._refusals.failure(sum(counts.num_records for counts in self._counts.values()))
-        return RenderedVersion(
-            shards=tuple(self._shards) if failure is None else (),
-            splits=tuple(
-                _split_statistics(split, self._counts[split]) for split in Split if split in self._counts
-            ),
-            unsupervised=tuple(self._unsupervised),
-            warnings=tuple(self._warnings()) if failure is None else (),
-            digest=self._digest.hexdigest() if failure is None else "",
+        result = RenderResult(
+            split_statistics=[
+                _split_statistics(split, self._counts[split]) for split in SPLITS if split in self._counts
+            ],
+            unsupervised_records=self._unsupervised,
             errors=self._refusals.records,
             num_errors=self._refusals.num_records,
             findings=self._findings.summary(),
-            failure=failure,
-            effective_template=self._renderer.effective_template,
+            effective_chat_template=self._renderer.effective_template,
             prefix_token_ids=self._renderer.prefix_ids,
-            stop_token_ids=tuple(sorted(self._renderer.stop_token_ids())),
+            stop_token_ids=sorted(self._renderer.stop_token_ids()),
         )
+        if failure is not None:
+            return RenderedVersion(shards=(), result=result, failure=failure)
+        result.warnings.extend(self._warnings())
+        result.digest = self._digest.hexdigest()
+        return RenderedVersion(shards=tuple(self._shards), result=result)
 
     def _rendered(self, record: Record) -> tuple[text.Rendered, ...]:
-        if self._plan.split_turns:
+        if self._plan.spec.split_turns:
             return self._renderer.render_turns(record)
         return (self._renderer.render(record),)
 
@@ -206,7 +190,7 @@ class RecordRenderer:
         )
 
     def _warnings(self) -> Iterator[str]:
-        train = self._counts.get(Split.TRAIN, _Counts())
+        train = self._counts.get(SPLIT_TRAIN, _Counts())
         if train.num_rows == 0:
             yield "the train split has no rows: there is nothing to learn from"
         elif train.num_rows == train.num_unsupervised:
@@ -248,13 +232,13 @@ def _renderer(plan: RenderPlan) -> text.Renderer:
         raise InvalidArgument(
             f"the model's tokenizer cannot be used: {error}", reason=Reason.MODEL_INVALID
         ) from error
-    mask_mode = None if plan.mask_mode is MaskMode.DEFAULT else text.MaskMode(plan.mask_mode.value)
+    mask_mode = _mask_mode(plan.spec)
     try:
         return text.Renderer(
             bundle,
-            today=date.fromisoformat(plan.template_date),
-            template=plan.chat_template or None,
-            mask_mode=mask_mode,
+            today=date.fromisoformat(plan.spec.template_date),
+            template=plan.spec.chat_template or None,
+            mask_mode=None if mask_mode == _DEFAULT else text.MaskMode(mask_mode),
         )
     except TemplateError as error:
         raise InvalidArgument(
@@ -272,7 +256,7 @@ def _why_unsupervised(whole: text.Rendered, fitted: text.Rendered) -> str:
     return "no token is learnt: every assistant turn has weight 0 or is empty"
 
 
-def _split_statistics(split: Split, counts: _Counts) -> RenderingSplitStatistics:
+def _split_statistics(split: Split.ValueType, counts: _Counts) -> RenderingSplitStatistics:
     return RenderingSplitStatistics(
         split=split,
         tokens=LengthStatistics(**asdict(counts.tokens.summary())),
@@ -286,17 +270,27 @@ def _split_statistics(split: Split, counts: _Counts) -> RenderingSplitStatistics
     )
 
 
-def _settings_line(plan: RenderPlan) -> bytes:
+def _mask_mode(spec: RenderSpec) -> str:
+    """Return which tokens are learnt; DEFAULT: all assistant turns of a conversation, the completion of a prompt."""
+    return MaskMode.Name(spec.mask_mode).removeprefix("MASK_MODE_") if spec.mask_mode else _DEFAULT
+
+
+def _length_policy(spec: RenderSpec) -> str:
+    return LengthPolicy.Name(spec.length_policy).removeprefix("LENGTH_POLICY_")
+
+
+def _settings_line(spec: RenderSpec) -> bytes:
+    policy = TemplateErrorPolicy.Name(spec.template_error_policy)
     settings = {
         "version": _DIGEST_VERSION,
-        "dataset_digest": plan.dataset_digest,
-        "tokenizer_digest": plan.tokenizer_digest,
-        "chat_template": plan.chat_template,
-        "mask_mode": plan.mask_mode,
-        "max_tokens": plan.max_tokens,
-        "length_policy": plan.length_policy,
-        "template_date": plan.template_date,
-        "split_turns": plan.split_turns,
-        "template_error_policy": plan.template_error_policy,
+        "dataset_digest": spec.dataset_digest,
+        "tokenizer_digest": spec.tokenizer_digest,
+        "chat_template": spec.chat_template,
+        "mask_mode": _mask_mode(spec),
+        "max_tokens": spec.max_tokens,
+        "length_policy": _length_policy(spec),
+        "template_date": spec.template_date,
+        "split_turns": spec.split_turns,
+        "template_error_policy": policy.removeprefix("TEMPLATE_ERROR_POLICY_"),
     }
     return json.dumps(settings, sort_keys=True).encode() + b"\n"

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.storage.blobs import BlobStore
-from luthier.storage.resources import parent_of
+from luthier.storage.pages import parent_of
 from luthier.training.files import files_digest
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import BaseModel, Models

@@ -1,0 +1,133 @@
+"""What renderings may be: defaults, limits, and which state follows which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+
+from luthier.data.shards import check_contiguous
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
+from luthier.runtime.labels import label_violations
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import LENGTH_POLICY_DROP, TEMPLATE_ERROR_POLICY_STRICT, Rendering
+from luthier.worker.v1.task_pb2 import RenderResult
+
+MAX_TEMPLATE_CHARACTERS = 1 << 18
+MAX_UNSUPERVISED = 1000
+"""Records without a supervised token that are kept; all are counted."""
+MAX_ERRORS = 1000
+"""Records that cannot be rendered that are kept; all are counted."""
+MAX_FINDING_RECORDS = 100
+"""Records of a finding that are kept; all are counted."""
+
+State = Rendering.State
+TRANSITIONS: Mapping[int, Sequence[int]] = {
+    State.STATE_QUEUED: (
+        State.STATE_RENDERING,
+        State.STATE_CANCELLING,
+        State.STATE_FAILED,
+        State.STATE_CANCELLED,
+    ),
+    State.STATE_RENDERING: (
+        State.STATE_READY,
+        State.STATE_FAILED,
+        State.STATE_QUEUED,
+        State.STATE_CANCELLING,
+        State.STATE_CANCELLED,
+    ),
+    State.STATE_CANCELLING: (State.STATE_CANCELLED, State.STATE_READY, State.STATE_FAILED),
+    State.STATE_READY: (),
+    State.STATE_FAILED: (),
+    State.STATE_CANCELLED: (),
+}
+
+
+def check_rendering(rendering: Rendering) -> None:
+    """Raise InvalidArgument that names every field of a new rendering that is not valid by itself."""
+    violations = [
+        *_violations(rendering),
+        *label_violations(rendering.labels, "rendering.labels"),
+    ]
+    if violations:
+        raise InvalidArgument.of_fields(*violations)
+
+
+def resolved(rendering: Rendering, model: Model, today: date) -> Rendering:
+    """Return a new rendering with every default filled in, QUEUED; what the model says now is frozen.
+
+    Raises InvalidArgument for a model that is an adapter, or a length beyond it; FailedPrecondition WRONG_STATE for
+    a base model that is not READY.
+    """
+    _require_renderable(model)
+    filled = Rendering()
+    filled.CopyFrom(rendering)
+    filled.state = State.STATE_QUEUED
+    filled.max_tokens = _max_tokens(rendering.max_tokens, model)
+    filled.length_policy = rendering.length_policy or LENGTH_POLICY_DROP
+    filled.template_error_policy = rendering.template_error_policy or TEMPLATE_ERROR_POLICY_STRICT
+    filled.tokenizer_digest = model.tokenizer_digest
+    filled.template_date = today.isoformat()
+    return filled
+
+
+def rendered(rendering: Rendering, result: RenderResult) -> Rendering:
+    """Return a rendering with its content. Raises InvalidArgument for a result that contradicts itself."""
+    check_contiguous(result.shards)
+    filled = Rendering()
+    filled.CopyFrom(rendering)
+    filled.split_statistics.extend(result.split_statistics)
+    filled.unsupervised_records.extend(result.unsupervised_records)
+    filled.warnings.extend(result.warnings)
+    filled.digest = result.digest
+    filled.num_errors = result.num_errors
+    filled.findings.extend(result.findings)
+    filled.effective_chat_template = result.effective_chat_template
+    filled.prefix_token_ids.extend(result.prefix_token_ids)
+    filled.stop_token_ids.extend(result.stop_token_ids)
+    return filled
+
+
+def _violations(wanted: Rendering) -> Iterator[FieldViolation]:
+    for field, value in (("dataset_version", wanted.dataset_version), ("model", wanted.model)):
+        if not value:
+            yield FieldViolation(
+                field=f"rendering.{field}",
+                description="must be a resource name, got nothing",
+                reason=Reason.FIELD_REQUIRED,
+            )
+    if wanted.max_tokens < 0:
+        description = f"must be 0 (the model's context length) or more, got {wanted.max_tokens}"
+        yield FieldViolation(field="rendering.max_tokens", description=description)
+    if len(wanted.chat_template) > MAX_TEMPLATE_CHARACTERS:
+        description = f"must be at most {MAX_TEMPLATE_CHARACTERS} characters, got {len(wanted.chat_template)}"
+        yield FieldViolation(field="rendering.chat_template", description=description)
+
+
+def _require_renderable(model: Model) -> None:
+    if model.kind == Model.KIND_ADAPTER:
+        raise InvalidArgument.of_fields(
+            FieldViolation(
+                field="rendering.model",
+                description=f"must be a base model, got the adapter {model.name}; "
+                f"its base model is {model.base_model}",
+            )
+        )
+    if model.state != Model.STATE_READY:
+        state = Model.State.Name(model.state).removeprefix("STATE_")
+        raise FailedPrecondition(
+            f"{model.name} must be READY, it is {state}",
+            reason=Reason.WRONG_STATE,
+            metadata={"name": model.name, "state": state},
+        )
+
+
+def _max_tokens(max_tokens: int, model: Model) -> int:
+    if max_tokens == 0 and model.context_length == 0:
+        description = f"must be set because {model.name} does not say its context length, got 0"
+        raise InvalidArgument.of_fields(FieldViolation(field="rendering.max_tokens", description=description))
+    if model.context_length and max_tokens > model.context_length:
+        description = (
+            f"must be in 1..{model.context_length}, the context length of {model.name}, got {max_tokens}"
+        )
+        raise InvalidArgument.of_fields(FieldViolation(field="rendering.max_tokens", description=description))
+    return max_tokens or model.context_length

@@ -1,0 +1,338 @@
+"""Resources in SQL: one table a family, keyed by uid; a row holds the public message and what only the service knows.
+
+Both are stored as serialised bytes. What is searched or ordered by stands in columns, written from the messages in
+one place. A name is unique while its resource is not deleted.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Select,
+    String,
+    Table,
+    delete,
+    select,
+    update,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import Aborted, AlreadyExists, NotFound
+from luthier.storage.database import Database
+from luthier.storage.pages import (
+    FILTERS,
+    LABELS,
+    Cursor,
+    Page,
+    insert_labels,
+    labels_table,
+    page_of,
+    page_statement,
+    parent_of,
+)
+
+M = TypeVar("M", bound=Message)
+P = TypeVar("P", bound=Message)
+
+
+def message_table(
+    name: str, metadata: MetaData, *extra_columns: Column[Any], has_state: bool = True
+) -> Table:
+    """Return the table of a resource family. An extra column holds what `Rows` is told to write there, to filter by.
+
+    Beside it stands the table `<name>_labels`, a row for each label of each resource that is not deleted.
+    """
+    filters = (*(("state",) if has_state else ()), *(column.name for column in extra_columns))
+    table = Table(
+        name,
+        metadata,
+        Column("uid", String, primary_key=True),
+        Column("name", String, nullable=False),
+        Column("parent", String, nullable=False),
+        Column("state", String, nullable=False),
+        Column("create_time_us", BigInteger, nullable=False),
+        Column("update_time_us", BigInteger, nullable=False),
+        Column("delete_time_us", BigInteger),
+        Column("revision", Integer, nullable=False),
+        Column("message", LargeBinary, nullable=False),
+        Column("progress", LargeBinary, nullable=False),
+        Column("private", LargeBinary, nullable=False),
+        *extra_columns,
+        info={LABELS: labels_table(name, metadata), FILTERS: filters},
+    )
+    live: dict[str, Any] = dict.fromkeys(
+        ("sqlite_where", "postgresql_where"), table.c.delete_time_us.is_(None)
+    )
+    Index(f"ix_{name}_name", table.c.name, unique=True, **live)
+    Index(f"ix_{name}_page", table.c.parent, table.c.create_time_us, table.c.name, **live)
+    for column in filters:
+        in_order = (table.c.parent, table.c[column], table.c.create_time_us, table.c.name)
+        Index(f"ix_{name}_{column}", *in_order, **live)
+    return table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored(Generic[M, P]):
+    """A resource as it was read.
+
+    Attributes:
+        uid: unique for all time, also when a name is used again.
+        revision: counts changes from 1, reports of progress aside. The etag is made of it.
+        message: the resource as callers see it. Never changed in place: `copy` it.
+        private: what only the service knows of it. Never changed in place.
+    """
+
+    uid: str
+    revision: int
+    message: M
+    private: P
+    _row: Mapping[str, Any] | RowMapping = field(repr=False, compare=False)
+
+    def copy(self) -> M:
+        """Return the message to change and to give to `Rows.update`."""
+        changed = type(self.message)()
+        changed.CopyFrom(self.message)
+        return changed
+
+
+def require_etag(stored: Stored[Any, Any], etag: str) -> None:
+    """Raise Aborted ETAG_MISMATCH unless an etag is the resource's own; the empty one is any resource's."""
+    if etag and etag != stored.message.etag:
+        name, own = stored.message.name, stored.message.etag
+        raise Aborted(
+            f"{name} has the etag {own}, got {etag}; read it again", metadata={"name": name, "etag": own}
+        )
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Rows(Generic[M, P]):
+    """The resources of one family. Holds no connection: every call is given one.
+
+    Every message type has the fields name, uid, labels, create_time, update_time and etag; where it has a `state`,
+    that is an enum of its own whose values are named STATE_*.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        message_type: type[M],
+        private_type: type[P],
+        *,
+        columns: Mapping[str, Callable[[M, P], str]] | None = None,
+        progress_fields: Sequence[str] = (),
+        clock_us: Callable[[], int] = _now_us,
+    ) -> None:
+        """Args: what a family is made of.
+
+        table: made by `message_table`.
+        message_type: the public resource.
+        private_type: what the service knows beside it.
+        columns: for each extra column of the table, what it holds.
+        progress_fields: fields of the message that `report` may change; they are stored apart.
+        clock_us: microseconds since 1970.
+        """
+        self._table = table
+        self._message_type = message_type
+        self._private_type = private_type
+        self._columns = columns or {}
+        self._progress_fields = tuple(progress_fields)
+        self._clock_us = clock_us
+        known = message_type.DESCRIPTOR.fields_by_name
+        self._has_labels = "labels" in known
+        states = known["state"].enum_type if "state" in known else None
+        values = () if states is None else states.values
+        self._states: dict[int, str] = {one.number: one.name.removeprefix("STATE_") for one in values}
+
+    async def insert(self, connection: AsyncConnection, message: M, private: P) -> Stored[M, P]:
+        """Store a new resource under `message.name`; its uid and times are given here.
+
+        Raises AlreadyExists when a resource of this name is there that is not deleted.
+        """
+        row = self._row(message, private, uid=str(uuid.uuid4()), create_time_us=self._clock_us(), revision=1)
+        statement = sqlite.insert(self._table).values(row)
+        is_live = self._table.c.delete_time_us.is_(None)
+        unless_there = statement.on_conflict_do_nothing(index_elements=["name"], index_where=is_live)
+        result = await connection.execute(unless_there)
+        if result.rowcount == 0:
+            name = row["name"]
+            raise AlreadyExists(f"{name} exists already", metadata={"name": name})
+        await self._insert_labels(connection, row, message)
+        return self._stored(row)
+
+    def statement(self, name: str) -> Select[Any]:
+        """Return what finds the resource of a name; `one` reads its answer."""
+        columns = self._table.c
+        return select(self._table).where(columns.name == name, columns.delete_time_us.is_(None))
+
+    async def read(self, database: Database, name: str) -> Stored[M, P]:
+        """Return the resource by one cheap read. Raises NotFound."""
+        return self._one(await database.rows(self.statement(name)), name)
+
+    async def get(self, connection: AsyncConnection, name: str) -> Stored[M, P]:
+        """Return the resource as a transaction sees it. Raises NotFound."""
+        return self._one((await connection.execute(self.statement(name))).mappings().all(), name)
+
+    async def update(
+        self, connection: AsyncConnection, old: Stored[M, P], message: M, private: P | None = None
+    ) -> Stored[M, P]:
+        """Store a changed resource if nobody changed it since `old` was read; return it as stored.
+
+        Raises Aborted ETAG_MISMATCH when the stored revision is another, and NotFound.
+        """
+        row = self._row(
+            message,
+            old.private if private is None else private,
+            uid=old.uid,
+            create_time_us=old._row["create_time_us"],
+            revision=old.revision + 1,
+        )
+        await self._replace(connection, old, row)
+        if self._has_labels and dict(message.labels) != dict(old.message.labels):  # type: ignore[attr-defined]
+            labels: Table = self._table.info[LABELS]
+            await connection.execute(delete(labels).where(labels.c.name == row["name"]))
+            await self._insert_labels(connection, row, message)
+        return self._stored(row)
+
+    async def report(self, connection: AsyncConnection, old: Stored[M, P], message: M) -> Stored[M, P]:
+        """Store the progress fields of a message and nothing else; return it as stored. Raises as `update`.
+
+        The revision stays, and with it the etag: who wants to change what is at work need not win a race with it.
+        """
+        changes = {"progress": self._progress(message), "update_time_us": self._clock_us()}
+        await self._replace(connection, old, changes)
+        return self._stored({**old._row, **changes})
+
+    async def page(
+        self,
+        connection: AsyncConnection,
+        *,
+        parent: str,
+        limit: int,
+        after: Cursor | None = None,
+        equals: Mapping[str, str] | None = None,
+        newest_first: bool = True,
+    ) -> Page[M]:
+        """Return at most `limit` resources directly below `parent`, as `page_statement` finds them."""
+        statement = self.page_statement(
+            parent=parent, limit=limit, after=after, equals=equals or {}, newest_first=newest_first
+        )
+        return self.page_of((await connection.execute(statement)).mappings().all(), limit)
+
+    def page_statement(
+        self, *, parent: str, limit: int, after: Cursor | None, equals: Mapping[str, str], newest_first: bool
+    ) -> Select[Any]:
+        """Return what `page` asks the database for."""
+        return page_statement(
+            self._table, parent=parent, limit=limit, after=after, equals=equals, newest_first=newest_first
+        )
+
+    def page_of(self, rows: Sequence[RowMapping], limit: int) -> Page[M]:
+        """Return the page that a `page_statement` of this limit found."""
+        return page_of(rows, limit, self._message)
+
+    async def _replace(
+        self, connection: AsyncConnection, old: Stored[M, P], changes: Mapping[str, Any]
+    ) -> None:
+        assert old.message == self._message(old._row), "a stored message is never changed in place"
+        assert old.private == self._private(old._row), "a stored message is never changed in place"
+        columns = self._table.c
+        mine = (columns.uid == old.uid, columns.delete_time_us.is_(None))
+        result = await connection.execute(
+            update(self._table).where(*mine, columns.revision == old.revision).values(changes)
+        )
+        if result.rowcount:
+            return
+        name = old.message.name  # type: ignore[attr-defined]
+        revision = (await connection.execute(select(columns.revision).where(*mine))).scalar_one_or_none()
+        if revision is None:
+            raise _missing(name)
+        raise Aborted(
+            f"{name} was changed by another call: its revision is {revision}, not {old.revision}; "
+            "read it again and repeat the change",
+            metadata={"name": name, "etag": f'"{revision}"'},
+        )
+
+    async def _insert_labels(self, connection: AsyncConnection, row: Mapping[str, Any], message: M) -> None:
+        if self._has_labels:
+            labels = message.labels  # type: ignore[attr-defined]
+            await insert_labels(connection, self._table, row["name"], row["create_time_us"], labels)
+
+    def _one(self, rows: Sequence[RowMapping], name: str) -> Stored[M, P]:
+        if not rows:
+            raise _missing(name)
+        return self._stored(rows[0])
+
+    def _row(self, value: Any, private: P, *, uid: str, create_time_us: int, revision: int) -> dict[str, Any]:
+        """Return the columns of a resource. `value` is its message, less what the columns alone tell."""
+        message = self._message_type()
+        message.CopyFrom(value)
+        for told_by_columns in ("etag", "update_time", *self._progress_fields):
+            message.ClearField(told_by_columns)
+        message.uid = uid  # type: ignore[attr-defined]
+        message.create_time.FromMicroseconds(create_time_us)  # type: ignore[attr-defined]
+        return {
+            "uid": uid,
+            "name": value.name,
+            "parent": parent_of(value.name),
+            "state": self._state(value),
+            "create_time_us": create_time_us,
+            "update_time_us": create_time_us if revision == 1 else self._clock_us(),
+            "revision": revision,
+            "message": message.SerializeToString(deterministic=True),
+            "progress": self._progress(value),
+            "private": private.SerializeToString(deterministic=True),
+            **{column: read(value, private) for column, read in self._columns.items()},
+        }
+
+    def _state(self, message: Any) -> str:
+        return self._states[message.state] if self._states else ""
+
+    def _progress(self, value: M) -> bytes:
+        """Return the fields that are stored apart: a message of the same type, which merges with the rest."""
+        if not self._progress_fields:
+            return b""
+        others = self._message_type()
+        others.CopyFrom(value)
+        for known, _ in value.ListFields():
+            if known.name not in self._progress_fields:
+                others.ClearField(known.name)
+        return others.SerializeToString(deterministic=True)
+
+    def _stored(self, row: Mapping[str, Any] | RowMapping) -> Stored[M, P]:
+        return Stored(
+            uid=row["uid"],
+            revision=row["revision"],
+            message=self._message(row),
+            private=self._private(row),
+            _row=row,
+        )
+
+    def _message(self, row: Mapping[str, Any] | RowMapping) -> M:
+        message: Any = self._message_type.FromString(row["message"] + row["progress"])
+        message.update_time.FromMicroseconds(row["update_time_us"])
+        message.etag = f'"{row["revision"]}"'
+        return message  # type: ignore[no-any-return]
+
+    def _private(self, row: Mapping[str, Any] | RowMapping) -> P:
+        return self._private_type.FromString(row["private"])
+
+
+def _missing(name: str) -> NotFound:
+    return NotFound(f"{name} does not exist", metadata={"name": name})

@@ -1,0 +1,1 @@
+"""Generated messages of what services store beside the public resources."""

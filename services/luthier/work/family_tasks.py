@@ -1,0 +1,72 @@
+"""What every family does alike as its tasks go on: a state for each thing that can happen to a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import FailedPrecondition
+from luthier.v1 import fine_tuning_job_pb2
+from luthier.work.events import Entry
+from luthier.work.families import Family
+from luthier.work.tasks import Task
+from luthier.worker.v1 import task_pb2
+
+M = TypeVar("M", bound=Message)
+P = TypeVar("P", bound=Message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStates:
+    """The states of a resource while its task is waiting, while a worker has it, and once it has stopped on request."""
+
+    queued: int
+    begun: int
+    cancelled: int
+
+
+class FamilyTasks(Generic[M, P]):
+    """The part of a `TaskHandler` that needs no knowledge of what the task does, for tasks without checkpoints."""
+
+    def __init__(self, family: Family[M, P], states: TaskStates) -> None:
+        self._family = family
+        self._states = states
+
+    async def started(self, connection: AsyncConnection, task: Task) -> None:
+        """A worker began."""
+        await self._move(connection, task, self._states.begun)
+
+    async def lost(self, connection: AsyncConnection, task: Task) -> None:
+        """Another worker will begin anew."""
+        await self._move(connection, task, self._states.queued)
+
+    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
+        """It stopped on request."""
+        await self._move(connection, task, self._states.cancelled)
+
+    async def reported(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        entries: Sequence[Entry],
+        run_record: fine_tuning_job_pb2.RunRecord | None,
+    ) -> None:
+        """Nothing of a report is kept but its events."""
+
+    async def checkpointed(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        step: int,
+        files: Sequence[task_pb2.BlobFile],
+        metrics: Mapping[str, float],
+    ) -> str:
+        """Refuse: there are no checkpoints. Raises FailedPrecondition."""
+        raise FailedPrecondition(f"a {task.kind} task has no checkpoints", metadata={"task": task.task_id})
+
+    async def _move(self, connection: AsyncConnection, task: Task, state: int) -> None:
+        await self._family.move(connection, await self._family.stored(connection, task.subject), state)

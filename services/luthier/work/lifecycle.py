@@ -1,0 +1,44 @@
+"""Which state of a resource may follow which."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from google.protobuf.descriptor import EnumDescriptor
+
+from luthier.errors import FailedPrecondition
+
+PREFIX = "STATE_"
+
+
+class Lifecycle:
+    """The states of one family: a table of moves, and what follows from it."""
+
+    def __init__(self, states: EnumDescriptor, moves: Mapping[int, Collection[int]]) -> None:
+        """Args: the enum, and for each state those that may follow; a state that none follows is final."""
+        self._states = states
+        self._moves = moves
+
+    def name(self, state: int) -> str:
+        """Return a state without its prefix: QUEUED."""
+        return self._states.values_by_number[state].name.removeprefix(PREFIX)
+
+    def is_final(self, state: int) -> bool:
+        """Tell whether a resource in this state never changes again."""
+        return not self._moves.get(state)
+
+    def may_become(self, state: int, following: int) -> bool:
+        """Tell whether a state may follow another."""
+        return following in self._moves.get(state, ())
+
+    def require(self, name: str, state: int, following: int) -> None:
+        """Raise FailedPrecondition WRONG_STATE unless the resource `name` in `state` may enter another one."""
+        if self.may_become(state, following):
+            return
+        now = self.name(state)
+        if self.is_final(state):
+            message = f"{name} is {now} and never changes again"
+        else:
+            right = ", ".join(map(self.name, self._moves[state]))
+            message = f"{name} is {now}; it can become {right}, not {self.name(following)}"
+        raise FailedPrecondition(message, metadata={"name": name, "state": now})
