@@ -55,7 +55,8 @@ def test_a_former_home_answers_as_it_did(folder: Path, cluster: RestingCluster) 
 def test_work_of_a_former_home_goes_on(folder: Path, cluster: RestingCluster) -> None:
     """What rested goes on where it stood: jobs from their checkpoints, all that was queued or lost from the queue."""
     cluster.lease_seconds = 10.0
-    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
+    cluster.start("data", "training", "evaluation")
+    cluster.start("data-worker", "training-worker", "evaluation-worker")
     with cluster.client() as client:
         for version in ("queued", "building"):
             client.datasets.versions.wait(f"empty/{version}", timeout_seconds=WAIT)
