@@ -93,14 +93,13 @@ class Asker:
         `num_events`: leave a Watch that goes on after so many; None: read it to its end.
         """
         sent = dict(request)
-        if sent.get("pageToken") == PAGE:
-            assert self._next_token, (
-                f"{rpc} had a next page when it was recorded, and has none now: {request}"
-            )
-            sent["pageToken"] = self._next_token
         answer: Answer = {"rpc": rpc, "request": dict(request)}
         if num_events is not None:
             answer["numEvents"] = num_events
+        if sent.get("pageToken") == PAGE:
+            if not self._next_token:
+                return answer | {"error": {"code": "", "reason": "there is no next page"}}
+            sent["pageToken"] = self._next_token
         self._next_token = ""
         try:
             answer["response"] = self._response(rpc, sent, num_events)

@@ -1,4 +1,4 @@
-"""Homes that former code made: today's code migrates them, answers as it did, and goes on with their work."""
+"""Homes that former code made: today's code migrates them and answers as it did."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from tests.golden.comparing import Allowed, differences, replay, unmeant, unused
 from tests.golden.home_files import unpack_home
 from tests.golden.making import RestingCluster
 
-from luthier.client import Client
-from luthier.v1.chat_pb2 import ChatMessage
-from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
-
 HOMES = sorted((Path(__file__).parent / "homes").iterdir())
-WAIT = 240.0
 
 # What the answers of a home may differ in, by the home's name.
 ALLOWED: dict[str, list[Allowed]] = {}
@@ -48,53 +42,6 @@ def test_a_former_home_answers_as_it_did(folder: Path, cluster: RestingCluster) 
     allowed = ALLOWED.get(folder.name, [])
     assert unmeant(found, allowed) == []
     assert unused(found, allowed) == []
-
-
-@pytest.mark.e2e
-@pytest.mark.slow
-def test_work_of_a_former_home_goes_on(folder: Path, cluster: RestingCluster) -> None:
-    """What rested goes on where it stood: jobs from their checkpoints, all that was queued or lost from the queue."""
-    cluster.lease_seconds = 10.0
-    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
-    with cluster.client() as client:
-        for version in ("queued", "building"):
-            client.datasets.versions.wait(f"empty/{version}", timeout_seconds=WAIT)
-        for rendering in ("queued", "rendering", "lost"):
-            client.renderings.wait(rendering, timeout_seconds=WAIT)
-        for model in ("queued", "registering"):
-            client.models.wait(model, timeout_seconds=WAIT)
-        for job in ("queued", "preparing", "lost"):
-            client.jobs.wait(job, timeout_seconds=WAIT)
-        for job in ("given-back", "running"):
-            check_resumed(client, job)
-        for evaluation in ("queued", "lost"):
-            client.evaluations.wait(evaluation, timeout_seconds=WAIT)
-        assert client.jobs.get("cancelling").state == FineTuningJob.STATE_CANCELLED
-        check_old_resources(client)
-
-
-def check_resumed(client: Client, name: str) -> None:
-    """A job with a checkpoint goes on behind it and keeps what it measured before."""
-    done = client.jobs.wait(name, timeout_seconds=WAIT)
-    assert done.progress.completed == done.progress.total
-    points = list(client.jobs.metrics(name))
-    assert [point.step for point in points] == list(range(1, done.progress.total + 1))
-    assert points[0].attempt == 1
-    assert points[-1].attempt == done.num_attempts > 1
-    resumed = min(point.step for point in points if point.attempt > 1)
-    assert resumed > 10, f"{name} began again at step {resumed}"
-
-
-def check_old_resources(client: Client) -> None:
-    """What was finished serves new work: a tuned model answers, and is evaluated on an old version."""
-    turns = [ChatMessage(role="user", content="colour of thing 1?")]
-    pieces = list(client.generate("taught-model", turns, max_new_tokens=4))
-    assert pieces[-1].finish_reason
-    arms = [EvaluationArm(arm_id="tuned", model="taught-model"), EvaluationArm(arm_id="base", model="tiny")]
-    wanted = Evaluation(dataset_version="things/v1", arms=arms, max_new_tokens=4)
-    created = client.evaluations.create(wanted)
-    done = client.evaluations.wait(created.name, timeout_seconds=WAIT)
-    assert done.num_records == len(list(client.evaluations.predictions(created.name))) == 6
 
 
 def leaves(value: Any) -> Iterator[tuple[Any, Any]]:
