@@ -57,7 +57,8 @@ def asked(shown: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_resource_is_made_again_from_what_is_printed(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start("data", "training", "evaluation", "data-worker", "training-worker")
+    cluster.start("data", "training", "evaluation")
+    cluster.start("data-worker", "training-worker")
     with cluster.client() as client:
         rendering = client.renderings.get(prepare(cluster, client))
         client.jobs.create(job(rendering.name, 1, labels={"team": "nlp"}), job_id="one")
