@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from tests.client.creating import Creating
 
-from luthier.v1.data_service_pb2 import ListDatasetVersionErrorsResponse
 from luthier.v1.dataset_pb2 import (
-    DATASET_FORMAT_ALPACA,
-    INVALID_RECORD_POLICY_SKIP,
     SPLIT_TEST,
     SPLIT_TRAIN,
     SPLIT_VALIDATION,
-    Dataset,
-    DatasetVersion,
 )
 from luthier.v1.evaluation_pb2 import (
     ARM_TEMPLATE_BASE,
     EVALUATION_METRIC_PERPLEXITY,
-    Evaluation,
     EvaluationArm,
 )
-from luthier.v1.event_pb2 import Event, StateChange
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.rendering_pb2 import LENGTH_POLICY_FAIL, MASK_MODE_LAST_TURN, Rendering
-from luthier.v1.upload_pb2 import Upload
 
 Run = Callable[..., Result]
 PARENT = "projects/default"
@@ -43,54 +36,6 @@ hyperparameters:
 lora: {rank: 4, target_modules: [a, b]}
 labels: {team: nlp}
 """
-
-
-class Creating:
-    """Takes whatever is created and keeps the requests, by method."""
-
-    def __init__(self, services: Any) -> None:
-        self.requests: dict[str, list[Any]] = {}
-        ready = {
-            "CreateFineTuningJob": FineTuningJob(name=f"{PARENT}/fineTuningJobs/new"),
-            "PlanFineTuningJob": FineTuningPlan(num_steps=1),
-            "CreateRendering": Rendering(name=f"{PARENT}/renderings/new"),
-            "CreateEvaluation": Evaluation(name=f"{PARENT}/evaluations/new"),
-            "CreateDataset": Dataset(name=f"{PARENT}/datasets/mine"),
-            "CreateDatasetVersion": DatasetVersion(name=VERSION),
-        }
-        for method, answer in ready.items():
-            services.answers[method] = self._taking(method, answer)
-        done = Event(sequence=1, state_change=StateChange(state="READY"))
-        services.answers.update(
-            WatchRendering=lambda request, context: iter([done]),
-            GetRendering=lambda request, context: Rendering(name=request.name, state=Rendering.STATE_READY),
-            WatchDatasetVersion=lambda request, context: iter([done]),
-            GetDatasetVersion=lambda request, context: DatasetVersion(
-                name=VERSION, state=DatasetVersion.STATE_READY
-            ),
-            ListDatasetVersionErrors=lambda request, context: ListDatasetVersionErrorsResponse(),
-            StartUpload=lambda request, context: Upload(
-                name=f"{PARENT}/uploads/{request.upload.filename.partition('.')[0]}",
-                state=Upload.STATE_RECEIVING,
-            ),
-            WriteUpload=_written,
-        )
-
-    def _taking(self, method: str, answer: Any) -> Callable[[Any, Any], Any]:
-        def take(request: Any, context: Any) -> Any:
-            self.requests.setdefault(method, []).append(request)
-            return answer
-
-        return take
-
-    def one(self, method: str) -> Any:
-        (request,) = self.requests[method]
-        return request
-
-
-def _written(requests: Iterator[Any], context: Any) -> Upload:
-    chunks = list(requests)
-    return Upload(name=chunks[0].name, state=Upload.STATE_COMPLETE)
 
 
 @pytest.fixture
@@ -311,126 +256,6 @@ def test_a_file_with_faults_is_refused_whole(
     assert lines[-1].endswith(":5: lora.use_rslora must be true or false, got yes")
     assert "\x1b" not in result.stderr
     assert not services.calls
-
-
-JOB_SHOWN = FineTuningJob(
-    name=f"{PARENT}/fineTuningJobs/old",
-    uid="u",
-    etag='"3"',
-    state=FineTuningJob.STATE_SUCCEEDED,
-    base_model=f"{PARENT}/models/m",
-    rendering=f"{PARENT}/renderings/r",
-    tuned_model_id="old",
-    tuned_model=f"{PARENT}/models/old",
-    labels={"a": "b"},
-    num_attempts=2,
-    latest_metrics={"train_loss": 0.5},
-    max_checkpoints=3,
-)
-JOB_SHOWN.hyperparameters.learning_rate = 2e-4
-JOB_SHOWN.hyperparameters.max_steps = 2**40
-JOB_SHOWN.create_time.GetCurrentTime()
-JOB_SHOWN.run_record.kernels["a"] = "b"
-RENDERING_SHOWN = Rendering(
-    name=f"{PARENT}/renderings/old",
-    state=Rendering.STATE_READY,
-    dataset_version=VERSION,
-    model=f"{PARENT}/models/m",
-    chat_template="{{ messages }}\n{# \u2028 \x9b é 😀 #}",
-    mask_mode=MASK_MODE_LAST_TURN,
-    max_tokens=512,
-    stop_token_ids=[1, 2],
-)
-EVALUATION_SHOWN = Evaluation(
-    name=f"{PARENT}/evaluations/old",
-    state=Evaluation.STATE_FAILED,
-    dataset_version=VERSION,
-    split=SPLIT_TRAIN,
-    arms=[EvaluationArm(arm_id="a", model=f"{PARENT}/models/m", num_shots=3)],
-    metrics=[EVALUATION_METRIC_PERPLEXITY],
-    model_digests={"m": "d"},
-)
-EVALUATION_SHOWN.error.message = "no"
-RENDERING_SHOWN.split_statistics.add(num_records=2)
-VERSION_SHOWN = DatasetVersion(
-    name=VERSION,
-    state=DatasetVersion.STATE_READY,
-    digest="d",
-    invalid_record_policy=INVALID_RECORD_POLICY_SKIP,
-)
-VERSION_SHOWN.sources.add(
-    upload=f"{PARENT}/uploads/u", split=SPLIT_TEST, filename="a.jsonl", detected_format=DATASET_FORMAT_ALPACA
-)
-VERSION_SHOWN.split_settings.seed = 2**60
-
-
-SHOWN = {
-    "jobs": (JOB_SHOWN, "FineTuningJob", "fine_tuning_job"),
-    "renderings": (RENDERING_SHOWN, "Rendering", "rendering"),
-    "evaluations": (EVALUATION_SHOWN, "Evaluation", "evaluation"),
-    "datasets": (VERSION_SHOWN, "DatasetVersion", "dataset_version"),
-}
-
-
-@pytest.mark.parametrize("group", SHOWN)
-def test_what_json_prints_is_taken_by_create(
-    services: Any, creating: Creating, run: Run, tmp_path: Path, group: str
-) -> None:
-    shown, kind, field = SHOWN[group]
-    services.answers[f"Get{kind}"] = lambda request, context: shown
-    path = tmp_path / "shown.json"
-    name = "mine/v1" if group == "datasets" else "old"
-    path.write_text(run("--json", group, "show", name).stdout, encoding="utf-8")
-    result = run(group, "create", "-f", str(path), "--name", "new")
-    assert result.exit_code == 0, result.output
-    assert f"{path}: not taken, as the service writes it itself: name, " in result.stderr
-    wanted = type(shown)()
-    for one in type(shown).DESCRIPTOR.fields:
-        if _is_set(shown, one) and not _is_the_services(one):
-            wanted.MergeFrom(type(shown)(**{one.name: getattr(shown, one.name)}))
-    if isinstance(wanted, FineTuningJob):
-        # Made by the service of the old job's name.
-        wanted.tuned_model_id = ""
-    if isinstance(wanted, DatasetVersion):
-        wanted.sources[0].ClearField("filename")
-        wanted.sources[0].ClearField("detected_format")
-    assert getattr(creating.one(f"Create{kind}"), field) == wanted
-
-
-def _is_the_services(field: Any) -> bool:
-    from google.api import field_behavior_pb2
-
-    behaviors = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
-    return bool({field_behavior_pb2.OUTPUT_ONLY, field_behavior_pb2.IDENTIFIER} & set(behaviors))
-
-
-def _is_set(message: Any, field: Any) -> bool:
-    return any(one.name == field.name for one, _ in message.ListFields())
-
-
-def test_a_tuned_model_that_was_named_on_purpose_stays(services: Any, creating: Creating, run: Run) -> None:
-    shown = FineTuningJob()
-    shown.CopyFrom(JOB_SHOWN)
-    shown.tuned_model_id = "mine"
-    services.answers["GetFineTuningJob"] = lambda request, context: shown
-    text = run("jobs", "show", "old", "--json").stdout
-    assert run("jobs", "create", "-f", "-", "--name", "new", stdin=text).exit_code == 0
-    assert creating.one("CreateFineTuningJob").fine_tuning_job.tuned_model_id == "mine"
-    assert run("jobs", "create", "-f", "-", "--tuned-model", "t", stdin=text).exit_code == 0
-    assert creating.requests["CreateFineTuningJob"][1].fine_tuning_job.tuned_model_id == "t"
-
-
-def test_the_resolved_job_of_a_plan_is_taken(services: Any, creating: Creating, run: Run) -> None:
-    services.answers["PlanFineTuningJob"] = lambda request, context: FineTuningPlan(
-        num_steps=3, resolved_job=JOB_SHOWN
-    )
-    plan = run("jobs", "plan", "--model", "m", "--rendering", "r", "--json").stdout
-    text = json.dumps(json.loads(plan)["resolved_job"])
-    assert run("jobs", "create", "-f", "-", stdin=text).exit_code == 0
-    assert creating.one("CreateFineTuningJob").fine_tuning_job.hyperparameters.max_steps == 2**40
-    refused = run("jobs", "create", "-f", "-", stdin=plan)
-    assert refused.exit_code == 2
-    assert "num_steps is no field of FineTuningJob" in refused.stderr
 
 
 def test_help_states_what_wins(run: Run) -> None:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import pytest
 import yaml
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    duration_pb2,
-    json_format,
-    message_factory,
-    struct_pb2,
-    timestamp_pb2,
-    wrappers_pb2,
-)
+from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.client.every_kind import EveryKind, fields_of, messages
 
 from luthier.client.field_values import is_identifier, is_map, is_output_only
 from luthier.client.message_files import assign, read_message
@@ -33,134 +24,6 @@ from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 
 RESOURCES = (FineTuningJob, Rendering, Evaluation, DatasetVersion, Dataset, Model)
-
-
-def _every_kind() -> type[Message]:
-    """A message that has a field of every kind, alone, in a list and in maps; and itself."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="luthier_tests/every_kind.proto", package="luthier_tests", syntax="proto3"
-    )
-    wrapped = (
-        ("timestamp", "Timestamp"),
-        ("duration", "Duration"),
-        ("struct", "Struct"),
-        ("wrappers", "Int64Value"),
-    )
-    file.dependency.extend(f"google/protobuf/{name}.proto" for name, _ in wrapped)
-    color = file.enum_type.add(name="Color")
-    for number, name in enumerate(("COLOR_UNSPECIFIED", "COLOR_RED", "COLOR_DEEP_BLUE")):
-        color.value.add(name=name, number=number)
-    message = file.message_type.add(name="EveryKind")
-    message.oneof_decl.add(name="choice")
-    typed = descriptor_pb2.FieldDescriptorProto
-    scalars: dict[str, dict[str, Any]] = {
-        name.removeprefix("TYPE_").lower(): {"type": number}
-        for name, number in typed.Type.items()
-        if name not in ("TYPE_GROUP", "TYPE_MESSAGE", "TYPE_ENUM")
-    }
-    others: dict[str, dict[str, Any]] = {
-        name.lower(): {"type": 11, "type_name": f".google.protobuf.{name}"} for _, name in wrapped
-    }
-    others["color"] = {"type": 14, "type_name": ".luthier_tests.Color"}
-    others["inner"] = {"type": 11, "type_name": ".luthier_tests.EveryKind"}
-
-    def add(name: str, **parts: Any) -> None:
-        message.field.add(name=name, number=len(message.field) + 1, **{"label": 1, **parts})
-
-    def add_map(name: str, key: int, value: dict[str, Any]) -> None:
-        entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
-        entry.options.map_entry = True
-        entry.field.add(name="key", number=1, label=1, type=key)
-        entry.field.add(name="value", number=2, label=1, **value)
-        add(name, label=3, type=11, type_name=f".luthier_tests.EveryKind.{entry.name}")
-
-    for name, parts in {**scalars, **others}.items():
-        add(f"one_{name}", **parts)
-        add(f"many_{name}", label=3, **parts)
-        add_map(f"by_text_{name}", typed.TYPE_STRING, parts)
-    for name in ("int32", "uint64", "bool"):
-        add_map(f"by_{name}_text", scalars[name]["type"], scalars["string"])
-    for name in ("int64", "string"):
-        add(f"either_{name}", oneof_index=0, **scalars[name])
-    pool = descriptor_pool.Default()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("luthier_tests.EveryKind"))
-
-
-EveryKind = _every_kind()
-
-
-def _fields(kind: Message | type[Message]) -> list[Any]:
-    """The fields of a message; which class their descriptors are of is protobuf's own affair."""
-    return list(kind.DESCRIPTOR.fields)
-
-
-def _scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    kind = FieldDescriptor
-    if field.enum_type is not None:
-        return st.sampled_from(sorted(field.enum_type.values_by_number))
-    if field.type == kind.TYPE_BYTES:
-        return st.binary(max_size=20)
-    bits = {kind.CPPTYPE_INT32: 31, kind.CPPTYPE_INT64: 63, kind.CPPTYPE_UINT32: 32, kind.CPPTYPE_UINT64: 64}
-    if field.cpp_type in bits:
-        most = 2 ** bits[field.cpp_type]
-        is_signed = field.cpp_type in (kind.CPPTYPE_INT32, kind.CPPTYPE_INT64)
-        return st.integers(-most if is_signed else 0, most - 1)
-    return {
-        kind.CPPTYPE_STRING: st.text(st.characters(exclude_categories=["Cs"]), max_size=100),
-        kind.CPPTYPE_BOOL: st.booleans(),
-        kind.CPPTYPE_DOUBLE: st.floats(allow_nan=False) | st.just(math.nan),
-        kind.CPPTYPE_FLOAT: st.floats(allow_nan=False, width=32) | st.just(math.nan),
-    }[field.cpp_type]
-
-
-_JSON = st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text("aé~:#-{ 1.")
-_WELL_KNOWN: dict[str, st.SearchStrategy[Message]] = {
-    "Timestamp": st.builds(
-        timestamp_pb2.Timestamp, seconds=st.integers(0, 2**32), nanos=st.sampled_from([0, 1, 500_000_000])
-    ),
-    "Duration": st.builds(
-        duration_pb2.Duration, seconds=st.integers(0, 2**32), nanos=st.sampled_from([0, 1, 250_000_000])
-    ),
-    "Int64Value": st.builds(wrappers_pb2.Int64Value, value=st.integers(-(2**63), 2**63 - 1)),
-    "Struct": st.dictionaries(st.text("ab.-é"), _JSON | st.lists(_JSON, max_size=3), max_size=3).map(
-        lambda value: json_format.ParseDict(value, struct_pb2.Struct())
-    ),
-}
-
-
-@st.composite
-def messages(draw: st.DrawFn, descriptor: Any, depth: int = 0) -> Message:
-    """A message whose fields, but those that are the service's to write, hold anything."""
-    if descriptor.full_name.startswith("google.protobuf."):
-        return draw(_WELL_KNOWN[descriptor.name])
-    message = message_factory.GetMessageClass(descriptor)()
-    fields = [one for one in descriptor.fields if not is_output_only(one) and not is_identifier(one)]
-    for field in draw(st.lists(st.sampled_from(fields), max_size=6, unique_by=lambda one: one.name)):
-        if field.message_type is not None and not is_map(field) and depth == 2:
-            continue
-        _draw_field(draw, message, field, depth)
-    return message
-
-
-def _draw_field(draw: st.DrawFn, message: Message, field: Any, depth: int) -> None:
-    def one(of: FieldDescriptor) -> Any:
-        return draw(_scalars(of) if of.message_type is None else messages(of.message_type, depth + 1))
-
-    target = getattr(message, field.name)
-    if is_map(field):
-        entry = field.message_type.fields_by_name
-        for key in draw(st.lists(_scalars(entry["key"]), max_size=2)):
-            if entry["value"].message_type is None:
-                target[key] = one(entry["value"])
-            elif depth < 2:
-                target[key].CopyFrom(one(entry["value"]))
-    elif field.is_repeated:
-        target.extend(one(field) for _ in range(draw(st.integers(0, 2))))
-    elif field.message_type is not None:
-        target.CopyFrom(one(field))
-    else:
-        setattr(message, field.name, one(field))
 
 
 def _bytes(message: Message) -> bytes:
@@ -189,7 +52,7 @@ def test_message_survives_json_and_yaml(kind: type[Message], data: st.DataObject
 
 def _fill(message: Message, depth: int = 0) -> None:
     """Give every field a value, those of the service too."""
-    for field in _fields(message):
+    for field in fields_of(message):
         if field.message_type is None and not field.is_repeated:
             setattr(message, field.name, {"string": "7", "bytes": b"7"}.get(_kind_name(field), 1))
         elif is_map(field):
@@ -210,7 +73,7 @@ def _kind_name(field: FieldDescriptor) -> str:
 def _without_output(message: Message) -> Message:
     copy = type(message)()
     copy.CopyFrom(message)
-    for field in _fields(message):
+    for field in fields_of(message):
         value = getattr(copy, field.name)
         if is_output_only(field):
             copy.ClearField(field.name)
@@ -228,7 +91,7 @@ def test_message_that_a_service_filled_is_read_without_what_is_the_services(kind
     text = json_format.MessageToJson(message, preserving_proto_field_name=True)
     reading = read_message(text.encode(), kind, source="a.json")
     assert reading.message == _without_output(message) != message
-    at_top = {one.name for one in _fields(kind) if is_output_only(one) or is_identifier(one)}
+    at_top = {one.name for one in fields_of(kind) if is_output_only(one) or is_identifier(one)}
     assert {path for path in reading.ignored if "." not in path and "[" not in path} == at_top
 
 
