@@ -56,11 +56,6 @@ def failure_of(status: status_pb2.Status) -> Failure:
     return Failure.of(_to_error(code, status.message, status, None))
 
 
-def request_id_of(error: LuthierError) -> str | None:
-    """Return the id under which the service has logged the failed call, or None when it was not told."""
-    return error.metadata.get("request_id")
-
-
 def _parse_status(packed: bytes) -> status_pb2.Status | None:
     try:
         return status_pb2.Status.FromString(packed)
