@@ -260,11 +260,26 @@ def test_assign_null_unsets() -> None:
     assert not job.labels
 
 
+def test_keys_of_maps_are_of_their_type_in_quotes_or_not() -> None:
+    for text in (
+        '{"by_bool_text": {"true": "a"}, "by_uint64_text": {"7": "b"}}',
+        "by_bool_text: {true: a}\nby_uint64_text: {7: b}",
+    ):
+        message: Any = read_message(text.encode(), EveryKind, source="a.yaml").message
+        assert dict(message.by_bool_text) == {True: "a"}
+        assert dict(message.by_uint64_text) == {7: "b"}
+    with pytest.raises(
+        InvalidArgument, match=r"by_uint64_text\.-1 must be a whole number from 0 to .*, got -1"
+    ):
+        read_message(b'{"by_uint64_text": {"-1": "b"}}', EveryKind, source="a.json")
+
+
 def test_assign_reaches_into_maps_of_messages() -> None:
     message = _assigned(
         ("by_text_inner.a.one_int32", "5"),
         ("by_text_inner.b", "{one_string: x}"),
         ("by_int32_text.-7", "y"),
+        ("by_bool_text.false", "z"),
         ("one_timestamp", "2026-11-28T10:00:00Z"),
         ("one_bytes", "AP8="),
         kind=EveryKind,
@@ -272,6 +287,7 @@ def test_assign_reaches_into_maps_of_messages() -> None:
     assert message.by_text_inner["a"].one_int32 == 5
     assert message.by_text_inner["b"].one_string == "x"
     assert dict(message.by_int32_text) == {-7: "y"}
+    assert dict(message.by_bool_text) == {False: "z"}
     assert message.one_timestamp.ToJsonString() == "2026-11-28T10:00:00Z"
     assert message.one_bytes == b"\x00\xff"
 

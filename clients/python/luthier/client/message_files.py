@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf import json_format
@@ -147,7 +147,7 @@ class _Writer:
         if _has_fields(of_value):
             key, _, below = key.partition(".")
         path = _below(path, key)
-        made = _scalar(of_key, Scalar(where=assigned.source, text=key, style="quoted"), path)
+        made = _key(of_key, Scalar(where=assigned.source, text=key, style="quoted"), path)
         if below:
             self.assign(entries[made], below, assigned, path)
         elif of_value.message_type is not None:
@@ -210,7 +210,7 @@ class _Writer:
         for key, value in node.pairs:
             below = _below(path, key.text)
             with self._gathering():
-                made = _scalar(of_key, key, below)
+                made = _key(of_key, key, below)
                 if made in entries:
                     raise _wrong(key.where, below, "is given twice")
                 if of_value.message_type is not None:
@@ -270,6 +270,12 @@ def _scalar(field: FieldDescriptor, node: Node, path: str) -> Value:
     if value is None:
         raise _wrong(node.where, path, f"must be {described(field, node)}, got {node}")
     return value
+
+
+def _key(field: FieldDescriptor, key: Scalar, path: str) -> Value:
+    """Read a map's key; JSON has quotes around those too that are numbers or truth values."""
+    is_text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
+    return _scalar(field, key if is_text else replace(key, style="json"), path)
 
 
 def _wrong(where: str, path: str, problem: str) -> InvalidArgument:
