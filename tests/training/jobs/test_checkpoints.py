@@ -16,7 +16,7 @@ JOB = "projects/default/fineTuningJobs/one"
 
 
 async def test_checkpointed_again_at_the_same_step_changes_nothing(bench: Any) -> None:
-    await bench.create("one")
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
     task, _ = await bench.claim()
     for text in ("1", "2"):
         file = await stored(bench, text)
@@ -35,7 +35,7 @@ async def kept(bench: Any) -> list[int]:
 
 
 async def test_the_last_checkpoints_and_the_best_are_kept(bench: Any) -> None:
-    await bench.create("one", max_checkpoints=2)
+    await bench.jobs.create(bench.PARENT, "one", bench.request(max_checkpoints=2))
     task, _ = await bench.claim()
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 5: 1.5}
     for step in range(1, 7):
@@ -48,7 +48,7 @@ async def test_the_last_checkpoints_and_the_best_are_kept(bench: Any) -> None:
 
 
 async def test_three_checkpoints_are_kept_unless_told_otherwise(bench: Any) -> None:
-    job = await bench.create("one")
+    job = await bench.jobs.create(bench.PARENT, "one", bench.request())
     assert job.max_checkpoints == 3
     task, _ = await bench.claim()
     for step in range(1, 6):
@@ -57,7 +57,7 @@ async def test_three_checkpoints_are_kept_unless_told_otherwise(bench: Any) -> N
 
 
 async def test_a_checkpoint_whose_bytes_are_not_there_is_refused(bench: Any) -> None:
-    await bench.create("one")
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
     task, _ = await bench.claim()
     file = task_pb2.BlobFile(path="a", sha256="1" * 64, size_bytes=1)
     with pytest.raises(NotFound):

@@ -36,7 +36,7 @@ async def test_sweep_keeps_what_a_checkpoint_or_a_model_names(bench: Any) -> Non
     clock = Clock()
     released = ReleasedBlobs(bench.database, bench.blobs, clock)
     model = await bench.add_model("projects/default/models/named")
-    await bench.create("one")
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
     task, _ = await bench.claim()
     blob = await bench.blobs.put_bytes(b"the state of step 1")
     file = task_pb2.BlobFile(path="a", sha256=blob.digest, size_bytes=blob.size_bytes)
@@ -52,7 +52,7 @@ async def test_sweep_keeps_what_a_checkpoint_or_a_model_names(bench: Any) -> Non
 
 async def test_a_dropped_checkpoint_releases_its_own_bytes_alone(bench: Any) -> None:
     """What older and newer checkpoints share stays."""
-    await bench.create("one", max_checkpoints=1)
+    await bench.jobs.create(bench.PARENT, "one", bench.request(max_checkpoints=1))
     task, _ = await bench.claim()
     shared = await bench.blobs.put_bytes(b"the same in all")
     states = []

@@ -25,14 +25,14 @@ TAUGHT = Taught(
 async def tuned(bench: Any, taught: Taught | None) -> Any:
     """Run a job on a rendering that teaches so; return its model."""
     bench.add_rendering(taught=taught)
-    await bench.create("one")
+    await bench.jobs.create(bench.PARENT, "one", bench.request())
     bench.add_rendering(taught=None)  # what comes after creation changes nothing
     task, _ = await bench.claim()
     blob = await bench.blobs.put_bytes(b"adapter")
     files = [task_pb2.BlobFile(path="adapter_model.safetensors", sha256=blob.digest, size_bytes=7)]
     result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
-    return await bench.model("projects/default/models/one")
+    return await bench.models.get("projects/default/models/one")
 
 
 async def test_a_tuned_model_carries_how_it_was_taught_and_the_files_to_ask_it(bench: Any) -> None:
