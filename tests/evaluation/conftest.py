@@ -147,6 +147,8 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         self.folders = folders
         self.downloads = 0
         self.states: dict[str, model_pb2.Model.State.ValueType] = {}
+        self.eos_token_ids: dict[str, list[int]] = {}
+        self.taught: dict[str, model_pb2.Taught] = {}
 
     async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
         name = request.name.rsplit("/", 1)[-1]
@@ -158,6 +160,8 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
             digest=digest_of(name),
             base_model=f"{PROJECT}/models/base" if name.startswith("tuned") else "",
             has_chat_template=True,
+            eos_token_ids=self.eos_token_ids.get(name, ()),
+            taught=self.taught.get(name),
         )
 
     async def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -6,7 +6,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -109,6 +108,7 @@ class RecordRenderer:
         self._counts: dict[Split, _Counts] = {}
         self._unsupervised: list[UnsupervisedRecord] = []
         self._findings = RecordFindings()
+        self._ending_ids: set[int] = set()
         self._refusals = Refusals(plan.template_error_policy)
         self._digest = hashlib.sha256(_settings_line(plan))
 
@@ -129,6 +129,7 @@ class RecordRenderer:
             return  # it is only looked for others that are refused
         kept = [one for one, part in zip(rendered, fitted, strict=True) if part is not None]
         self._findings.add(row, [finding for one in kept for finding in one.findings])
+        self._ending_ids.update(*(one.ending_ids for one in kept))
         if not rendered:
             counts.num_without_row += 1
             self._note_unsupervised(row, "no row: every assistant turn has weight 0")
@@ -153,7 +154,7 @@ class RecordRenderer:
             failure=failure,
             effective_template=self._renderer.effective_template,
             prefix_token_ids=self._renderer.prefix_ids,
-            stop_token_ids=tuple(sorted(self._renderer.stop_token_ids())),
+            stop_token_ids=tuple(sorted(self._renderer.stops().token_ids | self._ending_ids)),
         )
 
     def _rendered(self, record: Record) -> tuple[text.Rendered, ...]:
@@ -218,9 +219,6 @@ class RecordRenderer:
                 f"{first.filename}:{first.line}: {first.message}"
             )
         yield from self._findings.warnings()
-        # They come from a conversation made up for it, which a template may refuse though it takes the records.
-        with suppress(TemplateError, text.RenderingError):
-            yield from self._renderer.warnings()
 
 
 def render_plan(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None]) -> RenderedVersion:

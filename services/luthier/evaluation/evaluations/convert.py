@@ -80,6 +80,8 @@ def asking_to_proto(asking: Asking) -> task_pb2.Asking:
         chat_template=asking.chat_template,
         template_date=asking.template_date,
         stop_token_ids=asking.stop_token_ids,
+        eos_token_ids=asking.eos_token_ids,
+        old_prefix=asking.old_prefix,
     )
     if asking.prefix_token_ids is not None:
         message.prefix.CopyFrom(task_pb2.PrefixTokens(token_ids=asking.prefix_token_ids))
