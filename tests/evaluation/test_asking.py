@@ -40,9 +40,7 @@ def ask(*contenders: Contender, base_has_template: bool = True) -> dict[str, Ask
 
 def test_tuned_arms_are_asked_as_each_was_taught_and_bases_as_themselves() -> None:
     found = ask(contender("zero"), contender("a", FIRST), contender("b", SECOND))
-    assert found["zero"] == Asking(
-        source=TemplateSource.BASE, template_date="2026-11-28", eos_token_ids=EOS
-    )
+    assert found["zero"] == Asking(source=TemplateSource.BASE, template_date="2026-11-28", eos_token_ids=EOS)
     for arm_id, taught in (("a", FIRST), ("b", SECOND)):
         assert found[arm_id].source is TemplateSource.TAUGHT
         assert found[arm_id].chat_template == taught.chat_template
@@ -74,9 +72,7 @@ def test_an_arm_can_name_another_template_on_purpose() -> None:
         stop_token_ids=(2,),
         eos_token_ids=EOS,
     )
-    assert found["base"] == Asking(
-        source=TemplateSource.BASE, template_date="2026-11-28", eos_token_ids=EOS
-    )
+    assert found["base"] == Asking(source=TemplateSource.BASE, template_date="2026-11-28", eos_token_ids=EOS)
     assert (found["zero"].source, found["zero"].chat_template) == (TemplateSource.TAUGHT, "first")
 
 

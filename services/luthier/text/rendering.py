@@ -222,9 +222,7 @@ class Renderer:
             findings.append(Finding(kind=FindingKind.END_NOT_LEARNT, message=message))
             return Rendered(input_ids=ids, loss_mask=mask, findings=tuple(findings))
         ended = (ids, mask) if ids[-1:] == (eos,) else ((*ids, eos), (*mask, True))
-        return Rendered(
-            input_ids=ended[0], loss_mask=ended[1], findings=tuple(findings), ending_ids=(eos,)
-        )
+        return Rendered(input_ids=ended[0], loss_mask=ended[1], findings=tuple(findings), ending_ids=(eos,))
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         # Once: a text may begin with them itself.

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from luthier.data.renderings.domain import FindingKind, LengthPolicy, MaskMode, TemplateErrorPolicy
 from luthier.data.splits import Split, SplitSettings
 from luthier.data.worker.building import Place, VersionBuilder
+from luthier.data.worker.record_rendering import RecordRenderer, RecordSettings
 from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
 from luthier.errors import InvalidArgument, Reason
 
@@ -40,19 +41,24 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
             data = b"".join(json.dumps(record).encode() + b"\n" for record in kind)
             if data:
                 builder.read(io.BytesIO(data), Place(filename=name, split=split), None)
-        plan = RenderPlan(
-            shards=tuple(str(shard.path) for shard in builder.finish().shards),
+        settings = RecordSettings(
             bundle_folder=str(bundle_folder),
-            output_folder=str(folder / "rows"),
-            dataset_digest="d",
-            tokenizer_digest="t",
             chat_template="",
             mask_mode=MaskMode.DEFAULT,
             max_tokens=512,
             length_policy=LengthPolicy.DROP,
             template_date="2026-11-23",
+            split_turns=False,
         )
-        return replace(plan, **changes)
+        policy = changes.pop("template_error_policy", TemplateErrorPolicy.STRICT)
+        return RenderPlan(
+            shards=tuple(str(shard.path) for shard in builder.finish().shards),
+            output_folder=str(folder / "rows"),
+            dataset_digest="d",
+            tokenizer_digest="t",
+            records=replace(settings, **changes),
+            template_error_policy=policy,
+        )
 
     return order
 
@@ -66,7 +72,7 @@ def render(plan: RenderPlan) -> RenderedVersion:
 
 
 def attempt(plan: RenderPlan) -> RenderedVersion:
-    return render_plan(plan, lambda done, first: None)
+    return render_plan(plan, RecordRenderer(plan.records), lambda done, first: None)
 
 
 def rows(rendered: RenderedVersion) -> list[dict[str, Any]]:
@@ -189,7 +195,8 @@ def test_render_plan_of_a_broken_tokenizer_is_refused(ordered: Ordered, bundle_f
 def test_render_plan_tells_each_record_before_it_begins(ordered: Ordered) -> None:
     begun: list[tuple[int, int]] = []
     records = [chat(f"question {number}", "a") for number in range(70)]
-    render_plan(ordered(*records), lambda done, row: begun.append((done, row["line"])))
+    plan = ordered(*records)
+    render_plan(plan, RecordRenderer(plan.records), lambda done, row: begun.append((done, row["line"])))
     assert begun == [(number, number + 1) for number in range(70)]
 
 
@@ -334,3 +341,32 @@ def test_render_plan_refuses_what_is_no_text_or_random(ordered: Ordered) -> None
         with pytest.raises(InvalidArgument, match=r"^a.jsonl:1: the chat template fails") as caught:
             render(ordered(chat("q", "a"), chat_template=template))
         assert caught.value.reason == Reason.TEMPLATE_INVALID
+
+
+@pytest.mark.parametrize("ending", ["<|im_start|>", "!"])
+def test_render_plan_finds_how_a_template_ends_a_turn_in_the_records_or_says_it_does_not(
+    ordered: Ordered, bundle_files: dict[str, bytes], ending: str
+) -> None:
+    """The template takes no conversation that one could make up for it."""
+    picky = "{% if messages | length < 3 %}{{ raise_exception('too short') }}{% endif %}"
+    picky += "{% for m in messages %}{{ m.role }}: {{ m.content }}" + ending + "{% endfor %}"
+    picky += "{% if add_generation_prompt %}assistant: {% endif %}"
+    rendered = render(
+        ordered(
+            *(talk("q1", "a1", "q2", f"a{number}") for number in range(3)),
+            chat_template=picky,
+            mask_mode=MaskMode.LAST_TURN,
+        )
+    )
+    tokenizer = Tokenizer.from_str(bundle_files["tokenizer.json"].decode())
+    eos, start = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|im_start|>"))
+    assert rendered.stop_token_ids == ((eos,) if ending == "!" else tuple(sorted((eos, start))))
+    said = [warning for warning in rendered.warnings if "end-of-turn" in warning]
+    if ending == "!":
+        assert said[0].startswith(
+            "in 3 records no end-of-turn or end-of-sequence token of an answer is learnt"
+        )
+        assert said[0].endswith(
+            "first is a.jsonl:1: message 3: the chat template ends it without a special token"
+        )
+    assert len(said) == (ending == "!")

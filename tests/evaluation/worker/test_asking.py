@@ -17,6 +17,7 @@ from tests.evaluation.tiny_models import write_tokenizer
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason, Unavailable
 from luthier.evaluation.worker.asking import Asker, Asking, Before, TextDecoder, asking_of
+from luthier.text.endings import Stops
 from luthier.text.records import ChatRecord, CompletionRecord, Message, Record
 from luthier.text.rendering import Renderer, RenderingError
 from luthier.text.templates import TemplateError
@@ -161,9 +162,7 @@ def test_asker_names_what_a_template_does_wrong(
         asker.prompt(chat("q", "a"))
 
 
-def test_asker_finds_how_a_template_ends_a_turn_in_what_it_takes(
-    pool: TextPool, folder: Path
-) -> None:
+def test_asker_finds_how_a_template_ends_a_turn_in_what_it_takes(pool: TextPool, folder: Path) -> None:
     picky = "{% if messages | length < 3 %}{{ raise_exception('too short') }}{% endif %}" + OWN
     picky = picky.replace("<|im_end|>", "<|im_start|>")
     asker = Asker(pool, bundle_of(folder), asking(picky))
@@ -172,7 +171,7 @@ def test_asker_finds_how_a_template_ends_a_turn_in_what_it_takes(
     assert "the chat template fails: too short" in refused.unknown
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
     known = asker.stops(Before(messages=turns[:3]))
-    assert (known.token_ids, known.unknown) == ({1, 2}, "")
+    assert known == Stops(token_ids=frozenset({1, 2}))
     with pytest.raises(InvalidArgument, match="2 s of CPU time") as caught:
         Asker(pool, bundle_of(folder), asking(LOOPS)).stops()
     assert caught.value.reason == Reason.TEMPLATE_INVALID

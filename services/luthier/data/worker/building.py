@@ -28,7 +28,8 @@ from luthier.text.records import ChatRecord, Record, record_id, record_to_json
 
 MAX_RECORD_BYTES = 1 << 20
 """Longest canonical record: it must travel as one message wherever it is read."""
-_DIGEST_VERSION = "luthier-dataset-version-1"
+# 2: records are told apart by their text, with keys in the order in which templates write them; ids leave it out.
+_DIGEST_VERSION = "luthier-dataset-version-2"
 _DETECT_VALUES = 20
 _DETECT_LINES = 1000
 _MESSAGE_CHARACTERS = 500
@@ -122,7 +123,7 @@ class VersionBuilder:
             self._num_duplicates += 1
             return
         split = place.split or assign_split(name, self._settings)
-        self._digest.update(f"{name} {split}\n".encode())
+        self._digest.update(f"{name} {split} {hashlib.sha256(canonical).hexdigest()}\n".encode())
         self._count(record, split)
         row = {
             "record_id": name,

@@ -60,9 +60,7 @@ class ModelFacts:
 
     def as_base(self, today: date) -> Base:
         """Return what decides how arms on this base model are asked."""
-        return Base(
-            has_chat_template=self.has_chat_template, eos_token_ids=self.eos_token_ids, today=today
-        )
+        return Base(has_chat_template=self.has_chat_template, eos_token_ids=self.eos_token_ids, today=today)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

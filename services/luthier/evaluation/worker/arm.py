@@ -101,7 +101,9 @@ class ArmRunner:
         for first in range(0, len(questions), ROWS_A_BATCH):
             if not self._answered.has(arm_id, first):
                 rows = range(first, min(first + ROWS_A_BATCH, len(questions)))
-                self._answered.add(self._batch(_Batch(arm_id=arm_id, rows=rows, asked=asked, stops=stops.token_ids)))
+                self._answered.add(
+                    self._batch(_Batch(arm_id=arm_id, rows=rows, asked=asked, stops=stops.token_ids))
+                )
         batches = self._answered.of(arm_id)
         records = [record for batch in batches for record in batch.records]
         _require_an_answer(arm_id, records, questions)

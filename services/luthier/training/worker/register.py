@@ -85,15 +85,17 @@ def run_register(context: TaskContext, register: Register = register_here) -> ta
     return task_pb2.TaskResult(register_model=result)
 
 
-def _turn_endings(
-    folder: Path, check: Callable[[], None]
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _turn_endings(folder: Path, check: Callable[[], None]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return the tokens that the model's own template ends turns with, and what is not known of them.
 
     The template runs in a limited process, as it does whenever the model is asked.
     """
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    asked = {"chat_template": "", "template_date": datetime.now(UTC).date().isoformat(), "prefix_token_ids": None}
+    asked = {
+        "chat_template": "",
+        "template_date": datetime.now(UTC).date().isoformat(),
+        "prefix_token_ids": None,
+    }
     request = {"do": "describe", "messages": [], "tools": [], "asked": asked}
     with closing(TextPool()) as pool:
         try:
