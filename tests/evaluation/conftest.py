@@ -95,6 +95,7 @@ class DataServer(data_service_pb2_grpc.DataServiceServicer):
             "TEST": [thing(number) for number in range(12)],
         }
     )
+    num_texts_read: int = 0
 
     async def GetDatasetVersion(self, request: Any, context: Any) -> dataset_pb2.DatasetVersion:  # noqa: N802
         if request.name != VERSION:
@@ -133,6 +134,10 @@ class DataServer(data_service_pb2_grpc.DataServiceServicer):
                 "line": [line],
                 "record": [record_to_json(record)],
             }
+            if request.ids_only:
+                columns = {name: columns[name] for name in ("row", "record_id")}
+            else:
+                self.num_texts_read += 1
             table = pyarrow.table(columns)
             sink = pyarrow.BufferOutputStream()
             with pyarrow.ipc.new_stream(sink, table.schema) as writer:

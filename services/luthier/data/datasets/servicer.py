@@ -21,7 +21,7 @@ from luthier.data.datasets.convert import (
 )
 from luthier.data.datasets.service import DatasetService
 from luthier.data.names import DATASET, VERSION, check_name
-from luthier.data.shard_files import RECORD_COLUMNS, ShardReader, in_split
+from luthier.data.shard_files import ID_COLUMNS, RECORD_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
 from luthier.errors import FailedPrecondition, Failure
 from luthier.runtime.names import require_project
@@ -173,7 +173,8 @@ class DatasetsServicer:
         version = await self._datasets.ready_version(request.name)
         check_start_row(request.start_row, version.shards)
         wanted = in_split(split)
-        found = self._reader.ipc_chunks(version.shards, RECORD_COLUMNS, request.start_row, wanted)
+        columns = ID_COLUMNS if request.ids_only else RECORD_COLUMNS
+        found = self._reader.ipc_chunks(version.shards, columns, request.start_row, wanted)
         async with aclosing(found) as chunks:
             async for ipc, first_row, num_rows in chunks:
                 yield arrow_pb2.ArrowChunk(ipc=ipc, first_row=first_row, num_rows=num_rows)
@@ -230,7 +231,9 @@ class BuildVersionHandler:
         outcome = outcome_from_proto(result.build_version) if result is not None and known else None
         await self._datasets.version_failed(connection, task.subject, failure, outcome)
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
         """The version is CANCELLED."""
         await self._datasets.version_cancelled(connection, task.subject)
 

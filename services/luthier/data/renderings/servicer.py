@@ -213,7 +213,9 @@ class RenderHandler:
         outcome = outcome_from_proto(result.render) if result is not None and known else None
         await self._renderings.failed(connection, task.subject, failure, outcome)
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
         """The rendering is CANCELLED."""
         await self._renderings.cancelled(connection, task.subject)
 

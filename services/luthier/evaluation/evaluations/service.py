@@ -233,7 +233,7 @@ class EvaluationService:
         """Return stored predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
 
         Raises:
-            FailedPrecondition: it has not SUCCEEDED, nor FAILED after some of them.
+            FailedPrecondition: it has not SUCCEEDED, nor ended otherwise after some of them.
             DataLoss: they are not what was stored.
         """
         if evaluation.state is not EvaluationState.SUCCEEDED and evaluation.predictions is None:
@@ -299,15 +299,16 @@ class EvaluationService:
     ) -> None:
         """Store why it failed, and the answers that came before."""
         evaluation = await self._resources.get(connection, name)
-        failed = replace(evaluation, failure=failure)
-        if predictions is not None:
-            failed = replace(failed, predictions=predictions, num_records=predictions.num_rows)
+        failed = replace(_with_answers(evaluation, predictions), failure=failure)
         await self._move(connection, failed, EvaluationState.FAILED, failure.message)
 
-    async def end_cancelled(self, connection: AsyncConnection, name: str) -> None:
-        """It stopped on request."""
+    async def end_cancelled(
+        self, connection: AsyncConnection, name: str, predictions: PredictionFile | None
+    ) -> None:
+        """It stopped on request; store the answers that came before."""
         evaluation = await self._resources.get(connection, name)
-        await self._move(connection, evaluation, EvaluationState.CANCELLED)
+        stopped = _with_answers(evaluation, predictions)
+        await self._move(connection, stopped, EvaluationState.CANCELLED)
 
     async def _move(
         self, connection: AsyncConnection, evaluation: Evaluation, state: EvaluationState, why: str = ""
@@ -325,6 +326,12 @@ class EvaluationService:
             final=evaluation.state in FINAL_STATES,
         )
         await self._log.append(connection, evaluation.name, [Entry(payload=payload)])
+
+
+def _with_answers(evaluation: Evaluation, predictions: PredictionFile | None) -> Evaluation:
+    if predictions is None:
+        return evaluation
+    return replace(evaluation, predictions=predictions, num_records=predictions.num_rows)
 
 
 def _require_ready(thing: ModelFacts | VersionFacts) -> None:

@@ -975,7 +975,7 @@ Global___AnsweredBatch: _TypeAlias = AnsweredBatch  # noqa: Y015
 
 @_typing.final
 class EvaluateResult(_message.Message):
-    """EvaluateResult is an evaluation's outcome. Of one that failed: num_records and predictions, as far as there are answers."""
+    """EvaluateResult is an evaluation's outcome. Of one that failed or was cancelled: num_records and predictions, as far as there are answers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
