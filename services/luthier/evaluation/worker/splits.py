@@ -99,11 +99,12 @@ class Splits:
 
     def _chunk(self, context: TaskContext, split: dataset_pb2.Split.ValueType, row: int) -> list[_Stored]:
         """Return the first chunk from a row on."""
-        calls = []
+        calls: list[Any] = []
 
         def open_at(start_row: int) -> Iterable[arrow_pb2.ArrowChunk]:
-            calls.append(self._open(context, split, start_row))
-            return calls[-1]
+            call: Iterable[arrow_pb2.ArrowChunk] = self._open(context, split, start_row)
+            calls.append(call)
+            return call
 
         try:
             return list(_rows_of(next(read_batches(open_at, row))))
