@@ -13,14 +13,17 @@ from luthier.evaluation.asking import (
     MAX_TEMPLATES_BYTES,
     ArmTemplate,
     Asking,
+    Base,
     Contender,
     Taught,
     TemplateSource,
     askings,
 )
+from luthier.evaluation.evaluations.convert import asking_to_proto
 from luthier.evaluation.evaluations.domain import Arm, check_evaluation
 
 TODAY = date(2026, 11, 28)
+EOS = (9, 11)
 FIRST = Taught(chat_template="first", template_date="2026-01-01", prefix_token_ids=(1,), stop_token_ids=(2,))
 SECOND = Taught(chat_template="second", template_date="2026-02-02", prefix_token_ids=(), stop_token_ids=(3,))
 
@@ -31,18 +34,21 @@ def contender(arm_id: str, taught: Taught | None = None, **wishes: object) -> Co
 
 
 def ask(*contenders: Contender, base_has_template: bool = True) -> dict[str, Asking]:
-    return askings(contenders, base_has_template=base_has_template, today=TODAY)
+    base = Base(has_chat_template=base_has_template, eos_token_ids=EOS, today=TODAY)
+    return askings(contenders, base)
 
 
 def test_tuned_arms_are_asked_as_each_was_taught_and_bases_as_themselves() -> None:
     found = ask(contender("zero"), contender("a", FIRST), contender("b", SECOND))
-    assert found["zero"] == Asking(source=TemplateSource.BASE, template_date="2026-11-28")
+    assert found["zero"] == Asking(source=TemplateSource.BASE, template_date="2026-11-28", eos_token_ids=EOS)
     for arm_id, taught in (("a", FIRST), ("b", SECOND)):
         assert found[arm_id].source is TemplateSource.TAUGHT
         assert found[arm_id].chat_template == taught.chat_template
         assert found[arm_id].template_date == taught.template_date
         assert found[arm_id].prefix_token_ids == taught.prefix_token_ids
         assert found[arm_id].stop_token_ids == taught.stop_token_ids
+        assert found[arm_id].eos_token_ids == EOS
+        assert not found[arm_id].old_prefix
 
 
 def test_a_base_without_a_template_is_asked_as_the_first_tuned_arm_was_taught_and_says_so() -> None:
@@ -64,9 +70,21 @@ def test_an_arm_can_name_another_template_on_purpose() -> None:
         template_date="2026-01-01",
         prefix_token_ids=(1,),
         stop_token_ids=(2,),
+        eos_token_ids=EOS,
     )
-    assert found["base"] == Asking(source=TemplateSource.BASE, template_date="2026-11-28")
+    assert found["base"] == Asking(source=TemplateSource.BASE, template_date="2026-11-28", eos_token_ids=EOS)
     assert (found["zero"].source, found["zero"].chat_template) == (TemplateSource.TAUGHT, "first")
+
+
+def test_another_template_changes_no_tokens_before_plain_text_that_were_taught() -> None:
+    """Of a model that was taught before they were kept, too: it is asked behind what its rendering wrote."""
+    before = replace(FIRST, prefix_token_ids=None)
+    found = ask(contender("own", before, chat_template="mine"), contender("as", before), contender("zero"))
+    assert {arm_id: asking_to_proto(asking).old_prefix for arm_id, asking in found.items()} == {
+        "own": True,
+        "as": True,
+        "zero": False,
+    }
 
 
 def test_an_arm_cannot_want_what_nobody_was_taught() -> None:

@@ -32,7 +32,10 @@ class ArmTemplate(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taught:
-    """How a tuned model was taught; see the Taught message of the API. `prefix_token_ids` None: not known."""
+    """How a tuned model was taught; see the Taught message of the API.
+
+    `prefix_token_ids` None: not known, its rendering is of before they were kept.
+    """
 
     chat_template: str
     template_date: str
@@ -42,13 +45,28 @@ class Taught:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """How a model is asked; see the Asking message of the worker protocol. Empty template: the base's own."""
+    """How a model is asked; see the Asking message of the worker protocol. Empty template: the base's own.
+
+    `prefix_token_ids` None: those that the tokenizer says, or with `old_prefix` as renderings had them that did not
+    keep theirs. `eos_token_ids` are those of the base model's resource.
+    """
 
     source: TemplateSource = TemplateSource.BASE
     chat_template: str = ""
     template_date: str = ""
     prefix_token_ids: tuple[int, ...] | None = None
     stop_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+    old_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What the base model of all arms says of itself, and the day on which it is asked."""
+
+    has_chat_template: bool
+    eos_token_ids: tuple[int, ...]
+    today: date
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,20 +79,22 @@ class Contender:
     taught: Taught | None
 
 
-def as_taught(taught: Taught | None, today: date) -> Asking:
+def as_taught(taught: Taught | None, base: Base) -> Asking:
     """Return how a model is asked that was taught so; None: as its base says, today."""
     if taught is None:
-        return Asking(template_date=today.isoformat())
+        return Asking(template_date=base.today.isoformat(), eos_token_ids=base.eos_token_ids)
     return Asking(
         source=TemplateSource.TAUGHT,
         chat_template=taught.chat_template,
         template_date=taught.template_date,
         prefix_token_ids=taught.prefix_token_ids,
         stop_token_ids=taught.stop_token_ids,
+        eos_token_ids=base.eos_token_ids,
+        old_prefix=taught.prefix_token_ids is None,
     )
 
 
-def askings(contenders: tuple[Contender, ...], *, base_has_template: bool, today: date) -> dict[str, Asking]:
+def askings(contenders: tuple[Contender, ...], base: Base) -> dict[str, Asking]:
     """Return how each arm of an evaluation is asked, by its id.
 
     Raises:
@@ -83,9 +103,9 @@ def askings(contenders: tuple[Contender, ...], *, base_has_template: bool, today
     """
     taught = [one.taught for one in contenders if one.taught is not None]
     first = next((one for one in taught if one.chat_template), None)
-    if first is None and base_has_template:
+    if first is None and base.has_chat_template:
         first = next(iter(taught), None)
-    found = {one.arm_id: _asking(one, first, base_has_template, today) for one in contenders}
+    found = {one.arm_id: _asking(one, first, base) for one in contenders}
     size_bytes = sum(len(asking.chat_template.encode()) for asking in found.values())
     if size_bytes > MAX_TEMPLATES_BYTES:
         description = (
@@ -96,13 +116,13 @@ def askings(contenders: tuple[Contender, ...], *, base_has_template: bool, today
     return found
 
 
-def _asking(one: Contender, first: Taught | None, base_has_template: bool, today: date) -> Asking:
-    own = as_taught(one.taught, today)
+def _asking(one: Contender, first: Taught | None, base: Base) -> Asking:
+    own = as_taught(one.taught, base)
     if one.chat_template:
         return replace(own, source=TemplateSource.ARM, chat_template=one.chat_template)
     match one.template:
         case ArmTemplate.BASE:
-            return as_taught(None, today)
+            return as_taught(None, base)
         case ArmTemplate.TAUGHT if first is None:
             raise FailedPrecondition(
                 f"arm {one.arm_id} wants the template that a tuned arm was taught with, and no arm's model says one",
@@ -110,10 +130,10 @@ def _asking(one: Contender, first: Taught | None, base_has_template: bool, today
                 metadata={"arm_id": one.arm_id},
             )
         case ArmTemplate.TAUGHT:
-            return as_taught(first, today)
+            return as_taught(first, base)
         case ArmTemplate.UNSPECIFIED:
-            lacks = one.taught is None and not base_has_template
-            return as_taught(first, today) if lacks else own
+            lacks = one.taught is None and not base.has_chat_template
+            return as_taught(first, base) if lacks else own
 
 
 def arm_violations(index: int, chat_template: str, template: ArmTemplate) -> Iterator[FieldViolation]:

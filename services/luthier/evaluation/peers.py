@@ -66,6 +66,7 @@ class GrpcPeers:
             base_model=model.base_model,
             has_chat_template=model.has_chat_template,
             taught=await self._taught(model),
+            eos_token_ids=tuple(model.eos_token_ids),
         )
 
     async def _taught(self, model: model_pb2.Model) -> Taught | None:

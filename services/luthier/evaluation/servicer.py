@@ -18,7 +18,7 @@ from luthier.evaluation.evaluations.convert import (
     evaluation_to_spec,
     prediction_from_bytes,
 )
-from luthier.evaluation.evaluations.domain import Evaluation, Outcome, Progress
+from luthier.evaluation.evaluations.domain import Evaluation, Outcome, PredictionFile, Progress
 from luthier.evaluation.evaluations.prediction_file import found_predictions
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.generation.convert import (
@@ -222,19 +222,23 @@ class EvaluateHandler:
         result: task_pb2.TaskResult | None,
     ) -> None:
         """Store why it failed, and what was answered before."""
-        predictions = None
-        if result is not None and result.evaluate.HasField("predictions"):
-            known = result.evaluate
-            predictions = await found_predictions(self._blobs, known.predictions.sha256, known.num_records)
-        await self._evaluations.fail(connection, task.subject, failure, predictions)
+        await self._evaluations.fail(connection, task.subject, failure, await self._known(result))
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """It stopped on request."""
-        await self._evaluations.end_cancelled(connection, task.subject)
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
+        """It stopped on request, with what was answered before."""
+        await self._evaluations.end_cancelled(connection, task.subject, await self._known(result))
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """The attempt was lost."""
         await self._evaluations.requeue(connection, task.subject)
+
+    async def _known(self, result: task_pb2.TaskResult | None) -> PredictionFile | None:
+        if result is None or not result.evaluate.HasField("predictions"):
+            return None
+        known = result.evaluate
+        return await found_predictions(self._blobs, known.predictions.sha256, known.num_records)
 
 
 class WorkerGenerations:

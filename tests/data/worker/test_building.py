@@ -1,6 +1,7 @@
 import io
 import json
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from luthier.data.worker import building
 from luthier.data.worker.building import Built, Place, VersionBuilder, require_valid
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import readers
-from luthier.text.records import record_from_json, record_id
+from luthier.text.records import ChatRecord, record_from_json, record_id
+from luthier.text.templates import ChatTemplate
 from luthier.v1.dataset_pb2 import (
     DATASET_FORMAT_UNSPECIFIED,
     SPLIT_TEST,
@@ -117,6 +119,29 @@ def test_build_digest_depends_on_content_order_and_settings_alone(tmp_path: Path
     seeded = build(tmp_path / "4", lines(pair(1), pair(2)), splitting=other_seed)
     assert one.digest == split_files.digest
     assert len({one.digest, swapped.digest, seeded.digest}) == 3
+
+
+def test_build_digest_tells_orders_of_keys_apart_as_templates_do(tmp_path: Path) -> None:
+    """They are one record where both come, and what is rendered of the one that is kept differs."""
+    parameters = {"type": "object", "properties": {}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    turned = {"function": {"parameters": parameters, "name": "f"}, "type": "function"}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    first, second = ({"messages": turns, "tools": [one]} for one in (tool, turned))
+    one, other, both = (
+        build(tmp_path / str(number), lines(*records))
+        for number, records in enumerate(([first], [second], [first, second]))
+    )
+    assert [row["record_id"] for row in rows(one)] == [row["record_id"] for row in rows(other)]
+    template = ChatTemplate("{{ tools | tojson }}", date(2026, 1, 1))
+    texts = []
+    for built in (one, other):
+        record = record_from_json(rows(built)[0]["record"])
+        assert isinstance(record, ChatRecord)
+        texts.append(template.render([], tools=record.tools).text)
+    assert texts[0] != texts[1]
+    assert one.digest != other.digest
+    assert (both.digest, both.statistics.num_duplicates) == (one.digest, 1)
 
 
 def test_build_splits_shards_and_numbers_rows_through(

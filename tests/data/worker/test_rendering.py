@@ -1,6 +1,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from luthier.data.worker.building import Place, VersionBuilder
+from luthier.data.worker.record_rendering import RecordRenderer, RecordSettings
 from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
 from luthier.errors import InvalidArgument, Reason
 from luthier.v1.dataset_pb2 import (
@@ -18,13 +20,10 @@ from luthier.v1.dataset_pb2 import (
     Split,
     SplitSettings,
 )
-from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode, RenderingFinding, TemplateErrorPolicy
+from luthier.v1.rendering_pb2 import RenderingFinding, TemplateErrorPolicy
 from luthier.worker.v1.task_pb2 import RenderSpec
 
 Ordered = Callable[..., RenderPlan]
-DROP = LengthPolicy.LENGTH_POLICY_DROP
-TRUNCATE = LengthPolicy.LENGTH_POLICY_TRUNCATE
-FAIL = LengthPolicy.LENGTH_POLICY_FAIL
 
 
 def chat(question: str, answer: str, weight: float | None = None) -> dict[str, Any]:
@@ -49,21 +48,22 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
             data = b"".join(json.dumps(record).encode() + b"\n" for record in kind)
             if data:
                 builder.read(io.BytesIO(data), Place(filename=name, split=split), DATASET_FORMAT_UNSPECIFIED)
-        plan = RenderPlan(
-            shards=tuple(str(shard.path) for shard in builder.finish().shards),
+        settings = RecordSettings(
             bundle_folder=str(bundle_folder),
-            output_folder=str(folder / "rows"),
-            spec=RenderSpec(
-                dataset_digest="d",
-                tokenizer_digest="t",
-                max_tokens=512,
-                length_policy=DROP,
-                template_error_policy=TemplateErrorPolicy.TEMPLATE_ERROR_POLICY_STRICT,
-                template_date="2026-11-23",
-            ),
+            chat_template="",
+            mask_mode="",
+            max_tokens=512,
+            length_policy="DROP",
+            template_date="2026-11-23",
+            split_turns=False,
         )
-        plan.spec.MergeFrom(RenderSpec(**changes))
-        return plan
+        policy = changes.pop("template_error_policy", TemplateErrorPolicy.TEMPLATE_ERROR_POLICY_STRICT)
+        return RenderPlan(
+            spec=RenderSpec(dataset_digest="d", tokenizer_digest="t", template_error_policy=policy),
+            shards=tuple(str(shard.path) for shard in builder.finish().shards),
+            output_folder=str(folder / "rows"),
+            records=replace(settings, **changes),
+        )
 
     return order
 
@@ -77,7 +77,7 @@ def render(plan: RenderPlan) -> RenderedVersion:
 
 
 def attempt(plan: RenderPlan) -> RenderedVersion:
-    return render_plan(plan, lambda done, first: None)
+    return render_plan(plan, RecordRenderer(plan.records), lambda done, first: None)
 
 
 def rows(rendered: RenderedVersion) -> list[dict[str, Any]]:
@@ -125,12 +125,12 @@ def test_render_plan_drops_truncates_or_refuses_long_records(ordered: Ordered) -
     records = (chat("q", "a"), chat("long " * 40, "a"))
     dropped = render(ordered(*records, max_tokens=40))
     assert (dropped.result.split_statistics[0].num_dropped, len(rows(dropped))) == (1, 1)
-    cut = render(ordered(*records, max_tokens=40, length_policy=TRUNCATE))
+    cut = render(ordered(*records, max_tokens=40, length_policy="TRUNCATE"))
     assert cut.result.split_statistics[0].num_truncated == 1
     assert [row["num_tokens"] for row in rows(cut)][1] == 40
     assert "the record is cut at 40 tokens" in cut.result.unsupervised_records[0].message
     with pytest.raises(InvalidArgument) as caught:
-        render(ordered(*records, max_tokens=40, length_policy=FAIL))
+        render(ordered(*records, max_tokens=40, length_policy="FAIL"))
     assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
     assert caught.value.message.startswith("a.jsonl:2: must have at most 40 tokens, got ")
     assert caught.value.metadata == {"filename": "a.jsonl", "line": "2"}
@@ -180,7 +180,7 @@ def test_render_plan_digest_depends_on_rows_and_settings(ordered: Ordered) -> No
     digests = [
         render(ordered(*records)).result.digest,
         render(ordered(*records, max_tokens=500)).result.digest,
-        render(ordered(*records, mask_mode=MaskMode.MASK_MODE_LAST_TURN)).result.digest,
+        render(ordered(*records, mask_mode="LAST_TURN")).result.digest,
         render(ordered(records[0])).result.digest,
         render(ordered(*records, template_date="2026-11-24")).result.digest,
         render(ordered(*records, split_turns=True)).result.digest,
@@ -202,7 +202,8 @@ def test_render_plan_of_a_broken_tokenizer_is_refused(ordered: Ordered, bundle_f
 def test_render_plan_tells_each_record_before_it_begins(ordered: Ordered) -> None:
     begun: list[tuple[int, int]] = []
     records = [chat(f"question {number}", "a") for number in range(70)]
-    render_plan(ordered(*records), lambda done, row: begun.append((done, row["line"])))
+    plan = ordered(*records)
+    render_plan(plan, RecordRenderer(plan.records), lambda done, row: begun.append((done, row["line"])))
     assert begun == [(number, number + 1) for number in range(70)]
 
 
@@ -216,7 +217,7 @@ REFUSING = (
 def test_render_plan_lists_all_records_that_a_template_refuses(ordered: Ordered) -> None:
     records = [chat(f"bad {number}" if number % 2 else f"q{number}", "a") for number in range(6)]
     records.append({"prompt": "p:", "completion": " c"})
-    plan = ordered(*records, chat_template=REFUSING, mask_mode=MaskMode.MASK_MODE_LAST_TURN)
+    plan = ordered(*records, chat_template=REFUSING, mask_mode="LAST_TURN")
     rendered = attempt(plan)
     assert [(error.line, error.reason) for error in rendered.result.errors] == [
         (2, "TEMPLATE_INVALID"),
@@ -251,7 +252,7 @@ def test_render_plan_leaves_out_what_a_template_refuses_where_it_may(ordered: Or
             ordered(
                 *records,
                 template_error_policy=skip,
-                length_policy=FAIL,
+                length_policy="FAIL",
                 max_tokens=2,
             )
         )
@@ -303,7 +304,7 @@ def test_render_plan_makes_a_row_of_each_answer(ordered: Ordered, bundle_files: 
     assert rendered.result.warnings == []
     with pytest.raises(InvalidArgument, match=r"--split-turns.*--mask last-turn.*--chat-template FILE"):
         render(ordered(*records, chat_template=FORGETTING))
-    last = render(ordered(*records[:2], chat_template=FORGETTING, mask_mode=MaskMode.MASK_MODE_LAST_TURN))
+    last = render(ordered(*records[:2], chat_template=FORGETTING, mask_mode="LAST_TURN"))
     assert [learnt(row, bundle_files) for row in rows(last)] == ["y=a2<|im_end|>", "a3<|im_end|>"]
 
 
@@ -315,7 +316,7 @@ def test_render_plan_drops_and_cuts_rows_of_answers_each_by_itself(ordered: Orde
         len(rows(dropped)),
         dropped.result.split_statistics[0].num_records,
     ) == (1, 1, 1)
-    cut = render(ordered(record, split_turns=True, max_tokens=40, length_policy=TRUNCATE))
+    cut = render(ordered(record, split_turns=True, max_tokens=40, length_policy="TRUNCATE"))
     assert (
         cut.result.split_statistics[0].num_truncated,
         cut.result.split_statistics[0].num_unsupervised,
@@ -361,3 +362,32 @@ def test_render_plan_refuses_what_is_no_text_or_random(ordered: Ordered) -> None
         with pytest.raises(InvalidArgument, match=r"^a.jsonl:1: the chat template fails") as caught:
             render(ordered(chat("q", "a"), chat_template=template))
         assert caught.value.reason == Reason.TEMPLATE_INVALID
+
+
+@pytest.mark.parametrize("ending", ["<|im_start|>", "!"])
+def test_render_plan_finds_how_a_template_ends_a_turn_in_the_records_or_says_it_does_not(
+    ordered: Ordered, bundle_files: dict[str, bytes], ending: str
+) -> None:
+    """The template takes no conversation that one could make up for it."""
+    picky = "{% if messages | length < 3 %}{{ raise_exception('too short') }}{% endif %}"
+    picky += "{% for m in messages %}{{ m.role }}: {{ m.content }}" + ending + "{% endfor %}"
+    picky += "{% if add_generation_prompt %}assistant: {% endif %}"
+    rendered = render(
+        ordered(
+            *(talk("q1", "a1", "q2", f"a{number}") for number in range(3)),
+            chat_template=picky,
+            mask_mode="LAST_TURN",
+        )
+    )
+    tokenizer = Tokenizer.from_str(bundle_files["tokenizer.json"].decode())
+    ends = ("<|im_end|>",) if ending == "!" else ("<|im_end|>", ending)
+    assert set(rendered.result.stop_token_ids) == {tokenizer.token_to_id(token) for token in ends}
+    said = [warning for warning in rendered.result.warnings if "end-of-turn" in warning]
+    if ending == "!":
+        assert said[0].startswith(
+            "in 3 records no end-of-turn or end-of-sequence token of an answer is learnt"
+        )
+        assert said[0].endswith(
+            "first is a.jsonl:1: message 3: the chat template ends it without a special token"
+        )
+    assert len(said) == (ending == "!")

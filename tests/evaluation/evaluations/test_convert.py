@@ -17,6 +17,7 @@ from luthier.evaluation.evaluations.convert import (
     evaluation_from_proto,
     evaluation_to_proto,
     evaluation_to_spec,
+    prediction_from_bytes,
 )
 from luthier.evaluation.evaluations.domain import (
     AnswerFile,
@@ -246,3 +247,16 @@ def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:
     assert [(arm.arm.arm_id, arm.arm.num_shots) for arm in spec.arms] == [("zero", 0), ("few", 3)]
     assert [(file.path, file.size_bytes) for file in spec.checkpoint_files] == [("a", 3)]
     assert spec.evaluation.split == dataset_pb2.SPLIT_VALIDATION
+
+
+def test_a_stored_prediction_says_whether_its_answers_are_right() -> None:
+    """Whatever the scores are called, and however old it is."""
+    stored = evaluation_pb2.Prediction()
+    for name, value in (("exact_match", 1.0), ("field_match.record", 0.0), ("perplexity", 1.0)):
+        stored.answers.add(scores={name: value})
+    found = [one.correctness for one in prediction_from_bytes(stored.SerializeToString()).answers]
+    assert found == [
+        evaluation_pb2.CORRECTNESS_RIGHT,
+        evaluation_pb2.CORRECTNESS_WRONG,
+        evaluation_pb2.CORRECTNESS_UNSPECIFIED,
+    ]

@@ -24,7 +24,7 @@ from luthier.evaluation.evaluations.domain import (
     Split,
     Verdict,
 )
-from luthier.evaluation.metrics.scores import ScoreKind, find_score
+from luthier.evaluation.metrics.scores import ScoreKind, find_score, is_right
 from luthier.v1 import dataset_pb2, evaluation_pb2, event_pb2
 from luthier.work.convert import failure_to_status
 from luthier.worker.v1 import task_pb2
@@ -80,6 +80,8 @@ def asking_to_proto(asking: Asking) -> task_pb2.Asking:
         chat_template=asking.chat_template,
         template_date=asking.template_date,
         stop_token_ids=asking.stop_token_ids,
+        eos_token_ids=asking.eos_token_ids,
+        old_prefix=asking.old_prefix,
     )
     if asking.prefix_token_ids is not None:
         message.prefix.CopyFrom(task_pb2.PrefixTokens(token_ids=asking.prefix_token_ids))
@@ -223,15 +225,25 @@ def comparison_from_proto(message: evaluation_pb2.Comparison) -> Comparison:
 
 
 def prediction_from_bytes(data: bytes) -> evaluation_pb2.Prediction:
-    """Read a stored prediction.
+    """Read a stored prediction, and say of its answers whether they are right.
 
     Raises:
         DataLoss: it is none.
     """
     try:
-        return evaluation_pb2.Prediction.FromString(data)
+        prediction = evaluation_pb2.Prediction.FromString(data)
     except DecodeError as error:
         raise DataLoss(f"a stored prediction of {len(data)} bytes cannot be read: {error}") from error
+    for answer in prediction.answers:
+        answer.correctness = _CORRECTNESS[is_right(answer.scores)]
+    return prediction
+
+
+_CORRECTNESS = {
+    None: evaluation_pb2.CORRECTNESS_UNSPECIFIED,
+    True: evaluation_pb2.CORRECTNESS_RIGHT,
+    False: evaluation_pb2.CORRECTNESS_WRONG,
+}
 
 
 def _kind_from_proto(number: evaluation_pb2.ScoreKind.ValueType) -> ScoreKind | None:
@@ -284,7 +296,7 @@ def _comparison_to_proto(comparison: Comparison) -> evaluation_pb2.Comparison:
 
 
 def _meaning(result: ScoreEstimate | Comparison) -> dict[str, int]:
-    """Kind and direction on the wire. A result older than them means what its score means now."""
+    """What its score is, on the wire. A result older than them means what its score means now."""
     kind, higher_is_better = result.kind, result.higher_is_better
     known = find_score(result.score)
     if kind is None and known is not None:
@@ -293,6 +305,7 @@ def _meaning(result: ScoreEstimate | Comparison) -> dict[str, int]:
     return {
         "kind": evaluation_pb2.ScoreKind.Value(f"SCORE_KIND_{kind or 'UNSPECIFIED'}"),
         "direction": evaluation_pb2.ScoreDirection.Value(f"SCORE_DIRECTION_{better}"),
+        "whole_answer": known is not None and known.whole_answer,
     }
 
 

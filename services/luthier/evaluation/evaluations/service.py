@@ -5,14 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from itertools import accumulate
 from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Aborted, FailedPrecondition, Failure, FieldViolation, InvalidArgument, Reason
-from luthier.evaluation.asking import Contender, Taught, askings
+from luthier.evaluation.asking import Base, Contender, Taught, askings
 from luthier.evaluation.evaluations.domain import (
     FINAL_STATES,
     AnswerFile,
@@ -46,6 +46,7 @@ class ModelFacts:
     """What an evaluation needs to know of a model; `base_model` is empty for base models.
 
     `taught` is None for base models, and for tuned ones whose way of teaching is not known any more.
+    `eos_token_ids` are empty for tuned models, and for base models of before they were kept.
     """
 
     name: str
@@ -55,6 +56,11 @@ class ModelFacts:
     base_model: str
     has_chat_template: bool
     taught: Taught | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def as_base(self, today: date) -> Base:
+        """Return what decides how arms on this base model are asked."""
+        return Base(has_chat_template=self.has_chat_template, eos_token_ids=self.eos_token_ids, today=today)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,13 +192,12 @@ class EvaluationService:
             )
             for arm in draft.arms
         )
-        today = datetime.now(UTC).date()
         return replace(
             draft,
             base_model=base_model,
             dataset_digest=version.digest,
             model_digests={**digests, base.name: base.digest},
-            askings=askings(contenders, base_has_template=base.has_chat_template, today=today),
+            askings=askings(contenders, base.as_base(datetime.now(UTC).date())),
         )
 
     async def get(self, name: str) -> Evaluation:
@@ -228,7 +233,7 @@ class EvaluationService:
         """Return stored predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
 
         Raises:
-            FailedPrecondition: it has not SUCCEEDED, nor FAILED after some of them.
+            FailedPrecondition: it has not SUCCEEDED, nor ended otherwise after some of them.
             DataLoss: they are not what was stored.
         """
         if evaluation.state is not EvaluationState.SUCCEEDED and evaluation.predictions is None:
@@ -294,15 +299,16 @@ class EvaluationService:
     ) -> None:
         """Store why it failed, and the answers that came before."""
         evaluation = await self._resources.get(connection, name)
-        failed = replace(evaluation, failure=failure)
-        if predictions is not None:
-            failed = replace(failed, predictions=predictions, num_records=predictions.num_rows)
+        failed = replace(_with_answers(evaluation, predictions), failure=failure)
         await self._move(connection, failed, EvaluationState.FAILED, failure.message)
 
-    async def end_cancelled(self, connection: AsyncConnection, name: str) -> None:
-        """It stopped on request."""
+    async def end_cancelled(
+        self, connection: AsyncConnection, name: str, predictions: PredictionFile | None
+    ) -> None:
+        """It stopped on request; store the answers that came before."""
         evaluation = await self._resources.get(connection, name)
-        await self._move(connection, evaluation, EvaluationState.CANCELLED)
+        stopped = _with_answers(evaluation, predictions)
+        await self._move(connection, stopped, EvaluationState.CANCELLED)
 
     async def _move(
         self, connection: AsyncConnection, evaluation: Evaluation, state: EvaluationState, why: str = ""
@@ -320,6 +326,12 @@ class EvaluationService:
             final=evaluation.state in FINAL_STATES,
         )
         await self._log.append(connection, evaluation.name, [Entry(payload=payload)])
+
+
+def _with_answers(evaluation: Evaluation, predictions: PredictionFile | None) -> Evaluation:
+    if predictions is None:
+        return evaluation
+    return replace(evaluation, predictions=predictions, num_records=predictions.num_rows)
 
 
 def _require_ready(thing: ModelFacts | VersionFacts) -> None:

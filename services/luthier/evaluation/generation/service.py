@@ -44,7 +44,7 @@ class GenerationService:
         check_wish(wish)
         model = await self._ready(wish.model)
         base = await self._ready(model.base_model) if model.base_model else model
-        asking = as_taught(model.taught, datetime.now(UTC).date())
+        asking = as_taught(model.taught, base.as_base(datetime.now(UTC).date()))
         if wish.turns and not (asking.chat_template or base.has_chat_template):
             raise FailedPrecondition(
                 f"{base.name} has no chat template and {model.name} was not taught with one; send prompt instead of "
