@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,30 @@ async def test_work_waits_through_an_overload_that_outlasts_a_lease(tmp_path: Pa
             go_on.set()
             await site.until(lambda: "SUCCEEDED" in site.states)
         assert site.handler.calls == [("started", 1), ("SUCCEEDED", 1)]
+
+
+async def test_a_claim_answered_while_the_service_restarts_is_taken_up_by_the_same_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    async with AsyncExitStack() as worker:
+        async with serve(home) as first:
+            claim, leased = first.parts.queue.claim, threading.Event()
+
+            async def lose(*args: Any) -> Any:
+                claimed = await claim(*args)
+                if claimed is not None:
+                    leased.set()
+                    raise Unavailable("the connection broke")
+                return claimed
+
+            monkeypatch.setattr(first.parts.queue, "claim", lose)
+            await first.enqueue()
+            await worker.enter_async_context(first.worker(done))
+            await first.until(leased.is_set)
+        async with serve(home, first.port) as second:
+            await second.until(lambda: "SUCCEEDED" in second.states, 15)  # half a lease period
+            assert second.handler.calls == [("SUCCEEDED", 1)], (
+                "the first attempt, neither lost nor begun anew"
+            )
+            await worker.aclose()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import FailedPrecondition, Reason
+from luthier.errors import FailedPrecondition, Reason, ResourceExhausted, Unavailable
 from luthier.errors.failure import Failure
 from luthier.storage.database import Database
 from luthier.v1 import fine_tuning_job_pb2
@@ -113,14 +113,17 @@ class Queue:
 
         A claim with the id of an earlier one of this worker brings that one's task, as long as it is leased.
         A task that cannot be handed out is put off for a while, or fails by name; the next one takes its turn.
-        While the disk has too little room no task is handed out.
+        While the disk has too little room no further task is handed out.
+
+        Raises:
+            Unavailable: SHUTTING_DOWN; the claim may have brought a task already, so it must be made again.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         while not self._stopped:
             arrival = self._arrival
             has_room = self._database.disk.has_room()
-            claimed = await self._claim_one(worker, kinds, claim) if has_room else None
+            claimed = await self._claim_one(worker, kinds if has_room else (), claim)
             remaining = deadline - loop.time()
             if claimed is not None or remaining <= 0:
                 return claimed
@@ -129,7 +132,7 @@ class Queue:
             # One more look after the time: another call of this claim may have brought it a task.
             with suppress(TimeoutError):
                 await asyncio.wait_for(arrival.wait(), pause)
-        return None
+        raise Unavailable("the service is stopping; claim again", reason=Reason.SHUTTING_DOWN)
 
     def stop(self) -> None:
         """Hand out no more tasks; claims that wait end at once, else they would hold up the service's end."""
@@ -141,7 +144,9 @@ class Queue:
     ) -> tuple[Task, task_pb2.Task] | None:
         while True:
             try:
-                async with self._database.transaction() as connection:
+                # On a disk without room a transaction may fail though it writes nothing.
+                opened = self._database.transaction() if kinds else self._database.reading()
+                async with opened as connection:
                     return await self._handed_out(connection, worker, kinds, claim)
             except Unclaimable as unclaimable:
                 await self._aside.put(unclaimable)
@@ -183,8 +188,20 @@ class Queue:
         """
         async with self._database.reading() as connection:
             task = await self.held(connection, task_id, epoch)
-        self._leases.renew(task_id)
+        if not task.heard:
+            await self._note_heard(task)
+        self._leases.grant(task_id)
         return task
+
+    async def _note_heard(self, task: Task) -> None:
+        try:
+            async with self._database.transaction() as connection:
+                await self._tasks.note_heard(connection, task.task_id, task.epoch)
+        except ResourceExhausted as full:
+            # The lease matters more than the note: without it a loss of this attempt is not counted.
+            _logger.warning(
+                "not noted that a task arrived", extra={"task": task.task_id, "detail": full.message}
+            )
 
     async def held(self, connection: AsyncConnection, task_id: str, epoch: int) -> Task:
         """Return a task if it is leased under this very epoch.
@@ -324,7 +341,7 @@ class Queue:
                 return  # its worker spoke while this transaction was waited for
             self._database.after_commit(self._metrics.leases_expired.inc)
         # A holder that never spoke may not know that it is one: the answer to its claim was lost.
-        await self._lose(connection, now, why, counts=self._leases.is_heard(task.task_id))
+        await self._lose(connection, now, why, counts=now.heard)
 
     async def forget_finished(self) -> None:
         """Delete tasks that ended long ago, a batch a transaction: others write in between.

@@ -32,6 +32,7 @@ class Tasks:
             cancel_requested=False,
             last_local_number=0,
             losses=0,
+            heard=False,
         )
         row = {name: getattr(task, name) for name in Task.__slots__}
         await connection.execute(
@@ -100,10 +101,16 @@ class Tasks:
             worker=worker,
             last_local_number=0,
             claim=claim,
+            heard=False,
             not_before_us=0,
             delays=0,
         )
         return task, max(0.0, (_now_us() - row.queued_at_us) / 1e6)
+
+    async def note_heard(self, connection: AsyncConnection, task_id: str, epoch: int) -> None:
+        """Remember that the holder of a lease spoke of it, if it is still held under this epoch."""
+        is_held = (tasks.c.state == TaskState.LEASED) & (tasks.c.epoch == epoch)
+        await connection.execute(update(tasks).where(tasks.c.task_id == task_id, is_held).values(heard=True))
 
     async def requeue(self, connection: AsyncConnection, task_id: str, losses: int) -> Task:
         """Put a task back at the end of the queue."""
@@ -171,4 +178,5 @@ def _task(row: Row[Any]) -> Task:
         cancel_requested=row.cancel_requested,
         last_local_number=row.last_local_number,
         losses=row.losses,
+        heard=row.heard,
     )

@@ -58,6 +58,7 @@ class Task:
         cancel_requested: whether the holder is to stop.
         last_local_number: highest event number recorded from the current epoch.
         losses: attempts lost since it was queued or since its last checkpoint; those given back not counted.
+        heard: whether the holder ever spoke of the task: if not, the answer to its claim may have been lost.
     """
 
     task_id: str
@@ -72,3 +73,4 @@ class Task:
     cancel_requested: bool
     last_local_number: int
     losses: int
+    heard: bool
