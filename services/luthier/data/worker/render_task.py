@@ -75,7 +75,15 @@ def _outcome(rendered: RenderedVersion, shards: tuple[Shard, ...], tokenizer_blo
 def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> Path:
     spec = context.task.render
     folder.mkdir()
-    fetch_model(models, context.token, spec.model.name, context.cache, folder, tokenizer_only=True)
+    fetch_model(
+        models,
+        lambda: context.token,
+        spec.model.name,
+        context.cache,
+        folder,
+        context.check,
+        tokenizer_only=True,
+    )
     files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
     digest = bundle_digest(files)
     if digest != spec.tokenizer_digest:

@@ -50,7 +50,7 @@ class Evaluator:
         shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
         try:
-            with self._models.base(spec.base_model, context.token, context.check) as loaded:
+            with self._models.base(spec.base_model, lambda: context.token, context.check) as loaded:
                 answers = self._asked(context, loaded, answered, questions, shots)
             answered.commit()
         except (Unavailable, ResourceExhausted) as error:
@@ -82,7 +82,7 @@ class Evaluator:
         answers = {}
         for number, arm in enumerate(arms, start=1):
             adapter = arm.adapter if arm.HasField("adapter") else None
-            with self._models.adapter(loaded, adapter, context.token) as name:
+            with self._models.adapter(loaded, adapter, lambda: context.token, context.check) as name:
                 runner = ArmRunner(
                     context,
                     loaded,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from luthier.evaluation.worker.questions import Question, choose
@@ -11,6 +11,7 @@ from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, datas
 from luthier.work.arrow_stream import read_batches
 from luthier.work.context import TaskContext
 from luthier.work.peers import bearer, channel
+from luthier.work.retry import Messages
 
 _READ_SECONDS = 600.0
 _COLUMNS = ("row", "record_id", "filename", "line", "record")
@@ -64,15 +65,14 @@ class Splits:
     def _stored(self, context: TaskContext, split: dataset_pb2.Split.ValueType) -> Iterator[_Stored]:
         name = context.task.evaluate.evaluation.dataset_version
 
-        def open_at(row: int) -> Iterable[arrow_pb2.ArrowChunk]:
+        def open_at(row: int) -> Messages[arrow_pb2.ArrowChunk]:
             request = data_service_pb2.ReadRecordsRequest(name=name, split=split, start_row=row)
-            chunks: Iterable[arrow_pb2.ArrowChunk] = self._data.ReadRecords(
+            chunks: Messages[arrow_pb2.ArrowChunk] = self._data.ReadRecords(
                 request, metadata=bearer(context.token), timeout=_READ_SECONDS
             )
             return chunks
 
-        for batch in read_batches(open_at):
-            context.check()
+        for batch in read_batches(open_at, context.check):
             columns = [batch.column(column).to_pylist() for column in _COLUMNS]
             for row, record_id, filename, line, text in zip(*columns, strict=True):
                 yield _Stored(row=row, record_id=record_id, filename=filename, line=line, text=text)
