@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason, ResourceExhausted, Unavailable
-from luthier.errors.failure import Failure
 from luthier.storage.database import Database
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.aside import Aside, Unclaimable, is_passing_error
-from luthier.work.events import AttemptChanged, AttemptKind, Entry
+from luthier.work.attempts import Attempts
+from luthier.work.events import Entry
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
-from luthier.work.tasks import NewTask, Task, TaskKind, TaskState
+from luthier.work.tasks import NewTask, Outcome, Task, TaskKind, TaskState
 from luthier.work.workers import holder_parts
 from luthier.worker.v1 import task_pb2
 
@@ -40,21 +40,15 @@ class QueueSettings:
         max_losses: a task fails with WORKER_LOST once this many attempts were lost since it was queued or
             since its last checkpoint. An attempt that a stopping worker gave back is not counted, nor one
             whose worker never spoke of it.
+        retry_seconds: after two losses in a row a task waits so long before it is handed out again, four times as
+            long after each further one, at most `attempts.LONGEST_RETRY_SECONDS`; after the first it does not wait.
         retention_seconds: finished tasks leave the queue after this long; what they worked for stays.
     """
 
     lease_seconds: float = 30.0
     max_losses: int = 5
+    retry_seconds: float = 2.0
     retention_seconds: float = 30 * 24 * 3600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a worker says that a task ended: failed with `failure`, stopped on request, or done."""
-
-    failure: Failure | None = None
-    cancelled: bool = False
-    result: task_pb2.TaskResult | None = None
 
 
 class Queue:
@@ -77,16 +71,28 @@ class Queue:
         self._leases = leases or Leases(self.settings.lease_seconds)
         self._arrival = asyncio.Event()
         self._stopped = False
-        self._aside = Aside(database, self._handlers, metrics, self._leases, self._announce)
+        self._aside = Aside(database, self._handlers, metrics, self._leases, self._announce_after)
+        self._attempts = Attempts(
+            database=database,
+            log=log,
+            handlers=self._handlers,
+            metrics=metrics,
+            leases=self._leases,
+            max_losses=self.settings.max_losses,
+            retry_seconds=self.settings.retry_seconds,
+            announce_after=self._announce_after,
+        )
 
     def register(self, kind: TaskKind, handler: TaskHandler) -> None:
         """Say who follows the tasks of a kind. Every kind that is queued needs a handler."""
         self._handlers[kind] = handler
 
     async def recover(self) -> None:
-        """Take over the leases that an earlier process granted."""
+        """Take over the leases that an earlier process granted, and the tasks that it put off."""
         async with self._database.reading() as connection:
             self._leases.adopt([task.task_id for task in await self._tasks.leased(connection)])
+            for seconds in await self._tasks.put_off_for(connection):
+                self._announce_after(seconds)
 
     async def enqueue(self, connection: AsyncConnection, new: NewTask) -> Task:
         """Queue a task in the caller's transaction; waiting workers hear of it after the commit."""
@@ -104,7 +110,7 @@ class Queue:
             return
         task = await self._tasks.change(connection, task.task_id, cancel_requested=True)
         if task.state is TaskState.QUEUED:
-            await self._end(connection, task, Outcome(cancelled=True))
+            await self._attempts.end(connection, task, Outcome(cancelled=True))
 
     async def claim(
         self, worker: str, kinds: Sequence[TaskKind], wait_seconds: float, claim: str = ""
@@ -164,7 +170,7 @@ class Queue:
 
     async def _begun(self, connection: AsyncConnection, task: Task, waited_seconds: float) -> task_pb2.Task:
         self._database.after_commit(lambda: self._leases.grant(task.task_id))
-        await self._record_attempt(connection, task, "STARTED")
+        await self._attempts.record(connection, task, "STARTED")
         try:
             await self._handlers[task.kind].started(connection, task)
         except Exception as error:
@@ -278,9 +284,9 @@ class Queue:
             failure = outcome.failure
             if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
                 counts = failure.reason not in _GIVEN_BACK
-                await self._lose(connection, task, failure.message, counts=counts)
+                await self._attempts.lose(connection, task, failure.message, counts=counts)
             else:
-                await self._end(connection, task, outcome)
+                await self._attempts.end(connection, task, outcome)
 
     async def leases_of(self, worker_id: str) -> dict[str, float]:
         """Return by holder the seconds left of the leases that processes of a worker id hold."""
@@ -341,7 +347,7 @@ class Queue:
                 return  # its worker spoke while this transaction was waited for
             self._database.after_commit(self._metrics.leases_expired.inc)
         # A holder that never spoke may not know that it is one: the answer to its claim was lost.
-        await self._lose(connection, now, why, counts=now.heard)
+        await self._attempts.lose(connection, now, why, counts=now.heard)
 
     async def forget_finished(self) -> None:
         """Delete tasks that ended long ago, a batch a transaction: others write in between.
@@ -361,55 +367,11 @@ class Queue:
         async with self._database.reading() as connection:
             self._metrics.show_counts(await self._tasks.count(connection))
 
-    async def _lose(self, connection: AsyncConnection, task: Task, why: str, *, counts: bool = True) -> None:
-        losses = task.losses + counts
-        self._database.after_commit(lambda: self._leases.end(task.task_id))
-        await self._record_attempt(connection, task, "LOST", why)
-        if task.cancel_requested:
-            await self._close(connection, task, Outcome(cancelled=True))
-        elif losses >= self.settings.max_losses:
-            failure = Failure(
-                code="UNAVAILABLE",
-                reason=Reason.WORKER_LOST,
-                message=f"{losses} attempts were lost and no checkpoint came between them, the last one because {why}",
-                metadata={"attempts": str(losses)},
-            )
-            await self._close(connection, task, Outcome(failure=failure))
+    def _announce_after(self, seconds: float) -> None:
+        if seconds > 0:
+            asyncio.get_running_loop().call_later(seconds, self._announce)
         else:
-            task = await self._tasks.requeue(connection, task.task_id, losses)
-            await self._handlers[task.kind].lost(connection, task)
-            self._database.after_commit(self._announce)
-
-    async def _end(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
-        self._database.after_commit(lambda: self._leases.end(task.task_id))
-        if task.attempt > 0:
-            kind: AttemptKind = "SUCCEEDED"
-            if outcome.failure is not None:
-                kind = "FAILED"
-            elif outcome.cancelled:
-                kind = "CANCELLED"
-            await self._record_attempt(connection, task, kind)
-        await self._close(connection, task, outcome)
-
-    async def _close(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
-        task = await self._tasks.end(connection, task.task_id)
-        handler = self._handlers[task.kind]
-        if outcome.failure is not None:
-            await handler.failed(connection, task, outcome.failure, outcome.result)
-        elif outcome.cancelled:
-            await handler.cancelled(connection, task)
-        else:
-            assert outcome.result is not None, "a finished task brings a result"
-            await handler.succeeded(connection, task, outcome.result)
-
-    async def _record_attempt(
-        self, connection: AsyncConnection, task: Task, kind: AttemptKind, message: str = ""
-    ) -> None:
-        worker = holder_parts(task.worker)[0]
-        payload = AttemptChanged(kind=kind, worker=worker, message=message)
-        await self._log.append(connection, task.subject, [Entry(payload=payload, attempt=task.attempt)])
-        if kind != "STARTED":
-            self._metrics.attempts.labels(task.kind.value, kind.lower()).inc()
+            self._announce()
 
     def _announce(self) -> None:
         arrived, self._arrival = self._arrival, asyncio.Event()

@@ -112,16 +112,32 @@ class Tasks:
         is_held = (tasks.c.state == TaskState.LEASED) & (tasks.c.epoch == epoch)
         await connection.execute(update(tasks).where(tasks.c.task_id == task_id, is_held).values(heard=True))
 
-    async def requeue(self, connection: AsyncConnection, task_id: str, losses: int) -> Task:
-        """Put a task back at the end of the queue."""
+    async def requeue(
+        self, connection: AsyncConnection, task_id: str, losses: int, seconds: float = 0.0
+    ) -> Task:
+        """Put a task back at the end of the queue, to be taken in so many seconds at the earliest."""
+        now_us = _now_us()
         return await self.change(
-            connection, task_id, state=TaskState.QUEUED, queued_at_us=_now_us(), losses=losses
+            connection,
+            task_id,
+            state=TaskState.QUEUED,
+            queued_at_us=now_us,
+            not_before_us=now_us + round(seconds * 1e6) if seconds else 0,
+            losses=losses,
         )
 
     async def put_off(self, connection: AsyncConnection, task_id: str, seconds: float) -> None:
         """Keep a queued task from being taken for some time."""
         not_before_us = _now_us() + round(seconds * 1e6)
         await self.change(connection, task_id, not_before_us=not_before_us, delays=tasks.c.delays + 1)
+
+    async def put_off_for(self, connection: AsyncConnection) -> list[float]:
+        """Return for how many seconds queued tasks are put off, those that are."""
+        now_us = _now_us()
+        statement = select(tasks.c.not_before_us).where(
+            tasks.c.state == TaskState.QUEUED, tasks.c.not_before_us > now_us
+        )
+        return [(not_before_us - now_us) / 1e6 for (not_before_us,) in await connection.execute(statement)]
 
     async def delays(self, connection: AsyncConnection, task_id: str) -> int:
         """Return how often a task was put off since it was last taken."""

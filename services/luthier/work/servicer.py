@@ -13,8 +13,8 @@ from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.runtime.auth import Policy, TaskTokens
 from luthier.storage.blobs import BlobStore
 from luthier.work.convert import entry_from_proto, status_to_failure
-from luthier.work.queue import Outcome, Queue
-from luthier.work.tasks import Task, TaskKind
+from luthier.work.queue import Queue
+from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.work.validity import require_valid
 from luthier.work.workers import Worker, Workers
 from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_grpc

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from luthier.errors.failure import Failure
+from luthier.worker.v1 import task_pb2
+
 
 class TaskKind(StrEnum):
     """What a task does."""
@@ -74,3 +77,12 @@ class Task:
     last_local_number: int
     losses: int
     heard: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a worker says that a task ended: failed with `failure`, stopped on request, or done."""
+
+    failure: Failure | None = None
+    cancelled: bool = False
+    result: task_pb2.TaskResult | None = None
