@@ -196,6 +196,8 @@ def _outcome(runner: Runner, context: TaskContext) -> Outcome:
     except TaskCancelled:
         return Outcome(cancelled=True)
     except TaskFailed as failed:
+        if (full := found_full(failed.error, context.scratch)) is not None:
+            return Outcome(error=_status(full))  # another attempt brings the whole result
         return Outcome(error=_status(failed.error), result=failed.result)
     except LuthierError as error:
         return Outcome(error=_status(found_full(error, context.scratch) or error))
