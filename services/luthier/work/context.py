@@ -112,8 +112,22 @@ class TaskContext:
             metadata={"allowed_seconds": f"{self._allowed_seconds:.0f}"},
         )
 
+    def announce(self, seconds: float) -> None:
+        """Add to what the task may take, if it has a limit: its work is known only now."""
+        if self._allowed_seconds is not None:
+            self._allowed_seconds += seconds
+
     def check(self) -> None:
-        """Return if the work is still wanted. Call it between units of work.
+        """Return if the work is still wanted. Call it between units of work; it counts as a sign of life.
+
+        Raises:
+            LuthierError: as `heed`.
+        """
+        self._activity += 1
+        self.heed()
+
+    def heed(self) -> None:
+        """Return if the work is still wanted. Call it while somebody else works, who may have stopped to.
 
         Raises:
             TaskCancelled: the service asked to stop.
@@ -121,7 +135,6 @@ class TaskContext:
             Unavailable: this worker shuts down; the task is queued again.
             DeadlineExceeded: TASK_DEADLINE; it took longer than its announced work permits.
         """
-        self._activity += 1
         if self._session.lost:
             raise FailedPrecondition(reason=Reason.LEASE_LOST, message="the lease of this task is lost")
         if self._session.cancel_requested:

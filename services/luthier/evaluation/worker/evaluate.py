@@ -16,6 +16,7 @@ from luthier.evaluation.worker.splits import Splits
 from luthier.text.records import Record
 from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.work.context import TaskContext, TaskFailed
+from luthier.work.limits import answering_seconds
 from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
@@ -46,6 +47,8 @@ class Evaluator:
         evaluation = spec.evaluation
         context.progress("loading", 0, 0, "arms")
         questions = self._splits.read(context, evaluation.split, evaluation.max_records, evaluation.seed)
+        num_answers = len(questions) * len(spec.arms)
+        context.announce(answering_seconds(num_answers, evaluation.max_new_tokens))
         grading = grading_of(evaluation, questions)
         shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
