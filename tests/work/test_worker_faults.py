@@ -93,7 +93,7 @@ async def test_an_event_that_is_refused_is_dropped_alone_and_told(
     assert [text for text in texts if text.isdigit()] == [str(number) for number in range(50)]
     (told,) = [text for text in texts if not text.isdigit()]
     assert "train_loss" in told
-    assert "must be finite, got nan" in told
+    assert "must be a finite number, got nan" in told
     counted = [
         vars(record)["number"] for record in caplog.records if record.message.startswith("report refused")
     ]
