@@ -257,3 +257,28 @@ async def test_a_runner_that_waits_for_a_file_hears_within_a_second(
         began = time.monotonic()
         await site.until(lambda: "CANCELLED" in site.states or "lost" in site.states)
         assert time.monotonic() - began < 2.0, "a heartbeat brings the wish, the wait hears it"
+
+
+async def test_files_are_looked_for_where_nobody_can_sweep_them_away_any_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the commit a blob that was released could go."""
+    has, looks = site.blobs.has, []
+
+    async def seen(digest: str) -> bool:
+        looks.append(site.parts.database._writing.locked())
+        return await has(digest)
+
+    monkeypatch.setattr(site.blobs, "has", seen)
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        path = context.scratch / "weights"
+        path.write_bytes(b"weights")
+        file = context.store(path, "weights")
+        context.commit_checkpoint(1, [file], {})
+        return task_pb2.TaskResult(train=task_pb2.TrainResult(files=[file]))
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "SUCCEEDED" in site.states)
+    assert looks == [False, True, True], "before the file is sent, with the checkpoint, with the outcome"

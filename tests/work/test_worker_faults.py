@@ -104,10 +104,10 @@ async def test_a_fault_that_lasts_fails_the_task_by_name(site: Site, monkeypatch
     monkeypatch.setattr(link_module, "FAULT_SECONDS", 0.5)
     finish = site.parts.queue.finish
 
-    async def refuse_results(task_id: str, epoch: int, outcome: Any) -> None:
+    async def refuse_results(task_id: str, epoch: int, outcome: Any, require_blobs: Any) -> None:
         if outcome.result is not None:
             raise KeyError("cannot be stored")
-        await finish(task_id, epoch, outcome)
+        await finish(task_id, epoch, outcome, require_blobs)
 
     monkeypatch.setattr(site.parts.queue, "finish", refuse_results)
     await site.enqueue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -29,6 +29,10 @@ FORGET_BATCH = 500
 _logger = logging.getLogger(__name__)
 _ROOM_SECONDS = 1.0
 _GIVEN_BACK = frozenset({Reason.SHUTTING_DOWN, Reason.DISK_FULL, Reason.PEER_REFUSED, Reason.OVERLOADED})
+
+
+async def _nothing() -> None:
+    """Require nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,19 +259,28 @@ class Queue:
         step: int,
         files: Sequence[task_pb2.BlobFile],
         metrics: Mapping[str, float],
+        require_blobs: Callable[[], Awaitable[None]] = _nothing,
     ) -> str:
         """Make a checkpoint the one to resume from; returns its resource name.
 
         Raises:
             FailedPrecondition: LEASE_LOST.
+            LuthierError: what `require_blobs` raised, called where no blob can be swept away any more.
         """
         async with self._database.transaction() as connection:
             task = await self.held(connection, task_id, epoch)
+            await require_blobs()
             if task.losses:
                 task = await self._tasks.change(connection, task_id, losses=0)
             return await self._handlers[task.kind].checkpointed(connection, task, step, files, metrics)
 
-    async def finish(self, task_id: str, epoch: int, outcome: Outcome) -> None:
+    async def finish(
+        self,
+        task_id: str,
+        epoch: int,
+        outcome: Outcome,
+        require_blobs: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
         """End a lease with what the worker brought. The same worker may repeat the call.
 
         A failure with code UNAVAILABLE is a lost attempt, one with reason DISK_FULL an attempt given back: the
@@ -275,12 +288,14 @@ class Queue:
 
         Raises:
             FailedPrecondition: LEASE_LOST.
+            LuthierError: what `require_blobs` raised, called where no blob can be swept away any more.
         """
         async with self._database.transaction() as connection:
             task = await self._tasks.get(connection, task_id)
             if task is not None and task.state is TaskState.DONE and task.epoch == epoch:
                 return
             task = await self.held(connection, task_id, epoch)
+            await require_blobs()
             failure = outcome.failure
             if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
                 counts = failure.reason not in _GIVEN_BACK
