@@ -197,7 +197,7 @@ class DatasetService:
 
         Raises NotFound, Aborted ETAG_MISMATCH.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(makes_room=True) as connection:
             version = await self._versions.get(connection, name)
             require_etag(version, etag)
             if version.final or version.state is VersionState.CANCELLING:

@@ -141,7 +141,7 @@ class RenderingService:
 
         Raises NotFound, Aborted ETAG_MISMATCH.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(makes_room=True) as connection:
             rendering = await self._renderings.get(connection, name)
             require_etag(rendering, etag)
             if rendering.final or rendering.state is RenderingState.CANCELLING:
