@@ -156,6 +156,12 @@ async def test_an_interactive_answer_comes_while_references_and_answers_are_meas
         assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_RUNNING
 
 
+async def until_not_running(site: Any, name: str) -> None:
+    async with asyncio.timeout(30):
+        while (await site.get(name)).state == evaluation_pb2.Evaluation.STATE_RUNNING:  # noqa: ASYNC110 - a worker ends it
+            await asyncio.sleep(0.1)
+
+
 async def test_an_engine_that_stands_still_is_noticed_though_its_runner_asks_on(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,9 +178,7 @@ async def test_an_engine_that_stands_still_is_noticed_though_its_runner_asks_on(
         async with site.worker():
             made = await site.evaluate()
             await site.until_running(made.name)
-            async with asyncio.timeout(30):
-                while (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_RUNNING:  # noqa: ASYNC110 - a worker ends it
-                    await asyncio.sleep(0.1)
+            await until_not_running(site, made.name)
             assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_QUEUED
             go_on.set()
 
