@@ -214,7 +214,7 @@ class EvaluationService:
             Aborted: it changed since `etag` was read.
         """
         EVALUATION.parse(name)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(makes_room=True) as connection:
             evaluation = await self._resources.get(connection, name)
             if etag and etag != f'"{evaluation.revision}"':
                 raise Aborted(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from luthier.errors import Failure, NotFound, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.generation.domain import Order, Piece
+from luthier.runtime.names import project_of
 
 MAX_WAITING = 64
 RETRY_AFTER_SECONDS = 1.0
@@ -16,18 +17,45 @@ RETRY_AFTER_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Taker:
-    """A worker that takes orders: `outbox` holds orders, and ids of generations to stop."""
+    """A worker that takes orders: `outbox` holds orders, and ids of generations to stop.
+
+    `active` holds the orders that it has by id, `silent` the ids of those that it said nothing of yet.
+    """
 
     slots: int
-    active: set[str] = field(default_factory=set)
+    active: dict[str, Order] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
     outbox: asyncio.Queue[Order | str] = field(default_factory=asyncio.Queue)
+
+    def hand(self, order: Order) -> None:
+        """Give it an order."""
+        self.active[order.generation_id] = order
+        self.silent.add(order.generation_id)
+        self.outbox.put_nowait(order)
+
+    def drop(self, generation_id: str) -> None:
+        """Take an order back, if it has it."""
+        self.active.pop(generation_id, None)
+        self.silent.discard(generation_id)
+
+    def choose(self, waiting: Iterable[Order]) -> Order | None:
+        """Return whose turn it is: of the project that has the fewest orders here, then who came first.
+
+        Of one model at most all slots but one may be silent: its template may not end before its limits do, and
+        others must find a slot meanwhile.
+        """
+        silent = Counter(_asked(self.active[generation_id]) for generation_id in self.silent)
+        held = Counter(_project(order) for order in self.active.values())
+        most = max(1, self.slots - 1)
+        may = [order for order in waiting if silent[_asked(order)] < most]
+        return min(may, key=lambda order: held[_project(order)], default=None)
 
 
 class Exchange:
     """Hands each order to a worker with a free slot and its pieces back to the caller.
 
-    At most `max_waiting` orders wait for a slot. When a caller goes away its generation is stopped; when a
-    worker goes away its callers are told to try again.
+    At most `max_waiting` orders wait for a slot; see `_Taker.choose` for whose turn it is. When a caller goes away its
+    generation is stopped; when a worker goes away its callers are told to try again.
     """
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
@@ -77,7 +105,7 @@ class Exchange:
             self._waiting.remove(order)
         for taker in self._takers:
             if order.generation_id in taker.active:
-                taker.active.discard(order.generation_id)
+                taker.drop(order.generation_id)
                 taker.outbox.put_nowait(order.generation_id)
         self._dispatch()
 
@@ -115,14 +143,22 @@ class Exchange:
                 metadata={"generation": piece.generation_id},
             )
         answers.put_nowait(piece)
-        if piece.is_last:
-            for taker in self._takers:
-                taker.active.discard(piece.generation_id)
-            self._dispatch()
+        for taker in self._takers:
+            taker.silent.discard(piece.generation_id)
+            if piece.is_last:
+                taker.drop(piece.generation_id)
+        self._dispatch()
 
     def _dispatch(self) -> None:
         for taker in self._takers:
-            while self._waiting and len(taker.active) < taker.slots:
-                order = self._waiting.popleft()
-                taker.active.add(order.generation_id)
-                taker.outbox.put_nowait(order)
+            while len(taker.active) < taker.slots and (order := taker.choose(self._waiting)) is not None:
+                self._waiting.remove(order)
+                taker.hand(order)
+
+
+def _asked(order: Order) -> str:
+    return (order.adapter or order.base_model).name
+
+
+def _project(order: Order) -> str:
+    return project_of(order.base_model.name)

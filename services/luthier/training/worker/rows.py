@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -11,8 +10,9 @@ from luthier.errors import DataLoss
 from luthier.training.recipes.corpus import Corpus
 from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
 from luthier.work.arrow_stream import read_batches
+from luthier.work.limited import Check
 from luthier.work.peers import bearer
-from luthier.work.retry import retrying
+from luthier.work.retry import Messages, Token, asked
 
 _CALL_SECONDS = 30.0
 _STREAM_SECONDS = 3600.0
@@ -21,10 +21,10 @@ _SPLITS = {"TRAIN": dataset_pb2.SPLIT_TRAIN, "VALIDATION": dataset_pb2.SPLIT_VAL
 
 def read_corpus(
     channel: grpc.Channel,
-    token: Callable[[], str],
+    token: Token,
     name: str,
     digest: str,
-    between: Callable[[], None],
+    check: Check,
 ) -> Corpus:
     """Return the training and validation rows of a rendering.
 
@@ -33,7 +33,7 @@ def read_corpus(
         token: gives a fresh credential.
         name: the rendering.
         digest: what the job was planned with.
-        between: called after every batch of rows; may raise to stop.
+        check: called several times a second, whatever the service does; may raise to stop.
 
     Raises:
         DataLoss: the rendering has another digest, or its rows are not as many as it says.
@@ -41,8 +41,8 @@ def read_corpus(
     """
     stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
     request = data_service_pb2.GetRenderingRequest(name=name)
-    rendering: rendering_pb2.Rendering = retrying(
-        lambda: stub.GetRendering(request, metadata=bearer(token()), timeout=_CALL_SECONDS)
+    rendering: rendering_pb2.Rendering = asked(
+        lambda: stub.GetRendering.future(request, metadata=bearer(token()), timeout=_CALL_SECONDS), check
     )
     if rendering.digest != digest:
         raise DataLoss(
@@ -50,17 +50,16 @@ def read_corpus(
             metadata={"name": name},
         )
 
-    def open_at(row: int) -> Iterable[arrow_pb2.ArrowChunk]:
+    def open_at(row: int) -> Messages[arrow_pb2.ArrowChunk]:
         wanted = data_service_pb2.ReadRenderingRequest(name=name, start_row=row)
-        chunks: Iterable[arrow_pb2.ArrowChunk] = stub.ReadRendering(
+        chunks: Messages[arrow_pb2.ArrowChunk] = stub.ReadRendering(
             wanted, metadata=bearer(token()), timeout=_STREAM_SECONDS
         )
         return chunks
 
     corpus = Corpus()
-    for batch in read_batches(open_at):
+    for batch in read_batches(open_at, check):
         _add(corpus, batch)
-        between()
     _check_counts(corpus, rendering)
     return corpus
 
