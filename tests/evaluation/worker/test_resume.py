@@ -142,11 +142,11 @@ def committed(site: Any) -> int:
         return int(database.execute("select coalesce(max(step), 0) from answer_files").fetchone()[0])
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 async def test_a_killed_worker_changes_nothing_and_asks_nothing_again(site: Any) -> None:
-    with process(site):
-        alone = await site.ended((await site.evaluate(**WANTED)).name)
     with process(site) as worker:
+        alone = await site.ended((await site.evaluate(**WANTED)).name)
         made = await site.evaluate(**WANTED)
         await until_answered(site, made.name, 14)
         worker.send_signal(signal.SIGKILL)
