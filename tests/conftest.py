@@ -40,7 +40,7 @@ TOGETHER = {
 }
 
 
-class Scheduling(LoadScopeScheduling):
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Gives each test to the first process that is free, and those of TOGETHER to one.
 
     In place of marks and `--dist loadgroup`, which xdist 3.8 ignores with pytest 9.2.
