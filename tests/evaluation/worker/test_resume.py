@@ -145,8 +145,9 @@ def committed(site: Any) -> int:
 @pytest.mark.long
 @pytest.mark.e2e
 async def test_a_killed_worker_changes_nothing_and_asks_nothing_again(site: Any) -> None:
-    with process(site) as worker:
+    with process(site):
         alone = await site.ended((await site.evaluate(**WANTED)).name)
+    with process(site) as worker:
         made = await site.evaluate(**WANTED)
         await until_answered(site, made.name, 14)
         worker.send_signal(signal.SIGKILL)
