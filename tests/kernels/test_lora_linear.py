@@ -66,7 +66,11 @@ def test_kernels_are_no_less_exact_than_eager(
     widths: list[int],
     ranks: list[int],
     exact_as_eager: Callable[..., None],
+    *,
+    interpreted: bool,
 ) -> None:
+    # Two tiles of 64 and a part of one: no kernel of Triton's does another thing with more.
+    inputs = min(inputs, 161) if interpreted else inputs
     exact_as_eager(runner(dropout), tensors(rows, inputs, widths, ranks), dtype)
 
 

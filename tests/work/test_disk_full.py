@@ -18,6 +18,7 @@ from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.events import AttemptChanged, StateChanged
 from luthier.worker.v1 import task_pb2
 
+pytestmark = pytest.mark.long
 MIB = 1 << 20
 FLOOR = 4 * MIB
 
