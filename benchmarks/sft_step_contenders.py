@@ -32,8 +32,10 @@ from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
 from luthier.training.recipes import sft
 from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.course import Course, StepDone
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.schedule import Course, Schedule
+from luthier.training.recipes.schedule import RateCourse, Schedule
+from luthier.training.recipes.weights import Adapter
 
 OURS = ("ours", "ours_eager")
 REFERENCE = "peft"
@@ -75,11 +77,15 @@ def run_ours(task: Task, meter: Meter, impl: Impl) -> Factors:
 def _run_recipe(task: Task, meter: Meter) -> Factors:
     model = load_model(task.model)
     load_adapter(model, task.adapter, ADAPTER)
-    engine = Engine(model, ADAPTER, OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM))
+    weights = Adapter(model, ADAPTER, base_model="")
+    optimiser = OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
+    engine = Engine(weights, optimiser, model.device)
     corpus = Corpus()
     for number, row in enumerate(task.rows):
         corpus.add(number, "TRAIN", row.ids, row.supervised)
-    schedule = Schedule(peak=LEARNING_RATE, course=Course.CONSTANT, warmup_steps=0, num_steps=task.num_steps)
+    schedule = Schedule(
+        peak=LEARNING_RATE, course=RateCourse.CONSTANT, warmup_steps=0, num_steps=task.num_steps
+    )
     settings = sft.Settings(
         batches=task.batches,
         schedule=schedule,
@@ -87,8 +93,8 @@ def _run_recipe(task: Task, meter: Meter) -> Factors:
         validation_interval_steps=task.num_steps,
     )
     meter.begin()
-    for event in sft.train(engine, corpus, settings, sft.Course()):
-        if isinstance(event, sft.StepDone):
+    for event in sft.train(engine, corpus, settings, Course()):
+        if isinstance(event, StepDone):
             meter.losses.append(event.metrics["train_loss"])
             meter.step_done()
     parameters = {name: one.detach() for name, one in adapter_parameters(model, ADAPTER).items()}

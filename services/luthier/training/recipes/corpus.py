@@ -6,7 +6,9 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from luthier.lm.packed import PackedBatch, pack
+import numpy as np
+
+from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.training.recipes.batches import RowLength
 
 Split = Literal["TRAIN", "VALIDATION"]
@@ -39,4 +41,7 @@ class Corpus:
 
     def pack(self, rows: Sequence[int]) -> PackedBatch:
         """Lay rows end to end for one forward pass."""
-        return pack([(self._input_ids[row], [flag == 1 for flag in self._supervised[row]]) for row in rows])
+        supervised = [np.frombuffer(self._supervised[row], dtype=np.uint8) for row in rows]
+        return pack(
+            [np.frombuffer(self._input_ids[row], dtype=np.int32) for row in rows], {WEIGHT: supervised}, rows
+        )
