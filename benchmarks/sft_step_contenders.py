@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sft_step_meter import Meter, peak_rss_bytes
 from sft_step_peft import Factors, run_peft
@@ -31,7 +32,7 @@ from luthier.lm.lora import adapter_parameters
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
 from luthier.training.recipes import sft
-from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.corpus import Block, Corpus
 from luthier.training.recipes.course import Course, StepDone
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.schedule import RateCourse, Schedule
@@ -81,8 +82,15 @@ def _run_recipe(task: Task, meter: Meter) -> Factors:
     optimiser = OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
     engine = Engine(weights, optimiser, model.device)
     corpus = Corpus()
-    for number, row in enumerate(task.rows):
-        corpus.add(number, "TRAIN", row.ids, row.supervised)
+    numbers = np.arange(len(task.rows))
+    block = Block(
+        rows=numbers,
+        units=numbers,
+        bounds=np.cumsum([0, *(len(row.ids) for row in task.rows)]),
+        input_ids=np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in task.rows]),
+        learnt=np.concatenate([np.asarray(row.supervised, dtype=np.bool_) for row in task.rows]),
+    )
+    corpus.add("TRAIN", block)
     schedule = Schedule(
         peak=LEARNING_RATE, course=RateCourse.CONSTANT, warmup_steps=0, num_steps=task.num_steps
     )

@@ -40,3 +40,10 @@ def test_pack_refuses_nothing_and_empty_sequences() -> None:
 def test_pack_refuses_values_that_do_not_match_the_tokens() -> None:
     with pytest.raises(InvalidArgument, match=r"sequence 0 .* got 2 tokens and \{'weight': 1\} values"):
         pack([[1, 2]], {WEIGHT: [[True]]})
+
+
+def test_a_batch_moves_to_a_device_whole() -> None:
+    batch = pack([[1, 2]], {WEIGHT: [[0, 1]], "advantage": [[0, 2]]}, rows=[7]).to("meta")
+    tensors = [batch.input_ids, batch.position_ids, *batch.streams.values()]
+    assert [tensor.device.type for tensor in tensors] == ["meta"] * 4
+    assert (batch.cu_seqlens, batch.rows) == ((0, 2), (7,))

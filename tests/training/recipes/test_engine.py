@@ -249,3 +249,14 @@ def test_two_ranks_with_half_of_the_passes_each_make_the_steps_of_one(
     for name, parameter in engines[0].weights.parameters.items():
         assert torch.equal(parameter, engines[1].weights.parameters[name])
     assert_close(engines[0].weights.parameters, alone.weights.parameters)
+
+
+def test_batches_are_taken_on_the_device_of_the_engine(
+    tiny_llama: ModelMaker, batches: list[list[PackedBatch]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama()
+    insert_lora(model, LoraSpec(rank=4, alpha=8.0), seed=11)
+    engine = Engine(Adapter(model, "default", base_model="tiny"), OPTIMISER, torch.device("meta"))
+    monkeypatch.setattr("luthier.training.recipes.engine.read", lambda model, batch, readout: batch)
+    taken: Any = engine.score(batches[0][0], FusedLoss())
+    assert taken.input_ids.device.type == taken.streams[WEIGHT].device.type == "meta"

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -23,7 +24,7 @@ from luthier.lm.packed import WEIGHT
 from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes import checkpoint, sft
 from luthier.training.recipes.batches import BatchSettings, count_steps, iterate_steps, plan_digest
-from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.corpus import Block, Corpus
 from luthier.training.recipes.course import CheckpointDue, Course, Event, StepDone
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.schedule import RateCourse, Schedule
@@ -40,7 +41,14 @@ FILES = (*Adapter.files, checkpoint.OPTIMISER_NAME, checkpoint.STATE_NAME)
 def corpus_of(rows: list[Any]) -> Corpus:
     corpus = Corpus()
     for row in rows:
-        corpus.add(row.row, row.split, row.input_ids, row.loss_mask)
+        block = Block(
+            rows=np.array([row.row]),
+            units=np.array([row.row]),
+            bounds=np.array([0, len(row.input_ids)]),
+            input_ids=np.array(row.input_ids, dtype=np.int32),
+            learnt=np.array(row.loss_mask),
+        )
+        corpus.add(row.split, block)
     return corpus
 
 
@@ -292,7 +300,7 @@ def test_validate_is_the_mean_over_tokens_not_over_rows(make_run: RunMaker) -> N
     run = make_run()
     run.begin()
     rows = [row for row in run.corpus.lengths("VALIDATION") if row.num_supervised]
-    sums = [run.engine.score(run.corpus.pack([row.row]), FusedLoss()) for row in rows]
+    sums = [run.engine.score(run.corpus.pack([row.row], "VALIDATION"), FusedLoss()) for row in rows]
     expected = sum(loss.item() for loss, _ in sums) / sum(count for _, count in sums)
     batches = sft.pack_validation(run.corpus, 48)
     found = sft.validate(run.engine, run.corpus, batches)

@@ -191,6 +191,8 @@ class RecordRenderer:
                 "loss_mask": fitted.loss_mask,
                 "num_tokens": len(ids),
                 "num_supervised": fitted.num_supervised,
+                "unit": self._writer.num_rows,
+                "role": "",
             },
             # What the mask's Python values and the ids take until the row group is written.
             12 * len(ids) + 300,

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from luthier.errors import FailedPrecondition, Reason
 from luthier.kernels.linear_cross_entropy import LossSum
 from luthier.lm.readouts import FusedLoss
-from luthier.training.recipes.batches import BatchSettings, Step, iterate_steps, pack_first_fit, teaching_rows
+from luthier.training.recipes.batches import (
+    BatchSettings,
+    Step,
+    iterate_steps,
+    pack_first_fit,
+    teaching_units,
+)
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.course import CheckpointDue, Course, Event, StepDone
 from luthier.training.recipes.engine import Engine, Objective, Sum
@@ -93,8 +99,8 @@ def train(
 
 
 def pack_validation(corpus: Corpus, micro_batch_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Return the validation rows that have something to learn, by forward pass."""
-    return pack_first_fit(teaching_rows(corpus.lengths("VALIDATION")), micro_batch_tokens)
+    """Return the validation units that have something to learn, as rows by forward pass."""
+    return pack_first_fit(teaching_units(corpus.lengths("VALIDATION")), micro_batch_tokens)
 
 
 def validate(
@@ -107,7 +113,7 @@ def validate(
     loss_sum = count = 0.0
     for batch in batches:
         check()
-        found = engine.score(corpus.pack(batch), FusedLoss())
+        found = engine.score(corpus.pack(batch, "VALIDATION"), FusedLoss())
         loss_sum += found.loss_sum.item()
         count += found.num_valid
     loss_sum, count = engine.collective.sum_counts([loss_sum, count])
