@@ -39,10 +39,11 @@ _COMMIT_TRIES = 3
 
 
 class Trainer:
-    """Runs TRAIN tasks with the rows of one Data service."""
+    """Runs TRAIN tasks with the rows of one Data service, on one device."""
 
-    def __init__(self, data_channel: grpc.Channel) -> None:
+    def __init__(self, data_channel: grpc.Channel, device: torch.device) -> None:
         self._data_channel = data_channel
+        self._device = device
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
         """Train, from the task's checkpoint on if it has one.
@@ -54,10 +55,10 @@ class Trainer:
             LuthierError: rows or files could not be read, or do not fit together.
         """
         with _memory_errors(context.task.train.job), freed_memory_kept():
-            return _train(context, self._data_channel)
+            return _train(context, self._data_channel, self._device)
 
 
-def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskResult:
+def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.device) -> task_pb2.TaskResult:
     spec = context.task.train
     context.progress("reading rows", 0, 0, "rows")
     corpus = read_corpus(
@@ -68,7 +69,7 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
     context.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(context)
     totals = _checked(context, found, batches, read_config(folder))
-    model = load_model(folder)
+    model = load_model(folder, device=device)
     settings = _settings(spec.job, batches, totals.num_steps)
     run = _identity(spec.job, corpus, settings, model)
     engine, course, changed = _begin(context, model, run)
