@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
-from luthier.data.shard_files import RECORD_COLUMNS, ShardReader
-from luthier.data.worker.parquet import RECORD_SCHEMA, ShardWriter, WrittenShard
+from luthier.data.shard_files import LENGTH_COLUMNS, RECORD_COLUMNS, ROW_COLUMNS, ShardReader
+from luthier.data.worker.parquet import RECORD_SCHEMA, ROW_SCHEMA, ShardWriter, WrittenShard
 from luthier.errors import Reason, ResourceExhausted
 from luthier.runtime.auth import Kind, Principal, set_principal
 from luthier.storage.blobs import BlobStore
@@ -132,3 +133,34 @@ async def test_chunks_hold_the_rows_from_a_row_on_across_shards(tmp_path: Path) 
     assert sum(num_rows for _, num_rows in found) == 3001
     # The second shard repeats the bytes of the first, and with them its row numbers.
     assert [first_row for first_row, _ in found] == [2999, 0, 1024, 2048]
+
+
+async def test_rows_of_shards_from_before_units_are_units_by_themselves(tmp_path: Path) -> None:
+    schema = pyarrow.schema([field for field in ROW_SCHEMA if field.name not in ("unit", "role")])
+    written: list[WrittenShard] = []
+    writer = ShardWriter(tmp_path, "rows", schema, written.append)
+    for number in range(3):
+        place = {
+            "record_id": "a",
+            "split": ("TRAIN", "TEST")[number % 2],
+            "filename": "a.jsonl",
+            "line": number,
+        }
+        lengths = {"num_tokens": 2, "num_supervised": 1}
+        writer.add({**place, "input_ids": [1, 2], "loss_mask": [False, True], **lengths}, 300)
+    writer.close()
+    blobs = MemoryBlobStore()
+    blob = await blobs.put_bytes(written[0].path.read_bytes())
+    shards = (
+        Shard(
+            file=BlobFile(path="rows", sha256=blob.digest, size_bytes=blob.size_bytes),
+            first_row=0,
+            num_rows=3,
+        ),
+    )
+    reader = ShardReader(blobs)
+    whole = [row async for row in reader.rows(shards, ROW_COLUMNS, 1, {})]
+    assert [(row["row"], row["unit"], row["role"]) for row in whole] == [(1, 1, ""), (2, 2, "")]
+    told = [row async for row in reader.rows(shards, LENGTH_COLUMNS, 0, {"split": "TRAIN"})]
+    assert [row["unit"] for row in told] == [0, 2]
+    assert tuple(told[0]) == LENGTH_COLUMNS

@@ -24,9 +24,9 @@ RECORD_COLUMNS = ("row", "record_id", "split", "filename", "line", "record")
 """Columns of a version's shards; `record` is the canonical record as JSON."""
 ID_COLUMNS = ("row", "record_id")
 """Columns of a version's shards that tell its records without their text."""
-ROW_COLUMNS = ("row", "record_id", "split", "filename", "line", "input_ids", "loss_mask")
+ROW_COLUMNS = ("row", "record_id", "split", "filename", "line", "input_ids", "loss_mask", "unit", "role")
 """Columns of a rendering's shards, besides those of `LENGTH_COLUMNS`."""
-LENGTH_COLUMNS = ("row", "split", "num_tokens", "num_supervised")
+LENGTH_COLUMNS = ("row", "split", "num_tokens", "num_supervised", "unit")
 """Columns of a rendering's shards that tell its lengths without its tokens."""
 CHUNK_BYTES = 1 << 20
 """About the most that one Arrow chunk holds; a single greater row still travels as one."""
@@ -180,7 +180,13 @@ def _read_group(
 ) -> pyarrow.RecordBatch | None:
     import pyarrow.compute
 
-    table = opened.read_row_group(group, columns=columns, use_threads=False).slice(skip)
+    stored = [column for column in columns if column in opened.schema_arrow.names]
+    table = opened.read_row_group(group, columns=stored, use_threads=False).slice(skip)
+    # Shards of before units: each row is one by itself.
+    if "unit" in columns and "unit" not in stored:
+        table = table.append_column("unit", table.column("row"))
+    if "role" in columns and "role" not in stored:
+        table = table.append_column("role", pyarrow.repeat("", table.num_rows))
     for column, value in equals.items():
         table = table.filter(pyarrow.compute.equal(table[column], value))
     batches = table.combine_chunks().to_batches()

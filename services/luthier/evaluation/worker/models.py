@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import DataLoss, Reason, ResourceExhausted
@@ -110,11 +111,19 @@ class Models:
         limits: what their templates and tokenizers may take for one prompt.
     """
 
-    def __init__(self, address: str, cache: BlobCache, folder: Path, limits: Limits = PROMPT_LIMITS) -> None:
+    def __init__(
+        self,
+        address: str,
+        cache: BlobCache,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        limits: Limits = PROMPT_LIMITS,
+    ) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self._channel = channel(address)
         self._cache = cache
         self._folder = folder
+        self._device = device
         self._loaded: LoadedModel | None = None
         self._users = 0
         self._loading = ""
@@ -227,7 +236,7 @@ class Models:
         with self._fetched(reference, token, check) as folder:
             files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
             bundle = Bundle(key=bundle_digest(files), read=lambda: files)
-            return LoadedModel(reference.digest, load_model(folder), bundle, self._texts)
+            return LoadedModel(reference.digest, load_model(folder, device=self._device), bundle, self._texts)
 
     @contextmanager
     def _fetched(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> Iterator[Path]:
