@@ -103,10 +103,12 @@ def forget_what_was_taught(cluster: Cluster) -> None:
     """Make the home one of before models kept it: it is found through the job's rendering then."""
     cluster.end("training", within_seconds=30)
     with closing(sqlite3.connect(cluster.home / "training" / "training.db")) as database:
-        changed = database.execute(
-            "UPDATE models SET body = json_remove(body, '$.taught') WHERE json_extract(body, '$.taught') IS NOT NULL"
-        )
-        assert changed.rowcount == 1
+        rows = database.execute("SELECT uid, message FROM models").fetchall()
+        models = {uid: Model.FromString(message) for uid, message in rows}
+        (uid,) = (uid for uid, model in models.items() if model.HasField("taught"))
+        models[uid].ClearField("taught")
+        changed = (models[uid].SerializeToString(), uid)
+        database.execute("UPDATE models SET message = ? WHERE uid = ?", changed)
         database.commit()
     cluster.start("training")
 

@@ -36,7 +36,7 @@ FAILURE = {
     "metadata": {"micro_batch_tokens": "9"},
     "retry_after_seconds": 2.5,
 }
-TAUGHT = {
+TAUGHT: dict[str, Any] = {
     "chat_template": "{{ messages }}",
     "template_date": "2026-01-02",
     "prefix_token_ids": [1],
@@ -45,7 +45,7 @@ TAUGHT = {
     "rendering": "projects/p/renderings/r",
     "rendering_digest": "d",
 }
-FILE = {"path": "model.safetensors", "sha256": "a" * 64, "size_bytes": 7, "tokenizer": False}
+FILE: dict[str, Any] = {"path": "model.safetensors", "sha256": "a" * 64, "size_bytes": 7, "tokenizer": False}
 HYPERPARAMETERS = {
     "num_epochs": 2,
     "max_steps": 9,
