@@ -103,12 +103,12 @@ def forget_what_was_taught(cluster: Cluster, tuned: str) -> None:
     """Make the home one of before models kept it: it is found through the job's rendering then."""
     cluster.end("training", within_seconds=30)
     with closing(sqlite3.connect(cluster.home / "training" / "training.db")) as database:
-        changed = database.execute(
-            "UPDATE models SET body = json_remove(body, '$.taught') "
-            "WHERE json_extract(body, '$.taught') IS NOT NULL AND name = ?",
-            (tuned,),
-        )
-        assert changed.rowcount == 1
+        uid, stored = database.execute("SELECT uid, message FROM models WHERE name = ?", (tuned,)).fetchone()
+        model = Model.FromString(stored)
+        assert model.HasField("taught")
+        model.ClearField("taught")
+        changed = (model.SerializeToString(), uid)
+        assert database.execute("UPDATE models SET message = ? WHERE uid = ?", changed).rowcount == 1
         database.commit()
     cluster.start("training")
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,19 +19,23 @@ from luthier.lm.attention import IMPLEMENTATION
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
+from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training import schema
-from luthier.training.jobs.lifecycle import JobLifecycle
-from luthier.training.jobs.planning import Lengths, RenderingView, SplitCounts
+from luthier.training.jobs.handler import TrainHandler
+from luthier.training.jobs.planning import Lengths
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService
-from luthier.training.jobs.servicer import TrainHandler
-from luthier.training.jobs.settings import JobRequest
 from luthier.training.models import repository
-from luthier.training.models.domain import Model, ModelFile, ModelKind, ModelState
-from luthier.training.models.service import ModelService
+from luthier.training.models.service import ModelService, StoredModel
 from luthier.training.models.servicer import RegisterModelHandler
 from luthier.training.recipes.batches import RowLength
 from luthier.training.recipes.survey import PackedLengths
+from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, Split
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan
+from luthier.v1.model_pb2 import Model, ModelFile
+from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
+from luthier.v1.rendering_pb2 import LengthStatistics, Rendering, RenderingSplitStatistics
+from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
 from luthier.work import schema as work_schema
 from luthier.work.events import StateChanged
 from luthier.work.log import EventLog
@@ -116,10 +118,10 @@ class MemoryRenderings:
     """Renderings held in memory."""
 
     def __init__(self) -> None:
-        self.views: dict[str, RenderingView] = {}
+        self.views: dict[str, Rendering] = {}
         self.rows: dict[str, Lengths] = {}
 
-    async def get(self, name: str) -> RenderingView:
+    async def get(self, name: str) -> Rendering:
         if name not in self.views:
             raise NotFound(f"{name} does not exist", metadata={"name": name})
         return self.views[name]
@@ -138,7 +140,6 @@ class Bench:
     queue: Queue
     models: ModelService
     jobs: JobService
-    lifecycle: JobLifecycle
     renderings: MemoryRenderings
     roots: Path
 
@@ -146,62 +147,84 @@ class Bench:
     MODEL: ClassVar[str] = "projects/default/models/tiny"
     RENDERING: ClassVar[str] = "projects/default/renderings/songs"
 
-    def request(self, **changes: Any) -> JobRequest:
+    def request(self, **changes: Any) -> FineTuningJob:
         """A job on the bench's model and rendering."""
-        return replace(JobRequest(base_model=self.MODEL, rendering=self.RENDERING), **changes)
+        return FineTuningJob(**{"base_model": self.MODEL, "rendering": self.RENDERING, **changes})
 
-    async def add_model(self, name: str = MODEL, **changes: Any) -> Model:
+    async def create(self, job_id: str, **changes: Any) -> FineTuningJob:
+        """Create a job on the bench's model and rendering."""
+        return await self.jobs.create(
+            CreateFineTuningJobRequest(
+                parent=self.PARENT, fine_tuning_job_id=job_id, fine_tuning_job=self.request(**changes)
+            )
+        )
+
+    async def plan(self, **changes: Any) -> FineTuningPlan:
+        """Plan a job on the bench's model and rendering."""
+        request = PlanFineTuningJobRequest(parent=self.PARENT, fine_tuning_job=self.request(**changes))
+        return await self.jobs.plan(request)
+
+    async def job(self, name: str) -> FineTuningJob:
+        """Read a job."""
+        return (await self.jobs.family.read(name)).message
+
+    async def cancel(self, name: str, etag: str = "") -> FineTuningJob:
+        """Ask a job to stop."""
+        return await self.jobs.family.cancel(name, etag, FineTuningJob.STATE_CANCELLING)
+
+    async def register(self, model_id: str, model: Model) -> Model:
+        """Register a base model."""
+        request = RegisterBaseModelRequest(parent=self.PARENT, model_id=model_id, model=model)
+        return await self.models.register(request)
+
+    async def model(self, name: str) -> Model:
+        """Read a model."""
+        return (await self.models.family.read(name)).message
+
+    async def add_model(self, name: str = MODEL, **changes: Any) -> StoredModel:
         """Store a READY base model with two small files."""
         weights = await self.blobs.put_bytes(b"weights of " + name.encode())
         tokenizer = await self.blobs.put_bytes(b"tokenizer")
-        now = datetime.now(UTC)
-        model = Model(
-            name=name,
-            uid=str(uuid.uuid4()),
-            state=ModelState.READY,
-            labels={},
-            create_time=now,
-            update_time=now,
-            revision=1,
-            kind=ModelKind.BASE,
-            digest="d" * 64,
-            tokenizer_digest="t" * 64,
-            architecture="LlamaForCausalLM",
-            context_length=64,
-            files=(
-                ModelFile(
-                    path="model.safetensors",
-                    sha256=weights.digest,
-                    size_bytes=weights.size_bytes,
-                    tokenizer=False,
-                ),
+        model = {
+            "name": name,
+            "state": Model.STATE_READY,
+            "kind": Model.KIND_BASE,
+            "digest": "d" * 64,
+            "tokenizer_digest": "t" * 64,
+            "architecture": "LlamaForCausalLM",
+            "context_length": 64,
+        }
+        private = ModelPrivate(
+            files=[
+                ModelFile(path="model.safetensors", sha256=weights.digest, size_bytes=weights.size_bytes),
                 ModelFile(
                     path="tokenizer.json",
                     sha256=tokenizer.digest,
                     size_bytes=tokenizer.size_bytes,
                     tokenizer=True,
                 ),
-            ),
+            ]
         )
-        model = replace(model, **changes)
         async with self.database.transaction() as connection:
-            await repository.models().insert(connection, model)
-        return model
+            return await repository.models().insert(connection, Model(**{**model, **changes}), private)
 
-    def add_rendering(self, name: str = RENDERING, **changes: Any) -> RenderingView:
+    def add_rendering(self, name: str = RENDERING, **changes: Any) -> Rendering:
         """Know a READY rendering of 20 training rows of 10 tokens and 5 validation rows."""
-        view = RenderingView(name=name, state="READY", digest="r" * 64, tokenizer_digest="t" * 64)
-        self.views_and_rows(replace(view, **changes), lengths_of(20, 10), lengths_of(5, 10, first=20))
+        rendering = {
+            "name": name,
+            "state": Rendering.STATE_READY,
+            "digest": "r" * 64,
+            "tokenizer_digest": "t" * 64,
+        }
+        self.know(Rendering(**{**rendering, **changes}), lengths_of(20, 10), lengths_of(5, 10, first=20))
         return self.renderings.views[name]
 
-    def views_and_rows(
-        self, view: RenderingView, train: tuple[RowLength, ...], validation: tuple[RowLength, ...]
+    def know(
+        self, rendering: Rendering, train: tuple[RowLength, ...], validation: tuple[RowLength, ...]
     ) -> None:
         """Know a rendering with these rows."""
-        self.renderings.views[view.name] = replace(
-            view, train=counts_of(train, view.train), validation=counts_of(validation, view.validation)
-        )
-        self.renderings.rows[view.name] = Lengths(
+        self.renderings.views[rendering.name] = with_counts(rendering, train, validation)
+        self.renderings.rows[rendering.name] = Lengths(
             train=PackedLengths.of(train), validation=PackedLengths.of(validation)
         )
 
@@ -219,13 +242,28 @@ class Bench:
         return [payload.state for payload in payloads if isinstance(payload, StateChanged)]
 
 
-def counts_of(rows: tuple[RowLength, ...], dropped: SplitCounts) -> SplitCounts:
-    """What a rendering's statistics say of rows."""
-    return replace(
-        dropped,
-        num_rows=len(rows),
-        num_tokens=sum(row.num_tokens for row in rows),
-        longest=max((row.num_tokens for row in rows), default=0),
+def with_counts(
+    rendering: Rendering, train: tuple[RowLength, ...], validation: tuple[RowLength, ...]
+) -> Rendering:
+    """A rendering whose statistics are those of these rows; what it says of dropped and cut records stays."""
+    counted = Rendering()
+    counted.CopyFrom(rendering)
+    del counted.split_statistics[:]
+    for split, rows in ((SPLIT_TRAIN, train), (SPLIT_VALIDATION, validation)):
+        before = next((one for one in rendering.split_statistics if one.split == split), None)
+        counted.split_statistics.append(_counts_of(split, rows, before or RenderingSplitStatistics()))
+    return counted
+
+
+def _counts_of(
+    split: Split.ValueType, rows: tuple[RowLength, ...], before: RenderingSplitStatistics
+) -> RenderingSplitStatistics:
+    lengths = [row.num_tokens for row in rows]
+    return RenderingSplitStatistics(
+        split=split,
+        tokens=LengthStatistics(count=len(rows), sum=sum(lengths), maximum=max(lengths, default=0)),
+        num_dropped=before.num_dropped,
+        num_truncated=before.num_truncated,
         num_unsupervised=sum(row.num_supervised == 0 for row in rows),
     )
 
@@ -260,8 +298,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     renderings = MemoryRenderings()
     jobs = JobService(database, log, queue, models, renderings)
     released = ReleasedBlobs(database, blobs)
-    lifecycle = JobLifecycle(log, models, blobs, released)
-    queue.register(TaskKind.TRAIN, TrainHandler(lifecycle))
+    queue.register(TaskKind.TRAIN, TrainHandler(jobs.family, log, models, blobs, released))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
     made = Bench(
         database=database,
@@ -270,7 +307,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         queue=queue,
         models=models,
         jobs=jobs,
-        lifecycle=lifecycle,
         renderings=renderings,
         roots=roots,
     )

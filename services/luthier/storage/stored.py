@@ -185,6 +185,11 @@ class Rows(Generic[M, P]):
         """Return the resource by one cheap read. Raises NotFound."""
         return self._one(await database.rows(self.statement(name)), name)
 
+    async def find(self, connection: AsyncConnection, name: str) -> Stored[M, P] | None:
+        """Return the resource as a transaction sees it, None when there is none of this name."""
+        row = (await connection.execute(self.statement(name))).mappings().one_or_none()
+        return None if row is None else self._stored(row)
+
     async def get(self, connection: AsyncConnection, name: str) -> Stored[M, P]:
         """Return the resource as a transaction sees it. Raises NotFound."""
         return self._one((await connection.execute(self.statement(name))).mappings().all(), name)

@@ -10,12 +10,13 @@ from typing import Protocol
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.training.jobs.lifecycle import JobLifecycle
+from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.released import ReleasedBlobs
-from luthier.training.jobs.service import JobService, Renderings, Tasks
-from luthier.training.jobs.servicer import TrainHandler, TrainingServicer
+from luthier.training.jobs.service import JobService, Renderings
+from luthier.training.jobs.servicer import TrainingServicer
 from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import ModelServicer, RegisterModelHandler
+from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
 from luthier.work.log import EventLog
 from luthier.work.tasks import TaskKind
@@ -64,14 +65,13 @@ def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Tra
     models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)
     jobs = JobService(parts.database, parts.log, parts.queue, models, renderings)
     released = ReleasedBlobs(parts.database, parts.blobs)
-    lifecycle = JobLifecycle(parts.log, models, parts.blobs, released)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
-        TaskKind.TRAIN: TrainHandler(lifecycle),
+        TaskKind.TRAIN: TrainHandler(jobs.family, parts.log, models, parts.blobs, released),
     }
     return Training(
-        jobs=TrainingServicer(jobs, parts.log, parts.page_tokens, parts.projects),
-        models=ModelServicer(models, parts.log, parts.page_tokens, parts.projects),
+        jobs=TrainingServicer(jobs, parts.page_tokens, parts.projects),
+        models=ModelServicer(models, parts.page_tokens, parts.projects),
         handlers=handlers,
         released=released,
     )

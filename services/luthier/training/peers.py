@@ -13,10 +13,8 @@ import pyarrow.compute
 from luthier.errors import DataLoss
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
-from luthier.training.jobs.planning import Lengths, RenderingView, SplitCounts, UnsupervisedRecord
-from luthier.training.teaching import Taught
-from luthier.v1 import data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
-from luthier.work.convert import status_to_failure
+from luthier.training.jobs.planning import Lengths
+from luthier.v1 import data_service_pb2, data_service_pb2_grpc, rendering_pb2
 from luthier.work.peers import bearer, service_error_of
 
 _CALL_SECONDS = 15.0
@@ -33,10 +31,10 @@ class DataRenderings:
         self._tokens = tokens
         self._address = address
 
-    async def get(self, name: str) -> RenderingView:
+    async def get(self, name: str) -> rendering_pb2.Rendering:
         """Return a rendering. Raises NotFound, and Unavailable when the service is away."""
         request = data_service_pb2.GetRenderingRequest(name=name)
-        return view_of(await self._called(lambda: self._get(request)))
+        return await self._called(lambda: self._get(request))
 
     async def lengths(self, name: str) -> Lengths:
         """Return the row lengths of a READY rendering. Raises as `get`, and FailedPrecondition."""
@@ -70,35 +68,6 @@ class DataRenderings:
             raise service_error_of(error, f"the Data service at {self._address}") from error
 
 
-def view_of(message: rendering_pb2.Rendering) -> RenderingView:
-    """Read what a job needs to know of a rendering."""
-    failed = message.HasField("error")
-    return RenderingView(
-        name=message.name,
-        state=rendering_pb2.Rendering.State.Name(message.state).removeprefix("STATE_"),
-        digest=message.digest,
-        tokenizer_digest=message.tokenizer_digest,
-        failure_message=status_to_failure(message.error).message if failed else "",
-        train=_counts(message, dataset_pb2.SPLIT_TRAIN),
-        validation=_counts(message, dataset_pb2.SPLIT_VALIDATION),
-        unsupervised_records=tuple(
-            UnsupervisedRecord(filename=record.filename, line=record.line, message=record.message)
-            for record in message.unsupervised_records
-        ),
-        warnings=tuple(message.warnings),
-        taught=Taught(
-            # A rendering made before it kept what rendered it says at least what it was given.
-            chat_template=message.effective_chat_template or message.chat_template,
-            template_date=message.template_date,
-            prefix_token_ids=tuple(message.prefix_token_ids),
-            stop_token_ids=tuple(message.stop_token_ids),
-            tokenizer_digest=message.tokenizer_digest,
-            rendering=message.name,
-            rendering_digest=message.digest,
-        ),
-    )
-
-
 def add_lengths(ipc: bytes, lengths: Lengths) -> None:
     """Add the rows of a chunk of the lengths view to those of their split, without a Python object a row.
 
@@ -128,17 +97,3 @@ def _extend(column: array[int], values: Any, type_: Any) -> None:
     for chunk in values.cast(type_).chunks:
         start, end = chunk.offset * column.itemsize, (chunk.offset + len(chunk)) * column.itemsize
         column.frombytes(memoryview(chunk.buffers()[1])[start:end])
-
-
-def _counts(message: rendering_pb2.Rendering, split: dataset_pb2.Split.ValueType) -> SplitCounts:
-    for entry in message.split_statistics:
-        if entry.split == split:
-            return SplitCounts(
-                num_rows=entry.tokens.count,
-                num_tokens=entry.tokens.sum,
-                longest=entry.tokens.maximum,
-                num_dropped=entry.num_dropped,
-                num_truncated=entry.num_truncated,
-                num_unsupervised=entry.num_unsupervised - entry.num_without_row,
-            )
-    return SplitCounts()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table
 
-from luthier.storage.resources import resource_table
+from luthier.storage.stored import message_table
 
 metadata = MetaData()
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 
-models = resource_table(
+models = message_table(
     "models",
     metadata,
     Column("kind", String, nullable=False),
@@ -19,7 +19,7 @@ models = resource_table(
     Column("fine_tuning_job", String, nullable=False),
 )
 
-fine_tuning_jobs = resource_table(
+fine_tuning_jobs = message_table(
     "fine_tuning_jobs",
     metadata,
     Column("base_model", String, nullable=False),
@@ -31,15 +31,8 @@ checkpoints = Table(
     metadata,
     Column("job", String, primary_key=True),
     Column("step", BigInteger, primary_key=True, autoincrement=False),
-    Column("name", String, nullable=False),
-    Column("uid", String, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("metrics", JSON, nullable=False),
-    Column("files", JSON, nullable=False),
-    Column("digest", String, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("create_time_us", BigInteger, nullable=False),
-    Index("ix_checkpoints_name", "name", unique=True),
+    Column("message", LargeBinary, nullable=False),
+    Column("private", LargeBinary, nullable=False),
 )
 
 released_blobs = Table(
@@ -54,6 +47,5 @@ metric_points = Table(
     metadata,
     Column("job", String, primary_key=True),
     Column("step", BigInteger, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, nullable=False),
-    Column("metric_values", JSON, nullable=False),
+    Column("message", LargeBinary, nullable=False),
 )

@@ -81,11 +81,14 @@ class Family(Generic[M, P]):
         async for event in self._log.watch(name, start_sequence):
             yield event
 
-    async def add(self, connection: AsyncConnection, message: M, private: P, new: NewTask) -> Stored[M, P]:
-        """Store a new resource and queue the task that works for it. Raises AlreadyExists."""
+    async def add(
+        self, connection: AsyncConnection, message: M, private: P, new: NewTask | None = None
+    ) -> Stored[M, P]:
+        """Store a new resource and queue the task that works for it, if any. Raises AlreadyExists."""
         stored = await self._rows.insert(connection, message, private)
         await self._announce(connection, stored)
-        await self._tasks.enqueue(connection, new)
+        if new is not None:
+            await self._tasks.enqueue(connection, new)
         return stored
 
     async def move(
@@ -96,39 +99,50 @@ class Family(Generic[M, P]):
         *,
         changed: M | None = None,
         private: P | None = None,
+        why: str = "",
+        attempt: int = 0,
     ) -> Stored[M, P]:
         """Bring a resource into a state; `changed` is the message with all that changes besides.
 
-        Raises FailedPrecondition when the state may not follow, Aborted when the resource was changed meanwhile.
+        `why` is told with the event, and so is the attempt. A final state sets the `end_time` of a resource that
+        has one. Raises FailedPrecondition when the state may not follow, Aborted when the resource was changed
+        meanwhile.
         """
         old: Any = stored.message
         message: Any = stored.copy() if changed is None else changed
         self.lifecycle.require(old.name, old.state, state)
         message.state = state
+        if self.lifecycle.is_final(state) and "end_time" in message.DESCRIPTOR.fields_by_name:
+            message.end_time.GetCurrentTime()
         moved = await self._rows.update(connection, stored, message, private)
-        await self._announce(connection, moved)
+        await self._announce(connection, moved, why, attempt)
         return moved
 
     async def cancel(self, name: str, etag: str, stopping: int) -> M:
         """Ask a resource to stop; one that has ended or is stopping stays as it is.
 
-        `stopping` is the state that it is in until its worker has heard of it. Raises NotFound, Aborted
-        ETAG_MISMATCH.
+        `stopping` is the state that it is in until its worker has heard of it; a state that it may not follow is
+        one without a worker, which ends at once. Raises NotFound, Aborted ETAG_MISMATCH.
         """
         async with self._database.transaction(makes_room=True) as connection:
             stored = await self._rows.get(connection, name)
             require_etag(stored, etag)
-            if not self.lifecycle.may_become(stored.message.state, stopping):  # type: ignore[attr-defined]
+            state: int = stored.message.state  # type: ignore[attr-defined]
+            if state == stopping or self.lifecycle.is_final(state):
                 return stored.message
-            await self.move(connection, stored, stopping)
+            if self.lifecycle.may_become(state, stopping):
+                await self.move(connection, stored, stopping)
             await self._tasks.request_cancel(connection, name)
             return (await self._rows.get(connection, name)).message
 
-    async def _announce(self, connection: AsyncConnection, stored: Stored[M, P]) -> None:
+    async def _announce(
+        self, connection: AsyncConnection, stored: Stored[M, P], why: str = "", attempt: int = 0
+    ) -> None:
         message: Any = stored.message
         change = StateChanged(
             state=self.lifecycle.name(message.state),
+            message=why,
             failure=status_to_failure(message.error) if message.HasField("error") else None,
             final=self.lifecycle.is_final(message.state),
         )
-        await self._log.append(connection, message.name, [Entry(payload=change)])
+        await self._log.append(connection, message.name, [Entry(payload=change, attempt=attempt)])

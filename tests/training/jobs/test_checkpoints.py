@@ -7,22 +7,21 @@ from typing import Any
 import pytest
 from tests.training.conftest import stored
 
-from luthier.errors import (
-    NotFound,
-)
+from luthier.errors import NotFound
+from luthier.training.files import files_digest
 from luthier.worker.v1 import task_pb2
 
 JOB = "projects/default/fineTuningJobs/one"
 
 
 async def test_checkpointed_again_at_the_same_step_changes_nothing(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     task, _ = await bench.claim()
     for text in ("1", "2"):
         file = await stored(bench, text)
         await bench.queue.commit_checkpoint(task.task_id, task.epoch, 5, [file], {})
     (checkpoint,) = await bench.jobs.checkpoints(JOB, 0, 10)
-    assert [file.sha256 for file in checkpoint.files] == [(await stored(bench, "1")).sha256]
+    assert checkpoint.digest == files_digest({"a": (await stored(bench, "1")).sha256})
 
 
 async def commit(bench: Any, task: Any, step: int, **metrics: float) -> None:
@@ -35,7 +34,7 @@ async def kept(bench: Any) -> list[int]:
 
 
 async def test_the_last_checkpoints_and_the_best_are_kept(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request(max_checkpoints=2))
+    await bench.create("one", max_checkpoints=2)
     task, _ = await bench.claim()
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 5: 1.5}
     for step in range(1, 7):
@@ -48,7 +47,7 @@ async def test_the_last_checkpoints_and_the_best_are_kept(bench: Any) -> None:
 
 
 async def test_three_checkpoints_are_kept_unless_told_otherwise(bench: Any) -> None:
-    job = await bench.jobs.create(bench.PARENT, "one", bench.request())
+    job = await bench.create("one")
     assert job.max_checkpoints == 3
     task, _ = await bench.claim()
     for step in range(1, 6):
@@ -57,9 +56,24 @@ async def test_three_checkpoints_are_kept_unless_told_otherwise(bench: Any) -> N
 
 
 async def test_a_checkpoint_whose_bytes_are_not_there_is_refused(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     task, _ = await bench.claim()
     file = task_pb2.BlobFile(path="a", sha256="1" * 64, size_bytes=1)
     with pytest.raises(NotFound):
         await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, [file], {})
     assert await kept(bench) == []
+
+
+async def test_a_checkpoint_is_found_by_its_name_alone(bench: Any) -> None:
+    await bench.create("one")
+    task, _ = await bench.claim()
+    await commit(bench, task, 5)
+    assert (await bench.jobs.checkpoint(f"{JOB}/checkpoints/step-5")).step == 5
+    for name in (
+        f"{JOB}/checkpoints/step-05",
+        f"{JOB}/checkpoints/step-6",
+        f"{JOB}/checkpoints/five",
+        "projects/default/fineTuningJobs/two/checkpoints/step-5",
+    ):
+        with pytest.raises(NotFound, match=name):
+            await bench.jobs.checkpoint(name)

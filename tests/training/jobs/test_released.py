@@ -36,12 +36,12 @@ async def test_sweep_keeps_what_a_checkpoint_or_a_model_names(bench: Any) -> Non
     clock = Clock()
     released = ReleasedBlobs(bench.database, bench.blobs, clock)
     model = await bench.add_model("projects/default/models/named")
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     task, _ = await bench.claim()
     blob = await bench.blobs.put_bytes(b"the state of step 1")
     file = task_pb2.BlobFile(path="a", sha256=blob.digest, size_bytes=blob.size_bytes)
     await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, [file], {})
-    named = [blob.digest, *(file.sha256 for file in model.files)]
+    named = [blob.digest, *(file.sha256 for file in model.private.files)]
     async with bench.database.transaction() as connection:
         await released.release(connection, named)
     clock.now += GRACE_SECONDS + 1
@@ -52,7 +52,7 @@ async def test_sweep_keeps_what_a_checkpoint_or_a_model_names(bench: Any) -> Non
 
 async def test_a_dropped_checkpoint_releases_its_own_bytes_alone(bench: Any) -> None:
     """What older and newer checkpoints share stays."""
-    await bench.jobs.create(bench.PARENT, "one", bench.request(max_checkpoints=1))
+    await bench.create("one", max_checkpoints=1)
     task, _ = await bench.claim()
     shared = await bench.blobs.put_bytes(b"the same in all")
     states = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,9 +19,9 @@ from luthier.errors import (
     ResourceExhausted,
 )
 from luthier.storage.disk import Disk
-from luthier.training.jobs.domain import JobState
-from luthier.training.jobs.settings import HyperparametersRequest
-from luthier.training.models.domain import ModelKind, ModelState
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters
+from luthier.v1.model_pb2 import Model
+from luthier.work.convert import status_to_failure
 from luthier.work.events import Entry, Measured, Progressed
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
@@ -31,11 +30,12 @@ JOB = "projects/default/fineTuningJobs/one"
 
 
 async def test_create_queues_a_job_with_resolved_settings(bench: Any) -> None:
-    job = await bench.jobs.create(bench.PARENT, "one", bench.request())
-    assert await bench.jobs.get(JOB) == job
-    assert job.state is JobState.QUEUED
+    job = await bench.create("one")
+    assert await bench.job(JOB) == job
+    assert job.state == FineTuningJob.STATE_QUEUED
     assert job.tuned_model_id == "one"
-    assert (job.base_model_digest, job.rendering_digest) == ("d" * 64, "r" * 64)
+    private = (await bench.jobs.family.read(JOB)).private
+    assert (private.base_model_digest, private.rendering_digest) == ("d" * 64, "r" * 64)
     assert await bench.states(JOB) == ["QUEUED"]
     task, spec = await bench.claim()
     assert (task.subject, task.resources) == (JOB, (bench.RENDERING,))
@@ -89,50 +89,48 @@ async def test_create_refuses_references_that_lead_nowhere(
     bench: Any, change: dict[str, str], kind: type[Exception], reason: Reason, message: str
 ) -> None:
     with pytest.raises(kind) as caught:
-        await bench.jobs.create(bench.PARENT, "one", bench.request(**change))
+        await bench.create("one", **change)
     assert getattr(caught.value, "reason", "") == reason
     assert message in str(caught.value)
     with pytest.raises(NotFound):
-        await bench.jobs.get(JOB)
+        await bench.job(JOB)
 
 
 async def test_create_refuses_a_model_that_is_not_ready_or_no_base(bench: Any) -> None:
-    await bench.add_model("projects/default/models/late", state=ModelState.REGISTERING)
+    await bench.add_model("projects/default/models/late", state=Model.STATE_REGISTERING)
     with pytest.raises(FailedPrecondition, match="models/late must be READY, it is REGISTERING"):
-        await bench.jobs.create(bench.PARENT, "one", bench.request(base_model="projects/default/models/late"))
-    await bench.add_model("projects/default/models/adapter", kind=ModelKind.ADAPTER, base_model=bench.MODEL)
+        await bench.create("one", base_model="projects/default/models/late")
+    await bench.add_model("projects/default/models/adapter", kind=Model.KIND_ADAPTER, base_model=bench.MODEL)
     with pytest.raises(InvalidArgument, match="must be a base model, got 'projects/default/models/adapter'"):
-        await bench.jobs.create(
-            bench.PARENT, "one", bench.request(base_model="projects/default/models/adapter")
-        )
+        await bench.create("one", base_model="projects/default/models/adapter")
 
 
 async def test_create_refuses_a_rendering_of_another_tokenizer(bench: Any) -> None:
     bench.add_rendering(tokenizer_digest="x" * 64)
     with pytest.raises(FailedPrecondition, match="create a rendering for this model") as caught:
-        await bench.jobs.create(bench.PARENT, "one", bench.request())
+        await bench.create("one")
     assert caught.value.reason == Reason.WRONG_STATE
 
 
 async def test_create_refuses_taken_names(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     with pytest.raises(AlreadyExists, match="fineTuningJobs/one exists already"):
-        await bench.jobs.create(bench.PARENT, "one", bench.request(tuned_model_id="other"))
+        await bench.create("one", tuned_model_id="other")
     with pytest.raises(
         AlreadyExists, match="tuned_model_id must be new, projects/default/models/tiny exists"
     ):
-        await bench.jobs.create(bench.PARENT, "two", bench.request(tuned_model_id="tiny"))
+        await bench.create("two", tuned_model_id="tiny")
     with pytest.raises(NotFound):
-        await bench.jobs.get("projects/default/fineTuningJobs/two")
+        await bench.job("projects/default/fineTuningJobs/two")
     assert await bench.states("projects/default/fineTuningJobs/two") == []
 
 
 async def test_plan_creates_nothing(bench: Any) -> None:
-    planned = await bench.jobs.plan(
-        bench.PARENT, bench.request(hyperparameters=HyperparametersRequest(batch_rows=4, num_epochs=2))
-    )
-    assert (planned.plan.num_steps, planned.plan.num_steps_per_epoch) == (10, 5)
-    assert planned.plan.num_validation_rows == 5
+    plan = await bench.plan(hyperparameters=Hyperparameters(batch_rows=4, num_epochs=2))
+    assert (plan.num_steps, plan.num_steps_per_epoch) == (10, 5)
+    assert plan.num_validation_rows == 5
+    assert (plan.resolved_job.lora.rank, plan.resolved_job.name) == (16, "")
+    assert plan.resolved_job.state == FineTuningJob.STATE_UNSPECIFIED
     assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None
 
 
@@ -141,12 +139,12 @@ async def report(bench: Any, task: Any, number: int, entry: Entry) -> None:
 
 
 async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request(tuned_model_id="tuned"))
+    await bench.create("one", tuned_model_id="tuned")
     task, _ = await bench.claim()
-    assert (await bench.jobs.get(JOB)).state is JobState.PREPARING
+    assert (await bench.job(JOB)).state == FineTuningJob.STATE_PREPARING
     progress = Progressed(phase="training", completed=0, total=1, unit="steps")
     await report(bench, task, 1, Entry(payload=progress))
-    assert (await bench.jobs.get(JOB)).state is JobState.RUNNING
+    assert (await bench.job(JOB)).state == FineTuningJob.STATE_RUNNING
     await report(bench, task, 2, Entry(payload=Measured(values={"train_loss": 2.5}), step=1))
     blob = await bench.blobs.put_bytes(b"adapter")
     files = [task_pb2.BlobFile(path="adapter_model.safetensors", sha256=blob.digest, size_bytes=7)]
@@ -154,15 +152,20 @@ async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: 
     result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
 
-    job = await bench.jobs.get(JOB)
-    assert job.state is JobState.SUCCEEDED
+    job = await bench.job(JOB)
+    assert job.state == FineTuningJob.STATE_SUCCEEDED
     assert job.tuned_model == "projects/default/models/tuned"
     assert job.latest_metrics == {"train_loss": 2.5}
-    assert job.end_time is not None
-    model = await bench.models.get(job.tuned_model)
-    assert (model.state, model.kind) == (ModelState.READY, ModelKind.ADAPTER)
+    assert job.HasField("end_time")
+    model = await bench.model(job.tuned_model)
+    assert (model.state, model.kind) == (Model.STATE_READY, Model.KIND_ADAPTER)
     assert (model.base_model, model.fine_tuning_job, model.step) == (bench.MODEL, JOB, 1)
-    assert [(file.path, file.sha256) for file in model.files] == [("adapter_model.safetensors", blob.digest)]
+    found = await bench.models.files(model.name, "", 10)
+    tokenizer = await bench.models.files(bench.MODEL, "model.safetensors", 1)
+    assert [(file.path, file.sha256) for file in found] == [
+        ("adapter_model.safetensors", blob.digest),
+        ("tokenizer.json", tokenizer[0].sha256),
+    ]
     assert await bench.states(JOB) == ["QUEUED", "PREPARING", "RUNNING", "SUCCEEDED"]
     assert await bench.states(job.tuned_model) == ["READY"]
     checkpoint = await bench.jobs.checkpoint(f"{JOB}/checkpoints/step-1")
@@ -170,37 +173,37 @@ async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: 
 
 
 async def test_a_tuned_models_name_taken_meanwhile_costs_no_work(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     task, _ = await bench.claim()
     await bench.add_model("projects/default/models/one")
     result = task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
-    job = await bench.jobs.get(JOB)
-    assert job.state is JobState.SUCCEEDED
+    job = await bench.job(JOB)
+    assert job.state == FineTuningJob.STATE_SUCCEEDED
     assert job.tuned_model.startswith("projects/default/models/one-")
-    assert (await bench.models.get(job.tuned_model)).fine_tuning_job == JOB
+    assert (await bench.model(job.tuned_model)).fine_tuning_job == JOB
 
 
 async def test_a_lost_attempt_is_followed_by_one_that_resumes_from_the_last_checkpoint(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     task, _ = await bench.claim()
     for step in (1, 2):
         file = await stored(bench, f"step {step}")
         await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], {})
     await bench.queue.release_worker("worker", "2")
-    assert (await bench.jobs.get(JOB)).state is JobState.QUEUED
+    assert (await bench.job(JOB)).state == FineTuningJob.STATE_QUEUED
     again, spec = await bench.claim()
     assert again.attempt == 2
     assert spec.train.checkpoint_step == 2
     assert [file.sha256 for file in spec.train.checkpoint_files] == [(await stored(bench, "step 2")).sha256]
     assert await bench.states(JOB) == ["QUEUED", "PREPARING", "QUEUED", "PREPARING"]
-    assert (await bench.jobs.get(JOB)).num_attempts == 2
+    assert (await bench.job(JOB)).num_attempts == 2
 
 
 async def test_a_job_that_cannot_be_handed_out_fails_by_name(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     find_base = bench.models.find_base
 
     async def gone(connection: Any, name: str) -> Any:
@@ -208,16 +211,16 @@ async def test_a_job_that_cannot_be_handed_out_fails_by_name(
 
     monkeypatch.setattr(bench.models, "find_base", gone)
     assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None
-    job = await bench.jobs.get(JOB)
-    assert job.state is JobState.FAILED
-    assert job.failure.reason == "RESOURCE_NOT_FOUND"
+    job = await bench.job(JOB)
+    assert job.state == FineTuningJob.STATE_FAILED
+    assert status_to_failure(job.error).reason == "RESOURCE_NOT_FOUND"
     assert job.num_attempts == 0
     monkeypatch.setattr(bench.models, "find_base", find_base)
     assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None, "it is not handed out again"
 
 
 async def test_metrics_show_the_last_attempt_of_a_step(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     first, _ = await bench.claim()
     for step in (1, 2):
         values = {"train_loss": float(step), "only_first": 0.0}
@@ -239,87 +242,95 @@ async def test_create_looks_at_no_row(bench: Any, monkeypatch: pytest.MonkeyPatc
         pytest.fail(f"the rows of {name} were read")
 
     monkeypatch.setattr(bench.renderings, "lengths", refuse)
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
-    asked = HyperparametersRequest(micro_batch_tokens=9)
+    await bench.create("one")
+    asked = Hyperparameters(micro_batch_tokens=9)
     with pytest.raises(
         InvalidArgument, match="micro_batch_tokens must be at least 10, the longest row, got 9"
     ):
-        await bench.jobs.create(bench.PARENT, "two", bench.request(hyperparameters=asked))
+        await bench.create("two", hyperparameters=asked)
 
 
 async def test_cancel_ends_a_queued_job_at_once(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
-    job = await bench.jobs.cancel(JOB, "")
-    assert job.state is JobState.CANCELLED
-    assert await bench.jobs.cancel(JOB, "") == job
+    await bench.create("one")
+    job = await bench.cancel(JOB, "")
+    assert job.state == FineTuningJob.STATE_CANCELLED
+    assert await bench.cancel(JOB, "") == job
     assert await bench.states(JOB) == ["QUEUED", "CANCELLED"]
 
 
 async def test_cancel_waits_for_the_worker_of_a_running_job(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     task, _ = await bench.claim()
-    assert (await bench.jobs.cancel(JOB, "")).state is JobState.CANCELLING
-    assert (await bench.jobs.cancel(JOB, "")).state is JobState.CANCELLING
+    assert (await bench.cancel(JOB, "")).state == FineTuningJob.STATE_CANCELLING
+    assert (await bench.cancel(JOB, "")).state == FineTuningJob.STATE_CANCELLING
     assert (await bench.queue.heartbeat(task.task_id, task.epoch)).cancel_requested
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
     assert await bench.states(JOB) == ["QUEUED", "PREPARING", "CANCELLING", "CANCELLED"]
 
 
 async def test_cancel_refuses_an_old_etag(bench: Any) -> None:
-    job = await bench.jobs.create(bench.PARENT, "one", bench.request())
+    job = await bench.create("one")
     await bench.claim()
-    with pytest.raises(Aborted, match=r'etag must be "2" .* got "1"') as caught:
-        await bench.jobs.cancel(JOB, job.etag)
+    with pytest.raises(Aborted, match=r'has the etag "2", got "1"') as caught:
+        await bench.cancel(JOB, job.etag)
     assert caught.value.reason == Reason.ETAG_MISMATCH
-    assert (await bench.jobs.get(JOB)).state is JobState.PREPARING
+    assert (await bench.job(JOB)).state == FineTuningJob.STATE_PREPARING
 
 
 async def test_the_etag_outlives_progress_and_metrics_but_no_other_change(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     task, _ = await bench.claim()
     await report(bench, task, 1, Entry(payload=Measured(values={"train_loss": 3.0}), step=1))
-    seen = await bench.jobs.get(JOB)
-    assert seen.state is JobState.RUNNING
+    seen = await bench.job(JOB)
+    assert seen.state == FineTuningJob.STATE_RUNNING
     for step in range(2, 6):
         progress = Progressed(phase="training", completed=step, total=9, unit="steps", remaining_seconds=1.0)
         await report(bench, task, 2 * step, Entry(payload=progress))
         await report(
             bench, task, 2 * step + 1, Entry(payload=Measured(values={"train_loss": 1.0}), step=step)
         )
-    now = await bench.jobs.get(JOB)
+    now = await bench.job(JOB)
     assert (now.etag, now.progress.completed, now.latest_metrics["train_loss"]) == (seen.etag, 5, 1.0)
-    assert now.update_time > seen.update_time
-    assert (await bench.jobs.cancel(JOB, seen.etag)).state is JobState.CANCELLING
+    assert now.update_time.ToNanoseconds() > seen.update_time.ToNanoseconds()
+    assert (await bench.cancel(JOB, seen.etag)).state == FineTuningJob.STATE_CANCELLING
     with pytest.raises(Aborted):
-        await bench.jobs.cancel(JOB, seen.etag)
+        await bench.cancel(JOB, seen.etag)
 
 
 async def test_a_failed_job_says_why(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     task, _ = await bench.claim()
     failure = Failure(code="FAILED_PRECONDITION", reason=Reason.LOSS_NOT_FINITE, message="step 3")
     await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
-    job = await bench.jobs.get(JOB)
-    assert (job.state, job.failure) == (JobState.FAILED, failure)
+    job = await bench.job(JOB)
+    assert (job.state, status_to_failure(job.error)) == (FineTuningJob.STATE_FAILED, failure)
     with pytest.raises(NotFound):
-        await bench.models.get("projects/default/models/one")
+        await bench.model("projects/default/models/one")
 
 
 async def test_a_cancelled_job_may_still_end_well_or_badly(bench: Any) -> None:
     """The worker may have been done before it heard."""
     for name, outcome, state in (
-        ("one", Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))), JobState.SUCCEEDED),
-        ("two", Outcome(failure=Failure(code="INTERNAL", reason="INTERNAL", message="")), JobState.FAILED),
+        (
+            "one",
+            Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))),
+            FineTuningJob.STATE_SUCCEEDED,
+        ),
+        (
+            "two",
+            Outcome(failure=Failure(code="INTERNAL", reason="INTERNAL", message="")),
+            FineTuningJob.STATE_FAILED,
+        ),
     ):
-        job = await bench.jobs.create(bench.PARENT, name, bench.request())
+        job = await bench.create(name)
         task, _ = await bench.claim()
-        await bench.jobs.cancel(job.name, "")
+        await bench.cancel(job.name, "")
         await bench.queue.finish(task.task_id, task.epoch, outcome)
-        assert (await bench.jobs.get(job.name)).state is state
+        assert (await bench.job(job.name)).state == state
 
 
 async def test_events_are_read_from_any_number_on(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     await bench.claim()
     whole = await bench.jobs.events(JOB, 1, 100)
     assert [event.sequence for event in whole] == [1, 2, 3]
@@ -329,26 +340,25 @@ async def test_events_are_read_from_any_number_on(bench: Any) -> None:
 
 
 async def test_plan_names_records_that_teach_nothing(bench: Any) -> None:
-    view = replace(bench.add_rendering(), unsupervised_records=())
-    bench.views_and_rows(view, (), ())
+    bench.know(bench.add_rendering(), (), ())
     with pytest.raises(FailedPrecondition) as caught:
-        await bench.jobs.plan(bench.PARENT, bench.request())
+        await bench.plan()
     assert caught.value.reason == Reason.NO_SUPERVISED_TOKENS
 
 
 async def test_create_below_the_floor_of_the_disk_is_refused_and_cancel_is_not(bench: Any) -> None:
-    made = await bench.jobs.create(bench.PARENT, "one", bench.request())
+    made = await bench.create("one")
     bench.database.disk = Disk(bench.roots, 1 << 60)
     with pytest.raises(ResourceExhausted, match="must stay free") as caught:
-        await bench.jobs.create(bench.PARENT, "two", bench.request())
+        await bench.create("two")
     assert caught.value.reason == Reason.DISK_FULL
     with pytest.raises(NotFound):
-        await bench.jobs.get(f"{bench.PARENT}/fineTuningJobs/two")
-    assert (await bench.jobs.cancel(made.name, "")).state is JobState.CANCELLED
+        await bench.job(f"{bench.PARENT}/fineTuningJobs/two")
+    assert (await bench.cancel(made.name, "")).state == FineTuningJob.STATE_CANCELLED
 
 
 async def test_no_attempt_begins_below_the_floor_of_the_disk(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     room, bench.database.disk = bench.database.disk, Disk(bench.roots, 1 << 60)
     assert await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.1) is None
     waiting = asyncio.create_task(bench.queue.claim("w@1", [TaskKind.TRAIN], 20.0))
@@ -360,11 +370,11 @@ async def test_no_attempt_begins_below_the_floor_of_the_disk(bench: Any) -> None
 
 
 async def test_an_attempt_given_back_by_a_full_disk_is_not_counted(bench: Any) -> None:
-    await bench.jobs.create(bench.PARENT, "one", bench.request())
+    await bench.create("one")
     for _ in range(7):
         task, _ = await bench.claim()
         failure = Failure(code="RESOURCE_EXHAUSTED", reason=Reason.DISK_FULL, message="the disk is full")
         await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
-        assert (await bench.jobs.get(JOB)).state is JobState.QUEUED
+        assert (await bench.job(JOB)).state == FineTuningJob.STATE_QUEUED
     task, _ = await bench.claim()
     assert (task.losses, task.attempt) == (0, 8)

@@ -18,9 +18,9 @@ from luthier.errors import (
 )
 from luthier.storage.disk import Disk
 from luthier.training.files import files_digest
-from luthier.training.models.domain import DirectorySource, HubSource, ModelState
-from luthier.training.models.service import NewBaseModel
 from luthier.v1 import model_pb2
+from luthier.v1.model_pb2 import HubSource, Model
+from luthier.work.convert import status_to_failure
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 
@@ -46,15 +46,17 @@ def result(*, tokenizer_digest: str | None = None, **changes: Any) -> task_pb2.T
 
 async def test_register_queues_a_folder_below_a_root_and_ends_ready(bench: Any) -> None:
     (bench.roots / "m").mkdir()
-    source = DirectorySource(directory=str(bench.roots / "m"))
-    model = await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
-    assert (model.name, model.state) == (NEW, ModelState.QUEUED)
+    model = await bench.register("new", Model(directory=str(bench.roots / "m")))
+    assert (model.name, model.state) == (NEW, Model.STATE_QUEUED)
     task, spec = await bench.claim(TaskKind.REGISTER_MODEL)
     assert spec.register_model.directory == str((bench.roots / "m").resolve())
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result()))
-    ready = await bench.models.get(NEW)
-    assert (ready.state, ready.num_parameters) == (ModelState.READY, 5)
-    assert [file.path for file in ready.files] == ["model.safetensors", "tokenizer.json"]
+    ready = await bench.model(NEW)
+    assert (ready.state, ready.num_parameters) == (Model.STATE_READY, 5)
+    assert [file.path for file in await bench.models.files(NEW, "", 10)] == [
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     digests = {"model.safetensors": "1" * 64, "tokenizer.json": "2" * 64}
     assert ready.digest == files_digest(digests)
     assert ready.tokenizer_digest == files_digest({"tokenizer.json": "2" * 64})
@@ -62,79 +64,78 @@ async def test_register_queues_a_folder_below_a_root_and_ends_ready(bench: Any) 
 
 
 async def test_register_shows_the_commit_that_the_hub_gave(bench: Any) -> None:
-    source = HubSource(repo_id="owner/model", revision="")
-    model = await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
-    assert model.source == HubSource(repo_id="owner/model", revision="main")
+    wanted = Model(hub=HubSource(repo_id="owner/model"))
+    model = await bench.register("new", wanted)
+    assert model.hub == HubSource(repo_id="owner/model", revision="main")
     task, spec = await bench.claim(TaskKind.REGISTER_MODEL)
     assert spec.register_model.hub.revision == "main"
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result(hub_commit="abc")))
-    assert (await bench.models.get(NEW)).source == HubSource(repo_id="owner/model", revision="abc")
+    assert (await bench.model(NEW)).hub == HubSource(repo_id="owner/model", revision="abc")
 
 
 async def test_register_fails_a_model_whose_result_contradicts_itself(bench: Any) -> None:
-    source = HubSource(repo_id="owner/model", revision="")
-    await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
+    wanted = Model(hub=HubSource(repo_id="owner/model"))
+    await bench.register("new", wanted)
     task, _ = await bench.claim(TaskKind.REGISTER_MODEL)
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result(tokenizer_digest="wrong")))
-    model = await bench.models.get(NEW)
-    assert model.state is ModelState.FAILED
-    assert model.failure is not None
-    assert model.failure.reason == Reason.MODEL_INVALID
+    model = await bench.model(NEW)
+    assert model.state == Model.STATE_FAILED
+    assert status_to_failure(model.error).reason == Reason.MODEL_INVALID
 
 
 @pytest.mark.parametrize(
     ("new", "reason", "message"),
     [
-        (NewBaseModel(source=None), Reason.FIELD_REQUIRED, "must be one of hub, directory and gguf_path"),
+        (Model(), Reason.FIELD_REQUIRED, "must be one of hub, directory and gguf_path"),
         (
-            NewBaseModel(source=DirectorySource(directory="/etc")),
+            Model(directory="/etc"),
             Reason.PATH_NOT_ALLOWED,
             "must lie below an allowed root",
         ),
         (
-            NewBaseModel(source=HubSource(repo_id="a b", revision="")),
+            Model(hub=HubSource(repo_id="a b")),
             Reason.INVALID_FIELD,
             "must be like HuggingFaceTB/SmolLM2-135M-Instruct, got 'a b'",
         ),
         (
-            NewBaseModel(source=HubSource(repo_id="a/b", revision="x y")),
+            Model(hub=HubSource(repo_id="a/b", revision="x y")),
             Reason.INVALID_FIELD,
             "must be a commit, tag or branch, got 'x y'",
         ),
         (
-            NewBaseModel(source=HubSource(repo_id="a/b", revision=""), labels={"A": "b"}),
+            Model(hub=HubSource(repo_id="a/b"), labels={"A": "b"}),
             Reason.INVALID_FIELD,
             "a key must match",
         ),
         (
-            NewBaseModel(source=HubSource(repo_id="a/b", revision=""), display_name="exe\u202egpj"),
+            Model(hub=HubSource(repo_id="a/b"), display_name="exe\u202egpj"),
             Reason.INVALID_FIELD,
             "model.display_name: must hold no control characters",
         ),
     ],
 )
 async def test_register_refuses_what_it_cannot_read(
-    bench: Any, new: NewBaseModel, reason: Reason, message: str
+    bench: Any, new: Model, reason: Reason, message: str
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        await bench.models.register(bench.PARENT, "new", new)
+        await bench.register("new", new)
     assert caught.value.reason == reason
     assert message in str(caught.value)
     with pytest.raises(NotFound):
-        await bench.models.get(NEW)
+        await bench.model(NEW)
 
 
 async def test_register_refuses_a_taken_or_malformed_id(bench: Any) -> None:
-    source = HubSource(repo_id="a/b", revision="")
+    wanted = Model(hub=HubSource(repo_id="a/b"))
     with pytest.raises(AlreadyExists):
-        await bench.models.register(bench.PARENT, "tiny", NewBaseModel(source=source))
+        await bench.register("tiny", wanted)
     with pytest.raises(InvalidArgument, match="got 'Not-An-Id'"):
-        await bench.models.register(bench.PARENT, "Not-An-Id", NewBaseModel(source=source))
+        await bench.register("Not-An-Id", wanted)
 
 
 async def test_a_failed_registration_says_why_and_its_files_cannot_be_read(bench: Any) -> None:
-    source = HubSource(repo_id="a/b", revision="")
-    await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
+    wanted = Model(hub=HubSource(repo_id="a/b"))
+    await bench.register("new", wanted)
     task, _ = await bench.claim(TaskKind.REGISTER_MODEL)
     failure = Failure(code="FAILED_PRECONDITION", reason=Reason.BASE_MODEL_MISSING, message="no a/b")
     await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
@@ -144,8 +145,8 @@ async def test_a_failed_registration_says_why_and_its_files_cannot_be_read(bench
 
 
 async def test_a_lost_registration_begins_anew(bench: Any) -> None:
-    source = HubSource(repo_id="a/b", revision="")
-    await bench.models.register(bench.PARENT, "new", NewBaseModel(source=source))
+    wanted = Model(hub=HubSource(repo_id="a/b"))
+    await bench.register("new", wanted)
     await bench.claim(TaskKind.REGISTER_MODEL)
     await bench.queue.release_worker("worker", "2")
     await bench.claim(TaskKind.REGISTER_MODEL)
@@ -164,7 +165,5 @@ async def test_read_file_streams_from_any_offset(bench: Any) -> None:
 async def test_register_below_the_floor_of_the_disk_is_refused(bench: Any) -> None:
     bench.database.disk = Disk(bench.roots, 1 << 60)
     with pytest.raises(ResourceExhausted, match="must stay free") as caught:
-        await bench.models.register(
-            bench.PARENT, "new", NewBaseModel(source=HubSource(repo_id="a/b", revision=""))
-        )
+        await bench.register("new", Model(hub=HubSource(repo_id="a/b")))
     assert caught.value.reason == Reason.DISK_FULL

@@ -1,59 +1,24 @@
-"""What jobs need of models, as Protocols: the two families meet where the service is put together."""
+"""What jobs need of models: the two families meet where the service is put together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.training.teaching import Taught
+from luthier.storage.stored import Stored
+from luthier.stored.v1.training_pb2 import ModelPrivate
+from luthier.v1.model_pb2 import Model, Taught
+from luthier.worker.v1.task_pb2 import BlobFile
 
-
-class BaseModelFile(Protocol):
-    """One file of a base model."""
-
-    @property
-    def path(self) -> str:
-        """Path relative to the model's folder."""
-
-    @property
-    def sha256(self) -> str:
-        """Digest in hex."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Size in bytes."""
-
-    @property
-    def tokenizer(self) -> bool:
-        """Whether the file belongs to the tokenizer bundle."""
-
-
-class BaseModel(Protocol):
-    """A READY base model."""
-
-    @property
-    def digest(self) -> str:
-        """Digest of all its files."""
-
-    @property
-    def tokenizer_digest(self) -> str:
-        """Digest of its tokenizer bundle."""
-
-    @property
-    def context_length(self) -> int:
-        """Longest sequence in tokens, 0 when the model does not say."""
-
-    @property
-    def files(self) -> Sequence[BaseModelFile]:
-        """Its files."""
+StoredModel = Stored[Model, ModelPrivate]
 
 
 class Models(Protocol):
     """Where base models come from and tuned ones go."""
 
-    async def find_base(self, connection: AsyncConnection, name: str) -> BaseModel:
+    async def find_base(self, connection: AsyncConnection, name: str) -> StoredModel:
         """Return a READY base model. Raises NotFound, InvalidArgument, FailedPrecondition WRONG_STATE."""
         ...
 
@@ -65,15 +30,9 @@ class Models(Protocol):
         """Store the template file of a model that will be taught so."""
         ...
 
-    async def add_adapter(
-        self,
-        connection: AsyncConnection,
-        name: str,
-        base_model: str,
-        fine_tuning_job: str,
-        step: int,
-        files: Mapping[str, tuple[str, int]],
-        taught: Taught | None,
-    ) -> str:
-        """Store a tuned adapter as READY; `files` maps a path to digest and size. Returns its name."""
+    async def add_adapter(self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]) -> str:
+        """Store a tuned adapter as READY: `wanted` says its name, base model, job, step and how it was taught.
+
+        Returns its name.
+        """
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from sqlalchemy import String, Table, cast, delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -59,12 +59,9 @@ class ReleasedBlobs:
 
 
 async def _named(connection: AsyncConnection, digest: str) -> bool:
-    for table, column in ((checkpoints, checkpoints.c.files), (models, models.c.body)):
-        if await _holds(connection, table, cast(column, String).contains(digest)):
+    for stored in (checkpoints.c.private, models.c.private):
+        # Digests stand in the serialised message as they are written.
+        names_it = func.instr(stored, digest.encode()) > 0
+        if (await connection.execute(select(1).where(names_it).select_from(stored.table).limit(1))).first():
             return True
     return False
-
-
-async def _holds(connection: AsyncConnection, table: Table, condition: object) -> bool:
-    statement = select(table.c.uid).where(condition).limit(1)  # type: ignore[arg-type]
-    return (await connection.execute(statement)).first() is not None

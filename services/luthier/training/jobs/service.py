@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Protocol
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from luthier.errors import Aborted, AlreadyExists, FieldViolation, Reason, ResourceExhausted
-from luthier.runtime.names import check_id, new_id, project_of, same_project
+from luthier.errors import AlreadyExists, Reason, ResourceExhausted
+from luthier.runtime.names import child_name, new_id, project_of
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
-from luthier.training.jobs import repository
-from luthier.training.jobs.base_models import Models
+from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
+from luthier.training.jobs import repository, rules
+from luthier.training.jobs.base_models import Models, StoredModel
 from luthier.training.jobs.counting import survey_elsewhere
-from luthier.training.jobs.domain import Checkpoint, Job, JobState, MetricPoint, Plan
-from luthier.training.jobs.planning import (
-    Lengths,
-    RenderingView,
-    batch_settings,
-    check_counts,
-    make_plan,
-    require_usable,
-)
-from luthier.training.jobs.settings import JobRequest, JobSettings, resolve, wrong_fields
-from luthier.training.names import MODEL, RENDERING
-from luthier.work.events import Entry, Event, StateChanged
-from luthier.work.listing import ListRequest, list_page
+from luthier.training.jobs.planning import Lengths, check_counts, make_plan, require_usable
+from luthier.training.jobs.rules import State
+from luthier.training.recipe_settings import batch_settings
+from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
+from luthier.v1.rendering_pb2 import Rendering
+from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
+from luthier.work.events import Event
+from luthier.work.families import Family, Tasks
+from luthier.work.lifecycle import Lifecycle
+from luthier.work.listing import ListRequest
 from luthier.work.log import EventLog
-from luthier.work.tasks import NewTask, Task, TaskKind
+from luthier.work.tasks import NewTask, TaskKind
 
 MAX_PLANS = 8
 """Plans that are counted or wait for it; more are refused."""
@@ -43,7 +37,7 @@ FILTERS = ("state", "labels", "base_model", "rendering")
 class Renderings(Protocol):
     """Where jobs find their rows."""
 
-    async def get(self, name: str) -> RenderingView:
+    async def get(self, name: str) -> Rendering:
         """Return a rendering. Raises NotFound, and Unavailable when its service is away."""
         ...
 
@@ -52,68 +46,33 @@ class Renderings(Protocol):
         ...
 
 
-class Tasks(Protocol):
-    """Where work for workers is queued."""
-
-    async def enqueue(self, connection: AsyncConnection, new: NewTask) -> Task:
-        """Queue a task in the caller's transaction."""
-        ...
-
-    async def request_cancel(self, connection: AsyncConnection, subject: str) -> None:
-        """Stop a task: at once when it is queued, by its worker when it is leased."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedJob:
-    """A job that nothing known in an instant speaks against: all settings, and what it builds on.
+    """A job that nothing known in an instant speaks against, all defaults filled in, and what it builds on."""
 
-    `context_length` is the base model's, in tokens; 0 when it does not say.
-    """
-
-    settings: JobSettings
-    rendering: RenderingView
-    base_model_digest: str
-    context_length: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedJob:
-    """A checked job and what it would do."""
-
-    checked: CheckedJob
-    plan: Plan
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+    job: FineTuningJob
+    rendering: Rendering
+    base_model: StoredModel
 
 
 class JobService:
     """Use cases of jobs. A parent's project is checked by the caller."""
 
     def __init__(
-        self,
-        database: Database,
-        log: EventLog,
-        tasks: Tasks,
-        models: Models,
-        renderings: Renderings,
-        clock: Callable[[], datetime] = _now,
+        self, database: Database, log: EventLog, tasks: Tasks, models: Models, renderings: Renderings
     ) -> None:
         self._database = database
         self._log = log
-        self._tasks = tasks
         self._models = models
         self._renderings = renderings
-        self._clock = clock
         self._counting = asyncio.Semaphore(1)
         self._num_plans = 0
-        self._jobs = repository.jobs()
+        lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
+        self.family = Family(repository.jobs(), lifecycle, database, log, tasks)
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
 
-    async def check(self, parent: str, request: JobRequest) -> CheckedJob:
+    async def check(self, parent: str, wanted: FineTuningJob) -> CheckedJob:
         """Check a job by what is known of its base model and its rendering, without looking at rows.
 
         Raises:
@@ -122,28 +81,23 @@ class JobService:
             FailedPrecondition: one of them is not READY, they do not fit, or NO_SUPERVISED_TOKENS.
             Unavailable: the Data service is away.
         """
-        _check_references(parent, request)
-        settings = resolve(request)
+        rules.check_references(parent, wanted)
+        rules.check_job(wanted)
+        job = rules.resolved(wanted)
         async with self._database.reading() as connection:
-            base = await self._models.find_base(connection, request.base_model)
-        rendering = await self._renderings.get(request.rendering)
-        require_usable(rendering, request.base_model, base.tokenizer_digest)
-        check_counts(settings, rendering, base.context_length)
-        return CheckedJob(
-            settings=settings,
-            rendering=rendering,
-            base_model_digest=base.digest,
-            context_length=base.context_length,
-        )
+            base = await self._models.find_base(connection, job.base_model)
+        rendering = await self._renderings.get(job.rendering)
+        require_usable(rendering, job.base_model, base.message.tokenizer_digest)
+        check_counts(job, rendering, base.message.context_length)
+        return CheckedJob(job=job, rendering=rendering, base_model=base)
 
-    async def plan(self, parent: str, request: JobRequest) -> PlannedJob:
+    async def plan(self, request: PlanFineTuningJobRequest) -> FineTuningPlan:
         """Say what a job would do, having looked at the length of every row. Raises as `check`.
 
         Takes some 4 s for each pass over a million rows, in another process; one plan is counted at a time.
         More than `MAX_PLANS` at once are refused: ResourceExhausted OVERLOADED.
         """
-        checked = await self.check(parent, request)
-        batches = batch_settings(checked.settings.hyperparameters)
+        checked = await self.check(request.parent, request.fine_tuning_job)
         if self._num_plans >= MAX_PLANS:
             raise ResourceExhausted(
                 f"{self._num_plans} plans are being counted, one after the other; call again later",
@@ -153,135 +107,69 @@ class JobService:
         self._num_plans += 1
         try:
             async with self._counting:
-                lengths = await self._renderings.lengths(request.rendering)
+                lengths = await self._renderings.lengths(checked.job.rendering)
+                batches = batch_settings(checked.job)
                 found = await survey_elsewhere(lengths.train, lengths.validation, batches)
         finally:
             self._num_plans -= 1
-        plan = make_plan(checked.settings, checked.rendering, found, checked.context_length)
-        return PlannedJob(checked=checked, plan=plan)
+        return make_plan(checked.job, checked.rendering, found, checked.base_model.message.context_length)
 
-    def draft(self, parent: str, job_id: str, request: JobRequest, checked: CheckedJob) -> Job:
-        """Return the job as it would be created; an empty job_id leaves the name empty."""
-        now = self._clock()
-        return Job(
-            name=f"{parent}/fineTuningJobs/{job_id}" if job_id else "",
-            uid=str(uuid.uuid4()),
-            state=JobState.QUEUED,
-            labels=dict(request.labels),
-            create_time=now,
-            update_time=now,
-            revision=1,
-            display_name=request.display_name,
-            base_model=request.base_model,
-            rendering=request.rendering,
-            base_model_digest=checked.base_model_digest,
-            rendering_digest=checked.rendering.digest,
-            lora=checked.settings.lora,
-            hyperparameters=checked.settings.hyperparameters,
-            checkpoint_interval_steps=checked.settings.checkpoint_interval_steps,
-            validation_interval_steps=checked.settings.validation_interval_steps,
-            max_checkpoints=checked.settings.max_checkpoints,
-            tuned_model_id=request.tuned_model_id or job_id,
-            taught=checked.rendering.taught,
-        )
-
-    async def create(self, parent: str, job_id: str, request: JobRequest) -> Job:
+    async def create(self, request: CreateFineTuningJobRequest) -> FineTuningJob:
         """Queue a job; its worker looks at the rows while it is PREPARING.
 
         Raises as `check`, AlreadyExists when a job or the tuned model's name is taken, ResourceExhausted DISK_FULL.
         """
-        chosen = check_id(job_id, field="fine_tuning_job_id") if job_id else new_id("job")
+        chosen_id = request.fine_tuning_job_id or new_id("job")
+        name = child_name(request.parent, "fineTuningJobs", chosen_id, "fine_tuning_job_id")
         self._database.disk.require_room()
-        job = self.draft(parent, chosen, request, await self.check(parent, request))
-        task = NewTask(
-            kind=TaskKind.TRAIN,
-            subject=job.name,
-            project=project_of(parent),
-            resources=(request.rendering,),
+        checked = await self.check(request.parent, request.fine_tuning_job)
+        job = checked.job
+        job.name = name
+        job.state = State.STATE_QUEUED
+        job.tuned_model_id = job.tuned_model_id or chosen_id
+        private = FineTuningJobPrivate(
+            base_model_digest=checked.base_model.message.digest,
+            rendering_digest=checked.rendering.digest,
+            taught=rules.taught_by(checked.rendering),
         )
-        tuned_model = f"{parent}/models/{job.tuned_model_id}"
-        if job.taught is not None:
-            # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
-            await self._models.keep_template(job.taught)
+        # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
+        await self._models.keep_template(private.taught)
+        tuned_model = f"{request.parent}/models/{job.tuned_model_id}"
+        new = NewTask(kind=TaskKind.TRAIN, subject=name, project=project_of(name), resources=(job.rendering,))
         async with self._database.transaction() as connection:
-            await self._jobs.insert(connection, job)
+            stored = await self.family.add(connection, job, private, new)
             if await self._models.exists(connection, tuned_model):
                 raise AlreadyExists(
                     f"tuned_model_id must be new, {tuned_model} exists", metadata={"name": tuned_model}
                 )
-            queued = Entry(payload=StateChanged(state=job.state))
-            await self._log.append(connection, job.name, [queued])
-            await self._tasks.enqueue(connection, task)
-        return job
+        return stored.message
 
-    async def get(self, name: str) -> Job:
-        """Return a job. Raises NotFound."""
-        async with self._database.reading() as connection:
-            return await self._jobs.get(connection, name)
-
-    async def list_page(self, request: ListRequest, tokens: PageTokens) -> tuple[tuple[Job, ...], str]:
+    async def list_page(
+        self, request: ListRequest, tokens: PageTokens
+    ) -> tuple[tuple[FineTuningJob, ...], str]:
         """Return a page of a project's jobs and the next page's token. Raises InvalidArgument."""
-        return await list_page(self._database, self._jobs, tokens, request, filters=FILTERS)
-
-    async def cancel(self, name: str, etag: str) -> Job:
-        """Ask a job to stop; one that has ended or is stopping stays as it is. Raises NotFound, Aborted."""
-        async with self._database.transaction(makes_room=True) as connection:
-            job = await self._jobs.get(connection, name)
-            if etag and etag != job.etag:
-                raise Aborted(
-                    f"etag must be {job.etag} as {name} stands now, got {etag}; read it again",
-                    metadata={"name": name, "etag": job.etag},
-                )
-            if job.final or job.state is JobState.CANCELLING:
-                return job
-            await self._tasks.request_cancel(connection, name)
-            job = await self._jobs.get(connection, name)
-            if job.final:
-                return job
-            job = await self._jobs.update(connection, job.moved(JobState.CANCELLING, self._clock()))
-            await self._log.append(connection, name, [Entry(payload=StateChanged(state=job.state))])
-        return job
+        return await self.family.page(request, tokens, filters=FILTERS)
 
     async def events(self, name: str, start_sequence: int, limit: int) -> Sequence[Event]:
         """Return at most `limit` events of a job from a number on. Raises NotFound."""
-        await self.get(name)
         async with self._database.reading() as connection:
+            await self.family.stored(connection, name)
             return await self._log.read(connection, name, start_sequence, limit)
 
     async def metrics(self, name: str, after_step: int, limit: int) -> Sequence[MetricPoint]:
         """Return at most `limit` metric points of a job after a step. Raises NotFound."""
-        await self.get(name)
         async with self._database.reading() as connection:
-            return await self._metrics.after(connection, name, after_step, limit)
+            job = await self.family.stored(connection, name)
+            return await self._metrics.after(connection, job.uid, after_step, limit)
 
     async def checkpoint(self, name: str) -> Checkpoint:
         """Return a checkpoint. Raises NotFound."""
         async with self._database.reading() as connection:
-            return await self._checkpoints.get(connection, name)
+            return (await self._checkpoints.get(connection, name)).message
 
     async def checkpoints(self, name: str, after_step: int, limit: int) -> Sequence[Checkpoint]:
         """Return at most `limit` checkpoints of a job after a step. Raises NotFound."""
-        await self.get(name)
         async with self._database.reading() as connection:
-            return await self._checkpoints.after(connection, name, after_step, limit)
-
-
-def _check_references(parent: str, request: JobRequest) -> None:
-    missing = [
-        FieldViolation(
-            field=f"fine_tuning_job.{field}",
-            description=f"{field} must name a {kind} of {parent}, got none",
-            reason=Reason.FIELD_REQUIRED,
-        )
-        for field, kind, value in (
-            ("base_model", "base model", request.base_model),
-            ("rendering", "rendering", request.rendering),
-        )
-        if not value
-    ]
-    if missing:
-        raise wrong_fields(*missing)
-    MODEL.parse(request.base_model, field="fine_tuning_job.base_model")
-    RENDERING.parse(request.rendering, field="fine_tuning_job.rendering")
-    same_project(parent, request.base_model, "fine_tuning_job.base_model")
-    same_project(parent, request.rendering, "fine_tuning_job.rendering")
+            job = await self.family.stored(connection, name)
+            found = await self._checkpoints.after(connection, job.uid, after_step, limit)
+            return [checkpoint.message for checkpoint in found]

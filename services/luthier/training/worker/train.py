@@ -19,6 +19,7 @@ from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
+from luthier.training.recipe_settings import batch_settings
 from luthier.training.recipes import checkpoint, sft
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
 from luthier.training.recipes.corpus import Corpus
@@ -64,7 +65,7 @@ def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.devic
     corpus = read_corpus(
         data_channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check
     )
-    batches = _batch_settings(spec.job.hyperparameters)
+    batches = batch_settings(spec.job)
     found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches)
     context.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(context)
@@ -213,17 +214,6 @@ def _identity(
         settings=asdict(settings),
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
         surroundings=surroundings(model),
-    )
-
-
-def _batch_settings(chosen: fine_tuning_job_pb2.Hyperparameters) -> BatchSettings:
-    return BatchSettings(
-        seed=chosen.seed,
-        num_epochs=chosen.num_epochs,
-        max_steps=chosen.max_steps,
-        batch_tokens=chosen.batch_tokens,
-        batch_rows=chosen.batch_rows,
-        micro_batch_tokens=chosen.micro_batch_tokens,
     )
 
 

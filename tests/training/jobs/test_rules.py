@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from luthier.errors import InvalidArgument
-from luthier.training.jobs.domain import LearningRateSchedule
-from luthier.training.jobs.settings import HyperparametersRequest, JobRequest, LoraRequest, resolve
+from luthier.training.jobs.rules import check_job, resolved
+from luthier.v1.fine_tuning_job_pb2 import (
+    LEARNING_RATE_SCHEDULE_COSINE,
+    LEARNING_RATE_SCHEDULE_LINEAR,
+    FineTuningJob,
+    Hyperparameters,
+    LoraConfig,
+)
 
-REQUEST = JobRequest(base_model="projects/p/models/m", rendering="projects/p/renderings/r")
+
+def job(**changes: Any) -> FineTuningJob:
+    return FineTuningJob(base_model="projects/p/models/m", rendering="projects/p/renderings/r", **changes)
 
 
-def test_resolve_fills_in_every_default() -> None:
-    settings = resolve(REQUEST)
-    assert (settings.lora.rank, settings.lora.alpha) == (16, 32.0)
-    chosen = settings.hyperparameters
+def test_resolved_fills_in_every_default() -> None:
+    filled = resolved(job())
+    assert (filled.lora.rank, filled.lora.alpha) == (16, 32.0)
+    chosen = filled.hyperparameters
     assert (chosen.num_epochs, chosen.batch_tokens, chosen.batch_rows) == (1, 4096, 0)
     assert (chosen.micro_batch_tokens, chosen.learning_rate, chosen.max_grad_norm) == (4096, 2e-4, 1.0)
-    assert chosen.learning_rate_schedule is LearningRateSchedule.COSINE
-    assert settings.checkpoint_interval_steps == 25
+    assert chosen.learning_rate_schedule == LEARNING_RATE_SCHEDULE_COSINE
+    assert (filled.checkpoint_interval_steps, filled.max_checkpoints) == (25, 3)
+    check_job(filled)
 
 
-def test_resolve_takes_alpha_from_the_rank_that_was_asked_for() -> None:
-    assert resolve(replace(REQUEST, lora=LoraRequest(rank=4))).lora.alpha == 8.0
+def test_resolved_keeps_what_was_said_and_changes_no_argument() -> None:
+    said = resolved(job())
+    said.hyperparameters.learning_rate_schedule = LEARNING_RATE_SCHEDULE_LINEAR
+    said.hyperparameters.num_epochs = said.hyperparameters.batch_rows = 7
+    said.lora.alpha = 3.0
+    asked = job(name="mine")
+    assert resolved(said) == said
+    assert not resolved(asked).name
+    assert asked == job(name="mine")
 
 
-def test_resolve_keeps_a_batch_of_rows_and_no_clipping() -> None:
-    asked = HyperparametersRequest(batch_rows=8, max_grad_norm=0.0)
-    chosen = resolve(replace(REQUEST, hyperparameters=asked)).hyperparameters
+def test_resolved_takes_alpha_from_the_rank_that_was_asked_for() -> None:
+    assert resolved(job(lora=LoraConfig(rank=4))).lora.alpha == 8.0
+
+
+def test_resolved_keeps_a_batch_of_rows_and_no_clipping() -> None:
+    asked = Hyperparameters(batch_rows=8, max_grad_norm=0.0)
+    chosen = resolved(job(hyperparameters=asked)).hyperparameters
     assert (chosen.batch_rows, chosen.batch_tokens, chosen.max_grad_norm) == (8, 0, 0.0)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 513])
-def test_resolve_refuses_a_rank_out_of_range(rank: int) -> None:
+def test_check_refuses_a_rank_out_of_range(rank: int) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        resolve(replace(REQUEST, lora=LoraRequest(rank=rank)))
+        check_job(job(lora=LoraConfig(rank=rank)))
     assert caught.value.message == f"lora.rank must be in 1..512, got {rank}"
     assert [violation.field for violation in caught.value.violations] == ["fine_tuning_job.lora.rank"]
     assert caught.value.reason == "INVALID_FIELD"
@@ -64,25 +83,24 @@ def test_resolve_refuses_a_rank_out_of_range(rank: int) -> None:
         ({"warmup_steps": -3}, "hyperparameters.warmup_steps must be in 0..10000000, got -3"),
     ],
 )
-def test_resolve_says_what_a_hyperparameter_must_be(asked: dict[str, Any], message: str) -> None:
+def test_check_says_what_a_hyperparameter_must_be(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        resolve(replace(REQUEST, hyperparameters=HyperparametersRequest(**asked)))
+        check_job(job(hyperparameters=Hyperparameters(**asked)))
     assert caught.value.message == message
 
 
-def test_resolve_names_all_wrong_fields_at_once() -> None:
-    wrong = replace(
-        REQUEST,
+def test_check_names_all_wrong_fields_at_once() -> None:
+    wrong = job(
         display_name="\x1b" + "x" * 199,
         labels={"Bad Key": "a"},
         tuned_model_id="Upper",
-        lora=LoraRequest(rank=0, target_modules=("",)),
-        hyperparameters=HyperparametersRequest(learning_rate=-1.0, max_steps=-1),
+        lora=LoraConfig(rank=0, target_modules=[""]),
+        hyperparameters=Hyperparameters(learning_rate=-1.0, max_steps=-1),
         checkpoint_interval_steps=-1,
         validation_interval_steps=-2,
     )
     with pytest.raises(InvalidArgument) as caught:
-        resolve(wrong)
+        check_job(wrong)
     assert [violation.field.removeprefix("fine_tuning_job.") for violation in caught.value.violations] == [
         "display_name",
         "labels",

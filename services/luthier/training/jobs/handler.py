@@ -1,0 +1,205 @@
+"""What happens to a job as its task goes on. Every method runs in the transaction that changes the task."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import Failure
+from luthier.storage.blobs import BlobStore
+from luthier.storage.pages import parent_of
+from luthier.storage.stored import Stored
+from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
+from luthier.training.files import files_digest
+from luthier.training.jobs import repository
+from luthier.training.jobs.base_models import Models
+from luthier.training.jobs.released import ReleasedBlobs
+from luthier.training.jobs.repository import StoredCheckpoint
+from luthier.training.jobs.rules import State
+from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, RunRecord
+from luthier.v1.model_pb2 import Model
+from luthier.work.convert import entry_to_proto, failure_to_status
+from luthier.work.events import CheckpointCommitted, Entry, Logged, Measured, Progressed
+from luthier.work.families import Family
+from luthier.work.log import EventLog
+from luthier.work.tasks import Task
+from luthier.worker.v1 import task_pb2
+
+TRAINING_PHASE = "training"
+"""Phase of a worker's progress from its first step on."""
+
+StoredJob = Stored[FineTuningJob, FineTuningJobPrivate]
+
+
+class TrainHandler:
+    """Follows TRAIN tasks: moves jobs through their states and keeps what their workers bring."""
+
+    def __init__(
+        self,
+        family: Family[FineTuningJob, FineTuningJobPrivate],
+        log: EventLog,
+        models: Models,
+        blobs: BlobStore,
+        released: ReleasedBlobs,
+    ) -> None:
+        self._family = family
+        self._log = log
+        self._models = models
+        self._blobs = blobs
+        self._released = released
+        self._jobs = repository.jobs()
+        self._checkpoints = repository.Checkpoints()
+        self._metrics = repository.Metrics()
+
+    async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
+        """Say what to train, and from which checkpoint on."""
+        job = await self._stored(connection, task)
+        base = await self._models.find_base(connection, job.message.base_model)
+        spec = task_pb2.TrainSpec(
+            job=job.message,
+            base_model_files=base.private.files,
+            base_model_digest=base.message.digest,
+            rendering_digest=job.private.rendering_digest,
+        )
+        checkpoint = await self._checkpoints.latest(connection, job.uid)
+        if checkpoint is not None:
+            spec.checkpoint_step = checkpoint.message.step
+            spec.checkpoint_files.extend(checkpoint.private.files)
+        return task_pb2.Task(train=spec)
+
+    async def started(self, connection: AsyncConnection, task: Task) -> None:
+        """A worker began: the job is PREPARING."""
+        job = await self._stored(connection, task)
+        changed = job.copy()
+        changed.num_attempts = task.attempt
+        if not changed.HasField("start_time"):
+            changed.start_time.GetCurrentTime()
+        await self._move(connection, job, State.STATE_PREPARING, changed)
+
+    async def reported(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        entries: Sequence[Entry],
+        run_record: RunRecord | None,
+    ) -> None:
+        """Keep metrics, progress and the run record; the first step makes the job RUNNING."""
+        job = await self._stored(connection, task)
+        changed = job.copy()
+        has_begun = False
+        for entry in entries:
+            match entry.payload:
+                case Measured(values=values):
+                    await self._metrics.record(connection, job.uid, entry.step, task.attempt, values)
+                    changed.latest_metrics.update(values)
+                    has_begun = True
+                case Progressed(phase=phase):
+                    changed.progress.CopyFrom(entry_to_proto(entry).progress)
+                    has_begun = has_begun or phase == TRAINING_PHASE
+                case _:
+                    pass
+        if run_record is not None:
+            changed.run_record.CopyFrom(run_record)
+        if has_begun and changed.state == State.STATE_PREPARING:
+            await self._move(connection, job, State.STATE_RUNNING, changed)
+        elif changed.run_record != job.message.run_record:
+            await self._jobs.update(connection, job, changed)
+        else:
+            await self._jobs.report(connection, job, changed)
+
+    async def checkpointed(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        step: int,
+        files: Sequence[task_pb2.BlobFile],
+        metrics: Mapping[str, float],
+    ) -> str:
+        """Store a checkpoint and return its name; older ones go as the job says.
+
+        The same step again changes nothing. Raises NotFound for a file whose blob is not there, seen by the same
+        transaction.
+        """
+        job = await self._stored(connection, task)
+        checkpoint = Checkpoint(
+            name=f"{task.subject}/checkpoints/step-{step}",
+            uid=str(uuid.uuid4()),
+            step=step,
+            attempt=task.attempt,
+            metrics=metrics,
+            digest=files_digest({file.path: file.sha256 for file in files}),
+            size_bytes=sum(file.size_bytes for file in files),
+        )
+        checkpoint.create_time.GetCurrentTime()
+        for file in files:
+            await self._blobs.size(file.sha256)
+        private = CheckpointPrivate(files=sorted(files, key=lambda file: file.path))
+        stored = StoredCheckpoint(message=checkpoint, private=private)
+        if await self._checkpoints.add(connection, job.uid, stored):
+            committed = CheckpointCommitted(checkpoint=checkpoint.name)
+            entry = Entry(payload=committed, step=step, attempt=task.attempt)
+            await self._log.append(connection, task.subject, [entry])
+            await self._drop_older(connection, job)
+        return checkpoint.name
+
+    async def _drop_older(self, connection: AsyncConnection, job: StoredJob) -> None:
+        if job.message.max_checkpoints:
+            keep = job.message.max_checkpoints
+            dropped = await self._checkpoints.drop_older(connection, job.uid, keep)
+            digests = [file.sha256 for point in dropped for file in point.private.files]
+            await self._released.release(connection, digests)
+
+    async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
+        """The job SUCCEEDED: its tuned model is there, READY, in the same instant."""
+        job = await self._stored(connection, task)
+        wanted = Model(
+            name=f"{parent_of(task.subject)}/models/{job.message.tuned_model_id}",
+            base_model=job.message.base_model,
+            fine_tuning_job=task.subject,
+            step=result.train.step,
+            taught=job.private.taught if job.private.HasField("taught") else None,
+        )
+        changed = job.copy()
+        changed.tuned_model = await self._models.add_adapter(connection, wanted, result.train.files)
+        if changed.tuned_model != wanted.name:
+            text = f"{wanted.name} was taken in the meantime, the tuned model is {changed.tuned_model}"
+            line = Entry(payload=Logged(severity="WARNING", text=text), attempt=changed.num_attempts)
+            await self._log.append(connection, task.subject, [line])
+        await self._move(connection, job, State.STATE_SUCCEEDED, changed)
+
+    async def failed(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        failure: Failure,
+        result: task_pb2.TaskResult | None,
+    ) -> None:
+        """The job FAILED for good."""
+        job = await self._stored(connection, task)
+        changed = job.copy()
+        changed.error.CopyFrom(failure_to_status(failure))
+        await self._move(connection, job, State.STATE_FAILED, changed)
+
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
+        """The job stopped on request, or was never begun."""
+        job = await self._stored(connection, task)
+        await self._move(connection, job, State.STATE_CANCELLED, job.copy())
+
+    async def lost(self, connection: AsyncConnection, task: Task) -> None:
+        """The attempt was lost and the job is queued again."""
+        job = await self._stored(connection, task)
+        why = f"attempt {job.message.num_attempts} was lost, another follows"
+        await self._move(connection, job, State.STATE_QUEUED, job.copy(), why)
+
+    async def _stored(self, connection: AsyncConnection, task: Task) -> StoredJob:
+        return await self._family.stored(connection, task.subject)
+
+    async def _move(
+        self, connection: AsyncConnection, job: StoredJob, state: int, changed: FineTuningJob, why: str = ""
+    ) -> None:
+        attempt = changed.num_attempts
+        await self._family.move(connection, job, state, changed=changed, why=why, attempt=attempt)

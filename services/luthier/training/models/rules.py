@@ -1,0 +1,150 @@
+"""What models may be: sources, files, and which state follows which."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.runtime.labels import display_name_violations, label_violations
+from luthier.training.files import files_digest
+from luthier.v1.model_pb2 import Model, ModelFile
+from luthier.worker.v1.task_pb2 import BlobFile, RegisterModelResult
+
+_TEMPLATE_PATH = "chat_template.jinja"
+"""Where a tokenizer bundle, and a tuned model's download, keep the chat template."""
+_REPO_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+_REVISION = re.compile(r"[\w./-]{0,200}")
+
+State = Model.State
+TRANSITIONS: Mapping[int, Sequence[int]] = {
+    State.STATE_QUEUED: (State.STATE_REGISTERING, State.STATE_FAILED),
+    State.STATE_REGISTERING: (State.STATE_QUEUED, State.STATE_READY, State.STATE_FAILED),
+    State.STATE_READY: (),
+    State.STATE_FAILED: (),
+}
+
+
+def check_model(model: Model) -> None:
+    """Raise InvalidArgument that names every field of a new base model that is not valid by itself."""
+    violations = [
+        *display_name_violations(model.display_name, "model.display_name"),
+        *label_violations(model.labels, "model.labels"),
+        *_source_violations(model),
+    ]
+    if violations:
+        raise InvalidArgument.of_fields(*violations)
+
+
+def resolved(model: Model) -> Model:
+    """Return a new base model with every default filled in, QUEUED."""
+    filled = Model()
+    filled.CopyFrom(model)
+    filled.state = State.STATE_QUEUED
+    filled.kind = Model.KIND_BASE
+    if filled.HasField("hub"):
+        filled.hub.revision = model.hub.revision or "main"
+    return filled
+
+
+def require_base(model: Model, field: str) -> None:
+    """Raise InvalidArgument unless jobs can build on a model of this kind; `field` is where it was named."""
+    if model.kind != Model.KIND_BASE:
+        description = f"must be a base model, got {model.name!r}, an adapter on {model.base_model}"
+        raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
+
+
+def registered_files(result: RegisterModelResult) -> list[ModelFile]:
+    """Return what a registration brought, in order of paths.
+
+    Raises InvalidArgument MODEL_INVALID: no weights or no tokenizer, or the bundle has another digest than the
+    worker says.
+    """
+    files = sorted(result.files, key=lambda file: file.path)
+    if not {file.tokenizer for file in files} >= {True, False}:
+        raise InvalidArgument(
+            f"a base model must have weights and a tokenizer, got {[file.path for file in files]}",
+            reason=Reason.MODEL_INVALID,
+        )
+    tokenizer_digest = _digest(file for file in files if file.tokenizer)
+    if tokenizer_digest != result.tokenizer_digest:
+        raise InvalidArgument(
+            f"tokenizer_digest must be {tokenizer_digest}, got {result.tokenizer_digest!r}",
+            reason=Reason.MODEL_INVALID,
+        )
+    return files
+
+
+def registered(model: Model, result: RegisterModelResult) -> Model:
+    """Return a base model with what its registration found."""
+    filled = Model()
+    filled.CopyFrom(model)
+    if filled.HasField("hub") and result.hub_commit:
+        filled.hub.revision = result.hub_commit
+    filled.digest = _digest(result.files)
+    filled.tokenizer_digest = result.tokenizer_digest
+    filled.architecture = result.architecture
+    filled.num_parameters = result.num_parameters
+    filled.context_length = result.context_length
+    filled.has_chat_template = result.has_chat_template
+    filled.eos_token_ids.extend(result.eos_token_ids)
+    filled.warnings.extend(result.warnings)
+    return filled
+
+
+def taught_bundle(wanted: Model, base: Model, base_files: Sequence[ModelFile]) -> list[ModelFile]:
+    """Return the files that whoever downloads an adapter needs to ask it as it was taught.
+
+    They are the files of its base model's tokenizer, the template that was taught in place of their own; none where
+    it does not say how it was taught, or where the tokenizer is another one.
+    """
+    taught = wanted.taught
+    if not wanted.HasField("taught") or base.tokenizer_digest != taught.tokenizer_digest:
+        return []
+    files = {file.path: file for file in base_files if file.tokenizer}
+    if taught.chat_template:
+        data = taught.chat_template.encode()
+        sha256 = hashlib.sha256(data).hexdigest()
+        files[_TEMPLATE_PATH] = ModelFile(
+            path=_TEMPLATE_PATH, sha256=sha256, size_bytes=len(data), tokenizer=True
+        )
+    return list(files.values())
+
+
+def adapter_files(bundle: Sequence[ModelFile], tuned: Sequence[BlobFile]) -> list[ModelFile]:
+    """Return the files of an adapter, in order of paths."""
+    files = {file.path: file for file in bundle}
+    for file in tuned:
+        files[file.path] = ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+    return [files[path] for path in sorted(files)]
+
+
+def adapter(wanted: Model, files: Sequence[ModelFile]) -> Model:
+    """Return an adapter that has these files, READY."""
+    filled = Model()
+    filled.CopyFrom(wanted)
+    filled.state = State.STATE_READY
+    filled.kind = Model.KIND_ADAPTER
+    filled.digest = _digest(files)
+    filled.has_chat_template = any(file.path == _TEMPLATE_PATH and file.tokenizer for file in files)
+    return filled
+
+
+def _digest(files: Iterable[ModelFile]) -> str:
+    return files_digest({file.path: file.sha256 for file in files})
+
+
+def _source_violations(model: Model) -> Iterator[FieldViolation]:
+    source = model.WhichOneof("source")
+    if source is None:
+        description = "must be one of hub, directory and gguf_path, got none"
+        yield FieldViolation(field="model.source", description=description, reason=Reason.FIELD_REQUIRED)
+    if source != "hub":
+        return
+    if not _REPO_ID.fullmatch(model.hub.repo_id):
+        description = f"must be like HuggingFaceTB/SmolLM2-135M-Instruct, got {model.hub.repo_id!r}"
+        yield FieldViolation(field="model.hub.repo_id", description=description)
+    if not _REVISION.fullmatch(model.hub.revision):
+        description = f"must be a commit, tag or branch, got {model.hub.revision!r}"
+        yield FieldViolation(field="model.hub.revision", description=description)
