@@ -29,6 +29,9 @@ def test_no_number_or_type_of_a_field_has_changed() -> None:
     [
         ("luthier/v1/dataset.proto", "string display_name = 3", "string display_name = 33"),
         ("luthier/v1/dataset.proto", "string digest = 8", "int64 digest = 8"),
+        ("luthier/v1/dataset.proto", "int64 num_characters = 3", "int32 num_characters = 3"),
+        ("luthier/v1/dataset.proto", "int64 num_characters = 3", "int64 num_chars = 3"),
+        ("luthier/v1/dataset.proto", "SPLIT_TRAIN = 1", "SPLIT_LEARN = 1"),
         ("luthier/stored/v1/data.proto", "string model_digest = 1", "bool model_digest = 1"),
     ],
 )

@@ -16,8 +16,10 @@ from luthier.data.datasets import repository as datasets
 from luthier.data.record_errors import page_of_errors
 from luthier.data.renderings.repository import renderings
 from luthier.data.uploads import repository as uploads
+from luthier.errors import DataLoss
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
+from luthier.storage.stored import Rows
 from luthier.v1.dataset_pb2 import (
     DATASET_FORMAT_ALPACA,
     INVALID_RECORD_POLICY_STRICT,
@@ -188,6 +190,43 @@ async def test_every_resource_is_what_it_was(home: Database) -> None:
     upload = await uploads.uploads().read(home, f"{P}/uploads/u")
     assert (upload.message.state, upload.message.persisted_size_bytes) == (Upload.STATE_COMPLETE, 7)
     assert upload.private.sha256 == "ab"
+
+
+async def test_what_is_found_by_label_and_state_and_staged_stays(home: Database) -> None:
+    for table, equals, found in (
+        (datasets.datasets(), {"labels.team": "a"}, [f"{P}/datasets/d"]),
+        (datasets.datasets(), {"labels.team": "b"}, []),
+        (uploads.uploads(), {"state": "COMPLETE"}, [f"{P}/uploads/u"]),
+        (renderings(), {"state": "FAILED"}, []),
+    ):
+        rows: Rows[Any, Any] = table
+        statement = rows.page_statement(parent=P, limit=9, after=None, equals=equals, newest_first=True)
+        page = rows.page_of(await home.rows(statement), 9)
+        assert [value.name for value in page.values] == found
+    async with home.reading() as connection:
+        assert await uploads.StagedUploads().is_finishing(connection, "uid")
+
+
+async def test_a_row_that_cannot_be_read_is_named_and_changes_nothing(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    for path in schema.MIGRATIONS.glob("data_000[123]*.py"):
+        shutil.copy(path, old)
+    path = tmp_path / "data.db"
+    url = f"sqlite+aiosqlite:///{path}"
+    upgrade(url, [old])
+    insert(path, "renderings", f"{P}/renderings/r", "READY", {**RENDERING, "mask_mode": "NEWER"})
+
+    def dump() -> str:
+        with sqlite3.connect(path) as connection:
+            lines = "\n".join(connection.iterdump())
+        connection.close()
+        return lines
+
+    before = dump()
+    with pytest.raises(DataLoss, match=r"renderings/r in renderings cannot be read.*NEWER"):
+        upgrade(url, [schema.MIGRATIONS])
+    assert dump() == before
 
 
 async def test_a_failure_is_told_as_before(home: Database) -> None:

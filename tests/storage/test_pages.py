@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
+from tests.stored_pages import page_of
 
 from luthier.data import schema as data_schema
 from luthier.data.datasets import repository as datasets
@@ -120,14 +121,12 @@ async def test_a_home_made_before_lists_its_resources_by_label(tmp_path: Path) -
     upgrade(url, [work_schema.MIGRATIONS, data_schema.MIGRATIONS])
     database = Database(url)
     async with database.reading() as reading:
-        page = await datasets.datasets().page(
-            reading, parent="projects/p", limit=1, equals={"labels.team": "red"}
+        found = await page_of(datasets.datasets(), reading, "projects/p", 1, equals={"labels.team": "red"})
+        assert [value.name[-2:] for value in found.values] == ["d2"]
+        found = await page_of(
+            datasets.datasets(), reading, "projects/p", 5, after=found.next, equals={"labels.team": "red"}
         )
-        assert [value.name[-2:] for value in page.values] == ["d2"]
-        page = await datasets.datasets().page(
-            reading, parent="projects/p", limit=5, after=page.next, equals={"labels.team": "red"}
-        )
-        assert [value.name[-2:] for value in page.values] == ["d0"]
-        found = await reading.execute(text("SELECT count(*) FROM datasets_labels"))
-        assert found.scalar_one() == 4
+        assert [value.name[-2:] for value in found.values] == ["d0"]
+        counted = await reading.execute(text("SELECT count(*) FROM datasets_labels"))
+        assert counted.scalar_one() == 4
     await database.close()

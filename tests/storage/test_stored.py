@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import Column, MetaData, String
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.stored_pages import page_of
 
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
 from luthier.storage.database import Database
@@ -104,17 +105,50 @@ async def test_a_resource_that_is_not_there_is_not_found(database: Database, job
             await jobs.rows.get(connection, NAME)
 
 
-async def test_what_the_message_holds_and_the_code_does_not_know_is_kept(
+async def test_what_the_message_holds_and_the_code_does_not_know_is_kept_once(
     database: Database, jobs: Jobs
 ) -> None:
-    newer = job()
-    newer.MergeFromString(b"\xf2\xff\x07\x03new")  # field 16382, as a newer version would have it
+    newer, private = job(), RenderingPrivate(model_digest="d")
+    unknown = b"\xf2\xff\x07\x03new"  # field 16382, as a newer version would have it
+    newer.MergeFromString(unknown)
+    newer.progress.MergeFromString(unknown)
+    private.MergeFromString(unknown)
     async with database.transaction() as connection:
-        stored = await jobs.rows.insert(connection, newer, PRIVATE)
-        stored = await jobs.rows.update(
-            connection, stored, changed(stored, state=FineTuningJob.STATE_RUNNING)
-        )
-    assert b"\xf2\xff\x07\x03new" in (await jobs.rows.read(database, NAME)).message.SerializeToString()
+        stored = await jobs.rows.insert(connection, newer, private)
+        for metric in ("loss", "accuracy"):
+            stored = await jobs.rows.report(connection, stored, changed(stored, latest_metrics={metric: 1.0}))
+            stored = await jobs.rows.update(
+                connection, stored, changed(stored, display_name=metric), stored.copy_private()
+            )
+    read = await jobs.rows.read(database, NAME)
+    assert read.message.SerializeToString().count(unknown) == 2
+    assert read.message.progress.SerializeToString().count(unknown) == 1
+    assert read.private.SerializeToString().count(unknown) == 1
+
+
+async def test_a_change_leaves_the_progress_that_was_reported_meanwhile(
+    database: Database, jobs: Jobs
+) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        await jobs.rows.report(connection, one, changed(one, progress=Progress(completed=5)))
+        await jobs.rows.update(connection, one, changed(one, display_name="new"))
+    read = (await jobs.rows.read(database, NAME)).message
+    assert (read.display_name, read.progress.completed) == ("new", 5)
+
+
+async def test_a_name_is_for_ever(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        with pytest.raises(AssertionError, match="a name is for ever"):
+            await jobs.rows.update(connection, one, changed(one, name=f"{NAME}2"))
+
+
+async def test_a_state_of_newer_code_can_be_read_and_listed(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        await jobs.insert(connection, state=77)
+        page = await page_of(jobs.rows, connection, "projects/p", 1)
+    assert [value.state for value in page.values] == [77]
 
 
 async def test_update_counts_the_revision_and_moves_the_update_time(database: Database, jobs: Jobs) -> None:
@@ -193,8 +227,8 @@ async def test_pages_together_are_the_whole_in_order(
     after: Cursor | None = None
     async with database.reading() as connection:
         while True:
-            page = await jobs.rows.page(
-                connection, parent="projects/p", limit=limit, after=after, newest_first=newest_first
+            page = await page_of(
+                jobs.rows, connection, "projects/p", limit, after=after, newest_first=newest_first
             )
             assert len(page.values) <= limit
             seen += page.values
@@ -213,9 +247,7 @@ async def test_pages_filter_by_state_label_and_extra_column(database: Database, 
         await jobs.insert(connection, "projects/p/fineTuningJobs/c", base_model="other", labels={})
 
         async def found(equals: Mapping[str, str]) -> str:
-            page = await jobs.rows.page(
-                connection, parent="projects/p", limit=9, equals=equals, newest_first=False
-            )
+            page = await page_of(jobs.rows, connection, "projects/p", 9, equals=equals, newest_first=False)
             return "".join(value.name[-1] for value in page.values)
 
         assert await found({}) == "abc"
@@ -233,7 +265,7 @@ async def test_update_of_labels_moves_the_resource_to_where_they_are_looked_for(
 ) -> None:
     async def found(connection: AsyncConnection, **labels: str) -> list[str]:
         equals = {f"labels.{key}": value for key, value in labels.items()}
-        page = await jobs.rows.page(connection, parent="projects/p", limit=9, equals=equals)
+        page = await page_of(jobs.rows, connection, "projects/p", 9, equals=equals)
         return [value.name[-1] for value in page.values]
 
     async with database.transaction() as connection:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stored_pages import page_of
 
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
@@ -154,7 +155,7 @@ async def test_a_job_keeps_all_that_it_said(home: OldHome) -> None:
     stored = await jobs.jobs().read(database, JOB)
     async with database.reading() as connection:
         equals = {"state": "FAILED", "rendering": FULL_BODY["rendering"], "labels.team": "red"}
-        page = await jobs.jobs().page(connection, parent="projects/p", limit=5, equals=equals)
+        page = await page_of(jobs.jobs(), connection, "projects/p", 5, equals=equals)
     await database.close()
     assert page.values == (stored.message,)
     job = stored.message
@@ -307,9 +308,7 @@ async def test_a_model_keeps_all_that_it_said(
     database = home.migrated()
     stored = await models.models().read(database, name)
     async with database.reading() as connection:
-        page = await models.models().page(
-            connection, parent="projects/p", limit=5, equals={"kind": body["kind"]}
-        )
+        page = await page_of(models.models(), connection, "projects/p", 5, equals={"kind": body["kind"]})
     await database.close()
     assert page.values == (stored.message,)
     assert list(stored.private.files) == [ModelFile(**FILE)] * files

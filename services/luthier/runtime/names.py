@@ -104,11 +104,9 @@ def ids_of(name: str) -> Mapping[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def child_name(parent: str, collection: str, chosen_id: str, field: str) -> str:
-    """Return the name of a new resource below `parent`; without a chosen id one is made.
+def child_name(parent: str, collection: str, chosen_id: str, *, field: str, prefix: str) -> str:
+    """Return the name of a new resource below `parent`; without a chosen id one is made that begins with `prefix`.
 
     `field` is that of the id in the request (`dataset_id`). Raises InvalidArgument for an id against the rule.
     """
-    if chosen_id:
-        return f"{parent}/{collection}/{check_id(chosen_id, field=field)}"
-    return f"{parent}/{collection}/{new_id(collection.removesuffix('s'))}"
+    return f"{parent}/{collection}/{check_id(chosen_id or new_id(prefix), field=field)}"

@@ -16,6 +16,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from sqlalchemy.engine import RowMapping
 
+from luthier.errors import DataLoss
+
 _LIVE = sa.text("delete_time_us IS NULL")
 _BATCH_ROWS = 500
 
@@ -50,8 +52,21 @@ def move(
     connection = op.get_bind()
     rows = connection.execute(sa.select(old)).mappings()
     while batch := rows.fetchmany(_BATCH_ROWS):
-        connection.execute(sa.insert(new), [_new_row(row, convert(row), has_state) for row in batch])
+        connection.execute(sa.insert(new), [_moved(family, row, convert, has_state) for row in batch])
     op.drop_table(old.name)
+
+
+def _moved(
+    family: str, row: RowMapping, convert: Callable[[RowMapping], NewRow], has_state: bool
+) -> dict[str, Any]:
+    try:
+        return _new_row(row, convert(row), has_state)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataLoss(
+            f"{row['name']} in {family} cannot be read by this version: {type(error).__name__}: {error}; the database "
+            "is as it was, start the version that wrote it",
+            metadata={"name": row["name"]},
+        ) from error
 
 
 def status(failure: Mapping[str, Any]) -> status_pb2.Status:

@@ -108,6 +108,12 @@ class Stored(Generic[M, P]):
         changed.CopyFrom(self.message)
         return changed
 
+    def copy_private(self) -> P:
+        """Return what only the service knows, to change and to give to `Rows.update`."""
+        changed = type(self.private)()
+        changed.CopyFrom(self.private)
+        return changed
+
 
 def require_etag(stored: Stored[Any, Any], etag: str) -> None:
     """Raise Aborted ETAG_MISMATCH unless an etag is the resource's own; the empty one is any resource's."""
@@ -125,8 +131,8 @@ def _now_us() -> int:
 class Rows(Generic[M, P]):
     """The resources of one family. Holds no connection: every call is given one.
 
-    Every message type has the fields name, uid, labels, create_time, update_time and etag; where it has a `state`,
-    that is an enum of its own whose values are named STATE_*.
+    Every message type has the fields name, uid, create_time, update_time and etag; where it has a `state`, that is an
+    enum of its own whose values are named STATE_*; where it has `labels`, they are found by `page_statement`.
     """
 
     def __init__(
@@ -199,8 +205,10 @@ class Rows(Generic[M, P]):
     ) -> Stored[M, P]:
         """Store a changed resource if nobody changed it since `old` was read; return it as stored.
 
-        Raises Aborted ETAG_MISMATCH when the stored revision is another, and NotFound.
+        Fields of progress are left as they are stored, unless the change is of them too. Raises Aborted ETAG_MISMATCH
+        when the stored revision is another, and NotFound.
         """
+        assert message.name == old.message.name, "a name is for ever"  # type: ignore[attr-defined]
         row = self._row(
             message,
             old.private if private is None else private,
@@ -208,7 +216,8 @@ class Rows(Generic[M, P]):
             create_time_us=old._row["create_time_us"],
             revision=old.revision + 1,
         )
-        await self._replace(connection, old, row)
+        reported = {"progress"} if row["progress"] == old._row["progress"] else set()
+        await self._replace(connection, old, {key: row[key] for key in row.keys() - reported})
         if self._has_labels and dict(message.labels) != dict(old.message.labels):  # type: ignore[attr-defined]
             labels: Table = self._table.info[LABELS]
             await connection.execute(delete(labels).where(labels.c.name == row["name"]))
@@ -224,29 +233,14 @@ class Rows(Generic[M, P]):
         await self._replace(connection, old, changes)
         return self._stored({**old._row, **changes})
 
-    async def page(
-        self,
-        connection: AsyncConnection,
-        *,
-        parent: str,
-        limit: int,
-        after: Cursor | None = None,
-        equals: Mapping[str, str] | None = None,
-        newest_first: bool = True,
-    ) -> Page[M]:
-        """Return at most `limit` resources directly below `parent`, as `page_statement` finds them."""
-        statement = self.page_statement(
-            parent=parent, limit=limit, after=after, equals=equals or {}, newest_first=newest_first
-        )
-        return self.page_of((await connection.execute(statement)).mappings().all(), limit)
-
     def page_statement(
         self, *, parent: str, limit: int, after: Cursor | None, equals: Mapping[str, str], newest_first: bool
     ) -> Select[Any]:
-        """Return what `page` asks the database for."""
-        return page_statement(
+        """Return what finds a page, less what only the service knows of its resources."""
+        statement = page_statement(
             self._table, parent=parent, limit=limit, after=after, equals=equals, newest_first=newest_first
         )
+        return statement.with_only_columns(*(one for one in self._table.c if one.name != "private"))
 
     def page_of(self, rows: Sequence[RowMapping], limit: int) -> Page[M]:
         """Return the page that a `page_statement` of this limit found."""
@@ -307,18 +301,22 @@ class Rows(Generic[M, P]):
         }
 
     def _state(self, message: Any) -> str:
-        return self._states[message.state] if self._states else ""
+        """Return the state's name; of one that newer code knows, its number."""
+        return self._states.get(message.state, str(message.state)) if self._states else ""
 
     def _progress(self, value: M) -> bytes:
         """Return the fields that are stored apart: a message of the same type, which merges with the rest."""
-        if not self._progress_fields:
-            return b""
-        others = self._message_type()
-        others.CopyFrom(value)
-        for known, _ in value.ListFields():
+        part: Any = self._message_type()
+        for known, told in value.ListFields():
             if known.name not in self._progress_fields:
-                others.ClearField(known.name)
-        return others.SerializeToString(deterministic=True)
+                continue
+            if known.is_repeated:
+                getattr(part, known.name).MergeFrom(told)
+            elif known.message_type is not None:
+                getattr(part, known.name).CopyFrom(told)
+            else:
+                setattr(part, known.name, told)
+        return bytes(part.SerializeToString(deterministic=True))
 
     def _stored(self, row: Mapping[str, Any] | RowMapping) -> Stored[M, P]:
         return Stored(

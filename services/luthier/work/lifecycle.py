@@ -16,16 +16,18 @@ class Lifecycle:
 
     def __init__(self, states: EnumDescriptor, moves: Mapping[int, Collection[int]]) -> None:
         """Args: the enum, and for each state those that may follow; a state that none follows is final."""
+        assert set(moves) == set(states.values_by_number) - {0}, "every state stands in the table"
         self._states = states
         self._moves = moves
 
     def name(self, state: int) -> str:
-        """Return a state without its prefix: QUEUED."""
-        return self._states.values_by_number[state].name.removeprefix(PREFIX)
+        """Return a state without its prefix: QUEUED; one that newer code wrote, by its number."""
+        known = self._states.values_by_number.get(state)
+        return str(state) if known is None else known.name.removeprefix(PREFIX)
 
     def is_final(self, state: int) -> bool:
-        """Tell whether a resource in this state never changes again."""
-        return not self._moves.get(state)
+        """Tell whether a resource in this state never changes again; one that newer code wrote may."""
+        return state in self._moves and not self._moves[state]
 
     def may_become(self, state: int, following: int) -> bool:
         """Tell whether a state may follow another."""
@@ -39,6 +41,6 @@ class Lifecycle:
         if self.is_final(state):
             message = f"{name} is {now} and never changes again"
         else:
-            right = ", ".join(map(self.name, self._moves[state]))
+            right = ", ".join(map(self.name, self._moves.get(state, ()))) or "nothing that this version knows"
             message = f"{name} is {now}; it can become {right}, not {self.name(following)}"
         raise FailedPrecondition(message, metadata={"name": name, "state": now})

@@ -54,7 +54,9 @@ class DatasetService:
         rules.check_dataset(request.dataset)
         dataset = Dataset()
         dataset.CopyFrom(request.dataset)
-        dataset.name = child_name(request.parent, "datasets", request.dataset_id, "dataset_id")
+        dataset.name = child_name(
+            request.parent, "datasets", request.dataset_id, field="dataset_id", prefix="dataset"
+        )
         async with self._database.transaction() as connection:
             return (await self._datasets.insert(connection, dataset, DatasetPrivate())).message
 
@@ -81,7 +83,9 @@ class DatasetService:
             UPLOAD.parse(source.upload, field=path)
             same_project(request.parent, source.upload, path)
         chosen_id = request.dataset_version_id
-        version.name = child_name(request.parent, "versions", chosen_id, "dataset_version_id")
+        version.name = child_name(
+            request.parent, "versions", chosen_id, field="dataset_version_id", prefix="version"
+        )
         self._database.disk.require_room()
         private = DatasetVersionPrivate()
         async with self._database.transaction() as connection:
@@ -118,7 +122,8 @@ class DatasetService:
         """The version is READY. Raises InvalidArgument for a result that contradicts itself."""
         version = await self.versions.stored(connection, name)
         await add_errors(connection, version.uid, result.errors)
-        private = DatasetVersionPrivate(source_files=version.private.source_files, shards=result.shards)
+        private = version.copy_private()
+        private.shards.extend(result.shards)
         changed = rules.built(version.message, result)
         await self.versions.move(connection, version, State.STATE_READY, changed=changed, private=private)
 

@@ -83,7 +83,9 @@ class RenderingService:
         MODEL.parse(wanted.model, field="rendering.model")
         same_project(request.parent, wanted.dataset_version, "rendering.dataset_version")
         same_project(request.parent, wanted.model, "rendering.model")
-        name = child_name(request.parent, "renderings", request.rendering_id, "rendering_id")
+        name = child_name(
+            request.parent, "renderings", request.rendering_id, field="rendering_id", prefix="rendering"
+        )
         self._database.disk.require_room()
         await self._versions.ready_version(wanted.dataset_version)
         # Before the transaction: nobody else could write while another service makes up its mind.
@@ -116,11 +118,9 @@ class RenderingService:
         """The rendering is READY. Raises InvalidArgument for a result that contradicts itself."""
         rendering = await self.family.stored(connection, name)
         await add_errors(connection, rendering.uid, result.errors)
-        private = RenderingPrivate(
-            model_digest=rendering.private.model_digest,
-            shards=result.shards,
-            tokenizer_sha256=result.tokenizer.sha256,
-        )
+        private = rendering.copy_private()
+        private.shards.extend(result.shards)
+        private.tokenizer_sha256 = result.tokenizer.sha256
         changed = rules.rendered(rendering.message, result)
         await self.family.move(connection, rendering, State.STATE_READY, changed=changed, private=private)
 

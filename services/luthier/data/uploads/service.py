@@ -171,7 +171,8 @@ class UploadService:
         changed.state = State.STATE_COMPLETE
         changed.persisted_size_bytes = blob.size_bytes
         async with self._database.transaction() as connection:
-            private = UploadPrivate(sha256=blob.digest)
+            private = upload.copy_private()
+            private.sha256 = blob.digest
             done = await self._uploads.update(connection, upload, changed, private)
             self._database.after_commit(lambda: self._clear_later(upload))
         return done

@@ -120,7 +120,9 @@ class JobService:
         Raises as `check`, AlreadyExists when a job or the tuned model's name is taken, ResourceExhausted DISK_FULL.
         """
         chosen_id = request.fine_tuning_job_id or new_id("job")
-        name = child_name(request.parent, "fineTuningJobs", chosen_id, "fine_tuning_job_id")
+        name = child_name(
+            request.parent, "fineTuningJobs", chosen_id, field="fine_tuning_job_id", prefix="job"
+        )
         self._database.disk.require_room()
         checked = await self.check(request.parent, request.fine_tuning_job)
         job = checked.job

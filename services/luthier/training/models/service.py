@@ -55,7 +55,7 @@ class ModelService:
         """
         rules.check_model(request.model)
         model = rules.resolved(request.model)
-        model.name = child_name(request.parent, "models", request.model_id, "model_id")
+        model.name = child_name(request.parent, "models", request.model_id, field="model_id", prefix="model")
         if model.HasField("directory"):
             model.directory = await self._resolve(model.directory, "model.directory", folder=True)
         if model.HasField("gguf_path"):
@@ -132,8 +132,9 @@ class ModelService:
 
     async def registered(self, connection: AsyncConnection, name: str, result: RegisterModelResult) -> None:
         """The model is READY. Raises InvalidArgument MODEL_INVALID for a result that contradicts itself."""
-        private = ModelPrivate(files=rules.registered_files(result))
         model = await self.family.stored(connection, name)
+        private = model.copy_private()
+        private.files.extend(rules.registered_files(result))
         changed = rules.registered(model.message, result)
         await self.family.move(connection, model, State.STATE_READY, changed=changed, private=private)
 

@@ -1,5 +1,6 @@
 """Store resources as messages keyed by uid, and the errors of versions and renderings in one table."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ down_revision = "data_0003"
 branch_labels = None
 depends_on = None
 
+_BATCH_ROWS = 500
 _ERRORS = {"dataset_version_errors": "version", "rendering_errors": "rendering"}
 """The tables of errors, and the column that names whose they are."""
 _FAMILIES = {"dataset_version_errors": "dataset_versions", "rendering_errors": "renderings"}
@@ -192,9 +194,9 @@ def _move_errors() -> None:
     assert made is not None, "Alembic returns the table that it created"
     connection = op.get_bind()
     for table in _ERRORS:
-        rows = list(_errors(table))
-        if rows:
-            connection.execute(sa.insert(made), rows)
+        rows = _errors(table)
+        while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+            connection.execute(sa.insert(made), batch)
         op.drop_table(table)
 
 
