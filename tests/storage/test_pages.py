@@ -15,6 +15,7 @@ from luthier.data import schema as data_schema
 from luthier.data.datasets import repository as datasets
 from luthier.data.renderings import repository as renderings
 from luthier.data.uploads import repository as uploads
+from luthier.evaluation import schema as evaluation_schema
 from luthier.evaluation.evaluations import repository as evaluations
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
@@ -44,7 +45,7 @@ FAMILIES = [
     Family("renderings", renderings.renderings(), data_schema.MIGRATIONS),
     Family("models", models.models(), training_schema.MIGRATIONS, MODEL_FILTERS),
     Family("fine_tuning_jobs", jobs.jobs(), training_schema.MIGRATIONS, JOB_FILTERS),
-    Family("evaluations", evaluations.evaluation_resources(), evaluations.MIGRATIONS),
+    Family("evaluations", evaluations.evaluations(), evaluation_schema.MIGRATIONS),
 ]
 
 

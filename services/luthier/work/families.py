@@ -96,8 +96,11 @@ class Family(Generic[M, P]):
         *,
         changed: M | None = None,
         private: P | None = None,
+        why: str = "",
     ) -> Stored[M, P]:
         """Bring a resource into a state; `changed` is the message with all that changes besides.
+
+        `why` is told with the event. A final state sets the `end_time` of a resource that has one.
 
         Raises FailedPrecondition when the state may not follow, Aborted when the resource was changed meanwhile.
         """
@@ -105,8 +108,10 @@ class Family(Generic[M, P]):
         message: Any = stored.copy() if changed is None else changed
         self.lifecycle.require(old.name, old.state, state)
         message.state = state
+        if self.lifecycle.is_final(state) and "end_time" in message.DESCRIPTOR.fields_by_name:
+            message.end_time.GetCurrentTime()
         moved = await self._rows.update(connection, stored, message, private)
-        await self._announce(connection, moved)
+        await self._announce(connection, moved, why)
         return moved
 
     async def cancel(self, name: str, etag: str, stopping: int) -> M:
@@ -124,10 +129,11 @@ class Family(Generic[M, P]):
             await self._tasks.request_cancel(connection, name)
             return (await self._rows.get(connection, name)).message
 
-    async def _announce(self, connection: AsyncConnection, stored: Stored[M, P]) -> None:
+    async def _announce(self, connection: AsyncConnection, stored: Stored[M, P], why: str = "") -> None:
         message: Any = stored.message
         change = StateChanged(
             state=self.lifecycle.name(message.state),
+            message=why,
             failure=status_to_failure(message.error) if message.HasField("error") else None,
             final=self.lifecycle.is_final(message.state),
         )
