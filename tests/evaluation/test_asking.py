@@ -23,6 +23,7 @@ from luthier.v1.model_pb2 import Model, Taught
 from luthier.worker.v1.task_pb2 import Asking, PrefixTokens
 
 TODAY = date(2026, 11, 28)
+EOS = [9, 11]
 FIRST = Taught(chat_template="first", template_date="2026-01-01", prefix_token_ids=[1], stop_token_ids=[2])
 SECOND = Taught(chat_template="second", template_date="2026-02-02", stop_token_ids=[3])
 Contender = tuple[EvaluationArm, Model]
@@ -43,13 +44,15 @@ def contender(
 def ask(*contenders: Contender, base_has_template: bool = True) -> dict[str, Asking]:
     arms = [arm for arm, _ in contenders]
     models = {model.name: model for _, model in contenders}
-    found = askings(arms, models, Model(has_chat_template=base_has_template), TODAY)
+    base = Model(has_chat_template=base_has_template, eos_token_ids=EOS)
+    found = askings(arms, models, base, TODAY)
     return dict(zip(models, found, strict=True))
 
 
 def test_tuned_arms_are_asked_as_each_was_taught_and_bases_as_themselves() -> None:
     found = ask(contender("zero"), contender("a", FIRST), contender("b", SECOND))
-    assert found["zero"] == Asking(template_source=TEMPLATE_SOURCE_BASE, template_date="2026-11-28")
+    as_itself = Asking(template_source=TEMPLATE_SOURCE_BASE, template_date="2026-11-28", eos_token_ids=EOS)
+    assert found["zero"] == as_itself
     for arm_id, taught in (("a", FIRST), ("b", SECOND)):
         assert found[arm_id].template_source == TEMPLATE_SOURCE_TAUGHT
         assert found[arm_id].chat_template == taught.chat_template
@@ -57,11 +60,13 @@ def test_tuned_arms_are_asked_as_each_was_taught_and_bases_as_themselves() -> No
         assert found[arm_id].HasField("prefix")
         assert found[arm_id].prefix.token_ids == taught.prefix_token_ids
         assert found[arm_id].stop_token_ids == taught.stop_token_ids
+        assert found[arm_id].eos_token_ids == EOS
+        assert not found[arm_id].old_prefix
 
 
 def test_what_was_taught_before_its_tokens_were_kept_says_no_prefix() -> None:
     old = Model(taught=Taught(chat_template="old", template_date="2025-01-01"))
-    asking = as_taught(old, TODAY)
+    asking = as_taught(old, Model(), TODAY)
     assert (asking.template_source, asking.chat_template) == (TEMPLATE_SOURCE_TAUGHT, "old")
     assert (asking.HasField("prefix"), list(asking.stop_token_ids)) == (False, [])
 
@@ -85,9 +90,23 @@ def test_an_arm_can_name_another_template_on_purpose() -> None:
         template_date="2026-01-01",
         prefix=PrefixTokens(token_ids=[1]),
         stop_token_ids=[2],
+        eos_token_ids=EOS,
     )
-    assert found["base"] == Asking(template_source=TEMPLATE_SOURCE_BASE, template_date="2026-11-28")
+    assert found["base"] == Asking(
+        template_source=TEMPLATE_SOURCE_BASE, template_date="2026-11-28", eos_token_ids=EOS
+    )
     assert (found["zero"].template_source, found["zero"].chat_template) == (TEMPLATE_SOURCE_TAUGHT, "first")
+
+
+def test_another_template_changes_no_tokens_before_plain_text_that_were_taught() -> None:
+    """Of a model that was taught before they were kept, too: it is asked behind what its rendering wrote."""
+    before = Taught(chat_template="first", template_date="2026-01-01")
+    found = ask(contender("own", before, chat_template="mine"), contender("as", before), contender("zero"))
+    assert {arm_id: asking.old_prefix for arm_id, asking in found.items()} == {
+        "own": True,
+        "as": True,
+        "zero": False,
+    }
 
 
 def test_an_arm_cannot_want_what_nobody_was_taught() -> None:

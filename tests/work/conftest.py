@@ -83,7 +83,9 @@ class RecordingHandler:
         self.results.append(result)
         await self._end(connection, task, "FAILED")
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
         await self._end(connection, task, "CANCELLED")
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:

@@ -21,15 +21,19 @@ MAX_TEMPLATES_BYTES = 1 << 20
 """Most that the templates of all arms may have together: they travel in one message."""
 
 
-def as_base(today: date) -> Asking:
+def as_base(base: Model, today: date) -> Asking:
     """Return how a base model is asked: as it says itself, today."""
-    return Asking(template_source=TEMPLATE_SOURCE_BASE, template_date=today.isoformat())
+    return Asking(
+        template_source=TEMPLATE_SOURCE_BASE,
+        template_date=today.isoformat(),
+        eos_token_ids=base.eos_token_ids,
+    )
 
 
-def as_taught(model: Model, today: date) -> Asking:
+def as_taught(model: Model, base: Model, today: date) -> Asking:
     """Return how a model is asked: as it was taught, or as its base says where that is not known."""
     if not model.HasField("taught"):
-        return as_base(today)
+        return as_base(base, today)
     taught = model.taught
     # What was taught before these tokens were kept says none of them.
     known = bool(taught.stop_token_ids or taught.prefix_token_ids)
@@ -39,6 +43,8 @@ def as_taught(model: Model, today: date) -> Asking:
         template_date=taught.template_date,
         prefix=PrefixTokens(token_ids=taught.prefix_token_ids) if known else None,
         stop_token_ids=taught.stop_token_ids,
+        eos_token_ids=base.eos_token_ids,
+        old_prefix=not known,
     )
 
 
@@ -68,13 +74,13 @@ def askings(
 
 def _asking(arm: EvaluationArm, model: Model, first: Model | None, base: Model, today: date) -> Asking:
     """`first` is the first tuned model that says how it was taught."""
-    own = as_taught(model, today)
+    own = as_taught(model, base, today)
     if arm.chat_template:
         own.template_source = TEMPLATE_SOURCE_ARM
         own.chat_template = arm.chat_template
         return own
     if arm.template == ARM_TEMPLATE_BASE:
-        return as_base(today)
+        return as_base(base, today)
     if arm.template == ARM_TEMPLATE_TAUGHT and first is None:
         raise FailedPrecondition(
             f"arm {arm.arm_id} wants the template that a tuned arm was taught with, and no arm's model says one",
@@ -83,5 +89,5 @@ def _asking(arm: EvaluationArm, model: Model, first: Model | None, base: Model, 
         )
     lacks = not model.HasField("taught") and not base.has_chat_template
     if first is not None and (arm.template == ARM_TEMPLATE_TAUGHT or lacks):
-        return as_taught(first, today)
+        return as_taught(first, base, today)
     return own

@@ -33,6 +33,14 @@ class TaskCancelled(Cancelled):
     """The service asked to stop this task. Let it pass: the loop reports it."""
 
 
+class TaskStopped(Exception):
+    """A task stopped because it was asked to, and part of its result is known all the same."""
+
+    def __init__(self, result: task_pb2.TaskResult) -> None:
+        super().__init__("the task was asked to stop")
+        self.result = result
+
+
 class TaskFailed(Exception):
     """A task failed, and part of its result is known all the same."""
 

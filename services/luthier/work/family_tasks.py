@@ -44,8 +44,10 @@ class FamilyTasks(Generic[M, P]):
         """Another worker will begin anew."""
         await self._move(connection, task, self._states.queued)
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """It stopped on request."""
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
+        """It stopped on request, and nothing is kept of what it did."""
         await self._move(connection, task, self._states.cancelled)
 
     async def reported(

@@ -64,8 +64,10 @@ class TaskHandler(Protocol):
         """The task failed for good; `result` is what is known all the same."""
         ...
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """The task stopped on request, or was never begun."""
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
+        """The task stopped on request, or was never begun; `result` is what is known all the same."""
         ...
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:

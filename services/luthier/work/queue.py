@@ -380,7 +380,7 @@ class Queue:
         if outcome.failure is not None:
             await handler.failed(connection, task, outcome.failure, outcome.result)
         elif outcome.cancelled:
-            await handler.cancelled(connection, task)
+            await handler.cancelled(connection, task, outcome.result)
         else:
             assert outcome.result is not None, "a finished task brings a result"
             await handler.succeeded(connection, task, outcome.result)

@@ -19,7 +19,7 @@ from luthier.errors import Internal, LuthierError, Reason, ResourceExhausted, Un
 from luthier.errors.failure import Failure
 from luthier.storage.disk import found_full
 from luthier.work.cache import BlobCache
-from luthier.work.context import TaskCancelled, TaskContext, TaskFailed
+from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
 from luthier.work.convert import failure_to_status, status_to_failure
 from luthier.work.limits import Limits, allowed_seconds, kind_of
 from luthier.work.link import WorkerLink
@@ -195,6 +195,8 @@ def _outcome(runner: Runner, context: TaskContext) -> Outcome:
         return Outcome(result=runner(context))
     except TaskCancelled:
         return Outcome(cancelled=True)
+    except TaskStopped as stopped:
+        return Outcome(cancelled=True, result=stopped.result)
     except TaskFailed as failed:
         return Outcome(error=_status(failed.error), result=failed.result)
     except LuthierError as error:

@@ -14,20 +14,29 @@ from luthier.evaluation.evaluations.rules import (
     TRANSITIONS,
     State,
     check,
+    judged,
     resolved,
+    scored,
     spec,
 )
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_VALIDATION
 from luthier.v1.evaluation_pb2 import (
+    CORRECTNESS_RIGHT,
+    CORRECTNESS_UNSPECIFIED,
+    CORRECTNESS_WRONG,
     EVALUATION_METRIC_EXACT_MATCH,
     EVALUATION_METRIC_PERPLEXITY,
     EVALUATION_METRIC_UNSPECIFIED,
+    ArmResult,
+    Comparison,
     Evaluation,
     EvaluationArm,
+    Prediction,
+    ScoreEstimate,
 )
 from luthier.work.lifecycle import Lifecycle
-from luthier.worker.v1.task_pb2 import Asking, BlobFile
+from luthier.worker.v1.task_pb2 import Asking, BlobFile, EvaluateResult
 
 STATES = [number for number in State.values() if number]
 FINAL = {State.STATE_CANCELLED, State.STATE_SUCCEEDED, State.STATE_FAILED}
@@ -177,3 +186,27 @@ def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:
     assert made.evaluation.split == SPLIT_VALIDATION
     old = spec(evaluation, EvaluationPrivate(base_model="base"), ())
     assert not any(arm.HasField("asking") for arm in old.arms)
+
+
+def test_an_outcome_says_which_scores_judge_a_whole_answer() -> None:
+    names = ["exact_match", "field_match.record", "field_match.fields", "perplexity", "bleu"]
+    result = EvaluateResult(
+        arm_results=[ArmResult(scores=[ScoreEstimate(score=name) for name in names])],
+        comparisons=[Comparison(score=name) for name in names],
+        num_records=3,
+        warnings=["w"],
+    )
+    done = scored(wanted(), result)
+    whole = [True, True, False, False, False]
+    assert [one.whole_answer for one in done.arm_results[0].scores] == whole
+    assert [one.whole_answer for one in done.comparisons] == whole
+    assert (done.num_records, list(done.warnings)) == (3, ["w"])
+
+
+def test_a_stored_prediction_says_whether_its_answers_are_right() -> None:
+    """Whatever the scores are called, and however old it is."""
+    stored = Prediction()
+    for name, value in (("exact_match", 1.0), ("field_match.record", 0.0), ("perplexity", 1.0)):
+        stored.answers.add(scores={name: value})
+    found = [one.correctness for one in judged(stored).answers]
+    assert found == [CORRECTNESS_RIGHT, CORRECTNESS_WRONG, CORRECTNESS_UNSPECIFIED]

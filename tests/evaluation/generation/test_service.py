@@ -13,7 +13,12 @@ from luthier.evaluation.generation.exchange import Exchange, Piece
 from luthier.evaluation.generation.service import GenerationService
 from luthier.runtime.auth import TaskTokens
 from luthier.v1.chat_pb2 import ChatMessage, Conversation
-from luthier.v1.evaluation_pb2 import FINISH_REASON_STOP, TEMPLATE_SOURCE_BASE, TEMPLATE_SOURCE_TAUGHT
+from luthier.v1.evaluation_pb2 import (
+    FINISH_REASON_STOP,
+    FINISH_REASON_UNSPECIFIED,
+    TEMPLATE_SOURCE_BASE,
+    TEMPLATE_SOURCE_TAUGHT,
+)
 from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GenerateTextResponse
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.worker.v1.task_pb2 import ModelReference
@@ -69,7 +74,7 @@ class Bench:
         async for message in self.exchange.take("w", 1):
             assert message.WhichOneof("message") == "order"
             self.orders.append(message.order)
-            for text, reason in (("ye", None), ("s", FINISH_REASON_STOP)):
+            for text, reason in (("ye", FINISH_REASON_UNSPECIFIED), ("s", FINISH_REASON_STOP)):
                 piece = Piece(
                     generation=message.order.generation,
                     text=text,
@@ -130,6 +135,7 @@ TAUGHT = Taught(
 
 async def test_a_tuned_model_is_asked_as_it_was_taught_though_its_base_has_no_template(bench: Bench) -> None:
     bench.peers.models[BASE].has_chat_template = False
+    bench.peers.models[BASE].eos_token_ids.extend([9])
     bench.peers.models[TUNED].taught.CopyFrom(TAUGHT)
     pieces = await bench.pieces(wish())
     assert [piece.template_source for piece in pieces] == [0, TEMPLATE_SOURCE_TAUGHT]
@@ -138,6 +144,7 @@ async def test_a_tuned_model_is_asked_as_it_was_taught_though_its_base_has_no_te
     assert asking.template_source == TEMPLATE_SOURCE_TAUGHT
     assert (asking.chat_template, asking.template_date) == ("{{ messages }}", "2026-01-02")
     assert (list(asking.prefix.token_ids), list(asking.stop_token_ids)) == ([1], [2, 3])
+    assert (list(asking.eos_token_ids), asking.old_prefix) == ([9], False)
     with pytest.raises(FailedPrecondition, match=f"{BASE} has no chat template and {BASE} was not taught"):
         await bench.ask(wish(BASE))
 

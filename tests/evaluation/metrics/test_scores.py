@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.evaluation.metrics.scores import TEXT_METRICS, ScoreKind, find_score, score_answer, score_named
+from luthier.evaluation.metrics.scores import (
+    TEXT_METRICS,
+    ScoreKind,
+    find_score,
+    is_right,
+    score_answer,
+    score_named,
+)
 
 
 def test_score_answer_gives_the_scores_of_every_metric() -> None:
@@ -32,6 +39,20 @@ def test_every_score_says_what_values_it_has_and_which_are_better() -> None:
     assert all(score_named(name).higher_is_better for name in half_right)
     assert score_named("perplexity").kind is ScoreKind.REAL
     assert not score_named("perplexity").higher_is_better
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({"exact_match": 1.0}, True),
+        ({"field_match.record": 0.0, "field_match.fields": 0.9}, False),
+        ({"exact_match": 0.0, "field_match.record": 1.0}, False),
+        ({"field_match.parsed": 1.0, "field_match.field.record": 1.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_whole_answer_is_right_where_a_score_says_so(scores: dict[str, float], said: bool | None) -> None:
+    assert is_right(scores) is said
 
 
 @pytest.mark.parametrize("name", ["bleu", "field_match", "field_match.other", "exact_match.x", ""])

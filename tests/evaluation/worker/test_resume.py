@@ -110,6 +110,31 @@ async def test_a_worker_that_stops_leaves_its_answers_to_the_next(
     assert set(first) | set(second) == {(one, row) for one, _, _ in WANTED["arms"] for row in range(12)}
 
 
+async def texts(site: Any, name: str) -> dict[tuple[int, str], str]:
+    """What was said, by row and arm."""
+    return {
+        (one.row, answer.arm_id): answer.text
+        for one in await site.predictions(name)
+        for answer in one.answers
+    }
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_answers_before_a_cancel_are_kept(site: Any) -> None:
+    async with site.worker():
+        whole = await site.ended((await site.evaluate(**WANTED)).name)
+        made = await site.evaluate(**WANTED)
+        await until_answered(site, made.name, 13)
+        await site.call("CancelEvaluation", evaluation_service_pb2.CancelEvaluationRequest(name=made.name))
+        done = await site.ended(made.name)
+    assert done.state == evaluation_pb2.Evaluation.STATE_CANCELLED
+    assert done.num_records == whole.num_records
+    assert not done.arm_results
+    said, known = await texts(site, whole.name), await texts(site, done.name)
+    assert 12 <= len(known) < len(said)
+    assert known.items() <= said.items()
+
+
 def environment(site: Any) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
     return clean | {

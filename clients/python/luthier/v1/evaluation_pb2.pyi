@@ -240,6 +240,30 @@ FINISH_REASON_CANCELLED: FinishReason.ValueType  # 3
 """The caller went away."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _Correctness:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CorrectnessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Correctness.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CORRECTNESS_UNSPECIFIED: _Correctness.ValueType  # 0
+    """No score of the answer says so."""
+    CORRECTNESS_RIGHT: _Correctness.ValueType  # 1
+    """It is right."""
+    CORRECTNESS_WRONG: _Correctness.ValueType  # 2
+    """It is wrong."""
+
+class Correctness(_Correctness, metaclass=_CorrectnessEnumTypeWrapper):
+    """Correctness says whether a whole answer is right."""
+
+CORRECTNESS_UNSPECIFIED: Correctness.ValueType  # 0
+"""No score of the answer says so."""
+CORRECTNESS_RIGHT: Correctness.ValueType  # 1
+"""It is right."""
+CORRECTNESS_WRONG: Correctness.ValueType  # 2
+"""It is wrong."""
+Global___Correctness: _TypeAlias = Correctness  # noqa: Y015
+
 @_typing.final
 class EvaluationArm(_message.Message):
     """EvaluationArm is one contender: a model and the way it is prompted."""
@@ -292,6 +316,7 @@ class ScoreEstimate(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     DIRECTION_FIELD_NUMBER: _builtins.int
     TEXT_FORM_FIELD_NUMBER: _builtins.int
+    WHOLE_ANSWER_FIELD_NUMBER: _builtins.int
     score: _builtins.str
     """Score, e.g. exact_match, field_match.record, field_match.fields, field_match.field.revenue, perplexity."""
     value: _builtins.float
@@ -308,6 +333,8 @@ class ScoreEstimate(_message.Message):
     """Which values are better."""
     text_form: Global___TextForm.ValueType
     """Form that the texts were compared in. Unset for scores that compare no text, and in results older than this field."""
+    whole_answer: _builtins.bool
+    """Whether the score says of each answer that the whole of it is right."""
     def __init__(
         self,
         *,
@@ -319,10 +346,11 @@ class ScoreEstimate(_message.Message):
         kind: Global___ScoreKind.ValueType = ...,
         direction: Global___ScoreDirection.ValueType = ...,
         text_form: Global___TextForm.ValueType = ...,
+        whole_answer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "direction", b"direction", "kind", b"kind", "lower", b"lower", "score", b"score", "text_form", b"text_form", "upper", b"upper", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "direction", b"direction", "kind", b"kind", "lower", b"lower", "score", b"score", "text_form", b"text_form", "upper", b"upper", "value", b"value", "whole_answer", b"whole_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,6 +433,7 @@ class Comparison(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     DIRECTION_FIELD_NUMBER: _builtins.int
+    WHOLE_ANSWER_FIELD_NUMBER: _builtins.int
     candidate_arm_id: _builtins.str
     """The arm that is judged."""
     baseline_arm_id: _builtins.str
@@ -427,6 +456,8 @@ class Comparison(_message.Message):
     """What values the score has."""
     direction: Global___ScoreDirection.ValueType
     """Which values are better."""
+    whole_answer: _builtins.bool
+    """Whether the score says of each answer that the whole of it is right."""
     def __init__(
         self,
         *,
@@ -441,10 +472,11 @@ class Comparison(_message.Message):
         verdict: Global___Verdict.ValueType = ...,
         kind: Global___ScoreKind.ValueType = ...,
         direction: Global___ScoreDirection.ValueType = ...,
+        whole_answer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "p_value", b"p_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "baseline_arm_id", b"baseline_arm_id", "candidate_arm_id", b"candidate_arm_id", "count", b"count", "difference", b"difference", "direction", b"direction", "kind", b"kind", "lower", b"lower", "p_value", b"p_value", "score", b"score", "upper", b"upper", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "baseline_arm_id", b"baseline_arm_id", "candidate_arm_id", b"candidate_arm_id", "count", b"count", "difference", b"difference", "direction", b"direction", "kind", b"kind", "lower", b"lower", "p_value", b"p_value", "score", b"score", "upper", b"upper", "verdict", b"verdict", "whole_answer", b"whole_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
     _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
@@ -702,12 +734,15 @@ class ArmPrediction(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    CORRECTNESS_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm."""
     text: _builtins.str
     """The answer."""
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended."""
+    correctness: Global___Correctness.ValueType
+    """Whether the whole answer is right, by the first of its scores that says so."""
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Scores of this answer by score name."""
@@ -724,10 +759,11 @@ class ArmPrediction(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         error: _status_pb2.Status | None = ...,
+        correctness: Global___Correctness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "error", b"error", "finish_reason", b"finish_reason", "scores", b"scores", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "correctness", b"correctness", "error", b"error", "finish_reason", b"finish_reason", "scores", b"scores", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -128,8 +128,8 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListPredictions(self, request, context):
-        """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED one these are the answers that came
-        before the failure, as far as there are any.
+        """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED or CANCELLED one these are the answers
+        that came before, as far as there are any.
 
         Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
         page_size or page_token is not valid.

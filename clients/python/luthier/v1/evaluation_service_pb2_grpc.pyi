@@ -65,8 +65,8 @@ class EvaluationServiceStub:
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListPredictions: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListPredictionsRequest, _evaluation_service_pb2.ListPredictionsResponse]
-    """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED one these are the answers that came
-    before the failure, as far as there are any.
+    """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED or CANCELLED one these are the answers
+    that came before, as far as there are any.
 
     Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
     page_size or page_token is not valid.
@@ -116,8 +116,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListPredictions: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListPredictionsRequest, _evaluation_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
-    """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED one these are the answers that came
-    before the failure, as far as there are any.
+    """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED or CANCELLED one these are the answers
+    that came before, as far as there are any.
 
     Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
     page_size or page_token is not valid.
@@ -200,8 +200,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_service_pb2.ListPredictionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_service_pb2.ListPredictionsResponse, _abc.Awaitable[_evaluation_service_pb2.ListPredictionsResponse]]:
-        """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED one these are the answers that came
-        before the failure, as far as there are any.
+        """Page through the answers of a SUCCEEDED evaluation, record by record. Of a FAILED or CANCELLED one these are the answers
+        that came before, as far as there are any.
 
         Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
         page_size or page_token is not valid.

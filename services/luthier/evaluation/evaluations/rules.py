@@ -8,18 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.limits import NOT_NEGATIVE, limit_violations, within
+from luthier.evaluation.metrics.scores import find_score, is_right
 from luthier.evaluation.names import MODEL, VERSION
 from luthier.runtime.labels import display_name_violations, label_violations
 from luthier.runtime.names import check_id, same_project
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
 from luthier.v1.evaluation_pb2 import (
+    CORRECTNESS_RIGHT,
+    CORRECTNESS_UNSPECIFIED,
+    CORRECTNESS_WRONG,
     EVALUATION_METRIC_EXACT_MATCH,
     EVALUATION_METRIC_UNSPECIFIED,
     ArmTemplate,
     Evaluation,
     EvaluationArm,
     EvaluationMetric,
+    Prediction,
 )
 from luthier.v1.model_pb2 import Model
 from luthier.worker.v1.task_pb2 import ArmModel, BlobFile, EvaluateResult, EvaluateSpec, ModelReference
@@ -55,6 +60,7 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
     State.STATE_SUCCEEDED: (),
     State.STATE_FAILED: (),
 }
+_CORRECTNESS = {None: CORRECTNESS_UNSPECIFIED, True: CORRECTNESS_RIGHT, False: CORRECTNESS_WRONG}
 
 
 def resolved(evaluation: Evaluation) -> Evaluation:
@@ -144,12 +150,26 @@ def spec(evaluation: Evaluation, private: EvaluationPrivate, answers: Sequence[B
 
 
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
-    """Return an evaluation with its outcome."""
+    """Return an evaluation with its outcome; its results say which scores judge a whole answer."""
     filled = _copy(evaluation)
     filled.arm_results.extend(result.arm_results)
     filled.comparisons.extend(result.comparisons)
     filled.warnings.extend(result.warnings)
     filled.num_records = result.num_records
+    for arm in filled.arm_results:
+        for estimate in arm.scores:
+            estimate.whole_answer = _judges_whole_answer(estimate.score)
+    for comparison in filled.comparisons:
+        comparison.whole_answer = _judges_whole_answer(comparison.score)
+    return filled
+
+
+def judged(prediction: Prediction) -> Prediction:
+    """Return a stored prediction, however old, whose answers say whether they are right."""
+    filled = Prediction()
+    filled.CopyFrom(prediction)
+    for answer in filled.answers:
+        answer.correctness = _CORRECTNESS[is_right(answer.scores)]
     return filled
 
 
@@ -157,6 +177,11 @@ def _copy(evaluation: Evaluation) -> Evaluation:
     copy = Evaluation()
     copy.CopyFrom(evaluation)
     return copy
+
+
+def _judges_whole_answer(name: str) -> bool:
+    score = find_score(name)
+    return score is not None and score.whole_answer
 
 
 def _split(split: Split.ValueType) -> str:

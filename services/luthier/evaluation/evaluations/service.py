@@ -111,7 +111,7 @@ class EvaluationService:
         """Return predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
 
         Raises:
-            FailedPrecondition: it has not SUCCEEDED, nor FAILED after some of them.
+            FailedPrecondition: it has not SUCCEEDED, nor ended otherwise after some of them.
             DataLoss: they are not what was stored.
         """
         message, private = evaluation.message, evaluation.private
@@ -175,11 +175,8 @@ class EvaluationService:
     ) -> None:
         """Store why it failed, and the answers that came before. Raises as `succeed`."""
         evaluation = await self.family.stored(connection, name)
-        changed, private = evaluation.copy(), evaluation.private
+        changed, private = await self._with_answers(evaluation, result)
         changed.error.CopyFrom(failure_to_status(failure))
-        if result is not None and result.HasField("predictions"):
-            private = await self._with_predictions(private, result)
-            changed.num_records = result.num_records
         await self.family.move(
             connection,
             evaluation,
@@ -190,11 +187,25 @@ class EvaluationService:
         )
         await self._answers.forget(connection, evaluation.uid)
 
-    async def end_cancelled(self, connection: AsyncConnection, name: str) -> None:
-        """It stopped on request."""
+    async def end_cancelled(
+        self, connection: AsyncConnection, name: str, result: EvaluateResult | None
+    ) -> None:
+        """It stopped on request; store the answers that came before. Raises as `succeed`."""
         evaluation = await self.family.stored(connection, name)
-        await self.family.move(connection, evaluation, State.STATE_CANCELLED)
+        changed, private = await self._with_answers(evaluation, result)
+        await self.family.move(
+            connection, evaluation, State.STATE_CANCELLED, changed=changed, private=private
+        )
         await self._answers.forget(connection, evaluation.uid)
+
+    async def _with_answers(
+        self, evaluation: StoredEvaluation, result: EvaluateResult | None
+    ) -> tuple[Evaluation, EvaluationPrivate]:
+        changed = evaluation.copy()
+        if result is None or not result.HasField("predictions"):
+            return changed, evaluation.private
+        changed.num_records = result.num_records
+        return changed, await self._with_predictions(evaluation.private, result)
 
     async def _with_predictions(
         self, private: EvaluationPrivate, result: EvaluateResult
@@ -205,6 +216,6 @@ class EvaluationService:
 
 def _prediction(row: bytes) -> Prediction:
     try:
-        return Prediction.FromString(row)
+        return rules.judged(Prediction.FromString(row))
     except DecodeError as error:
         raise DataLoss(f"a stored prediction of {len(row)} bytes cannot be read: {error}") from error

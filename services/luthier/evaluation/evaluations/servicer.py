@@ -148,13 +148,18 @@ class EvaluateHandler(FamilyTasks[Evaluation, EvaluationPrivate]):
         result: task_pb2.TaskResult | None,
     ) -> None:
         """Store why it failed, and what was answered before."""
-        known = result.evaluate if result is not None and result.HasField("evaluate") else None
-        await self._evaluations.fail(connection, task.subject, failure, known)
+        await self._evaluations.fail(connection, task.subject, failure, _known(result))
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
-        """It stopped on request."""
-        await self._evaluations.end_cancelled(connection, task.subject)
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
+        """It stopped on request, with what was answered before."""
+        await self._evaluations.end_cancelled(connection, task.subject, _known(result))
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """The attempt was lost."""
         await self._evaluations.requeue(connection, task.subject)
+
+
+def _known(result: task_pb2.TaskResult | None) -> task_pb2.EvaluateResult | None:
+    return result.evaluate if result is not None and result.HasField("evaluate") else None

@@ -92,7 +92,7 @@ class GenerationService:
             top_p=wanted.top_p,
             seed=wanted.seed,
             token=self._task_tokens.mint(project, resources, 0, generation_id, _TOKEN_SECONDS),
-            asking=as_taught(model, datetime.now(UTC).date()),
+            asking=as_taught(model, base, datetime.now(UTC).date()),
         )
         if wanted.WhichOneof("input") == "conversation":
             order.conversation.CopyFrom(wanted.conversation)

@@ -22,20 +22,21 @@ class ScoreKind(StrEnum):
 class Score:
     """What a score is. A `name` that ends with a dot stands for all names that begin with it.
 
-    `compares_text`: texts are compared for it, in `TEXT_FORM`.
+    `compares_text`: texts are compared for it, in `TEXT_FORM`. `whole_answer`: it says that the whole answer is right.
     """
 
     name: str
     kind: ScoreKind
     higher_is_better: bool = True
     compares_text: bool = True
+    whole_answer: bool = False
 
 
 PERPLEXITY = "perplexity"
 _SCORES = (
-    Score(name="exact_match", kind=ScoreKind.BINARY),
+    Score(name="exact_match", kind=ScoreKind.BINARY, whole_answer=True),
     Score(name="field_match.fields", kind=ScoreKind.FRACTION),
-    Score(name="field_match.record", kind=ScoreKind.BINARY),
+    Score(name="field_match.record", kind=ScoreKind.BINARY, whole_answer=True),
     Score(name="field_match.parsed", kind=ScoreKind.BINARY, compares_text=False),
     Score(name="field_match.field.", kind=ScoreKind.BINARY),
     Score(name=PERPLEXITY, kind=ScoreKind.REAL, higher_is_better=False, compares_text=False),
@@ -66,6 +67,13 @@ def score_named(name: str) -> Score:
     if score is None:
         raise ValueError(f"score must be one of {', '.join(_BY_NAME)}, got {name!r}")
     return score
+
+
+def is_right(scores: Mapping[str, float]) -> bool | None:
+    """Whether the whole answer that has these scores is right, by the first that says so; None when none does."""
+    values = (scores[score.name] for score in _SCORES if score.whole_answer and score.name in scores)
+    value = next(values, None)
+    return None if value is None else value >= 1.0
 
 
 def score_answer(metrics: Sequence[str], prediction: str, reference: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from luthier.errors import Cancelled, FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
 from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner
 from luthier.evaluation.worker.models import LoadedModel, Models
@@ -15,7 +15,7 @@ from luthier.evaluation.worker.references import Grading, grading_of
 from luthier.evaluation.worker.splits import Splits
 from luthier.text.records import Record
 from luthier.v1 import dataset_pb2, evaluation_pb2
-from luthier.work.context import TaskContext, TaskFailed
+from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
 from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
@@ -60,8 +60,12 @@ class Evaluator:
             with suppress(ResourceExhausted):  # a full disk
                 answered.commit()
             raise Unavailable(error.message, reason=error.reason, metadata=error.metadata) from error
+        except TaskCancelled as error:
+            if not answered.num_records:
+                raise
+            raise TaskStopped(self._known(context, grading, questions, answered)) from error
         except LuthierError as error:
-            if isinstance(error, Cancelled) or error.reason == Reason.LEASE_LOST or not answered.num_records:
+            if error.reason == Reason.LEASE_LOST or not answered.num_records:
                 raise
             raise TaskFailed(error, self._known(context, grading, questions, answered)) from error
         return self._result(context, grading, questions, answers)

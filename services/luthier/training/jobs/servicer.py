@@ -217,7 +217,9 @@ class TrainHandler:
         """The job FAILED."""
         await self._lifecycle.failed(connection, task.subject, failure)
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
         """The job is CANCELLED."""
         await self._lifecycle.cancelled(connection, task.subject)
 

@@ -168,7 +168,9 @@ class RegisterModelHandler:
         """The model is FAILED."""
         await self._models.failed(connection, task.subject, failure)
 
-    async def cancelled(self, connection: AsyncConnection, task: Task) -> None:
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
         """The model is FAILED."""
         stopped = Failure(
             code="CANCELLED",

@@ -766,21 +766,29 @@ class Asking(_message.Message):
     TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    OLD_PREFIX_FIELD_NUMBER: _builtins.int
     template_source: _evaluation_pb2.TemplateSource.ValueType
     """Whose template it is."""
     chat_template: _builtins.str
     """Jinja chat template. Empty: the base model's own."""
     template_date: _builtins.str
     """Date that the template sees as today, YYYY-MM-DD. Empty: today."""
+    old_prefix: _builtins.bool
+    """Whether the model was taught by a rendering that did not keep its tokens before plain text: where prefix is unset, they are the
+    beginning of sequence where the tokenizer's configuration alone asks for it. False: as prefix says.
+    """
     @_builtins.property
     def prefix(self) -> Global___PrefixTokens:
-        """Tokens before plain text. Unset: those that the tokenizer says; with a taught template of before they were kept, the beginning of
-        sequence where the tokenizer's configuration alone asks for it.
-        """
+        """Tokens before plain text. Unset: those that the tokenizer says; with a taught template of before they were kept, as with old_prefix."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an answer, besides those that template and model say."""
+
+    @_builtins.property
+    def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end an answer by the base model's resource. Empty: it was registered before it had them, and its files say them."""
 
     def __init__(
         self,
@@ -790,10 +798,12 @@ class Asking(_message.Message):
         template_date: _builtins.str = ...,
         prefix: Global___PrefixTokens | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        old_prefix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "prefix", b"prefix", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_source", b"template_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "eos_token_ids", b"eos_token_ids", "old_prefix", b"old_prefix", "prefix", b"prefix", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_source", b"template_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -965,7 +975,7 @@ Global___AnsweredBatch: _TypeAlias = AnsweredBatch  # noqa: Y015
 
 @_typing.final
 class EvaluateResult(_message.Message):
-    """EvaluateResult is an evaluation's outcome. Of one that failed: num_records and predictions, as far as there are answers."""
+    """EvaluateResult is an evaluation's outcome. Of one that failed or was cancelled: num_records and predictions, as far as there are answers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -573,7 +573,7 @@ class FinishTaskRequest(_message.Message):
 
     @_builtins.property
     def result(self) -> _task_pb2.TaskResult:
-        """What came of it. With an error: as far as known."""
+        """What came of it. With an error, and where it was cancelled: as far as known."""
 
     def __init__(
         self,

@@ -43,6 +43,8 @@ _SCORES = {
 }
 """Kind of a score, and whether more is better: what results are that are older than these fields."""
 _FIELD_SCORES = "field_match.field."
+_WHOLE_ANSWER = ("exact_match", "field_match.record")
+"""Scores that say of each answer that the whole of it is right."""
 
 
 def upgrade() -> None:
@@ -108,6 +110,8 @@ def _asking(stored: Mapping[str, Any]) -> Asking:
         template_date=stored.get("template_date", ""),
         prefix=PrefixTokens(token_ids=prefix) if prefix is not None else None,
         stop_token_ids=stored.get("stop_token_ids", ()),
+        eos_token_ids=stored.get("eos_token_ids", ()),
+        old_prefix=stored.get("old_prefix", False),
     )
 
 
@@ -140,6 +144,7 @@ def _with_meaning(stored: Mapping[str, Any]) -> dict[str, Any]:
         **stored,
         "kind": _enum(ScoreKind, "SCORE_KIND_", kind),
         "direction": _enum(ScoreDirection, "SCORE_DIRECTION_", direction),
+        "whole_answer": stored["score"] in _WHOLE_ANSWER,
     }
     filled.pop("higher_is_better", None)
     return filled
