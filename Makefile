@@ -38,6 +38,9 @@ protos: .venv-protos/done ## regenerate the code of protos/ with the pinned gene
 	  --mypy_grpc_out=quiet:../services $$(find luthier/worker luthier/stored -name '*.proto' | sort)
 	rm build/protos.binpb
 
+landed: setup ## take the protos as they are for what must stay readable from now on
+	$(BIN)/buf build protos --exclude-source-info -o tests/golden/protos.binpb.gz
+
 .venv/done: pyproject.toml clients/python/pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/src/* kernels/csrc/include/luthier/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints-dev.txt "scikit-build-core>=1.0" "pybind11>=3" cmake ninja hatchling editables
@@ -49,4 +52,4 @@ protos: .venv-protos/done ## regenerate the code of protos/ with the pinned gene
 	$(GEN)/pip install -q grpcio-tools==1.80.1 mypy-protobuf==5.1.0
 	touch $@
 
-.PHONY: help setup demo test check check-all bench protos
+.PHONY: help setup demo test check check-all bench protos landed

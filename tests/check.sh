@@ -22,6 +22,7 @@ lint() {
 
 protos() {
   "$bin/buf" lint protos
+  "$bin/buf" breaking protos --against tests/golden/protos.binpb.gz
   "$bin/buf" format protos --path protos/luthier --diff --exit-code
 }
 

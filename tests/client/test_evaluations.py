@@ -12,7 +12,7 @@ from luthier.client import AsyncClient, Client
 from luthier.errors import Unavailable
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.evaluation_pb2 import FINISH_REASON_STOP
-from luthier.v1.evaluation_service_pb2 import GenerateTextResponse
+from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GenerateTextResponse
 
 
 async def test_generate_sends_a_prompt_or_messages(
@@ -36,6 +36,25 @@ async def test_generate_sends_a_prompt_or_messages(
         3,
     )
     assert list(seen[1].conversation.messages) == messages
+
+
+async def test_generate_takes_a_whole_request(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    seen: list[Any] = []
+
+    def generate(request: Any, context: grpc.ServicerContext) -> Iterator[GenerateTextResponse]:
+        seen.append(request)
+        yield GenerateTextResponse(text="a", finish_reason=FINISH_REASON_STOP)
+
+    services.answers["GenerateText"] = generate
+    wanted = GenerateTextRequest(model="m", prompt="Once", top_p=0.5, seed=3)
+    assert [piece.text for piece in client.generate(wanted)] == ["a"]
+    assert [piece.text async for piece in async_client.generate(wanted, "Twice", seed=4)] == ["a"]
+    full = "projects/default/models/m"
+    assert seen[0] == GenerateTextRequest(model=full, prompt="Once", top_p=0.5, seed=3)
+    assert seen[1] == GenerateTextRequest(model=full, prompt="Twice", top_p=0.5, seed=4)
+    assert wanted == GenerateTextRequest(model="m", prompt="Once", top_p=0.5, seed=3)
 
 
 def test_generate_is_tried_again_only_while_nothing_has_come(services: Any, client: Client) -> None:

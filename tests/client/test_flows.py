@@ -8,7 +8,6 @@ import grpc
 import pytest
 
 from luthier.client import AsyncClient, Client, ClientConfig, RetryPolicy
-from luthier.client.wire_errors import request_id_of
 from luthier.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -18,8 +17,13 @@ from luthier.errors import (
     Unauthenticated,
     Unavailable,
 )
-from luthier.v1.data_service_pb2 import ListDatasetsResponse
-from luthier.v1.dataset_pb2 import Dataset
+from luthier.v1.data_service_pb2 import (
+    CreateDatasetRequest,
+    CreateDatasetVersionRequest,
+    ListDatasetsResponse,
+)
+from luthier.v1.dataset_pb2 import Dataset, DatasetSource, DatasetVersion
+from luthier.v1.upload_pb2 import Upload
 
 
 def test_call_fills_a_request_id_that_its_retries_keep(services: Any, client: Client) -> None:
@@ -37,6 +41,46 @@ def test_call_fills_a_request_id_that_its_retries_keep(services: Any, client: Cl
     assert len(seen) == 4
     assert seen[0] == seen[1] == seen[2] != seen[3]
     assert uuid.UUID(seen[0]).version == 4
+
+
+def test_datasets_are_created_from_an_id_or_a_message(services: Any, client: Client) -> None:
+    seen: list[Any] = []
+
+    def create(request: CreateDatasetRequest, context: grpc.ServicerContext) -> Dataset:
+        seen.append(request)
+        return request.dataset
+
+    services.answers["CreateDataset"] = create
+    wanted = Dataset(display_name="A", labels={"team": "a", "kind": "x"})
+    client.datasets.create("a", labels={"team": "b"})
+    client.datasets.create(dataset_id="b")
+    client.datasets.create(wanted, dataset_id="c", labels={"team": "b"})
+    assert [(one.dataset_id, one.dataset.display_name, dict(one.dataset.labels)) for one in seen] == [
+        ("a", "", {"team": "b"}),
+        ("b", "", {}),
+        ("c", "A", {"team": "b", "kind": "x"}),
+    ]
+    assert dict(wanted.labels) == {"team": "a", "kind": "x"}
+    with pytest.raises(InvalidArgument, match="dataset_id: must be given once, got 'a' and 'b'"):
+        client.datasets.create("a", dataset_id="b")
+
+
+def test_versions_are_created_from_uploads_or_a_message(services: Any, client: Client) -> None:
+    seen: list[DatasetVersion] = []
+
+    def create(request: CreateDatasetVersionRequest, context: grpc.ServicerContext) -> DatasetVersion:
+        seen.append(request.dataset_version)
+        return request.dataset_version
+
+    services.answers["CreateDatasetVersion"] = create
+    wanted = DatasetVersion(sources=[DatasetSource(upload="u")], labels={"team": "a"})
+    client.datasets.create_version("a", settings=wanted)
+    client.datasets.create_version("a", [Upload(name="projects/default/uploads/v")], settings=wanted)
+    assert [(one.sources[0].upload, dict(one.labels)) for one in seen] == [
+        ("projects/default/uploads/u", {"team": "a"}),
+        ("projects/default/uploads/v", {"team": "a"}),
+    ]
+    assert wanted.sources[0].upload == "u"
 
 
 async def test_async_call_fills_a_request_id_that_its_retries_keep(
@@ -160,7 +204,7 @@ async def test_both_stacks_raise_the_error_that_the_service_raised(
         assert error.metadata == {"request_id": "r-1", "value": "A"}
         assert [violation.field for violation in error.violations] == ["dataset_id"]
         assert error.retry_after_seconds == 1.5
-        assert request_id_of(error) == "r-1"
+        assert error.metadata["request_id"] == "r-1"
 
 
 def test_call_reads_an_error_whose_details_are_not_a_status(services: Any, client: Client) -> None:
@@ -171,7 +215,7 @@ def test_call_reads_an_error_whose_details_are_not_a_status(services: Any, clien
     services.answers["GetDataset"] = get
     with pytest.raises(NotFound, match="there is none") as caught:
         client.datasets.get("a")
-    assert request_id_of(caught.value) == "r-2"
+    assert caught.value.metadata["request_id"] == "r-2"
 
 
 def test_call_sends_the_api_key(services: Any, client: Client) -> None:

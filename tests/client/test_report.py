@@ -13,6 +13,8 @@ from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.dataset_pb2 import SPLIT_TEST
 from luthier.v1.evaluation_pb2 import (
+    CORRECTNESS_RIGHT,
+    CORRECTNESS_WRONG,
     SCORE_DIRECTION_HIGHER_IS_BETTER,
     SCORE_DIRECTION_LOWER_IS_BETTER,
     SCORE_KIND_BINARY,
@@ -67,6 +69,7 @@ def _arm_result(arm_id: str, record: float) -> ArmResult:
             count=48,
             kind=_kind(score),
             text_form=TEXT_FORM_NFC,
+            whole_answer=score == "field_match.record",
         )
 
     fields = min(1.0, record + 0.2)
@@ -98,6 +101,7 @@ def _comparison(candidate: str, baseline: str, difference: float, score: str) ->
         verdict=VERDICT_BETTER if difference > 0.14 else VERDICT_INCONCLUSIVE,
         kind=_kind(score),
         direction=_direction(score),
+        whole_answer=score == "field_match.record",
     )
 
 
@@ -110,7 +114,12 @@ def _prediction(row: int) -> Prediction:
         reference,
     )
     answers = [
-        ArmPrediction(arm_id=arm, text=text, scores={"field_match.record": float(arm == "tuned")})
+        ArmPrediction(
+            arm_id=arm,
+            text=text,
+            scores={"field_match.record": float(arm == "tuned")},
+            correctness=CORRECTNESS_RIGHT if arm == "tuned" else CORRECTNESS_WRONG,
+        )
         for (arm, *_), text in zip(ARMS, texts, strict=True)
     ]
     prompt = [
@@ -354,7 +363,10 @@ def test_records_without_an_answer_are_shown_with_their_place_and_count_as_nothi
     evaluation.arms.add(arm_id="zero", model=BASE)
     evaluation.arm_results.add(arm_id="zero", num_errors=1).scores.add(score="exact_match", value=1.0)
     answered = Prediction(
-        row=0, answers=[ArmPrediction(arm_id="zero", text="x", scores={"exact_match": 1.0})]
+        row=0,
+        answers=[
+            ArmPrediction(arm_id="zero", text="x", scores={"exact_match": 1.0}, correctness=CORRECTNESS_RIGHT)
+        ],
     )
     failed = Prediction(row=1, filename="a.jsonl", line=5, answers=[ArmPrediction(arm_id="zero")])
     failed.answers[0].error.message = "the prompt is too long"

@@ -6,19 +6,18 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from luthier.data.shard_files import RECORD_COLUMNS, ShardReader
-from luthier.data.shards import Shard
 from luthier.data.worker.parquet import RECORD_SCHEMA, ShardWriter, WrittenShard
 from luthier.errors import Reason, ResourceExhausted
 from luthier.storage.blobs import BlobStore
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
+from luthier.worker.v1.task_pb2 import BlobFile, Shard
 
 NUM_ROWS = 5000
 
@@ -36,9 +35,7 @@ async def stored(blobs: BlobStore, folder: Path, num_rows: int = NUM_ROWS) -> tu
     blob = await blobs.put_bytes(data)
     return (
         Shard(
-            path=shard.path.name,
-            digest=blob.digest,
-            size_bytes=blob.size_bytes,
+            file=BlobFile(path=shard.path.name, sha256=blob.digest, size_bytes=blob.size_bytes),
             first_row=0,
             num_rows=num_rows,
         ),
@@ -97,7 +94,8 @@ async def test_rows_that_nobody_wants_to_the_end_close_their_file(tmp_path: Path
 async def test_chunks_hold_the_rows_from_a_row_on_across_shards(tmp_path: Path) -> None:
     blobs = MemoryBlobStore()
     (first,) = await stored(blobs, tmp_path, 3000)
-    shards = (first, replace(first, first_row=3000))
+    second = Shard(file=first.file, first_row=3000, num_rows=first.num_rows)
+    shards = (first, second)
     chunks = ShardReader(blobs).ipc_chunks(shards, RECORD_COLUMNS, 2999, {"split": "TRAIN"})
     found = [(first_row, num_rows) async for _, first_row, num_rows in chunks]
     assert sum(num_rows for _, num_rows in found) == 3001

@@ -4,7 +4,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.splits import Split, SplitSettings, assign_split
+from luthier.data.splits import assign_split
+from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, SPLIT_VALIDATION, SplitSettings
 
 RECORD_IDS = st.binary(min_size=1, max_size=8).map(lambda data: hashlib.sha256(data).hexdigest())
 SHARES = st.floats(min_value=0.0, max_value=0.49)
@@ -34,15 +35,15 @@ def test_assign_split_of_old_records_stays_when_records_are_added(
 def test_assign_split_with_a_greater_test_share_never_moves_a_record_out_of_test(
     record: str, smaller: float, more: float
 ) -> None:
-    if assign_split(record, settings(0.0, smaller)) is Split.TEST:
-        assert assign_split(record, settings(0.0, min(smaller + more, 0.99))) is Split.TEST
+    if assign_split(record, settings(0.0, smaller)) == SPLIT_TEST:
+        assert assign_split(record, settings(0.0, min(smaller + more, 0.99))) == SPLIT_TEST
 
 
 def test_assign_split_comes_close_to_the_shares() -> None:
     records = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(10_000)]
     found = Counter(assign_split(record, settings(0.2, 0.1, seed=7)) for record in records)
-    assert abs(found[Split.TEST] - 1000) < 120
-    assert abs(found[Split.VALIDATION] - 2000) < 160
+    assert abs(found[SPLIT_TEST] - 1000) < 120
+    assert abs(found[SPLIT_VALIDATION] - 2000) < 160
 
 
 def test_assign_split_depends_on_the_seed() -> None:
@@ -56,9 +57,9 @@ def test_assign_split_is_the_documented_hash() -> None:
     digest = hashlib.sha256(b"3\nabc").digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     at, after = settings(0.0, position, seed=3), settings(0.0, position + 1e-9, seed=3)
-    assert assign_split("abc", at) is Split.TRAIN
-    assert assign_split("abc", after) is Split.TEST
+    assert assign_split("abc", at) == SPLIT_TRAIN
+    assert assign_split("abc", after) == SPLIT_TEST
 
 
 def test_assign_split_without_shares_trains_on_everything() -> None:
-    assert assign_split("abc", SplitSettings()) is Split.TRAIN
+    assert assign_split("abc", SplitSettings()) == SPLIT_TRAIN

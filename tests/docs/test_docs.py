@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from luthier.client.message_files import assign, read_message
 from luthier.errors import Reason
+from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,3 +74,26 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([\w./-]+\.md)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_yaml_blocks_are_messages() -> None:
+    text = (ROOT / "docs" / "files.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    job = read_message(block.encode(), FineTuningJob, source="job.yaml").message
+    assert (job.hyperparameters.learning_rate, job.lora.rank, dict(job.labels)) == (1e-4, 16, {"team": "nlp"})
+
+
+def test_assignments_do_what_is_said() -> None:
+    table = (ROOT / "docs" / "files.md").read_text().partition("## Assignments")[2].partition("\n## ")[0]
+    assignments = [
+        one
+        for line in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+        for one in line.strip("`").split("`, `")
+    ]
+    assert len(assignments) > 7
+    job, evaluation = FineTuningJob(), Evaluation()
+    for assignment in assignments:
+        path, _, value = assignment.partition("=")
+        message = evaluation if path.startswith(("arms", "metrics")) else job
+        assign(message, path, value, source=assignment)
+    assert [arm.model for arm in evaluation.arms] == ["m"]

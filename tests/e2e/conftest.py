@@ -36,6 +36,8 @@ CHAT_TEMPLATE = (
 class Cluster:
     """Services and workers as child processes; each can be killed and started again."""
 
+    serving_seconds = 60.0
+
     def __init__(self, home: Path) -> None:
         self.home = home
         home.mkdir(mode=0o700)
@@ -119,7 +121,7 @@ class Cluster:
         )
 
     def _await_serving(self, name: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + self.serving_seconds
         with grpc.insecure_channel(self.addresses[name]) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() < deadline:

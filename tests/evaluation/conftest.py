@@ -95,6 +95,7 @@ class DataServer(data_service_pb2_grpc.DataServiceServicer):
             "TEST": [thing(number) for number in range(12)],
         }
     )
+    num_texts_read: int = 0
 
     async def GetDatasetVersion(self, request: Any, context: Any) -> dataset_pb2.DatasetVersion:  # noqa: N802
         if request.name != VERSION:
@@ -133,6 +134,10 @@ class DataServer(data_service_pb2_grpc.DataServiceServicer):
                 "line": [line],
                 "record": [record_to_json(record)],
             }
+            if request.ids_only:
+                columns = {name: columns[name] for name in ("row", "record_id")}
+            else:
+                self.num_texts_read += 1
             table = pyarrow.table(columns)
             sink = pyarrow.BufferOutputStream()
             with pyarrow.ipc.new_stream(sink, table.schema) as writer:
@@ -147,6 +152,8 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         self.folders = folders
         self.downloads = 0
         self.states: dict[str, model_pb2.Model.State.ValueType] = {}
+        self.eos_token_ids: dict[str, list[int]] = {}
+        self.taught: dict[str, model_pb2.Taught] = {}
 
     async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
         name = request.name.rsplit("/", 1)[-1]
@@ -158,6 +165,8 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
             digest=digest_of(name),
             base_model=f"{PROJECT}/models/base" if name.startswith("tuned") else "",
             has_chat_template=True,
+            eos_token_ids=self.eos_token_ids.get(name, ()),
+            taught=self.taught.get(name),
         )
 
     async def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802

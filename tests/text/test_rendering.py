@@ -239,15 +239,25 @@ def test_prompt_completion_shots_are_joined_as_text() -> None:
 
 def test_stop_tokens_hold_the_end_of_turn() -> None:
     bundle = make_bundle(CHATML, eos_token="</s>")
-    stops = Renderer(bundle, today=TODAY).stop_token_ids()
-    assert stops == {bundle.token_id("</s>"), bundle.token_id("<|im_end|>")}
+    stops = Renderer(bundle, today=TODAY).stops()
+    assert stops.unknown == ""
+    assert stops.token_ids == {bundle.token_id("</s>"), bundle.token_id("<|im_end|>")}
 
 
 def test_a_template_without_end_of_turn_is_warned_about() -> None:
     plain = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     plain += "{% if add_generation_prompt %}assistant: {% endif %}"
-    assert "end-of-turn" in renderer(plain).warnings()[0]
-    assert renderer(CHATML).warnings() == ()
+    rendered = renderer(plain).render(TWO_TURNS)
+    assert [(one.kind, one.message) for one in rendered.findings] == [
+        (
+            FindingKind.END_NOT_LEARNT,
+            f"message {index}: the chat template ends it without a special token",
+        )
+        for index, message in enumerate(TWO_TURNS.messages)
+        if message.role == "assistant"
+    ]
+    assert rendered.ending_ids == ()
+    assert renderer(CHATML).render(TWO_TURNS).findings == ()
 
 
 def test_fit_drops_cuts_or_refuses() -> None:
@@ -315,8 +325,13 @@ def test_an_answer_is_learnt_whole_wherever_its_prompt_ends(
 
 
 def test_a_tokenizer_without_end_of_sequence_is_warned_about() -> None:
-    assert "eos_token" in Renderer(make_bundle(None, eos_token=None), today=TODAY).warnings()[0]
-    assert renderer(None).warnings() == ()
+    record = CompletionRecord(prompt="what ", completion="number")
+    for template in (None, CHATML):  # beside a template, too, plain records end with it
+        found = Renderer(make_bundle(template, eos_token=None), today=TODAY).render(record).findings
+        assert [(one.kind, one.message) for one in found if one.kind is FindingKind.END_NOT_LEARNT] == [
+            (FindingKind.END_NOT_LEARNT, "the completion: the tokenizer names no eos_token")
+        ]
+        assert FindingKind.END_NOT_LEARNT not in [one.kind for one in renderer(None).render(record).findings]
 
 
 def test_the_digest_of_a_bundle_names_its_contents() -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RECORD_COLUMNS = ("row", "record_id", "split", "filename", "line", "record")
 """Columns of a version's shards; `record` is the canonical record as JSON."""
+ID_COLUMNS = ("row", "record_id")
+"""Columns of a version's shards that tell its records without their text."""
 ROW_COLUMNS = ("row", "record_id", "split", "filename", "line", "input_ids", "loss_mask")
 """Columns of a rendering's shards, besides those of `LENGTH_COLUMNS`."""
 LENGTH_COLUMNS = ("row", "split", "num_tokens", "num_supervised")

@@ -36,6 +36,7 @@ _OVERRULED = (
     "fast_tokenizer_files",
 )
 _REPEATED = ("added_tokens_decoder", "split_special_tokens", "backend", *_LISTS)
+_SENTENCEPIECE = "tokenizer.model"
 _SHOWN_IDS = 24
 _GENERIC = "PreTrainedTokenizerFast"
 # transformers 5 (TokenizersBackend.convert_to_native_format, up to 5.24) lets a class that builds its tokenizer anew
@@ -69,13 +70,15 @@ def _panics_named() -> Iterator[None]:
 def write_tokenizer(source: Path, directory: Path, num_rows: int) -> WrittenTokenizer:
     """Write the bundle of the folder `source` into `directory`, which holds the model's `config.json` already.
 
-    A source without `tokenizer.json` is converted by transformers. `num_rows` is how many tokens the embedding has.
+    A source without `tokenizer.json` is converted by transformers, unless it is a sentencepiece model, whose conversion
+    gives other tokens. `num_rows` is how many tokens the embedding has.
 
     Raises:
         InvalidArgument: MODEL_INVALID; the tokenizer cannot be read, has tokens beyond the embedding, names special
             tokens that it has not, writes more around a text than can be kept, or would give other tokens.
     """
     if not (source / TOKENIZER_FILE).is_file():
+        _refuse_sentencepiece(source)
         return write_converted(open_converted(source), directory, num_rows)
     content = (source / TOKENIZER_FILE).read_bytes()
     reference = _reference(content)
@@ -104,6 +107,17 @@ def write_converted(tokenizer: PreTrainedTokenizerFast, directory: Path, num_row
     reference = _reference(tokenizer.backend_tokenizer.to_str().encode())
     tokenizer.save_pretrained(directory)
     return _agreed(directory, read_object(directory / CONFIG_FILE), reference, num_rows, ())
+
+
+def _refuse_sentencepiece(source: Path) -> None:
+    """Refuse what transformers would convert to something else: a text's own spaces at its beginning are lost."""
+    if (source / _SENTENCEPIECE).is_file():
+        raise _invalid(
+            f"a tokenizer must come as {TOKENIZER_FILE}, got {_SENTENCEPIECE} alone, whose tokens would not be kept: "
+            "what transformers makes of a sentencepiece model differs, e.g. where a text begins with a space; take a "
+            f"revision of the model that has a {TOKENIZER_FILE}, or make one, check its tokens against sentencepiece's "
+            "own, and put it beside the weights"
+        )
 
 
 def open_converted(path: Path, **options: str) -> PreTrainedTokenizerFast:

@@ -15,6 +15,7 @@ class FindingKind(StrEnum):
     TURN_NOT_WRITTEN = "TURN_NOT_WRITTEN"
     ARGUMENTS_NOT_OBJECT = "ARGUMENTS_NOT_OBJECT"
     ASKED_DIFFERENTLY = "ASKED_DIFFERENTLY"
+    END_NOT_LEARNT = "END_NOT_LEARNT"
 
     @property
     def explanation(self) -> str:
@@ -41,6 +42,9 @@ _EXPLANATIONS = {
     FindingKind.ASKED_DIFFERENTLY: (
         "an answer is learnt behind other text than the model sees when it is asked, as the chat template writes "
         "earlier turns differently once more follow"
+    ),
+    FindingKind.END_NOT_LEARNT: (
+        "no end-of-turn or end-of-sequence token of an answer is learnt: the tuned model may not know when to stop"
     ),
 }
 

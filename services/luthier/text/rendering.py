@@ -8,16 +8,16 @@ an answer when its first character does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 from typing import Any
 
 from luthier.text.boundaries import ApartEncoding, BoundaryEncoder
+from luthier.text.endings import Stops, turn_endings
 from luthier.text.findings import Finding, FindingKind
 from luthier.text.omissions import left_out
-from luthier.text.records import ChatRecord, CompletionRecord, Message, Record, message_to_object
+from luthier.text.records import ChatRecord, CompletionRecord, Record, message_to_object
 from luthier.text.shots import prompt_with_shots, with_shots
 from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Writer, Written
 from luthier.text.templates import ChatTemplate, TemplateError
@@ -46,12 +46,21 @@ class LengthPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """Tokens of one record, and which of them are learnt; `findings` are what its maker should know of it."""
+    """Tokens of one record, and which of them are learnt.
+
+    Attributes:
+        input_ids: the tokens.
+        loss_mask: whether each is to be learnt.
+        truncated: whether it was cut.
+        findings: what its maker should know of it.
+        ending_ids: tokens that end its answers.
+    """
 
     input_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     truncated: bool = False
     findings: tuple[Finding, ...] = ()
+    ending_ids: tuple[int, ...] = ()
 
     @property
     def num_supervised(self) -> int:
@@ -174,41 +183,23 @@ class Renderer:
         asked = with_shots(record, shots)
         return self._render_chat(asked, [len(asked.messages) - 1], {}).rendered
 
-    def stop_token_ids(self) -> frozenset[int]:
-        """Return the tokens that end an answer: end of sequence, and what ends an assistant's turn."""
-        stops = {self._bundle.special_id("eos_token")}
-        # The ending is looked for in a conversation made up for it, which a template may refuse though it takes others.
-        with suppress(TemplateError, RenderingError):
-            ending = self.turn_ending()
-            stops.add(self._bundle.token_id(ending) if ending is not None else None)
-        return frozenset(stop for stop in stops if stop is not None)
+    def stops(
+        self, messages: Sequence[Mapping[str, Any]] = (), tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Stops:
+        """Return the tokens that end an answer: end of sequence, and what ends an assistant's turn.
+
+        `messages` are the turns before an answer that the template takes, for one that refuses those made up for it.
+        """
+        texts, unknown = (
+            (frozenset[str](), "") if self._writer is None else turn_endings(self._writer, messages, tools)
+        )
+        ids = {self._bundle.special_id("eos_token"), *map(self._bundle.token_id, texts)}
+        return Stops(token_ids=frozenset(one for one in ids if one is not None), unknown=unknown)
 
     @property
     def effective_template(self) -> str:
         """The template that renders, with the dates that it asks for written in; empty when there is none."""
         return "" if self._writer is None else self._writer.dated_source
-
-    def turn_ending(self) -> str | None:
-        """Return the special token that ends an assistant's turn, None when the template writes none."""
-        if self._writer is None:
-            return None
-        probe = [Message(role="user", content="a"), Message(role="assistant", content="b")]
-        written = self._writer.write([message_to_object(message) for message in probe], (), [1], {})
-        return self._writer.ending(written.text[slice(*written.spans[1])])
-
-    def warnings(self) -> tuple[str, ...]:
-        """Return findings about the template and the tokenizer that do not stop a job."""
-        if self._writer is None and self._bundle.special_id("eos_token") is None:
-            return (
-                "no end-of-sequence token is learnt: the tokenizer names no eos_token, so the tuned model may not know "
-                "when to stop",
-            )
-        if self._writer is not None and self.turn_ending() is None:
-            return (
-                "no end-of-turn token is learnt: the template ends assistant turns without a special token, so the "
-                "tuned model may not know when to stop",
-            )
-        return ()
 
     def _render_completion(self, record: CompletionRecord) -> Rendered:
         if self._mask_mode not in (None, MaskMode.COMPLETION):
@@ -226,8 +217,12 @@ class Renderer:
         ids = self._with_bos(apart.encoding.ids)
         mask = (*((False,) * (len(ids) - len(completion))), *((True,) * len(completion)))
         eos = self._bundle.special_id("eos_token")
-        ended = (ids, mask) if eos is None or ids[-1:] == (eos,) else ((*ids, eos), (*mask, True))
-        return Rendered(input_ids=ended[0], loss_mask=ended[1], findings=tuple(findings))
+        if eos is None:
+            message = "the completion: the tokenizer names no eos_token"
+            findings.append(Finding(kind=FindingKind.END_NOT_LEARNT, message=message))
+            return Rendered(input_ids=ids, loss_mask=mask, findings=tuple(findings))
+        ended = (ids, mask) if ids[-1:] == (eos,) else ((*ids, eos), (*mask, True))
+        return Rendered(input_ids=ended[0], loss_mask=ended[1], findings=tuple(findings), ending_ids=(eos,))
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         # Once: a text may begin with them itself.
@@ -268,7 +263,22 @@ class Renderer:
         mask = [False] * len(apart.encoding.ids)
         for index, span in written.spans.items():
             findings += self._learn(mask, apart, written, (index, span))
-        rendered = Rendered(input_ids=apart.encoding.ids, loss_mask=tuple(mask), findings=tuple(findings))
+        endings = {index: writer.ending(written.text[slice(*span)]) for index, span in written.spans.items()}
+        findings += (
+            Finding(
+                kind=FindingKind.END_NOT_LEARNT,
+                message=f"message {index}: the chat template ends it without a special token",
+            )
+            for index, ending in endings.items()
+            if ending is None
+        )
+        ids = (self._bundle.token_id(ending) for ending in endings.values() if ending is not None)
+        rendered = Rendered(
+            input_ids=apart.encoding.ids,
+            loss_mask=tuple(mask),
+            findings=tuple(findings),
+            ending_ids=tuple(sorted({one for one in ids if one is not None})),
+        )
         return _Row(rendered=rendered, turns=turns, text=written.text)
 
     def _omissions(self, record: ChatRecord, rows: Sequence[_Row]) -> Iterator[Finding]:

@@ -16,16 +16,17 @@ from luthier.work.retry import retrying
 Open = Callable[[int], Iterable[arrow_pb2.ArrowChunk]]
 
 
-def read_batches(open_at: Open) -> Iterator[Any]:
+def read_batches(open_at: Open, first_row: int = 0) -> Iterator[Any]:
     """Yield the record batches of a stream whose rows carry their number in a column `row`.
 
     Args:
         open_at: opens the stream at a row number; called again with the next row wanted after a break.
+        first_row: the first row wanted.
 
     Raises:
         LuthierError: the service refused, or stayed away.
     """
-    next_row = 0
+    next_row = first_row
     while True:
         chunks = retrying(partial(_open_first, open_at, next_row))
         try:

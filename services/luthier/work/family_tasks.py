@@ -47,7 +47,7 @@ class FamilyTasks(Generic[M, P]):
     async def cancelled(
         self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
     ) -> None:
-        """It stopped on request, and nothing is kept of what it did."""
+        """It stopped on request; what is known of it all the same is let go."""
         await self._move(connection, task, self._states.cancelled)
 
     async def reported(

@@ -103,10 +103,14 @@ def _refused(kind: str, reason: str, message: str) -> dict[str, Any]:
 
 
 def _described(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
-    stops = sorted(texts.renderer(request).stop_token_ids())
+    stops = texts.renderer(request).stops(request["messages"], request["tools"])
     template = texts.bundle(request).chat_template or ""
     digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest() if template else ""
-    return {"stop_token_ids": stops, "own_template_digest": digest}
+    return {
+        "stop_token_ids": sorted(stops.token_ids),
+        "unknown_ending": stops.unknown,
+        "own_template_digest": digest,
+    }
 
 
 def _prompt(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def _prompt(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
 def _answer(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
     record, shots = _records(request)
     rendered = texts.renderer(request).answer(record, shots)
-    return {"ids": rendered.input_ids, "mask": rendered.loss_mask}
+    return {"ids": rendered.input_ids, "mask": rendered.loss_mask, "endings": rendered.ending_ids}
 
 
 def _conversation(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:

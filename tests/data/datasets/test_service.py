@@ -1,24 +1,14 @@
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.data import schema
-from luthier.data.datasets.domain import (
-    DatasetFormat,
-    DatasetStatistics,
-    InvalidRecordPolicy,
-    NewVersion,
-    RecordError,
-    Source,
-    VersionOutcome,
-    VersionState,
-)
+from luthier.data.datasets.rules import State
 from luthier.data.datasets.service import DatasetService
-from luthier.data.shards import Shard
-from luthier.data.splits import SplitSettings
-from luthier.data.uploads.domain import Chunk
 from luthier.data.uploads.service import UploadService
 from luthier.errors import (
     AlreadyExists,
@@ -31,11 +21,30 @@ from luthier.errors import (
 )
 from luthier.storage.database import Database
 from luthier.storage.memory_blobs import MemoryBlobStore
+from luthier.v1.data_service_pb2 import (
+    CreateDatasetRequest,
+    CreateDatasetVersionRequest,
+    StartUploadRequest,
+    WriteUploadRequest,
+)
+from luthier.v1.dataset_pb2 import (
+    DATASET_FORMAT_ALPACA,
+    INVALID_RECORD_POLICY_STRICT,
+    Dataset,
+    DatasetSource,
+    DatasetStatistics,
+    DatasetVersion,
+    RecordError,
+    SplitSettings,
+)
+from luthier.v1.upload_pb2 import Upload
 from luthier.work import schema as work_schema
+from luthier.work.convert import failure_to_status
 from luthier.work.events import StateChanged
 from luthier.work.log import EventLog
 from luthier.work.repository import Tasks
 from luthier.work.tasks import NewTask, Task, TaskKind
+from luthier.worker.v1.task_pb2 import BlobFile, BuildVersionResult, Shard
 
 PROJECT = "projects/default"
 DATASET = f"{PROJECT}/datasets/news"
@@ -65,12 +74,35 @@ class Bench:
         self.service = DatasetService(self.database, self.log, self.queue, self.uploads)
 
     async def uploaded(self, *, complete: bool = True) -> str:
-        upload = await self.uploads.start(PROJECT, "a.jsonl", 0, "")
+        announced = StartUploadRequest(parent=PROJECT, upload=Upload(filename="a.jsonl"))
+        upload = await self.uploads.start(announced)
         data = upload.name.encode()
         await self.uploads.write(
-            upload.name, Chunk(offset=0, data=data, crc32=zlib.crc32(data), finish=complete)
+            upload.name, WriteUploadRequest(offset=0, data=data, crc32=zlib.crc32(data), finish=complete)
         )
         return upload.name
+
+    async def create(self, version_id: str, *uploads: str, **wanted: Any) -> DatasetVersion:
+        """Ask for a version of `DATASET`, or of the dataset `parent`."""
+        parent = wanted.pop("parent", DATASET)
+        version = DatasetVersion(sources=[DatasetSource(upload=upload) for upload in uploads], **wanted)
+        return await self.service.create_version(
+            CreateDatasetVersionRequest(parent=parent, dataset_version_id=version_id, dataset_version=version)
+        )
+
+    async def create_dataset(self, dataset_id: str, display_name: str, labels: dict[str, str]) -> Dataset:
+        dataset = Dataset(display_name=display_name, labels=labels)
+        return await self.service.create_dataset(
+            CreateDatasetRequest(parent=PROJECT, dataset_id=dataset_id, dataset=dataset)
+        )
+
+    async def version(self, name: str) -> DatasetVersion:
+        return (await self.service.versions.read(name)).message
+
+    async def move(self, connection: AsyncConnection, name: str, state: int) -> None:
+        await self.service.versions.move(
+            connection, await self.service.versions.stored(connection, name), state
+        )
 
     async def states(self, name: str) -> list[str]:
         async with self.database.reading() as connection:
@@ -86,49 +118,43 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async with bench.database.transaction() as connection:
         await connection.run_sync(schema.metadata.create_all)
         await connection.run_sync(work_schema.metadata.create_all)
-    await bench.service.create_dataset(PROJECT, "news", "News", {"team": "a"})
+    await bench.create_dataset("news", "News", {"team": "a"})
     yield bench
     await bench.database.close()
 
 
-def wanted(*uploads: str, settings: SplitSettings | None = None) -> NewVersion:
-    return NewVersion(
-        sources=tuple(Source(upload=upload) for upload in uploads),
-        invalid_record_policy=InvalidRecordPolicy.STRICT,
-        split_settings=settings or SplitSettings(),
-        labels={},
-    )
-
-
-def outcome(*shards: Shard, errors: int = 0) -> VersionOutcome:
-    return VersionOutcome(
+def result(*shards: Shard, errors: int = 0) -> BuildVersionResult:
+    return BuildVersionResult(
         shards=shards,
         statistics=STATISTICS,
         digest="ab",
-        formats=(DatasetFormat.ALPACA,),
-        errors=tuple(
+        formats=[DATASET_FORMAT_ALPACA],
+        errors=[
             RecordError(
                 filename="a.jsonl", line=line, path="p", reason="MISSING_FIELD", message="m", value="v"
             )
             for line in range(1, errors + 1)
-        ),
+        ],
     )
 
 
 def shard(first_row: int, num_rows: int) -> Shard:
-    return Shard(path="r", digest="0" * 64, size_bytes=1, first_row=first_row, num_rows=num_rows)
+    file = BlobFile(path="r", sha256="0" * 64, size_bytes=1)
+    return Shard(file=file, first_row=first_row, num_rows=num_rows)
 
 
 async def test_create_version_queues_a_task_and_keeps_the_uploads_blob(bench: Bench) -> None:
     upload = await bench.uploaded()
-    version = await bench.service.create_version(DATASET, "v1", wanted(upload))
+    version = await bench.create("v1", upload)
     assert version.name == f"{DATASET}/versions/v1"
-    assert (version.state, version.sources[0].filename) == (VersionState.QUEUED, "a.jsonl")
-    assert version.sources[0].size_bytes == len(upload)
+    assert (version.state, version.sources[0].filename) == (State.STATE_QUEUED, "a.jsonl")
+    private = (await bench.service.versions.read(version.name)).private
+    assert [file.size_bytes for file in private.source_files] == [len(upload)]
+    assert version.invalid_record_policy == INVALID_RECORD_POLICY_STRICT
     assert bench.queue.added == [
         NewTask(kind=TaskKind.BUILD_VERSION, subject=version.name, project="default")
     ]
-    assert await bench.service.get_version(version.name) == version
+    assert await bench.version(version.name) == version
     assert await bench.states(version.name) == ["QUEUED"]
 
 
@@ -143,10 +169,10 @@ async def test_create_version_checks_its_uploads_and_leaves_nothing_behind(bench
     ]
     for upload, kind, reason in cases:
         with pytest.raises(kind) as caught:
-            await bench.service.create_version(DATASET, "v1", wanted(upload))
+            await bench.create("v1", upload)
         assert caught.value.reason == reason, upload
     with pytest.raises(NotFound):
-        await bench.service.get_version(f"{DATASET}/versions/v1")
+        await bench.version(f"{DATASET}/versions/v1")
     assert bench.queue.added == []
 
 
@@ -167,69 +193,69 @@ async def test_create_version_refuses_shares_that_are_not_valid(
 ) -> None:
     upload = await bench.uploaded()
     with pytest.raises(InvalidArgument) as caught:
-        await bench.service.create_version(DATASET, "", wanted(upload, settings=settings))
+        await bench.create("", upload, split_settings=settings)
     assert problem in caught.value.message
 
 
 async def test_create_version_names_an_upload_given_twice(bench: Bench) -> None:
     upload = await bench.uploaded()
     with pytest.raises(InvalidArgument, match=r"sources\[1\].upload: must be named once") as caught:
-        await bench.service.create_version(DATASET, "", wanted(upload, upload))
+        await bench.create("", upload, upload)
     assert caught.value.violations[0].field == "dataset_version.sources[1].upload"
 
 
 async def test_create_version_of_no_dataset_or_with_a_taken_id_is_refused(bench: Bench) -> None:
     upload = await bench.uploaded()
     with pytest.raises(NotFound):
-        await bench.service.create_version(f"{PROJECT}/datasets/none", "v1", wanted(upload))
-    await bench.service.create_version(DATASET, "v1", wanted(upload))
+        await bench.create("v1", upload, parent=f"{PROJECT}/datasets/none")
+    await bench.create("v1", upload)
     with pytest.raises(AlreadyExists):
-        await bench.service.create_version(DATASET, "v1", wanted(upload))
+        await bench.create("v1", upload)
 
 
 async def test_a_version_becomes_ready_with_what_the_worker_found(bench: Bench) -> None:
-    name = (await bench.service.create_version(DATASET, "", wanted(await bench.uploaded()))).name
+    name = (await bench.create("", await bench.uploaded())).name
     async with bench.database.transaction() as connection:
-        await bench.service.version_started(connection, name)
-        await bench.service.version_lost(connection, name)
-        await bench.service.version_started(connection, name)
-        await bench.service.version_built(connection, name, outcome(shard(0, 2), shard(2, 1), errors=3))
+        for state in (State.STATE_BUILDING, State.STATE_QUEUED, State.STATE_BUILDING):
+            await bench.move(connection, name, state)
+        await bench.service.version_built(connection, name, result(shard(0, 2), shard(2, 1), errors=3))
     version = await bench.service.ready_version(name)
-    assert version.sources[0].detected_format is DatasetFormat.ALPACA
-    assert (version.statistics, version.digest, len(version.shards)) == (STATISTICS, "ab", 2)
+    message = version.message
+    assert message.sources[0].detected_format == DATASET_FORMAT_ALPACA
+    assert (message.statistics, message.digest, len(version.private.shards)) == (STATISTICS, "ab", 2)
     assert [error.line for error in await bench.service.list_errors(name, 0, 2)] == [1, 2]
     assert [error.line for error in await bench.service.list_errors(name, 2, 2)] == [3]
     assert await bench.states(name) == ["QUEUED", "BUILDING", "QUEUED", "BUILDING", "READY"]
 
 
 async def test_a_version_with_a_gap_between_its_shards_is_refused(bench: Bench) -> None:
-    name = (await bench.service.create_version(DATASET, "", wanted(await bench.uploaded()))).name
+    name = (await bench.create("", await bench.uploaded())).name
     with pytest.raises(InvalidArgument, match=r"shards\[1\]: must hold at least one row from row 2 on"):
         async with bench.database.transaction() as connection:
-            await bench.service.version_built(connection, name, outcome(shard(0, 2), shard(3, 1)))
-    assert (await bench.service.get_version(name)).state is VersionState.QUEUED
+            await bench.service.version_built(connection, name, result(shard(0, 2), shard(3, 1)))
+    assert (await bench.version(name)).state == State.STATE_QUEUED
     assert await bench.service.list_errors(name, 0, 10) == []
 
 
 async def test_a_failed_version_keeps_its_failure_statistics_and_errors(bench: Bench) -> None:
-    name = (await bench.service.create_version(DATASET, "", wanted(await bench.uploaded()))).name
+    name = (await bench.create("", await bench.uploaded())).name
     failure = Failure(code="INVALID_ARGUMENT", reason=Reason.INVALID_RECORDS, message="bad at a.jsonl:1")
     async with bench.database.transaction() as connection:
-        await bench.service.version_failed(connection, name, failure, outcome(errors=1))
-    version = await bench.service.get_version(name)
-    assert (version.state, version.failure) == (VersionState.FAILED, failure)
+        await bench.service.version_failed(connection, name, failure, result(errors=1))
+    version = await bench.version(name)
+    assert (version.state, version.error) == (State.STATE_FAILED, failure_to_status(failure))
     assert version.statistics == STATISTICS
     assert len(await bench.service.list_errors(name, 0, 10)) == 1
     with pytest.raises(FailedPrecondition, match=r"it is FAILED: bad at a\.jsonl:1"):
         await bench.service.ready_version(name)
     with pytest.raises(FailedPrecondition, match="never changes again"):
         async with bench.database.transaction() as connection:
-            await bench.service.version_built(connection, name, outcome())
+            await bench.service.version_built(connection, name, result())
 
 
 async def test_create_dataset_names_every_field_that_is_not_valid(bench: Bench) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        await bench.service.create_dataset(PROJECT, "b", "x" * 201, {"Bad": "ok", "good": "a b"})
+        await bench.create_dataset("b", "x" * 201, {"Bad": "ok", "good": "a b"})
     assert [violation.field for violation in caught.value.violations] == [
         "dataset.display_name",
         "dataset.labels",
@@ -238,8 +264,8 @@ async def test_create_dataset_names_every_field_that_is_not_valid(bench: Bench) 
     with pytest.raises(
         InvalidArgument, match=r"dataset\.display_name: must hold no control characters.*U\+001B"
     ):
-        await bench.service.create_dataset(PROJECT, "b", "\x1b[31m", {})
+        await bench.create_dataset("b", "\x1b[31m", {})
     with pytest.raises(InvalidArgument, match="dataset_id"):
-        await bench.service.create_dataset(PROJECT, "Bad_Id", "", {})
+        await bench.create_dataset("Bad_Id", "", {})
     with pytest.raises(AlreadyExists):
-        await bench.service.create_dataset(PROJECT, "news", "", {})
+        await bench.create_dataset("news", "", {})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.data.renderings.test_servicer import PROJECT, chat, lines
 
+from luthier.data.worker.refusals import MAX_AT_LIMIT
 from luthier.errors import (
     InvalidArgument,
     NotFound,
@@ -14,10 +16,6 @@ from luthier.errors import (
 )
 from luthier.v1 import data_service_pb2, rendering_pb2
 from luthier.work.convert import status_to_failure
-
-if TYPE_CHECKING:
-    pass
-
 
 REFUSING = (
     "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('not ' + m.content) }}{% endif %}"
@@ -90,3 +88,57 @@ async def test_conversations_become_rows_by_answer_and_findings_are_told(service
     (warning,) = rendering.warnings
     assert warning.startswith("in 1 record the chat template leaves out text of a turn")
     assert warning.endswith("the first is 0.jsonl:1: message 2 (user): its text is missing")
+
+
+TAKING = (
+    "{% for m in messages %}"
+    "{% if 'slow' in m.content %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    "{% if 'large' in m.content %}{{ 'x' * 9999999999 }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+async def test_a_record_beyond_a_limit_is_refused_like_others_where_they_are_left_out(service: Any) -> None:
+    service.limits = replace(service.limits, cpu_seconds=1)
+    records = [chat(question, "a") for question in ("q0", "slow", "q2", "large", "q4")]
+    fields = {
+        "chat_template": TAKING,
+        "template_error_policy": rendering_pb2.TEMPLATE_ERROR_POLICY_SKIP,
+    }
+    async with service.worker():
+        version = await service.version(lines(*records))
+        rendering = await service.rendering(version.name, **fields)
+        without = await service.version(lines(*records[::2]), dataset="others")
+        plain = await service.rendering(without.name, **fields)
+    assert rendering.state == rendering_pb2.Rendering.STATE_READY, rendering.error
+    counts = rendering.split_statistics[0]
+    assert (counts.num_records, counts.num_refused, counts.tokens.count) == (5, 2, 3)
+    assert counts.tokens == plain.split_statistics[0].tokens
+    request = data_service_pb2.ListRenderingErrorsRequest(parent=rendering.name)
+    errors = (await service.call("ListRenderingErrors", request)).errors
+    assert [(error.line, error.reason, error.message) for error in errors] == [
+        (2, "TEMPLATE_INVALID", "rendering takes more than 1 s of CPU time"),
+        (4, "TEMPLATE_INVALID", "rendering takes more than 512 MiB of memory"),
+    ]
+
+
+async def test_many_records_beyond_a_limit_end_a_rendering_with_their_count(service: Any) -> None:
+    service.limits = replace(service.limits, cpu_seconds=1)
+    records = [chat(f"large {number}", "a") for number in range(MAX_AT_LIMIT + 3)]
+    async with service.worker():
+        version = await service.version(lines(chat("q", "a"), *records))
+        policy = rendering_pb2.TEMPLATE_ERROR_POLICY_SKIP
+        rendering = await service.rendering(version.name, chat_template=TAKING, template_error_policy=policy)
+        strict = await service.rendering(version.name, chat_template=TAKING)
+    error = status_to_failure(rendering.error)
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", Reason.TEMPLATE_INVALID)
+    assert error.message == (
+        "0.jsonl:2: rendering takes more than 512 MiB of memory; 6 records take more than a limit allows, at most 5 "
+        "are left out; pass a chat_template without unbounded loops; 6 of the first 7 records cannot be rendered, as "
+        "listed by ListRenderingErrors"
+    )
+    assert error.metadata == {"filename": "0.jsonl", "line": "2", "num_at_limit": "6"}
+    assert [line for _, line, _ in await listed_errors(service, rendering.name, 0)] == [2, 3, 4, 5, 6, 7]
+    assert strict.num_errors == 1  # nobody waits for more of them

@@ -116,12 +116,12 @@ BAD_RENDERINGS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"chat_template": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"},
         Reason.TEMPLATE_INVALID,
-        "rendering takes more than 2 s of CPU time at 0.jsonl:1; pass",
+        "0.jsonl:1: rendering takes more than 2 s of CPU time; pass a chat_template without",
     ),
     (
         {"chat_template": "{{ 'x' * 9999999999 }}"},
         Reason.TEMPLATE_INVALID,
-        "rendering takes more than 512 MiB of memory at 0.jsonl:1; pass",
+        "0.jsonl:1: rendering takes more than 512 MiB of memory; pass a chat_template without",
     ),
 ]
 

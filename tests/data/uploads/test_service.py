@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from luthier.data import schema
-from luthier.data.uploads.domain import MAX_CHUNK_BYTES, Chunk, UploadState
+from luthier.data.uploads.rules import MAX_CHUNK_BYTES, State
 from luthier.data.uploads.service import UploadService
 from luthier.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.storage.blobs import Blob
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
+from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
+from luthier.v1.upload_pb2 import Upload
 
 PROJECT = "projects/default"
 LIMIT = 10 << 20
@@ -28,7 +30,15 @@ class Bench:
         self.service = UploadService(self.database, self.blobs, LIMIT)
 
     async def started(self, size_bytes: int = 0, sha256: str = "") -> str:
-        return (await self.service.start(PROJECT, "a.jsonl", size_bytes, sha256)).name
+        return (await self.start("a.jsonl", size_bytes, sha256)).name
+
+    async def start(self, filename: str, size_bytes: int, sha256: str) -> Upload:
+        upload = Upload(filename=filename, size_bytes=size_bytes, sha256=sha256)
+        return await self.service.start(StartUploadRequest(parent=PROJECT, upload=upload))
+
+    async def digest(self, name: str) -> str:
+        async with self.database.reading() as connection:
+            return (await self.service.completed(connection, name)).private.sha256
 
     async def settled(self) -> None:
         """Wait for what is cleared away after a commit."""
@@ -48,17 +58,18 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.database.close()
 
 
-def chunk(offset: int, data: bytes, *, finish: bool = False, crc32: int | None = None) -> Chunk:
-    return Chunk(offset=offset, data=data, finish=finish, crc32=zlib.crc32(data) if crc32 is None else crc32)
+def chunk(offset: int, data: bytes, *, finish: bool = False, crc32: int | None = None) -> WriteUploadRequest:
+    checksum = zlib.crc32(data) if crc32 is None else crc32
+    return WriteUploadRequest(offset=offset, data=data, finish=finish, crc32=checksum)
 
 
 async def test_write_in_chunks_makes_a_blob_of_the_same_bytes(bench: Bench) -> None:
     name = await bench.started(len(DATA), hashlib.sha256(DATA).hexdigest())
     part = await bench.service.write(name, chunk(0, DATA[:5000]))
-    assert (part.state, part.persisted_size_bytes) == (UploadState.RECEIVING, 5000)
+    assert (part.state, part.persisted_size_bytes) == (State.STATE_RECEIVING, 5000)
     done = await bench.service.write(name, chunk(5000, DATA[5000:], finish=True))
-    assert (done.state, done.persisted_size_bytes) == (UploadState.COMPLETE, len(DATA))
-    assert await bench.blobs.read_bytes(done.digest) == DATA
+    assert (done.state, done.persisted_size_bytes) == (State.STATE_COMPLETE, len(DATA))
+    assert await bench.blobs.read_bytes(await bench.digest(name)) == DATA
     await bench.settled()
     assert await bench.blobs.staged_size(done.uid) == 0
     assert await bench.service.get(name) == done
@@ -66,8 +77,8 @@ async def test_write_in_chunks_makes_a_blob_of_the_same_bytes(bench: Bench) -> N
 
 async def test_write_of_an_empty_file_completes(bench: Bench) -> None:
     name = await bench.started()
-    done = await bench.service.write(name, chunk(0, b"", finish=True))
-    assert done.digest == hashlib.sha256(b"").hexdigest()
+    await bench.service.write(name, chunk(0, b"", finish=True))
+    assert await bench.digest(name) == hashlib.sha256(b"").hexdigest()
 
 
 async def test_write_with_a_wrong_checksum_keeps_nothing_of_the_chunk(bench: Bench) -> None:
@@ -109,7 +120,7 @@ async def test_write_that_finishes_too_early_is_refused_and_can_go_on(bench: Ben
     assert "byte 6, the announced size, got it at byte 4" in caught.value.message
     assert (await bench.service.get(name)).persisted_size_bytes == 0
     done = await bench.service.write(name, chunk(0, b"123456", finish=True))
-    assert done.state is UploadState.COMPLETE
+    assert done.state == State.STATE_COMPLETE
 
 
 async def test_write_of_a_whole_with_another_sha256_begins_again(bench: Bench) -> None:
@@ -121,9 +132,9 @@ async def test_write_of_a_whole_with_another_sha256_begins_again(bench: Bench) -
     assert caught.value.metadata["expected"] == wanted
     assert caught.value.metadata["actual"] == hashlib.sha256(b"another").hexdigest()
     again = await bench.service.get(name)
-    assert (again.state, again.persisted_size_bytes) == (UploadState.RECEIVING, 0)
-    done = await bench.service.write(name, chunk(0, b"wanted", finish=True))
-    assert done.digest == wanted
+    assert (again.state, again.persisted_size_bytes) == (State.STATE_RECEIVING, 0)
+    await bench.service.write(name, chunk(0, b"wanted", finish=True))
+    assert await bench.digest(name) == wanted
 
 
 async def test_write_to_a_complete_upload_is_refused(bench: Bench) -> None:
@@ -160,8 +171,8 @@ async def test_get_finishes_what_a_crash_cut_short(
     monkeypatch.undo()
     successor = UploadService(bench.database, bench.blobs, LIMIT)
     done = await successor.get(name)
-    assert (done.state, done.persisted_size_bytes) == (UploadState.COMPLETE, len(DATA))
-    assert await bench.blobs.read_bytes(done.digest) == DATA
+    assert (done.state, done.persisted_size_bytes) == (State.STATE_COMPLETE, len(DATA))
+    assert await bench.blobs.read_bytes(await bench.digest(name)) == DATA
 
 
 async def test_recover_clears_away_what_is_staged_of_uploads_that_are_over(
@@ -226,7 +237,7 @@ async def test_start_names_the_field_that_is_not_valid(
     bench: Bench, filename: str, size_bytes: int, sha256: str, field: str, problem: str
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        await bench.service.start(PROJECT, filename, size_bytes, sha256)
+        await bench.start(filename, size_bytes, sha256)
     (violation,) = caught.value.violations
     assert violation.field == field
     assert problem in violation.description

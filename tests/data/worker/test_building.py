@@ -1,6 +1,7 @@
 import io
 import json
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.data.datasets.domain import DatasetFormat, InvalidRecordPolicy
-from luthier.data.splits import Split, SplitSettings, assign_split
+from luthier.data.splits import assign_split, split_name
 from luthier.data.worker import building
 from luthier.data.worker.building import Built, Place, VersionBuilder, require_valid
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import readers
-from luthier.text.records import record_from_json, record_id
+from luthier.text.records import ChatRecord, record_from_json, record_id
+from luthier.text.templates import ChatTemplate
+from luthier.v1.dataset_pb2 import (
+    DATASET_FORMAT_UNSPECIFIED,
+    SPLIT_TEST,
+    SPLIT_TRAIN,
+    SPLIT_UNSPECIFIED,
+    DatasetFormat,
+    InvalidRecordPolicy,
+    Split,
+    SplitSettings,
+)
 
 PLAIN = SplitSettings()
 SHARED = SplitSettings(validation_fraction=0.3, test_fraction=0.2, seed=5)
@@ -31,14 +42,14 @@ def pair(number: int) -> dict[str, str]:
 
 def build(
     folder: Path,
-    *sources: bytes | tuple[bytes, Split | None],
+    *sources: bytes | tuple[bytes, Split.ValueType],
     splitting: SplitSettings = PLAIN,
-    format_: DatasetFormat | None = None,
+    format_: DatasetFormat.ValueType = DATASET_FORMAT_UNSPECIFIED,
 ) -> Built:
     folder.mkdir(parents=True, exist_ok=True)
     builder = VersionBuilder(folder, splitting, lambda: None)
     for index, source in enumerate(sources):
-        data, split = source if isinstance(source, tuple) else (source, None)
+        data, split = source if isinstance(source, tuple) else (source, SPLIT_UNSPECIFIED)
         builder.read(io.BytesIO(data), Place(filename=f"{index}.jsonl", split=split), format_)
     return builder.finish()
 
@@ -73,7 +84,7 @@ def test_build_reads_one_json_array(tmp_path: Path) -> None:
 
 
 def test_build_keeps_the_first_of_equal_records_also_across_fixed_splits(tmp_path: Path) -> None:
-    built = build(tmp_path, (lines(pair(1), pair(2)), Split.TEST), (lines(pair(2), pair(3)), Split.TRAIN))
+    built = build(tmp_path, (lines(pair(1), pair(2)), SPLIT_TEST), (lines(pair(2), pair(3)), SPLIT_TRAIN))
     assert [(row["filename"], row["line"], row["split"]) for row in rows(built)] == [
         ("0.jsonl", 1, "TEST"),
         ("0.jsonl", 2, "TEST"),
@@ -97,7 +108,7 @@ def test_build_with_more_rows_leaves_old_rows_in_their_split(
     before = splits(old, f"{folder}-old")
     after = splits([*added, *old], f"{folder}-new")
     assert {record: after[record] for record in before} == before
-    assert all(assign_split(record, SHARED) == split for record, split in after.items())
+    assert all(split_name(assign_split(record, SHARED)) == split for record, split in after.items())
 
 
 def test_build_digest_depends_on_content_order_and_settings_alone(tmp_path: Path) -> None:
@@ -108,6 +119,29 @@ def test_build_digest_depends_on_content_order_and_settings_alone(tmp_path: Path
     seeded = build(tmp_path / "4", lines(pair(1), pair(2)), splitting=other_seed)
     assert one.digest == split_files.digest
     assert len({one.digest, swapped.digest, seeded.digest}) == 3
+
+
+def test_build_digest_tells_orders_of_keys_apart_as_templates_do(tmp_path: Path) -> None:
+    """They are one record where both come, and what is rendered of the one that is kept differs."""
+    parameters = {"type": "object", "properties": {}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    turned = {"function": {"parameters": parameters, "name": "f"}, "type": "function"}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    first, second = ({"messages": turns, "tools": [one]} for one in (tool, turned))
+    one, other, both = (
+        build(tmp_path / str(number), lines(*records))
+        for number, records in enumerate(([first], [second], [first, second]))
+    )
+    assert [row["record_id"] for row in rows(one)] == [row["record_id"] for row in rows(other)]
+    template = ChatTemplate("{{ tools | tojson }}", date(2026, 1, 1))
+    texts = []
+    for built in (one, other):
+        record = record_from_json(rows(built)[0]["record"])
+        assert isinstance(record, ChatRecord)
+        texts.append(template.render([], tools=record.tools).text)
+    assert texts[0] != texts[1]
+    assert one.digest != other.digest
+    assert (both.digest, both.statistics.num_duplicates) == (one.digest, 1)
 
 
 def test_build_splits_shards_and_numbers_rows_through(
@@ -159,7 +193,7 @@ def test_build_of_nothing_but_broken_json_reports_the_lines(tmp_path: Path) -> N
     built = build(tmp_path, b"{nope\n{never\n")
     assert [error.line for error in built.errors] == [1, 2]
     with pytest.raises(InvalidArgument, match=r"2 of 2 records are not valid, the first at 0.jsonl:1"):
-        require_valid(built, InvalidRecordPolicy.SKIP)
+        require_valid(built, InvalidRecordPolicy.INVALID_RECORD_POLICY_SKIP)
 
 
 def test_build_of_an_array_that_breaks_off_is_refused_also_where_bad_records_are_skipped(
@@ -169,7 +203,7 @@ def test_build_of_an_array_that_breaks_off_is_refused_also_where_bad_records_are
     built = build(tmp_path, data[:-2])
     assert (built.statistics.num_records, built.statistics.num_invalid) == (1, 1)
     with pytest.raises(InvalidArgument, match=r"the first at 0.jsonl:1: .*nothing after it can be read"):
-        require_valid(built, InvalidRecordPolicy.SKIP)
+        require_valid(built, InvalidRecordPolicy.INVALID_RECORD_POLICY_SKIP)
 
 
 def test_build_keeps_the_first_thousand_errors_and_counts_all(tmp_path: Path) -> None:
@@ -190,9 +224,9 @@ def test_build_refuses_text_that_is_no_unicode_and_records_too_long_to_send(tmp_
 
 def test_require_valid_names_the_first_bad_record_and_their_number(tmp_path: Path) -> None:
     built = build(tmp_path, lines(pair(1), {"prompt": 3, "completion": "b"}, {"prompt": "a"}))
-    require_valid(built, InvalidRecordPolicy.SKIP)
+    require_valid(built, InvalidRecordPolicy.INVALID_RECORD_POLICY_SKIP)
     with pytest.raises(InvalidArgument) as caught:
-        require_valid(built, InvalidRecordPolicy.STRICT)
+        require_valid(built, InvalidRecordPolicy.INVALID_RECORD_POLICY_STRICT)
     assert caught.value.reason == Reason.INVALID_RECORDS
     assert caught.value.message == (
         "2 of 3 records are not valid, the first at 0.jsonl:2: prompt: must be text, got a number"
@@ -215,13 +249,15 @@ def test_build_stops_when_nobody_wants_it(tmp_path: Path) -> None:
     builder = VersionBuilder(tmp_path, PLAIN, tick)
     data = lines(*map(pair, range(10_000)))
     with pytest.raises(Unwanted):
-        builder.read(io.BytesIO(data), Place(filename="f", split=None), None)
+        builder.read(
+            io.BytesIO(data), Place(filename="f", split=SPLIT_UNSPECIFIED), DATASET_FORMAT_UNSPECIFIED
+        )
 
 
 def test_build_of_a_pretty_printed_file_is_refused_once_whatever_the_policy(tmp_path: Path) -> None:
     built = build(tmp_path, b"\n".join(json.dumps(pair(number), indent=2).encode() for number in range(3)))
     assert [(error.line, error.reason) for error in built.errors] == [(1, "PRETTY_PRINTED_JSON")]
-    for policy in InvalidRecordPolicy:
+    for policy in InvalidRecordPolicy.values():
         with pytest.raises(
             InvalidArgument, match=r"1 of 1 .* 0\.jsonl:1: .*pretty-printed JSON.*lines 1 to 4"
         ):
@@ -232,7 +268,7 @@ def test_build_skips_a_line_that_is_too_long_to_read(tmp_path: Path) -> None:
     built = build(tmp_path, lines({"prompt": "x" * readers.MAX_RECORD_BYTES, "completion": "b"}, pair(1)))
     assert [(error.line, error.reason) for error in built.errors] == [(1, "RECORD_TOO_LONG")]
     assert built.statistics.num_records == 1
-    require_valid(built, InvalidRecordPolicy.SKIP)
+    require_valid(built, InvalidRecordPolicy.INVALID_RECORD_POLICY_SKIP)
 
 
 def test_build_shows_nothing_of_a_record_that_could_steer_a_terminal(tmp_path: Path) -> None:

@@ -9,11 +9,19 @@ import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer
 
-from luthier.data.renderings.domain import FindingKind, LengthPolicy, MaskMode, TemplateErrorPolicy
-from luthier.data.splits import Split, SplitSettings
 from luthier.data.worker.building import Place, VersionBuilder
+from luthier.data.worker.record_rendering import RecordRenderer, RecordSettings
 from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
 from luthier.errors import InvalidArgument, Reason
+from luthier.v1.dataset_pb2 import (
+    DATASET_FORMAT_UNSPECIFIED,
+    SPLIT_TEST,
+    SPLIT_TRAIN,
+    Split,
+    SplitSettings,
+)
+from luthier.v1.rendering_pb2 import RenderingFinding, TemplateErrorPolicy
+from luthier.worker.v1.task_pb2 import RenderSpec
 
 Ordered = Callable[..., RenderPlan]
 
@@ -29,7 +37,7 @@ def chat(question: str, answer: str, weight: float | None = None) -> dict[str, A
 def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
     """Makes a plan that renders the records given: conversations in a.jsonl, and plain ones in b.jsonl."""
 
-    def order(*records: object, split: Split = Split.TRAIN, **changes: Any) -> RenderPlan:
+    def order(*records: object, split: Split.ValueType = SPLIT_TRAIN, **changes: Any) -> RenderPlan:
         folder = tmp_path / f"plan-{len(list(tmp_path.iterdir()))}"
         for name in ("version", "rows"):
             (folder / name).mkdir(parents=True)
@@ -39,20 +47,23 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
         for name, kind in (("a.jsonl", chats), ("b.jsonl", plain)):
             data = b"".join(json.dumps(record).encode() + b"\n" for record in kind)
             if data:
-                builder.read(io.BytesIO(data), Place(filename=name, split=split), None)
-        plan = RenderPlan(
-            shards=tuple(str(shard.path) for shard in builder.finish().shards),
+                builder.read(io.BytesIO(data), Place(filename=name, split=split), DATASET_FORMAT_UNSPECIFIED)
+        settings = RecordSettings(
             bundle_folder=str(bundle_folder),
-            output_folder=str(folder / "rows"),
-            dataset_digest="d",
-            tokenizer_digest="t",
             chat_template="",
-            mask_mode=MaskMode.DEFAULT,
+            mask_mode="",
             max_tokens=512,
-            length_policy=LengthPolicy.DROP,
+            length_policy="DROP",
             template_date="2026-11-23",
+            split_turns=False,
         )
-        return replace(plan, **changes)
+        policy = changes.pop("template_error_policy", TemplateErrorPolicy.TEMPLATE_ERROR_POLICY_STRICT)
+        return RenderPlan(
+            spec=RenderSpec(dataset_digest="d", tokenizer_digest="t", template_error_policy=policy),
+            shards=tuple(str(shard.path) for shard in builder.finish().shards),
+            output_folder=str(folder / "rows"),
+            records=replace(settings, **changes),
+        )
 
     return order
 
@@ -66,7 +77,7 @@ def render(plan: RenderPlan) -> RenderedVersion:
 
 
 def attempt(plan: RenderPlan) -> RenderedVersion:
-    return render_plan(plan, lambda done, first: None)
+    return render_plan(plan, RecordRenderer(plan.records), lambda done, first: None)
 
 
 def rows(rendered: RenderedVersion) -> list[dict[str, Any]]:
@@ -88,38 +99,38 @@ def test_render_plan_learns_the_answer_and_the_end_of_its_turn(
     assert (row["row"], row["filename"], row["line"], row["split"]) == (0, "a.jsonl", 1, "TRAIN")
     assert row["num_tokens"] == len(row["input_ids"]) == len(row["loss_mask"])
     assert row["num_supervised"] == sum(row["loss_mask"])
-    (split,) = rendered.splits
+    (split,) = rendered.result.split_statistics
     assert (split.tokens.count, split.tokens.sum) == (1, row["num_tokens"])
     assert split.supervised_tokens.maximum == row["num_supervised"]
-    assert rendered.warnings == ()
+    assert rendered.result.warnings == []
 
 
 def test_render_plan_names_records_that_teach_nothing(ordered: Ordered) -> None:
     rendered = render(ordered(chat("q1", "a1"), chat("q2", "a2", weight=0), chat("q3", "a3")))
-    (record,) = rendered.unsupervised
+    (record,) = rendered.result.unsupervised_records
     assert (record.filename, record.line) == ("a.jsonl", 2)
     assert "weight 0" in record.message
-    assert rendered.splits[0].num_unsupervised == 1
+    assert rendered.result.split_statistics[0].num_unsupervised == 1
     assert [row["num_supervised"] > 0 for row in rows(rendered)] == [True, False, True]
 
 
 def test_render_plan_warns_when_nothing_at_all_is_learnt(ordered: Ordered) -> None:
     rendered = render(ordered(chat("q1", "a1", weight=0), chat("q2", "a2", weight=0)))
-    assert rendered.warnings == ("none of the 2 rows of the train split has a token to learn",)
-    held_out = render(ordered(chat("q1", "a1"), split=Split.TEST))
-    assert held_out.warnings == ("the train split has no rows: there is nothing to learn from",)
+    assert rendered.result.warnings == ["none of the 2 rows of the train split has a token to learn"]
+    held_out = render(ordered(chat("q1", "a1"), split=SPLIT_TEST))
+    assert held_out.result.warnings == ["the train split has no rows: there is nothing to learn from"]
 
 
 def test_render_plan_drops_truncates_or_refuses_long_records(ordered: Ordered) -> None:
     records = (chat("q", "a"), chat("long " * 40, "a"))
     dropped = render(ordered(*records, max_tokens=40))
-    assert (dropped.splits[0].num_dropped, len(rows(dropped))) == (1, 1)
-    cut = render(ordered(*records, max_tokens=40, length_policy=LengthPolicy.TRUNCATE))
-    assert cut.splits[0].num_truncated == 1
+    assert (dropped.result.split_statistics[0].num_dropped, len(rows(dropped))) == (1, 1)
+    cut = render(ordered(*records, max_tokens=40, length_policy="TRUNCATE"))
+    assert cut.result.split_statistics[0].num_truncated == 1
     assert [row["num_tokens"] for row in rows(cut)][1] == 40
-    assert "the record is cut at 40 tokens" in cut.unsupervised[0].message
+    assert "the record is cut at 40 tokens" in cut.result.unsupervised_records[0].message
     with pytest.raises(InvalidArgument) as caught:
-        render(ordered(*records, max_tokens=40, length_policy=LengthPolicy.FAIL))
+        render(ordered(*records, max_tokens=40, length_policy="FAIL"))
     assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
     assert caught.value.message.startswith("a.jsonl:2: must have at most 40 tokens, got ")
     assert caught.value.metadata == {"filename": "a.jsonl", "line": "2"}
@@ -167,16 +178,18 @@ def test_render_plan_without_a_template_takes_plain_text_only(
 def test_render_plan_digest_depends_on_rows_and_settings(ordered: Ordered) -> None:
     records = (chat("q1", "a1"), chat("q2", "a2"))
     digests = [
-        render(ordered(*records)).digest,
-        render(ordered(*records, max_tokens=500)).digest,
-        render(ordered(*records, mask_mode=MaskMode.LAST_TURN)).digest,
-        render(ordered(records[0])).digest,
-        render(ordered(*records, template_date="2026-11-24")).digest,
-        render(ordered(*records, split_turns=True)).digest,
-        render(ordered(*records, template_error_policy=TemplateErrorPolicy.SKIP)).digest,
+        render(ordered(*records)).result.digest,
+        render(ordered(*records, max_tokens=500)).result.digest,
+        render(ordered(*records, mask_mode="LAST_TURN")).result.digest,
+        render(ordered(records[0])).result.digest,
+        render(ordered(*records, template_date="2026-11-24")).result.digest,
+        render(ordered(*records, split_turns=True)).result.digest,
+        render(
+            ordered(*records, template_error_policy=TemplateErrorPolicy.TEMPLATE_ERROR_POLICY_SKIP)
+        ).result.digest,
     ]
     assert len(set(digests)) == 7
-    assert render(ordered(*records)).digest == digests[0]
+    assert render(ordered(*records)).result.digest == digests[0]
 
 
 def test_render_plan_of_a_broken_tokenizer_is_refused(ordered: Ordered, bundle_folder: Path) -> None:
@@ -189,7 +202,8 @@ def test_render_plan_of_a_broken_tokenizer_is_refused(ordered: Ordered, bundle_f
 def test_render_plan_tells_each_record_before_it_begins(ordered: Ordered) -> None:
     begun: list[tuple[int, int]] = []
     records = [chat(f"question {number}", "a") for number in range(70)]
-    render_plan(ordered(*records), lambda done, row: begun.append((done, row["line"])))
+    plan = ordered(*records)
+    render_plan(plan, RecordRenderer(plan.records), lambda done, row: begun.append((done, row["line"])))
     assert begun == [(number, number + 1) for number in range(70)]
 
 
@@ -203,16 +217,16 @@ REFUSING = (
 def test_render_plan_lists_all_records_that_a_template_refuses(ordered: Ordered) -> None:
     records = [chat(f"bad {number}" if number % 2 else f"q{number}", "a") for number in range(6)]
     records.append({"prompt": "p:", "completion": " c"})
-    plan = ordered(*records, chat_template=REFUSING, mask_mode=MaskMode.LAST_TURN)
+    plan = ordered(*records, chat_template=REFUSING, mask_mode="LAST_TURN")
     rendered = attempt(plan)
-    assert [(error.line, error.reason) for error in rendered.errors] == [
+    assert [(error.line, error.reason) for error in rendered.result.errors] == [
         (2, "TEMPLATE_INVALID"),
         (4, "TEMPLATE_INVALID"),
         (6, "TEMPLATE_INVALID"),
         (1, "INVALID_FIELD"),
     ]
-    assert rendered.errors[0].message.startswith("the chat template fails: not bad 1")
-    assert (rendered.shards, rendered.num_errors) == ((), 4)
+    assert rendered.result.errors[0].message.startswith("the chat template fails: not bad 1")
+    assert (rendered.shards, rendered.result.num_errors) == ((), 4)
     with pytest.raises(
         InvalidArgument, match=r"^a.jsonl:2: .*not bad 1.*; 4 of 7 records cannot be"
     ) as caught:
@@ -222,26 +236,33 @@ def test_render_plan_lists_all_records_that_a_template_refuses(ordered: Ordered)
 
 def test_render_plan_leaves_out_what_a_template_refuses_where_it_may(ordered: Ordered) -> None:
     records = [chat(f"bad {number}" if number % 2 else f"q{number}", "a") for number in range(6)]
-    skip = TemplateErrorPolicy.SKIP
+    skip = TemplateErrorPolicy.TEMPLATE_ERROR_POLICY_SKIP
     rendered = render(ordered(*records, chat_template=REFUSING, template_error_policy=skip))
     assert [row["line"] for row in rows(rendered)] == [1, 3, 5]
-    (split,) = rendered.splits
+    (split,) = rendered.result.split_statistics
     assert (split.num_records, split.num_refused, split.tokens.count) == (6, 3, 3)
-    assert ([error.line for error in rendered.errors], rendered.num_errors) == ([2, 4, 6], 3)
-    assert rendered.warnings[0].startswith(
+    assert ([error.line for error in rendered.result.errors], rendered.result.num_errors) == ([2, 4, 6], 3)
+    assert rendered.result.warnings[0].startswith(
         "3 records cannot be rendered and are left out; the first is a.jsonl:2: "
     )
     with pytest.raises(InvalidArgument, match=r"^a.jsonl:1: .*not bad 1.*no record is left"):
         render(ordered(chat("bad 1", "a"), chat_template=REFUSING, template_error_policy=skip))
     with pytest.raises(InvalidArgument, match="must have at most 2 tokens") as caught:
-        render(ordered(*records, template_error_policy=skip, length_policy=LengthPolicy.FAIL, max_tokens=2))
+        render(
+            ordered(
+                *records,
+                template_error_policy=skip,
+                length_policy="FAIL",
+                max_tokens=2,
+            )
+        )
     assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
 
 
 def test_render_plan_keeps_a_thousand_errors_and_counts_all(ordered: Ordered) -> None:
     records = [chat(f"bad {number}", "a") for number in range(1100)]
     rendered = attempt(ordered(*records, chat_template=REFUSING))
-    assert (len(rendered.errors), rendered.num_errors) == (1000, 1100)
+    assert (len(rendered.result.errors), rendered.result.num_errors) == (1000, 1100)
 
 
 FORGETTING = (
@@ -275,25 +296,32 @@ def test_render_plan_makes_a_row_of_each_answer(ordered: Ordered, bundle_files: 
         (1, " c<|im_end|>"),
     ]
     assert found[0]["record_id"] == found[1]["record_id"]
-    (split,) = rendered.splits
+    (split,) = rendered.result.split_statistics
     assert (split.num_records, split.tokens.count, split.num_unsupervised) == (4, 4, 1)
-    assert [(one.line, one.message) for one in rendered.unsupervised] == [
+    assert [(one.line, one.message) for one in rendered.result.unsupervised_records] == [
         (3, "no row: every assistant turn has weight 0")
     ]
-    assert rendered.warnings == ()
+    assert rendered.result.warnings == []
     with pytest.raises(InvalidArgument, match=r"--split-turns.*--mask last-turn.*--chat-template FILE"):
         render(ordered(*records, chat_template=FORGETTING))
-    last = render(ordered(*records[:2], chat_template=FORGETTING, mask_mode=MaskMode.LAST_TURN))
+    last = render(ordered(*records[:2], chat_template=FORGETTING, mask_mode="LAST_TURN"))
     assert [learnt(row, bundle_files) for row in rows(last)] == ["y=a2<|im_end|>", "a3<|im_end|>"]
 
 
 def test_render_plan_drops_and_cuts_rows_of_answers_each_by_itself(ordered: Ordered) -> None:
     record = talk("q1", "a1", "long " * 40, "a2")
     dropped = render(ordered(record, split_turns=True, max_tokens=40))
-    assert (dropped.splits[0].num_dropped, len(rows(dropped)), dropped.splits[0].num_records) == (1, 1, 1)
-    cut = render(ordered(record, split_turns=True, max_tokens=40, length_policy=LengthPolicy.TRUNCATE))
-    assert (cut.splits[0].num_truncated, cut.splits[0].num_unsupervised) == (1, 1)
-    assert "the record is cut at 40 tokens" in cut.unsupervised[0].message
+    assert (
+        dropped.result.split_statistics[0].num_dropped,
+        len(rows(dropped)),
+        dropped.result.split_statistics[0].num_records,
+    ) == (1, 1, 1)
+    cut = render(ordered(record, split_turns=True, max_tokens=40, length_policy="TRUNCATE"))
+    assert (
+        cut.result.split_statistics[0].num_truncated,
+        cut.result.split_statistics[0].num_unsupervised,
+    ) == (1, 1)
+    assert "the record is cut at 40 tokens" in cut.result.unsupervised_records[0].message
 
 
 def test_render_plan_warns_of_what_its_tokens_do_not_show(ordered: Ordered) -> None:
@@ -309,23 +337,23 @@ def test_render_plan_warns_of_what_its_tokens_do_not_show(ordered: Ordered) -> N
     rendered = render(ordered(*records))
     found = {
         finding.kind: (finding.num_records, [one.line for one in finding.records])
-        for finding in rendered.findings
+        for finding in rendered.result.findings
     }
     assert found == {
-        FindingKind.JOINED_BOUNDARY: (2, [1, 2]),
-        FindingKind.ARGUMENTS_NOT_OBJECT: (1, [2]),
-        FindingKind.ONLY_END_LEARNT: (1, [2]),
-        FindingKind.TURN_NOT_WRITTEN: (1, [2]),
+        RenderingFinding.KIND_JOINED_BOUNDARY: (2, [1, 2]),
+        RenderingFinding.KIND_ARGUMENTS_NOT_OBJECT: (1, [2]),
+        RenderingFinding.KIND_ONLY_END_LEARNT: (1, [2]),
+        RenderingFinding.KIND_TURN_NOT_WRITTEN: (1, [2]),
     }
-    (joined,) = (warning for warning in rendered.warnings if "inside a token" in warning)
+    (joined,) = (warning for warning in rendered.result.warnings if "inside a token" in warning)
     assert joined.startswith("in 2 records an answer begins inside a token of the whole text")
     assert joined.endswith("the first is b.jsonl:1: the completion: between 'the question: ' and 'answer'")
-    assert len(rendered.warnings) == 4
+    assert len(rendered.result.warnings) == 4
 
 
 def test_render_plan_keeps_a_hundred_records_of_a_finding(ordered: Ordered) -> None:
     records = [{"prompt": f"{number} the question: ", "completion": "answer"} for number in range(120)]
-    (finding,) = render(ordered(*records)).findings
+    (finding,) = render(ordered(*records)).result.findings
     assert (finding.num_records, len(finding.records)) == (120, 100)
 
 
@@ -334,3 +362,32 @@ def test_render_plan_refuses_what_is_no_text_or_random(ordered: Ordered) -> None
         with pytest.raises(InvalidArgument, match=r"^a.jsonl:1: the chat template fails") as caught:
             render(ordered(chat("q", "a"), chat_template=template))
         assert caught.value.reason == Reason.TEMPLATE_INVALID
+
+
+@pytest.mark.parametrize("ending", ["<|im_start|>", "!"])
+def test_render_plan_finds_how_a_template_ends_a_turn_in_the_records_or_says_it_does_not(
+    ordered: Ordered, bundle_files: dict[str, bytes], ending: str
+) -> None:
+    """The template takes no conversation that one could make up for it."""
+    picky = "{% if messages | length < 3 %}{{ raise_exception('too short') }}{% endif %}"
+    picky += "{% for m in messages %}{{ m.role }}: {{ m.content }}" + ending + "{% endfor %}"
+    picky += "{% if add_generation_prompt %}assistant: {% endif %}"
+    rendered = render(
+        ordered(
+            *(talk("q1", "a1", "q2", f"a{number}") for number in range(3)),
+            chat_template=picky,
+            mask_mode="LAST_TURN",
+        )
+    )
+    tokenizer = Tokenizer.from_str(bundle_files["tokenizer.json"].decode())
+    ends = ("<|im_end|>",) if ending == "!" else ("<|im_end|>", ending)
+    assert set(rendered.result.stop_token_ids) == {tokenizer.token_to_id(token) for token in ends}
+    said = [warning for warning in rendered.result.warnings if "end-of-turn" in warning]
+    if ending == "!":
+        assert said[0].startswith(
+            "in 3 records no end-of-turn or end-of-sequence token of an answer is learnt"
+        )
+        assert said[0].endswith(
+            "first is a.jsonl:1: message 3: the chat template ends it without a special token"
+        )
+    assert len(said) == (ending == "!")

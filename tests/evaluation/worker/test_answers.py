@@ -181,6 +181,34 @@ async def test_every_end_of_sequence_of_the_model_ends_an_answer(
     assert pieces[-1].num_generated_tokens == said.index(ending)
 
 
+async def test_what_the_resources_show_is_what_ends_an_answer(
+    tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    """Files, base model and tuned model name other tokens each; those of the files end nothing."""
+    base = tmp_path / "base"
+    shutil.copytree(model_folders["base"], base)
+    prompt = TokenizerBundle.load(base).encode("what colour").ids
+    said = greedy_tokens(load_model(base), prompt, 12)
+    fresh = [token for place, token in enumerate(said) if token not in said[:place]]
+    first, second, third = fresh[1:4]
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps(settings | {"eos_token_id": first}))
+    async with running_site(tmp_path / "home", {**model_folders, "base": base}) as site, site.worker():
+
+        async def num_generated(model: str) -> int:
+            wanted = request(site, model, prompt="what colour", max_new_tokens=12)
+            pieces = [piece async for piece in site.stream("GenerateText", wanted)]
+            assert pieces[-1].finish_reason == evaluation_pb2.FINISH_REASON_STOP
+            return int(pieces[-1].num_generated_tokens)
+
+        assert await num_generated("base") == said.index(first)  # registered before its resource said any
+        site.models.eos_token_ids["base"] = [2, third]
+        assert await num_generated("base") == said.index(third)
+        site.models.eos_token_ids["base"] = [2, third, second]
+        assert await num_generated("base") == said.index(second)
+
+
 async def test_a_raw_prompt_begins_as_the_tokenizer_says(
     tmp_path: Path, model_folders: dict[str, Path]
 ) -> None:

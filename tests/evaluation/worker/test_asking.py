@@ -16,7 +16,8 @@ import pytest
 from tests.evaluation.tiny_models import write_tokenizer
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason, Unavailable
-from luthier.evaluation.worker.asking import Asker, Asking, TextDecoder, asking_of
+from luthier.evaluation.worker.asking import Asker, Asking, Before, TextDecoder, asking_of
+from luthier.text.endings import Stops
 from luthier.text.records import ChatRecord, CompletionRecord, Message, Record
 from luthier.text.rendering import Renderer, RenderingError
 from luthier.text.templates import TemplateError
@@ -81,7 +82,7 @@ def test_asker_asks_with_the_ids_that_a_renderer_trains(
     assert asker.prompt(record) == trained.input_ids[:first_learnt]
     assert asker.prompt(record, SHOTS) == renderer.prompt(record, SHOTS)
     assert asker.answer(record, SHOTS) == renderer.answer(record, SHOTS)
-    assert asker.stop_token_ids() == renderer.stop_token_ids()
+    assert asker.stops() == renderer.stops()
     assert asker.conversation([{"role": "user", "content": "a"}]) == renderer.conversation(
         [{"role": "user", "content": "a"}]
     )
@@ -95,7 +96,7 @@ def test_asker_of_a_base_without_a_template_asks_with_the_taught_one(pool: TextP
     taught = asking(trained.effective_template, stop_token_ids=(7,))
     asker = Asker(pool, bundle_of(folder), taught)
     assert asker.prompt(chat("what colour", "?")) == row.input_ids[: row.loss_mask.index(True)]
-    assert 7 in asker.stop_token_ids()
+    assert 7 in asker.stops().token_ids
     with pytest.raises(RenderingError) as caught:
         Asker(pool, bundle_of(folder), asking()).prompt(chat("what colour", "?"))
     assert caught.value.reason == Reason.CHAT_TEMPLATE_MISSING
@@ -120,13 +121,28 @@ def test_asker_puts_before_plain_text_what_was_taught(pool: TextPool, folder: Pa
 def test_asker_of_a_model_from_before_prefixes_were_kept_goes_by_the_configuration(
     pool: TextPool, folder: Path
 ) -> None:
-    message = task_pb2.Asking(template_source=evaluation_pb2.TEMPLATE_SOURCE_TAUGHT)
+    taught = task_pb2.Asking(template_source=evaluation_pb2.TEMPLATE_SOURCE_TAUGHT)
+    # An arm's own template changes the template alone.
+    own = task_pb2.Asking(
+        template_source=evaluation_pb2.TEMPLATE_SOURCE_ARM, chat_template=OWN, old_prefix=True
+    )
     ids = TokenizerBundle.load(folder).encode("what colour").ids
     for adds, prefix in ((True, (0,)), (False, ())):
         config = {"eos_token": "<|im_end|>", "bos_token": "<|endoftext|>", "add_bos_token": adds}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        asker = Asker(pool, bundle_of(folder), asking_of(message))
-        assert asker.raw("what colour") == (*prefix, *ids)
+        for message in (taught, own):
+            asker = Asker(pool, bundle_of(folder), asking_of(message))
+            assert asker.raw("what colour") == (*prefix, *ids)
+
+
+def test_asker_stops_at_what_the_resource_says_else_at_what_the_files_say(
+    pool: TextPool, folder: Path
+) -> None:
+    shown = task_pb2.Asking(eos_token_ids=[5, 6], stop_token_ids=[7])
+    old = task_pb2.Asking(stop_token_ids=[7])
+    for message, ids in ((shown, {2, 5, 6, 7}), (old, {2, 7, 8})):
+        asker = Asker(pool, bundle_of(folder), asking_of(message, frozenset({8})))
+        assert asker.stops().token_ids == ids
 
 
 @pytest.mark.parametrize(
@@ -146,13 +162,18 @@ def test_asker_names_what_a_template_does_wrong(
         asker.prompt(chat("q", "a"))
 
 
-def test_asker_stops_at_the_end_of_sequence_when_a_template_refuses_the_probe(
-    pool: TextPool, folder: Path
-) -> None:
+def test_asker_finds_how_a_template_ends_a_turn_in_what_it_takes(pool: TextPool, folder: Path) -> None:
     picky = "{% if messages | length < 3 %}{{ raise_exception('too short') }}{% endif %}" + OWN
-    assert Asker(pool, bundle_of(folder), asking(picky)).stop_token_ids() == {2}
+    picky = picky.replace("<|im_end|>", "<|im_start|>")
+    asker = Asker(pool, bundle_of(folder), asking(picky))
+    refused = asker.stops()
+    assert refused.token_ids == {2}  # the tokenizer's own alone, and that is said
+    assert "the chat template fails: too short" in refused.unknown
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+    known = asker.stops(Before(messages=turns[:3]))
+    assert known == Stops(token_ids=frozenset({1, 2}))
     with pytest.raises(InvalidArgument, match="2 s of CPU time") as caught:
-        Asker(pool, bundle_of(folder), asking(LOOPS)).stop_token_ids()
+        Asker(pool, bundle_of(folder), asking(LOOPS)).stops()
     assert caught.value.reason == Reason.TEMPLATE_INVALID
 
 

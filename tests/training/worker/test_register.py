@@ -23,6 +23,28 @@ async def test_a_model_says_what_ends_an_answer_and_what_to_know(site: Site, mod
     assert list(model.warnings) == ["end-of-sequence ids must be in 0..96, the model names [2000]"]
 
 
+async def test_a_model_says_how_its_own_template_ends_a_turn(site: Site, model_folder: Path) -> None:
+    """Configuration, generation settings, tokenizer and template name other tokens each."""
+    tokenizer = json.loads((model_folder / "tokenizer.json").read_text())
+    marks = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer["added_tokens"].append({"id": 3, "content": "w3", **marks})
+    (model_folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
+    (model_folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7]}))
+    turns = "{% for message in messages %}{{ message.content }} w3 {% endfor %}"
+    (model_folder / "chat_template.jinja").write_text(turns)
+    refusing = "{% if messages | length < 9 %}{{ raise_exception('too short') }}{% endif %}" + turns
+    async with site.worker():
+        model = await site.register(model_folder)
+        assert (list(model.eos_token_ids), list(model.warnings)) == ([2, 3, 5, 7], [])
+        (model_folder / "chat_template.jinja").write_text(refusing)
+        unknown = await site.register(model_folder, "unknown")
+    assert list(unknown.eos_token_ids) == [2, 5, 7]
+    assert "how the chat template ends a turn could not be found" in unknown.warnings[0]
+    assert "the chat template fails: too short" in unknown.warnings[0]
+
+
 async def test_a_folder_with_a_fifo_is_refused_and_the_worker_goes_on(site: Site, model_folder: Path) -> None:
     os.mkfifo(model_folder / "x.index.json")
     async with site.worker():

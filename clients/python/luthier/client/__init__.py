@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ResourceFailed,
         VersionFailed,
     )
+    from luthier.client.message_files import read_message
     from luthier.client.retry import RetryPolicy
     from luthier.client.transfers import TransferProgress
 
@@ -42,6 +43,7 @@ _HOME_OF = {
     "TransferProgress": "transfers",
     "VersionFailed": "failures",
     "read_config": "config",
+    "read_message": "message_files",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "TransferProgress",
     "VersionFailed",
     "read_config",
+    "read_message",
 ]
 
 

@@ -12,6 +12,7 @@ from luthier.client.events import WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
 from luthier.client.sync_driver import SyncDriver, SyncResource, method, stream_method
 from luthier.client.uploads import upload
+from luthier.errors import FieldViolation, InvalidArgument
 from luthier.v1 import data_service_pb2 as api
 from luthier.v1.dataset_pb2 import (
     SPLIT_UNSPECIFIED,
@@ -33,12 +34,28 @@ if TYPE_CHECKING:
 
 
 def create(
-    scope: Scope, dataset_id: str = "", *, display_name: str = "", labels: Mapping[str, str] | None = None
+    scope: Scope,
+    dataset: str | Dataset = "",
+    *,
+    dataset_id: str = "",
+    display_name: str = "",
+    labels: Mapping[str, str] | None = None,
 ) -> Flow[Dataset]:
-    """Create an empty dataset. Without an id the service makes one."""
-    dataset = Dataset(display_name=display_name, labels=labels or {})
+    """Create an empty dataset, given by its id or as a message. Without an id the service makes one.
+
+    `display_name` and `labels`, where given, win over those of the message.
+    """
+    wanted = Dataset()
+    if isinstance(dataset, Dataset):
+        wanted.CopyFrom(dataset)
+    elif dataset and dataset_id:
+        description = f"must be given once, got {dataset!r} and {dataset_id!r}"
+        raise InvalidArgument.of_fields(FieldViolation(field="dataset_id", description=description))
+    else:
+        dataset_id = dataset or dataset_id
+    wanted.MergeFrom(Dataset(display_name=display_name, labels=labels or {}))
     request = api.CreateDatasetRequest(
-        parent=names.project(scope.project), dataset=dataset, dataset_id=dataset_id
+        parent=names.project(scope.project), dataset=wanted, dataset_id=dataset_id
     )
     return call(scope, lambda stubs: stubs.data.CreateDataset, request)
 
@@ -78,7 +95,7 @@ def cancel_upload(scope: Scope, name: str, *, etag: str = "") -> Flow[Upload]:
 def create_version(
     scope: Scope,
     dataset: str,
-    sources: Iterable[Upload | DatasetSource],
+    sources: Iterable[Upload | DatasetSource] | None = None,
     *,
     version_id: str = "",
     settings: DatasetVersion | None = None,
@@ -86,13 +103,13 @@ def create_version(
     """Start building a version from uploads. Follow it with `versions.wait`.
 
     An `Upload` is a source whose records are split by their hash; a `DatasetSource` says its split or format
-    itself. `settings` gives `split_settings`, `invalid_record_policy` and `labels`; its other fields are not
-    looked at.
+    itself. `settings` is the version that is wanted; `sources`, if given, take the place of those that it names.
     """
     version = DatasetVersion()
     version.CopyFrom(settings or DatasetVersion())
-    del version.sources[:]
-    for source in sources:
+    if sources is not None:
+        del version.sources[:]
+    for source in sources or ():
         version.sources.add().CopyFrom(
             DatasetSource(upload=source.name) if isinstance(source, Upload) else source
         )

@@ -112,8 +112,8 @@ def list_predictions(scope: Scope, name: str, *, page_size: int = 0) -> StreamFl
 
 def generate(
     scope: Scope,
-    model: str,
-    prompt: str | Iterable[ChatMessage],
+    model: str | api.GenerateTextRequest,
+    prompt: str | Iterable[ChatMessage] | None = None,
     *,
     max_new_tokens: int = 0,
     temperature: float = 0.0,
@@ -123,18 +123,21 @@ def generate(
     """Stream an answer piece by piece; closing the stream stops the generation.
 
     A string is continued as it is; chat messages go through the model's chat template. A temperature of 0 is
-    greedy, other zeros mean the service's defaults. The call is made again only while nothing has come.
+    greedy, other zeros mean the service's defaults. In place of the model a whole request may be given; what is said
+    beside it wins. The call is made again only while nothing has come.
     """
-    request = api.GenerateTextRequest(
-        model=names.child(scope.project, "models", model),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
+    request = api.GenerateTextRequest()
+    request.CopyFrom(
+        model if isinstance(model, api.GenerateTextRequest) else api.GenerateTextRequest(model=model)
     )
+    request.model = names.child(scope.project, "models", request.model)
+    beside = api.GenerateTextRequest(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    request.MergeFrom(beside)
     if isinstance(prompt, str):
         request.prompt = prompt
-    else:
+    elif prompt is not None:
         request.conversation.CopyFrom(Conversation(messages=prompt))
     return _generate(scope, request)
 

@@ -17,6 +17,7 @@ from luthier.client.scores import (
     is_right,
     is_share,
     lower_is_better,
+    main_score,
     scores_of,
     text_form_words,
     verdict_word,
@@ -28,8 +29,6 @@ from luthier.v1.model_pb2 import Model
 
 if TYPE_CHECKING:
     from luthier.client import Client
-
-_HEADLINE_SCORES = ("field_match.record", "exact_match", "field_match.fields", "perplexity")
 
 _MAX_CARDS = 200
 
@@ -138,20 +137,20 @@ def headline_comparison(evaluation: Evaluation) -> Comparison | None:
     if not evaluation.comparisons:
         return None
     last = evaluation.arms[-1].arm_id if evaluation.arms else evaluation.comparisons[-1].candidate_arm_id
-    for score in (*_HEADLINE_SCORES, evaluation.comparisons[0].score):
-        rivals = [c for c in evaluation.comparisons if c.candidate_arm_id == last and c.score == score]
-        if rivals and lower_is_better(rivals[0]):
-            return max(rivals, key=lambda comparison: comparison.difference)
-        if rivals:
-            return min(rivals, key=lambda comparison: comparison.difference)
-    return None
+    its = [comparison for comparison in evaluation.comparisons if comparison.candidate_arm_id == last]
+    score = main_score(its)
+    rivals = [comparison for comparison in its if comparison.score == score]
+    if not rivals:
+        return None
+    weakest = max if lower_is_better(rivals[0]) else min
+    return weakest(rivals, key=lambda comparison: comparison.difference)
 
 
 def _results(evaluation: Evaluation) -> str:
     scores = scores_of(evaluation)
     if not scores:
         return ""
-    main = next((score for score in _HEADLINE_SCORES if score in scores), scores[0])
+    main = main_score(entry for result in evaluation.arm_results for entry in result.scores) or scores[0]
     estimates = [
         (result.arm_id, estimate)
         for result in evaluation.arm_results

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from luthier.v1.evaluation_pb2 import (
+    CORRECTNESS_RIGHT,
+    CORRECTNESS_UNSPECIFIED,
     SCORE_DIRECTION_LOWER_IS_BETTER,
     SCORE_KIND_BINARY,
     SCORE_KIND_FRACTION,
@@ -13,8 +17,6 @@ from luthier.v1.evaluation_pb2 import (
     TextForm,
     Verdict,
 )
-
-_WHOLE_RECORD = ("field_match.record", "exact_match")
 
 
 def is_share(result: ScoreEstimate | Comparison) -> bool:
@@ -61,7 +63,12 @@ def verdict_word(verdict: Verdict.ValueType) -> str:
 
 def is_right(answer: ArmPrediction) -> bool | None:
     """Whether the whole answer is right; None when no score says so."""
-    for score in _WHOLE_RECORD:
-        if score in answer.scores:
-            return answer.scores[score] >= 1.0
-    return None
+    if answer.correctness == CORRECTNESS_UNSPECIFIED:
+        return None
+    return answer.correctness == CORRECTNESS_RIGHT
+
+
+def main_score(results: Iterable[ScoreEstimate | Comparison]) -> str | None:
+    """Return the first score that says that the whole answer is right, else the first; None when there is none."""
+    found = sorted(results, key=lambda result: not result.whole_answer)
+    return found[0].score if found else None

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Protocol, cast
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from luthier.errors import (
@@ -55,11 +56,6 @@ def failure_of(status: status_pb2.Status) -> Failure:
     return Failure.of(_to_error(code, status.message, status, None))
 
 
-def request_id_of(error: LuthierError) -> str | None:
-    """Return the id under which the service has logged the failed call, or None when it was not told."""
-    return error.metadata.get("request_id")
-
-
 def _parse_status(packed: bytes) -> status_pb2.Status | None:
     try:
         return status_pb2.Status.FromString(packed)
@@ -74,12 +70,11 @@ def _to_error(code: str, message: str, status: status_pb2.Status, request_id: st
     preconditions = error_details_pb2.PreconditionFailure()
     retry = error_details_pb2.RetryInfo()
     for detail in status.details:
-        for message_type in (info, bad, preconditions, retry):
-            detail.Unpack(message_type)
+        for read in (info, bad, preconditions, retry):
+            _unpack(detail, read)
     metadata = dict(info.metadata)
     if request_id:
         metadata.setdefault("request_id", request_id)
-    has_retry = any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
     kind = BY_CODE.get(code, LuthierError)
     return kind(
         message or code,
@@ -92,8 +87,18 @@ def _to_error(code: str, message: str, status: status_pb2.Status, request_id: st
             )
             for violation in preconditions.violations
         ],
-        retry_after_seconds=retry.retry_delay.ToTimedelta().total_seconds() if has_retry else None,
+        retry_after_seconds=max(0.0, retry.retry_delay.ToNanoseconds() / 1e9)
+        if retry.HasField("retry_delay")
+        else None,
     )
+
+
+def _unpack(detail: any_pb2.Any, read: Message) -> None:
+    """Read a detail if it is of the kind of `read`; what a proxy has mangled is as if it had not been sent."""
+    try:
+        detail.Unpack(read)
+    except DecodeError:
+        read.Clear()
 
 
 def _field_violation(violation: error_details_pb2.BadRequest.FieldViolation) -> FieldViolation:

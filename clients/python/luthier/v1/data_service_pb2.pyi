@@ -577,22 +577,26 @@ class ReadRecordsRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     START_ROW_FIELD_NUMBER: _builtins.int
+    IDS_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the version."""
     split: _dataset_pb2.Split.ValueType
     """Only records of this split. Unset means all."""
     start_row: _builtins.int
     """First row wanted, counted over the whole version. 0 means the beginning."""
+    ids_only: _builtins.bool
+    """Only the columns row and record_id, to choose records by. False means all columns."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         split: _dataset_pb2.Split.ValueType = ...,
         start_row: _builtins.int = ...,
+        ids_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "split", b"split", "start_row", b"start_row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids_only", b"ids_only", "name", b"name", "split", b"split", "start_row", b"start_row"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

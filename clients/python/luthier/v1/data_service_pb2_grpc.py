@@ -295,8 +295,8 @@ class DataServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReadRecords(self, request, context):
-        """Stream the records of a READY version as Arrow: columns row, record_id, split, filename, line, record (canonical JSON).
-        Resume with start_row after a break.
+        """Stream the records of a READY version as Arrow: columns row, record_id, split, filename, line, record (canonical JSON);
+        with ids_only the first two. Resume with start_row after a break.
 
         Errors: NOT_FOUND: no version has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
         """

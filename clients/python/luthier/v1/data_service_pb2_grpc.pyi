@@ -116,8 +116,8 @@ class DataServiceStub:
     page_token is not valid.
     """
     ReadRecords: _grpc.UnaryStreamMultiCallable[_data_service_pb2.ReadRecordsRequest, _arrow_pb2.ArrowChunk]
-    """Stream the records of a READY version as Arrow: columns row, record_id, split, filename, line, record (canonical JSON).
-    Resume with start_row after a break.
+    """Stream the records of a READY version as Arrow: columns row, record_id, split, filename, line, record (canonical JSON);
+    with ids_only the first two. Resume with start_row after a break.
 
     Errors: NOT_FOUND: no version has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
     """
@@ -250,8 +250,8 @@ class DataServiceAsyncStub(DataServiceStub):
     page_token is not valid.
     """
     ReadRecords: _aio.UnaryStreamMultiCallable[_data_service_pb2.ReadRecordsRequest, _arrow_pb2.ArrowChunk]  # type: ignore[assignment]
-    """Stream the records of a READY version as Arrow: columns row, record_id, split, filename, line, record (canonical JSON).
-    Resume with start_row after a break.
+    """Stream the records of a READY version as Arrow: columns row, record_id, split, filename, line, record (canonical JSON);
+    with ids_only the first two. Resume with start_row after a break.
 
     Errors: NOT_FOUND: no version has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
     """
@@ -471,8 +471,8 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _data_service_pb2.ReadRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_arrow_pb2.ArrowChunk], _abc.AsyncIterator[_arrow_pb2.ArrowChunk]]:
-        """Stream the records of a READY version as Arrow: columns row, record_id, split, filename, line, record (canonical JSON).
-        Resume with start_row after a break.
+        """Stream the records of a READY version as Arrow: columns row, record_id, split, filename, line, record (canonical JSON);
+        with ids_only the first two. Resume with start_row after a break.
 
         Errors: NOT_FOUND: no version has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
         """

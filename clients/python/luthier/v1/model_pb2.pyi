@@ -260,8 +260,9 @@ class Model(_message.Message):
 
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens that end an answer: every end of sequence that the model's files name, and ends of turns that its chat template
-        writes. Empty for adapters, and for base models that were registered before this field existed.
+        """Tokens that end an answer: every end of sequence that the model's files name, and ends of turns that its chat template writes.
+        Generation stops at these; a tuned model's at its base model's and at taught.stop_token_ids. Empty for adapters, and for base
+        models that were registered before this field existed.
         """
 
     @_builtins.property

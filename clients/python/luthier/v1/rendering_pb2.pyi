@@ -282,6 +282,10 @@ class RenderingFinding(_message.Message):
         """A tool call's arguments are no JSON object: templates get them as text."""
         KIND_ASKED_DIFFERENTLY: RenderingFinding._Kind.ValueType  # 6
         """An answer is learnt behind other text than the model sees when it is asked."""
+        KIND_END_NOT_LEARNT: RenderingFinding._Kind.ValueType  # 90
+        """No token that ends an answer is learnt: the chat template ends the turn without a special token, or the tokenizer names no
+        end of sequence.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kind of a finding."""
@@ -302,6 +306,10 @@ class RenderingFinding(_message.Message):
     """A tool call's arguments are no JSON object: templates get them as text."""
     KIND_ASKED_DIFFERENTLY: RenderingFinding.Kind.ValueType  # 6
     """An answer is learnt behind other text than the model sees when it is asked."""
+    KIND_END_NOT_LEARNT: RenderingFinding.Kind.ValueType  # 90
+    """No token that ends an answer is learnt: the chat template ends the turn without a special token, or the tokenizer names no
+    end of sequence.
+    """
 
     KIND_FIELD_NUMBER: _builtins.int
     NUM_RECORDS_FIELD_NUMBER: _builtins.int

@@ -13,7 +13,7 @@ from luthier.data.datasets.records import stored_record
 from luthier.data.datasets.rules import State
 from luthier.data.datasets.service import DatasetService
 from luthier.data.names import DATASET, VERSION, check_name
-from luthier.data.shard_files import RECORD_COLUMNS, ShardReader, in_split
+from luthier.data.shard_files import ID_COLUMNS, RECORD_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
 from luthier.errors import Failure
 from luthier.runtime.names import require_project
@@ -148,7 +148,8 @@ class DatasetsServicer:
         version = await self._datasets.ready_version(request.name)
         check_start_row(request.start_row, version.private.shards)
         wanted = in_split(request.split)
-        found = self._reader.ipc_chunks(version.private.shards, RECORD_COLUMNS, request.start_row, wanted)
+        columns = ID_COLUMNS if request.ids_only else RECORD_COLUMNS
+        found = self._reader.ipc_chunks(version.private.shards, columns, request.start_row, wanted)
         async with aclosing(found) as chunks:
             async for ipc, first_row, num_rows in chunks:
                 yield arrow_pb2.ArrowChunk(ipc=ipc, first_row=first_row, num_rows=num_rows)

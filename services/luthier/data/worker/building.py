@@ -32,7 +32,8 @@ from luthier.v1.dataset_pb2 import (
 
 MAX_RECORD_BYTES = 1 << 20
 """Longest canonical record: it must travel as one message wherever it is read."""
-_DIGEST_VERSION = "luthier-dataset-version-1"
+# 2: records are told apart by their text, with keys in the order in which templates write them; ids leave it out.
+_DIGEST_VERSION = "luthier-dataset-version-2"
 _FORMAT = "DATASET_FORMAT_"
 _DETECT_VALUES = 20
 _DETECT_LINES = 1000
@@ -129,7 +130,8 @@ class VersionBuilder:
             self._num_duplicates += 1
             return
         split = place.split or assign_split(name, self._settings)
-        self._digest.update(f"{name} {split_name(split)}\n".encode())
+        told = f"{name} {split_name(split)} {hashlib.sha256(canonical).hexdigest()}\n"
+        self._digest.update(told.encode())
         self._count(record, split)
         row = {
             "record_id": name,

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.renderings.rules import MAX_ERRORS
+from luthier.data.worker.record_rendering import Refused
 from luthier.errors import Failure, InvalidArgument, Reason
-from luthier.text.panics import TokenizerError
-from luthier.text.rendering import RenderingError
-from luthier.text.templates import TemplateError
 from luthier.v1.dataset_pb2 import RecordError
 from luthier.v1.rendering_pb2 import TEMPLATE_ERROR_POLICY_SKIP, TemplateErrorPolicy
+
+MAX_AT_LIMIT = 5
+"""Records of a rendering that may take more than a limit allows, where those that are refused are left out. Each takes
+30 s of CPU time, and a small rendering has five minutes in all."""
+_NO_LOOPS = "pass a chat_template without unbounded loops"
 
 
 class Refusals:
@@ -25,6 +28,8 @@ class Refusals:
         self._policy = policy
         self._records: list[RecordError] = []
         self._fatal: tuple[RecordError, str] | None = None
+        self._num_at_limit = 0
+        self._first_at_limit: RecordError | None = None
         self.num_records = 0
 
     @property
@@ -37,17 +42,36 @@ class Refusals:
         """Whether the rendering fails for what was refused so far."""
         return self._fatal is not None
 
-    def add(self, row: Mapping[str, Any], error: TemplateError | TokenizerError | RenderingError) -> None:
+    @property
+    def is_over(self) -> bool:
+        """Whether looking for more refused records would take too long: of those that take all their time."""
+        return self.is_fatal and self._num_at_limit > 0
+
+    def add(self, row: Mapping[str, Any], error: Refused) -> None:
         """Take in a refused record."""
-        reason = Reason.TEMPLATE_INVALID if isinstance(error, TemplateError) else error.reason
-        refused = RecordError(filename=row["filename"], line=row["line"], reason=reason, message=str(error))
+        refused = _record(row, error)
         self.num_records += 1
         if len(self._records) < MAX_ERRORS:
             self._records.append(refused)
         # LengthPolicy.FAIL is asked for by itself: no policy for templates overrules it.
-        fails = self._policy != TEMPLATE_ERROR_POLICY_SKIP or reason == Reason.SEQUENCE_TOO_LONG
+        fails = self._policy != TEMPLATE_ERROR_POLICY_SKIP or error.reason == Reason.SEQUENCE_TOO_LONG
         if fails and self._fatal is None:
-            self._fatal = (refused, error.hint if isinstance(error, RenderingError) else "")
+            self._fatal = (refused, error.hint)
+
+    def add_at_limit(self, row: Mapping[str, Any], limit: str) -> None:
+        """Take in a record that took more than a limit allows, e.g. `30 s of CPU time`."""
+        refused = Refused(
+            reason=Reason.TEMPLATE_INVALID, message=f"rendering takes more than {limit}", hint=_NO_LOOPS
+        )
+        self.add(row, refused)
+        self._num_at_limit += 1
+        self._first_at_limit = self._first_at_limit or _record(row, refused)
+        if self._num_at_limit > MAX_AT_LIMIT and self._fatal is None:
+            hint = (
+                f"{self._num_at_limit} records take more than a limit allows, at most {MAX_AT_LIMIT} are left out; "
+                f"{_NO_LOOPS}"
+            )
+            self._fatal = (self._first_at_limit, hint)
 
     def failure(self, num_records: int) -> Failure | None:
         """Return why a rendering of so many records fails, None when it does not."""
@@ -60,8 +84,14 @@ class Refusals:
         parts = [f"{first.filename}:{first.line}: {first.message}"]
         parts += [hint] if hint else []
         if self.num_records > 1:
+            looked_at = f"the first {num_records}" if self.is_over else f"{num_records}"
             parts.append(
-                f"{self.num_records} of {num_records} records cannot be rendered, as listed by ListRenderingErrors"
+                f"{self.num_records} of {looked_at} records cannot be rendered, as listed by ListRenderingErrors"
             )
-        place = {"filename": first.filename, "line": str(first.line)}
-        return Failure.of(InvalidArgument("; ".join(parts), reason=first.reason, metadata=place))
+        details = {"filename": first.filename, "line": str(first.line)}
+        details |= {"num_at_limit": str(self._num_at_limit)} if self._num_at_limit else {}
+        return Failure.of(InvalidArgument("; ".join(parts), reason=first.reason, metadata=details))
+
+
+def _record(row: Mapping[str, Any], error: Refused) -> RecordError:
+    return RecordError(filename=row["filename"], line=row["line"], reason=error.reason, message=error.message)

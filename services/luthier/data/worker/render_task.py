@@ -11,19 +11,21 @@ from typing import Any
 import grpc
 
 from luthier.data.worker.build_task import store_shards
-from luthier.data.worker.render_child import Begun, converter
-from luthier.data.worker.rendering import RenderedVersion, RenderPlan
+from luthier.data.worker.limited_renderer import LimitedRenderer
+from luthier.data.worker.record_rendering import RecordSettings
+from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
 from luthier.errors import DataLoss, Internal, InvalidArgument, Reason, Unavailable
+from luthier.storage.disk import disk_full, is_full
 from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, bundle_digest
+from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode
 from luthier.work.context import TaskContext, TaskFailed
-from luthier.work.limited import LimitedProcess, LimitReached, ProcessBroken, ProcessKilled
+from luthier.work.limited import LimitReached, ProcessBroken, ProcessKilled
 from luthier.work.limited_child import Limits
 from luthier.work.model_files import fetch_model
 from luthier.work.peers import channel
 from luthier.worker.v1 import task_pb2
 
 _REPORT_SECONDS = 0.5
-_CHILD = "luthier.data.worker.render_child"
 
 
 def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], task_pb2.TaskResult]:
@@ -66,37 +68,43 @@ def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> P
 def _plan(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> RenderPlan:
     output = context.scratch / "rows"
     output.mkdir()
+    mask_mode = MaskMode.Name(spec.mask_mode).removeprefix("MASK_MODE_") if spec.mask_mode else ""
     return RenderPlan(
-        shards=tuple(str(context.fetch(shard.file)) for shard in spec.shards),
-        bundle_folder=str(bundle),
-        output_folder=str(output),
         spec=spec,
+        shards=tuple(str(context.fetch(shard.file)) for shard in spec.shards),
+        output_folder=str(output),
+        records=RecordSettings(
+            bundle_folder=str(bundle),
+            chat_template=spec.chat_template,
+            mask_mode=mask_mode,
+            max_tokens=spec.max_tokens,
+            length_policy=LengthPolicy.Name(spec.length_policy).removeprefix("LENGTH_POLICY_"),
+            template_date=spec.template_date,
+            split_turns=spec.split_turns,
+        ),
     )
 
 
 def _run(context: TaskContext, plan: RenderPlan, limits: Limits, total: int) -> RenderedVersion:
-    """Render in a limited process; relay its progress, and end it when nobody wants the work any more."""
-    at = Begun()
+    """Render in a limited process; tell how far it is, and end it when nobody wants the work any more."""
+    place = {"filename": "", "line": "0"}
     next_report = 0.0
 
-    def begun(note: Mapping[str, Any]) -> None:
-        nonlocal at, next_report
-        at = Begun(**note)
+    def begin(done: int, row: Mapping[str, Any]) -> None:
+        nonlocal place, next_report
+        place = {"filename": row["filename"], "line": str(row["line"])}
         if time.monotonic() >= next_report:
             context.check()
-            context.progress("rendering", at.done, total, "records")
+            context.progress("rendering", done, total, "records")
             next_report = time.monotonic() + _REPORT_SECONDS
 
-    with closing(LimitedProcess(_CHILD, limits, context.scratch)) as process:
+    with closing(LimitedRenderer(plan.records, limits, context.scratch, context.check)) as renderer:
         try:
-            request = converter().unstructure(plan)
-            result = process.call(request, check=context.check, heard=begun)
-        except LimitReached as error:
+            return render_plan(plan, renderer, begin)
+        except LimitReached as error:  # before a record, or another one follows
             raise InvalidArgument(
-                f"rendering takes more than {error} at {at.filename}:{at.line}; "
-                "pass a chat_template without unbounded loops",
-                reason=Reason.TEMPLATE_INVALID,
-                metadata=at.metadata,
+                f"the model's tokenizer and the chat template take more than {error} to be read",
+                reason=Reason.MODEL_INVALID,
             ) from error
         except ProcessKilled as error:
             raise Unavailable(
@@ -104,6 +112,10 @@ def _run(context: TaskContext, plan: RenderPlan, limits: Limits, total: int) -> 
             ) from error
         except ProcessBroken as error:
             raise Internal(
-                f"the rendering process failed at {at.filename}:{at.line}: {error}", metadata=at.metadata
+                f"the rendering process failed at {place['filename']}:{place['line']}: {error}",
+                metadata=place,
             ) from error
-    return converter().structure(result, RenderedVersion)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise disk_full(str(error)) from error

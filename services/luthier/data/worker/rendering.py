@@ -1,4 +1,7 @@
-"""A version's shards to a rendering's: tokens and loss masks, statistics, and what teaches nothing."""
+"""A version's shards to a rendering's: tokens and loss masks, statistics, and what teaches nothing.
+
+What renders a record is a process of its own or, in tests, this one; what is kept of it stands here.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow.parquet
 
@@ -18,40 +19,46 @@ from luthier.data.renderings.rules import MAX_UNSUPERVISED
 from luthier.data.splits import SPLITS, split_named
 from luthier.data.worker.findings import RecordFindings
 from luthier.data.worker.parquet import ROW_SCHEMA, ShardWriter, WrittenShard
+from luthier.data.worker.record_rendering import RecordSettings, RenderedRecord, RenderedRow, Teaching
 from luthier.data.worker.refusals import Refusals
-from luthier.errors import Failure, InvalidArgument, Reason
-from luthier.text import rendering as text
-from luthier.text.panics import TokenizerError, tokenizer_errors
-from luthier.text.records import Record, record_from_json
+from luthier.errors import Failure
 from luthier.text.statistics import Lengths
-from luthier.text.templates import TemplateError
-from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, Split
 from luthier.v1.rendering_pb2 import (
-    LengthPolicy,
     LengthStatistics,
-    MaskMode,
     RenderingSplitStatistics,
     TemplateErrorPolicy,
     UnsupervisedRecord,
 )
+from luthier.work.limited import LimitReached
 from luthier.worker.v1.task_pb2 import RenderResult, RenderSpec
 
 _BATCH_RECORDS = 64
-_DEFAULT = "DEFAULT"
 # 2: answers are encoded apart from what asks for them, arguments of tool calls are objects.
 _DIGEST_VERSION = "luthier-rendering-2"
 _COLUMNS = ["record_id", "split", "filename", "line", "record"]
 
 
+class RendersRecords(Protocol):
+    """What makes rows of records; `RecordRenderer` and `LimitedRenderer` do."""
+
+    def teaching(self) -> Teaching:
+        """Return how a model is asked that learns the rows."""
+        ...
+
+    def render(self, record: str) -> RenderedRecord:
+        """Render a record given as its canonical JSON. Raises LimitReached."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderPlan:
-    """What to render: files of records in row order, the tokenizer bundle's folder, settings, where to write."""
+    """What to render: files of records in row order, how each is rendered, where to write."""
 
-    shards: tuple[str, ...]
-    bundle_folder: str
-    output_folder: str
     spec: RenderSpec
+    shards: tuple[str, ...]
+    output_folder: str
+    records: RecordSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,45 +87,48 @@ class _Counts:
     num_refused: int = 0
 
 
-class RecordRenderer:
-    """Renders the records of a plan one by one into shards. Memory: one row group."""
+class RenderingWriter:
+    """Takes in the records of a plan one by one and writes their rows into shards. Memory: one row group."""
 
     def __init__(self, plan: RenderPlan) -> None:
-        """Load tokenizer and template. Raises InvalidArgument MODEL_INVALID, TEMPLATE_INVALID."""
-        self._plan = plan
-        self._renderer = _renderer(plan)
         self._shards: list[WrittenShard] = []
         self._writer = ShardWriter(Path(plan.output_folder), "rows", ROW_SCHEMA, self._shards.append)
         self._counts: dict[Split.ValueType, _Counts] = {}
         self._unsupervised: list[UnsupervisedRecord] = []
         self._findings = RecordFindings()
+        self._ending_ids: set[int] = set()
         self._refusals = Refusals(plan.spec.template_error_policy)
-        self._digest = hashlib.sha256(_settings_line(plan.spec))
+        self._digest = hashlib.sha256(_settings_line(plan))
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Render a stored record; what refuses it is kept for `finish`."""
-        counts = self._counts.setdefault(split_named(row["split"]), _Counts())
-        counts.num_records += 1
-        policy = text.LengthPolicy(_length_policy(self._plan.spec))
-        try:
-            with tokenizer_errors():
-                rendered = self._rendered(record_from_json(row["record"]))
-            fitted = [text.fit(one, self._plan.spec.max_tokens, policy) for one in rendered]
-        except (TemplateError, TokenizerError, text.RenderingError) as error:
+    @property
+    def is_over(self) -> bool:
+        """Whether no more records need be looked at: the rendering fails, and each may take as long again."""
+        return self._refusals.is_over
+
+    def add(self, row: Mapping[str, Any], rendered: RenderedRecord) -> None:
+        """Take in what became of a stored record."""
+        counts = self._counts_of(row)
+        if rendered.refused is not None:
             counts.num_refused += 1
-            self._refusals.add(row, error)
+            self._refusals.add(row, rendered.refused)
             return
         if self._refusals.is_fatal:
             return  # it is only looked for others that are refused
-        kept = [one for one, part in zip(rendered, fitted, strict=True) if part is not None]
-        self._findings.add(row, [finding for one in kept for finding in one.findings])
-        if not rendered:
+        self._findings.add(row, rendered.findings)
+        self._ending_ids.update(rendered.ending_ids)
+        counts.num_dropped += rendered.num_dropped
+        if not rendered.rows and not rendered.num_dropped:
             counts.num_without_row += 1
             self._note_unsupervised(row, "no row: every assistant turn has weight 0")
-        for whole, part in zip(rendered, fitted, strict=True):
-            self._add_row(row, counts, whole, part)
+        for one in rendered.rows:
+            self._add_row(row, counts, one)
 
-    def finish(self) -> RenderedVersion:
+    def add_at_limit(self, row: Mapping[str, Any], limit: str) -> None:
+        """Take in that a record took more than a limit allows."""
+        self._counts_of(row).num_refused += 1
+        self._refusals.add_at_limit(row, limit)
+
+    def finish(self, teaching: Teaching) -> RenderedVersion:
         """Close the files and return the rendering, or why it fails."""
         self._writer.close()
         failure = self._refusals.failure(sum(counts.num_records for counts in self._counts.values()))
@@ -130,9 +140,9 @@ class RecordRenderer:
             errors=self._refusals.records,
             num_errors=self._refusals.num_records,
             findings=self._findings.summary(),
-            effective_chat_template=self._renderer.effective_template,
-            prefix_token_ids=self._renderer.prefix_ids,
-            stop_token_ids=sorted(self._renderer.stop_token_ids()),
+            effective_chat_template=teaching.effective_template,
+            prefix_token_ids=teaching.prefix_token_ids,
+            stop_token_ids=sorted({*teaching.stop_token_ids, *self._ending_ids}),
         )
         if failure is not None:
             return RenderedVersion(shards=(), result=result, failure=failure)
@@ -140,31 +150,23 @@ class RecordRenderer:
         result.digest = self._digest.hexdigest()
         return RenderedVersion(shards=tuple(self._shards), result=result)
 
-    def _rendered(self, record: Record) -> tuple[text.Rendered, ...]:
-        if self._plan.spec.split_turns:
-            return self._renderer.render_turns(record)
-        return (self._renderer.render(record),)
+    def _counts_of(self, row: Mapping[str, Any]) -> _Counts:
+        counts = self._counts.setdefault(split_named(row["split"]), _Counts())
+        counts.num_records += 1
+        return counts
 
-    def _add_row(
-        self, row: Mapping[str, Any], counts: _Counts, whole: text.Rendered, fitted: text.Rendered | None
-    ) -> None:
-        if fitted is None:
-            counts.num_dropped += 1
-            return
+    def _add_row(self, row: Mapping[str, Any], counts: _Counts, rendered: RenderedRow) -> None:
+        ids, mask = array("i", rendered.token_bytes()), rendered.mask_bytes()
         counts.num_rows += 1
-        counts.num_truncated += fitted.truncated
-        counts.tokens.add(len(fitted.input_ids))
-        counts.supervised.add(fitted.num_supervised)
-        if fitted.num_supervised == 0:
+        counts.num_truncated += rendered.truncated
+        counts.tokens.add(len(ids))
+        counts.supervised.add(rendered.num_supervised)
+        if rendered.unsupervised:
             counts.num_unsupervised += 1
-            self._note_unsupervised(row, _why_unsupervised(whole, fitted))
-        self._write(row, fitted)
-
-    def _write(self, row: Mapping[str, Any], fitted: text.Rendered) -> None:
-        ids = array("i", fitted.input_ids)
+            self._note_unsupervised(row, rendered.unsupervised)
         self._digest.update(f"{row['record_id']} {row['split']} {len(ids)}\n".encode())
         self._digest.update(ids.tobytes())
-        self._digest.update(bytes(fitted.loss_mask))
+        self._digest.update(mask)
         self._writer.add(
             {
                 "record_id": row["record_id"],
@@ -172,9 +174,9 @@ class RecordRenderer:
                 "filename": row["filename"],
                 "line": row["line"],
                 "input_ids": ids,
-                "loss_mask": fitted.loss_mask,
+                "loss_mask": [flag != 0 for flag in mask],
                 "num_tokens": len(ids),
-                "num_supervised": fitted.num_supervised,
+                "num_supervised": rendered.num_supervised,
             },
             # What the mask's Python values and the ids take until the row group is written.
             12 * len(ids) + 300,
@@ -202,58 +204,32 @@ class RecordRenderer:
                 f"{first.filename}:{first.line}: {first.message}"
             )
         yield from self._findings.warnings()
-        # They come from a conversation made up for it, which a template may refuse though it takes the records.
-        with suppress(TemplateError, text.RenderingError):
-            yield from self._renderer.warnings()
 
 
-def render_plan(plan: RenderPlan, begin: Callable[[int, Mapping[str, Any]], None]) -> RenderedVersion:
+def render_plan(
+    plan: RenderPlan, renderer: RendersRecords, begin: Callable[[int, Mapping[str, Any]], None]
+) -> RenderedVersion:
     """Render all records of a plan; `begin` hears of each one before: how many are done, and the record.
 
-    Raises InvalidArgument MODEL_INVALID, TEMPLATE_INVALID before any record; what is wrong with records is in what
-    it returns.
+    Raises what `renderer` raises but LimitReached for a record; what is wrong with records is in what is returned.
     """
-    renderer = RecordRenderer(plan)
-    done = 0
+    teaching = renderer.teaching()
+    writer = RenderingWriter(plan)
+    for done, row in enumerate(_records(plan)):
+        begin(done, row)
+        try:
+            writer.add(row, renderer.render(row["record"]))
+        except LimitReached as error:
+            writer.add_at_limit(row, str(error))
+        if writer.is_over:
+            break
+    return writer.finish(teaching)
+
+
+def _records(plan: RenderPlan) -> Iterator[Mapping[str, Any]]:
     for path in plan.shards:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_BATCH_RECORDS, columns=_COLUMNS):
-            for row in batch.to_pylist():
-                begin(done, row)
-                renderer.add(row)
-                done += 1
-    return renderer.finish()
-
-
-def _renderer(plan: RenderPlan) -> text.Renderer:
-    try:
-        with tokenizer_errors():
-            bundle = TokenizerBundle.load(Path(plan.bundle_folder))
-    except ValueError as error:
-        raise InvalidArgument(
-            f"the model's tokenizer cannot be used: {error}", reason=Reason.MODEL_INVALID
-        ) from error
-    mask_mode = _mask_mode(plan.spec)
-    try:
-        return text.Renderer(
-            bundle,
-            today=date.fromisoformat(plan.spec.template_date),
-            template=plan.spec.chat_template or None,
-            mask_mode=None if mask_mode == _DEFAULT else text.MaskMode(mask_mode),
-        )
-    except TemplateError as error:
-        raise InvalidArgument(
-            f"{error}; pass one that does by --chat-template FILE (chat_template)",
-            reason=Reason.TEMPLATE_INVALID,
-        ) from error
-
-
-def _why_unsupervised(whole: text.Rendered, fitted: text.Rendered) -> str:
-    if whole.num_supervised:
-        return (
-            f"no token is learnt: the first one stands at {whole.loss_mask.index(True)}, "
-            f"the record is cut at {len(fitted.input_ids)} tokens"
-        )
-    return "no token is learnt: every assistant turn has weight 0 or is empty"
+            yield from batch.to_pylist()
 
 
 def _split_statistics(split: Split.ValueType, counts: _Counts) -> RenderingSplitStatistics:
@@ -270,27 +246,18 @@ def _split_statistics(split: Split.ValueType, counts: _Counts) -> RenderingSplit
     )
 
 
-def _mask_mode(spec: RenderSpec) -> str:
-    """Return which tokens are learnt; DEFAULT: all assistant turns of a conversation, the completion of a prompt."""
-    return MaskMode.Name(spec.mask_mode).removeprefix("MASK_MODE_") if spec.mask_mode else _DEFAULT
-
-
-def _length_policy(spec: RenderSpec) -> str:
-    return LengthPolicy.Name(spec.length_policy).removeprefix("LENGTH_POLICY_")
-
-
-def _settings_line(spec: RenderSpec) -> bytes:
-    policy = TemplateErrorPolicy.Name(spec.template_error_policy)
+def _settings_line(plan: RenderPlan) -> bytes:
+    policy = TemplateErrorPolicy.Name(plan.spec.template_error_policy)
     settings = {
         "version": _DIGEST_VERSION,
-        "dataset_digest": spec.dataset_digest,
-        "tokenizer_digest": spec.tokenizer_digest,
-        "chat_template": spec.chat_template,
-        "mask_mode": _mask_mode(spec),
-        "max_tokens": spec.max_tokens,
-        "length_policy": _length_policy(spec),
-        "template_date": spec.template_date,
-        "split_turns": spec.split_turns,
+        "dataset_digest": plan.spec.dataset_digest,
+        "tokenizer_digest": plan.spec.tokenizer_digest,
+        "chat_template": plan.records.chat_template,
+        "mask_mode": plan.records.mask_mode or "DEFAULT",
+        "max_tokens": plan.records.max_tokens,
+        "length_policy": plan.records.length_policy,
+        "template_date": plan.records.template_date,
+        "split_turns": plan.records.split_turns,
         "template_error_policy": policy.removeprefix("TEMPLATE_ERROR_POLICY_"),
     }
     return json.dumps(settings, sort_keys=True).encode() + b"\n"

@@ -23,7 +23,7 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
-from luthier.evaluation.worker.asking import Asker
+from luthier.evaluation.worker.asking import Asker, Before
 from luthier.evaluation.worker.engine_thread import Check
 from luthier.evaluation.worker.models import LoadedModel, Models
 from luthier.lm.generate import GenerationRequest
@@ -83,7 +83,7 @@ class ModelAnswers:
                 temperature=order.temperature,
                 top_p=order.top_p,
                 seed=order.seed,
-                stop_token_ids=stops | loaded.eos_token_ids,
+                stop_token_ids=stops,
             )
             yield from _pieces(loaded, request, check)
 
@@ -203,10 +203,14 @@ def _prompt(
 ) -> tuple[tuple[int, ...], frozenset[int]]:
     try:
         if order.WhichOneof("input") == "prompt":
-            return asker.raw(order.prompt), asker.stop_token_ids()
+            return asker.raw(order.prompt), asker.stops().token_ids
         messages = [_turn(message) for message in order.conversation.messages]
         tools = _json_list("conversation.tools_json", order.conversation.tools_json)
-        return asker.conversation(messages, tools), asker.stop_token_ids()
+        prompt = asker.conversation(messages, tools)
+        stops = asker.stops(Before(messages=messages, tools=tools))
+        if stops.unknown:
+            _logger.warning("how the template ends a turn is not known", extra={"why": stops.unknown})
+        return prompt, stops.token_ids
     except RenderingError as error:
         raise FailedPrecondition(str(error), reason=error.reason) from error
     except TemplateError as error:

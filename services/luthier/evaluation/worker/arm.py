@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 
 from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
 from luthier.evaluation.worker.answered import Answered
+from luthier.evaluation.worker.asking import Before
 from luthier.evaluation.worker.models import LoadedModel
 from luthier.evaluation.worker.questions import Asked, Question, ask, failure_of
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.lora import use_adapter
 from luthier.lm.scoring import SequenceScore, sequence_logprobs
-from luthier.text.records import Record
+from luthier.text.endings import Stops
+from luthier.text.records import ChatRecord, Record
 from luthier.text.rendering import Rendered
+from luthier.text.shots import with_shots
 from luthier.v1 import evaluation_pb2
 from luthier.work.context import TaskContext
 from luthier.work.convert import failure_to_status, status_to_failure
@@ -37,6 +40,7 @@ class ArmAnswers:
     template_source: evaluation_pb2.TemplateSource.ValueType
     template_digest: str
     template_date: str
+    stops: Stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +97,13 @@ class ArmRunner:
         measured = evaluation_pb2.EVALUATION_METRIC_PERPLEXITY in self._evaluation.metrics
         asked = ask(asker, questions, shots, measured=measured)
         seconds = time.monotonic() - began
-        stops = asker.stop_token_ids() | self._loaded.eos_token_ids
+        stops = asker.stops(_asked_first(asked, questions, shots))
         for first in range(0, len(questions), ROWS_A_BATCH):
             if not self._answered.has(arm_id, first):
                 rows = range(first, min(first + ROWS_A_BATCH, len(questions)))
-                self._answered.add(self._batch(_Batch(arm_id=arm_id, rows=rows, asked=asked, stops=stops)))
+                self._answered.add(
+                    self._batch(_Batch(arm_id=arm_id, rows=rows, asked=asked, stops=stops.token_ids))
+                )
         batches = self._answered.of(arm_id)
         records = [record for batch in batches for record in batch.records]
         _require_an_answer(arm_id, records, questions)
@@ -110,6 +116,7 @@ class ArmRunner:
             template_source=self._asking.template_source or evaluation_pb2.TEMPLATE_SOURCE_BASE,
             template_digest=asker.template_digest(),
             template_date=asker.template_date,
+            stops=stops,
         )
 
     def _batch(self, batch: _Batch) -> task_pb2.AnsweredBatch:
@@ -198,6 +205,15 @@ class ArmRunner:
         masks = [reference.loss_mask for reference in references]
         with use_adapter(self._loaded.model, self._adapter):
             return sequence_logprobs(self._loaded.model, ids, masks)
+
+
+def _asked_first(asked: Asked, questions: Sequence[Question], shots: Sequence[Record]) -> Before:
+    """Return what stands before the first answer that the template asks for."""
+    position = min(asked.prompts, default=None)
+    if position is None:
+        return Before()
+    record = questions[position].record
+    return Before.answer_of(with_shots(record, shots) if isinstance(record, ChatRecord) else record)
 
 
 def _turns(

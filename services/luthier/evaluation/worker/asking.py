@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
-from luthier.text.records import Record, record_to_json
+from luthier.text.endings import Stops
+from luthier.text.records import ChatRecord, Record, message_to_object, record_to_json
 from luthier.text.rendering import Rendered, RenderingError
 from luthier.text.templates import TemplateError
 from luthier.v1 import evaluation_pb2
@@ -45,7 +46,7 @@ class Asking:
         template_date: what templates see as today, YYYY-MM-DD.
         prefix_token_ids: tokens before plain text; None: those that the tokenizer says; OLD_PREFIX: those of renderings
             made before they kept theirs.
-        stop_token_ids: tokens that end an answer besides those that template and model say.
+        stop_token_ids: tokens that end an answer besides those that template and tokenizer say.
     """
 
     chat_template: str
@@ -54,18 +55,38 @@ class Asking:
     stop_token_ids: tuple[int, ...]
 
 
-def asking_of(message: task_pb2.Asking) -> Asking:
-    """Read how a model is to be asked; what is not set is the base model's own, and today."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """What stands before an answer: turns and tools as JSON values."""
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    @staticmethod
+    def answer_of(record: Record) -> Before:
+        """Return what stands before a record's last answer; nothing for plain text, which has no turns."""
+        if not isinstance(record, ChatRecord):
+            return Before()
+        return Before(
+            messages=[message_to_object(message) for message in record.messages[:-1]], tools=record.tools
+        )
+
+
+def asking_of(message: task_pb2.Asking, file_eos_token_ids: frozenset[int] = frozenset()) -> Asking:
+    """Read how a model is to be asked; what is not set is the base model's own, and today.
+
+    `file_eos_token_ids` are what the files of a base model say that was registered before its resource said it.
+    """
     prefix: tuple[int, ...] | str | None = None
     if message.HasField("prefix"):
         prefix = tuple(message.prefix.token_ids)
-    elif message.template_source == evaluation_pb2.TEMPLATE_SOURCE_TAUGHT:
+    elif message.old_prefix or message.template_source == evaluation_pb2.TEMPLATE_SOURCE_TAUGHT:
         prefix = OLD_PREFIX
     return Asking(
         chat_template=message.chat_template,
         template_date=message.template_date or datetime.now(UTC).date().isoformat(),
         prefix_token_ids=prefix,
-        stop_token_ids=tuple(message.stop_token_ids),
+        stop_token_ids=(*message.stop_token_ids, *(message.eos_token_ids or sorted(file_eos_token_ids))),
     )
 
 
@@ -88,7 +109,6 @@ class Asker:
             "template_date": asking.template_date,
             "prefix_token_ids": asking.prefix_token_ids,
         }
-        self._described: dict[str, Any] | None = None
         self._num_at_limit = 0
 
     def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
@@ -98,7 +118,11 @@ class Asker:
     def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt, with `shots` before it."""
         answer = self._ask({"do": "answer", **_records(record, shots)})
-        return Rendered(input_ids=tuple(answer["ids"]), loss_mask=tuple(answer["mask"]))
+        return Rendered(
+            input_ids=tuple(answer["ids"]),
+            loss_mask=tuple(answer["mask"]),
+            ending_ids=tuple(answer["endings"]),
+        )
 
     def conversation(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
@@ -111,9 +135,16 @@ class Asker:
         """Return the tokens of plain text to continue."""
         return tuple(self._ask({"do": "raw", "text": text})["ids"])
 
-    def stop_token_ids(self) -> frozenset[int]:
-        """Return the tokens that end an answer. Raises FailedPrecondition and InvalidArgument for what is refused."""
-        return frozenset(self._describe()["stop_token_ids"]) | frozenset(self._asking.stop_token_ids)
+    def stops(self, before: Before | None = None) -> Stops:
+        """Return the tokens that end an answer; `before` is what stands before one, and the template takes.
+
+        Raises FailedPrecondition and InvalidArgument for what is refused.
+        """
+        known = self._describe(before or Before())
+        return Stops(
+            token_ids=frozenset(known["stop_token_ids"]) | frozenset(self._asking.stop_token_ids),
+            unknown=known["unknown_ending"],
+        )
 
     @property
     def template_date(self) -> str:
@@ -121,21 +152,19 @@ class Asker:
         return self._asking.template_date
 
     def template_digest(self) -> str:
-        """Return the sha256 of the template in hex; empty when there is none. Raises as `stop_token_ids`."""
+        """Return the sha256 of the template in hex; empty when there is none. Raises as `stops`."""
         if self._asking.chat_template:
             return hashlib.sha256(self._asking.chat_template.encode()).hexdigest()
-        digest: str = self._describe()["own_template_digest"]
+        digest: str = self._describe(Before())["own_template_digest"]
         return digest
 
-    def _describe(self) -> dict[str, Any]:
-        if self._described is None:
-            try:
-                self._described = self._ask({"do": "describe"})
-            except RenderingError as error:
-                raise FailedPrecondition(str(error), reason=error.reason) from error
-            except TemplateError as error:
-                raise InvalidArgument(str(error), reason=Reason.TEMPLATE_INVALID) from error
-        return self._described
+    def _describe(self, before: Before) -> dict[str, Any]:
+        try:
+            return self._ask({"do": "describe", "messages": before.messages, "tools": before.tools})
+        except RenderingError as error:
+            raise FailedPrecondition(str(error), reason=error.reason) from error
+        except TemplateError as error:
+            raise InvalidArgument(str(error), reason=Reason.TEMPLATE_INVALID) from error
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         asked = {**request, "asked": self._asked}

@@ -45,8 +45,8 @@ class LoadedModel:
     def __init__(self, digest: str, model: PreTrainedModel, bundle: Bundle, texts: TextPool) -> None:
         self.digest = digest
         self.model = model
-        # By the model's own files: those registered before Model.eos_token_ids existed have them, too.
-        self.eos_token_ids = eos_token_ids(model)
+        # Asked for where the model was registered before Model.eos_token_ids existed.
+        self._file_eos_token_ids = eos_token_ids(model)
         self.engine = Engine(model)
         self.thread = EngineThread(self.engine, TextDecoder(texts, bundle))
         self._bundle = bundle
@@ -57,7 +57,7 @@ class LoadedModel:
 
     def asker(self, asking: task_pb2.Asking, check: Check = lambda: None) -> Asker:
         """Return what makes prompts for the model, asked in this way, for as long as `check` lets it."""
-        return Asker(self._texts, self._bundle, asking_of(asking), check)
+        return Asker(self._texts, self._bundle, asking_of(asking, self._file_eos_token_ids), check)
 
     @contextmanager
     def adapter(self, name: str, load: Callable[[], None]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from luthier.evaluation.evaluations.prediction_file import write_predictions
@@ -34,11 +34,12 @@ def result_of(
     ]
     said = {arm_id: answers[arm_id].records for arm_id in arms}
     failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
+    unknown = [warning for arm_id in arms for warning in _unknown_ending(arm_id, answers[arm_id])]
     return task_pb2.EvaluateResult(
         arm_results=[_arm_result(arm_id, answers[arm_id], scored[arm_id], seed) for arm_id in arms],
         comparisons=comparisons,
         num_records=write_answers(grading, questions, said, path),
-        warnings=[*failures, *grading.warnings],
+        warnings=[*failures, *unknown, *grading.warnings],
     )
 
 
@@ -92,6 +93,14 @@ def _arm_result(
         template_date=said.template_date,
         num_errors=sum(record.HasField("error") for record in said.records),
     )
+
+
+def _unknown_ending(arm_id: str, said: ArmAnswers) -> Iterator[str]:
+    if said.stops.unknown:
+        yield (
+            f"arm {arm_id}: how its chat template ends a turn is not known, as it takes no conversation that ends with "
+            f"an answer; answers end at the tokens {sorted(said.stops.token_ids)} or are cut: {said.stops.unknown}"
+        )
 
 
 def _warning(arm_id: str, said: ArmAnswers, questions: Sequence[Question]) -> list[str]:

@@ -1,9 +1,10 @@
-"""Records of a dataset version's split, read as a stream of which only what is chosen is kept."""
+"""Records of a dataset version's split: its ids tell which are chosen, and only those are read, with neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.evaluation.worker.questions import Question, choose
 from luthier.text.records import record_from_json
@@ -13,7 +14,15 @@ from luthier.work.context import TaskContext
 from luthier.work.peers import bearer, channel
 
 _READ_SECONDS = 600.0
+_FEW = 8
+"""Records that are read one after the other by their rows; more are picked out of the whole stream."""
 _COLUMNS = ("row", "record_id", "filename", "line", "record")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Id:
+    row: int
+    record_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +50,16 @@ class Splits:
     ) -> list[Question]:
         """Return `count` records of a split (0: all) in row order, chosen by the seed.
 
-        Memory: what is chosen, and one chunk of the stream.
+        Memory: what is chosen, and one chunk of the stream. Few records are read without the text of the others.
 
         Raises:
             LuthierError: the Data service refused, or stayed away.
         """
+        if 0 < count <= _FEW:
+            ids = (_Id(row=row, record_id=record_id) for row, record_id in self._ids(context, split))
+            stored = self._at(context, split, [one.row for one in choose(ids, count, seed)])
+        else:
+            stored = choose(self._stored(context, split), count, seed)
         return [
             Question(
                 row=one.row,
@@ -54,25 +68,66 @@ class Splits:
                 filename=one.filename,
                 line=one.line,
             )
-            for one in choose(self._stored(context, split), count, seed)
+            for one in stored
         ]
 
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
 
-    def _stored(self, context: TaskContext, split: dataset_pb2.Split.ValueType) -> Iterator[_Stored]:
-        name = context.task.evaluate.evaluation.dataset_version
-
-        def open_at(row: int) -> Iterable[arrow_pb2.ArrowChunk]:
-            request = data_service_pb2.ReadRecordsRequest(name=name, split=split, start_row=row)
-            chunks: Iterable[arrow_pb2.ArrowChunk] = self._data.ReadRecords(
-                request, metadata=bearer(context.token), timeout=_READ_SECONDS
-            )
-            return chunks
-
-        for batch in read_batches(open_at):
+    def _ids(self, context: TaskContext, split: dataset_pb2.Split.ValueType) -> Iterator[tuple[int, str]]:
+        for batch in read_batches(lambda row: self._open(context, split, row, ids_only=True)):
             context.check()
-            columns = [batch.column(column).to_pylist() for column in _COLUMNS]
-            for row, record_id, filename, line, text in zip(*columns, strict=True):
-                yield _Stored(row=row, record_id=record_id, filename=filename, line=line, text=text)
+            yield from zip(*(batch.column(name).to_pylist() for name in _COLUMNS[:2]), strict=True)
+
+    def _stored(self, context: TaskContext, split: dataset_pb2.Split.ValueType) -> Iterator[_Stored]:
+        for batch in read_batches(lambda row: self._open(context, split, row)):
+            context.check()
+            yield from _rows_of(batch)
+
+    def _at(
+        self, context: TaskContext, split: dataset_pb2.Split.ValueType, rows: Sequence[int]
+    ) -> list[_Stored]:
+        """Return the records of these rows, which rise; each chunk that is read gives all that it holds of them."""
+        found: list[_Stored] = []
+        while len(found) < len(rows):
+            context.check()
+            chunk = self._chunk(context, split, rows[len(found)])
+            wanted = set(rows[len(found) :])
+            found += (one for one in chunk if one.row in wanted)
+        return found
+
+    def _chunk(self, context: TaskContext, split: dataset_pb2.Split.ValueType, row: int) -> list[_Stored]:
+        """Return the first chunk from a row on."""
+        calls: list[Any] = []
+
+        def open_at(start_row: int) -> Iterable[arrow_pb2.ArrowChunk]:
+            call: Iterable[arrow_pb2.ArrowChunk] = self._open(context, split, start_row)
+            calls.append(call)
+            return call
+
+        try:
+            return list(_rows_of(next(read_batches(open_at, row))))
+        finally:
+            for call in calls:
+                call.cancel()
+
+    def _open(
+        self,
+        context: TaskContext,
+        split: dataset_pb2.Split.ValueType,
+        start_row: int,
+        *,
+        ids_only: bool = False,
+    ) -> Any:
+        name = context.task.evaluate.evaluation.dataset_version
+        request = data_service_pb2.ReadRecordsRequest(
+            name=name, split=split, start_row=start_row, ids_only=ids_only
+        )
+        return self._data.ReadRecords(request, metadata=bearer(context.token), timeout=_READ_SECONDS)
+
+
+def _rows_of(batch: Any) -> Iterator[_Stored]:
+    columns = [batch.column(column).to_pylist() for column in _COLUMNS]
+    for row, record_id, filename, line, text in zip(*columns, strict=True):
+        yield _Stored(row=row, record_id=record_id, filename=filename, line=line, text=text)

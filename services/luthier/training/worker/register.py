@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 from luthier.errors import FailedPrecondition, NotFound, Reason, Unavailable
@@ -18,6 +20,7 @@ from luthier.lm.register import (
 from luthier.training.files import files_digest
 from luthier.v1 import model_pb2
 from luthier.work.context import TaskContext
+from luthier.work.text_pool import Bundle, TextPool, TextRefused
 from luthier.worker.v1 import task_pb2
 
 Register = Callable[[Source, Path, Path, Callable[[], None]], RegisteredFiles]
@@ -65,6 +68,7 @@ def run_register(context: TaskContext, register: Register = register_here) -> ta
                 tokenizer=name in TOKENIZER_FILES,
             )
         )
+    endings, warnings = _turn_endings(folder, context.check) if registered.has_chat_template else ((), ())
     result = task_pb2.RegisterModelResult(
         files=files,
         architecture=registered.architecture,
@@ -73,12 +77,40 @@ def run_register(context: TaskContext, register: Register = register_here) -> ta
         has_chat_template=registered.has_chat_template,
         tokenizer_digest=files_digest({file.path: file.sha256 for file in files if file.tokenizer}),
         hub_commit=registered.hub_commit,
-        eos_token_ids=sorted({*registered.eos_token_ids, *registered.end_of_turn_token_ids}),
-        warnings=registered.warnings,
+        eos_token_ids=sorted({*registered.eos_token_ids, *registered.end_of_turn_token_ids, *endings}),
+        warnings=(*registered.warnings, *warnings),
     )
-    for warning in registered.warnings:
+    for warning in result.warnings:
         context.log(warning, "WARNING")
     return task_pb2.TaskResult(register_model=result)
+
+
+def _turn_endings(folder: Path, check: Callable[[], None]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the tokens that the model's own template ends turns with, and what is not known of them.
+
+    The template runs in a limited process, as it does whenever the model is asked.
+    """
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    asked = {
+        "chat_template": "",
+        "template_date": datetime.now(UTC).date().isoformat(),
+        "prefix_token_ids": None,
+    }
+    request = {"do": "describe", "messages": [], "tools": [], "asked": asked}
+    with closing(TextPool()) as pool:
+        try:
+            answer = pool.ask(Bundle(key="registered", read=lambda: files), request, check=check)
+        except TextRefused as error:
+            return (), (_unknown_ending(error.message),)
+    known = tuple(answer["stop_token_ids"])
+    return known, (_unknown_ending(answer["unknown_ending"]),) if answer["unknown_ending"] else ()
+
+
+def _unknown_ending(why: str) -> str:
+    return (
+        "how the chat template ends a turn could not be found, so eos_token_ids may lack that token: in a conversation "
+        f"made up for it, {why}"
+    )
 
 
 def _source(spec: task_pb2.RegisterModelSpec) -> Source:

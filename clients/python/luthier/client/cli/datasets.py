@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
 
 if TYPE_CHECKING:
-    from luthier.v1.dataset_pb2 import DatasetSource, DatasetVersion
+    from luthier.v1.dataset_pb2 import DatasetVersion
     from luthier.v1.upload_pb2 import Upload
 
 _SPLITS = click.Choice(["train", "validation", "test"])
@@ -26,6 +27,12 @@ def datasets() -> None:
     """
 
 
+def _kind() -> type[DatasetVersion]:
+    from luthier.v1.dataset_pb2 import DatasetVersion
+
+    return DatasetVersion
+
+
 @datasets.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", help="Id of the dataset; made when it does not exist. [default: from the first file]")
@@ -36,18 +43,22 @@ def datasets() -> None:
     metavar="SPLIT=FILE",
     help="A file whose records all belong to one split.",
 )
-@click.option(
+@field_option(
     "--validation",
+    field="split_settings.validation_fraction",
     type=click.FloatRange(0, 1, max_open=True),
-    default=0.0,
     help="Share of records for validation.",
 )
-@click.option(
-    "--test", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Share of records for the test."
+@field_option(
+    "--test",
+    field="split_settings.test_fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of records for the test.",
 )
-@click.option("--seed", type=int, default=0, help="Seed of the split.")
-@click.option(
+@field_option("--seed", field="split_settings.seed", type=int, help="Seed of the split.")
+@field_option(
     "--policy",
+    field="invalid_record_policy",
     type=click.Choice(["strict", "skip"]),
     default="strict",
     help="What a bad record does. [default: strict]",
@@ -56,21 +67,47 @@ def datasets() -> None:
     "--resume", multiple=True, metavar="UPLOAD", help="An upload that was broken off, to go on with."
 )
 @pass_session
+@pass_draft(_kind)
 def create(
-    session: Session, files: tuple[Path, ...], name: str | None, placed: tuple[str, ...], **settings: object
+    session: Session,
+    draft: Draft[DatasetVersion],
+    files: tuple[Path, ...],
+    name: str | None,
+    placed: tuple[str, ...],
+    resume: tuple[str, ...],
 ) -> None:
     """Upload FILES and build a version: checked, without duplicates, split.
 
-    Formats: OpenAI chat, prompt-completion, Alpaca; as JSONL or JSON.
+    Formats: OpenAI chat, prompt-completion, Alpaca; as JSONL or JSON. FILES take the place of the `sources` in -f FILE,
+    which are uploads that are complete.
     """
-    sources = [(path, "") for path in files] + [_placed(text) for text in placed]
-    if not sources:
-        raise click.UsageError("give at least one file, or --split SPLIT=FILE")
-    dataset = _dataset_id(session, name or _id_from(sources[0][0]))
-    resume = _resumable(session, settings["resume"])  # type: ignore[arg-type]
-    uploaded = [_upload(session, path, split, resume) for path, split in sources]
-    started = session.client.datasets.create_version(dataset, uploaded, settings=_settings(settings))
-    _finish(session, started)
+    paths = _take_files(draft.message, [*((path, "") for path in files), *map(_placed, placed)])
+    wanted = draft.finish()
+    if not wanted.sources:
+        raise click.UsageError("give at least one file, or --split SPLIT=FILE, or sources in -f FILE")
+    if [source.filename for source in wanted.sources[: len(paths)]] != [str(path) for path in paths]:
+        raise click.UsageError("--set sources=... leaves out the files that are given: give one of them")
+    if name is None and not paths:
+        raise click.UsageError(
+            "Missing option '--name', as no file is given that a dataset could be called by"
+        )
+    dataset = _dataset_id(session, name or _id_from(paths[0]))
+    begun = _resumable(session, resume)
+    for path, source in zip(paths, wanted.sources, strict=False):
+        source.upload, source.filename = _upload(session, path, begun), ""
+    _finish(session, session.client.datasets.create_version(dataset, settings=wanted))
+
+
+def _take_files(version: DatasetVersion, placed: list[tuple[Path, str]]) -> list[Path]:
+    """Make files the sources of a version, if there are any: `filename` is the path until the file is uploaded."""
+    from luthier.v1.dataset_pb2 import SPLIT_UNSPECIFIED, Split
+
+    if placed:
+        del version.sources[:]
+    for path, split in placed:
+        wanted = Split.Value(f"SPLIT_{split.upper()}") if split else SPLIT_UNSPECIFIED
+        version.sources.add(filename=str(path), split=wanted)
+    return [path for path, _ in placed]
 
 
 def _placed(text: str) -> tuple[Path, str]:
@@ -107,10 +144,10 @@ def _resumable(session: Session, names: tuple[str, ...]) -> dict[str, Upload]:
     return {upload.filename: upload for upload in uploads}
 
 
-def _upload(session: Session, path: Path, split: str, resume: dict[str, Upload]) -> DatasetSource:
+def _upload(session: Session, path: Path, resume: dict[str, Upload]) -> str:
+    """Upload a file and return the upload's name."""
     from luthier.client.cli.live import transfer
     from luthier.client.transfers import TransferProgress
-    from luthier.v1.dataset_pb2 import SPLIT_UNSPECIFIED, DatasetSource, Split
 
     begun = resume.get(path.name)
     name = begun.name if begun else ""
@@ -130,23 +167,7 @@ def _upload(session: Session, path: Path, split: str, resume: dict[str, Upload])
             if name:
                 session.note(f"the upload can be taken up again with --resume {short(name)}")
             raise
-    wanted = Split.Value(f"SPLIT_{split.upper()}") if split else SPLIT_UNSPECIFIED
-    return DatasetSource(upload=upload.name, split=wanted)
-
-
-def _settings(settings: dict[str, object]) -> DatasetVersion:
-    from luthier.v1.dataset_pb2 import DatasetVersion, InvalidRecordPolicy, SplitSettings
-
-    return DatasetVersion(
-        invalid_record_policy=InvalidRecordPolicy.Value(
-            f"INVALID_RECORD_POLICY_{str(settings['policy']).upper()}"
-        ),
-        split_settings=SplitSettings(
-            validation_fraction=settings["validation"],  # type: ignore[arg-type]
-            test_fraction=settings["test"],  # type: ignore[arg-type]
-            seed=settings["seed"],  # type: ignore[arg-type]
-        ),
-    )
+    return upload.name
 
 
 def _finish(session: Session, started: DatasetVersion) -> None:

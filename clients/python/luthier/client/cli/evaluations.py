@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, Prediction
 
-_METRICS = {"exact-match": "EXACT_MATCH", "field-match": "FIELD_MATCH", "perplexity": "PERPLEXITY"}
 _VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
 
 
@@ -28,15 +28,26 @@ def evaluations() -> None:
     """Compare models and prompts on the same held-out records."""
 
 
+def _kind() -> type[Evaluation]:
+    from luthier.v1.evaluation_pb2 import Evaluation
+
+    return Evaluation
+
+
 @evaluations.command()
-@click.option("--version", required=True, help="Dataset version, DATASET/VERSION.")
-@click.option(
+@field_option(
+    "--version",
+    field="dataset_version",
+    help="Dataset version, DATASET/VERSION.  [required, if not in a file]",
+)
+@field_option(
     "--arm",
     "arms",
+    field="arms",
+    is_read=False,
     multiple=True,
-    required=True,
     metavar="ID=MODEL[:SHOTS]",
-    help="A contender, e.g. base-3=smollm2:3.",
+    help="A contender, e.g. base-3=smollm2:3.  [required, if not in a file]",
 )
 @click.option(
     "--template",
@@ -46,50 +57,53 @@ def evaluations() -> None:
     help="Ask an arm with the template in FILE, the base model's own, or the one that the first tuned arm was taught "
     "with. [default: a tuned model as it was taught, a base model with its own]",
 )
-@click.option(
+@field_option(
     "--metric",
-    "metrics",
+    field="metrics",
     multiple=True,
-    type=click.Choice(list(_METRICS)),
+    type=click.Choice(["exact-match", "field-match", "perplexity"]),
     help="Scores. [default: exact-match]",
 )
-@click.option(
-    "--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True
+@field_option(
+    "--split",
+    field="split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="test",
+    show_default=True,
 )
-@click.option(
-    "--max-records", type=click.IntRange(min=0), default=0, help="Records asked at most. [default: all]"
+@field_option(
+    "--max-records",
+    field="max_records",
+    type=click.IntRange(min=0),
+    help="Records asked at most. [default: all]",
 )
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=0), default=0, help="Longest answer. [default: 256]"
+@field_option(
+    "--max-new-tokens",
+    field="max_new_tokens",
+    type=click.IntRange(min=0),
+    help="Longest answer. [default: 256]",
 )
-@click.option("--seed", type=int, default=0, help="Seed of the choice of records and examples. [default: 0]")
+@field_option(
+    "--seed", field="seed", type=int, help="Seed of the choice of records and examples. [default: 0]"
+)
 @click.option("--name", default="", help="Id of the evaluation. [default: made by the service]")
 @click.option("--watch", "watches", is_flag=True, help="Watch the evaluation until it is done.")
 @pass_session
+@pass_draft(_kind)
 def create(
     session: Session,
+    draft: Draft[Evaluation],
     name: str,
     watches: bool,
     arms: tuple[str, ...],
     templates: tuple[str, ...],
-    **given: Any,
 ) -> None:
     """Start an evaluation of the given arms on the same records."""
-    from luthier.v1.dataset_pb2 import Split
-    from luthier.v1.evaluation_pb2 import Evaluation, EvaluationMetric
-
-    wanted = Evaluation(
-        dataset_version=given["version"],
-        split=Split.Value(f"SPLIT_{given['split'].upper()}"),
-        max_records=given["max_records"],
-        max_new_tokens=given["max_new_tokens"],
-        seed=given["seed"],
-        arms=_with_templates([_arm(text) for text in arms], templates),
-        metrics=[
-            EvaluationMetric.Value(f"EVALUATION_METRIC_{_METRICS[metric]}") for metric in given["metrics"]
-        ],
-    )
-    created = session.client.evaluations.create(wanted, evaluation_id=name)
+    if arms:
+        del draft.message.arms[:]
+        draft.message.arms.extend(_arm(text) for text in arms)
+    _choose_templates(draft.message.arms, templates)
+    created = session.client.evaluations.create(draft.finish(), evaluation_id=name)
     if watches:
         _watch(session, created.name)
         return
@@ -107,7 +121,7 @@ def _arm(text: str) -> EvaluationArm:
     return EvaluationArm(arm_id=arm_id, model=model, num_shots=int(shots or 0))
 
 
-def _with_templates(arms: list[EvaluationArm], templates: Iterable[str]) -> list[EvaluationArm]:
+def _choose_templates(arms: Iterable[EvaluationArm], templates: Iterable[str]) -> None:
     from luthier.v1.evaluation_pb2 import ARM_TEMPLATE_BASE, ARM_TEMPLATE_TAUGHT
 
     chosen = {"base": ARM_TEMPLATE_BASE, "taught": ARM_TEMPLATE_TAUGHT}
@@ -125,7 +139,6 @@ def _with_templates(arms: list[EvaluationArm], templates: Iterable[str]) -> list
             by_id[arm_id].chat_template = Path(template).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise click.BadParameter(f"must be a file of text: {error}", param_hint="--template") from error
-    return arms
 
 
 @evaluations.command("list")

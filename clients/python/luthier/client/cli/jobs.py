@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -25,31 +26,76 @@ def jobs() -> None:
 
 
 _JOB_OPTIONS = (
-    click.option("--model", required=True, help="Base model to tune."),
-    click.option("--rendering", required=True, help="Rendering to train on."),
-    click.option("--rank", type=int, help="Rank of the adapter. [default: 16]"),
-    click.option("--alpha", type=float, help="Scale of the adapter is alpha / rank. [default: 2 x rank]"),
-    click.option(
-        "--target", "targets", multiple=True, help="Linear module to adapt. [default: all but the head]"
+    field_option("--model", field="base_model", help="Base model to tune.  [required, if not in a file]"),
+    field_option(
+        "--rendering", field="rendering", help="Rendering to train on.  [required, if not in a file]"
     ),
-    click.option("--epochs", type=int, default=0, help="Passes over the rows. [default: 1]"),
-    click.option("--max-steps", type=int, default=0, help="Optimiser steps at most."),
-    click.option("--batch-tokens", type=int, help="Tokens in a step. [default: 4096]"),
-    click.option("--batch-rows", type=int, help="Rows in a step, in place of --batch-tokens."),
-    click.option("--learning-rate", type=float, help="Peak learning rate. [default: 2e-4]"),
-    click.option("--warmup-steps", type=int, default=0, help="Steps to rise to it. [default: 0]"),
-    click.option(
-        "--schedule", type=click.Choice(["constant", "linear", "cosine"]), help="After it. [default: cosine]"
+    field_option("--rank", field="lora.rank", type=int, help="Rank of the adapter. [default: 16]"),
+    field_option(
+        "--alpha",
+        field="lora.alpha",
+        type=float,
+        help="Scale of the adapter is alpha / rank. [default: 2 x rank]",
     ),
-    click.option("--seed", type=int, default=0, help="Seed of the run. [default: 0]"),
-    click.option(
-        "--checkpoint-interval", type=int, default=0, help="Steps between checkpoints. [default: 25]"
+    field_option(
+        "--target",
+        field="lora.target_modules",
+        multiple=True,
+        help="Linear module to adapt. [default: all but the head]",
     ),
-    click.option(
-        "--max-checkpoints", type=int, default=0, help="Checkpoints kept besides the best. [default: 3]"
+    field_option(
+        "--epochs", field="hyperparameters.num_epochs", type=int, help="Passes over the rows. [default: 1]"
     ),
-    click.option(
-        "--validation-interval", type=int, default=0, help="Steps between validations. [default: an epoch]"
+    field_option("--max-steps", field="hyperparameters.max_steps", type=int, help="Optimiser steps at most."),
+    field_option(
+        "--batch-tokens",
+        field="hyperparameters.batch_tokens",
+        type=int,
+        help="Tokens in a step. [default: 4096]",
+    ),
+    field_option(
+        "--batch-rows",
+        field="hyperparameters.batch_rows",
+        excludes="--batch-tokens",
+        type=int,
+        help="Rows in a step, in place of --batch-tokens.",
+    ),
+    field_option(
+        "--learning-rate",
+        field="hyperparameters.learning_rate",
+        type=float,
+        help="Peak learning rate. [default: 2e-4]",
+    ),
+    field_option(
+        "--warmup-steps",
+        field="hyperparameters.warmup_steps",
+        type=int,
+        help="Steps to rise to it. [default: 0]",
+    ),
+    field_option(
+        "--schedule",
+        field="hyperparameters.learning_rate_schedule",
+        type=click.Choice(["constant", "linear", "cosine"]),
+        help="After it. [default: cosine]",
+    ),
+    field_option("--seed", field="hyperparameters.seed", type=int, help="Seed of the run. [default: 0]"),
+    field_option(
+        "--checkpoint-interval",
+        field="checkpoint_interval_steps",
+        type=int,
+        help="Steps between checkpoints. [default: 25]",
+    ),
+    field_option(
+        "--max-checkpoints",
+        field="max_checkpoints",
+        type=int,
+        help="Checkpoints kept besides the best. [default: 3]",
+    ),
+    field_option(
+        "--validation-interval",
+        field="validation_interval_steps",
+        type=int,
+        help="Steps between validations. [default: an epoch]",
     ),
 )
 
@@ -60,64 +106,47 @@ def _job_options(function: F) -> F:
     return function
 
 
-def _job(given: dict[str, Any]) -> FineTuningJob:
-    from luthier.v1.fine_tuning_job_pb2 import (
-        FineTuningJob,
-        Hyperparameters,
-        LearningRateSchedule,
-        LoraConfig,
-    )
+def _kind() -> type[FineTuningJob]:
+    from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
-    if given["batch_tokens"] is not None and given["batch_rows"] is not None:
-        raise click.UsageError("give one of --batch-tokens and --batch-rows")
-    settings = Hyperparameters(
-        num_epochs=given["epochs"],
-        max_steps=given["max_steps"],
-        learning_rate=given["learning_rate"],
-        warmup_steps=given["warmup_steps"],
-        seed=given["seed"],
-    )
-    if given["batch_tokens"] is not None:
-        settings.batch_tokens = given["batch_tokens"]
-    if given["batch_rows"] is not None:
-        settings.batch_rows = given["batch_rows"]
-    if given["schedule"]:
-        settings.learning_rate_schedule = LearningRateSchedule.Value(
-            f"LEARNING_RATE_SCHEDULE_{given['schedule'].upper()}"
-        )
-    return FineTuningJob(
-        base_model=given["model"],
-        rendering=given["rendering"],
-        lora=LoraConfig(rank=given["rank"], alpha=given["alpha"], target_modules=given["targets"]),
-        hyperparameters=settings,
-        checkpoint_interval_steps=given["checkpoint_interval"],
-        max_checkpoints=given["max_checkpoints"],
-        validation_interval_steps=given["validation_interval"],
-    )
+    return FineTuningJob
+
+
+def _job(draft: Draft[FineTuningJob]) -> FineTuningJob:
+    """Return the job that is wanted.
+
+    The one in the file may be a job that exists: its tuned model's name was then made of its own and is not a wish.
+    """
+    job = draft.message
+    if job.tuned_model_id and job.tuned_model_id == short(job.name):
+        job.tuned_model_id = ""
+    return draft.finish()
 
 
 @jobs.command()
 @_job_options
 @pass_session
-def plan(session: Session, **given: Any) -> None:
+@pass_draft(_kind)
+def plan(session: Session, draft: Draft[FineTuningJob]) -> None:
     """Say what a job would do, without starting it."""
     from luthier.client.cli.views import plan_facts
 
-    session.show(session.client.jobs.plan(_job(given)), plan_facts)
-    session.hint(f"jobs create --model {given['model']} --rendering {given['rendering']}")
+    job = _job(draft)
+    session.show(session.client.jobs.plan(job), plan_facts)
+    words = f" {draft.words}" if draft.words else ""
+    session.hint(f"jobs create --model {short(job.base_model)} --rendering {short(job.rendering)}{words}")
 
 
 @jobs.command()
 @_job_options
 @click.option("--name", default="", help="Id of the job. [default: made by the service]")
-@click.option("--tuned-model", default="", help="Id of the tuned model. [default: the job's]")
+@field_option("--tuned-model", field="tuned_model_id", help="Id of the tuned model. [default: the job's]")
 @click.option("--watch", "watches", is_flag=True, help="Watch the job until it is done.")
 @pass_session
-def create(session: Session, name: str, tuned_model: str, watches: bool, **given: Any) -> None:
+@pass_draft(_kind)
+def create(session: Session, draft: Draft[FineTuningJob], name: str, watches: bool) -> None:
     """Queue a job."""
-    job = _job(given)
-    job.tuned_model_id = tuned_model
-    created = session.client.jobs.create(job, job_id=name)
+    created = session.client.jobs.create(_job(draft), job_id=name)
     if watches:
         _watch(session, created.name)
         return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from luthier.client.cli.drafts import Draft, FieldArgument, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
 
     from luthier.v1.rendering_pb2 import RenderedRow, Rendering
 
-_MASKS = {
-    "all-assistant-turns": "ALL_ASSISTANT_TURNS",
-    "last-turn": "LAST_TURN",
-    "message-weight": "MESSAGE_WEIGHT",
-    "completion": "COMPLETION",
-}
-
-
 _SHOWN_ERRORS = 20
 _SHOWN_RECORDS = 10
 
@@ -36,23 +29,35 @@ def renderings() -> None:
     """Turn a version into the exact tokens and loss masks that a job trains on, and preview them."""
 
 
+def _kind() -> type[Rendering]:
+    from luthier.v1.rendering_pb2 import Rendering
+
+    return Rendering
+
+
 @renderings.command()
-@click.argument("version")
-@click.option("--model", required=True, help="Model whose tokenizer and chat template are used.")
+@click.argument("version", cls=FieldArgument, field="dataset_version")
+@field_option(
+    "--model",
+    field="model",
+    help="Model whose tokenizer and chat template are used.  [required, if not in a file]",
+)
 @click.option("--name", default="", help="Id of the rendering. [default: made by the service]")
-@click.option(
+@field_option(
     "--mask",
-    type=click.Choice(list(_MASKS)),
+    field="mask_mode",
+    type=click.Choice(["all-assistant-turns", "last-turn", "message-weight", "completion"]),
     help="Which tokens are learnt. [default: assistant turns or completion]",
 )
-@click.option(
+@field_option(
     "--max-tokens",
+    field="max_tokens",
     type=click.IntRange(min=1),
-    default=None,
     help="Longest row. [default: the model's context]",
 )
-@click.option(
+@field_option(
     "--length-policy",
+    field="length_policy",
     type=click.Choice(["drop", "truncate", "fail"]),
     help="For longer records. [default: drop]",
 )
@@ -64,44 +69,31 @@ def renderings() -> None:
     type=click.File(encoding="utf-8"),
     help="Jinja chat template in place of the model's.",
 )
-@click.option(
+@field_option(
     "--split-turns",
+    field="split_turns",
     is_flag=True,
     help="One row for each answer, as the model will see it when it is asked for it.",
 )
-@click.option(
+@field_option(
     "--template-errors",
+    field="template_error_policy",
     type=click.Choice(["strict", "skip"]),
     help="What records do that cannot be rendered: fail all, or be left out. [default: strict]",
 )
 @pass_session
-def create(session: Session, version: str, model: str, name: str, **settings: object) -> None:
+@pass_draft(_kind)
+def create(session: Session, draft: Draft[Rendering], name: str, template: TextIO | None) -> None:
     """Render VERSION (DATASET/VERSION) with a model's tokenizer."""
-    started = session.client.renderings.create(_wanted(version, model, settings), rendering_id=name)
+    if template is not None:
+        draft.message.chat_template = template.read()
+    started = session.client.renderings.create(draft.finish(), rendering_id=name)
     done = _finished(session, started.name)
     session.show(done, _facts)
     if done.num_errors:
         session.hint(f"renderings errors {short(done.name)}")
     session.hint(f"renderings preview {short(done.name)}")
     session.hint(f"jobs plan --model {short(done.model)} --rendering {short(done.name)}")
-
-
-def _wanted(version: str, model: str, settings: dict[str, object]) -> Rendering:
-    from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode, Rendering, TemplateErrorPolicy
-
-    wanted = Rendering(dataset_version=version, model=model, split_turns=bool(settings["split_turns"]))
-    if settings["template_errors"]:
-        policy = f"TEMPLATE_ERROR_POLICY_{str(settings['template_errors']).upper()}"
-        wanted.template_error_policy = TemplateErrorPolicy.Value(policy)
-    if settings["mask"]:
-        wanted.mask_mode = MaskMode.Value(f"MASK_MODE_{_MASKS[str(settings['mask'])]}")
-    if settings["max_tokens"]:
-        wanted.max_tokens = int(str(settings["max_tokens"]))
-    if settings["length_policy"]:
-        wanted.length_policy = LengthPolicy.Value(f"LENGTH_POLICY_{str(settings['length_policy']).upper()}")
-    if settings["template"]:
-        wanted.chat_template = settings["template"].read()  # type: ignore[attr-defined]
-    return wanted
 
 
 def _finished(session: Session, name: str) -> Rendering:

@@ -1,0 +1,55 @@
+"""Records rendered in a limited process, and in another one when a record ended it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.data.worker.record_rendering import RecordSettings, RenderedRecord, Teaching
+from luthier.data.worker.render_child import converter
+from luthier.work.limited import Check, LimitedProcess
+from luthier.work.limited_child import Limits
+
+_CHILD = "luthier.data.worker.render_child"
+
+
+class LimitedRenderer:
+    """Renders as `RecordRenderer` does, each record within limits of its own.
+
+    Every method raises LimitReached, ProcessBroken and ProcessKilled as `LimitedProcess.call`, and what `check` raises;
+    after LimitReached the next record has a new process.
+
+    Args:
+        settings: how records are rendered.
+        limits: what the settings, and each record, may take.
+        folder: the process's working folder.
+        check: called ten times a second; may raise to end the work.
+    """
+
+    def __init__(self, settings: RecordSettings, limits: Limits, folder: Path, check: Check) -> None:
+        self._settings = settings
+        self._limits = limits
+        self._folder = folder
+        self._check = check
+        self._converter = converter()
+        self._process: LimitedProcess | None = None
+
+    def teaching(self) -> Teaching:
+        """Return how a model is asked that learns the rows. Raises InvalidArgument as `RecordRenderer`."""
+        self.close()
+        self._process = LimitedProcess(_CHILD, self._limits, self._folder)
+        answer = self._process.call(self._converter.unstructure(self._settings), check=self._check)
+        return self._converter.structure(answer, Teaching)
+
+    def render(self, record: str) -> RenderedRecord:
+        """Render a record given as its canonical JSON."""
+        if self._process is None or not self._process.alive:
+            self.teaching()
+        assert self._process is not None
+        answer = self._process.call({"record": record}, check=self._check)
+        return self._converter.structure(answer, RenderedRecord)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None

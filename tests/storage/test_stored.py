@@ -1,0 +1,258 @@
+import itertools
+import random
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import Column, MetaData, String
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
+from luthier.storage.database import Database
+from luthier.storage.pages import Cursor
+from luthier.storage.stored import Rows, Stored, message_table, require_etag
+from luthier.stored.v1.data_pb2 import RenderingPrivate
+from luthier.v1.event_pb2 import Progress
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+
+START_US = 1_700_000_000_000_000
+NAME = "projects/p/fineTuningJobs/a"
+METADATA = MetaData()
+TABLE = message_table("jobs", METADATA, Column("base_model", String, nullable=False))
+PRIVATE = RenderingPrivate(model_digest="d")
+Job = Stored[FineTuningJob, RenderingPrivate]
+
+
+class Jobs:
+    """The stored jobs of a database, at times that the test sets; without that each call comes a second later."""
+
+    def __init__(self) -> None:
+        self.times: Iterator[int] = itertools.count(START_US, 1_000_000)
+        self.rows = Rows(
+            TABLE,
+            FineTuningJob,
+            RenderingPrivate,
+            columns={"base_model": lambda job, _: job.base_model},
+            progress_fields=("progress", "latest_metrics"),
+            clock_us=lambda: next(self.times),
+        )
+
+    async def insert(self, connection: AsyncConnection, name: str = NAME, **changes: Any) -> Job:
+        return await self.rows.insert(connection, job(name, **changes), PRIVATE)
+
+
+def job(name: str = NAME, **changes: Any) -> FineTuningJob:
+    values: dict[str, Any] = {
+        "name": name,
+        "state": FineTuningJob.STATE_QUEUED,
+        "labels": {"team": "red"},
+        "base_model": "projects/p/models/m",
+    }
+    return FineTuningJob(**{**values, **changes})
+
+
+@pytest_asyncio.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    async with database.transaction() as connection:
+        await connection.run_sync(METADATA.create_all)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    return Jobs()
+
+
+def changed(stored: Job, **changes: Any) -> FineTuningJob:
+    message = stored.copy()
+    for name in changes:
+        message.ClearField(name)  # type: ignore[arg-type]
+    message.MergeFrom(FineTuningJob(**changes))
+    return message
+
+
+async def test_a_new_resource_is_given_its_uid_times_and_etag(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        other = await jobs.insert(connection, f"{NAME}2")
+    assert one.uid != other.uid
+    assert (one.message.uid, one.message.etag, one.revision) == (one.uid, '"1"', 1)
+    assert one.message.create_time.ToMicroseconds() == one.message.update_time.ToMicroseconds() == START_US
+    assert one.private == PRIVATE
+    for read in (await jobs.rows.read(database, NAME), one):
+        assert (read, read.message, read.private) == (one, one.message, PRIVATE)
+    assert one.message.labels == {"team": "red"}
+
+
+async def test_the_name_of_a_resource_that_is_there_is_taken(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        with pytest.raises(AlreadyExists, match=f"{NAME} exists already"):
+            await jobs.insert(connection, labels={"team": "blue"})
+        assert await jobs.rows.get(connection, NAME) == one
+
+
+async def test_a_resource_that_is_not_there_is_not_found(database: Database, jobs: Jobs) -> None:
+    with pytest.raises(NotFound, match=f"{NAME} does not exist"):
+        await jobs.rows.read(database, NAME)
+    async with database.reading() as connection:
+        with pytest.raises(NotFound):
+            await jobs.rows.get(connection, NAME)
+
+
+async def test_what_the_message_holds_and_the_code_does_not_know_is_kept(
+    database: Database, jobs: Jobs
+) -> None:
+    newer = job()
+    newer.MergeFromString(b"\xf2\xff\x07\x03new")  # field 16382, as a newer version would have it
+    async with database.transaction() as connection:
+        stored = await jobs.rows.insert(connection, newer, PRIVATE)
+        stored = await jobs.rows.update(
+            connection, stored, changed(stored, state=FineTuningJob.STATE_RUNNING)
+        )
+    assert b"\xf2\xff\x07\x03new" in (await jobs.rows.read(database, NAME)).message.SerializeToString()
+
+
+async def test_update_counts_the_revision_and_moves_the_update_time(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        two = await jobs.rows.update(
+            connection,
+            one,
+            changed(one, state=FineTuningJob.STATE_FAILED),
+            RenderingPrivate(model_digest="e"),
+        )
+    assert (two.uid, two.revision, two.message.etag) == (one.uid, 2, '"2"')
+    assert two.message.create_time == one.message.create_time
+    assert two.message.update_time.ToMicroseconds() == START_US + 1_000_000
+    assert await jobs.rows.read(database, NAME) == two
+    assert two.private.model_digest == "e"
+
+
+async def test_update_of_a_stale_revision_is_aborted_and_changes_nothing(
+    database: Database, jobs: Jobs
+) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        two = await jobs.rows.update(connection, one, changed(one, display_name="first"))
+        with pytest.raises(Aborted, match="its revision is 2, not 1") as caught:
+            await jobs.rows.update(connection, one, changed(one, display_name="second"))
+        assert caught.value.reason == Reason.ETAG_MISMATCH
+        assert caught.value.metadata["etag"] == '"2"'
+        assert await jobs.rows.get(connection, NAME) == two
+
+
+async def test_a_stored_message_that_was_changed_in_place_is_noticed(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        mine = changed(one, display_name="mine")
+        one.message.labels["team"] = "blue"
+        with pytest.raises(AssertionError, match="never changed in place"):
+            await jobs.rows.update(connection, one, mine)
+        two = await jobs.rows.get(connection, NAME)
+        two.private.model_digest = "other"
+        with pytest.raises(AssertionError, match="never changed in place"):
+            await jobs.rows.update(connection, two, mine)
+
+
+async def test_a_report_leaves_the_revision_and_yet_loses_to_a_change(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        told = {"progress": Progress(completed=3, total=9), "latest_metrics": {"loss": 0.5}}
+        two = await jobs.rows.report(connection, one, changed(one, display_name="no progress", **told))
+        assert (two.revision, two.message.etag, two.message.display_name) == (1, '"1"', "")
+        assert (two.message.progress.completed, dict(two.message.latest_metrics)) == (3, {"loss": 0.5})
+        assert two.message.update_time.ToMicroseconds() == START_US + 1_000_000
+        assert await jobs.rows.get(connection, NAME) == two
+        again = await jobs.rows.report(connection, two, changed(two, latest_metrics={"acc": 1.0}))
+        assert dict(again.message.latest_metrics) == {"acc": 1.0}
+        done = await jobs.rows.update(connection, again, changed(again, state=FineTuningJob.STATE_FAILED))
+        assert done.message.progress.completed == 3
+        with pytest.raises(Aborted, match="its revision is 2, not 1"):
+            await jobs.rows.report(connection, again, changed(again, progress=Progress(completed=4)))
+        assert await jobs.rows.get(connection, NAME) == done
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+async def test_pages_together_are_the_whole_in_order(
+    database: Database, jobs: Jobs, newest_first: bool, limit: int
+) -> None:
+    random.seed(0)
+    names = [f"projects/p/fineTuningJobs/{number:02}" for number in range(14)]
+    jobs.times = iter([START_US + random.randrange(4) for _ in range(16)])
+    async with database.transaction() as connection:
+        values = [(await jobs.insert(connection, name)).message for name in names]
+        for name in ("projects/q/fineTuningJobs/x", "projects/p/fineTuningJobs/01/parts/x"):
+            await jobs.insert(connection, name)
+    seen: list[FineTuningJob] = []
+    after: Cursor | None = None
+    async with database.reading() as connection:
+        while True:
+            page = await jobs.rows.page(
+                connection, parent="projects/p", limit=limit, after=after, newest_first=newest_first
+            )
+            assert len(page.values) <= limit
+            seen += page.values
+            if page.next is None:
+                break
+            after = Cursor.of(page.next.parts())
+    order = sorted(values, key=lambda v: (v.create_time.ToMicroseconds(), v.name), reverse=newest_first)
+    assert seen == order
+
+
+async def test_pages_filter_by_state_label_and_extra_column(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        await jobs.insert(connection, "projects/p/fineTuningJobs/a")
+        failed = FineTuningJob.STATE_FAILED
+        await jobs.insert(connection, "projects/p/fineTuningJobs/b", state=failed, labels={"k-1": "v"})
+        await jobs.insert(connection, "projects/p/fineTuningJobs/c", base_model="other", labels={})
+
+        async def found(equals: Mapping[str, str]) -> str:
+            page = await jobs.rows.page(
+                connection, parent="projects/p", limit=9, equals=equals, newest_first=False
+            )
+            return "".join(value.name[-1] for value in page.values)
+
+        assert await found({}) == "abc"
+        assert await found({"state": "QUEUED"}) == "ac"
+        assert await found({"labels.k-1": "v"}) == "b"
+        assert await found({"labels.team": "red", "state": "QUEUED"}) == "a"
+        assert await found({"base_model": "other"}) == "c"
+        assert await found({"labels.team": "' OR 1=1 --"}) == ""
+        with pytest.raises(ValueError, match=r"must be one of state, labels\.<key>, base_model, got 'uid'"):
+            await found({"uid": "u1"})
+
+
+async def test_update_of_labels_moves_the_resource_to_where_they_are_looked_for(
+    database: Database, jobs: Jobs
+) -> None:
+    async def found(connection: AsyncConnection, **labels: str) -> list[str]:
+        equals = {f"labels.{key}": value for key, value in labels.items()}
+        page = await jobs.rows.page(connection, parent="projects/p", limit=9, equals=equals)
+        return [value.name[-1] for value in page.values]
+
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+        await jobs.insert(connection, "projects/p/fineTuningJobs/b", labels={"team": "red", "tier": "1"})
+        assert await found(connection, team="red") == ["b", "a"]
+        assert await found(connection, team="red", tier="1") == ["b"]
+        one = await jobs.rows.update(connection, one, changed(one, labels={"team": "blue"}))
+        assert await found(connection, team="red") == ["b"]
+        assert await found(connection, team="blue") == ["a"]
+        await jobs.rows.update(connection, one, changed(one, labels={}))
+        assert await found(connection, team="blue") == []
+
+
+async def test_an_etag_is_the_resource_s_own_or_empty(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.insert(connection)
+    require_etag(one, "")
+    require_etag(one, '"1"')
+    with pytest.raises(Aborted, match='has the etag "1", got "7"; read it again') as caught:
+        require_etag(one, '"7"')
+    assert caught.value.reason == Reason.ETAG_MISMATCH
