@@ -12,7 +12,7 @@ from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.service import GenerationService
 from luthier.evaluation.generation.servicer import GenerationServicer
 from luthier.evaluation.peers import GrpcPeers
-from luthier.evaluation.servicer import POLICY, EvaluationServicer, registration
+from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.work.host import Hosted, Parts, ServicePlan, host
@@ -28,11 +28,11 @@ def build(parts: Parts, config: Config) -> Hosted:
     exchange = Exchange()
     evaluations = EvaluationService(parts.database, parts.log, parts.queue, peers, parts.blobs)
     generations = GenerationService(exchange, peers, parts.task_tokens, config.projects)
-    servicer = EvaluationServicer(
+    registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens, config.projects), GenerationServicer(generations)
     )
     return Hosted(
-        registrations=[registration(servicer)],
+        registrations=[registered],
         handlers={TaskKind.EVALUATE: EvaluateHandler(evaluations)},
         policy=POLICY,
         generations=exchange,
