@@ -15,7 +15,7 @@ demo: setup ## run the main job for real: data, tuning, comparison, report (FAST
 test: setup ## the tests: no network, no real model
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not gpu" tests
 
-check: setup ## what CI runs: tests, lint, types, protos, wheels in empty environments, FAST demo
+check: setup ## what CI runs: tests, lint, types, protos, wheels in an empty environment, FAST demo
 	bash tests/check.sh check
 
 check-all: setup ## everything, the slow tests included

@@ -82,7 +82,7 @@ MODELS = (
 
 def shrunk(model: Model) -> Model:
     """A model of the same kind that a processor gets through in a blink."""
-    return replace(model, hidden=64, feed_forward=96, vocab=320, heads=4, key_heads=2, head_dim=16, layers=2)
+    return replace(model, hidden=64, feed_forward=96, vocab=320, heads=4, key_heads=2, head_dim=16, layers=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

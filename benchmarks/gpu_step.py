@@ -26,9 +26,11 @@ from luthier.kernels.tables import Impl, force_impl
 from luthier.lm.attention import IMPLEMENTATION
 from luthier.lm.blocks import use_kernels
 from luthier.lm.lora import Adapter, LoraSpec, adapter_parameters, attach, target_modules
-from luthier.lm.loss import labelled_rows
-from luthier.lm.packed import PackedBatch, pack
+from luthier.lm.packed import WEIGHT, PackedBatch, named_positions, pack
+from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes.engine import Engine, OptimiserSettings
+from luthier.training.recipes.sft import supervised
+from luthier.training.recipes.weights import Adapter as AdapterWeights
 
 OP = "training_step"
 _CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config}
@@ -47,7 +49,8 @@ class Work:
     @property
     def batch(self) -> PackedBatch:
         """The rows as our own step takes them."""
-        return pack([(row.ids, row.supervised) for row in self.rows]).to(self.device)
+        supervised = [row.supervised for row in self.rows]
+        return pack([row.ids for row in self.rows], {WEIGHT: supervised}).to(self.device)
 
 
 def problem(model: Model, setting: Setting) -> Problem:
@@ -114,18 +117,18 @@ def _ours(work: Work, impl: Impl, *, is_wide: bool = False) -> Program:
     adapter = Adapter(name=ADAPTER, spec=work.spec, modules=tuple(sorted(work.factors)))
     attach(model, adapter, {name: (a.clone(), b.clone()) for name, (a, b) in work.factors.items()})
     settings = OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
-    engine = Engine(model, ADAPTER, settings)
+    engine = Engine(AdapterWeights(model, ADAPTER, base_model=""), settings, model.device)
     if is_wide:
         # Else the float32 copy of a model of 8B leaves no room for its activations.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
     parameters = adapter_parameters(model, ADAPTER)
     batch = work.batch
-    learnt = labelled_rows(batch).numel()
+    learnt = named_positions(batch, WEIGHT).numel()
 
     def accumulate() -> float:
         with _forced(impl):
-            return engine.accumulate(batch, learnt)
+            return engine.accumulate(batch, FusedLoss(), supervised(learnt))["train_loss"]
 
     def results() -> list[Tensor]:
         loss = accumulate() / learnt

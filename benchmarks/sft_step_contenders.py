@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sft_step_meter import Meter, peak_rss_bytes
 from sft_step_peft import Factors, run_peft
@@ -31,9 +32,11 @@ from luthier.lm.lora import adapter_parameters
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
 from luthier.training.recipes import sft
-from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.corpus import Block, Corpus
+from luthier.training.recipes.course import Course, StepDone
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.schedule import Course, Schedule
+from luthier.training.recipes.schedule import RateCourse, Schedule
+from luthier.training.recipes.weights import Adapter
 
 OURS = ("ours", "ours_eager")
 REFERENCE = "peft"
@@ -75,11 +78,22 @@ def run_ours(task: Task, meter: Meter, impl: Impl) -> Factors:
 def _run_recipe(task: Task, meter: Meter) -> Factors:
     model = load_model(task.model)
     load_adapter(model, task.adapter, ADAPTER)
-    engine = Engine(model, ADAPTER, OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM))
+    weights = Adapter(model, ADAPTER, base_model="")
+    optimiser = OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
+    engine = Engine(weights, optimiser, model.device)
     corpus = Corpus()
-    for number, row in enumerate(task.rows):
-        corpus.add(number, "TRAIN", row.ids, row.supervised)
-    schedule = Schedule(peak=LEARNING_RATE, course=Course.CONSTANT, warmup_steps=0, num_steps=task.num_steps)
+    numbers = np.arange(len(task.rows))
+    block = Block(
+        rows=numbers,
+        units=numbers,
+        bounds=np.cumsum([0, *(len(row.ids) for row in task.rows)]),
+        input_ids=np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in task.rows]),
+        learnt=np.concatenate([np.asarray(row.supervised, dtype=np.bool_) for row in task.rows]),
+    )
+    corpus.add("TRAIN", block)
+    schedule = Schedule(
+        peak=LEARNING_RATE, course=RateCourse.CONSTANT, warmup_steps=0, num_steps=task.num_steps
+    )
     settings = sft.Settings(
         batches=task.batches,
         schedule=schedule,
@@ -87,8 +101,8 @@ def _run_recipe(task: Task, meter: Meter) -> Factors:
         validation_interval_steps=task.num_steps,
     )
     meter.begin()
-    for event in sft.train(engine, corpus, settings, sft.Course()):
-        if isinstance(event, sft.StepDone):
+    for event in sft.train(engine, corpus, settings, Course()):
+        if isinstance(event, StepDone):
             meter.losses.append(event.metrics["train_loss"])
             meter.step_done()
     parameters = {name: one.detach() for name, one in adapter_parameters(model, ADAPTER).items()}

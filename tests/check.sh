@@ -48,7 +48,7 @@ stage "protos" protos
 stage "kernels, sanitised" bash kernels/csrc/tests/sanitised.sh
 stage "tests" tests
 stage "Triton, compiled ahead of time" triton_static
-stage "wheels in empty environments" bash tests/wheels.sh
+stage "wheels in an empty environment" bash tests/wheels.sh
 if [ "$level" = check-all ]; then
   stage "demo" make --no-print-directory demo
 else

@@ -40,6 +40,7 @@ def problem(**contenders: Contender) -> Problem:
     )
 
 
+@pytest.mark.long
 def test_a_dry_run_goes_the_whole_way() -> None:
     results = gpu.RESULTS.read_bytes() if gpu.RESULTS.exists() else None
     done = run("--dry-run")

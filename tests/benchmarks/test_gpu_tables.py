@@ -59,6 +59,7 @@ def test_a_ratio_needs_both_sides() -> None:
     assert gpu_tables._ratio({"status": "failed"}, {}) is None
 
 
+@pytest.mark.long
 def test_a_dry_run_asks_for_every_operator_with_triton_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     before = {op: tables.table_path(op).read_bytes() for op in tables.OPS}
     assert gpu_tables.main(["--dry-run"]) == 0

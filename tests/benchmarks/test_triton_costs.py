@@ -138,16 +138,16 @@ def test_grouped_lora_linear(rows: int, adapters: int, rank: int, aligned: bool,
 
 STREAMED: dict[str, tuple[Callable[[], torch.Tensor], list[Cost]]] = {
     "rms_norm": (
-        lambda: rms_norm(random(37, 100), random(100).detach(), 1e-5, impl="triton"),
-        list(triton_costs.norm_costs(37, 100)),
+        lambda: rms_norm(random(7, 100), random(100).detach(), 1e-5, impl="triton"),
+        list(triton_costs.norm_costs(7, 100)),
     ),
     "swiglu": (
-        lambda: swiglu(random(37, 1100), random(37, 1100), impl="triton"),
-        list(triton_costs.gated_costs(37, 1100)),
+        lambda: swiglu(random(7, 1100), random(7, 1100), impl="triton"),
+        list(triton_costs.gated_costs(7, 1100)),
     ),
     "rope": (
-        lambda: rope(random(37, 40, 96), random(37, 72).detach(), random(37, 72).detach(), impl="triton"),
-        [triton_costs.rope_cost(37, 40, 96, 72)] * 2,
+        lambda: rope(random(7, 40, 96), random(7, 72).detach(), random(7, 72).detach(), impl="triton"),
+        [triton_costs.rope_cost(7, 40, 96, 72)] * 2,
     ),
     "linear_cross_entropy": (
         lambda: (

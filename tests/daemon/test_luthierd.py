@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,21 +38,60 @@ def await_ready(process: subprocess.Popen[str]) -> str:
     pytest.fail("luthierd ended before it was ready")
 
 
-@pytest.mark.e2e
-def test_up_serves_refuses_a_second_one_and_stops(tmp_path: Path) -> None:
-    settings = environment(tmp_path / "home")
-    process = up(settings)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """One `luthierd up` from its start to its end, on a home that others may read."""
+
+    home: Path
+    pid: int
+    first_line: str
+    second: subprocess.CompletedProcess[str]
+    returncode: int
+    stop_seconds: float
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    home = tmp_path_factory.mktemp("luthierd") / "home"
+    home.mkdir()
+    home.chmod(0o755)
+    settings = environment(home)
+    process = subprocess.Popen(
+        [LUTHIERD, "up", "--no-workers"], env=settings, stderr=subprocess.PIPE, text=True, umask=0
+    )
+    assert process.stderr is not None
+    first_line = process.stderr.readline()
     await_ready(process)
     second = subprocess.run(
         [LUTHIERD, "up"], env=settings, capture_output=True, text=True, timeout=30, check=False
     )
-    assert second.returncode == 1
-    assert f"luthierd (pid {process.pid}) runs on {tmp_path / 'home'} already" in second.stderr
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert time.monotonic() - began < 5
+    process.communicate(timeout=60)
+    return Life(
+        home=home,
+        pid=process.pid,
+        first_line=first_line,
+        second=second,
+        returncode=process.returncode,
+        stop_seconds=time.monotonic() - began,
+    )
+
+
+@pytest.mark.e2e
+def test_up_serves_refuses_a_second_one_and_stops(life: Life) -> None:
+    assert life.second.returncode == 1
+    assert f"luthierd (pid {life.pid}) runs on {life.home} already" in life.second.stderr
+    assert life.returncode == 0
+    assert life.stop_seconds < 5
+
+
+@pytest.mark.e2e
+def test_up_on_a_home_that_others_may_read_takes_it_back_whatever_the_umask(life: Life) -> None:
+    assert life.first_line == f"warning: {life.home} had mode 0755, others could get at it: now 0700\n"
+    paths = [life.home, *life.home.rglob("*")]
+    assert {path.name for path in paths} > {"data.db", "training.db", "evaluation.db", "api-key", "data.log"}
+    assert [path for path in paths if path.stat().st_mode & 0o077] == []
 
 
 @pytest.mark.e2e
@@ -72,22 +112,3 @@ def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "did you mean LUTHIER_HOME?" in said
-
-
-@pytest.mark.e2e
-def test_up_on_a_home_that_others_may_read_takes_it_back_whatever_the_umask(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    home.chmod(0o755)
-    process = subprocess.Popen(
-        [LUTHIERD, "up", "--no-workers"], env=environment(home), stderr=subprocess.PIPE, text=True, umask=0
-    )
-    assert process.stderr is not None
-    first = process.stderr.readline()
-    await_ready(process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert first == f"warning: {home} had mode 0755, others could get at it: now 0700\n"
-    paths = [home, *home.rglob("*")]
-    assert {path.name for path in paths} > {"data.db", "training.db", "evaluation.db", "api-key", "data.log"}
-    assert [path for path in paths if path.stat().st_mode & 0o077] == []

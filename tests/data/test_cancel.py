@@ -98,6 +98,25 @@ async def test_cancel_of_a_version_that_is_built_stops_it_within_seconds(service
     ).state == dataset_pb2.DatasetVersion.STATE_CANCELLED
 
 
+async def test_cancel_of_a_rendering_whose_model_cannot_be_fetched_is_heard_within_a_second(
+    service: Any,
+) -> None:
+    async with service.worker():
+        version = await service.version(lines(3))
+    wanted = rendering_pb2.Rendering(dataset_version=version.name, model=MODEL)
+    request = data_service_pb2.CreateRenderingRequest(parent=PROJECT, rendering=wanted)
+    made = await service.call("CreateRendering", request)
+    await service.models_stack.aclose()
+    get = data_service_pb2.GetRenderingRequest(name=made.name)
+    async with service.worker():
+        await at_work(service, "GetRendering", get, rendering_pb2.Rendering.STATE_RENDERING)
+        await asyncio.sleep(2)  # the pauses between two tries are longer than a second by now
+        began = time.monotonic()
+        await service.call("CancelRendering", data_service_pb2.CancelRenderingRequest(name=made.name))
+        await at_work(service, "GetRendering", get, rendering_pb2.Rendering.STATE_CANCELLED)
+        assert time.monotonic() - began < 2.0, "a heartbeat brings the wish, the wait hears it"
+
+
 async def test_cancel_of_a_ready_version_changes_nothing(service: Any) -> None:
     async with service.worker():
         ready = await service.version(lines(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,37 @@ async def test_a_disk_that_others_fill_is_named_too_and_never_internal(small: Se
     assert (await small.call("GetUpload", data_service_pb2.GetUploadRequest(name=upload.name))).uid
     filler.unlink()
     await small.call("CancelUpload", data_service_pb2.CancelUploadRequest(name=upload.name))
+
+
+async def test_cancelling_works_on_a_disk_that_others_filled(
+    tmp_path: Path, bundle_files: dict[str, bytes]
+) -> None:
+    with mounted(tmp_path / "roomy", 128) as folder:
+        service = Service(folder / "home", bundle_files)
+        service.min_free_bytes = 64 * MIB
+        await service.start()
+        uploads = [await started(service) for _ in range(40)]
+        for upload in uploads:
+            await service.call("WriteUpload", chunks(upload.name, 0, 1))
+        filler = fill(folder)
+        assert Disk(folder).free_bytes() == 0
+        # What does not make room gets none of what is kept for what does, however often it asks.
+        for number in range(50):
+            dataset = data_service_pb2.CreateDatasetRequest(parent=PROJECT, dataset_id=f"d{number}")
+            await refused(service, "CreateDataset", dataset)
+        for upload in uploads:
+            cancel = data_service_pb2.CancelUploadRequest(name=upload.name)
+            cancelled = await service.call("CancelUpload", cancel)
+            assert cancelled.state == upload_pb2.Upload.STATE_CANCELLED
+            fill_again(folder)
+        filler.unlink()
+        (folder / "filler-2").unlink()
+        await service.call("CreateDataset", dataset)
+        await service.stop()
+
+
+def fill_again(folder: Path) -> None:
+    """Take at once what somebody made room for."""
+    with (folder / "filler-2").open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))

@@ -1,4 +1,9 @@
-"""Real processes: three services and their workers on free ports, and a two-layer model made on the spot."""
+"""Real processes: three services and their workers on free ports, and a two-layer model made on the spot.
+
+A worker takes seconds to start, and so does a registration, so the tests share two clusters: `whole`, and `tuning`
+without a worker for evaluation. A module uses one of them, and is named with it in TOGETHER in tests/conftest.py. Names
+are a test's own, or its project is; what a test ends starts again before the next.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -26,6 +33,9 @@ from luthier.v1.rendering_pb2 import Rendering
 from luthier.worker.v1 import worker_service_pb2
 
 SERVICES = ("data", "training", "evaluation")
+TUNING_WORKERS = ("data-worker", "training-worker")
+# In the last two, models of the name `tiny` are others.
+PROJECTS = ("default", "other", "plain", "looping")
 WAIT = 240.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -36,7 +46,7 @@ CHAT_TEMPLATE = (
 class Cluster:
     """Services and workers as child processes; each can be killed and started again."""
 
-    serving_seconds = 60.0
+    serving_seconds = WAIT
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -50,7 +60,7 @@ class Cluster:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
         settings = {
             "LUTHIER_HOME": str(self.home),
-            "LUTHIER_PROJECTS": "default,other",
+            "LUTHIER_PROJECTS": ",".join(PROJECTS),
             "LUTHIER_WORKER_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
@@ -74,6 +84,13 @@ class Cluster:
         for name in names:
             if name in SERVICES:
                 self._await_serving(name)
+
+    def running(self, *names: str) -> None:
+        """Start those that a test has ended; none may have ended by itself."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                pytest.fail(f"{name} ended with {process.returncode}:\n{self.log(name)}")
+        self.start(*(name for name in names if name not in self._processes))
 
     def pid(self, name: str) -> int:
         return self._processes[name].pid
@@ -200,11 +217,57 @@ def write_examples(path: Path, count: int, start: int = 0) -> Path:
     return path
 
 
+@dataclass
+class Shared:
+    """A cluster, and the rendering of its model `tiny` in the default project."""
+
+    cluster: Cluster
+    rendering: str
+
+
+SHARED = pytest.StashKey[dict[str, Shared]]()
+
+
+def shared(session: pytest.Session, folders: pytest.TempPathFactory, name: str, *workers: str) -> Shared:
+    """The session's cluster of this name, prepared, with all its processes running."""
+    found = session.stash.setdefault(SHARED, {})
+    if name not in found:
+        cluster = Cluster(folders.mktemp(name) / "home")
+        found[name] = Shared(cluster, "")
+        cluster.start(*SERVICES, *workers)
+        with cluster.client() as client:
+            found[name].rendering = prepare(cluster, client)
+    assert found[name].rendering, "the cluster was not prepared: see the first test that wanted it"
+    found[name].cluster.running(*SERVICES, *workers)
+    return found[name]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Stop what no later test needs: its workers hold a gigabyte."""
+    yield
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        with ExitStack() as stack:
+            for one in item.session.stash.get(SHARED, {}).values():
+                stack.callback(one.cluster.stop)
+            item.session.stash[SHARED] = {}
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    running = Cluster(tmp_path / "home")
-    yield running
-    running.stop()
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Three services and all workers."""
+    return shared(request.session, tmp_path_factory, "whole", *TUNING_WORKERS, "evaluation-worker")
+
+
+@pytest.fixture
+def cluster(whole: Shared) -> Cluster:
+    return whole.cluster
+
+
+@pytest.fixture
+def tuning(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Three services, no evaluation worker."""
+    return shared(request.session, tmp_path_factory, "tuning", *TUNING_WORKERS)
 
 
 def described_methods(service: str) -> list[MethodDescriptor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from tests.e2e.conftest import WAIT, Cluster, job, make_tiny_model, prepare
+from tests.e2e.conftest import WAIT, Shared, job, make_tiny_model
 
 from luthier import errors
 from luthier.client import Client, ResourceFailed
@@ -65,17 +65,6 @@ FAILED_VERSIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, str]]:
-    """A cluster with a registered model and a rendering; returns its name."""
-    cluster = Cluster(tmp_path_factory.mktemp("bad") / "home")
-    cluster.start("data", "training", "data-worker", "training-worker")
-    with cluster.client() as client:
-        rendering = prepare(cluster, client, records=8)
-    yield cluster, rendering
-    cluster.stop()
-
-
 def refused(call: Callable[[], Any]) -> LuthierError:
     with pytest.raises(LuthierError) as caught:
         call()
@@ -90,11 +79,11 @@ def build(client: Client, path: Path) -> Any:
 
 @pytest.mark.parametrize(("case", "code", "reason", "message"), FAILED_VERSIONS, ids=lambda value: value)
 def test_a_bad_file_fails_its_version(
-    stack: tuple[Cluster, str], tmp_path: Path, case: str, code: str, reason: str, message: str
+    tuning: Shared, tmp_path: Path, case: str, code: str, reason: str, message: str
 ) -> None:
     path = tmp_path / f"{case}.jsonl"
     path.write_text(FILES[case])
-    with stack[0].client() as client:
+    with tuning.cluster.client() as client:
         with pytest.raises(ResourceFailed, match=message) as caught:
             build(client, path)
         assert caught.value.failure is not None
@@ -103,13 +92,11 @@ def test_a_bad_file_fails_its_version(
         assert failed.digest == ""
 
 
-def test_a_record_that_teaches_nothing_is_named_before_a_job_starts(
-    stack: tuple[Cluster, str], tmp_path: Path
-) -> None:
+def test_a_record_that_teaches_nothing_is_named_before_a_job_starts(tuning: Shared, tmp_path: Path) -> None:
     path = tmp_path / "muted.jsonl"
     muted = {"messages": [USER, {**ASSISTANT, "weight": 0}]}
     path.write_text(json.dumps(muted) + "\n")
-    with stack[0].client() as client:
+    with tuning.cluster.client() as client:
         version = build(client, path)
         rendering = client.renderings.create(Rendering(dataset_version=version.name, model="tiny"))
         ready = client.renderings.wait(rendering.name, timeout_seconds=WAIT)
@@ -134,11 +121,11 @@ def test_a_record_that_teaches_nothing_is_named_before_a_job_starts(
     ids=["sequence-too-long", "not-prefix-preserving", "template-invalid"],
 )
 def test_a_bad_rendering_fails(
-    stack: tuple[Cluster, str], tmp_path: Path, settings: dict[str, Any], reason: str, message: str
+    tuning: Shared, tmp_path: Path, settings: dict[str, Any], reason: str, message: str
 ) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"messages": [USER, ASSISTANT, USER, ASSISTANT]}) + "\n")
-    with stack[0].client() as client:
+    with tuning.cluster.client() as client:
         version = build(client, path)
         wanted = Rendering(dataset_version=version.name, model="tiny", **settings)
 
@@ -150,12 +137,13 @@ def test_a_bad_rendering_fails(
     assert caught.value.reason == reason
 
 
-def test_bad_jobs_and_models_are_refused(stack: tuple[Cluster, str]) -> None:
-    cluster, rendering = stack
+def test_bad_jobs_and_models_are_refused(tuning: Shared) -> None:
+    cluster, rendering = tuning.cluster, tuning.rendering
     outside = cluster.home.parent / "outside"
     make_tiny_model(outside)
     with cluster.client() as client, cluster.client("other") as other:
         version = client.renderings.get(rendering).dataset_version
+        before = list(client.models.list()), list(client.jobs.list())
         cases: list[tuple[Callable[[], Any], type[LuthierError], str, str]] = [
             (
                 lambda: client.jobs.create(
@@ -189,12 +177,11 @@ def test_bad_jobs_and_models_are_refused(stack: tuple[Cluster, str]) -> None:
             assert isinstance(error, kind), repr(error)
             assert error.reason == reason
             assert said in error.message, error.message
-        assert [model.name for model in client.models.list()] == ["projects/default/models/tiny"]
-        assert list(client.jobs.list()) == []
+        assert (list(client.models.list()), list(client.jobs.list())) == before
 
 
-def test_bad_chunks_and_request_ids_are_refused(stack: tuple[Cluster, str]) -> None:
-    cluster, _ = stack
+def test_bad_chunks_and_request_ids_are_refused(tuning: Shared) -> None:
+    cluster = tuning.cluster
     key = bearer((cluster.home / "api-key").read_text().strip())
     request_id = "6f0f5c1e-3a71-4a55-8b3e-7a1f7f0c9a11"
     with grpc.insecure_channel(cluster.addresses["data"]) as channel:
@@ -226,8 +213,8 @@ def test_bad_chunks_and_request_ids_are_refused(stack: tuple[Cluster, str]) -> N
         assert stored.persisted_size_bytes == 0
 
 
-def test_a_stale_epoch_is_refused(stack: tuple[Cluster, str]) -> None:
-    cluster, _ = stack
+def test_a_stale_epoch_is_refused(tuning: Shared) -> None:
+    cluster = tuning.cluster
     key = bearer((cluster.home / "worker-key").read_text().strip())
     with grpc.insecure_channel(cluster.addresses["training"]) as channel:
         stub: Any = worker_service_pb2_grpc.WorkerServiceStub(channel)

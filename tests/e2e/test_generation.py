@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.e2e.conftest import Cluster, prepare
+from tests.e2e.conftest import Shared
 
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
@@ -15,11 +15,10 @@ HELLO = [ChatMessage(role="user", content="colour of thing 3?")]
 
 
 def test_generation_is_answered_while_an_evaluation_runs_and_stops_when_nobody_listens(
-    cluster: Cluster,
+    whole: Shared,
 ) -> None:
-    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
-    with cluster.client() as client:
-        version = client.renderings.get(prepare(cluster, client)).dataset_version
+    with whole.cluster.client() as client:
+        version = client.renderings.get(whole.rendering).dataset_version
         list(client.generate("tiny", HELLO, max_new_tokens=2))  # the model is loaded
         arms = [EvaluationArm(arm_id=f"arm-{number}", model="tiny") for number in range(8)]
         wanted = Evaluation(dataset_version=version, arms=arms, max_new_tokens=400)
@@ -47,10 +46,8 @@ def test_generation_is_answered_while_an_evaluation_runs_and_stops_when_nobody_l
         assert events[-1].state_change.state in {"CANCELLED", "SUCCEEDED"}
 
 
-def test_the_same_seed_says_the_same_and_another_does_not(cluster: Cluster) -> None:
-    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
-    with cluster.client() as client:
-        prepare(cluster, client)
+def test_the_same_seed_says_the_same_and_another_does_not(whole: Shared) -> None:
+    with whole.cluster.client() as client:
 
         def say(seed: int) -> str:
             pieces = client.generate("tiny", HELLO, max_new_tokens=24, temperature=1.0, seed=seed)

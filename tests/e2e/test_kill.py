@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import pytest
-from tests.e2e.conftest import WAIT, Cluster, job, prepare
+from tests.e2e.conftest import WAIT, Shared, job
 
 from luthier.client import Client
 from luthier.v1.event_pb2 import AttemptChange, Event
@@ -65,10 +65,9 @@ def attempts(events: list[Event]) -> list[AttemptChange.Kind.ValueType]:
     return [event.attempt_change.kind for event in events if event.HasField("attempt_change")]
 
 
-def test_a_killed_worker_and_a_killed_service_change_nothing(cluster: Cluster) -> None:
-    cluster.start("data", "training", "data-worker", "training-worker")
+def test_a_killed_worker_and_a_killed_service_change_nothing(tuning: Shared) -> None:
+    cluster, rendering = tuning.cluster, tuning.rendering
     with cluster.client() as client:
-        rendering = prepare(cluster, client)
         run_undisturbed(client, rendering, "alone")
 
         client.jobs.create(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id="killed")
@@ -99,32 +98,31 @@ def test_a_killed_worker_and_a_killed_service_change_nothing(cluster: Cluster) -
 
 
 @pytest.mark.slow
-def test_a_service_that_was_stopped_expires_no_living_workers_lease(cluster: Cluster) -> None:
-    cluster.start("data", "training", "data-worker", "training-worker")
+def test_a_service_that_was_stopped_expires_no_living_workers_lease(tuning: Shared) -> None:
+    cluster, rendering = tuning.cluster, tuning.rendering
     with cluster.client() as client:
-        rendering = prepare(cluster, client)
-        client.jobs.create(job(rendering, 100_000, checkpoint_interval_steps=1000), job_id="long")
-        when_step(client, "long", 3, lambda: None)
+        client.jobs.create(job(rendering, 100_000, checkpoint_interval_steps=1000), job_id="stopped")
+        when_step(client, "stopped", 3, lambda: None)
         os.kill(cluster.pid("training"), signal.SIGSTOP)
         time.sleep(45)
         os.kill(cluster.pid("training"), signal.SIGCONT)
-        step = client.jobs.get("long").progress.completed
+        step = client.jobs.get("stopped").progress.completed
         deadline = time.monotonic() + 60
-        while client.jobs.get("long").progress.completed <= step and time.monotonic() < deadline:
+        while client.jobs.get("stopped").progress.completed <= step and time.monotonic() < deadline:
             time.sleep(0.2)
-        now = client.jobs.get("long")
-        client.jobs.cancel("long")
+        now = client.jobs.get("stopped")
+        client.jobs.cancel("stopped")
         assert now.progress.completed > step
         assert now.num_attempts == 1
-        events = list(client.jobs.watch("long"))
+        events = list(client.jobs.watch("stopped"))
     assert AttemptChange.KIND_LOST not in attempts(events)
 
 
-def test_a_killed_data_worker_changes_nothing(cluster: Cluster) -> None:
+def test_a_killed_data_worker_changes_nothing(tuning: Shared) -> None:
     """The version and the rendering have the same digests whether their worker was killed or not."""
-    cluster.start("data", "training", "data-worker", "training-worker")
+    cluster = tuning.cluster
     with cluster.client() as client:
-        first = client.renderings.get(prepare(cluster, client))
+        first = client.renderings.get(tuning.rendering)
         sources = client.datasets.versions.get(first.dataset_version).sources
         cluster.kill("data-worker")
         version = client.datasets.create_version("things", list(sources))
@@ -137,10 +135,9 @@ def test_a_killed_data_worker_changes_nothing(cluster: Cluster) -> None:
         assert client.datasets.versions.get(version.name).digest == before.digest
 
 
-def test_cancel_stops_a_running_job_at_its_next_step(cluster: Cluster) -> None:
-    cluster.start("data", "training", "data-worker", "training-worker")
+def test_cancel_stops_a_running_job_at_its_next_step(tuning: Shared) -> None:
+    cluster, rendering = tuning.cluster, tuning.rendering
     with cluster.client() as client:
-        rendering = prepare(cluster, client)
         client.jobs.create(job(rendering, 5000, checkpoint_interval_steps=INTERVAL), job_id="long")
         when_step(client, "long", 3, lambda: None)
         began = time.monotonic()

@@ -9,19 +9,9 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.e2e.conftest import (
-    SERVICES,
-    WAIT,
-    Cluster,
-    all_methods,
-    job,
-    make_tiny_model,
-    prepare,
-    public_methods,
-)
+from tests.e2e.conftest import SERVICES, WAIT, Cluster, Shared, all_methods, job, public_methods
 
 from luthier.client import Client
-from luthier.errors import Unavailable
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.evaluation_pb2 import (
     EVALUATION_METRIC_FIELD_MATCH,
@@ -29,7 +19,6 @@ from luthier.v1.evaluation_pb2 import (
     Evaluation,
     EvaluationArm,
 )
-from luthier.v1.model_pb2 import Model
 from luthier.work.peers import bearer
 
 pytestmark = pytest.mark.e2e
@@ -37,10 +26,9 @@ pytestmark = pytest.mark.e2e
 
 # peft 0.21 still calls what transformers 5 has renamed.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_the_main_job_runs_end_to_end(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
+def test_the_main_job_runs_end_to_end(whole: Shared, tmp_path: Path) -> None:
+    cluster, rendering = whole.cluster, whole.rendering
     with cluster.client() as client:
-        rendering = prepare(cluster, client)
         wanted = job(rendering, 60, checkpoint_interval_steps=25)
         plan = client.jobs.plan(wanted)
         client.jobs.create(wanted, job_id="j1")
@@ -145,23 +133,10 @@ def call_once(cluster: Cluster, channel: grpc.Channel, method: str) -> None:
         next(stream(iter([b""]), metadata=metadata, timeout=5))
 
 
-def test_generation_without_a_worker_is_unavailable(cluster: Cluster) -> None:
-    cluster.start("data", "training", "evaluation", "training-worker")
-    folder = cluster.home / "models" / "tiny"
-    make_tiny_model(folder)
-    with cluster.client() as client:
-        client.models.register_base(Model(directory=str(folder)), model_id="tiny")
-        client.models.wait("tiny", timeout_seconds=WAIT)
-        with pytest.raises(Unavailable) as caught:
-            list(client.generate("tiny", [ChatMessage(role="user", content="hi")], max_new_tokens=4))
-    assert caught.value.reason == "NO_WORKER"
-
-
 def test_no_service_answers_without_a_key(cluster: Cluster) -> None:
     """Every RPC of every service but health is refused, reflection included."""
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-    cluster.start("data", "training", "evaluation")
     for name in SERVICES:
         with grpc.insecure_channel(cluster.addresses[name]) as channel:
             codes = {method: refusal(channel, method) for method in public_methods(name)}

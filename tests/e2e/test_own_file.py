@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import WAIT, Cluster, make_tiny_model
-
-from luthier.v1.model_pb2 import Model
+from tests.e2e.conftest import WAIT, Cluster, Shared
 
 pytestmark = pytest.mark.e2e
 ALPACA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_en_demo.json"
@@ -28,14 +26,8 @@ def luthier(cluster: Cluster, *words: str) -> Any:
 
 
 @pytest.mark.skipif(not ALPACA.exists(), reason="the Alpaca sample of 999 records is not beside the checkout")
-def test_a_real_alpaca_file_goes_from_json_to_a_tuned_model(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start("data", "training", "data-worker", "training-worker")
-    folder = cluster.home / "models" / "tiny"
-    make_tiny_model(folder)
-    with cluster.client() as client:
-        client.models.register_base(Model(directory=str(folder)), model_id="tiny")
-        client.models.wait("tiny", timeout_seconds=WAIT)
-
+def test_a_real_alpaca_file_goes_from_json_to_a_tuned_model(tuning: Shared, tmp_path: Path) -> None:
+    cluster = tuning.cluster
     version = luthier(cluster, "datasets", "create", "--name", "alpaca", "--test", "0.1", str(ALPACA))
     assert version["state"] == "STATE_READY"
     assert version["sources"][0]["detected_format"] == "DATASET_FORMAT_ALPACA"

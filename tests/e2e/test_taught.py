@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -37,7 +38,7 @@ HELLO = [ChatMessage(role="user", content=QUESTION)]
 
 def register(cluster: Cluster, client: Client, model_id: str, template: str | None) -> None:
     """Register the tiny model with another template, or with none."""
-    folder = cluster.home / "models" / model_id
+    folder = Path(tempfile.mkdtemp(dir=cluster.home / "models"))
     make_tiny_model(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -70,8 +71,7 @@ def trained_prompt(client: Client, rendering: str) -> list[int]:
 
 
 def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
-    with cluster.client() as client:
+    with cluster.client("plain") as client:
         register(cluster, client, "tiny", None)
         version = version_of(cluster, client)
         rendering = client.renderings.create(
@@ -93,18 +93,20 @@ def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Clu
 
         check_download(client, tuned.name, asked, tmp_path / "tuned")
         check_evaluation(client, version, tuned.name)
-        forget_what_was_taught(cluster)
+        forget_what_was_taught(cluster, tuned.name)
         assert not client.models.get(tuned.name).HasField("taught")
         last = list(client.generate(tuned.name, HELLO, max_new_tokens=2))[-1]
         assert (last.num_prompt_tokens, last.template_source) == (len(asked), TEMPLATE_SOURCE_TAUGHT)
 
 
-def forget_what_was_taught(cluster: Cluster) -> None:
+def forget_what_was_taught(cluster: Cluster, tuned: str) -> None:
     """Make the home one of before models kept it: it is found through the job's rendering then."""
     cluster.end("training", within_seconds=30)
     with closing(sqlite3.connect(cluster.home / "training" / "training.db")) as database:
         changed = database.execute(
-            "UPDATE models SET body = json_remove(body, '$.taught') WHERE json_extract(body, '$.taught') IS NOT NULL"
+            "UPDATE models SET body = json_remove(body, '$.taught') "
+            "WHERE json_extract(body, '$.taught') IS NOT NULL AND name = ?",
+            (tuned,),
         )
         assert changed.rowcount == 1
         database.commit()
@@ -147,8 +149,7 @@ def check_evaluation(client: Client, version: str, tuned: str) -> None:
 
 def test_a_template_that_never_ends_holds_up_no_other_model_and_no_stop(cluster: Cluster) -> None:
     """Four questions to a model of such a template, and an evaluation with it beside."""
-    cluster.start("data", "training", "evaluation", "data-worker", "training-worker", "evaluation-worker")
-    with cluster.client() as client:
+    with cluster.client("looping") as client:
         register(cluster, client, "tiny", "{{ messages[0]['content'] }}")
         version = version_of(cluster, client)
         slow = EvaluationArm(arm_id="slow", model="tiny", chat_template=LOOPS)

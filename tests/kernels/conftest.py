@@ -62,6 +62,19 @@ def triton_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _running(request)
 
 
+def few_rows(kernels: str, shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The shape, with nine rows at most where Triton's interpreter runs kernels that take each row in a program.
+
+    They know of no other row, and the interpreter takes milliseconds for each: nine tell what hundreds do.
+    """
+    return (min(shape[0], 9), *shape[1:]) if is_interpreted(kernels) else shape
+
+
+def is_interpreted(kernels: str) -> bool:
+    """Whether these kernels run in Triton's interpreter."""
+    return kernels == "triton" and triton_device() == "cpu"
+
+
 def _running(request: pytest.FixtureRequest) -> Iterator[str]:
     global _impl  # noqa: PLW0603 - what `exact_as_eager` runs in this test
     if request.param == "triton" and triton_device() == "cpu" and not os.environ.get("TRITON_INTERPRET"):
@@ -125,9 +138,20 @@ def assert_exact_as_eager(
 
 
 @pytest.fixture
+def interpreted(kernels: str) -> bool:
+    """Whether the test's `kernels` run in Triton's interpreter, which takes milliseconds for each tile."""
+    return is_interpreted(kernels)
+
+
+@pytest.fixture
 def device() -> str:
     """Where the kernels of the test's `kernels` run."""
     return triton_device() if _impl == "triton" else "cpu"
+
+
+@pytest.fixture
+def rows_of() -> Callable[[str, tuple[Any, ...]], tuple[Any, ...]]:
+    return few_rows
 
 
 @pytest.fixture

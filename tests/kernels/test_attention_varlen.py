@@ -124,9 +124,9 @@ def test_op_passes_opcheck() -> None:
 
 @pytest.mark.parametrize("options", [(0.5, 0.0, 0), (0.7, 2.0, 3)])
 def test_reference_gradient_is_its_derivative(options: tuple[float, float, int]) -> None:
-    inputs = [tensor.detach().double().requires_grad_() for tensor in heads([0, 3, 8], (4, 2, 3))]
+    inputs = [tensor.detach().double().requires_grad_() for tensor in heads([0, 1, 5], (4, 2, 2))]
     assert torch.autograd.gradcheck(
-        lambda q, k, v: attention_varlen_reference(q, k, v, [0, 3, 8], *options), inputs
+        lambda q, k, v: attention_varlen_reference(q, k, v, [0, 1, 5], *options), inputs
     )
 
 

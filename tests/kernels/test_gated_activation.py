@@ -25,9 +25,16 @@ def inputs(*shape: int, scale: float = 1.0) -> list[Tensor]:
 @pytest.mark.parametrize("shape", [(0, 16), (1, 1), (7, 33), (129, 100), (2, 3, 64)])
 @pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
 def test_kernels_are_no_less_exact_than_eager(
-    kernels: str, dtype: torch.dtype, function: Any, shape: tuple[int, ...], scale: float, exact_as_eager: Any
+    kernels: str,
+    dtype: torch.dtype,
+    function: Any,
+    shape: tuple[int, ...],
+    scale: float,
+    exact_as_eager: Any,
+    rows_of: Any,
 ) -> None:
-    exact_as_eager(lambda impl, *given: [function(*given, impl=impl)], inputs(*shape, scale=scale), dtype)
+    given = inputs(*rows_of(kernels, shape), scale=scale)
+    exact_as_eager(lambda impl, *given: [function(*given, impl=impl)], given, dtype)
 
 
 def test_cpu_takes_halves_of_one_tensor(isa: Isa) -> None:

@@ -132,8 +132,9 @@ def test_an_adapter_in_a_batch_has_the_bits_of_the_adapter_alone(isa: Isa, dtype
         a, b = (factor.detach().requires_grad_() for factor in (one.a, one.b))
         part = x.detach()[rows].requires_grad_()
         projection = Projection(weight=weight, bias=bias, a=a, b=b, scale=one.scale)
-        key = {"seed": segment.seed, "stream": segment.stream, "row0": segment.row0}
-        dropout = Dropout(probability=one.dropout, **key) if one.dropout else None
+        dropout = Dropout(
+            probability=one.dropout, seed=segment.seed, stream=segment.stream, row0=segment.row0
+        )
         by_itself = lora_linear(part, projection, dropout=dropout, impl="cpu")
         by_itself.backward(grad[rows])  # type: ignore[no-untyped-call]
         assert torch.equal(output[rows], by_itself)

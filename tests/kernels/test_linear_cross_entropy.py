@@ -87,9 +87,10 @@ def test_kernels_are_no_less_exact_than_eager(
     shape: tuple[int, int, int, float],
     options: dict[str, Any],
     exact_as_eager: Callable[..., None],
+    rows_of: Callable[..., Any],
 ) -> None:
     run = runner(**options)
-    exact_as_eager(run, problem(*shape), dtype, eager=in_some_orders(run))
+    exact_as_eager(run, problem(*rows_of(kernels, shape)), dtype, eager=in_some_orders(run))
 
 
 def test_padded_vocabulary_is_never_a_word(isa: Isa) -> None:

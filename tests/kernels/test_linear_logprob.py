@@ -41,9 +41,14 @@ def runner(softcap: float = 0.0) -> Callable[..., list[Tensor]]:
     [((0, 16, 100), 0.0), ((1, 64, 512), 0.0), ((7, 33, 20001), 5.0), ((129, 64, 777, 5.0), 0.0)],
 )
 def test_kernels_are_no_less_exact_than_eager(
-    kernels: str, dtype: torch.dtype, shape: Any, softcap: float, exact_as_eager: Callable[..., None]
+    kernels: str,
+    dtype: torch.dtype,
+    shape: Any,
+    softcap: float,
+    exact_as_eager: Callable[..., None],
+    rows_of: Callable[..., Any],
 ) -> None:
-    exact_as_eager(runner(softcap), problem(*shape), dtype)
+    exact_as_eager(runner(softcap), problem(*rows_of(kernels, shape)), dtype)
 
 
 @pytest.mark.parametrize("rows", [10, 200])

@@ -15,7 +15,7 @@ SEQUENCES = [[5, 9, 11, 40, 3], [8], [17, 21, 4, 60, 61, 62, 7, 9], [90, 1, 33]]
 
 
 def packed(sequences: Any) -> Any:
-    return pack([(ids, [True] * len(ids)) for ids in sequences])
+    return pack(sequences, {})
 
 
 def hidden_of(model: Any, sequences: Any) -> Any:

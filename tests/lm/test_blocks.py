@@ -29,9 +29,9 @@ from luthier.lm.attention import IMPLEMENTATION, head_weight, packed_forward
 from luthier.lm.blocks import Attention, GatedMlp, RmsNorm, final_softcap, use_kernels
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
-from luthier.lm.loss import supervised_loss
 from luthier.lm.model_config import ARCHITECTURES
-from luthier.lm.packed import pack
+from luthier.lm.packed import WEIGHT, pack
+from luthier.lm.readouts import FusedLoss, read
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -114,10 +114,10 @@ def test_logits_loss_and_gradients_are_those_of_transformers_and_peft(
     ours = adapted(load_model(tmp_path / "base", dtype=torch.float32))
     save_adapter(ours, "default", tmp_path / "adapter")
     theirs = PeftModel.from_pretrained(plain_model(architecture), tmp_path / "adapter", is_trainable=True)
-    batch = pack(list(zip(SEQUENCES, LEARNT, strict=True)))
+    batch = pack(SEQUENCES, {WEIGHT: LEARNT})
     with use_adapter(ours, "default"):
         hidden = packed_forward(ours, batch.input_ids, batch.position_ids, batch.cu_seqlens)
-        loss, count = supervised_loss(ours, batch)
+        loss, count = read(ours, batch, FusedLoss())
         loss.backward()  # type: ignore[no-untyped-call]
     cap = final_softcap(ours)
     logits = (hidden @ head_weight(ours).T).detach()

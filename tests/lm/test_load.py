@@ -43,6 +43,11 @@ def test_load_model_is_bfloat16_unless_told_otherwise(tiny_model: ModelMaker, tm
     assert {p.dtype for p in load_model(saved(tiny_model(), tmp_path)).parameters()} == {torch.bfloat16}
 
 
+def test_load_model_places_all_weights_on_the_device(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    model = load_model(saved(tiny_model(), tmp_path), device="meta")
+    assert {one.device.type for one in [*model.parameters(), *model.buffers()]} == {"meta"}
+
+
 def test_load_model_refuses_another_architecture_by_name(tiny_model: ModelMaker, tmp_path: Path) -> None:
     saved(tiny_model(), tmp_path)
     edit_config(tmp_path, architectures=["GPT2LMHeadModel"])

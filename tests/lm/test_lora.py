@@ -12,11 +12,13 @@ from luthier.lm.lora import (
     LoraSpec,
     activate,
     adapter_parameters,
+    dropping,
     insert_lora,
     remove_adapter,
     target_modules,
     use_adapter,
 )
+from luthier.lm.packed import pack
 
 ModelMaker = Callable[..., Any]
 
@@ -106,7 +108,7 @@ def test_lora_linear_gradients_equal_float64_autograd(bias: bool) -> None:
     linear = nn.Linear(12, 7, bias=bias).requires_grad_(requires_grad=False)
     from luthier.lm.lora import AdapterSwitch
 
-    layer = LoraLinear(linear, AdapterSwitch())
+    layer = LoraLinear(linear, AdapterSwitch(), "layer")
     layer.add("a", torch.randn(3, 12), torch.randn(7, 3), 0.5)
     layer.switch.active = "a"
     x = torch.randn(2, 5, 12, requires_grad=True)
@@ -184,3 +186,32 @@ def test_remove_adapter_gives_the_base_back(tiny_model: ModelMaker) -> None:
     assert torch.equal(model(IDS).logits, base)
     with pytest.raises(NotFound, match=r"no adapter 'default'; it has \[\]"):
         activate(model, "default")
+
+
+def test_dropping_drops_the_same_of_a_row_whatever_it_is_packed_with(tiny_model: ModelMaker) -> None:
+    """Every layer's updates, and their gradients' sums, are those of the rows alone, within rounding."""
+    lengths = {5: 4, 9: 7, 2: 3}
+    ids = {row: [(row * 7 + place) % 90 + 3 for place in range(length)] for row, length in lengths.items()}
+    model = tiny_model()
+    insert_lora(model, LoraSpec(rank=4, alpha=8), seed=1)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in adapter_parameters(model, "default").values():
+        parameter.data.normal_(std=0.3, generator=generator)
+
+    def hidden(rows: list[int], seed: int = 3, probability: float = 0.5) -> dict[int, torch.Tensor]:
+        batch = pack([ids[row] for row in rows], {}, rows)
+        with use_adapter(model, "default"), dropping(model, batch, probability, seed), torch.no_grad():
+            found = packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        return dict(zip(rows, torch.split(found, [lengths[row] for row in rows]), strict=True))
+
+    together, turned = hidden([5, 9, 2]), hidden([2, 5, 9])
+    for row in lengths:
+        alone = hidden([row])[row]
+        for packed in (together, turned):
+            torch.testing.assert_close(packed[row], alone, rtol=1e-4, atol=1e-4)
+        assert (hidden([row], seed=4)[row] - alone).abs().max() > 0.05
+        assert (hidden([row], probability=0.0)[row] - alone).abs().max() > 0.05
+    with use_adapter(model, "default"), torch.no_grad():
+        batch = pack([ids[5]], {}, [5])
+        plain = packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+    torch.testing.assert_close(plain, hidden([5], probability=0.0)[5])

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.runtime.conftest import SERVICE, Create, Site, serve
 from tests.runtime.test_server import metrics_of, refusal
 
-from luthier.errors import ResourceExhausted
+from luthier.errors import NotFound, Reason, ResourceExhausted
 from luthier.runtime import admission, calls
 from luthier.runtime.admission import Gate, Limits, Slots
 from luthier.runtime.pacing import Paced, StepAside, Traffic
@@ -222,7 +222,7 @@ async def test_a_thousand_callers_without_a_key_take_no_slots_of_others(site: Si
     answer = await health.Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     text = await metrics_of(site)
-    assert f'luthier_calls_refused_total{{pool="probe_streams"}} {len(refused)}.0' in text
+    assert f'luthier_calls_refused_total{{pool="probe_streams",reason="OVERLOADED"}} {len(refused)}.0' in text
     assert 'luthier_calls_running{pool="probe_streams"} 32.0' in text
     for watch in watches:
         watch.cancel()
@@ -278,7 +278,10 @@ async def test_a_flood_is_refused_in_few_log_lines(
     assert len(refused) >= 90
     lines = [one for one in caplog.records if "RESOURCE_EXHAUSTED" in one.getMessage()]
     assert 1 <= len(lines) <= 5
-    assert f'luthier_calls_refused_total{{pool="reads"}} {len(refused)}.0' in await metrics_of(small)
+    assert (
+        f'luthier_calls_refused_total{{pool="reads",reason="OVERLOADED"}} {len(refused)}.0'
+        in await metrics_of(small)
+    )
 
 
 async def test_a_request_whose_message_never_comes_gives_its_slot_back(
@@ -340,3 +343,39 @@ def test_what_changes_something_has_slots_apart_from_what_does_not() -> None:
     }
     assert admission._pool_of("unary", "/luthier.worker.v1.WorkerService/ClaimTask", "worker") == "workers"
     assert admission._pool_of("server_stream", f"{prefix}/ReadRecords", "task") == "workers"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ResourceExhausted("too many read already"), "OVERLOADED"),
+        (ResourceExhausted("no room", reason=Reason.DISK_FULL), "DISK_FULL"),
+        (ResourceExhausted("a worker says", reason="WHATEVER_IT_LIKES", metadata={"pool": "x"}), "OTHER"),
+    ],
+)
+async def test_what_is_refused_behind_the_door_is_counted_by_its_reason(
+    site: Site, error: ResourceExhausted, reason: str
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    site.echo.behave = refuse
+    for _ in range(3):
+        with pytest.raises(aio.AioRpcError):
+            await site.create()
+    text = await metrics_of(site)
+    assert f'luthier_calls_refused_total{{pool="",reason="{reason}"}} 3.0' in text
+    assert 'luthier_calls_refused_total{pool="reads",reason="OVERLOADED"} 0.0' in text
+
+
+async def test_no_other_error_is_counted_as_a_refusal(site: Site) -> None:
+    def refuse() -> None:
+        raise NotFound("none")
+
+    site.echo.behave = refuse
+    with pytest.raises(aio.AioRpcError):
+        await site.create()
+    lines = [
+        one for one in (await metrics_of(site)).splitlines() if one.startswith("luthier_calls_refused_total")
+    ]
+    assert all(one.endswith(" 0.0") for one in lines)

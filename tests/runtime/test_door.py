@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from luthier.errors import InvalidArgument
 from luthier.runtime.door import MAX_MESSAGES, MAX_VIOLATIONS, admit
@@ -81,14 +82,43 @@ def test_lists_without_measure_are_refused_and_not_walked() -> None:
     assert description == f"must hold at most {MAX_MESSAGES} values, got {MAX_MESSAGES + 1}"
 
 
-def test_what_workers_measured_is_kept_and_need_not_be_finite() -> None:
+def test_what_workers_measured_is_kept() -> None:
     event = event_pb2.Event(sequence=9)
-    event.metrics.values["train_loss"] = math.nan
+    event.metrics.values["train_loss"] = 0.5
     request = worker_service_pb2.ReportEventsRequest(task="t", epoch=1)
     request.events.add(local_number=1, event=event)
     before = request.SerializeToString(deterministic=True)
     admit(request)
     assert request.SerializeToString(deterministic=True) == before
+
+
+def test_what_workers_measured_is_finite_in_every_map() -> None:
+    event = event_pb2.Event()
+    event.metrics.values["train_loss"] = math.nan
+    report = worker_service_pb2.ReportEventsRequest()
+    report.events.add(event=event)
+    commit = worker_service_pb2.CommitCheckpointRequest(metrics={"a": 1.0, "b": math.inf})
+    assert refused(report) == [
+        ("events[0].event.metrics.values['train_loss']", "must be a finite number, got nan")
+    ]
+    assert refused(commit) == [("metrics['b']", "must be a finite number, got inf")]
+
+
+@pytest.mark.parametrize("package", ["luthier.test.v1", "luthier.worker.test.v1"])
+def test_numbers_in_lists_are_finite(package: str) -> None:
+    """None of our messages has such a list yet."""
+    described = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+    kind = descriptor_pb2.FieldDescriptorProto
+    described.message_type.add(name="Measured").field.add(
+        name="values", number=1, type=kind.TYPE_DOUBLE, label=kind.LABEL_REPEATED
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(described)
+    measured = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.Measured"))
+    assert refused(measured(values=[1.0, -math.inf, math.nan])) == [
+        ("values[1]", "must be a finite number, got -inf"),
+        ("values[2]", "must be a finite number, got nan"),
+    ]
 
 
 def test_a_time_that_no_calendar_has_is_refused() -> None:

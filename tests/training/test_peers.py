@@ -42,6 +42,13 @@ def test_add_lengths_sorts_rows_by_split_over_batches_and_chunks() -> None:
     assert list(lengths.validation) == [RowLength(row=2, num_tokens=7, num_supervised=0)]
 
 
+def test_add_lengths_keeps_units() -> None:
+    batch = batch_of([(0, "TRAIN", 5, 2), (1, "TRAIN", 6, 3), (2, "TRAIN", 7, 0)])
+    lengths = Lengths()
+    add_lengths(ipc_of([batch.append_column("unit", pyarrow.array([0, 0, 2]))]), lengths)
+    assert [row.unit for row in lengths.train] == [None, 0, None]
+
+
 def test_add_lengths_refuses_other_columns() -> None:
     with pytest.raises(DataLoss, match="a chunk of lengths must have the columns"):
         add_lengths(ipc_of([pyarrow.RecordBatch.from_pydict({"row": [1]})]), Lengths())

@@ -143,10 +143,10 @@ class Bench:
             for event in events
         ]
 
-    def successor(self) -> Queue:
+    def successor(self, settings: QueueSettings | None = None) -> Queue:
         """The queue of a restarted service on the same database."""
         registry = CollectorRegistry()
-        settings = self.queue.settings
+        settings = settings or self.queue.settings
         metrics = WorkMetrics(registry, (TaskKind.TRAIN,))
         leases = Leases(settings.lease_seconds, self.clock)
         queue = Queue(self.database, self.log, metrics, settings, leases)
@@ -163,7 +163,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     handler = RecordingHandler(log)
     clock = Clock()
     registry = CollectorRegistry()
-    settings = QueueSettings(lease_seconds=10.0, max_losses=3)
+    settings = QueueSettings(lease_seconds=10.0, max_losses=3, retry_seconds=0.0)
     metrics = WorkMetrics(registry, (TaskKind.TRAIN,))
     queue = Queue(database, log, metrics, settings, Leases(settings.lease_seconds, clock))
     queue.register(TaskKind.TRAIN, handler)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextvars import Context
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import update
 
-from luthier.errors import NotFound, ResourceExhausted, Unavailable
+from luthier.errors import Failure, NotFound, Reason, ResourceExhausted, Unavailable
+from luthier.storage.disk import disk_full
 from luthier.work.aside import MAX_DELAYS
+from luthier.work.queue import Queue, QueueSettings
+from luthier.work.repository import Tasks
 from luthier.work.schema import tasks
-from luthier.work.tasks import TaskKind
+from luthier.work.tasks import Outcome, TaskKind
 
 if TYPE_CHECKING:
     from tests.work.conftest import Bench
@@ -108,22 +112,80 @@ async def test_a_claim_that_waits_ends_when_the_service_does(bench: Bench) -> No
     waiting = asyncio.create_task(bench.claim(wait_seconds=30.0))
     await asyncio.sleep(0.05)
     bench.queue.stop()
-    assert await asyncio.wait_for(waiting, 2.0) is None
+    # Not None: that would end the claim, which may have brought a task in a call whose answer was lost.
+    with pytest.raises(Unavailable, match="claim again"):
+        await asyncio.wait_for(waiting, 2.0)
     await bench.enqueue()
-    assert await bench.claim() is None, "nobody would hear of the lease"
+    with pytest.raises(Unavailable):
+        await bench.claim()
+    assert bench.handler.calls == [], "nobody would hear of the lease"
 
 
-async def test_a_lease_whose_holder_never_spoke_is_no_loss(bench: Bench) -> None:
+async def test_a_claim_is_answered_again_while_the_disk_has_no_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.enqueue("jobs/a")
+    await bench.enqueue("jobs/b")
+    first = await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0, "c1")
+    monkeypatch.setattr(bench.database.disk, "min_free_bytes", 1 << 62)
+    again = await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0, "c1")
+    assert first is not None
+    assert again is not None, "its worker would begin another claim, and the lease run out"
+    assert (again[0].task_id, again[0].epoch) == (first[0].task_id, first[0].epoch)
+    assert await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0, "c2") is None
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_lease_whose_holder_never_spoke_is_no_loss(bench: Bench, restarted: bool) -> None:
     """The answer to its claim was lost: nobody works on it."""
     await bench.enqueue()
+    queue = bench.queue
     for _ in range(5):
-        assert await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0) is not None
-        bench.clock.now += 11.0
-        await bench.queue.expire()
+        assert await queue.claim("w@1", [TaskKind.TRAIN], 0.0) is not None
+        if restarted:
+            queue = bench.successor()
+            await queue.recover()
+        bench.clock.now += 9.0
+        await queue.expire()
+        assert await queue.claim("v@1", [TaskKind.TRAIN], 0.0) is None, "a full period, after a restart too"
+        bench.clock.now += 2.0
+        await queue.expire()
     assert bench.handler.failures == []
-    task = await bench.claim()
-    assert task is not None
-    assert task.losses == 0
+    claimed = await queue.claim("w@1", [TaskKind.TRAIN], 0.0)
+    assert claimed is not None
+    assert claimed[0].losses == 0
+
+
+async def test_a_holder_that_spoke_before_a_restart_is_a_loss_after_it(bench: Bench) -> None:
+    """A task that takes the service down with its worker must not go round for ever."""
+    await bench.enqueue()
+    assert await bench.claim() is not None
+    successor = bench.successor()
+    await successor.recover()
+    bench.clock.now += 11.0
+    await successor.expire()
+    claimed = await successor.claim("w@1", [TaskKind.TRAIN], 0.0)
+    assert claimed is not None
+    assert claimed[0].losses == 1
+
+
+async def test_a_lease_is_renewed_on_a_disk_that_takes_no_note_of_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.enqueue()
+    claimed = await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0)
+    assert claimed is not None
+
+    def full() -> None:
+        raise disk_full("No space left on device")
+
+    monkeypatch.setattr(bench.database, "transaction", full)
+    bench.clock.now += 9.0
+    await bench.queue.heartbeat(claimed[0].task_id, claimed[0].epoch)
+    bench.clock.now += 9.0
+    await bench.queue.expire()
+    monkeypatch.undo()
+    assert (await bench.queue.heartbeat(claimed[0].task_id, claimed[0].epoch)).epoch == 1
 
 
 async def test_projects_take_turns(bench: Bench) -> None:
@@ -136,3 +198,59 @@ async def test_projects_take_turns(bench: Bench) -> None:
         assert task is not None
         order.append(task.subject)
     assert order == ["jobs/many-0", "jobs/one", "jobs/many-1"]
+
+
+async def lost(queue: Queue, wait_seconds: float = 0.0) -> bool:
+    """Claim as a worker does that dies at once; False when there was nothing to claim."""
+    claimed = await queue.claim("w@1", [TaskKind.TRAIN], wait_seconds)
+    if claimed is None:
+        return False
+    died = Failure(code="UNAVAILABLE", reason=Reason.WORKER_LOST, message="killed")
+    await queue.finish(claimed[0].task_id, claimed[0].epoch, Outcome(failure=died))
+    return True
+
+
+async def put_off_seconds(bench: Bench) -> float:
+    async with bench.database.reading() as connection:
+        return max(await Tasks().put_off_for(connection), default=0.0)
+
+
+async def test_a_task_that_loses_worker_after_worker_waits_longer_each_time(bench: Bench) -> None:
+    queue = bench.successor(QueueSettings(lease_seconds=10.0, max_losses=7))
+    await bench.enqueue()
+    waits = []
+    for _ in range(6):
+        assert await lost(queue)
+        waits.append(await put_off_seconds(bench))
+        async with bench.database.transaction() as connection:
+            await connection.execute(update(tasks).values(not_before_us=0, losses=len(waits)))
+    assert waits[0] == 0.0, "another worker takes over at once"
+    assert waits[1:] == pytest.approx([2.0, 8.0, 32.0, 60.0, 60.0], abs=1.0)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_task_that_was_put_off_is_taken_as_soon_as_its_time_has_come(
+    bench: Bench, restarted: bool
+) -> None:
+    settings = QueueSettings(lease_seconds=10.0, max_losses=7, retry_seconds=0.5)
+    queue = bench.successor(settings)
+    await bench.enqueue()
+    assert await lost(queue)
+    assert await lost(queue), "the first retry comes at once"
+    assert not await lost(queue), "the second does not"
+    if restarted:
+        queue = bench.successor(settings)
+        await queue.recover()
+    began = time.monotonic()
+    assert await lost(queue, wait_seconds=20.0)
+    assert time.monotonic() - began < 5.0
+
+
+async def test_an_attempt_that_was_given_back_is_made_again_at_once(bench: Bench) -> None:
+    queue = bench.successor(QueueSettings(lease_seconds=10.0))
+    await bench.enqueue()
+    stopping = Failure(code="UNAVAILABLE", reason=Reason.SHUTTING_DOWN, message="the worker shuts down")
+    for _ in range(6):
+        claimed = await queue.claim("w@1", [TaskKind.TRAIN], 0.0)
+        assert claimed is not None
+        await queue.finish(claimed[0].task_id, claimed[0].epoch, Outcome(failure=stopping))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 from tests.small_disk import fill, mounted
 from tests.work.hosted import Site, serve
 
+from luthier.errors import Internal
 from luthier.storage.disk import Disk
 from luthier.work import running
-from luthier.work.context import TaskContext
+from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.events import AttemptChanged, StateChanged
 from luthier.worker.v1 import task_pb2
 
+pytestmark = pytest.mark.long
 MIB = 1 << 20
 FLOOR = 4 * MIB
 
@@ -138,3 +141,24 @@ async def test_an_outcome_that_the_full_database_cannot_take_is_told_again(site:
     assert await ended(site) == ["SUCCEEDED"]
     assert site.handler.failures == []
     assert site.states.count("started") == 1
+
+
+async def test_a_task_that_fails_for_a_full_disk_with_a_part_of_its_result_is_given_back(
+    tmp_path: Path,
+) -> None:
+    attempts: list[int] = []
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        attempts.append(context.task.attempt)
+        if len(attempts) > 1:
+            return done()
+        full = Internal("the answers cannot be written")
+        full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+        raise TaskFailed(full, done())
+
+    async with serve(tmp_path / "home") as roomy:
+        await roomy.enqueue()
+        async with roomy.worker(run):
+            await roomy.until(lambda: "SUCCEEDED" in roomy.states or "FAILED" in roomy.states)
+        assert roomy.handler.failures == []
+        assert attempts == [1, 2]

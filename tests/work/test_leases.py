@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.work.conftest import Bench, Clock
 
 from luthier.work.leases import Leases
+from luthier.work.tasks import TaskKind
 
 
 def rounds(leases: Leases, clock: Clock, seconds: int) -> list[bool]:
@@ -41,16 +42,20 @@ def test_a_pause_of_the_granting_process_gives_every_lease_a_full_period() -> No
     assert leases.overdue() == ["t"], "a holder that stays silent is lost all the same"
 
 
-def test_a_pause_does_not_tell_that_a_holder_spoke() -> None:
-    clock = Clock()
-    leases = Leases(10.0, clock)
-    leases.grant("t")
-    leases.begin_round()
-    clock.now += 45.0
-    assert leases.begin_round()
-    assert not leases.is_heard("t")
-    leases.renew("t")
-    assert leases.is_heard("t")
+async def test_a_pause_does_not_tell_that_a_holder_spoke(bench: Bench) -> None:
+    await bench.enqueue()
+    assert await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0) is not None
+    bench.queue.begin_round()
+    bench.clock.now += 45.0
+    assert bench.queue.begin_round()
+    bench.clock.now += 11.0
+    await bench.queue.expire()
+    claimed = await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0)
+    assert claimed is not None
+    assert claimed[0].losses == 0
+    heard = await bench.queue.heartbeat(claimed[0].task_id, claimed[0].epoch)
+    assert not heard.heard
+    assert (await bench.queue.heartbeat(claimed[0].task_id, claimed[0].epoch)).heard
 
 
 async def test_the_queue_expires_nothing_after_its_own_pause(bench: Bench) -> None:

@@ -12,9 +12,8 @@ from sqlalchemy import event, insert, select, update
 from luthier.errors import FailedPrecondition, Failure, Reason
 from luthier.work import queue
 from luthier.work.events import Entry, Logged, Measured
-from luthier.work.queue import Outcome
 from luthier.work.schema import tasks
-from luthier.work.tasks import TaskKind
+from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 
 if TYPE_CHECKING:

@@ -34,5 +34,7 @@ def test_tasks_of_an_earlier_release_are_taken_over(tmp_path: Path) -> None:
             )
     upgrade(f"sqlite+aiosqlite:///{path}", [MIGRATIONS])
     with closing(sqlite3.connect(path)) as new:
-        found = new.execute("SELECT task_id, claim, not_before_us, delays, ended_at_us FROM tasks").fetchall()
-    assert sorted(found) == [("d", "", 0, 0, 77), ("l", "", 0, 0, 0), ("q", "", 0, 0, 0)]
+        found = new.execute(
+            "SELECT task_id, claim, not_before_us, delays, ended_at_us, heard FROM tasks"
+        ).fetchall()
+    assert sorted(found) == [("d", "", 0, 0, 77, 1), ("l", "", 0, 0, 0, 1), ("q", "", 0, 0, 0, 1)]

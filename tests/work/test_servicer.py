@@ -183,7 +183,7 @@ def _event(**fields: Any) -> event_pb2.Event:
 BAD_REPORTS: dict[str, tuple[event_pb2.Event, str]] = {
     "a metric that is NaN": (
         _event(metrics=event_pb2.MetricValues(values={"loss": NAN})),
-        "events[0].event.metrics.values['loss']: must be finite, got nan",
+        "events[0].event.metrics.values['loss']: must be a finite number, got nan",
     ),
     "time left that is infinite": (
         _event(progress=event_pb2.Progress(remaining_seconds=INFINITE)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +11,7 @@ import grpc
 import pyarrow
 import pytest
 
-from luthier.errors import FailedPrecondition, Reason, ResourceExhausted, Unavailable
+from luthier.errors import Cancelled, FailedPrecondition, Reason, ResourceExhausted, Unavailable
 from luthier.errors.tree import BY_CODE
 from luthier.runtime.status import to_trailer
 from luthier.v1 import arrow_pb2
@@ -48,6 +50,20 @@ class Broken(grpc.RpcError):
         return self.trailer
 
 
+class Opened:
+    """Messages of a call, as a channel gives them."""
+
+    def __init__(self, messages: Iterator[arrow_pb2.ArrowChunk]) -> None:
+        self._messages = messages
+        self.cancelled = False
+
+    def __iter__(self) -> Iterator[arrow_pb2.ArrowChunk]:
+        return self._messages
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 def chunk(rows: list[int]) -> arrow_pb2.ArrowChunk:
     batch = pyarrow.record_batch({"row": rows})
     sink = pyarrow.BufferOutputStream()
@@ -73,7 +89,7 @@ def test_a_break_is_resumed_at_the_next_row() -> None:
             raise Broken(grpc.StatusCode.UNAVAILABLE)
         yield chunk(left[2:])
 
-    assert rows_of(read_batches(open_at)) == wanted
+    assert rows_of(read_batches(lambda start: Opened(open_at(start)))) == wanted
     assert opened == [0, 3, 8]
 
 
@@ -83,11 +99,53 @@ def test_a_refusal_in_the_middle_is_told() -> None:
         raise Broken(grpc.StatusCode.FAILED_PRECONDITION)
 
     with pytest.raises(FailedPrecondition, match="told"):
-        rows_of(read_batches(open_at))
+        rows_of(read_batches(lambda start: Opened(open_at(start))))
 
 
 def test_an_empty_stream_has_no_rows() -> None:
-    assert rows_of(read_batches(lambda start: iter(()))) == []
+    assert rows_of(read_batches(lambda start: Opened(iter(())))) == []
+
+
+def test_who_reads_a_table_that_does_not_come_hears_within_a_second() -> None:
+    """Neither the service nor the runner ends: only the wish to stop does."""
+    silent = threading.Event()
+    opened: list[Opened] = []
+    stop_at = time.monotonic() + 0.5
+
+    def chunks() -> Iterator[arrow_pb2.ArrowChunk]:
+        yield chunk([0])
+        silent.wait(20)
+
+    def open_at(start: int) -> Opened:
+        opened.append(Opened(chunks()))
+        return opened[-1]
+
+    def check() -> None:
+        if time.monotonic() > stop_at:
+            raise Cancelled("nobody wants it")
+
+    with pytest.raises(Cancelled):
+        rows_of(read_batches(open_at, check))
+    assert time.monotonic() - stop_at < 1.0
+    assert [one.cancelled for one in opened] == [True]
+    silent.set()
+
+
+def test_a_table_that_nobody_reads_on_is_given_up() -> None:
+    sent: list[int] = []
+
+    def chunks() -> Iterator[arrow_pb2.ArrowChunk]:
+        for row in range(1000):
+            sent.append(row)
+            yield chunk([row])
+
+    opened = Opened(chunks())
+    batches = read_batches(lambda start: opened)
+    next(batches)
+    del batches
+    assert opened.cancelled
+    time.sleep(0.2)
+    assert len(sent) <= 6, "only a few are read ahead"
 
 
 def test_retrying_outlasts_a_short_absence() -> None:

@@ -226,3 +226,59 @@ async def test_work_goes_on_through_a_restart_of_the_service(tmp_path: Path) -> 
         await second.enqueue("jobs/b")
         await second.until(lambda: second.states.count("SUCCEEDED") == 2)
         await working.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+async def test_a_runner_that_waits_for_a_file_hears_within_a_second(
+    site: Site, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    given = await site.blobs.put_bytes(b"from the service")
+    asked = threading.Event()
+
+    async def silent(digest: str, **_: object) -> AsyncIterator[bytes]:
+        asked.set()
+        await asyncio.sleep(20)
+        yield b""
+
+    monkeypatch.setattr(site.blobs, "read", silent)
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        context.fetch(task_pb2.BlobFile(path="x", sha256=given.digest, size_bytes=given.size_bytes))
+        return done()
+
+    await site.enqueue()
+    async with site.worker(run) as stopping:
+        await site.until(asked.is_set)
+        if how == "stop":
+            stopping.set()
+        else:
+            async with site.parts.database.transaction() as connection:
+                await site.parts.queue.request_cancel(connection, "jobs/a")
+        began = time.monotonic()
+        await site.until(lambda: "CANCELLED" in site.states or "lost" in site.states)
+        assert time.monotonic() - began < 2.0, "a heartbeat brings the wish, the wait hears it"
+
+
+async def test_files_are_looked_for_where_nobody_can_sweep_them_away_any_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the commit a blob that was released could go."""
+    has, looks = site.blobs.has, []
+
+    async def seen(digest: str) -> bool:
+        looks.append(site.parts.database._writing.locked())
+        return await has(digest)
+
+    monkeypatch.setattr(site.blobs, "has", seen)
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        path = context.scratch / "weights"
+        path.write_bytes(b"weights")
+        file = context.store(path, "weights")
+        context.commit_checkpoint(1, [file], {})
+        return task_pb2.TaskResult(train=task_pb2.TrainResult(files=[file]))
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "SUCCEEDED" in site.states)
+    assert looks == [False, True, True], "before the file is sent, with the checkpoint, with the outcome"

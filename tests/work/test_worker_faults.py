@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ async def test_an_event_that_is_refused_is_dropped_alone_and_told(
     assert [text for text in texts if text.isdigit()] == [str(number) for number in range(50)]
     (told,) = [text for text in texts if not text.isdigit()]
     assert "train_loss" in told
-    assert "must be finite, got nan" in told
+    assert "must be a finite number, got nan" in told
     counted = [
         vars(record)["number"] for record in caplog.records if record.message.startswith("report refused")
     ]
@@ -103,10 +104,10 @@ async def test_a_fault_that_lasts_fails_the_task_by_name(site: Site, monkeypatch
     monkeypatch.setattr(link_module, "FAULT_SECONDS", 0.5)
     finish = site.parts.queue.finish
 
-    async def refuse_results(task_id: str, epoch: int, outcome: Any) -> None:
+    async def refuse_results(task_id: str, epoch: int, outcome: Any, require_blobs: Any) -> None:
         if outcome.result is not None:
             raise KeyError("cannot be stored")
-        await finish(task_id, epoch, outcome)
+        await finish(task_id, epoch, outcome, require_blobs)
 
     monkeypatch.setattr(site.parts.queue, "finish", refuse_results)
     await site.enqueue()
@@ -167,3 +168,30 @@ async def test_work_waits_through_an_overload_that_outlasts_a_lease(tmp_path: Pa
             go_on.set()
             await site.until(lambda: "SUCCEEDED" in site.states)
         assert site.handler.calls == [("started", 1), ("SUCCEEDED", 1)]
+
+
+async def test_a_claim_answered_while_the_service_restarts_is_taken_up_by_the_same_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    async with AsyncExitStack() as worker:
+        async with serve(home) as first:
+            claim, leased = first.parts.queue.claim, threading.Event()
+
+            async def lose(*args: Any) -> Any:
+                claimed = await claim(*args)
+                if claimed is not None:
+                    leased.set()
+                    raise Unavailable("the connection broke")
+                return claimed
+
+            monkeypatch.setattr(first.parts.queue, "claim", lose)
+            await first.enqueue()
+            await worker.enter_async_context(first.worker(done))
+            await first.until(leased.is_set)
+        async with serve(home, first.port) as second:
+            await second.until(lambda: "SUCCEEDED" in second.states, 15)  # half a lease period
+            assert second.handler.calls == [("SUCCEEDED", 1)], (
+                "the first attempt, neither lost nor begun anew"
+            )
+            await worker.aclose()

@@ -17,7 +17,7 @@ from luthier.errors import AlreadyExists, FailedPrecondition
 from luthier.work import place as place_module
 from luthier.work import running
 from luthier.work.context import TaskContext
-from luthier.work.limits import LIMITS, Limits, allowed_seconds
+from luthier.work.limits import LIMITS, Limits, allowed_seconds, answering_seconds
 from luthier.work.running import RunnerStuck
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import work_until
@@ -268,3 +268,41 @@ async def test_a_process_that_finds_the_lock_free_takes_over_at_once(site: Site)
     assert time.monotonic() - moment < 15, "far less than the lease of 30 s"
     go_on.set()
     assert site.handler.calls[:2] == [("started", 1), ("lost", 1)]
+
+
+async def test_work_that_shows_only_on_the_way_adds_to_what_a_task_may_take(site: Site) -> None:
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        context.announce(60.0)
+        time.sleep(0.5)
+        context.check()
+        return done(context)
+
+    limits = dict.fromkeys(KINDS, Limits(stall_seconds=30.0, base_seconds=0.2))
+    await site.enqueue()
+    async with site.worker(run, limits=limits):
+        await site.until(lambda: "SUCCEEDED" in site.states or "FAILED" in site.states)
+    assert site.handler.failures == []
+
+
+async def test_heeding_is_no_sign_of_life(site: Site) -> None:
+    """Who waits for somebody else's work may wait for ever."""
+    stuck = threading.Event()
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        while not stuck.wait(0.1):
+            context.heed()
+        return done(context)
+
+    await site.enqueue()
+    plan = replace(site.plan(), limits=dict.fromkeys(KINDS, Limits(stall_seconds=1.0)))
+    try:
+        with pytest.raises(RunnerStuck):
+            await asyncio.wait_for(work_until(plan, dict.fromkeys(KINDS, run), asyncio.Event()), 20)
+    finally:
+        stuck.set()
+
+
+def test_what_answers_may_take_is_far_above_what_they_take() -> None:
+    # A model of 7 billion weights on two slow cores: a token a second, a long prompt in some minutes.
+    assert answering_seconds(2000, 256) == 2000 * (600.0 + 256.0)
+    assert LIMITS[TaskKind.EVALUATE].base_seconds == 12 * 3600.0

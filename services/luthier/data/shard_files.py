@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeVar
 
 from luthier.data.splits import split_name
 from luthier.errors import ResourceExhausted
+from luthier.runtime.auth import current_principal
 from luthier.storage.blobs import BlobStore
 from luthier.storage.threads import finished_in
 from luthier.worker.v1.task_pb2 import Shard
@@ -22,14 +24,16 @@ RECORD_COLUMNS = ("row", "record_id", "split", "filename", "line", "record")
 """Columns of a version's shards; `record` is the canonical record as JSON."""
 ID_COLUMNS = ("row", "record_id")
 """Columns of a version's shards that tell its records without their text."""
-ROW_COLUMNS = ("row", "record_id", "split", "filename", "line", "input_ids", "loss_mask")
+ROW_COLUMNS = ("row", "record_id", "split", "filename", "line", "input_ids", "loss_mask", "unit", "role")
 """Columns of a rendering's shards, besides those of `LENGTH_COLUMNS`."""
-LENGTH_COLUMNS = ("row", "split", "num_tokens", "num_supervised")
+LENGTH_COLUMNS = ("row", "split", "num_tokens", "num_supervised", "unit")
 """Columns of a rendering's shards that tell its lengths without its tokens."""
 CHUNK_BYTES = 1 << 20
 """About the most that one Arrow chunk holds; a single greater row still travels as one."""
-MAX_READS = 64
-"""Reads in progress, one for each call; every one of them may hold a row group in memory."""
+MAX_READS = 48
+"""Reads of users in progress, one for each call; every one of them may hold a row group in memory."""
+MAX_WORKER_READS = 16
+"""Reads on behalf of tasks in progress, besides those of users: neither can take the other's."""
 _THREADS = 4
 _RETRY_SECONDS = 0.5
 P = ParamSpec("P")
@@ -39,13 +43,16 @@ R = TypeVar("R")
 class ShardReader:
     """Reads shards of one blob store, in a few threads of its own: none of them ever waits for another thread.
 
-    Memory: one row group of the columns wanted for each read in progress, of which there are `max_reads` at most.
+    Memory: one row group of the columns wanted for each read in progress, of which there are `max_reads` of users and
+    `max_worker_reads` on behalf of tasks at most.
     """
 
-    def __init__(self, blobs: BlobStore, *, max_reads: int = MAX_READS) -> None:
+    def __init__(
+        self, blobs: BlobStore, *, max_reads: int = MAX_READS, max_worker_reads: int = MAX_WORKER_READS
+    ) -> None:
         self._blobs = blobs
-        self._max_reads = max_reads
-        self._num_reads = 0
+        self._most = {"users": max_reads, "workers": max_worker_reads}
+        self._reads = Counter[str]()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
 
     async def batches(
@@ -106,17 +113,20 @@ class ShardReader:
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[None]:
-        if self._num_reads >= self._max_reads:
+        principal = current_principal()
+        readers = "workers" if principal is not None and principal.kind != "key" else "users"
+        most = self._most[readers]
+        if self._reads[readers] >= most:
             raise ResourceExhausted(
-                f"at most {self._max_reads} calls may read stored rows at once, got one more; call again",
-                metadata={"limit": str(self._max_reads)},
+                f"at most {most} calls of {readers} may read stored rows at once, got one more; call again",
+                metadata={"limit": str(most), "readers": readers},
                 retry_after_seconds=_RETRY_SECONDS,
             )
-        self._num_reads += 1
+        self._reads[readers] += 1
         try:
             yield
         finally:
-            self._num_reads -= 1
+            self._reads[readers] -= 1
 
     async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         return await finished_in(self._threads, function, *arguments, **named)
@@ -170,7 +180,13 @@ def _read_group(
 ) -> pyarrow.RecordBatch | None:
     import pyarrow.compute
 
-    table = opened.read_row_group(group, columns=columns, use_threads=False).slice(skip)
+    stored = [column for column in columns if column in opened.schema_arrow.names]
+    table = opened.read_row_group(group, columns=stored, use_threads=False).slice(skip)
+    # Shards of before units: each row is one by itself.
+    if "unit" in columns and "unit" not in stored:
+        table = table.append_column("unit", table.column("row"))
+    if "role" in columns and "role" not in stored:
+        table = table.append_column("role", pyarrow.repeat("", table.num_rows))
     for column, value in equals.items():
         table = table.filter(pyarrow.compute.equal(table[column], value))
     batches = table.combine_chunks().to_batches()

@@ -80,7 +80,9 @@ def project(x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
     together = [update for update in updates if update is not None]
     if len(together) < 2:
         return [linear(x) for linear in linears]
-    outputs = iter(lora_linear_multi(x, together))
+    first = next(one for one, update in zip(linears, updates, strict=True) if update is not None)
+    assert isinstance(first, LoraLinear)
+    outputs = iter(lora_linear_multi(x, together, dropout=first.dropout()))
     return [
         linear(x) if update is None else next(outputs)
         for linear, update in zip(linears, updates, strict=True)

@@ -15,8 +15,10 @@ from luthier.lm.model_config import check_config, read_config
 _MAX_WORDS = 300
 
 
-def load_model(directory: Path, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """Load a model for training adapters or generating: eval mode, frozen, with our attention.
+def load_model(
+    directory: Path, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """Load a model for training or generating onto a device: eval mode, frozen, with our attention.
 
     Files are memory-mapped; nothing but safetensors and JSON is read, and no code that comes with a model
     runs.
@@ -29,6 +31,8 @@ def load_model(directory: Path, dtype: torch.dtype = torch.bfloat16) -> PreTrain
     check_config(read_config(directory))
     model = load_weights(directory, dtype=dtype, attn_implementation=IMPLEMENTATION)
     model.requires_grad_(requires_grad=False)
+    placed: Any = model
+    placed.to(device)
     use_kernels(model)
     return model
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
-from luthier.kernels.lora_linear import Projection, lora_linear
+from luthier.kernels.lora_linear import Dropout, Projection, lora_linear, token_number
+from luthier.lm.packed import PackedBatch
 
 MAX_RANK = 512
 
@@ -64,12 +65,13 @@ class Adapter:
 
 
 class AdapterSwitch:
-    """Which adapter a model's forward uses now; one object shared by all its `LoraLinear` modules."""
+    """Which adapter a model's forward uses now, and what it drops; one object shared by all its `LoraLinear`s."""
 
-    __slots__ = ("active", "adapters")
+    __slots__ = ("active", "adapters", "dropout")
 
     def __init__(self) -> None:
         self.active: str | None = None
+        self.dropout: Dropout | None = None
         self.adapters: dict[str, Adapter] = {}
 
 
@@ -81,8 +83,10 @@ class LoraLinear(nn.Module):
     float32.
     """
 
-    def __init__(self, linear: nn.Linear, switch: AdapterSwitch) -> None:
+    def __init__(self, linear: nn.Linear, switch: AdapterSwitch, name: str) -> None:
         super().__init__()
+        # Of 32 bits: what tells layers apart where masks are drawn.
+        self.stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.weight = linear.weight
@@ -117,12 +121,17 @@ class LoraLinear(nn.Module):
             scale=self.scales[name],
         )
 
+    def dropout(self) -> Dropout | None:
+        """What is dropped of this layer's input on its way into the update; None: nothing."""
+        dropout = self.switch.dropout
+        return None if dropout is None else replace(dropout, stream=self.stream)
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O], with the active adapter's update where this layer has one."""
         projection = self.projection()
         if projection is None:
             return nn.functional.linear(x, self.weight, self.bias)
-        return lora_linear(x, projection)
+        return lora_linear(x, projection, dropout=self.dropout())
 
 
 def insert_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int, name: str = "default") -> Adapter:
@@ -169,7 +178,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, factors: dict[str, tuple[Te
     for module in adapter.modules:
         linear = model.get_submodule(module)
         if isinstance(linear, nn.Linear):
-            model.set_submodule(module, LoraLinear(linear, switch))
+            model.set_submodule(module, LoraLinear(linear, switch, module))
         _lora_linear(model, module).add(adapter.name, *factors[module], adapter.spec.scale)
     switch.adapters[adapter.name] = adapter
     return adapter
@@ -232,6 +241,28 @@ def use_adapter(model: PreTrainedModel, name: str | None) -> Iterator[None]:
     finally:
         if switch is not None:
             switch.active = before
+
+
+@contextmanager
+def dropping(model: PreTrainedModel, batch: PackedBatch, probability: float, seed: int) -> Iterator[None]:
+    """Drop inputs of the updates in the block, by seed, row, token, layer and column; one thread at a time.
+
+    A token's mask is the same whatever its row is packed with. Layers that take the same input in one pass, as query,
+    key and value do, share a mask.
+    """
+    switch = _switch(model)
+    assert switch is not None, "the model has an adapter"
+    first, *others = zip(batch.cu_seqlens, batch.rows, strict=False)
+    switch.dropout = Dropout(
+        probability=probability,
+        seed=seed,
+        row0=token_number(first[1]),
+        restarts=tuple((place, token_number(row)) for place, row in others),
+    )
+    try:
+        yield
+    finally:
+        switch.dropout = None
 
 
 def adapter_parameters(model: PreTrainedModel, name: str) -> dict[str, nn.Parameter]:

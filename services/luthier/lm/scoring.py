@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens, for perplexity.
 
-Shape suffixes: T tokens, N labelled positions, V vocabulary.
+Shape suffixes: T tokens, N positions that predict a chosen token, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,7 @@ from luthier.errors import InvalidArgument
 from luthier.kernels.linear_logprob import linear_logprob
 from luthier.lm.attention import head_weight, packed_forward
 from luthier.lm.blocks import final_softcap
-from luthier.lm.loss import labelled_rows
-from luthier.lm.packed import pack
+from luthier.lm.packed import WEIGHT, named_positions, pack
 
 _ROWS_PER_MATMUL = 512
 
@@ -70,8 +69,8 @@ def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int
 def _score(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]]
 ) -> list[SequenceScore]:
-    batch = pack(list(zip(sequences, masks, strict=True))).to(model.device)
-    rows_N = labelled_rows(batch)
+    batch = pack(sequences, {WEIGHT: masks}).to(model.device)
+    rows_N = named_positions(batch, WEIGHT)
     hidden = packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
     head_VE, softcap = head_weight(model), final_softcap(model)
     parts = [

@@ -101,11 +101,14 @@ class Limits:
 
 
 class AdmissionMetrics:
-    """Counts who was refused, and shows who is in."""
+    """Counts who was refused because something was used up, and shows who is in."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.refused = MetricCounter(
-            "luthier_calls_refused", "Calls refused because no slot was free.", ["pool"], registry=registry
+        self._refused = MetricCounter(
+            "luthier_calls_refused",
+            "Calls refused with RESOURCE_EXHAUSTED; with a pool: at the door, because none of its slots was free.",
+            ["pool", "reason"],
+            registry=registry,
         )
         self.running = MetricGauge(
             "luthier_calls_running", "Calls that hold a slot.", ["pool"], registry=registry
@@ -114,9 +117,15 @@ class AdmissionMetrics:
             "luthier_calls_waiting", "Calls that wait for a slot.", ["pool"], registry=registry
         )
 
+    def refused(self, pool: str, reason: str) -> None:
+        """Count a refusal at the door of a pool, or by whoever answers a call that came in (no pool)."""
+        # Reasons that workers hand on are theirs to choose, the series are not.
+        known = reason if reason in Reason.__members__ else "OTHER"
+        self._refused.labels(pool, known).inc()
+
     def follow(self, pool: Pool, gate: Gate) -> None:
         """Create a pool's series, and show its gate whenever somebody looks."""
-        self.refused.labels(pool)
+        self._refused.labels(pool, str(Reason.OVERLOADED))
         self.running.labels(pool).set_function(lambda: gate.running)
         self.waiting.labels(pool).set_function(lambda: gate.waiting)
 
@@ -314,8 +323,8 @@ class Admission:
         self._traffic.arrivals += 1
 
     def refused(self, gate: Gate) -> None:
-        """Count a refusal."""
-        self._metrics.refused.labels(gate.pool).inc()
+        """Count a refusal that no stage of a call sees."""
+        self._metrics.refused(gate.pool, Reason.OVERLOADED)
 
     @asynccontextmanager
     async def stage(self, call: Call) -> AsyncIterator[None]:
@@ -325,8 +334,7 @@ class Admission:
         try:
             ticket = await gate.enter(_address_of(call))
         except ResourceExhausted:
-            call.is_shed = True
-            self.refused(gate)
+            call.shed_by = gate.pool
             raise
         if gate.pool in ("reads", "writes"):
             call.steps_aside = StepAside(self._traffic)

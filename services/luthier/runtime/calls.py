@@ -38,7 +38,10 @@ def call_type(handler: grpc.RpcMethodHandler[Any, Any]) -> CallType:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Call:
-    """A call in progress. Stages fill in what later stages, the log and the metrics need."""
+    """A call in progress. Stages fill in what later stages, the log and the metrics need.
+
+    `shed_by` names the pool that had no slot for it.
+    """
 
     method: str
     type: CallType
@@ -55,7 +58,7 @@ class Call:
     received: int = 0
     sent: int = 0
     interrupted: bool = False
-    is_shed: bool = False
+    shed_by: str = ""
     steps_aside: StepsAside | None = None
     trailers: dict[str, str] = field(default_factory=dict)
 

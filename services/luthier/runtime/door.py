@@ -2,8 +2,8 @@
 
 The public API's rules are those of its field behaviours (AIP-203): what is OUTPUT_ONLY, and the IDENTIFIER of what
 is yet to be created, are the service's to write, and what a caller put there is cleared. The worker protocol
-carries what workers measured in the same messages, so there nothing is cleared; what else its messages must satisfy,
-measurements in maps among it, is looked at where they arrive (`work.validity`).
+carries what workers measured in the same messages, so there nothing is cleared; what else its messages must satisfy
+is looked at where they arrive (`work.validity`). Numbers are finite everywhere: alone, in lists and in maps.
 """
 
 from __future__ import annotations
@@ -114,8 +114,7 @@ def _check(field: FieldDescriptor, rules: _Rules) -> Check | None:
     inner = field.message_type
     if inner is not None and inner.GetOptions().map_entry:
         value_field = inner.fields_by_name["value"]
-        is_measurement = not rules.clears_output and _is_float(value_field)
-        of_one = None if is_measurement else _check_one(value_field, rules)
+        of_one = _check_one(value_field, rules)
         return None if of_one is None else _each_of_map(of_one)
     of_one = _check_one(field, rules)
     return _each(of_one) if of_one is not None and field.is_repeated else of_one

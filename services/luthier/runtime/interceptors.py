@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc import aio
 
-from luthier.errors import Internal, LuthierError, Unavailable, Unimplemented
+from luthier.errors import Internal, LuthierError, ResourceExhausted, Unavailable, Unimplemented
 from luthier.errors.reasons import Reason
-from luthier.runtime.admission import HEALTH_SERVICE
+from luthier.runtime.admission import HEALTH_SERVICE, AdmissionMetrics
 from luthier.runtime.auth import Authenticator, Policy, confine, current_principal, permit, set_principal
 from luthier.runtime.calls import Call, Stage
 from luthier.runtime.logs import bind
@@ -104,7 +104,7 @@ class AccessLog:
         try:
             yield
         finally:
-            if call.is_shed:
+            if call.shed_by:
                 self.shed(call.method, call.principal, started)
             else:
                 self._write(call, started)
@@ -139,13 +139,27 @@ class AccessLog:
         )
 
 
-@asynccontextmanager
-async def error_stage(call: Call) -> AsyncIterator[None]:
-    """End a failed call with the status of its error.
+def error_stage(metrics: AdmissionMetrics) -> Stage:
+    """Return the stage that ends a failed call with the status of its error, and counts what was used up.
 
     An error that is no LuthierError is a fault of ours: it is logged with its trace and told as INTERNAL with
     nothing but the request id. Cancellation passes, unless it is the server's own on its way down.
     """
+
+    @asynccontextmanager
+    async def stage(call: Call) -> AsyncIterator[None]:
+        async with _ended_by_status(call):
+            try:
+                yield
+            except ResourceExhausted as error:
+                metrics.refused(call.shed_by, error.reason)
+                raise
+
+    return stage
+
+
+@asynccontextmanager
+async def _ended_by_status(call: Call) -> AsyncIterator[None]:
     try:
         yield
     except LuthierError as error:

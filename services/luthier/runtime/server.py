@@ -185,13 +185,14 @@ def _interceptor(
     request_log: RequestLog,
 ) -> StagedInterceptor:
     access_log = AccessLog()
-    admission = Admission(options.limits, AdmissionMetrics(metrics.registry))
+    refusals = AdmissionMetrics(metrics.registry)
+    admission = Admission(options.limits, refusals)
     stages = (
         in_flight.stage,
         request_id_stage,
         metrics_stage(metrics.calls),
         access_log.stage,
-        error_stage,
+        error_stage(refusals),
         auth_stage(authenticator, policy),
         admission.stage,
         request_stage,

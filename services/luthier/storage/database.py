@@ -21,6 +21,8 @@ R = TypeVar("R")
 
 _READERS = 4
 """Threads, each with a connection, of `Database.rows`."""
+_RESERVED_BYTES = 6 << 20
+"""Room in the log of writes: SQLite empties it when it holds 4 MiB, what is beyond is free on a full disk, too."""
 _PRAGMAS = (
     "journal_mode=WAL",
     "busy_timeout=60000",
@@ -102,7 +104,8 @@ class Database:
     Writers of this process wait for one another in order of arrival, without a thread or a busy loop each;
     other processes are kept out by the database itself. What finds no room raises ResourceExhausted DISK_FULL.
 
-    `disk` is where it lives: what would fill it asks there for room first.
+    `disk` is where it lives: what would fill it asks there for room first. After `reserve` some room is kept for
+    transactions that make room, whoever fills the disk.
     """
 
     def __init__(self, url: str, *, min_free_bytes: int = 0) -> None:
@@ -117,12 +120,32 @@ class Database:
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="database")
         self._writers = self._engine.execution_options(luthier_write=True)
         self._writing = asyncio.Lock()
+        self._has_reserve = False
 
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
         self._threads.shutdown()
         self._reader.dispose()
+
+    async def reserve(self) -> None:
+        """Let the log of writes grow now to what it may need, so that some transactions find room on a full disk.
+
+        Raises:
+            ResourceExhausted: DISK_FULL.
+        """
+        await finished_in(self._threads, self._grow_log)
+        self._has_reserve = True
+
+    def _grow_log(self) -> None:
+        with self._reader.connect().execution_options(luthier_write=True) as connection:
+            # What does not fit into so small a cache is written to the log at once; none of it is committed.
+            connection.exec_driver_sql("PRAGMA cache_size=16")
+            connection.exec_driver_sql("CREATE TABLE reserved (data BLOB)")
+            connection.exec_driver_sql("INSERT INTO reserved VALUES (zeroblob(?))", (_RESERVED_BYTES,))
+            connection.rollback()
+            # The connection stays in its pool: with the last one of all the log would go.
+            connection.exec_driver_sql("PRAGMA cache_size=-2000")
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator[None]:
@@ -147,18 +170,19 @@ class Database:
                 callback()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+    async def transaction(self, *, makes_room: bool = False) -> AsyncIterator[AsyncConnection]:
         """Open a write transaction; commit at the end of the block, roll back when it raises.
 
+        On a disk without room only those that make some may use what `reserve` keeps.
         Inside a unit of work (or another transaction) it is a part of that one: a part that raises is undone
         even when the exception is caught outside of it, the rest goes on.
         """
         unit = self._unit()
         if unit is None:
-            async with self.unit_of_work(), self._begun() as connection:
+            async with self.unit_of_work(), self._begun(makes_room) as connection:
                 yield connection
             return
-        connection = await self._begin(unit)
+        connection = await self._begin(unit, makes_room)
         registered = len(unit.callbacks)
         try:
             async with connection.begin_nested():
@@ -219,13 +243,15 @@ class Database:
         return unit
 
     @asynccontextmanager
-    async def _begun(self) -> AsyncIterator[AsyncConnection]:
+    async def _begun(self, makes_room: bool) -> AsyncIterator[AsyncConnection]:
         unit = _current.get()
         assert unit is not None, "called inside a unit of work"
-        yield await self._begin(unit)
+        yield await self._begin(unit, makes_room)
 
-    async def _begin(self, unit: _Unit) -> AsyncConnection:
+    async def _begin(self, unit: _Unit, makes_room: bool) -> AsyncConnection:
         if unit.connection is None:
+            if self._has_reserve and not makes_room and self.disk.free_bytes() < NO_ROOM_BYTES:
+                raise disk_full("what is left is for cancelling")
             await self._writing.acquire()
             try:
                 connection = await self._writers.connect()

@@ -109,14 +109,19 @@ def add_lengths(ipc: bytes, lengths: Lengths) -> None:
     wanted = ("row", "split", "num_tokens", "num_supervised")
     if not set(wanted) <= set(table.column_names):
         raise DataLoss(f"a chunk of lengths must have the columns {wanted}, got {table.column_names}")
+    if "unit" not in table.column_names:  # a Data service of before units
+        table = table.append_column("unit", table.column("row"))
     for split, packed in (("TRAIN", lengths.train), ("VALIDATION", lengths.validation)):
         rows = table.filter(pyarrow.compute.equal(table.column("split"), split))
         for name, column in (
             ("row", packed.rows),
+            ("unit", packed.units),
             ("num_tokens", packed.num_tokens),
             ("num_supervised", packed.num_supervised),
         ):
-            _extend(column, rows.column(name), pyarrow.int64() if name == "row" else pyarrow.int32())
+            _extend(
+                column, rows.column(name), pyarrow.int64() if name in ("row", "unit") else pyarrow.int32()
+            )
 
 
 def _extend(column: array[int], values: Any, type_: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
@@ -50,13 +49,13 @@ class Aside:
         handlers: Mapping[TaskKind, TaskHandler],
         metrics: WorkMetrics,
         leases: Leases,
-        announce: Callable[[], None],
+        announce_after: Callable[[float], None],
     ) -> None:
         self._database = database
         self._handlers = handlers
         self._metrics = metrics
         self._leases = leases
-        self._announce = announce
+        self._announce_after = announce_after
         self._tasks = Tasks()
 
     async def put(self, unclaimable: Unclaimable) -> None:
@@ -90,8 +89,7 @@ class Aside:
                 return False
             seconds = min(_FIRST_DELAY_SECONDS * 2**delays, _LONGEST_DELAY_SECONDS)
             await self._tasks.put_off(connection, task.task_id, seconds)
-            loop = asyncio.get_running_loop()
-            self._database.after_commit(lambda: _after(loop, seconds, self._announce))
+            self._database.after_commit(lambda: self._announce_after(seconds))
             return True
 
     async def _fail(self, seen: Task, failure: Failure | None) -> None:
@@ -106,10 +104,6 @@ class Aside:
             self._database.after_commit(self._metrics.set_aside.labels(task.kind.value).inc)
             if failure is not None:
                 await self._handlers[task.kind].failed(connection, ended, failure, None)
-
-
-def _after(loop: asyncio.AbstractEventLoop, seconds: float, call: Callable[[], None]) -> None:
-    loop.call_later(seconds, call)
 
 
 def _internal(error: Exception) -> Internal:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.cache import BlobCache
 from luthier.work.convert import entry_to_proto
 from luthier.work.events import Entry, Logged, Measured, Payload, Progressed, Severity
+from luthier.work.limited import Check
+from luthier.work.retry import HEAR_SECONDS
 from luthier.work.session import TaskSession
 from luthier.worker.v1 import task_pb2
 
@@ -117,8 +120,22 @@ class TaskContext:
             metadata={"allowed_seconds": f"{self._allowed_seconds:.0f}"},
         )
 
+    def announce(self, seconds: float) -> None:
+        """Add to what the task may take, if it has a limit: its work is known only now."""
+        if self._allowed_seconds is not None:
+            self._allowed_seconds += seconds
+
     def check(self) -> None:
-        """Return if the work is still wanted. Call it between units of work.
+        """Return if the work is still wanted. Call it between units of work; it counts as a sign of life.
+
+        Raises:
+            LuthierError: as `heed`.
+        """
+        self._activity += 1
+        self.heed()
+
+    def heed(self) -> None:
+        """Return if the work is still wanted. Call it while somebody else works, who may have stopped to.
 
         Raises:
             TaskCancelled: the service asked to stop.
@@ -126,7 +143,6 @@ class TaskContext:
             Unavailable: this worker shuts down; the task is queued again.
             DeadlineExceeded: TASK_DEADLINE; it took longer than its announced work permits.
         """
-        self._activity += 1
         if self._session.lost:
             raise FailedPrecondition(reason=Reason.LEASE_LOST, message="the lease of this task is lost")
         if self._session.cancel_requested:
@@ -192,7 +208,7 @@ class TaskContext:
     def _download(self, sha256: str) -> Iterator[bytes]:
         stream = aiter(self._session.fetch(sha256))
         while True:
-            chunk = self._wait(anext(stream, None))
+            chunk = self._wait(anext(stream, None), self.check)
             if chunk is None:
                 return
             self.check()
@@ -221,11 +237,17 @@ class TaskContext:
         event: event_pb2.Event = entry_to_proto(Entry(payload=payload, step=step))
         self._loop.call_soon_threadsafe(self._session.add_event, event)
 
-    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+    def _wait(self, call: Coroutine[Any, Any, T], check: Check = lambda: None) -> T:
         self._activity += 1
         began = self._waiting_since = time.monotonic()
+        waited_for = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+            while not wait((waited_for,), HEAR_SECONDS).done:
+                check()
+            return waited_for.result()
+        except BaseException:
+            waited_for.cancel()
+            raise
         finally:
             self._waiting_since = None
             self._waited_seconds += time.monotonic() - began

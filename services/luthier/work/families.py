@@ -120,7 +120,7 @@ class Family(Generic[M, P]):
         `stopping` is the state that it is in until its worker has heard of it. Raises NotFound, Aborted
         ETAG_MISMATCH.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(makes_room=True) as connection:
             stored = await self._rows.get(connection, name)
             require_etag(stored, etag)
             if not self.lifecycle.may_become(stored.message.state, stopping):  # type: ignore[attr-defined]

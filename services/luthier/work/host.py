@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc.aio
 
+from luthier.errors import ResourceExhausted
 from luthier.runtime.auth import Authenticator, Policy, TaskTokens
 from luthier.runtime.home import keep_private, secure_home
 from luthier.runtime.keys import Keys, read_or_create_keys
@@ -37,6 +38,8 @@ from luthier.worker.v1 import worker_service_pb2_grpc
 
 _EXPIRY_SECONDS = 1.0
 _FORGET_SECONDS = 3600.0
+_LEAST_FLOOR_BYTES = 64 << 20
+"""Who gives less of a floor than this has no room to keep for cancelling either."""
 _logger = logging.getLogger(__name__)
 
 
@@ -145,6 +148,7 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
         await asyncio.to_thread(upgrade, url, (schema.MIGRATIONS, plan.migrations))
         database = Database(url, min_free_bytes=plan.min_free_bytes)
         stack.push_async_callback(database.close)
+        await _reserve(database)
         parts = Parts(plan, keys, database, stack)
         hosted = build(parts)
         for kind, handler in hosted.handlers.items():
@@ -182,6 +186,15 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
         )
         stack.callback(parts.queue.stop)
         yield running.port
+
+
+async def _reserve(database: Database) -> None:
+    if database.disk.min_free_bytes < _LEAST_FLOOR_BYTES:
+        return
+    try:
+        await database.reserve()
+    except ResourceExhausted as full:
+        _logger.warning("no room is kept for cancelling: %s", full.message)
 
 
 async def host(plan: ServicePlan, build: Build) -> None:

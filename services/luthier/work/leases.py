@@ -20,7 +20,6 @@ class Leases:
         self.lease_seconds = lease_seconds
         self._clock = clock
         self._deadlines: dict[str, float] = {}
-        self._unheard: set[str] = set()
         self._last_round: float | None = None
 
     def begin_round(self) -> bool:
@@ -36,28 +35,17 @@ class Leases:
         return True
 
     def grant(self, task_id: str) -> None:
-        """Give a task one full period from now, to a holder that has not shown yet that it knows."""
-        self.renew(task_id)
-        self._unheard.add(task_id)
-
-    def renew(self, task_id: str) -> None:
-        """Give a task one full period from now: its holder spoke."""
+        """Give a task one full period from now: it was handed out, or its holder spoke."""
         self._deadlines[task_id] = self._clock() + self.lease_seconds
-        self._unheard.discard(task_id)
 
     def adopt(self, task_ids: Iterable[str]) -> None:
         """Give tasks that were leased before this process began one full period."""
         for task_id in task_ids:
-            self.renew(task_id)
+            self.grant(task_id)
 
     def end(self, task_id: str) -> None:
         """Forget a lease."""
         self._deadlines.pop(task_id, None)
-        self._unheard.discard(task_id)
-
-    def is_heard(self, task_id: str) -> bool:
-        """Tell whether the holder ever spoke of the task: if not, the answer to its claim may have been lost."""
-        return task_id not in self._unheard
 
     def remaining_seconds(self, task_id: str) -> float:
         """Return the time until a lease runs out; 0 when it is overdue or not known."""

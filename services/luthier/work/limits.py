@@ -38,7 +38,8 @@ LIMITS: Mapping[TaskKind, Limits] = MappingProxyType(
         # The size of what the Hub sends is not known beforehand.
         TaskKind.REGISTER_MODEL: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
         TaskKind.TRAIN: Limits(stall_seconds=1800.0),
-        TaskKind.EVALUATE: Limits(stall_seconds=1800.0),
+        # Its runner adds `answering_seconds` once it knows the records; the base is for what it fetches and waits for.
+        TaskKind.EVALUATE: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
     }
 )
 
@@ -52,6 +53,16 @@ SLOTS: Mapping[TaskKind, int] = MappingProxyType(
     }
 )
 """Tasks of a kind that one worker runs at a time: one where a task takes the memory of a model in training."""
+
+
+SECONDS_PER_ANSWER = 600.0
+"""What a prompt of some thousand tokens may take of a model with billions of weights on two slow cores."""
+SECONDS_PER_TOKEN = 1.0
+
+
+def answering_seconds(num_answers: int, max_new_tokens: int) -> float:
+    """Return how long answers of so many tokens may take, all of them together."""
+    return num_answers * (SECONDS_PER_ANSWER + SECONDS_PER_TOKEN * max_new_tokens)
 
 
 def kind_of(task: task_pb2.Task) -> TaskKind:

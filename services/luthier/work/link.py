@@ -134,16 +134,20 @@ class WorkerLink:
             kinds=[task_pb2.TaskKind.Value(f"TASK_KIND_{kind}") for kind in kinds],
             instance=self._instance,
         )
-        try:
-            response = await self.call(
-                self.stub.ClaimTask, request, timeout_seconds=wait_seconds + CALL_SECONDS
-            )
-        except FailedPrecondition as error:
-            if error.reason != Reason.WRONG_STATE:
-                raise
-            await self.register()
-            return None
-        return response.task if response.HasField("task") else None
+        backoff = Backoff()
+        while True:
+            try:
+                response = await self.call(
+                    self.stub.ClaimTask, request, timeout_seconds=wait_seconds + CALL_SECONDS
+                )
+            except FailedPrecondition as error:
+                if error.reason != Reason.WRONG_STATE:
+                    raise
+                await self.register()
+                # The same claim again: it may have been answered before the service forgot this worker.
+                await asyncio.sleep(backoff.after(error))
+            else:
+                return response.task if response.HasField("task") else None
 
     async def claim_patiently(
         self, wait_seconds: float, claim: str, kinds: Sequence[TaskKind]

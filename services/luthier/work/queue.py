@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import FailedPrecondition, Reason
-from luthier.errors.failure import Failure
+from luthier.errors import FailedPrecondition, Reason, ResourceExhausted, Unavailable
 from luthier.storage.database import Database
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.aside import Aside, Unclaimable, is_passing_error
-from luthier.work.events import AttemptChanged, AttemptKind, Entry
+from luthier.work.attempts import Attempts
+from luthier.work.events import Entry
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
-from luthier.work.tasks import NewTask, Task, TaskKind, TaskState
+from luthier.work.tasks import NewTask, Outcome, Task, TaskKind, TaskState
 from luthier.work.workers import holder_parts
 from luthier.worker.v1 import task_pb2
 
@@ -29,6 +29,10 @@ FORGET_BATCH = 500
 _logger = logging.getLogger(__name__)
 _ROOM_SECONDS = 1.0
 _GIVEN_BACK = frozenset({Reason.SHUTTING_DOWN, Reason.DISK_FULL, Reason.PEER_REFUSED, Reason.OVERLOADED})
+
+
+async def _nothing() -> None:
+    """Require nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +44,15 @@ class QueueSettings:
         max_losses: a task fails with WORKER_LOST once this many attempts were lost since it was queued or
             since its last checkpoint. An attempt that a stopping worker gave back is not counted, nor one
             whose worker never spoke of it.
+        retry_seconds: after two losses in a row a task waits so long before it is handed out again, four times as
+            long after each further one, at most `attempts.LONGEST_RETRY_SECONDS`; after the first it does not wait.
         retention_seconds: finished tasks leave the queue after this long; what they worked for stays.
     """
 
     lease_seconds: float = 30.0
     max_losses: int = 5
+    retry_seconds: float = 2.0
     retention_seconds: float = 30 * 24 * 3600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a worker says that a task ended: failed with `failure`, stopped on request, or done."""
-
-    failure: Failure | None = None
-    cancelled: bool = False
-    result: task_pb2.TaskResult | None = None
 
 
 class Queue:
@@ -77,16 +75,28 @@ class Queue:
         self._leases = leases or Leases(self.settings.lease_seconds)
         self._arrival = asyncio.Event()
         self._stopped = False
-        self._aside = Aside(database, self._handlers, metrics, self._leases, self._announce)
+        self._aside = Aside(database, self._handlers, metrics, self._leases, self._announce_after)
+        self._attempts = Attempts(
+            database=database,
+            log=log,
+            handlers=self._handlers,
+            metrics=metrics,
+            leases=self._leases,
+            max_losses=self.settings.max_losses,
+            retry_seconds=self.settings.retry_seconds,
+            announce_after=self._announce_after,
+        )
 
     def register(self, kind: TaskKind, handler: TaskHandler) -> None:
         """Say who follows the tasks of a kind. Every kind that is queued needs a handler."""
         self._handlers[kind] = handler
 
     async def recover(self) -> None:
-        """Take over the leases that an earlier process granted."""
+        """Take over the leases that an earlier process granted, and the tasks that it put off."""
         async with self._database.reading() as connection:
             self._leases.adopt([task.task_id for task in await self._tasks.leased(connection)])
+            for seconds in await self._tasks.put_off_for(connection):
+                self._announce_after(seconds)
 
     async def enqueue(self, connection: AsyncConnection, new: NewTask) -> Task:
         """Queue a task in the caller's transaction; waiting workers hear of it after the commit."""
@@ -104,7 +114,7 @@ class Queue:
             return
         task = await self._tasks.change(connection, task.task_id, cancel_requested=True)
         if task.state is TaskState.QUEUED:
-            await self._end(connection, task, Outcome(cancelled=True))
+            await self._attempts.end(connection, task, Outcome(cancelled=True))
 
     async def claim(
         self, worker: str, kinds: Sequence[TaskKind], wait_seconds: float, claim: str = ""
@@ -113,14 +123,17 @@ class Queue:
 
         A claim with the id of an earlier one of this worker brings that one's task, as long as it is leased.
         A task that cannot be handed out is put off for a while, or fails by name; the next one takes its turn.
-        While the disk has too little room no task is handed out.
+        While the disk has too little room no further task is handed out.
+
+        Raises:
+            Unavailable: SHUTTING_DOWN; the claim may have brought a task already, so it must be made again.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         while not self._stopped:
             arrival = self._arrival
             has_room = self._database.disk.has_room()
-            claimed = await self._claim_one(worker, kinds, claim) if has_room else None
+            claimed = await self._claim_one(worker, kinds if has_room else (), claim)
             remaining = deadline - loop.time()
             if claimed is not None or remaining <= 0:
                 return claimed
@@ -129,7 +142,7 @@ class Queue:
             # One more look after the time: another call of this claim may have brought it a task.
             with suppress(TimeoutError):
                 await asyncio.wait_for(arrival.wait(), pause)
-        return None
+        raise Unavailable("the service is stopping; claim again", reason=Reason.SHUTTING_DOWN)
 
     def stop(self) -> None:
         """Hand out no more tasks; claims that wait end at once, else they would hold up the service's end."""
@@ -141,7 +154,9 @@ class Queue:
     ) -> tuple[Task, task_pb2.Task] | None:
         while True:
             try:
-                async with self._database.transaction() as connection:
+                # On a disk without room a transaction may fail though it writes nothing.
+                opened = self._database.transaction() if kinds else self._database.reading()
+                async with opened as connection:
                     return await self._handed_out(connection, worker, kinds, claim)
             except Unclaimable as unclaimable:
                 await self._aside.put(unclaimable)
@@ -159,7 +174,7 @@ class Queue:
 
     async def _begun(self, connection: AsyncConnection, task: Task, waited_seconds: float) -> task_pb2.Task:
         self._database.after_commit(lambda: self._leases.grant(task.task_id))
-        await self._record_attempt(connection, task, "STARTED")
+        await self._attempts.record(connection, task, "STARTED")
         try:
             await self._handlers[task.kind].started(connection, task)
         except Exception as error:
@@ -183,8 +198,20 @@ class Queue:
         """
         async with self._database.reading() as connection:
             task = await self.held(connection, task_id, epoch)
-        self._leases.renew(task_id)
+        if not task.heard:
+            await self._note_heard(task)
+        self._leases.grant(task_id)
         return task
+
+    async def _note_heard(self, task: Task) -> None:
+        try:
+            async with self._database.transaction() as connection:
+                await self._tasks.note_heard(connection, task.task_id, task.epoch)
+        except ResourceExhausted as full:
+            # The lease matters more than the note: without it a loss of this attempt is not counted.
+            _logger.warning(
+                "not noted that a task arrived", extra={"task": task.task_id, "detail": full.message}
+            )
 
     async def held(self, connection: AsyncConnection, task_id: str, epoch: int) -> Task:
         """Return a task if it is leased under this very epoch.
@@ -232,19 +259,28 @@ class Queue:
         step: int,
         files: Sequence[task_pb2.BlobFile],
         metrics: Mapping[str, float],
+        require_blobs: Callable[[], Awaitable[None]] = _nothing,
     ) -> str:
         """Make a checkpoint the one to resume from; returns its resource name.
 
         Raises:
             FailedPrecondition: LEASE_LOST.
+            LuthierError: what `require_blobs` raised, called where no blob can be swept away any more.
         """
         async with self._database.transaction() as connection:
             task = await self.held(connection, task_id, epoch)
+            await require_blobs()
             if task.losses:
                 task = await self._tasks.change(connection, task_id, losses=0)
             return await self._handlers[task.kind].checkpointed(connection, task, step, files, metrics)
 
-    async def finish(self, task_id: str, epoch: int, outcome: Outcome) -> None:
+    async def finish(
+        self,
+        task_id: str,
+        epoch: int,
+        outcome: Outcome,
+        require_blobs: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
         """End a lease with what the worker brought. The same worker may repeat the call.
 
         A failure with code UNAVAILABLE is a lost attempt, one with reason DISK_FULL an attempt given back: the
@@ -252,18 +288,20 @@ class Queue:
 
         Raises:
             FailedPrecondition: LEASE_LOST.
+            LuthierError: what `require_blobs` raised, called where no blob can be swept away any more.
         """
         async with self._database.transaction() as connection:
             task = await self._tasks.get(connection, task_id)
             if task is not None and task.state is TaskState.DONE and task.epoch == epoch:
                 return
             task = await self.held(connection, task_id, epoch)
+            await require_blobs()
             failure = outcome.failure
             if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
                 counts = failure.reason not in _GIVEN_BACK
-                await self._lose(connection, task, failure.message, counts=counts)
+                await self._attempts.lose(connection, task, failure.message, counts=counts)
             else:
-                await self._end(connection, task, outcome)
+                await self._attempts.end(connection, task, outcome)
 
     async def leases_of(self, worker_id: str) -> dict[str, float]:
         """Return by holder the seconds left of the leases that processes of a worker id hold."""
@@ -324,7 +362,7 @@ class Queue:
                 return  # its worker spoke while this transaction was waited for
             self._database.after_commit(self._metrics.leases_expired.inc)
         # A holder that never spoke may not know that it is one: the answer to its claim was lost.
-        await self._lose(connection, now, why, counts=self._leases.is_heard(task.task_id))
+        await self._attempts.lose(connection, now, why, counts=now.heard)
 
     async def forget_finished(self) -> None:
         """Delete tasks that ended long ago, a batch a transaction: others write in between.
@@ -344,55 +382,11 @@ class Queue:
         async with self._database.reading() as connection:
             self._metrics.show_counts(await self._tasks.count(connection))
 
-    async def _lose(self, connection: AsyncConnection, task: Task, why: str, *, counts: bool = True) -> None:
-        losses = task.losses + counts
-        self._database.after_commit(lambda: self._leases.end(task.task_id))
-        await self._record_attempt(connection, task, "LOST", why)
-        if task.cancel_requested:
-            await self._close(connection, task, Outcome(cancelled=True))
-        elif losses >= self.settings.max_losses:
-            failure = Failure(
-                code="UNAVAILABLE",
-                reason=Reason.WORKER_LOST,
-                message=f"{losses} attempts were lost and no checkpoint came between them, the last one because {why}",
-                metadata={"attempts": str(losses)},
-            )
-            await self._close(connection, task, Outcome(failure=failure))
+    def _announce_after(self, seconds: float) -> None:
+        if seconds > 0:
+            asyncio.get_running_loop().call_later(seconds, self._announce)
         else:
-            task = await self._tasks.requeue(connection, task.task_id, losses)
-            await self._handlers[task.kind].lost(connection, task)
-            self._database.after_commit(self._announce)
-
-    async def _end(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
-        self._database.after_commit(lambda: self._leases.end(task.task_id))
-        if task.attempt > 0:
-            kind: AttemptKind = "SUCCEEDED"
-            if outcome.failure is not None:
-                kind = "FAILED"
-            elif outcome.cancelled:
-                kind = "CANCELLED"
-            await self._record_attempt(connection, task, kind)
-        await self._close(connection, task, outcome)
-
-    async def _close(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
-        task = await self._tasks.end(connection, task.task_id)
-        handler = self._handlers[task.kind]
-        if outcome.failure is not None:
-            await handler.failed(connection, task, outcome.failure, outcome.result)
-        elif outcome.cancelled:
-            await handler.cancelled(connection, task, outcome.result)
-        else:
-            assert outcome.result is not None, "a finished task brings a result"
-            await handler.succeeded(connection, task, outcome.result)
-
-    async def _record_attempt(
-        self, connection: AsyncConnection, task: Task, kind: AttemptKind, message: str = ""
-    ) -> None:
-        worker = holder_parts(task.worker)[0]
-        payload = AttemptChanged(kind=kind, worker=worker, message=message)
-        await self._log.append(connection, task.subject, [Entry(payload=payload, attempt=task.attempt)])
-        if kind != "STARTED":
-            self._metrics.attempts.labels(task.kind.value, kind.lower()).inc()
+            self._announce()
 
     def _announce(self) -> None:
         arrived, self._arrival = self._arrival, asyncio.Event()

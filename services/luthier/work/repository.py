@@ -32,6 +32,7 @@ class Tasks:
             cancel_requested=False,
             last_local_number=0,
             losses=0,
+            heard=False,
         )
         row = {name: getattr(task, name) for name in Task.__slots__}
         await connection.execute(
@@ -100,21 +101,43 @@ class Tasks:
             worker=worker,
             last_local_number=0,
             claim=claim,
+            heard=False,
             not_before_us=0,
             delays=0,
         )
         return task, max(0.0, (_now_us() - row.queued_at_us) / 1e6)
 
-    async def requeue(self, connection: AsyncConnection, task_id: str, losses: int) -> Task:
-        """Put a task back at the end of the queue."""
+    async def note_heard(self, connection: AsyncConnection, task_id: str, epoch: int) -> None:
+        """Remember that the holder of a lease spoke of it, if it is still held under this epoch."""
+        is_held = (tasks.c.state == TaskState.LEASED) & (tasks.c.epoch == epoch)
+        await connection.execute(update(tasks).where(tasks.c.task_id == task_id, is_held).values(heard=True))
+
+    async def requeue(
+        self, connection: AsyncConnection, task_id: str, losses: int, seconds: float = 0.0
+    ) -> Task:
+        """Put a task back at the end of the queue, to be taken in so many seconds at the earliest."""
+        now_us = _now_us()
         return await self.change(
-            connection, task_id, state=TaskState.QUEUED, queued_at_us=_now_us(), losses=losses
+            connection,
+            task_id,
+            state=TaskState.QUEUED,
+            queued_at_us=now_us,
+            not_before_us=now_us + round(seconds * 1e6) if seconds else 0,
+            losses=losses,
         )
 
     async def put_off(self, connection: AsyncConnection, task_id: str, seconds: float) -> None:
         """Keep a queued task from being taken for some time."""
         not_before_us = _now_us() + round(seconds * 1e6)
         await self.change(connection, task_id, not_before_us=not_before_us, delays=tasks.c.delays + 1)
+
+    async def put_off_for(self, connection: AsyncConnection) -> list[float]:
+        """Return for how many seconds queued tasks are put off, those that are."""
+        now_us = _now_us()
+        statement = select(tasks.c.not_before_us).where(
+            tasks.c.state == TaskState.QUEUED, tasks.c.not_before_us > now_us
+        )
+        return [(not_before_us - now_us) / 1e6 for (not_before_us,) in await connection.execute(statement)]
 
     async def delays(self, connection: AsyncConnection, task_id: str) -> int:
         """Return how often a task was put off since it was last taken."""
@@ -171,4 +194,5 @@ def _task(row: Row[Any]) -> Task:
         cancel_requested=row.cancel_requested,
         last_local_number=row.last_local_number,
         losses=row.losses,
+        heard=row.heard,
     )

@@ -198,7 +198,8 @@ def _outcome(runner: Runner, context: TaskContext) -> Outcome:
     except TaskStopped as stopped:
         return Outcome(cancelled=True, result=stopped.result)
     except TaskFailed as failed:
-        return Outcome(error=_status(failed.error), result=failed.result)
+        full = found_full(failed.error, context.scratch)  # another attempt brings the whole result
+        return Outcome(error=_status(full or failed.error), result=None if full else failed.result)
     except LuthierError as error:
         return Outcome(error=_status(found_full(error, context.scratch) or error))
     except MemoryError as error:
@@ -209,10 +210,8 @@ def _outcome(runner: Runner, context: TaskContext) -> Outcome:
         return Outcome(error=_status(exhausted))
     except Exception as error:  # what a runner did not foresee fails its task, not the worker
         _logger.exception("task failed unexpectedly")
-        if (full := found_full(error, context.scratch)) is not None:
-            return Outcome(error=_status(full))
         internal = Internal(reason=Reason.INTERNAL, message=f"{type(error).__name__}: {error}")
-        return Outcome(error=_status(internal))
+        return Outcome(error=_status(found_full(error, context.scratch) or internal))
 
 
 def _status(error: LuthierError) -> status_pb2.Status:

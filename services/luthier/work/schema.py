@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    true,
 )
 
 metadata = MetaData()
@@ -41,6 +42,7 @@ tasks = Table(
     Column("not_before_us", BigInteger, nullable=False, server_default="0"),
     Column("ended_at_us", BigInteger, nullable=False, server_default="0"),
     Column("delays", Integer, nullable=False, server_default="0"),
+    Column("heard", Boolean, nullable=False, server_default=true()),
     UniqueConstraint("subject", name="uq_tasks_subject"),
     Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
     Index("ix_tasks_state_ended", "state", "ended_at_us"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import grpc.aio
@@ -13,8 +14,8 @@ from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.runtime.auth import Policy, TaskTokens
 from luthier.storage.blobs import BlobStore
 from luthier.work.convert import entry_from_proto, status_to_failure
-from luthier.work.queue import Outcome, Queue
-from luthier.work.tasks import Task, TaskKind
+from luthier.work.queue import Queue
+from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.work.validity import require_valid
 from luthier.work.workers import Worker, Workers
 from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_grpc
@@ -179,9 +180,13 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> worker_service_pb2.CommitCheckpointResponse:
         """Make a checkpoint the one to resume from."""
         await self._heard(request)
-        await self._require_blobs(request)
         checkpoint = await self._queue.commit_checkpoint(
-            request.task, request.epoch, request.step, request.files, dict(request.metrics)
+            request.task,
+            request.epoch,
+            request.step,
+            request.files,
+            dict(request.metrics),
+            partial(self._require_blobs, request),
         )
         return worker_service_pb2.CommitCheckpointResponse(checkpoint=checkpoint)
 
@@ -195,13 +200,12 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             raise InvalidArgument(
                 reason=Reason.FIELD_REQUIRED, message="one of error, cancelled and result must be set"
             )
-        await self._require_blobs(request)
         outcome = Outcome(
             failure=status_to_failure(request.error) if failed else None,
             cancelled=request.cancelled,
             result=request.result if request.HasField("result") else None,
         )
-        await self._queue.finish(request.task, request.epoch, outcome)
+        await self._queue.finish(request.task, request.epoch, outcome, partial(self._require_blobs, request))
         return worker_service_pb2.FinishTaskResponse()
 
     async def TakeGenerations(

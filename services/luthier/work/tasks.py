@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from luthier.errors.failure import Failure
+from luthier.worker.v1 import task_pb2
+
 
 class TaskKind(StrEnum):
     """What a task does."""
@@ -58,6 +61,7 @@ class Task:
         cancel_requested: whether the holder is to stop.
         last_local_number: highest event number recorded from the current epoch.
         losses: attempts lost since it was queued or since its last checkpoint; those given back not counted.
+        heard: whether the holder ever spoke of the task: if not, the answer to its claim may have been lost.
     """
 
     task_id: str
@@ -72,3 +76,13 @@ class Task:
     cancel_requested: bool
     last_local_number: int
     losses: int
+    heard: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a worker says that a task ended: failed with `failure`, stopped on request, or done."""
+
+    failure: Failure | None = None
+    cancelled: bool = False
+    result: task_pb2.TaskResult | None = None

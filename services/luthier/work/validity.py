@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,6 @@ from luthier.storage.files import relative_path_problem
 
 MAX_ID_CHARACTERS = 128
 _IDS = frozenset({"instance", "lock", "claim", "task", "generation"})
-_REALS = frozenset({FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT})
 _WHOLES = frozenset({FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64})
 _CODES = frozenset(code_pb2.Code.values()) - {code_pb2.OK}
 
@@ -23,9 +21,9 @@ _CODES = frozenset(code_pb2.Code.values()) - {code_pb2.OK}
 def require_valid(message: Message) -> None:
     """Return if every part of a request, however deep, is one that a worker may send.
 
-    Real numbers must be finite, those of maps too, whole numbers not negative, ids short, paths of files relative
-    and below their folder and each named once, and the code of an error one of gRPC's other than OK. What holds for
-    every request is the door's to check (`runtime.door`).
+    Whole numbers must not be negative, ids short, paths of files relative and below their folder and each named once,
+    and the code of an error one of gRPC's other than OK. What holds for every request, that numbers are finite among
+    it, is the door's to check (`runtime.door`).
 
     Raises:
         InvalidArgument: names each field that is not, its value, and what would be right.
@@ -80,9 +78,6 @@ def _value_violations(field: FieldDescriptor, value: Any, path: str) -> Iterator
     if field.message_type is not None:
         if field.message_type.file.package != "google.protobuf":  # their contents are nobody's numbers here
             yield from _violations(value, f"{path}.")
-    elif field.type in _REALS:
-        if not math.isfinite(value):
-            yield _wrong(path, f"must be finite, got {value}")
     elif field.type in _WHOLES:
         if value < 0:
             yield _wrong(path, f"must not be negative, got {value}")

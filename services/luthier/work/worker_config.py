@@ -25,6 +25,8 @@ class WorkerConfig:
     """Size limit of the cache of files by digest."""
     num_threads: int = 0
     """Threads for torch; 0 means one a core."""
+    device: str = "auto"
+    """What torch computes on: auto, cpu, cuda, cuda:N. A data worker has no torch, and computes on the processor."""
     name: str = ""
     """Added to the worker's id; needed when several workers of a kind serve one service."""
     drain_seconds: float = 20.0

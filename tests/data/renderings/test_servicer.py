@@ -62,11 +62,15 @@ async def test_read_rendering_gives_rows_or_lengths_and_resumes(service: Any) ->
         "line",
         "input_ids",
         "loss_mask",
+        "unit",
+        "role",
     ]
+    assert whole["unit"].to_pylist() == whole["row"].to_pylist()
+    assert set(whole["role"].to_pylist()) == {""}
     assert str(whole.schema.field("input_ids").type).startswith("list<")
     request.view = data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS
     lengths = table(await service.stream("ReadRendering", request))
-    assert lengths.column_names == ["row", "split", "num_tokens", "num_supervised"]
+    assert lengths.column_names == ["row", "split", "num_tokens", "num_supervised", "unit"]
     assert lengths["num_tokens"].to_pylist() == [len(ids) for ids in whole["input_ids"].to_pylist()]
     assert lengths["num_supervised"].to_pylist() == [sum(mask) for mask in whole["loss_mask"].to_pylist()]
     request.start_row = 33

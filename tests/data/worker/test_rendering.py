@@ -97,6 +97,7 @@ def test_render_plan_learns_the_answer_and_the_end_of_its_turn(
     (row,) = rows(rendered)
     assert learnt(row, bundle_files) == "the answer<|im_end|>"
     assert (row["row"], row["filename"], row["line"], row["split"]) == (0, "a.jsonl", 1, "TRAIN")
+    assert (row["unit"], row["role"]) == (0, "")
     assert row["num_tokens"] == len(row["input_ids"]) == len(row["loss_mask"])
     assert row["num_supervised"] == sum(row["loss_mask"])
     (split,) = rendered.result.split_statistics

@@ -42,8 +42,8 @@ from luthier.work import schema
 from luthier.work.events import Entry, Progressed, StateChanged
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
-from luthier.work.queue import Outcome, Queue, QueueSettings
-from luthier.work.tasks import Task, TaskKind
+from luthier.work.queue import Queue, QueueSettings
+from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.worker.v1 import task_pb2
 
 

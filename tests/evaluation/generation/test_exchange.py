@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -84,7 +85,8 @@ async def test_too_many_waiting_orders_are_refused() -> None:
 async def test_a_worker_gets_no_more_than_its_slots() -> None:
     exchange = Exchange()
     worker = await begun(exchange, slots=2)
-    tasks = [asyncio.ensure_future(collect(exchange.generate(order(number)))) for number in range(3)]
+    orders = [asking(number, f"m{number}") for number in range(3)]
+    tasks = [asyncio.ensure_future(collect(exchange.generate(one))) for one in orders]
     first, second = await anext(worker), await anext(worker)
     third = asyncio.ensure_future(anext(worker))
     await asyncio.sleep(0.02)
@@ -164,3 +166,70 @@ async def test_who_waits_for_a_slot_gets_one_of_the_workers_that_stay() -> None:
     assert await answers[1] == ["a"]
     with pytest.raises(Unavailable):
         await answers[0]
+
+
+def asking(number: int, model: str, project: str = "p", adapter: str = "") -> GenerationOrder:
+    wanted = order(number)
+    wanted.base_model.name = f"projects/{project}/models/{model}"
+    if adapter:
+        wanted.adapter.CopyFrom(ModelReference(name=f"projects/{project}/models/{adapter}", digest="a"))
+    return wanted
+
+
+@asynccontextmanager
+async def working(exchange: Exchange, slots: int) -> AsyncIterator[list[str]]:
+    """A worker for the length of a block; yields the ids of the orders that it has got so far."""
+    got: list[str] = []
+
+    async def take() -> None:
+        async for message in exchange.take("w", slots):
+            if message.WhichOneof("message") == "order":
+                got.append(message.order.generation)
+
+    taking = asyncio.create_task(take())
+    await asyncio.sleep(0)
+    yield got
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+
+
+@asynccontextmanager
+async def placed(exchange: Exchange, *orders: GenerationOrder) -> AsyncIterator[None]:
+    """Callers who wait for the answers to orders, for the length of a block."""
+    calls = [asyncio.create_task(collect(exchange.generate(one))) for one in orders]
+    await asyncio.sleep(0.02)
+    yield
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_a_model_whose_prompts_hang_takes_no_last_slot() -> None:
+    exchange = Exchange()
+    hanging = [asking(number, "base", adapter="hangs") for number in range(6)]
+    async with working(exchange, slots=4) as got, placed(exchange, *hanging):
+        assert got == ["g0", "g1", "g2"]
+        async with placed(exchange, asking(7, "base", adapter="good")):
+            assert got == ["g0", "g1", "g2", "g7"]
+
+
+async def test_a_model_that_answers_takes_every_slot() -> None:
+    exchange = Exchange()
+    async with working(exchange, slots=4) as got, placed(exchange, *map(order, range(6))):
+        assert got == ["g0", "g1", "g2"]
+        await exchange.push(Piece(generation="g1", text="a"))
+        await asyncio.sleep(0.02)
+        assert got == ["g0", "g1", "g2", "g3"]
+        await exchange.push(Piece(generation="g0", text="a", finish_reason=FINISH_REASON_STOP))
+        await asyncio.sleep(0.02)
+        assert got == ["g0", "g1", "g2", "g3", "g4"]
+
+
+async def test_the_project_with_the_fewest_orders_comes_first() -> None:
+    exchange = Exchange()
+    many = [asking(number, f"m{number}", "many") for number in range(4)]
+    async with working(exchange, slots=2) as got, placed(exchange, *many, asking(9, "m", "one")):
+        assert got == ["g0", "g1"], "nobody else had asked yet"
+        await exchange.push(Piece(generation="g0", text="", finish_reason=FINISH_REASON_STOP))
+        await asyncio.sleep(0.02)
+        assert got == ["g0", "g1", "g9"]

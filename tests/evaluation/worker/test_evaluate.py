@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -13,13 +14,19 @@ import pytest
 
 from luthier.errors import Reason
 from luthier.evaluation.metrics.exact_match import exact_match
+from luthier.evaluation.worker import evaluate
+from luthier.lm.engine import Engine
 from luthier.lm.load import load_model
 from luthier.lm.scoring import sequence_logprobs
 from luthier.text.records import ChatRecord, Message
 from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import evaluation_pb2, evaluation_service_pb2
+from luthier.work import worker as worker_module
 from luthier.work.convert import status_to_failure
+from luthier.work.limits import Limits
+from luthier.work.running import RunnerStuck
+from luthier.work.tasks import TaskKind
 
 EXACT = evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH
 FIELDS = evaluation_pb2.EVALUATION_METRIC_FIELD_MATCH
@@ -147,3 +154,48 @@ async def test_an_interactive_answer_comes_while_references_and_answers_are_meas
             await site.said("base", "what colour", max_new_tokens=4)
             await site.said("tuned", "what colour", max_new_tokens=4)
         assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_RUNNING
+
+
+async def until_not_running(site: Any, name: str) -> None:
+    async with asyncio.timeout(30):
+        while (await site.get(name)).state == evaluation_pb2.Evaluation.STATE_RUNNING:  # noqa: ASYNC110 - a worker ends it
+            await asyncio.sleep(0.1)
+
+
+async def test_an_engine_that_stands_still_is_noticed_though_its_runner_asks_on(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, step = threading.Event(), Engine.step
+
+    def hang(engine: Engine) -> Any:
+        go_on.wait(60)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", hang)
+    short = {TaskKind.EVALUATE: Limits(stall_seconds=2.0)}
+    monkeypatch.setattr(worker_module, "LIMITS", short)
+    with pytest.raises(RunnerStuck):  # noqa: PT012 - it shows when the worker ends
+        async with site.worker():
+            made = await site.evaluate()
+            await site.until_running(made.name)
+            await until_not_running(site, made.name)
+            assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_QUEUED
+            go_on.set()
+
+
+async def test_an_evaluation_may_take_what_its_records_arms_and_tokens_permit(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[tuple[int, int]] = []
+
+    def no_time(num_answers: int, max_new_tokens: int) -> float:
+        announced.append((num_answers, max_new_tokens))
+        return -1e9
+
+    monkeypatch.setattr(evaluate, "answering_seconds", no_time)
+    async with site.worker():
+        made = await site.evaluate(arms=ARMS, max_records=5, max_new_tokens=7)
+        done = await site.ended(made.name)
+    assert announced == [(15, 7)]
+    assert done.state == evaluation_pb2.Evaluation.STATE_FAILED
+    assert status_to_failure(done.error).reason == Reason.TASK_DEADLINE

@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import pytest
 
 from luthier.errors import Cancelled, DataLoss, LuthierError, NotFound, Reason, ResourceExhausted
+from luthier.evaluation.worker.engine_thread import Check
 from luthier.evaluation.worker.models import MAX_ADAPTERS, MAX_WAITING, LoadedModel, Models
 from luthier.lm.lora import find_adapter
 from luthier.runtime.auth import TaskTokens
 from luthier.work.cache import BlobCache
+from luthier.work.retry import Token
 from luthier.worker.v1 import task_pb2
 
 
@@ -27,7 +29,8 @@ class Bench:
         self.site = site
         self.folder = site.home / "laid-out"
         names = [f"{site.PARENT}/models/{name}" for name in site.models.folders]
-        self.token = TaskTokens(site.keys.token_secret).mint("default", names, 1, "t", 600)
+        token = TaskTokens(site.keys.token_secret).mint("default", names, 1, "t", 600)
+        self.token: Token = lambda: token
 
     def models(self) -> Models:
         return Models(self.site.peers_address, BlobCache(self.site.home / "cache", 1 << 30), self.folder)
@@ -139,10 +142,10 @@ async def test_a_base_that_loads_does_not_silence_those_who_wait(
     loading, go_on = threading.Event(), threading.Event()
     load = Models._load
 
-    def slow(models: Models, reference: task_pb2.ModelReference, token: str) -> LoadedModel:
+    def slow(models: Models, reference: task_pb2.ModelReference, token: Token, check: Check) -> LoadedModel:
         loading.set()
         go_on.wait(20)
-        return load(models, reference, token)
+        return load(models, reference, token, check)
 
     def stopped() -> None:
         raise Cancelled("nobody listens")
@@ -190,13 +193,48 @@ async def test_a_base_that_cannot_be_loaded_leaves_room_for_the_next(bench: Benc
                 (bench.reference("unknown"), LuthierError, "unknown"),
                 (task_pb2.ModelReference(name="m"), DataLoss, "m has no digest"),
             ):
-                with pytest.raises(kind, match=said), models.base(wrong, token):
+                with pytest.raises(kind, match=said), models.base(wrong, lambda: token):
                     pass
             assert list(bench.folder.iterdir()) == []
-            with models.base(bench.reference("base"), token) as loaded:
+            with models.base(bench.reference("base"), lambda: token) as loaded:
                 assert loaded.digest == bench.reference("base").digest
 
     await asyncio.to_thread(use)
+
+
+async def test_who_gives_up_fetching_a_base_or_an_adapter_is_let_go(bench: Bench) -> None:
+    """The service of the models is away: without `check` each would be tried for two minutes."""
+    stop_at = [0.0]
+
+    def check() -> None:
+        if time.monotonic() > stop_at[0]:
+            raise Cancelled("nobody listens")
+
+    def fetched(models: Models, loaded: LoadedModel) -> list[AbstractContextManager[Any]]:
+        return [
+            models.base(bench.reference("other"), bench.token, check),
+            models.adapter(loaded, bench.reference("tuned"), bench.token, check),
+            # Another one is on its way, and holds what adapters are put in with.
+            models.adapter(loaded, bench.reference("tuned"), bench.token, check),
+        ]
+
+    def give_up(one: AbstractContextManager[Any]) -> float:
+        with pytest.raises(Cancelled, match="nobody listens"), one:
+            raise AssertionError("nobody can have loaded it")
+        return time.monotonic() - stop_at[0]
+
+    def use() -> list[float]:
+        away = Models("127.0.0.1:1", BlobCache(bench.site.home / "cold", 1 << 30), bench.site.home / "away")
+        with (
+            closing(bench.models()) as models,
+            models.base(bench.reference("base"), bench.token) as loaded,
+            closing(away),
+            ThreadPoolExecutor(3) as threads,
+        ):
+            stop_at[0] = time.monotonic() + 2.0
+            return list(threads.map(give_up, fetched(away, loaded)))
+
+    assert max(await asyncio.to_thread(use)) < 1.0
 
 
 async def test_what_an_earlier_process_laid_out_is_deleted(bench: Bench) -> None:

@@ -167,6 +167,7 @@ def committed(site: Any) -> int:
         return int(database.execute("select coalesce(max(step), 0) from answer_files").fetchone()[0])
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 async def test_a_killed_worker_changes_nothing_and_asks_nothing_again(site: Any) -> None:
     with process(site):

@@ -24,8 +24,7 @@ from luthier.training.jobs.domain import JobState
 from luthier.training.jobs.settings import HyperparametersRequest
 from luthier.training.models.domain import ModelKind, ModelState
 from luthier.work.events import Entry, Measured, Progressed
-from luthier.work.queue import Outcome
-from luthier.work.tasks import TaskKind
+from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 
 JOB = "projects/default/fineTuningJobs/one"

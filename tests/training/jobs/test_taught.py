@@ -8,7 +8,7 @@ from typing import Any
 from luthier.training.files import files_digest
 from luthier.training.models.convert import model_to_proto
 from luthier.training.teaching import Taught
-from luthier.work.queue import Outcome
+from luthier.work.tasks import Outcome
 from luthier.worker.v1 import task_pb2
 
 TAUGHT = Taught(

@@ -21,8 +21,7 @@ from luthier.training.files import files_digest
 from luthier.training.models.domain import DirectorySource, HubSource, ModelState
 from luthier.training.models.service import NewBaseModel
 from luthier.v1 import model_pb2
-from luthier.work.queue import Outcome
-from luthier.work.tasks import TaskKind
+from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 
 NEW = "projects/default/models/new"

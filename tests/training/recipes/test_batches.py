@@ -16,6 +16,7 @@ from luthier.training.recipes.batches import (
     iterate_steps,
     pack_first_fit,
     plan_digest,
+    teaching_units,
 )
 
 SETTINGS = BatchSettings(
@@ -115,7 +116,7 @@ def test_count_steps_of_rows_that_teach_nothing_is_zero() -> None:
 def test_pack_first_fit_fills_earlier_groups_first() -> None:
     lengths = [6, 5, 4, 3, 2]
     rows = [RowLength(row=row, num_tokens=length, num_supervised=1) for row, length in enumerate(lengths)]
-    assert pack_first_fit(rows, 10) == ((0, 2), (1, 3, 4))
+    assert pack_first_fit(teaching_units(rows), 10) == ((0, 2), (1, 3, 4))
 
 
 @given(lengths=st.lists(st.integers(1, 48), max_size=60))
@@ -129,7 +130,7 @@ def test_pack_first_fit_is_first_fit(lengths: list[int]) -> None:
             group = []
             groups.append(group)
         group.append(row.row)
-    assert pack_first_fit(rows, 48) == tuple(map(tuple, groups))
+    assert pack_first_fit(teaching_units(rows), 48) == tuple(map(tuple, groups))
 
 
 def test_plan_digest_changes_with_rows_split_and_settings() -> None:
@@ -142,3 +143,53 @@ def test_plan_digest_changes_with_rows_split_and_settings() -> None:
     }
     assert len(digests) == 4
     assert plan_digest(rows, [], SETTINGS) == plan_digest(list(rows), [], SETTINGS)
+
+
+def pairs(count: int, num_tokens: int = 10) -> list[RowLength]:
+    """Units of two rows, of which only one teaches."""
+    return [
+        RowLength(row=row, num_tokens=num_tokens + row % 3, num_supervised=row % 2 * 4, unit=row - row % 2)
+        for row in range(2 * count)
+    ]
+
+
+@given(count=st.integers(1, 40), seed=st.integers(0, 5))
+def test_iterate_steps_never_cuts_a_unit_and_counts_all_its_tokens(count: int, seed: int) -> None:
+    rows = pairs(count)
+    tokens = {row.row: row.num_tokens for row in rows}
+    for step in iterate_steps(rows, replace(SETTINGS, seed=seed)):
+        for batch in step.micro_batches:
+            assert [row + 1 for row in batch[::2]] == list(batch[1::2])
+            assert all(row % 2 == 0 for row in batch[::2])
+            assert sum(tokens[row] for row in batch) <= SETTINGS.micro_batch_tokens
+        assert step.num_tokens == sum(tokens[row] for batch in step.micro_batches for row in batch)
+    totals = count_steps(rows, replace(SETTINGS, num_epochs=1))
+    assert (totals.num_rows, totals.num_tokens) == (2 * count, sum(tokens.values()))
+
+
+def test_iterate_steps_with_batch_rows_takes_that_many_units() -> None:
+    settings = replace(SETTINGS, batch_tokens=0, batch_rows=3, num_epochs=1)
+    steps = list(iterate_steps(pairs(7), settings))
+    assert [sum(len(batch) for batch in step.micro_batches) for step in steps] == [6, 6, 2]
+
+
+def test_a_unit_without_a_supervised_token_is_passed_over_whole() -> None:
+    idle = [RowLength(row=row, num_tokens=5, num_supervised=0, unit=20) for row in (20, 21)]
+    used = {
+        row
+        for step in iterate_steps(pairs(2) + idle, SETTINGS)
+        for batch in step.micro_batches
+        for row in batch
+    }
+    assert used == {0, 1, 2, 3}
+
+
+def test_plan_digest_of_rows_by_themselves_is_that_of_before_units_and_changes_with_them() -> None:
+    rows = [RowLength(row=row, num_tokens=9, num_supervised=4) for row in range(4)]
+    alone = [replace(row, unit=row.row) for row in rows]
+    joined = [replace(row, unit=row.row - row.row % 2) for row in rows]
+    assert plan_digest(rows, [], SETTINGS) == plan_digest(alone, [], SETTINGS)
+    assert (
+        plan_digest(rows, [], SETTINGS) == "2b52cf3d13b7a222976d966e00b2b35551b1df618b0ebbece0a1cf521a93a787"
+    )
+    assert plan_digest(joined, [], SETTINGS) != plan_digest(rows, [], SETTINGS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -19,24 +20,35 @@ from transformers import PreTrainedModel
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.adapter_files import WEIGHTS_NAME, adapter_state, save_adapter
 from luthier.lm.lora import LoraSpec, insert_lora
+from luthier.lm.packed import WEIGHT
+from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes import checkpoint, sft
 from luthier.training.recipes.batches import BatchSettings, count_steps, iterate_steps, plan_digest
-from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.corpus import Block, Corpus
+from luthier.training.recipes.course import CheckpointDue, Course, Event, StepDone
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.schedule import Course as RateCourse
-from luthier.training.recipes.schedule import Schedule
+from luthier.training.recipes.schedule import RateCourse, Schedule
+from luthier.training.recipes.weights import Adapter
 
 BATCHES = BatchSettings(
     seed=3, num_epochs=2, max_steps=0, batch_tokens=96, batch_rows=0, micro_batch_tokens=48
 )
 OPTIMISER = OptimiserSettings(weight_decay=0.01, max_grad_norm=1.0)
 SPEC = LoraSpec(rank=4, alpha=8.0)
+FILES = (*Adapter.files, checkpoint.OPTIMISER_NAME, checkpoint.STATE_NAME)
 
 
 def corpus_of(rows: list[Any]) -> Corpus:
     corpus = Corpus()
     for row in rows:
-        corpus.add(row.row, row.split, row.input_ids, row.loss_mask)
+        block = Block(
+            rows=np.array([row.row]),
+            units=np.array([row.row]),
+            bounds=np.array([0, len(row.input_ids)]),
+            input_ids=np.array(row.input_ids, dtype=np.int32),
+            learnt=np.array(row.loss_mask),
+        )
+        corpus.add(row.split, block)
     return corpus
 
 
@@ -59,29 +71,40 @@ class Run:
         self.settings = settings
         self.identity = checkpoint.RunIdentity(
             plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches),
-            settings=settings,
+            settings=asdict(settings),
             optimiser=OPTIMISER,
             surroundings={"isa": "avx2", "torch_version": "2.13"},
-            base_model="projects/p/models/tiny",
         )
 
-    def begin(self) -> Iterator[sft.StepDone | sft.CheckpointDue]:
+    def make_engine(self) -> Engine:
         insert_lora(self.model, SPEC, seed=11)
-        self.engine = Engine(self.model, "default", OPTIMISER)
-        return sft.train(self.engine, self.corpus, self.settings, sft.Course())
+        weights = Adapter(self.model, "default", base_model="projects/p/models/tiny")
+        return Engine(weights, OPTIMISER, torch.device("cpu"))
 
-    def resume(self, folder: Path) -> Iterator[sft.StepDone | sft.CheckpointDue]:
-        self.engine, course, _ = checkpoint.load(folder, self.model, "default", self.identity)
+    def begin(self) -> Iterator[Event]:
+        self.engine = self.make_engine()
+        return sft.train(self.engine, self.corpus, self.settings, Course())
+
+    def resume(self, folder: Path) -> Iterator[Event]:
+        self.engine = self.make_engine()
+        course, _ = checkpoint.load(folder, self.engine, self.identity)
         return sft.train(self.engine, self.corpus, self.settings, course)
 
-    def save(self, folder: Path, course: sft.Course) -> None:
-        checkpoint.save(folder, self.model, "default", self.engine, course, self.identity)
+    def accumulate(self, rows: Sequence[int], num_supervised: int) -> None:
+        self.engine.accumulate(self.corpus.pack(rows), FusedLoss(), sft.supervised(num_supervised))
 
-    def finish(self, events: Iterator[sft.StepDone | sft.CheckpointDue], folder: Path) -> list[sft.StepDone]:
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        return self.engine.weights.parameters
+
+    def save(self, folder: Path, course: Course) -> None:
+        checkpoint.save(folder, self.engine, course, self.identity)
+
+    def finish(self, events: Iterator[Event], folder: Path) -> list[StepDone]:
         """Make all remaining steps; each checkpoint replaces the one before in `folder`."""
         steps = []
         for event in events:
-            if isinstance(event, sft.CheckpointDue):
+            if isinstance(event, CheckpointDue):
                 self.save(folder, event.course)
             else:
                 steps.append(event)
@@ -110,7 +133,7 @@ def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in checkpoint.FILES}
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
 
 
 def test_train_lowers_training_and_validation_loss(make_run: RunMaker, tmp_path: Path) -> None:
@@ -141,7 +164,7 @@ def test_train_resumed_from_a_checkpoint_ends_with_the_same_bits(
 
     first = make_run(dtype=dtype)
     for event in first.begin():
-        if isinstance(event, sft.CheckpointDue):
+        if isinstance(event, CheckpointDue):
             first.save(tmp_path / "stopped", event.course)
         elif event.step == 6:  # killed two steps after the checkpoint of step 4
             break
@@ -231,11 +254,8 @@ def test_loss_and_gradient_equal_plain_transformers_with_peft(
     }
 
     for batch in step.micro_batches:
-        run.engine.accumulate(run.corpus.pack(batch), step.num_supervised)
-    actual = {
-        f"base_model.model.{name}.weight": parameter.grad
-        for name, parameter in run.engine._parameters.items()
-    }
+        run.accumulate(batch, step.num_supervised)
+    actual = {f"base_model.model.{name}.weight": parameter.grad for name, parameter in run.parameters.items()}
     assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, rtol=1e-3, atol=1e-6)
@@ -249,13 +269,13 @@ def test_loss_and_gradient_equal_plain_transformers_with_peft(
 def loss_alone(model: Any, run: Run, row: int) -> torch.Tensor:
     """Summed loss of one row, by itself, in a plain model."""
     packed = run.corpus.pack([row])
-    labels = packed.input_ids.masked_fill(~packed.supervised, -100)[1:]
+    labels = packed.input_ids.masked_fill(packed.streams[WEIGHT] == 0, -100)[1:]
     logits = model(input_ids=packed.input_ids[None]).logits[0, :-1]
     return torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
 
 
-def make_run_metrics(events: Iterator[sft.StepDone | sft.CheckpointDue]) -> Iterator[Mapping[str, float]]:
-    return (event.metrics for event in events if isinstance(event, sft.StepDone))
+def make_run_metrics(events: Iterator[Event]) -> Iterator[Mapping[str, float]]:
+    return (event.metrics for event in events if isinstance(event, StepDone))
 
 
 def test_first_update_equals_torch_adamw_on_clipped_gradients(make_run: RunMaker) -> None:
@@ -263,16 +283,16 @@ def test_first_update_equals_torch_adamw_on_clipped_gradients(make_run: RunMaker
     run.begin()
     step = next(iter(iterate_steps(run.corpus.lengths("TRAIN"), BATCHES)))
     for rows in step.micro_batches:
-        run.engine.accumulate(run.corpus.pack(rows), step.num_supervised)
-    copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in run.engine._parameters.values()]
-    for copy, parameter in zip(copies, run.engine._parameters.values(), strict=True):
+        run.accumulate(rows, step.num_supervised)
+    copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in run.parameters.values()]
+    for copy, parameter in zip(copies, run.parameters.values(), strict=True):
         assert parameter.grad is not None
         copy.grad = parameter.grad.clone()
     reference = torch.optim.AdamW(copies, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     torch.nn.utils.clip_grad_norm_(copies, 1.0)
     reference.step()
     run.engine.update(2e-3)
-    for copy, parameter in zip(copies, run.engine._parameters.values(), strict=True):
+    for copy, parameter in zip(copies, run.parameters.values(), strict=True):
         torch.testing.assert_close(parameter.detach(), copy.detach(), rtol=1e-5, atol=1e-7)
 
 
@@ -280,8 +300,8 @@ def test_validate_is_the_mean_over_tokens_not_over_rows(make_run: RunMaker) -> N
     run = make_run()
     run.begin()
     rows = [row for row in run.corpus.lengths("VALIDATION") if row.num_supervised]
-    sums = [run.engine.evaluate(run.corpus.pack([row.row])) for row in rows]
-    expected = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    sums = [run.engine.score(run.corpus.pack([row.row], "VALIDATION"), FusedLoss()) for row in rows]
+    expected = sum(loss.item() for loss, _ in sums) / sum(count for _, count in sums)
     batches = sft.pack_validation(run.corpus, 48)
     found = sft.validate(run.engine, run.corpus, batches)
     assert found["validation_loss"] == pytest.approx(expected, rel=1e-5)
@@ -299,7 +319,7 @@ def test_train_is_stopped_inside_a_step_by_a_check_that_raises(make_run: RunMake
         if passes == 2:
             raise KeyboardInterrupt
 
-    steps = sft.train(run.engine, run.corpus, run.settings, sft.Course(), check)
+    steps = sft.train(run.engine, run.corpus, run.settings, Course(), check)
     (first,) = list(itertools.islice(iterate_steps(run.corpus.lengths("TRAIN"), BATCHES), 1))
     assert len(first.micro_batches) > 1, "the check stops between two passes of one step"
     with pytest.raises(KeyboardInterrupt):
@@ -308,24 +328,24 @@ def test_train_is_stopped_inside_a_step_by_a_check_that_raises(make_run: RunMake
 
 def test_load_says_what_has_changed_around_the_run_now_or_earlier(make_run: RunMaker, tmp_path: Path) -> None:
     first = make_run()
-    due = next(event for event in first.begin() if isinstance(event, sft.CheckpointDue))
+    due = next(event for event in first.begin() if isinstance(event, CheckpointDue))
     first.save(tmp_path / "first", due.course)
     other = replace(first.identity, surroundings={"isa": "avx2", "torch_version": "2.14"}, bitwise=False)
-    same, elsewhere, again = make_run(), make_run(), make_run()
-    assert checkpoint.load(tmp_path / "first", same.model, "default", first.identity)[2] == []
-    engine, course, changed = checkpoint.load(tmp_path / "first", elsewhere.model, "default", other)
+    same, elsewhere, again = (make_run().make_engine() for _ in range(3))
+    assert checkpoint.load(tmp_path / "first", same, first.identity)[1] == []
+    course, changed = checkpoint.load(tmp_path / "first", elsewhere, other)
     assert changed == ["torch_version"]
-    checkpoint.save(tmp_path / "second", elsewhere.model, "default", engine, course, other)
-    assert checkpoint.load(tmp_path / "second", again.model, "default", other)[2] == ["earlier"]
+    checkpoint.save(tmp_path / "second", elsewhere, course, other)
+    assert checkpoint.load(tmp_path / "second", again, other)[1] == ["earlier"]
 
 
 def test_a_checkpoint_does_not_grow_with_the_steps(make_run: RunMaker, tmp_path: Path) -> None:
     run = make_run(batches=replace(BATCHES, num_epochs=12))
     sizes = []
     for event in run.begin():
-        if isinstance(event, sft.CheckpointDue):
+        if isinstance(event, CheckpointDue):
             run.save(tmp_path, event.course)
-            sizes.append(sum((tmp_path / name).stat().st_size for name in checkpoint.FILES))
+            sizes.append(sum((tmp_path / name).stat().st_size for name in FILES))
     assert len(sizes) > 10
     assert max(sizes) - min(sizes) < 400  # digits and the metrics of a validated step
 
@@ -334,12 +354,12 @@ def test_load_reads_a_checkpoint_with_the_whole_history(make_run: RunMaker, tmp_
     """A job that was running when the format changed goes on."""
     run = make_run()
     for event in run.begin():
-        if isinstance(event, sft.CheckpointDue):
+        if isinstance(event, CheckpointDue):
             run.save(tmp_path, event.course)
             break
     path = tmp_path / checkpoint.STATE_NAME
     state = json.loads(path.read_text())
     last = state.pop("metrics")
     path.write_text(json.dumps({**state, "format": 2, "history": [{"train_loss": 9.0}, last]}))
-    _, course, changed = checkpoint.load(tmp_path, make_run().model, "default", run.identity)
+    course, changed = checkpoint.load(tmp_path, make_run().make_engine(), run.identity)
     assert (course.step, course.metrics, changed) == (state["step"], last, [])

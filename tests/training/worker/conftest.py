@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pyarrow
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -137,7 +138,7 @@ class Site:
         with channel(self.data_address) as data_channel:
             runners: Mapping[TaskKind, Runner] = {
                 TaskKind.REGISTER_MODEL: run_register,
-                TaskKind.TRAIN: Trainer(data_channel),
+                TaskKind.TRAIN: Trainer(data_channel, torch.device("cpu")),
             }
             work = asyncio.create_task(work_until(plan, runners, stopping))
             try:

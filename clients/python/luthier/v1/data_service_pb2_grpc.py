@@ -373,7 +373,9 @@ class DataServiceServicer(object):
 
     def ReadRendering(self, request, context):
         """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
-        int32), loss_mask (list of bool, one for each token). Lengths view: row, split, num_tokens, num_supervised.
+        int32), loss_mask (list of bool, one for each token), unit, role. Lengths view: row, split, num_tokens,
+        num_supervised, unit. Rows of a unit follow one another and share a forward pass in training: unit is the number of
+        the first of them, role says what a row is in its unit (empty: it is all of it).
 
         Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
         """

@@ -162,7 +162,9 @@ class DataServiceStub:
     """
     ReadRendering: _grpc.UnaryStreamMultiCallable[_data_service_pb2.ReadRenderingRequest, _arrow_pb2.ArrowChunk]
     """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
-    int32), loss_mask (list of bool, one for each token). Lengths view: row, split, num_tokens, num_supervised.
+    int32), loss_mask (list of bool, one for each token), unit, role. Lengths view: row, split, num_tokens,
+    num_supervised, unit. Rows of a unit follow one another and share a forward pass in training: unit is the number of
+    the first of them, role says what a row is in its unit (empty: it is all of it).
 
     Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
     """
@@ -296,7 +298,9 @@ class DataServiceAsyncStub(DataServiceStub):
     """
     ReadRendering: _aio.UnaryStreamMultiCallable[_data_service_pb2.ReadRenderingRequest, _arrow_pb2.ArrowChunk]  # type: ignore[assignment]
     """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
-    int32), loss_mask (list of bool, one for each token). Lengths view: row, split, num_tokens, num_supervised.
+    int32), loss_mask (list of bool, one for each token), unit, role. Lengths view: row, split, num_tokens,
+    num_supervised, unit. Rows of a unit follow one another and share a forward pass in training: unit is the number of
+    the first of them, role says what a row is in its unit (empty: it is all of it).
 
     Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
     """
@@ -565,7 +569,9 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_arrow_pb2.ArrowChunk], _abc.AsyncIterator[_arrow_pb2.ArrowChunk]]:
         """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
-        int32), loss_mask (list of bool, one for each token). Lengths view: row, split, num_tokens, num_supervised.
+        int32), loss_mask (list of bool, one for each token), unit, role. Lengths view: row, split, num_tokens,
+        num_supervised, unit. Rows of a unit follow one another and share a forward pass in training: unit is the number of
+        the first of them, role says what a row is in its unit (empty: it is all of it).
 
         Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
         """

@@ -5,6 +5,7 @@ Shape suffixes: M rows, K inputs, N outputs, R rank. Importing this package does
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from luthier.kernels.tables import Impl, kernels_of, resolve
@@ -37,19 +38,32 @@ class Projection:
 class Dropout:
     """Inverted dropout of x on its way into the update, from counters instead of a state.
 
-    An element is dropped by (seed, stream, row0 + row, column) alone: the same on every device, however rows are
-    put together. `stream` tells layers apart.
+    An element is dropped by (seed, stream, number of its row, column) alone: the same on every device, however rows
+    are put together. `stream` tells layers apart. Rows are numbered from `row0` on, and from each of `restarts` (place
+    in x, number) on anew; places rise. With the number of a sequence above that of a token (`token_number`), a token's
+    mask does not depend on what it is packed with.
     """
 
     probability: float
     seed: int
     stream: int = 0
     row0: int = 0
+    restarts: tuple[tuple[int, int], ...] = ()
 
     @property
-    def key(self) -> tuple[int, int, int]:
-        """(seed, stream, row0)."""
-        return (self.seed, self.stream, self.row0)
+    def key(self) -> tuple[int, ...]:
+        """(seed, stream, row0), then place and number of each restart."""
+        return (
+            self.seed,
+            self.stream,
+            self.row0,
+            *(number for restart in self.restarts for number in restart),
+        )
+
+
+def token_number(sequence: int, token: int = 0) -> int:
+    """The number that dropout knows a token by: of 2^31 sequences with 2^32 tokens each, no two share one."""
+    return sequence << 32 | token
 
 
 def lora_linear(
@@ -72,10 +86,11 @@ def lora_linear_multi(
         ValueError: shapes, dtypes or devices do not fit, or `impl` cannot run on them.
     """
     _check(x, projections, dropout)
-    chosen = resolve("lora_linear", impl, _refusal(impl, x, projections), x, _shape_class(x, projections))
+    dropout = dropout or Dropout(probability=0.0, seed=0)
+    refusal = _refusal(impl, x, projections, dropout)
+    chosen = resolve("lora_linear", impl, refusal, x, _shape_class(x, projections))
     x_MK = x.reshape(-1, x.shape[-1])
     biases = [_bias(one) for one in projections]
-    dropout = dropout or Dropout(probability=0.0, seed=0)
     if chosen == "eager":
         outputs = _run_eager(x_MK, projections, biases, dropout)
     else:
@@ -132,6 +147,9 @@ def _check(x: "Tensor", projections: Sequence[Projection], dropout: Dropout | No
         raise ValueError("projections must hold at least one projection, got none")
     if dropout is not None and not 0 <= dropout.probability < 1:
         raise ValueError(f"dropout probability must be in [0, 1), got {dropout.probability}")
+    places = [0, *(place for place, _ in dropout.restarts)] if dropout else []
+    if any(place >= later for place, later in pairwise(places)):
+        raise ValueError(f"places of dropout's restarts must rise from above 0, got {places[1:]}")
     for one in projections:
         require_same(x=x, weight=one.weight, **({} if one.bias is None else {"bias": one.bias}))
         shapes = [tuple(tensor.shape) for tensor in (x, one.weight, one.a, one.b)]
@@ -146,7 +164,7 @@ def _check(x: "Tensor", projections: Sequence[Projection], dropout: Dropout | No
             raise ValueError(f"tensors must share a device, got {x.device}, {one.a.device}, {one.b.device}")
 
 
-def _refusal(impl: Impl, x: "Tensor", projections: Sequence[Projection]) -> str | None:
+def _refusal(impl: Impl, x: "Tensor", projections: Sequence[Projection], dropout: Dropout) -> str | None:
     import torch
 
     from luthier.kernels.operands import refusal
@@ -160,6 +178,8 @@ def _refusal(impl: Impl, x: "Tensor", projections: Sequence[Projection]) -> str 
             return f"impl {kernels!r} needs factors of {x.dtype} or float32, got {one.a.dtype}, {one.b.dtype}"
     if kernels == "triton" and len(projections) > MAX_TRITON_PROJECTIONS:
         return f"impl 'triton' takes at most {MAX_TRITON_PROJECTIONS} projections, got {len(projections)}"
+    if kernels == "triton" and dropout.probability and dropout.restarts:
+        return "impl 'triton' drops rows that are numbered through, got restarts"
     return refusal(impl, x)
 
 

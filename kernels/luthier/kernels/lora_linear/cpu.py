@@ -6,6 +6,7 @@ A product with a low-rank update is one product with more contracted columns: [x
 Shape suffixes: M rows, K inputs, N outputs, R rank, Q the ranks of all projections together.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from luthier.kernels import _core
 from luthier.kernels.direct import kernel_op
 from luthier.kernels.lora_linear.factors import layout, shapes_of
+from luthier.kernels.lora_linear.reference import numbered
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 # (rows, matrix, whether the matrix is transposed)
@@ -58,25 +60,27 @@ def _gram(left_MR: Tensor, right_MN: Tensor, scale: float = 1.0, *, transposed: 
     return out
 
 
-def dropped(x_MK: Tensor, probability: float, key: list[int]) -> Tensor:
+def dropped(x_MK: Tensor, probability: float, key: Sequence[int]) -> Tensor:
     """`reference.dropped` in C++; x itself where nothing is dropped."""
     if probability == 0:
         return x_MK
     out_MK = torch.empty_like(x_MK, memory_format=torch.contiguous_format)
-    problem = {
-        "x": x_MK.data_ptr(),
-        "out": out_MK.data_ptr(),
-        "num_rows": x_MK.shape[0],
-        "dim": x_MK.shape[1],
-        "x_stride": x_MK.stride(0),
-        "out_stride": out_MK.stride(0),
-        "seed": key[0],
-        "stream": key[1],
-        "row0": key[2],
-        "probability": probability,
-        "bfloat16": x_MK.dtype == torch.bfloat16,
-    }
-    _core.dropout(problem, **settings())
+    for first, end, row0 in numbered(x_MK.shape[0], key):
+        x, out = x_MK[first:end], out_MK[first:end]
+        problem = {
+            "x": x.data_ptr(),
+            "out": out.data_ptr(),
+            "num_rows": end - first,
+            "dim": x.shape[1],
+            "x_stride": x.stride(0),
+            "out_stride": out.stride(0),
+            "seed": key[0],
+            "stream": key[1],
+            "row0": row0,
+            "probability": probability,
+            "bfloat16": x.dtype == torch.bfloat16,
+        }
+        _core.dropout(problem, **settings())
     return out_MK
 
 

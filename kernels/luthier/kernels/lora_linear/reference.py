@@ -3,6 +3,8 @@
 Shape suffixes: M rows, K inputs, N outputs, R rank.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,15 +14,16 @@ _MASK = 0xFFFFFFFF
 
 
 def dropout_mask(
-    shape: tuple[int, int], probability: float, key: tuple[int, int, int], device: torch.device
+    shape: tuple[int, int], probability: float, key: Sequence[int], device: torch.device
 ) -> Tensor:
     """Which elements [M, K] are kept, bool: Philox4x32-10 (Salmon et al., 2011), four columns to a counter.
 
-    `key` is (seed, stream, row0): the element at (row, column) depends on seed, stream, row0 + row and column
+    `key` is that of `Dropout`: the element at (row, column) depends on seed, stream, the row's number and column
     alone, not on how rows are put together.
     """
-    seed, stream, row0 = key
-    rows_M = torch.arange(row0, row0 + shape[0], dtype=torch.int64, device=device)[:, None]
+    seed, stream = key[:2]
+    numbers = [torch.arange(row0, row0 + last - first) for first, last, row0 in numbered(shape[0], key)]
+    rows_M = torch.cat(numbers).to(device)[:, None]
     groups = torch.arange((shape[1] + 3) // 4, dtype=torch.int64, device=device)[None]
     zeros = torch.zeros_like(rows_M + groups)
     counter = [zeros + groups, zeros + (rows_M & _MASK), zeros + (rows_M >> 32), zeros + (stream & _MASK)]
@@ -33,6 +36,13 @@ def dropout_mask(
     return words >= min(int(probability * 2**32), _MASK)
 
 
+def numbered(num_rows: int, key: Sequence[int]) -> list[tuple[int, int, int]]:
+    """The rows of a batch as (first, end, number of the first), whose numbers follow one another."""
+    starts = [(0, key[2]), *zip(key[3::2], key[4::2], strict=True)]
+    ends = [*(min(place, num_rows) for place, _ in starts[1:]), num_rows]
+    return [(place, end, row0) for (place, row0), end in zip(starts, ends, strict=True) if place <= end]
+
+
 def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     """The low and the high 32 bits of a product of 32-bit numbers, without overflow of int64."""
     low = word * (factor & 0xFFFF)
@@ -40,7 +50,7 @@ def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     return ((high & 0xFFFF) << 16) | (low & 0xFFFF), high >> 16
 
 
-def dropped(x_MK: Tensor, probability: float, key: tuple[int, int, int]) -> Tensor:
+def dropped(x_MK: Tensor, probability: float, key: Sequence[int]) -> Tensor:
     """X with the elements that `dropout_mask` does not keep zeroed and the others divided by 1 - probability."""
     if probability == 0:
         return x_MK

@@ -123,7 +123,7 @@ class UploadService:
         Raises NotFound, FailedPrecondition WRONG_STATE when it is complete, Aborted ETAG_MISMATCH.
         """
         turn = self.turn(name)
-        async with turn.lock, self._database.transaction() as connection:
+        async with turn.lock, self._database.transaction(makes_room=True) as connection:
             turn.receiving = None
             upload = await self._uploads.get(connection, name)
             require_etag(upload, etag)

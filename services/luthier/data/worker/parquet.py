@@ -31,9 +31,15 @@ ROW_SCHEMA = pyarrow.schema(
         ("loss_mask", pyarrow.list_(pyarrow.bool_())),
         ("num_tokens", pyarrow.int32()),
         ("num_supervised", pyarrow.int32()),
+        ("unit", pyarrow.int64()),
+        ("role", pyarrow.string()),
     ]
 )
-"""A rendering's shard: one sequence a row, and its lengths beside it so that they can be read alone."""
+"""A rendering's shard: one sequence a row, and its lengths beside it so that they can be read alone.
+
+Rows of a unit follow one another and share a forward pass: `unit` is the number of the first of them. `role` says what
+a row is in its unit, and is empty where the row is all of it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,15 @@ def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], t
 def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> Path:
     spec = context.task.render
     folder.mkdir()
-    fetch_model(models, context.token, spec.model.name, context.cache, folder, tokenizer_only=True)
+    fetch_model(
+        models,
+        lambda: context.token,
+        spec.model.name,
+        context.cache,
+        folder,
+        context.check,
+        tokenizer_only=True,
+    )
     files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
     digest = bundle_digest(files)
     if digest != spec.tokenizer_digest:

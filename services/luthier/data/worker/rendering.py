@@ -177,6 +177,8 @@ class RenderingWriter:
                 "loss_mask": [flag != 0 for flag in mask],
                 "num_tokens": len(ids),
                 "num_supervised": rendered.num_supervised,
+                "unit": self._writer.num_rows,
+                "role": "",
             },
             # What the mask's Python values and the ids take until the row group is written.
             12 * len(ids) + 300,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from luthier.errors import Failure, NotFound, Reason, ResourceExhausted, Unavailable
+from luthier.runtime.names import project_of
 from luthier.v1.evaluation_pb2 import FINISH_REASON_UNSPECIFIED
 from luthier.work.convert import failure_to_status, status_to_failure
 from luthier.worker.v1.worker_service_pb2 import (
@@ -29,18 +30,45 @@ def is_last(piece: Piece) -> bool:
 
 @dataclass(slots=True)
 class _Taker:
-    """A worker that takes orders: `outbox` is what it is yet to hear."""
+    """A worker that takes orders: `outbox` is what it is yet to hear.
+
+    `active` holds the orders that it has by id, `silent` the ids of those that it said nothing of yet.
+    """
 
     slots: int
-    active: set[str] = field(default_factory=set)
+    active: dict[str, GenerationOrder] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
     outbox: asyncio.Queue[TakeGenerationsResponse] = field(default_factory=asyncio.Queue)
+
+    def hand(self, order: GenerationOrder) -> None:
+        """Give it an order."""
+        self.active[order.generation] = order
+        self.silent.add(order.generation)
+        self.outbox.put_nowait(TakeGenerationsResponse(order=order))
+
+    def drop(self, generation: str) -> None:
+        """Take an order back, if it has it."""
+        self.active.pop(generation, None)
+        self.silent.discard(generation)
+
+    def choose(self, waiting: Iterable[GenerationOrder]) -> GenerationOrder | None:
+        """Return whose turn it is: of the project that has the fewest orders here, then who came first.
+
+        Of one model at most all slots but one may be silent: its template may not end before its limits do, and
+        others must find a slot meanwhile.
+        """
+        silent = Counter(_asked(self.active[generation]) for generation in self.silent)
+        held = Counter(_project(order) for order in self.active.values())
+        most = max(1, self.slots - 1)
+        may = [order for order in waiting if silent[_asked(order)] < most]
+        return min(may, key=lambda order: held[_project(order)], default=None)
 
 
 class Exchange:
     """Hands each order to a worker with a free slot and its pieces back to the caller.
 
-    At most `max_waiting` orders wait for a slot. When a caller goes away its generation is stopped; when a
-    worker goes away its callers are told to try again.
+    At most `max_waiting` orders wait for a slot; see `_Taker.choose` for whose turn it is. When a caller goes away its
+    generation is stopped; when a worker goes away its callers are told to try again.
     """
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
@@ -90,7 +118,7 @@ class Exchange:
             self._waiting.remove(order)
         for taker in self._takers:
             if order.generation in taker.active:
-                taker.active.discard(order.generation)
+                taker.drop(order.generation)
                 taker.outbox.put_nowait(TakeGenerationsResponse(cancel_generation=order.generation))
         self._dispatch()
 
@@ -129,14 +157,22 @@ class Exchange:
                 metadata={"generation": piece.generation},
             )
         answers.put_nowait(piece)
-        if is_last(piece):
-            for taker in self._takers:
-                taker.active.discard(piece.generation)
-            self._dispatch()
+        for taker in self._takers:
+            taker.silent.discard(piece.generation)
+            if is_last(piece):
+                taker.drop(piece.generation)
+        self._dispatch()
 
     def _dispatch(self) -> None:
         for taker in self._takers:
-            while self._waiting and len(taker.active) < taker.slots:
-                order = self._waiting.popleft()
-                taker.active.add(order.generation)
-                taker.outbox.put_nowait(TakeGenerationsResponse(order=order))
+            while len(taker.active) < taker.slots and (order := taker.choose(self._waiting)) is not None:
+                self._waiting.remove(order)
+                taker.hand(order)
+
+
+def _asked(order: GenerationOrder) -> str:
+    return order.adapter.name if order.HasField("adapter") else order.base_model.name
+
+
+def _project(order: GenerationOrder) -> str:
+    return project_of(order.base_model.name)

@@ -22,12 +22,15 @@ def main() -> None:
     config = read_worker_config()
     import torch
 
+    from luthier.lm.device import choose_device
+
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     plan = worker_plan(config, "evaluation", config.evaluation_address)
     cache = BlobCache(plan.cache_folder, plan.cache_bytes)
     # A name of its own: whether another process works in this folder shows only when the worker's lock is taken.
-    models = Models(config.training_address, cache, plan.work_folder / f"models-{uuid.uuid4().hex}")
+    folder = plan.work_folder / f"models-{uuid.uuid4().hex}"
+    models = Models(config.training_address, cache, folder, choose_device(config.device))
     answers = ModelAnswers(models)
 
     async def companion(link: WorkerLink, cache: BlobCache) -> None:

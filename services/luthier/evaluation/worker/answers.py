@@ -69,10 +69,13 @@ class ModelAnswers:
             if stopped.is_set():
                 raise Cancelled(f"generation {order.generation} was stopped")
 
+        def token() -> str:
+            return order.token
+
         adapter = order.adapter if order.HasField("adapter") else None
         with (
-            self._models.base(order.base_model, order.token, check, wait_seconds=_BASE_SECONDS) as loaded,
-            self._models.adapter(loaded, adapter, order.token) as name,
+            self._models.base(order.base_model, token, check, wait_seconds=_BASE_SECONDS) as loaded,
+            self._models.adapter(loaded, adapter, token, check) as name,
         ):
             prompt, stops = _prompt(loaded.asker(order.asking, check), order)
             request = GenerationRequest(

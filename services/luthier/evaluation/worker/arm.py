@@ -84,6 +84,7 @@ class ArmRunner:
         self._adapter = adapter
         self._answered = answered
         self._phase = phase
+        self._num_steps = 0
         self._evaluation = context.task.evaluate.evaluation
 
     def run(self, arm_id: str, questions: Sequence[Question], shots: Sequence[Record]) -> ArmAnswers:
@@ -161,8 +162,9 @@ class ArmRunner:
     def _together(self, batch: _Batch, rows: Sequence[int]) -> dict[int, task_pb2.AnsweredRecord]:
         records = {row: task_pb2.AnsweredRecord(row=row) for row in rows}
         num_ended = 0
-        with closing(self._loaded.thread.generate(self._request(batch, rows), self._context.check)) as events:
+        with closing(self._loaded.thread.generate(self._request(batch, rows), self._wanted)) as events:
             for event in events:
+                self._context.check()
                 record = records[rows[event.row]]
                 record.text += event.text
                 record.num_generated_tokens += len(event.token_ids)
@@ -172,6 +174,15 @@ class ArmRunner:
                     num_ended += 1
                     self._show(num_ended)
         return records
+
+    def _wanted(self) -> None:
+        """Ask whether the work is wanted; a sign of life only if the engine made a step since the last time."""
+        num_steps = self._loaded.thread.num_steps
+        if num_steps != self._num_steps:
+            self._num_steps = num_steps
+            self._context.check()
+        else:
+            self._context.heed()
 
     def _request(self, batch: _Batch, rows: Sequence[int]) -> GenerationRequest:
         return GenerationRequest(

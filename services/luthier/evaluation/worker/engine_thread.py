@@ -38,10 +38,16 @@ class EngineThread:
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._answers: dict[str, queue.SimpleQueue[GenerationEvent | Exception]] = {}
         self._admitting = threading.Lock()
+        self._num_steps = 0
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps so far, whoever asked for them: as long as it grows the engine works."""
+        return self._num_steps
 
     def run(self, work: Callable[[], T]) -> T:
         """Run a function in the engine's thread, between two steps, and return what it returns.
@@ -138,6 +144,7 @@ class EngineThread:
 
     def _step(self) -> None:
         events = self._engine.step()
+        self._num_steps += 1
         failures = self._engine.take_failures()
         with self._admitting:
             waiting = dict(self._answers)

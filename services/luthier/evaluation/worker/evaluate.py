@@ -16,6 +16,7 @@ from luthier.evaluation.worker.splits import Splits
 from luthier.text.records import Record
 from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
+from luthier.work.limits import answering_seconds
 from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
@@ -46,11 +47,13 @@ class Evaluator:
         evaluation = spec.evaluation
         context.progress("loading", 0, 0, "arms")
         questions = self._splits.read(context, evaluation.split, evaluation.max_records, evaluation.seed)
+        num_answers = len(questions) * len(spec.arms)
+        context.announce(answering_seconds(num_answers, evaluation.max_new_tokens))
         grading = grading_of(evaluation, questions)
         shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
         try:
-            with self._models.base(spec.base_model, context.token, context.check) as loaded:
+            with self._models.base(spec.base_model, lambda: context.token, context.check) as loaded:
                 answers = self._asked(context, loaded, answered, questions, shots)
             answered.commit()
         except (Unavailable, ResourceExhausted) as error:
@@ -86,7 +89,7 @@ class Evaluator:
         answers = {}
         for number, arm in enumerate(arms, start=1):
             adapter = arm.adapter if arm.HasField("adapter") else None
-            with self._models.adapter(loaded, adapter, context.token) as name:
+            with self._models.adapter(loaded, adapter, lambda: context.token, context.check) as name:
                 runner = ArmRunner(
                     context,
                     loaded,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import DataLoss, Reason, ResourceExhausted
@@ -26,6 +27,7 @@ from luthier.work.cache import BlobCache
 from luthier.work.limited_child import Limits
 from luthier.work.model_files import fetch_model
 from luthier.work.peers import channel
+from luthier.work.retry import Token
 from luthier.work.text_pool import PROMPT_LIMITS, Bundle, TextPool
 from luthier.worker.v1 import task_pb2
 
@@ -60,19 +62,23 @@ class LoadedModel:
         return Asker(self._texts, self._bundle, asking_of(asking, self._file_eos_token_ids), check)
 
     @contextmanager
-    def adapter(self, name: str, load: Callable[[], None]) -> Iterator[str]:
+    def adapter(self, name: str, load: Callable[[], None], check: Check = lambda: None) -> Iterator[str]:
         """Keep an adapter in the model for the length of a block; yields the name to ask for.
 
         `load` puts it there when it is not; adapters that nobody uses go, the longest unused first, when there
-        are more than `MAX_ADAPTERS`.
+        are more than `MAX_ADAPTERS`. `check` is called while another one is put there.
         """
-        with self._lock:
+        while not self._lock.acquire(timeout=_CHECK_SECONDS):
+            check()
+        try:
             if name not in self._adapters:
                 self._make_room()
                 load()
             self._adapters[name] = None
             self._adapters.move_to_end(name)
             self._users[name] = self._users.get(name, 0) + 1
+        finally:
+            self._lock.release()
         try:
             yield name
         finally:
@@ -105,11 +111,19 @@ class Models:
         limits: what their templates and tokenizers may take for one prompt.
     """
 
-    def __init__(self, address: str, cache: BlobCache, folder: Path, limits: Limits = PROMPT_LIMITS) -> None:
+    def __init__(
+        self,
+        address: str,
+        cache: BlobCache,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        limits: Limits = PROMPT_LIMITS,
+    ) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self._channel = channel(address)
         self._cache = cache
         self._folder = folder
+        self._device = device
         self._loaded: LoadedModel | None = None
         self._users = 0
         self._loading = ""
@@ -121,7 +135,7 @@ class Models:
     def base(
         self,
         reference: task_pb2.ModelReference,
-        token: str,
+        token: Token,
         check: Check = lambda: None,
         *,
         wait_seconds: float = math.inf,
@@ -133,7 +147,7 @@ class Models:
 
         Raises:
             ResourceExhausted: OVERLOADED, another base stayed in use.
-            LuthierError: its files cannot be fetched or loaded, or what `check` raised during the wait.
+            LuthierError: its files cannot be fetched or loaded, or what `check` raised meanwhile.
         """
         with self._changed:
             self._wait_for(reference, check, wait_seconds)
@@ -143,7 +157,7 @@ class Models:
                 self._loading = reference.digest
         try:
             if not is_there:
-                self._change(reference, token)
+                self._change(reference, token, check)
             assert self._loaded is not None, "it is loaded, and kept as long as it has a user"
             yield self._loaded
         finally:
@@ -153,19 +167,27 @@ class Models:
 
     @contextmanager
     def adapter(
-        self, loaded: LoadedModel, reference: task_pb2.ModelReference | None, token: str
+        self,
+        loaded: LoadedModel,
+        reference: task_pb2.ModelReference | None,
+        token: Token,
+        check: Check = lambda: None,
     ) -> Iterator[str | None]:
-        """Keep an adapter loaded for the length of a block; None stays None, the base model itself."""
+        """Keep an adapter loaded for the length of a block; None stays None, the base model itself.
+
+        Raises:
+            LuthierError: its files cannot be fetched or loaded, or what `check` raised meanwhile.
+        """
         if reference is None:
             yield None
             return
         name = reference.digest[:32]
 
         def load() -> None:
-            with self._fetched(reference, token) as folder:
+            with self._fetched(reference, token, check) as folder:
                 loaded.thread.run(lambda: load_adapter(loaded.model, folder, name))
 
-        with loaded.adapter(name, load):
+        with loaded.adapter(name, load, check):
             yield name
 
     def close(self) -> None:
@@ -198,32 +220,32 @@ class Models:
         finally:
             self._num_waiting -= bounded
 
-    def _change(self, reference: task_pb2.ModelReference, token: str) -> None:
+    def _change(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> None:
         """Load another base; nobody else touches what is loaded while `_loading` is set."""
         try:
             if self._loaded is not None:
                 self._loaded.thread.stop()
                 self._loaded = None
-            self._loaded = self._load(reference, token)
+            self._loaded = self._load(reference, token, check)
         finally:
             with self._changed:
                 self._loading = ""
                 self._changed.notify_all()
 
-    def _load(self, reference: task_pb2.ModelReference, token: str) -> LoadedModel:
-        with self._fetched(reference, token) as folder:
+    def _load(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> LoadedModel:
+        with self._fetched(reference, token, check) as folder:
             files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
             bundle = Bundle(key=bundle_digest(files), read=lambda: files)
-            return LoadedModel(reference.digest, load_model(folder), bundle, self._texts)
+            return LoadedModel(reference.digest, load_model(folder, device=self._device), bundle, self._texts)
 
     @contextmanager
-    def _fetched(self, reference: task_pb2.ModelReference, token: str) -> Iterator[Path]:
+    def _fetched(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> Iterator[Path]:
         """Lay a model's files out for the length of a block; weights that are mapped stay readable after it."""
         if not reference.digest:
             raise DataLoss(f"{reference.name} has no digest", reason=Reason.DATA_CORRUPTED)
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            yield fetch_model(self._channel, token, reference.name, self._cache, Path(folder))
+            yield fetch_model(self._channel, token, reference.name, self._cache, Path(folder), check)
 
 
 def _in_use(reference: task_pb2.ModelReference) -> ResourceExhausted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, datas
 from luthier.work.arrow_stream import read_batches
 from luthier.work.context import TaskContext
 from luthier.work.peers import bearer, channel
+from luthier.work.retry import Messages
 
 _READ_SECONDS = 600.0
 _FEW = 8
@@ -76,13 +77,11 @@ class Splits:
         self._channel.close()
 
     def _ids(self, context: TaskContext, split: dataset_pb2.Split.ValueType) -> Iterator[tuple[int, str]]:
-        for batch in read_batches(lambda row: self._open(context, split, row, ids_only=True)):
-            context.check()
+        for batch in read_batches(lambda row: self._open(context, split, row, ids_only=True), context.check):
             yield from zip(*(batch.column(name).to_pylist() for name in _COLUMNS[:2]), strict=True)
 
     def _stored(self, context: TaskContext, split: dataset_pb2.Split.ValueType) -> Iterator[_Stored]:
-        for batch in read_batches(lambda row: self._open(context, split, row)):
-            context.check()
+        for batch in read_batches(lambda row: self._open(context, split, row), context.check):
             yield from _rows_of(batch)
 
     def _at(
@@ -99,15 +98,15 @@ class Splits:
 
     def _chunk(self, context: TaskContext, split: dataset_pb2.Split.ValueType, row: int) -> list[_Stored]:
         """Return the first chunk from a row on."""
-        calls: list[Any] = []
+        calls: list[Messages[arrow_pb2.ArrowChunk]] = []
 
-        def open_at(start_row: int) -> Iterable[arrow_pb2.ArrowChunk]:
-            call: Iterable[arrow_pb2.ArrowChunk] = self._open(context, split, start_row)
+        def open_at(start_row: int) -> Messages[arrow_pb2.ArrowChunk]:
+            call: Messages[arrow_pb2.ArrowChunk] = self._open(context, split, start_row)
             calls.append(call)
             return call
 
         try:
-            return list(_rows_of(next(read_batches(open_at, row))))
+            return list(_rows_of(next(read_batches(open_at, context.check, row))))
         finally:
             for call in calls:
                 call.cancel()

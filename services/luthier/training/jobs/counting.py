@@ -55,16 +55,17 @@ def _written(train: PackedLengths, validation: PackedLengths, batches: BatchSett
 
 
 def _columns(lengths: PackedLengths) -> tuple[array[int], ...]:
-    return lengths.rows, lengths.num_tokens, lengths.num_supervised
+    return lengths.rows, lengths.units, lengths.num_tokens, lengths.num_supervised
 
 
 def _survey_from(found: dict[str, Any]) -> Survey:
-    longest_train, longest, totals = (found[name] for name in ("longest_train", "longest", "totals"))
+    names = ("longest_train", "longest", "longest_row")
+    longest = {name: Longest(**found[name]) if found[name] else None for name in names}
+    totals = found["totals"]
     return Survey(
         num_train_rows=found["num_train_rows"],
         num_validation_rows=found["num_validation_rows"],
-        longest_train=Longest(**longest_train) if longest_train else None,
-        longest=Longest(**longest) if longest else None,
+        **longest,
         totals=PlanTotals(**totals) if totals else None,
     )
 

@@ -123,7 +123,8 @@ def batch_settings(chosen: Hyperparameters) -> BatchSettings:
 def check_counts(settings: JobSettings, rendering: RenderingView, context_length: int) -> None:
     """Refuse what the rendering's statistics alone show to be impossible, in no time.
 
-    What they cannot tell, as the longest row may be one that teaches nothing, is left to whoever has the lengths.
+    What they cannot tell, as the longest row may be one that teaches nothing or part of a longer unit, is left
+    to whoever has the lengths.
 
     Raises:
         InvalidArgument: the longest row does not fit into a step or a forward pass (SEQUENCE_TOO_LONG), or there
@@ -139,6 +140,7 @@ def check_counts(settings: JobSettings, rendering: RenderingView, context_length
         num_validation_rows=validation.num_teaching,
         longest_train=_longest(train),
         longest=_longest(train, validation),
+        longest_row=_longest(train, validation),
         totals=None,
     )
     require_fitting(known, batch_settings(settings.hyperparameters), context_length)

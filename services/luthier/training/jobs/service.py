@@ -225,7 +225,7 @@ class JobService:
 
     async def cancel(self, name: str, etag: str) -> Job:
         """Ask a job to stop; one that has ended or is stopping stays as it is. Raises NotFound, Aborted."""
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(makes_room=True) as connection:
             job = await self._jobs.get(connection, name)
             if etag and etag != job.etag:
                 raise Aborted(

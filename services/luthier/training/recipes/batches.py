@@ -1,5 +1,7 @@
 """Which rows make which optimiser step: a pure function of row lengths, settings and seed.
 
+Rows come in units: rows that share a forward pass, one or several. Units are ordered and packed, never cut.
+
 The service plans a job with it and the worker trains by it, so that both count the same steps. Nothing but
 the standard library is used.
 """
@@ -7,8 +9,9 @@ the standard library is used.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +22,28 @@ class RowLength:
         row: number of the row within the rendering, from 0.
         num_tokens: tokens of the row.
         num_supervised: tokens of the row that are learnt.
+        unit: number of the first row of its unit; None: its own.
     """
 
     row: int
+    num_tokens: int
+    num_supervised: int
+    unit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Rows that share a forward pass.
+
+    Attributes:
+        number: number of its first row.
+        rows: their numbers.
+        num_tokens: tokens of all of them.
+        num_supervised: tokens learnt from all of them.
+    """
+
+    number: int
+    rows: tuple[int, ...]
     num_tokens: int
     num_supervised: int
 
@@ -35,7 +57,7 @@ class BatchSettings:
         num_epochs: passes over the rows.
         max_steps: end after this many steps; 0 means no such limit.
         batch_tokens: most tokens of a step; 0 when batch_rows decides.
-        batch_rows: rows of a step; 0 when batch_tokens decides.
+        batch_rows: units of a step; 0 when batch_tokens decides.
         micro_batch_tokens: most tokens of one forward pass.
     """
 
@@ -97,20 +119,33 @@ class PlanTotals:
     packing_efficiency: float
 
 
-def teaching_rows(rows: Sequence[RowLength]) -> list[RowLength]:
-    """Return the rows that have something to learn, in the order given."""
-    return [row for row in rows if row.num_supervised > 0]
+def teaching_units(rows: Iterable[RowLength]) -> list[Unit]:
+    """Return the units that have something to learn, in the order given; rows of a unit follow one another."""
+    units = []
+    for number, group in groupby(rows, key=lambda row: row.row if row.unit is None else row.unit):
+        members = tuple(group)
+        num_supervised = sum(row.num_supervised for row in members)
+        if num_supervised > 0:
+            units.append(
+                Unit(
+                    number=number,
+                    rows=tuple(row.row for row in members),
+                    num_tokens=sum(row.num_tokens for row in members),
+                    num_supervised=num_supervised,
+                )
+            )
+    return units
 
 
-def iterate_steps(rows: Sequence[RowLength], settings: BatchSettings, after_step: int = 0) -> Iterator[Step]:
+def iterate_steps(rows: Iterable[RowLength], settings: BatchSettings, after_step: int = 0) -> Iterator[Step]:
     """Yield all steps after `after_step`, in order.
 
     Args:
-        rows: the training rows; those without a supervised token are passed over.
-        settings: how rows are put together. Every row must fit into micro_batch_tokens and batch_tokens.
+        rows: the training rows; units without a supervised token are passed over.
+        settings: how units are put together. Each must fit into micro_batch_tokens and batch_tokens.
         after_step: steps that are made already.
     """
-    usable = teaching_rows(rows)
+    usable = teaching_units(rows)
     number = 0
     for epoch in range(settings.num_epochs if usable else 0):
         groups = _group_into_steps(_permuted(usable, settings.seed, epoch), settings)
@@ -125,13 +160,14 @@ def iterate_steps(rows: Sequence[RowLength], settings: BatchSettings, after_step
                     position=position,
                     epoch_steps=len(groups),
                     micro_batches=pack_first_fit(group, settings.micro_batch_tokens),
-                    num_tokens=sum(row.num_tokens for row in group),
-                    num_supervised=sum(row.num_supervised for row in group),
+                    num_tokens=sum(unit.num_tokens for unit in group),
+                    num_supervised=sum(unit.num_supervised for unit in group),
                 )
 
 
-def count_steps(rows: Sequence[RowLength], settings: BatchSettings) -> PlanTotals:
+def count_steps(rows: Iterable[RowLength], settings: BatchSettings) -> PlanTotals:
     """Return what the steps of `iterate_steps` come to."""
+    rows = list(rows)
     num_steps = num_tokens = num_supervised = steps_per_epoch = 0
     for step in iterate_steps(rows, settings):
         steps_per_epoch = steps_per_epoch or step.epoch_steps
@@ -140,7 +176,7 @@ def count_steps(rows: Sequence[RowLength], settings: BatchSettings) -> PlanTotal
         num_supervised += step.num_supervised
     places = num_steps * settings.batch_tokens
     return PlanTotals(
-        num_rows=len(teaching_rows(rows)),
+        num_rows=sum(len(unit.rows) for unit in teaching_units(rows)),
         num_steps=num_steps,
         num_steps_per_epoch=steps_per_epoch,
         num_tokens=num_tokens,
@@ -149,25 +185,27 @@ def count_steps(rows: Sequence[RowLength], settings: BatchSettings) -> PlanTotal
     )
 
 
-def pack_first_fit(rows: Sequence[RowLength], limit_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Put each row, in order, into the first group that has room for it; return the row numbers by group.
+def pack_first_fit(units: Sequence[Unit], limit_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """Put each unit, in order, into the first group that has room for it; return the row numbers by group.
 
-    Takes O(n log n) for n rows.
+    Takes O(n log n) for n units.
     """
     groups: list[list[int]] = []
-    # A tree over as many groups as there are rows: a node holds the most room of any group below it.
-    num_leaves = 1 << max(0, len(rows) - 1).bit_length()
+    # A tree over as many groups as there are units: a node holds the most room of any group below it.
+    num_leaves = 1 << max(0, len(units) - 1).bit_length()
     room = [limit_tokens] * (2 * num_leaves)
-    for row in rows:
-        assert row.num_tokens <= limit_tokens, f"row {row.row} has {row.num_tokens} tokens of {limit_tokens}"
+    for unit in units:
+        assert unit.num_tokens <= limit_tokens, (
+            f"unit {unit.number} has {unit.num_tokens} tokens of {limit_tokens}"
+        )
         node = 1
         while node < num_leaves:
-            node = 2 * node if room[2 * node] >= row.num_tokens else 2 * node + 1
+            node = 2 * node if room[2 * node] >= unit.num_tokens else 2 * node + 1
         place = node - num_leaves
         if place == len(groups):
             groups.append([])
-        groups[place].append(row.row)
-        room[node] -= row.num_tokens
+        groups[place].extend(unit.rows)
+        room[node] -= unit.num_tokens
         while node > 1:
             node //= 2
             room[node] = max(room[2 * node], room[2 * node + 1])
@@ -175,37 +213,40 @@ def pack_first_fit(rows: Sequence[RowLength], limit_tokens: int) -> tuple[tuple[
 
 
 def plan_digest(
-    rows: Sequence[RowLength], validation_rows: Sequence[RowLength], settings: BatchSettings
+    rows: Iterable[RowLength], validation_rows: Iterable[RowLength], settings: BatchSettings
 ) -> str:
-    """Return a sha256 in hex that two runs share when their steps and validations use the same rows."""
+    """Return a sha256 in hex that two runs share when their steps and validations use the same rows and units."""
     hasher = hashlib.sha256(repr(settings).encode())
     for split in (rows, validation_rows):
         hasher.update(b"split")
         for row in split:
             hasher.update(b"%d,%d,%d;" % (row.row, row.num_tokens, row.num_supervised))
+            if row.unit not in (None, row.row):
+                hasher.update(b"of %d;" % row.unit)
     return hasher.hexdigest()
 
 
-def _permuted(rows: Sequence[RowLength], seed: int, epoch: int) -> list[RowLength]:
-    """Order rows by BLAKE2b of (seed, epoch, row): the same on every machine and in every version."""
+def _permuted(units: Sequence[Unit], seed: int, epoch: int) -> list[Unit]:
+    """Order units by BLAKE2b of (seed, epoch, number): the same on every machine and in every version."""
 
-    def rank(row: RowLength) -> tuple[bytes, int]:
-        return hashlib.blake2b(b"%d/%d/%d" % (seed, epoch, row.row), digest_size=16).digest(), row.row
+    def rank(unit: Unit) -> tuple[bytes, int]:
+        key = b"%d/%d/%d" % (seed, epoch, unit.number)
+        return hashlib.blake2b(key, digest_size=16).digest(), unit.number
 
-    return sorted(rows, key=rank)
+    return sorted(units, key=rank)
 
 
-def _group_into_steps(rows: Sequence[RowLength], settings: BatchSettings) -> list[list[RowLength]]:
+def _group_into_steps(units: Sequence[Unit], settings: BatchSettings) -> list[list[Unit]]:
     if settings.batch_rows:
         size = settings.batch_rows
-        return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
-    groups: list[list[RowLength]] = []
+        return [list(units[start : start + size]) for start in range(0, len(units), size)]
+    groups: list[list[Unit]] = []
     room = 0
-    for row in rows:
-        assert row.num_tokens <= settings.batch_tokens, f"row {row.row} has {row.num_tokens} tokens"
-        if not groups or row.num_tokens > room:
+    for unit in units:
+        assert unit.num_tokens <= settings.batch_tokens, f"unit {unit.number} has {unit.num_tokens} tokens"
+        if not groups or unit.num_tokens > room:
             groups.append([])
             room = settings.batch_tokens
-        groups[-1].append(row)
-        room -= row.num_tokens
+        groups[-1].append(unit)
+        room -= unit.num_tokens
     return groups

@@ -1,8 +1,8 @@
 """Checkpoints: what a run needs to go on as if it had never stopped. The same state gives the same bytes.
 
-adapter_model.safetensors, adapter_config.json   the adapter, float32, as PEFT writes it
-optimizer.safetensors                            both moments of every adapter tensor
-trainer_state.json                               where the run stands, its plan, settings and the step's metrics
+the files of the weights   an adapter as PEFT writes it, or a model as transformers does
+optimizer.safetensors      both moments of every trained tensor, float32
+trainer_state.json         where the run stands, its plan, settings and the step's metrics
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from luthier.errors import DataLoss, FailedPrecondition
-from luthier.lm.adapter_files import CONFIG_NAME, WEIGHTS_NAME, load_adapter, save_adapter
+from luthier.training.recipes.course import Course
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.sft import Course, Settings
+from luthier.training.recipes.weights import Weights
 
 OPTIMISER_NAME = "optimizer.safetensors"
 STATE_NAME = "trainer_state.json"
-ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME)
-FILES = (*ADAPTER_FILES, OPTIMISER_NAME, STATE_NAME)
 FORMAT = 3
 _FORMAT_WITH_HISTORY = 2
 """As 3, with the metrics of every step so far in place of the last one's."""
@@ -36,26 +33,27 @@ class RunIdentity:
 
     Attributes:
         plan_digest: digest of all rows' lengths and of the batch settings.
-        settings: how the run trains.
-        optimiser: how the run changes the adapter.
+        settings: those of the run's recipe, as JSON values.
+        optimiser: how the run changes its weights.
         surroundings: all that the bits of its results depend on besides: versions, processor, threads, kernels.
-        base_model: name that PEFT's config gives the base model.
         bitwise: whether the run has had these surroundings from its first step on.
     """
 
     plan_digest: str
-    settings: Settings
+    settings: Mapping[str, Any]
     optimiser: OptimiserSettings
     surroundings: Mapping[str, str]
-    base_model: str
     bitwise: bool = True
 
 
-def save(
-    folder: Path, model: PreTrainedModel, adapter: str, engine: Engine, course: Course, run: RunIdentity
-) -> None:
+def files_of(weights: Weights) -> tuple[str, ...]:
+    """Return the names of a checkpoint's files."""
+    return (*weights.files, OPTIMISER_NAME, STATE_NAME)
+
+
+def save(folder: Path, engine: Engine, course: Course, run: RunIdentity) -> None:
     """Write a checkpoint's files into a folder, made if missing."""
-    save_adapter(model, adapter, folder, base_model=run.base_model)
+    engine.weights.save(folder)
     moments = {name: tensor.contiguous().cpu() for name, tensor in engine.optimiser_state().items()}
     save_file(moments, folder / OPTIMISER_NAME)
     state = {"format": FORMAT, **asdict(course), **_identity(run)}
@@ -64,10 +62,8 @@ def save(
     (folder / STATE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def load(
-    folder: Path, model: PreTrainedModel, adapter: str, run: RunIdentity
-) -> tuple[Engine, Course, list[str]]:
-    """Put a checkpoint's adapter into the model; returns engine, course and what has changed around the run.
+def load(folder: Path, engine: Engine, run: RunIdentity) -> tuple[Course, list[str]]:
+    """Put a checkpoint into an engine that has made no step; returns its course and what has changed around the run.
 
     The last names the surroundings that differ from the checkpoint's, and is `["earlier"]` where they are the same
     but had changed before.
@@ -84,25 +80,19 @@ def load(
             f"a checkpoint must be of the same run: its {', '.join(differing)} differ",
             metadata={"differing": ",".join(differing)},
         )
-    load_adapter(model, folder, adapter)
-    engine = Engine(model, adapter, run.optimiser)
-    course = Course(
-        step=state["step"],
-        epoch=state["epoch"],
-        position=state["position"],
-        metrics=state["metrics"],
-    )
+    engine.weights.load(folder)
+    course = Course(**{name: state[name] for name in ("step", "epoch", "position", "metrics")})
     engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), course.step)
     before: dict[str, str] = state["surroundings"]
     names = sorted(before.keys() | run.surroundings.keys())
     changed = [name for name in names if before.get(name) != run.surroundings.get(name)]
-    return engine, course, changed or ([] if state["bitwise"] else ["earlier"])
+    return course, changed or ([] if state["bitwise"] else ["earlier"])
 
 
 def _identity(run: RunIdentity) -> dict[str, Any]:
     return {
         "plan_digest": run.plan_digest,
-        "settings": asdict(run.settings),
+        "settings": dict(run.settings),
         "optimiser": asdict(run.optimiser),
     }
 

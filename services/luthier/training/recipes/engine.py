@@ -1,28 +1,46 @@
-"""A model, one of its adapters and the adapter's optimiser, driven step by step.
+"""Weights and their optimiser, driven step by step.
 
-Knows nothing of data, schedules or files: a loop drives it, and so may anything else that makes batches.
+Knows nothing of data, schedules, files or methods: a loop drives it, and so may anything else that makes batches. What
+is taken from a forward pass is a readout, what is learnt from that an objective.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from luthier.errors import DataLoss
-from luthier.lm.lora import activate, adapter_parameters
-from luthier.lm.loss import supervised_loss
 from luthier.lm.packed import PackedBatch
+from luthier.lm.readouts import Readout, ReadT, read
+from luthier.training.recipes.collective import Collective, OneRank
+from luthier.training.recipes.weights import Weights
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # at::internal::GRAIN_SIZE: torch cuts a sum to one number among its threads from this size on.
 _SERIAL_SUM = 32768
+
+
+class Sum(NamedTuple):
+    """A scalar, and the count that divides it: that of the whole step, over all micro-batches and ranks.
+
+    One without a gradient is measured and not learnt.
+    """
+
+    total: Tensor
+    divisor: float
+
+
+Objective = Callable[[ReadT, PackedBatch], Mapping[str, Sum]]
+"""What a readout gave of a batch -> sums by name; what is minimised is the sum of total / divisor over them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +52,26 @@ class OptimiserSettings:
 
 
 class Engine:
-    """Trains one adapter of a model whose base weights stay as they are.
+    """Trains weights of a model, which is on `device`, where each batch is taken.
 
     Everything that it computes is bitwise the same in every run on one machine with the same settings: all
     tensors are visited in order of their names, and no sum to one number is divided among threads.
     """
 
-    def __init__(self, model: PreTrainedModel, adapter: str, settings: OptimiserSettings) -> None:
-        self._model = model
+    def __init__(
+        self,
+        weights: Weights,
+        settings: OptimiserSettings,
+        device: torch.device,
+        collective: Collective | None = None,
+    ) -> None:
+        self.weights = weights
+        self.collective = collective or OneRank()
         self._settings = settings
-        self._parameters = adapter_parameters(model, adapter)
+        self._device = device
         # The loop over single tensors: the fused one cuts tensors at places that depend on the thread count.
         self._optimiser = torch.optim.AdamW(
-            self._parameters.values(),
+            weights.parameters.values(),
             lr=0.0,
             betas=BETAS,
             eps=EPSILON,
@@ -54,53 +79,50 @@ class Engine:
             foreach=False,
             fused=False,
         )
-        for parameter in self._parameters.values():
-            # Also an adapted module that a batch does not pass through (an expert) is part of every step.
-            parameter.grad = torch.zeros_like(parameter)
-        # No dropout: the adapter has none, and the base has to compute what it was taught.
-        model.train(mode=False)
-        activate(model, adapter)
+        # None of transformers' own dropout: the base has to compute what it was taught.
+        weights.model.train(mode=False)
 
-    def accumulate(self, batch: PackedBatch, step_supervised: int) -> float:
-        """Add the gradient of one micro-batch of a step that learns `step_supervised` tokens in all.
+    def accumulate(
+        self, batch: PackedBatch, readout: Readout[ReadT], objective: Objective[ReadT]
+    ) -> dict[str, float]:
+        """Add the gradient of one micro-batch of a step; returns the totals of the objective's sums, undivided."""
+        placed = batch.to(self._device)
+        sums = objective(read(self.weights.model, placed, readout), placed)
+        torch.autograd.backward(reduce(add, [one.total / one.divisor for one in sums.values()]))
+        return {name: one.total.item() for name, one in sums.items()}
 
-        Returns the summed loss of the batch, in nats.
-        """
-        loss, _ = supervised_loss(self._model, batch)
-        torch.autograd.backward(loss / step_supervised)
-        return loss.item()
+    @torch.no_grad()
+    def score(self, batch: PackedBatch, readout: Readout[ReadT]) -> ReadT:
+        """Return what a readout takes from a batch, without gradients."""
+        return read(self.weights.model, batch.to(self._device), readout)
 
     def update(self, learning_rate: float) -> float:
-        """Clip the gradients, change the adapter, forget the gradients; returns their norm before clipping.
+        """Clip the gradients, change the weights, forget the gradients; returns their norm before clipping.
 
         A norm that is not finite changes nothing.
         """
-        norm = self._gradient_norm()
+        gradients = self._gradients()
+        self.collective.sum_gradients(gradients)
+        norm = self._norm(gradients)
         if not math.isfinite(norm):
             self._optimiser.zero_grad(set_to_none=False)
             return norm
         limit = self._settings.max_grad_norm
         if limit and norm > limit:
-            for parameter in self._parameters.values():
-                assert parameter.grad is not None
-                parameter.grad.mul_(limit / norm)
+            for gradient in gradients:
+                gradient.mul_(limit / norm)
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=False)
+        self.weights.publish()
         return norm
-
-    @torch.no_grad()
-    def evaluate(self, batch: PackedBatch) -> tuple[float, int]:
-        """Return the summed loss of a batch in nats, and the number of its learnt tokens."""
-        loss, count = supervised_loss(self._model, batch)
-        return loss.item(), count
 
     def optimiser_state(self) -> dict[str, Tensor]:
         """Return the moments as `<parameter>.exp_avg` and `.exp_avg_sq`; their memory is the engine's."""
         return {
             f"{name}.{moment}": self._optimiser.state[parameter][moment]
-            for name, parameter in self._parameters.items()
+            for name, parameter in self.weights.parameters.items()
             for moment in _MOMENTS
         }
 
@@ -112,21 +134,32 @@ class Engine:
         """
         expected = {
             f"{name}.{moment}": parameter.shape
-            for name, parameter in self._parameters.items()
+            for name, parameter in self.weights.parameters.items()
             for moment in _MOMENTS
         }
         if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-            raise DataLoss("the optimiser state must hold both moments of every adapter tensor, and no other")
-        for name, parameter in self._parameters.items():
-            moments = {moment: tensors[f"{name}.{moment}"].clone() for moment in _MOMENTS}
+            raise DataLoss("the optimiser state must hold both moments of every trained tensor, and no other")
+        for name, parameter in self.weights.parameters.items():
+            moments = {
+                moment: tensors[f"{name}.{moment}"].to(parameter.device, copy=True) for moment in _MOMENTS
+            }
             self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
 
-    def _gradient_norm(self) -> float:
+    def _gradients(self) -> list[Tensor]:
+        gradients = []
+        for name, parameter in self.weights.parameters.items():
+            assert parameter.grad is not None, f"{name} has lost its gradient"
+            gradients.append(parameter.grad)
+        return gradients
+
+    def _norm(self, gradients: list[Tensor]) -> float:
+        """Return the norm of all gradients together; NaN where one is not finite."""
         sums = []
-        for parameter in self._parameters.values():
-            assert parameter.grad is not None
-            by_row = parameter.grad.square().sum(dim=1)
+        for gradient in gradients:
+            squares = gradient.square()
+            by_row = squares if squares.dim() < 2 else squares.flatten(1).sum(dim=1)
             sums += [part.sum() for part in torch.split(by_row, _SERIAL_SUM // 2)]
         # From a GPU in one piece: a transfer for each would wait for each.
-        squares = torch.stack(sums).tolist()
-        return math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
+        found = torch.stack(sums).tolist()
+        here = math.fsum(found) if all(map(math.isfinite, found)) else math.nan
+        return math.sqrt(self.collective.sum_squares(here))

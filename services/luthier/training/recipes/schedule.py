@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Course(StrEnum):
+class RateCourse(StrEnum):
     """Course of the learning rate after warm-up."""
 
     CONSTANT = "CONSTANT"
@@ -27,7 +27,7 @@ class Schedule:
     """
 
     peak: float
-    course: Course
+    course: RateCourse
     warmup_steps: int
     num_steps: int
 
@@ -42,9 +42,9 @@ class Schedule:
             return self.peak * step / (self.warmup_steps + 1)
         done = (step - 1 - self.warmup_steps) / (self.num_steps - self.warmup_steps)
         match self.course:
-            case Course.CONSTANT:
+            case RateCourse.CONSTANT:
                 return self.peak
-            case Course.LINEAR:
+            case RateCourse.LINEAR:
                 return self.peak * (1.0 - done)
-            case Course.COSINE:
+            case RateCourse.COSINE:
                 return self.peak * 0.5 * (1.0 + math.cos(math.pi * done))

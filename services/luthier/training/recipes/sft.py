@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from luthier.errors import FailedPrecondition, Reason
-from luthier.training.recipes.batches import BatchSettings, Step, iterate_steps, pack_first_fit, teaching_rows
+from luthier.kernels.linear_cross_entropy import LossSum
+from luthier.lm.readouts import FusedLoss
+from luthier.training.recipes.batches import (
+    BatchSettings,
+    Step,
+    iterate_steps,
+    pack_first_fit,
+    teaching_units,
+)
 from luthier.training.recipes.corpus import Corpus
-from luthier.training.recipes.engine import Engine
+from luthier.training.recipes.course import CheckpointDue, Course, Event, StepDone
+from luthier.training.recipes.engine import Engine, Objective, Sum
 from luthier.training.recipes.schedule import Schedule
 
 TIMED_METRICS = frozenset({"tokens_per_second"})
@@ -34,36 +43,9 @@ class Settings:
     validation_interval_steps: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """How far a run has come.
-
-    Attributes:
-        step: optimiser steps made.
-        epoch: pass over the rows of the last step made, from 0.
-        position: number of that step within its epoch, from 0.
-        metrics: of that step, those that depend on the clock left out.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepDone:
-    """An optimiser step was made."""
-
-    step: int
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointDue:
-    """The engine stands where a checkpoint is to be taken, until the loop goes on."""
-
-    course: Course
+def supervised(num_supervised: int) -> Objective[LossSum]:
+    """What a step minimises that learns so many tokens: their mean loss."""
+    return lambda found, _: {"train_loss": Sum(found.loss_sum, num_supervised)}
 
 
 def train(
@@ -72,7 +54,7 @@ def train(
     settings: Settings,
     course: Course,
     check: Callable[[], None] = lambda: None,
-) -> Iterator[StepDone | CheckpointDue]:
+) -> Iterator[Event]:
     """Make all steps after those of `course`, yielding after each.
 
     A step sums the loss of its micro-batches and divides by the supervised tokens of the whole step, so that
@@ -89,7 +71,9 @@ def train(
         loss_sum = 0.0
         for rows in step.micro_batches:
             check()
-            loss_sum += engine.accumulate(corpus.pack(rows), step.num_supervised)
+            sums = engine.accumulate(corpus.pack(rows), FusedLoss(), supervised(step.num_supervised))
+            loss_sum += sums["train_loss"]
+        (loss_sum,) = engine.collective.sum_counts([loss_sum])
         train_loss = loss_sum / step.num_supervised
         _require_finite("train_loss", train_loss, step, settings)
         learning_rate = settings.schedule.learning_rate(step.step)
@@ -115,8 +99,8 @@ def train(
 
 
 def pack_validation(corpus: Corpus, micro_batch_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Return the validation rows that have something to learn, by forward pass."""
-    return pack_first_fit(teaching_rows(corpus.lengths("VALIDATION")), micro_batch_tokens)
+    """Return the validation units that have something to learn, as rows by forward pass."""
+    return pack_first_fit(teaching_units(corpus.lengths("VALIDATION")), micro_batch_tokens)
 
 
 def validate(
@@ -126,13 +110,13 @@ def validate(
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Return `validation_loss`, the mean over all supervised tokens of `batches`; nothing without one."""
-    loss_sum = 0.0
-    count = 0
+    loss_sum = count = 0.0
     for batch in batches:
         check()
-        batch_loss, batch_count = engine.evaluate(corpus.pack(batch))
-        loss_sum += batch_loss
-        count += batch_count
+        found = engine.score(corpus.pack(batch, "VALIDATION"), FusedLoss())
+        loss_sum += found.loss_sum.item()
+        count += found.num_valid
+    loss_sum, count = engine.collective.sum_counts([loss_sum, count])
     return {"validation_loss": loss_sum / count} if count else {}
 
 

@@ -15,16 +15,18 @@ from luthier.training.recipes.batches import (
     BatchSettings,
     PlanTotals,
     RowLength,
+    Unit,
     count_steps,
-    teaching_rows,
+    teaching_units,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedLengths:
-    """Lengths of many rows in 16 bytes each, iterated as `RowLength`; the three arrays are equally long."""
+    """Lengths of many rows in 24 bytes each, iterated as `RowLength`; the four arrays are equally long."""
 
     rows: array[int] = field(default_factory=lambda: array("q"))
+    units: array[int] = field(default_factory=lambda: array("q"))
     num_tokens: array[int] = field(default_factory=lambda: array("i"))
     num_supervised: array[int] = field(default_factory=lambda: array("i"))
 
@@ -34,6 +36,7 @@ class PackedLengths:
         packed = cls()
         for length in lengths:
             packed.rows.append(length.row)
+            packed.units.append(length.row if length.unit is None else length.unit)
             packed.num_tokens.append(length.num_tokens)
             packed.num_supervised.append(length.num_supervised)
         return packed
@@ -42,18 +45,24 @@ class PackedLengths:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[RowLength]:
-        for row, num_tokens, num_supervised in zip(
-            self.rows, self.num_tokens, self.num_supervised, strict=True
+        for row, unit, num_tokens, num_supervised in zip(
+            self.rows, self.units, self.num_tokens, self.num_supervised, strict=True
         ):
-            yield RowLength(row=row, num_tokens=num_tokens, num_supervised=num_supervised)
+            yield RowLength(
+                row=row,
+                num_tokens=num_tokens,
+                num_supervised=num_supervised,
+                unit=None if unit == row else unit,
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Longest:
-    """The longest row that teaches: `num_tokens` of its number `row`; None: only the length is known."""
+    """The longest row or unit that teaches: `num_tokens` from its (first) row on; None: only the length is known."""
 
     num_tokens: int
     row: int | None = None
+    num_rows: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +72,9 @@ class Survey:
     Attributes:
         num_train_rows: training rows, those that teach nothing among them.
         num_validation_rows: validation rows that have something to learn.
-        longest_train: the longest training row that teaches; None without one.
+        longest_train: the longest training unit that teaches; None without one.
         longest: the same over both splits.
+        longest_row: the longest row of such a unit, over both splits.
         totals: what all steps come to; None when no row teaches, or one is too long for a step.
     """
 
@@ -72,34 +82,35 @@ class Survey:
     num_validation_rows: int
     longest_train: Longest | None
     longest: Longest | None
+    longest_row: Longest | None
     totals: PlanTotals | None
 
 
 def survey(train: Iterable[RowLength], validation: Iterable[RowLength], batches: BatchSettings) -> Survey:
     """Look at all rows. Takes some 4 s for each pass over a million rows."""
-    rows = list(train)
-    teaching = teaching_rows(rows)
-    validating = teaching_rows(list(validation))
+    rows, others = list(train), list(validation)
+    teaching, validating = teaching_units(rows), teaching_units(others)
     longest_train, longest = _longest(teaching), _longest([*teaching, *validating])
     fits = longest_train is not None and longest is not None
     fits = fits and not _too_small(batches, longest_train, longest)
     return Survey(
         num_train_rows=len(rows),
-        num_validation_rows=len(validating),
+        num_validation_rows=sum(len(unit.rows) for unit in validating),
         longest_train=longest_train,
         longest=longest,
-        totals=count_steps(teaching, batches) if fits else None,
+        longest_row=_longest_row([*teaching, *validating], [*rows, *others]),
+        totals=count_steps(rows, batches) if fits else None,
     )
 
 
 def require_fitting(found: Survey, batches: BatchSettings, context_length: int) -> None:
-    """Check that every row fits into the model's context, a forward pass and a step; what is None fits.
+    """Check that every row fits into the model's context, every unit into a forward pass and a step; what is None fits.
 
     Raises:
         InvalidArgument: SEQUENCE_TOO_LONG, a setting must be larger; all that are too small are named.
         FailedPrecondition: SEQUENCE_TOO_LONG, rows are longer than the model's `context_length` (0: not known).
     """
-    longest = found.longest
+    longest = found.longest_row
     if context_length and longest is not None and longest.num_tokens > context_length:
         which = "the longest row" if longest.row is None else f"row {longest.row}"
         raise FailedPrecondition(
@@ -108,7 +119,7 @@ def require_fitting(found: Survey, batches: BatchSettings, context_length: int) 
             reason=Reason.SEQUENCE_TOO_LONG,
             metadata={"row": str(longest.row or 0), "num_tokens": str(longest.num_tokens)},
         )
-    violations = _too_small(batches, found.longest_train, longest)
+    violations = _too_small(batches, found.longest_train, found.longest)
     if violations:
         raise InvalidArgument(
             "; ".join(violation.description for violation in violations),
@@ -126,7 +137,7 @@ def _too_small(
     return [
         FieldViolation(
             field=f"fine_tuning_job.hyperparameters.{name}",
-            description=f"hyperparameters.{name} must be at least {least.num_tokens}, the longest row, "
+            description=f"hyperparameters.{name} must be at least {least.num_tokens}, {_described(least)}, "
             f"got {value}",
             reason=Reason.SEQUENCE_TOO_LONG,
         )
@@ -135,6 +146,21 @@ def _too_small(
     ]
 
 
-def _longest(rows: Sequence[RowLength]) -> Longest | None:
-    row = max(rows, key=lambda row: row.num_tokens, default=None)
-    return None if row is None else Longest(num_tokens=row.num_tokens, row=row.row)
+def _described(longest: Longest) -> str:
+    return "the longest row" if longest.num_rows == 1 else f"the longest unit, of {longest.num_rows} rows"
+
+
+def _longest(units: Sequence[Unit]) -> Longest | None:
+    unit = max(units, key=lambda unit: unit.num_tokens, default=None)
+    if unit is None:
+        return None
+    return Longest(num_tokens=unit.num_tokens, row=unit.number, num_rows=len(unit.rows))
+
+
+def _longest_row(units: Sequence[Unit], rows: Sequence[RowLength]) -> Longest | None:
+    """Return the longest row of some units: that of the longest unit, where each is one row."""
+    if all(len(unit.rows) == 1 for unit in units):
+        return _longest(units)
+    wanted = {number for unit in units for number in unit.rows}
+    row = max((row for row in rows if row.row in wanted), key=lambda row: row.num_tokens)
+    return Longest(num_tokens=row.num_tokens, row=row.row)

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from luthier.lm.device import choose_device
 from luthier.training.worker.register import run_register
 from luthier.training.worker.registrar import Registrar
 from luthier.training.worker.train import Trainer
@@ -23,11 +24,12 @@ def main() -> None:
     config = read_worker_config()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    device = choose_device(config.device)
     registrar = Registrar(num_threads=config.num_threads)
     with channel(config.data_address) as data_channel:
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=registrar.register),
-            TaskKind.TRAIN: Trainer(data_channel),
+            TaskKind.TRAIN: Trainer(data_channel, device),
         }
         asyncio.run(run_worker(worker_plan(config, "training", config.training_address), runners))
 

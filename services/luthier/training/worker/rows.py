@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
+import numpy as np
+import pyarrow.compute
 
 from luthier.errors import DataLoss
-from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.corpus import Block, Corpus, Split
 from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
 from luthier.work.arrow_stream import read_batches
+from luthier.work.limited import Check
 from luthier.work.peers import bearer
-from luthier.work.retry import retrying
+from luthier.work.retry import Messages, Token, asked
 
 _CALL_SECONDS = 30.0
 _STREAM_SECONDS = 3600.0
-_SPLITS = {"TRAIN": dataset_pb2.SPLIT_TRAIN, "VALIDATION": dataset_pb2.SPLIT_VALIDATION}
+_SPLITS: dict[Split, dataset_pb2.Split.ValueType] = {
+    "TRAIN": dataset_pb2.SPLIT_TRAIN,
+    "VALIDATION": dataset_pb2.SPLIT_VALIDATION,
+}
 
 
 def read_corpus(
     channel: grpc.Channel,
-    token: Callable[[], str],
+    token: Token,
     name: str,
     digest: str,
-    between: Callable[[], None],
+    check: Check,
 ) -> Corpus:
     """Return the training and validation rows of a rendering.
 
@@ -33,7 +38,7 @@ def read_corpus(
         token: gives a fresh credential.
         name: the rendering.
         digest: what the job was planned with.
-        between: called after every batch of rows; may raise to stop.
+        check: called several times a second, whatever the service does; may raise to stop.
 
     Raises:
         DataLoss: the rendering has another digest, or its rows are not as many as it says.
@@ -41,8 +46,8 @@ def read_corpus(
     """
     stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
     request = data_service_pb2.GetRenderingRequest(name=name)
-    rendering: rendering_pb2.Rendering = retrying(
-        lambda: stub.GetRendering(request, metadata=bearer(token()), timeout=_CALL_SECONDS)
+    rendering: rendering_pb2.Rendering = asked(
+        lambda: stub.GetRendering.future(request, metadata=bearer(token()), timeout=_CALL_SECONDS), check
     )
     if rendering.digest != digest:
         raise DataLoss(
@@ -50,35 +55,60 @@ def read_corpus(
             metadata={"name": name},
         )
 
-    def open_at(row: int) -> Iterable[arrow_pb2.ArrowChunk]:
+    def open_at(row: int) -> Messages[arrow_pb2.ArrowChunk]:
         wanted = data_service_pb2.ReadRenderingRequest(name=name, start_row=row)
-        chunks: Iterable[arrow_pb2.ArrowChunk] = stub.ReadRendering(
+        chunks: Messages[arrow_pb2.ArrowChunk] = stub.ReadRendering(
             wanted, metadata=bearer(token()), timeout=_STREAM_SECONDS
         )
         return chunks
 
     corpus = Corpus()
-    for batch in read_batches(open_at):
-        _add(corpus, batch)
-        between()
+    for batch in read_batches(open_at, check):
+        add_batch(corpus, batch)
     _check_counts(corpus, rendering)
     return corpus
 
 
-def _add(corpus: Corpus, batch: Any) -> None:
-    names = ("row", "split", "input_ids", "loss_mask")
-    for row, split, input_ids, loss_mask in zip(
-        *(batch.column(name).to_pylist() for name in names), strict=True
-    ):
-        if split in _SPLITS:
-            corpus.add(row, split, input_ids, loss_mask)
+def add_batch(corpus: Corpus, batch: Any) -> None:
+    """Add a record batch; tokens go from Arrow's buffers into arrays, and never through Python's numbers.
+
+    Raises:
+        DataLoss: a row lacks tokens, or has not one flag for each.
+    """
+    for split in _SPLITS:
+        part = batch.filter(pyarrow.compute.equal(batch.column("split"), split))
+        if part.num_rows == 0:
+            continue
+        ids, mask = part.column("input_ids"), part.column("loss_mask")
+        bounds, ends = (np.asarray(column.offsets, dtype=np.int64) for column in (ids, mask))
+        tokens, flags = ids.flatten(), mask.flatten()
+        nulls = ids.null_count + mask.null_count + tokens.null_count + flags.null_count
+        if nulls or not np.array_equal(bounds - bounds[0], ends - ends[0]):
+            raise DataLoss(
+                f"each row must have a flag for each token, rows from {part.column('row')[0]} on have not",
+                metadata={"row": str(part.column("row")[0])},
+            )
+        rows = _int64(part, "row")
+        block = Block(
+            rows=rows,
+            # A Data service of before units has none: each row is its own.
+            units=_int64(part, "unit") if "unit" in part.schema.names else rows,
+            bounds=bounds - bounds[0],
+            input_ids=tokens.to_numpy().astype(np.int32, copy=False),
+            learnt=flags.to_numpy(zero_copy_only=False),
+        )
+        corpus.add(split, block)
+
+
+def _int64(batch: Any, name: str) -> Any:
+    return batch.column(name).to_numpy().astype(np.int64, copy=False)
 
 
 def _check_counts(corpus: Corpus, rendering: rendering_pb2.Rendering) -> None:
     told = {entry.split: entry.tokens for entry in rendering.split_statistics}
     for split, number in _SPLITS.items():
-        rows = corpus.lengths("TRAIN" if split == "TRAIN" else "VALIDATION")
-        read = (len(rows), sum(row.num_tokens for row in rows))
+        lengths = corpus.lengths(split)
+        read = (len(lengths), sum(lengths.num_tokens))
         expected = (told[number].count, told[number].sum) if number in told else (0, 0)
         if read != expected:
             raise DataLoss(

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from luthier.lm.model_config import read_config
 from luthier.training.recipes import checkpoint, sft
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
 from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.course import CheckpointDue, Course
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.schedule import Course, Schedule
+from luthier.training.recipes.schedule import RateCourse, Schedule
 from luthier.training.recipes.survey import Survey, require_fitting, survey
+from luthier.training.recipes.weights import Adapter
 from luthier.training.worker.rows import read_corpus
 from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.v1 import fine_tuning_job_pb2
@@ -37,10 +39,11 @@ _COMMIT_TRIES = 3
 
 
 class Trainer:
-    """Runs TRAIN tasks with the rows of one Data service."""
+    """Runs TRAIN tasks with the rows of one Data service, on one device."""
 
-    def __init__(self, data_channel: grpc.Channel) -> None:
+    def __init__(self, data_channel: grpc.Channel, device: torch.device) -> None:
         self._data_channel = data_channel
+        self._device = device
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
         """Train, from the task's checkpoint on if it has one.
@@ -52,10 +55,10 @@ class Trainer:
             LuthierError: rows or files could not be read, or do not fit together.
         """
         with _memory_errors(context.task.train.job), freed_memory_kept():
-            return _train(context, self._data_channel)
+            return _train(context, self._data_channel, self._device)
 
 
-def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskResult:
+def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.device) -> task_pb2.TaskResult:
     spec = context.task.train
     context.progress("reading rows", 0, 0, "rows")
     corpus = read_corpus(
@@ -66,25 +69,26 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
     context.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(context)
     totals = _checked(context, found, batches, read_config(folder))
-    model = load_model(folder)
-    run = _identity(spec.job, corpus, batches, totals.num_steps, model)
+    model = load_model(folder, device=device)
+    settings = _settings(spec.job, batches, totals.num_steps)
+    run = _identity(spec.job, corpus, settings, model)
     engine, course, changed = _begin(context, model, run)
     if changed:
         run = replace(run, bitwise=False)
         text = f"since the run began, {', '.join(changed)} changed: its results may differ from an undisturbed run's"
         context.log(text, "WARNING")
     context.run_record(run_record(spec, model, bitwise=run.bitwise))
-    num_steps = run.settings.schedule.num_steps
+    num_steps = settings.schedule.num_steps
     context.progress("training", course.step, num_steps, "steps")
     files: Sequence[task_pb2.BlobFile] = list(spec.checkpoint_files)
     metrics: Mapping[str, float] = course.metrics
     first_step, began = course.step, time.monotonic()
     step = first_step
-    for event in sft.train(engine, corpus, run.settings, course, context.check):
-        if isinstance(event, sft.CheckpointDue):
+    for event in sft.train(engine, corpus, settings, course, context.check):
+        if isinstance(event, CheckpointDue):
             folder = context.scratch / f"step-{event.course.step}"
-            checkpoint.save(folder, model, ADAPTER, engine, event.course, run)
-            files = _commit(context, folder, event.course)
+            checkpoint.save(folder, engine, event.course, run)
+            files = _commit(context, folder, checkpoint.files_of(engine.weights), event.course)
             shutil.rmtree(folder)
             continue
         step, metrics = event.step, event.metrics
@@ -98,7 +102,7 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
             reason=Reason.NO_SUPERVISED_TOKENS,
         )
     result = task_pb2.TrainResult(
-        files=[file for file in files if file.path in checkpoint.ADAPTER_FILES],
+        files=[file for file in files if file.path in engine.weights.result_files],
         step=num_steps,
         metrics=metrics,
     )
@@ -107,37 +111,41 @@ def _train(context: TaskContext, data_channel: grpc.Channel) -> task_pb2.TaskRes
 
 def _begin(
     context: TaskContext, model: PreTrainedModel, run: checkpoint.RunIdentity
-) -> tuple[Engine, sft.Course, list[str]]:
+) -> tuple[Engine, Course, list[str]]:
     """Return engine and course, fresh or from the task's checkpoint, and what has changed around the run."""
     spec = context.task.train
+    lora = spec.job.lora
+    wanted = LoraSpec(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        targets=tuple(lora.target_modules) or "all-linear",
+        use_rslora=lora.use_rslora,
+    )
+    insert_lora(model, wanted, seed=spec.job.hyperparameters.seed, name=ADAPTER)
+    weights = Adapter(model, ADAPTER, base_model=spec.job.base_model)
+    engine = Engine(weights, run.optimiser, model.device)
     if not spec.checkpoint_files:
-        lora = spec.job.lora
-        wanted = LoraSpec(
-            rank=lora.rank,
-            alpha=lora.alpha,
-            targets=tuple(lora.target_modules) or "all-linear",
-            use_rslora=lora.use_rslora,
-        )
-        insert_lora(model, wanted, seed=spec.job.hyperparameters.seed, name=ADAPTER)
-        return Engine(model, ADAPTER, run.optimiser), sft.Course(), []
+        return engine, Course(), []
     folder = context.scratch / "resume"
     for file in spec.checkpoint_files:
         context.fetch_into(folder, file)
     context.log(f"resuming after step {spec.checkpoint_step}", step=spec.checkpoint_step)
-    return checkpoint.load(folder, model, ADAPTER, run)
+    return engine, *checkpoint.load(folder, engine, run)
 
 
-def _commit(context: TaskContext, folder: Path, course: sft.Course) -> list[task_pb2.BlobFile]:
+def _commit(
+    context: TaskContext, folder: Path, names: Sequence[str], course: Course
+) -> list[task_pb2.BlobFile]:
     """Store a checkpoint's files and commit it.
 
     A file that the service had may be given back with an older checkpoint in between: it is then sent again.
     """
     for _ in range(_COMMIT_TRIES - 1):
-        files = [context.store(folder / name, name) for name in checkpoint.FILES]
+        files = [context.store(folder / name, name) for name in names]
         with suppress(NotFound):
             context.commit_checkpoint(course.step, files, course.metrics)
             return files
-    files = [context.store(folder / name, name) for name in checkpoint.FILES]
+    files = [context.store(folder / name, name) for name in names]
     context.commit_checkpoint(course.step, files, course.metrics)
     return files
 
@@ -180,32 +188,31 @@ def _base_model_folder(context: TaskContext) -> Path:
     return folder
 
 
-def _identity(
-    job: fine_tuning_job_pb2.FineTuningJob,
-    corpus: Corpus,
-    batches: BatchSettings,
-    num_steps: int,
-    model: PreTrainedModel,
-) -> checkpoint.RunIdentity:
+def _settings(job: fine_tuning_job_pb2.FineTuningJob, batches: BatchSettings, num_steps: int) -> sft.Settings:
     chosen = job.hyperparameters
     name = fine_tuning_job_pb2.LearningRateSchedule.Name(chosen.learning_rate_schedule)
-    schedule = Schedule(
-        peak=chosen.learning_rate,
-        course=Course(name.removeprefix("LEARNING_RATE_SCHEDULE_")),
-        warmup_steps=chosen.warmup_steps,
-        num_steps=num_steps,
-    )
-    return checkpoint.RunIdentity(
-        plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches),
-        settings=sft.Settings(
-            batches=batches,
-            schedule=schedule,
-            checkpoint_interval_steps=job.checkpoint_interval_steps,
-            validation_interval_steps=job.validation_interval_steps,
+    return sft.Settings(
+        batches=batches,
+        schedule=Schedule(
+            peak=chosen.learning_rate,
+            course=RateCourse(name.removeprefix("LEARNING_RATE_SCHEDULE_")),
+            warmup_steps=chosen.warmup_steps,
+            num_steps=num_steps,
         ),
+        checkpoint_interval_steps=job.checkpoint_interval_steps,
+        validation_interval_steps=job.validation_interval_steps,
+    )
+
+
+def _identity(
+    job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus, settings: sft.Settings, model: PreTrainedModel
+) -> checkpoint.RunIdentity:
+    chosen = job.hyperparameters
+    return checkpoint.RunIdentity(
+        plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches),
+        settings=asdict(settings),
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
         surroundings=surroundings(model),
-        base_model=job.base_model,
     )
 
 

@@ -1,0 +1,129 @@
+"""What is taken from a model's last hidden states: a loss, log-probabilities, or a value for each sequence.
+
+Shape suffixes: T tokens, S sequences, N positions that predict a named token, E hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from luthier.errors import InvalidArgument, Reason
+from luthier.kernels.linear_cross_entropy import LossOptions, LossSum, linear_cross_entropy
+from luthier.kernels.linear_logprob import linear_logprob
+from luthier.kernels.tables import Impl
+from luthier.lm.attention import head_weight, packed_forward
+from luthier.lm.blocks import final_softcap
+from luthier.lm.packed import WEIGHT, PackedBatch, named_positions
+
+ReadT = TypeVar("ReadT")
+ReadT_co = TypeVar("ReadT_co", covariant=True)
+
+
+class Readout(Protocol[ReadT_co]):
+    """Takes something from the hidden states [T, E] that a model has after its last norm."""
+
+    def __call__(self, model: PreTrainedModel, hidden_TE: Tensor, batch: PackedBatch, /) -> ReadT_co:
+        """Return what is taken; differentiable in the hidden states and in what the readout itself trains."""
+        ...
+
+
+def read(model: PreTrainedModel, batch: PackedBatch, readout: Readout[ReadT]) -> ReadT:
+    """One forward pass and what the readout takes from its end.
+
+    Both are one call, as the head of a model that is divided among ranks is whole only inside its forward pass.
+    """
+    hidden_TE = packed_forward(model, batch.input_ids, batch.position_ids, batch.cu_seqlens)
+    return readout(model, hidden_TE, batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedLoss:
+    """Summed cross-entropy (float32 scalar, nats) of the tokens that a stream names, each times its value there.
+
+    Only their positions reach the vocabulary matmul, and no log-probability is kept. A caller divides by the count of
+    its whole step, over all micro-batches, so that the gradient does not depend on how the step was cut. `impl`
+    chooses the implementation of the loss op; "auto" goes by its measured table.
+    """
+
+    stream: str = WEIGHT
+    impl: Impl = "auto"
+
+    def __call__(self, model: PreTrainedModel, hidden_TE: Tensor, batch: PackedBatch) -> LossSum:
+        """Return the sum, and how many tokens it is over.
+
+        Raises:
+            InvalidArgument: the stream names no token that can be predicted (reason NO_SUPERVISED_TOKENS).
+        """
+        rows_N = _positions(batch, self.stream)
+        weight_N = batch.streams[self.stream][rows_N + 1]
+        return linear_cross_entropy(
+            hidden_TE[rows_N],
+            head_weight(model),
+            batch.input_ids[rows_N + 1],
+            token_weight_N=weight_N if bool((weight_N != 1).any()) else None,
+            options=LossOptions(softcap=final_softcap(model)),
+            impl=self.impl,
+        )
+
+
+class TokenScores(NamedTuple):
+    """Of N tokens: the position before each, the float32 log-probability of each and the entropy there in nats."""
+
+    position: Tensor
+    logprob: Tensor
+    entropy: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Log-probabilities, and where asked for entropies, of the tokens that one of the streams names."""
+
+    streams: tuple[str, ...] = (WEIGHT,)
+    want_entropy: bool = False
+    impl: Impl = "auto"
+
+    def __call__(self, model: PreTrainedModel, hidden_TE: Tensor, batch: PackedBatch) -> TokenScores:
+        """Return the scores, in the order of the tokens.
+
+        Raises:
+            InvalidArgument: the streams name no token that can be predicted (reason NO_SUPERVISED_TOKENS).
+        """
+        rows_N = _positions(batch, *self.streams)
+        logprob_N, entropy_N = linear_logprob(
+            hidden_TE[rows_N],
+            head_weight(model),
+            batch.input_ids[rows_N + 1],
+            softcap=final_softcap(model),
+            want_entropy=self.want_entropy,
+            impl=self.impl,
+        )
+        return TokenScores(rows_N, logprob_N, entropy_N)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceValues:
+    """A value [S] at the last token of each sequence: its hidden state times `head` [E], in float32.
+
+    The head belongs to the caller, who trains it or not.
+    """
+
+    head: Tensor
+
+    def __call__(self, _model: PreTrainedModel, hidden_TE: Tensor, batch: PackedBatch) -> Tensor:
+        """Return the values, in the order of the sequences; nothing of the model is read."""
+        last_S = torch.tensor(batch.cu_seqlens[1:], device=hidden_TE.device) - 1
+        return hidden_TE[last_S].float() @ self.head.float()
+
+
+def _positions(batch: PackedBatch, *streams: str) -> Tensor:
+    rows_N = named_positions(batch, *streams)
+    if rows_N.numel() == 0:
+        raise InvalidArgument(
+            f"a batch must have a supervised token after the first of a sequence, got none in "
+            f"{len(batch.rows)} sequences",
+            reason=Reason.NO_SUPERVISED_TOKENS,
+        )
+    return rows_N

@@ -1,0 +1,196 @@
+"""What a run trains: an adapter of a model, or all of its weights.
+
+An engine asks for names and parameters, and to put changes into the model; a checkpoint asks for files. Neither knows
+which of the two it has. Weights are bound to the model as it is: whoever divides a model among ranks does it before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.errors import DataLoss
+from luthier.lm import adapter_files
+from luthier.lm.lora import activate, adapter_parameters
+
+MODEL_NAME = "model.safetensors"
+MASTERS_NAME = "masters.safetensors"
+CONFIG_NAME = "config.json"
+
+
+class Weights(Protocol):
+    """Parameters that train, and the files that hold them.
+
+    Attributes:
+        model: what computes with them.
+        parameters: what the optimiser changes: float32, by name, in sorted order. Each has a gradient from the start,
+            in which autograd sums in float32.
+        files: names of the files that `save` writes.
+        result_files: those of them that are the run's result: what others load.
+    """
+
+    model: PreTrainedModel
+    parameters: Mapping[str, nn.Parameter]
+    files: tuple[str, ...]
+    result_files: tuple[str, ...]
+
+    def publish(self) -> None:
+        """Let the model compute with what the parameters are now."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the files into a folder, made if missing; equal weights give equal bytes."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Put the parameters that `save` wrote into the model.
+
+        Raises:
+            DataLoss: a file is not as `save` writes it for this model.
+        """
+        ...
+
+
+class Adapter:
+    """One adapter of a model, and active in it, whose base stays as it is; as PEFT writes it.
+
+    `base_model` is the name that PEFT's config gives the base.
+    """
+
+    result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
+    files = result_files
+
+    def __init__(self, model: PreTrainedModel, name: str, *, base_model: str) -> None:
+        self.model = model
+        self.parameters: Mapping[str, nn.Parameter] = adapter_parameters(model, name)
+        self._name = name
+        self._base_model = base_model
+        activate(model, name)
+        _with_gradients(self.parameters)
+
+    def publish(self) -> None:
+        """Do nothing: the model computes with the parameters themselves."""
+
+    def save(self, folder: Path) -> None:
+        """Write both files of the adapter."""
+        adapter_files.save_adapter(self.model, self._name, folder, base_model=self._base_model)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Put an adapter's tensors in place of these. Raises DataLoss."""
+        state = adapter_files.adapter_state(self.model, self._name)
+        _put(_read(folder / adapter_files.WEIGHTS_NAME, state), state)
+
+
+class AllWeights:
+    """Every weight of a model, with float32 masters beside those that the model computes with in another type.
+
+    A master adds up its gradient over the passes of a step, each of them in the model's type; after an update the
+    model's weight is the rounded master. `model.safetensors` and `config.json` are what transformers loads, the
+    masters are kept for resuming. Memory besides activations: 16 bytes a weight, and the model itself where it is not
+    float32.
+    """
+
+    result_files: tuple[str, ...] = (CONFIG_NAME, MODEL_NAME)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        model.requires_grad_(requires_grad=True)
+        # A tied head is the embedding, and has its name alone.
+        self._weights = dict(sorted(model.named_parameters()))
+        self._has_masters = any(weight.dtype != torch.float32 for weight in self._weights.values())
+        self.files: tuple[str, ...] = (
+            (*self.result_files, MASTERS_NAME) if self._has_masters else self.result_files
+        )
+        self.parameters: Mapping[str, nn.Parameter] = {
+            name: weight if weight.dtype == torch.float32 else _mastered(weight)
+            for name, weight in self._weights.items()
+        }
+        _with_gradients(self.parameters)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round each master into the model."""
+        for name, master in self.parameters.items():
+            if master is not self._weights[name]:
+                self._weights[name].copy_(master)
+
+    def save(self, folder: Path) -> None:
+        """Write the model in the type that it computes with, its config, and the masters where there are any."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_host(self._state()), folder / MODEL_NAME, metadata={"format": "pt"})
+        config: Any = self.model.config
+        config.save_pretrained(folder)
+        if self._has_masters:
+            save_file(_host(self.parameters), folder / MASTERS_NAME)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Put a model's weights in place of these. Raises DataLoss."""
+        if self._has_masters:
+            _put(_read(folder / MASTERS_NAME, self.parameters), self.parameters)
+            self.publish()
+        else:
+            state = self._state()
+            _put(_read(folder / MODEL_NAME, state), state)
+
+    def _state(self) -> dict[str, Tensor]:
+        """All tensors of the model's state, each under one name."""
+        every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        state: dict[str, Tensor] = self.model.state_dict()
+        return {name: state[name] for name in sorted(state) if name in self._weights or name not in every}
+
+
+def _mastered(weight: nn.Parameter) -> nn.Parameter:
+    """Return a float32 copy of a weight, in whose gradient all gradients of the weight are summed."""
+    master = nn.Parameter(weight.detach().float())
+
+    def move(of_weight: Tensor) -> None:
+        assert master.grad is not None
+        assert of_weight.grad is not None
+        master.grad.add_(of_weight.grad)
+        of_weight.grad = None
+
+    weight.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
+    return master
+
+
+def _with_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Give each a gradient of zero: also one that a batch does not pass through (an expert) is part of every step."""
+    for name, parameter in parameters.items():
+        assert parameter.dtype == torch.float32, f"{name} is {parameter.dtype}"
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def _host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a file's tensors, that have the names, shapes and types expected. Raises DataLoss."""
+    try:
+        found = load_file(path)
+    # What safetensors raises is a class of its own for some files, and the system's for others.
+    except Exception as error:
+        raise DataLoss(f"{path.name} cannot be read: {error}") from error
+
+    def form(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+    if form(found) != form(expected):
+        differing = sorted(form(found).items() ^ form(expected).items(), key=str)[:1]
+        raise DataLoss(
+            f"{path.name} must hold the tensors of this run's weights, got other ones: {differing}"
+        )
+    return found
+
+
+def _put(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(tensors[name])

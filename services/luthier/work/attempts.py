@@ -1,0 +1,98 @@
+"""How attempts begin and end: written down, lost and made again after a while, or over with their task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import Failure, Reason
+from luthier.storage.database import Database
+from luthier.work.events import AttemptChanged, AttemptKind, Entry
+from luthier.work.handlers import TaskHandler
+from luthier.work.leases import Leases
+from luthier.work.log import EventLog
+from luthier.work.metrics import WorkMetrics
+from luthier.work.repository import Tasks
+from luthier.work.tasks import Outcome, Task, TaskKind
+from luthier.work.workers import holder_parts
+
+LONGEST_RETRY_SECONDS = 60.0
+_RETRY_GROWTH = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempts:
+    """Ends attempts in the caller's transaction. The limits are those of `QueueSettings`."""
+
+    database: Database
+    log: EventLog
+    handlers: Mapping[TaskKind, TaskHandler]
+    metrics: WorkMetrics
+    leases: Leases
+    max_losses: int
+    retry_seconds: float
+    announce_after: Callable[[float], None]
+    _tasks: Tasks = field(default_factory=Tasks)
+
+    async def record(
+        self, connection: AsyncConnection, task: Task, kind: AttemptKind, message: str = ""
+    ) -> None:
+        """Log how the current attempt of a task stands."""
+        worker = holder_parts(task.worker)[0]
+        payload = AttemptChanged(kind=kind, worker=worker, message=message)
+        await self.log.append(connection, task.subject, [Entry(payload=payload, attempt=task.attempt)])
+        if kind != "STARTED":
+            self.metrics.attempts.labels(task.kind.value, kind.lower()).inc()
+
+    async def lose(self, connection: AsyncConnection, task: Task, why: str, *, counts: bool = True) -> None:
+        """Queue a task again whose attempt is lost, or end it: it was to stop, or this `counts` once too often."""
+        losses = task.losses + counts
+        self.database.after_commit(lambda: self.leases.end(task.task_id))
+        await self.record(connection, task, "LOST", why)
+        if task.cancel_requested:
+            await self._close(connection, task, Outcome(cancelled=True))
+        elif losses >= self.max_losses:
+            failure = Failure(
+                code="UNAVAILABLE",
+                reason=Reason.WORKER_LOST,
+                message=f"{losses} attempts were lost and no checkpoint came between them, the last one because {why}",
+                metadata={"attempts": str(losses)},
+            )
+            await self._close(connection, task, Outcome(failure=failure))
+        else:
+            seconds = self._retry_seconds(losses) if counts else 0.0
+            task = await self._tasks.requeue(connection, task.task_id, losses, seconds)
+            await self.handlers[task.kind].lost(connection, task)
+            self.database.after_commit(lambda: self.announce_after(seconds))
+
+    async def end(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
+        """End a task whose worker, if it ever had one, brought its outcome."""
+        self.database.after_commit(lambda: self.leases.end(task.task_id))
+        if task.attempt > 0:
+            kind: AttemptKind = "SUCCEEDED"
+            if outcome.failure is not None:
+                kind = "FAILED"
+            elif outcome.cancelled:
+                kind = "CANCELLED"
+            await self.record(connection, task, kind)
+        await self._close(connection, task, outcome)
+
+    def _retry_seconds(self, losses: int) -> float:
+        # One lost worker says nothing of the task, and another one takes over at once; two in a row may.
+        if losses < 2:
+            return 0.0
+        seconds: float = self.retry_seconds * _RETRY_GROWTH ** (losses - 2)
+        return min(seconds, LONGEST_RETRY_SECONDS)
+
+    async def _close(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
+        task = await self._tasks.end(connection, task.task_id)
+        handler = self.handlers[task.kind]
+        if outcome.failure is not None:
+            await handler.failed(connection, task, outcome.failure, outcome.result)
+        elif outcome.cancelled:
+            await handler.cancelled(connection, task, outcome.result)
+        else:
+            assert outcome.result is not None, "a finished task brings a result"
+            await handler.succeeded(connection, task, outcome.result)
