@@ -176,9 +176,8 @@ async def serving(python: str, name: str, home: Path) -> AsyncIterator[Service]:
 
 async def measured(sides: dict[str, str], folder: Path, plan: Plan) -> dict[str, Any]:
     """Serve a copy of the home for each side, and let them take turns."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {
-        call: {side: [] for side in sides} for call in CALLS
-    }
+    turns = [(call, side) for _ in range(plan.repeats) for call in CALLS for side in sides]
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {turn: [] for turn in turns}
     async with AsyncExitStack() as stack:
         services: dict[tuple[str, str], Service] = {}
         for side, python in sides.items():
@@ -188,23 +187,24 @@ async def measured(sides: dict[str, str], folder: Path, plan: Plan) -> dict[str,
                 services[side, name] = await stack.enter_async_context(serving(python, name, home))
             for _ in range(plan.num_datasets):
                 await create_dataset(services[side, "data"])
-        for _ in range(plan.repeats):
-            for call, (name, send) in CALLS.items():
-                for side in sides:
-                    found[call][side].append(await sustained(send, services[side, name], plan))
-    first = next(iter(sides))
-    result: dict[str, Any] = {}
-    for call, by_side in found.items():
-        rates = {side: statistics.median(rate for rate, _ in seen) for side, seen in by_side.items()}
-        result[call] = {
-            side: {
-                "per_second": round(rates[side], 1),
-                "ratio": round(rates[side] / rates[first], 2) if rates[first] else None,
-                "service_cpu_ms": round(statistics.median(cpu for _, cpu in seen), 2),
-            }
-            for side, seen in by_side.items()
+        for call, side in turns:
+            name, send = CALLS[call]
+            found[call, side].append(await sustained(send, services[side, name], plan))
+    return {call: summed_up({side: found[call, side] for side in sides}) for call in CALLS}
+
+
+def summed_up(found: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    """Return the medians of each side, and its ratio to the first."""
+    rates = {side: statistics.median(rate for rate, _ in seen) for side, seen in found.items()}
+    first = next(iter(rates.values()))
+    return {
+        side: {
+            "per_second": round(rates[side], 1),
+            "ratio": round(rates[side] / first, 2) if first else None,
+            "service_cpu_ms": round(statistics.median(cpu for _, cpu in seen), 2),
         }
-    return result
+        for side, seen in found.items()
+    }
 
 
 def run(sides: dict[str, str], plan: Plan) -> dict[str, Any]:

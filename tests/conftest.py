@@ -31,6 +31,7 @@ settings.load_profile("shared")
 TOGETHER = {
     "tests/daemon/test_luthierd.py": "luthierd",
     "tests/e2e/test_bad_input.py": "tuning",
+    "tests/e2e/test_files.py": "tuning",
     "tests/e2e/test_kill.py": "tuning",
     "tests/e2e/test_no_worker.py": "tuning",
     "tests/e2e/test_own_file.py": "tuning",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import WAIT, Cluster, job, prepare
+from tests.e2e.conftest import WAIT, Cluster, Shared, job
 
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 
@@ -56,29 +56,28 @@ def asked(shown: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in shown.items() if key not in _ITS_OWN}
 
 
-def test_every_resource_is_made_again_from_what_is_printed(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start("data", "training", "evaluation")
-    cluster.start("data-worker", "training-worker")
+def test_every_resource_is_made_again_from_what_is_printed(tuning: Shared, tmp_path: Path) -> None:
+    cluster = tuning.cluster
     with cluster.client() as client:
-        rendering = client.renderings.get(prepare(cluster, client))
-        client.jobs.create(job(rendering.name, 1, labels={"team": "nlp"}), job_id="one")
-        tuned = client.jobs.wait("one", timeout_seconds=WAIT).tuned_model
+        rendering = client.renderings.get(tuning.rendering)
+        client.jobs.create(job(rendering.name, 1, labels={"team": "nlp"}), job_id="file-one")
+        tuned = client.jobs.wait("file-one", timeout_seconds=WAIT).tuned_model
         arms = [
             EvaluationArm(arm_id="base", model="tiny", num_shots=2),
             EvaluationArm(arm_id="tuned", model=tuned),
         ]
         evaluation = Evaluation(dataset_version=rendering.dataset_version, arms=arms, seed=7)
-        client.evaluations.create(evaluation, evaluation_id="one")
+        client.evaluations.create(evaluation, evaluation_id="file-one")
 
-    version, other = again(cluster, tmp_path, "datasets", rendering.dataset_version, "--name", "more")
+    version, other = again(cluster, tmp_path, "datasets", rendering.dataset_version, "--name", "file-more")
     assert asked(other) == asked(version)
     assert other["digest"] == version["digest"]
-    shown, other = again(cluster, tmp_path, "renderings", rendering.name, "--name", "two")
+    shown, other = again(cluster, tmp_path, "renderings", rendering.name, "--name", "file-two")
     assert asked(other) == asked(shown)
-    shown, other = again(cluster, tmp_path, "jobs", "one", "--name", "two")
+    shown, other = again(cluster, tmp_path, "jobs", "file-one", "--name", "file-two")
     assert asked(other) == asked(shown)
-    assert (shown["tuned_model_id"], other["tuned_model_id"]) == ("one", "two")
+    assert (shown["tuned_model_id"], other["tuned_model_id"]) == ("file-one", "file-two")
     with cluster.client() as client:
-        assert client.jobs.wait("two", timeout_seconds=WAIT).tuned_model.endswith("/two")
-    shown, other = again(cluster, tmp_path, "evaluations", "one", "--name", "two")
+        assert client.jobs.wait("file-two", timeout_seconds=WAIT).tuned_model.endswith("/file-two")
+    shown, other = again(cluster, tmp_path, "evaluations", "file-one", "--name", "file-two")
     assert asked(other) == asked(shown)

@@ -2,85 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import date
 
 import pytest
 from tests.evaluation.evaluations.test_service import draft
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
-from luthier.evaluation.asking import (
-    MAX_TEMPLATES_BYTES,
+from luthier.evaluation.asking import MAX_TEMPLATES_BYTES, as_taught, askings
+from luthier.evaluation.evaluations.rules import check, resolved
+from luthier.v1.evaluation_pb2 import (
+    ARM_TEMPLATE_BASE,
+    ARM_TEMPLATE_TAUGHT,
+    TEMPLATE_SOURCE_ARM,
+    TEMPLATE_SOURCE_BASE,
+    TEMPLATE_SOURCE_TAUGHT,
     ArmTemplate,
-    Asking,
-    Base,
-    Contender,
-    Taught,
-    TemplateSource,
-    askings,
+    EvaluationArm,
 )
-from luthier.evaluation.evaluations.convert import asking_to_proto
-from luthier.evaluation.evaluations.domain import Arm, check_evaluation
+from luthier.v1.model_pb2 import Model, Taught
+from luthier.worker.v1.task_pb2 import Asking, PrefixTokens
 
 TODAY = date(2026, 11, 28)
-EOS = (9, 11)
-FIRST = Taught(chat_template="first", template_date="2026-01-01", prefix_token_ids=(1,), stop_token_ids=(2,))
-SECOND = Taught(chat_template="second", template_date="2026-02-02", prefix_token_ids=(), stop_token_ids=(3,))
+EOS = [9, 11]
+FIRST = Taught(chat_template="first", template_date="2026-01-01", prefix_token_ids=[1], stop_token_ids=[2])
+SECOND = Taught(chat_template="second", template_date="2026-02-02", stop_token_ids=[3])
+Contender = tuple[EvaluationArm, Model]
 
 
-def contender(arm_id: str, taught: Taught | None = None, **wishes: object) -> Contender:
-    wanted = {"chat_template": "", "template": ArmTemplate.UNSPECIFIED, **wishes}
-    return Contender(arm_id=arm_id, taught=taught, **wanted)  # type: ignore[arg-type]
+def contender(
+    arm_id: str,
+    taught: Taught | None = None,
+    *,
+    chat_template: str = "",
+    template: ArmTemplate.ValueType = ArmTemplate.ARM_TEMPLATE_UNSPECIFIED,
+) -> Contender:
+    """An arm and its model, which is of the same name."""
+    arm = EvaluationArm(arm_id=arm_id, model=arm_id, chat_template=chat_template, template=template)
+    return arm, Model(name=arm_id, taught=taught)
 
 
 def ask(*contenders: Contender, base_has_template: bool = True) -> dict[str, Asking]:
-    base = Base(has_chat_template=base_has_template, eos_token_ids=EOS, today=TODAY)
-    return askings(contenders, base)
+    arms = [arm for arm, _ in contenders]
+    models = {model.name: model for _, model in contenders}
+    base = Model(has_chat_template=base_has_template, eos_token_ids=EOS)
+    found = askings(arms, models, base, TODAY)
+    return dict(zip(models, found, strict=True))
 
 
 def test_tuned_arms_are_asked_as_each_was_taught_and_bases_as_themselves() -> None:
     found = ask(contender("zero"), contender("a", FIRST), contender("b", SECOND))
-    assert found["zero"] == Asking(source=TemplateSource.BASE, template_date="2026-11-28", eos_token_ids=EOS)
+    as_itself = Asking(template_source=TEMPLATE_SOURCE_BASE, template_date="2026-11-28", eos_token_ids=EOS)
+    assert found["zero"] == as_itself
     for arm_id, taught in (("a", FIRST), ("b", SECOND)):
-        assert found[arm_id].source is TemplateSource.TAUGHT
+        assert found[arm_id].template_source == TEMPLATE_SOURCE_TAUGHT
         assert found[arm_id].chat_template == taught.chat_template
         assert found[arm_id].template_date == taught.template_date
-        assert found[arm_id].prefix_token_ids == taught.prefix_token_ids
+        assert found[arm_id].HasField("prefix")
+        assert found[arm_id].prefix.token_ids == taught.prefix_token_ids
         assert found[arm_id].stop_token_ids == taught.stop_token_ids
         assert found[arm_id].eos_token_ids == EOS
         assert not found[arm_id].old_prefix
 
 
+def test_what_was_taught_before_its_tokens_were_kept_says_no_prefix() -> None:
+    old = Model(taught=Taught(chat_template="old", template_date="2025-01-01"))
+    asking = as_taught(old, Model(), TODAY)
+    assert (asking.template_source, asking.chat_template) == (TEMPLATE_SOURCE_TAUGHT, "old")
+    assert (asking.HasField("prefix"), list(asking.stop_token_ids)) == (False, [])
+
+
 def test_a_base_without_a_template_is_asked_as_the_first_tuned_arm_was_taught_and_says_so() -> None:
     found = ask(contender("few"), contender("a", FIRST), contender("b", SECOND), base_has_template=False)
-    assert (found["few"].source, found["few"].chat_template) == (TemplateSource.TAUGHT, "first")
+    assert (found["few"].template_source, found["few"].chat_template) == (TEMPLATE_SOURCE_TAUGHT, "first")
     alone = ask(contender("few"), base_has_template=False)
-    assert alone["few"].source is TemplateSource.BASE
+    assert alone["few"].template_source == TEMPLATE_SOURCE_BASE
 
 
 def test_an_arm_can_name_another_template_on_purpose() -> None:
     found = ask(
         contender("own", FIRST, chat_template="mine"),
-        contender("base", FIRST, template=ArmTemplate.BASE),
-        contender("zero", template=ArmTemplate.TAUGHT),
+        contender("base", FIRST, template=ARM_TEMPLATE_BASE),
+        contender("zero", template=ARM_TEMPLATE_TAUGHT),
     )
     assert found["own"] == Asking(
-        source=TemplateSource.ARM,
+        template_source=TEMPLATE_SOURCE_ARM,
         chat_template="mine",
         template_date="2026-01-01",
-        prefix_token_ids=(1,),
-        stop_token_ids=(2,),
+        prefix=PrefixTokens(token_ids=[1]),
+        stop_token_ids=[2],
         eos_token_ids=EOS,
     )
-    assert found["base"] == Asking(source=TemplateSource.BASE, template_date="2026-11-28", eos_token_ids=EOS)
-    assert (found["zero"].source, found["zero"].chat_template) == (TemplateSource.TAUGHT, "first")
+    assert found["base"] == Asking(
+        template_source=TEMPLATE_SOURCE_BASE, template_date="2026-11-28", eos_token_ids=EOS
+    )
+    assert (found["zero"].template_source, found["zero"].chat_template) == (TEMPLATE_SOURCE_TAUGHT, "first")
 
 
 def test_another_template_changes_no_tokens_before_plain_text_that_were_taught() -> None:
     """Of a model that was taught before they were kept, too: it is asked behind what its rendering wrote."""
-    before = replace(FIRST, prefix_token_ids=None)
+    before = Taught(chat_template="first", template_date="2026-01-01")
     found = ask(contender("own", before, chat_template="mine"), contender("as", before), contender("zero"))
-    assert {arm_id: asking_to_proto(asking).old_prefix for arm_id, asking in found.items()} == {
+    assert {arm_id: asking.old_prefix for arm_id, asking in found.items()} == {
         "own": True,
         "as": True,
         "zero": False,
@@ -89,24 +111,24 @@ def test_another_template_changes_no_tokens_before_plain_text_that_were_taught()
 
 def test_an_arm_cannot_want_what_nobody_was_taught() -> None:
     with pytest.raises(FailedPrecondition, match="arm zero wants the template that a tuned arm") as caught:
-        ask(contender("zero", template=ArmTemplate.TAUGHT), contender("tuned"))
+        ask(contender("zero", template=ARM_TEMPLATE_TAUGHT), contender("tuned"))
     assert caught.value.reason == Reason.CHAT_TEMPLATE_MISSING
 
 
 def test_templates_of_all_arms_must_fit_one_message() -> None:
-    large = replace(FIRST, chat_template="é" * (MAX_TEMPLATES_BYTES // 4))
+    large = Taught(chat_template="é" * (MAX_TEMPLATES_BYTES // 4))
     ask(contender("a", large), contender("b", large))
     with pytest.raises(InvalidArgument, match="must have at most 1048576 bytes together, got 1572864"):
         ask(contender("a", large), contender("b", large), contender("c", large))
 
 
 def test_an_arm_says_one_thing_of_its_template() -> None:
-    arms = (
-        Arm(arm_id="a", model="m", chat_template="x", template=ArmTemplate.BASE),
-        Arm(arm_id="b", model="m", chat_template="x" * (MAX_TEMPLATES_BYTES + 1)),
-    )
+    arms = [
+        EvaluationArm(arm_id="a", model="m", chat_template="x", template=ARM_TEMPLATE_BASE),
+        EvaluationArm(arm_id="b", model="m", chat_template="x" * (MAX_TEMPLATES_BYTES + 1)),
+    ]
     with pytest.raises(InvalidArgument) as caught:
-        check_evaluation(draft(arms=arms))
+        check(resolved(draft(arms=arms)))
     assert [one.field for one in caught.value.violations] == [
         "evaluation.arms[0].template",
         "evaluation.arms[1].chat_template",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from luthier.errors import (
     Unauthenticated,
     Unavailable,
 )
-from luthier.evaluation.evaluations.repository import evaluation_resources
+from luthier.evaluation.evaluations.repository import evaluations
 from luthier.storage.database import Database
 from luthier.text.records import ChatRecord, Message
 from luthier.v1 import chat_pb2, dataset_pb2, evaluation_pb2, evaluation_service_pb2, model_pb2
@@ -151,12 +150,13 @@ async def test_list_pages_filters_and_orders(site: Any) -> None:
 
 async def test_a_page_of_great_evaluations_fits_a_message_of_any_client(site: Any) -> None:
     names = [(await site.evaluate()).name for _ in range(5)]
-    resources = evaluation_resources()
     database = Database(f"sqlite+aiosqlite:///{site.home / 'evaluation' / 'evaluation.db'}")
     async with database.transaction() as connection:
         for name in names:
-            found = await resources.get(connection, name)
-            await resources.update(connection, replace(found, warnings=("x" * 900_000,)))
+            found = await evaluations().get(connection, name)
+            changed = found.copy()
+            changed.warnings.append("x" * 900_000)
+            await evaluations().update(connection, found, changed)
     await database.close()
     pages: list[list[str]] = []
     token = ""

@@ -6,6 +6,7 @@ import asyncio
 import urllib.request
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from luthier.errors import BY_CODE, FieldViolation, InvalidArgument, Preconditio
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.logs import JsonFormatter
 from luthier.runtime.metrics import MetricsServer
-from luthier.runtime.server import check_loopback
+from luthier.runtime.server import check_loopback, of_families
 from luthier.v1 import data_service_pb2
 
 Create = data_service_pb2.CreateDatasetRequest
@@ -355,3 +356,20 @@ async def test_a_taken_metrics_port_is_told(site: Site) -> None:
     with pytest.raises(errors.FailedPrecondition, match="is the port taken"):
         async with metrics.serving():
             pass
+
+
+def test_every_method_of_a_service_is_of_one_of_its_families() -> None:
+    service = data_service_pb2.DESCRIPTOR.services_by_name["DataService"]
+    methods = {method.name: object() for method in service.methods}
+    first, others = dict(list(methods.items())[:3]), dict(list(methods.items())[3:])
+
+    def registered(*families: dict[str, object]) -> Any:
+        return of_families(service, lambda *_: None, [SimpleNamespace(**one) for one in families])
+
+    made = registered(first, others)
+    assert made.name == "luthier.v1.DataService"
+    assert vars(made.servicer) == methods
+    with pytest.raises(AssertionError, match="must be of one family, it is of 0"):
+        registered(first)
+    with pytest.raises(AssertionError, match="must be of one family, it is of 2"):
+        registered(first, others, first)

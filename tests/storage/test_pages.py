@@ -16,11 +16,11 @@ from luthier.data import schema as data_schema
 from luthier.data.datasets import repository as datasets
 from luthier.data.renderings import repository as renderings
 from luthier.data.uploads import repository as uploads
+from luthier.evaluation import schema as evaluation_schema
 from luthier.evaluation.evaluations import repository as evaluations
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
-from luthier.storage.pages import Cursor
-from luthier.storage.resources import Resources
+from luthier.storage.pages import Cursor, parent_of
 from luthier.storage.stored import Rows
 from luthier.training import schema as training_schema
 from luthier.training.jobs import repository as jobs
@@ -33,7 +33,7 @@ from luthier.work import schema as work_schema
 @dataclass(frozen=True)
 class Family:
     name: str
-    resources: Resources[Any] | Rows[Any, Any]
+    resources: Rows[Any, Any]
     migrations: Path
     filters: tuple[str, ...] = ("state", "labels")
 
@@ -45,7 +45,7 @@ FAMILIES = [
     Family("renderings", renderings.renderings(), data_schema.MIGRATIONS),
     Family("models", models.models(), training_schema.MIGRATIONS, MODEL_FILTERS),
     Family("fine_tuning_jobs", jobs.jobs(), training_schema.MIGRATIONS, JOB_FILTERS),
-    Family("evaluations", evaluations.evaluation_resources(), evaluations.MIGRATIONS),
+    Family("evaluations", evaluations.evaluations(), evaluation_schema.MIGRATIONS),
 ]
 
 
@@ -130,3 +130,8 @@ async def test_a_home_made_before_lists_its_resources_by_label(tmp_path: Path) -
         counted = await reading.execute(text("SELECT count(*) FROM datasets_labels"))
         assert counted.scalar_one() == 4
     await database.close()
+
+
+def test_parent_of_drops_the_last_collection_and_id() -> None:
+    assert parent_of("projects/p/datasets/d/versions/v") == "projects/p/datasets/d"
+    assert parent_of("projects/p") == ""

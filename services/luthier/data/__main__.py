@@ -9,7 +9,7 @@ from luthier.data.assembly import assemble
 from luthier.data.config import Config
 from luthier.data.peers import ModelPeer
 from luthier.data.renderings.token_texts import TokenTexts
-from luthier.data.servicer import POLICY, registration
+from luthier.data.servicer import POLICY
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.work.host import Hosted, Parts, ServicePlan, host
@@ -25,7 +25,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     parts.at_end(token_texts.close)
     data = assemble(parts, models, token_texts, config.max_upload_bytes)
     return Hosted(
-        registrations=[registration(data.servicer)],
+        registrations=[data.registration],
         handlers=dict(data.handlers),
         policy=POLICY,
         before_serving=data.uploads.recover,

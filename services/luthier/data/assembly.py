@@ -11,11 +11,12 @@ from luthier.data.datasets.servicer import BuildVersionHandler, DatasetsServicer
 from luthier.data.renderings.service import Models, RenderingService
 from luthier.data.renderings.servicer import RenderHandler, RenderingsServicer
 from luthier.data.renderings.token_texts import TokenTexts
-from luthier.data.servicer import DataServicer
+from luthier.data.servicer import registration
 from luthier.data.shard_files import ShardReader
 from luthier.data.uploads.service import UploadService
 from luthier.data.uploads.servicer import UploadsServicer
 from luthier.runtime.paging import PageTokens
+from luthier.runtime.server import Registration
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.work.families import Tasks
@@ -54,9 +55,9 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataService:
-    """The servicer, who follows each kind of task, and the uploads, which `recover` at start."""
+    """How to add it to a server, who follows each kind of task, and the uploads, which `recover` at start."""
 
-    servicer: DataServicer
+    registration: Registration
     handlers: Mapping[TaskKind, TaskHandler]
     uploads: UploadService
 
@@ -67,7 +68,7 @@ def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_b
     uploads = UploadService(parts.database, parts.blobs, max_upload_bytes)
     datasets = DatasetService(parts.database, parts.log, parts.queue, uploads)
     renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models)
-    servicer = DataServicer(
+    registered = registration(
         DatasetsServicer(datasets, reader, parts.page_tokens, parts.projects),
         UploadsServicer(uploads, parts.projects),
         RenderingsServicer(renderings, reader, token_texts, parts.page_tokens, parts.projects),
@@ -76,4 +77,4 @@ def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_b
         TaskKind.BUILD_VERSION: BuildVersionHandler(datasets),
         TaskKind.RENDER: RenderHandler(renderings),
     }
-    return DataService(servicer=servicer, handlers=handlers, uploads=uploads)
+    return DataService(registration=registered, handlers=handlers, uploads=uploads)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+from luthier.evaluation import schema
 from luthier.evaluation.config import Config
-from luthier.evaluation.evaluations.repository import MIGRATIONS, evaluation_resources
 from luthier.evaluation.evaluations.service import EvaluationService
+from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.service import GenerationService
+from luthier.evaluation.generation.servicer import GenerationServicer
 from luthier.evaluation.peers import GrpcPeers
-from luthier.evaluation.servicer import (
-    POLICY,
-    EvaluateHandler,
-    EvaluationServicer,
-    WorkerGenerations,
-    registration,
-)
+from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.work.host import Hosted, Parts, ServicePlan, host
@@ -26,23 +22,20 @@ from luthier.work.tasks import TaskKind
 
 def build(parts: Parts, config: Config) -> Hosted:
     """Put the service together on its real adapters."""
-    resources = evaluation_resources()
     peers = GrpcPeers(
         parts.channel(config.data_address), parts.channel(config.training_address), parts.task_tokens
     )
     exchange = Exchange()
-    evaluations = EvaluationService(
-        parts.database, resources, parts.log, parts.queue, peers, config.projects, parts.blobs
-    )
+    evaluations = EvaluationService(parts.database, parts.log, parts.queue, peers, parts.blobs)
     generations = GenerationService(exchange, peers, parts.task_tokens, config.projects)
-    servicer = EvaluationServicer(
-        parts.database, resources, parts.log, parts.page_tokens, config.projects, evaluations, generations
+    registered = registration(
+        EvaluationsServicer(evaluations, parts.page_tokens, config.projects), GenerationServicer(generations)
     )
     return Hosted(
-        registrations=[registration(servicer)],
-        handlers={TaskKind.EVALUATE: EvaluateHandler(evaluations, parts.blobs)},
+        registrations=[registered],
+        handlers={TaskKind.EVALUATE: EvaluateHandler(evaluations)},
         policy=POLICY,
-        generations=WorkerGenerations(exchange),
+        generations=exchange,
     )
 
 
@@ -54,7 +47,7 @@ def plan(config: Config) -> ServicePlan:
         address=config.evaluation_address,
         metrics_address=config.metrics_address,
         projects=config.projects,
-        migrations=MIGRATIONS,
+        migrations=schema.MIGRATIONS,
         kinds=(TaskKind.EVALUATE,),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,

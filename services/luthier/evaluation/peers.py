@@ -9,8 +9,6 @@ import grpc
 import grpc.aio
 
 from luthier.errors import NotFound
-from luthier.evaluation.asking import Taught
-from luthier.evaluation.evaluations.service import ModelFacts, VersionFacts
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
 from luthier.v1 import (
@@ -39,44 +37,31 @@ class GrpcPeers:
         self._jobs = training_service_pb2_grpc.TrainingServiceStub(models)
         self._task_tokens = task_tokens
 
-    async def version(self, name: str) -> VersionFacts:
+    async def version(self, name: str) -> dataset_pb2.DatasetVersion:
         """Return a dataset version. Raises NotFound, and Unavailable when the Data service is away."""
         request = data_service_pb2.GetDatasetVersionRequest(name=name)
-        version = await self._ask(self._data.GetDatasetVersion, request, "the Data service")
-        return VersionFacts(
-            name=name,
-            ready=version.state == dataset_pb2.DatasetVersion.STATE_READY,
-            state=dataset_pb2.DatasetVersion.State.Name(version.state).removeprefix("STATE_"),
-            digest=version.digest,
-            num_records={
-                dataset_pb2.Split.Name(split.split).removeprefix("SPLIT_"): split.num_records
-                for split in version.statistics.splits
-            },
+        version: dataset_pb2.DatasetVersion = await self._ask(
+            self._data.GetDatasetVersion, request, "the Data service"
         )
+        return version
 
-    async def model(self, name: str) -> ModelFacts:
-        """Return a model. Raises NotFound, and Unavailable when the Training service is away."""
+    async def model(self, name: str) -> model_pb2.Model:
+        """Return a model; one that does not say how it was taught says it as its job's rendering still does.
+
+        Raises NotFound, and Unavailable when the Training service is away.
+        """
         request = model_service_pb2.GetModelRequest(name=name)
-        model = await self._ask(self._models.GetModel, request, "the Training service")
-        return ModelFacts(
-            name=name,
-            ready=model.state == model_pb2.Model.STATE_READY,
-            state=model_pb2.Model.State.Name(model.state).removeprefix("STATE_"),
-            digest=model.digest,
-            base_model=model.base_model,
-            has_chat_template=model.has_chat_template,
-            taught=await self._taught(model),
-            eos_token_ids=tuple(model.eos_token_ids),
-        )
+        model: model_pb2.Model = await self._ask(self._models.GetModel, request, "the Training service")
+        if not model.HasField("taught") and model.fine_tuning_job:
+            taught = await self._taught_by(model.fine_tuning_job)
+            if taught is not None:
+                model.taught.CopyFrom(taught)
+        return model
 
-    async def _taught(self, model: model_pb2.Model) -> Taught | None:
-        """Return how a tuned model was taught: as it says, or else as its job's rendering still says."""
-        if model.HasField("taught"):
-            return _taught_of(model.taught)
-        if not model.fine_tuning_job:
-            return None
+    async def _taught_by(self, job_name: str) -> model_pb2.Taught | None:
+        """Return what a job taught, as its rendering still says; None when it is gone or another one."""
         try:
-            wanted = training_service_pb2.GetFineTuningJobRequest(name=model.fine_tuning_job)
+            wanted = training_service_pb2.GetFineTuningJobRequest(name=job_name)
             job = await self._ask(self._jobs.GetFineTuningJob, wanted, "the Training service")
             request = data_service_pb2.GetRenderingRequest(name=job.rendering)
             rendering = await self._ask(self._data.GetRendering, request, "the Data service")
@@ -84,13 +69,11 @@ class GrpcPeers:
             return None
         if rendering.digest != job.run_record.rendering_digest:
             return None
-        return _taught_of(
-            model_pb2.Taught(
-                chat_template=rendering.effective_chat_template or rendering.chat_template,
-                template_date=rendering.template_date,
-                prefix_token_ids=rendering.prefix_token_ids,
-                stop_token_ids=rendering.stop_token_ids,
-            )
+        return model_pb2.Taught(
+            chat_template=rendering.effective_chat_template or rendering.chat_template,
+            template_date=rendering.template_date,
+            prefix_token_ids=rendering.prefix_token_ids,
+            stop_token_ids=rendering.stop_token_ids,
         )
 
     async def _ask(self, method: Callable[..., Awaitable[T]], request: Any, peer: str) -> T:
@@ -101,14 +84,3 @@ class GrpcPeers:
             return await method(request, metadata=bearer(token), timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise service_error_of(error, peer) from error
-
-
-def _taught_of(message: model_pb2.Taught) -> Taught:
-    # What was taught before these tokens were kept says none of them.
-    known = bool(message.stop_token_ids or message.prefix_token_ids)
-    return Taught(
-        chat_template=message.chat_template,
-        template_date=message.template_date,
-        prefix_token_ids=tuple(message.prefix_token_ids) if known else None,
-        stop_token_ids=tuple(message.stop_token_ids),
-    )

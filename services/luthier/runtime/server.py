@@ -8,9 +8,11 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
@@ -78,6 +80,18 @@ class Registration:
     add: Callable[[Any, Any], None]
     servicer: object
     name: str
+
+
+def of_families(
+    service: ServiceDescriptor, add: Callable[[Any, Any], None], families: Sequence[object]
+) -> Registration:
+    """Return how to add a service whose every method is of one of the families."""
+    methods = {}
+    for method in service.methods:
+        found = [family for family in families if hasattr(family, method.name)]
+        assert len(found) == 1, f"{method.name} must be of one family, it is of {len(found)}"
+        methods[method.name] = getattr(found[0], method.name)
+    return Registration(add=add, servicer=SimpleNamespace(**methods), name=service.full_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

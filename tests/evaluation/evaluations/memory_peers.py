@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from luthier.errors import (
-    NotFound,
-)
-from luthier.evaluation.asking import Taught
-from luthier.evaluation.evaluations.service import ModelFacts, VersionFacts
+from luthier.errors import NotFound
+from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetStatistics, DatasetVersion, SplitStatistics
+from luthier.v1.model_pb2 import Model, Taught
 
 PARENT = "projects/default"
 BASE, TUNED, OTHER = (f"{PARENT}/models/{name}" for name in ("base", "tuned", "other"))
@@ -23,21 +21,25 @@ class MemoryPeers:
     taught: dict[str, Taught] = field(default_factory=dict)
     templates: bool = True
 
-    async def version(self, name: str) -> VersionFacts:
-        state = self.state.get(name, "READY")
-        return VersionFacts(
-            name=name, ready=state == "READY", state=state, digest="dv", num_records={"TEST": 3, "TRAIN": 9}
+    async def version(self, name: str) -> DatasetVersion:
+        splits = [
+            SplitStatistics(split=SPLIT_TEST, num_records=3),
+            SplitStatistics(split=SPLIT_TRAIN, num_records=9),
+        ]
+        return DatasetVersion(
+            name=name,
+            state=DatasetVersion.State.Value(f"STATE_{self.state.get(name, 'READY')}"),
+            digest="dv",
+            statistics=DatasetStatistics(splits=splits),
         )
 
-    async def model(self, name: str) -> ModelFacts:
+    async def model(self, name: str) -> Model:
         known = {BASE: "", TUNED: BASE, OTHER: ""}
         if name not in known:
             raise NotFound(f"{name} does not exist")
-        state = self.state.get(name, "READY")
-        return ModelFacts(
+        return Model(
             name=name,
-            ready=state == "READY",
-            state=state,
+            state=Model.State.Value(f"STATE_{self.state.get(name, 'READY')}"),
             digest=f"digest-{name.rsplit('/', 1)[-1]}",
             base_model=known[name],
             has_chat_template=self.templates,

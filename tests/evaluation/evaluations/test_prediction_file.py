@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from luthier.evaluation.evaluations.prediction_file import (
 )
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
+from luthier.stored.v1.evaluation_pb2 import PredictionFile
 
 
 @given(
@@ -63,4 +63,10 @@ async def test_what_is_no_such_file_is_refused_and_what_is_damaged_is_named(tmp_
     bent[15 + 8] = 200
     blob = await blobs.put_bytes(bytes(bent))
     with pytest.raises(DataLoss, match="are not in order"):
-        await read_predictions(blobs, replace(file, sha256=blob.digest), 0, 3, 100)
+        await read_predictions(
+            blobs,
+            PredictionFile(sha256=blob.digest, size_bytes=file.size_bytes, num_rows=file.num_rows),
+            0,
+            3,
+            100,
+        )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy import insert, text
+from sqlalchemy import insert, update
 from tests.evaluation.evaluations.memory_peers import BASE, OTHER, PARENT, TUNED, VERSION, MemoryPeers
 
 from luthier.errors import (
     Aborted,
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     Failure,
     InvalidArgument,
@@ -23,51 +23,33 @@ from luthier.errors import (
     Reason,
     ResourceExhausted,
 )
-from luthier.evaluation.asking import Taught
-from luthier.evaluation.evaluations.convert import (
-    evaluation_to_proto,
-    evaluation_to_spec,
-)
-from luthier.evaluation.evaluations.domain import (
-    Arm,
-    Evaluation,
-    EvaluationState,
-    Split,
-    moved,
-)
 from luthier.evaluation.evaluations.prediction_file import write_predictions
-from luthier.evaluation.evaluations.repository import MIGRATIONS, evaluation_resources, metadata, predictions
-from luthier.evaluation.evaluations.service import EvaluationService
-from luthier.evaluation.servicer import EvaluateHandler
+from luthier.evaluation.evaluations.repository import evaluations
+from luthier.evaluation.evaluations.rules import State
+from luthier.evaluation.evaluations.service import EvaluationService, StoredEvaluation
+from luthier.evaluation.evaluations.servicer import EvaluateHandler
+from luthier.evaluation.schema import MIGRATIONS, predictions
 from luthier.storage.database import Database
 from luthier.storage.disk import Disk
 from luthier.storage.memory_blobs import MemoryBlobStore
-from luthier.storage.migrations import differences, upgrade
-from luthier.v1 import evaluation_pb2
+from luthier.storage.migrations import upgrade
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.v1 import dataset_pb2, evaluation_pb2
+from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, Prediction
+from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
+from luthier.v1.model_pb2 import Taught
 from luthier.work import schema
-from luthier.work.events import Entry, Progressed
+from luthier.work.events import Entry, Progressed, StateChanged
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.worker.v1 import task_pb2
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
 
 def draft(**changes: object) -> Evaluation:
-    base = Evaluation(
-        name="",
-        uid="",
-        state=EvaluationState.QUEUED,
-        labels={},
-        create_time=NOW,
-        update_time=NOW,
-        revision=1,
-        dataset_version=VERSION,
-        arms=(Arm(arm_id="zero", model=BASE), Arm(arm_id="tuned", model=TUNED)),
-    )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    arms = [EvaluationArm(arm_id="zero", model=BASE), EvaluationArm(arm_id="tuned", model=TUNED)]
+    return Evaluation(**{"dataset_version": VERSION, "arms": arms, **changes})  # type: ignore[arg-type]
 
 
 @dataclass
@@ -82,45 +64,56 @@ class Bench:
     peers: MemoryPeers
 
     async def create(self, **changes: object) -> Evaluation:
-        return await self.service.create(PARENT, draft(**changes), "e")
+        request = CreateEvaluationRequest(parent=PARENT, evaluation=draft(**changes), evaluation_id="e")
+        return await self.service.create(request)
+
+    async def get(self, name: str) -> Evaluation:
+        return (await self.service.family.read(name)).message
+
+    async def cancel(self, name: str, etag: str = "") -> Evaluation:
+        return await self.service.family.cancel(name, etag, State.STATE_CANCELLING)
+
+    async def predictions(self, name: str, first_row: int, limit: int, limit_bytes: int) -> list[Prediction]:
+        evaluation = await self.service.family.read(name)
+        return await self.service.predictions(evaluation, first_row, limit, limit_bytes)
 
     async def claim(self) -> tuple[Task, task_pb2.Task]:
         claimed = await self.queue.claim("w@1", [TaskKind.EVALUATE], 0.0)
         assert claimed is not None
         return claimed
 
-    async def states(self, name: str = "e") -> list[str]:
+    async def changes(self, name: str = "e") -> list[StateChanged]:
         async with self.database.reading() as connection:
             events = await self.log.read(connection, f"{PARENT}/evaluations/{name}", 1, 100)
-        return [
-            state for event in events if (state := getattr(event.entry.payload, "state", None)) is not None
-        ]
+        return [payload for event in events if isinstance(payload := event.entry.payload, StateChanged)]
+
+    async def states(self, name: str = "e") -> list[str]:
+        return [change.state for change in await self.changes(name)]
 
 
-async def test_a_row_from_before_askings_were_kept_is_asked_as_its_base(bench: Bench) -> None:
+async def test_an_evaluation_from_before_askings_were_kept_is_asked_as_its_base(bench: Bench) -> None:
     made = await bench.create()
     async with bench.database.transaction() as connection:
-        since = "'$.askings', '$.arms[0].chat_template', '$.arms[0].template'"
-        await connection.execute(text(f"UPDATE evaluations SET body = json_remove(body, {since})"))
-    old = await bench.service.get(made.name)
-    assert (old.askings, old.arms) == ({}, made.arms)
+        stored = await bench.service.family.stored(connection, made.name)
+        old = EvaluationPrivate(base_model=stored.private.base_model)
+        await evaluations().update(connection, stored, stored.copy(), old)
     _, spec = await bench.claim()
+    assert [arm.arm for arm in spec.evaluate.arms] == list(made.arms)
     assert not any(arm.HasField("asking") for arm in spec.evaluate.arms)
 
 
 async def test_the_way_each_arm_is_asked_is_pinned_at_creation(bench: Bench) -> None:
-    taught = Taught(chat_template="t", template_date="2026-01-01", prefix_token_ids=None, stop_token_ids=(5,))
-    bench.peers.taught[TUNED] = taught
+    bench.peers.taught[TUNED] = Taught(chat_template="t", template_date="2026-01-01", stop_token_ids=[5])
     bench.peers.templates = False
-    made = await bench.create()
+    await bench.create()
     del bench.peers.taught[TUNED]
     _, spec = await bench.claim()
     zero, tuned = spec.evaluate.arms
     for arm in (zero, tuned):
         assert arm.asking.template_source == evaluation_pb2.TEMPLATE_SOURCE_TAUGHT
         assert (arm.asking.chat_template, arm.asking.template_date) == ("t", "2026-01-01")
-        assert (arm.asking.HasField("prefix"), list(arm.asking.stop_token_ids)) == (False, [5])
-    assert (await bench.service.get(made.name)).askings == made.askings
+        assert (list(arm.asking.prefix.token_ids), list(arm.asking.stop_token_ids)) == ([], [5])
+        assert arm.asking.HasField("prefix")
 
 
 @pytest.fixture
@@ -130,41 +123,38 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(url)
     log, peers, blobs = EventLog(database), MemoryPeers(), MemoryBlobStore()
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), (TaskKind.EVALUATE,)), QueueSettings())
-    service = EvaluationService(database, evaluation_resources(), log, queue, peers, ("default",), blobs)
-    queue.register(TaskKind.EVALUATE, EvaluateHandler(service, blobs))
+    service = EvaluationService(database, log, queue, peers, blobs)
+    queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
     yield Bench(service, queue, blobs, log, database, peers)
     await database.close()
 
 
-def test_the_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'e.db'}"
-    upgrade(url, (MIGRATIONS,))
-    assert differences(url, metadata) == []
-
-
 async def test_create_pins_what_it_builds_on(bench: Bench) -> None:
     made = await bench.create()
-    assert made.base_model == BASE
-    assert made.model_digests == {BASE: "digest-base", TUNED: "digest-tuned"}
+    assert dict(made.model_digests) == {BASE: "digest-base", TUNED: "digest-tuned"}
     assert made.dataset_digest == "dv"
-    spec = evaluation_to_spec(made, ())
+    spec = (await bench.claim())[1].evaluate
     assert [arm.HasField("adapter") for arm in spec.arms] == [False, True]
     assert (spec.base_model.name, spec.base_model.digest) == (BASE, "digest-base")
 
 
 async def test_an_adapter_alone_brings_its_base_model(bench: Bench) -> None:
-    made = await bench.create(arms=(Arm(arm_id="tuned", model=TUNED),))
+    made = await bench.create(arms=[EvaluationArm(arm_id="tuned", model=TUNED)])
     assert set(made.model_digests) == {BASE, TUNED}
 
 
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({"arms": ()}, InvalidArgument, "must hold 1 to 16 arms, got 0"),
-        ({"arms": (Arm(arm_id="a", model=BASE),) * 2}, InvalidArgument, "got 'a' 2 times"),
-        ({"arms": (Arm(arm_id="A!", model=BASE),)}, InvalidArgument, "got 'A!'"),
-        ({"arms": (Arm(arm_id="a", model=BASE, num_shots=65),)}, InvalidArgument, "must be in 0..64, got 65"),
-        ({"arms": (Arm(arm_id="a", model="m"),)}, InvalidArgument, "got 'm'"),
+        ({"arms": []}, InvalidArgument, "must hold 1 to 16 arms, got 0"),
+        ({"arms": [EvaluationArm(arm_id="a", model=BASE)] * 2}, InvalidArgument, "got 'a' 2 times"),
+        ({"arms": [EvaluationArm(arm_id="A!", model=BASE)]}, InvalidArgument, "got 'A!'"),
+        (
+            {"arms": [EvaluationArm(arm_id="a", model=BASE, num_shots=65)]},
+            InvalidArgument,
+            "must be in 0..64, got 65",
+        ),
+        ({"arms": [EvaluationArm(arm_id="a", model="m")]}, InvalidArgument, "got 'm'"),
         ({"max_records": -1}, InvalidArgument, "got -1"),
         ({"max_new_tokens": 10_000}, InvalidArgument, "must be in 1..8192, got 10000"),
         (
@@ -172,9 +162,9 @@ async def test_an_adapter_alone_brings_its_base_model(bench: Bench) -> None:
             InvalidArgument,
             "must be in projects/default",
         ),
-        ({"arms": (Arm(arm_id="a", model=f"{PARENT}/models/none"),)}, NotFound, "does not exist"),
+        ({"arms": [EvaluationArm(arm_id="a", model=f"{PARENT}/models/none")]}, NotFound, "does not exist"),
         (
-            {"arms": (Arm(arm_id="a", model=BASE), Arm(arm_id="b", model=OTHER))},
+            {"arms": [EvaluationArm(arm_id="a", model=BASE), EvaluationArm(arm_id="b", model=OTHER)]},
             InvalidArgument,
             "all arms must share one base model",
         ),
@@ -209,8 +199,8 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_
     assert spec.evaluate.evaluation.name == made.name
     progress = Progressed(phase="arm zero, 1 of 2", completed=1, total=6, unit="answers")
     await bench.queue.report(task.task_id, task.epoch, [(1, Entry(payload=progress))], None)
-    running = await bench.service.get(made.name)
-    assert running.progress is not None
+    running = await bench.get(made.name)
+    assert running.HasField("progress")
     assert running.progress.completed == 1
 
     rows = [evaluation_pb2.Prediction(row=row, reference=f"r{row}") for row in range(3)]
@@ -233,12 +223,12 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_
     )
     result = task_pb2.TaskResult(evaluate=outcome)
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
-    done = evaluation_to_proto(await bench.service.get(made.name))
+    done = await bench.get(made.name)
     assert done.state == evaluation_pb2.Evaluation.STATE_SUCCEEDED
     assert (done.num_records, done.arm_results[0].num_cut, done.comparisons[0].p_value) == (3, 1, 0.25)
     assert done.HasField("end_time")
-    stored = await bench.service.predictions(await bench.service.get(made.name), 1, 10, 1 << 20)
-    assert [evaluation_pb2.Prediction.FromString(row).reference for row in stored] == ["r1", "r2"]
+    stored = await bench.predictions(made.name, 1, 10, 1 << 20)
+    assert [row.reference for row in stored] == ["r1", "r2"]
     assert await bench.states() == ["QUEUED", "RUNNING", "SUCCEEDED"]
 
 
@@ -247,64 +237,86 @@ async def test_an_evaluation_that_fails_says_why(bench: Bench) -> None:
     task, _ = await bench.claim()
     failure = Failure(code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="row 3: no JSON")
     await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
-    failed = evaluation_to_proto(await bench.service.get(made.name))
+    failed = await bench.get(made.name)
     assert (failed.error.code, failed.error.message) == (3, "row 3: no JSON")
+    assert failed.HasField("end_time")
+    told = (await bench.changes())[-1]
+    assert (told.state, told.message, told.final) == ("FAILED", "row 3: no JSON", True)
+    assert told.failure == failure
     with pytest.raises(FailedPrecondition, match="must be SUCCEEDED to have predictions, it is FAILED"):
-        await bench.service.predictions(await bench.service.get(made.name), 0, 10, 1 << 20)
+        await bench.predictions(made.name, 0, 10, 1 << 20)
+
+
+async def stored_as_rows(bench: Bench) -> tuple[StoredEvaluation, list[Prediction]]:
+    """An evaluation that SUCCEEDED when its predictions were rows of the database, of 9 bytes each."""
+    made = await bench.create()
+    found = [Prediction(row=row, reference=f"ref {row}") for row in range(1, 6)]
+    assert {row.ByteSize() for row in found} == {9}
+    async with bench.database.transaction() as connection:
+        stored = await bench.service.family.stored(connection, made.name)
+        for state in (State.STATE_RUNNING, State.STATE_SUCCEEDED):
+            stored = await bench.service.family.move(connection, stored, state)
+        rows = [
+            {"owner": stored.uid, "row": row, "prediction": one.SerializeToString()}
+            for row, one in enumerate(found)
+        ]
+        await connection.execute(insert(predictions), rows)
+    return await bench.service.family.read(made.name), found
 
 
 async def test_predictions_that_an_older_version_stored_as_rows_are_read(bench: Bench) -> None:
-    made = await bench.create()
+    done, rows = await stored_as_rows(bench)
+    name = done.message.name
+    assert not done.private.HasField("predictions")
+    assert await bench.predictions(name, 1, 3, 1 << 20) == rows[1:4]
+    assert await bench.predictions(name, 1, 3, 20) == rows[1:3]
+    assert await bench.predictions(name, 4, 3, 1) == rows[4:]
+
+
+async def test_a_prediction_that_cannot_be_read_is_lost_data(bench: Bench) -> None:
+    done, _ = await stored_as_rows(bench)
     async with bench.database.transaction() as connection:
-        for state in (EvaluationState.RUNNING, EvaluationState.SUCCEEDED):
-            stored, _ = await bench.service.find(connection, made.name)
-            await evaluation_resources().update(connection, replace(moved(stored, state, NOW), num_records=5))
-        rows = [{"evaluation": made.name, "row": row, "prediction": b"%d" % row * 10} for row in range(5)]
-        await connection.execute(insert(predictions), rows)
-    done = await bench.service.get(made.name)
-    assert done.predictions is None
-    assert await bench.service.predictions(done, 1, 3, 1 << 20) == [b"1" * 10, b"2" * 10, b"3" * 10]
-    assert await bench.service.predictions(done, 1, 3, 25) == [b"1" * 10, b"2" * 10]
-    assert await bench.service.predictions(done, 4, 3, 1) == [b"4" * 10]
+        await connection.execute(update(predictions).values(prediction=b"\xff\xff"))
+    with pytest.raises(DataLoss, match="a stored prediction of 2 bytes cannot be read"):
+        await bench.predictions(done.message.name, 0, 3, 1 << 20)
 
 
 async def test_a_queued_evaluation_is_cancelled_at_once(bench: Bench) -> None:
     made = await bench.create()
-    assert (await bench.service.cancel(made.name, "")).state is EvaluationState.CANCELLED
-    assert (await bench.service.cancel(made.name, "")).state is EvaluationState.CANCELLED
+    assert (await bench.cancel(made.name)).state == State.STATE_CANCELLED
+    assert (await bench.cancel(made.name)).state == State.STATE_CANCELLED
     assert await bench.states() == ["QUEUED", "CANCELLING", "CANCELLED"]
 
 
 async def test_a_running_evaluation_is_cancelled_by_its_worker(bench: Bench) -> None:
     made = await bench.create()
     task, _ = await bench.claim()
-    assert (await bench.service.cancel(made.name, "")).state is EvaluationState.CANCELLING
+    assert (await bench.cancel(made.name)).state == State.STATE_CANCELLING
     assert (await bench.queue.heartbeat(task.task_id, task.epoch)).cancel_requested
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
-    assert (await bench.service.get(made.name)).state is EvaluationState.CANCELLED
+    assert (await bench.get(made.name)).state == State.STATE_CANCELLED
 
 
 async def test_a_stale_etag_is_aborted(bench: Bench) -> None:
     made = await bench.create()
     with pytest.raises(Aborted, match='has the etag "1", got "9"'):
-        await bench.service.cancel(made.name, '"9"')
+        await bench.cancel(made.name, '"9"')
 
 
 async def test_the_etag_outlives_progress_but_no_other_change(bench: Bench) -> None:
     made = await bench.create()
     task, _ = await bench.claim()
-    seen = await bench.service.get(made.name)
+    seen = await bench.get(made.name)
     for completed in range(1, 4):
         progress = Progressed(
             phase="arm a", completed=completed, total=9, unit="answers", remaining_seconds=1.0
         )
         await bench.queue.report(task.task_id, task.epoch, [(completed, Entry(payload=progress))], None)
-    now = await bench.service.get(made.name)
-    assert now.progress is not None
-    assert (now.revision, now.progress.completed) == (seen.revision, 3)
-    assert (await bench.service.cancel(made.name, f'"{seen.revision}"')).state is EvaluationState.CANCELLING
+    now = await bench.get(made.name)
+    assert (now.etag, now.progress.completed) == (seen.etag, 3)
+    assert (await bench.cancel(made.name, seen.etag)).state == State.STATE_CANCELLING
     with pytest.raises(Aborted):
-        await bench.service.cancel(made.name, f'"{seen.revision}"')
+        await bench.cancel(made.name, seen.etag)
 
 
 async def test_a_lost_attempt_is_queued_again(bench: Bench) -> None:
@@ -312,15 +324,17 @@ async def test_a_lost_attempt_is_queued_again(bench: Bench) -> None:
     await bench.claim()
     await bench.queue.release_worker("w", "2")
     await bench.claim()
-    assert await bench.states() == ["QUEUED", "RUNNING", "QUEUED", "RUNNING"]
+    changes = await bench.changes()
+    assert [change.state for change in changes] == ["QUEUED", "RUNNING", "QUEUED", "RUNNING"]
+    assert [change.message for change in changes] == ["", "", "the attempt was lost", ""]
 
 
 async def test_a_lost_attempt_of_an_evaluation_that_is_being_cancelled_ends_it(bench: Bench) -> None:
     made = await bench.create()
     await bench.claim()
-    await bench.service.cancel(made.name, "")
+    await bench.cancel(made.name)
     await bench.queue.release_worker("w", "2")
-    assert (await bench.service.get(made.name)).state is EvaluationState.CANCELLED
+    assert (await bench.get(made.name)).state == State.STATE_CANCELLED
     assert await bench.queue.claim("w@2", [TaskKind.EVALUATE], 0.0) is None
 
 
@@ -337,17 +351,18 @@ async def test_answers_of_a_lost_attempt_are_given_to_the_next_and_go_with_the_e
     assert kept == [("a", 64), ("b", 130)]
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
     async with bench.database.reading() as connection:
-        assert (await bench.service.find(connection, made.name))[1] == []
+        left = await bench.service.spec(connection, made.name)
+    assert list(left.checkpoint_files) == []
 
 
 async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench) -> None:
     made = await bench.create()
     task, _ = await bench.claim()
-    await bench.service.cancel(made.name, "")
+    await bench.cancel(made.name)
     blob = await bench.blobs.put_bytes(bytes(8))
     outcome = task_pb2.EvaluateResult(predictions=task_pb2.BlobFile(sha256=blob.digest))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome)))
-    assert (await bench.service.get(made.name)).state is EvaluationState.SUCCEEDED
+    assert (await bench.get(made.name)).state == State.STATE_SUCCEEDED
 
 
 async def test_a_result_whose_predictions_are_no_predictions_changes_nothing(bench: Bench) -> None:
@@ -362,12 +377,12 @@ async def test_a_result_whose_predictions_are_no_predictions_changes_nothing(ben
             await bench.queue.finish(
                 task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome))
             )
-    assert (await bench.service.get(made.name)).state is EvaluationState.RUNNING
+    assert (await bench.get(made.name)).state == State.STATE_RUNNING
 
 
 async def test_an_empty_split_is_refused_with_what_there_is(bench: Bench) -> None:
     with pytest.raises(FailedPrecondition, match=r"no record in the VALIDATION split.*'TEST': 3"):
-        await bench.create(split=Split.VALIDATION)
+        await bench.create(split=dataset_pb2.SPLIT_VALIDATION)
 
 
 async def test_create_below_the_floor_of_the_disk_is_refused(bench: Bench, tmp_path: Path) -> None:

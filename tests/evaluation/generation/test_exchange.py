@@ -5,45 +5,46 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 
 from luthier.errors import Failure, InvalidArgument, NotFound, ResourceExhausted, Unavailable
-from luthier.evaluation.generation.domain import FinishReason, ModelAt, Order, Piece
-from luthier.evaluation.generation.exchange import Exchange
-
-ORDER = Order(
-    generation_id="g1",
-    base_model=ModelAt(name="projects/p/models/m", digest="d"),
-    adapter=None,
-    turns=(),
-    tools_json="",
-    prompt="hi",
-    max_new_tokens=8,
-    temperature=0.0,
-    top_p=1.0,
-    seed=0,
-    token="",
-)
+from luthier.evaluation.generation.exchange import Exchange, Piece
+from luthier.v1.evaluation_pb2 import FINISH_REASON_STOP
+from luthier.work.convert import failure_to_status
+from luthier.worker.v1.task_pb2 import ModelReference
+from luthier.worker.v1.worker_service_pb2 import GenerationOrder, TakeGenerationsResponse
 
 
-def order(number: int) -> Order:
-    return replace(ORDER, generation_id=f"g{number}")
+def order(number: int) -> GenerationOrder:
+    return GenerationOrder(
+        generation=f"g{number}",
+        base_model=ModelReference(name="projects/p/models/m", digest="d"),
+        prompt="hi",
+        max_new_tokens=8,
+        top_p=1.0,
+    )
+
+
+ORDER = order(1)
+
+
+def handed_out(wanted: GenerationOrder) -> TakeGenerationsResponse:
+    return TakeGenerationsResponse(order=wanted)
 
 
 async def collect(pieces: AsyncIterator[Piece]) -> list[str]:
     return [piece.text async for piece in pieces]
 
 
-async def begun(exchange: Exchange, slots: int = 1) -> AsyncIterator[Order | str]:
+async def begun(exchange: Exchange, slots: int = 1) -> AsyncIterator[TakeGenerationsResponse]:
     """A worker that has announced itself."""
-    taken = exchange.take(slots)
+    taken = exchange.take("w", slots)
     waiting = asyncio.ensure_future(anext(aiter(taken)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
 
-    async def messages() -> AsyncIterator[Order | str]:
+    async def messages() -> AsyncIterator[TakeGenerationsResponse]:
         yield await waiting
         async for message in taken:
             yield message
@@ -55,10 +56,10 @@ async def test_pieces_come_back_in_order() -> None:
     exchange = Exchange()
     worker = await begun(exchange)
     answer = asyncio.ensure_future(collect(exchange.generate(ORDER)))
-    assert await anext(worker) == ORDER
+    assert await anext(worker) == handed_out(ORDER)
     for text in ("a", "b"):
-        exchange.push(Piece(generation_id="g1", text=text))
-    exchange.push(Piece(generation_id="g1", text="c", finish_reason=FinishReason.STOP))
+        await exchange.push(Piece(generation="g1", text=text))
+    await exchange.push(Piece(generation="g1", text="c", finish_reason=FINISH_REASON_STOP))
     assert await answer == ["a", "b", "c"]
 
 
@@ -75,7 +76,7 @@ async def test_too_many_waiting_orders_are_refused() -> None:
     await asyncio.sleep(0.01)
     with pytest.raises(ResourceExhausted, match="2 generations wait"):
         await collect(exchange.generate(order(9)))
-    assert await anext(worker) == order(0), "the others are served all the same"
+    assert await anext(worker) == handed_out(order(0)), "the others are served all the same"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -90,11 +91,10 @@ async def test_a_worker_gets_no_more_than_its_slots() -> None:
     third = asyncio.ensure_future(anext(worker))
     await asyncio.sleep(0.02)
     assert not third.done()
-    assert isinstance(first, Order)
-    assert isinstance(second, Order)
-    last = Piece(generation_id=first.generation_id, text="", finish_reason=FinishReason.STOP)
-    exchange.push(last)
-    assert isinstance(await third, Order)
+    assert [one.WhichOneof("message") for one in (first, second)] == ["order", "order"]
+    last = Piece(generation=first.order.generation, finish_reason=FINISH_REASON_STOP)
+    await exchange.push(last)
+    assert (await third).WhichOneof("message") == "order"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -106,17 +106,18 @@ async def test_a_caller_that_goes_away_stops_its_generation() -> None:
     pieces = exchange.generate(ORDER)
     reading = asyncio.ensure_future(anext(aiter(pieces)))
     await anext(worker)
-    exchange.push(Piece(generation_id="g1", text="a"))
+    await exchange.push(Piece(generation="g1", text="a"))
     await reading
     await pieces.aclose()  # type: ignore[attr-defined]
-    assert await anext(worker) == "g1", "the worker is told to stop"
+    stop = TakeGenerationsResponse(cancel_generation="g1")
+    assert await anext(worker) == stop, "the worker is told to stop"
     with pytest.raises(NotFound, match="nobody waits for generation 'g1'"):
-        exchange.push(Piece(generation_id="g1", text="b"))
+        await exchange.push(Piece(generation="g1", text="b"))
 
 
 async def test_a_worker_that_goes_away_sends_its_callers_away() -> None:
     exchange = Exchange()
-    taken = exchange.take(1)
+    taken = exchange.take("w", 1)
     first = asyncio.ensure_future(anext(aiter(taken)))
     await asyncio.sleep(0.01)
     answer = asyncio.ensure_future(collect(exchange.generate(ORDER)))
@@ -132,7 +133,7 @@ async def test_a_failure_reaches_the_caller_as_its_error() -> None:
     answer = asyncio.ensure_future(collect(exchange.generate(ORDER)))
     await anext(worker)
     failure = Failure(code="INVALID_ARGUMENT", reason="SEQUENCE_TOO_LONG", message="too long")
-    exchange.push(Piece(generation_id="g1", text="", failure=failure))
+    await exchange.push(Piece(generation="g1", error=failure_to_status(failure)))
     with pytest.raises(InvalidArgument, match="too long") as caught:
         await answer
     assert caught.value.reason == "SEQUENCE_TOO_LONG"
@@ -140,7 +141,7 @@ async def test_a_failure_reaches_the_caller_as_its_error() -> None:
 
 async def test_who_waits_for_a_slot_is_told_when_the_last_worker_goes() -> None:
     exchange = Exchange()
-    taken = exchange.take(1)
+    taken = exchange.take("w", 1)
     first = asyncio.ensure_future(anext(aiter(taken)))
     await asyncio.sleep(0.01)
     answers = [asyncio.ensure_future(collect(exchange.generate(order(number)))) for number in range(3)]
@@ -153,24 +154,26 @@ async def test_who_waits_for_a_slot_is_told_when_the_last_worker_goes() -> None:
 
 async def test_who_waits_for_a_slot_gets_one_of_the_workers_that_stay() -> None:
     exchange = Exchange()
-    leaving = exchange.take(1)
+    leaving = exchange.take("w", 1)
     first = asyncio.ensure_future(anext(aiter(leaving)))
     await asyncio.sleep(0.01)
     answers = [asyncio.ensure_future(collect(exchange.generate(order(number)))) for number in range(2)]
-    assert await first == order(0)
+    assert await first == handed_out(order(0))
     staying = await begun(exchange)
-    assert await anext(staying) == order(1)
+    assert await anext(staying) == handed_out(order(1))
     await leaving.aclose()  # type: ignore[attr-defined]
-    exchange.push(Piece(generation_id="g1", text="a", finish_reason=FinishReason.STOP))
+    await exchange.push(Piece(generation="g1", text="a", finish_reason=FINISH_REASON_STOP))
     assert await answers[1] == ["a"]
     with pytest.raises(Unavailable):
         await answers[0]
 
 
-def asking(number: int, model: str, project: str = "p", adapter: str = "") -> Order:
-    base = ModelAt(name=f"projects/{project}/models/{model}", digest="d")
-    tuned = ModelAt(name=f"projects/{project}/models/{adapter}", digest="a") if adapter else None
-    return replace(order(number), base_model=base, adapter=tuned)
+def asking(number: int, model: str, project: str = "p", adapter: str = "") -> GenerationOrder:
+    wanted = order(number)
+    wanted.base_model.name = f"projects/{project}/models/{model}"
+    if adapter:
+        wanted.adapter.CopyFrom(ModelReference(name=f"projects/{project}/models/{adapter}", digest="a"))
+    return wanted
 
 
 @asynccontextmanager
@@ -179,9 +182,9 @@ async def working(exchange: Exchange, slots: int) -> AsyncIterator[list[str]]:
     got: list[str] = []
 
     async def take() -> None:
-        async for message in exchange.take(slots):
-            if isinstance(message, Order):
-                got.append(message.generation_id)
+        async for message in exchange.take("w", slots):
+            if message.WhichOneof("message") == "order":
+                got.append(message.order.generation)
 
     taking = asyncio.create_task(take())
     await asyncio.sleep(0)
@@ -191,7 +194,7 @@ async def working(exchange: Exchange, slots: int) -> AsyncIterator[list[str]]:
 
 
 @asynccontextmanager
-async def placed(exchange: Exchange, *orders: Order) -> AsyncIterator[None]:
+async def placed(exchange: Exchange, *orders: GenerationOrder) -> AsyncIterator[None]:
     """Callers who wait for the answers to orders, for the length of a block."""
     calls = [asyncio.create_task(collect(exchange.generate(one))) for one in orders]
     await asyncio.sleep(0.02)
@@ -214,10 +217,10 @@ async def test_a_model_that_answers_takes_every_slot() -> None:
     exchange = Exchange()
     async with working(exchange, slots=4) as got, placed(exchange, *map(order, range(6))):
         assert got == ["g0", "g1", "g2"]
-        exchange.push(Piece(generation_id="g1", text="a"))
+        await exchange.push(Piece(generation="g1", text="a"))
         await asyncio.sleep(0.02)
         assert got == ["g0", "g1", "g2", "g3"]
-        exchange.push(Piece(generation_id="g0", text="a", finish_reason=FinishReason.STOP))
+        await exchange.push(Piece(generation="g0", text="a", finish_reason=FINISH_REASON_STOP))
         await asyncio.sleep(0.02)
         assert got == ["g0", "g1", "g2", "g3", "g4"]
 
@@ -227,6 +230,6 @@ async def test_the_project_with_the_fewest_orders_comes_first() -> None:
     many = [asking(number, f"m{number}", "many") for number in range(4)]
     async with working(exchange, slots=2) as got, placed(exchange, *many, asking(9, "m", "one")):
         assert got == ["g0", "g1"], "nobody else had asked yet"
-        exchange.push(Piece(generation_id="g0", text="", finish_reason=FinishReason.STOP))
+        await exchange.push(Piece(generation="g0", text="", finish_reason=FINISH_REASON_STOP))
         await asyncio.sleep(0.02)
         assert got == ["g0", "g1", "g9"]

@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound, Reason
-from luthier.evaluation.asking import Taught, TemplateSource
-from luthier.evaluation.evaluations.service import ModelFacts, VersionFacts
-from luthier.evaluation.generation.convert import order_to_proto
-from luthier.evaluation.generation.domain import FinishReason, ModelAt, Order, Piece, Turn, Wish
-from luthier.evaluation.generation.exchange import Exchange
+from luthier.evaluation.generation.exchange import Exchange, Piece
 from luthier.evaluation.generation.service import GenerationService
 from luthier.runtime.auth import TaskTokens
-from luthier.v1 import evaluation_pb2
+from luthier.v1.chat_pb2 import ChatMessage, Conversation
+from luthier.v1.evaluation_pb2 import (
+    FINISH_REASON_STOP,
+    FINISH_REASON_UNSPECIFIED,
+    TEMPLATE_SOURCE_BASE,
+    TEMPLATE_SOURCE_TAUGHT,
+)
+from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GenerateTextResponse
+from luthier.v1.model_pb2 import Model, Taught
+from luthier.worker.v1.task_pb2 import ModelReference
+from luthier.worker.v1.worker_service_pb2 import GenerationOrder
 
 BASE, TUNED = "projects/default/models/base", "projects/default/models/tuned"
-WISH = Wish(
-    model=TUNED,
-    turns=(Turn(role="user", content="hi"),),
-    tools_json="",
-    prompt="",
-    max_new_tokens=16,
-    temperature=0.5,
-    top_p=0.9,
-    seed=3,
-)
+HI = Conversation(messages=[ChatMessage(role="user", content="hi")])
+
+
+def wish(model: str = TUNED, prompt: str = "") -> GenerateTextRequest:
+    """A wish for an answer to `HI`, or with a prompt for what follows it."""
+    request = GenerateTextRequest(
+        model=model, conversation=HI, max_new_tokens=16, temperature=0.5, top_p=0.9, seed=3
+    )
+    if prompt:
+        request.prompt = prompt
+    return request
 
 
 @dataclass
-class MemoryPeers:
+class MemoryModels:
     """Two models, which a test may change."""
 
-    models: dict[str, ModelFacts] = field(
+    models: dict[str, Model] = field(
         default_factory=lambda: {
-            name: ModelFacts(
+            name: Model(
                 name=name,
-                ready=True,
-                state="READY",
+                state=Model.STATE_READY,
                 digest=f"digest of {name}",
                 base_model=BASE if name == TUNED else "",
                 has_chat_template=name == BASE,
@@ -49,10 +55,7 @@ class MemoryPeers:
         }
     )
 
-    async def version(self, name: str) -> VersionFacts:
-        raise NotFound(f"{name} does not exist")
-
-    async def model(self, name: str) -> ModelFacts:
+    async def model(self, name: str) -> Model:
         if name not in self.models:
             raise NotFound(f"{name} does not exist")
         return self.models[name]
@@ -62,27 +65,34 @@ class MemoryPeers:
 class Bench:
     """A service with a worker that says `yes`."""
 
-    peers: MemoryPeers = field(default_factory=MemoryPeers)
+    peers: MemoryModels = field(default_factory=MemoryModels)
     exchange: Exchange = field(default_factory=Exchange)
     tokens: TaskTokens = field(default_factory=lambda: TaskTokens("s" * 32))
-    orders: list[Order] = field(default_factory=list)
+    orders: list[GenerationOrder] = field(default_factory=list)
 
     async def say_yes(self) -> None:
-        async for order in self.exchange.take(1):
-            assert isinstance(order, Order)
-            self.orders.append(order)
-            yes = Piece(generation_id=order.generation_id, text="yes", finish_reason=FinishReason.STOP)
-            self.exchange.push(yes)
+        async for message in self.exchange.take("w", 1):
+            assert message.WhichOneof("message") == "order"
+            self.orders.append(message.order)
+            for text, reason in (("ye", FINISH_REASON_UNSPECIFIED), ("s", FINISH_REASON_STOP)):
+                piece = Piece(
+                    generation=message.order.generation,
+                    text=text,
+                    finish_reason=reason,
+                    num_prompt_tokens=7,
+                    num_generated_tokens=len(text),
+                )
+                await self.exchange.push(piece)
 
-    async def ask(self, wish: Wish) -> list[str]:
-        return [piece.text for piece in await self.pieces(wish)]
+    async def ask(self, request: GenerateTextRequest) -> str:
+        return "".join(piece.text for piece in await self.pieces(request))
 
-    async def pieces(self, wish: Wish) -> list[Piece]:
+    async def pieces(self, request: GenerateTextRequest) -> list[GenerateTextResponse]:
         service = GenerationService(self.exchange, self.peers, self.tokens, ("default",))
         worker = asyncio.create_task(self.say_yes())
         await asyncio.sleep(0)
         try:
-            return [piece async for piece in service.generate(wish)]
+            return [piece async for piece in service.generate(request)]
         finally:
             worker.cancel()
 
@@ -93,71 +103,78 @@ def bench() -> Bench:
 
 
 async def test_an_order_names_both_models_and_its_token_opens_only_them(bench: Bench) -> None:
-    assert await bench.ask(WISH) == ["yes"]
+    assert await bench.ask(wish()) == "yes"
     (order,) = bench.orders
-    assert order.base_model == ModelAt(name=BASE, digest=f"digest of {BASE}")
-    assert order.adapter == ModelAt(name=TUNED, digest=f"digest of {TUNED}")
-    assert (order.turns, order.temperature, order.top_p, order.seed) == (WISH.turns, 0.5, 0.9, 3)
+    assert order.base_model == ModelReference(name=BASE, digest=f"digest of {BASE}")
+    assert order.adapter == ModelReference(name=TUNED, digest=f"digest of {TUNED}")
+    assert (order.conversation, order.temperature, order.top_p, order.seed) == (HI, 0.5, 0.9, 3)
     principal = bench.tokens.verify(order.token)
     assert (principal.kind, principal.project) == ("task", "default")
     assert set(principal.resources) == {BASE, TUNED}
 
 
 async def test_a_base_model_is_its_own_base(bench: Bench) -> None:
-    await bench.ask(replace(WISH, model=BASE))
-    assert bench.orders[0].adapter is None
+    await bench.ask(wish(BASE))
+    assert not bench.orders[0].HasField("adapter")
     assert bench.tokens.verify(bench.orders[0].token).resources == (BASE,)
 
 
 async def test_each_order_has_an_id_of_its_own(bench: Bench) -> None:
-    await bench.ask(WISH)
-    await bench.ask(WISH)
-    assert len({order.generation_id for order in bench.orders}) == 2
+    await bench.ask(wish())
+    await bench.ask(wish())
+    assert len({order.generation for order in bench.orders}) == 2
 
 
 TAUGHT = Taught(
     chat_template="{{ messages }}",
     template_date="2026-01-02",
-    prefix_token_ids=(1,),
-    stop_token_ids=(2, 3),
+    prefix_token_ids=[1],
+    stop_token_ids=[2, 3],
 )
 
 
 async def test_a_tuned_model_is_asked_as_it_was_taught_though_its_base_has_no_template(bench: Bench) -> None:
-    bench.peers.models[BASE] = replace(bench.peers.models[BASE], has_chat_template=False)
-    bench.peers.models[TUNED] = replace(bench.peers.models[TUNED], taught=TAUGHT)
-    pieces = await bench.pieces(WISH)
-    assert [piece.template_source for piece in pieces] == [TemplateSource.TAUGHT]
+    bench.peers.models[BASE].has_chat_template = False
+    bench.peers.models[BASE].eos_token_ids.extend([9])
+    bench.peers.models[TUNED].taught.CopyFrom(TAUGHT)
+    pieces = await bench.pieces(wish())
+    assert [piece.template_source for piece in pieces] == [0, TEMPLATE_SOURCE_TAUGHT]
     (order,) = bench.orders
-    asking = order_to_proto(order).asking
-    assert asking.template_source == evaluation_pb2.TEMPLATE_SOURCE_TAUGHT
+    asking = order.asking
+    assert asking.template_source == TEMPLATE_SOURCE_TAUGHT
     assert (asking.chat_template, asking.template_date) == ("{{ messages }}", "2026-01-02")
     assert (list(asking.prefix.token_ids), list(asking.stop_token_ids)) == ([1], [2, 3])
+    assert (list(asking.eos_token_ids), asking.old_prefix) == ([9], False)
     with pytest.raises(FailedPrecondition, match=f"{BASE} has no chat template and {BASE} was not taught"):
-        await bench.ask(replace(WISH, model=BASE))
+        await bench.ask(wish(BASE))
 
 
 async def test_a_tuned_model_that_nothing_is_known_of_is_asked_as_its_base_and_says_so(bench: Bench) -> None:
-    pieces = await bench.pieces(WISH)
-    assert [piece.template_source for piece in pieces] == [TemplateSource.BASE]
-    asking = order_to_proto(bench.orders[0]).asking
+    pieces = await bench.pieces(wish())
+    assert [piece.template_source for piece in pieces] == [0, TEMPLATE_SOURCE_BASE]
+    assert [piece.num_prompt_tokens for piece in pieces] == [0, 7]
+    assert [piece.num_generated_tokens for piece in pieces] == [2, 1]
+    asking = bench.orders[0].asking
     assert asking.template_date == datetime.now(UTC).date().isoformat()
     assert (asking.chat_template, asking.HasField("prefix")) == ("", False)
 
 
 async def test_turns_need_the_bases_chat_template_and_a_prompt_does_not(bench: Bench) -> None:
-    bench.peers.models[BASE] = replace(bench.peers.models[BASE], has_chat_template=False)
+    bench.peers.models[BASE].has_chat_template = False
     with pytest.raises(FailedPrecondition, match="send prompt instead of conversation") as caught:
-        await bench.ask(WISH)
+        await bench.ask(wish())
     assert caught.value.reason == Reason.CHAT_TEMPLATE_MISSING
-    assert await bench.ask(replace(WISH, turns=(), prompt="hi")) == ["yes"]
+    pieces = await bench.pieces(wish(prompt="hi"))
+    assert "".join(piece.text for piece in pieces) == "yes"
+    assert {piece.template_source for piece in pieces} == {0}, "no template was asked with"
+    assert bench.orders[-1].prompt == "hi"
 
 
 @pytest.mark.parametrize("name", [BASE, TUNED])
 async def test_neither_model_may_be_less_than_ready(bench: Bench, name: str) -> None:
-    bench.peers.models[name] = replace(bench.peers.models[name], ready=False, state="FAILED")
+    bench.peers.models[name].state = Model.STATE_FAILED
     with pytest.raises(FailedPrecondition, match=f"{name} must be READY, it is FAILED"):
-        await bench.ask(WISH)
+        await bench.ask(wish())
     assert bench.orders == []
 
 
@@ -173,4 +190,4 @@ async def test_a_model_that_is_not_there_is_refused(
     bench: Bench, model: str, kind: type[LuthierError], said: str
 ) -> None:
     with pytest.raises(kind, match=said):
-        await bench.ask(replace(WISH, model=model))
+        await bench.ask(wish(model))

@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from luthier.errors import DataLoss, InvalidArgument
-from luthier.evaluation.evaluations.domain import PredictionFile
 from luthier.storage.blobs import BlobStore
+from luthier.stored.v1.evaluation_pb2 import PredictionFile
 
 _OFFSET_BYTES = 8
 

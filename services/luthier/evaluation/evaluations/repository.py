@@ -1,89 +1,72 @@
-"""Evaluations and their predictions in SQL."""
+"""Evaluations and their predictions in SQL; an owner is an evaluation's uid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.evaluation.evaluations.domain import AnswerFile, Evaluation
-from luthier.storage.resources import Resources, resource_table
+from luthier.evaluation.schema import answer_files, predictions
+from luthier.evaluation.schema import evaluations as table
+from luthier.storage.stored import Rows
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.worker.v1.task_pb2 import BlobFile
 
-metadata = MetaData()
-MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
-
-evaluations = resource_table("evaluations", metadata)
-predictions = Table(
-    "predictions",
-    metadata,
-    Column("evaluation", String, primary_key=True),
-    Column("row", BigInteger, primary_key=True, autoincrement=False),
-    Column("prediction", LargeBinary, nullable=False),
-)
-
-answer_files = Table(
-    "answer_files",
-    metadata,
-    Column("evaluation", String, primary_key=True),
-    Column("step", BigInteger, primary_key=True, autoincrement=False),
-    Column("position", Integer, primary_key=True, autoincrement=False),
-    Column("path", String, nullable=False),
-    Column("sha256", String, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False),
-)
+EvaluationRows = Rows[Evaluation, EvaluationPrivate]
 
 
-def evaluation_resources() -> Resources[Evaluation]:
-    """Return the store of evaluations."""
-    return Resources(evaluations, Evaluation)
+def evaluations() -> EvaluationRows:
+    """Return the stored evaluations."""
+    return Rows(table, Evaluation, EvaluationPrivate, progress_fields=("progress",))
 
 
 class AnswerFiles:
     """Answers that workers kept while an evaluation runs, in the order of their checkpoints."""
 
     async def add(
-        self, connection: AsyncConnection, evaluation: str, step: int, files: Sequence[AnswerFile]
+        self, connection: AsyncConnection, owner: str, step: int, files: Sequence[BlobFile]
     ) -> None:
         """Keep the files of a checkpoint; the same step again changes nothing."""
-        if files:
-            rows = [
-                {"evaluation": evaluation, "step": step, "position": position, **asdict(file)}
-                for position, file in enumerate(files)
-            ]
+        rows = [
+            {
+                "owner": owner,
+                "step": step,
+                "position": position,
+                "path": file.path,
+                "sha256": file.sha256,
+                "size_bytes": file.size_bytes,
+            }
+            for position, file in enumerate(files)
+        ]
+        if rows:
             await connection.execute(insert(answer_files).on_conflict_do_nothing(), rows)
 
-    async def read(self, connection: AsyncConnection, evaluation: str) -> list[AnswerFile]:
+    async def read(self, connection: AsyncConnection, owner: str) -> list[BlobFile]:
         """Return all files of an evaluation."""
         columns = answer_files.c
         statement = (
             select(columns.path, columns.sha256, columns.size_bytes)
-            .where(columns.evaluation == evaluation)
+            .where(columns.owner == owner)
             .order_by(columns.step, columns.position)
         )
-        return [
-            AnswerFile(path=row.path, sha256=row.sha256, size_bytes=row.size_bytes)
-            for row in await connection.execute(statement)
-        ]
+        return [BlobFile(**row) for row in (await connection.execute(statement)).mappings()]
 
-    async def forget(self, connection: AsyncConnection, evaluation: str) -> None:
+    async def forget(self, connection: AsyncConnection, owner: str) -> None:
         """Drop the files of an evaluation that has ended."""
-        await connection.execute(delete(answer_files).where(answer_files.c.evaluation == evaluation))
+        await connection.execute(delete(answer_files).where(answer_files.c.owner == owner))
 
 
 class Predictions:
-    """What the arms of evaluations answered that ended before predictions were kept in files, as the wire shows it."""
+    """What the arms of evaluations answered that ended before predictions were kept in files."""
 
-    async def read(
-        self, connection: AsyncConnection, evaluation: str, first_row: int, limit: int
-    ) -> list[bytes]:
-        """Return at most `limit` predictions from a row on."""
+    async def read(self, connection: AsyncConnection, owner: str, first_row: int, limit: int) -> list[bytes]:
+        """Return at most `limit` predictions from a row on, each as a serialized Prediction."""
         statement = (
             select(predictions.c.prediction)
-            .where(predictions.c.evaluation == evaluation, predictions.c.row >= first_row)
+            .where(predictions.c.owner == owner, predictions.c.row >= first_row)
             .order_by(predictions.c.row)
             .limit(limit)
         )

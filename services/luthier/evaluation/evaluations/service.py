@@ -1,343 +1,223 @@
-"""What can be done with evaluations; plain values in and out."""
+"""What can be done with evaluations."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Aborted, FailedPrecondition, Failure, FieldViolation, InvalidArgument, Reason
-from luthier.evaluation.asking import Base, Contender, Taught, askings
-from luthier.evaluation.evaluations.domain import (
-    FINAL_STATES,
-    AnswerFile,
-    Evaluation,
-    EvaluationState,
-    Outcome,
-    PredictionFile,
-    Progress,
-    check_evaluation,
-    moved,
-)
-from luthier.evaluation.evaluations.prediction_file import read_predictions
-from luthier.evaluation.evaluations.repository import AnswerFiles, Predictions
-from luthier.runtime.labels import display_name_violations, label_violations
-from luthier.runtime.names import Pattern, check_id, new_id, require_project, same_project
+from luthier.errors import DataLoss, FailedPrecondition, Failure, Reason
+from luthier.evaluation.asking import askings
+from luthier.evaluation.evaluations import repository, rules
+from luthier.evaluation.evaluations.prediction_file import found_predictions, read_predictions
+from luthier.evaluation.evaluations.rules import State
+from luthier.evaluation.ready import require_ready
+from luthier.runtime.names import child_name, project_of
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.storage.resources import Resources
-from luthier.work.events import Entry, StateChanged
+from luthier.storage.stored import Stored
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.v1.dataset_pb2 import DatasetVersion
+from luthier.v1.evaluation_pb2 import Evaluation, Prediction
+from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
+from luthier.v1.event_pb2 import Progress
+from luthier.v1.model_pb2 import Model
+from luthier.work.convert import failure_to_status
+from luthier.work.families import Family, Tasks
+from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
-from luthier.work.queue import Queue
 from luthier.work.tasks import NewTask, TaskKind
+from luthier.worker.v1.task_pb2 import BlobFile, EvaluateResult, EvaluateSpec
 
-EVALUATION = Pattern("projects/{project}/evaluations/{evaluation}")
-VERSION = Pattern("projects/{project}/datasets/{dataset}/versions/{version}")
-MODEL = Pattern("projects/{project}/models/{model}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What an evaluation needs to know of a model; `base_model` is empty for base models.
-
-    `taught` is None for base models, and for tuned ones whose way of teaching is not known any more.
-    `eos_token_ids` are empty for tuned models, and for base models of before they were kept.
-    """
-
-    name: str
-    ready: bool
-    state: str
-    digest: str
-    base_model: str
-    has_chat_template: bool
-    taught: Taught | None = None
-    eos_token_ids: tuple[int, ...] = ()
-
-    def as_base(self, today: date) -> Base:
-        """Return what decides how arms on this base model are asked."""
-        return Base(has_chat_template=self.has_chat_template, eos_token_ids=self.eos_token_ids, today=today)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionFacts:
-    """What an evaluation needs to know of a dataset version; records by split name."""
-
-    name: str
-    ready: bool
-    state: str
-    digest: str
-    num_records: dict[str, int]
+StoredEvaluation = Stored[Evaluation, EvaluationPrivate]
 
 
 class Peers(Protocol):
     """The other services, as far as evaluations need them."""
 
-    async def version(self, name: str) -> VersionFacts:
+    async def version(self, name: str) -> DatasetVersion:
         """Return a dataset version. Raises NotFound."""
         ...
 
-    async def model(self, name: str) -> ModelFacts:
-        """Return a model. Raises NotFound."""
+    async def model(self, name: str) -> Model:
+        """Return a model; one that was tuned says how it was taught where anybody knows. Raises NotFound."""
         ...
 
 
 class EvaluationService:
-    """Creates, cancels and follows evaluations."""
+    """Use cases of evaluations. A parent's project is checked by the caller."""
 
     def __init__(
-        self,
-        database: Database,
-        resources: Resources[Evaluation],
-        log: EventLog,
-        queue: Queue,
-        peers: Peers,
-        projects: Sequence[str],
-        blobs: BlobStore,
+        self, database: Database, log: EventLog, tasks: Tasks, peers: Peers, blobs: BlobStore
     ) -> None:
         self._database = database
-        self._resources = resources
-        self._predictions = Predictions()
-        self._answers = AnswerFiles()
-        self._log = log
-        self._queue = queue
         self._peers = peers
         self._blobs = blobs
-        self._projects = projects
+        self._rows = repository.evaluations()
+        self._predictions = repository.Predictions()
+        self._answers = repository.AnswerFiles()
+        lifecycle = Lifecycle(Evaluation.State.DESCRIPTOR, rules.TRANSITIONS)
+        self.family = Family(self._rows, lifecycle, database, log, tasks)
 
-    async def create(self, parent: str, draft: Evaluation, evaluation_id: str) -> Evaluation:
-        """Queue an evaluation described by a draft, whose name and outcome do not count.
+    async def create(self, request: CreateEvaluationRequest) -> Evaluation:
+        """Queue an evaluation.
 
-        Raises:
-            InvalidArgument: a field is not valid or refers to another project.
-            NotFound: version or model does not exist.
-            FailedPrecondition: version or model is not READY, or there is nothing to ask.
-            AlreadyExists: the id is taken.
-            ResourceExhausted: DISK_FULL.
+        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound for a version or a model, FailedPrecondition
+        when one of them is not READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and
+        Unavailable when another service is away.
         """
-        project = require_project(parent, self._projects)
-        name = EVALUATION.format(project=project, evaluation=evaluation_id or new_id("evaluation"))
-        self._check(parent, draft)
+        evaluation = rules.resolved(request.evaluation)
+        name = child_name(
+            request.parent, "evaluations", request.evaluation_id, field="evaluation_id", prefix="evaluation"
+        )
+        evaluation.name = name
+        rules.check(evaluation)
+        rules.check_references(request.parent, evaluation)
         self._database.disk.require_room()
-        resolved = await self._resolve(draft)
-        now = datetime.now(UTC)
-        evaluation = replace(
-            resolved,
-            name=name,
-            uid=uuid.uuid4().hex,
-            state=EvaluationState.QUEUED,
-            create_time=now,
-            update_time=now,
-            revision=1,
+        # Before the transaction: nobody else could write while other services make up their minds.
+        evaluation, private = await self._pinned(evaluation)
+        new = NewTask(
+            kind=TaskKind.EVALUATE,
+            subject=name,
+            project=project_of(name),
+            resources=(evaluation.dataset_version, *sorted(evaluation.model_digests)),
         )
         async with self._database.transaction() as connection:
-            await self._resources.insert(connection, evaluation)
-            await self._log_state(connection, evaluation)
-            resources = (evaluation.dataset_version, *sorted(evaluation.model_digests))
-            task = NewTask(kind=TaskKind.EVALUATE, subject=name, project=project, resources=resources)
-            await self._queue.enqueue(connection, task)
-        return evaluation
+            return (await self.family.add(connection, evaluation, private, new)).message
 
-    def _check(self, parent: str, draft: Evaluation) -> None:
-        check_evaluation(draft)
-        violations = (
-            *label_violations(draft.labels, "evaluation.labels"),
-            *display_name_violations(draft.display_name, "evaluation.display_name"),
-        )
-        if violations:
-            raise InvalidArgument.of_fields(*violations)
-        VERSION.parse(draft.dataset_version, field="evaluation.dataset_version")
-        same_project(parent, draft.dataset_version, "evaluation.dataset_version")
-        for index, arm in enumerate(draft.arms):
-            MODEL.parse(arm.model, field=f"evaluation.arms[{index}].model")
-            same_project(parent, arm.model, f"evaluation.arms[{index}].model")
-            check_id(arm.arm_id, field=f"evaluation.arms[{index}].arm_id")
-
-    async def _resolve(self, draft: Evaluation) -> Evaluation:
-        version = await self._peers.version(draft.dataset_version)
-        _require_ready(version)
-        if not version.num_records.get(draft.split):
-            raise FailedPrecondition(
-                f"{version.name} has no record in the {draft.split} split; it has {version.num_records}",
-                reason=Reason.WRONG_STATE,
-                metadata={"dataset_version": version.name, "split": draft.split},
-            )
+    async def _pinned(self, evaluation: Evaluation) -> tuple[Evaluation, EvaluationPrivate]:
+        version = await self._peers.version(evaluation.dataset_version)
+        require_ready(version)
+        rules.require_records(evaluation, version)
         models = {
-            name: await self._peers.model(name) for name in dict.fromkeys(arm.model for arm in draft.arms)
+            name: await self._peers.model(name)
+            for name in dict.fromkeys(arm.model for arm in evaluation.arms)
         }
+        base_model = rules.shared_base(evaluation.arms, models)
+        if base_model not in models:
+            models[base_model] = await self._peers.model(base_model)
         for model in models.values():
-            _require_ready(model)
-        digests = {model.name: model.digest for model in models.values()}
-        bases = {models[arm.model].base_model or arm.model: arm.arm_id for arm in draft.arms}
-        if len(bases) > 1:
-            shown = ", ".join(f"{arm_id}: {base}" for base, arm_id in bases.items())
-            raise InvalidArgument.of_fields(
-                FieldViolation(
-                    field="evaluation.arms", description=f"all arms must share one base model, got {shown}"
-                )
-            )
-        base_model = next(iter(bases))
-        base = models.get(base_model) or await self._peers.model(base_model)
-        _require_ready(base)
-        contenders = tuple(
-            Contender(
-                arm_id=arm.arm_id,
-                chat_template=arm.chat_template,
-                template=arm.template,
-                taught=models[arm.model].taught,
-            )
-            for arm in draft.arms
-        )
-        return replace(
-            draft,
-            base_model=base_model,
-            dataset_digest=version.digest,
-            model_digests={**digests, base.name: base.digest},
-            askings=askings(contenders, base.as_base(datetime.now(UTC).date())),
-        )
-
-    async def get(self, name: str) -> Evaluation:
-        """Return an evaluation. Raises NotFound."""
-        EVALUATION.parse(name)
-        async with self._database.reading() as connection:
-            return await self._resources.get(connection, name)
-
-    async def cancel(self, name: str, etag: str) -> Evaluation:
-        """Ask an evaluation to stop; one that has ended or is stopping is returned unchanged.
-
-        Raises:
-            NotFound: no evaluation has this name.
-            Aborted: it changed since `etag` was read.
-        """
-        EVALUATION.parse(name)
-        async with self._database.transaction(makes_room=True) as connection:
-            evaluation = await self._resources.get(connection, name)
-            if etag and etag != f'"{evaluation.revision}"':
-                raise Aborted(
-                    f'{name} has the etag "{evaluation.revision}", got {etag}; read it again',
-                    metadata={"name": name, "etag": f'"{evaluation.revision}"'},
-                )
-            if evaluation.state in {*FINAL_STATES, EvaluationState.CANCELLING}:
-                return evaluation
-            await self._move(connection, evaluation, EvaluationState.CANCELLING)
-            await self._queue.request_cancel(connection, name)
-            return await self._resources.get(connection, name)
+            require_ready(model)
+        today = datetime.now(UTC).date()
+        asked = askings(evaluation.arms, models, models[base_model], today)
+        private = EvaluationPrivate(base_model=base_model, askings=asked)
+        return rules.pinned(evaluation, version, models), private
 
     async def predictions(
-        self, evaluation: Evaluation, first_row: int, limit: int, limit_bytes: int
-    ) -> list[bytes]:
-        """Return stored predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
+        self, evaluation: StoredEvaluation, first_row: int, limit: int, limit_bytes: int
+    ) -> list[Prediction]:
+        """Return predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
 
         Raises:
             FailedPrecondition: it has not SUCCEEDED, nor ended otherwise after some of them.
             DataLoss: they are not what was stored.
         """
-        if evaluation.state is not EvaluationState.SUCCEEDED and evaluation.predictions is None:
+        message, private = evaluation.message, evaluation.private
+        if private.HasField("predictions"):
+            file = private.predictions
+            rows = await read_predictions(self._blobs, file, first_row, limit, limit_bytes)
+            return [_prediction(row) for row in rows]
+        if message.state != State.STATE_SUCCEEDED:
+            state = self.family.lifecycle.name(message.state)
             raise FailedPrecondition(
-                f"{evaluation.name} must be SUCCEEDED to have predictions, it is {evaluation.state}",
+                f"{message.name} must be SUCCEEDED to have predictions, it is {state}",
                 reason=Reason.WRONG_STATE,
-                metadata={"name": evaluation.name, "state": evaluation.state},
+                metadata={"name": message.name, "state": state},
             )
-        if evaluation.predictions is not None:
-            return await read_predictions(self._blobs, evaluation.predictions, first_row, limit, limit_bytes)
         async with self._database.reading() as connection:
-            rows = await self._predictions.read(connection, evaluation.name, first_row, limit)
+            rows = await self._predictions.read(connection, evaluation.uid, first_row, limit)
         total_bytes = accumulate(map(len, rows))
-        return rows[: max(1, sum(size <= limit_bytes for size in total_bytes))]
+        fitting = max(1, sum(size <= limit_bytes for size in total_bytes))
+        return [_prediction(row) for row in rows[:fitting]]
 
-    async def find(self, connection: AsyncConnection, name: str) -> tuple[Evaluation, list[AnswerFile]]:
-        """Return the evaluation that a task works for, and the answers that earlier attempts kept."""
-        return await self._resources.get(connection, name), await self._answers.read(connection, name)
+    async def spec(self, connection: AsyncConnection, name: str) -> EvaluateSpec:
+        """Return what a worker is to do, with the answers that earlier attempts kept."""
+        evaluation = await self.family.stored(connection, name)
+        answers = await self._answers.read(connection, evaluation.uid)
+        return rules.spec(evaluation.message, evaluation.private, answers)
 
     async def keep_answers(
-        self, connection: AsyncConnection, name: str, step: int, files: Sequence[AnswerFile]
+        self, connection: AsyncConnection, name: str, step: int, files: Sequence[BlobFile]
     ) -> None:
         """Keep answers for the attempts after this one. The same step again changes nothing."""
-        await self._answers.add(connection, name, step, files)
-
-    async def begin(self, connection: AsyncConnection, name: str) -> None:
-        """An attempt began."""
-        evaluation = await self._resources.get(connection, name)
-        if evaluation.state is EvaluationState.QUEUED:
-            await self._move(connection, evaluation, EvaluationState.RUNNING)
+        evaluation = await self.family.stored(connection, name)
+        await self._answers.add(connection, evaluation.uid, step, files)
 
     async def advance(self, connection: AsyncConnection, name: str, progress: Progress) -> None:
         """Show how far the evaluation has come."""
-        evaluation = await self._resources.get(connection, name)
-        await self._resources.report(connection, replace(evaluation, progress=progress))
+        evaluation = await self.family.stored(connection, name)
+        changed = evaluation.copy()
+        changed.progress.CopyFrom(progress)
+        await self._rows.report(connection, evaluation, changed)
 
     async def requeue(self, connection: AsyncConnection, name: str) -> None:
         """The attempt was lost."""
-        evaluation = await self._resources.get(connection, name)
-        waiting = replace(evaluation, progress=None)
-        await self._move(connection, waiting, EvaluationState.QUEUED, "the attempt was lost")
+        evaluation = await self.family.stored(connection, name)
+        changed = evaluation.copy()
+        changed.ClearField("progress")
+        why = "the attempt was lost"
+        await self.family.move(connection, evaluation, State.STATE_QUEUED, changed=changed, why=why)
 
-    async def succeed(
-        self,
-        connection: AsyncConnection,
-        name: str,
-        outcome: Outcome,
-    ) -> None:
-        """Store an outcome and where every answer is."""
-        evaluation = await self._resources.get(connection, name)
-        scored = replace(
-            evaluation,
-            arm_results=outcome.arm_results,
-            comparisons=outcome.comparisons,
-            warnings=outcome.warnings,
-            num_records=outcome.predictions.num_rows,
-            predictions=outcome.predictions,
+    async def succeed(self, connection: AsyncConnection, name: str, result: EvaluateResult) -> None:
+        """Store an outcome and where every answer is. Raises InvalidArgument for a result that contradicts itself."""
+        evaluation = await self.family.stored(connection, name)
+        private = await self._with_predictions(evaluation.private, result)
+        changed = rules.scored(evaluation.message, result)
+        await self.family.move(
+            connection, evaluation, State.STATE_SUCCEEDED, changed=changed, private=private
         )
-        await self._move(connection, scored, EvaluationState.SUCCEEDED)
+        await self._answers.forget(connection, evaluation.uid)
 
     async def fail(
-        self, connection: AsyncConnection, name: str, failure: Failure, predictions: PredictionFile | None
+        self, connection: AsyncConnection, name: str, failure: Failure, result: EvaluateResult | None
     ) -> None:
-        """Store why it failed, and the answers that came before."""
-        evaluation = await self._resources.get(connection, name)
-        failed = replace(_with_answers(evaluation, predictions), failure=failure)
-        await self._move(connection, failed, EvaluationState.FAILED, failure.message)
+        """Store why it failed, and the answers that came before. Raises as `succeed`."""
+        evaluation = await self.family.stored(connection, name)
+        changed, private = await self._with_answers(evaluation, result)
+        changed.error.CopyFrom(failure_to_status(failure))
+        await self.family.move(
+            connection,
+            evaluation,
+            State.STATE_FAILED,
+            changed=changed,
+            private=private,
+            why=failure.message,
+        )
+        await self._answers.forget(connection, evaluation.uid)
 
     async def end_cancelled(
-        self, connection: AsyncConnection, name: str, predictions: PredictionFile | None
+        self, connection: AsyncConnection, name: str, result: EvaluateResult | None
     ) -> None:
-        """It stopped on request; store the answers that came before."""
-        evaluation = await self._resources.get(connection, name)
-        stopped = _with_answers(evaluation, predictions)
-        await self._move(connection, stopped, EvaluationState.CANCELLED)
-
-    async def _move(
-        self, connection: AsyncConnection, evaluation: Evaluation, state: EvaluationState, why: str = ""
-    ) -> None:
-        stored = await self._resources.update(connection, moved(evaluation, state, datetime.now(UTC)))
-        if state in FINAL_STATES:
-            await self._answers.forget(connection, evaluation.name)
-        await self._log_state(connection, stored, why)
-
-    async def _log_state(self, connection: AsyncConnection, evaluation: Evaluation, why: str = "") -> None:
-        payload = StateChanged(
-            state=evaluation.state,
-            message=why,
-            failure=evaluation.failure,
-            final=evaluation.state in FINAL_STATES,
+        """It stopped on request; store the answers that came before. Raises as `succeed`."""
+        evaluation = await self.family.stored(connection, name)
+        changed, private = await self._with_answers(evaluation, result)
+        await self.family.move(
+            connection, evaluation, State.STATE_CANCELLED, changed=changed, private=private
         )
-        await self._log.append(connection, evaluation.name, [Entry(payload=payload)])
+        await self._answers.forget(connection, evaluation.uid)
+
+    async def _with_answers(
+        self, evaluation: StoredEvaluation, result: EvaluateResult | None
+    ) -> tuple[Evaluation, EvaluationPrivate]:
+        changed = evaluation.copy()
+        if result is None or not result.HasField("predictions"):
+            return changed, evaluation.private
+        changed.num_records = result.num_records
+        return changed, await self._with_predictions(evaluation.private, result)
+
+    async def _with_predictions(
+        self, private: EvaluationPrivate, result: EvaluateResult
+    ) -> EvaluationPrivate:
+        file = await found_predictions(self._blobs, result.predictions.sha256, result.num_records)
+        return EvaluationPrivate(base_model=private.base_model, askings=private.askings, predictions=file)
 
 
-def _with_answers(evaluation: Evaluation, predictions: PredictionFile | None) -> Evaluation:
-    if predictions is None:
-        return evaluation
-    return replace(evaluation, predictions=predictions, num_records=predictions.num_rows)
-
-
-def _require_ready(thing: ModelFacts | VersionFacts) -> None:
-    if not thing.ready:
-        raise FailedPrecondition(
-            f"{thing.name} must be READY, it is {thing.state}",
-            reason=Reason.WRONG_STATE,
-            metadata={"name": thing.name, "state": thing.state},
-        )
+def _prediction(row: bytes) -> Prediction:
+    try:
+        return rules.judged(Prediction.FromString(row))
+    except DecodeError as error:
+        raise DataLoss(f"a stored prediction of {len(row)} bytes cannot be read: {error}") from error

@@ -8,43 +8,56 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from luthier.errors import Failure, NotFound, Reason, ResourceExhausted, Unavailable
-from luthier.evaluation.generation.domain import Order, Piece
 from luthier.runtime.names import project_of
+from luthier.v1.evaluation_pb2 import FINISH_REASON_UNSPECIFIED
+from luthier.work.convert import failure_to_status, status_to_failure
+from luthier.worker.v1.worker_service_pb2 import (
+    GenerationOrder,
+    PushGenerationRequest,
+    TakeGenerationsResponse,
+)
 
 MAX_WAITING = 64
 RETRY_AFTER_SECONDS = 1.0
+Piece = PushGenerationRequest
+"""A piece of an answer, as its worker brings it; the last one has a finish reason or an error."""
+
+
+def is_last(piece: Piece) -> bool:
+    """Tell whether nothing follows."""
+    return piece.finish_reason != FINISH_REASON_UNSPECIFIED or piece.HasField("error")
 
 
 @dataclass(slots=True)
 class _Taker:
-    """A worker that takes orders: `outbox` holds orders, and ids of generations to stop.
+    """A worker that takes orders: `outbox` is what it is yet to hear.
 
     `active` holds the orders that it has by id, `silent` the ids of those that it said nothing of yet.
     """
 
     slots: int
-    active: dict[str, Order] = field(default_factory=dict)
+    active: dict[str, GenerationOrder] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
-    outbox: asyncio.Queue[Order | str] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[TakeGenerationsResponse] = field(default_factory=asyncio.Queue)
 
-    def hand(self, order: Order) -> None:
+    def hand(self, order: GenerationOrder) -> None:
         """Give it an order."""
-        self.active[order.generation_id] = order
-        self.silent.add(order.generation_id)
-        self.outbox.put_nowait(order)
+        self.active[order.generation] = order
+        self.silent.add(order.generation)
+        self.outbox.put_nowait(TakeGenerationsResponse(order=order))
 
-    def drop(self, generation_id: str) -> None:
+    def drop(self, generation: str) -> None:
         """Take an order back, if it has it."""
-        self.active.pop(generation_id, None)
-        self.silent.discard(generation_id)
+        self.active.pop(generation, None)
+        self.silent.discard(generation)
 
-    def choose(self, waiting: Iterable[Order]) -> Order | None:
+    def choose(self, waiting: Iterable[GenerationOrder]) -> GenerationOrder | None:
         """Return whose turn it is: of the project that has the fewest orders here, then who came first.
 
         Of one model at most all slots but one may be silent: its template may not end before its limits do, and
         others must find a slot meanwhile.
         """
-        silent = Counter(_asked(self.active[generation_id]) for generation_id in self.silent)
+        silent = Counter(_asked(self.active[generation]) for generation in self.silent)
         held = Counter(_project(order) for order in self.active.values())
         most = max(1, self.slots - 1)
         may = [order for order in waiting if silent[_asked(order)] < most]
@@ -60,11 +73,11 @@ class Exchange:
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
         self._max_waiting = max_waiting
-        self._waiting: deque[Order] = deque()
+        self._waiting: deque[GenerationOrder] = deque()
         self._takers: list[_Taker] = []
         self._answers: dict[str, asyncio.Queue[Piece]] = {}
 
-    async def generate(self, order: Order) -> AsyncIterator[Piece]:
+    async def generate(self, order: GenerationOrder) -> AsyncIterator[Piece]:
         """Yield the pieces of an answer, the last one with its finish reason.
 
         Raises:
@@ -85,32 +98,33 @@ class Exchange:
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         answers: asyncio.Queue[Piece] = asyncio.Queue()
-        self._answers[order.generation_id] = answers
+        self._answers[order.generation] = answers
         self._waiting.append(order)
         self._dispatch()
         try:
             while True:
                 piece = await answers.get()
-                if piece.failure is not None:
-                    raise piece.failure.to_error()
+                if piece.HasField("error"):
+                    raise status_to_failure(piece.error).to_error()
                 yield piece
-                if piece.is_last:
+                if is_last(piece):
                     return
         finally:
             self._forget(order)
 
-    def _forget(self, order: Order) -> None:
-        self._answers.pop(order.generation_id, None)
+    def _forget(self, order: GenerationOrder) -> None:
+        self._answers.pop(order.generation, None)
         if order in self._waiting:
             self._waiting.remove(order)
         for taker in self._takers:
-            if order.generation_id in taker.active:
-                taker.drop(order.generation_id)
-                taker.outbox.put_nowait(order.generation_id)
+            if order.generation in taker.active:
+                taker.drop(order.generation)
+                taker.outbox.put_nowait(TakeGenerationsResponse(cancel_generation=order.generation))
         self._dispatch()
 
-    async def take(self, slots: int) -> AsyncIterator[Order | str]:
+    async def take(self, worker: str, slots: int) -> AsyncIterator[TakeGenerationsResponse]:
         """Yield orders to answer, and ids of generations to stop, until the worker goes away."""
+        del worker
         taker = _Taker(slots=max(slots, 1))
         self._takers.append(taker)
         self._dispatch()
@@ -121,32 +135,32 @@ class Exchange:
             self._takers.remove(taker)
             left_alone = set(taker.active)
             if not self._takers:
-                left_alone |= {order.generation_id for order in self._waiting}
+                left_alone |= {order.generation for order in self._waiting}
                 self._waiting.clear()
             gone = Failure(
                 code="UNAVAILABLE", reason=Reason.NO_WORKER, message="the worker went away; try again"
             )
-            for generation_id in left_alone & self._answers.keys():
-                piece = Piece(generation_id=generation_id, text="", failure=gone)
-                self._answers[generation_id].put_nowait(piece)
+            for generation in left_alone & self._answers.keys():
+                piece = Piece(generation=generation, error=failure_to_status(gone))
+                self._answers[generation].put_nowait(piece)
 
-    def push(self, piece: Piece) -> None:
+    async def push(self, piece: Piece) -> None:
         """Pass a piece on to its caller.
 
         Raises:
             NotFound: nobody waits for it any more.
         """
-        answers = self._answers.get(piece.generation_id)
+        answers = self._answers.get(piece.generation)
         if answers is None:
             raise NotFound(
-                f"nobody waits for generation {piece.generation_id!r}; stop it",
-                metadata={"generation": piece.generation_id},
+                f"nobody waits for generation {piece.generation!r}; stop it",
+                metadata={"generation": piece.generation},
             )
         answers.put_nowait(piece)
         for taker in self._takers:
-            taker.silent.discard(piece.generation_id)
-            if piece.is_last:
-                taker.drop(piece.generation_id)
+            taker.silent.discard(piece.generation)
+            if is_last(piece):
+                taker.drop(piece.generation)
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -156,9 +170,9 @@ class Exchange:
                 taker.hand(order)
 
 
-def _asked(order: Order) -> str:
-    return (order.adapter or order.base_model).name
+def _asked(order: GenerationOrder) -> str:
+    return order.adapter.name if order.HasField("adapter") else order.base_model.name
 
 
-def _project(order: Order) -> str:
+def _project(order: GenerationOrder) -> str:
     return project_of(order.base_model.name)

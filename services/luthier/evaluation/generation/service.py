@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Container
 from datetime import UTC, datetime
+from typing import Protocol
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.asking import as_taught
-from luthier.evaluation.evaluations.service import MODEL, ModelFacts, Peers
-from luthier.evaluation.generation.domain import ModelAt, Order, Piece, Wish, check_wish
-from luthier.evaluation.generation.exchange import Exchange
+from luthier.evaluation.generation import rules
+from luthier.evaluation.generation.exchange import Exchange, is_last
+from luthier.evaluation.names import MODEL
+from luthier.evaluation.ready import require_ready
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of, require_project
+from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GenerateTextResponse
+from luthier.v1.model_pb2 import Model
+from luthier.worker.v1.task_pb2 import ModelReference
+from luthier.worker.v1.worker_service_pb2 import GenerationOrder
 
 _TOKEN_SECONDS = 900.0
+
+
+class Models(Protocol):
+    """Where generation finds its models."""
+
+    async def model(self, name: str) -> Model:
+        """Return a model; one that was tuned says how it was taught where anybody knows. Raises NotFound."""
+        ...
 
 
 class GenerationService:
     """Looks the models up and places the order."""
 
     def __init__(
-        self, exchange: Exchange, peers: Peers, task_tokens: TaskTokens, projects: Sequence[str]
+        self, exchange: Exchange, models: Models, task_tokens: TaskTokens, projects: Container[str]
     ) -> None:
         self._exchange = exchange
-        self._peers = peers
+        self._models = models
         self._task_tokens = task_tokens
         self._projects = projects
 
-    async def generate(self, wish: Wish) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerateTextRequest) -> AsyncIterator[GenerateTextResponse]:
         """Yield the answer piece by piece.
 
         Raises:
@@ -39,44 +52,59 @@ class GenerationService:
             Unavailable: no worker is there.
             ResourceExhausted: too many orders wait.
         """
-        MODEL.parse(wish.model, field="model")
-        project = require_project(f"projects/{project_of(wish.model)}", self._projects, field="model")
-        check_wish(wish)
-        model = await self._ready(wish.model)
+        MODEL.parse(request.model, field="model")
+        require_project(f"projects/{project_of(request.model)}", self._projects, field="model")
+        wanted = rules.resolved(request)
+        rules.check(wanted)
+        model = await self._ready(wanted.model)
         base = await self._ready(model.base_model) if model.base_model else model
-        asking = as_taught(model.taught, base.as_base(datetime.now(UTC).date()))
-        if wish.turns and not (asking.chat_template or base.has_chat_template):
+        order = self._order(wanted, model, base)
+        has_turns = wanted.WhichOneof("input") == "conversation"
+        if has_turns and not (order.asking.chat_template or base.has_chat_template):
             raise FailedPrecondition(
                 f"{base.name} has no chat template and {model.name} was not taught with one; send prompt instead of "
                 "conversation",
                 reason=Reason.CHAT_TEMPLATE_MISSING,
                 metadata={"model": base.name},
             )
+        async for piece in self._exchange.generate(order):
+            response = GenerateTextResponse(
+                text=piece.text,
+                finish_reason=piece.finish_reason,
+                num_generated_tokens=piece.num_generated_tokens,
+            )
+            if is_last(piece):
+                response.num_prompt_tokens = piece.num_prompt_tokens
+                if has_turns:
+                    response.template_source = order.asking.template_source
+            yield response
+
+    def _order(self, wanted: GenerateTextRequest, model: Model, base: Model) -> GenerationOrder:
         generation_id = uuid.uuid4().hex
         resources = tuple({base.name, model.name})
-        order = Order(
-            generation_id=generation_id,
-            base_model=ModelAt(name=base.name, digest=base.digest),
-            adapter=ModelAt(name=model.name, digest=model.digest) if model.base_model else None,
-            turns=wish.turns,
-            tools_json=wish.tools_json,
-            prompt=wish.prompt,
-            max_new_tokens=wish.max_new_tokens,
-            temperature=wish.temperature,
-            top_p=wish.top_p,
-            seed=wish.seed,
+        project = project_of(model.name)
+        order = GenerationOrder(
+            generation=generation_id,
+            base_model=_reference(base),
+            adapter=_reference(model) if model.base_model else None,
+            max_new_tokens=wanted.max_new_tokens,
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            seed=wanted.seed,
             token=self._task_tokens.mint(project, resources, 0, generation_id, _TOKEN_SECONDS),
-            asking=asking,
+            asking=as_taught(model, base, datetime.now(UTC).date()),
         )
-        async for piece in self._exchange.generate(order):
-            yield replace(piece, template_source=asking.source) if piece.is_last and wish.turns else piece
+        if wanted.WhichOneof("input") == "conversation":
+            order.conversation.CopyFrom(wanted.conversation)
+        else:
+            order.prompt = wanted.prompt
+        return order
 
-    async def _ready(self, name: str) -> ModelFacts:
-        model = await self._peers.model(name)
-        if not model.ready:
-            raise FailedPrecondition(
-                f"{name} must be READY, it is {model.state}",
-                reason=Reason.WRONG_STATE,
-                metadata={"name": name, "state": model.state},
-            )
+    async def _ready(self, name: str) -> Model:
+        model = await self._models.model(name)
+        require_ready(model)
         return model
+
+
+def _reference(model: Model) -> ModelReference:
+    return ModelReference(name=model.name, digest=model.digest)

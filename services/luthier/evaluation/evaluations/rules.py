@@ -1,0 +1,216 @@
+"""What evaluations may be: defaults, limits, what they pin, and which state follows which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
+from luthier.evaluation.limits import NOT_NEGATIVE, limit_violations, within
+from luthier.evaluation.metrics.scores import find_score, is_right
+from luthier.evaluation.names import MODEL, VERSION
+from luthier.runtime.labels import display_name_violations, label_violations
+from luthier.runtime.names import check_id, same_project
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
+from luthier.v1.evaluation_pb2 import (
+    CORRECTNESS_RIGHT,
+    CORRECTNESS_UNSPECIFIED,
+    CORRECTNESS_WRONG,
+    EVALUATION_METRIC_EXACT_MATCH,
+    EVALUATION_METRIC_UNSPECIFIED,
+    ArmTemplate,
+    Evaluation,
+    EvaluationArm,
+    EvaluationMetric,
+    Prediction,
+)
+from luthier.v1.model_pb2 import Model
+from luthier.worker.v1.task_pb2 import ArmModel, BlobFile, EvaluateResult, EvaluateSpec, ModelReference
+
+MAX_ARMS = 16
+MAX_SHOTS = 64
+MAX_NEW_TOKENS = 8192
+DEFAULT_NEW_TOKENS = 256
+LIMITS = {
+    "arms[].num_shots": within(0, MAX_SHOTS),
+    "max_records": NOT_NEGATIVE,
+    "max_new_tokens": within(1, MAX_NEW_TOKENS),
+}
+
+State = Evaluation.State
+# A lost attempt goes back to QUEUED; work that ended before it heard of a cancel has ended all the same.
+TRANSITIONS: Mapping[int, Sequence[int]] = {
+    State.STATE_QUEUED: (
+        State.STATE_RUNNING,
+        State.STATE_CANCELLING,
+        State.STATE_CANCELLED,
+        State.STATE_FAILED,
+    ),
+    State.STATE_RUNNING: (
+        State.STATE_QUEUED,
+        State.STATE_CANCELLING,
+        State.STATE_CANCELLED,
+        State.STATE_SUCCEEDED,
+        State.STATE_FAILED,
+    ),
+    State.STATE_CANCELLING: (State.STATE_CANCELLED, State.STATE_SUCCEEDED, State.STATE_FAILED),
+    State.STATE_CANCELLED: (),
+    State.STATE_SUCCEEDED: (),
+    State.STATE_FAILED: (),
+}
+_CORRECTNESS = {None: CORRECTNESS_UNSPECIFIED, True: CORRECTNESS_RIGHT, False: CORRECTNESS_WRONG}
+
+
+def resolved(evaluation: Evaluation) -> Evaluation:
+    """Return a new evaluation with every default filled in, QUEUED."""
+    filled = _copy(evaluation)
+    filled.state = State.STATE_QUEUED
+    filled.split = evaluation.split or SPLIT_TEST
+    filled.max_new_tokens = evaluation.max_new_tokens or DEFAULT_NEW_TOKENS
+    if not evaluation.metrics:
+        filled.metrics.append(EVALUATION_METRIC_EXACT_MATCH)
+    return filled
+
+
+def check(evaluation: Evaluation) -> None:
+    """Raise InvalidArgument that names every field of a resolved evaluation that can never be right."""
+    violations = [
+        *_arms_violations(evaluation.arms),
+        *limit_violations(evaluation, LIMITS, "evaluation."),
+        *_metric_violations(evaluation.metrics),
+        *label_violations(evaluation.labels, "evaluation.labels"),
+        *display_name_violations(evaluation.display_name, "evaluation.display_name"),
+    ]
+    if violations:
+        raise InvalidArgument.of_fields(*violations)
+
+
+def check_references(parent: str, evaluation: Evaluation) -> None:
+    """Raise InvalidArgument for the first name that is malformed or of another project than `parent`."""
+    path = "evaluation.dataset_version"
+    VERSION.parse(evaluation.dataset_version, field=path)
+    same_project(parent, evaluation.dataset_version, path)
+    for index, arm in enumerate(evaluation.arms):
+        path = f"evaluation.arms[{index}]"
+        MODEL.parse(arm.model, field=f"{path}.model")
+        same_project(parent, arm.model, f"{path}.model")
+        check_id(arm.arm_id, field=f"{path}.arm_id")
+
+
+def require_records(evaluation: Evaluation, version: DatasetVersion) -> None:
+    """Raise FailedPrecondition WRONG_STATE unless the version has records in the split that is asked."""
+    found = {_split(one.split): one.num_records for one in version.statistics.splits}
+    split = _split(evaluation.split)
+    if not found.get(split):
+        raise FailedPrecondition(
+            f"{version.name} has no record in the {split} split; it has {found}",
+            reason=Reason.WRONG_STATE,
+            metadata={"dataset_version": version.name, "split": split},
+        )
+
+
+def shared_base(arms: Sequence[EvaluationArm], models: Mapping[str, Model]) -> str:
+    """Return the name of the base model of all arms. Raises InvalidArgument when they have several."""
+    bases = {models[arm.model].base_model or arm.model: arm.arm_id for arm in arms}
+    if len(bases) > 1:
+        shown = ", ".join(f"{arm_id}: {base}" for base, arm_id in bases.items())
+        description = f"all arms must share one base model, got {shown}"
+        raise InvalidArgument.of_fields(FieldViolation(field="evaluation.arms", description=description))
+    return next(iter(bases))
+
+
+def pinned(evaluation: Evaluation, version: DatasetVersion, models: Mapping[str, Model]) -> Evaluation:
+    """Return an evaluation with the digests of all that it builds on."""
+    filled = _copy(evaluation)
+    filled.dataset_digest = version.digest
+    filled.model_digests.update({name: model.digest for name, model in models.items()})
+    return filled
+
+
+def spec(evaluation: Evaluation, private: EvaluationPrivate, answers: Sequence[BlobFile]) -> EvaluateSpec:
+    """Return what a worker needs to run an evaluation, going on after the answers that are there."""
+
+    def reference(name: str) -> ModelReference:
+        return ModelReference(name=name, digest=evaluation.model_digests[name])
+
+    arms = [
+        ArmModel(arm=arm, adapter=reference(arm.model) if arm.model != private.base_model else None)
+        for arm in evaluation.arms
+    ]
+    for arm, asking in zip(arms, private.askings, strict=False):
+        arm.asking.CopyFrom(asking)
+    return EvaluateSpec(
+        evaluation=evaluation,
+        base_model=reference(private.base_model),
+        arms=arms,
+        checkpoint_files=answers,
+    )
+
+
+def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
+    """Return an evaluation with its outcome; its results say which scores judge a whole answer."""
+    filled = _copy(evaluation)
+    filled.arm_results.extend(result.arm_results)
+    filled.comparisons.extend(result.comparisons)
+    filled.warnings.extend(result.warnings)
+    filled.num_records = result.num_records
+    for arm in filled.arm_results:
+        for estimate in arm.scores:
+            estimate.whole_answer = _judges_whole_answer(estimate.score)
+    for comparison in filled.comparisons:
+        comparison.whole_answer = _judges_whole_answer(comparison.score)
+    return filled
+
+
+def judged(prediction: Prediction) -> Prediction:
+    """Return a stored prediction, however old, whose answers say whether they are right."""
+    filled = Prediction()
+    filled.CopyFrom(prediction)
+    for answer in filled.answers:
+        answer.correctness = _CORRECTNESS[is_right(answer.scores)]
+    return filled
+
+
+def _copy(evaluation: Evaluation) -> Evaluation:
+    copy = Evaluation()
+    copy.CopyFrom(evaluation)
+    return copy
+
+
+def _judges_whole_answer(name: str) -> bool:
+    score = find_score(name)
+    return score is not None and score.whole_answer
+
+
+def _split(split: Split.ValueType) -> str:
+    return Split.Name(split).removeprefix("SPLIT_")
+
+
+def _arms_violations(arms: Sequence[EvaluationArm]) -> Iterator[FieldViolation]:
+    path = "evaluation.arms"
+    if not 1 <= len(arms) <= MAX_ARMS:
+        yield FieldViolation(field=path, description=f"must hold 1 to {MAX_ARMS} arms, got {len(arms)}")
+    for arm_id, count in Counter(arm.arm_id for arm in arms).items():
+        if count > 1:
+            description = f"arm_id must be unique, got {arm_id!r} {count} times"
+            yield FieldViolation(field=path, description=description)
+    for index, arm in enumerate(arms):
+        size_bytes = len(arm.chat_template.encode())
+        if size_bytes > MAX_TEMPLATES_BYTES:
+            description = f"must have at most {MAX_TEMPLATES_BYTES} bytes, got {size_bytes}"
+            yield FieldViolation(field=f"{path}[{index}].chat_template", description=description)
+        if arm.chat_template and arm.template:
+            template = ArmTemplate.Name(arm.template).removeprefix("ARM_TEMPLATE_")
+            description = f"must be unset beside chat_template, got {template}"
+            yield FieldViolation(field=f"{path}[{index}].template", description=description)
+
+
+def _metric_violations(metrics: Sequence[EvaluationMetric.ValueType]) -> Iterator[FieldViolation]:
+    if EVALUATION_METRIC_UNSPECIFIED in metrics:
+        known = ", ".join(name.removeprefix("EVALUATION_METRIC_") for name in EvaluationMetric.keys()[1:])
+        description = f"must be one of {known}, got number {EVALUATION_METRIC_UNSPECIFIED}"
+        yield FieldViolation(field="evaluation.metrics", description=description)
+    if len(set(metrics)) != len(metrics):
+        yield FieldViolation(field="evaluation.metrics", description="must not name a metric twice")

@@ -1,0 +1,165 @@
+"""Evaluations on the wire, and their side of the worker protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from typing import Any
+
+import grpc.aio
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import Failure
+from luthier.evaluation.evaluations.rules import State
+from luthier.evaluation.evaluations.service import EvaluationService
+from luthier.evaluation.names import EVALUATION
+from luthier.runtime.names import require_project
+from luthier.runtime.paging import PageTokens, page_size
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.v1 import evaluation_service_pb2, event_pb2, fine_tuning_job_pb2
+from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.work.convert import entry_to_proto
+from luthier.work.events import Entry, Progressed
+from luthier.work.family_tasks import FamilyTasks, TaskStates
+from luthier.work.listing import PAGE_BYTES, page_that_fits, row_page_arguments
+from luthier.work.tasks import Task
+from luthier.worker.v1 import task_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EvaluationsServicer:
+    """The evaluations' part of EvaluationService."""
+
+    def __init__(
+        self, evaluations: EvaluationService, page_tokens: PageTokens, projects: Container[str]
+    ) -> None:
+        self._evaluations = evaluations
+        self._page_tokens = page_tokens
+        self._projects = projects
+
+    async def CreateEvaluation(
+        self, request: evaluation_service_pb2.CreateEvaluationRequest, context: Context
+    ) -> Evaluation:
+        """Queue an evaluation."""
+        require_project(request.parent, self._projects)
+        return await self._evaluations.create(request)
+
+    async def GetEvaluation(
+        self, request: evaluation_service_pb2.GetEvaluationRequest, context: Context
+    ) -> Evaluation:
+        """Read one evaluation."""
+        EVALUATION.parse(request.name)
+        return (await self._evaluations.family.read(request.name)).message
+
+    async def ListEvaluations(
+        self, request: evaluation_service_pb2.ListEvaluationsRequest, context: Context
+    ) -> evaluation_service_pb2.ListEvaluationsResponse:
+        """Page through evaluations; a page of great ones holds fewer."""
+        require_project(request.parent, self._projects)
+
+        async def read(
+            asked: evaluation_service_pb2.ListEvaluationsRequest,
+        ) -> tuple[evaluation_service_pb2.ListEvaluationsResponse, int]:
+            values, token = await self._evaluations.family.page(asked, self._page_tokens)
+            page = evaluation_service_pb2.ListEvaluationsResponse(evaluations=values, next_page_token=token)
+            return page, len(values)
+
+        return await page_that_fits(request, read)
+
+    async def CancelEvaluation(
+        self, request: evaluation_service_pb2.CancelEvaluationRequest, context: Context
+    ) -> Evaluation:
+        """Ask an evaluation to stop."""
+        EVALUATION.parse(request.name)
+        return await self._evaluations.family.cancel(request.name, request.etag, State.STATE_CANCELLING)
+
+    async def WatchEvaluation(
+        self, request: evaluation_service_pb2.WatchEvaluationRequest, context: Context
+    ) -> AsyncIterator[event_pb2.Event]:
+        """Stream an evaluation's events."""
+        EVALUATION.parse(request.name)
+        async for event in self._evaluations.family.watch(request.name, request.start_sequence):
+            yield event
+
+    async def ListPredictions(
+        self, request: evaluation_service_pb2.ListPredictionsRequest, context: Context
+    ) -> evaluation_service_pb2.ListPredictionsResponse:
+        """Page through answers."""
+        limit = page_size(request.page_size, default=200)
+        first_row, bound = row_page_arguments(
+            self._page_tokens, "ListPredictions", (request.parent,), request.page_token
+        )
+        EVALUATION.parse(request.parent)
+        evaluation = await self._evaluations.family.read(request.parent)
+        found = await self._evaluations.predictions(evaluation, first_row, limit, PAGE_BYTES)
+        next_row = first_row + len(found)
+        more = next_row < evaluation.message.num_records
+        token = self._page_tokens.encode((str(next_row),), bound) if more else ""
+        return evaluation_service_pb2.ListPredictionsResponse(predictions=found, next_page_token=token)
+
+
+class EvaluateHandler(FamilyTasks[Evaluation, EvaluationPrivate]):
+    """Follows EVALUATE tasks."""
+
+    def __init__(self, evaluations: EvaluationService) -> None:
+        states = TaskStates(
+            queued=State.STATE_QUEUED, begun=State.STATE_RUNNING, cancelled=State.STATE_CANCELLED
+        )
+        super().__init__(evaluations.family, states)
+        self._evaluations = evaluations
+
+    async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
+        """Say what to evaluate."""
+        return task_pb2.Task(evaluate=await self._evaluations.spec(connection, task.subject))
+
+    async def reported(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        entries: Sequence[Entry],
+        run_record: fine_tuning_job_pb2.RunRecord | None,
+    ) -> None:
+        """Show the latest progress."""
+        found = [entry for entry in entries if isinstance(entry.payload, Progressed)]
+        if found:
+            await self._evaluations.advance(connection, task.subject, entry_to_proto(found[-1]).progress)
+
+    async def checkpointed(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        step: int,
+        files: Sequence[task_pb2.BlobFile],
+        metrics: Mapping[str, float],
+    ) -> str:
+        """Keep answers for the attempts after this one."""
+        await self._evaluations.keep_answers(connection, task.subject, step, files)
+        return f"{task.subject}/checkpoints/{step}"
+
+    async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
+        """Store the outcome."""
+        await self._evaluations.succeed(connection, task.subject, result.evaluate)
+
+    async def failed(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        failure: Failure,
+        result: task_pb2.TaskResult | None,
+    ) -> None:
+        """Store why it failed, and what was answered before."""
+        await self._evaluations.fail(connection, task.subject, failure, _known(result))
+
+    async def cancelled(
+        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
+    ) -> None:
+        """It stopped on request, with what was answered before."""
+        await self._evaluations.end_cancelled(connection, task.subject, _known(result))
+
+    async def lost(self, connection: AsyncConnection, task: Task) -> None:
+        """The attempt was lost."""
+        await self._evaluations.requeue(connection, task.subject)
+
+
+def _known(result: task_pb2.TaskResult | None) -> task_pb2.EvaluateResult | None:
+    return result.evaluate if result is not None and result.HasField("evaluate") else None

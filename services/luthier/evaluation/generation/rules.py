@@ -1,0 +1,46 @@
+"""What may be asked for: defaults and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.limits import Limit, limit_violations, within
+from luthier.v1.evaluation_service_pb2 import GenerateTextRequest
+
+MAX_NEW_TOKENS = 8192
+DEFAULT_NEW_TOKENS = 256
+LIMITS = {
+    "max_new_tokens": within(1, MAX_NEW_TOKENS),
+    "temperature": within(0, 10),
+    "top_p": Limit(allows=lambda value: 0 < value <= 1, rule="must be in (0, 1]"),
+}
+
+
+def resolved(request: GenerateTextRequest) -> GenerateTextRequest:
+    """Return a request with every default filled in."""
+    filled = GenerateTextRequest()
+    filled.CopyFrom(request)
+    filled.max_new_tokens = request.max_new_tokens or DEFAULT_NEW_TOKENS
+    filled.top_p = request.top_p or 1.0
+    return filled
+
+
+def check(request: GenerateTextRequest) -> None:
+    """Raise InvalidArgument that names every field of a resolved request that can never be right."""
+    violations = [*_input_violations(request), *limit_violations(request, LIMITS)]
+    if violations:
+        raise InvalidArgument.of_fields(*violations)
+
+
+def _input_violations(request: GenerateTextRequest) -> Iterator[FieldViolation]:
+    turns = request.conversation.messages
+    if not turns and not request.prompt:
+        yield FieldViolation(
+            field="input",
+            description="conversation with at least one turn, or prompt, must be set",
+            reason=Reason.FIELD_REQUIRED,
+        )
+    if turns and turns[-1].role not in {"user", "tool"}:
+        description = f"the last turn must be the user's or a tool's, got role {turns[-1].role!r}"
+        yield FieldViolation(field="conversation.messages", description=description)

@@ -1,0 +1,33 @@
+"""Tables of the Evaluation service, beside those of the work package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table
+
+from luthier.storage.stored import message_table
+
+metadata = MetaData()
+MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
+
+evaluations = message_table("evaluations", metadata)
+
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("prediction", LargeBinary, nullable=False),
+)
+
+answer_files = Table(
+    "answer_files",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("path", String, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+)

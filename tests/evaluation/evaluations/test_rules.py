@@ -1,0 +1,212 @@
+"""Rules of evaluations: every fault is named at once, and no move but the legal ones is made."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.evaluation.evaluations.rules import (
+    MAX_ARMS,
+    MAX_NEW_TOKENS,
+    MAX_SHOTS,
+    TRANSITIONS,
+    State,
+    check,
+    judged,
+    resolved,
+    scored,
+    spec,
+)
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_VALIDATION
+from luthier.v1.evaluation_pb2 import (
+    CORRECTNESS_RIGHT,
+    CORRECTNESS_UNSPECIFIED,
+    CORRECTNESS_WRONG,
+    EVALUATION_METRIC_EXACT_MATCH,
+    EVALUATION_METRIC_PERPLEXITY,
+    EVALUATION_METRIC_UNSPECIFIED,
+    ArmResult,
+    Comparison,
+    Evaluation,
+    EvaluationArm,
+    Prediction,
+    ScoreEstimate,
+)
+from luthier.work.lifecycle import Lifecycle
+from luthier.worker.v1.task_pb2 import Asking, BlobFile, EvaluateResult
+
+STATES = [number for number in State.values() if number]
+FINAL = {State.STATE_CANCELLED, State.STATE_SUCCEEDED, State.STATE_FAILED}
+LIFECYCLE = Lifecycle(State.DESCRIPTOR, TRANSITIONS)
+
+
+def wanted(**changes: object) -> Evaluation:
+    fields = {"dataset_version": "v", "arms": [EvaluationArm(arm_id="zero", model="m")], **changes}
+    return Evaluation(**fields)  # type: ignore[arg-type]
+
+
+def test_every_fault_is_named_at_once_with_value_and_rule() -> None:
+    arms = [
+        EvaluationArm(arm_id="a", model="m", num_shots=-1),
+        EvaluationArm(arm_id="a", model="m", num_shots=MAX_SHOTS + 1),
+    ]
+    twice = [EVALUATION_METRIC_PERPLEXITY, EVALUATION_METRIC_PERPLEXITY]
+    bad = wanted(
+        arms=arms,
+        max_records=-2,
+        metrics=twice,
+        labels={"Bad Key": "x"},
+        display_name="a\x1b",
+        max_new_tokens=0,
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        check(bad)
+    named = [(violation.field, violation.description) for violation in caught.value.violations]
+    assert named[:6] == [
+        ("evaluation.arms", "arm_id must be unique, got 'a' 2 times"),
+        ("evaluation.arms[0].num_shots", "must be in 0..64, got -1"),
+        ("evaluation.arms[1].num_shots", "must be in 0..64, got 65"),
+        ("evaluation.max_records", "must not be negative, got -2"),
+        ("evaluation.max_new_tokens", "must be in 1..8192, got 0"),
+        ("evaluation.metrics", "must not name a metric twice"),
+    ]
+    assert [field for field, _ in named[6:]] == ["evaluation.labels", "evaluation.display_name"]
+
+
+@given(
+    st.integers(-2, MAX_ARMS + 2),
+    st.integers(-2, MAX_SHOTS + 2),
+    st.integers(-2, MAX_NEW_TOKENS + 2),
+    st.integers(-2, 2),
+)
+def test_exactly_what_is_within_its_limits_passes(arms: int, shots: int, tokens: int, records: int) -> None:
+    evaluation = wanted(
+        arms=[EvaluationArm(arm_id=f"arm-{number}", model="m", num_shots=shots) for number in range(arms)],
+        max_new_tokens=tokens,
+        max_records=records,
+    )
+    wrong = {
+        "evaluation.arms": not 1 <= arms <= MAX_ARMS or not 0 <= shots <= MAX_SHOTS,
+        "evaluation.max_new_tokens": not 1 <= tokens <= MAX_NEW_TOKENS,
+        "evaluation.max_records": records < 0,
+    }
+    if not any(wrong.values()):
+        check(evaluation)
+        return
+    with pytest.raises(InvalidArgument) as caught:
+        check(evaluation)
+    named = {violation.field.partition("[")[0] for violation in caught.value.violations}
+    assert named == {field for field, is_wrong in wrong.items() if is_wrong}
+
+
+def test_a_metric_without_a_name_is_the_callers_fault() -> None:
+    bad = resolved(wanted(metrics=[EVALUATION_METRIC_UNSPECIFIED]))
+    said = r"evaluation\.metrics: must be one of EXACT_MATCH, FIELD_MATCH, PERPLEXITY, got number 0"
+    with pytest.raises(InvalidArgument, match=said):
+        check(bad)
+
+
+def test_what_is_not_set_has_its_default_and_what_is_set_stays() -> None:
+    empty = Evaluation()
+    filled = resolved(empty)
+    assert (filled.split, list(filled.metrics), filled.max_new_tokens, filled.state) == (
+        SPLIT_TEST,
+        [EVALUATION_METRIC_EXACT_MATCH],
+        256,
+        State.STATE_QUEUED,
+    )
+    assert empty == Evaluation(), "a message is never changed in place"
+    chosen = wanted(
+        split=SPLIT_VALIDATION,
+        metrics=[EVALUATION_METRIC_PERPLEXITY],
+        max_new_tokens=33,
+        max_records=5,
+        seed=-3,
+        display_name="x",
+        state=State.STATE_QUEUED,
+    )
+    assert resolved(chosen) == chosen
+    check(chosen)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_only_legal_moves_are_made(state: int) -> None:
+    for following in STATES:
+        if following in TRANSITIONS[state]:
+            LIFECYCLE.require("e", state, following)
+        else:
+            with pytest.raises(FailedPrecondition, match=f"e is {LIFECYCLE.name(state)}") as caught:
+                LIFECYCLE.require("e", state, following)
+            assert caught.value.metadata == {"name": "e", "state": LIFECYCLE.name(state)}
+
+
+def test_the_moves_are_these() -> None:
+    named = {
+        LIFECYCLE.name(state): sorted(map(LIFECYCLE.name, following))
+        for state, following in TRANSITIONS.items()
+    }
+    assert named == {
+        "QUEUED": ["CANCELLED", "CANCELLING", "FAILED", "RUNNING"],
+        "RUNNING": ["CANCELLED", "CANCELLING", "FAILED", "QUEUED", "SUCCEEDED"],
+        "CANCELLING": ["CANCELLED", "FAILED", "SUCCEEDED"],
+        "CANCELLED": [],
+        "SUCCEEDED": [],
+        "FAILED": [],
+    }
+    assert {state for state in STATES if LIFECYCLE.is_final(state)} == FINAL
+
+
+def test_an_end_can_be_reached_from_everywhere_but_the_end() -> None:
+    for state in set(STATES) - FINAL:
+        assert set(TRANSITIONS[state]) >= {State.STATE_CANCELLED, State.STATE_FAILED}
+    assert State.STATE_SUCCEEDED not in TRANSITIONS[State.STATE_QUEUED]
+    assert set(TRANSITIONS[State.STATE_CANCELLING]) == FINAL, "a cancelled evaluation is never queued again"
+
+
+def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:
+    evaluation = wanted(
+        arms=[
+            EvaluationArm(arm_id="zero", model="base"),
+            EvaluationArm(arm_id="few", model="tuned", num_shots=3),
+        ],
+        model_digests={"base": "db", "tuned": "dt"},
+        split=SPLIT_VALIDATION,
+    )
+    private = EvaluationPrivate(base_model="base", askings=[Asking(chat_template=one) for one in "ab"])
+    made = spec(evaluation, private, [BlobFile(path="a", sha256="f" * 64, size_bytes=3)])
+    assert (made.base_model.name, made.base_model.digest) == ("base", "db")
+    assert [arm.HasField("adapter") for arm in made.arms] == [False, True]
+    assert (made.arms[1].adapter.name, made.arms[1].adapter.digest) == ("tuned", "dt")
+    assert [(arm.arm.arm_id, arm.arm.num_shots) for arm in made.arms] == [("zero", 0), ("few", 3)]
+    assert [arm.asking.chat_template for arm in made.arms] == ["a", "b"]
+    assert [(file.path, file.size_bytes) for file in made.checkpoint_files] == [("a", 3)]
+    assert made.evaluation.split == SPLIT_VALIDATION
+    old = spec(evaluation, EvaluationPrivate(base_model="base"), ())
+    assert not any(arm.HasField("asking") for arm in old.arms)
+
+
+def test_an_outcome_says_which_scores_judge_a_whole_answer() -> None:
+    names = ["exact_match", "field_match.record", "field_match.fields", "perplexity", "bleu"]
+    result = EvaluateResult(
+        arm_results=[ArmResult(scores=[ScoreEstimate(score=name) for name in names])],
+        comparisons=[Comparison(score=name) for name in names],
+        num_records=3,
+        warnings=["w"],
+    )
+    done = scored(wanted(), result)
+    whole = [True, True, False, False, False]
+    assert [one.whole_answer for one in done.arm_results[0].scores] == whole
+    assert [one.whole_answer for one in done.comparisons] == whole
+    assert (done.num_records, list(done.warnings)) == (3, ["w"])
+
+
+def test_a_stored_prediction_says_whether_its_answers_are_right() -> None:
+    """Whatever the scores are called, and however old it is."""
+    stored = Prediction()
+    for name, value in (("exact_match", 1.0), ("field_match.record", 0.0), ("perplexity", 1.0)):
+        stored.answers.add(scores={name: value})
+    found = [one.correctness for one in judged(stored).answers]
+    assert found == [CORRECTNESS_RIGHT, CORRECTNESS_WRONG, CORRECTNESS_UNSPECIFIED]
