@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection, Engine, ExceptionContext, RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from luthier.errors import InvalidArgument
+from luthier.storage.connections import connect
 from luthier.storage.disk import NO_ROOM_BYTES, Disk, disk_full
 from luthier.storage.threads import finished_in
 
@@ -113,7 +114,8 @@ class Database:
         folder = Path(str(parsed.database)).parent
         folder.mkdir(parents=True, exist_ok=True)
         self.disk = Disk(folder, min_free_bytes)
-        self._engine = create_async_engine(parsed, pool_size=8, max_overflow=24)
+        connections: dict[str, Any] = {"async_creator_fn": connect}
+        self._engine = create_async_engine(parsed, pool_size=8, max_overflow=24, connect_args=connections)
         configure_sqlite(self._engine.sync_engine)
         self._reader = create_engine(parsed.set(drivername="sqlite"), pool_size=_READERS)
         configure_sqlite(self._reader)
