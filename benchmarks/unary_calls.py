@@ -224,12 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Small calls a second at a 99th percentile of 50 ms.")
     parser.add_argument("--fast", action="store_true", help="small numbers, for a test")
+    parser.add_argument("--repeats", type=int, default=Plan().repeats, help="turns of each side")
     parser.add_argument(
         "--side", action="append", metavar="NAME=PYTHON", help="a build, by the Python that has it"
     )
     chosen = parser.parse_args(arguments)
     sides = dict(side.split("=", 1) for side in chosen.side or [f"this={sys.executable}"])
-    print(json.dumps(run(sides, FAST if chosen.fast else Plan()), indent=1))
+    print(json.dumps(run(sides, FAST if chosen.fast else Plan(repeats=chosen.repeats)), indent=1))
 
 
 if __name__ == "__main__":
