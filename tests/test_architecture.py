@@ -124,14 +124,29 @@ def test_modules_are_named_by_their_job() -> None:
     assert [relative(path) for path in sources() if path.stem in BANNED_NAMES] == []
 
 
+# What rules know besides: messages, and what resources may be called and hold.
+KNOWN_TO_RULES = (
+    "google.protobuf",
+    "luthier.errors",
+    "luthier.v1",
+    "luthier.worker.v1",
+    "luthier.stored.v1",
+    "luthier.runtime.field_limits",
+    "luthier.runtime.labels",
+    "luthier.runtime.names",
+)
+
+
 def pure_imports(path: Path, service: str) -> Iterator[str]:
-    """Imports of a module that are neither the standard library, errors, nor an equally pure module of its service."""
+    """Imports of a module that rules may not have; modules of its service are to be as pure as it is."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "luthier.runtime":  # a package, not a module
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         for name in names:
-            if name.split(".")[0] in sys.stdlib_module_names or name.startswith("luthier.errors"):
+            if name.split(".")[0] in sys.stdlib_module_names or name.startswith(KNOWN_TO_RULES):
                 continue
             sibling = ROOT / "services" / f"{name.replace('.', '/')}.py"
             if name.startswith(f"luthier.{service}.") and sibling.exists():
@@ -140,8 +155,19 @@ def pure_imports(path: Path, service: str) -> Iterator[str]:
                 yield f"{relative(path)} imports {name}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "services").rglob("domain.py")), ids=relative)
-def test_domain_modules_know_neither_the_wire_nor_storage(path: Path) -> None:
+RULES = sorted((ROOT / "services").rglob("rules.py"))
+
+
+def test_every_family_has_rules_and_is_in_their_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = (one for one in contracts if one["name"].startswith("Rules know"))
+    named = {".".join(path.relative_to(ROOT / "services").with_suffix("").parts) for path in RULES}
+    assert len(named) == 7
+    assert named <= set(contract["source_modules"])
+
+
+@pytest.mark.parametrize("path", RULES, ids=relative)
+def test_rules_know_neither_the_wire_nor_storage(path: Path) -> None:
     service = path.relative_to(ROOT / "services" / "luthier").parts[0]
     assert list(pure_imports(path, service)) == []
 

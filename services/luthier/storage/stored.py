@@ -183,7 +183,7 @@ class Rows(Generic[M, P]):
         return self._stored(row)
 
     def statement(self, name: str) -> Select[Any]:
-        """Return what finds the resource of a name; `one` reads its answer."""
+        """Return what finds the resource of a name that is not deleted."""
         columns = self._table.c
         return select(self._table).where(columns.name == name, columns.delete_time_us.is_(None))
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from luthier.errors import Failure, NotFound, Reason, ResourceExhausted, Unavailable
+from luthier.evaluation.generation.rules import is_last
 from luthier.runtime.names import project_of
-from luthier.v1.evaluation_pb2 import FINISH_REASON_UNSPECIFIED
 from luthier.work.convert import failure_to_status, status_to_failure
 from luthier.worker.v1.worker_service_pb2 import (
     GenerationOrder,
@@ -21,11 +21,6 @@ MAX_WAITING = 64
 RETRY_AFTER_SECONDS = 1.0
 Piece = PushGenerationRequest
 """A piece of an answer, as its worker brings it; the last one has a finish reason or an error."""
-
-
-def is_last(piece: Piece) -> bool:
-    """Tell whether nothing follows."""
-    return piece.finish_reason != FINISH_REASON_UNSPECIFIED or piece.HasField("error")
 
 
 @dataclass(slots=True)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.limits import Limit, limit_violations, within
+from luthier.v1.evaluation_pb2 import FINISH_REASON_UNSPECIFIED
 from luthier.v1.evaluation_service_pb2 import GenerateTextRequest
+from luthier.worker.v1.worker_service_pb2 import PushGenerationRequest
 
 MAX_NEW_TOKENS = 8192
 DEFAULT_NEW_TOKENS = 256
@@ -15,6 +17,11 @@ LIMITS = {
     "temperature": within(0, 10),
     "top_p": Limit(allows=lambda value: 0 < value <= 1, rule="must be in (0, 1]"),
 }
+
+
+def is_last(piece: PushGenerationRequest) -> bool:
+    """Tell whether nothing follows a piece of an answer: it has a finish reason or an error."""
+    return piece.finish_reason != FINISH_REASON_UNSPECIFIED or piece.HasField("error")
 
 
 def resolved(request: GenerateTextRequest) -> GenerateTextRequest:

@@ -10,7 +10,7 @@ from typing import Protocol
 from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.asking import as_taught
 from luthier.evaluation.generation import rules
-from luthier.evaluation.generation.exchange import Exchange, is_last
+from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.names import MODEL
 from luthier.evaluation.ready import require_ready
 from luthier.runtime.auth import TaskTokens
@@ -73,7 +73,7 @@ class GenerationService:
                 finish_reason=piece.finish_reason,
                 num_generated_tokens=piece.num_generated_tokens,
             )
-            if is_last(piece):
+            if rules.is_last(piece):
                 response.num_prompt_tokens = piece.num_prompt_tokens
                 if has_turns:
                     response.template_source = order.asking.template_source

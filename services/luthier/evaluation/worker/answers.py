@@ -23,6 +23,7 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
+from luthier.evaluation.generation.rules import is_last
 from luthier.evaluation.worker.asking import Asker, Before
 from luthier.evaluation.worker.engine_thread import Check
 from luthier.evaluation.worker.models import LoadedModel, Models
@@ -166,11 +167,11 @@ async def _answer(
         last = False
         while not last:
             piece = await pieces.get()
-            while not _is_last(piece) and not pieces.empty():
+            while not is_last(piece) and not pieces.empty():
                 following = pieces.get_nowait()
                 following.text = piece.text + following.text
                 piece = following
-            last = _is_last(piece)
+            last = is_last(piece)
             await link.call(link.stub.PushGeneration, piece)
     except NotFound:
         _logger.info("nobody waits for a generation any more", extra={"generation": order.generation})
@@ -195,10 +196,6 @@ def _pieces_or_failure(
 
 def _failed(order: worker_service_pb2.GenerationOrder, error: LuthierError) -> Piece:
     return Piece(generation=order.generation, error=failure_to_status(Failure.of(error)))
-
-
-def _is_last(piece: Piece) -> bool:
-    return piece.HasField("error") or piece.finish_reason != evaluation_pb2.FINISH_REASON_UNSPECIFIED
 
 
 def _prompt(
