@@ -6,6 +6,7 @@ import asyncio
 import gc
 import hashlib
 import json
+import uuid
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from tests.work.keepers import HoldsOfAnyone
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from luthier.data.__main__ import build, plan
@@ -38,6 +40,7 @@ from luthier.v1 import (
     rendering_pb2,
     upload_pb2,
 )
+from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
 from luthier.work.limited_child import Limits
 from luthier.work.peers import bearer, error_of
@@ -104,6 +107,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
     def _model(self, model_id: str, **changes: Any) -> model_pb2.Model:
         values = {
             "name": f"projects/default/models/{model_id}",
+            "uid": str(uuid.uuid4()),
             "state": model_pb2.Model.STATE_READY,
             "kind": model_pb2.Model.KIND_BASE,
             "digest": "d" * 64,
@@ -141,6 +145,7 @@ class Service:
         self.keys = read_or_create_keys(home)
         self.task_tokens = TaskTokens(self.keys.token_secret)
         self.models = Models(files)  # type: ignore[abstract]
+        self.holds = HoldsOfAnyone()
         self.limits = Limits(cpu_seconds=2, memory_bytes=512 << 20)
         self.min_free_bytes = 0
         self.address = self.models_address = ""
@@ -183,10 +188,14 @@ class Service:
                         add=model_service_pb2_grpc.add_ModelServiceServicer_to_server,
                         servicer=self.models,
                         name=descriptor.full_name,
-                    )
+                    ),
+                    self.holds.registration(),
                 ],
                 authenticator=Authenticator(self.keys),
-                policy={f"/{descriptor.full_name}/{method.name}": kinds for method in descriptor.methods},
+                policy={
+                    **{f"/{descriptor.full_name}/{method.name}": kinds for method in descriptor.methods},
+                    **HOLD_POLICY,
+                },
                 request_log=SqlRequestLog(database),
                 metrics=MetricsServer("127.0.0.1:0"),
             )

@@ -30,7 +30,8 @@ from luthier.v1.dataset_pb2 import (
 )
 from luthier.v1.rendering_pb2 import LENGTH_POLICY_DROP, TEMPLATE_ERROR_POLICY_STRICT, Rendering
 from luthier.v1.upload_pb2 import Upload
-from luthier.work.convert import failure_to_status, status_to_failure
+from luthier.work import schema as work_schema
+from luthier.work.failures import failure_to_status, status_to_failure
 
 P = "projects/default"
 # What was stored for a READY rendering at first, before later versions added fields.
@@ -140,7 +141,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Database]:
         shutil.copy(path, old)
     path = tmp_path / "data.db"
     url = f"sqlite+aiosqlite:///{path}"
-    upgrade(url, [old])
+    upgrade(url, [work_schema.MIGRATIONS, old])
     insert(path, "datasets", f"{P}/datasets/d", "ACTIVE", {"display_name": "Näme"}, '{"team": "a"}')
     insert(path, "dataset_versions", f"{P}/datasets/d/versions/ready", "READY", VERSION)
     failed = {**VERSION, "failure": FAILURE, "shards": [], "digest": ""}
@@ -157,7 +158,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Database]:
         connection.execute("INSERT INTO rendering_errors VALUES (?, ?, ?, ?, ?, ?)", gone)
         connection.execute("INSERT INTO staged_uploads VALUES ('uid', 'name', 1)")
     connection.close()
-    upgrade(url, [schema.MIGRATIONS])
+    upgrade(url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
     database = Database(url)
     yield database
     await database.close()
@@ -214,7 +215,7 @@ async def test_a_row_that_cannot_be_read_is_named_and_changes_nothing(tmp_path: 
         shutil.copy(path, old)
     path = tmp_path / "data.db"
     url = f"sqlite+aiosqlite:///{path}"
-    upgrade(url, [old])
+    upgrade(url, [work_schema.MIGRATIONS, old])
     insert(path, "renderings", f"{P}/renderings/r", "READY", {**RENDERING, "mask_mode": "NEWER"})
 
     def dump() -> str:
@@ -225,7 +226,7 @@ async def test_a_row_that_cannot_be_read_is_named_and_changes_nothing(tmp_path: 
 
     before = dump()
     with pytest.raises(DataLoss, match=r"renderings/r in renderings cannot be read.*NEWER"):
-        upgrade(url, [schema.MIGRATIONS])
+        upgrade(url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
     assert dump() == before
 
 

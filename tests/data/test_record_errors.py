@@ -9,11 +9,12 @@ from luthier.data.record_errors import add_errors, page_of_errors
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
 from luthier.v1.dataset_pb2 import RecordError
+from luthier.work import schema as work_schema
 
 
 async def test_errors_come_back_in_order_page_by_page(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'data.db'}"
-    upgrade(url, [schema.MIGRATIONS])
+    upgrade(url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
     database = Database(url)
     errors = [
         RecordError(

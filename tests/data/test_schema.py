@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from sqlalchemy import MetaData
+from tests.storage.declared import declared
 
 from luthier.data import schema
 from luthier.storage.migrations import differences, upgrade
@@ -10,11 +11,7 @@ from luthier.work import schema as work_schema
 def test_the_migrated_database_has_the_tables_that_the_code_declares(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'data.db'}"
     upgrade(url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
-    declared = MetaData()
-    for source in (schema.metadata, work_schema.metadata):
-        for table in source.tables.values():
-            table.to_metadata(declared)
-    assert differences(url, declared) == []
+    assert differences(url, declared(schema.metadata, work_schema.metadata)) == []
     missing = MetaData()
     schema.uploads.to_metadata(missing)
     assert differences(url, missing) != []

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import json
 import threading
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import pyarrow
 import pytest
 import torch
 from tests.evaluation.tiny_models import write_adapter, write_base
+from tests.work.keepers import HoldsOfAnyone
 
 from luthier.errors import NotFound
 from luthier.evaluation.__main__ import build, plan
@@ -44,6 +46,7 @@ from luthier.v1 import (
     model_service_pb2_grpc,
 )
 from luthier.work.cache import BlobCache
+from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
 from luthier.work.link import WorkerLink
 from luthier.work.peers import bearer, error_of
@@ -108,6 +111,7 @@ class DataServer(data_service_pb2_grpc.DataServiceServicer):
         ]
         return dataset_pb2.DatasetVersion(
             name=VERSION,
+            uid=uid_of(VERSION),
             state=dataset_pb2.DatasetVersion.STATE_READY,
             digest="d" * 64,
             statistics=dataset_pb2.DatasetStatistics(splits=splits),
@@ -161,6 +165,7 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
             raise NotFound(f"{request.name} does not exist")
         return model_pb2.Model(
             name=request.name,
+            uid=uid_of(name),
             state=self.states.get(name, model_pb2.Model.STATE_READY),
             digest=digest_of(name),
             base_model=f"{PROJECT}/models/base" if name.startswith("tuned") else "",
@@ -191,6 +196,11 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         for offset in range(0, len(data), 1 << 20):
             part = data[offset : offset + (1 << 20)]
             yield model_service_pb2.DownloadModelFileResponse(offset=offset, data=part)
+
+
+def uid_of(name: str) -> str:
+    """Return the uid that a resource of the fixtures goes by."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
 def digest_of(model: str) -> str:
@@ -253,12 +263,16 @@ class Site:
                         servicer=self.models,
                         name=model.full_name,
                     ),
+                    HoldsOfAnyone().registration(),
                 ],
                 authenticator=Authenticator(self.keys),
                 policy={
-                    f"/{service.full_name}/{method.name}": tasks
-                    for service in (data, model)
-                    for method in service.methods
+                    **{
+                        f"/{service.full_name}/{method.name}": tasks
+                        for service in (data, model)
+                        for method in service.methods
+                    },
+                    **HOLD_POLICY,
                 },
                 request_log=SqlRequestLog(database),
                 metrics=MetricsServer("127.0.0.1:0"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.evaluation.former_rows import FAILURE, LATEST, OLDEST, PROGRESS, P
+from tests.storage.declared import declared
 
 from luthier.evaluation import schema
 from luthier.evaluation.evaluations.repository import AnswerFiles, Predictions, evaluations
@@ -20,7 +21,8 @@ from luthier.v1 import evaluation_pb2
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_VALIDATION
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, ScoreEstimate
 from luthier.v1.event_pb2 import Progress
-from luthier.work.convert import status_to_failure
+from luthier.work import schema as work_schema
+from luthier.work.failures import status_to_failure
 from luthier.worker.v1.task_pb2 import Asking, BlobFile, PrefixTokens
 
 MADE_US, CHANGED_US = 1_000_001, 2_000_002
@@ -47,7 +49,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Database]:
         shutil.copy(path, old)
     path = tmp_path / "evaluation.db"
     url = f"sqlite+aiosqlite:///{path}"
-    upgrade(url, [old])
+    upgrade(url, [work_schema.MIGRATIONS, old])
     with sqlite3.connect(path) as connection:
         insert(connection, "oldest", "SUCCEEDED", OLDEST)
         insert(connection, "latest", "SUCCEEDED", LATEST)
@@ -64,8 +66,8 @@ async def home(tmp_path: Path) -> AsyncIterator[Database]:
             file = (named(owner), 64, 0, "a", "f" * 64, 7)
             connection.execute("INSERT INTO answer_files VALUES (?, ?, ?, ?, ?, ?)", file)
     connection.close()
-    upgrade(url, [schema.MIGRATIONS])
-    assert differences(url, schema.metadata) == []
+    upgrade(url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
+    assert differences(url, declared(work_schema.metadata, schema.metadata)) == []
     database = Database(url)
     yield database
     await database.close()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
+from tests.work.keepers import MemoryKeeper
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from luthier.errors import NotFound
@@ -37,7 +38,7 @@ from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
 from luthier.v1.rendering_pb2 import LengthStatistics, Rendering, RenderingSplitStatistics
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
 from luthier.work import schema as work_schema
-from luthier.work.events import StateChanged
+from luthier.work.elsewhere import Elsewhere
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue
@@ -141,6 +142,8 @@ class Bench:
     models: ModelService
     jobs: JobService
     renderings: MemoryRenderings
+    keeper: MemoryKeeper
+    elsewhere: Elsewhere
     roots: Path
 
     PARENT: ClassVar[str] = "projects/default"
@@ -237,9 +240,10 @@ class Bench:
     async def states(self, name: str) -> list[str]:
         """States that a resource's events tell of, in order."""
         async with self.database.reading() as connection:
-            events = await self.log.read(connection, name, 1, 1000)
-        payloads = [event.entry.payload for event in events]
-        return [payload.state for payload in payloads if isinstance(payload, StateChanged)]
+            family: Any = self.jobs.family if "/fineTuningJobs/" in name else self.models.family
+            uid = (await family.get(connection, name)).uid
+            events = await self.log.read(connection, uid, 1, 1000)
+        return [event.state_change.state for event in events if event.HasField("state_change")]
 
 
 def with_counts(
@@ -296,7 +300,9 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     roots.mkdir()
     models = ModelService(database, log, queue, blobs, [roots])
     renderings = MemoryRenderings()
-    jobs = JobService(database, log, queue, models, renderings)
+    keeper = MemoryKeeper()
+    elsewhere = Elsewhere(database, {"renderings": keeper})
+    jobs = JobService(database, log, queue, models, renderings, elsewhere)
     released = ReleasedBlobs(database, blobs)
     queue.register(TaskKind.TRAIN, TrainHandler(jobs.family, log, models, blobs, released))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
@@ -308,6 +314,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         models=models,
         jobs=jobs,
         renderings=renderings,
+        keeper=keeper,
+        elsewhere=elsewhere,
         roots=roots,
     )
     await made.add_model()

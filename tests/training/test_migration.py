@@ -27,7 +27,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
 )
 from luthier.v1.model_pb2 import HubSource, Model, ModelFile, Taught
 from luthier.work import schema as work_schema
-from luthier.work.convert import status_to_failure
+from luthier.work.failures import status_to_failure
 
 JOB = "projects/p/fineTuningJobs/one"
 FAILURE = {
@@ -318,4 +318,7 @@ async def test_a_model_keeps_all_that_it_said(
     for standard in ("name", "uid", "state", "labels", "create_time", "update_time", "etag", "error"):
         told.ClearField(standard)
     expected.kind = Model.Kind.Value(f"KIND_{body['kind']}")
+    for made_from in (body.get("base_model"), body.get("fine_tuning_job")):
+        if made_from:
+            expected.references.add(name=made_from)
     assert told == expected

@@ -12,15 +12,37 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.storage.database import Database
-from luthier.v1 import fine_tuning_job_pb2
+from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work import schema
-from luthier.work.events import Entry, StateChanged
+from luthier.work.events import state_changed
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
 from luthier.work.tasks import NewTask, Task, TaskKind
 from luthier.worker.v1 import task_pb2
+
+
+def uid_of(subject: str) -> str:
+    """The uid of a resource that only a test knows; another text than its name."""
+    return f"uid of {subject}"
+
+
+def new_task(
+    subject: str,
+    kind: TaskKind = TaskKind.TRAIN,
+    project: str = "p",
+    resources: tuple[str, ...] = (),
+) -> NewTask:
+    """What is queued for such a resource."""
+    return NewTask(kind=kind, uid=uid_of(subject), subject=subject, project=project, resources=resources)
+
+
+def attempt_kind(event: event_pb2.Event) -> str:
+    """What became of an attempt, STARTED say; empty for other events."""
+    if not event.HasField("attempt_change"):
+        return ""
+    return event_pb2.AttemptChange.Kind.Name(event.attempt_change.kind).removeprefix("KIND_")
 
 
 @dataclass
@@ -50,10 +72,10 @@ class RecordingHandler:
         self,
         connection: AsyncConnection,
         task: Task,
-        entries: Sequence[Entry],
+        events: Sequence[event_pb2.Event],
         run_record: fine_tuning_job_pb2.RunRecord | None,
     ) -> None:
-        self.calls.append(("reported", len(entries)))
+        self.calls.append(("reported", len(events)))
 
     async def checkpointed(
         self,
@@ -95,8 +117,7 @@ class RecordingHandler:
 
     async def _end(self, connection: AsyncConnection, task: Task, state: str) -> None:
         self.calls.append((state, task.attempt))
-        payload = StateChanged(state=state, final=True)
-        await self.log.append(connection, task.subject, [Entry(payload=payload)])
+        await self.log.append(connection, task.uid, [state_changed(state)], final=True)
 
 
 class Clock:
@@ -122,9 +143,7 @@ class Bench:
 
     async def enqueue(self, subject: str = "jobs/a", project: str = "p") -> Task:
         async with self.database.transaction() as connection:
-            return await self.queue.enqueue(
-                connection, NewTask(kind=TaskKind.TRAIN, subject=subject, project=project, resources=("r",))
-            )
+            return await self.queue.enqueue(connection, new_task(subject, project=project, resources=("r",)))
 
     async def claim(self, worker: str = "w@1", wait_seconds: float = 0.0) -> Task | None:
         """Claim as a worker does, with the first heartbeat that says that the task arrived."""
@@ -136,12 +155,9 @@ class Bench:
     async def kinds(self, subject: str = "jobs/a") -> list[str]:
         """Names of the subject's events, numbered without gaps."""
         async with self.database.reading() as connection:
-            events = await self.log.read(connection, subject, 1, 1000)
+            events = await self.log.read(connection, uid_of(subject), 1, 1000)
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-        return [
-            getattr(event.entry.payload, "kind", None) or type(event.entry.payload).__name__
-            for event in events
-        ]
+        return [attempt_kind(event) or str(event.WhichOneof("payload")) for event in events]
 
     def successor(self, settings: QueueSettings | None = None) -> Queue:
         """The queue of a restarted service on the same database."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from tests.work.conftest import RecordingHandler
+from tests.work.conftest import RecordingHandler, new_task, uid_of
 
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.storage.blobs import BlobStore
@@ -18,7 +18,7 @@ from luthier.work.host import Hosted, Parts, ServicePlan, hosting
 from luthier.work.peers import bearer
 from luthier.work.queue import QueueSettings
 from luthier.work.running import Runner
-from luthier.work.tasks import NewTask, TaskKind
+from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerPlan, work_until
 from luthier.worker.v1 import worker_service_pb2_grpc
 
@@ -45,8 +45,7 @@ class Site:
 
     async def enqueue(self, subject: str = "jobs/a", kind: TaskKind = TaskKind.TRAIN) -> None:
         async with self.parts.database.transaction() as connection:
-            new = NewTask(kind=kind, subject=subject, project="p")
-            await self.parts.queue.enqueue(connection, new)
+            await self.parts.queue.enqueue(connection, new_task(subject, kind))
 
     async def until(self, done: Callable[[], bool], seconds: float = 20.0) -> None:
         """Wait for something that the worker brings about."""
@@ -61,8 +60,8 @@ class Site:
     async def texts(self, subject: str = "jobs/a") -> list[str]:
         """Log lines of a subject, in order."""
         async with self.parts.database.reading() as connection:
-            events = await self.parts.log.read(connection, subject, 1, 10_000)
-        return [text for event in events if (text := getattr(event.entry.payload, "text", None)) is not None]
+            events = await self.parts.log.read(connection, uid_of(subject), 1, 10_000)
+        return [event.log.text for event in events if event.HasField("log")]
 
     @asynccontextmanager
     async def wire(self, secret: str | None = None) -> AsyncIterator[tuple[Any, Any]]:

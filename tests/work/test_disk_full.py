@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from tests.small_disk import fill, mounted
+from tests.work.conftest import attempt_kind, uid_of
 from tests.work.hosted import Site, serve
 
 from luthier.errors import Internal
 from luthier.storage.disk import Disk
 from luthier.work import running
 from luthier.work.context import TaskContext, TaskFailed
-from luthier.work.events import AttemptChanged, StateChanged
 from luthier.worker.v1 import task_pb2
 
 pytestmark = pytest.mark.long
@@ -48,17 +48,15 @@ def done() -> task_pb2.TaskResult:
 async def ended(site: Site) -> list[str]:
     """The final state, if the log has one."""
     async with site.parts.database.reading() as connection:
-        events = await site.parts.log.read(connection, "jobs/a", 1, 1000)
-    payloads = [event.entry.payload for event in events]
-    return [payload.state for payload in payloads if isinstance(payload, StateChanged) and payload.final]
+        events = await site.parts.log.read(connection, uid_of("jobs/a"), 1, 1000)
+    return [event.state_change.state for event in events if event.HasField("state_change")]
 
 
 async def losses(site: Site) -> list[tuple[str, str]]:
     """Every attempt's end, with its message, as its user reads it."""
     async with site.parts.database.reading() as connection:
-        events = await site.parts.log.read(connection, "jobs/a", 1, 1000)
-    payloads = [event.entry.payload for event in events]
-    return [(payload.kind, payload.message) for payload in payloads if isinstance(payload, AttemptChanged)]
+        events = await site.parts.log.read(connection, uid_of("jobs/a"), 1, 1000)
+    return [(kind, event.attempt_change.message) for event in events if (kind := attempt_kind(event))]
 
 
 async def test_a_task_that_fills_the_workers_disk_is_given_back_and_done_later(

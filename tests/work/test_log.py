@@ -8,62 +8,62 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from luthier.errors import Failure, OutOfRange, Reason, ResourceExhausted
-from luthier.v1 import event_pb2
+from luthier.v1.event_pb2 import CheckpointCommitted, Event, MetricValues, Progress
 from luthier.work import feed
-from luthier.work.events import (
-    AttemptChanged,
-    CheckpointCommitted,
-    Entry,
-    Event,
-    Logged,
-    Measured,
-    Payload,
-    Progressed,
-    StateChanged,
-)
+from luthier.work.events import attempt_changed, line, state_changed
+from luthier.work.failures import failure_to_status
+from luthier.work.feed import Told
 from luthier.work.log import EventLog
 
 if TYPE_CHECKING:
     from tests.work.conftest import Bench
 
-SUBJECT = "jobs/a"
+NAME = "jobs/a"
+UID = "uid of jobs/a"
+FAILURE = Failure(code="RESOURCE_EXHAUSTED", reason="OUT_OF_MEMORY", message="too big")
 
 
-async def append(bench: Bench, *payloads: Payload) -> None:
+async def append(bench: Bench, *events: Event, final: bool = False) -> None:
     async with bench.database.transaction() as connection:
-        await bench.log.append(connection, SUBJECT, [Entry(payload=payload) for payload in payloads])
+        await bench.log.append(connection, UID, events, final=final)
 
 
-def line(number: int) -> Logged:
-    return Logged(severity="INFO", text=str(number))
+def numbered(number: int) -> Event:
+    return line(str(number))
 
 
-async def collect(bench: Bench, start: int = 0) -> list[event_pb2.Event]:
-    return [event async for event in bench.log.watch(SUBJECT, start) if not event.HasField("heartbeat")]
+async def collect(bench: Bench, start: int = 0) -> list[Event]:
+    return [event async for event in bench.log.watch(UID, NAME, start) if not event.HasField("heartbeat")]
 
 
 @pytest.mark.parametrize(
-    "payload",
+    "event",
     [
-        StateChanged(state="RUNNING", message="why"),
-        StateChanged(state="FAILED", failure=Failure(code="INTERNAL", reason="INTERNAL", message="m")),
-        Progressed(phase="training", completed=3, total=9, unit="steps", remaining_seconds=1.5),
-        Measured(values={"train_loss": 0.25}),
-        CheckpointCommitted(checkpoint="jobs/a/checkpoints/5"),
-        Logged(severity="WARNING", text="look"),
-        AttemptChanged(kind="LOST", worker="w", message="silent"),
+        state_changed("RUNNING", "why"),
+        state_changed("FAILED", error=failure_to_status(FAILURE)),
+        Event(progress=Progress(phase="training", completed=3, total=9, unit="steps", remaining_seconds=1.5)),
+        Event(step=7, attempt=2, metrics=MetricValues(values={"train_loss": 0.25})),
+        Event(checkpoint=CheckpointCommitted(checkpoint="jobs/a/checkpoints/5")),
+        line("look", "WARNING", step=7, attempt=2),
+        attempt_changed("LOST", "w", "silent", attempt=2),
     ],
+    ids=lambda event: str(event.WhichOneof("payload")),
 )
-async def test_read_returns_what_was_appended(bench: Bench, payload: Payload) -> None:
+async def test_read_returns_what_was_appended(bench: Bench, event: Event) -> None:
+    given = event.SerializeToString(deterministic=True)
     async with bench.database.transaction() as connection:
-        await bench.log.append(connection, SUBJECT, [Entry(payload=payload, step=7, attempt=2)])
-        events = await bench.log.read(connection, SUBJECT, 1, 10)
-    assert [event.entry for event in events] == [Entry(payload=payload, step=7, attempt=2)]
+        await bench.log.append(connection, UID, [event])
+        (read,) = await bench.log.read(connection, UID, 1, 10)
+    assert event.SerializeToString(deterministic=True) == given, "what is given is left as it is"
+    assert read.sequence == 1
+    assert read.HasField("event_time")
+    for told_by_the_log in ("sequence", "event_time"):
+        read.ClearField(told_by_the_log)
+    assert read == event
 
 
 async def test_watch_shows_a_failure_as_a_status(bench: Bench) -> None:
-    failure = Failure(code="RESOURCE_EXHAUSTED", reason="OUT_OF_MEMORY", message="too big")
-    await append(bench, StateChanged(state="FAILED", failure=failure, final=True))
+    await append(bench, state_changed("FAILED", error=failure_to_status(FAILURE)), final=True)
     error = (await collect(bench))[0].state_change.error
     assert (error.code, error.message) == (8, "too big")
 
@@ -72,14 +72,15 @@ async def test_watch_follows_live_and_ends_after_the_final_state(bench: Bench) -
     watching = asyncio.create_task(collect(bench))
     for number in range(3):
         await asyncio.sleep(0.02)
-        await append(bench, line(number))
-    await append(bench, StateChanged(state="SUCCEEDED", final=True), line(99))
+        await append(bench, numbered(number))
+    await append(bench, state_changed("SUCCEEDED"), final=True)
+    await append(bench, numbered(99))
     events = await asyncio.wait_for(watching, 5.0)
     assert [event.sequence for event in events] == [1, 2, 3, 4]
 
 
 async def test_watch_resumed_anywhere_misses_and_repeats_nothing(bench: Bench) -> None:
-    await append(bench, *(line(number) for number in range(600)), StateChanged(state="X", final=True))
+    await append(bench, *(numbered(number) for number in range(600)), state_changed("X"), final=True)
     whole = [event.sequence for event in await collect(bench)]
     assert whole == list(range(1, 602))
     for start in (1, 2, 256, 257, 600, 601):
@@ -88,20 +89,20 @@ async def test_watch_resumed_anywhere_misses_and_repeats_nothing(bench: Bench) -
 
 async def test_watch_after_the_final_state_ends_at_once(bench: Bench) -> None:
     """Who read the last event and lost the connection before the end of the stream asks again from here."""
-    await append(bench, line(1), StateChanged(state="SUCCEEDED", final=True))
+    await append(bench, numbered(1), state_changed("SUCCEEDED"), final=True)
     assert await asyncio.wait_for(collect(bench, 3), 2.0) == []
 
 
 async def test_watch_beyond_the_next_event_is_refused(bench: Bench) -> None:
-    await append(bench, line(1))
+    await append(bench, numbered(1))
     with pytest.raises(OutOfRange, match=r"at most 2.*got 3") as caught:
         await collect(bench, 3)
     assert caught.value.reason == Reason.SEQUENCE_EXPIRED
 
 
 async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
-    await append(bench, line(1))
-    stream = aiter(bench.log.watch(SUBJECT))
+    await append(bench, numbered(1))
+    stream = aiter(bench.log.watch(UID, NAME))
     assert (await anext(stream)).sequence == 1
     beat = await asyncio.wait_for(anext(stream), 2.0)
     assert beat.HasField("heartbeat")
@@ -111,8 +112,8 @@ async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
 
 async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:
     log = EventLog(bench.database, slow_reader_seconds=0.05)
-    await append(bench, line(1), line(2))
-    stream = aiter(log.watch(SUBJECT))
+    await append(bench, numbered(1), numbered(2))
+    stream = aiter(log.watch(UID, NAME))
     await anext(stream)
     await asyncio.sleep(0.1)
     with pytest.raises(ResourceExhausted, match="watch again from sequence 2") as caught:
@@ -122,22 +123,22 @@ async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:
 
 async def test_many_watchers_cost_one_reading_of_the_database(bench: Bench) -> None:
     counted = 0
-    read = bench.log.read
+    read = bench.log._told
 
-    async def counting(*arguments: Any) -> list[Event]:
+    async def counting(*arguments: Any) -> list[Told]:
         nonlocal counted
         counted += 1
         return await read(*arguments)
 
-    await append(bench, *(line(number) for number in range(100)))
+    await append(bench, *(numbered(number) for number in range(100)))
     watching = [asyncio.create_task(collect(bench)) for _ in range(60)]
-    while len(bench.log._watchers.get(SUBJECT, ())) < 60:  # noqa: ASYNC110 - nothing tells when
+    while len(bench.log._watchers.get(UID, ())) < 60:  # noqa: ASYNC110 - nothing tells when
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.2)
-    bench.log.read = counting  # type: ignore[method-assign,assignment]
+    bench.log._told = counting  # type: ignore[method-assign,assignment]
     for number in range(10):
-        await append(bench, line(number))
-    await append(bench, StateChanged(state="X", final=True))
+        await append(bench, numbered(number))
+    await append(bench, state_changed("X"), final=True)
     answers = await asyncio.wait_for(asyncio.gather(*watching), 20.0)
     assert all([event.sequence for event in answer] == list(range(1, 112)) for answer in answers)
     # One for each commit, and one more where a watcher came between a commit and its reading.
@@ -152,11 +153,11 @@ async def test_a_slow_watcher_reads_again_what_was_let_go(
 ) -> None:
     monkeypatch.setattr(feed, "MAX_CHUNKS", 2)
     monkeypatch.setattr(feed, "CHUNK", 8)
-    slow = aiter(bench.log.watch(SUBJECT))
-    await append(bench, *(line(number) for number in range(40)))
+    slow = aiter(bench.log.watch(UID, NAME))
+    await append(bench, *(numbered(number) for number in range(40)))
     seen = [(await anext(slow)).sequence]
     fast = asyncio.create_task(collect(bench, 1))
-    await append(bench, *(line(number) for number in range(59)), StateChanged(state="X", final=True))
+    await append(bench, *(numbered(number) for number in range(59)), state_changed("X"), final=True)
     assert [event.sequence for event in await asyncio.wait_for(fast, 10.0)] == list(range(1, 101))
     seen += [event.sequence async for event in slow if not event.HasField("heartbeat")]
     assert seen == list(range(1, 101))
@@ -166,16 +167,16 @@ async def test_a_slow_watcher_reads_again_what_was_let_go(
 async def test_append_of_a_rolled_back_transaction_leaves_no_number(bench: Bench) -> None:
     async def append_and_fail() -> None:
         async with bench.database.transaction() as connection:
-            await bench.log.append(connection, SUBJECT, [Entry(payload=line(1))])
+            await bench.log.append(connection, UID, [numbered(1)])
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         await append_and_fail()
-    await append(bench, line(2), StateChanged(state="X", final=True))
+    await append(bench, numbered(2), state_changed("X"), final=True)
     assert [event.sequence for event in await collect(bench)] == [1, 2]
 
 
 async def test_concurrent_appends_are_numbered_without_gaps(bench: Bench) -> None:
-    await asyncio.gather(*(append(bench, line(number), line(number)) for number in range(20)))
-    await append(bench, StateChanged(state="X", final=True))
+    await asyncio.gather(*(append(bench, numbered(number), numbered(number)) for number in range(20)))
+    await append(bench, state_changed("X"), final=True)
     assert [event.sequence for event in await collect(bench)] == list(range(1, 42))

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import event, insert, select, update
 
 from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.v1.event_pb2 import Event, MetricValues
 from luthier.work import queue
-from luthier.work.events import Entry, Logged, Measured
+from luthier.work.events import line
 from luthier.work.schema import tasks
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from tests.work.conftest import Bench
 
 DONE = Outcome(result=task_pb2.TaskResult())
-
-
-def line(text: str) -> Entry:
-    return Entry(payload=Logged(severity="INFO", text=text))
 
 
 async def test_claim_leases_the_task_queued_longest(bench: Bench) -> None:
@@ -74,7 +71,7 @@ async def test_a_stale_epoch_is_refused_everywhere(bench: Bench) -> None:
         with pytest.raises(FailedPrecondition, match=r"not leased at epoch 1.*epoch 2") as caught:
             await call
         assert caught.value.reason == Reason.LEASE_LOST
-    assert "Logged" not in await bench.kinds()
+    assert "log" not in await bench.kinds()
     await bench.queue.finish(second.task_id, second.epoch, DONE)
 
 
@@ -172,20 +169,20 @@ async def test_report_records_each_local_number_once(bench: Bench) -> None:
     assert await bench.queue.report(*held, [(1, line("a")), (2, line("b"))], None) == 2
     assert await bench.queue.report(*held, [(2, line("b")), (3, line("c"))], None) == 3
     assert await bench.queue.report(*held, [(1, line("a"))], None) == 3
-    assert await bench.kinds() == ["STARTED", "Logged", "Logged", "Logged"]
+    assert await bench.kinds() == ["STARTED", "log", "log", "log"]
 
 
 async def test_report_counts_local_numbers_anew_in_each_attempt(bench: Bench) -> None:
     await bench.enqueue()
     first = await bench.claim()
     assert first is not None
-    measured = Entry(payload=Measured(values={"train_loss": 1.0}), step=1)
+    measured = Event(step=1, metrics=MetricValues(values={"train_loss": 1.0}))
     await bench.queue.report(first.task_id, first.epoch, [(1, measured)], None)
     await bench.queue.release_worker("w", "2")
     second = await bench.claim("w@2")
     assert second is not None
     await bench.queue.report(second.task_id, second.epoch, [(1, measured)], None)
-    assert await bench.kinds() == ["STARTED", "Measured", "LOST", "STARTED", "Measured"]
+    assert await bench.kinds() == ["STARTED", "metrics", "LOST", "STARTED", "metrics"]
 
 
 async def test_finish_may_be_repeated(bench: Bench) -> None:
@@ -223,7 +220,7 @@ async def test_finish_as_unavailable_queues_the_task_again(bench: Bench) -> None
 async def test_request_cancel_ends_a_queued_task_at_once(bench: Bench) -> None:
     task = await bench.enqueue()
     async with bench.database.transaction() as connection:
-        await bench.queue.request_cancel(connection, task.subject)
+        await bench.queue.request_cancel(connection, task.uid)
     assert bench.handler.calls == [("CANCELLED", 0)]
     assert await bench.claim() is None
 
@@ -233,7 +230,7 @@ async def test_request_cancel_tells_the_holder(bench: Bench) -> None:
     task = await bench.claim()
     assert task is not None
     async with bench.database.transaction() as connection:
-        await bench.queue.request_cancel(connection, task.subject)
+        await bench.queue.request_cancel(connection, task.uid)
     assert (await bench.queue.heartbeat(task.task_id, task.epoch)).cancel_requested
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
     assert bench.handler.calls[-1] == ("CANCELLED", 1)
@@ -244,7 +241,7 @@ async def test_a_lost_task_that_was_to_stop_is_not_queued_again(bench: Bench) ->
     task = await bench.claim()
     assert task is not None
     async with bench.database.transaction() as connection:
-        await bench.queue.request_cancel(connection, task.subject)
+        await bench.queue.request_cancel(connection, task.uid)
     bench.clock.now += 11.0
     await bench.queue.expire()
     assert bench.handler.calls[-1] == ("CANCELLED", 1)
@@ -309,7 +306,7 @@ async def test_finished_tasks_leave_after_their_time(bench: Bench, monkeypatch: 
     async with bench.database.reading() as connection:
         left = {row.subject for row in await connection.execute(select(tasks))}
     assert left == {"jobs/8", "jobs/9", "jobs/queued"}
-    assert "StateChanged" in await bench.kinds("jobs/0"), "events stay"
+    assert "state_change" in await bench.kinds("jobs/0"), "events stay"
 
 
 async def test_finished_tasks_cost_a_count_and_a_claim_nothing(bench: Bench) -> None:
@@ -318,6 +315,7 @@ async def test_finished_tasks_cost_a_count_and_a_claim_nothing(bench: Bench) -> 
             {
                 "task_id": f"t{number}",
                 "kind": "TRAIN",
+                "uid": f"u{number}",
                 "subject": f"jobs/{number}",
                 "project": "p",
                 "resources": [],

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.work.conftest import uid_of
 from tests.work.hosted import Site, serve
 
 from luthier.errors import Failure, InvalidArgument
@@ -121,7 +122,7 @@ async def test_a_cancel_reaches_the_runner(site: Site) -> None:
     async with site.worker(run):
         await site.until(began.is_set)
         async with site.parts.database.transaction() as connection:
-            await site.parts.queue.request_cancel(connection, "jobs/a")
+            await site.parts.queue.request_cancel(connection, uid_of("jobs/a"))
         await site.until(lambda: "CANCELLED" in site.states)
 
 
@@ -253,7 +254,7 @@ async def test_a_runner_that_waits_for_a_file_hears_within_a_second(
             stopping.set()
         else:
             async with site.parts.database.transaction() as connection:
-                await site.parts.queue.request_cancel(connection, "jobs/a")
+                await site.parts.queue.request_cancel(connection, uid_of("jobs/a"))
         began = time.monotonic()
         await site.until(lambda: "CANCELLED" in site.states or "lost" in site.states)
         assert time.monotonic() - began < 2.0, "a heartbeat brings the wish, the wait hears it"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.work.conftest import uid_of
 from tests.work.hosted import KINDS, Site, serve
 
 from luthier.errors import AlreadyExists, FailedPrecondition
@@ -137,7 +138,7 @@ async def test_a_runner_that_stands_still_is_lost_and_its_process_ends(site: Sit
     assert gave_back.is_set(), "what else ran was given back"
     async with site.parts.database.reading() as connection:
         tasks = {
-            name: await site.parts.queue._tasks.of_subject(connection, name)
+            name: await site.parts.queue._tasks.of_resource(connection, uid_of(name))
             for name in ("jobs/a", "models/m")
         }
     assert [(task.state, task.losses) for task in tasks.values() if task is not None] == [

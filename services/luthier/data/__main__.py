@@ -20,7 +20,9 @@ from luthier.work.text_pool import TextPool
 
 def build(parts: Parts, config: Config) -> Hosted:
     """Put the service together on its real adapters."""
-    models = ModelPeer(parts.channel(config.training_address), parts.task_tokens)
+    training = parts.channel(config.training_address)
+    parts.holds_at(training, "the Training service", "models")
+    models = ModelPeer(training, parts.task_tokens)
     token_texts = TokenTexts(parts.blobs, TextPool())
     parts.at_end(token_texts.close)
     data = assemble(parts, models, token_texts, config.max_upload_bytes)
@@ -28,6 +30,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         registrations=[data.registration],
         handlers=dict(data.handlers),
         policy=POLICY,
+        families=data.families,
         before_serving=data.uploads.recover,
     )
 

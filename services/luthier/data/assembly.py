@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from luthier.data.datasets import repository as dataset_rows
 from luthier.data.datasets.service import DatasetService
 from luthier.data.datasets.servicer import BuildVersionHandler, DatasetsServicer
+from luthier.data.renderings import repository as rendering_rows
 from luthier.data.renderings.service import Models, RenderingService
 from luthier.data.renderings.servicer import RenderHandler, RenderingsServicer
 from luthier.data.renderings.token_texts import TokenTexts
@@ -19,6 +21,8 @@ from luthier.runtime.paging import PageTokens
 from luthier.runtime.server import Registration
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
+from luthier.storage.stored import Rows
+from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
 from luthier.work.log import EventLog
@@ -45,6 +49,10 @@ class Parts(Protocol):
         """Work for its workers."""
 
     @property
+    def elsewhere(self) -> Elsewhere:
+        """What its resources need at other services."""
+
+    @property
     def page_tokens(self) -> PageTokens:
         """Makes tokens of list calls."""
 
@@ -55,10 +63,14 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataService:
-    """How to add it to a server, who follows each kind of task, and the uploads, which `recover` at start."""
+    """How to add it to a server, who follows each kind of task, what others may hold, and the uploads.
+
+    Those `recover` at the start.
+    """
 
     registration: Registration
     handlers: Mapping[TaskKind, TaskHandler]
+    families: Mapping[str, Rows[Any, Any]]
     uploads: UploadService
 
 
@@ -67,7 +79,7 @@ def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_b
     reader = ShardReader(parts.blobs)
     uploads = UploadService(parts.database, parts.blobs, max_upload_bytes)
     datasets = DatasetService(parts.database, parts.log, parts.queue, uploads)
-    renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models)
+    renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models, parts.elsewhere)
     registered = registration(
         DatasetsServicer(datasets, reader, parts.page_tokens, parts.projects),
         UploadsServicer(uploads, parts.projects),
@@ -77,4 +89,8 @@ def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_b
         TaskKind.BUILD_VERSION: BuildVersionHandler(datasets),
         TaskKind.RENDER: RenderHandler(renderings),
     }
-    return DataService(registration=registered, handlers=handlers, uploads=uploads)
+    families: Mapping[str, Rows[Any, Any]] = {
+        "versions": dataset_rows.versions(),
+        "renderings": rendering_rows.renderings(),
+    }
+    return DataService(registration=registered, handlers=handlers, families=families, uploads=uploads)

@@ -22,11 +22,14 @@ from luthier.work.tasks import TaskKind
 
 def build(parts: Parts, config: Config) -> Hosted:
     """Put the service together on its real adapters."""
-    peers = GrpcPeers(
-        parts.channel(config.data_address), parts.channel(config.training_address), parts.task_tokens
-    )
+    data, training = parts.channel(config.data_address), parts.channel(config.training_address)
+    parts.holds_at(data, "the Data service", "versions")
+    parts.holds_at(training, "the Training service", "models")
+    peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange()
-    evaluations = EvaluationService(parts.database, parts.log, parts.queue, peers, parts.blobs)
+    evaluations = EvaluationService(
+        parts.database, parts.log, parts.queue, peers, parts.blobs, parts.elsewhere
+    )
     generations = GenerationService(exchange, peers, parts.task_tokens, config.projects)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens, config.projects), GenerationServicer(generations)

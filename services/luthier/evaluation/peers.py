@@ -53,16 +53,19 @@ class GrpcPeers:
         request = model_service_pb2.GetModelRequest(name=name)
         model: model_pb2.Model = await self._ask(self._models.GetModel, request, "the Training service")
         if not model.HasField("taught") and model.fine_tuning_job:
-            taught = await self._taught_by(model.fine_tuning_job)
+            uids = {reference.name: reference.uid for reference in model.references}
+            taught = await self._taught_by(model.fine_tuning_job, uids.get(model.fine_tuning_job, ""))
             if taught is not None:
                 model.taught.CopyFrom(taught)
         return model
 
-    async def _taught_by(self, job_name: str) -> model_pb2.Taught | None:
-        """Return what a job taught, as its rendering still says; None when it is gone or another one."""
+    async def _taught_by(self, job_name: str, job_uid: str) -> model_pb2.Taught | None:
+        """Return what a job taught, as its rendering still says; None when one of them is gone or another one."""
         try:
             wanted = training_service_pb2.GetFineTuningJobRequest(name=job_name)
             job = await self._ask(self._jobs.GetFineTuningJob, wanted, "the Training service")
+            if job.uid != job_uid:
+                return None
             request = data_service_pb2.GetRenderingRequest(name=job.rendering)
             rendering = await self._ask(self._data.GetRendering, request, "the Data service")
         except NotFound:

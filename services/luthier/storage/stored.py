@@ -200,6 +200,13 @@ class Rows(Generic[M, P]):
         """Return the resource as a transaction sees it. Raises NotFound."""
         return self._one((await connection.execute(self.statement(name))).mappings().all(), name)
 
+    async def of_uid(self, connection: AsyncConnection, uid: str) -> Stored[M, P]:
+        """Return the resource of a uid as a transaction sees it. Raises NotFound, also when it is deleted."""
+        columns = self._table.c
+        mine = (columns.uid == uid, columns.delete_time_us.is_(None))
+        found = await connection.execute(select(self._table).where(*mine))
+        return self._one(found.mappings().all(), f"the resource with uid {uid}")
+
     async def update(
         self, connection: AsyncConnection, old: Stored[M, P], message: M, private: P | None = None
     ) -> Stored[M, P]:
@@ -231,6 +238,19 @@ class Rows(Generic[M, P]):
         """
         changes = {"progress": self._progress(message), "update_time_us": self._clock_us()}
         await self._replace(connection, old, changes)
+        return self._stored({**old._row, **changes})
+
+    async def delete(self, connection: AsyncConnection, old: Stored[M, P]) -> Stored[M, P]:
+        """Mark a resource as deleted; return it as stored. Its name may be used again, its row and uid stay.
+
+        Raises as `update`.
+        """
+        now_us = self._clock_us()
+        changes = {"delete_time_us": now_us, "update_time_us": now_us, "revision": old.revision + 1}
+        await self._replace(connection, old, changes)
+        if self._has_labels:
+            labels: Table = self._table.info[LABELS]
+            await connection.execute(delete(labels).where(labels.c.name == old.message.name))  # type: ignore[attr-defined]
         return self._stored({**old._row, **changes})
 
     def page_statement(
@@ -282,7 +302,7 @@ class Rows(Generic[M, P]):
         """Return the columns of a resource. `value` is its message, less what the columns alone tell."""
         message = self._message_type()
         message.CopyFrom(value)
-        for told_by_columns in ("etag", "update_time", *self._progress_fields):
+        for told_by_columns in ("etag", "update_time", "delete_time", *self._progress_fields):
             message.ClearField(told_by_columns)
         message.uid = uid  # type: ignore[attr-defined]
         message.create_time.FromMicroseconds(create_time_us)  # type: ignore[attr-defined]
@@ -293,6 +313,7 @@ class Rows(Generic[M, P]):
             "state": self._state(value),
             "create_time_us": create_time_us,
             "update_time_us": create_time_us if revision == 1 else self._clock_us(),
+            "delete_time_us": None,
             "revision": revision,
             "message": message.SerializeToString(deterministic=True),
             "progress": self._progress(value),
@@ -330,6 +351,8 @@ class Rows(Generic[M, P]):
     def _message(self, row: Mapping[str, Any] | RowMapping) -> M:
         message: Any = self._message_type.FromString(row["message"] + row["progress"])
         message.update_time.FromMicroseconds(row["update_time_us"])
+        if row["delete_time_us"] is not None:
+            message.delete_time.FromMicroseconds(row["delete_time_us"])
         message.etag = f'"{row["revision"]}"'
         return message  # type: ignore[no-any-return]
 

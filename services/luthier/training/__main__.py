@@ -41,6 +41,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         for root in config.roots:
             root.mkdir(mode=0o700, exist_ok=True)
     channel = parts.channel(config.data_address)
+    parts.holds_at(channel, "the Data service", "renderings")
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
     training = assemble(parts, renderings, config.roots)
     return Hosted(
@@ -51,6 +52,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         handlers=dict(training.handlers),
         chores=[Chore(work=training.released.sweep, interval_seconds=_SWEEP_SECONDS)],
         policy={**jobs.POLICY, **models.POLICY},
+        families=training.families,
     )
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
+from luthier.storage.stored import Rows
 from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService, Renderings
 from luthier.training.jobs.servicer import TrainingServicer
+from luthier.training.models import repository as model_rows
 from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import ModelServicer, RegisterModelHandler
+from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
 from luthier.work.log import EventLog
@@ -42,6 +45,10 @@ class Parts(Protocol):
         """Work for its workers."""
 
     @property
+    def elsewhere(self) -> Elsewhere:
+        """What its resources need at other services."""
+
+    @property
     def page_tokens(self) -> PageTokens:
         """Makes tokens of list calls."""
 
@@ -52,18 +59,19 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The two servicers, who follows each kind of task, and the bytes that wait to be given back."""
+    """The two servicers, who follows each kind of task, what others may hold, and the bytes to be given back."""
 
     jobs: TrainingServicer
     models: ModelServicer
     handlers: Mapping[TaskKind, TaskHandler]
+    families: Mapping[str, Rows[Any, Any]]
     released: ReleasedBlobs
 
 
 def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Training:
     """Put the service together on real adapters or a test's."""
     models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)
-    jobs = JobService(parts.database, parts.log, parts.queue, models, renderings)
+    jobs = JobService(parts.database, parts.log, parts.queue, models, renderings, parts.elsewhere)
     released = ReleasedBlobs(parts.database, parts.blobs)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
@@ -73,5 +81,6 @@ def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Tra
         jobs=TrainingServicer(jobs, parts.page_tokens, parts.projects),
         models=ModelServicer(models, parts.page_tokens, parts.projects),
         handlers=handlers,
+        families={"models": model_rows.models()},
         released=released,
     )

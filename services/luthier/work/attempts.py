@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure, Reason
 from luthier.storage.database import Database
-from luthier.work.events import AttemptChanged, AttemptKind, Entry
+from luthier.work.events import AttemptKind, attempt_changed
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
@@ -41,8 +41,8 @@ class Attempts:
     ) -> None:
         """Log how the current attempt of a task stands."""
         worker = holder_parts(task.worker)[0]
-        payload = AttemptChanged(kind=kind, worker=worker, message=message)
-        await self.log.append(connection, task.subject, [Entry(payload=payload, attempt=task.attempt)])
+        event = attempt_changed(kind, worker, message, attempt=task.attempt)
+        await self.log.append(connection, task.uid, [event])
         if kind != "STARTED":
             self.metrics.attempts.labels(task.kind.value, kind.lower()).inc()
 

@@ -21,8 +21,7 @@ from luthier.errors import (
 from luthier.storage.files import path_below
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.cache import BlobCache
-from luthier.work.convert import entry_to_proto
-from luthier.work.events import Entry, Logged, Measured, Payload, Progressed, Severity
+from luthier.work.events import Severity, line
 from luthier.work.limited import Check
 from luthier.work.retry import HEAR_SECONDS
 from luthier.work.session import TaskSession
@@ -163,22 +162,22 @@ class TaskContext:
         step: int = 0,
     ) -> None:
         """Report progress; total 0 and remaining_seconds 0 mean not known."""
-        payload = Progressed(
+        progress = event_pb2.Progress(
             phase=phase,
             completed=completed,
             total=total,
             unit=unit,
             remaining_seconds=remaining_seconds,
         )
-        self._add(payload, step)
+        self._add(event_pb2.Event(step=step, progress=progress))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Report values measured at `step`."""
-        self._add(Measured(values=values), step)
+        self._add(event_pb2.Event(step=step, metrics=event_pb2.MetricValues(values=values)))
 
     def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
         """Report a line for people."""
-        self._add(Logged(severity=severity, text=text), step)
+        self._add(line(text, severity, step=step))
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
         """Report what exactly runs."""
@@ -232,9 +231,8 @@ class TaskContext:
         """
         return self._wait(self._session.commit_checkpoint(step, files, metrics))
 
-    def _add(self, payload: Payload, step: int) -> None:
+    def _add(self, event: event_pb2.Event) -> None:
         self._activity += 1
-        event: event_pb2.Event = entry_to_proto(Entry(payload=payload, step=step))
         self._loop.call_soon_threadsafe(self._session.add_event, event)
 
     def _wait(self, call: Coroutine[Any, Any, T], check: Check = lambda: None) -> T:

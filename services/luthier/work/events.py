@@ -1,92 +1,50 @@
-"""Events: the numbered, append-only story of a resource, as plain values."""
+"""How the events of resources are made: messages, stored and sent as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
-from luthier.errors.failure import Failure
+from google.rpc import status_pb2
+
+from luthier.v1.event_pb2 import AttemptChange, Event, LogLine, StateChange
 
 Severity = Literal["INFO", "WARNING", "ERROR"]
 AttemptKind = Literal["STARTED", "SUCCEEDED", "FAILED", "LOST", "CANCELLED"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateChanged:
-    """The resource entered `state`. After a `final` one no event follows."""
-
-    state: str
-    message: str = ""
-    failure: Failure | None = None
-    final: bool = False
+def state_changed(
+    state: str, message: str = "", error: status_pb2.Status | None = None, *, attempt: int = 0
+) -> Event:
+    """Return that the resource entered `state`, a name without its prefix, and why."""
+    return Event(attempt=attempt, state_change=StateChange(state=state, message=message, error=error))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progressed:
-    """`completed` of `total` units are done (total 0: not known); remaining_seconds 0: not known."""
-
-    phase: str
-    completed: int
-    total: int
-    unit: str
-    remaining_seconds: float = 0.0
+def line(text: str, severity: Severity = "INFO", *, step: int = 0, attempt: int = 0) -> Event:
+    """Return a line for people."""
+    number = LogLine.Severity.Value(f"SEVERITY_{severity}")
+    return Event(step=step, attempt=attempt, log=LogLine(severity=number, text=text))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Values by metric name."""
-
-    values: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointCommitted:
-    """A checkpoint, by resource name, can be resumed from."""
-
-    checkpoint: str
+def attempt_changed(kind: AttemptKind, worker: str, message: str = "", *, attempt: int) -> Event:
+    """Return that an attempt began or ended."""
+    number = AttemptChange.Kind.Value(f"KIND_{kind}")
+    return Event(attempt=attempt, attempt_change=AttemptChange(kind=number, worker=worker, message=message))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Logged:
-    """A line for people."""
+def reported(told: Event, attempt: int) -> Event | None:
+    """Return what a worker reported as it is recorded; None for kinds that only the service writes.
 
-    severity: Severity
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptChanged:
-    """An attempt began or ended."""
-
-    kind: AttemptKind
-    worker: str
-    message: str = ""
-
-
-Payload = StateChanged | Progressed | Measured | CheckpointCommitted | Logged | AttemptChanged
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """An event before it is numbered.
-
-    Attributes:
-        payload: what happened.
-        step: optimiser step it speaks of, 0 where steps do not apply.
-        attempt: attempt that reported it, 0 where none was running.
+    A line without a severity is one of the normal course of work.
     """
-
-    payload: Payload
-    step: int = 0
-    attempt: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """A recorded event; `sequence` counts from 1 within its subject, without gaps."""
-
-    sequence: int
-    event_time: datetime
-    entry: Entry
+    event = Event(step=told.step, attempt=attempt)
+    match told.WhichOneof("payload"):
+        case "progress":
+            event.progress.CopyFrom(told.progress)
+        case "metrics":
+            event.metrics.CopyFrom(told.metrics)
+        case "log":
+            event.log.CopyFrom(told.log)
+            event.log.severity = told.log.severity or LogLine.SEVERITY_INFO
+        case _:
+            return None
+    return event

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import FailedPrecondition
+from luthier.errors import DataLoss, FailedPrecondition
+from luthier.runtime.names import project_of
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
 from luthier.storage.stored import Rows, Stored, require_etag
-from luthier.v1 import event_pb2
-from luthier.work.convert import status_to_failure
-from luthier.work.events import Entry, StateChanged
+from luthier.v1.event_pb2 import Event
+from luthier.v1.reference_pb2 import Reference
+from luthier.work import elsewhere
+from luthier.work.elsewhere import Hold
+from luthier.work.events import state_changed
+from luthier.work.holds import Holds
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
-from luthier.work.tasks import NewTask, Task
+from luthier.work.tasks import NewTask, Task, TaskKind
 
 M = TypeVar("M", bound=Message)
 P = TypeVar("P", bound=Message)
@@ -31,9 +36,41 @@ class Tasks(Protocol):
         """Queue a task in the caller's transaction."""
         ...
 
-    async def request_cancel(self, connection: AsyncConnection, subject: str) -> None:
+    async def request_cancel(self, connection: AsyncConnection, uid: str) -> None:
         """Stop the task of a resource in the caller's transaction."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a new resource needs to go on being there.
+
+    Attributes:
+        until_end: uids of resources of the same service, until it has ended.
+        lasting: uids of resources of the same service, as long as it is there itself.
+        elsewhere: resources of other services that `Elsewhere.holding` holds, until it has ended.
+    """
+
+    until_end: Sequence[str] = ()
+    lasting: Sequence[str] = ()
+    elsewhere: Sequence[Hold] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a worker is to do for a new resource; its token may read `resources` at other services."""
+
+    kind: TaskKind
+    resources: tuple[str, ...] = ()
+
+
+def referred(message: Message, name: str) -> Reference:
+    """Return the reference to a resource of a name that a resource was made from. Raises DataLoss when it has none."""
+    references: Sequence[Reference] = message.references  # type: ignore[attr-defined]
+    for reference in references:
+        if reference.name == name:
+            return reference
+    raise DataLoss(f"{message.name} does not say which {name} it was made from")  # type: ignore[attr-defined]
 
 
 def require_state(stored: Stored[M, P], state: int, lifecycle: Lifecycle) -> Stored[M, P]:
@@ -60,14 +97,19 @@ class Family(Generic[M, P]):
         self._database = database
         self._log = log
         self._tasks = tasks
+        self._holds = Holds()
 
     async def read(self, name: str) -> Stored[M, P]:
         """Return a resource by one cheap read. Raises NotFound."""
         return await self._rows.read(self._database, name)
 
-    async def stored(self, connection: AsyncConnection, name: str) -> Stored[M, P]:
+    async def get(self, connection: AsyncConnection, name: str) -> Stored[M, P]:
         """Return a resource as the transaction sees it. Raises NotFound."""
         return await self._rows.get(connection, name)
+
+    async def of_uid(self, connection: AsyncConnection, uid: str) -> Stored[M, P]:
+        """Return a resource as the transaction sees it. Raises NotFound, also when it is deleted."""
+        return await self._rows.of_uid(connection, uid)
 
     async def page(
         self, request: ListRequest, tokens: PageTokens, *, filters: Collection[str] = ("state", "labels")
@@ -75,19 +117,31 @@ class Family(Generic[M, P]):
         """Return a page of resources and the next page's token. Raises InvalidArgument."""
         return await list_page(self._database, self._rows, tokens, request, filters=filters)
 
-    async def watch(self, name: str, start_sequence: int) -> AsyncIterator[event_pb2.Event]:
+    async def watch(self, name: str, start_sequence: int) -> AsyncIterator[Event]:
         """Yield the events of a resource from a number on, until its final one. Raises NotFound, OutOfRange."""
-        await self.read(name)
-        async for event in self._log.watch(name, start_sequence):
+        uid = (await self.read(name)).uid
+        async for event in self._log.watch(uid, name, start_sequence):
             yield event
 
     async def add(
-        self, connection: AsyncConnection, message: M, private: P, new: NewTask | None = None
+        self,
+        connection: AsyncConnection,
+        message: M,
+        private: P,
+        work: Work | None = None,
+        needs: Needs | None = None,
     ) -> Stored[M, P]:
-        """Store a new resource and queue the task that works for it, if any. Raises AlreadyExists."""
+        """Store a new resource, hold what it needs and queue the work for it, if any. Raises AlreadyExists."""
         stored = await self._rows.insert(connection, message, private)
         await self._announce(connection, stored)
-        if new is not None:
+        if needs is not None:
+            await self._holds.add(connection, needs.until_end, stored)
+            await self._holds.add(connection, needs.lasting, stored, lasting=True)
+            await elsewhere.record(connection, needs.elsewhere, stored)
+        if work is not None:
+            name: str = stored.message.name  # type: ignore[attr-defined]
+            project, resources = project_of(name), work.resources
+            new = NewTask(kind=work.kind, uid=stored.uid, subject=name, project=project, resources=resources)
             await self._tasks.enqueue(connection, new)
         return stored
 
@@ -116,6 +170,9 @@ class Family(Generic[M, P]):
             message.end_time.GetCurrentTime()
         moved = await self._rows.update(connection, stored, message, private)
         await self._announce(connection, moved, why, attempt)
+        if self.lifecycle.is_final(state):
+            await self._holds.end(connection, moved.uid)
+            await elsewhere.release_all(connection, moved.uid)
         return moved
 
     async def cancel(self, name: str, etag: str, stopping: int) -> M:
@@ -132,17 +189,44 @@ class Family(Generic[M, P]):
                 return stored.message
             if self.lifecycle.may_become(state, stopping):
                 await self.move(connection, stored, stopping)
-            await self._tasks.request_cancel(connection, name)
+            await self._tasks.request_cancel(connection, stored.uid)
             return (await self._rows.get(connection, name)).message
+
+    async def delete(self, name: str, etag: str) -> M:
+        """Delete a resource that has ended and that nothing needs.
+
+        Raises NotFound, Aborted ETAG_MISMATCH, FailedPrecondition WRONG_STATE and RESOURCE_IN_USE.
+        """
+        async with self._database.transaction(makes_room=True) as connection:
+            stored = await self._rows.get(connection, name)
+            require_etag(stored, etag)
+            state: int = stored.message.state  # type: ignore[attr-defined]
+            if not self.lifecycle.is_final(state):
+                now = self.lifecycle.name(state)
+                raise FailedPrecondition(
+                    f"{name} must have ended before it is deleted, it is {now}; cancel it, or wait for it",
+                    metadata={"name": name, "state": now},
+                )
+            return (await delete_free(connection, self._rows, stored)).message
 
     async def _announce(
         self, connection: AsyncConnection, stored: Stored[M, P], why: str = "", attempt: int = 0
     ) -> None:
         message: Any = stored.message
-        change = StateChanged(
-            state=self.lifecycle.name(message.state),
-            message=why,
-            failure=status_to_failure(message.error) if message.HasField("error") else None,
-            final=self.lifecycle.is_final(message.state),
+        change = state_changed(
+            self.lifecycle.name(message.state),
+            why,
+            message.error if message.HasField("error") else None,
+            attempt=attempt,
         )
-        await self._log.append(connection, message.name, [Entry(payload=change, attempt=attempt)])
+        final = self.lifecycle.is_final(message.state)
+        await self._log.append(connection, stored.uid, [change], final=final)
+
+
+async def delete_free(connection: AsyncConnection, rows: Rows[M, P], stored: Stored[M, P]) -> Stored[M, P]:
+    """Delete a resource that nothing needs, and free what it needed. Raises FailedPrecondition RESOURCE_IN_USE."""
+    holds = Holds()
+    await holds.require_free(connection, stored)
+    deleted = await rows.delete(connection, stored)
+    await holds.drop(connection, stored.uid)
+    return deleted

@@ -10,8 +10,7 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition
-from luthier.v1 import fine_tuning_job_pb2
-from luthier.work.events import Entry
+from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.families import Family
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
@@ -54,7 +53,7 @@ class FamilyTasks(Generic[M, P]):
         self,
         connection: AsyncConnection,
         task: Task,
-        entries: Sequence[Entry],
+        events: Sequence[event_pb2.Event],
         run_record: fine_tuning_job_pb2.RunRecord | None,
     ) -> None:
         """Nothing of a report is kept but its events."""
@@ -71,4 +70,4 @@ class FamilyTasks(Generic[M, P]):
         raise FailedPrecondition(f"a {task.kind} task has no checkpoints", metadata={"task": task.task_id})
 
     async def _move(self, connection: AsyncConnection, task: Task, state: int) -> None:
-        await self._family.move(connection, await self._family.stored(connection, task.subject), state)
+        await self._family.move(connection, await self._family.of_uid(connection, task.uid), state)

@@ -23,12 +23,12 @@ class Told:
 
 
 Load = Callable[[str, int, int], Awaitable[Sequence[Told]]]
-"""Reads at most so many events (third) of a subject (first) from a number (second) on, in order."""
+"""Reads at most so many events (third) of a resource (uid, first) from a number (second) on, in order."""
 
 
 @dataclass(slots=True)
 class _Chunk:
-    """Events that follow one another without a gap; `version` of the subject when they were last read."""
+    """Events that follow one another without a gap; `version` of the resource when they were last read."""
 
     version: int = -1
     events: list[Told] = field(default_factory=list)
@@ -36,9 +36,9 @@ class _Chunk:
 
 
 class Feed:
-    """The latest chunks of watched subjects: `MAX_CHUNKS` of `CHUNK` events at most, whoever reads how slowly.
+    """The latest chunks of watched resources: `MAX_CHUNKS` of `CHUNK` events at most, whoever reads how slowly.
 
-    A log only grows, so a full chunk is true for ever, and the last one until the subject is `touch`ed. What was
+    A log only grows, so a full chunk is true for ever, and the last one until its resource is `touch`ed. What was
     let go is read again by whom it is late for. Messages are shared: who gets one must not change it.
     """
 
@@ -47,53 +47,53 @@ class Feed:
         self._versions: dict[str, int] = {}
         self._chunks: OrderedDict[tuple[str, int], _Chunk] = OrderedDict()
 
-    def touch(self, subject: str) -> None:
-        """Say that a subject has more events now."""
-        self._versions[subject] = self.version(subject) + 1
+    def touch(self, uid: str) -> None:
+        """Say that a resource has more events now."""
+        self._versions[uid] = self.version(uid) + 1
 
-    def version(self, subject: str) -> int:
-        """Return how often a subject was touched since somebody watches it."""
-        return self._versions.get(subject, 0)
+    def version(self, uid: str) -> int:
+        """Return how often a resource was touched since somebody watches it."""
+        return self._versions.get(uid, 0)
 
-    def forget(self, subject: str) -> None:
-        """Let go of a subject that nobody watches any more."""
-        self._versions.pop(subject, None)
-        for key in [key for key in self._chunks if key[0] == subject]:
+    def forget(self, uid: str) -> None:
+        """Let go of a resource that nobody watches any more."""
+        self._versions.pop(uid, None)
+        for key in [key for key in self._chunks if key[0] == uid]:
             del self._chunks[key]
 
-    async def events(self, subject: str, first: int) -> Sequence[Told]:
+    async def events(self, uid: str, first: int) -> Sequence[Told]:
         """Return events from number `first` on, at most a chunk; none when it is not there yet.
 
         Those who ask at once for the same ones wait for one reading. Raises what the reading raises.
         """
         index, offset = divmod(first - 1, CHUNK)
-        key = (subject, index)
+        key = (uid, index)
         chunk = self._chunks.get(key)
         if chunk is None:
             chunk = self._chunks[key] = _Chunk()
             self._shrink(key)
         self._chunks.move_to_end(key)
-        if not self._is_current(subject, chunk):
+        if not self._is_current(uid, chunk):
             async with chunk.reading:
-                await self._read(subject, index, chunk)
+                await self._read(uid, index, chunk)
         return chunk.events[offset:]
 
-    async def refresh(self, subject: str) -> None:
-        """Read what is new of a subject before its watchers come to ask. Raises what the reading raises."""
-        newest = max((index for known, index in self._chunks if known == subject), default=None)
-        if newest is not None and len(await self.events(subject, newest * CHUNK + 1)) == CHUNK:
-            await self.events(subject, (newest + 1) * CHUNK + 1)
+    async def refresh(self, uid: str) -> None:
+        """Read what is new of a resource before its watchers come to ask. Raises what the reading raises."""
+        newest = max((index for known, index in self._chunks if known == uid), default=None)
+        if newest is not None and len(await self.events(uid, newest * CHUNK + 1)) == CHUNK:
+            await self.events(uid, (newest + 1) * CHUNK + 1)
 
-    def _is_current(self, subject: str, chunk: _Chunk) -> bool:
-        return len(chunk.events) == CHUNK or chunk.version == self.version(subject)
+    def _is_current(self, uid: str, chunk: _Chunk) -> bool:
+        return len(chunk.events) == CHUNK or chunk.version == self.version(uid)
 
-    async def _read(self, subject: str, index: int, chunk: _Chunk) -> None:
-        if self._is_current(subject, chunk):
+    async def _read(self, uid: str, index: int, chunk: _Chunk) -> None:
+        if self._is_current(uid, chunk):
             return
         # What is committed while we read counts as not read: it is read again, never missed.
-        version = self.version(subject)
+        version = self.version(uid)
         have = len(chunk.events)
-        chunk.events += await self._load(subject, index * CHUNK + have + 1, CHUNK - have)
+        chunk.events += await self._load(uid, index * CHUNK + have + 1, CHUNK - have)
         chunk.version = version
 
     def _shrink(self, kept: tuple[str, int]) -> None:

@@ -8,8 +8,7 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors.failure import Failure
-from luthier.v1 import fine_tuning_job_pb2
-from luthier.work.events import Entry
+from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
 
@@ -33,7 +32,7 @@ class TaskHandler(Protocol):
         self,
         connection: AsyncConnection,
         task: Task,
-        entries: Sequence[Entry],
+        events: Sequence[event_pb2.Event],
         run_record: fine_tuning_job_pb2.RunRecord | None,
     ) -> None:
         """A worker reported events; they stand in the log already."""

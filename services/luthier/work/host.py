@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
@@ -23,8 +24,14 @@ from luthier.storage.database import Database
 from luthier.storage.disk import MIN_FREE_BYTES
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
+from luthier.storage.stored import Rows
 from luthier.work import schema
+from luthier.work.elsewhere import Elsewhere, GrpcKeeper, Keeper
 from luthier.work.handlers import TaskHandler
+from luthier.work.hold_servicer import POLICY as HOLD_POLICY
+from luthier.work.hold_servicer import SERVICE as HOLD_SERVICE
+from luthier.work.hold_servicer import HoldServicer
+from luthier.work.holds import Holds
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.peers import aio_channel
@@ -34,9 +41,10 @@ from luthier.work.servicer import POLICY as WORKER_POLICY
 from luthier.work.servicer import Generations, WorkerServicer
 from luthier.work.tasks import TaskKind
 from luthier.work.workers import Workers
-from luthier.worker.v1 import worker_service_pb2_grpc
+from luthier.worker.v1 import hold_service_pb2_grpc, worker_service_pb2_grpc
 
 _EXPIRY_SECONDS = 1.0
+_HOLDS_SECONDS = 2.0
 _FORGET_SECONDS = 3600.0
 _LEAST_FLOOR_BYTES = 64 << 20
 """Who gives less of a floor than this has no room to keep for cancelling either."""
@@ -92,6 +100,8 @@ class Parts:
         work_metrics = WorkMetrics(self.metrics.registry, plan.kinds)
         self.workers = Workers(work_metrics, plan.queue.lease_seconds)
         self.queue = Queue(database, self.log, work_metrics, plan.queue)
+        self._keepers: dict[str, Keeper] = {}
+        self.elsewhere = Elsewhere(database, self._keepers)
         self._stack = stack
 
     async def expire(self) -> None:
@@ -102,11 +112,21 @@ class Parts:
         await self.queue.expire()
         self.workers.show()
 
+    async def forget_expired_holds(self) -> None:
+        """Delete holds of other services whose time is over."""
+        async with self.database.transaction() as connection:
+            await Holds().forget_expired(connection)
+
     def channel(self, address: str) -> grpc.aio.Channel:
         """Open a channel to another service; closed when this one stops."""
         channel = aio_channel(address)
         self._stack.push_async_callback(channel.close)
         return channel
+
+    def holds_at(self, channel: grpc.aio.Channel, peer: str, *collections: str) -> None:
+        """Have resources of these collections, `models` say, held at the service that a channel leads to."""
+        keeper = GrpcKeeper(channel, self.task_tokens, peer)
+        self._keepers.update(dict.fromkeys(collections, keeper))
 
     def at_end(self, close: Callable[[], None]) -> None:
         """Have something closed when this process stops."""
@@ -123,11 +143,15 @@ class Chore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
-    """What a service brings: its servicers, who follows its tasks, what it does before it serves and while it does."""
+    """What a service brings: its servicers, who follows its tasks, what it does before it serves and while it does.
+
+    `families` holds what other services may hold, by the id of its collection.
+    """
 
     registrations: Sequence[Registration]
     handlers: dict[TaskKind, TaskHandler]
     policy: Policy
+    families: Mapping[str, Rows[Any, Any]] = field(default_factory=dict)
     generations: Generations | None = None
     before_serving: Callable[[], Awaitable[None]] | None = None
     chores: Sequence[Chore] = ()
@@ -157,35 +181,50 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
             await hosted.before_serving()
         await parts.queue.recover()
         request_log = SqlRequestLog(database)
-        for loop in (
-            _repeat(parts.expire, _EXPIRY_SECONDS),
-            _repeat(parts.queue.count, _EXPIRY_SECONDS),
-            _repeat(request_log.forget_old, _FORGET_SECONDS),
-            *(_repeat(chore.work, chore.interval_seconds) for chore in hosted.chores),
-            _repeat(parts.queue.forget_finished, _FORGET_SECONDS),
-        ):
-            task = asyncio.create_task(loop)
+        for chore in (*_chores(parts, request_log), *hosted.chores):
+            task = asyncio.create_task(_repeat(chore.work, chore.interval_seconds))
             stack.callback(task.cancel)
-        worker_servicer = WorkerServicer(
-            parts.queue, parts.workers, parts.blobs, parts.task_tokens, hosted.generations
-        )
-        worker = Registration(
-            add=worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
-            servicer=worker_servicer,
-            name="luthier.worker.v1.WorkerService",
-        )
         running = await stack.enter_async_context(
             serving(
                 ServerOptions(address=plan.address),
-                [*hosted.registrations, worker],
+                [*hosted.registrations, *_internal(parts, hosted)],
                 authenticator=Authenticator(keys, parts.task_tokens),
-                policy={**hosted.policy, **WORKER_POLICY},
+                policy={**hosted.policy, **WORKER_POLICY, **HOLD_POLICY},
                 request_log=request_log,
                 metrics=parts.metrics,
             )
         )
         stack.callback(parts.queue.stop)
         yield running.port
+
+
+def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:
+    """Return what every service does beside its calls."""
+    return [
+        Chore(work=parts.expire, interval_seconds=_EXPIRY_SECONDS),
+        Chore(work=parts.queue.count, interval_seconds=_EXPIRY_SECONDS),
+        Chore(work=parts.elsewhere.sweep, interval_seconds=_HOLDS_SECONDS),
+        Chore(work=request_log.forget_old, interval_seconds=_FORGET_SECONDS),
+        Chore(work=parts.queue.forget_finished, interval_seconds=_FORGET_SECONDS),
+        Chore(work=parts.forget_expired_holds, interval_seconds=_FORGET_SECONDS),
+    ]
+
+
+def _internal(parts: Parts, hosted: Hosted) -> list[Registration]:
+    """Return what every service serves beside the public API."""
+    worker = WorkerServicer(parts.queue, parts.workers, parts.blobs, parts.task_tokens, hosted.generations)
+    return [
+        Registration(
+            add=worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
+            servicer=worker,
+            name="luthier.worker.v1.WorkerService",
+        ),
+        Registration(
+            add=hold_service_pb2_grpc.add_HoldServiceServicer_to_server,
+            servicer=HoldServicer(parts.database, hosted.families),
+            name=HOLD_SERVICE.full_name,
+        ),
+    ]
 
 
 async def _reserve(database: Database) -> None:

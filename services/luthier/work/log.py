@@ -13,9 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import OutOfRange, Reason, ResourceExhausted
 from luthier.storage.database import Database
-from luthier.v1 import event_pb2
-from luthier.work.convert import event_to_proto, payload_to_row, row_to_payload, time_from_us
-from luthier.work.events import Entry, Event, StateChanged
+from luthier.v1.event_pb2 import Event
 from luthier.work.feed import Feed, Told
 from luthier.work.schema import events
 
@@ -28,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Numbered events by subject, in SQL; live watchers wake after each commit.
+    """Numbered events by the uid of their resource, in SQL; live watchers wake after each commit.
 
     Watchers pull at their own pace from a feed that reads the database once for all of them, so that many cost
     little more than one, and a slow one no memory.
@@ -48,52 +46,50 @@ class EventLog:
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._feed = Feed(self._load)
 
-    async def append(self, connection: AsyncConnection, subject: str, entries: Sequence[Entry]) -> None:
-        """Number and store entries in the caller's transaction; watchers see them after its commit."""
-        if not entries:
+    async def append(
+        self, connection: AsyncConnection, uid: str, new: Sequence[Event], *, final: bool = False
+    ) -> None:
+        """Number and store events in the caller's transaction; watchers see them after its commit.
+
+        After a `final` last one no event follows. What is given is left as it is.
+        """
+        if not new:
             return
-        last = await self._last_sequence(connection, subject)
+        last = await self._last_sequence(connection, uid)
         now_us = time.time_ns() // 1000
         rows = []
-        for offset, entry in enumerate(entries, start=1):
-            kind, payload = payload_to_row(entry.payload)
+        for sequence, told in enumerate(new, start=last + 1):
+            event = Event()
+            event.CopyFrom(told)
+            event.sequence = sequence
+            event.event_time.FromMicroseconds(now_us)
+            is_final = final and sequence == last + len(new)
             rows.append(
-                {
-                    "subject": subject,
-                    "sequence": last + offset,
-                    "event_time_us": now_us,
-                    "attempt": entry.attempt,
-                    "step": entry.step,
-                    "kind": kind,
-                    "payload": payload,
-                }
+                {"uid": uid, "sequence": sequence, "final": is_final, "event": event.SerializeToString()}
             )
         await connection.execute(insert(events), rows)
-        self._database.after_commit(lambda: self._wake(subject))
+        self._database.after_commit(lambda: self._wake(uid))
 
     async def read(
-        self, connection: AsyncConnection, subject: str, start_sequence: int, limit: int
+        self, connection: AsyncConnection, uid: str, start_sequence: int, limit: int
     ) -> list[Event]:
-        """Return at most `limit` events from `start_sequence` on, in order."""
+        """Return at most `limit` events of a resource from `start_sequence` on, in order."""
+        return [told.message for told in await self._told(connection, uid, start_sequence, limit)]
+
+    async def _told(self, connection: AsyncConnection, uid: str, first: int, limit: int) -> list[Told]:
         statement = (
             select(events)
-            .where(events.c.subject == subject, events.c.sequence >= start_sequence)
+            .where(events.c.uid == uid, events.c.sequence >= first)
             .order_by(events.c.sequence)
             .limit(limit)
         )
         return [
-            Event(
-                sequence=row.sequence,
-                event_time=time_from_us(row.event_time_us),
-                entry=Entry(
-                    payload=row_to_payload(row.kind, row.payload), step=row.step, attempt=row.attempt
-                ),
-            )
+            Told(sequence=row.sequence, final=row.final, message=Event.FromString(row.event))
             for row in await connection.execute(statement)
         ]
 
-    async def watch(self, subject: str, start_sequence: int = 0) -> AsyncIterator[event_pb2.Event]:
-        """Yield the events of `subject` from `start_sequence` (0 means 1) on, with heartbeats while quiet.
+    async def watch(self, uid: str, name: str, start_sequence: int = 0) -> AsyncIterator[Event]:
+        """Yield the events of a resource from `start_sequence` (0 means 1) on, with heartbeats while quiet.
 
         Ends after a final state change; at once when that one is already read.
 
@@ -103,37 +99,35 @@ class EventLog:
         """
         wanted = max(start_sequence, 1)
         async with self._database.reading() as connection:
-            last = await self._last_sequence(connection, subject)
-            newest = await self.read(connection, subject, last, 1)
+            last = await self._last_sequence(connection, uid)
+            newest = await self._told(connection, uid, last, 1)
         if wanted > last + 1:
             raise OutOfRange(
                 reason=Reason.SEQUENCE_EXPIRED,
-                message=f"start_sequence must be at most {last + 1}, the next of {subject}, got {wanted}",
+                message=f"start_sequence must be at most {last + 1}, the next of {name}, got {wanted}",
                 metadata={"start_sequence": str(wanted), "next_sequence": str(last + 1)},
             )
-        if wanted > last and newest and _is_final(newest[0]):
+        if wanted > last and newest and newest[0].final:
             return
         woken = asyncio.Event()
-        self._watchers[subject].add(woken)
+        self._watchers[uid].add(woken)
         try:
-            async for message in self._follow(subject, wanted, woken):
+            async for message in self._follow(uid, name, wanted, woken):
                 yield message
         finally:
-            self._watchers[subject].discard(woken)
-            if not self._watchers[subject]:
-                del self._watchers[subject]
-                self._feed.forget(subject)
+            self._watchers[uid].discard(woken)
+            if not self._watchers[uid]:
+                del self._watchers[uid]
+                self._feed.forget(uid)
 
-    async def _follow(
-        self, subject: str, wanted: int, woken: asyncio.Event
-    ) -> AsyncIterator[event_pb2.Event]:
+    async def _follow(self, uid: str, name: str, wanted: int, woken: asyncio.Event) -> AsyncIterator[Event]:
         while True:
             woken.clear()
-            batch = await self._feed.events(subject, wanted)
+            batch = await self._feed.events(uid, wanted)
             for event in batch:
                 sent_at = time.monotonic()
                 yield event.message
-                self._refuse_slow_reader(subject, event.sequence, time.monotonic() - sent_at)
+                self._refuse_slow_reader(name, event.sequence, time.monotonic() - sent_at)
                 wanted = event.sequence + 1
                 if event.final:
                     return
@@ -143,62 +137,54 @@ class EventLog:
                 async with asyncio.timeout(self._heartbeat_seconds):
                     await woken.wait()
             except TimeoutError:
-                heartbeat = event_pb2.Event(sequence=wanted - 1)
+                heartbeat = Event(sequence=wanted - 1)
                 heartbeat.heartbeat.SetInParent()
                 yield heartbeat
 
-    def _refuse_slow_reader(self, subject: str, sequence: int, seconds: float) -> None:
+    def _refuse_slow_reader(self, name: str, sequence: int, seconds: float) -> None:
         if seconds > self._slow_reader_seconds:
             raise ResourceExhausted(
                 reason=Reason.SLOW_READER,
                 message=(
-                    f"reading one event of {subject} took {seconds:.0f} s, the limit is "
+                    f"reading one event of {name} took {seconds:.0f} s, the limit is "
                     f"{self._slow_reader_seconds:.0f} s; watch again from sequence {sequence + 1}"
                 ),
                 metadata={"next_sequence": str(sequence + 1)},
             )
 
-    async def _last_sequence(self, connection: AsyncConnection, subject: str) -> int:
-        statement = select(func.max(events.c.sequence)).where(events.c.subject == subject)
+    async def _last_sequence(self, connection: AsyncConnection, uid: str) -> int:
+        statement = select(func.max(events.c.sequence)).where(events.c.uid == uid)
         return (await connection.execute(statement)).scalar() or 0
 
-    async def _load(self, subject: str, first: int, limit: int) -> list[Told]:
+    async def _load(self, uid: str, first: int, limit: int) -> list[Told]:
         async with self._database.reading() as connection:
-            found = await self.read(connection, subject, first, limit)
-        return [
-            Told(sequence=event.sequence, final=_is_final(event), message=event_to_proto(event))
-            for event in found
-        ]
+            return await self._told(connection, uid, first, limit)
 
-    def _wake(self, subject: str) -> None:
-        if subject not in self._watchers:
+    def _wake(self, uid: str) -> None:
+        if uid not in self._watchers:
             return
-        self._feed.touch(subject)
-        if subject not in self._waking:
-            self._waking[subject] = asyncio.get_running_loop().create_task(self._wake_all(subject))
+        self._feed.touch(uid)
+        if uid not in self._waking:
+            self._waking[uid] = asyncio.get_running_loop().create_task(self._wake_all(uid))
 
-    async def _wake_all(self, subject: str) -> None:
+    async def _wake_all(self, uid: str) -> None:
         """Wake every watcher, a few at a time so that other calls come in between, until none has missed a commit."""
         version = -1
         try:
-            while version != self._feed.version(subject):
-                version = self._feed.version(subject)
-                await self._feed.refresh(subject)
-                await self._wake_some(tuple(self._watchers.get(subject, ())))
+            while version != self._feed.version(uid):
+                version = self._feed.version(uid)
+                await self._feed.refresh(uid)
+                await self._wake_some(tuple(self._watchers.get(uid, ())))
                 await asyncio.sleep(_PAUSE_SECONDS)
         except Exception:  # watchers read for themselves, and say what is wrong
-            _logger.exception("cannot read the events of %s", subject)
-            await self._wake_some(tuple(self._watchers.get(subject, ())))
+            _logger.exception("cannot read the events of %s", uid)
+            await self._wake_some(tuple(self._watchers.get(uid, ())))
         finally:
             # Before anything else runs: a commit from now on starts a task of its own.
-            del self._waking[subject]
+            del self._waking[uid]
 
     async def _wake_some(self, watchers: Sequence[asyncio.Event]) -> None:
         for place, woken in enumerate(watchers, start=1):
             woken.set()
             if place % _WOKEN_TOGETHER == 0:
                 await asyncio.sleep(0)
-
-
-def _is_final(event: Event) -> bool:
-    return isinstance(event.entry.payload, StateChanged) and event.entry.payload.final

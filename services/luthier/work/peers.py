@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from luthier.errors import LuthierError, PermissionDenied, Reason, Unauthenticated, Unavailable
-from luthier.work.convert import status_to_failure
+from luthier.work.failures import status_to_failure
 
 CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),

@@ -12,10 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason, ResourceExhausted, Unavailable
 from luthier.storage.database import Database
-from luthier.v1 import fine_tuning_job_pb2
+from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.aside import Aside, Unclaimable, is_passing_error
 from luthier.work.attempts import Attempts
-from luthier.work.events import Entry
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
@@ -104,12 +103,12 @@ class Queue:
         self._database.after_commit(self._announce)
         return task
 
-    async def request_cancel(self, connection: AsyncConnection, subject: str) -> None:
+    async def request_cancel(self, connection: AsyncConnection, uid: str) -> None:
         """Stop the task of a resource: at once when it is queued, by its worker when it is leased.
 
         A finished task is left alone.
         """
-        task = await self._tasks.of_subject(connection, subject)
+        task = await self._tasks.of_resource(connection, uid)
         if task is None or task.state is TaskState.DONE:
             return
         task = await self._tasks.change(connection, task.task_id, cancel_requested=True)
@@ -233,7 +232,7 @@ class Queue:
         self,
         task_id: str,
         epoch: int,
-        numbered: Sequence[tuple[int, Entry]],
+        numbered: Sequence[tuple[int, event_pb2.Event]],
         run_record: fine_tuning_job_pb2.RunRecord | None,
     ) -> int:
         """Record a worker's events, passing over numbers seen before; returns the highest number recorded.
@@ -243,13 +242,13 @@ class Queue:
         """
         async with self._database.transaction() as connection:
             task = await self.held(connection, task_id, epoch)
-            fresh = [(number, entry) for number, entry in numbered if number > task.last_local_number]
+            fresh = [(number, event) for number, event in numbered if number > task.last_local_number]
             if fresh:
                 task = await self._tasks.change(connection, task_id, last_local_number=fresh[-1][0])
-            entries = [entry for _, entry in fresh]
-            await self._log.append(connection, task.subject, entries)
-            if entries or run_record is not None:
-                await self._handlers[task.kind].reported(connection, task, entries, run_record)
+            events = [event for _, event in fresh]
+            await self._log.append(connection, task.uid, events)
+            if events or run_record is not None:
+                await self._handlers[task.kind].reported(connection, task, events, run_record)
         return task.last_local_number
 
     async def commit_checkpoint(

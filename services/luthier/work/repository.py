@@ -22,6 +22,7 @@ class Tasks:
         task = Task(
             task_id=uuid.uuid4().hex,
             kind=new.kind,
+            uid=new.uid,
             subject=new.subject,
             project=new.project,
             resources=new.resources,
@@ -45,9 +46,9 @@ class Tasks:
         row = (await connection.execute(select(tasks).where(tasks.c.task_id == task_id))).first()
         return _task(row) if row is not None else None
 
-    async def of_subject(self, connection: AsyncConnection, subject: str) -> Task | None:
+    async def of_resource(self, connection: AsyncConnection, uid: str) -> Task | None:
         """Return the task that works for a resource, or None."""
-        row = (await connection.execute(select(tasks).where(tasks.c.subject == subject))).first()
+        row = (await connection.execute(select(tasks).where(tasks.c.uid == uid))).first()
         return _task(row) if row is not None else None
 
     async def leased(self, connection: AsyncConnection) -> list[Task]:
@@ -184,6 +185,7 @@ def _task(row: Row[Any]) -> Task:
     return Task(
         task_id=row.task_id,
         kind=TaskKind(row.kind),
+        uid=row.uid,
         subject=row.subject,
         project=row.project,
         resources=tuple(row.resources),

@@ -20,7 +20,7 @@ from luthier.errors.failure import Failure
 from luthier.storage.disk import found_full
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
-from luthier.work.convert import failure_to_status, status_to_failure
+from luthier.work.failures import failure_to_status, status_to_failure
 from luthier.work.limits import Limits, allowed_seconds, kind_of
 from luthier.work.link import WorkerLink
 from luthier.work.session import TaskSession

@@ -27,6 +27,7 @@ tasks = Table(
     metadata,
     Column("task_id", String, primary_key=True),
     Column("kind", String, nullable=False),
+    Column("uid", String, nullable=False),
     Column("subject", String, nullable=False),
     Column("project", String, nullable=False),
     Column("resources", JSON, nullable=False),
@@ -43,7 +44,7 @@ tasks = Table(
     Column("ended_at_us", BigInteger, nullable=False, server_default="0"),
     Column("delays", Integer, nullable=False, server_default="0"),
     Column("heard", Boolean, nullable=False, server_default=true()),
-    UniqueConstraint("subject", name="uq_tasks_subject"),
+    UniqueConstraint("uid", name="uq_tasks_uid"),
     Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
     Index("ix_tasks_state_ended", "state", "ended_at_us"),
 )
@@ -51,13 +52,33 @@ tasks = Table(
 events = Table(
     "events",
     metadata,
-    Column("subject", String, primary_key=True),
+    Column("uid", String, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("event_time_us", BigInteger, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("step", BigInteger, nullable=False),
-    Column("kind", String, nullable=False),
-    Column("payload", JSON, nullable=False),
+    Column("final", Boolean, nullable=False),
+    Column("event", LargeBinary, nullable=False),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("held", String, primary_key=True),
+    Column("hold", String, primary_key=True),
+    Column("holder", String, nullable=False),
+    Column("lasting", Boolean, nullable=False),
+    Column("expire_time_us", BigInteger),
+    Index("ix_holds_hold", "hold"),
+)
+
+held_elsewhere = Table(
+    "held_elsewhere",
+    metadata,
+    Column("hold", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("uid", String, nullable=False),
+    Column("holder_uid", String, nullable=False),
+    Column("holder", String, nullable=False),
+    Column("released", Boolean, nullable=False),
+    Index("ix_held_elsewhere_holder", "holder_uid"),
 )
 
 request_log = Table(

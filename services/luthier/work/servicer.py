@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.runtime.auth import Policy, TaskTokens
 from luthier.storage.blobs import BlobStore
-from luthier.work.convert import entry_from_proto, status_to_failure
+from luthier.work.events import reported
+from luthier.work.failures import status_to_failure
 from luthier.work.queue import Queue
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.work.validity import require_valid
@@ -125,15 +126,15 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         task = await self._heard(request)
         numbered = []
         for local in request.events:
-            entry = entry_from_proto(local.event, task.attempt)
-            if entry is None:
+            event = reported(local.event, task.attempt)
+            if event is None:
                 kind = local.event.WhichOneof("payload")
                 raise InvalidArgument(
                     reason=Reason.INVALID_FIELD,
                     message=f"a worker may report progress, metrics and log lines, got {kind}",
                     metadata={"local_number": str(local.local_number)},
                 )
-            numbered.append((local.local_number, entry))
+            numbered.append((local.local_number, event))
         run_record = request.run_record if request.HasField("run_record") else None
         last = await self._queue.report(request.task, request.epoch, numbered, run_record)
         return worker_service_pb2.ReportEventsResponse(last_local_number=last)

@@ -33,12 +33,14 @@ class NewTask:
 
     Attributes:
         kind: what to do.
-        subject: resource the task works for; one task a subject.
+        uid: uid of the resource that the task works for; one task a resource.
+        subject: the resource's name.
         project: project id of the subject.
         resources: names of resources at other services that the task's token may read.
     """
 
     kind: TaskKind
+    uid: str
     subject: str
     project: str
     resources: tuple[str, ...] = ()
@@ -51,7 +53,8 @@ class Task:
     Attributes:
         task_id: id within the service.
         kind: what to do.
-        subject: resource the task works for.
+        uid: uid of the resource that the task works for.
+        subject: the resource's name.
         project: project id of the subject.
         resources: names of resources at other services that the task's token may read.
         state: where the task stands.
@@ -66,6 +69,7 @@ class Task:
 
     task_id: str
     kind: TaskKind
+    uid: str
     subject: str
     project: str
     resources: tuple[str, ...]

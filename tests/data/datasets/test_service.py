@@ -39,8 +39,7 @@ from luthier.v1.dataset_pb2 import (
 )
 from luthier.v1.upload_pb2 import Upload
 from luthier.work import schema as work_schema
-from luthier.work.convert import failure_to_status
-from luthier.work.events import StateChanged
+from luthier.work.failures import failure_to_status
 from luthier.work.log import EventLog
 from luthier.work.repository import Tasks
 from luthier.work.tasks import NewTask, Task, TaskKind
@@ -61,8 +60,8 @@ class PlainQueue:
         self.added.append(new)
         return await Tasks().add(connection, new)  # type: ignore[arg-type]
 
-    async def request_cancel(self, connection: object, subject: str) -> None:
-        raise AssertionError(f"nobody asks to stop {subject} here")
+    async def request_cancel(self, connection: object, uid: str) -> None:
+        raise AssertionError(f"nobody asks to stop {uid} here")
 
 
 class Bench:
@@ -100,16 +99,13 @@ class Bench:
         return (await self.service.versions.read(name)).message
 
     async def move(self, connection: AsyncConnection, name: str, state: int) -> None:
-        await self.service.versions.move(
-            connection, await self.service.versions.stored(connection, name), state
-        )
+        await self.service.versions.move(connection, await self.service.versions.get(connection, name), state)
 
     async def states(self, name: str) -> list[str]:
         async with self.database.reading() as connection:
-            events = await self.log.read(connection, name, 1, 100)
-        return [
-            event.entry.payload.state for event in events if isinstance(event.entry.payload, StateChanged)
-        ]
+            uid = (await self.service.versions.get(connection, name)).uid
+            events = await self.log.read(connection, uid, 1, 100)
+        return [event.state_change.state for event in events if event.HasField("state_change")]
 
 
 @pytest.fixture
@@ -152,7 +148,7 @@ async def test_create_version_queues_a_task_and_keeps_the_uploads_blob(bench: Be
     assert [file.size_bytes for file in private.source_files] == [len(upload)]
     assert version.invalid_record_policy == INVALID_RECORD_POLICY_STRICT
     assert bench.queue.added == [
-        NewTask(kind=TaskKind.BUILD_VERSION, subject=version.name, project="default")
+        NewTask(kind=TaskKind.BUILD_VERSION, uid=version.uid, subject=version.name, project="default")
     ]
     assert await bench.version(version.name) == version
     assert await bench.states(version.name) == ["QUEUED"]
@@ -214,11 +210,12 @@ async def test_create_version_of_no_dataset_or_with_a_taken_id_is_refused(bench:
 
 
 async def test_a_version_becomes_ready_with_what_the_worker_found(bench: Bench) -> None:
-    name = (await bench.create("", await bench.uploaded())).name
+    made = await bench.create("", await bench.uploaded())
+    name, uid = made.name, made.uid
     async with bench.database.transaction() as connection:
         for state in (State.STATE_BUILDING, State.STATE_QUEUED, State.STATE_BUILDING):
             await bench.move(connection, name, state)
-        await bench.service.version_built(connection, name, result(shard(0, 2), shard(2, 1), errors=3))
+        await bench.service.version_built(connection, uid, result(shard(0, 2), shard(2, 1), errors=3))
     version = await bench.service.ready_version(name)
     message = version.message
     assert message.sources[0].detected_format == DATASET_FORMAT_ALPACA
@@ -229,19 +226,21 @@ async def test_a_version_becomes_ready_with_what_the_worker_found(bench: Bench) 
 
 
 async def test_a_version_with_a_gap_between_its_shards_is_refused(bench: Bench) -> None:
-    name = (await bench.create("", await bench.uploaded())).name
+    made = await bench.create("", await bench.uploaded())
+    name, uid = made.name, made.uid
     with pytest.raises(InvalidArgument, match=r"shards\[1\]: must hold at least one row from row 2 on"):
         async with bench.database.transaction() as connection:
-            await bench.service.version_built(connection, name, result(shard(0, 2), shard(3, 1)))
+            await bench.service.version_built(connection, uid, result(shard(0, 2), shard(3, 1)))
     assert (await bench.version(name)).state == State.STATE_QUEUED
     assert await bench.service.list_errors(name, 0, 10) == []
 
 
 async def test_a_failed_version_keeps_its_failure_statistics_and_errors(bench: Bench) -> None:
-    name = (await bench.create("", await bench.uploaded())).name
+    made = await bench.create("", await bench.uploaded())
+    name, uid = made.name, made.uid
     failure = Failure(code="INVALID_ARGUMENT", reason=Reason.INVALID_RECORDS, message="bad at a.jsonl:1")
     async with bench.database.transaction() as connection:
-        await bench.service.version_failed(connection, name, failure, result(errors=1))
+        await bench.service.version_failed(connection, uid, failure, result(errors=1))
     version = await bench.version(name)
     assert (version.state, version.error) == (State.STATE_FAILED, failure_to_status(failure))
     assert version.statistics == STATISTICS
@@ -250,7 +249,7 @@ async def test_a_failed_version_keeps_its_failure_statistics_and_errors(bench: B
         await bench.service.ready_version(name)
     with pytest.raises(FailedPrecondition, match="never changes again"):
         async with bench.database.transaction() as connection:
-            await bench.service.version_built(connection, name, result())
+            await bench.service.version_built(connection, uid, result())
 
 
 async def test_create_dataset_names_every_field_that_is_not_valid(bench: Bench) -> None:

@@ -18,7 +18,7 @@ from luthier.errors import (
     ResourceExhausted,
 )
 from luthier.v1 import data_service_pb2, dataset_pb2
-from luthier.work.convert import status_to_failure
+from luthier.work.failures import status_to_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,7 +19,7 @@ from luthier.errors import (
 )
 from luthier.text.tokenizer import TokenizerBundle, bundle_digest
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2
-from luthier.work.convert import status_to_failure
+from luthier.work.failures import status_to_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

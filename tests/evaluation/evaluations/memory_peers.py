@@ -28,6 +28,7 @@ class MemoryPeers:
         ]
         return DatasetVersion(
             name=name,
+            uid=f"uid of {name}",
             state=DatasetVersion.State.Value(f"STATE_{self.state.get(name, 'READY')}"),
             digest="dv",
             statistics=DatasetStatistics(splits=splits),
@@ -39,6 +40,7 @@ class MemoryPeers:
             raise NotFound(f"{name} does not exist")
         return Model(
             name=name,
+            uid=f"uid of {name}",
             state=Model.State.Value(f"STATE_{self.state.get(name, 'READY')}"),
             digest=f"digest-{name.rsplit('/', 1)[-1]}",
             base_model=known[name],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from tests.storage.declared import declared
 
 from luthier.evaluation import schema
 from luthier.evaluation.evaluations.repository import evaluations
@@ -17,16 +18,17 @@ from luthier.storage.migrations import differences, upgrade
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.evaluation_pb2 import Comparison, Evaluation
 from luthier.v1.event_pb2 import Progress
+from luthier.work import schema as work_schema
 
 NAME = "projects/p/evaluations/e"
-TOLD_BY_COLUMNS = ("uid", "create_time", "update_time", "etag")
+TOLD_BY_COLUMNS = ("uid", "create_time", "update_time", "delete_time", "etag")
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     url = f"sqlite+aiosqlite:///{tmp_path / 'e.db'}"
-    upgrade(url, (schema.MIGRATIONS,))
-    assert differences(url, schema.metadata) == []
+    upgrade(url, (work_schema.MIGRATIONS, schema.MIGRATIONS))
+    assert differences(url, declared(work_schema.metadata, schema.metadata)) == []
     opened = Database(url)
     yield opened
     await opened.close()

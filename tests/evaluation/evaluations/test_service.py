@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import insert, update
 from tests.evaluation.evaluations.memory_peers import BASE, OTHER, PARENT, TUNED, VERSION, MemoryPeers
+from tests.work.keepers import MemoryKeeper
 
 from luthier.errors import (
     Aborted,
@@ -37,9 +38,11 @@ from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, Prediction
 from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
+from luthier.v1.event_pb2 import Event, Progress, StateChange
 from luthier.v1.model_pb2 import Taught
 from luthier.work import schema
-from luthier.work.events import Entry, Progressed, StateChanged
+from luthier.work.elsewhere import Elsewhere
+from luthier.work.failures import status_to_failure
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
@@ -62,6 +65,8 @@ class Bench:
     log: EventLog
     database: Database
     peers: MemoryPeers
+    keeper: MemoryKeeper
+    elsewhere: Elsewhere
 
     async def create(self, **changes: object) -> Evaluation:
         request = CreateEvaluationRequest(parent=PARENT, evaluation=draft(**changes), evaluation_id="e")
@@ -82,10 +87,11 @@ class Bench:
         assert claimed is not None
         return claimed
 
-    async def changes(self, name: str = "e") -> list[StateChanged]:
+    async def changes(self, name: str = "e") -> list[StateChange]:
         async with self.database.reading() as connection:
-            events = await self.log.read(connection, f"{PARENT}/evaluations/{name}", 1, 100)
-        return [payload for event in events if isinstance(payload := event.entry.payload, StateChanged)]
+            stored = await self.service.family.get(connection, f"{PARENT}/evaluations/{name}")
+            events = await self.log.read(connection, stored.uid, 1, 100)
+        return [event.state_change for event in events if event.HasField("state_change")]
 
     async def states(self, name: str = "e") -> list[str]:
         return [change.state for change in await self.changes(name)]
@@ -94,7 +100,7 @@ class Bench:
 async def test_an_evaluation_from_before_askings_were_kept_is_asked_as_its_base(bench: Bench) -> None:
     made = await bench.create()
     async with bench.database.transaction() as connection:
-        stored = await bench.service.family.stored(connection, made.name)
+        stored = await bench.service.family.get(connection, made.name)
         old = EvaluationPrivate(base_model=stored.private.base_model)
         await evaluations().update(connection, stored, stored.copy(), old)
     _, spec = await bench.claim()
@@ -123,9 +129,11 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(url)
     log, peers, blobs = EventLog(database), MemoryPeers(), MemoryBlobStore()
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), (TaskKind.EVALUATE,)), QueueSettings())
-    service = EvaluationService(database, log, queue, peers, blobs)
+    keeper = MemoryKeeper()
+    elsewhere = Elsewhere(database, {"versions": keeper, "models": keeper})
+    service = EvaluationService(database, log, queue, peers, blobs, elsewhere)
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
-    yield Bench(service, queue, blobs, log, database, peers)
+    yield Bench(service, queue, blobs, log, database, peers, keeper, elsewhere)
     await database.close()
 
 
@@ -197,8 +205,8 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_
     made = await bench.create()
     task, spec = await bench.claim()
     assert spec.evaluate.evaluation.name == made.name
-    progress = Progressed(phase="arm zero, 1 of 2", completed=1, total=6, unit="answers")
-    await bench.queue.report(task.task_id, task.epoch, [(1, Entry(payload=progress))], None)
+    progress = Progress(phase="arm zero, 1 of 2", completed=1, total=6, unit="answers")
+    await bench.queue.report(task.task_id, task.epoch, [(1, Event(progress=progress))], None)
     running = await bench.get(made.name)
     assert running.HasField("progress")
     assert running.progress.completed == 1
@@ -241,8 +249,8 @@ async def test_an_evaluation_that_fails_says_why(bench: Bench) -> None:
     assert (failed.error.code, failed.error.message) == (3, "row 3: no JSON")
     assert failed.HasField("end_time")
     told = (await bench.changes())[-1]
-    assert (told.state, told.message, told.final) == ("FAILED", "row 3: no JSON", True)
-    assert told.failure == failure
+    assert (told.state, told.message) == ("FAILED", "row 3: no JSON")
+    assert status_to_failure(told.error) == failure
     with pytest.raises(FailedPrecondition, match="must be SUCCEEDED to have predictions, it is FAILED"):
         await bench.predictions(made.name, 0, 10, 1 << 20)
 
@@ -253,7 +261,7 @@ async def stored_as_rows(bench: Bench) -> tuple[StoredEvaluation, list[Predictio
     found = [Prediction(row=row, reference=f"ref {row}") for row in range(1, 6)]
     assert {row.ByteSize() for row in found} == {9}
     async with bench.database.transaction() as connection:
-        stored = await bench.service.family.stored(connection, made.name)
+        stored = await bench.service.family.get(connection, made.name)
         for state in (State.STATE_RUNNING, State.STATE_SUCCEEDED):
             stored = await bench.service.family.move(connection, stored, state)
         rows = [
@@ -308,10 +316,10 @@ async def test_the_etag_outlives_progress_but_no_other_change(bench: Bench) -> N
     task, _ = await bench.claim()
     seen = await bench.get(made.name)
     for completed in range(1, 4):
-        progress = Progressed(
+        progress = Progress(
             phase="arm a", completed=completed, total=9, unit="answers", remaining_seconds=1.0
         )
-        await bench.queue.report(task.task_id, task.epoch, [(completed, Entry(payload=progress))], None)
+        await bench.queue.report(task.task_id, task.epoch, [(completed, Event(progress=progress))], None)
     now = await bench.get(made.name)
     assert (now.etag, now.progress.completed) == (seen.etag, 3)
     assert (await bench.cancel(made.name, seen.etag)).state == State.STATE_CANCELLING
@@ -351,7 +359,7 @@ async def test_answers_of_a_lost_attempt_are_given_to_the_next_and_go_with_the_e
     assert kept == [("a", 64), ("b", 130)]
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
     async with bench.database.reading() as connection:
-        left = await bench.service.spec(connection, made.name)
+        left = await bench.service.spec(connection, made.uid)
     assert list(left.checkpoint_files) == []
 
 

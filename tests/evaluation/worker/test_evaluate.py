@@ -23,7 +23,7 @@ from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import evaluation_pb2, evaluation_service_pb2
 from luthier.work import worker as worker_module
-from luthier.work.convert import status_to_failure
+from luthier.work.failures import status_to_failure
 from luthier.work.limits import Limits
 from luthier.work.running import RunnerStuck
 from luthier.work.tasks import TaskKind

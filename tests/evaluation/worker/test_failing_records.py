@@ -15,7 +15,7 @@ from luthier.evaluation.worker.references import MAX_FIELDS
 from luthier.lm.decoding import Batch
 from luthier.text.records import ChatRecord, Message
 from luthier.v1 import evaluation_pb2
-from luthier.work.convert import status_to_failure
+from luthier.work.failures import status_to_failure
 
 SUCCEEDED = evaluation_pb2.Evaluation.STATE_SUCCEEDED
 EXACT = evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH

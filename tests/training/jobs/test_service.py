@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from tests.training.conftest import stored
 
 from luthier.errors import (
@@ -19,10 +20,11 @@ from luthier.errors import (
     ResourceExhausted,
 )
 from luthier.storage.disk import Disk
+from luthier.v1.event_pb2 import Event, MetricValues, Progress
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters
 from luthier.v1.model_pb2 import Model
-from luthier.work.convert import status_to_failure
-from luthier.work.events import Entry, Measured, Progressed
+from luthier.work.failures import status_to_failure
+from luthier.work.schema import events
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 
@@ -122,7 +124,10 @@ async def test_create_refuses_taken_names(bench: Any) -> None:
         await bench.create("two", tuned_model_id="tiny")
     with pytest.raises(NotFound):
         await bench.job("projects/default/fineTuningJobs/two")
-    assert await bench.states("projects/default/fineTuningJobs/two") == []
+    async with bench.database.reading() as connection:
+        kept = [row.event for row in await connection.execute(select(events))]
+    assert len(kept) == 1, "of the first job"
+    assert bench.keeper.holders() == [(bench.RENDERING, "projects/default/fineTuningJobs/one")]
 
 
 async def test_plan_creates_nothing(bench: Any) -> None:
@@ -134,18 +139,18 @@ async def test_plan_creates_nothing(bench: Any) -> None:
     assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None
 
 
-async def report(bench: Any, task: Any, number: int, entry: Entry) -> None:
-    await bench.queue.report(task.task_id, task.epoch, [(number, entry)], None)
+async def report(bench: Any, task: Any, number: int, event: Event) -> None:
+    await bench.queue.report(task.task_id, task.epoch, [(number, event)], None)
 
 
 async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: Any) -> None:
     await bench.create("one", tuned_model_id="tuned")
     task, _ = await bench.claim()
     assert (await bench.job(JOB)).state == FineTuningJob.STATE_PREPARING
-    progress = Progressed(phase="training", completed=0, total=1, unit="steps")
-    await report(bench, task, 1, Entry(payload=progress))
+    progress = Progress(phase="training", completed=0, total=1, unit="steps")
+    await report(bench, task, 1, Event(progress=progress))
     assert (await bench.job(JOB)).state == FineTuningJob.STATE_RUNNING
-    await report(bench, task, 2, Entry(payload=Measured(values={"train_loss": 2.5}), step=1))
+    await report(bench, task, 2, Event(step=1, metrics=MetricValues(values={"train_loss": 2.5})))
     blob = await bench.blobs.put_bytes(b"adapter")
     files = [task_pb2.BlobFile(path="adapter_model.safetensors", sha256=blob.digest, size_bytes=7)]
     await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, files, {"train_loss": 2.5})
@@ -204,18 +209,18 @@ async def test_a_job_that_cannot_be_handed_out_fails_by_name(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.create("one")
-    find_base = bench.models.find_base
+    base = bench.models.base
 
-    async def gone(connection: Any, name: str) -> Any:
-        raise NotFound(f"{name} does not exist")
+    async def gone(connection: Any, uid: str) -> Any:
+        raise NotFound(f"{uid} does not exist")
 
-    monkeypatch.setattr(bench.models, "find_base", gone)
+    monkeypatch.setattr(bench.models, "base", gone)
     assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None
     job = await bench.job(JOB)
     assert job.state == FineTuningJob.STATE_FAILED
     assert status_to_failure(job.error).reason == "RESOURCE_NOT_FOUND"
     assert job.num_attempts == 0
-    monkeypatch.setattr(bench.models, "find_base", find_base)
+    monkeypatch.setattr(bench.models, "base", base)
     assert await bench.queue.claim("worker@1", [TaskKind.TRAIN], 0.0) is None, "it is not handed out again"
 
 
@@ -224,11 +229,11 @@ async def test_metrics_show_the_last_attempt_of_a_step(bench: Any) -> None:
     first, _ = await bench.claim()
     for step in (1, 2):
         values = {"train_loss": float(step), "only_first": 0.0}
-        await report(bench, first, step, Entry(payload=Measured(values=values), step=step))
+        await report(bench, first, step, Event(step=step, metrics=MetricValues(values=values)))
     await bench.queue.release_worker("worker", "2")
     second, _ = await bench.claim()
     for number, values in enumerate(({"train_loss": 20.0}, {"validation_loss": 5.0}), start=1):
-        await report(bench, second, number, Entry(payload=Measured(values=values), step=2))
+        await report(bench, second, number, Event(step=2, metrics=MetricValues(values=values)))
     points = await bench.jobs.metrics(JOB, 0, 10)
     assert [(point.step, point.attempt, dict(point.values)) for point in points] == [
         (1, 1, {"train_loss": 1.0, "only_first": 0.0}),
@@ -280,14 +285,14 @@ async def test_cancel_refuses_an_old_etag(bench: Any) -> None:
 async def test_the_etag_outlives_progress_and_metrics_but_no_other_change(bench: Any) -> None:
     await bench.create("one")
     task, _ = await bench.claim()
-    await report(bench, task, 1, Entry(payload=Measured(values={"train_loss": 3.0}), step=1))
+    await report(bench, task, 1, Event(step=1, metrics=MetricValues(values={"train_loss": 3.0})))
     seen = await bench.job(JOB)
     assert seen.state == FineTuningJob.STATE_RUNNING
     for step in range(2, 6):
-        progress = Progressed(phase="training", completed=step, total=9, unit="steps", remaining_seconds=1.0)
-        await report(bench, task, 2 * step, Entry(payload=progress))
+        progress = Progress(phase="training", completed=step, total=9, unit="steps", remaining_seconds=1.0)
+        await report(bench, task, 2 * step, Event(progress=progress))
         await report(
-            bench, task, 2 * step + 1, Entry(payload=Measured(values={"train_loss": 1.0}), step=step)
+            bench, task, 2 * step + 1, Event(step=step, metrics=MetricValues(values={"train_loss": 1.0}))
         )
     now = await bench.job(JOB)
     assert (now.etag, now.progress.completed, now.latest_metrics["train_loss"]) == (seen.etag, 5, 1.0)

@@ -32,7 +32,7 @@ TAUGHT = Taught(
 async def forget(bench: Any, name: str) -> None:
     """Leave a job as one of before it was kept how its rendering teaches."""
     async with bench.database.transaction() as connection:
-        job = await bench.jobs.family.stored(connection, name)
+        job = await bench.jobs.family.get(connection, name)
         private = FineTuningJobPrivate(rendering_digest=job.private.rendering_digest)
         await repository.jobs().update(connection, job, job.copy(), private)
 

@@ -20,7 +20,7 @@ from luthier.storage.disk import Disk
 from luthier.training.files import files_digest
 from luthier.v1 import model_pb2
 from luthier.v1.model_pb2 import HubSource, Model
-from luthier.work.convert import status_to_failure
+from luthier.work.failures import status_to_failure
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 

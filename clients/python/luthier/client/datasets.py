@@ -66,6 +66,12 @@ def get(scope: Scope, name: str) -> Flow[Dataset]:
     return call(scope, lambda stubs: stubs.data.GetDataset, request)
 
 
+def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Dataset]:
+    """Delete a dataset without versions. Its name may be used again."""
+    request = api.DeleteDatasetRequest(name=names.child(scope.project, "datasets", name), etag=etag)
+    return call(scope, lambda stubs: stubs.data.DeleteDataset, request)
+
+
 def list_all(
     scope: Scope,
     *,
@@ -90,6 +96,12 @@ def cancel_upload(scope: Scope, name: str, *, etag: str = "") -> Flow[Upload]:
     """Give an upload up and remove its bytes."""
     request = api.CancelUploadRequest(name=names.child(scope.project, "uploads", name), etag=etag)
     return call(scope, lambda stubs: stubs.data.CancelUpload, request)
+
+
+def delete_upload(scope: Scope, name: str, *, etag: str = "") -> Flow[Upload]:
+    """Delete an upload that is complete or cancelled. Versions built from it stay."""
+    request = api.DeleteUploadRequest(name=names.child(scope.project, "uploads", name), etag=etag)
+    return call(scope, lambda stubs: stubs.data.DeleteUpload, request)
 
 
 def create_version(
@@ -153,6 +165,12 @@ def cancel_version(scope: Scope, name: str, *, etag: str = "") -> Flow[DatasetVe
     """Ask a version that is being built to stop."""
     request = api.CancelDatasetVersionRequest(name=names.version(scope.project, name), etag=etag)
     return call(scope, lambda stubs: stubs.data.CancelDatasetVersion, request)
+
+
+def delete_version(scope: Scope, name: str, *, etag: str = "") -> Flow[DatasetVersion]:
+    """Delete a version that has ended. Its name may be used again."""
+    request = api.DeleteDatasetVersionRequest(name=names.version(scope.project, name), etag=etag)
+    return call(scope, lambda stubs: stubs.data.DeleteDatasetVersion, request)
 
 
 def watch_version(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
@@ -221,6 +239,7 @@ class Versions(SyncResource):
     get = method(get_version)
     list = stream_method(list_versions)
     cancel = method(cancel_version)
+    delete = method(delete_version)
     watch = stream_method(watch_version)
     wait = method(wait_for_version)
     errors = stream_method(list_errors)
@@ -233,10 +252,12 @@ class Datasets(SyncResource):
 
     create = method(create)
     get = method(get)
+    delete = method(delete)
     list = stream_method(list_all)
     upload = method(upload)
     get_upload = method(get_upload)
     cancel_upload = method(cancel_upload)
+    delete_upload = method(delete_upload)
     create_version = method(create_version)
 
     def __init__(self, driver: SyncDriver) -> None:
@@ -250,6 +271,7 @@ class AsyncVersions(AsyncResource):
     get = async_method(get_version)
     list = async_stream_method(list_versions)
     cancel = async_method(cancel_version)
+    delete = async_method(delete_version)
     watch = async_stream_method(watch_version)
     wait = async_method(wait_for_version)
     errors = async_stream_method(list_errors)
@@ -262,10 +284,12 @@ class AsyncDatasets(AsyncResource):
 
     create = async_method(create)
     get = async_method(get)
+    delete = async_method(delete)
     list = async_stream_method(list_all)
     upload = async_method(upload)
     get_upload = async_method(get_upload)
     cancel_upload = async_method(cancel_upload)
+    delete_upload = async_method(delete_upload)
     create_version = async_method(create_version)
 
     def __init__(self, driver: AsyncDriver) -> None:

@@ -76,6 +76,12 @@ def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[Evaluation]:
     return call(scope, lambda stubs: stubs.evaluation.CancelEvaluation, request)
 
 
+def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Evaluation]:
+    """Delete an evaluation that has ended, with its predictions."""
+    request = api.DeleteEvaluationRequest(name=_name(scope, name), etag=etag)
+    return call(scope, lambda stubs: stubs.evaluation.DeleteEvaluation, request)
+
+
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
     """Follow an evaluation's events, each once and in order, until its final state."""
     request = api.WatchEvaluationRequest(name=_name(scope, name))
@@ -172,6 +178,7 @@ class Evaluations(SyncResource):
     get = method(get)
     list = stream_method(list_all)
     cancel = method(cancel)
+    delete = method(delete)
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
     predictions = stream_method(list_predictions)
@@ -184,6 +191,7 @@ class AsyncEvaluations(AsyncResource):
     get = async_method(get)
     list = async_stream_method(list_all)
     cancel = async_method(cancel)
+    delete = async_method(delete)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)
     predictions = async_stream_method(list_predictions)

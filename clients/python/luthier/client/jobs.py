@@ -65,6 +65,12 @@ def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
     return call(scope, lambda stubs: stubs.training.CancelFineTuningJob, request)
 
 
+def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
+    """Delete a job that has ended; its model stays. Its name may be used again."""
+    request = api.DeleteFineTuningJobRequest(name=_name(scope, name), etag=etag)
+    return call(scope, lambda stubs: stubs.training.DeleteFineTuningJob, request)
+
+
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
     """Follow a job's events, each once and in order, until its final state."""
     request = api.WatchFineTuningJobRequest(name=_name(scope, name))
@@ -139,6 +145,7 @@ class Jobs(SyncResource):
     get = method(get)
     list = stream_method(list_all)
     cancel = method(cancel)
+    delete = method(delete)
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
     events = stream_method(list_events)
@@ -155,6 +162,7 @@ class AsyncJobs(AsyncResource):
     get = async_method(get)
     list = async_stream_method(list_all)
     cancel = async_method(cancel)
+    delete = async_method(delete)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)
     events = async_stream_method(list_events)

@@ -52,6 +52,12 @@ def list_all(
     return pages(scope, lambda stubs: stubs.models.ListModels, request, lambda page: page.models)
 
 
+def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Model]:
+    """Delete a model that nothing stands on. Its name may be used again."""
+    request = api.DeleteModelRequest(name=names.child(scope.project, "models", name), etag=etag)
+    return call(scope, lambda stubs: stubs.models.DeleteModel, request)
+
+
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
     """Follow a model's events, each once and in order, until it is READY or FAILED."""
     request = api.WatchModelRequest(name=names.child(scope.project, "models", name))
@@ -90,6 +96,7 @@ class Models(SyncResource):
     register_base = method(register_base)
     get = method(get)
     list = stream_method(list_all)
+    delete = method(delete)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
     files = stream_method(list_files)
@@ -102,6 +109,7 @@ class AsyncModels(AsyncResource):
     register_base = async_method(register_base)
     get = async_method(get)
     list = async_stream_method(list_all)
+    delete = async_method(delete)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_ready)
     files = async_stream_method(list_files)

@@ -65,6 +65,12 @@ def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[Rendering]:
     return call(scope, lambda stubs: stubs.data.CancelRendering, request)
 
 
+def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Rendering]:
+    """Delete a rendering that has ended. Its name may be used again."""
+    request = api.DeleteRenderingRequest(name=names.child(scope.project, "renderings", name), etag=etag)
+    return call(scope, lambda stubs: stubs.data.DeleteRendering, request)
+
+
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
     """Follow a rendering's events, each once and in order, until it is READY, FAILED or CANCELLED."""
     request = api.WatchRenderingRequest(name=names.child(scope.project, "renderings", name))
@@ -150,6 +156,7 @@ class Renderings(SyncResource):
     get = method(get)
     list = stream_method(list_all)
     cancel = method(cancel)
+    delete = method(delete)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
     errors = stream_method(list_errors)
@@ -164,6 +171,7 @@ class AsyncRenderings(AsyncResource):
     get = async_method(get)
     list = async_stream_method(list_all)
     cancel = async_method(cancel)
+    delete = async_method(delete)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_ready)
     errors = async_stream_method(list_errors)

@@ -56,6 +56,11 @@ class DataServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_data__service__pb2.ListDatasetsResponse.FromString,
                 _registered_method=True)
+        self.DeleteDataset = channel.unary_unary(
+                '/luthier.v1.DataService/DeleteDataset',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.DeleteDatasetRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_dataset__pb2.Dataset.FromString,
+                _registered_method=True)
         self.StartUpload = channel.unary_unary(
                 '/luthier.v1.DataService/StartUpload',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.StartUploadRequest.SerializeToString,
@@ -76,6 +81,11 @@ class DataServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.CancelUploadRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_upload__pb2.Upload.FromString,
                 _registered_method=True)
+        self.DeleteUpload = channel.unary_unary(
+                '/luthier.v1.DataService/DeleteUpload',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.DeleteUploadRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_upload__pb2.Upload.FromString,
+                _registered_method=True)
         self.CreateDatasetVersion = channel.unary_unary(
                 '/luthier.v1.DataService/CreateDatasetVersion',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.CreateDatasetVersionRequest.SerializeToString,
@@ -94,6 +104,11 @@ class DataServiceStub(object):
         self.CancelDatasetVersion = channel.unary_unary(
                 '/luthier.v1.DataService/CancelDatasetVersion',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.CancelDatasetVersionRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+                _registered_method=True)
+        self.DeleteDatasetVersion = channel.unary_unary(
+                '/luthier.v1.DataService/DeleteDatasetVersion',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.DeleteDatasetVersionRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
                 _registered_method=True)
         self.WatchDatasetVersion = channel.unary_stream(
@@ -134,6 +149,11 @@ class DataServiceStub(object):
         self.CancelRendering = channel.unary_unary(
                 '/luthier.v1.DataService/CancelRendering',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.CancelRenderingRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
+                _registered_method=True)
+        self.DeleteRendering = channel.unary_unary(
+                '/luthier.v1.DataService/DeleteRendering',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.DeleteRenderingRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
                 _registered_method=True)
         self.WatchRendering = channel.unary_stream(
@@ -190,6 +210,15 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteDataset(self, request, context):
+        """Delete a dataset. Its name may be used again; what refers to it keeps its uid.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: it has versions; delete them first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartUpload(self, request, context):
         """Announce a file. Send its bytes with WriteUpload.
 
@@ -228,6 +257,16 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteUpload(self, request, context):
+        """Delete a complete or cancelled upload. Versions that were built from it keep their records.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a version
+        is being built from it. FAILED_PRECONDITION WRONG_STATE: it is being received; cancel it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateDatasetVersion(self, request, context):
         """Start building a version from uploads. Returns at once; follow it with WatchDatasetVersion.
 
@@ -260,6 +299,16 @@ class DataServiceServicer(object):
         """Ask a version that is being built to stop. One that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDatasetVersion(self, request, context):
+        """Delete a version that has ended. Its name may be used again; what was made from it keeps its uid and digest.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+        rendering or an evaluation that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being built; cancel it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -341,6 +390,16 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRendering(self, request, context):
+        """Delete a rendering that has ended. Its name may be used again; what was made from it keeps its uid and digest.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+        job that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being made; cancel it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRendering(self, request, context):
         """Stream a rendering's events from a number on; ends after the event of a final state.
 
@@ -401,6 +460,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.ListDatasetsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_data__service__pb2.ListDatasetsResponse.SerializeToString,
             ),
+            'DeleteDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDataset,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.DeleteDatasetRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_dataset__pb2.Dataset.SerializeToString,
+            ),
             'StartUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.StartUpload,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.StartUploadRequest.FromString,
@@ -421,6 +485,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.CancelUploadRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_upload__pb2.Upload.SerializeToString,
             ),
+            'DeleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUpload,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.DeleteUploadRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_upload__pb2.Upload.SerializeToString,
+            ),
             'CreateDatasetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateDatasetVersion,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.CreateDatasetVersionRequest.FromString,
@@ -439,6 +508,11 @@ def add_DataServiceServicer_to_server(servicer, server):
             'CancelDatasetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelDatasetVersion,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.CancelDatasetVersionRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.SerializeToString,
+            ),
+            'DeleteDatasetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDatasetVersion,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.DeleteDatasetVersionRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.SerializeToString,
             ),
             'WatchDatasetVersion': grpc.unary_stream_rpc_method_handler(
@@ -479,6 +553,11 @@ def add_DataServiceServicer_to_server(servicer, server):
             'CancelRendering': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRendering,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.CancelRenderingRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_rendering__pb2.Rendering.SerializeToString,
+            ),
+            'DeleteRendering': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRendering,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.DeleteRenderingRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_rendering__pb2.Rendering.SerializeToString,
             ),
             'WatchRendering': grpc.unary_stream_rpc_method_handler(
@@ -585,6 +664,33 @@ class DataService(object):
             '/luthier.v1.DataService/ListDatasets',
             luthier_dot_v1_dot_data__service__pb2.ListDatasetsRequest.SerializeToString,
             luthier_dot_v1_dot_data__service__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/DeleteDataset',
+            luthier_dot_v1_dot_data__service__pb2.DeleteDatasetRequest.SerializeToString,
+            luthier_dot_v1_dot_dataset__pb2.Dataset.FromString,
             options,
             channel_credentials,
             insecure,
@@ -704,6 +810,33 @@ class DataService(object):
             _registered_method=True)
 
     @staticmethod
+    def DeleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/DeleteUpload',
+            luthier_dot_v1_dot_data__service__pb2.DeleteUploadRequest.SerializeToString,
+            luthier_dot_v1_dot_upload__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateDatasetVersion(request,
             target,
             options=(),
@@ -800,6 +933,33 @@ class DataService(object):
             target,
             '/luthier.v1.DataService/CancelDatasetVersion',
             luthier_dot_v1_dot_data__service__pb2.CancelDatasetVersionRequest.SerializeToString,
+            luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDatasetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/DeleteDatasetVersion',
+            luthier_dot_v1_dot_data__service__pb2.DeleteDatasetVersionRequest.SerializeToString,
             luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
             options,
             channel_credentials,
@@ -1016,6 +1176,33 @@ class DataService(object):
             target,
             '/luthier.v1.DataService/CancelRendering',
             luthier_dot_v1_dot_data__service__pb2.CancelRenderingRequest.SerializeToString,
+            luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRendering(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/DeleteRendering',
+            luthier_dot_v1_dot_data__service__pb2.DeleteRenderingRequest.SerializeToString,
             luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
             options,
             channel_credentials,

@@ -55,6 +55,11 @@ class DataServiceStub:
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
+    DeleteDataset: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.DeleteDatasetRequest, _dataset_pb2.Dataset]
+    """Delete a dataset. Its name may be used again; what refers to it keeps its uid.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: it has versions; delete them first.
+    """
     StartUpload: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.StartUploadRequest, _upload_pb2.Upload]
     """Announce a file. Send its bytes with WriteUpload.
 
@@ -77,6 +82,12 @@ class DataServiceStub:
 
     Errors: NOT_FOUND: no upload has this name. FAILED_PRECONDITION: it is complete. ABORTED: etag does not fit.
     """
+    DeleteUpload: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.DeleteUploadRequest, _upload_pb2.Upload]
+    """Delete a complete or cancelled upload. Versions that were built from it keep their records.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a version
+    is being built from it. FAILED_PRECONDITION WRONG_STATE: it is being received; cancel it first.
+    """
     CreateDatasetVersion: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.CreateDatasetVersionRequest, _dataset_pb2.DatasetVersion]
     """Start building a version from uploads. Returns at once; follow it with WatchDatasetVersion.
 
@@ -97,6 +108,12 @@ class DataServiceStub:
     """Ask a version that is being built to stop. One that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+    """
+    DeleteDatasetVersion: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.DeleteDatasetVersionRequest, _dataset_pb2.DatasetVersion]
+    """Delete a version that has ended. Its name may be used again; what was made from it keeps its uid and digest.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+    rendering or an evaluation that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being built; cancel it first.
     """
     WatchDatasetVersion: _grpc.UnaryStreamMultiCallable[_data_service_pb2.WatchDatasetVersionRequest, _event_pb2.Event]
     """Stream a version's events from a number on; ends after the event of a final state.
@@ -141,6 +158,12 @@ class DataServiceStub:
     """Ask a rendering that is being made to stop. One that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+    """
+    DeleteRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.DeleteRenderingRequest, _rendering_pb2.Rendering]
+    """Delete a rendering that has ended. Its name may be used again; what was made from it keeps its uid and digest.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+    job that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being made; cancel it first.
     """
     WatchRendering: _grpc.UnaryStreamMultiCallable[_data_service_pb2.WatchRenderingRequest, _event_pb2.Event]
     """Stream a rendering's events from a number on; ends after the event of a final state.
@@ -191,6 +214,11 @@ class DataServiceAsyncStub(DataServiceStub):
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
+    DeleteDataset: _aio.UnaryUnaryMultiCallable[_data_service_pb2.DeleteDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
+    """Delete a dataset. Its name may be used again; what refers to it keeps its uid.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: it has versions; delete them first.
+    """
     StartUpload: _aio.UnaryUnaryMultiCallable[_data_service_pb2.StartUploadRequest, _upload_pb2.Upload]  # type: ignore[assignment]
     """Announce a file. Send its bytes with WriteUpload.
 
@@ -213,6 +241,12 @@ class DataServiceAsyncStub(DataServiceStub):
 
     Errors: NOT_FOUND: no upload has this name. FAILED_PRECONDITION: it is complete. ABORTED: etag does not fit.
     """
+    DeleteUpload: _aio.UnaryUnaryMultiCallable[_data_service_pb2.DeleteUploadRequest, _upload_pb2.Upload]  # type: ignore[assignment]
+    """Delete a complete or cancelled upload. Versions that were built from it keep their records.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a version
+    is being built from it. FAILED_PRECONDITION WRONG_STATE: it is being received; cancel it first.
+    """
     CreateDatasetVersion: _aio.UnaryUnaryMultiCallable[_data_service_pb2.CreateDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
     """Start building a version from uploads. Returns at once; follow it with WatchDatasetVersion.
 
@@ -233,6 +267,12 @@ class DataServiceAsyncStub(DataServiceStub):
     """Ask a version that is being built to stop. One that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+    """
+    DeleteDatasetVersion: _aio.UnaryUnaryMultiCallable[_data_service_pb2.DeleteDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
+    """Delete a version that has ended. Its name may be used again; what was made from it keeps its uid and digest.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+    rendering or an evaluation that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being built; cancel it first.
     """
     WatchDatasetVersion: _aio.UnaryStreamMultiCallable[_data_service_pb2.WatchDatasetVersionRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a version's events from a number on; ends after the event of a final state.
@@ -277,6 +317,12 @@ class DataServiceAsyncStub(DataServiceStub):
     """Ask a rendering that is being made to stop. One that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+    """
+    DeleteRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.DeleteRenderingRequest, _rendering_pb2.Rendering]  # type: ignore[assignment]
+    """Delete a rendering that has ended. Its name may be used again; what was made from it keeps its uid and digest.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+    job that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being made; cancel it first.
     """
     WatchRendering: _aio.UnaryStreamMultiCallable[_data_service_pb2.WatchRenderingRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a rendering's events from a number on; ends after the event of a final state.
@@ -344,6 +390,17 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def DeleteDataset(
+        self,
+        request: _data_service_pb2.DeleteDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Dataset, _abc.Awaitable[_dataset_pb2.Dataset]]:
+        """Delete a dataset. Its name may be used again; what refers to it keeps its uid.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: it has versions; delete them first.
+        """
+
+    @_abc_1.abstractmethod
     def StartUpload(
         self,
         request: _data_service_pb2.StartUploadRequest,
@@ -390,6 +447,18 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def DeleteUpload(
+        self,
+        request: _data_service_pb2.DeleteUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_upload_pb2.Upload, _abc.Awaitable[_upload_pb2.Upload]]:
+        """Delete a complete or cancelled upload. Versions that were built from it keep their records.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a version
+        is being built from it. FAILED_PRECONDITION WRONG_STATE: it is being received; cancel it first.
+        """
+
+    @_abc_1.abstractmethod
     def CreateDatasetVersion(
         self,
         request: _data_service_pb2.CreateDatasetVersionRequest,
@@ -432,6 +501,18 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ask a version that is being built to stop. One that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteDatasetVersion(
+        self,
+        request: _data_service_pb2.DeleteDatasetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.DatasetVersion, _abc.Awaitable[_dataset_pb2.DatasetVersion]]:
+        """Delete a version that has ended. Its name may be used again; what was made from it keeps its uid and digest.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+        rendering or an evaluation that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being built; cancel it first.
         """
 
     @_abc_1.abstractmethod
@@ -524,6 +605,18 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ask a rendering that is being made to stop. One that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteRendering(
+        self,
+        request: _data_service_pb2.DeleteRenderingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rendering_pb2.Rendering, _abc.Awaitable[_rendering_pb2.Rendering]]:
+        """Delete a rendering that has ended. Its name may be used again; what was made from it keeps its uid and digest.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+        job that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being made; cancel it first.
         """
 
     @_abc_1.abstractmethod

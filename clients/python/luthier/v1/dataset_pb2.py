@@ -27,9 +27,10 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from luthier.v1 import chat_pb2 as luthier_dot_v1_dot_chat__pb2
+from luthier.v1 import reference_pb2 as luthier_dot_v1_dot_reference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18luthier/v1/dataset.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x15luthier/v1/chat.proto\"\xd2\x03\n\x07\x44\x61taset\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\'\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0b\x64isplayName\x12=\n\x06labels\x18\x04 \x03(\x0b\x32\x1f.luthier.v1.Dataset.LabelsEntryB\x04\xe2\x41\x01\x01R\x06labels\x12\x41\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01:R\xea\x41O\n\x13luthier.dev/Dataset\x12%projects/{project}/datasets/{dataset}*\x08\x64\x61tasets2\x07\x64\x61taset\"\x98\x02\n\rDatasetSource\x12\x33\n\x06upload\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12luthier.dev/UploadR\x06upload\x12-\n\x05split\x18\x02 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x01R\x05split\x12\x37\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x19.luthier.v1.DatasetFormatB\x04\xe2\x41\x01\x01R\x06\x66ormat\x12 \n\x08\x66ilename\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12H\n\x0f\x64\x65tected_format\x18\x05 \x01(\x0e\x32\x19.luthier.v1.DatasetFormatB\x04\xe2\x41\x01\x03R\x0e\x64\x65tectedFormat\"\x8b\x01\n\rSplitSettings\x12\x35\n\x13validation_fraction\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x12validationFraction\x12)\n\rtest_fraction\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0ctestFraction\x12\x18\n\x04seed\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04seed\"\xbd\x01\n\x0fSplitStatistics\x12-\n\x05split\x18\x01 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x03R\x05split\x12%\n\x0bnum_records\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumRecords\x12+\n\x0enum_characters\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\rnumCharacters\x12\'\n\x0cnum_messages\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0bnumMessages\"\xf9\x01\n\x11\x44\x61tasetStatistics\x12\x39\n\x06splits\x18\x01 \x03(\x0b\x32\x1b.luthier.v1.SplitStatisticsB\x04\xe2\x41\x01\x03R\x06splits\x12%\n\x0bnum_records\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumRecords\x12.\n\x10num_records_read\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0enumRecordsRead\x12+\n\x0enum_duplicates\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\rnumDuplicates\x12%\n\x0bnum_invalid\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumInvalid\"\xa3\x08\n\x0e\x44\x61tasetVersion\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12<\n\x05state\x18\x03 \x01(\x0e\x32 .luthier.v1.DatasetVersion.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x39\n\x07sources\x18\x04 \x03(\x0b\x32\x19.luthier.v1.DatasetSourceB\x04\xe2\x41\x01\x02R\x07sources\x12Y\n\x15invalid_record_policy\x18\x05 \x01(\x0e\x32\x1f.luthier.v1.InvalidRecordPolicyB\x04\xe2\x41\x01\x01R\x13invalidRecordPolicy\x12\x46\n\x0esplit_settings\x18\x06 \x01(\x0b\x32\x19.luthier.v1.SplitSettingsB\x04\xe2\x41\x01\x01R\rsplitSettings\x12\x43\n\nstatistics\x18\x07 \x01(\x0b\x32\x1d.luthier.v1.DatasetStatisticsB\x04\xe2\x41\x01\x03R\nstatistics\x12\x1c\n\x06\x64igest\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\x06\x64igest\x12.\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03R\x05\x65rror\x12\x44\n\x06labels\x18\n \x03(\x0b\x32&.luthier.v1.DatasetVersion.LabelsEntryB\x04\xe2\x41\x01\x01R\x06labels\x12\x41\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\r \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x92\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x12\n\x0eSTATE_BUILDING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x14\n\x10STATE_CANCELLING\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06:z\xea\x41w\n\x1aluthier.dev/DatasetVersion\x12\x38projects/{project}/datasets/{dataset}/versions/{version}*\x0f\x64\x61tasetVersions2\x0e\x64\x61tasetVersion\"\xbd\x01\n\x0bRecordError\x12 \n\x08\x66ilename\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x18\n\x04path\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x04path\x12\x1c\n\x06reason\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x06reason\x12\x1e\n\x07message\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\x12\x1a\n\x05value\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03R\x05value\"\xd2\x02\n\x06Record\x12\x16\n\x03row\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03row\x12!\n\trecord_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x08recordId\x12-\n\x05split\x18\x03 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x03R\x05split\x12 \n\x08\x66ilename\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x44\n\x0c\x63onversation\x18\x06 \x01(\x0b\x32\x18.luthier.v1.ConversationB\x04\xe2\x41\x01\x03H\x00R\x0c\x63onversation\x12Q\n\x11prompt_completion\x18\x07 \x01(\x0b\x32\x1c.luthier.v1.PromptCompletionB\x04\xe2\x41\x01\x03H\x00R\x10promptCompletionB\t\n\x07\x65xample*U\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x14\n\x10SPLIT_VALIDATION\x10\x02\x12\x0e\n\nSPLIT_TEST\x10\x03*\x90\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x41TASET_FORMAT_OPENAI_CHAT\x10\x01\x12$\n DATASET_FORMAT_PROMPT_COMPLETION\x10\x02\x12\x19\n\x15\x44\x41TASET_FORMAT_ALPACA\x10\x03*~\n\x13InvalidRecordPolicy\x12%\n!INVALID_RECORD_POLICY_UNSPECIFIED\x10\x00\x12 \n\x1cINVALID_RECORD_POLICY_STRICT\x10\x01\x12\x1e\n\x1aINVALID_RECORD_POLICY_SKIP\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18luthier/v1/dataset.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x15luthier/v1/chat.proto\x1a\x1aluthier/v1/reference.proto\"\x95\x04\n\x07\x44\x61taset\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\'\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0b\x64isplayName\x12=\n\x06labels\x18\x04 \x03(\x0b\x32\x1f.luthier.v1.Dataset.LabelsEntryB\x04\xe2\x41\x01\x01R\x06labels\x12\x41\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12\x41\n\x0b\x64\x65lete_time\x18) \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01:R\xea\x41O\n\x13luthier.dev/Dataset\x12%projects/{project}/datasets/{dataset}*\x08\x64\x61tasets2\x07\x64\x61taset\"\x98\x02\n\rDatasetSource\x12\x33\n\x06upload\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12luthier.dev/UploadR\x06upload\x12-\n\x05split\x18\x02 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x01R\x05split\x12\x37\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x19.luthier.v1.DatasetFormatB\x04\xe2\x41\x01\x01R\x06\x66ormat\x12 \n\x08\x66ilename\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12H\n\x0f\x64\x65tected_format\x18\x05 \x01(\x0e\x32\x19.luthier.v1.DatasetFormatB\x04\xe2\x41\x01\x03R\x0e\x64\x65tectedFormat\"\x8b\x01\n\rSplitSettings\x12\x35\n\x13validation_fraction\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x12validationFraction\x12)\n\rtest_fraction\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0ctestFraction\x12\x18\n\x04seed\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04seed\"\xbd\x01\n\x0fSplitStatistics\x12-\n\x05split\x18\x01 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x03R\x05split\x12%\n\x0bnum_records\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumRecords\x12+\n\x0enum_characters\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\rnumCharacters\x12\'\n\x0cnum_messages\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0bnumMessages\"\xf9\x01\n\x11\x44\x61tasetStatistics\x12\x39\n\x06splits\x18\x01 \x03(\x0b\x32\x1b.luthier.v1.SplitStatisticsB\x04\xe2\x41\x01\x03R\x06splits\x12%\n\x0bnum_records\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumRecords\x12.\n\x10num_records_read\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x0enumRecordsRead\x12+\n\x0enum_duplicates\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\rnumDuplicates\x12%\n\x0bnum_invalid\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03R\nnumInvalid\"\xa3\t\n\x0e\x44\x61tasetVersion\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12<\n\x05state\x18\x03 \x01(\x0e\x32 .luthier.v1.DatasetVersion.StateB\x04\xe2\x41\x01\x03R\x05state\x12\x39\n\x07sources\x18\x04 \x03(\x0b\x32\x19.luthier.v1.DatasetSourceB\x04\xe2\x41\x01\x02R\x07sources\x12Y\n\x15invalid_record_policy\x18\x05 \x01(\x0e\x32\x1f.luthier.v1.InvalidRecordPolicyB\x04\xe2\x41\x01\x01R\x13invalidRecordPolicy\x12\x46\n\x0esplit_settings\x18\x06 \x01(\x0b\x32\x19.luthier.v1.SplitSettingsB\x04\xe2\x41\x01\x01R\rsplitSettings\x12\x43\n\nstatistics\x18\x07 \x01(\x0b\x32\x1d.luthier.v1.DatasetStatisticsB\x04\xe2\x41\x01\x03R\nstatistics\x12\x1c\n\x06\x64igest\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03R\x06\x64igest\x12.\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03R\x05\x65rror\x12\x44\n\x06labels\x18\n \x03(\x0b\x32&.luthier.v1.DatasetVersion.LabelsEntryB\x04\xe2\x41\x01\x01R\x06labels\x12\x41\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\r \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12;\n\nreferences\x18( \x03(\x0b\x32\x15.luthier.v1.ReferenceB\x04\xe2\x41\x01\x03R\nreferences\x12\x41\n\x0b\x64\x65lete_time\x18) \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x92\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x12\n\x0eSTATE_BUILDING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x14\n\x10STATE_CANCELLING\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06:z\xea\x41w\n\x1aluthier.dev/DatasetVersion\x12\x38projects/{project}/datasets/{dataset}/versions/{version}*\x0f\x64\x61tasetVersions2\x0e\x64\x61tasetVersion\"\xbd\x01\n\x0bRecordError\x12 \n\x08\x66ilename\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x18\n\x04path\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x04path\x12\x1c\n\x06reason\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x06reason\x12\x1e\n\x07message\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\x12\x1a\n\x05value\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03R\x05value\"\xd2\x02\n\x06Record\x12\x16\n\x03row\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x03row\x12!\n\trecord_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x08recordId\x12-\n\x05split\x18\x03 \x01(\x0e\x32\x11.luthier.v1.SplitB\x04\xe2\x41\x01\x03R\x05split\x12 \n\x08\x66ilename\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x08\x66ilename\x12\x18\n\x04line\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04line\x12\x44\n\x0c\x63onversation\x18\x06 \x01(\x0b\x32\x18.luthier.v1.ConversationB\x04\xe2\x41\x01\x03H\x00R\x0c\x63onversation\x12Q\n\x11prompt_completion\x18\x07 \x01(\x0b\x32\x1c.luthier.v1.PromptCompletionB\x04\xe2\x41\x01\x03H\x00R\x10promptCompletionB\t\n\x07\x65xample*U\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x14\n\x10SPLIT_VALIDATION\x10\x02\x12\x0e\n\nSPLIT_TEST\x10\x03*\x90\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x41TASET_FORMAT_OPENAI_CHAT\x10\x01\x12$\n DATASET_FORMAT_PROMPT_COMPLETION\x10\x02\x12\x19\n\x15\x44\x41TASET_FORMAT_ALPACA\x10\x03*~\n\x13InvalidRecordPolicy\x12%\n!INVALID_RECORD_POLICY_UNSPECIFIED\x10\x00\x12 \n\x1cINVALID_RECORD_POLICY_STRICT\x10\x01\x12\x1e\n\x1aINVALID_RECORD_POLICY_SKIP\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +53,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASET'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_DATASET'].fields_by_name['etag']._loaded_options = None
   _globals['_DATASET'].fields_by_name['etag']._serialized_options = b'\342A\001\003'
+  _globals['_DATASET'].fields_by_name['delete_time']._loaded_options = None
+  _globals['_DATASET'].fields_by_name['delete_time']._serialized_options = b'\342A\001\003'
   _globals['_DATASET']._loaded_options = None
   _globals['_DATASET']._serialized_options = b'\352AO\n\023luthier.dev/Dataset\022%projects/{project}/datasets/{dataset}*\010datasets2\007dataset'
   _globals['_DATASETSOURCE'].fields_by_name['upload']._loaded_options = None
@@ -116,6 +119,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETVERSION'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_DATASETVERSION'].fields_by_name['etag']._loaded_options = None
   _globals['_DATASETVERSION'].fields_by_name['etag']._serialized_options = b'\342A\001\003'
+  _globals['_DATASETVERSION'].fields_by_name['references']._loaded_options = None
+  _globals['_DATASETVERSION'].fields_by_name['references']._serialized_options = b'\342A\001\003'
+  _globals['_DATASETVERSION'].fields_by_name['delete_time']._loaded_options = None
+  _globals['_DATASETVERSION'].fields_by_name['delete_time']._serialized_options = b'\342A\001\003'
   _globals['_DATASETVERSION']._loaded_options = None
   _globals['_DATASETVERSION']._serialized_options = b'\352Aw\n\032luthier.dev/DatasetVersion\0228projects/{project}/datasets/{dataset}/versions/{version}*\017datasetVersions2\016datasetVersion'
   _globals['_RECORDERROR'].fields_by_name['filename']._loaded_options = None
@@ -144,32 +151,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORD'].fields_by_name['conversation']._serialized_options = b'\342A\001\003'
   _globals['_RECORD'].fields_by_name['prompt_completion']._loaded_options = None
   _globals['_RECORD'].fields_by_name['prompt_completion']._serialized_options = b'\342A\001\003'
-  _globals['_SPLIT']._serialized_start=3114
-  _globals['_SPLIT']._serialized_end=3199
-  _globals['_DATASETFORMAT']._serialized_start=3202
-  _globals['_DATASETFORMAT']._serialized_end=3346
-  _globals['_INVALIDRECORDPOLICY']._serialized_start=3348
-  _globals['_INVALIDRECORDPOLICY']._serialized_end=3474
-  _globals['_DATASET']._serialized_start=182
-  _globals['_DATASET']._serialized_end=648
-  _globals['_DATASET_LABELSENTRY']._serialized_start=507
-  _globals['_DATASET_LABELSENTRY']._serialized_end=564
-  _globals['_DATASETSOURCE']._serialized_start=651
-  _globals['_DATASETSOURCE']._serialized_end=931
-  _globals['_SPLITSETTINGS']._serialized_start=934
-  _globals['_SPLITSETTINGS']._serialized_end=1073
-  _globals['_SPLITSTATISTICS']._serialized_start=1076
-  _globals['_SPLITSTATISTICS']._serialized_end=1265
-  _globals['_DATASETSTATISTICS']._serialized_start=1268
-  _globals['_DATASETSTATISTICS']._serialized_end=1517
-  _globals['_DATASETVERSION']._serialized_start=1520
-  _globals['_DATASETVERSION']._serialized_end=2579
-  _globals['_DATASETVERSION_LABELSENTRY']._serialized_start=507
-  _globals['_DATASETVERSION_LABELSENTRY']._serialized_end=564
-  _globals['_DATASETVERSION_STATE']._serialized_start=2309
-  _globals['_DATASETVERSION_STATE']._serialized_end=2455
-  _globals['_RECORDERROR']._serialized_start=2582
-  _globals['_RECORDERROR']._serialized_end=2771
-  _globals['_RECORD']._serialized_start=2774
-  _globals['_RECORD']._serialized_end=3112
+  _globals['_SPLIT']._serialized_start=3337
+  _globals['_SPLIT']._serialized_end=3422
+  _globals['_DATASETFORMAT']._serialized_start=3425
+  _globals['_DATASETFORMAT']._serialized_end=3569
+  _globals['_INVALIDRECORDPOLICY']._serialized_start=3571
+  _globals['_INVALIDRECORDPOLICY']._serialized_end=3697
+  _globals['_DATASET']._serialized_start=210
+  _globals['_DATASET']._serialized_end=743
+  _globals['_DATASET_LABELSENTRY']._serialized_start=602
+  _globals['_DATASET_LABELSENTRY']._serialized_end=659
+  _globals['_DATASETSOURCE']._serialized_start=746
+  _globals['_DATASETSOURCE']._serialized_end=1026
+  _globals['_SPLITSETTINGS']._serialized_start=1029
+  _globals['_SPLITSETTINGS']._serialized_end=1168
+  _globals['_SPLITSTATISTICS']._serialized_start=1171
+  _globals['_SPLITSTATISTICS']._serialized_end=1360
+  _globals['_DATASETSTATISTICS']._serialized_start=1363
+  _globals['_DATASETSTATISTICS']._serialized_end=1612
+  _globals['_DATASETVERSION']._serialized_start=1615
+  _globals['_DATASETVERSION']._serialized_end=2802
+  _globals['_DATASETVERSION_LABELSENTRY']._serialized_start=602
+  _globals['_DATASETVERSION_LABELSENTRY']._serialized_end=659
+  _globals['_DATASETVERSION_STATE']._serialized_start=2532
+  _globals['_DATASETVERSION_STATE']._serialized_end=2678
+  _globals['_RECORDERROR']._serialized_start=2805
+  _globals['_RECORDERROR']._serialized_end=2994
+  _globals['_RECORD']._serialized_start=2997
+  _globals['_RECORD']._serialized_end=3335
 # @@protoc_insertion_point(module_scope)

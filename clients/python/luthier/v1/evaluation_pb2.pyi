@@ -13,6 +13,7 @@ from google.rpc import status_pb2 as _status_pb2
 from luthier.v1 import chat_pb2 as _chat_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import event_pb2 as _event_pb2
+from luthier.v1 import reference_pb2 as _reference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -593,6 +594,8 @@ class Evaluation(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/evaluations/{evaluation}."""
     uid: _builtins.str
@@ -667,6 +670,14 @@ class Evaluation(_message.Message):
         the first one's file and line.
         """
 
+    @_builtins.property
+    def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
+        """What it was made from, as that was then."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+
     def __init__(
         self,
         *,
@@ -694,10 +705,12 @@ class Evaluation(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "comparisons", b"comparisons", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "progress", b"progress", "seed", b"seed", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "comparisons", b"comparisons", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "progress", b"progress", "references", b"references", "seed", b"seed", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

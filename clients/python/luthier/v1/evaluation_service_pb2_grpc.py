@@ -58,6 +58,11 @@ class EvaluationServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.CancelEvaluationRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
                 _registered_method=True)
+        self.DeleteEvaluation = channel.unary_unary(
+                '/luthier.v1.EvaluationService/DeleteEvaluation',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
+                _registered_method=True)
         self.WatchEvaluation = channel.unary_stream(
                 '/luthier.v1.EvaluationService/WatchEvaluation',
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.WatchEvaluationRequest.SerializeToString,
@@ -112,6 +117,16 @@ class EvaluationServiceServicer(object):
         """Ask an evaluation to stop. One that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: no evaluation has this name. ABORTED: etag does not fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEvaluation(self, request, context):
+        """Delete an evaluation that has ended, with its predictions. Its name may be used again.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
+        it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +187,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
             'CancelEvaluation': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelEvaluation,
                     request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.CancelEvaluationRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.SerializeToString,
+            ),
+            'DeleteEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEvaluation,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.SerializeToString,
             ),
             'WatchEvaluation': grpc.unary_stream_rpc_method_handler(
@@ -299,6 +319,33 @@ class EvaluationService(object):
             target,
             '/luthier.v1.EvaluationService/CancelEvaluation',
             luthier_dot_v1_dot_evaluation__service__pb2.CancelEvaluationRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/DeleteEvaluation',
+            luthier_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.SerializeToString,
             luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
             options,
             channel_credentials,

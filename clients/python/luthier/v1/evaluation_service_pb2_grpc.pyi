@@ -58,6 +58,12 @@ class EvaluationServiceStub:
 
     Errors: NOT_FOUND: no evaluation has this name. ABORTED: etag does not fit.
     """
+    DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.DeleteEvaluationRequest, _evaluation_pb2.Evaluation]
+    """Delete an evaluation that has ended, with its predictions. Its name may be used again.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
+    it first.
+    """
     WatchEvaluation: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _event_pb2.Event]
     """Stream an evaluation's events from a number on; ends after the event of a final state.
 
@@ -108,6 +114,12 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Ask an evaluation to stop. One that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: no evaluation has this name. ABORTED: etag does not fit.
+    """
+    DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.DeleteEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
+    """Delete an evaluation that has ended, with its predictions. Its name may be used again.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
+    it first.
     """
     WatchEvaluation: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream an evaluation's events from a number on; ends after the event of a final state.
@@ -180,6 +192,18 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ask an evaluation to stop. One that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: no evaluation has this name. ABORTED: etag does not fit.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteEvaluation(
+        self,
+        request: _evaluation_service_pb2.DeleteEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.Evaluation, _abc.Awaitable[_evaluation_pb2.Evaluation]]:
+        """Delete an evaluation that has ended, with its predictions. Its name may be used again.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
+        it first.
         """
 
     @_abc_1.abstractmethod

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from luthier.v1 import event_pb2 as _event_pb2
+from luthier.v1 import reference_pb2 as _reference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -379,6 +380,8 @@ class FineTuningJob(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     MAX_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/fineTuningJobs/{fine_tuning_job}."""
     uid: _builtins.str
@@ -452,6 +455,14 @@ class FineTuningJob(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
+        """What it was made from, as that was then."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+
     def __init__(
         self,
         *,
@@ -479,10 +490,12 @@ class FineTuningJob(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         max_checkpoints: _builtins.int = ...,
+        references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hyperparameters", b"hyperparameters", "lora", b"lora", "progress", b"progress", "run_record", b"run_record", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "hyperparameters", b"hyperparameters", "lora", b"lora", "progress", b"progress", "run_record", b"run_record", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "name", b"name", "num_attempts", b"num_attempts", "progress", b"progress", "rendering", b"rendering", "run_record", b"run_record", "start_time", b"start_time", "state", b"state", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "name", b"name", "num_attempts", b"num_attempts", "progress", b"progress", "references", b"references", "rendering", b"rendering", "run_record", b"run_record", "start_time", b"start_time", "state", b"state", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from luthier.v1 import reference_pb2 as _reference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -204,6 +205,8 @@ class Model(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     TAUGHT_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/models/{model}."""
     uid: _builtins.str
@@ -273,6 +276,14 @@ class Model(_message.Message):
     def taught(self) -> Global___Taught:
         """How an adapter was taught. Unset for base models, and for adapters tuned before this was kept."""
 
+    @_builtins.property
+    def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
+        """What it was made from, as that was then."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+
     def __init__(
         self,
         *,
@@ -301,10 +312,12 @@ class Model(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         taught: Global___Taught | None = ...,
+        references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "taught", b"taught", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "taught", b"taught", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "source", b"source", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "references", b"references", "source", b"source", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "directory", "gguf_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

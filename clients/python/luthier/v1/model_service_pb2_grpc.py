@@ -53,6 +53,11 @@ class ModelServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/luthier.v1.ModelService/DeleteModel',
+                request_serializer=luthier_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
         self.WatchModel = channel.unary_stream(
                 '/luthier.v1.ModelService/WatchModel',
                 request_serializer=luthier_dot_v1_dot_model__service__pb2.WatchModelRequest.SerializeToString,
@@ -97,6 +102,17 @@ class ModelServiceServicer(object):
         """Page through the models of a project.
 
         Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+        tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
+        being registered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +164,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=luthier_dot_v1_dot_model__service__pb2.ListModelsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_model__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=luthier_dot_v1_dot_model__service__pb2.DeleteModelRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__pb2.Model.SerializeToString,
             ),
             'WatchModel': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchModel,
@@ -248,6 +269,33 @@ class ModelService(object):
             '/luthier.v1.ModelService/ListModels',
             luthier_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
             luthier_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.ModelService/DeleteModel',
+            luthier_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+            luthier_dot_v1_dot_model__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,13 @@ class ModelServiceStub:
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
+    DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_pb2.Model]
+    """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+    tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
+    being registered.
+    """
     WatchModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]
     """Stream a model's events from a number on; ends after the event of a final state.
 
@@ -91,6 +98,13 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Page through the models of a project.
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+    """
+    DeleteModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+    tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
+    being registered.
     """
     WatchModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a model's events from a number on; ends after the event of a final state.
@@ -146,6 +160,19 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Page through the models of a project.
 
         Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteModel(
+        self,
+        request: _model_service_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
+        tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
+        being registered.
         """
 
     @_abc_1.abstractmethod

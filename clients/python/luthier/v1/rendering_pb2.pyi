@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
+from luthier.v1 import reference_pb2 as _reference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -459,6 +460,8 @@ class Rendering(_message.Message):
     EFFECTIVE_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     PREFIX_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/renderings/{rendering}."""
     uid: _builtins.str
@@ -539,6 +542,14 @@ class Rendering(_message.Message):
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an answer. Set when READY. Empty for renderings made before this was kept."""
 
+    @_builtins.property
+    def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
+        """What it was made from, as that was then."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+
     def __init__(
         self,
         *,
@@ -569,10 +580,12 @@ class Rendering(_message.Message):
         effective_chat_template: _builtins.str = ...,
         prefix_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "digest", b"digest", "effective_chat_template", b"effective_chat_template", "error", b"error", "etag", b"etag", "findings", b"findings", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "prefix_token_ids", b"prefix_token_ids", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "digest", b"digest", "effective_chat_template", b"effective_chat_template", "error", b"error", "etag", b"etag", "findings", b"findings", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "prefix_token_ids", b"prefix_token_ids", "references", b"references", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

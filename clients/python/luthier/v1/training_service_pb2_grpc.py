@@ -63,6 +63,11 @@ class TrainingServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_training__service__pb2.CancelFineTuningJobRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
                 _registered_method=True)
+        self.DeleteFineTuningJob = channel.unary_unary(
+                '/luthier.v1.TrainingService/DeleteFineTuningJob',
+                request_serializer=luthier_dot_v1_dot_training__service__pb2.DeleteFineTuningJobRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+                _registered_method=True)
         self.WatchFineTuningJob = channel.unary_stream(
                 '/luthier.v1.TrainingService/WatchFineTuningJob',
                 request_serializer=luthier_dot_v1_dot_training__service__pb2.WatchFineTuningJobRequest.SerializeToString,
@@ -143,6 +148,16 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteFineTuningJob(self, request, context):
+        """Delete a job that has ended. Its model, if any, stays and keeps its uid. Its name may be used again.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
+        it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchFineTuningJob(self, request, context):
         """Stream a job's events from a number on; ends after the event of a final state.
 
@@ -215,6 +230,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
             'CancelFineTuningJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelFineTuningJob,
                     request_deserializer=luthier_dot_v1_dot_training__service__pb2.CancelFineTuningJobRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.SerializeToString,
+            ),
+            'DeleteFineTuningJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteFineTuningJob,
+                    request_deserializer=luthier_dot_v1_dot_training__service__pb2.DeleteFineTuningJobRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.SerializeToString,
             ),
             'WatchFineTuningJob': grpc.unary_stream_rpc_method_handler(
@@ -379,6 +399,33 @@ class TrainingService(object):
             target,
             '/luthier.v1.TrainingService/CancelFineTuningJob',
             luthier_dot_v1_dot_training__service__pb2.CancelFineTuningJobRequest.SerializeToString,
+            luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteFineTuningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.TrainingService/DeleteFineTuningJob',
+            luthier_dot_v1_dot_training__service__pb2.DeleteFineTuningJobRequest.SerializeToString,
             luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
             options,
             channel_credentials,

@@ -65,6 +65,12 @@ class TrainingServiceStub:
 
     Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
     """
+    DeleteFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.DeleteFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
+    """Delete a job that has ended. Its model, if any, stays and keeps its uid. Its name may be used again.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
+    it first.
+    """
     WatchFineTuningJob: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchFineTuningJobRequest, _event_pb2.Event]
     """Stream a job's events from a number on; ends after the event of a final state.
 
@@ -126,6 +132,12 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
+    """
+    DeleteFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.DeleteFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
+    """Delete a job that has ended. Its model, if any, stays and keeps its uid. Its name may be used again.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
+    it first.
     """
     WatchFineTuningJob: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchFineTuningJobRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a job's events from a number on; ends after the event of a final state.
@@ -215,6 +227,18 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteFineTuningJob(
+        self,
+        request: _training_service_pb2.DeleteFineTuningJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
+        """Delete a job that has ended. Its model, if any, stays and keeps its uid. Its name may be used again.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
+        it first.
         """
 
     @_abc_1.abstractmethod

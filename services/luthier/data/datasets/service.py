@@ -12,20 +12,20 @@ from luthier.data.datasets.rules import State
 from luthier.data.names import UPLOAD
 from luthier.data.record_errors import add_errors, page_of_errors
 from luthier.errors import Failure
-from luthier.runtime.names import child_name, project_of, same_project
+from luthier.runtime.names import child_name, same_project
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
-from luthier.storage.stored import Stored
+from luthier.storage.stored import Stored, require_etag
 from luthier.stored.v1.data_pb2 import DatasetPrivate, DatasetVersionPrivate, UploadPrivate
 from luthier.v1.data_service_pb2 import CreateDatasetRequest, CreateDatasetVersionRequest
 from luthier.v1.dataset_pb2 import Dataset, DatasetVersion, RecordError
 from luthier.v1.upload_pb2 import Upload
-from luthier.work.convert import failure_to_status
-from luthier.work.families import Family, Tasks, require_state
+from luthier.work.failures import failure_to_status
+from luthier.work.families import Family, Needs, Tasks, Work, delete_free, require_state
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
-from luthier.work.tasks import NewTask, TaskKind
+from luthier.work.tasks import TaskKind
 from luthier.worker.v1.task_pb2 import BuildVersionResult
 
 StoredVersion = Stored[DatasetVersion, DatasetVersionPrivate]
@@ -60,6 +60,13 @@ class DatasetService:
         async with self._database.transaction() as connection:
             return (await self._datasets.insert(connection, dataset, DatasetPrivate())).message
 
+    async def delete_dataset(self, name: str, etag: str) -> Dataset:
+        """Delete a dataset without versions. Raises NotFound, Aborted, FailedPrecondition RESOURCE_IN_USE."""
+        async with self._database.transaction(makes_room=True) as connection:
+            dataset = await self._datasets.get(connection, name)
+            require_etag(dataset, etag)
+            return (await delete_free(connection, self._datasets, dataset)).message
+
     async def get_dataset(self, name: str) -> Dataset:
         """Return a dataset. Raises NotFound."""
         return (await self._datasets.read(self._database, name)).message
@@ -89,21 +96,31 @@ class DatasetService:
         self._database.disk.require_room()
         private = DatasetVersionPrivate()
         async with self._database.transaction() as connection:
-            await self._datasets.get(connection, request.parent)
+            dataset = await self._datasets.get(connection, request.parent)
+            version.references.add(name=request.parent, uid=dataset.uid)
+            uploads = []
             for source in version.sources:
                 upload = await self._uploads.completed(connection, source.upload)
+                uploads.append(upload.uid)
+                digest = upload.private.sha256
+                version.references.add(name=source.upload, uid=upload.uid, digest=digest)
                 source.filename = upload.message.filename
                 private.source_files.add(
                     path=upload.message.filename,
                     sha256=upload.private.sha256,
                     size_bytes=upload.message.persisted_size_bytes,
                 )
-            new = NewTask(kind=TaskKind.BUILD_VERSION, subject=version.name, project=project_of(version.name))
-            return (await self.versions.add(connection, version, private, new)).message
+            work = Work(kind=TaskKind.BUILD_VERSION)
+            needs = Needs(until_end=uploads, lasting=(dataset.uid,))
+            return (await self.versions.add(connection, version, private, work, needs)).message
 
     async def ready_version(self, name: str) -> StoredVersion:
         """Return a READY version. Raises NotFound, FailedPrecondition WRONG_STATE."""
         return require_state(await self.versions.read(name), State.STATE_READY, self.versions.lifecycle)
+
+    async def require(self, connection: AsyncConnection, uid: str) -> StoredVersion:
+        """Return a version as the transaction sees it. Raises NotFound."""
+        return await self.versions.of_uid(connection, uid)
 
     async def list_versions(
         self, request: ListRequest, tokens: PageTokens
@@ -115,12 +132,12 @@ class DatasetService:
     async def list_errors(self, name: str, start: int, limit: int) -> Sequence[RecordError]:
         """Return at most `limit` bad records of a version from position `start` on. Raises NotFound."""
         async with self._database.reading() as connection:
-            version = await self.versions.stored(connection, name)
+            version = await self.versions.get(connection, name)
             return await page_of_errors(connection, version.uid, start, limit)
 
-    async def version_built(self, connection: AsyncConnection, name: str, result: BuildVersionResult) -> None:
+    async def version_built(self, connection: AsyncConnection, uid: str, result: BuildVersionResult) -> None:
         """The version is READY. Raises InvalidArgument for a result that contradicts itself."""
-        version = await self.versions.stored(connection, name)
+        version = await self.versions.of_uid(connection, uid)
         await add_errors(connection, version.uid, result.errors)
         private = version.copy_private()
         private.shards.extend(result.shards)
@@ -128,10 +145,10 @@ class DatasetService:
         await self.versions.move(connection, version, State.STATE_READY, changed=changed, private=private)
 
     async def version_failed(
-        self, connection: AsyncConnection, name: str, failure: Failure, result: BuildVersionResult | None
+        self, connection: AsyncConnection, uid: str, failure: Failure, result: BuildVersionResult | None
     ) -> None:
         """The version is FAILED; `result` is what is known all the same."""
-        version = await self.versions.stored(connection, name)
+        version = await self.versions.of_uid(connection, uid)
         changed = version.copy()
         if result is not None:
             await add_errors(connection, version.uid, result.errors)

@@ -66,6 +66,13 @@ class DatasetsServicer:
         values, token = await self._datasets.list_datasets(request, self._page_tokens)
         return data_service_pb2.ListDatasetsResponse(datasets=values, next_page_token=token)
 
+    async def DeleteDataset(
+        self, request: data_service_pb2.DeleteDatasetRequest, context: Context
+    ) -> dataset_pb2.Dataset:
+        """Delete one dataset."""
+        check_name(DATASET, request.name, self._projects)
+        return await self._datasets.delete_dataset(request.name, request.etag)
+
     async def CreateDatasetVersion(
         self, request: data_service_pb2.CreateDatasetVersionRequest, context: Context
     ) -> dataset_pb2.DatasetVersion:
@@ -95,6 +102,13 @@ class DatasetsServicer:
         check_name(VERSION, request.name, self._projects)
         stopping = State.STATE_CANCELLING
         return await self._datasets.versions.cancel(request.name, request.etag, stopping)
+
+    async def DeleteDatasetVersion(
+        self, request: data_service_pb2.DeleteDatasetVersionRequest, context: Context
+    ) -> dataset_pb2.DatasetVersion:
+        """Delete one version."""
+        check_name(VERSION, request.name, self._projects)
+        return await self._datasets.versions.delete(request.name, request.etag)
 
     async def WatchDatasetVersion(
         self, request: data_service_pb2.WatchDatasetVersionRequest, context: Context
@@ -167,7 +181,7 @@ class BuildVersionHandler(FamilyTasks[DatasetVersion, DatasetVersionPrivate]):
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to build."""
-        version = await self._datasets.versions.stored(connection, task.subject)
+        version = await self._datasets.versions.of_uid(connection, task.uid)
         spec = task_pb2.BuildVersionSpec(
             invalid_record_policy=version.message.invalid_record_policy,
             split_settings=version.message.split_settings,
@@ -178,7 +192,7 @@ class BuildVersionHandler(FamilyTasks[DatasetVersion, DatasetVersionPrivate]):
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """The version is READY."""
-        await self._datasets.version_built(connection, task.subject, result.build_version)
+        await self._datasets.version_built(connection, task.uid, result.build_version)
 
     async def failed(
         self,
@@ -189,4 +203,4 @@ class BuildVersionHandler(FamilyTasks[DatasetVersion, DatasetVersionPrivate]):
     ) -> None:
         """The version is FAILED; its statistics and errors are kept."""
         known = result.build_version if result is not None and result.HasField("build_version") else None
-        await self._datasets.version_failed(connection, task.subject, failure, known)
+        await self._datasets.version_failed(connection, task.uid, failure, known)

@@ -13,7 +13,7 @@ from luthier.data.record_errors import add_errors, page_of_errors
 from luthier.data.renderings import repository, rules
 from luthier.data.renderings.rules import State
 from luthier.errors import Failure
-from luthier.runtime.names import child_name, project_of, same_project
+from luthier.runtime.names import child_name, same_project
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored
 from luthier.stored.v1.data_pb2 import DatasetVersionPrivate, RenderingPrivate
@@ -21,11 +21,12 @@ from luthier.v1.data_service_pb2 import CreateRenderingRequest
 from luthier.v1.dataset_pb2 import DatasetVersion, RecordError
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
-from luthier.work.convert import failure_to_status
-from luthier.work.families import Family, Tasks, require_state
+from luthier.work.elsewhere import Elsewhere
+from luthier.work.failures import failure_to_status
+from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
-from luthier.work.tasks import NewTask, TaskKind
+from luthier.work.tasks import TaskKind
 from luthier.worker.v1.task_pb2 import RenderResult
 
 StoredRendering = Stored[Rendering, RenderingPrivate]
@@ -37,6 +38,10 @@ class Versions(Protocol):
 
     async def ready_version(self, name: str) -> StoredVersion:
         """Return a READY version. Raises NotFound, FailedPrecondition WRONG_STATE."""
+        ...
+
+    async def require(self, connection: AsyncConnection, uid: str) -> StoredVersion:
+        """Return a version as the transaction sees it. Raises NotFound."""
         ...
 
 
@@ -62,11 +67,13 @@ class RenderingService:
         tasks: Tasks,
         versions: Versions,
         models: Models,
+        elsewhere: Elsewhere,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._database = database
         self._versions = versions
         self._models = models
+        self._elsewhere = elsewhere
         self._clock = clock
         lifecycle = Lifecycle(Rendering.State.DESCRIPTOR, rules.TRANSITIONS)
         self.family = Family(repository.renderings(), lifecycle, database, log, tasks)
@@ -87,15 +94,23 @@ class RenderingService:
             request.parent, "renderings", request.rendering_id, field="rendering_id", prefix="rendering"
         )
         self._database.disk.require_room()
-        await self._versions.ready_version(wanted.dataset_version)
+        version = await self._versions.ready_version(wanted.dataset_version)
         # Before the transaction: nobody else could write while another service makes up its mind.
         model = await self._models.get(wanted.model)
         rendering = rules.resolved(wanted, model, self._clock().date())
         rendering.name = name
-        new = NewTask(kind=TaskKind.RENDER, subject=name, project=project_of(name), resources=(wanted.model,))
-        async with self._database.transaction() as connection:
-            private = RenderingPrivate(model_digest=model.digest)
-            return (await self.family.add(connection, rendering, private, new)).message
+        rendering.references.add(name=wanted.dataset_version, uid=version.uid, digest=version.message.digest)
+        of_model = rendering.references.add(name=wanted.model, uid=model.uid, digest=model.digest)
+        private = RenderingPrivate(model_digest=model.digest)
+        work = Work(kind=TaskKind.RENDER, resources=(wanted.model,))
+        async with (
+            self._elsewhere.holding(name, [of_model]) as holds,
+            self._database.transaction() as connection,
+        ):
+            # As the transaction sees it: it may have been deleted meanwhile.
+            await self._versions.require(connection, version.uid)
+            needs = Needs(until_end=(version.uid,), elsewhere=holds)
+            return (await self.family.add(connection, rendering, private, work, needs)).message
 
     async def ready(self, name: str) -> StoredRendering:
         """Return a READY rendering. Raises NotFound, FailedPrecondition WRONG_STATE."""
@@ -104,19 +119,18 @@ class RenderingService:
     async def list_errors(self, name: str, start: int, limit: int) -> Sequence[RecordError]:
         """Return at most `limit` records that could not be rendered from position `start` on. Raises NotFound."""
         async with self._database.reading() as connection:
-            rendering = await self.family.stored(connection, name)
+            rendering = await self.family.get(connection, name)
             return await page_of_errors(connection, rendering.uid, start, limit)
 
-    async def to_render(
-        self, connection: AsyncConnection, name: str
-    ) -> tuple[StoredRendering, StoredVersion]:
+    async def to_render(self, connection: AsyncConnection, uid: str) -> tuple[StoredRendering, StoredVersion]:
         """Return what a worker needs: the rendering as the transaction sees it, and its version."""
-        rendering = await self.family.stored(connection, name)
-        return rendering, await self._versions.ready_version(rendering.message.dataset_version)
+        rendering = await self.family.of_uid(connection, uid)
+        version = referred(rendering.message, rendering.message.dataset_version)
+        return rendering, await self._versions.require(connection, version.uid)
 
-    async def rendered(self, connection: AsyncConnection, name: str, result: RenderResult) -> None:
+    async def rendered(self, connection: AsyncConnection, uid: str, result: RenderResult) -> None:
         """The rendering is READY. Raises InvalidArgument for a result that contradicts itself."""
-        rendering = await self.family.stored(connection, name)
+        rendering = await self.family.of_uid(connection, uid)
         await add_errors(connection, rendering.uid, result.errors)
         private = rendering.copy_private()
         private.shards.extend(result.shards)
@@ -125,10 +139,10 @@ class RenderingService:
         await self.family.move(connection, rendering, State.STATE_READY, changed=changed, private=private)
 
     async def failed(
-        self, connection: AsyncConnection, name: str, failure: Failure, result: RenderResult | None = None
+        self, connection: AsyncConnection, uid: str, failure: Failure, result: RenderResult | None = None
     ) -> None:
         """The rendering is FAILED; `result` is what is known all the same."""
-        rendering = await self.family.stored(connection, name)
+        rendering = await self.family.of_uid(connection, uid)
         changed = rendering.copy()
         if result is not None:
             await add_errors(connection, rendering.uid, result.errors)

@@ -84,6 +84,13 @@ class RenderingsServicer:
         stopping = State.STATE_CANCELLING
         return await self._renderings.family.cancel(request.name, request.etag, stopping)
 
+    async def DeleteRendering(
+        self, request: data_service_pb2.DeleteRenderingRequest, context: Context
+    ) -> rendering_pb2.Rendering:
+        """Delete one rendering."""
+        check_name(RENDERING, request.name, self._projects)
+        return await self._renderings.family.delete(request.name, request.etag)
+
     async def WatchRendering(
         self, request: data_service_pb2.WatchRenderingRequest, context: Context
     ) -> AsyncIterator[event_pb2.Event]:
@@ -171,7 +178,7 @@ class RenderHandler(FamilyTasks[Rendering, RenderingPrivate]):
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to render."""
-        rendering, version = await self._renderings.to_render(connection, task.subject)
+        rendering, version = await self._renderings.to_render(connection, task.uid)
         message = rendering.message
         spec = task_pb2.RenderSpec(
             shards=version.private.shards,
@@ -190,7 +197,7 @@ class RenderHandler(FamilyTasks[Rendering, RenderingPrivate]):
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """The rendering is READY."""
-        await self._renderings.rendered(connection, task.subject, result.render)
+        await self._renderings.rendered(connection, task.uid, result.render)
 
     async def failed(
         self,
@@ -201,4 +208,4 @@ class RenderHandler(FamilyTasks[Rendering, RenderingPrivate]):
     ) -> None:
         """The rendering is FAILED; the records that could not be rendered are kept."""
         known = result.render if result is not None and result.HasField("render") else None
-        await self._renderings.failed(connection, task.subject, failure, known)
+        await self._renderings.failed(connection, task.uid, failure, known)

@@ -18,6 +18,7 @@ from luthier.storage.stored import Stored, require_etag
 from luthier.stored.v1.data_pb2 import UploadPrivate
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
+from luthier.work.families import delete_free
 from luthier.work.lifecycle import Lifecycle
 
 StoredUpload = Stored[Upload, UploadPrivate]
@@ -135,6 +136,20 @@ class UploadService:
             upload = await self._uploads.update(connection, upload, changed)
             self._database.after_commit(lambda: self._clear_later(upload))
         return upload.message
+
+    async def delete(self, name: str, etag: str) -> Upload:
+        """Delete an upload that is over. Raises NotFound, FailedPrecondition WRONG_STATE, RESOURCE_IN_USE, Aborted."""
+        turn = self.turn(name)
+        async with turn.lock, self._database.transaction(makes_room=True) as connection:
+            turn.receiving = None
+            upload = await self._uploads.get(connection, name)
+            require_etag(upload, etag)
+            if upload.message.state == State.STATE_RECEIVING:
+                raise FailedPrecondition(
+                    f"{name} is being received; cancel it before it is deleted",
+                    metadata={"name": name, "state": "RECEIVING"},
+                )
+            return (await delete_free(connection, self._uploads, upload)).message
 
     async def completed(self, connection: AsyncConnection, name: str) -> StoredUpload:
         """Return a complete upload. Raises NotFound, FailedPrecondition UPLOAD_INCOMPLETE."""

@@ -63,3 +63,10 @@ class UploadsServicer:
         """Give an upload up."""
         check_name(UPLOAD, request.name, self._projects)
         return await self._uploads.cancel(request.name, request.etag)
+
+    async def DeleteUpload(
+        self, request: data_service_pb2.DeleteUploadRequest, context: Context
+    ) -> upload_pb2.Upload:
+        """Delete one upload."""
+        check_name(UPLOAD, request.name, self._projects)
+        return await self._uploads.delete(request.name, request.etag)

@@ -122,8 +122,11 @@ def shared_base(arms: Sequence[EvaluationArm], models: Mapping[str, Model]) -> s
 
 
 def pinned(evaluation: Evaluation, version: DatasetVersion, models: Mapping[str, Model]) -> Evaluation:
-    """Return an evaluation with the digests of all that it builds on."""
+    """Return an evaluation with the uids and digests of all that it builds on."""
     filled = _copy(evaluation)
+    filled.references.add(name=version.name, uid=version.uid, digest=version.digest)
+    for name, model in models.items():
+        filled.references.add(name=name, uid=model.uid, digest=model.digest)
     filled.dataset_digest = version.digest
     filled.model_digests.update({name: model.digest for name, model in models.items()})
     return filled

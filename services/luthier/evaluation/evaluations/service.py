@@ -16,7 +16,7 @@ from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.prediction_file import found_predictions, read_predictions
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.ready import require_ready
-from luthier.runtime.names import child_name, project_of
+from luthier.runtime.names import child_name
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored
@@ -26,11 +26,12 @@ from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.v1.event_pb2 import Progress
 from luthier.v1.model_pb2 import Model
-from luthier.work.convert import failure_to_status
-from luthier.work.families import Family, Tasks
+from luthier.work.elsewhere import Elsewhere
+from luthier.work.failures import failure_to_status
+from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
-from luthier.work.tasks import NewTask, TaskKind
+from luthier.work.tasks import TaskKind
 from luthier.worker.v1.task_pb2 import BlobFile, EvaluateResult, EvaluateSpec
 
 StoredEvaluation = Stored[Evaluation, EvaluationPrivate]
@@ -52,11 +53,18 @@ class EvaluationService:
     """Use cases of evaluations. A parent's project is checked by the caller."""
 
     def __init__(
-        self, database: Database, log: EventLog, tasks: Tasks, peers: Peers, blobs: BlobStore
+        self,
+        database: Database,
+        log: EventLog,
+        tasks: Tasks,
+        peers: Peers,
+        blobs: BlobStore,
+        elsewhere: Elsewhere,
     ) -> None:
         self._database = database
         self._peers = peers
         self._blobs = blobs
+        self._elsewhere = elsewhere
         self._rows = repository.evaluations()
         self._predictions = repository.Predictions()
         self._answers = repository.AnswerFiles()
@@ -80,14 +88,16 @@ class EvaluationService:
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
         evaluation, private = await self._pinned(evaluation)
-        new = NewTask(
+        work = Work(
             kind=TaskKind.EVALUATE,
-            subject=name,
-            project=project_of(name),
             resources=(evaluation.dataset_version, *sorted(evaluation.model_digests)),
         )
-        async with self._database.transaction() as connection:
-            return (await self.family.add(connection, evaluation, private, new)).message
+        async with (
+            self._elsewhere.holding(name, evaluation.references) as holds,
+            self._database.transaction() as connection,
+        ):
+            needs = Needs(elsewhere=holds)
+            return (await self.family.add(connection, evaluation, private, work, needs)).message
 
     async def _pinned(self, evaluation: Evaluation) -> tuple[Evaluation, EvaluationPrivate]:
         version = await self._peers.version(evaluation.dataset_version)
@@ -134,37 +144,37 @@ class EvaluationService:
         fitting = max(1, sum(size <= limit_bytes for size in total_bytes))
         return [_prediction(row) for row in rows[:fitting]]
 
-    async def spec(self, connection: AsyncConnection, name: str) -> EvaluateSpec:
+    async def spec(self, connection: AsyncConnection, uid: str) -> EvaluateSpec:
         """Return what a worker is to do, with the answers that earlier attempts kept."""
-        evaluation = await self.family.stored(connection, name)
+        evaluation = await self.family.of_uid(connection, uid)
         answers = await self._answers.read(connection, evaluation.uid)
         return rules.spec(evaluation.message, evaluation.private, answers)
 
     async def keep_answers(
-        self, connection: AsyncConnection, name: str, step: int, files: Sequence[BlobFile]
+        self, connection: AsyncConnection, uid: str, step: int, files: Sequence[BlobFile]
     ) -> None:
         """Keep answers for the attempts after this one. The same step again changes nothing."""
-        evaluation = await self.family.stored(connection, name)
+        evaluation = await self.family.of_uid(connection, uid)
         await self._answers.add(connection, evaluation.uid, step, files)
 
-    async def advance(self, connection: AsyncConnection, name: str, progress: Progress) -> None:
+    async def advance(self, connection: AsyncConnection, uid: str, progress: Progress) -> None:
         """Show how far the evaluation has come."""
-        evaluation = await self.family.stored(connection, name)
+        evaluation = await self.family.of_uid(connection, uid)
         changed = evaluation.copy()
         changed.progress.CopyFrom(progress)
         await self._rows.report(connection, evaluation, changed)
 
-    async def requeue(self, connection: AsyncConnection, name: str) -> None:
+    async def requeue(self, connection: AsyncConnection, uid: str) -> None:
         """The attempt was lost."""
-        evaluation = await self.family.stored(connection, name)
+        evaluation = await self.family.of_uid(connection, uid)
         changed = evaluation.copy()
         changed.ClearField("progress")
         why = "the attempt was lost"
         await self.family.move(connection, evaluation, State.STATE_QUEUED, changed=changed, why=why)
 
-    async def succeed(self, connection: AsyncConnection, name: str, result: EvaluateResult) -> None:
+    async def succeed(self, connection: AsyncConnection, uid: str, result: EvaluateResult) -> None:
         """Store an outcome and where every answer is. Raises InvalidArgument for a result that contradicts itself."""
-        evaluation = await self.family.stored(connection, name)
+        evaluation = await self.family.of_uid(connection, uid)
         private = await self._with_predictions(evaluation.private, result)
         changed = rules.scored(evaluation.message, result)
         await self.family.move(
@@ -173,10 +183,10 @@ class EvaluationService:
         await self._answers.forget(connection, evaluation.uid)
 
     async def fail(
-        self, connection: AsyncConnection, name: str, failure: Failure, result: EvaluateResult | None
+        self, connection: AsyncConnection, uid: str, failure: Failure, result: EvaluateResult | None
     ) -> None:
         """Store why it failed, and the answers that came before. Raises as `succeed`."""
-        evaluation = await self.family.stored(connection, name)
+        evaluation = await self.family.of_uid(connection, uid)
         changed, private = await self._with_answers(evaluation, result)
         changed.error.CopyFrom(failure_to_status(failure))
         await self.family.move(
@@ -190,10 +200,10 @@ class EvaluationService:
         await self._answers.forget(connection, evaluation.uid)
 
     async def end_cancelled(
-        self, connection: AsyncConnection, name: str, result: EvaluateResult | None
+        self, connection: AsyncConnection, uid: str, result: EvaluateResult | None
     ) -> None:
         """It stopped on request; store the answers that came before. Raises as `succeed`."""
-        evaluation = await self.family.stored(connection, name)
+        evaluation = await self.family.of_uid(connection, uid)
         changed, private = await self._with_answers(evaluation, result)
         await self.family.move(
             connection, evaluation, State.STATE_CANCELLED, changed=changed, private=private

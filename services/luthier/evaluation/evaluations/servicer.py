@@ -17,8 +17,6 @@ from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1 import evaluation_service_pb2, event_pb2, fine_tuning_job_pb2
 from luthier.v1.evaluation_pb2 import Evaluation
-from luthier.work.convert import entry_to_proto
-from luthier.work.events import Entry, Progressed
 from luthier.work.family_tasks import FamilyTasks, TaskStates
 from luthier.work.listing import PAGE_BYTES, page_that_fits, row_page_arguments
 from luthier.work.tasks import Task
@@ -73,6 +71,13 @@ class EvaluationsServicer:
         EVALUATION.parse(request.name)
         return await self._evaluations.family.cancel(request.name, request.etag, State.STATE_CANCELLING)
 
+    async def DeleteEvaluation(
+        self, request: evaluation_service_pb2.DeleteEvaluationRequest, context: Context
+    ) -> Evaluation:
+        """Delete one evaluation."""
+        EVALUATION.parse(request.name)
+        return await self._evaluations.family.delete(request.name, request.etag)
+
     async def WatchEvaluation(
         self, request: evaluation_service_pb2.WatchEvaluationRequest, context: Context
     ) -> AsyncIterator[event_pb2.Event]:
@@ -110,19 +115,19 @@ class EvaluateHandler(FamilyTasks[Evaluation, EvaluationPrivate]):
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to evaluate."""
-        return task_pb2.Task(evaluate=await self._evaluations.spec(connection, task.subject))
+        return task_pb2.Task(evaluate=await self._evaluations.spec(connection, task.uid))
 
     async def reported(
         self,
         connection: AsyncConnection,
         task: Task,
-        entries: Sequence[Entry],
+        events: Sequence[event_pb2.Event],
         run_record: fine_tuning_job_pb2.RunRecord | None,
     ) -> None:
         """Show the latest progress."""
-        found = [entry for entry in entries if isinstance(entry.payload, Progressed)]
+        found = [event for event in events if event.HasField("progress")]
         if found:
-            await self._evaluations.advance(connection, task.subject, entry_to_proto(found[-1]).progress)
+            await self._evaluations.advance(connection, task.uid, found[-1].progress)
 
     async def checkpointed(
         self,
@@ -133,12 +138,12 @@ class EvaluateHandler(FamilyTasks[Evaluation, EvaluationPrivate]):
         metrics: Mapping[str, float],
     ) -> str:
         """Keep answers for the attempts after this one."""
-        await self._evaluations.keep_answers(connection, task.subject, step, files)
+        await self._evaluations.keep_answers(connection, task.uid, step, files)
         return f"{task.subject}/checkpoints/{step}"
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """Store the outcome."""
-        await self._evaluations.succeed(connection, task.subject, result.evaluate)
+        await self._evaluations.succeed(connection, task.uid, result.evaluate)
 
     async def failed(
         self,
@@ -148,17 +153,17 @@ class EvaluateHandler(FamilyTasks[Evaluation, EvaluationPrivate]):
         result: task_pb2.TaskResult | None,
     ) -> None:
         """Store why it failed, and what was answered before."""
-        await self._evaluations.fail(connection, task.subject, failure, _known(result))
+        await self._evaluations.fail(connection, task.uid, failure, _known(result))
 
     async def cancelled(
         self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
     ) -> None:
         """It stopped on request, with what was answered before."""
-        await self._evaluations.end_cancelled(connection, task.subject, _known(result))
+        await self._evaluations.end_cancelled(connection, task.uid, _known(result))
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """The attempt was lost."""
-        await self._evaluations.requeue(connection, task.subject)
+        await self._evaluations.requeue(connection, task.uid)
 
 
 def _known(result: task_pb2.TaskResult | None) -> task_pb2.EvaluateResult | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from luthier.errors import Failure, NotFound, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.generation.rules import is_last
 from luthier.runtime.names import project_of
-from luthier.work.convert import failure_to_status, status_to_failure
+from luthier.work.failures import failure_to_status, status_to_failure
 from luthier.worker.v1.worker_service_pb2 import (
     GenerationOrder,
     PushGenerationRequest,

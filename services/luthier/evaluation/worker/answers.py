@@ -32,7 +32,7 @@ from luthier.text.rendering import RenderingError
 from luthier.text.templates import TemplateError
 from luthier.v1 import chat_pb2, evaluation_pb2
 from luthier.work.cache import BlobCache
-from luthier.work.convert import failure_to_status
+from luthier.work.failures import failure_to_status
 from luthier.work.link import WorkerLink
 from luthier.worker.v1 import worker_service_pb2
 

@@ -22,7 +22,7 @@ from luthier.text.rendering import Rendered
 from luthier.text.shots import with_shots
 from luthier.v1 import evaluation_pb2
 from luthier.work.context import TaskContext
-from luthier.work.convert import failure_to_status, status_to_failure
+from luthier.work.failures import failure_to_status, status_to_failure
 from luthier.worker.v1 import task_pb2
 
 ROWS_A_BATCH = 64

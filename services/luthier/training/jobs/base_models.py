@@ -22,6 +22,10 @@ class Models(Protocol):
         """Return a READY base model. Raises NotFound, InvalidArgument, FailedPrecondition WRONG_STATE."""
         ...
 
+    async def base(self, connection: AsyncConnection, uid: str) -> StoredModel:
+        """Return the model of a uid. Raises NotFound."""
+        ...
+
     async def exists(self, connection: AsyncConnection, name: str) -> bool:
         """Tell whether a name is taken."""
         ...

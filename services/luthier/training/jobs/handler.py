@@ -18,11 +18,12 @@ from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
 from luthier.training.jobs.rules import State
+from luthier.v1.event_pb2 import CheckpointCommitted, Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, RunRecord
 from luthier.v1.model_pb2 import Model
-from luthier.work.convert import entry_to_proto, failure_to_status
-from luthier.work.events import CheckpointCommitted, Entry, Logged, Measured, Progressed
-from luthier.work.families import Family
+from luthier.work.events import line
+from luthier.work.failures import failure_to_status
+from luthier.work.families import Family, referred
 from luthier.work.log import EventLog
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
@@ -56,7 +57,7 @@ class TrainHandler:
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to train, and from which checkpoint on."""
         job = await self._stored(connection, task)
-        base = await self._models.find_base(connection, job.message.base_model)
+        base = await self._models.base(connection, referred(job.message, job.message.base_model).uid)
         spec = task_pb2.TrainSpec(
             job=job.message,
             base_model_files=base.private.files,
@@ -82,22 +83,23 @@ class TrainHandler:
         self,
         connection: AsyncConnection,
         task: Task,
-        entries: Sequence[Entry],
+        events: Sequence[Event],
         run_record: RunRecord | None,
     ) -> None:
         """Keep metrics, progress and the run record; the first step makes the job RUNNING."""
         job = await self._stored(connection, task)
         changed = job.copy()
         has_begun = False
-        for entry in entries:
-            match entry.payload:
-                case Measured(values=values):
-                    await self._metrics.record(connection, job.uid, entry.step, task.attempt, values)
+        for event in events:
+            match event.WhichOneof("payload"):
+                case "metrics":
+                    values = event.metrics.values
+                    await self._metrics.record(connection, job.uid, event.step, task.attempt, values)
                     changed.latest_metrics.update(values)
                     has_begun = True
-                case Progressed(phase=phase):
-                    changed.progress.CopyFrom(entry_to_proto(entry).progress)
-                    has_begun = has_begun or phase == TRAINING_PHASE
+                case "progress":
+                    changed.progress.CopyFrom(event.progress)
+                    has_begun = has_begun or event.progress.phase == TRAINING_PHASE
                 case _:
                     pass
         if run_record is not None:
@@ -139,8 +141,8 @@ class TrainHandler:
         stored = StoredCheckpoint(message=checkpoint, private=private)
         if await self._checkpoints.add(connection, job.uid, stored):
             committed = CheckpointCommitted(checkpoint=checkpoint.name)
-            entry = Entry(payload=committed, step=step, attempt=task.attempt)
-            await self._log.append(connection, task.subject, [entry])
+            event = Event(step=step, attempt=task.attempt, checkpoint=committed)
+            await self._log.append(connection, task.uid, [event])
             await self._drop_older(connection, job)
         return checkpoint.name
 
@@ -161,12 +163,14 @@ class TrainHandler:
             step=result.train.step,
             taught=job.private.taught if job.private.HasField("taught") else None,
         )
+        wanted.references.add().CopyFrom(referred(job.message, job.message.base_model))
+        wanted.references.add(name=task.subject, uid=job.uid)
         changed = job.copy()
         changed.tuned_model = await self._models.add_adapter(connection, wanted, result.train.files)
         if changed.tuned_model != wanted.name:
             text = f"{wanted.name} was taken in the meantime, the tuned model is {changed.tuned_model}"
-            line = Entry(payload=Logged(severity="WARNING", text=text), attempt=changed.num_attempts)
-            await self._log.append(connection, task.subject, [line])
+            warning = line(text, "WARNING", attempt=changed.num_attempts)
+            await self._log.append(connection, task.uid, [warning])
         await self._move(connection, job, State.STATE_SUCCEEDED, changed)
 
     async def failed(
@@ -196,7 +200,7 @@ class TrainHandler:
         await self._move(connection, job, State.STATE_QUEUED, job.copy(), why)
 
     async def _stored(self, connection: AsyncConnection, task: Task) -> StoredJob:
-        return await self._family.stored(connection, task.subject)
+        return await self._family.of_uid(connection, task.uid)
 
     async def _move(
         self, connection: AsyncConnection, job: StoredJob, state: int, changed: FineTuningJob, why: str = ""

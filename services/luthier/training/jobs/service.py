@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from luthier.errors import AlreadyExists, Reason, ResourceExhausted
-from luthier.runtime.names import child_name, new_id, project_of
+from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
@@ -18,15 +18,16 @@ from luthier.training.jobs.counting import survey_elsewhere
 from luthier.training.jobs.planning import Lengths, check_counts, make_plan, require_usable
 from luthier.training.jobs.rules import State
 from luthier.training.recipe_settings import batch_settings
+from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
-from luthier.work.events import Event
-from luthier.work.families import Family, Tasks
+from luthier.work.elsewhere import Elsewhere
+from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest
 from luthier.work.log import EventLog
-from luthier.work.tasks import NewTask, TaskKind
+from luthier.work.tasks import TaskKind
 
 MAX_PLANS = 8
 """Plans that are counted or wait for it; more are refused."""
@@ -59,12 +60,19 @@ class JobService:
     """Use cases of jobs. A parent's project is checked by the caller."""
 
     def __init__(
-        self, database: Database, log: EventLog, tasks: Tasks, models: Models, renderings: Renderings
+        self,
+        database: Database,
+        log: EventLog,
+        tasks: Tasks,
+        models: Models,
+        renderings: Renderings,
+        elsewhere: Elsewhere,
     ) -> None:
         self._database = database
         self._log = log
         self._models = models
         self._renderings = renderings
+        self._elsewhere = elsewhere
         self._counting = asyncio.Semaphore(1)
         self._num_plans = 0
         lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
@@ -137,9 +145,18 @@ class JobService:
         # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
         await self._models.keep_template(private.taught)
         tuned_model = f"{request.parent}/models/{job.tuned_model_id}"
-        new = NewTask(kind=TaskKind.TRAIN, subject=name, project=project_of(name), resources=(job.rendering,))
-        async with self._database.transaction() as connection:
-            stored = await self.family.add(connection, job, private, new)
+        base, rendering = checked.base_model, checked.rendering
+        job.references.add(name=job.base_model, uid=base.uid, digest=base.message.digest)
+        read = job.references.add(name=job.rendering, uid=rendering.uid, digest=rendering.digest)
+        work = Work(kind=TaskKind.TRAIN, resources=(job.rendering,))
+        async with (
+            self._elsewhere.holding(name, [read]) as holds,
+            self._database.transaction() as connection,
+        ):
+            # As the transaction sees it: it may have been deleted meanwhile.
+            await self._models.base(connection, base.uid)
+            needs = Needs(until_end=(base.uid,), elsewhere=holds)
+            stored = await self.family.add(connection, job, private, work, needs)
             if await self._models.exists(connection, tuned_model):
                 raise AlreadyExists(
                     f"tuned_model_id must be new, {tuned_model} exists", metadata={"name": tuned_model}
@@ -155,13 +172,13 @@ class JobService:
     async def events(self, name: str, start_sequence: int, limit: int) -> Sequence[Event]:
         """Return at most `limit` events of a job from a number on. Raises NotFound."""
         async with self._database.reading() as connection:
-            await self.family.stored(connection, name)
-            return await self._log.read(connection, name, start_sequence, limit)
+            job = await self.family.get(connection, name)
+            return await self._log.read(connection, job.uid, start_sequence, limit)
 
     async def metrics(self, name: str, after_step: int, limit: int) -> Sequence[MetricPoint]:
         """Return at most `limit` metric points of a job after a step. Raises NotFound."""
         async with self._database.reading() as connection:
-            job = await self.family.stored(connection, name)
+            job = await self.family.get(connection, name)
             return await self._metrics.after(connection, job.uid, after_step, limit)
 
     async def checkpoint(self, name: str) -> Checkpoint:
@@ -172,6 +189,6 @@ class JobService:
     async def checkpoints(self, name: str, after_step: int, limit: int) -> Sequence[Checkpoint]:
         """Return at most `limit` checkpoints of a job after a step. Raises NotFound."""
         async with self._database.reading() as connection:
-            job = await self.family.stored(connection, name)
+            job = await self.family.get(connection, name)
             found = await self._checkpoints.after(connection, job.uid, after_step, limit)
             return [checkpoint.message for checkpoint in found]

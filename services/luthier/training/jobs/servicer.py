@@ -14,7 +14,6 @@ from luthier.training.jobs.rules import State
 from luthier.training.jobs.service import JobService
 from luthier.training.names import CHECKPOINT, JOB, check_name
 from luthier.v1 import event_pb2, fine_tuning_job_pb2, training_service_pb2, training_service_pb2_grpc
-from luthier.work.convert import event_to_proto
 from luthier.work.listing import row_page_arguments
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -74,6 +73,13 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         check_name(JOB, request.name, self._projects)
         return await self._jobs.family.cancel(request.name, request.etag, State.STATE_CANCELLING)
 
+    async def DeleteFineTuningJob(
+        self, request: training_service_pb2.DeleteFineTuningJobRequest, context: Context
+    ) -> fine_tuning_job_pb2.FineTuningJob:
+        """Delete one job."""
+        check_name(JOB, request.name, self._projects)
+        return await self._jobs.family.delete(request.name, request.etag)
+
     async def WatchFineTuningJob(
         self, request: training_service_pb2.WatchFineTuningJobRequest, context: Context
     ) -> AsyncIterator[event_pb2.Event]:
@@ -89,9 +95,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         check_name(JOB, request.parent, self._projects, field="parent")
         limit, last, bound = self._place("ListFineTuningJobEvents", request.parent, request)
         events = await self._jobs.events(request.parent, last + 1, limit + 1)
-        page = training_service_pb2.ListFineTuningJobEventsResponse(
-            events=[event_to_proto(event) for event in events[:limit]]
-        )
+        page = training_service_pb2.ListFineTuningJobEventsResponse(events=events[:limit])
         if len(events) > limit:
             page.next_page_token = self._page_tokens.encode((str(events[limit - 1].sequence),), bound)
         return page

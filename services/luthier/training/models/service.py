@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import AlreadyExists, Failure, NotFound, OutOfRange
-from luthier.runtime.names import child_name, new_id, project_of
+from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
@@ -20,12 +20,12 @@ from luthier.training.models.rules import State
 from luthier.training.models.sources import resolve_allowed
 from luthier.v1.model_pb2 import Model, ModelFile, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
-from luthier.work.convert import failure_to_status
-from luthier.work.families import Family, Tasks, require_state
+from luthier.work.failures import failure_to_status
+from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest
 from luthier.work.log import EventLog
-from luthier.work.tasks import NewTask, TaskKind
+from luthier.work.tasks import TaskKind
 from luthier.worker.v1.task_pb2 import BlobFile, RegisterModelResult
 
 FILTERS = ("state", "labels", "kind", "base_model", "fine_tuning_job")
@@ -61,9 +61,9 @@ class ModelService:
         if model.HasField("gguf_path"):
             model.gguf_path = await self._resolve(model.gguf_path, "model.gguf_path", folder=False)
         self._database.disk.require_room()
-        new = NewTask(kind=TaskKind.REGISTER_MODEL, subject=model.name, project=project_of(model.name))
+        work = Work(kind=TaskKind.REGISTER_MODEL)
         async with self._database.transaction() as connection:
-            return (await self.family.add(connection, model, ModelPrivate(), new)).message
+            return (await self.family.add(connection, model, ModelPrivate(), work)).message
 
     async def _resolve(self, path: str, field: str, *, folder: bool) -> str:
         return str(await asyncio.to_thread(resolve_allowed, path, self._roots, field=field, folder=folder))
@@ -99,9 +99,13 @@ class ModelService:
 
     async def find_base(self, connection: AsyncConnection, name: str) -> StoredModel:
         """Return a READY base model. Raises NotFound, InvalidArgument, FailedPrecondition WRONG_STATE."""
-        model = await self.family.stored(connection, name)
+        model = await self.family.get(connection, name)
         rules.require_base(model.message, "fine_tuning_job.base_model")
         return self._ready(model)
+
+    async def base(self, connection: AsyncConnection, uid: str) -> StoredModel:
+        """Return the model of a uid. Raises NotFound."""
+        return await self.family.of_uid(connection, uid)
 
     async def exists(self, connection: AsyncConnection, name: str) -> bool:
         """Tell whether a name is taken."""
@@ -117,30 +121,31 @@ class ModelService:
 
         Returns its name: another one when the wanted one was taken after the job began; no work is lost.
         """
-        base = await self._models.find(connection, wanted.base_model)
-        bundle = [] if base is None else rules.taught_bundle(wanted, base.message, base.private.files)
+        base = await self.base(connection, referred(wanted, wanted.base_model).uid)
+        bundle = rules.taught_bundle(wanted, base.message, base.private.files)
         files = rules.adapter_files(bundle, tuned)
         adapter = rules.adapter(wanted, files)
         private = ModelPrivate(files=files)
+        needs = Needs(lasting=(base.uid,))
         try:
-            await self.family.add(connection, adapter, private)
+            await self.family.add(connection, adapter, private, needs=needs)
         except AlreadyExists:
             place, _, taken = wanted.name.rpartition("/")
             adapter.name = f"{place}/{new_id(taken[:50].rstrip('-'))}"
-            await self.family.add(connection, adapter, private)
+            await self.family.add(connection, adapter, private, needs=needs)
         return adapter.name
 
-    async def registered(self, connection: AsyncConnection, name: str, result: RegisterModelResult) -> None:
+    async def registered(self, connection: AsyncConnection, uid: str, result: RegisterModelResult) -> None:
         """The model is READY. Raises InvalidArgument MODEL_INVALID for a result that contradicts itself."""
-        model = await self.family.stored(connection, name)
+        model = await self.family.of_uid(connection, uid)
         private = model.copy_private()
         private.files.extend(rules.registered_files(result))
         changed = rules.registered(model.message, result)
         await self.family.move(connection, model, State.STATE_READY, changed=changed, private=private)
 
-    async def failed(self, connection: AsyncConnection, name: str, failure: Failure) -> None:
+    async def failed(self, connection: AsyncConnection, uid: str, failure: Failure) -> None:
         """The model is FAILED."""
-        model = await self.family.stored(connection, name)
+        model = await self.family.of_uid(connection, uid)
         changed = model.copy()
         changed.error.CopyFrom(failure_to_status(failure))
         await self.family.move(connection, model, State.STATE_FAILED, changed=changed)

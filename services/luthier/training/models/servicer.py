@@ -69,6 +69,13 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         values, token = await self._models.list_page(request, self._page_tokens)
         return model_service_pb2.ListModelsResponse(models=values, next_page_token=token), len(values)
 
+    async def DeleteModel(
+        self, request: model_service_pb2.DeleteModelRequest, context: Context
+    ) -> model_pb2.Model:
+        """Delete one model."""
+        check_name(MODEL, request.name, self._projects)
+        return await self._models.family.delete(request.name, request.etag)
+
     async def WatchModel(
         self, request: model_service_pb2.WatchModelRequest, context: Context
     ) -> AsyncIterator[event_pb2.Event]:
@@ -114,7 +121,7 @@ class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to register."""
-        model = (await self._models.family.stored(connection, task.subject)).message
+        model = (await self._models.family.of_uid(connection, task.uid)).message
         source = model.WhichOneof("source")
         assert source is not None, f"{model.name} has no source to register"
         spec = task_pb2.RegisterModelSpec(**{source: getattr(model, source)})
@@ -123,9 +130,9 @@ class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """The model is READY, or FAILED when the result contradicts itself."""
         try:
-            await self._models.registered(connection, task.subject, result.register_model)
+            await self._models.registered(connection, task.uid, result.register_model)
         except InvalidArgument as error:
-            await self._models.failed(connection, task.subject, Failure.of(error))
+            await self._models.failed(connection, task.uid, Failure.of(error))
 
     async def failed(
         self,
@@ -135,7 +142,7 @@ class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
         result: task_pb2.TaskResult | None,
     ) -> None:
         """The model is FAILED."""
-        await self._models.failed(connection, task.subject, failure)
+        await self._models.failed(connection, task.uid, failure)
 
     async def cancelled(
         self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
@@ -146,4 +153,4 @@ class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
             reason=Reason.CANCELLED_BY_USER,
             message=f"the registration of {task.subject} was stopped on request",
         )
-        await self._models.failed(connection, task.subject, stopped)
+        await self._models.failed(connection, task.uid, stopped)

@@ -211,7 +211,7 @@ def show(session: Session, name: str) -> None:
     """Show a version (DATASET/VERSION) with its statistics, or the versions of a dataset."""
     from luthier.client.cli.views import version_facts, version_table
 
-    if "/versions/" in name or (name.count("/") == 1 and not name.startswith("projects/")):
+    if _is_version(name):
         session.show(session.client.datasets.versions.get(name), version_facts)
         return
     dataset = session.client.datasets.get(name)
@@ -219,6 +219,10 @@ def show(session: Session, name: str) -> None:
         session.show(dataset, version_table)
         return
     session.show_list(session.client.datasets.versions.list(dataset.name), version_table)
+
+
+def _is_version(name: str) -> bool:
+    return "/versions/" in name or (name.count("/") == 1 and not name.startswith("projects/"))
 
 
 @datasets.command()
@@ -229,6 +233,17 @@ def cancel(session: Session, version: str) -> None:
     from luthier.client.cli.views import version_facts
 
     session.show(session.client.datasets.versions.cancel(version), version_facts)
+
+
+@datasets.command()
+@click.argument("name")
+@pass_session
+def delete(session: Session, name: str) -> None:
+    """Delete a version (DATASET/VERSION), or a dataset that has none."""
+    if _is_version(name):
+        session.show_deleted(session.client.datasets.versions.delete(name))
+    else:
+        session.show_deleted(session.client.datasets.delete(name))
 
 
 @datasets.command()

@@ -184,6 +184,14 @@ def cancel(session: Session, name: str) -> None:
 
 @evaluations.command()
 @click.argument("name")
+@pass_session
+def delete(session: Session, name: str) -> None:
+    """Delete an evaluation that has ended, with its predictions."""
+    session.show_deleted(session.client.evaluations.delete(name))
+
+
+@evaluations.command()
+@click.argument("name")
 @click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="Records to show.")
 @pass_session
 def predictions(session: Session, name: str, limit: int) -> None:

@@ -200,6 +200,14 @@ def cancel(session: Session, name: str) -> None:
 @jobs.command()
 @click.argument("name")
 @pass_session
+def delete(session: Session, name: str) -> None:
+    """Delete a job that has ended. Its model stays."""
+    session.show_deleted(session.client.jobs.delete(name))
+
+
+@jobs.command()
+@click.argument("name")
+@pass_session
 def metrics(session: Session, name: str) -> None:
     """Show a job's metrics by step."""
     session.show_list(session.client.jobs.metrics(name, page_size=1000), _metric_table)

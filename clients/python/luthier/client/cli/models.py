@@ -66,6 +66,14 @@ def show(session: Session, name: str) -> None:
 
 @models.command()
 @click.argument("name")
+@pass_session
+def delete(session: Session, name: str) -> None:
+    """Delete a model that nothing stands on."""
+    session.show_deleted(session.client.models.delete(name))
+
+
+@models.command()
+@click.argument("name")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @pass_session
 def download(session: Session, name: str, directory: Path) -> None:

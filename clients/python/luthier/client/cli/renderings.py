@@ -140,6 +140,14 @@ def cancel(session: Session, name: str) -> None:
 @renderings.command()
 @click.argument("name")
 @pass_session
+def delete(session: Session, name: str) -> None:
+    """Delete a rendering that no running job reads."""
+    session.show_deleted(session.client.renderings.delete(name))
+
+
+@renderings.command()
+@click.argument("name")
+@pass_session
 def errors(session: Session, name: str) -> None:
     """List the records that could not be rendered: file and line, reason."""
     from luthier.client.cli.views import error_table

@@ -73,6 +73,13 @@ class Session:
         else:
             self.out.print(view(message))
 
+    def show_deleted(self, message: Message) -> None:
+        """Write that a resource is deleted: as JSON what it was, or one line."""
+        if self.as_json:
+            click.echo(_as_json(_as_dict(message), indent=2))
+        else:
+            click.echo(escaped(f"{message.name} is deleted"))  # type: ignore[attr-defined]
+
     def show_list(self, messages: Iterable[Message], view: Callable[[Iterable[Any]], Table]) -> None:
         """Write resources: as a JSON array, or as the table that `view` draws."""
         if self.as_json:

@@ -1,0 +1,82 @@
+"""HoldService: other services hold resources of this one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from luthier.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied
+from luthier.runtime.auth import Policy, current_principal
+from luthier.storage.database import Database
+from luthier.storage.stored import Rows
+from luthier.work.elsewhere import HOLDER
+from luthier.work.holds import Holds
+from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
+
+SERVICE = hold_service_pb2.DESCRIPTOR.services_by_name["HoldService"]
+POLICY: Policy = {f"/{SERVICE.full_name}/{method.name}": frozenset({"task"}) for method in SERVICE.methods}
+_HOLD = re.compile(r"[0-9a-f-]{36}")
+_MOST_CHARACTERS = 1000
+Context = grpc.aio.ServicerContext[Any, Any]
+AnyRows = Rows[Any, Any]
+
+
+class HoldServicer(hold_service_pb2_grpc.HoldServiceServicer):
+    """HoldService over the families of one service, by the ids of their collections."""
+
+    def __init__(self, database: Database, families: Mapping[str, AnyRows]) -> None:
+        self._database = database
+        self._families = families
+        self._holds = Holds()
+
+    async def CreateHold(
+        self, request: hold_service_pb2.CreateHoldRequest, context: Context
+    ) -> hold_service_pb2.CreateHoldResponse:
+        """Hold a resource."""
+        _require_service()
+        _require_valid(request, "hold", *(["uid"] if request.uid else []))
+        async with self._database.transaction() as connection:
+            rows = self._families.get(request.name.split("/")[-2] if "/" in request.name else "")
+            held = await rows.find(connection, request.name) if rows is not None else None
+            if held is None or request.uid not in ("", held.uid):
+                raise NotFound(
+                    f"{request.name} with uid {request.uid} does not exist", metadata={"name": request.name}
+                )
+            expire_time_us = request.expire_time.ToMicroseconds()
+            await self._holds.set(connection, held.uid, request.hold, request.holder, expire_time_us)
+        return hold_service_pb2.CreateHoldResponse()
+
+    async def ReleaseHold(
+        self, request: hold_service_pb2.ReleaseHoldRequest, context: Context
+    ) -> hold_service_pb2.ReleaseHoldResponse:
+        """Let a resource go."""
+        _require_service()
+        _require_valid(request, "hold")
+        async with self._database.transaction(makes_room=True) as connection:
+            await self._holds.drop(connection, request.hold)
+        return hold_service_pb2.ReleaseHoldResponse()
+
+
+def _require_service() -> None:
+    """Only services mint tokens: one that names holds in place of a task comes from a service's own code."""
+    principal = current_principal()
+    if principal is None or principal.subject.partition("@")[0] != HOLDER:
+        raise PermissionDenied("only another service may hold a resource")
+
+
+def _require_valid(request: Message, *uuids: str) -> None:
+    wrong = [
+        FieldViolation(field=field, description=f"must be a UUID, got {getattr(request, field)!r}")
+        for field in uuids
+        if not _HOLD.fullmatch(getattr(request, field))
+    ]
+    if len(getattr(request, "holder", "")) > _MOST_CHARACTERS:
+        wrong.append(
+            FieldViolation(field="holder", description=f"must have at most {_MOST_CHARACTERS} characters")
+        )
+    if wrong:
+        raise InvalidArgument.of_fields(*wrong)

@@ -1,0 +1,58 @@
+"""Another service that holds its resources, in memory: as a keeper, and on the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.errors import LuthierError
+from luthier.runtime.server import Registration
+from luthier.work.elsewhere import Hold
+from luthier.work.hold_servicer import SERVICE
+from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
+
+
+@dataclass
+class MemoryKeeper:
+    """Knows what is held, for how long; `away` is raised instead by every call."""
+
+    kept: dict[str, tuple[Hold, float]] = field(default_factory=dict)
+    away: LuthierError | None = None
+    num_calls: int = 0
+
+    async def keep(self, hold: Hold, seconds: float) -> None:
+        self._called()
+        self.kept[hold.hold] = (hold, seconds)
+
+    async def release(self, hold: Hold) -> None:
+        self._called()
+        self.kept.pop(hold.hold, None)
+
+    def holders(self) -> list[tuple[str, str]]:
+        """What is held by whom."""
+        return sorted((hold.name, hold.holder) for hold, _ in self.kept.values())
+
+    def _called(self) -> None:
+        self.num_calls += 1
+        if self.away is not None:
+            raise self.away
+
+
+class HoldsOfAnyone(hold_service_pb2_grpc.HoldServiceServicer):
+    """Holds whatever it is asked to hold."""
+
+    def __init__(self) -> None:
+        self.holders: dict[str, str] = {}
+
+    async def CreateHold(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.holders[request.hold] = request.holder
+        return hold_service_pb2.CreateHoldResponse()
+
+    async def ReleaseHold(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.holders.pop(request.hold, None)
+        return hold_service_pb2.ReleaseHoldResponse()
+
+    def registration(self) -> Registration:
+        """How a fake service serves it."""
+        add = hold_service_pb2_grpc.add_HoldServiceServicer_to_server
+        return Registration(add=add, servicer=self, name=SERVICE.full_name)
