@@ -16,7 +16,7 @@ import grpc.aio
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from luthier.data.__main__ import build, plan
+from luthier.data.__main__ import build, settings_of
 from luthier.data.config import Config
 from luthier.data.worker.build_task import build_version
 from luthier.data.worker.render_task import renderer
@@ -43,7 +43,7 @@ from luthier.work.limited_child import Limits
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import WorkerPlan, work_until
+from luthier.work.worker import WorkerSettings, work_until
 
 PROJECT = "projects/default"
 MODEL = f"{PROJECT}/models/base"
@@ -161,7 +161,7 @@ class Service:
             min_free_bytes=self.min_free_bytes,
         )
         port = await self._stack.enter_async_context(
-            hosting(plan(config), lambda parts: build(parts, config))
+            hosting(settings_of(config), lambda parts: build(parts, config))
         )
         self.address = f"127.0.0.1:{port}"
         self.blobs = LocalBlobStore(self.home / "data" / "blobs")
@@ -202,7 +202,7 @@ class Service:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[None]:
         """Run a data worker for the length of a block."""
-        plan = WorkerPlan(
+        settings = WorkerSettings(
             service_address=self.address,
             worker_id="data",
             credential=self.keys.worker_key,
@@ -215,7 +215,7 @@ class Service:
             TaskKind.RENDER: renderer(self.models_address, self.limits),
         }
         stopping = asyncio.Event()
-        work = asyncio.create_task(work_until(plan, runners, stopping))
+        work = asyncio.create_task(work_until(settings, runners, stopping))
         try:
             yield
         finally:

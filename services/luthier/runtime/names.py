@@ -3,7 +3,7 @@
 import re
 import secrets
 import string
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,12 +96,6 @@ def require_project(parent: str, projects: Container[str], *, field: str = "pare
     if project not in projects:
         raise PermissionDenied(f"no access to projects/{project}", metadata={"project": project})
     return project
-
-
-def ids_of(name: str) -> Mapping[str, str]:
-    """Return the ids of a resource name by collection: `{"projects": "p", "datasets": "d"}`."""
-    parts = name.split("/")
-    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def child_name(parent: str, collection: str, chosen_id: str, *, field: str, prefix: str) -> str:

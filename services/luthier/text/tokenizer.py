@@ -73,11 +73,6 @@ class TokenizerBundle:
         """Read the bundle of a folder."""
         return cls({name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()})
 
-    @property
-    def adds_bos(self) -> bool:
-        """Whether a plain text gets tokens before it."""
-        return bool(self.prefix_ids)
-
     def encode(self, text: str) -> Encoding:
         """Return the tokens of a text; special tokens written in it are recognised, none are added."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 UnaryPick: TypeAlias = "Callable[[Stubs], grpc.UnaryUnaryMultiCallable[Q, M]]"
 StreamPick: TypeAlias = "Callable[[Stubs], grpc.UnaryStreamMultiCallable[Q, M]]"
-SendPick: TypeAlias = "Callable[[Stubs], grpc.StreamUnaryMultiCallable[Q, M]]"
 
 
 class OpenStream(Protocol):
