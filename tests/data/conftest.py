@@ -22,12 +22,12 @@ from luthier.data.worker.build_task import build_version
 from luthier.data.worker.render_task import renderer
 from luthier.errors import AlreadyExists, NotFound
 from luthier.runtime.auth import Authenticator, Kind, TaskTokens
+from luthier.runtime.digests import contents_digest
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
-from luthier.text.tokenizer import bundle_digest
 from luthier.v1 import (
     data_service_pb2,
     data_service_pb2_grpc,
@@ -107,7 +107,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
             "state": model_pb2.Model.STATE_READY,
             "kind": model_pb2.Model.KIND_BASE,
             "digest": "d" * 64,
-            "tokenizer_digest": bundle_digest(self.files),
+            "tokenizer_digest": contents_digest(self.files),
             "context_length": 512,
             **changes,
         }

@@ -16,8 +16,8 @@ from luthier.errors import (
     Reason,
     ResourceExhausted,
 )
+from luthier.runtime.digests import files_digest
 from luthier.storage.disk import Disk
-from luthier.training.files import files_digest
 from luthier.v1 import model_pb2
 from luthier.v1.model_pb2 import HubSource, Model
 from luthier.work.convert import status_to_failure

@@ -15,8 +15,9 @@ from luthier.data.worker.limited_renderer import LimitedRenderer
 from luthier.data.worker.record_rendering import RecordSettings
 from luthier.data.worker.version_rendering import RenderedVersion, RenderOrder, render_version
 from luthier.errors import DataLoss, Internal, InvalidArgument, Reason, Unavailable
+from luthier.runtime.digests import contents_digest
 from luthier.storage.disk import disk_full, is_full
-from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, bundle_digest
+from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE
 from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode
 from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.limited import LimitReached, ProcessBroken, ProcessKilled
@@ -63,7 +64,7 @@ def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> P
         tokenizer_only=True,
     )
     files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
-    digest = bundle_digest(files)
+    digest = contents_digest(files)
     if digest != spec.tokenizer_digest:
         raise DataLoss(
             f"the tokenizer of {spec.model.name} must have digest {spec.tokenizer_digest}, got {digest}",

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
+from luthier.runtime.digests import files_digest
 from luthier.storage.blobs import BlobStore
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
-from luthier.training.files import files_digest
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.released import ReleasedBlobs
