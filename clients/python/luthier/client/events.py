@@ -26,8 +26,8 @@ from luthier.client.flows import (
     call,
     replaced,
 )
-from luthier.client.wire_errors import failure_of
 from luthier.errors import DataLoss, DeadlineExceeded, Failure, LuthierError, Reason
+from luthier.errors.status import status_to_failure
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.event_pb2 import Event
@@ -183,7 +183,7 @@ def _pass_events_on(
 
 def _failed(resource: AnyWatched, state: str) -> LuthierError:
     if resource.HasField("error"):
-        failure = failure_of(resource.error)
+        failure = status_to_failure(resource.error)
     else:
         failure = Failure(code="CANCELLED", reason=Reason.CANCELLED_BY_USER, message="it was cancelled")
     return _FAILURES[type(resource)](resource, state=state, failure=failure)
