@@ -100,8 +100,10 @@ def bootstrap_perplexity_difference(
     """
     sides = [_checked(side) for arm in (candidate, baseline) for side in arm]
 
-    def difference(*sides_RN: Array, axis: int) -> Array:
-        return _perplexity(*sides_RN[:2], axis=axis) - _perplexity(*sides_RN[2:], axis=axis)
+    def difference(
+        nll_RN: Array, tokens_RN: Array, other_nll_RN: Array, other_tokens_RN: Array, axis: int
+    ) -> Array:
+        return _perplexity(nll_RN, tokens_RN, axis) - _perplexity(other_nll_RN, other_tokens_RN, axis)
 
     return _bootstrap(sides, difference, seed, num_resamples)
 
