@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, create_engine
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from luthier.errors import FailedPrecondition
 from luthier.storage.database import check_url, configure_sqlite
@@ -38,24 +38,11 @@ def upgrade(url: str, version_directories: Sequence[Path]) -> None:
     parsed = check_url(url)
     path = Path(str(parsed.database))
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = _config(version_directories)
-    script = ScriptDirectory.from_config(config)
-    known = {revision.revision for revision in script.walk_revisions()}
     with exclusive(path.with_name(f"{path.name}.migrating")), _ALEMBIC:
         engine = _engine(url)
         try:
             with engine.begin() as connection:
-                current = set(MigrationContext.configure(connection).get_current_heads())
-                if unknown := sorted(current - known):
-                    raise FailedPrecondition(
-                        f"the database {path} was migrated by newer code: it holds revision "
-                        f"{', '.join(unknown)}; "
-                        "start that newer version or restore a backup",
-                        metadata={"revisions": ",".join(unknown)},
-                    )
-                if current != set(script.get_heads()):
-                    config.attributes["connection"] = connection
-                    command.upgrade(config, "heads")
+                _migrate(connection, path, _config(version_directories))
         finally:
             engine.dispose()
 
@@ -89,3 +76,17 @@ def _config(version_directories: Sequence[Path]) -> Config:
         "version_locations", "\n".join(str(directory).replace("%", "%%") for directory in version_directories)
     )
     return config
+
+
+def _migrate(connection: Connection, path: Path, config: Config) -> None:
+    script = ScriptDirectory.from_config(config)
+    current = set(MigrationContext.configure(connection).get_current_heads())
+    if unknown := sorted(current - {revision.revision for revision in script.walk_revisions()}):
+        raise FailedPrecondition(
+            f"the database {path} was migrated by newer code: it holds revision {', '.join(unknown)}; "
+            "start that newer version or restore a backup",
+            metadata={"revisions": ",".join(unknown)},
+        )
+    if current != set(script.get_heads()):
+        config.attributes["connection"] = connection
+        command.upgrade(config, "heads")
