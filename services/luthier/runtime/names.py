@@ -98,6 +98,12 @@ def require_project(parent: str, projects: Container[str], *, field: str = "pare
     return project
 
 
+def check_name(pattern: Pattern, name: str, projects: Container[str], *, field: str = "name") -> None:
+    """Raise InvalidArgument for a malformed name, PermissionDenied for a project that is not served."""
+    ids = pattern.parse(name, field=field)
+    require_project(f"projects/{ids['project']}", projects, field=field)
+
+
 def child_name(parent: str, collection: str, chosen_id: str, *, field: str, prefix: str) -> str:
     """Return the name of a new resource below `parent`; without a chosen id one is made that begins with `prefix`.
 
