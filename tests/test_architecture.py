@@ -131,6 +131,7 @@ KNOWN_TO_RULES = (
     "luthier.v1",
     "luthier.worker.v1",
     "luthier.stored.v1",
+    "luthier.runtime.digests",
     "luthier.runtime.field_limits",
     "luthier.runtime.labels",
     "luthier.runtime.names",

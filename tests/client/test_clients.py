@@ -1,10 +1,14 @@
 """Both clients: the same methods, every RPC, light imports."""
 
+import asyncio
+import gc
 import inspect
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +149,78 @@ def test_closing_the_client_ends_running_calls(services: Any, config: ClientConf
     client.close()
     with pytest.raises(Cancelled):
         next(pieces)
+
+
+def _endless(services: Any) -> threading.Event:
+    """Let GenerateText say one word and then wait; what is returned is set when its call has ended."""
+    from luthier.v1.evaluation_service_pb2 import GenerateTextResponse
+
+    ended = threading.Event()
+
+    def generate(request: Any, context: Any) -> Iterator[Any]:
+        context.add_callback(ended.set)
+        yield GenerateTextResponse(text="a")
+        ended.wait(20)
+
+    services.answers["GenerateText"] = generate
+    return ended
+
+
+def test_a_stream_can_be_closed_while_another_thread_waits_for_it(services: Any, client: Client) -> None:
+    ended = _endless(services)
+    pieces = client.generate("m", "hello")
+    assert next(pieces).text == "a"
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(next, pieces)
+        time.sleep(0.2)
+        pieces.close()
+        with pytest.raises(Cancelled):
+            waiting.result(10)
+    assert ended.wait(10)
+    assert list(pieces) == []
+
+
+async def test_a_stream_can_be_closed_while_another_task_waits_for_it(
+    services: Any, async_client: AsyncClient
+) -> None:
+    ended = _endless(services)
+    pieces = async_client.generate("m", "hello")
+    assert (await anext(pieces)).text == "a"
+    waiting = asyncio.ensure_future(anext(pieces))
+    await asyncio.sleep(0.2)
+    await pieces.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await asyncio.to_thread(ended.wait, 10)
+    assert [piece async for piece in pieces] == []
+
+
+async def test_a_task_that_is_cancelled_ends_its_call(services: Any, async_client: AsyncClient) -> None:
+    ended = _endless(services)
+    pieces = async_client.generate("m", "hello")
+    assert (await anext(pieces)).text == "a"
+    waiting = asyncio.ensure_future(anext(pieces))
+    await asyncio.sleep(0.2)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await asyncio.to_thread(ended.wait, 10)
+
+
+async def test_the_sync_client_works_where_an_event_loop_runs(services: Any, client: Client) -> None:
+    ended = _endless(services)
+    with client.generate("m", "hello") as pieces:
+        assert next(pieces).text == "a"
+    assert ended.wait(10)
+    services.answers["GetDataset"] = lambda request, context: Dataset(name=request.name)
+    assert client.datasets.get("a").name == "projects/default/datasets/a"
+
+
+def test_a_stream_that_is_dropped_ends_its_call(services: Any, client: Client) -> None:
+    ended = _endless(services)
+    assert next(client.generate("m", "hello")).text == "a"
+    gc.collect()
+    assert ended.wait(10)
 
 
 def test_client_reads_what_it_is_not_told(services: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from luthier.client import Client
-from luthier.client.wire_errors import failure_of
 from luthier.errors import NotFound
+from luthier.errors.status import status_to_failure
 
 _PREFIX = "type.googleapis.com/google.rpc."
 
@@ -36,11 +36,7 @@ def test_details_that_cannot_be_read_are_as_if_not_sent(services: Any, client: C
     with pytest.raises(NotFound, match="it is gone") as raised:
         client.models.get("x")
     assert (raised.value.reason, dict(raised.value.metadata)) == ("RESOURCE_EXPIRED", {"name": "x"})
-    assert (raised.value.violations, raised.value.preconditions, raised.value.retry_after_seconds) == (
-        (),
-        (),
-        None,
-    )
+    assert (raised.value.violations, raised.value.retry_after_seconds) == ((), None)
 
 
 @pytest.mark.parametrize(("seconds", "read"), [(10**15, 1e15), (-5, 0.0), (3, 3.0)])
@@ -49,7 +45,7 @@ def test_any_retry_delay_is_a_number_of_seconds(seconds: int, read: float) -> No
     info = error_details_pb2.RetryInfo()
     info.retry_delay.seconds = seconds
     retry.Pack(info)
-    failure = failure_of(_status(retry))
+    failure = status_to_failure(_status(retry))
     assert (failure.code, failure.reason, failure.retry_after_seconds) == (
         "NOT_FOUND",
         "RESOURCE_EXPIRED",

@@ -18,18 +18,18 @@ import pytest
 from tests.work.keepers import HoldsOfAnyone
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from luthier.data.__main__ import build, plan
+from luthier.data.__main__ import build, settings_of
 from luthier.data.config import Config
 from luthier.data.worker.build_task import build_version
 from luthier.data.worker.render_task import renderer
 from luthier.errors import AlreadyExists, NotFound
 from luthier.runtime.auth import Authenticator, Kind, TaskTokens
+from luthier.runtime.digests import contents_digest
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
-from luthier.text.tokenizer import bundle_digest
 from luthier.v1 import (
     data_service_pb2,
     data_service_pb2_grpc,
@@ -46,7 +46,7 @@ from luthier.work.limited_child import Limits
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import WorkerPlan, work_until
+from luthier.work.worker import WorkerSettings, work_until
 
 PROJECT = "projects/default"
 MODEL = f"{PROJECT}/models/base"
@@ -111,7 +111,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
             "state": model_pb2.Model.STATE_READY,
             "kind": model_pb2.Model.KIND_BASE,
             "digest": "d" * 64,
-            "tokenizer_digest": bundle_digest(self.files),
+            "tokenizer_digest": contents_digest(self.files),
             "context_length": 512,
             **changes,
         }
@@ -166,7 +166,7 @@ class Service:
             min_free_bytes=self.min_free_bytes,
         )
         port = await self._stack.enter_async_context(
-            hosting(plan(config), lambda parts: build(parts, config))
+            hosting(settings_of(config), lambda parts: build(parts, config))
         )
         self.address = f"127.0.0.1:{port}"
         self.blobs = LocalBlobStore(self.home / "data" / "blobs")
@@ -211,7 +211,7 @@ class Service:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[None]:
         """Run a data worker for the length of a block."""
-        plan = WorkerPlan(
+        settings = WorkerSettings(
             service_address=self.address,
             worker_id="data",
             credential=self.keys.worker_key,
@@ -224,7 +224,7 @@ class Service:
             TaskKind.RENDER: renderer(self.models_address, self.limits),
         }
         stopping = asyncio.Event()
-        work = asyncio.create_task(work_until(plan, runners, stopping))
+        work = asyncio.create_task(work_until(settings, runners, stopping))
         try:
             yield
         finally:

@@ -17,6 +17,7 @@ from luthier.data.record_errors import page_of_errors
 from luthier.data.renderings.repository import renderings
 from luthier.data.uploads import repository as uploads
 from luthier.errors import DataLoss
+from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
 from luthier.storage.stored import Rows
@@ -31,7 +32,6 @@ from luthier.v1.dataset_pb2 import (
 from luthier.v1.rendering_pb2 import LENGTH_POLICY_DROP, TEMPLATE_ERROR_POLICY_STRICT, Rendering
 from luthier.v1.upload_pb2 import Upload
 from luthier.work import schema as work_schema
-from luthier.work.failures import failure_to_status, status_to_failure
 
 P = "projects/default"
 # What was stored for a READY rendering at first, before later versions added fields.

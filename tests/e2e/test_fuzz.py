@@ -88,12 +88,15 @@ async def served(home: Path) -> AsyncIterator[Sites]:
     data_config, training_config = DataConfig(**shared), TrainingConfig(**shared)
     evaluation_config = EvaluationConfig(**shared, evaluation_address=addresses[2])
     async with AsyncExitStack() as stack:
-        for plan, build in (
-            (data.plan(data_config), lambda parts: data.build(parts, data_config)),
-            (training.plan_of(training_config), lambda parts: training.build(parts, training_config)),
-            (evaluation.plan(evaluation_config), lambda parts: evaluation.build(parts, evaluation_config)),
+        for settings, build in (
+            (data.settings_of(data_config), lambda parts: data.build(parts, data_config)),
+            (training.settings_of(training_config), lambda parts: training.build(parts, training_config)),
+            (
+                evaluation.settings_of(evaluation_config),
+                lambda parts: evaluation.build(parts, evaluation_config),
+            ),
         ):
-            await stack.enter_async_context(hosting(plan, build))
+            await stack.enter_async_context(hosting(settings, build))
         of = {
             name: Site(
                 await stack.enter_async_context(aio.insecure_channel(address)),

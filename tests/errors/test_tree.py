@@ -12,7 +12,6 @@ from luthier.errors import (
     FieldViolation,
     InvalidArgument,
     LuthierError,
-    PreconditionViolation,
     Reason,
 )
 
@@ -32,7 +31,6 @@ def full(kind: type[LuthierError]) -> LuthierError:
         reason=Reason.INVALID_FIELD,
         metadata={"rank": "0"},
         violations=[FieldViolation(field="rank", description="must be in 1..512")],
-        preconditions=[PreconditionViolation(type="STATE", subject="x", description="y")],
         retry_after_seconds=1.5,
     )
 
@@ -45,7 +43,7 @@ def test_luthier_error_keeps_every_part_through_a_pickle(
     error = full(kind)
     again = through(error)
     assert type(again) is kind
-    for part in ("message", "reason", "metadata", "violations", "preconditions", "retry_after_seconds"):
+    for part in ("message", "reason", "metadata", "violations", "retry_after_seconds"):
         assert getattr(again, part) == getattr(error, part), part
     assert str(again) == "rank must be in 1..512, got 0"
 

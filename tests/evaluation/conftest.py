@@ -22,7 +22,7 @@ from tests.evaluation.tiny_models import write_adapter, write_base
 from tests.work.keepers import HoldsOfAnyone
 
 from luthier.errors import NotFound
-from luthier.evaluation.__main__ import build, plan
+from luthier.evaluation.__main__ import build, settings_of
 from luthier.evaluation.config import Config
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.evaluate import Evaluator
@@ -52,7 +52,7 @@ from luthier.work.link import WorkerLink
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import WorkerPlan, work_until
+from luthier.work.worker import WorkerSettings, work_until
 
 PROJECT = "projects/default"
 VERSION = f"{PROJECT}/datasets/things/versions/v1"
@@ -236,7 +236,7 @@ class Site:
             metrics_address="127.0.0.1:0",
         )
         port = await self._stack.enter_async_context(
-            hosting(plan(config), lambda parts: build(parts, config))
+            hosting(settings_of(config), lambda parts: build(parts, config))
         )
         self.address = f"127.0.0.1:{port}"
         channel = grpc.aio.insecure_channel(self.address)
@@ -298,7 +298,7 @@ class Site:
             taking.set()
             await serve_generations(link, cache, answers)
 
-        worker_plan = WorkerPlan(
+        worker_settings = WorkerSettings(
             service_address=self.address,
             worker_id="evaluation",
             credential=self.keys.worker_key,
@@ -310,7 +310,7 @@ class Site:
         stopping = asyncio.Event()
         evaluator = Evaluator(self.peers_address, held)
         with closing(held), closing(evaluator):
-            work = asyncio.create_task(work_until(worker_plan, {TaskKind.EVALUATE: evaluator}, stopping))
+            work = asyncio.create_task(work_until(worker_settings, {TaskKind.EVALUATE: evaluator}, stopping))
             await taking.wait()
             await asyncio.sleep(0.1)
             try:

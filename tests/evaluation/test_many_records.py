@@ -13,7 +13,7 @@ from luthier.evaluation.evaluations.prediction_file import write_predictions
 from luthier.v1 import chat_pb2, evaluation_pb2
 from luthier.work.context import TaskContext
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import WorkerPlan, work_until
+from luthier.work.worker import WorkerSettings, work_until
 from luthier.worker.v1 import task_pb2
 
 RECORDS = 50_000
@@ -69,7 +69,7 @@ async def test_handing_in_many_records_holds_neither_the_loop_nor_the_writers_up
         outcome = task_pb2.EvaluateResult(num_records=RECORDS, predictions=context.store(path, "predictions"))
         return task_pb2.TaskResult(evaluate=outcome)
 
-    plan = WorkerPlan(
+    settings = WorkerSettings(
         service_address=site.address,
         worker_id="evaluation",
         credential=site.keys.worker_key,
@@ -81,7 +81,7 @@ async def test_handing_in_many_records_holds_neither_the_loop_nor_the_writers_up
     made = await site.evaluate()
     lags: list[float] = []
     waits: list[float] = []
-    work = asyncio.create_task(work_until(plan, {TaskKind.EVALUATE: run}, stopping))
+    work = asyncio.create_task(work_until(settings, {TaskKind.EVALUATE: run}, stopping))
     async with measured_lag(lags):
         while (await site.get(made.name)).state != evaluation_pb2.Evaluation.STATE_SUCCEEDED:
             began = time.monotonic()

@@ -13,6 +13,7 @@ import pytest
 from tests.evaluation.former_rows import FAILURE, LATEST, OLDEST, PROGRESS, P
 from tests.storage.declared import declared
 
+from luthier.errors.status import status_to_failure
 from luthier.evaluation import schema
 from luthier.evaluation.evaluations.repository import AnswerFiles, Predictions, evaluations
 from luthier.storage.database import Database
@@ -22,7 +23,6 @@ from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_VALIDATION
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, ScoreEstimate
 from luthier.v1.event_pb2 import Progress
 from luthier.work import schema as work_schema
-from luthier.work.failures import status_to_failure
 from luthier.worker.v1.task_pb2 import Asking, BlobFile, PrefixTokens
 
 MADE_US, CHANGED_US = 1_000_001, 2_000_002

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.runtime.conftest import SERVICE, Site, serve
 
 from luthier import errors
-from luthier.errors import BY_CODE, FieldViolation, InvalidArgument, PreconditionViolation
+from luthier.errors import BY_CODE, FieldViolation, InvalidArgument
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.logs import JsonFormatter
 from luthier.runtime.metrics import MetricsServer
@@ -238,10 +238,6 @@ async def test_an_error_too_large_for_a_header_still_arrives(site: Site) -> None
             "\N{GRINNING FACE}" * 2000,
             metadata={f"key{number}": "é" * 4000 for number in range(20)},
             violations=[FieldViolation(field="f" * 500, description="é" * 1000) for _ in range(100)],
-            preconditions=[
-                PreconditionViolation(type="T" * 400, subject="S" * 3000, description="D" * 3000)
-                for _ in range(10)
-            ],
             retry_after_seconds=1.0,
         )
 
@@ -251,7 +247,6 @@ async def test_an_error_too_large_for_a_header_still_arrives(site: Site) -> None
         error, details = await refusal(site.create())
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert len(details["BadRequest"].field_violations) >= 1
-    assert len(details["PreconditionFailure"].violations) >= 1
     assert details["ErrorInfo"].metadata["key0"].endswith("…")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -332,13 +331,6 @@ def test_a_tokenizer_without_end_of_sequence_is_warned_about() -> None:
             (FindingKind.END_NOT_LEARNT, "the completion: the tokenizer names no eos_token")
         ]
         assert FindingKind.END_NOT_LEARNT not in [one.kind for one in renderer(None).render(record).findings]
-
-
-def test_the_digest_of_a_bundle_names_its_contents() -> None:
-    first, second = make_bundle(CHATML), make_bundle(CHATML)
-    assert first.digest == second.digest
-    assert make_bundle(GENERATION).digest != first.digest
-    assert json.loads(TOKENIZER_JSON)["added_tokens"]
 
 
 @pytest.mark.parametrize("arguments", ['{"symbol": "XYZ"}', {"symbol": "XYZ"}])

@@ -12,7 +12,8 @@ from luthier.text.statistics import Lengths
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=200), st.integers(0, 200))
 def test_summary_matches_numpy(lengths: list[int], cut: int) -> None:
     counted = Lengths(lengths[:cut])
-    counted.merge(Lengths(lengths[cut:]))
+    for length in lengths[cut:]:
+        counted.add(length)
     summary = counted.summary()
     assert (summary.count, summary.sum) == (len(lengths), sum(lengths))
     assert (summary.minimum, summary.maximum) == (min(lengths), max(lengths))

@@ -23,7 +23,7 @@ from luthier.storage.migrations import upgrade
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training import schema
 from luthier.training.jobs.handler import TrainHandler
-from luthier.training.jobs.planning import Lengths
+from luthier.training.jobs.planning import SplitLengths
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService
 from luthier.training.models import repository
@@ -120,14 +120,14 @@ class MemoryRenderings:
 
     def __init__(self) -> None:
         self.views: dict[str, Rendering] = {}
-        self.rows: dict[str, Lengths] = {}
+        self.rows: dict[str, SplitLengths] = {}
 
     async def get(self, name: str) -> Rendering:
         if name not in self.views:
             raise NotFound(f"{name} does not exist", metadata={"name": name})
         return self.views[name]
 
-    async def lengths(self, name: str) -> Lengths:
+    async def lengths(self, name: str) -> SplitLengths:
         return self.rows[name]
 
 
@@ -227,7 +227,7 @@ class Bench:
     ) -> None:
         """Know a rendering with these rows."""
         self.renderings.views[rendering.name] = with_counts(rendering, train, validation)
-        self.renderings.rows[rendering.name] = Lengths(
+        self.renderings.rows[rendering.name] = SplitLengths(
             train=PackedLengths.of(train), validation=PackedLengths.of(validation)
         )
 

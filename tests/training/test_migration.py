@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.stored_pages import page_of
 
+from luthier.errors.status import status_to_failure
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
 from luthier.training import schema
@@ -27,7 +28,6 @@ from luthier.v1.fine_tuning_job_pb2 import (
 )
 from luthier.v1.model_pb2 import HubSource, Model, ModelFile, Taught
 from luthier.work import schema as work_schema
-from luthier.work.failures import status_to_failure
 
 JOB = "projects/p/fineTuningJobs/one"
 FAILURE = {

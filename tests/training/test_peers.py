@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 
 from luthier.errors import DataLoss
-from luthier.training.jobs.planning import Lengths
+from luthier.training.jobs.planning import SplitLengths
 from luthier.training.peers import add_lengths
 from luthier.training.recipes.batches import RowLength
 
@@ -31,7 +31,7 @@ def batch_of(rows: list[tuple[int, str, int, int]]) -> Any:
 
 def test_add_lengths_sorts_rows_by_split_over_batches_and_chunks() -> None:
     whole = batch_of([(0, "TRAIN", 5, 2), (1, "TEST", 6, 3), (2, "VALIDATION", 7, 0), (3, "TRAIN", 8, 4)])
-    lengths = Lengths()
+    lengths = SplitLengths()
     add_lengths(ipc_of([whole.slice(0, 1), whole.slice(1, 3)]), lengths)
     add_lengths(ipc_of([batch_of([(4, "TRAIN", 9, 9)])]), lengths)
     assert list(lengths.train) == [
@@ -44,11 +44,11 @@ def test_add_lengths_sorts_rows_by_split_over_batches_and_chunks() -> None:
 
 def test_add_lengths_keeps_units() -> None:
     batch = batch_of([(0, "TRAIN", 5, 2), (1, "TRAIN", 6, 3), (2, "TRAIN", 7, 0)])
-    lengths = Lengths()
+    lengths = SplitLengths()
     add_lengths(ipc_of([batch.append_column("unit", pyarrow.array([0, 0, 2]))]), lengths)
     assert [row.unit for row in lengths.train] == [None, 0, None]
 
 
 def test_add_lengths_refuses_other_columns() -> None:
     with pytest.raises(DataLoss, match="a chunk of lengths must have the columns"):
-        add_lengths(ipc_of([pyarrow.RecordBatch.from_pydict({"row": [1]})]), Lengths())
+        add_lengths(ipc_of([pyarrow.RecordBatch.from_pydict({"row": [1]})]), SplitLengths())

@@ -14,12 +14,12 @@ from tests.work.conftest import RecordingHandler, new_task, uid_of
 
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.storage.blobs import BlobStore
-from luthier.work.host import Hosted, Parts, ServicePlan, hosting
+from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
 from luthier.work.peers import bearer
 from luthier.work.queue import QueueSettings
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import WorkerPlan, work_until
+from luthier.work.worker import WorkerSettings, work_until
 from luthier.worker.v1 import worker_service_pb2_grpc
 
 KINDS = (TaskKind.TRAIN, TaskKind.REGISTER_MODEL)
@@ -70,9 +70,9 @@ class Site:
             stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
             yield stub, bearer(secret or self.keys.worker_key)
 
-    def plan(self, worker_id: str = "w", **changes: Any) -> WorkerPlan:
+    def settings(self, worker_id: str = "w", **changes: Any) -> WorkerSettings:
         """How to run a worker of this service."""
-        plan = WorkerPlan(
+        settings = WorkerSettings(
             service_address=self.address,
             worker_id=worker_id,
             credential=self.keys.worker_key,
@@ -81,7 +81,7 @@ class Site:
             cache_bytes=1 << 30,
             drain_seconds=10.0,
         )
-        return replace(plan, **changes)
+        return replace(settings, **changes)
 
     @asynccontextmanager
     async def worker(
@@ -90,7 +90,7 @@ class Site:
         """A worker for the length of a block; yields the event that tells it to stop."""
         stopping = asyncio.Event()
         runners = dict.fromkeys(KINDS, runner)
-        working = asyncio.create_task(work_until(self.plan(worker_id, **changes), runners, stopping))
+        working = asyncio.create_task(work_until(self.settings(worker_id, **changes), runners, stopping))
         try:
             yield stopping
         finally:
@@ -112,7 +112,7 @@ async def serve(
 
     own_tables = home / "migrations"
     own_tables.mkdir(parents=True, exist_ok=True)
-    plan = ServicePlan(
+    settings = ServiceSettings(
         name="small",
         home=home,
         address=f"127.0.0.1:{port}",
@@ -123,5 +123,5 @@ async def serve(
         queue=QueueSettings(lease_seconds=lease_seconds, max_losses=3),
         min_free_bytes=min_free_bytes,
     )
-    async with hosting(plan, build) as bound:
+    async with hosting(settings, build) as bound:
         yield Site(home, bound, kept["parts"], kept["handler"], read_or_create_keys(home))

@@ -25,7 +25,7 @@ from luthier.work import elsewhere, schema
 from luthier.work.elsewhere import KEPT_SECONDS, RENEW_SECONDS, TAKEN_SECONDS, Elsewhere, GrpcKeeper, Hold
 from luthier.work.families import delete_free
 from luthier.work.holds import Holds
-from luthier.work.host import Hosted, Parts, ServicePlan, hosting
+from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
 from luthier.work.peers import bearer, error_of
 from luthier.work.schema import held_elsewhere
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
@@ -200,7 +200,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[tuple[Parts, int]]:
         kept.append(parts)
         return Hosted(registrations=[], handlers={}, policy={}, families={"datasets": datasets()})
 
-    plan = ServicePlan(
+    plan = ServiceSettings(
         name="data",
         home=tmp_path,
         address="127.0.0.1:0",

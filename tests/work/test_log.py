@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from luthier.errors import Failure, OutOfRange, Reason, ResourceExhausted
+from luthier.errors.status import failure_to_status
 from luthier.v1.event_pb2 import CheckpointCommitted, Event, MetricValues, Progress
 from luthier.work import feed
 from luthier.work.events import attempt_changed, line, state_changed
-from luthier.work.failures import failure_to_status
 from luthier.work.feed import Told
 from luthier.work.log import EventLog
 

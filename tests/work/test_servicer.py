@@ -98,6 +98,21 @@ async def test_bytes_with_another_digest_leave_nothing(site: Site) -> None:
     assert list(granted.missing_sha256) == [wrong]
 
 
+@pytest.mark.parametrize("sizes", [[(1 << 20) + 1], [1 << 20, (1 << 20) + 1]])
+async def test_a_piece_of_a_blob_that_is_too_large_leaves_nothing(site: Site, sizes: list[int]) -> None:
+    pieces = [b"x" * size for size in sizes]
+    digest = hashlib.sha256(b"".join(pieces)).hexdigest()
+    async with site.wire() as (stub, metadata):
+        task = await claimed(stub, metadata, site)
+        head = {"task": task.task, "epoch": task.epoch}
+        requests = [W.PutBlobRequest(**head, sha256=digest, data=piece) for piece in pieces]
+        error = await refusal(stub.PutBlob(iter(requests), metadata=metadata))
+        granted = await stub.GrantBlob(W.GrantBlobRequest(**head, sha256=[digest]), metadata=metadata)
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert error.message == f"data must have at most 1048576 bytes, got {sizes[-1]}"
+    assert list(granted.missing_sha256) == [digest]
+
+
 @pytest.mark.parametrize("method", ["CommitCheckpoint", "FinishTask"])
 async def test_a_result_that_names_a_missing_blob_is_refused(site: Site, method: str) -> None:
     file = task_pb2.BlobFile(path="a", sha256="a" * 64)

@@ -17,7 +17,7 @@ from luthier.work.cache import BlobCache
 from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.link import WorkerLink
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import WorkerPlan, work_until
+from luthier.work.worker import WorkerSettings, work_until
 from luthier.worker.v1 import task_pb2
 
 
@@ -166,7 +166,7 @@ async def test_a_companion_that_fails_ends_the_worker(site: Site) -> None:
     async def companion(link: WorkerLink, cache: BlobCache) -> None:
         raise RuntimeError("out of order")
 
-    plan = WorkerPlan(
+    settings = WorkerSettings(
         service_address=site.address,
         worker_id="w",
         credential=site.keys.worker_key,
@@ -176,7 +176,7 @@ async def test_a_companion_that_fails_ends_the_worker(site: Site) -> None:
         companions=(companion,),
     )
     with pytest.raises(RuntimeError, match="out of order"):
-        await asyncio.wait_for(work_until(plan, {TaskKind.TRAIN: lambda _: done()}, asyncio.Event()), 10)
+        await asyncio.wait_for(work_until(settings, {TaskKind.TRAIN: lambda _: done()}, asyncio.Event()), 10)
 
 
 async def test_a_lost_lease_ends_the_work_and_reports_nothing(site: Site) -> None:

@@ -132,9 +132,9 @@ async def test_a_runner_that_stands_still_is_lost_and_its_process_ends(site: Sit
     await site.enqueue("models/m", TaskKind.REGISTER_MODEL)
     await site.enqueue("jobs/a")
     limits = dict.fromkeys(KINDS, Limits(stall_seconds=0.5))
-    plan = replace(site.plan(), limits=limits)
+    settings = replace(site.settings(), limits=limits)
     with pytest.raises(RunnerStuck, match="jobs/a neither goes on nor ends"):
-        await asyncio.wait_for(work_until(plan, dict.fromkeys(KINDS, run), asyncio.Event()), 30)
+        await asyncio.wait_for(work_until(settings, dict.fromkeys(KINDS, run), asyncio.Event()), 30)
     assert gave_back.is_set(), "what else ran was given back"
     async with site.parts.database.reading() as connection:
         tasks = {
@@ -147,7 +147,7 @@ async def test_a_runner_that_stands_still_is_lost_and_its_process_ends(site: Sit
     ]
     for _ in range(2):
         with pytest.raises(RunnerStuck):
-            await asyncio.wait_for(work_until(plan, {TaskKind.TRAIN: run}, asyncio.Event()), 30)
+            await asyncio.wait_for(work_until(settings, {TaskKind.TRAIN: run}, asyncio.Event()), 30)
     (failure,) = site.handler.failures
     assert failure.reason == "WORKER_LOST"
     assert "stood still for 0.5 s" in failure.message
@@ -179,10 +179,12 @@ async def test_a_runner_that_never_looks_at_its_time_is_ended_with_its_process(
         return done(context)
 
     await site.enqueue()
-    plan = replace(site.plan(), limits=dict.fromkeys(KINDS, Limits(stall_seconds=5.0, base_seconds=0.2)))
+    settings = replace(
+        site.settings(), limits=dict.fromkeys(KINDS, Limits(stall_seconds=5.0, base_seconds=0.2))
+    )
     try:
         with pytest.raises(RunnerStuck):
-            await asyncio.wait_for(work_until(plan, dict.fromkeys(KINDS, run), asyncio.Event()), 20)
+            await asyncio.wait_for(work_until(settings, dict.fromkeys(KINDS, run), asyncio.Event()), 20)
     finally:
         enough.set()
     assert site.handler.failures[0].reason == "TASK_DEADLINE"
@@ -218,7 +220,7 @@ async def test_a_second_process_of_an_id_on_this_home_harms_nothing(
     async with site.worker(run):
         await site.until(began.is_set)
         with pytest.raises(FailedPrecondition, match="worker 'w' runs already on this home") as caught:
-            await work_until(site.plan(), {TaskKind.TRAIN: done}, asyncio.Event())
+            await work_until(site.settings(), {TaskKind.TRAIN: done}, asyncio.Event())
         assert caught.value.reason == "WORKER_ID_TAKEN"
         go_on.set()
         await site.until(lambda: "SUCCEEDED" in site.states)
@@ -238,7 +240,7 @@ async def test_a_second_process_of_an_id_on_another_machine_is_refused(tmp_path:
         await site.enqueue()
         async with site.worker(run):
             await site.until(began.is_set)
-            elsewhere = site.plan(work_folder=tmp_path / "elsewhere" / "w")
+            elsewhere = site.settings(work_folder=tmp_path / "elsewhere" / "w")
             with pytest.raises(AlreadyExists, match="another process works as 'w'"):
                 await asyncio.wait_for(work_until(elsewhere, {TaskKind.TRAIN: done}, asyncio.Event()), 15)
             go_on.set()
@@ -255,8 +257,8 @@ async def test_a_process_that_finds_the_lock_free_takes_over_at_once(site: Site)
         return done(context)
 
     await site.enqueue()
-    plan = site.plan(drain_seconds=0.1)
-    first = asyncio.create_task(work_until(plan, {TaskKind.TRAIN: run}, asyncio.Event()))
+    settings = site.settings(drain_seconds=0.1)
+    first = asyncio.create_task(work_until(settings, {TaskKind.TRAIN: run}, asyncio.Event()))
     await site.until(began.is_set)
     left = site.home / "work" / "w" / "left-by-the-first"
     left.mkdir()
@@ -295,10 +297,10 @@ async def test_heeding_is_no_sign_of_life(site: Site) -> None:
         return done(context)
 
     await site.enqueue()
-    plan = replace(site.plan(), limits=dict.fromkeys(KINDS, Limits(stall_seconds=1.0)))
+    settings = replace(site.settings(), limits=dict.fromkeys(KINDS, Limits(stall_seconds=1.0)))
     try:
         with pytest.raises(RunnerStuck):
-            await asyncio.wait_for(work_until(plan, dict.fromkeys(KINDS, run), asyncio.Event()), 20)
+            await asyncio.wait_for(work_until(settings, dict.fromkeys(KINDS, run), asyncio.Event()), 20)
     finally:
         stuck.set()
 

@@ -12,7 +12,7 @@ from luthier.data.renderings.token_texts import TokenTexts
 from luthier.data.servicer import POLICY
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
-from luthier.work.host import Hosted, Parts, ServicePlan, host
+from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
 from luthier.work.text_pool import TextPool
@@ -35,9 +35,9 @@ def build(parts: Parts, config: Config) -> Hosted:
     )
 
 
-def plan(config: Config) -> ServicePlan:
+def settings_of(config: Config) -> ServiceSettings:
     """Return how to host the service."""
-    return ServicePlan(
+    return ServiceSettings(
         name="data",
         home=config.home,
         address=config.data_address,
@@ -54,7 +54,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     config = read(Config, section="DATA")
     configure(config.log_level)
-    asyncio.run(host(plan(config), lambda parts: build(parts, config)))
+    asyncio.run(host(settings_of(config), lambda parts: build(parts, config)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from luthier.evaluation.peers import GrpcPeers
 from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
-from luthier.work.host import Hosted, Parts, ServicePlan, host
+from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
 
@@ -42,9 +42,9 @@ def build(parts: Parts, config: Config) -> Hosted:
     )
 
 
-def plan(config: Config) -> ServicePlan:
+def settings_of(config: Config) -> ServiceSettings:
     """Return how to host the service."""
-    return ServicePlan(
+    return ServiceSettings(
         name="evaluation",
         home=config.home,
         address=config.evaluation_address,
@@ -61,7 +61,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     config = read(Config, section="EVALUATION")
     configure(config.log_level)
-    asyncio.run(host(plan(config), lambda parts: build(parts, config)))
+    asyncio.run(host(settings_of(config), lambda parts: build(parts, config)))
 
 
 if __name__ == "__main__":

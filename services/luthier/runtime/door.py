@@ -47,7 +47,7 @@ class _Rules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class _Treatment:
     """What to do with the fields of one message type, by number; a field that stands in neither is let pass."""
 
     cleared: frozenset[int]
@@ -77,11 +77,11 @@ def admit(request: Message) -> None:
 
 
 def _walk(message: Message, rules: _Rules, prefix: str, violations: list[FieldViolation]) -> None:
-    plan = _plan(message.DESCRIPTOR, rules)
+    treatment = _treatment(message.DESCRIPTOR, rules)
     for field, value in message.ListFields():
-        if field.number in plan.cleared:
+        if field.number in treatment.cleared:
             message.ClearField(field.name)
-        elif (check := plan.checks.get(field.number)) is not None and len(violations) < MAX_VIOLATIONS:
+        elif (check := treatment.checks.get(field.number)) is not None and len(violations) < MAX_VIOLATIONS:
             check(value, prefix + field.name, violations)
     unknown: Any = UnknownFieldSet(message)
     if len(unknown):
@@ -93,14 +93,14 @@ def _walk(message: Message, rules: _Rules, prefix: str, violations: list[FieldVi
 
 
 @lru_cache(maxsize=1024)
-def _plan(descriptor: Descriptor, rules: _Rules) -> _Plan:
+def _treatment(descriptor: Descriptor, rules: _Rules) -> _Treatment:
     cleared = {field.number for field in descriptor.fields if _is_cleared(field, rules)}
     checks = {
         field.number: check
         for field in descriptor.fields
         if field.number not in cleared and (check := _check(field, rules)) is not None
     }
-    return _Plan(cleared=frozenset(cleared), checks=checks)
+    return _Treatment(cleared=frozenset(cleared), checks=checks)
 
 
 def _is_cleared(field: FieldDescriptor, rules: _Rules) -> bool:

@@ -3,7 +3,7 @@
 import re
 import secrets
 import string
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -98,10 +98,10 @@ def require_project(parent: str, projects: Container[str], *, field: str = "pare
     return project
 
 
-def ids_of(name: str) -> Mapping[str, str]:
-    """Return the ids of a resource name by collection: `{"projects": "p", "datasets": "d"}`."""
-    parts = name.split("/")
-    return dict(zip(parts[::2], parts[1::2], strict=True))
+def check_name(pattern: Pattern, name: str, projects: Container[str], *, field: str = "name") -> None:
+    """Raise InvalidArgument for a malformed name, PermissionDenied for a project that is not served."""
+    ids = pattern.parse(name, field=field)
+    require_project(f"projects/{ids['project']}", projects, field=field)
 
 
 def child_name(parent: str, collection: str, chosen_id: str, *, field: str, prefix: str) -> str:

@@ -1,13 +1,11 @@
 """Errors to the wire: one `google.rpc.Status` in `grpc-status-details-bin`, with exactly one ErrorInfo (AIP-193)."""
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 
-from luthier.errors import DOMAIN, LuthierError
-
-DETAILS_KEY = "grpc-status-details-bin"
+from luthier.errors import Failure, LuthierError
+from luthier.errors.status import DETAILS_KEY, failure_to_status
 
 # gRPC refuses trailing metadata above 8 KiB at random and above 16 KiB always, and the caller then sees
 # RESOURCE_EXHAUSTED instead of the error. The details travel in base64 (4,500 bytes become 6,000), the message
@@ -27,21 +25,12 @@ def to_code(error: LuthierError) -> grpc.StatusCode:
 def to_status(error: LuthierError, request_id: str = "") -> status_pb2.Status:
     """Return an error as a Status of at most a few kilobytes.
 
-    Details: ErrorInfo always; BadRequest, PreconditionFailure, RetryInfo where the error has them; RequestInfo
-    with a request id. A message, a value or a list that is too long is cut short.
+    Details: ErrorInfo always; BadRequest, RetryInfo where the error has them; RequestInfo with a request id. A
+    message, a value or a list that is too long is cut short.
     """
-    status = status_pb2.Status(
-        code=code_pb2.Code.Value(error.code), message=_cut(error.message, _MESSAGE_BYTES)
-    )
-    _pack(status, _error_info(error))
+    status = failure_to_status(_short(error))
     if request_id:
         _pack(status, error_details_pb2.RequestInfo(request_id=_cut(request_id, _VALUE_BYTES)))
-    if error.retry_after_seconds is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(round(error.retry_after_seconds * 1e9))
-        _pack(status, error_details_pb2.RetryInfo(retry_delay=delay))
-    if error.preconditions:
-        _pack(status, _precondition_failure(error, _room(status) // 2))
     if error.violations:
         _pack(status, _bad_request(error, _room(status)))
     return status
@@ -63,29 +52,23 @@ def to_trailer(error: LuthierError, request_id: str = "") -> tuple[str, bytes]:
     return DETAILS_KEY, to_status(error, request_id).SerializeToString()
 
 
-def _error_info(error: LuthierError) -> error_details_pb2.ErrorInfo:
-    info = error_details_pb2.ErrorInfo(reason=_cut(str(error.reason), 63), domain=DOMAIN)
+def _short(error: LuthierError) -> Failure:
+    metadata: dict[str, str] = {}
+    room = _METADATA_BYTES
     for key, value in error.metadata.items():
-        name = _cut(key, 64)
-        info.metadata[name] = _cut(value, _VALUE_BYTES)
-        if info.ByteSize() > _METADATA_BYTES:
-            del info.metadata[name]
+        name, said = _cut(key, 64), _cut(value, _VALUE_BYTES)
+        # Besides the two, an entry of a map has their lengths and tags.
+        room -= len(name.encode()) + len(said.encode()) + 8
+        if room < 0:
             break
-    return info
-
-
-def _precondition_failure(error: LuthierError, room: int) -> error_details_pb2.PreconditionFailure:
-    failure = error_details_pb2.PreconditionFailure()
-    for condition in error.preconditions:
-        failure.violations.add(
-            type=_cut(condition.type, 64),
-            subject=_cut(condition.subject, _VALUE_BYTES),
-            description=_cut(condition.description, _VALUE_BYTES),
-        )
-        if failure.ByteSize() > room:
-            del failure.violations[-1]
-            break
-    return failure
+        metadata[name] = said
+    return Failure(
+        code=error.code,
+        reason=_cut(str(error.reason), 63),
+        message=_cut(error.message, _MESSAGE_BYTES),
+        metadata=metadata,
+        retry_after_seconds=error.retry_after_seconds,
+    )
 
 
 def _bad_request(error: LuthierError, room: int) -> error_details_pb2.BadRequest:
@@ -108,9 +91,7 @@ def _room(status: status_pb2.Status) -> int:
 
 
 def _pack(status: status_pb2.Status, detail: Message) -> None:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    status.details.append(packed)
+    status.details.add().Pack(detail)
 
 
 def _cut(text: str, most_bytes: int) -> str:

@@ -4,22 +4,22 @@ Every package that owns tables owns one Alembic branch: a directory of revision 
 `down_revision = None` and a branch label. A database holds as many branches as it has owners.
 """
 
-import ast
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import MetaData, create_engine, inspect, text
-from sqlalchemy.engine import Engine
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import MetaData, create_engine
+from sqlalchemy.engine import Connection, Engine
 
 from luthier.errors import FailedPrecondition
 from luthier.storage.database import check_url, configure_sqlite
 from luthier.storage.files import exclusive
-
-if TYPE_CHECKING:
-    from alembic.config import Config
 
 _ENVIRONMENT = Path(__file__).parent / "alembic_environment"
 
@@ -27,39 +27,22 @@ _ENVIRONMENT = Path(__file__).parent / "alembic_environment"
 _ALEMBIC = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True)
-class _Revision:
-    revision: str
-    down_revisions: tuple[str, ...]
-
-
 def upgrade(url: str, version_directories: Sequence[Path]) -> None:
     """Migrate a database to the heads of every branch; create it when missing.
 
     Blocking: call it before the event loop serves, or in a thread. Processes that start together wait for one
-    another; all revisions go in with one commit, so a crash leaves the schema as it was. A database that is
-    up to date costs a few milliseconds: Alembic is not even imported.
+    another; all revisions go in with one commit, so a crash leaves the schema as it was.
 
     Raises FailedPrecondition when the database holds a revision that the code does not know.
     """
     parsed = check_url(url)
     path = Path(str(parsed.database))
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = _revisions(version_directories)
-    heads = set(known) - {down for revision in known.values() for down in revision.down_revisions}
     with exclusive(path.with_name(f"{path.name}.migrating")), _ALEMBIC:
         engine = _engine(url)
         try:
-            current = _current(engine)
-            if unknown := sorted(current - set(known)):
-                raise FailedPrecondition(
-                    f"the database {path} was migrated by newer code: it holds revision "
-                    f"{', '.join(unknown)}; "
-                    "start that newer version or restore a backup",
-                    metadata={"revisions": ",".join(unknown)},
-                )
-            if current != heads:
-                _run(engine, version_directories)
+            with engine.begin() as connection:
+                _migrate(connection, path, _config(version_directories))
         finally:
             engine.dispose()
 
@@ -69,9 +52,6 @@ def differences(url: str, metadata: MetaData) -> list[Any]:
 
     For tests. Each entry is an operation of Alembic that would make the database like the code.
     """
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-
     engine = _engine(url)
     try:
         with engine.connect() as connection:
@@ -87,24 +67,8 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _current(engine: Engine) -> set[str]:
-    with engine.connect() as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return set()
-        return set(connection.execute(text("SELECT version_num FROM alembic_version")).scalars())
-
-
-def _run(engine: Engine, version_directories: Sequence[Path]) -> None:
-    from alembic import command
-
-    with engine.begin() as connection:
-        command.upgrade(_config(version_directories, {"connection": connection}), "heads")
-
-
-def _config(version_directories: Sequence[Path], attributes: Mapping[str, Any]) -> "Config":
-    from alembic.config import Config
-
-    config = Config(attributes=dict(attributes))
+def _config(version_directories: Sequence[Path]) -> Config:
+    config = Config()
     # `%` starts an interpolation in Alembic's ini options.
     config.set_main_option("script_location", str(_ENVIRONMENT).replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
@@ -114,33 +78,15 @@ def _config(version_directories: Sequence[Path], attributes: Mapping[str, Any]) 
     return config
 
 
-def _revisions(version_directories: Iterable[Path]) -> dict[str, _Revision]:
-    """Read the revision files without running them: importing Alembic would take far longer."""
-    found: dict[str, _Revision] = {}
-    for directory in version_directories:
-        for path in sorted(directory.glob("[!_.]*.py")):
-            revision = _parsed(path)
-            assert revision.revision not in found, f"{path} repeats the revision {revision.revision}"
-            found[revision.revision] = revision
-    return found
-
-
-def _parsed(path: Path) -> _Revision:
-    constants: dict[str, Any] = {}
-    for statement in ast.parse(path.read_text()).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            target, value = statement.targets[0].id, statement.value
-        elif (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and statement.value
-        ):
-            target, value = statement.target.id, statement.value
-        else:
-            continue
-        if target in ("revision", "down_revision"):
-            constants[target] = ast.literal_eval(value)
-    down = constants["down_revision"]
-    return _Revision(
-        constants["revision"], () if down is None else (down,) if isinstance(down, str) else tuple(down)
-    )
+def _migrate(connection: Connection, path: Path, config: Config) -> None:
+    script = ScriptDirectory.from_config(config)
+    current = set(MigrationContext.configure(connection).get_current_heads())
+    if unknown := sorted(current - {revision.revision for revision in script.walk_revisions()}):
+        raise FailedPrecondition(
+            f"the database {path} was migrated by newer code: it holds revision {', '.join(unknown)}; "
+            "start that newer version or restore a backup",
+            metadata={"revisions": ",".join(unknown)},
+        )
+    if current != set(script.get_heads()):
+        config.attributes["connection"] = connection
+        command.upgrade(config, "heads")

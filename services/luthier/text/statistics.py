@@ -31,10 +31,6 @@ class Lengths:
         """Count one length."""
         self._counts[length] += 1
 
-    def merge(self, other: Lengths) -> None:
-        """Count everything that `other` counted."""
-        self._counts.update(other._counts)
-
     def summary(self) -> LengthSummary:
         """Return the distribution; percentiles are nearest-rank."""
         count = self._counts.total()

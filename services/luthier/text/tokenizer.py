@@ -1,8 +1,7 @@
-"""The tokenizer bundle of a model: three files, one digest, and nothing of transformers."""
+"""The tokenizer bundle of a model: three files, and nothing of transformers."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,18 +64,12 @@ class TokenizerBundle:
         self.chat_template = _template(files, config)
         added = stored.get("added_tokens") or ()
         self.special_texts = tuple(token["content"] for token in added if token.get("special"))
-        self.digest = bundle_digest(files)
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
     def load(cls, folder: Path) -> TokenizerBundle:
         """Read the bundle of a folder."""
         return cls({name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()})
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether a plain text gets tokens before it."""
-        return bool(self.prefix_ids)
 
     def encode(self, text: str) -> Encoding:
         """Return the tokens of a text; special tokens written in it are recognised, none are added."""
@@ -121,15 +114,6 @@ def _surrounding_ids(
 def _short_texts(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
     yield "a"
     yield from tokenizer.get_vocab()
-
-
-def bundle_digest(files: Mapping[str, bytes]) -> str:
-    """Return the sha256 over the names and digests of a bundle's files, in hex."""
-    digest = hashlib.sha256()
-    for name in sorted(BUNDLE_FILES):
-        if name in files:
-            digest.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def _token_text(value: Any) -> str:

@@ -13,16 +13,16 @@ from luthier.training.jobs import servicer as jobs
 from luthier.training.models import servicer as models
 from luthier.training.peers import DataRenderings
 from luthier.training.schema import MIGRATIONS
-from luthier.work.host import Chore, Hosted, Parts, ServicePlan, host
+from luthier.work.host import Chore, Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
 
 _SWEEP_SECONDS = 60.0
 
 
-def plan_of(config: Config) -> ServicePlan:
+def settings_of(config: Config) -> ServiceSettings:
     """Return how the service is hosted."""
-    return ServicePlan(
+    return ServiceSettings(
         name="training",
         home=config.home,
         address=config.training_address,
@@ -60,7 +60,7 @@ def main() -> None:
     """Serve."""
     config = read(Config, section="TRAINING")
     configure(config.log_level)
-    asyncio.run(host(plan_of(config), lambda parts: build(parts, config)))
+    asyncio.run(host(settings_of(config), lambda parts: build(parts, config)))
 
 
 if __name__ == "__main__":

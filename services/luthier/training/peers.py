@@ -13,7 +13,7 @@ import pyarrow.compute
 from luthier.errors import DataLoss
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
-from luthier.training.jobs.planning import Lengths
+from luthier.training.jobs.planning import SplitLengths
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, rendering_pb2
 from luthier.work.peers import bearer, service_error_of
 
@@ -36,7 +36,7 @@ class DataRenderings:
         request = data_service_pb2.GetRenderingRequest(name=name)
         return await self._called(lambda: self._get(request))
 
-    async def lengths(self, name: str) -> Lengths:
+    async def lengths(self, name: str) -> SplitLengths:
         """Return the row lengths of a READY rendering. Raises as `get`, and FailedPrecondition."""
         request = data_service_pb2.ReadRenderingRequest(
             name=name, view=data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS
@@ -49,8 +49,8 @@ class DataRenderings:
         )
         return response
 
-    async def _read(self, request: data_service_pb2.ReadRenderingRequest) -> Lengths:
-        lengths = Lengths()
+    async def _read(self, request: data_service_pb2.ReadRenderingRequest) -> SplitLengths:
+        lengths = SplitLengths()
         stream = self._stub.ReadRendering(
             request, metadata=self._credential(request.name), timeout=_STREAM_SECONDS
         )
@@ -68,7 +68,7 @@ class DataRenderings:
             raise service_error_of(error, f"the Data service at {self._address}") from error
 
 
-def add_lengths(ipc: bytes, lengths: Lengths) -> None:
+def add_lengths(ipc: bytes, lengths: SplitLengths) -> None:
     """Add the rows of a chunk of the lengths view to those of their split, without a Python object a row.
 
     Raises:

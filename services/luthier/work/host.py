@@ -52,7 +52,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServicePlan:
+class ServiceSettings:
     """How to host a service.
 
     Attributes:
@@ -63,7 +63,6 @@ class ServicePlan:
         projects: ids of the projects that exist.
         migrations: version folder of the service's own tables.
         kinds: kinds of task that the service queues.
-        database_url: another database than the SQLite file in the service's folder.
         queue: limits of leases and attempts.
         min_free_bytes: room on the disk that new uploads, resources and attempts leave free.
     """
@@ -75,7 +74,6 @@ class ServicePlan:
     projects: tuple[str, ...]
     migrations: Path
     kinds: tuple[TaskKind, ...]
-    database_url: str = ""
     queue: QueueSettings = field(default_factory=QueueSettings)
     min_free_bytes: int = MIN_FREE_BYTES
 
@@ -88,18 +86,22 @@ class ServicePlan:
 class Parts:
     """What a hosted service is built from."""
 
-    def __init__(self, plan: ServicePlan, keys: Keys, database: Database, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, settings: ServiceSettings, keys: Keys, database: Database, stack: AsyncExitStack
+    ) -> None:
         self.database = database
         reserve = database.disk.reserve
-        self.blobs: BlobStore = LocalBlobStore(plan.folder / "blobs", min_free_bytes=reserve.min_free_bytes)
+        self.blobs: BlobStore = LocalBlobStore(
+            settings.folder / "blobs", min_free_bytes=reserve.min_free_bytes
+        )
         self.log = EventLog(database)
-        self.projects = frozenset(plan.projects)
+        self.projects = frozenset(settings.projects)
         self.task_tokens = TaskTokens(keys.token_secret)
         self.page_tokens = PageTokens(keys.token_secret.encode())
-        self.metrics = MetricsServer(plan.metrics_address)
-        work_metrics = WorkMetrics(self.metrics.registry, plan.kinds)
-        self.workers = Workers(work_metrics, plan.queue.lease_seconds)
-        self.queue = Queue(database, self.log, work_metrics, plan.queue)
+        self.metrics = MetricsServer(settings.metrics_address)
+        work_metrics = WorkMetrics(self.metrics.registry, settings.kinds)
+        self.workers = Workers(work_metrics, settings.queue.lease_seconds)
+        self.queue = Queue(database, self.log, work_metrics, settings.queue)
         self._keepers: dict[str, Keeper] = {}
         self.elsewhere = Elsewhere(database, self._keepers)
         self._stack = stack
@@ -161,19 +163,19 @@ Build = Callable[[Parts], Hosted]
 
 
 @asynccontextmanager
-async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
+async def hosting(settings: ServiceSettings, build: Build) -> AsyncIterator[int]:
     """Serve for the length of a block; yields the port."""
     async with AsyncExitStack() as stack:
-        for changed in secure_home(plan.home):
+        for changed in secure_home(settings.home):
             _logger.warning(changed)
-        keys = read_or_create_keys(plan.home)
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        url = plan.database_url or f"sqlite+aiosqlite:///{plan.folder / f'{plan.name}.db'}"
-        await asyncio.to_thread(upgrade, url, (schema.MIGRATIONS, plan.migrations))
-        database = Database(url, min_free_bytes=plan.min_free_bytes)
+        keys = read_or_create_keys(settings.home)
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        url = f"sqlite+aiosqlite:///{settings.folder / f'{settings.name}.db'}"
+        await asyncio.to_thread(upgrade, url, (schema.MIGRATIONS, settings.migrations))
+        database = Database(url, min_free_bytes=settings.min_free_bytes)
         stack.push_async_callback(database.close)
         await _reserve(database)
-        parts = Parts(plan, keys, database, stack)
+        parts = Parts(settings, keys, database, stack)
         hosted = build(parts)
         for kind, handler in hosted.handlers.items():
             parts.queue.register(kind, handler)
@@ -186,7 +188,7 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
             stack.callback(task.cancel)
         running = await stack.enter_async_context(
             serving(
-                ServerOptions(address=plan.address),
+                ServerOptions(address=settings.address),
                 [*hosted.registrations, *_internal(parts, hosted)],
                 authenticator=Authenticator(keys, parts.task_tokens),
                 policy={**hosted.policy, **WORKER_POLICY, **HOLD_POLICY},
@@ -236,10 +238,10 @@ async def _reserve(database: Database) -> None:
         _logger.warning("no room is kept for cancelling: %s", full.message)
 
 
-async def host(plan: ServicePlan, build: Build) -> None:
+async def host(settings: ServiceSettings, build: Build) -> None:
     """Serve until SIGTERM or SIGINT. Whatever the process creates is its owner's alone."""
     keep_private()
-    async with hosting(plan, build):
+    async with hosting(settings, build):
         await stop_signal()
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc import status_pb2
 
 from luthier.errors import LuthierError, PermissionDenied, Reason, Unauthenticated, Unavailable
-from luthier.work.failures import status_to_failure
+from luthier.errors.status import FailedCall, status_of_call, status_to_failure
 
 CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
@@ -20,7 +17,6 @@ CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
-_DETAILS_KEY = "grpc-status-details-bin"
 _RETRY_SECONDS = 2.0
 _logger = logging.getLogger(__name__)
 _LONGEST_ASKED_SECONDS = 60.0
@@ -55,17 +51,12 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 
 
 def error_of(call_error: grpc.RpcError) -> LuthierError:
-    """Read the error that the other service raised.
+    """Read the error that the other service raised, less its field violations: they are of a request of ours.
 
-    Its details come as google.rpc.Status in the trailing metadata; without them the code alone decides.
+    Without its details the code alone decides.
     """
-    call: Any = call_error
-    status = status_pb2.Status(code=call.code().value[0], message=call.details() or "")
-    for key, value in call.trailing_metadata() or ():
-        if key == _DETAILS_KEY:
-            with suppress(DecodeError):
-                status = status_pb2.Status.FromString(value)
-    return status_to_failure(status).to_error()
+    call = cast(FailedCall, call_error)
+    return status_to_failure(status_of_call(call)).to_error()
 
 
 def peer_error_of(call_error: grpc.RpcError, peer: str) -> LuthierError:

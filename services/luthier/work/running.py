@@ -17,10 +17,10 @@ from google.rpc import status_pb2
 
 from luthier.errors import Internal, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.errors.failure import Failure
+from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.storage.disk import found_full
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
-from luthier.work.failures import failure_to_status, status_to_failure
 from luthier.work.limits import Limits, allowed_seconds, kind_of
 from luthier.work.link import WorkerLink
 from luthier.work.session import TaskSession

@@ -11,10 +11,10 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from luthier.errors.status import status_to_failure
 from luthier.runtime.auth import Policy, TaskTokens
-from luthier.storage.blobs import BlobStore
+from luthier.storage.blobs import PIECE_BYTES, BlobStore
 from luthier.work.events import reported
-from luthier.work.failures import status_to_failure
 from luthier.work.queue import Queue
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.work.validity import require_valid
@@ -22,7 +22,6 @@ from luthier.work.workers import Worker, Workers
 from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_grpc
 
 MAX_WAIT_SECONDS = 30.0
-MAX_CHUNK_BYTES = 1 << 20
 TOKEN_SECONDS = 900.0
 _METHODS = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].methods
 POLICY: Policy = {
@@ -161,9 +160,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         await self._heard(first)
 
         async def chunks() -> AsyncIterator[bytes]:
-            yield first.data
+            yield _piece(first)
             async for request in request_iterator:
-                yield request.data
+                yield _piece(request)
 
         blob = await self._blobs.put(chunks(), expected_digest=first.sha256)
         return worker_service_pb2.PutBlobResponse(size_bytes=blob.size_bytes)
@@ -257,6 +256,12 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                     message=f"blob {digest} is not here; send it with PutBlob first",
                     metadata={"sha256": digest},
                 )
+
+
+def _piece(request: worker_service_pb2.PutBlobRequest) -> bytes:
+    if len(request.data) > PIECE_BYTES:
+        raise InvalidArgument(f"data must have at most {PIECE_BYTES} bytes, got {len(request.data)}")
+    return request.data
 
 
 def _worker(request: worker_service_pb2.RegisterWorkerRequest) -> Worker:

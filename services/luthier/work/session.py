@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import grpc
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, Reason
+from luthier.storage.blobs import PIECE_BYTES
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.link import CALL_SECONDS, FAULT_SECONDS, WorkerLink
 from luthier.work.peers import Backoff, error_of, is_fault, is_final
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
-_CHUNK_BYTES = 1 << 20
 T = TypeVar("T")
 _EVENTS_A_CALL = 200
 _BYTES_A_CALL = 1 << 20
@@ -198,9 +198,9 @@ class TaskSession:
     async def _chunks(self, path: Path, sha256: str) -> AsyncIterator[worker_service_pb2.PutBlobRequest]:
         head = worker_service_pb2.PutBlobRequest(task=self.task.task, epoch=self.task.epoch, sha256=sha256)
         with path.open("rb") as file:
-            head.data = await asyncio.to_thread(file.read, _CHUNK_BYTES)
+            head.data = await asyncio.to_thread(file.read, PIECE_BYTES)
             yield head
-            while data := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+            while data := await asyncio.to_thread(file.read, PIECE_BYTES):
                 yield worker_service_pb2.PutBlobRequest(data=data)
 
     async def fetch(self, sha256: str) -> AsyncIterator[bytes]:

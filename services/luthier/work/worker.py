@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerPlan:
+class WorkerSettings:
     """How to run one worker process.
 
     Attributes:
@@ -60,7 +60,7 @@ class WorkerPlan:
     limits: Mapping[TaskKind, Limits] = field(default_factory=lambda: LIMITS)
 
 
-async def run_worker(plan: WorkerPlan, runners: Mapping[TaskKind, Runner]) -> None:
+async def run_worker(settings: WorkerSettings, runners: Mapping[TaskKind, Runner]) -> None:
     """Work until SIGTERM or SIGINT; tasks in hand are then given back to the queue.
 
     Ends the process when it may not work here, with the reason, and when a runner cannot be ended.
@@ -71,7 +71,7 @@ async def run_worker(plan: WorkerPlan, runners: Mapping[TaskKind, Runner]) -> No
         with suppress(ValueError, RuntimeError):  # signals belong to the main thread
             loop.add_signal_handler(number, stopping.set)
     try:
-        await work_until(plan, runners, stopping)
+        await work_until(settings, runners, stopping)
     except RunnerStuck as stuck:
         # The interpreter would wait for the thread; the supervisor starts a new process.
         _logger.error("worker ends", extra={"detail": str(stuck)})
@@ -80,7 +80,9 @@ async def run_worker(plan: WorkerPlan, runners: Mapping[TaskKind, Runner]) -> No
         raise SystemExit(f"error: {error.message}") from error
 
 
-async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopping: asyncio.Event) -> None:
+async def work_until(
+    settings: WorkerSettings, runners: Mapping[TaskKind, Runner], stopping: asyncio.Event
+) -> None:
     """Work until `stopping` is set; tasks in hand are then given back to the queue.
 
     Raises:
@@ -88,14 +90,16 @@ async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopp
         RunnerStuck: a runner will not end: the process must, for a new one to take its place.
     """
     async with AsyncExitStack() as stack:
-        place = await _unless(stopping, asyncio.to_thread(stack.enter_context, taken_place(plan.work_folder)))
+        place = await _unless(
+            stopping, asyncio.to_thread(stack.enter_context, taken_place(settings.work_folder))
+        )
         if place is None:
             return
-        cache = BlobCache(plan.cache_folder, plan.cache_bytes)
-        channel = await stack.enter_async_context(aio_channel(plan.service_address))
-        link = WorkerLink(channel, plan.worker_id, plan.credential, tuple(runners), place.lock)
+        cache = BlobCache(settings.cache_folder, settings.cache_bytes)
+        channel = await stack.enter_async_context(aio_channel(settings.service_address))
+        link = WorkerLink(channel, settings.worker_id, settings.credential, tuple(runners), place.lock)
         await _unless(stopping, link.register())
-        companions = [asyncio.ensure_future(run(link, cache)) for run in plan.companions]
+        companions = [asyncio.ensure_future(run(link, cache)) for run in settings.companions]
         for companion in companions:
             # Without its companion a worker would look alive and leave a duty undone; a new process may do it.
             companion.add_done_callback(lambda _: stopping.set())
@@ -103,13 +107,13 @@ async def work_until(plan: WorkerPlan, runners: Mapping[TaskKind, Runner], stopp
             link=link,
             cache=cache,
             folder=place.folder,
-            limits=plan.limits,
+            limits=settings.limits,
             draining=threading.Event(),
         )
         try:
-            await _Bench(plan, workshop, runners).work(stopping)
+            await _Bench(settings, workshop, runners).work(stopping)
         finally:
-            await _end_companions(companions, plan.drain_seconds)
+            await _end_companions(companions, settings.drain_seconds)
 
 
 async def _end_companions(companions: Sequence[asyncio.Future[None]], drain_seconds: float) -> None:
@@ -134,8 +138,10 @@ async def _end_companions(companions: Sequence[asyncio.Future[None]], drain_seco
 class _Bench:
     """Claims tasks of the kinds that have a free slot, and runs them beside one another."""
 
-    def __init__(self, plan: WorkerPlan, workshop: Workshop, runners: Mapping[TaskKind, Runner]) -> None:
-        self._plan = plan
+    def __init__(
+        self, settings: WorkerSettings, workshop: Workshop, runners: Mapping[TaskKind, Runner]
+    ) -> None:
+        self._settings = settings
         self._workshop = workshop
         self._runners = runners
         self._running: dict[asyncio.Task[None], TaskKind] = {}
@@ -161,7 +167,7 @@ class _Bench:
     async def _claim_again(self) -> None:
         """Wait for the kinds that have a free slot; a claim that waits for fewer goes on under the same id."""
         taken = Counter(self._running.values())
-        free = tuple(kind for kind in self._runners if taken[kind] < self._plan.slots[kind])
+        free = tuple(kind for kind in self._runners if taken[kind] < self._settings.slots[kind])
         if self._claim is not None:
             if free == self._claimed_kinds:
                 return
@@ -206,12 +212,12 @@ class _Bench:
         if not self._running:
             return
         self._workshop.draining.set()
-        _, pending = await asyncio.wait(self._running, timeout=self._plan.drain_seconds)
+        _, pending = await asyncio.wait(self._running, timeout=self._settings.drain_seconds)
         if pending:
             for run in pending:
                 run.cancel()
             await asyncio.wait(pending)
-            raise RunnerStuck(f"{len(pending)} tasks did not stop within {self._plan.drain_seconds:g} s")
+            raise RunnerStuck(f"{len(pending)} tasks did not stop within {self._settings.drain_seconds:g} s")
         self._reap()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from luthier.runtime.config import read
 from luthier.runtime.home import keep_private
 from luthier.runtime.keys import read_or_create_keys
-from luthier.work.worker import WorkerPlan
+from luthier.work.worker import WorkerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +44,10 @@ def read_worker_config() -> WorkerConfig:
     return config
 
 
-def worker_plan(config: WorkerConfig, kind: str, service_address: str) -> WorkerPlan:
+def worker_settings(config: WorkerConfig, kind: str, service_address: str) -> WorkerSettings:
     """Return how to run a worker of a kind (data, training, evaluation) on this machine."""
     worker_id = f"{kind}-{config.name}" if config.name else kind
-    return WorkerPlan(
+    return WorkerSettings(
         service_address=service_address,
         worker_id=worker_id,
         credential=read_or_create_keys(config.home).worker_key,

@@ -19,6 +19,7 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
+from luthier.errors.status import failure_to_status
 from luthier.storage.database import Database
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.v1.data_service_pb2 import (
@@ -39,7 +40,6 @@ from luthier.v1.dataset_pb2 import (
 )
 from luthier.v1.upload_pb2 import Upload
 from luthier.work import schema as work_schema
-from luthier.work.failures import failure_to_status
 from luthier.work.log import EventLog
 from luthier.work.repository import Tasks
 from luthier.work.tasks import NewTask, Task, TaskKind

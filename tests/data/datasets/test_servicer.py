@@ -17,8 +17,8 @@ from luthier.errors import (
     Reason,
     ResourceExhausted,
 )
+from luthier.errors.status import status_to_failure
 from luthier.v1 import data_service_pb2, dataset_pb2
-from luthier.work.failures import status_to_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,8 +14,8 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
+from luthier.errors.status import status_to_failure
 from luthier.v1 import data_service_pb2, rendering_pb2
-from luthier.work.failures import status_to_failure
 
 REFUSING = (
     "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('not ' + m.content) }}{% endif %}"

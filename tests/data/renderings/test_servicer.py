@@ -17,9 +17,10 @@ from luthier.errors import (
     Reason,
     Unavailable,
 )
-from luthier.text.tokenizer import TokenizerBundle, bundle_digest
+from luthier.errors.status import status_to_failure
+from luthier.runtime.digests import contents_digest
+from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2
-from luthier.work.failures import status_to_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,7 +164,7 @@ def with_tokenizer(service: Any, **changes: Any) -> None:
     changed = json.dumps({**stored, **changes}).encode()
     service.models.files = {**service.models.files, "tokenizer.json": changed}
     for model in service.models.models.values():
-        model.tokenizer_digest = bundle_digest(service.models.files)
+        model.tokenizer_digest = contents_digest(service.models.files)
 
 
 # What its regular expression engine gives up on, and panics.

@@ -24,6 +24,7 @@ from luthier.errors import (
     Reason,
     ResourceExhausted,
 )
+from luthier.errors.status import status_to_failure
 from luthier.evaluation.evaluations.prediction_file import write_predictions
 from luthier.evaluation.evaluations.repository import evaluations
 from luthier.evaluation.evaluations.rules import State
@@ -42,7 +43,6 @@ from luthier.v1.event_pb2 import Event, Progress, StateChange
 from luthier.v1.model_pb2 import Taught
 from luthier.work import schema
 from luthier.work.elsewhere import Elsewhere
-from luthier.work.failures import status_to_failure
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings

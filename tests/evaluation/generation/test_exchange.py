@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from luthier.errors import Failure, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from luthier.errors.status import failure_to_status
 from luthier.evaluation.generation.exchange import Exchange, Piece
 from luthier.v1.evaluation_pb2 import FINISH_REASON_STOP
-from luthier.work.failures import failure_to_status
 from luthier.worker.v1.task_pb2 import ModelReference
 from luthier.worker.v1.worker_service_pb2 import GenerationOrder, TakeGenerationsResponse
 

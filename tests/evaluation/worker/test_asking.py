@@ -17,6 +17,7 @@ from tests.evaluation.tiny_models import write_tokenizer
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason, Unavailable
 from luthier.evaluation.worker.asking import Asker, Asking, Before, TextDecoder, asking_of
+from luthier.runtime.digests import contents_digest
 from luthier.text.endings import Stops
 from luthier.text.records import ChatRecord, CompletionRecord, Message, Record
 from luthier.text.rendering import Renderer, RenderingError
@@ -56,7 +57,7 @@ def pool() -> Iterator[TextPool]:
 
 def bundle_of(folder: Path) -> Bundle:
     files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
-    return Bundle(key=TokenizerBundle(files).digest, read=lambda: files)
+    return Bundle(key=contents_digest(files), read=lambda: files)
 
 
 def asking(template: str = "", **changes: Any) -> Asking:

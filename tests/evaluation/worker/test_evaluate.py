@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import Reason
+from luthier.errors.status import status_to_failure
 from luthier.evaluation.metrics.exact_match import exact_match
 from luthier.evaluation.worker import evaluate
 from luthier.lm.engine import Engine
@@ -23,7 +24,6 @@ from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import evaluation_pb2, evaluation_service_pb2
 from luthier.work import worker as worker_module
-from luthier.work.failures import status_to_failure
 from luthier.work.limits import Limits
 from luthier.work.running import RunnerStuck
 from luthier.work.tasks import TaskKind

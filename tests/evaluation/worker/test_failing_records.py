@@ -11,11 +11,11 @@ import pytest
 from tests.evaluation.conftest import thing
 
 from luthier.errors import FailedPrecondition, Reason
+from luthier.errors.status import status_to_failure
 from luthier.evaluation.worker.references import MAX_FIELDS
 from luthier.lm.decoding import Batch
 from luthier.text.records import ChatRecord, Message
 from luthier.v1 import evaluation_pb2
-from luthier.work.failures import status_to_failure
 
 SUCCEEDED = evaluation_pb2.Evaluation.STATE_SUCCEEDED
 EXACT = evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH

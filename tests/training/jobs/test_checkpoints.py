@@ -8,7 +8,7 @@ import pytest
 from tests.training.conftest import stored
 
 from luthier.errors import NotFound
-from luthier.training.files import files_digest
+from luthier.runtime.digests import files_digest
 from luthier.worker.v1 import task_pb2
 
 JOB = "projects/default/fineTuningJobs/one"

@@ -31,6 +31,14 @@ def rows(count: int, first: int = 0, supervised: int = 2) -> PackedLengths:
     )
 
 
+def pairs(count: int, first: int = 0) -> PackedLengths:
+    """Units of two rows of 8 to 15 tokens, of which the second alone teaches."""
+    return PackedLengths.of(
+        RowLength(row=row, num_tokens=8 + row * 3 % 8, num_supervised=row % 2 * 2, unit=row - row % 2)
+        for row in range(first, first + 2 * count)
+    )
+
+
 @pytest.mark.parametrize(
     ("train", "validation", "settings"),
     [
@@ -39,8 +47,20 @@ def rows(count: int, first: int = 0, supervised: int = 2) -> PackedLengths:
         (rows(50, supervised=0), rows(3, first=50), batches()),
         (rows(50), rows(3, first=50), batches(micro_batch_tokens=10)),
         (rows(0), rows(0), batches()),
+        (pairs(20), pairs(4, first=40), batches()),
+        (pairs(20), pairs(4, first=40), batches(micro_batch_tokens=24)),
+        (pairs(20), pairs(4, first=40), batches(batch_tokens=24)),
     ],
-    ids=["by tokens", "by rows", "nothing teaches", "too long", "no rows"],
+    ids=[
+        "by tokens",
+        "by rows",
+        "nothing teaches",
+        "too long",
+        "no rows",
+        "pairs",
+        "a pair too long for a pass",
+        "a pair too long for a step",
+    ],
 )
 async def test_survey_elsewhere_is_survey(
     train: PackedLengths, validation: PackedLengths, settings: BatchSettings

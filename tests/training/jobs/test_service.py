@@ -19,11 +19,11 @@ from luthier.errors import (
     Reason,
     ResourceExhausted,
 )
+from luthier.errors.status import status_to_failure
 from luthier.storage.disk import Disk
 from luthier.v1.event_pb2 import Event, MetricValues, Progress
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters
 from luthier.v1.model_pb2 import Model
-from luthier.work.failures import status_to_failure
 from luthier.work.schema import events
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier.runtime.digests import files_digest
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
-from luthier.training.files import files_digest
 from luthier.training.jobs import repository
 from luthier.v1.model_pb2 import Taught
 from luthier.work.tasks import Outcome

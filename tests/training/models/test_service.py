@@ -16,11 +16,11 @@ from luthier.errors import (
     Reason,
     ResourceExhausted,
 )
+from luthier.errors.status import status_to_failure
+from luthier.runtime.digests import files_digest
 from luthier.storage.disk import Disk
-from luthier.training.files import files_digest
 from luthier.v1 import model_pb2
 from luthier.v1.model_pb2 import HubSource, Model
-from luthier.work.failures import status_to_failure
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 

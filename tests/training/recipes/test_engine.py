@@ -85,7 +85,11 @@ def plain_training(
     model: Any, parameters: Sequence[nn.Parameter], batches: Sequence[Sequence[PackedBatch]]
 ) -> list[float]:
     """A loop as anybody would write it: each row alone, torch's loss, clipping and AdamW."""
-    optimiser = torch.optim.AdamW(parameters, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    groups = [
+        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": 0.01},
+        {"params": [one for one in parameters if one.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
     losses = []
     for step, rate in zip(batches, RATES, strict=True):
         total = torch.zeros(())
@@ -100,7 +104,8 @@ def plain_training(
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
         nn.utils.clip_grad_norm_(parameters, 0.5)
-        optimiser.param_groups[0]["lr"] = rate
+        for group in optimiser.param_groups:
+            group["lr"] = rate
         optimiser.step()
         optimiser.zero_grad()
     return losses

@@ -26,7 +26,7 @@ from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.course import Course
-from luthier.training.recipes.engine import Engine
+from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.sft import supervised
 from luthier.training.recipes.weights import MASTERS_NAME, MODEL_NAME, Adapter, AllWeights
 
@@ -69,6 +69,16 @@ def test_steps_on_all_weights_equal_a_plain_loop(
     wanted = plain_training(plain, list(plain.parameters()), batches)
     assert trained(engine, batches) == pytest.approx(wanted, rel=1e-4)
     assert_close(engine.weights.parameters, dict(plain.named_parameters()))
+
+
+def test_matrices_decay_and_norms_do_not(tiny_llama: ModelMaker) -> None:
+    engine = Engine(AllWeights(tiny_llama()), OptimiserSettings(weight_decay=0.5, max_grad_norm=0), CPU)
+    before = {name: parameter.detach().clone() for name, parameter in engine.weights.parameters.items()}
+    engine.update(0.1)  # all gradients are zero
+    norms = [name for name in before if name.endswith("norm.weight")]
+    assert len(norms) > 2
+    for name, parameter in engine.weights.parameters.items():
+        assert torch.equal(parameter, before[name] * (1.0 if name in norms else 0.95)), name
 
 
 def untie(model: Any) -> None:

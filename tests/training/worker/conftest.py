@@ -18,7 +18,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.runtime.keys import read_or_create_keys
-from luthier.training.__main__ import build, plan_of
+from luthier.training.__main__ import build, settings_of
 from luthier.training.config import Config
 from luthier.training.recipes.sft import TIMED_METRICS
 from luthier.training.worker.register import run_register
@@ -41,7 +41,7 @@ from luthier.work.host import hosting
 from luthier.work.peers import channel
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
-from luthier.work.worker import WorkerPlan, work_until
+from luthier.work.worker import WorkerSettings, work_until
 
 PARENT = "projects/default"
 MODEL = f"{PARENT}/models/tiny"
@@ -127,7 +127,7 @@ class Site:
     async def worker(self, stopping: asyncio.Event | None = None) -> AsyncIterator[None]:
         """Run a worker for the length of the block, or until `stopping` is set."""
         stopping = stopping or asyncio.Event()
-        plan = WorkerPlan(
+        settings = WorkerSettings(
             service_address=self.address,
             worker_id="training",
             credential=read_or_create_keys(self.home).worker_key,
@@ -140,7 +140,7 @@ class Site:
                 TaskKind.REGISTER_MODEL: run_register,
                 TaskKind.TRAIN: Trainer(data_channel, torch.device("cpu")),
             }
-            work = asyncio.create_task(work_until(plan, runners, stopping))
+            work = asyncio.create_task(work_until(settings, runners, stopping))
             try:
                 yield
             finally:
@@ -247,7 +247,7 @@ async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIte
         training_address="127.0.0.1:0",
         metrics_address="127.0.0.1:0",
     )
-    async with hosting(plan_of(config), lambda parts: build(parts, config)) as port:
+    async with hosting(settings_of(config), lambda parts: build(parts, config)) as port:
         address = f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(address) as wire:
             yield Site(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from luthier.client.flows import Emit, Q, ResumedStream, Scope, StreamFlow, StreamPick
+from luthier.client.flows import Q, ResumedStream, Scope, StreamFlow, StreamPick
 from luthier.errors import DataLoss, FailedPrecondition
 from luthier.v1.arrow_pb2 import ArrowChunk
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def read_batches(
+async def read_batches(
     scope: Scope, pick: StreamPick[Q, ArrowChunk], request_from: Callable[[int], Q], start_row: int
 ) -> StreamFlow[pyarrow.RecordBatch]:
-    """Emit the record batches from `start_row` on, each row once over any number of breaks.
+    """Yield the record batches from `start_row` on, each row once over any number of breaks.
 
     `request_from` builds the request for the rows from a number on.
 
@@ -28,11 +28,11 @@ def read_batches(
     next_row = start_row
     stream = ResumedStream(scope, pick, lambda: request_from(next_row))
     try:
-        while (chunk := (yield from stream.receive())) is not None:
+        while (chunk := (await stream.receive())) is not None:
             if chunk.first_row < next_row:
                 raise DataLoss(f"expected rows from {next_row} on, got rows from {chunk.first_row} on")
             for batch in _decode(ipc, chunk):
-                yield Emit(batch)
+                yield batch
                 # Rows of other splits are left out, so the next row is not the first plus the count.
                 next_row = batch.column("row")[-1].as_py() + 1 if batch.num_rows else next_row
     finally:

@@ -1,9 +1,11 @@
-"""Performs flows over `grpc.aio` on the running event loop; makes them coroutines and async iterators."""
+"""Does what flows ask for over `grpc.aio` on the running event loop; makes them coroutines and async iterators."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -12,16 +14,16 @@ import grpc.aio
 
 from luthier.client.channels import Connection, connect_async
 from luthier.client.flows import (
-    Emit,
     Flow,
-    Invoke,
-    Operation,
-    Receive,
+    M,
+    OpenStream,
+    Q,
+    Running,
     Scope,
-    Send,
-    Sleep,
+    SendPick,
     StreamFlow,
-    Work,
+    StreamPick,
+    UnaryPick,
 )
 from luthier.client.sync_driver import bound
 from luthier.client.wire_errors import from_rpc_error
@@ -40,34 +42,52 @@ _SETTLING_SECONDS = 0.02
 
 
 class AsyncDriver:
-    """Owns the channels of one async client. Belongs to the event loop of its first call."""
+    """A `Driver` that owns the channels of one async client. Belongs to the event loop of its first call.
 
-    def __init__(self, config: ClientConfig, scope: Scope) -> None:
-        self.scope = scope
+    Cancelling the task of a flow ends the running call.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._connection: Connection | None = None
 
-    async def run(self, flow: Flow[R]) -> R:
-        """Perform a flow to its end and return its result. Cancelling the task ends the running call."""
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            while True:
-                operation = flow.send(result) if error is None else flow.throw(error)
-                result, error = await self.perform(operation)
-        except StopIteration as end:
-            return cast(R, end.value)
-        finally:
-            flow.close()
+    def scope(self) -> Scope:
+        """Return the scope of a new flow."""
+        return Scope.of(self, self._config)
 
-    async def perform(self, operation: Operation) -> tuple[Any, Exception | None]:
-        """Return the result of an operation, or the error that the flow shall see."""
+    async def invoke(self, pick: UnaryPick[Q, M], request: Q, timeout_seconds: float) -> M:
+        """Make a unary call."""
+        connection = self._connected()
+        method: Any = pick(connection.stubs)
         try:
-            return await self._perform(operation), None
+            response = await method(request, timeout=timeout_seconds, metadata=connection.metadata)
         except grpc.RpcError as error:
-            return None, from_rpc_error(error)
-        except Exception as error:
-            return None, error
+            raise from_rpc_error(error) from error
+        return cast(M, response)
+
+    async def send(self, pick: SendPick[Q, M], messages: Iterator[Q], timeout_seconds: float) -> M:
+        """Make a client-streaming call. `messages` is read in threads."""
+        connection = self._connected()
+        method: Any = pick(connection.stubs)
+        call = method(timeout=timeout_seconds, metadata=connection.metadata)
+        try:
+            return cast(M, await _send(call, messages))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def open(self, pick: StreamPick[Q, M], request: Q, timeout_seconds: float | None) -> OpenStream[M]:
+        """Begin a server-streaming call."""
+        connection = self._connected()
+        method: Any = pick(connection.stubs)
+        return _Messages(method(request, timeout=timeout_seconds, metadata=connection.metadata))
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    async def work(self, function: Callable[[], R]) -> R:
+        """Run a function in a thread."""
+        return await asyncio.to_thread(function)
 
     async def close(self) -> None:
         """Close the channels; running calls end as cancelled."""
@@ -75,28 +95,30 @@ class AsyncDriver:
         for channel in connection.channels if connection else ():
             await cast(grpc.aio.Channel, channel).close()
 
-    async def _perform(self, operation: Operation) -> Any:
-        if isinstance(operation, Sleep):
-            return await asyncio.sleep(operation.seconds)
-        if isinstance(operation, Work):
-            return await asyncio.to_thread(operation.function)
-        if isinstance(operation, Receive):
-            message = await cast("grpc.aio.UnaryStreamCall[Any, Any]", operation.stream).read()
-            return None if message is grpc.aio.EOF else message
+    def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = connect_async(self._config)
-        connection = self._connection
-        method = operation.pick(connection.stubs)
-        if isinstance(operation, Send):
-            return await _send(method, operation, connection)
-        call = method(operation.request, timeout=operation.timeout_seconds, metadata=connection.metadata)
-        return await call if isinstance(operation, Invoke) else call
+        return self._connection
 
 
-async def _send(method: Callable[..., Any], operation: Send, connection: Connection) -> Any:
-    call = method(timeout=operation.timeout_seconds, metadata=connection.metadata)
+@dataclass(frozen=True, slots=True)
+class _Messages(Generic[M]):
+    running: grpc.aio.UnaryStreamCall[Any, M]
+
+    async def receive(self) -> M | None:
+        try:
+            message = await self.running.read()
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return None if message is grpc.aio.EOF else cast(M, message)
+
+    def cancel(self) -> None:
+        self.running.cancel()
+
+
+async def _send(call: Any, messages: Iterator[Any]) -> Any:
     try:
-        while (message := await asyncio.to_thread(next, operation.messages, None)) is not None:
+        while (message := await asyncio.to_thread(next, messages, None)) is not None:
             await call.write(message)
         await call.done_writing()
     except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
@@ -123,32 +145,15 @@ async def _settled(call: Any) -> None:
 class AsyncStream(Generic[T]):
     """An async iterator over items as they come. Closing it (or leaving its `async with`) ends the call."""
 
-    def __init__(self, driver: AsyncDriver, flow: StreamFlow[T]) -> None:
-        self._driver = driver
+    def __init__(self, flow: StreamFlow[T], running: Running) -> None:
         self._flow = flow
+        self._running = running
 
     def __aiter__(self) -> AsyncStream[T]:
         return self
 
     async def __anext__(self) -> T:
-        result: Any = None
-        error: Exception | None = None
-        while (operation := self._send(result, error)) is not None:
-            if isinstance(operation, Emit):
-                return operation.item
-            try:
-                result, error = await self._driver.perform(operation)
-            except BaseException:
-                self._flow.close()
-                raise
-        raise StopAsyncIteration
-
-    def _send(self, result: Any, error: Exception | None) -> Operation | Emit[T] | None:
-        try:
-            return self._flow.send(result) if error is None else self._flow.throw(error)
-        except StopIteration:
-            # A coroutine may not raise StopIteration.
-            return None
+        return await anext(self._flow)
 
     async def __aenter__(self) -> AsyncStream[T]:
         return self
@@ -159,8 +164,10 @@ class AsyncStream(Generic[T]):
         await self.close()
 
     async def close(self) -> None:
-        """End the call, if it is running. No more items come."""
-        self._flow.close()
+        """End the call, if it is running. No more items come; whoever waits for one gets CancelledError."""
+        self._running.cancel()
+        with suppress(RuntimeError):  # the flow is running in another task
+            await self._flow.aclose()
 
 
 class AsyncResource:
@@ -168,16 +175,6 @@ class AsyncResource:
 
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver
-
-    def _run(
-        self, build: Callable[Concatenate[Scope, P], Flow[R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R]:
-        return self._driver.run(build(self._driver.scope, *args, **kwargs))
-
-    def _stream(
-        self, build: Callable[Concatenate[Scope, P], StreamFlow[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> AsyncStream[T]:
-        return AsyncStream(self._driver, build(self._driver.scope, *args, **kwargs))
 
 
 class async_method(Generic[P, R]):  # noqa: N801 - used like `property`
@@ -200,7 +197,7 @@ class async_method(Generic[P, R]):  # noqa: N801 - used like `property`
         build = self._build
 
         def run(resource: AsyncResource, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-            return resource._run(build, *args, **kwargs)
+            return build(resource._driver.scope(), *args, **kwargs)
 
         return bound(run, build, instance)
 
@@ -222,6 +219,7 @@ class async_stream_method(Generic[P, T]):  # noqa: N801 - used like `property`
         build = self._build
 
         def run(resource: AsyncResource, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[T]:
-            return resource._stream(build, *args, **kwargs)
+            scope = resource._driver.scope()
+            return AsyncStream(build(scope, *args, **kwargs), scope.running)
 
         return bound(run, build, instance)

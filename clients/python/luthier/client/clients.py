@@ -8,7 +8,6 @@ from luthier.client.async_driver import AsyncDriver, AsyncResource, async_stream
 from luthier.client.config import ClientConfig, ConfigArguments, read_config
 from luthier.client.datasets import AsyncDatasets, Datasets
 from luthier.client.evaluations import AsyncEvaluations, Evaluations, generate
-from luthier.client.flows import Scope
 from luthier.client.jobs import AsyncJobs, Jobs
 from luthier.client.models import AsyncModels, Models
 from luthier.client.renderings import AsyncRenderings, Renderings
@@ -31,7 +30,7 @@ class Client(SyncResource):
 
     def __init__(self, config: ClientConfig | ConfigArguments | None = None) -> None:
         chosen = config if isinstance(config, ClientConfig) else read_config(config or ConfigArguments())
-        driver = SyncDriver(chosen, _scope(chosen))
+        driver = SyncDriver(chosen)
         super().__init__(driver)
         self.datasets = Datasets(driver)
         self.renderings = Renderings(driver)
@@ -62,7 +61,7 @@ class AsyncClient(AsyncResource):
 
     def __init__(self, config: ClientConfig | ConfigArguments | None = None) -> None:
         chosen = config if isinstance(config, ClientConfig) else read_config(config or ConfigArguments())
-        driver = AsyncDriver(chosen, _scope(chosen))
+        driver = AsyncDriver(chosen)
         super().__init__(driver)
         self.datasets = AsyncDatasets(driver)
         self.renderings = AsyncRenderings(driver)
@@ -81,7 +80,3 @@ class AsyncClient(AsyncResource):
     async def close(self) -> None:
         """Close the channels. Running calls end with `Cancelled`."""
         await self._driver.close()
-
-
-def _scope(config: ClientConfig) -> Scope:
-    return Scope(project=config.project, timeout_seconds=config.timeout_seconds, retry=config.retry)

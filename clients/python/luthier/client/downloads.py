@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from luthier.client import names
-from luthier.client.flows import Flow, ResumedStream, Scope, collect, pages, work
+from luthier.client.flows import ResumedStream, Scope, pages
 from luthier.client.transfers import ProgressCallback, TransferProgress
 from luthier.errors import AlreadyExists, DataLoss, Reason
 from luthier.v1.model_pb2 import ModelFile
@@ -21,13 +21,13 @@ from luthier.v1.model_service_pb2 import (
 )
 
 
-def download(
+async def download(
     scope: Scope,
     model: str,
     directory: str | os.PathLike[str],
     *,
     progress: ProgressCallback | None = None,
-) -> Flow[Path]:
+) -> Path:
     """Bring the files of a READY model into `directory`, which appears whole or not at all, and return it.
 
     The bytes come into `<directory>.partial` first; a download that was broken off goes on there, also in
@@ -46,29 +46,29 @@ def download(
         ListModelFilesRequest(parent=name),
         lambda p: p.files,
     )
-    files = yield from collect(listing)
+    files = [file async for file in listing]
     for file in files:
         _check_path(file.path)
-    if (yield from work(lambda: _holds_already(target, files, name))):
+    if await scope.driver.work(lambda: _holds_already(target, files, name)):
         return target
     staging = target.with_name(target.name + ".partial")
     for file in files:
-        yield from _fetch(scope, name, file, staging, progress)
-    yield from work(lambda: _move_into_place(staging, target, files))
+        await _fetch(scope, name, file, staging, progress)
+    await scope.driver.work(lambda: _move_into_place(staging, target, files))
     return target
 
 
-def _fetch(
+async def _fetch(
     scope: Scope, name: str, file: ModelFile, staging: Path, progress: ProgressCallback | None
-) -> Flow[None]:
+) -> None:
     final = staging / file.path
     part = final.with_name(f"{final.name}.{file.sha256[:12]}.part")
-    if (yield from work(lambda: _is_file(final, file))):
+    if await scope.driver.work(lambda: _is_file(final, file)):
         return
     for is_last in (False, True):
-        yield from _receive(scope, name, file, part, progress)
-        if (yield from work(lambda: _is_file(part, file))):
-            yield from work(lambda: os.replace(part, final))
+        await _receive(scope, name, file, part, progress)
+        if await scope.driver.work(lambda: _is_file(part, file)):
+            await scope.driver.work(lambda: os.replace(part, final))
             return
         # The bytes that an earlier process left may have been damaged: once more from the beginning.
         part.unlink()
@@ -80,9 +80,9 @@ def _fetch(
             )
 
 
-def _receive(
+async def _receive(
     scope: Scope, name: str, file: ModelFile, part: Path, progress: ProgressCallback | None
-) -> Flow[None]:
+) -> None:
     """Append to `part` what is missing of the file."""
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("ab") as out:
@@ -94,12 +94,12 @@ def _receive(
             lambda: DownloadModelFileRequest(name=name, path=file.path, start_offset=out.tell()),
         )
         try:
-            while out.tell() < file.size_bytes and (piece := (yield from stream.receive())) is not None:
+            while out.tell() < file.size_bytes and (piece := await stream.receive()) is not None:
                 _append(out, piece, name, file, progress)
         finally:
             stream.close()
         out.flush()
-        yield from work(lambda: os.fsync(out.fileno()))
+        await scope.driver.work(lambda: os.fsync(out.fileno()))
 
 
 def _append(

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.events import WaitOptions, wait, watch
-from luthier.client.flows import (
-    Emit,
-    Flow,
-    Open,
-    OpenStream,
-    Receive,
-    Scope,
-    Sleep,
-    StreamFlow,
-    call,
-    pages,
-    replaced,
-)
+from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
 from luthier.client.retry import is_retryable
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.errors import LuthierError
@@ -148,15 +136,15 @@ def generate(
     return _generate(scope, request)
 
 
-def _generate(scope: Scope, request: api.GenerateTextRequest) -> StreamFlow[api.GenerateTextResponse]:
+async def _generate(scope: Scope, request: api.GenerateTextRequest) -> StreamFlow[api.GenerateTextResponse]:
     backoff = scope.backoff()
     while True:
-        stream = cast(OpenStream, (yield Open(lambda stubs: stubs.evaluation.GenerateText, request, None)))
+        stream = await scope.open(lambda stubs: stubs.evaluation.GenerateText, request)
         has_begun = False
         try:
-            while (piece := (yield Receive(stream))) is not None:
+            while (piece := await stream.receive()) is not None:
                 has_begun = True
-                yield Emit(cast(api.GenerateTextResponse, piece))
+                yield piece
             return
         except LuthierError as error:
             if has_begun or not is_retryable(error):
@@ -164,7 +152,7 @@ def _generate(scope: Scope, request: api.GenerateTextRequest) -> StreamFlow[api.
             delay = backoff.delay_after(error)
         finally:
             stream.cancel()
-        yield Sleep(delay)
+        await scope.driver.sleep(delay)
 
 
 def _name(scope: Scope, name: str) -> str:

@@ -14,20 +14,17 @@ from luthier.client.failures import (
     VersionFailed,
 )
 from luthier.client.flows import (
-    Emit,
-    Flow,
     Q,
     ResumedStream,
     Scope,
-    Sleep,
     StreamFlow,
     StreamPick,
     UnaryPick,
     call,
     replaced,
 )
-from luthier.client.wire_errors import failure_of
 from luthier.errors import DataLoss, DeadlineExceeded, Failure, LuthierError, Reason
+from luthier.errors.status import status_to_failure
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.event_pb2 import Event
@@ -77,14 +74,14 @@ class EventReader(Generic[Q]):
             timeout_seconds=timeout_seconds,
         )
 
-    def next(self) -> Flow[Event | None]:
+    async def next(self) -> Event | None:
         """Return the next event of the log, or None after the last one. Heartbeats are left out.
 
         Raises:
             DataLoss: The service skips numbers, also when asked again.
         """
         while True:
-            event = yield from self._stream.receive()
+            event = await self._stream.receive()
             if event is None:
                 return None
             is_heartbeat = event.WhichOneof("payload") == "heartbeat"
@@ -107,12 +104,14 @@ class EventReader(Generic[Q]):
         self._missed_after = self._last
 
 
-def watch(scope: Scope, pick: StreamPick[Q, Event], request: Q, start_sequence: int) -> StreamFlow[Event]:
-    """Emit the events of a resource until its final state."""
+async def watch(
+    scope: Scope, pick: StreamPick[Q, Event], request: Q, start_sequence: int
+) -> StreamFlow[Event]:
+    """Yield the events of a resource until its final state."""
     reader = EventReader(scope, pick, request, start_sequence=start_sequence)
     try:
-        while (event := (yield from reader.next())) is not None:
-            yield Emit(event)
+        while (event := (await reader.next())) is not None:
+            yield event
     finally:
         reader.close()
 
@@ -128,12 +127,12 @@ class WaitOptions:
     on_event: Callable[[Event], None] | None = None
 
 
-def wait(
+async def wait(
     scope: Scope,
     watching: tuple[StreamPick[Q, Event], Q],
     reading: tuple[UnaryPick[G, Watched], G],
     options: WaitOptions,
-) -> Flow[Watched]:
+) -> Watched:
     """Return the resource once it is READY or SUCCEEDED.
 
     Raises:
@@ -148,8 +147,8 @@ def wait(
     )
     try:
         while True:
-            timed_out = yield from _pass_events_on(reader, options, end, scope)
-            resource = yield from call(scope, *reading)
+            timed_out = await _pass_events_on(reader, options, end, scope)
+            resource = await call(scope, *reading)
             state = state_of(resource)
             if state in _GOOD_STATES:
                 return resource
@@ -160,18 +159,18 @@ def wait(
                     f"{resource.name} is still {state} after {options.timeout_seconds:g} s"
                 )
             # The stream ended although the resource goes on, e.g. because the service is being stopped.
-            yield Sleep(_POLL_SECONDS)
+            await scope.driver.sleep(_POLL_SECONDS)
     finally:
         reader.close()
 
 
-def _pass_events_on(
+async def _pass_events_on(
     reader: EventReader[Q], options: WaitOptions, end: float | None, scope: Scope
-) -> Flow[bool]:
+) -> bool:
     """Read to the end of the stream. Returns whether time ran out first."""
     while end is None or scope.clock() < end:
         try:
-            event = yield from reader.next()
+            event = await reader.next()
         except DeadlineExceeded:
             continue
         if event is None:
@@ -183,7 +182,7 @@ def _pass_events_on(
 
 def _failed(resource: AnyWatched, state: str) -> LuthierError:
     if resource.HasField("error"):
-        failure = failure_of(resource.error)
+        failure = status_to_failure(resource.error)
     else:
         failure = Failure(code="CANCELLED", reason=Reason.CANCELLED_BY_USER, message="it was cancelled")
     return _FAILURES[type(resource)](resource, state=state, failure=failure)

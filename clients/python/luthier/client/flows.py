@@ -1,16 +1,16 @@
-"""What the client does, written once and without I/O.
+"""What the client does, written once for both of its stacks.
 
-A flow is a generator: it yields operations (make this call, wait so long, hash this file), is sent their
-results and returns its own. `sync_driver` performs the operations over `grpc`, `async_driver` over
-`grpc.aio`; retries, resumption, uploads and watches are flows and so are the same in both. An operation that
-fails raises its `LuthierError` at the `yield`. A flow that streams yields `Emit` for each item. Its `finally`
-blocks run when the stream is closed, and must not yield.
+A flow is a coroutine, a flow that streams an asynchronous generator. What waits goes through the `Driver` of its scope:
+over `grpc.aio` that suspends the flow, over `grpc` it blocks, so that such a flow never suspends and is run in one
+step. Retries, resumption, uploads and watches are flows and so are the same in both. What a driver cannot do it
+raises as a `LuthierError`. The `finally` blocks of a flow that streams run when the stream is closed: they must not
+wait.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
@@ -23,111 +23,107 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from luthier.client.channels import Stubs
+    from luthier.client.config import ClientConfig
 
 Q = TypeVar("Q", bound="Message")
 M = TypeVar("M", bound="Message")
+M_co = TypeVar("M_co", bound="Message", covariant=True)
 R = TypeVar("R")
 T = TypeVar("T")
 
 UnaryPick: TypeAlias = "Callable[[Stubs], grpc.UnaryUnaryMultiCallable[Q, M]]"
 StreamPick: TypeAlias = "Callable[[Stubs], grpc.UnaryStreamMultiCallable[Q, M]]"
 SendPick: TypeAlias = "Callable[[Stubs], grpc.StreamUnaryMultiCallable[Q, M]]"
+Flow: TypeAlias = Coroutine[Any, Any, R]
+StreamFlow: TypeAlias = AsyncGenerator[T, None]
 
 
-class OpenStream(Protocol):
+class OpenStream(Protocol[M_co]):
     """A running server stream, of either stack."""
 
-    def cancel(self) -> bool:
+    async def receive(self) -> M_co | None:
+        """Wait for the next message; None after the last one."""
+        ...
+
+    def cancel(self) -> None:
         """End the call; the server is told."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Invoke:
-    """Make one attempt of a unary call. Result: the response."""
+class Driver(Protocol):
+    """What a flow does, one attempt each. Raises LuthierError for what a service refuses or cannot be told."""
 
-    pick: Callable[[Stubs], Any]
-    request: Message
-    timeout_seconds: float
+    async def invoke(self, pick: UnaryPick[Q, M], request: Q, timeout_seconds: float) -> M:
+        """Make a unary call."""
+        ...
 
+    async def send(self, pick: SendPick[Q, M], messages: Iterator[Q], timeout_seconds: float) -> M:
+        """Make a client-streaming call. `messages` may block: it is read off the event loop."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Make one attempt of a client-streaming call.
+    async def open(self, pick: StreamPick[Q, M], request: Q, timeout_seconds: float | None) -> OpenStream[M]:
+        """Begin a server-streaming call. A timeout of None means no deadline."""
+        ...
 
-    Result: the response. `messages` may block: it is read off the event loop.
-    """
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
 
-    pick: Callable[[Stubs], Any]
-    messages: Iterator[Message]
-    timeout_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """Begin a server-streaming call. Result: an `OpenStream`. A timeout of None means no deadline."""
-
-    pick: Callable[[Stubs], Any]
-    request: Message
-    timeout_seconds: float | None
+    async def work(self, function: Callable[[], R]) -> R:
+        """Run a function that blocks, off the event loop."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class Receive:
-    """Wait for the next message of a stream. Result: the message, or None after the last one."""
+@dataclass(slots=True)
+class Running:
+    """The stream that a flow has open, so that another thread or task can end it."""
 
-    stream: OpenStream
+    stream: OpenStream[Any] | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Wait. Result: None."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Run a function that blocks, off the event loop. Result: what it returns."""
-
-    function: Callable[[], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Emit(Generic[T]):
-    """Hand an item to whoever reads the stream. Result: None."""
-
-    item: T
-
-
-Operation: TypeAlias = Invoke | Send | Open | Receive | Sleep | Work
-Flow: TypeAlias = Generator[Operation, Any, R]
-StreamFlow: TypeAlias = Generator[Operation | Emit[T], Any, None]
+    def cancel(self) -> None:
+        """End the call, if there is one."""
+        if self.stream is not None:
+            self.stream.cancel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What every flow is told.
+    """What a flow is told.
 
-    The project that short names belong to, and how patient to be. `clock`: monotonic seconds.
+    What makes its calls, the project that short names belong to, and how patient to be. `clock`: monotonic seconds.
     """
 
+    driver: Driver
     project: str = "default"
     timeout_seconds: float = 30.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     clock: Callable[[], float] = monotonic
+    running: Running = field(default_factory=Running)
+
+    @classmethod
+    def of(cls, driver: Driver, config: ClientConfig) -> Scope:
+        """Return the scope of a new flow."""
+        return cls(
+            driver=driver,
+            project=config.project,
+            timeout_seconds=config.timeout_seconds,
+            retry=config.retry,
+        )
 
     def backoff(self) -> Backoff:
         """Return a fresh count of failures."""
         return Backoff(self.retry, self.clock)
 
+    async def open(
+        self, pick: StreamPick[Q, M], request: Q, timeout_seconds: float | None = None
+    ) -> OpenStream[M]:
+        """Begin a server-streaming call, which ends with the stream of this flow."""
+        stream = await self.driver.open(pick, request, timeout_seconds)
+        self.running.stream = stream
+        return stream
 
-def work(function: Callable[[], R]) -> Flow[R]:
-    """Run a blocking function and return its result."""
-    return cast(R, (yield Work(function)))
 
-
-def call(scope: Scope, pick: UnaryPick[Q, M], request: Q) -> Flow[M]:
+async def call(scope: Scope, pick: UnaryPick[Q, M], request: Q) -> M:
     """Make a unary call, again while `is_retryable`.
 
     A request that takes a request_id gets one, the same for all attempts.
@@ -136,50 +132,30 @@ def call(scope: Scope, pick: UnaryPick[Q, M], request: Q) -> Flow[M]:
     backoff = scope.backoff()
     while True:
         try:
-            return cast(M, (yield Invoke(pick, request, scope.timeout_seconds)))
+            return await scope.driver.invoke(pick, request, scope.timeout_seconds)
         except LuthierError as error:
             if not is_retryable(error):
                 raise
             delay = backoff.delay_after(error)
-        yield Sleep(delay)
+        await scope.driver.sleep(delay)
 
 
 class _Page(Protocol):
     next_page_token: str
 
 
-def pages(
+async def pages(
     scope: Scope, pick: UnaryPick[Q, M], request: Q, items: Callable[[M], Iterable[T]]
 ) -> StreamFlow[T]:
-    """Emit the items of all pages. A page is asked for when the one before is used up."""
+    """Yield the items of all pages. A page is asked for when the one before is used up."""
     while True:
-        response = yield from call(scope, pick, request)
+        response = await call(scope, pick, request)
         for item in items(response):
-            yield Emit(item)
+            yield item
         token = cast(_Page, response).next_page_token
         if not token:
             return
         request = replaced(request, page_token=token)
-
-
-def collect(flow: StreamFlow[T]) -> Flow[list[T]]:
-    """Return all items that a streaming flow emits."""
-    items: list[T] = []
-    result: Any = None
-    error: LuthierError | None = None
-    while True:
-        try:
-            step = flow.send(result) if error is None else flow.throw(error)
-        except StopIteration:
-            return items
-        result, error = None, None
-        if isinstance(step, Emit):
-            items.append(step.item)
-            continue
-        try:
-            result = yield step
-        except LuthierError as raised:
-            error = raised
 
 
 def replaced(message: Q, **fields: object) -> Q:
@@ -206,22 +182,22 @@ class ResumedStream(Generic[Q, M]):
         *,
         timeout_seconds: Callable[[], float | None] = lambda: None,
     ) -> None:
+        self._scope = scope
         self._pick = pick
         self._request_at = request_at
         self._timeout_seconds = timeout_seconds
         self._backoff = scope.backoff()
-        self._stream: OpenStream | None = None
+        self._stream: OpenStream[M] | None = None
 
-    def receive(self) -> Flow[M | None]:
+    async def receive(self) -> M | None:
         """Return the next message, or None when the server has sent all."""
         while True:
             try:
                 if self._stream is None:
-                    request = self._request_at()
-                    self._stream = cast(
-                        OpenStream, (yield Open(self._pick, request, self._timeout_seconds()))
+                    self._stream = await self._scope.open(
+                        self._pick, self._request_at(), self._timeout_seconds()
                     )
-                message = cast("M | None", (yield Receive(self._stream)))
+                message = await self._stream.receive()
             except LuthierError as error:
                 self.close()
                 if not is_retryable(error) and error.reason != Reason.SLOW_READER:
@@ -232,7 +208,7 @@ class ResumedStream(Generic[Q, M]):
                 if message is None:
                     self.close()
                 return message
-            yield Sleep(delay)
+            await self._scope.driver.sleep(delay)
 
     def close(self) -> None:
         """End the call that is running, if any. The next `receive` opens another."""

@@ -1,11 +1,13 @@
-"""Performs flows over `grpc`, in the calling thread, and turns them into methods and iterators."""
+"""Does what flows ask for over `grpc`, in the calling thread, and turns flows into methods and iterators."""
 
 from __future__ import annotations
 
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
@@ -14,23 +16,20 @@ import grpc
 
 from luthier.client.channels import Connection, connect
 from luthier.client.flows import (
-    Emit,
     Flow,
-    Invoke,
-    Open,
-    Operation,
-    Receive,
+    M,
+    OpenStream,
+    Q,
+    Running,
     Scope,
-    Send,
-    Sleep,
+    SendPick,
     StreamFlow,
-    Work,
+    StreamPick,
+    UnaryPick,
 )
 from luthier.client.wire_errors import from_rpc_error
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from luthier.client.config import ClientConfig
 
 P = ParamSpec("P")
@@ -39,35 +38,50 @@ T = TypeVar("T")
 
 
 class SyncDriver:
-    """Owns the channels of one sync client. May be used by many threads at once."""
+    """A `Driver` that blocks, and owns the channels of one sync client. May be used by many threads at once."""
 
-    def __init__(self, config: ClientConfig, scope: Scope) -> None:
-        self.scope = scope
+    def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
         self._connection: Connection | None = None
 
-    def run(self, flow: Flow[R]) -> R:
-        """Perform a flow to its end and return its result."""
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            while True:
-                operation = flow.send(result) if error is None else flow.throw(error)
-                result, error = self.perform(operation)
-        except StopIteration as end:
-            return cast(R, end.value)
-        finally:
-            flow.close()
+    def scope(self) -> Scope:
+        """Return the scope of a new flow."""
+        return Scope.of(self, self._config)
 
-    def perform(self, operation: Operation) -> tuple[Any, Exception | None]:
-        """Return the result of an operation, or the error that the flow shall see."""
+    async def invoke(self, pick: UnaryPick[Q, M], request: Q, timeout_seconds: float) -> M:
+        """Make a unary call."""
+        connection = self._connected()
         try:
-            return self._perform(operation), None
+            return pick(connection.stubs)(request, timeout=timeout_seconds, metadata=connection.metadata)
         except grpc.RpcError as error:
-            return None, from_rpc_error(error)
-        except Exception as error:
-            return None, error
+            raise from_rpc_error(error) from error
+
+    async def send(self, pick: SendPick[Q, M], messages: Iterator[Q], timeout_seconds: float) -> M:
+        """Make a client-streaming call."""
+        connection = self._connected()
+        failures: list[Exception] = []
+        try:
+            return pick(connection.stubs)(
+                _guarded(messages, failures), timeout=timeout_seconds, metadata=connection.metadata
+            )
+        except grpc.RpcError as error:
+            raise failures[0] if failures else from_rpc_error(error) from error
+
+    async def open(self, pick: StreamPick[Q, M], request: Q, timeout_seconds: float | None) -> OpenStream[M]:
+        """Begin a server-streaming call."""
+        connection = self._connected()
+        return _Messages(
+            pick(connection.stubs)(request, timeout=timeout_seconds, metadata=connection.metadata)
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)  # noqa: ASYNC251 - there is no event loop
+
+    async def work(self, function: Callable[[], R]) -> R:
+        """Run a function."""
+        return function()
 
     def close(self) -> None:
         """Close the channels; running calls end as cancelled."""
@@ -76,19 +90,6 @@ class SyncDriver:
         for channel in connection.channels if connection else ():
             channel.close()
 
-    def _perform(self, operation: Operation) -> Any:
-        if isinstance(operation, Sleep):
-            return time.sleep(operation.seconds)
-        if isinstance(operation, Work):
-            return operation.function()
-        if isinstance(operation, Receive):
-            return next(cast("Iterator[Message]", operation.stream), None)
-        connection = self._connected()
-        method = operation.pick(connection.stubs)
-        if isinstance(operation, Invoke | Open):
-            return method(operation.request, timeout=operation.timeout_seconds, metadata=connection.metadata)
-        return _send(method, operation, connection)
-
     def _connected(self) -> Connection:
         with self._lock:
             if self._connection is None:
@@ -96,23 +97,36 @@ class SyncDriver:
             return self._connection
 
 
-def _send(method: Callable[..., Any], operation: Send, connection: Connection) -> Any:
-    failures: list[Exception] = []
+@dataclass(frozen=True, slots=True)
+class _Messages(Generic[M]):
+    running: Any
 
-    def guarded() -> Iterator[Message]:
-        # gRPC reads the messages in a thread of its own and would only log what they raise.
+    async def receive(self) -> M | None:
         try:
-            yield from operation.messages
-        except Exception as error:
-            failures.append(error)
-            raise
+            return cast("M | None", next(self.running, None))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
 
+    def cancel(self) -> None:
+        self.running.cancel()
+
+
+def _guarded(messages: Iterator[Q], failures: list[Exception]) -> Iterator[Q]:
+    # gRPC reads the messages in a thread of its own and would only log what they raise.
     try:
-        return method(guarded(), timeout=operation.timeout_seconds, metadata=connection.metadata)
-    except grpc.RpcError:
-        if failures:
-            raise failures[0] from None
+        yield from messages
+    except Exception as error:
+        failures.append(error)
         raise
+
+
+def finished(flow: Coroutine[Any, Any, R]) -> R:
+    """Run a flow whose driver blocks to its end, and return its result."""
+    try:
+        flow.send(None)
+    except StopIteration as end:
+        return cast(R, end.value)
+    raise AssertionError("a flow waits through its driver alone")
 
 
 class Stream(Generic[T]):
@@ -121,25 +135,18 @@ class Stream(Generic[T]):
     Closing it (or leaving its `with`) ends the call; the server is told.
     """
 
-    def __init__(self, driver: SyncDriver, flow: StreamFlow[T]) -> None:
-        self._driver = driver
+    def __init__(self, flow: StreamFlow[T], running: Running) -> None:
         self._flow = flow
+        self._running = running
 
     def __iter__(self) -> Stream[T]:
         return self
 
     def __next__(self) -> T:
-        result: Any = None
-        error: Exception | None = None
-        while True:
-            operation = self._flow.send(result) if error is None else self._flow.throw(error)
-            if isinstance(operation, Emit):
-                return operation.item
-            try:
-                result, error = self._driver.perform(operation)
-            except BaseException:
-                self._flow.close()
-                raise
+        try:
+            return finished(anext(self._flow))
+        except StopAsyncIteration:
+            raise StopIteration from None
 
     def __enter__(self) -> Stream[T]:
         return self
@@ -150,8 +157,10 @@ class Stream(Generic[T]):
         self.close()
 
     def close(self) -> None:
-        """End the call, if it is running. No more items come."""
-        self._flow.close()
+        """End the call, if it is running. No more items come; a thread that waits for one gets Cancelled."""
+        self._running.cancel()
+        with suppress(RuntimeError):  # the flow is running in another thread
+            finished(self._flow.aclose())
 
 
 class SyncResource:
@@ -159,14 +168,6 @@ class SyncResource:
 
     def __init__(self, driver: SyncDriver) -> None:
         self._driver = driver
-
-    def _run(self, build: Callable[Concatenate[Scope, P], Flow[R]], *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._driver.run(build(self._driver.scope, *args, **kwargs))
-
-    def _stream(
-        self, build: Callable[Concatenate[Scope, P], StreamFlow[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> Stream[T]:
-        return Stream(self._driver, build(self._driver.scope, *args, **kwargs))
 
 
 class method(Generic[P, R]):  # noqa: N801 - used like `property`
@@ -184,7 +185,7 @@ class method(Generic[P, R]):  # noqa: N801 - used like `property`
         build = self._build
 
         def run(resource: SyncResource, *args: P.args, **kwargs: P.kwargs) -> R:
-            return resource._run(build, *args, **kwargs)
+            return finished(build(resource._driver.scope(), *args, **kwargs))
 
         return bound(run, build, instance)
 
@@ -204,7 +205,8 @@ class stream_method(Generic[P, T]):  # noqa: N801 - used like `property`
         build = self._build
 
         def run(resource: SyncResource, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:
-            return resource._stream(build, *args, **kwargs)
+            scope = resource._driver.scope()
+            return Stream(build(scope, *args, **kwargs), scope.running)
 
         return bound(run, build, instance)
 

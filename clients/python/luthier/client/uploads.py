@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luthier.client import names
-from luthier.client.flows import Flow, Scope, Send, Sleep, call, work
+from luthier.client.flows import Scope, call
 from luthier.client.retry import is_retryable
 from luthier.client.transfers import ProgressCallback, TransferProgress
 from luthier.errors import (
@@ -28,14 +28,14 @@ CHUNK_BYTES = 1024 * 1024
 _SLOWEST_BYTES_PER_SECOND = 64 * 1024
 
 
-def upload(
+async def upload(
     scope: Scope,
     path: str | os.PathLike[str],
     *,
     filename: str = "",
     resume: str = "",
     progress: ProgressCallback | None = None,
-) -> Flow[Upload]:
+) -> Upload:
     """Send a file in chunks of 1 MiB, each with its CRC-32, the whole with its sha256.
 
     Returns the complete upload.
@@ -49,21 +49,21 @@ def upload(
         InvalidArgument: `resume` names an upload of other bytes.
     """
     source = Path(path)
-    size, digest = yield from work(lambda: _measure(source))
+    size, digest = await scope.driver.work(lambda: _measure(source))
     if resume:
         request = GetUploadRequest(name=names.child(scope.project, "uploads", resume))
-        taken = yield from call(scope, lambda stubs: stubs.data.GetUpload, request)
+        taken = await call(scope, lambda stubs: stubs.data.GetUpload, request)
         _check_same_bytes(taken, source, size, digest)
     else:
         wanted = Upload(filename=filename or source.name, size_bytes=size, sha256=digest)
         start = StartUploadRequest(parent=names.project(scope.project), upload=wanted)
-        taken = yield from call(scope, lambda stubs: stubs.data.StartUpload, start)
-    return (yield from _write(scope, source, size, taken, progress))
+        taken = await call(scope, lambda stubs: stubs.data.StartUpload, start)
+    return await _write(scope, source, size, taken, progress)
 
 
-def _write(
+async def _write(
     scope: Scope, source: Path, size: int, taken: Upload, progress: ProgressCallback | None
-) -> Flow[Upload]:
+) -> Upload:
     backoff = scope.backoff()
     stored = taken.persisted_size_bytes
     while taken.state == Upload.STATE_RECEIVING:
@@ -72,20 +72,20 @@ def _write(
         chunks = _chunks(source, taken, size, progress)
         timeout = scope.timeout_seconds + (size - stored) / _SLOWEST_BYTES_PER_SECOND
         try:
-            taken = yield Send(lambda stubs: stubs.data.WriteUpload, chunks, timeout)
+            taken = await scope.driver.send(lambda stubs: stubs.data.WriteUpload, chunks, timeout)
             continue
         except LuthierError as error:
             if not _may_write_again(error):
                 raise
             broken = error
         request = GetUploadRequest(name=taken.name)
-        taken = yield from call(scope, lambda stubs: stubs.data.GetUpload, request)
+        taken = await call(scope, lambda stubs: stubs.data.GetUpload, request)
         if taken.state != Upload.STATE_RECEIVING:
             break
         if taken.persisted_size_bytes > stored:
             backoff.progressed()
         stored = taken.persisted_size_bytes
-        yield Sleep(backoff.delay_after(broken))
+        await scope.driver.sleep(backoff.delay_after(broken))
     if taken.state != Upload.STATE_COMPLETE:
         raise FailedPrecondition(
             f"{taken.name} was cancelled; start a new upload", metadata={"name": taken.name}

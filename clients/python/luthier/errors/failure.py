@@ -31,7 +31,7 @@ class Failure:
         )
 
     def to_error(self) -> LuthierError:
-        """Return the error that `of` was given, less its field violations and preconditions."""
+        """Return the error that `of` was given, less its field violations."""
         kind = BY_CODE.get(self.code, LuthierError)
         return kind(
             self.message,

@@ -22,22 +22,12 @@ class FieldViolation:
     reason: str = Reason.INVALID_FIELD
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreconditionViolation:
-    """What must change before the same call can succeed: the `type` of condition and its `subject`."""
-
-    type: str
-    subject: str
-    description: str
-
-
 class LuthierError(Exception):
     """Anything that a Luthier service refuses or fails to do: what it raises, its clients receive.
 
     `code` is the name of the gRPC status code, `reason` a registered `Reason` (or one that a newer service
     knows), `metadata` the dynamic parts of the message, `violations` the fields that are wrong,
-    `preconditions` what must change first, `retry_after_seconds` how long to wait before the same call may
-    succeed (None: it is not said).
+    `retry_after_seconds` how long to wait before the same call may succeed (None: it is not said).
     """
 
     code: ClassVar[str] = "UNKNOWN"
@@ -50,7 +40,6 @@ class LuthierError(Exception):
         reason: str | None = None,
         metadata: Mapping[str, str] | None = None,
         violations: Iterable[FieldViolation] = (),
-        preconditions: Iterable[PreconditionViolation] = (),
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
@@ -58,7 +47,6 @@ class LuthierError(Exception):
         self.reason: str = self.default_reason if reason is None else reason
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
         self.violations = tuple(violations)
-        self.preconditions = tuple(preconditions)
         self.retry_after_seconds = retry_after_seconds
 
     def __str__(self) -> str:
@@ -73,20 +61,18 @@ class LuthierError(Exception):
             self.reason,
             dict(self.metadata),
             self.violations,
-            self.preconditions,
             self.retry_after_seconds,
         )
         return _rebuild, (type(self), self.message, parts)
 
 
 def _rebuild(kind: type[LuthierError], message: str, parts: tuple[Any, ...]) -> LuthierError:
-    reason, metadata, violations, preconditions, retry_after_seconds = parts
+    reason, metadata, violations, retry_after_seconds = parts
     return kind(
         message,
         reason=reason,
         metadata=metadata,
         violations=violations,
-        preconditions=preconditions,
         retry_after_seconds=retry_after_seconds,
     )
 
@@ -120,7 +106,7 @@ class AlreadyExists(LuthierError):
 
 
 class FailedPrecondition(LuthierError):
-    """The resource is not in a state that allows the call; `preconditions` say what must change."""
+    """The resource is not in a state that allows the call."""
 
     code = "FAILED_PRECONDITION"
     default_reason = Reason.WRONG_STATE

@@ -152,7 +152,7 @@ class Hyperparameters(_message.Message):
     learning_rate_schedule: Global___LearningRateSchedule.ValueType
     """Course of the learning rate after warm-up. Unset means COSINE."""
     weight_decay: _builtins.float
-    """Decoupled weight decay. 0 means none."""
+    """Decoupled weight decay of matrices; norms and biases, which only a run of all weights trains, do not decay. 0 means none."""
     max_grad_norm: _builtins.float
     """Gradients are scaled down to this norm. Unset means 1. 0 means no clipping."""
     seed: _builtins.int

@@ -12,6 +12,7 @@ from luthier.data.datasets.rules import State
 from luthier.data.names import UPLOAD
 from luthier.data.record_errors import add_errors, page_of_errors
 from luthier.errors import Failure
+from luthier.errors.status import failure_to_status
 from luthier.runtime.names import child_name, same_project
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
@@ -20,7 +21,6 @@ from luthier.stored.v1.data_pb2 import DatasetPrivate, DatasetVersionPrivate, Up
 from luthier.v1.data_service_pb2 import CreateDatasetRequest, CreateDatasetVersionRequest
 from luthier.v1.dataset_pb2 import Dataset, DatasetVersion, RecordError
 from luthier.v1.upload_pb2 import Upload
-from luthier.work.failures import failure_to_status
 from luthier.work.families import Family, Needs, Tasks, Work, delete_free, require_state
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page

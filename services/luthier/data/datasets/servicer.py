@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from luthier.data.datasets.records import stored_record
 from luthier.data.datasets.rules import State
 from luthier.data.datasets.service import DatasetService
-from luthier.data.names import DATASET, VERSION, check_name
+from luthier.data.names import DATASET, VERSION
 from luthier.data.shard_files import ID_COLUMNS, RECORD_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
 from luthier.errors import Failure
-from luthier.runtime.names import require_project
+from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.data_pb2 import DatasetVersionPrivate
 from luthier.v1 import arrow_pb2, data_service_pb2, dataset_pb2, event_pb2

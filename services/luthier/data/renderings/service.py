@@ -13,6 +13,7 @@ from luthier.data.record_errors import add_errors, page_of_errors
 from luthier.data.renderings import repository, rules
 from luthier.data.renderings.rules import State
 from luthier.errors import Failure
+from luthier.errors.status import failure_to_status
 from luthier.runtime.names import child_name, same_project
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored
@@ -22,7 +23,6 @@ from luthier.v1.dataset_pb2 import DatasetVersion, RecordError
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.work.elsewhere import Elsewhere
-from luthier.work.failures import failure_to_status
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog

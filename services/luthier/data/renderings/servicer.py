@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.data.names import RENDERING, check_name
+from luthier.data.names import RENDERING
 from luthier.data.renderings.rules import State
 from luthier.data.renderings.service import RenderingService
 from luthier.data.renderings.token_texts import TokenTexts
@@ -17,7 +17,7 @@ from luthier.data.shard_files import LENGTH_COLUMNS, ROW_COLUMNS, ShardReader, i
 from luthier.data.shards import check_start_row
 from luthier.data.splits import split_named
 from luthier.errors import Failure
-from luthier.runtime.names import require_project
+from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.data_pb2 import RenderingPrivate
 from luthier.v1 import arrow_pb2, data_service_pb2, event_pb2, rendering_pb2

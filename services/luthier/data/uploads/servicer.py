@@ -7,10 +7,10 @@ from typing import Any
 
 import grpc.aio
 
-from luthier.data.names import UPLOAD, check_name
+from luthier.data.names import UPLOAD
 from luthier.data.uploads.service import UploadService
 from luthier.errors import FieldViolation, InvalidArgument, Reason
-from luthier.runtime.names import require_project
+from luthier.runtime.names import check_name, require_project
 from luthier.v1 import data_service_pb2, upload_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]

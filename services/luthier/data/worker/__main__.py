@@ -9,7 +9,7 @@ from luthier.data.worker.render_task import renderer
 from luthier.work.limited_child import Limits
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
-from luthier.work.worker_config import read_worker_config, worker_plan
+from luthier.work.worker_config import read_worker_config, worker_settings
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         TaskKind.BUILD_VERSION: build_version,
         TaskKind.RENDER: renderer(config.training_address, Limits()),
     }
-    asyncio.run(run_worker(worker_plan(config, "data", config.data_address), runners))
+    asyncio.run(run_worker(worker_settings(config, "data", config.data_address), runners))
 
 
 if __name__ == "__main__":

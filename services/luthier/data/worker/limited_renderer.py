@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from luthier.data.worker.record_rendering import RecordSettings, RenderedRecord, Teaching
-from luthier.data.worker.render_child import converter
 from luthier.work.limited import Check, LimitedProcess
 from luthier.work.limited_child import Limits
 
@@ -30,15 +31,14 @@ class LimitedRenderer:
         self._limits = limits
         self._folder = folder
         self._check = check
-        self._converter = converter()
         self._process: LimitedProcess | None = None
 
     def teaching(self) -> Teaching:
         """Return how a model is asked that learns the rows. Raises InvalidArgument as `RecordRenderer`."""
         self.close()
         self._process = LimitedProcess(_CHILD, self._limits, self._folder)
-        answer = self._process.call(self._converter.unstructure(self._settings), check=self._check)
-        return self._converter.structure(answer, Teaching)
+        answer = self._process.call(msgspec.to_builtins(self._settings), check=self._check)
+        return msgspec.convert(answer, Teaching)
 
     def render(self, record: str) -> RenderedRecord:
         """Render a record given as its canonical JSON."""
@@ -46,7 +46,7 @@ class LimitedRenderer:
             self.teaching()
         assert self._process is not None
         answer = self._process.call({"record": record}, check=self._check)
-        return self._converter.structure(answer, RenderedRecord)
+        return msgspec.convert(answer, RenderedRecord)
 
     def close(self) -> None:
         """End the process."""

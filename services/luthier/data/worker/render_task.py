@@ -13,10 +13,11 @@ import grpc
 from luthier.data.worker.build_task import store_shards
 from luthier.data.worker.limited_renderer import LimitedRenderer
 from luthier.data.worker.record_rendering import RecordSettings
-from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
+from luthier.data.worker.version_rendering import RenderedVersion, RenderOrder, render_version
 from luthier.errors import DataLoss, Internal, InvalidArgument, Reason, Unavailable
+from luthier.runtime.digests import contents_digest
 from luthier.storage.disk import disk_full, is_full
-from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, bundle_digest
+from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE
 from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode
 from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.limited import LimitReached, ProcessBroken, ProcessKilled
@@ -36,9 +37,9 @@ def renderer(training_address: str, limits: Limits) -> Callable[[TaskContext], t
         folder = context.scratch / "model"
         with channel(training_address) as models:
             bundle = _fetch_bundle(context, models, folder)
-        plan = _plan(context, spec, bundle)
+        order = _order(context, spec, bundle)
         total = sum(shard.num_rows for shard in spec.shards)
-        rendered = _run(context, plan, limits, total)
+        rendered = _run(context, order, limits, total)
         result = task_pb2.TaskResult(render=rendered.result)
         if rendered.failure is not None:
             raise TaskFailed(rendered.failure.to_error(), result)
@@ -63,7 +64,7 @@ def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> P
         tokenizer_only=True,
     )
     files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
-    digest = bundle_digest(files)
+    digest = contents_digest(files)
     if digest != spec.tokenizer_digest:
         raise DataLoss(
             f"the tokenizer of {spec.model.name} must have digest {spec.tokenizer_digest}, got {digest}",
@@ -73,11 +74,11 @@ def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> P
     return folder
 
 
-def _plan(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> RenderPlan:
+def _order(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> RenderOrder:
     output = context.scratch / "rows"
     output.mkdir()
     mask_mode = MaskMode.Name(spec.mask_mode).removeprefix("MASK_MODE_") if spec.mask_mode else ""
-    return RenderPlan(
+    return RenderOrder(
         spec=spec,
         shards=tuple(str(context.fetch(shard.file)) for shard in spec.shards),
         output_folder=str(output),
@@ -93,7 +94,7 @@ def _plan(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> Rend
     )
 
 
-def _run(context: TaskContext, plan: RenderPlan, limits: Limits, total: int) -> RenderedVersion:
+def _run(context: TaskContext, order: RenderOrder, limits: Limits, total: int) -> RenderedVersion:
     """Render in a limited process; tell how far it is, and end it when nobody wants the work any more."""
     place = {"filename": "", "line": "0"}
     next_report = 0.0
@@ -106,9 +107,9 @@ def _run(context: TaskContext, plan: RenderPlan, limits: Limits, total: int) -> 
             context.progress("rendering", done, total, "records")
             next_report = time.monotonic() + _REPORT_SECONDS
 
-    with closing(LimitedRenderer(plan.records, limits, context.scratch, context.check)) as renderer:
+    with closing(LimitedRenderer(order.records, limits, context.scratch, context.check)) as renderer:
         try:
-            return render_plan(plan, renderer, begin)
+            return render_version(order, renderer, begin)
         except LimitReached as error:  # before a record, or another one follows
             raise InvalidArgument(
                 f"the model's tokenizer and the chat template take more than {error} to be read",

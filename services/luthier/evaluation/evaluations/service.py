@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import DataLoss, FailedPrecondition, Failure, Reason
+from luthier.errors.status import failure_to_status
 from luthier.evaluation.asking import askings
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.prediction_file import found_predictions, read_predictions
@@ -27,7 +28,6 @@ from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.v1.event_pb2 import Progress
 from luthier.v1.model_pb2 import Model
 from luthier.work.elsewhere import Elsewhere
-from luthier.work.failures import failure_to_status
 from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog

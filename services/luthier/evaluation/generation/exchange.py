@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from luthier.errors import Failure, NotFound, Reason, ResourceExhausted, Unavailable
+from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.evaluation.generation.rules import is_last
 from luthier.runtime.names import project_of
-from luthier.work.failures import failure_to_status, status_to_failure
 from luthier.worker.v1.worker_service_pb2 import (
     GenerationOrder,
     PushGenerationRequest,

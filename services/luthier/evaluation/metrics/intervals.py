@@ -5,19 +5,19 @@ Shape suffixes: N records, R resamples.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 NUM_RESAMPLES = 10_000
 MIN_PAIRS = 10
 Verdict = Literal["BETTER", "WORSE", "INCONCLUSIVE", "INSUFFICIENT_EVIDENCE"]
 Array = NDArray[np.float64]
-_Z95 = 1.959963984540054
+_CONFIDENCE = 0.95
 _INDICES_A_BLOCK = 1 << 22
 _MAX_MEAN_NLL = 700.0
 
@@ -43,22 +43,16 @@ def wilson(successes: int, count: int) -> Interval:
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     share = successes / count
-    spread = _Z95**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    bounds = stats.binomtest(successes, count).proportion_ci(_CONFIDENCE, method="wilson")
     # Rounding must not leave the estimate outside of its interval at 0 and 1.
     return Interval(
-        value=share,
-        lower=min(share, max(0.0, centre - half)),
-        upper=max(share, min(1.0, centre + half)),
-        count=count,
+        value=share, lower=min(share, float(bounds.low)), upper=max(share, float(bounds.high)), count=count
     )
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Interval:
     """Return the mean of values with its percentile bootstrap interval."""
-    values_N = _checked(values)
-    return _bootstrap(len(values_N), lambda picked_RN: values_N[picked_RN].mean(axis=1), seed, num_resamples)
+    return _bootstrap((_checked(values),), np.mean, seed, num_resamples)
 
 
 def bootstrap_difference(
@@ -90,12 +84,7 @@ def bootstrap_perplexity(
     Raises:
         ValueError: there is no record, a value is not finite, or the perplexity is beyond the range of float64.
     """
-    nll_N, tokens_N = _checked(nll), _checked(num_tokens)
-
-    def ratio(picked_RN: NDArray[np.int64]) -> Array:
-        return _exp(nll_N[picked_RN].sum(axis=1) / tokens_N[picked_RN].sum(axis=1))
-
-    return _bootstrap(len(nll_N), ratio, seed, num_resamples)
+    return _bootstrap((_checked(nll), _checked(num_tokens)), _perplexity, seed, num_resamples)
 
 
 def bootstrap_perplexity_difference(
@@ -109,15 +98,14 @@ def bootstrap_perplexity_difference(
 
     Each side has tokens of its own: two arms may be asked with different templates.
     """
-    sides = [(_checked(nll), _checked(tokens)) for nll, tokens in (candidate, baseline)]
+    sides = [_checked(side) for arm in (candidate, baseline) for side in arm]
 
-    def difference(picked_RN: NDArray[np.int64]) -> Array:
-        mine_R, other_R = (
-            _exp(nll_N[picked_RN].sum(axis=1) / tokens_N[picked_RN].sum(axis=1)) for nll_N, tokens_N in sides
-        )
-        return mine_R - other_R
+    def difference(
+        nll_RN: Array, tokens_RN: Array, other_nll_RN: Array, other_tokens_RN: Array, axis: int
+    ) -> Array:
+        return _perplexity(nll_RN, tokens_RN, axis) - _perplexity(other_nll_RN, other_tokens_RN, axis)
 
-    return _bootstrap(len(sides[0][0]), difference, seed, num_resamples)
+    return _bootstrap(sides, difference, seed, num_resamples)
 
 
 def mcnemar(candidate: Sequence[float], baseline: Sequence[float]) -> float:
@@ -135,13 +123,7 @@ def mcnemar(candidate: Sequence[float], baseline: Sequence[float]) -> float:
         )
     gained = sum(left > right for left, right in zip(candidate, baseline, strict=True))
     lost = sum(left < right for left, right in zip(candidate, baseline, strict=True))
-    disagreeing = gained + lost
-    # Each binomial coefficient from the one before it: by themselves they take minutes for 50,000 records.
-    tail = term = 1
-    for count in range(1, min(gained, lost) + 1):
-        term = term * (disagreeing - count + 1) // count
-        tail += term
-    return min(1.0, float(2 * tail / 2**disagreeing))
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def verdict(difference: Interval, *, higher_is_better: bool = True) -> Verdict:
@@ -165,7 +147,8 @@ def _checked(values: Sequence[float] | Sequence[int] | Array) -> Array:
     return array
 
 
-def _exp(mean_nll_R: Array) -> Array:
+def _perplexity(nll_RN: Array, tokens_RN: Array, axis: int) -> Array:
+    mean_nll_R = nll_RN.sum(axis=axis) / tokens_RN.sum(axis=axis)
     highest = float(mean_nll_R.max())
     if highest > _MAX_MEAN_NLL:
         raise ValueError(f"perplexity must be in the range of float64, got exp({highest:g})")
@@ -174,19 +157,23 @@ def _exp(mean_nll_R: Array) -> Array:
 
 
 def _bootstrap(
-    count: int, statistic: Callable[[NDArray[np.int64]], Array], seed: int, num_resamples: int
+    values: Sequence[Array], statistic: Callable[..., Any], seed: int, num_resamples: int
 ) -> Interval:
-    """Percentile bootstrap; memory is bounded by drawing resamples in blocks."""
-    whole = np.arange(count, dtype=np.int64)[None, :]
-    drawn = np.concatenate([statistic(block) for block in _resamples(count, seed, num_resamples)])
-    lower, upper = np.quantile(drawn, [0.025, 0.975])
-    return Interval(value=float(statistic(whole)[0]), lower=float(lower), upper=float(upper), count=count)
-
-
-def _resamples(count: int, seed: int, num_resamples: int) -> Iterator[NDArray[np.int64]]:
-    # Philox is counter-based: the same seed gives the same records on every machine.
-    generator = np.random.Generator(np.random.Philox(seed % (1 << 64)))
-    rows = max(1, _INDICES_A_BLOCK // count)
-    for first in range(0, num_resamples, rows):
-        size = (min(rows, num_resamples - first), count)
-        yield generator.integers(0, count, size=size, dtype=np.int64)
+    """Percentile bootstrap over records that all of `values` tell of; memory is bounded by resampling in blocks."""
+    count = len(values[0])
+    value = float(statistic(*values, axis=-1))
+    if count == 1:  # every resample is the record
+        return Interval(value=value, lower=value, upper=value, count=count)
+    bounds = stats.bootstrap(
+        values,
+        statistic,
+        paired=True,
+        vectorized=True,
+        confidence_level=_CONFIDENCE,
+        method="percentile",
+        n_resamples=num_resamples,
+        batch=max(1, _INDICES_A_BLOCK // count),
+        # Philox is counter-based: the same seed gives the same records on every machine.
+        rng=np.random.Generator(np.random.Philox(seed % (1 << 64))),
+    ).confidence_interval
+    return Interval(value=value, lower=float(bounds.low), upper=float(bounds.high), count=count)

@@ -14,7 +14,7 @@ from luthier.work.cache import BlobCache
 from luthier.work.link import WorkerLink
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
-from luthier.work.worker_config import read_worker_config, worker_plan
+from luthier.work.worker_config import read_worker_config, worker_settings
 
 
 def main() -> None:
@@ -26,20 +26,20 @@ def main() -> None:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    plan = worker_plan(config, "evaluation", config.evaluation_address)
-    cache = BlobCache(plan.cache_folder, plan.cache_bytes)
+    settings = worker_settings(config, "evaluation", config.evaluation_address)
+    cache = BlobCache(settings.cache_folder, settings.cache_bytes)
     # A name of its own: whether another process works in this folder shows only when the worker's lock is taken.
-    folder = plan.work_folder / f"models-{uuid.uuid4().hex}"
+    folder = settings.work_folder / f"models-{uuid.uuid4().hex}"
     models = Models(config.training_address, cache, folder, choose_device(config.device))
     answers = ModelAnswers(models)
 
     async def companion(link: WorkerLink, cache: BlobCache) -> None:
         await serve_generations(link, cache, answers)
 
-    plan = replace(plan, companions=(companion,))
+    settings = replace(settings, companions=(companion,))
     evaluator = Evaluator(config.data_address, models)
     with closing(models), closing(evaluator):
-        asyncio.run(run_worker(plan, {TaskKind.EVALUATE: evaluator}))
+        asyncio.run(run_worker(settings, {TaskKind.EVALUATE: evaluator}))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
+from luthier.errors.status import failure_to_status
 from luthier.evaluation.generation.rules import is_last
 from luthier.evaluation.worker.asking import Asker, Before
 from luthier.evaluation.worker.engine_thread import Check
@@ -32,7 +33,6 @@ from luthier.text.rendering import RenderingError
 from luthier.text.templates import TemplateError
 from luthier.v1 import chat_pb2, evaluation_pb2
 from luthier.work.cache import BlobCache
-from luthier.work.failures import failure_to_status
 from luthier.work.link import WorkerLink
 from luthier.worker.v1 import worker_service_pb2
 

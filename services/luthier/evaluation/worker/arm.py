@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
+from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.asking import Before
 from luthier.evaluation.worker.models import LoadedModel
@@ -22,7 +23,6 @@ from luthier.text.rendering import Rendered
 from luthier.text.shots import with_shots
 from luthier.v1 import evaluation_pb2
 from luthier.work.context import TaskContext
-from luthier.work.failures import failure_to_status, status_to_failure
 from luthier.worker.v1 import task_pb2
 
 ROWS_A_BATCH = 64

@@ -22,7 +22,8 @@ from luthier.lm.adapter_files import load_adapter
 from luthier.lm.engine import Engine
 from luthier.lm.load import eos_token_ids, load_model
 from luthier.lm.lora import remove_adapter
-from luthier.text.tokenizer import BUNDLE_FILES, bundle_digest
+from luthier.runtime.digests import contents_digest
+from luthier.text.tokenizer import BUNDLE_FILES
 from luthier.work.cache import BlobCache
 from luthier.work.limited_child import Limits
 from luthier.work.model_files import fetch_model
@@ -235,7 +236,7 @@ class Models:
     def _load(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> LoadedModel:
         with self._fetched(reference, token, check) as folder:
             files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
-            bundle = Bundle(key=bundle_digest(files), read=lambda: files)
+            bundle = Bundle(key=contents_digest(files), read=lambda: files)
             return LoadedModel(reference.digest, load_model(folder, device=self._device), bundle, self._texts)
 
     @contextmanager

@@ -1,7 +1,7 @@
 """A survey of a rendering's rows in a process of its own: minutes of counting must not hold up a service.
 
 `python -m luthier.training.jobs.counting` reads settings and packed lengths from its standard input and writes the
-survey as JSON. It imports nothing but the standard library and the recipes' plan.
+survey as JSON. It imports nothing heavy: what reads JSON, and the recipes' plan.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import json
 import sys
 from array import array
 from dataclasses import asdict
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+import msgspec
 
 from luthier.errors import Internal
-from luthier.training.recipes.batches import BatchSettings, PlanTotals
-from luthier.training.recipes.survey import Longest, PackedLengths, Survey, survey
+from luthier.training.recipes.batches import BatchSettings
+from luthier.training.recipes.survey import PackedLengths, Survey, survey
 
 _MODULE = "luthier.training.jobs.counting"
 _SHOWN_CHARACTERS = 500
@@ -45,7 +47,7 @@ async def survey_elsewhere(train: PackedLengths, validation: PackedLengths, batc
     if process.returncode != 0:
         said = errors.decode(errors="replace")[-_SHOWN_CHARACTERS:]
         raise Internal(f"counting the steps ended with code {process.returncode}: {said}")
-    return _survey_from(json.loads(output))
+    return msgspec.json.decode(output, type=Survey)
 
 
 def _written(train: PackedLengths, validation: PackedLengths, batches: BatchSettings) -> bytes:
@@ -56,18 +58,6 @@ def _written(train: PackedLengths, validation: PackedLengths, batches: BatchSett
 
 def _columns(lengths: PackedLengths) -> tuple[array[int], ...]:
     return lengths.rows, lengths.units, lengths.num_tokens, lengths.num_supervised
-
-
-def _survey_from(found: dict[str, Any]) -> Survey:
-    names = ("longest_train", "longest", "longest_row")
-    longest = {name: Longest(**found[name]) if found[name] else None for name in names}
-    totals = found["totals"]
-    return Survey(
-        num_train_rows=found["num_train_rows"],
-        num_validation_rows=found["num_validation_rows"],
-        **longest,
-        totals=PlanTotals(**totals) if totals else None,
-    )
 
 
 def _read(stream: BinaryIO) -> Survey:

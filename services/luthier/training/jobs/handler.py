@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
+from luthier.errors.status import failure_to_status
+from luthier.runtime.digests import files_digest
 from luthier.storage.blobs import BlobStore
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
-from luthier.training.files import files_digest
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.released import ReleasedBlobs
@@ -22,7 +23,6 @@ from luthier.v1.event_pb2 import CheckpointCommitted, Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, RunRecord
 from luthier.v1.model_pb2 import Model
 from luthier.work.events import line
-from luthier.work.failures import failure_to_status
 from luthier.work.families import Family, referred
 from luthier.work.log import EventLog
 from luthier.work.tasks import Task

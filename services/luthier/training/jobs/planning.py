@@ -22,7 +22,7 @@ MAX_PASSED_ROWS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
+class SplitLengths:
     """Row lengths of a rendering by split."""
 
     train: PackedLengths = field(default_factory=PackedLengths)

@@ -15,7 +15,7 @@ from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository, rules
 from luthier.training.jobs.base_models import Models, StoredModel
 from luthier.training.jobs.counting import survey_elsewhere
-from luthier.training.jobs.planning import Lengths, check_counts, make_plan, require_usable
+from luthier.training.jobs.planning import SplitLengths, check_counts, make_plan, require_usable
 from luthier.training.jobs.rules import State
 from luthier.training.recipe_settings import batch_settings
 from luthier.v1.event_pb2 import Event
@@ -42,7 +42,7 @@ class Renderings(Protocol):
         """Return a rendering. Raises NotFound, and Unavailable when its service is away."""
         ...
 
-    async def lengths(self, name: str) -> Lengths:
+    async def lengths(self, name: str) -> SplitLengths:
         """Return the row lengths of a READY rendering. Raises as `get`."""
         ...
 

@@ -8,11 +8,11 @@ from typing import Any
 import grpc.aio
 
 from luthier.runtime.auth import Kind
-from luthier.runtime.names import require_project
+from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.service import JobService
-from luthier.training.names import CHECKPOINT, JOB, check_name
+from luthier.training.names import CHECKPOINT, JOB
 from luthier.v1 import event_pb2, fine_tuning_job_pb2, training_service_pb2, training_service_pb2_grpc
 from luthier.work.listing import row_page_arguments
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.runtime.digests import files_digest
 from luthier.runtime.labels import display_name_violations, label_violations
-from luthier.training.files import files_digest
 from luthier.v1.model_pb2 import Model, ModelFile
 from luthier.worker.v1.task_pb2 import BlobFile, RegisterModelResult
 

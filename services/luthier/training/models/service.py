@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import AlreadyExists, Failure, NotFound, OutOfRange
+from luthier.errors.status import failure_to_status
 from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
@@ -20,7 +21,6 @@ from luthier.training.models.rules import State
 from luthier.training.models.sources import resolve_allowed
 from luthier.v1.model_pb2 import Model, ModelFile, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
-from luthier.work.failures import failure_to_status
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest

@@ -10,12 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure, InvalidArgument, Reason
 from luthier.runtime.auth import Kind
-from luthier.runtime.names import require_project
+from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import MAX_PAGE_SIZE, PageTokens, fingerprint, page_size
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models.rules import State
 from luthier.training.models.service import ModelService
-from luthier.training.names import MODEL, check_name
+from luthier.training.names import MODEL
 from luthier.v1 import event_pb2, model_pb2, model_service_pb2, model_service_pb2_grpc
 from luthier.v1.model_pb2 import Model
 from luthier.work.family_tasks import FamilyTasks, TaskStates

@@ -7,11 +7,11 @@ is taken from a forward pass is a readout, what is learnt from that an objective
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,11 @@ Objective = Callable[[ReadT, PackedBatch], Mapping[str, Sum]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimiserSettings:
-    """AdamW (arXiv:1711.05101) with betas 0.9 and 0.999; max_grad_norm 0 means no clipping."""
+    """AdamW (arXiv:1711.05101) with betas 0.9 and 0.999; max_grad_norm 0 means no clipping.
+
+    Weights decay, vectors do not: a norm's scale or a bias that shrinks changes what a layer computes, and regularises
+    nothing. So have it transformers' Trainer and Megatron-LM; torchtune and torchtitan let all decay.
+    """
 
     weight_decay: float
     max_grad_norm: float
@@ -71,11 +75,10 @@ class Engine:
         self._device = device
         # The loop over single tensors: the fused one cuts tensors at places that depend on the thread count.
         self._optimiser = torch.optim.AdamW(
-            weights.parameters.values(),
+            _groups(weights.parameters.values(), settings.weight_decay),
             lr=0.0,
             betas=BETAS,
             eps=EPSILON,
-            weight_decay=settings.weight_decay,
             foreach=False,
             fused=False,
         )
@@ -163,3 +166,12 @@ class Engine:
         found = torch.stack(sums).tolist()
         here = math.fsum(found) if all(map(math.isfinite, found)) else math.nan
         return math.sqrt(self.collective.sum_squares(here))
+
+
+def _groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    every = list(parameters)
+    parts = [
+        ([one for one in every if one.dim() > 1], weight_decay),
+        ([one for one in every if one.dim() <= 1], 0.0),
+    ]
+    return [{"params": part, "weight_decay": decay} for part, decay in parts if part]

@@ -16,7 +16,7 @@ from luthier.work.peers import channel
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
-from luthier.work.worker_config import read_worker_config, worker_plan
+from luthier.work.worker_config import read_worker_config, worker_settings
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
             TaskKind.REGISTER_MODEL: partial(run_register, register=registrar.register),
             TaskKind.TRAIN: Trainer(data_channel, device),
         }
-        asyncio.run(run_worker(worker_plan(config, "training", config.training_address), runners))
+        asyncio.run(run_worker(worker_settings(config, "training", config.training_address), runners))
 
 
 if __name__ == "__main__":

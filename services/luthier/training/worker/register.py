@@ -17,7 +17,7 @@ from luthier.lm.register import (
     Source,
     register_source,
 )
-from luthier.training.files import files_digest
+from luthier.runtime.digests import files_digest
 from luthier.v1 import model_pb2
 from luthier.work.context import TaskContext
 from luthier.work.text_pool import Bundle, TextPool, TextRefused

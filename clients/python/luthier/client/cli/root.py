@@ -121,8 +121,6 @@ def show_error(error: LuthierError) -> None:
         for violation in error.violations:
             field = click.style(escaped_line(violation.field), bold=True)
             click.echo(f"  {field}: {escaped(violation.description)}", err=True)
-    for precondition in error.preconditions:
-        click.echo(escaped(f"  {precondition.subject}: {precondition.description}"), err=True)
     if "request_id" in error.metadata:
         click.secho(f"  request id {escaped_line(error.metadata['request_id'])}", err=True, dim=True)
     hint = _UNREADABLE_HINT if error.metadata.get("skippable") == "false" else _HINTS.get(error.reason)

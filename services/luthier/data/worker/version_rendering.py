@@ -52,7 +52,7 @@ class RendersRecords(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenderPlan:
+class RenderOrder:
     """What to render: files of records in row order, how each is rendered, where to write."""
 
     spec: RenderSpec
@@ -88,17 +88,17 @@ class _Counts:
 
 
 class RenderingWriter:
-    """Takes in the records of a plan one by one and writes their rows into shards. Memory: one row group."""
+    """Takes in the records of an order one by one and writes their rows into shards. Memory: one row group."""
 
-    def __init__(self, plan: RenderPlan) -> None:
+    def __init__(self, order: RenderOrder) -> None:
         self._shards: list[WrittenShard] = []
-        self._writer = ShardWriter(Path(plan.output_folder), "rows", ROW_SCHEMA, self._shards.append)
+        self._writer = ShardWriter(Path(order.output_folder), "rows", ROW_SCHEMA, self._shards.append)
         self._counts: dict[Split.ValueType, _Counts] = {}
         self._unsupervised: list[UnsupervisedRecord] = []
         self._findings = RecordFindings()
         self._ending_ids: set[int] = set()
-        self._refusals = Refusals(plan.spec.template_error_policy)
-        self._digest = hashlib.sha256(_settings_line(plan))
+        self._refusals = Refusals(order.spec.template_error_policy)
+        self._digest = hashlib.sha256(_settings_line(order))
 
     @property
     def is_over(self) -> bool:
@@ -208,16 +208,16 @@ class RenderingWriter:
         yield from self._findings.warnings()
 
 
-def render_plan(
-    plan: RenderPlan, renderer: RendersRecords, begin: Callable[[int, Mapping[str, Any]], None]
+def render_version(
+    order: RenderOrder, renderer: RendersRecords, begin: Callable[[int, Mapping[str, Any]], None]
 ) -> RenderedVersion:
-    """Render all records of a plan; `begin` hears of each one before: how many are done, and the record.
+    """Render all records of an order; `begin` hears of each one before: how many are done, and the record.
 
     Raises what `renderer` raises but LimitReached for a record; what is wrong with records is in what is returned.
     """
     teaching = renderer.teaching()
-    writer = RenderingWriter(plan)
-    for done, row in enumerate(_records(plan)):
+    writer = RenderingWriter(order)
+    for done, row in enumerate(_records(order)):
         begin(done, row)
         try:
             writer.add(row, renderer.render(row["record"]))
@@ -228,8 +228,8 @@ def render_plan(
     return writer.finish(teaching)
 
 
-def _records(plan: RenderPlan) -> Iterator[Mapping[str, Any]]:
-    for path in plan.shards:
+def _records(order: RenderOrder) -> Iterator[Mapping[str, Any]]:
+    for path in order.shards:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_BATCH_RECORDS, columns=_COLUMNS):
             yield from batch.to_pylist()
 
@@ -248,18 +248,18 @@ def _split_statistics(split: Split.ValueType, counts: _Counts) -> RenderingSplit
     )
 
 
-def _settings_line(plan: RenderPlan) -> bytes:
-    policy = TemplateErrorPolicy.Name(plan.spec.template_error_policy)
+def _settings_line(order: RenderOrder) -> bytes:
+    policy = TemplateErrorPolicy.Name(order.spec.template_error_policy)
     settings = {
         "version": _DIGEST_VERSION,
-        "dataset_digest": plan.spec.dataset_digest,
-        "tokenizer_digest": plan.spec.tokenizer_digest,
-        "chat_template": plan.records.chat_template,
-        "mask_mode": plan.records.mask_mode or "DEFAULT",
-        "max_tokens": plan.records.max_tokens,
-        "length_policy": plan.records.length_policy,
-        "template_date": plan.records.template_date,
-        "split_turns": plan.records.split_turns,
+        "dataset_digest": order.spec.dataset_digest,
+        "tokenizer_digest": order.spec.tokenizer_digest,
+        "chat_template": order.records.chat_template,
+        "mask_mode": order.records.mask_mode or "DEFAULT",
+        "max_tokens": order.records.max_tokens,
+        "length_policy": order.records.length_policy,
+        "template_date": order.records.template_date,
+        "split_turns": order.records.split_turns,
         "template_error_policy": policy.removeprefix("TEMPLATE_ERROR_POLICY_"),
     }
     return json.dumps(settings, sort_keys=True).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Digests over sets of files."""
+"""Digests over sets of files: what tells that two models, or two tokenizers, are the same."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ def files_digest(sha256_by_path: Mapping[str, str]) -> str:
     for path in sorted(sha256_by_path):
         hasher.update(f"{path}\0{sha256_by_path[path]}\n".encode())
     return hasher.hexdigest()
+
+
+def contents_digest(contents_by_path: Mapping[str, bytes]) -> str:
+    """Return the `files_digest` of files that are in memory."""
+    return files_digest({path: hashlib.sha256(data).hexdigest() for path, data in contents_by_path.items()})

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from luthier.data.worker.building import Place, VersionBuilder
 from luthier.data.worker.record_rendering import RecordRenderer, RecordSettings
-from luthier.data.worker.rendering import RenderedVersion, RenderPlan, render_plan
+from luthier.data.worker.version_rendering import RenderedVersion, RenderOrder, render_version
 from luthier.errors import InvalidArgument, Reason
 from luthier.v1.dataset_pb2 import (
     DATASET_FORMAT_UNSPECIFIED,
@@ -23,7 +23,7 @@ from luthier.v1.dataset_pb2 import (
 from luthier.v1.rendering_pb2 import RenderingFinding, TemplateErrorPolicy
 from luthier.worker.v1.task_pb2 import RenderSpec
 
-Ordered = Callable[..., RenderPlan]
+Ordered = Callable[..., RenderOrder]
 
 
 def chat(question: str, answer: str, weight: float | None = None) -> dict[str, Any]:
@@ -35,10 +35,10 @@ def chat(question: str, answer: str, weight: float | None = None) -> dict[str, A
 
 @pytest.fixture
 def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
-    """Makes a plan that renders the records given: conversations in a.jsonl, and plain ones in b.jsonl."""
+    """Makes an order that renders the records given: conversations in a.jsonl, and plain ones in b.jsonl."""
 
-    def order(*records: object, split: Split.ValueType = SPLIT_TRAIN, **changes: Any) -> RenderPlan:
-        folder = tmp_path / f"plan-{len(list(tmp_path.iterdir()))}"
+    def order(*records: object, split: Split.ValueType = SPLIT_TRAIN, **changes: Any) -> RenderOrder:
+        folder = tmp_path / f"order-{len(list(tmp_path.iterdir()))}"
         for name in ("version", "rows"):
             (folder / name).mkdir(parents=True)
         builder = VersionBuilder(folder / "version", SplitSettings(), lambda: None)
@@ -58,7 +58,7 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
             split_turns=False,
         )
         policy = changes.pop("template_error_policy", TemplateErrorPolicy.TEMPLATE_ERROR_POLICY_STRICT)
-        return RenderPlan(
+        return RenderOrder(
             spec=RenderSpec(dataset_digest="d", tokenizer_digest="t", template_error_policy=policy),
             shards=tuple(str(shard.path) for shard in builder.finish().shards),
             output_folder=str(folder / "rows"),
@@ -68,16 +68,16 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
     return order
 
 
-def render(plan: RenderPlan) -> RenderedVersion:
+def render(order: RenderOrder) -> RenderedVersion:
     """Render, and raise why it fails, as the task does."""
-    rendered = attempt(plan)
+    rendered = attempt(order)
     if rendered.failure is not None:
         raise rendered.failure.to_error()
     return rendered
 
 
-def attempt(plan: RenderPlan) -> RenderedVersion:
-    return render_plan(plan, RecordRenderer(plan.records), lambda done, first: None)
+def attempt(order: RenderOrder) -> RenderedVersion:
+    return render_version(order, RecordRenderer(order.records), lambda done, first: None)
 
 
 def rows(rendered: RenderedVersion) -> list[dict[str, Any]]:
@@ -203,8 +203,8 @@ def test_render_plan_of_a_broken_tokenizer_is_refused(ordered: Ordered, bundle_f
 def test_render_plan_tells_each_record_before_it_begins(ordered: Ordered) -> None:
     begun: list[tuple[int, int]] = []
     records = [chat(f"question {number}", "a") for number in range(70)]
-    plan = ordered(*records)
-    render_plan(plan, RecordRenderer(plan.records), lambda done, row: begun.append((done, row["line"])))
+    order = ordered(*records)
+    render_version(order, RecordRenderer(order.records), lambda done, row: begun.append((done, row["line"])))
     assert begun == [(number, number + 1) for number in range(70)]
 
 
@@ -218,8 +218,8 @@ REFUSING = (
 def test_render_plan_lists_all_records_that_a_template_refuses(ordered: Ordered) -> None:
     records = [chat(f"bad {number}" if number % 2 else f"q{number}", "a") for number in range(6)]
     records.append({"prompt": "p:", "completion": " c"})
-    plan = ordered(*records, chat_template=REFUSING, mask_mode="LAST_TURN")
-    rendered = attempt(plan)
+    order = ordered(*records, chat_template=REFUSING, mask_mode="LAST_TURN")
+    rendered = attempt(order)
     assert [(error.line, error.reason) for error in rendered.result.errors] == [
         (2, "TEMPLATE_INVALID"),
         (4, "TEMPLATE_INVALID"),
@@ -231,7 +231,7 @@ def test_render_plan_lists_all_records_that_a_template_refuses(ordered: Ordered)
     with pytest.raises(
         InvalidArgument, match=r"^a.jsonl:2: .*not bad 1.*; 4 of 7 records cannot be"
     ) as caught:
-        render(plan)
+        render(order)
     assert caught.value.metadata == {"filename": "a.jsonl", "line": "2"}
 
 
