@@ -34,7 +34,13 @@ from luthier.runtime.field_limits import (
     whole,
 )
 from luthier.v1.dataset_pb2 import DatasetSource, DatasetVersion, Split
-from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, EvaluationMetric
+from luthier.v1.evaluation_pb2 import (
+    EVALUATION_METRIC_EXACT_MATCH,
+    EVALUATION_METRIC_UNSPECIFIED,
+    Evaluation,
+    EvaluationArm,
+    EvaluationMetric,
+)
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters, LoraConfig
 from luthier.v1.model_pb2 import HubSource, Model
 from luthier.v1.rendering_pb2 import RenderingFinding, RenderingFindingRecord
@@ -128,7 +134,8 @@ def test_a_path_leads_through_lists_in_lists_and_messages_in_lists() -> None:
 
 def test_a_value_of_a_list_is_said_even_at_zero() -> None:
     metrics = {"metrics[]": named(EvaluationMetric.DESCRIPTOR)}
-    assert refused(Evaluation(metrics=[1, 0]), metrics, "evaluation") == [
+    evaluation = Evaluation(metrics=[EVALUATION_METRIC_EXACT_MATCH, EVALUATION_METRIC_UNSPECIFIED])
+    assert refused(evaluation, metrics, "evaluation") == [
         ("evaluation.metrics[1]", "must be one of EXACT_MATCH, FIELD_MATCH, PERPLEXITY, got number 0")
     ]
     names = {"lora.target_modules[]": Limit(rule="must be a name", allows=bool)}

@@ -167,7 +167,12 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
             task = asyncio.create_task(loop)
             stack.callback(task.cancel)
         worker_servicer = WorkerServicer(
-            parts.queue, parts.workers, parts.blobs, parts.task_tokens, hosted.generations
+            parts.queue,
+            parts.workers,
+            parts.blobs,
+            parts.task_tokens,
+            {kind: handler.result_limits for kind, handler in hosted.handlers.items()},
+            hosted.generations,
         )
         worker = Registration(
             add=worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,

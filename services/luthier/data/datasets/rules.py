@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from luthier.data.result_limits import ERRORS, SHARDS
+from luthier.data.result_limits import ERRORS, MAX_SHARDS, SHARDS
 from luthier.data.shards import check_contiguous
 from luthier.errors import FieldViolation, InvalidArgument
 from luthier.runtime.field_limits import (
@@ -42,6 +42,7 @@ VERSION_LIMITS: LimitTable = {
 }
 RESULT_LIMITS: LimitTable = {
     **SHARDS,
+    "shards": count(MAX_SHARDS, "shards", least=1),
     "statistics": REQUIRED,
     "statistics.splits": count(len(Split.keys()) - 1, "splits"),
     "statistics.splits[].split": named(Split.DESCRIPTOR),
