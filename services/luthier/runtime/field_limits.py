@@ -10,12 +10,13 @@ What is not said is within every limit that does not require it, and takes its d
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from google.protobuf.message import Message
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
@@ -57,6 +58,8 @@ Limits = Limit | tuple[Limit, ...]
 """Of one field; of several the first that is broken is named."""
 LimitTable = Mapping[str, Limits]
 """Limits by path."""
+
+_Holders = dict[str, Sequence[tuple[str, Any]]]
 
 ANY: Limits = ()
 """Whatever the field can hold, and all that is in it."""
@@ -162,14 +165,12 @@ def limit_violations(
         field: its own path in the request; empty: it is the request.
         is_part: whether it is a part of what it could have been: its own fields need not be said.
     """
-    prefix = f"{field}." if field else ""
+    holders: _Holders = {"": [(f"{field}." if field else "", message)]}
     for path, limit in limits.items():
         chain = limit if isinstance(limit, tuple) else (limit,)
         if is_part and "." not in path:
             chain = tuple(replace(one, is_required=False) for one in chain)
-        if not chain:
-            continue
-        for place, value, is_said in _values(message, path, prefix):
+        for place, value, is_said in _values(path, holders) if chain else ():
             broken = next((one for one in chain if _is_broken(one, value, is_said)), None)
             if broken is not None:
                 yield FieldViolation(
@@ -201,24 +202,42 @@ def _is_broken(limit: Limit, value: Any, is_said: bool) -> bool:
     return not limit.allows(value) if is_said else limit.is_required
 
 
-def _values(message: Any, path: str, prefix: str) -> Iterator[tuple[str, Any, bool]]:
+def _values(path: str, holders: _Holders) -> Iterator[tuple[str, Any, bool]]:
     """Yield what stands at a path: the place of each, its value, and whether it is said."""
-    step, has_more, rest = path.partition(".")
+    parent, _, step = path.rpartition(".")
     name = step.removesuffix("[]")
-    if step.endswith("[]"):
-        for index, one in enumerate(getattr(message, name)):
-            place = f"{prefix}{name}[{index}]"
-            if has_more:
-                yield from _values(one, rest, f"{place}.")
-            else:
-                yield place, one, True
-    elif not has_more:
-        yield f"{prefix}{name}", getattr(message, name), _is_said(message, name)
-    elif message.HasField(name):
-        yield from _values(getattr(message, name), rest, f"{prefix}{name}.")
+    for place, holder in _at(parent, holders):
+        if step == name:
+            yield place + name, getattr(holder, name), _is_said(holder, name)
+        else:
+            yield from (
+                (f"{place}{name}[{index}]", one, True) for index, one in enumerate(getattr(holder, name))
+            )
+
+
+def _at(path: str, holders: _Holders) -> Sequence[tuple[str, Any]]:
+    """Return the messages at a path, each with its place and a dot behind it; keep them for the next path."""
+    if path not in holders:
+        parent, _, step = path.rpartition(".")
+        name = step.removesuffix("[]")
+        found: list[tuple[str, Any]] = []
+        for place, holder in _at(parent, holders):
+            if step != name:
+                found += (
+                    (f"{place}{name}[{index}].", one) for index, one in enumerate(getattr(holder, name))
+                )
+            elif holder.HasField(name):
+                found.append((f"{place}{name}.", getattr(holder, name)))
+        holders[path] = found
+    return holders[path]
 
 
 def _is_said(message: Message, name: str) -> bool:
-    if message.DESCRIPTOR.fields_by_name[name].has_presence:
+    if _knows_presence(message.DESCRIPTOR, name):
         return message.HasField(name)
     return bool(getattr(message, name))
+
+
+@lru_cache(maxsize=1024)
+def _knows_presence(descriptor: Descriptor, name: str) -> bool:
+    return bool(descriptor.fields_by_name[name].has_presence)

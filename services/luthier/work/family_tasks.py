@@ -68,7 +68,7 @@ class FamilyTasks(Generic[M, P]):
         metrics: Mapping[str, float],
     ) -> str:
         """Refuse: there are no checkpoints. Raises FailedPrecondition."""
-        raise FailedPrecondition(f"a {task.kind} task has no checkpoints", metadata={"task": task.task_id})
+        raise FailedPrecondition(f"tasks of kind {task.kind} have no checkpoints", metadata={"task": task.task_id})
 
     async def _move(self, connection: AsyncConnection, task: Task, state: int) -> None:
         await self._family.move(connection, await self._family.stored(connection, task.subject), state)
