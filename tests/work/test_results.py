@@ -44,84 +44,93 @@ LENGTHS = rendering_pb2.LengthStatistics(count=1, sum=2, minimum=2, maximum=2, m
 NO_ERROR_YET = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="why")
 
 
-def whole_results() -> Mapping[str, Any]:
-    """One good result of each kind, with all that a worker may say."""
+def built() -> BuildVersionResult:
+    return BuildVersionResult(
+        shards=[Shard(file=FILE, num_rows=3)],
+        statistics=dataset_pb2.DatasetStatistics(
+            splits=[dataset_pb2.SplitStatistics(split=dataset_pb2.SPLIT_TRAIN, num_records=3)],
+            num_records=3,
+        ),
+        digest=DIGEST,
+        errors=[ERROR],
+        formats=[dataset_pb2.DATASET_FORMAT_ALPACA, dataset_pb2.DATASET_FORMAT_UNSPECIFIED],
+    )
+
+
+def rendered() -> RenderResult:
+    finding = rendering_pb2.RenderingFinding(
+        kind=rendering_pb2.RenderingFinding.KIND_ONLY_END_LEARNT,
+        num_records=1,
+        records=[rendering_pb2.RenderingFindingRecord(filename="a.jsonl", line=1, message="m")],
+    )
+    return RenderResult(
+        shards=[Shard(file=FILE, num_rows=3)],
+        split_statistics=[
+            rendering_pb2.RenderingSplitStatistics(split=dataset_pb2.SPLIT_TEST, tokens=LENGTHS)
+        ],
+        unsupervised_records=[
+            rendering_pb2.UnsupervisedRecord(record_id=DIGEST, filename="a.jsonl", line=1, message="m")
+        ],
+        warnings=["w"],
+        digest=DIGEST,
+        tokenizer=FILE,
+        errors=[ERROR],
+        num_errors=1,
+        findings=[finding],
+        effective_chat_template="t" * 300_000,
+        prefix_token_ids=[1],
+        stop_token_ids=[2, 3],
+    )
+
+
+def registered() -> RegisterModelResult:
+    return RegisterModelResult(
+        files=[model_pb2.ModelFile(path="tokenizer.json", sha256=DIGEST, size_bytes=2, tokenizer=True)],
+        architecture="LlamaForCausalLM",
+        num_parameters=5,
+        context_length=64,
+        has_chat_template=True,
+        tokenizer_digest=DIGEST,
+        hub_commit="abc",
+        eos_token_ids=[2],
+        warnings=["w"],
+    )
+
+
+def evaluated() -> EvaluateResult:
     score: dict[str, Any] = {
         "kind": evaluation_pb2.SCORE_KIND_BINARY,
-        "direction": 1,
+        "direction": evaluation_pb2.SCORE_DIRECTION_HIGHER_IS_BETTER,
         "score": "exact_match",
         "count": 3,
     }
+    arm = evaluation_pb2.ArmResult(
+        arm_id="zero",
+        scores=[evaluation_pb2.ScoreEstimate(value=0.5, **score)],
+        template_source=evaluation_pb2.TEMPLATE_SOURCE_BASE,
+        template_digest=DIGEST,
+        template_date="2026-11-28",
+    )
+    comparison = evaluation_pb2.Comparison(
+        candidate_arm_id="tuned",
+        baseline_arm_id="zero",
+        p_value=1.0,
+        verdict=evaluation_pb2.VERDICT_BETTER,
+        **score,
+    )
+    return EvaluateResult(
+        arm_results=[arm], comparisons=[comparison], num_records=3, predictions=FILE, warnings=["w"]
+    )
+
+
+def whole_results() -> Mapping[str, Any]:
+    """One good result of each kind, with all that a worker may say."""
     return {
-        "build_version": BuildVersionResult(
-            shards=[Shard(file=FILE, num_rows=3)],
-            statistics=dataset_pb2.DatasetStatistics(
-                splits=[dataset_pb2.SplitStatistics(split=dataset_pb2.SPLIT_TRAIN, num_records=3)],
-                num_records=3,
-            ),
-            digest=DIGEST,
-            errors=[ERROR],
-            formats=[dataset_pb2.DATASET_FORMAT_ALPACA, dataset_pb2.DATASET_FORMAT_UNSPECIFIED],
-        ),
-        "render": RenderResult(
-            shards=[Shard(file=FILE, num_rows=3)],
-            split_statistics=[
-                rendering_pb2.RenderingSplitStatistics(split=dataset_pb2.SPLIT_TEST, tokens=LENGTHS)
-            ],
-            unsupervised_records=[
-                rendering_pb2.UnsupervisedRecord(record_id=DIGEST, filename="a.jsonl", line=1, message="m")
-            ],
-            warnings=["w"],
-            digest=DIGEST,
-            tokenizer=FILE,
-            errors=[ERROR],
-            num_errors=1,
-            findings=[
-                rendering_pb2.RenderingFinding(
-                    kind=rendering_pb2.RenderingFinding.KIND_ONLY_END_LEARNT,
-                    num_records=1,
-                    records=[rendering_pb2.RenderingFindingRecord(filename="a.jsonl", line=1, message="m")],
-                )
-            ],
-            effective_chat_template="t" * 300_000,
-            prefix_token_ids=[1],
-            stop_token_ids=[2, 3],
-        ),
-        "register_model": RegisterModelResult(
-            files=[model_pb2.ModelFile(path="tokenizer.json", sha256=DIGEST, size_bytes=2, tokenizer=True)],
-            architecture="LlamaForCausalLM",
-            num_parameters=5,
-            context_length=64,
-            has_chat_template=True,
-            tokenizer_digest=DIGEST,
-            hub_commit="abc",
-            eos_token_ids=[2],
-            warnings=["w"],
-        ),
+        "build_version": built(),
+        "render": rendered(),
+        "register_model": registered(),
         "train": TrainResult(files=[FILE], step=3, metrics={"train_loss": 0.5}),
-        "evaluate": EvaluateResult(
-            arm_results=[
-                evaluation_pb2.ArmResult(
-                    arm_id="zero",
-                    scores=[evaluation_pb2.ScoreEstimate(value=0.5, **score)],
-                    template_source=evaluation_pb2.TEMPLATE_SOURCE_BASE,
-                    template_digest=DIGEST,
-                    template_date="2026-11-28",
-                )
-            ],
-            comparisons=[
-                evaluation_pb2.Comparison(
-                    candidate_arm_id="tuned",
-                    baseline_arm_id="zero",
-                    p_value=1.0,
-                    verdict=evaluation_pb2.VERDICT_BETTER,
-                    **score,
-                )
-            ],
-            num_records=3,
-            predictions=FILE,
-            warnings=["w"],
-        ),
+        "evaluate": evaluated(),
     }
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from luthier.errors import FailedPrecondition
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
+from luthier.storage.resource_messages import StatefulMessage
 from luthier.storage.stored import Rows, Stored, require_etag
 from luthier.v1 import event_pb2
 from luthier.work.convert import status_to_failure
@@ -20,7 +21,7 @@ from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
 from luthier.work.tasks import NewTask, Task
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=StatefulMessage)
 P = TypeVar("P", bound=Message)
 
 
@@ -38,7 +39,7 @@ class Tasks(Protocol):
 
 def require_state(stored: Stored[M, P], state: int, lifecycle: Lifecycle) -> Stored[M, P]:
     """Return the resource. Raises FailedPrecondition WRONG_STATE unless it is in a state, with why it failed."""
-    message: Any = stored.message
+    message = stored.message
     if message.state == state:
         return stored
     why = f": {message.error.message}" if message.HasField("error") else ""
@@ -108,12 +109,13 @@ class Family(Generic[M, P]):
         has one. Raises FailedPrecondition when the state may not follow, Aborted when the resource was changed
         meanwhile.
         """
-        old: Any = stored.message
-        message: Any = stored.copy() if changed is None else changed
+        old = stored.message
+        message = stored.copy() if changed is None else changed
         self.lifecycle.require(old.name, old.state, state)
         message.state = state
         if self.lifecycle.is_final(state) and "end_time" in message.DESCRIPTOR.fields_by_name:
-            message.end_time.GetCurrentTime()
+            ended: Any = message
+            ended.end_time.GetCurrentTime()
         moved = await self._rows.update(connection, stored, message, private)
         await self._announce(connection, moved, why, attempt)
         return moved
@@ -127,7 +129,7 @@ class Family(Generic[M, P]):
         async with self._database.transaction(makes_room=True) as connection:
             stored = await self._rows.get(connection, name)
             require_etag(stored, etag)
-            state: int = stored.message.state  # type: ignore[attr-defined]
+            state: int = stored.message.state
             if state == stopping or self.lifecycle.is_final(state):
                 return stored.message
             if self.lifecycle.may_become(state, stopping):
@@ -138,7 +140,7 @@ class Family(Generic[M, P]):
     async def _announce(
         self, connection: AsyncConnection, stored: Stored[M, P], why: str = "", attempt: int = 0
     ) -> None:
-        message: Any = stored.message
+        message = stored.message
         change = StateChanged(
             state=self.lifecycle.name(message.state),
             message=why,

@@ -166,23 +166,10 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
         ):
             task = asyncio.create_task(loop)
             stack.callback(task.cancel)
-        worker_servicer = WorkerServicer(
-            parts.queue,
-            parts.workers,
-            parts.blobs,
-            parts.task_tokens,
-            {kind: handler.result_limits for kind, handler in hosted.handlers.items()},
-            hosted.generations,
-        )
-        worker = Registration(
-            add=worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
-            servicer=worker_servicer,
-            name="luthier.worker.v1.WorkerService",
-        )
         running = await stack.enter_async_context(
             serving(
                 ServerOptions(address=plan.address),
-                [*hosted.registrations, worker],
+                [*hosted.registrations, _worker_registration(parts, hosted)],
                 authenticator=Authenticator(keys, parts.task_tokens),
                 policy={**hosted.policy, **WORKER_POLICY},
                 request_log=request_log,
@@ -191,6 +178,22 @@ async def hosting(plan: ServicePlan, build: Build) -> AsyncIterator[int]:
         )
         stack.callback(parts.queue.stop)
         yield running.port
+
+
+def _worker_registration(parts: Parts, hosted: Hosted) -> Registration:
+    servicer = WorkerServicer(
+        parts.queue,
+        parts.workers,
+        parts.blobs,
+        parts.task_tokens,
+        {kind: handler.result_limits for kind, handler in hosted.handlers.items()},
+        hosted.generations,
+    )
+    return Registration(
+        add=worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
+        servicer=servicer,
+        name="luthier.worker.v1.WorkerService",
+    )
 
 
 async def _reserve(database: Database) -> None:
