@@ -194,8 +194,10 @@ def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:
 def test_an_outcome_says_which_scores_judge_a_whole_answer() -> None:
     names = ["exact_match", "field_match.record", "field_match.fields", "perplexity", "bleu"]
     result = EvaluateResult(
-        arm_results=[ArmResult(scores=[ScoreEstimate(score=name) for name in names])],
-        comparisons=[Comparison(score=name) for name in names],
+        arm_results=[ArmResult(arm_id="zero", scores=[ScoreEstimate(score=name) for name in names])],
+        comparisons=[
+            Comparison(score=name, candidate_arm_id="zero", baseline_arm_id="zero") for name in names
+        ],
         num_records=3,
         warnings=["w"],
     )
@@ -204,6 +206,29 @@ def test_an_outcome_says_which_scores_judge_a_whole_answer() -> None:
     assert [one.whole_answer for one in done.arm_results[0].scores] == whole
     assert [one.whole_answer for one in done.comparisons] == whole
     assert (done.num_records, list(done.warnings)) == (3, ["w"])
+
+
+@pytest.mark.parametrize(
+    ("arms", "compared", "said"),
+    [
+        ([], ("b", "a"), "arm_results: must be of the arms a, b, got none"),
+        (["a"], ("b", "a"), "arm_results: must be of the arms a, b, got a"),
+        (["b", "a"], ("b", "a"), "arm_results: must be of the arms a, b, got b, a"),
+        (["a", "b"], ("c", "a"), r"comparisons\[0\]: must be of the arms a, b, got c"),
+        (["a", "b"], ("b", "d"), r"comparisons\[0\]: must be of the arms a, b, got d"),
+    ],
+)
+def test_an_outcome_is_of_the_arms_that_were_asked(
+    arms: list[str], compared: tuple[str, str], said: str
+) -> None:
+    evaluation = wanted(arms=[EvaluationArm(arm_id=one, model="m") for one in "ab"])
+    candidate, baseline = compared
+    result = EvaluateResult(
+        arm_results=[ArmResult(arm_id=one) for one in arms],
+        comparisons=[Comparison(candidate_arm_id=candidate, baseline_arm_id=baseline)],
+    )
+    with pytest.raises(InvalidArgument, match=said):
+        scored(evaluation, result)
 
 
 def test_a_stored_prediction_says_whether_its_answers_are_right() -> None:

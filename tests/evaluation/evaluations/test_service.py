@@ -208,7 +208,10 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_
     write_predictions(path, (row.SerializeToString() for row in rows))
     blob = await bench.blobs.put_bytes(path.read_bytes())
     outcome = task_pb2.EvaluateResult(
-        arm_results=[evaluation_pb2.ArmResult(arm_id="zero", num_cut=1)],
+        arm_results=[
+            evaluation_pb2.ArmResult(arm_id="zero", num_cut=1),
+            evaluation_pb2.ArmResult(arm_id="tuned"),
+        ],
         comparisons=[
             evaluation_pb2.Comparison(
                 candidate_arm_id="tuned",
@@ -360,7 +363,10 @@ async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench) -> None:
     task, _ = await bench.claim()
     await bench.cancel(made.name)
     blob = await bench.blobs.put_bytes(bytes(8))
-    outcome = task_pb2.EvaluateResult(predictions=task_pb2.BlobFile(sha256=blob.digest))
+    outcome = task_pb2.EvaluateResult(
+        arm_results=[evaluation_pb2.ArmResult(arm_id=arm.arm_id) for arm in made.arms],
+        predictions=task_pb2.BlobFile(sha256=blob.digest),
+    )
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome)))
     assert (await bench.get(made.name)).state == State.STATE_SUCCEEDED
 

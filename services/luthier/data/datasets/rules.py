@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from luthier.data.result_limits import ERRORS, MAX_SHARDS, SHARDS
-from luthier.data.shards import check_contiguous
+from luthier.data.shards import check_contiguous, num_rows
 from luthier.errors import FieldViolation, InvalidArgument
 from luthier.runtime.field_limits import (
     ANY,
@@ -127,6 +127,12 @@ def with_findings(version: DatasetVersion, result: BuildVersionResult) -> Datase
 def built(version: DatasetVersion, result: BuildVersionResult) -> DatasetVersion:
     """Return a version with its content. Raises InvalidArgument for a result that contradicts itself."""
     check_contiguous(result.shards)
+    rows = num_rows(result.shards)
+    if rows != result.statistics.num_records:
+        description = f"must be {rows}, as many as the shards hold, got {result.statistics.num_records}"
+        raise InvalidArgument.of_fields(
+            FieldViolation(field="statistics.num_records", description=description)
+        )
     if len(result.formats) != len(version.sources):
         description = (
             f"must name {len(version.sources)} formats, one for each source, got {len(result.formats)}"

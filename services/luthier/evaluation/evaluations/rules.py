@@ -216,7 +216,11 @@ def spec(evaluation: Evaluation, private: EvaluationPrivate, answers: Sequence[B
 
 
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
-    """Return an evaluation with its outcome; its results say which scores judge a whole answer."""
+    """Return an evaluation with its outcome; its results say which scores judge a whole answer.
+
+    Raises InvalidArgument for results of other arms than it has.
+    """
+    _require_its_arms(evaluation, result)
     filled = _copy(evaluation)
     filled.arm_results.extend(result.arm_results)
     filled.comparisons.extend(result.comparisons)
@@ -237,6 +241,19 @@ def judged(prediction: Prediction) -> Prediction:
     for answer in filled.answers:
         answer.correctness = _CORRECTNESS[is_right(answer.scores)]
     return filled
+
+
+def _require_its_arms(evaluation: Evaluation, result: EvaluateResult) -> None:
+    wanted, found = ([arm.arm_id for arm in arms] for arms in (evaluation.arms, result.arm_results))
+    if found != wanted:
+        description = f"must be of the arms {', '.join(wanted)}, got {', '.join(found) or 'none'}"
+        raise InvalidArgument.of_fields(FieldViolation(field="arm_results", description=description))
+    for index, one in enumerate(result.comparisons):
+        if foreign := {one.candidate_arm_id, one.baseline_arm_id} - set(wanted):
+            description = f"must be of the arms {', '.join(wanted)}, got {', '.join(sorted(foreign))}"
+            raise InvalidArgument.of_fields(
+                FieldViolation(field=f"comparisons[{index}]", description=description)
+            )
 
 
 def _copy(evaluation: Evaluation) -> Evaluation:
