@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.storage.pages import Cursor, Page
+from luthier.storage.resource_messages import ResourceMessage
 from luthier.storage.stored import Rows
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=ResourceMessage)
 
 
 async def page_of(

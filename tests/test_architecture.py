@@ -135,6 +135,7 @@ KNOWN_TO_RULES = (
     "luthier.runtime.field_limits",
     "luthier.runtime.labels",
     "luthier.runtime.names",
+    "luthier.runtime.result_limits",
 )
 
 

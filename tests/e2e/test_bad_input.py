@@ -151,7 +151,7 @@ def test_bad_jobs_and_models_are_refused(tuning: Shared) -> None:
                 ),
                 errors.InvalidArgument,
                 "INVALID_FIELD",
-                "rank must be in 1..512, got 0",
+                "fine_tuning_job.lora.rank: must be in 1..512, got 0",
             ),
             (
                 lambda: client.renderings.create(Rendering(dataset_version=version, model="missing")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from tests.evaluation.evaluations.test_service import draft
+from tests.evaluation.evaluations.conftest import draft
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES, as_taught, askings

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.runtime.labels import MAX_DISPLAY_NAME, display_name_violations, label_violations
+from luthier.errors import FieldViolation
+from luthier.runtime.field_limits import limit_violations
+from luthier.runtime.labels import DISPLAY_NAME, MAX_DISPLAY_NAME, label_violations
+from luthier.v1.dataset_pb2 import Dataset
+
+
+def refused(name: str) -> list[FieldViolation]:
+    return list(limit_violations(Dataset(display_name=name), {"display_name": DISPLAY_NAME}, "dataset"))
 
 
 @pytest.mark.parametrize(
     "name", ["", "Quarterly results", "数据 – 第三", "שלום", "naïve 👩‍🚀", "[red]not markup[/]"]
 )
 def test_a_name_may_be_any_text(name: str) -> None:
-    assert list(display_name_violations(name, "dataset.display_name")) == []
+    assert refused(name) == []
 
 
 @pytest.mark.parametrize(
@@ -29,14 +36,14 @@ def test_a_name_may_be_any_text(name: str) -> None:
     ],
 )
 def test_a_name_that_steers_is_refused_with_its_place(name: str, found: str) -> None:
-    (violation,) = display_name_violations(name, "dataset.display_name")
+    (violation,) = refused(name)
     assert violation.field == "dataset.display_name"
     assert violation.description.endswith(f"got {found}")
     assert violation.description.isprintable()
 
 
 def test_a_name_has_a_longest_length() -> None:
-    (violation,) = display_name_violations("x" * (MAX_DISPLAY_NAME + 1), "f")
+    (violation,) = refused("x" * (MAX_DISPLAY_NAME + 1))
     assert "at most 200 characters, got 201" in violation.description
 
 

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
+from luthier.runtime.field_limits import Limits
 from luthier.storage.database import Database
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work import schema
@@ -53,6 +54,7 @@ class RecordingHandler:
     calls: list[tuple[str, int]] = field(default_factory=list)
     results: list[task_pb2.TaskResult | None] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    result_limits: dict[str, Limits] = field(default_factory=dict)
     refusals: dict[str, Exception] = field(default_factory=dict)
     """What is raised by subject: when a task starts, or under `lost <subject>` when it is lost."""
 

@@ -20,7 +20,7 @@ from luthier.worker.v1 import task_pb2
 if TYPE_CHECKING:
     from tests.work.conftest import Bench
 
-DONE = Outcome(result=task_pb2.TaskResult())
+DONE = Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(step=1)))
 
 
 async def test_claim_leases_the_task_queued_longest(bench: Bench) -> None:
@@ -199,7 +199,7 @@ async def test_finish_with_a_failure_ends_the_task(bench: Bench) -> None:
     task = await bench.claim()
     assert task is not None
     failure = Failure(code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="bad")
-    partial = task_pb2.TaskResult()
+    partial = task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure, result=partial))
     assert bench.handler.failures == [failure]
     assert bench.handler.results == [partial]

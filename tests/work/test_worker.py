@@ -13,6 +13,7 @@ from tests.work.conftest import uid_of
 from tests.work.hosted import Site, serve
 
 from luthier.errors import Failure, InvalidArgument
+from luthier.runtime.field_limits import DIGEST
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.link import WorkerLink
@@ -149,7 +150,7 @@ async def test_an_outcome_that_the_service_refuses_fails_the_task_and_not_the_wo
 
     def run(context: TaskContext) -> task_pb2.TaskResult:
         if context.task.subject == "jobs/a":
-            return task_pb2.TaskResult(render=task_pb2.RenderResult(tokenizer=absent))
+            return done(task_pb2.TaskResult(train=task_pb2.TrainResult(files=[absent])))
         return done()
 
     await site.enqueue()
@@ -160,6 +161,34 @@ async def test_an_outcome_that_the_service_refuses_fails_the_task_and_not_the_wo
         assert "the service refused the outcome of the task: blob 000" in failure.message
         await site.enqueue("jobs/b")
         await site.until(lambda: "SUCCEEDED" in site.states)
+
+
+BAD_RESULTS: dict[str, tuple[task_pb2.TaskResult, str]] = {
+    "a digest that is none": (
+        task_pb2.TaskResult(
+            train=task_pb2.TrainResult(files=[task_pb2.BlobFile(path="a", sha256="x")], step=1)
+        ),
+        "result.train.files[0].sha256: must be 64 lowercase hex digits, got 'x'",
+    ),
+    "another task's": (
+        task_pb2.TaskResult(register_model=task_pb2.RegisterModelResult()),
+        "result: must be train, as its task is, got register_model",
+    ),
+    "nothing": (task_pb2.TaskResult(), "result: must be one of register_model, train, got nothing"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD_RESULTS))
+async def test_a_result_that_breaks_a_rule_fails_its_task_by_name(site: Site, case: str) -> None:
+    bad, said = BAD_RESULTS[case]
+    site.handler.result_limits.update({"files[].sha256": DIGEST})
+    await site.enqueue()
+    async with site.worker(lambda context: bad):
+        await site.until(lambda: "FAILED" in site.states)
+    (failure,) = site.handler.failures
+    assert failure.message == f"the service refused the outcome of the task: {said}"
+    assert site.states == ["started", "FAILED"], "nothing of the result was used"
+    assert site.handler.results == [None]
 
 
 async def test_a_companion_that_fails_ends_the_worker(site: Site) -> None:

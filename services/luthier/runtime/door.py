@@ -20,12 +20,12 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from luthier.errors import FieldViolation, InvalidArgument
+from luthier.runtime.field_limits import choices
 
 MAX_VIOLATIONS = 20
 # A walk of so many takes a quarter of a second of everybody's time; what is sent for real is far below.
 MAX_MESSAGES = 50_000
 
-_SHOWN = 12
 _OURS = "luthier."
 _WORKER_PROTOCOL = "luthier.worker."
 # Seconds of the years 1 to 9999, and of 10,000 years either way: what the well-known types promise to hold.
@@ -137,9 +137,7 @@ def _is_float(field: FieldDescriptor) -> bool:
 
 def _known(enum: EnumDescriptor) -> Check:
     numbers = frozenset(enum.values_by_number)
-    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
-    names = [one.name.removeprefix(prefix) for one in enum.values[1:]]
-    right = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    right = choices(enum)
 
     def check(value: int, path: str, violations: list[FieldViolation]) -> None:
         if value not in numbers:

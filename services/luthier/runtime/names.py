@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from luthier.errors import FieldViolation, InvalidArgument, PermissionDenied, Reason
+from luthier.runtime.field_limits import matching
 
 ID_RULE = "1 to 63 lowercase letters, digits and hyphens, starting with a letter, not ending with a hyphen"
 
 _ID = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+ID_LIMIT = matching(re.compile(_ID), ID_RULE)
 _PLACE = re.compile(r"\{(\w+)\}")
 _ALPHABET = string.ascii_lowercase + string.digits
 
@@ -52,10 +54,9 @@ PROJECT = Pattern("projects/{project}")
 
 def check_id(value: str, *, field: str) -> str:
     """Return an id that a caller chose; raise InvalidArgument when it is against the rule."""
-    if not re.fullmatch(_ID, value):
-        raise InvalidArgument.of_fields(
-            FieldViolation(field=field, description=f"must be {ID_RULE}, got {value!r}")
-        )
+    if not ID_LIMIT.allows(value):
+        description = f"{ID_LIMIT.rule}, got {value!r}"
+        raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
     return value
 
 

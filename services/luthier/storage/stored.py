@@ -44,8 +44,9 @@ from luthier.storage.pages import (
     page_statement,
     parent_of,
 )
+from luthier.storage.resource_messages import ResourceMessage
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=ResourceMessage)
 P = TypeVar("P", bound=Message)
 
 
@@ -115,7 +116,7 @@ class Stored(Generic[M, P]):
         return changed
 
 
-def require_etag(stored: Stored[Any, Any], etag: str) -> None:
+def require_etag(stored: Stored[M, P], etag: str) -> None:
     """Raise Aborted ETAG_MISMATCH unless an etag is the resource's own; the empty one is any resource's."""
     if etag and etag != stored.message.etag:
         name, own = stored.message.name, stored.message.etag
@@ -215,7 +216,7 @@ class Rows(Generic[M, P]):
         Fields of progress are left as they are stored, unless the change is of them too. Raises Aborted ETAG_MISMATCH
         when the stored revision is another, and NotFound.
         """
-        assert message.name == old.message.name, "a name is for ever"  # type: ignore[attr-defined]
+        assert message.name == old.message.name, "a name is for ever"
         row = self._row(
             message,
             old.private if private is None else private,
@@ -225,7 +226,7 @@ class Rows(Generic[M, P]):
         )
         reported = {"progress"} if row["progress"] == old._row["progress"] else set()
         await self._replace(connection, old, {key: row[key] for key in row.keys() - reported})
-        if self._has_labels and dict(message.labels) != dict(old.message.labels):  # type: ignore[attr-defined]
+        if self._labels(message) != self._labels(old.message):
             labels: Table = self._table.info[LABELS]
             await connection.execute(delete(labels).where(labels.c.name == row["name"]))
             await self._insert_labels(connection, row, message)
@@ -250,7 +251,7 @@ class Rows(Generic[M, P]):
         await self._replace(connection, old, changes)
         if self._has_labels:
             labels: Table = self._table.info[LABELS]
-            await connection.execute(delete(labels).where(labels.c.name == old.message.name))  # type: ignore[attr-defined]
+            await connection.execute(delete(labels).where(labels.c.name == old.message.name))
         return self._stored({**old._row, **changes})
 
     def page_statement(
@@ -278,7 +279,7 @@ class Rows(Generic[M, P]):
         )
         if result.rowcount:
             return
-        name = old.message.name  # type: ignore[attr-defined]
+        name = old.message.name
         revision = (await connection.execute(select(columns.revision).where(*mine))).scalar_one_or_none()
         if revision is None:
             raise _missing(name)
@@ -289,23 +290,26 @@ class Rows(Generic[M, P]):
         )
 
     async def _insert_labels(self, connection: AsyncConnection, row: Mapping[str, Any], message: M) -> None:
-        if self._has_labels:
-            labels = message.labels  # type: ignore[attr-defined]
+        labels = self._labels(message)
+        if labels:
             await insert_labels(connection, self._table, row["name"], row["create_time_us"], labels)
+
+    def _labels(self, message: Any) -> Mapping[str, str]:
+        return dict(message.labels) if self._has_labels else {}
 
     def _one(self, rows: Sequence[RowMapping], name: str) -> Stored[M, P]:
         if not rows:
             raise _missing(name)
         return self._stored(rows[0])
 
-    def _row(self, value: Any, private: P, *, uid: str, create_time_us: int, revision: int) -> dict[str, Any]:
+    def _row(self, value: M, private: P, *, uid: str, create_time_us: int, revision: int) -> dict[str, Any]:
         """Return the columns of a resource. `value` is its message, less what the columns alone tell."""
         message = self._message_type()
         message.CopyFrom(value)
         for told_by_columns in ("etag", "update_time", "delete_time", *self._progress_fields):
             message.ClearField(told_by_columns)
-        message.uid = uid  # type: ignore[attr-defined]
-        message.create_time.FromMicroseconds(create_time_us)  # type: ignore[attr-defined]
+        message.uid = uid
+        message.create_time.FromMicroseconds(create_time_us)
         return {
             "uid": uid,
             "name": value.name,
@@ -349,12 +353,12 @@ class Rows(Generic[M, P]):
         )
 
     def _message(self, row: Mapping[str, Any] | RowMapping) -> M:
-        message: Any = self._message_type.FromString(row["message"] + row["progress"])
+        message = self._message_type.FromString(row["message"] + row["progress"])
         message.update_time.FromMicroseconds(row["update_time_us"])
         if row["delete_time_us"] is not None:
             message.delete_time.FromMicroseconds(row["delete_time_us"])
         message.etag = f'"{row["revision"]}"'
-        return message  # type: ignore[no-any-return]
+        return message
 
     def _private(self, row: Mapping[str, Any] | RowMapping) -> P:
         return self._private_type.FromString(row["private"])

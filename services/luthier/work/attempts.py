@@ -15,6 +15,7 @@ from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
+from luthier.work.results import require_kind
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.work.workers import holder_parts
 
@@ -68,7 +69,12 @@ class Attempts:
             self.database.after_commit(lambda: self.announce_after(seconds))
 
     async def end(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
-        """End a task whose worker, if it ever had one, brought its outcome."""
+        """End a task whose worker, if it ever had one, brought its outcome.
+
+        Raises InvalidArgument for a result of another kind of task.
+        """
+        if outcome.result is not None:
+            require_kind(task, outcome.result)
         self.database.after_commit(lambda: self.leases.end(task.task_id))
         if task.attempt > 0:
             kind: AttemptKind = "SUCCEEDED"

@@ -13,6 +13,7 @@ from luthier.errors import DataLoss, FailedPrecondition
 from luthier.runtime.names import project_of
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
+from luthier.storage.resource_messages import ResourceMessage, StatefulMessage
 from luthier.storage.stored import Rows, Stored, require_etag
 from luthier.v1.event_pb2 import Event
 from luthier.v1.reference_pb2 import Reference
@@ -25,7 +26,8 @@ from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
 from luthier.work.tasks import NewTask, Task, TaskKind
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=StatefulMessage)
+R = TypeVar("R", bound=ResourceMessage)
 P = TypeVar("P", bound=Message)
 
 
@@ -64,18 +66,25 @@ class Work:
     resources: tuple[str, ...] = ()
 
 
-def referred(message: Message, name: str) -> Reference:
+class DerivedMessage(ResourceMessage, Protocol):
+    """The message of a resource that was made from others."""
+
+    @property
+    def references(self) -> Sequence[Reference]:
+        """What it was made from."""
+
+
+def referred(message: DerivedMessage, name: str) -> Reference:
     """Return the reference to a resource of a name that a resource was made from. Raises DataLoss when it has none."""
-    references: Sequence[Reference] = message.references  # type: ignore[attr-defined]
-    for reference in references:
+    for reference in message.references:
         if reference.name == name:
             return reference
-    raise DataLoss(f"{message.name} does not say which {name} it was made from")  # type: ignore[attr-defined]
+    raise DataLoss(f"{message.name} does not say which {name} it was made from")
 
 
 def require_state(stored: Stored[M, P], state: int, lifecycle: Lifecycle) -> Stored[M, P]:
     """Return the resource. Raises FailedPrecondition WRONG_STATE unless it is in a state, with why it failed."""
-    message: Any = stored.message
+    message = stored.message
     if message.state == state:
         return stored
     why = f": {message.error.message}" if message.HasField("error") else ""
@@ -139,7 +148,7 @@ class Family(Generic[M, P]):
             await self._holds.add(connection, needs.lasting, stored, lasting=True)
             await elsewhere.record(connection, needs.elsewhere, stored)
         if work is not None:
-            name: str = stored.message.name  # type: ignore[attr-defined]
+            name = stored.message.name
             project, resources = project_of(name), work.resources
             new = NewTask(kind=work.kind, uid=stored.uid, subject=name, project=project, resources=resources)
             await self._tasks.enqueue(connection, new)
@@ -162,12 +171,13 @@ class Family(Generic[M, P]):
         has one. Raises FailedPrecondition when the state may not follow, Aborted when the resource was changed
         meanwhile.
         """
-        old: Any = stored.message
-        message: Any = stored.copy() if changed is None else changed
+        old = stored.message
+        message = stored.copy() if changed is None else changed
         self.lifecycle.require(old.name, old.state, state)
         message.state = state
         if self.lifecycle.is_final(state) and "end_time" in message.DESCRIPTOR.fields_by_name:
-            message.end_time.GetCurrentTime()
+            ended: Any = message
+            ended.end_time.GetCurrentTime()
         moved = await self._rows.update(connection, stored, message, private)
         await self._announce(connection, moved, why, attempt)
         if self.lifecycle.is_final(state):
@@ -184,7 +194,7 @@ class Family(Generic[M, P]):
         async with self._database.transaction(makes_room=True) as connection:
             stored = await self._rows.get(connection, name)
             require_etag(stored, etag)
-            state: int = stored.message.state  # type: ignore[attr-defined]
+            state: int = stored.message.state
             if state == stopping or self.lifecycle.is_final(state):
                 return stored.message
             if self.lifecycle.may_become(state, stopping):
@@ -200,7 +210,7 @@ class Family(Generic[M, P]):
         async with self._database.transaction(makes_room=True) as connection:
             stored = await self._rows.get(connection, name)
             require_etag(stored, etag)
-            state: int = stored.message.state  # type: ignore[attr-defined]
+            state = stored.message.state
             if not self.lifecycle.is_final(state):
                 now = self.lifecycle.name(state)
                 raise FailedPrecondition(
@@ -212,7 +222,7 @@ class Family(Generic[M, P]):
     async def _announce(
         self, connection: AsyncConnection, stored: Stored[M, P], why: str = "", attempt: int = 0
     ) -> None:
-        message: Any = stored.message
+        message = stored.message
         change = state_changed(
             self.lifecycle.name(message.state),
             why,
@@ -223,7 +233,7 @@ class Family(Generic[M, P]):
         await self._log.append(connection, stored.uid, [change], final=final)
 
 
-async def delete_free(connection: AsyncConnection, rows: Rows[M, P], stored: Stored[M, P]) -> Stored[M, P]:
+async def delete_free(connection: AsyncConnection, rows: Rows[R, P], stored: Stored[R, P]) -> Stored[R, P]:
     """Delete a resource that nothing needs, and free what it needed. Raises FailedPrecondition RESOURCE_IN_USE."""
     holds = Holds()
     await holds.require_free(connection, stored)

@@ -10,12 +10,13 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition
+from luthier.storage.resource_messages import StatefulMessage
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.families import Family
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=StatefulMessage)
 P = TypeVar("P", bound=Message)
 
 
@@ -67,7 +68,9 @@ class FamilyTasks(Generic[M, P]):
         metrics: Mapping[str, float],
     ) -> str:
         """Refuse: there are no checkpoints. Raises FailedPrecondition."""
-        raise FailedPrecondition(f"a {task.kind} task has no checkpoints", metadata={"task": task.task_id})
+        raise FailedPrecondition(
+            f"tasks of kind {task.kind} have no checkpoints", metadata={"task": task.task_id}
+        )
 
     async def _move(self, connection: AsyncConnection, task: Task, state: int) -> None:
         await self._family.move(connection, await self._family.of_uid(connection, task.uid), state)

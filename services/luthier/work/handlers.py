@@ -8,6 +8,7 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors.failure import Failure
+from luthier.runtime.field_limits import LimitTable
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
@@ -19,6 +20,11 @@ class TaskHandler(Protocol):
     Every method runs inside the transaction that changes the task, so that the resource, its events and the
     queue never disagree. None of them may wait for another service.
     """
+
+    @property
+    def result_limits(self) -> LimitTable:
+        """What a worker may say in a result of these tasks, each of its fields by path."""
+        ...
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to do: a Task with nothing but its `spec` set."""

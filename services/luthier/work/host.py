@@ -214,7 +214,14 @@ def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:
 
 def _internal(parts: Parts, hosted: Hosted) -> list[Registration]:
     """Return what every service serves beside the public API."""
-    worker = WorkerServicer(parts.queue, parts.workers, parts.blobs, parts.task_tokens, hosted.generations)
+    worker = WorkerServicer(
+        parts.queue,
+        parts.workers,
+        parts.blobs,
+        parts.task_tokens,
+        {kind: handler.result_limits for kind, handler in hosted.handlers.items()},
+        hosted.generations,
+    )
     return [
         Registration(
             add=worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,9 +13,11 @@ from google.protobuf.message import Message
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.errors.status import status_to_failure
 from luthier.runtime.auth import Policy, TaskTokens
+from luthier.runtime.field_limits import LimitTable
 from luthier.storage.blobs import PIECE_BYTES, BlobStore
 from luthier.work.events import reported
 from luthier.work.queue import Queue
+from luthier.work.results import check_result
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.work.validity import require_valid
 from luthier.work.workers import Worker, Workers
@@ -61,12 +63,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         workers: Workers,
         blobs: BlobStore,
         task_tokens: TaskTokens,
+        result_limits: Mapping[TaskKind, LimitTable],
         generations: Generations | None = None,
     ) -> None:
         self._queue = queue
         self._workers = workers
         self._blobs = blobs
         self._task_tokens = task_tokens
+        self._result_limits = result_limits
         self._generations = generations
 
     async def RegisterWorker(
@@ -200,6 +204,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             raise InvalidArgument(
                 reason=Reason.FIELD_REQUIRED, message="one of error, cancelled and result must be set"
             )
+        # Before the transaction: a long result is looked at while others write.
+        check_result(request, self._result_limits)
         outcome = Outcome(
             failure=status_to_failure(request.error) if failed else None,
             cancelled=request.cancelled,

@@ -235,6 +235,16 @@ async def test_a_version_with_a_gap_between_its_shards_is_refused(bench: Bench) 
     assert await bench.service.list_errors(name, 0, 10) == []
 
 
+async def test_a_version_whose_statistics_are_not_its_shards_is_refused(bench: Bench) -> None:
+    made = await bench.create("", await bench.uploaded())
+    name, uid = made.name, made.uid
+    said = "statistics.num_records: must be 2, as many as the shards hold, got 3"
+    with pytest.raises(InvalidArgument, match=said):
+        async with bench.database.transaction() as connection:
+            await bench.service.version_built(connection, uid, result(shard(0, 2)))
+    assert (await bench.version(name)).state == State.STATE_QUEUED
+
+
 async def test_a_failed_version_keeps_its_failure_statistics_and_errors(bench: Bench) -> None:
     made = await bench.create("", await bench.uploaded())
     name, uid = made.name, made.uid
@@ -249,7 +259,7 @@ async def test_a_failed_version_keeps_its_failure_statistics_and_errors(bench: B
         await bench.service.ready_version(name)
     with pytest.raises(FailedPrecondition, match="never changes again"):
         async with bench.database.transaction() as connection:
-            await bench.service.version_built(connection, uid, result())
+            await bench.service.version_built(connection, uid, result(shard(0, 3)))
 
 
 async def test_create_dataset_names_every_field_that_is_not_valid(bench: Bench) -> None:

@@ -65,15 +65,18 @@ def test_every_fault_is_named_at_once_with_value_and_rule() -> None:
     with pytest.raises(InvalidArgument) as caught:
         check(bad)
     named = [(violation.field, violation.description) for violation in caught.value.violations]
-    assert named[:6] == [
-        ("evaluation.arms", "arm_id must be unique, got 'a' 2 times"),
+    assert named[:4] == [
         ("evaluation.arms[0].num_shots", "must be in 0..64, got -1"),
         ("evaluation.arms[1].num_shots", "must be in 0..64, got 65"),
         ("evaluation.max_records", "must not be negative, got -2"),
         ("evaluation.max_new_tokens", "must be in 1..8192, got 0"),
+    ]
+    assert named[4][0] == "evaluation.display_name"
+    assert named[5:7] == [
+        ("evaluation.arms", "arm_id must be unique, got 'a' 2 times"),
         ("evaluation.metrics", "must not name a metric twice"),
     ]
-    assert [field for field, _ in named[6:]] == ["evaluation.labels", "evaluation.display_name"]
+    assert [field for field, _ in named[7:]] == ["evaluation.labels"]
 
 
 @given(
@@ -104,7 +107,7 @@ def test_exactly_what_is_within_its_limits_passes(arms: int, shots: int, tokens:
 
 def test_a_metric_without_a_name_is_the_callers_fault() -> None:
     bad = resolved(wanted(metrics=[EVALUATION_METRIC_UNSPECIFIED]))
-    said = r"evaluation\.metrics: must be one of EXACT_MATCH, FIELD_MATCH, PERPLEXITY, got number 0"
+    said = r"evaluation\.metrics\[0\]: must be one of EXACT_MATCH, FIELD_MATCH, PERPLEXITY, got number 0"
     with pytest.raises(InvalidArgument, match=said):
         check(bad)
 
@@ -191,8 +194,10 @@ def test_a_spec_gives_an_adapter_to_the_arms_that_have_one() -> None:
 def test_an_outcome_says_which_scores_judge_a_whole_answer() -> None:
     names = ["exact_match", "field_match.record", "field_match.fields", "perplexity", "bleu"]
     result = EvaluateResult(
-        arm_results=[ArmResult(scores=[ScoreEstimate(score=name) for name in names])],
-        comparisons=[Comparison(score=name) for name in names],
+        arm_results=[ArmResult(arm_id="zero", scores=[ScoreEstimate(score=name) for name in names])],
+        comparisons=[
+            Comparison(score=name, candidate_arm_id="zero", baseline_arm_id="zero") for name in names
+        ],
         num_records=3,
         warnings=["w"],
     )
@@ -201,6 +206,29 @@ def test_an_outcome_says_which_scores_judge_a_whole_answer() -> None:
     assert [one.whole_answer for one in done.arm_results[0].scores] == whole
     assert [one.whole_answer for one in done.comparisons] == whole
     assert (done.num_records, list(done.warnings)) == (3, ["w"])
+
+
+@pytest.mark.parametrize(
+    ("arms", "compared", "said"),
+    [
+        ([], ("b", "a"), "arm_results: must be of the arms a, b, got none"),
+        (["a"], ("b", "a"), "arm_results: must be of the arms a, b, got a"),
+        (["b", "a"], ("b", "a"), "arm_results: must be of the arms a, b, got b, a"),
+        (["a", "b"], ("c", "a"), r"comparisons\[0\]: must be of the arms a, b, got c"),
+        (["a", "b"], ("b", "d"), r"comparisons\[0\]: must be of the arms a, b, got d"),
+    ],
+)
+def test_an_outcome_is_of_the_arms_that_were_asked(
+    arms: list[str], compared: tuple[str, str], said: str
+) -> None:
+    evaluation = wanted(arms=[EvaluationArm(arm_id=one, model="m") for one in "ab"])
+    candidate, baseline = compared
+    result = EvaluateResult(
+        arm_results=[ArmResult(arm_id=one) for one in arms],
+        comparisons=[Comparison(candidate_arm_id=candidate, baseline_arm_id=baseline)],
+    )
+    with pytest.raises(InvalidArgument, match=said):
+        scored(evaluation, result)
 
 
 def test_a_stored_prediction_says_whether_its_answers_are_right() -> None:

@@ -1,16 +1,13 @@
-"""Evaluations on a real database and queue: what is refused, and every way that one can end."""
+"""Evaluations: what is refused, and every way that one can end."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 from sqlalchemy import insert, update
-from tests.evaluation.evaluations.memory_peers import BASE, OTHER, PARENT, TUNED, VERSION, MemoryPeers
-from tests.work.keepers import MemoryKeeper
+from tests.evaluation.evaluations.conftest import Bench
+from tests.evaluation.evaluations.memory_peers import BASE, OTHER, PARENT, TUNED, VERSION
 
 from luthier.errors import (
     Aborted,
@@ -28,73 +25,16 @@ from luthier.errors.status import status_to_failure
 from luthier.evaluation.evaluations.prediction_file import write_predictions
 from luthier.evaluation.evaluations.repository import evaluations
 from luthier.evaluation.evaluations.rules import State
-from luthier.evaluation.evaluations.service import EvaluationService, StoredEvaluation
-from luthier.evaluation.evaluations.servicer import EvaluateHandler
-from luthier.evaluation.schema import MIGRATIONS, predictions
-from luthier.storage.database import Database
+from luthier.evaluation.evaluations.service import StoredEvaluation
+from luthier.evaluation.schema import predictions
 from luthier.storage.disk import Disk
-from luthier.storage.memory_blobs import MemoryBlobStore
-from luthier.storage.migrations import upgrade
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1 import dataset_pb2, evaluation_pb2
-from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, Prediction
-from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
-from luthier.v1.event_pb2 import Event, Progress, StateChange
+from luthier.v1.evaluation_pb2 import EvaluationArm, Prediction
+from luthier.v1.event_pb2 import Event, Progress
 from luthier.v1.model_pb2 import Taught
-from luthier.work import schema
-from luthier.work.elsewhere import Elsewhere
-from luthier.work.log import EventLog
-from luthier.work.metrics import WorkMetrics
-from luthier.work.queue import Queue, QueueSettings
-from luthier.work.tasks import Outcome, Task, TaskKind
+from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
-
-
-def draft(**changes: object) -> Evaluation:
-    arms = [EvaluationArm(arm_id="zero", model=BASE), EvaluationArm(arm_id="tuned", model=TUNED)]
-    return Evaluation(**{"dataset_version": VERSION, "arms": arms, **changes})  # type: ignore[arg-type]
-
-
-@dataclass
-class Bench:
-    """A service, its queue and its blobs."""
-
-    service: EvaluationService
-    queue: Queue
-    blobs: MemoryBlobStore
-    log: EventLog
-    database: Database
-    peers: MemoryPeers
-    keeper: MemoryKeeper
-    elsewhere: Elsewhere
-
-    async def create(self, **changes: object) -> Evaluation:
-        request = CreateEvaluationRequest(parent=PARENT, evaluation=draft(**changes), evaluation_id="e")
-        return await self.service.create(request)
-
-    async def get(self, name: str) -> Evaluation:
-        return (await self.service.family.read(name)).message
-
-    async def cancel(self, name: str, etag: str = "") -> Evaluation:
-        return await self.service.family.cancel(name, etag, State.STATE_CANCELLING)
-
-    async def predictions(self, name: str, first_row: int, limit: int, limit_bytes: int) -> list[Prediction]:
-        evaluation = await self.service.family.read(name)
-        return await self.service.predictions(evaluation, first_row, limit, limit_bytes)
-
-    async def claim(self) -> tuple[Task, task_pb2.Task]:
-        claimed = await self.queue.claim("w@1", [TaskKind.EVALUATE], 0.0)
-        assert claimed is not None
-        return claimed
-
-    async def changes(self, name: str = "e") -> list[StateChange]:
-        async with self.database.reading() as connection:
-            stored = await self.service.family.get(connection, f"{PARENT}/evaluations/{name}")
-            events = await self.log.read(connection, stored.uid, 1, 100)
-        return [event.state_change for event in events if event.HasField("state_change")]
-
-    async def states(self, name: str = "e") -> list[str]:
-        return [change.state for change in await self.changes(name)]
 
 
 async def test_an_evaluation_from_before_askings_were_kept_is_asked_as_its_base(bench: Bench) -> None:
@@ -120,21 +60,6 @@ async def test_the_way_each_arm_is_asked_is_pinned_at_creation(bench: Bench) -> 
         assert (arm.asking.chat_template, arm.asking.template_date) == ("t", "2026-01-01")
         assert (list(arm.asking.prefix.token_ids), list(arm.asking.stop_token_ids)) == ([], [5])
         assert arm.asking.HasField("prefix")
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'evaluation.db'}"
-    upgrade(url, (schema.MIGRATIONS, MIGRATIONS))
-    database = Database(url)
-    log, peers, blobs = EventLog(database), MemoryPeers(), MemoryBlobStore()
-    queue = Queue(database, log, WorkMetrics(CollectorRegistry(), (TaskKind.EVALUATE,)), QueueSettings())
-    keeper = MemoryKeeper()
-    elsewhere = Elsewhere(database, {"versions": keeper, "models": keeper})
-    service = EvaluationService(database, log, queue, peers, blobs, elsewhere)
-    queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
-    yield Bench(service, queue, blobs, log, database, peers, keeper, elsewhere)
-    await database.close()
 
 
 async def test_create_pins_what_it_builds_on(bench: Bench) -> None:
@@ -216,7 +141,10 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_
     write_predictions(path, (row.SerializeToString() for row in rows))
     blob = await bench.blobs.put_bytes(path.read_bytes())
     outcome = task_pb2.EvaluateResult(
-        arm_results=[evaluation_pb2.ArmResult(arm_id="zero", num_cut=1)],
+        arm_results=[
+            evaluation_pb2.ArmResult(arm_id="zero", num_cut=1),
+            evaluation_pb2.ArmResult(arm_id="tuned"),
+        ],
         comparisons=[
             evaluation_pb2.Comparison(
                 candidate_arm_id="tuned",
@@ -368,7 +296,10 @@ async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench) -> None:
     task, _ = await bench.claim()
     await bench.cancel(made.name)
     blob = await bench.blobs.put_bytes(bytes(8))
-    outcome = task_pb2.EvaluateResult(predictions=task_pb2.BlobFile(sha256=blob.digest))
+    outcome = task_pb2.EvaluateResult(
+        arm_results=[evaluation_pb2.ArmResult(arm_id=arm.arm_id) for arm in made.arms],
+        predictions=task_pb2.BlobFile(sha256=blob.digest),
+    )
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome)))
     assert (await bench.get(made.name)).state == State.STATE_SUCCEEDED
 
@@ -398,3 +329,20 @@ async def test_create_below_the_floor_of_the_disk_is_refused(bench: Bench, tmp_p
     with pytest.raises(ResourceExhausted, match="must stay free") as caught:
         await bench.create()
     assert caught.value.reason == Reason.DISK_FULL
+
+
+async def test_what_it_builds_on_is_held_until_it_ends(bench: Bench) -> None:
+    made = await bench.create()
+    await bench.elsewhere.sweep()
+    assert bench.keeper.holders() == sorted((name, made.name) for name in (VERSION, BASE, TUNED))
+    await bench.cancel(made.name)
+    await bench.elsewhere.sweep()
+    assert bench.keeper.holders() == []
+
+
+async def test_an_evaluation_that_cannot_be_stored_holds_nothing(bench: Bench) -> None:
+    made = await bench.create()
+    with pytest.raises(AlreadyExists):
+        await bench.create()
+    assert {holder for _, holder in bench.keeper.holders()} == {made.name}
+    assert len(bench.keeper.holders()) == 3

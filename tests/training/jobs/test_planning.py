@@ -101,7 +101,7 @@ def test_make_plan_refuses_more_epochs_than_it_can_count(monkeypatch: pytest.Mon
     train = rows(*range(3, 12))
     many = Hyperparameters(num_epochs=4, batch_tokens=20, micro_batch_tokens=12)
     with pytest.raises(
-        InvalidArgument, match="num_epochs must be at most 3 for 9 training rows, got 4"
+        InvalidArgument, match="num_epochs: must be at most 3 for 9 training rows, got 4"
     ) as caught:
         plan_of(job_of(many), RENDERING, train)
     assert [one.field for one in caught.value.violations] == ["fine_tuning_job.hyperparameters.num_epochs"]

@@ -58,7 +58,7 @@ def test_resolved_keeps_a_batch_of_rows_and_no_clipping() -> None:
 def test_check_refuses_a_rank_out_of_range(rank: int) -> None:
     with pytest.raises(InvalidArgument) as caught:
         check_job(job(lora=LoraConfig(rank=rank)))
-    assert caught.value.message == f"lora.rank must be in 1..512, got {rank}"
+    assert caught.value.message == f"fine_tuning_job.lora.rank: must be in 1..512, got {rank}"
     assert [violation.field for violation in caught.value.violations] == ["fine_tuning_job.lora.rank"]
     assert caught.value.reason == "INVALID_FIELD"
 
@@ -66,27 +66,21 @@ def test_check_refuses_a_rank_out_of_range(rank: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"learning_rate": 0.0}, "hyperparameters.learning_rate must be above 0 and at most 1000, got 0.0"),
-        (
-            {"learning_rate": math.nan},
-            "hyperparameters.learning_rate must be above 0 and at most 1000, got nan",
-        ),
-        (
-            {"learning_rate": math.inf},
-            "hyperparameters.learning_rate must be above 0 and at most 1000, got inf",
-        ),
-        ({"num_epochs": -1}, "hyperparameters.num_epochs must be in 1..10000, got -1"),
-        ({"batch_tokens": 0}, "hyperparameters.batch_tokens must be in 1..16777216, got 0"),
-        ({"batch_rows": 0}, "hyperparameters.batch_rows must be in 1..65536, got 0"),
-        ({"weight_decay": -0.1}, "hyperparameters.weight_decay must be in 0..1000, got -0.1"),
-        ({"max_grad_norm": -1.0}, "hyperparameters.max_grad_norm must be in 0..1e+09, got -1.0"),
-        ({"warmup_steps": -3}, "hyperparameters.warmup_steps must be in 0..10000000, got -3"),
+        ({"learning_rate": 0.0}, "learning_rate: must be above 0 and at most 1000, got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate: must be above 0 and at most 1000, got nan"),
+        ({"learning_rate": math.inf}, "learning_rate: must be above 0 and at most 1000, got inf"),
+        ({"num_epochs": -1}, "num_epochs: must be in 1..10000, got -1"),
+        ({"batch_tokens": 0}, "batch_tokens: must be in 1..16777216, got 0"),
+        ({"batch_rows": 0}, "batch_rows: must be in 1..65536, got 0"),
+        ({"weight_decay": -0.1}, "weight_decay: must be in 0..1000, got -0.1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm: must be in 0..1e+09, got -1.0"),
+        ({"warmup_steps": -3}, "warmup_steps: must be in 0..10000000, got -3"),
     ],
 )
 def test_check_says_what_a_hyperparameter_must_be(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         check_job(job(hyperparameters=Hyperparameters(**asked)))
-    assert caught.value.message == message
+    assert caught.value.message == f"fine_tuning_job.hyperparameters.{message}"
 
 
 def test_check_names_all_wrong_fields_at_once() -> None:
@@ -103,12 +97,12 @@ def test_check_names_all_wrong_fields_at_once() -> None:
         check_job(wrong)
     assert [violation.field.removeprefix("fine_tuning_job.") for violation in caught.value.violations] == [
         "display_name",
-        "labels",
         "tuned_model_id",
-        "lora.target_modules",
+        "lora.target_modules[0]",
         "lora.rank",
         "hyperparameters.max_steps",
         "hyperparameters.learning_rate",
         "checkpoint_interval_steps",
         "validation_interval_steps",
+        "labels",
     ]

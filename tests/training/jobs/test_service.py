@@ -83,7 +83,8 @@ async def test_create_queues_a_job_with_resolved_settings(bench: Any) -> None:
             {"base_model": "", "rendering": ""},
             InvalidArgument,
             Reason.FIELD_REQUIRED,
-            "base_model must name a base model of projects/default, got none; rendering must name a rendering",
+            "fine_tuning_job.base_model: must name a base model, got nothing; "
+            "fine_tuning_job.rendering: must name a rendering, got nothing",
         ),
     ],
 )

@@ -4,21 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from luthier.data.shards import check_contiguous
-from luthier.errors import FieldViolation, InvalidArgument, Reason
-from luthier.runtime.labels import display_name_violations, label_violations
+from luthier.data.result_limits import ERRORS, MAX_SHARDS, SHARDS
+from luthier.data.shards import check_contiguous, num_rows
+from luthier.errors import FieldViolation, InvalidArgument
+from luthier.runtime.field_limits import (
+    ANY,
+    DIGEST,
+    REQUIRED,
+    SHARE,
+    LimitTable,
+    count,
+    demanded,
+    limit_violations,
+    named,
+    refuse,
+    required,
+)
+from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.v1.dataset_pb2 import (
     INVALID_RECORD_POLICY_STRICT,
     Dataset,
     DatasetSource,
     DatasetVersion,
+    Split,
     SplitSettings,
 )
 from luthier.worker.v1.task_pb2 import BuildVersionResult
 
 MAX_SOURCES = 1000
-MAX_ERRORS = 1000
-"""Bad records of a version that are kept; all are counted."""
+
+DATASET_LIMITS: LimitTable = {"display_name": DISPLAY_NAME}
+VERSION_LIMITS: LimitTable = {
+    "sources": count(MAX_SOURCES, "sources", least=1),
+    "sources[].upload": required("must name an upload"),
+    "split_settings.validation_fraction": SHARE,
+    "split_settings.test_fraction": SHARE,
+}
+RESULT_LIMITS: LimitTable = {
+    **SHARDS,
+    "shards": count(MAX_SHARDS, "shards", least=1),
+    "statistics": REQUIRED,
+    "statistics.splits": count(len(Split.keys()) - 1, "splits"),
+    "statistics.splits[].split": named(Split.DESCRIPTOR),
+    "statistics.splits[].num_records": ANY,
+    "statistics.splits[].num_characters": ANY,
+    "statistics.splits[].num_messages": ANY,
+    "statistics.num_records": ANY,
+    "statistics.num_records_read": ANY,
+    "statistics.num_duplicates": ANY,
+    "statistics.num_invalid": ANY,
+    "digest": demanded(DIGEST),
+    **ERRORS,
+    # No format is that of a source of which no line could be read.
+    "formats": count(MAX_SOURCES, "formats"),
+}
+"""What a worker may say of a version that it built, or could not build."""
 
 State = DatasetVersion.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
@@ -44,9 +84,9 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
 
 def check_dataset(dataset: Dataset) -> None:
     """Raise InvalidArgument that names every field of a new dataset that is not valid."""
-    _refuse(
+    refuse(
         [
-            *display_name_violations(dataset.display_name, "dataset.display_name"),
+            *limit_violations(dataset, DATASET_LIMITS, "dataset"),
             *label_violations(dataset.labels, "dataset.labels"),
         ]
     )
@@ -54,10 +94,11 @@ def check_dataset(dataset: Dataset) -> None:
 
 def check_version(version: DatasetVersion) -> None:
     """Raise InvalidArgument that names every field of a new version that is not valid by itself."""
-    _refuse(
+    refuse(
         [
-            *_source_violations(version.sources),
-            *_settings_violations(version.split_settings),
+            *limit_violations(version, VERSION_LIMITS, "dataset_version"),
+            *_repeated_uploads(version.sources),
+            *_shares_violations(version.split_settings),
             *label_violations(version.labels, "dataset_version.labels"),
         ]
     )
@@ -86,6 +127,12 @@ def with_findings(version: DatasetVersion, result: BuildVersionResult) -> Datase
 def built(version: DatasetVersion, result: BuildVersionResult) -> DatasetVersion:
     """Return a version with its content. Raises InvalidArgument for a result that contradicts itself."""
     check_contiguous(result.shards)
+    rows = num_rows(result.shards)
+    if rows != result.statistics.num_records:
+        description = f"must be {rows}, as many as the shards hold, got {result.statistics.num_records}"
+        raise InvalidArgument.of_fields(
+            FieldViolation(field="statistics.num_records", description=description)
+        )
     if len(result.formats) != len(version.sources):
         description = (
             f"must name {len(version.sources)} formats, one for each source, got {len(result.formats)}"
@@ -96,45 +143,21 @@ def built(version: DatasetVersion, result: BuildVersionResult) -> DatasetVersion
     return filled
 
 
-def _refuse(violations: Sequence[FieldViolation]) -> None:
-    if violations:
-        raise InvalidArgument.of_fields(*violations)
-
-
-def _source_violations(sources: Sequence[DatasetSource]) -> Iterator[FieldViolation]:
-    path = "dataset_version.sources"
-    if not sources:
-        description = "must name at least one upload, got none"
-        yield FieldViolation(field=path, description=description, reason=Reason.FIELD_REQUIRED)
-    if len(sources) > MAX_SOURCES:
-        yield FieldViolation(field=path, description=f"must be at most {MAX_SOURCES}, got {len(sources)}")
+def _repeated_uploads(sources: Sequence[DatasetSource]) -> Iterator[FieldViolation]:
     first_use: dict[str, int] = {}
     for index, source in enumerate(sources):
-        if not source.upload:
-            description = "must name an upload, got nothing"
-            yield FieldViolation(
-                field=f"{path}[{index}].upload", description=description, reason=Reason.FIELD_REQUIRED
-            )
-        elif first_use.setdefault(source.upload, index) != index:
-            description = (
-                f"must be named once, got {source.upload} also as sources[{first_use[source.upload]}]"
-            )
-            yield FieldViolation(field=f"{path}[{index}].upload", description=description)
+        first = first_use.setdefault(source.upload, index)
+        if source.upload and first != index:
+            description = f"must be named once, got {source.upload} also as sources[{first}]"
+            yield FieldViolation(field=f"dataset_version.sources[{index}].upload", description=description)
 
 
-def _settings_violations(settings: SplitSettings) -> Iterator[FieldViolation]:
-    path = "dataset_version.split_settings"
-    shares = {
-        "validation_fraction": settings.validation_fraction,
-        "test_fraction": settings.test_fraction,
-    }
-    # Written so that NaN is refused as well.
-    wrong = {name: share for name, share in shares.items() if not 0.0 <= share < 1.0}
-    for name, share in wrong.items():
-        yield FieldViolation(field=f"{path}.{name}", description=f"must be in [0, 1), got {share:g}")
-    if not wrong and sum(shares.values()) >= 1.0:
+def _shares_violations(settings: SplitSettings) -> Iterator[FieldViolation]:
+    shares = (settings.validation_fraction, settings.test_fraction)
+    # Where one alone is beyond its limit, that one is named.
+    if all(map(SHARE.allows, shares)) and sum(shares) >= 1.0:
         description = (
             "validation_fraction and test_fraction together must be below 1, "
             f"got {settings.validation_fraction:g} + {settings.test_fraction:g}"
         )
-        yield FieldViolation(field=path, description=description)
+        yield FieldViolation(field="dataset_version.split_settings", description=description)

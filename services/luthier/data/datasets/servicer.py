@@ -10,7 +10,7 @@ import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.data.datasets.records import stored_record
-from luthier.data.datasets.rules import State
+from luthier.data.datasets.rules import RESULT_LIMITS, State
 from luthier.data.datasets.service import DatasetService
 from luthier.data.names import DATASET, VERSION
 from luthier.data.shard_files import ID_COLUMNS, RECORD_COLUMNS, ShardReader, in_split
@@ -171,6 +171,8 @@ class DatasetsServicer:
 
 class BuildVersionHandler(FamilyTasks[DatasetVersion, DatasetVersionPrivate]):
     """Follows BUILD_VERSION tasks."""
+
+    result_limits = RESULT_LIMITS
 
     def __init__(self, datasets: DatasetService) -> None:
         states = TaskStates(

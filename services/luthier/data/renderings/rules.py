@@ -2,23 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 
+from luthier.data.result_limits import ERRORS, SHARDS
 from luthier.data.shards import check_contiguous
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
+from luthier.runtime.field_limits import (
+    ANY,
+    DIGEST,
+    REQUIRED,
+    Limit,
+    LimitTable,
+    characters,
+    count,
+    demanded,
+    limit_violations,
+    named,
+    refuse,
+    required,
+    under,
+)
 from luthier.runtime.labels import label_violations
+from luthier.runtime.result_limits import FILE, TEXT, TOKEN_IDS, WARNINGS
+from luthier.v1.dataset_pb2 import Split
 from luthier.v1.model_pb2 import Model
-from luthier.v1.rendering_pb2 import LENGTH_POLICY_DROP, TEMPLATE_ERROR_POLICY_STRICT, Rendering
+from luthier.v1.rendering_pb2 import (
+    LENGTH_POLICY_DROP,
+    TEMPLATE_ERROR_POLICY_STRICT,
+    Rendering,
+    RenderingFinding,
+)
 from luthier.worker.v1.task_pb2 import RenderResult
 
 MAX_TEMPLATE_CHARACTERS = 1 << 18
 MAX_UNSUPERVISED = 1000
 """Records without a supervised token that are kept; all are counted."""
-MAX_ERRORS = 1000
-"""Records that cannot be rendered that are kept; all are counted."""
 MAX_FINDING_RECORDS = 100
 """Records of a finding that are kept; all are counted."""
+
+LIMITS: LimitTable = {
+    "dataset_version": required("must be a resource name"),
+    "model": required("must be a resource name"),
+    "max_tokens": Limit(
+        rule="must be 0 (the model's context length) or more", allows=lambda value: value >= 0
+    ),
+    "chat_template": characters(MAX_TEMPLATE_CHARACTERS),
+}
+RESULT_LIMITS: LimitTable = {
+    **SHARDS,
+    "split_statistics": count(len(Split.keys()) - 1, "splits"),
+    "split_statistics[].split": named(Split.DESCRIPTOR),
+    "split_statistics[].tokens": ANY,
+    "split_statistics[].supervised_tokens": ANY,
+    "split_statistics[].num_dropped": ANY,
+    "split_statistics[].num_truncated": ANY,
+    "split_statistics[].num_unsupervised": ANY,
+    "split_statistics[].num_records": ANY,
+    "split_statistics[].num_refused": ANY,
+    "split_statistics[].num_without_row": ANY,
+    "unsupervised_records": count(MAX_UNSUPERVISED, "records"),
+    "unsupervised_records[].record_id": demanded(DIGEST),
+    "unsupervised_records[].filename": (REQUIRED, TEXT),
+    "unsupervised_records[].line": ANY,
+    "unsupervised_records[].message": TEXT,
+    **WARNINGS,
+    "digest": demanded(DIGEST),
+    "tokenizer": REQUIRED,
+    **under("tokenizer", FILE),
+    **ERRORS,
+    "num_errors": ANY,
+    "findings": count(len(RenderingFinding.Kind.keys()) - 1, "findings"),
+    "findings[].kind": named(RenderingFinding.Kind.DESCRIPTOR),
+    "findings[].num_records": ANY,
+    "findings[].records": count(MAX_FINDING_RECORDS, "records"),
+    "findings[].records[].filename": (REQUIRED, TEXT),
+    "findings[].records[].line": ANY,
+    "findings[].records[].message": TEXT,
+    # A model's own template may be longer than one that is given, and the date is written into it.
+    "effective_chat_template": characters(1 << 21),
+    "prefix_token_ids": TOKEN_IDS,
+    "stop_token_ids": TOKEN_IDS,
+}
+"""What a worker may say of a rendering that it made, or could not make."""
 
 State = Rendering.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
@@ -44,12 +110,12 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
 
 def check_rendering(rendering: Rendering) -> None:
     """Raise InvalidArgument that names every field of a new rendering that is not valid by itself."""
-    violations = [
-        *_violations(rendering),
-        *label_violations(rendering.labels, "rendering.labels"),
-    ]
-    if violations:
-        raise InvalidArgument.of_fields(*violations)
+    refuse(
+        [
+            *limit_violations(rendering, LIMITS, "rendering"),
+            *label_violations(rendering.labels, "rendering.labels"),
+        ]
+    )
 
 
 def resolved(rendering: Rendering, model: Model, today: date) -> Rendering:
@@ -85,22 +151,6 @@ def rendered(rendering: Rendering, result: RenderResult) -> Rendering:
     filled.prefix_token_ids.extend(result.prefix_token_ids)
     filled.stop_token_ids.extend(result.stop_token_ids)
     return filled
-
-
-def _violations(wanted: Rendering) -> Iterator[FieldViolation]:
-    for field, value in (("dataset_version", wanted.dataset_version), ("model", wanted.model)):
-        if not value:
-            yield FieldViolation(
-                field=f"rendering.{field}",
-                description="must be a resource name, got nothing",
-                reason=Reason.FIELD_REQUIRED,
-            )
-    if wanted.max_tokens < 0:
-        description = f"must be 0 (the model's context length) or more, got {wanted.max_tokens}"
-        yield FieldViolation(field="rendering.max_tokens", description=description)
-    if len(wanted.chat_template) > MAX_TEMPLATE_CHARACTERS:
-        description = f"must be at most {MAX_TEMPLATE_CHARACTERS} characters, got {len(wanted.chat_template)}"
-        yield FieldViolation(field="rendering.chat_template", description=description)
 
 
 def _require_renderable(model: Model) -> None:

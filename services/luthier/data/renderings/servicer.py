@@ -10,7 +10,7 @@ import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.data.names import RENDERING
-from luthier.data.renderings.rules import State
+from luthier.data.renderings.rules import RESULT_LIMITS, State
 from luthier.data.renderings.service import RenderingService
 from luthier.data.renderings.token_texts import TokenTexts
 from luthier.data.shard_files import LENGTH_COLUMNS, ROW_COLUMNS, ShardReader, in_split
@@ -168,6 +168,8 @@ def _rendered_row(row: Mapping[str, Any], texts: Sequence[str]) -> rendering_pb2
 
 class RenderHandler(FamilyTasks[Rendering, RenderingPrivate]):
     """Follows RENDER tasks."""
+
+    result_limits = RESULT_LIMITS
 
     def __init__(self, renderings: RenderingService) -> None:
         states = TaskStates(

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.runtime.field_limits import (
+    DIGEST,
+    Limit,
+    LimitTable,
+    limit_violations,
+    num_bytes,
+    refuse,
+    required,
+    whole,
+)
 from luthier.v1.data_service_pb2 import WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
 
 MAX_CHUNK_BYTES = 1 << 20
 MAX_FILENAME_BYTES = 255
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PLAIN_NAME = Limit(
+    rule="must be a name without folders and control characters",
+    allows=lambda name: name not in (".", "..") and name.isprintable() and not set("/\\") & set(name),
+)
+UPLOAD_LIMITS: LimitTable = {
+    "filename": (required("must be the name of the file"), num_bytes(MAX_FILENAME_BYTES), _PLAIN_NAME),
+    "sha256": DIGEST,
+}
+CHUNK_LIMITS: LimitTable = {"data": num_bytes(MAX_CHUNK_BYTES)}
 
 State = Upload.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
@@ -24,37 +41,7 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
 
 def check_upload(upload: Upload, max_bytes: int) -> None:
     """Raise InvalidArgument naming every field of a new upload that is not valid."""
-    violations = [
-        *_filename_violations(upload.filename),
-        *_size_violations(upload.size_bytes, max_bytes),
-    ]
-    if upload.sha256 and not _SHA256.fullmatch(upload.sha256):
-        description = f"must be 64 lowercase hex digits, got {upload.sha256!r}"
-        violations.append(FieldViolation(field="upload.sha256", description=description))
-    if violations:
-        raise InvalidArgument.of_fields(*violations)
-
-
-def _filename_violations(filename: str) -> Iterator[FieldViolation]:
-    path = "upload.filename"
-    if not filename:
-        description = "must be the name of the file, got nothing"
-        yield FieldViolation(field=path, description=description, reason=Reason.FIELD_REQUIRED)
-    elif len(filename.encode()) > MAX_FILENAME_BYTES:
-        description = f"must be at most {MAX_FILENAME_BYTES} bytes, got {len(filename.encode())}"
-        yield FieldViolation(field=path, description=description)
-    elif filename in (".", "..") or any(
-        character in "/\\" or not character.isprintable() for character in filename
-    ):
-        description = f"must be a name without folders and control characters, got {filename!r}"
-        yield FieldViolation(field=path, description=description)
-
-
-def _size_violations(size_bytes: int, max_bytes: int) -> Iterator[FieldViolation]:
-    if not 0 <= size_bytes <= max_bytes:
-        yield FieldViolation(
-            field="upload.size_bytes", description=f"must be in 0..{max_bytes}, got {size_bytes}"
-        )
+    refuse(limit_violations(upload, {**UPLOAD_LIMITS, "size_bytes": whole(0, max_bytes)}, "upload"))
 
 
 def check_chunk(upload: Upload, chunk: WriteUploadRequest, persisted_size_bytes: int, max_bytes: int) -> None:
@@ -64,9 +51,7 @@ def check_chunk(upload: Upload, chunk: WriteUploadRequest, persisted_size_bytes:
     bytes end. INVALID_FIELD: it is over `MAX_CHUNK_BYTES`, or goes beyond the size announced or allowed.
     UPLOAD_INCOMPLETE: it finishes the upload before the announced size.
     """
-    if len(chunk.data) > MAX_CHUNK_BYTES:
-        description = f"must be at most {MAX_CHUNK_BYTES} bytes, got {len(chunk.data)}"
-        raise InvalidArgument.of_fields(FieldViolation(field="data", description=description))
+    refuse(limit_violations(chunk, CHUNK_LIMITS))
     _check_crc32(chunk)
     if chunk.offset != persisted_size_bytes:
         raise InvalidArgument.of_fields(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from luthier.data.datasets.rules import MAX_ERRORS
+from luthier.data.result_limits import MAX_ERRORS
 from luthier.data.splits import SPLITS, assign_split, split_name
 from luthier.data.worker.duplicates import SeenRecords
 from luthier.data.worker.parquet import RECORD_SCHEMA, ShardWriter, WrittenShard

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data.renderings.rules import MAX_ERRORS
+from luthier.data.result_limits import MAX_ERRORS
 from luthier.data.worker.record_rendering import Refused
 from luthier.errors import Failure, InvalidArgument, Reason
 from luthier.v1.dataset_pb2 import RecordError

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
-from luthier.evaluation.limits import NOT_NEGATIVE, limit_violations, within
 from luthier.evaluation.metrics.scores import find_score, is_right
 from luthier.evaluation.names import MODEL, VERSION
-from luthier.runtime.labels import display_name_violations, label_violations
-from luthier.runtime.names import check_id, same_project
+from luthier.runtime.field_limits import (
+    ANY,
+    DIGEST,
+    REQUIRED,
+    Limit,
+    LimitTable,
+    count,
+    demanded,
+    limit_violations,
+    matching,
+    named,
+    num_bytes,
+    refuse,
+    under,
+    whole,
+)
+from luthier.runtime.labels import DISPLAY_NAME, label_violations
+from luthier.runtime.names import ID_LIMIT, same_project
+from luthier.runtime.result_limits import FILE, TEXT, UNSAID, WARNINGS
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
 from luthier.v1.evaluation_pb2 import (
@@ -19,12 +36,15 @@ from luthier.v1.evaluation_pb2 import (
     CORRECTNESS_UNSPECIFIED,
     CORRECTNESS_WRONG,
     EVALUATION_METRIC_EXACT_MATCH,
-    EVALUATION_METRIC_UNSPECIFIED,
     ArmTemplate,
     Evaluation,
     EvaluationArm,
     EvaluationMetric,
     Prediction,
+    ScoreDirection,
+    ScoreKind,
+    TemplateSource,
+    Verdict,
 )
 from luthier.v1.model_pb2 import Model
 from luthier.worker.v1.task_pb2 import ArmModel, BlobFile, EvaluateResult, EvaluateSpec, ModelReference
@@ -33,11 +53,59 @@ MAX_ARMS = 16
 MAX_SHOTS = 64
 MAX_NEW_TOKENS = 8192
 DEFAULT_NEW_TOKENS = 256
-LIMITS = {
-    "arms[].num_shots": within(0, MAX_SHOTS),
-    "max_records": NOT_NEGATIVE,
-    "max_new_tokens": within(1, MAX_NEW_TOKENS),
+MAX_SCORES = 256
+"""Of an arm. A worker gives a hundred fields scores of their own."""
+MAX_COMPARISONS = 10_000
+MAX_RECORDS = (1 << 31) - 1
+_DATE = matching(re.compile(r"\d{4}-\d{2}-\d{2}"), "a date, YYYY-MM-DD")
+LIMITS: LimitTable = {
+    "arms": count(MAX_ARMS, "arms", least=1),
+    "arms[].arm_id": demanded(ID_LIMIT),
+    "arms[].num_shots": whole(0, MAX_SHOTS),
+    "arms[].chat_template": num_bytes(MAX_TEMPLATES_BYTES),
+    "max_records": Limit(rule="must not be negative", allows=lambda value: value >= 0),
+    "max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
+    "metrics[]": named(EvaluationMetric.DESCRIPTOR),
+    "display_name": DISPLAY_NAME,
 }
+"""Of an evaluation with every default filled in."""
+_OF_A_SCORE: LimitTable = {
+    "score": (REQUIRED, TEXT),
+    "lower": ANY,
+    "upper": ANY,
+    "count": ANY,
+    "kind": named(ScoreKind.DESCRIPTOR),
+    "direction": named(ScoreDirection.DESCRIPTOR),
+    "whole_answer": UNSAID,
+}
+RESULT_LIMITS: LimitTable = {
+    "arm_results": count(MAX_ARMS, "arms", least=1),
+    "arm_results[].arm_id": demanded(ID_LIMIT),
+    "arm_results[].scores": count(MAX_SCORES, "scores"),
+    **under("arm_results[].scores[]", _OF_A_SCORE),
+    "arm_results[].scores[].value": ANY,
+    "arm_results[].scores[].text_form": ANY,
+    "arm_results[].num_generated_tokens": ANY,
+    "arm_results[].num_prompt_tokens": ANY,
+    "arm_results[].duration_seconds": ANY,
+    "arm_results[].num_cut": ANY,
+    "arm_results[].template_source": named(TemplateSource.DESCRIPTOR),
+    "arm_results[].template_digest": DIGEST,
+    "arm_results[].template_date": demanded(_DATE),
+    "arm_results[].num_errors": ANY,
+    "comparisons": count(MAX_COMPARISONS, "comparisons"),
+    "comparisons[].candidate_arm_id": demanded(ID_LIMIT),
+    "comparisons[].baseline_arm_id": demanded(ID_LIMIT),
+    **under("comparisons[]", _OF_A_SCORE),
+    "comparisons[].difference": ANY,
+    "comparisons[].p_value": Limit(rule="must be in 0..1", allows=lambda value: 0 <= value <= 1),
+    "comparisons[].verdict": named(Verdict.DESCRIPTOR),
+    "num_records": demanded(whole(1, MAX_RECORDS)),
+    "predictions": REQUIRED,
+    **under("predictions", FILE),
+    **WARNINGS,
+}
+"""What a worker may say of an evaluation that it ran, or could not run to its end."""
 
 State = Evaluation.State
 # A lost attempt goes back to QUEUED; work that ended before it heard of a cancel has ended all the same.
@@ -76,15 +144,14 @@ def resolved(evaluation: Evaluation) -> Evaluation:
 
 def check(evaluation: Evaluation) -> None:
     """Raise InvalidArgument that names every field of a resolved evaluation that can never be right."""
-    violations = [
-        *_arms_violations(evaluation.arms),
-        *limit_violations(evaluation, LIMITS, "evaluation."),
-        *_metric_violations(evaluation.metrics),
-        *label_violations(evaluation.labels, "evaluation.labels"),
-        *display_name_violations(evaluation.display_name, "evaluation.display_name"),
-    ]
-    if violations:
-        raise InvalidArgument.of_fields(*violations)
+    refuse(
+        [
+            *limit_violations(evaluation, LIMITS, "evaluation"),
+            *_arms_violations(evaluation.arms),
+            *_metric_violations(evaluation.metrics),
+            *label_violations(evaluation.labels, "evaluation.labels"),
+        ]
+    )
 
 
 def check_references(parent: str, evaluation: Evaluation) -> None:
@@ -96,7 +163,6 @@ def check_references(parent: str, evaluation: Evaluation) -> None:
         path = f"evaluation.arms[{index}]"
         MODEL.parse(arm.model, field=f"{path}.model")
         same_project(parent, arm.model, f"{path}.model")
-        check_id(arm.arm_id, field=f"{path}.arm_id")
 
 
 def require_records(evaluation: Evaluation, version: DatasetVersion) -> None:
@@ -153,7 +219,11 @@ def spec(evaluation: Evaluation, private: EvaluationPrivate, answers: Sequence[B
 
 
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
-    """Return an evaluation with its outcome; its results say which scores judge a whole answer."""
+    """Return an evaluation with its outcome; its results say which scores judge a whole answer.
+
+    Raises InvalidArgument for results of other arms than it has.
+    """
+    _require_its_arms(evaluation, result)
     filled = _copy(evaluation)
     filled.arm_results.extend(result.arm_results)
     filled.comparisons.extend(result.comparisons)
@@ -176,6 +246,19 @@ def judged(prediction: Prediction) -> Prediction:
     return filled
 
 
+def _require_its_arms(evaluation: Evaluation, result: EvaluateResult) -> None:
+    wanted, found = ([arm.arm_id for arm in arms] for arms in (evaluation.arms, result.arm_results))
+    if found != wanted:
+        description = f"must be of the arms {', '.join(wanted)}, got {', '.join(found) or 'none'}"
+        raise InvalidArgument.of_fields(FieldViolation(field="arm_results", description=description))
+    for index, one in enumerate(result.comparisons):
+        if foreign := {one.candidate_arm_id, one.baseline_arm_id} - set(wanted):
+            description = f"must be of the arms {', '.join(wanted)}, got {', '.join(sorted(foreign))}"
+            raise InvalidArgument.of_fields(
+                FieldViolation(field=f"comparisons[{index}]", description=description)
+            )
+
+
 def _copy(evaluation: Evaluation) -> Evaluation:
     copy = Evaluation()
     copy.CopyFrom(evaluation)
@@ -193,17 +276,11 @@ def _split(split: Split.ValueType) -> str:
 
 def _arms_violations(arms: Sequence[EvaluationArm]) -> Iterator[FieldViolation]:
     path = "evaluation.arms"
-    if not 1 <= len(arms) <= MAX_ARMS:
-        yield FieldViolation(field=path, description=f"must hold 1 to {MAX_ARMS} arms, got {len(arms)}")
-    for arm_id, count in Counter(arm.arm_id for arm in arms).items():
-        if count > 1:
-            description = f"arm_id must be unique, got {arm_id!r} {count} times"
+    for arm_id, times in Counter(arm.arm_id for arm in arms).items():
+        if times > 1:
+            description = f"arm_id must be unique, got {arm_id!r} {times} times"
             yield FieldViolation(field=path, description=description)
     for index, arm in enumerate(arms):
-        size_bytes = len(arm.chat_template.encode())
-        if size_bytes > MAX_TEMPLATES_BYTES:
-            description = f"must have at most {MAX_TEMPLATES_BYTES} bytes, got {size_bytes}"
-            yield FieldViolation(field=f"{path}[{index}].chat_template", description=description)
         if arm.chat_template and arm.template:
             template = ArmTemplate.Name(arm.template).removeprefix("ARM_TEMPLATE_")
             description = f"must be unset beside chat_template, got {template}"
@@ -211,9 +288,5 @@ def _arms_violations(arms: Sequence[EvaluationArm]) -> Iterator[FieldViolation]:
 
 
 def _metric_violations(metrics: Sequence[EvaluationMetric.ValueType]) -> Iterator[FieldViolation]:
-    if EVALUATION_METRIC_UNSPECIFIED in metrics:
-        known = ", ".join(name.removeprefix("EVALUATION_METRIC_") for name in EvaluationMetric.keys()[1:])
-        description = f"must be one of {known}, got number {EVALUATION_METRIC_UNSPECIFIED}"
-        yield FieldViolation(field="evaluation.metrics", description=description)
     if len(set(metrics)) != len(metrics):
         yield FieldViolation(field="evaluation.metrics", description="must not name a metric twice")

@@ -9,7 +9,7 @@ import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
-from luthier.evaluation.evaluations.rules import State
+from luthier.evaluation.evaluations.rules import RESULT_LIMITS, State
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.names import EVALUATION
 from luthier.runtime.names import require_project
@@ -105,6 +105,8 @@ class EvaluationsServicer:
 
 class EvaluateHandler(FamilyTasks[Evaluation, EvaluationPrivate]):
     """Follows EVALUATE tasks."""
+
+    result_limits = RESULT_LIMITS
 
     def __init__(self, evaluations: EvaluationService) -> None:
         states = TaskStates(

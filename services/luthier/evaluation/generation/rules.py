@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from luthier.errors import FieldViolation, InvalidArgument, Reason
-from luthier.evaluation.limits import Limit, limit_violations, within
+from luthier.errors import FieldViolation, Reason
+from luthier.runtime.field_limits import (
+    Limit,
+    LimitTable,
+    demanded,
+    limit_violations,
+    not_negative,
+    refuse,
+    whole,
+)
 from luthier.v1.evaluation_pb2 import FINISH_REASON_UNSPECIFIED
 from luthier.v1.evaluation_service_pb2 import GenerateTextRequest
 from luthier.worker.v1.worker_service_pb2 import PushGenerationRequest
 
 MAX_NEW_TOKENS = 8192
 DEFAULT_NEW_TOKENS = 256
-LIMITS = {
-    "max_new_tokens": within(1, MAX_NEW_TOKENS),
-    "temperature": within(0, 10),
-    "top_p": Limit(allows=lambda value: 0 < value <= 1, rule="must be in (0, 1]"),
+LIMITS: LimitTable = {
+    "max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
+    "temperature": not_negative(10),
+    "top_p": demanded(Limit(rule="must be in (0, 1]", allows=lambda value: 0 < value <= 1)),
 }
+"""Of a request with every default filled in."""
 
 
 def is_last(piece: PushGenerationRequest) -> bool:
@@ -35,9 +44,7 @@ def resolved(request: GenerateTextRequest) -> GenerateTextRequest:
 
 def check(request: GenerateTextRequest) -> None:
     """Raise InvalidArgument that names every field of a resolved request that can never be right."""
-    violations = [*_input_violations(request), *limit_violations(request, LIMITS)]
-    if violations:
-        raise InvalidArgument.of_fields(*violations)
+    refuse([*_input_violations(request), *limit_violations(request, LIMITS)])
 
 
 def _input_violations(request: GenerateTextRequest) -> Iterator[FieldViolation]:

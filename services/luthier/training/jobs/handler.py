@@ -18,7 +18,7 @@ from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
-from luthier.training.jobs.rules import State
+from luthier.training.jobs.rules import RESULT_LIMITS, State
 from luthier.v1.event_pb2 import CheckpointCommitted, Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, RunRecord
 from luthier.v1.model_pb2 import Model
@@ -36,6 +36,8 @@ StoredJob = Stored[FineTuningJob, FineTuningJobPrivate]
 
 class TrainHandler:
     """Follows TRAIN tasks: moves jobs through their states and keeps what their workers bring."""
+
+    result_limits = RESULT_LIMITS
 
     def __init__(
         self,

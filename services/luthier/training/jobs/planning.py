@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from luthier.errors import FailedPrecondition, FieldViolation, Reason
-from luthier.training.jobs.rules import wrong_fields
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.training.recipe_settings import batch_settings
 from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.survey import Longest, PackedLengths, Survey, require_fitting
@@ -167,11 +166,11 @@ def _require_countable(chosen: Hyperparameters, train: RenderingSplitStatistics)
     if epochs * rows <= MAX_PASSED_ROWS:
         return
     most = MAX_PASSED_ROWS // rows
-    raise wrong_fields(
+    raise InvalidArgument.of_fields(
         FieldViolation(
             field="fine_tuning_job.hyperparameters.num_epochs",
-            description=f"hyperparameters.num_epochs must be at most {most} for {rows} training rows, "
-            f"got {chosen.num_epochs}; or set max_steps",
+            description=f"must be at most {most} for {rows} training rows, got {chosen.num_epochs}; "
+            "or set max_steps",
         )
     )
 

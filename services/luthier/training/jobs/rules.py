@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.runtime import names
 from luthier.runtime.field_limits import (
     Limit,
+    LimitTable,
+    count,
+    demanded,
     fill_defaults,
     limit_violations,
     not_negative,
     positive,
+    refuse,
+    required,
+    under,
     whole,
 )
-from luthier.runtime.labels import display_name_violations, label_violations
+from luthier.runtime.labels import DISPLAY_NAME, label_violations
+from luthier.runtime.result_limits import FILE
 from luthier.training.names import MODEL, RENDERING
 from luthier.v1.fine_tuning_job_pb2 import LEARNING_RATE_SCHEDULE_COSINE, FineTuningJob
 from luthier.v1.model_pb2 import Taught
@@ -23,11 +29,17 @@ from luthier.v1.rendering_pb2 import Rendering
 MAX_STEPS = 10_000_000
 MAX_BATCH_TOKENS = 1 << 24
 MAX_TARGETS = 256
+MAX_FILES = 1000
+MAX_METRICS = 10_000
 _ROOT = "fine_tuning_job"
 _ALPHA_OVER_RANK = 2.0
 
 # Far beyond any use; what float32 cannot hold would stop the worker instead of the caller.
-LIMITS: Mapping[str, Limit] = {
+LIMITS: LimitTable = {
+    "display_name": DISPLAY_NAME,
+    "tuned_model_id": names.ID_LIMIT,
+    "lora.target_modules": count(MAX_TARGETS, "names"),
+    "lora.target_modules[]": Limit(rule="must be the name of a module", allows=bool),
     "lora.rank": whole(1, 512),
     "lora.alpha": positive(1e6),
     "hyperparameters.num_epochs": whole(1, 10_000),
@@ -43,6 +55,17 @@ LIMITS: Mapping[str, Limit] = {
     "max_checkpoints": whole(1, 10_000),
     "validation_interval_steps": whole(0, MAX_STEPS),
 }
+REFERENCES: LimitTable = {
+    "base_model": required("must name a base model"),
+    "rendering": required("must name a rendering"),
+}
+RESULT_LIMITS: LimitTable = {
+    "files": count(MAX_FILES, "files", least=1),
+    **under("files[]", FILE),
+    "step": demanded(whole(1, MAX_STEPS)),
+    "metrics": count(MAX_METRICS, "metrics"),
+}
+"""What a worker may say of a job that it ran."""
 DEFAULTS: Mapping[str, int | float] = {
     "lora.rank": 16,
     "hyperparameters.num_epochs": 1,
@@ -82,31 +105,9 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
 }
 
 
-def wrong_fields(*violations: FieldViolation) -> InvalidArgument:
-    """Return the error for wrong fields; its message is their descriptions, which name the fields."""
-    return InvalidArgument(
-        "; ".join(violation.description for violation in violations),
-        reason=violations[0].reason,
-        violations=violations,
-    )
-
-
 def check_references(parent: str, job: FineTuningJob) -> None:
     """Raise InvalidArgument unless a new job names a model and a rendering of its project."""
-    missing = [
-        FieldViolation(
-            field=f"{_ROOT}.{field}",
-            description=f"{field} must name a {kind} of {parent}, got none",
-            reason=Reason.FIELD_REQUIRED,
-        )
-        for field, kind, value in (
-            ("base_model", "base model", job.base_model),
-            ("rendering", "rendering", job.rendering),
-        )
-        if not value
-    ]
-    if missing:
-        raise wrong_fields(*missing)
+    refuse(limit_violations(job, REFERENCES, _ROOT))
     MODEL.parse(job.base_model, field=f"{_ROOT}.base_model")
     RENDERING.parse(job.rendering, field=f"{_ROOT}.rendering")
     names.same_project(parent, job.base_model, f"{_ROOT}.base_model")
@@ -115,14 +116,7 @@ def check_references(parent: str, job: FineTuningJob) -> None:
 
 def check_job(job: FineTuningJob) -> None:
     """Raise InvalidArgument that names every field of a new job that is not valid by itself."""
-    violations = [
-        *display_name_violations(job.display_name, f"{_ROOT}.display_name"),
-        *label_violations(job.labels, f"{_ROOT}.labels"),
-        *_text_violations(job),
-        *limit_violations(job, LIMITS, _ROOT),
-    ]
-    if violations:
-        raise wrong_fields(*violations)
+    refuse([*limit_violations(job, LIMITS, _ROOT), *label_violations(job.labels, f"{_ROOT}.labels")])
 
 
 def resolved(job: FineTuningJob) -> FineTuningJob:
@@ -150,20 +144,3 @@ def taught_by(rendering: Rendering) -> Taught:
         rendering=rendering.name,
         rendering_digest=rendering.digest,
     )
-
-
-def _text_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
-    if job.tuned_model_id:
-        try:
-            names.check_id(job.tuned_model_id, field="tuned_model_id")
-        except InvalidArgument:
-            yield _violation("tuned_model_id", names.ID_RULE, job.tuned_model_id)
-    targets = job.lora.target_modules
-    if len(targets) > MAX_TARGETS:
-        yield _violation("lora.target_modules", f"at most {MAX_TARGETS} names", len(targets))
-    if not all(targets):
-        yield _violation("lora.target_modules", "names of modules", "")
-
-
-def _violation(path: str, rule: str, value: object) -> FieldViolation:
-    return FieldViolation(field=f"{_ROOT}.{path}", description=f"{path} must be {rule}, got {value!r}")

@@ -8,14 +8,48 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.runtime.digests import files_digest
-from luthier.runtime.labels import display_name_violations, label_violations
+from luthier.runtime.field_limits import (
+    ANY,
+    DIGEST,
+    REQUIRED,
+    LimitTable,
+    count,
+    demanded,
+    limit_violations,
+    matching,
+    refuse,
+    under,
+)
+from luthier.runtime.labels import DISPLAY_NAME, label_violations
+from luthier.runtime.result_limits import FILE, TEXT, TOKEN_IDS, WARNINGS
 from luthier.v1.model_pb2 import Model, ModelFile
 from luthier.worker.v1.task_pb2 import BlobFile, RegisterModelResult
 
 _TEMPLATE_PATH = "chat_template.jinja"
 """Where a tokenizer bundle, and a tuned model's download, keep the chat template."""
-_REPO_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
-_REVISION = re.compile(r"[\w./-]{0,200}")
+_REPO_ID = matching(re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?"), "like HuggingFaceTB/SmolLM2-135M-Instruct")
+_REVISION = matching(re.compile(r"[\w./-]{0,200}"), "a commit, tag or branch")
+MAX_FILES = 1000
+
+LIMITS: LimitTable = {
+    "display_name": DISPLAY_NAME,
+    "hub.repo_id": demanded(_REPO_ID),
+    "hub.revision": _REVISION,
+}
+RESULT_LIMITS: LimitTable = {
+    "files": count(MAX_FILES, "files", least=1),
+    **under("files[]", FILE),
+    "files[].tokenizer": ANY,
+    "architecture": (REQUIRED, TEXT),
+    "num_parameters": ANY,
+    "context_length": ANY,
+    "has_chat_template": ANY,
+    "tokenizer_digest": demanded(DIGEST),
+    "hub_commit": _REVISION,
+    "eos_token_ids": TOKEN_IDS,
+    **WARNINGS,
+}
+"""What a worker may say of a base model that it took in."""
 
 State = Model.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
@@ -28,13 +62,13 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
 
 def check_model(model: Model) -> None:
     """Raise InvalidArgument that names every field of a new base model that is not valid by itself."""
-    violations = [
-        *display_name_violations(model.display_name, "model.display_name"),
-        *label_violations(model.labels, "model.labels"),
-        *_source_violations(model),
-    ]
-    if violations:
-        raise InvalidArgument.of_fields(*violations)
+    refuse(
+        [
+            *limit_violations(model, LIMITS, "model"),
+            *label_violations(model.labels, "model.labels"),
+            *_source_violations(model),
+        ]
+    )
 
 
 def resolved(model: Model) -> Model:
@@ -136,15 +170,6 @@ def _digest(files: Iterable[ModelFile]) -> str:
 
 
 def _source_violations(model: Model) -> Iterator[FieldViolation]:
-    source = model.WhichOneof("source")
-    if source is None:
+    if model.WhichOneof("source") is None:
         description = "must be one of hub, directory and gguf_path, got none"
         yield FieldViolation(field="model.source", description=description, reason=Reason.FIELD_REQUIRED)
-    if source != "hub":
-        return
-    if not _REPO_ID.fullmatch(model.hub.repo_id):
-        description = f"must be like HuggingFaceTB/SmolLM2-135M-Instruct, got {model.hub.repo_id!r}"
-        yield FieldViolation(field="model.hub.repo_id", description=description)
-    if not _REVISION.fullmatch(model.hub.revision):
-        description = f"must be a commit, tag or branch, got {model.hub.revision!r}"
-        yield FieldViolation(field="model.hub.revision", description=description)

@@ -13,7 +13,7 @@ from luthier.runtime.auth import Kind
 from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import MAX_PAGE_SIZE, PageTokens, fingerprint, page_size
 from luthier.stored.v1.training_pb2 import ModelPrivate
-from luthier.training.models.rules import State
+from luthier.training.models.rules import RESULT_LIMITS, State
 from luthier.training.models.service import ModelService
 from luthier.training.names import MODEL
 from luthier.v1 import event_pb2, model_pb2, model_service_pb2, model_service_pb2_grpc
@@ -111,6 +111,8 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 
 class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
     """Follows REGISTER_MODEL tasks."""
+
+    result_limits = RESULT_LIMITS
 
     def __init__(self, models: ModelService) -> None:
         states = TaskStates(
