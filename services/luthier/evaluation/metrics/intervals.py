@@ -1,5 +1,6 @@
 """Intervals and tests over records: how sure a mean, a difference or a ratio is.
 
+SciPy is imported where it is used: it takes over a second, and a worker is to answer before it scores.
 Shape suffixes: N records, R resamples.
 """
 
@@ -11,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 NUM_RESAMPLES = 10_000
 MIN_PAIRS = 10
@@ -42,6 +42,8 @@ def wilson(successes: int, count: int) -> Interval:
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
+    from scipy import stats
+
     share = successes / count
     bounds = stats.binomtest(successes, count).proportion_ci(_CONFIDENCE, method="wilson")
     # Rounding must not leave the estimate outside of its interval at 0 and 1.
@@ -123,6 +125,8 @@ def mcnemar(candidate: Sequence[float], baseline: Sequence[float]) -> float:
         )
     gained = sum(left > right for left, right in zip(candidate, baseline, strict=True))
     lost = sum(left < right for left, right in zip(candidate, baseline, strict=True))
+    from scipy import stats
+
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
@@ -164,6 +168,8 @@ def _bootstrap(
     value = float(statistic(*values, axis=-1))
     if count == 1:  # every resample is the record
         return Interval(value=value, lower=value, upper=value, count=count)
+    from scipy import stats
+
     bounds = stats.bootstrap(
         values,
         statistic,
