@@ -191,6 +191,10 @@ class Gate:
     def is_crowded(self) -> bool:
         """Tell whether who comes now is refused: no slot is free, nor will one be in time."""
         now = self._clock()
+        # Whoever runs takes turns of the loop from those that wait outside, unseen: in a flood nobody else begins.
+        if self._slots.overload_wait_seconds and self._traffic.is_flooded(now):
+            self._traffic.crowded_at = self._refused_at = now
+            return True
         if not self._waiters and self._has_room(now):
             return False
         self._traffic.crowded_at = now

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 _CHAIN_TURNS = 6
 _MOST_TURNS = 6 * _CHAIN_TURNS
 _CROWDED_SECONDS = 0.25
+_FLOODED_SECONDS = 0.05
 _PROBE_SECONDS = 0.02
 
 T = TypeVar("T")
@@ -30,11 +31,17 @@ class Traffic:
         arrivals: how many came.
         crowded_at: when more came than could be taken.
         probed_at: when it was last tried out whether more wait outside.
+        flooded_at: when more still waited outside after a running call had left as many turns as it may.
     """
 
     arrivals: int = 0
     crowded_at: float = -math.inf
     probed_at: float = -math.inf
+    flooded_at: float = -math.inf
+
+    def is_flooded(self, now: float) -> bool:
+        """Tell whether calls come faster than they are taken in beside those that run."""
+        return now - self.flooded_at < _FLOODED_SECONDS
 
 
 class StepAside:
@@ -64,6 +71,8 @@ class StepAside:
             if came < 2:
                 return False
             traffic.crowded_at = self._clock()
+        if came and turn >= _MOST_TURNS:
+            traffic.flooded_at = self._clock()
         return came > 0 and turn < _MOST_TURNS
 
     def _begins(self, now: float) -> bool:
