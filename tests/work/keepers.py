@@ -5,24 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, Unavailable
 from luthier.runtime.server import Registration
 from luthier.work.elsewhere import Hold
 from luthier.work.hold_servicer import SERVICE
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
 
 
-@dataclass
+@dataclass(eq=False)
 class MemoryKeeper:
     """Knows what is held, for how long; `away` is raised instead by every call."""
 
     kept: dict[str, tuple[Hold, float]] = field(default_factory=dict)
     away: LuthierError | None = None
+    loses_answers: bool = False
     num_calls: int = 0
 
-    async def keep(self, hold: Hold, seconds: float) -> None:
+    async def keep(self, hold: Hold, seconds: float) -> str:
         self._called()
         self.kept[hold.hold] = (hold, seconds)
+        if self.loses_answers:
+            raise Unavailable("the answer was lost")
+        return hold.uid or f"uid of {hold.name}"
 
     async def release(self, hold: Hold) -> None:
         self._called()
@@ -46,7 +50,7 @@ class HoldsOfAnyone(hold_service_pb2_grpc.HoldServiceServicer):
 
     async def CreateHold(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.holders[request.hold] = request.holder
-        return hold_service_pb2.CreateHoldResponse()
+        return hold_service_pb2.CreateHoldResponse(uid=request.uid)
 
     async def ReleaseHold(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.holders.pop(request.hold, None)

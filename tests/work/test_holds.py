@@ -14,7 +14,7 @@ from tests.work.keepers import MemoryKeeper
 
 from luthier.data.datasets.repository import datasets
 from luthier.data.schema import MIGRATIONS
-from luthier.errors import FailedPrecondition, NotFound, PermissionDenied, Reason, Unavailable
+from luthier.errors import AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, Reason, Unavailable
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
 from luthier.storage.stored import Stored
@@ -24,7 +24,7 @@ from luthier.v1.reference_pb2 import Reference
 from luthier.work import elsewhere, schema
 from luthier.work.elsewhere import KEPT_SECONDS, RENEW_SECONDS, TAKEN_SECONDS, Elsewhere, GrpcKeeper, Hold
 from luthier.work.families import delete_free
-from luthier.work.holds import Holds
+from luthier.work.holds import GRACE_SECONDS, Holds
 from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
 from luthier.work.peers import bearer, error_of
 from luthier.work.schema import held_elsewhere
@@ -85,8 +85,8 @@ async def test_many_holders_are_counted(database: Database) -> None:
     holds, held = Holds(), await dataset(database, "held")
     async with database.transaction() as connection:
         for number in range(5):
-            await holds.set(connection, held.uid, str(uuid.uuid4()), f"jobs/{number}", 1 << 60)
-        with pytest.raises(FailedPrecondition, match=r"by jobs/0, jobs/1, jobs/2 and 2 more;"):
+            await holds.set(connection, held.uid, str(uuid.uuid4()), f"jobs/{number}", 60.0)
+        with pytest.raises(FailedPrecondition, match=r"by jobs/0, jobs/1, jobs/2 and 2 more, until"):
             await holds.require_free(connection, held)
 
 
@@ -94,17 +94,43 @@ async def test_a_hold_of_another_service_ends_with_its_time(database: Database) 
     now = 5_000
     holds, held = Holds(lambda: now), await dataset(database, "held")
     async with database.transaction() as connection:
-        await holds.set(connection, held.uid, "h", "jobs/a", 6_000)
+        await holds.set(connection, held.uid, "h", "jobs/a", 0.001)
         with pytest.raises(FailedPrecondition):
             await holds.require_free(connection, held)
         now = 6_000
         await holds.require_free(connection, held)
-        await holds.set(connection, held.uid, "h", "jobs/a", 7_000)
+        await holds.set(connection, held.uid, "h", "jobs/a", 0.001)
         with pytest.raises(FailedPrecondition):
             await holds.require_free(connection, held)
         now = 7_000
         await holds.forget_expired(connection)
         assert list(await connection.execute(select(schema.holds))) == []
+
+
+async def test_a_hold_lasts_a_while_after_its_keeper_was_away(database: Database) -> None:
+    now = 0
+    holds, held = Holds(lambda: now), await dataset(database, "held")
+    async with database.transaction() as connection:
+        await holds.set(connection, held.uid, "h", "jobs/a", 60.0)
+        now = 25 * 3600 * 1_000_000
+        await holds.excuse(connection)
+        with pytest.raises(FailedPrecondition):
+            await holds.require_free(connection, held)
+        now += round(GRACE_SECONDS * 1e6)
+        await holds.require_free(connection, held)
+
+
+async def test_a_lasting_need_is_no_shorter_for_one_that_ends(database: Database) -> None:
+    holds, held, holder = Holds(), await dataset(database, "held"), await dataset(database, "holder")
+    async with database.transaction() as connection:
+        for lasting in (False, True, False):
+            await holds.add(connection, [held.uid], holder, lasting=lasting)
+        await holds.end(connection, holder.uid)
+        with pytest.raises(FailedPrecondition):
+            await holds.require_free(connection, held)
+        await holds.release(connection, holder.uid)
+        with pytest.raises(FailedPrecondition):
+            await holds.require_free(connection, held)
 
 
 async def needing(database: Database, kept: Elsewhere) -> StoredDataset:
@@ -146,17 +172,103 @@ async def test_a_need_is_held_for_a_while_then_for_longer_and_released_when_it_i
     assert (keeper.holders(), await rows(database)) == ([], [])
 
 
-async def test_what_could_not_be_stored_holds_nothing(database: Database) -> None:
+async def test_what_could_not_be_stored_is_let_go_by_the_next_sweep(database: Database) -> None:
     keeper = MemoryKeeper()
     kept = Elsewhere(database, {"renderings": keeper})
     with pytest.raises(RuntimeError):
         async with kept.holding(JOB, [RENDERING]):
             raise RuntimeError
+    assert keeper.holders() == [(RENDERING.name, JOB)], "no peer is called where a transaction may write"
+    await kept.sweep()
     assert (keeper.holders(), await rows(database)) == ([], [])
     keeper.away = Unavailable("away")
     with pytest.raises(Unavailable):
         async with kept.holding(JOB, [RENDERING]):
             raise AssertionError("it is not held")
+
+
+async def test_what_was_rolled_back_after_its_block_is_let_go_a_little_later(database: Database) -> None:
+    keeper, clock = MemoryKeeper(), Clock()
+    kept = Elsewhere(database, {"renderings": keeper}, clock)
+    async with kept.holding(JOB, [RENDERING]):
+        pass
+    await kept.sweep()
+    assert keeper.holders() == [(RENDERING.name, JOB)], "the commit may be under way"
+    clock.now += 61.0
+    await kept.sweep()
+    assert keeper.holders() == []
+
+
+async def test_a_call_whose_answer_is_lost_leaves_no_hold(database: Database) -> None:
+    keeper = MemoryKeeper(loses_answers=True)
+    kept = Elsewhere(database, {"renderings": keeper})
+    with pytest.raises(Unavailable):
+        async with kept.holding(JOB, [RENDERING]):
+            raise AssertionError("nobody knows that it is held")
+    keeper.loses_answers = False
+    await kept.sweep()
+    assert keeper.holders() == []
+
+
+async def test_no_peer_is_called_while_a_transaction_writes(database: Database) -> None:
+    keeper = MemoryKeeper()
+    kept = Elsewhere(database, {"renderings": keeper})
+    async with database.transaction():
+        with pytest.raises(AssertionError, match="before the transaction"):
+            async with kept.holding(JOB, [RENDERING]):
+                raise AssertionError("it is not taken")
+    assert keeper.num_calls == 0
+
+
+async def test_a_failing_creation_calls_no_peer_inside_its_unit_of_work(database: Database) -> None:
+    """As the server runs a Create: all in one unit, which the failing transaction has begun."""
+    keeper = MemoryKeeper()
+    kept = Elsewhere(database, {"renderings": keeper})
+    await dataset(database, "there")
+    with pytest.raises(AlreadyExists):
+        async with database.unit_of_work(), kept.holding(JOB, [RENDERING]):
+            await dataset(database, "there")
+    assert keeper.num_calls == 1, "taken, and not released while nobody else could write"
+
+
+async def test_a_peer_that_is_away_keeps_no_other_from_being_looked_after(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    away, near, clock = MemoryKeeper(), MemoryKeeper(), Clock()
+    kept = Elsewhere(database, {"renderings": away, "models": near}, clock)
+    holder = await dataset(database, "holder")
+    needed = [Reference(name=f"projects/p/renderings/r{number}", uid=f"r{number}") for number in range(50)]
+    async with (
+        kept.holding(JOB, [*needed, Reference(name="projects/p/models/m", uid="m")]) as holds,
+        database.transaction() as connection,
+    ):
+        await elsewhere.record(connection, holds, holder)
+    async with database.transaction() as connection:
+        await elsewhere.release_all(connection, holder.uid)
+    away.away, calls = Unavailable("away"), away.num_calls
+    await kept.sweep()
+    await kept.sweep()
+    assert near.holders() == []
+    assert away.num_calls == calls + 1, "one try a while for all that wait for a peer"
+    assert caplog.text.count("holds wait for a peer") == 1
+    away.away = None
+    clock.now += 60.0
+    await kept.sweep()
+    assert (away.holders(), await rows(database)) == ([], [])
+
+
+async def test_a_need_of_before_uids_is_of_what_was_held_first(database: Database) -> None:
+    keeper = MemoryKeeper()
+    kept = Elsewhere(database, {"renderings": keeper})
+    holder = await dataset(database, "holder")
+    async with database.transaction() as connection:
+        old = Hold(hold="h", name=RENDERING.name, uid="", holder=JOB)
+        await elsewhere.record(connection, [old], holder)
+    await kept.sweep()
+    async with database.reading() as connection:
+        assert [row.uid for row in await connection.execute(select(held_elsewhere))] == [
+            f"uid of {RENDERING.name}"
+        ]
 
 
 async def test_a_peer_that_is_away_makes_everything_later_and_loses_nothing(
@@ -167,11 +279,10 @@ async def test_a_peer_that_is_away_makes_everything_later_and_loses_nothing(
     holder = await needing(database, kept)
     keeper.away = Unavailable("away")
     await kept.sweep()
-    assert "a hold is not renewed yet" in caplog.text
+    assert "holds wait for a peer" in caplog.text
     async with database.transaction() as connection:
         await elsewhere.release_all(connection, holder.uid)
     await kept.sweep()
-    assert "a hold is not released yet" in caplog.text
     assert await rows(database) == [True]
     keeper.away = None
     # A service that starts anew knows from its rows what is to be released.
@@ -257,6 +368,8 @@ async def test_a_name_used_again_is_not_what_was_seen_and_one_of_before_uids_is_
         ({"hold": ""}, "hold"),
         ({"uid": "x"}, "uid"),
         ({"holder": "x" * 1001}, "holder"),
+        ({"seconds": 0.0}, "seconds"),
+        ({"seconds": 1e9}, "seconds"),
     ],
 )
 async def test_a_field_of_a_hold_that_is_not_valid_is_named(
@@ -264,7 +377,8 @@ async def test_a_field_of_a_hold_that_is_not_valid_is_named(
 ) -> None:
     parts, port = hosted
     held = await dataset(parts.database, "held")
-    wanted = {"name": held.message.name, "uid": held.uid, "hold": str(uuid.uuid4()), "holder": JOB, **changes}
+    wanted: dict[str, Any] = {"name": held.message.name, "uid": held.uid, "holder": JOB, "seconds": 60.0}
+    wanted |= {"hold": str(uuid.uuid4()), **changes}
     token = parts.task_tokens.mint("p", (held.message.name,), 0, elsewhere.HOLDER, 60.0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = hold_service_pb2_grpc.HoldServiceStub(channel)

@@ -218,6 +218,11 @@ class Database:
         async with self._engine.connect() as connection:
             yield connection
 
+    def is_writing(self) -> bool:
+        """Tell whether the current task has a write transaction open, so that nobody else can write."""
+        unit = self._unit()
+        return unit is not None and unit.connection is not None
+
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call back once the current transaction is committed; never when it is rolled back.
 

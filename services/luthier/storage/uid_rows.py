@@ -23,8 +23,10 @@ def key_by_uid(*families: str) -> None:
     for family in families:
         for table in ("tasks", "events"):
             op.execute(
-                f"UPDATE {table} SET uid = (SELECT uid FROM {family} WHERE name = {table}.uid) "
-                f"WHERE uid IN (SELECT name FROM {family})"
+                # The index of names is one of what is not deleted, which is all there is.
+                f"UPDATE {table} SET uid = (SELECT uid FROM {family} "
+                f"WHERE name = {table}.uid AND delete_time_us IS NULL) "
+                f"WHERE uid IN (SELECT name FROM {family} WHERE delete_time_us IS NULL)"
             )
 
 

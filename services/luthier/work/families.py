@@ -239,4 +239,5 @@ async def delete_free(connection: AsyncConnection, rows: Rows[R, P], stored: Sto
     await holds.require_free(connection, stored)
     deleted = await rows.delete(connection, stored)
     await holds.drop(connection, stored.uid)
+    await elsewhere.release_all(connection, stored.uid)
     return deleted

@@ -21,6 +21,7 @@ SERVICE = hold_service_pb2.DESCRIPTOR.services_by_name["HoldService"]
 POLICY: Policy = {f"/{SERVICE.full_name}/{method.name}": frozenset({"task"}) for method in SERVICE.methods}
 _HOLD = re.compile(r"[0-9a-f-]{36}")
 _MOST_CHARACTERS = 1000
+_MOST_SECONDS = 7 * 24 * 3600.0
 Context = grpc.aio.ServicerContext[Any, Any]
 AnyRows = Rows[Any, Any]
 
@@ -39,16 +40,15 @@ class HoldServicer(hold_service_pb2_grpc.HoldServiceServicer):
         """Hold a resource."""
         _require_service()
         _require_valid(request, "hold", *(["uid"] if request.uid else []))
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(makes_room=True) as connection:
             rows = self._families.get(request.name.split("/")[-2] if "/" in request.name else "")
             held = await rows.find(connection, request.name) if rows is not None else None
             if held is None or request.uid not in ("", held.uid):
                 raise NotFound(
                     f"{request.name} with uid {request.uid} does not exist", metadata={"name": request.name}
                 )
-            expire_time_us = request.expire_time.ToMicroseconds()
-            await self._holds.set(connection, held.uid, request.hold, request.holder, expire_time_us)
-        return hold_service_pb2.CreateHoldResponse()
+            await self._holds.set(connection, held.uid, request.hold, request.holder, request.seconds)
+        return hold_service_pb2.CreateHoldResponse(uid=held.uid)
 
     async def ReleaseHold(
         self, request: hold_service_pb2.ReleaseHoldRequest, context: Context
@@ -57,7 +57,7 @@ class HoldServicer(hold_service_pb2_grpc.HoldServiceServicer):
         _require_service()
         _require_valid(request, "hold")
         async with self._database.transaction(makes_room=True) as connection:
-            await self._holds.drop(connection, request.hold)
+            await self._holds.release(connection, request.hold)
         return hold_service_pb2.ReleaseHoldResponse()
 
 
@@ -74,6 +74,8 @@ def _require_valid(request: Message, *uuids: str) -> None:
         for field in uuids
         if not _HOLD.fullmatch(getattr(request, field))
     ]
+    if not 0 < getattr(request, "seconds", 1.0) <= _MOST_SECONDS:
+        wrong.append(FieldViolation(field="seconds", description=f"must be in 0..{_MOST_SECONDS:g}, above 0"))
     if len(getattr(request, "holder", "")) > _MOST_CHARACTERS:
         wrong.append(
             FieldViolation(field="holder", description=f"must have at most {_MOST_CHARACTERS} characters")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,6 +14,8 @@ from luthier.errors import FailedPrecondition, Reason
 from luthier.storage.stored import Stored
 from luthier.work.schema import holds
 
+GRACE_SECONDS = 3600.0
+"""A hold lasts at least so long after its keeper was away; those who need it prolong it sooner."""
 _NAMED = 3
 
 
@@ -45,12 +47,18 @@ class Holds:
             for uid in dict.fromkeys(held)
         ]
         if rows:
-            await connection.execute(sqlite.insert(holds).on_conflict_do_nothing(), rows)
+            statement = sqlite.insert(holds)
+            either = or_(holds.c.lasting, statement.excluded.lasting)
+            statement = statement.on_conflict_do_update(
+                index_elements=["held", "hold"], set_={"lasting": either}
+            )
+            await connection.execute(statement, rows)
 
     async def set(
-        self, connection: AsyncConnection, held: str, hold: str, holder: str, expire_time_us: int
+        self, connection: AsyncConnection, held: str, hold: str, holder: str, seconds: float
     ) -> None:
-        """Hold the resource of a uid for another service until a time; the same hold again sets a new one."""
+        """Hold the resource of a uid for another service, so long from now; the same hold again holds it longer."""
+        expire_time_us = self._clock_us() + round(seconds * 1e6)
         row = {"held": held, "hold": hold, "holder": holder, "lasting": True}
         statement = sqlite.insert(holds).values(**row, expire_time_us=expire_time_us)
         await connection.execute(
@@ -64,8 +72,19 @@ class Holds:
         await connection.execute(delete(holds).where(holds.c.hold == hold, holds.c.lasting.is_(False)))
 
     async def drop(self, connection: AsyncConnection, hold: str) -> None:
-        """Let go all that a hold of this id, or the resource of this uid, held."""
+        """Let go all that the resource of this uid held."""
         await connection.execute(delete(holds).where(holds.c.hold == hold))
+
+    async def release(self, connection: AsyncConnection, hold: str) -> None:
+        """Let go what another service held under this id."""
+        of_others = holds.c.expire_time_us.is_not(None)
+        await connection.execute(delete(holds).where(holds.c.hold == hold, of_others))
+
+    async def excuse(self, connection: AsyncConnection) -> None:
+        """Give every hold of another service some time: while this one was away, nobody could prolong it."""
+        least_us = self._clock_us() + round(GRACE_SECONDS * 1e6)
+        late = holds.c.expire_time_us < least_us
+        await connection.execute(update(holds).where(late).values(expire_time_us=least_us))
 
     async def require_free(self, connection: AsyncConnection, stored: Stored[Any, Any]) -> None:
         """Raise FailedPrecondition RESOURCE_IN_USE, with who needs it, while a resource is held."""
@@ -77,7 +96,7 @@ class Holds:
         name = stored.message.name
         more = f" and {len(holders) - _NAMED} more" if len(holders) > _NAMED else ""
         raise FailedPrecondition(
-            f"{name} is needed by {', '.join(holders[:_NAMED])}{more}; delete or cancel them first",
+            f"{name} is needed by {', '.join(holders[:_NAMED])}{more}, until they have ended or are deleted",
             reason=Reason.RESOURCE_IN_USE,
             metadata={"name": name, "holder": holders[0], "holders": str(len(holders))},
         )

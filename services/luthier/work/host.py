@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ from luthier.worker.v1 import hold_service_pb2_grpc, worker_service_pb2_grpc
 
 _EXPIRY_SECONDS = 1.0
 _HOLDS_SECONDS = 2.0
+_ABSENCE_SECONDS = 30.0
 _FORGET_SECONDS = 3600.0
 _LEAST_FLOOR_BYTES = 64 << 20
 """Who gives less of a floor than this has no room to keep for cancelling either."""
@@ -104,6 +106,7 @@ class Parts:
         self.queue = Queue(database, self.log, work_metrics, settings.queue)
         self._keepers: dict[str, Keeper] = {}
         self.elsewhere = Elsewhere(database, self._keepers)
+        self._looked_at = time.time()
         self._stack = stack
 
     async def expire(self) -> None:
@@ -111,8 +114,18 @@ class Parts:
         if self.queue.begin_round():
             _logger.warning("this process was away, every lease gets a full period")
             self.workers.excuse()
+        # The machine may have slept, which no clock of leases tells; holds end by the calendar.
+        now, last = time.time(), self._looked_at
+        self._looked_at = now
+        if now - last > _ABSENCE_SECONDS:
+            await self.excuse_holds()
         await self.queue.expire()
         self.workers.show()
+
+    async def excuse_holds(self) -> None:
+        """Give the holds of other services some time: while this process was away, nobody could prolong them."""
+        async with self.database.transaction(makes_room=True) as connection:
+            await Holds().excuse(connection)
 
     async def forget_expired_holds(self) -> None:
         """Delete holds of other services whose time is over."""
@@ -182,6 +195,7 @@ async def hosting(settings: ServiceSettings, build: Build) -> AsyncIterator[int]
         if hosted.before_serving is not None:
             await hosted.before_serving()
         await parts.queue.recover()
+        await parts.excuse_holds()
         request_log = SqlRequestLog(database)
         for chore in (*_chores(parts, request_log), *hosted.chores):
             task = asyncio.create_task(_repeat(chore.work, chore.interval_seconds))

@@ -22,24 +22,23 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$luthier/worker/v1/hold_service.proto\x12\x11luthier.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x01\n\x11\x43reateHoldRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n\x03uid\x18\x02 \x01(\tR\x03uid\x12\x12\n\x04hold\x18\x03 \x01(\tR\x04hold\x12\x16\n\x06holder\x18\x04 \x01(\tR\x06holder\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\x14\n\x12\x43reateHoldResponse\"<\n\x12ReleaseHoldRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04hold\x18\x02 \x01(\tR\x04hold\"\x15\n\x13ReleaseHoldResponse2\xc6\x01\n\x0bHoldService\x12Y\n\nCreateHold\x12$.luthier.worker.v1.CreateHoldRequest\x1a%.luthier.worker.v1.CreateHoldResponse\x12\\\n\x0bReleaseHold\x12%.luthier.worker.v1.ReleaseHoldRequest\x1a&.luthier.worker.v1.ReleaseHoldResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$luthier/worker/v1/hold_service.proto\x12\x11luthier.worker.v1\"\x7f\n\x11\x43reateHoldRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n\x03uid\x18\x02 \x01(\tR\x03uid\x12\x12\n\x04hold\x18\x03 \x01(\tR\x04hold\x12\x16\n\x06holder\x18\x04 \x01(\tR\x06holder\x12\x18\n\x07seconds\x18\x05 \x01(\x01R\x07seconds\"&\n\x12\x43reateHoldResponse\x12\x10\n\x03uid\x18\x01 \x01(\tR\x03uid\"<\n\x12ReleaseHoldRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04hold\x18\x02 \x01(\tR\x04hold\"\x15\n\x13ReleaseHoldResponse2\xc6\x01\n\x0bHoldService\x12Y\n\nCreateHold\x12$.luthier.worker.v1.CreateHoldRequest\x1a%.luthier.worker.v1.CreateHoldResponse\x12\\\n\x0bReleaseHold\x12%.luthier.worker.v1.ReleaseHoldRequest\x1a&.luthier.worker.v1.ReleaseHoldResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'luthier.worker.v1.hold_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEHOLDREQUEST']._serialized_start=93
-  _globals['_CREATEHOLDREQUEST']._serialized_end=255
-  _globals['_CREATEHOLDRESPONSE']._serialized_start=257
-  _globals['_CREATEHOLDRESPONSE']._serialized_end=277
-  _globals['_RELEASEHOLDREQUEST']._serialized_start=279
-  _globals['_RELEASEHOLDREQUEST']._serialized_end=339
-  _globals['_RELEASEHOLDRESPONSE']._serialized_start=341
-  _globals['_RELEASEHOLDRESPONSE']._serialized_end=362
-  _globals['_HOLDSERVICE']._serialized_start=365
-  _globals['_HOLDSERVICE']._serialized_end=563
+  _globals['_CREATEHOLDREQUEST']._serialized_start=59
+  _globals['_CREATEHOLDREQUEST']._serialized_end=186
+  _globals['_CREATEHOLDRESPONSE']._serialized_start=188
+  _globals['_CREATEHOLDRESPONSE']._serialized_end=226
+  _globals['_RELEASEHOLDREQUEST']._serialized_start=228
+  _globals['_RELEASEHOLDREQUEST']._serialized_end=288
+  _globals['_RELEASEHOLDRESPONSE']._serialized_start=290
+  _globals['_RELEASEHOLDRESPONSE']._serialized_end=311
+  _globals['_HOLDSERVICE']._serialized_start=314
+  _globals['_HOLDSERVICE']._serialized_end=512
 # @@protoc_insertion_point(module_scope)

@@ -5,7 +5,6 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import timestamp_pb2 as _timestamp_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -27,7 +26,7 @@ class CreateHoldRequest(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
-    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource to hold."""
     uid: _builtins.str
@@ -36,10 +35,8 @@ class CreateHoldRequest(_message.Message):
     """Id of the hold, chosen by the holder."""
     holder: _builtins.str
     """Resource that needs it, for people."""
-    @_builtins.property
-    def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the hold ends by itself."""
-
+    seconds: _builtins.float
+    """The hold ends by itself so many seconds from now."""
     def __init__(
         self,
         *,
@@ -47,11 +44,11 @@ class CreateHoldRequest(_message.Message):
         uid: _builtins.str = ...,
         hold: _builtins.str = ...,
         holder: _builtins.str = ...,
-        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "hold", b"hold", "holder", b"holder", "name", b"name", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "holder", b"holder", "name", b"name", "seconds", b"seconds", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -63,12 +60,17 @@ class CreateHoldResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    UID_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """Uid of what is held."""
     def __init__(
         self,
+        *,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.engine import RowMapping
 
+from luthier.errors import DataLoss
 from luthier.storage.json_rows import status
 from luthier.v1.event_pb2 import (
     AttemptChange,
@@ -84,8 +85,20 @@ def _move_events() -> None:
     statement = sa.text("SELECT * FROM events_json").columns(payload=sa.JSON)
     rows = connection.execute(statement).mappings()
     while batch := rows.fetchmany(_BATCH_ROWS):
-        connection.execute(sa.insert(made), [_row(row) for row in batch])
+        connection.execute(sa.insert(made), [_moved(row) for row in batch])
     op.drop_table("events_json")
+
+
+def _moved(row: RowMapping) -> dict[str, Any]:
+    try:
+        return _row(row)
+    except (ValueError, KeyError, TypeError) as error:
+        subject, sequence = row["subject"], row["sequence"]
+        raise DataLoss(
+            f"event {sequence} of {subject} cannot be read by this version: {type(error).__name__}: {error}; the "
+            "database is as it was, start the version that wrote it",
+            metadata={"name": subject, "sequence": str(sequence)},
+        ) from error
 
 
 def _row(row: RowMapping) -> dict[str, Any]:
