@@ -194,7 +194,7 @@ def test_a_rendering_a_job_and_its_model_are_deleted_and_made_again(asker: Asker
     request = {"parent": PARENT, "fineTuningJobId": "lineage", "fineTuningJob": job}
     made = asker.send(f"{TRAINING}/CreateFineTuningJob", request)
     code, _, message = refusal(asker, f"{DATA}/DeleteRendering", {"name": rendering})
-    assert (code, message.partition(";")[0]) == (
+    assert (code, message.partition(", until")[0]) == (
         "FAILED_PRECONDITION",
         f"{rendering} is needed by {made.name}",
     )

@@ -10,9 +10,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from luthier.data.schema import MIGRATIONS as DATA_MIGRATIONS
 from luthier.errors import Failure
 from luthier.runtime.field_limits import Limits
 from luthier.storage.database import Database
+from luthier.storage.migrations import upgrade
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work import schema
 from luthier.work.events import state_changed
@@ -187,3 +189,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     queue.register(TaskKind.TRAIN, handler)
     yield Bench(database, log, handler, clock, queue, registry)
     await database.close()
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """A Data service's database, migrated."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'data.db'}"
+    upgrade(url, (schema.MIGRATIONS, DATA_MIGRATIONS))
+    made = Database(url)
+    yield made
+    await made.close()

@@ -5,11 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.data.datasets.repository import datasets
 from luthier.errors import LuthierError, Unavailable
 from luthier.runtime.server import Registration
+from luthier.storage.database import Database
+from luthier.storage.stored import Stored
+from luthier.stored.v1.data_pb2 import DatasetPrivate
+from luthier.v1.dataset_pb2 import Dataset
 from luthier.work.elsewhere import Hold
 from luthier.work.hold_servicer import SERVICE
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
+
+StoredDataset = Stored[Dataset, DatasetPrivate]
+
+
+async def dataset(database: Database, name: str) -> StoredDataset:
+    async with database.transaction() as connection:
+        message = Dataset(name=f"projects/p/datasets/{name}")
+        return await datasets().insert(connection, message, DatasetPrivate())
 
 
 @dataclass(eq=False)

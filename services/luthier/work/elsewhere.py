@@ -41,7 +41,7 @@ RENEW_SECONDS = 1800.0
 _CALL_SECONDS = 10.0
 _TOKEN_SECONDS = 60.0
 _COMMIT_SECONDS = 60.0
-_AWAY_SECONDS = 15.0
+_AWAY_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
 
 

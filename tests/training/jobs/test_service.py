@@ -128,6 +128,7 @@ async def test_create_refuses_taken_names(bench: Any) -> None:
     async with bench.database.reading() as connection:
         kept = [row.event for row in await connection.execute(select(events))]
     assert len(kept) == 1, "of the first job"
+    await bench.elsewhere.sweep()
     assert bench.keeper.holders() == [(bench.RENDERING, "projects/default/fineTuningJobs/one")]
 
 
