@@ -28,9 +28,9 @@ WANTED: dict[str, Any] = {
 # The worker as it is, but with small batches that are committed at once: records enough to be killed among.
 WORKER = """
 import functools
-from luthier.evaluation.worker import __main__ as program, arm
+from luthier.evaluation.worker import __main__ as program, arm, evaluate
 arm.ROWS_A_BATCH = 3
-program.Evaluator = functools.partial(program.Evaluator, commit_seconds=0.0)
+evaluate.Evaluator = functools.partial(evaluate.Evaluator, commit_seconds=0.0)
 program.main()
 """
 
