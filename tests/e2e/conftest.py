@@ -34,8 +34,8 @@ from luthier.worker.v1 import worker_service_pb2
 
 SERVICES = ("data", "training", "evaluation")
 TUNING_WORKERS = ("data-worker", "training-worker")
-# In the last two, models of the name `tiny` are others.
-PROJECTS = ("default", "other", "plain", "looping")
+# In the last one, the model of the name `tiny` is another.
+PROJECTS = ("default", "other", "plain")
 WAIT = 240.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
