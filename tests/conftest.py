@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Hundreds of interpreters start in a run: each would compile all of our modules anew where no bytecode is kept.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# What is imported while tests are collected is no garbage: no search for it until all is there.
+gc.disable()
 
 # Machines that run the tests are shared: a slow example is no failure.
 settings.register_profile("shared", deadline=None)
@@ -71,5 +79,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Take what the imports made out of what is searched for garbage: each search took 0.3 s of it."""
-    gc.collect()
     gc.freeze()
+    gc.enable()

@@ -37,18 +37,24 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def parts(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what stands directly in a node and can hold statements: an expression cannot, and most nodes are some."""
+    return (child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr))
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(tree):
+    for node in parts(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
+        yield from functions(node)
 
 
 def nesting(node: ast.AST, depth: int = 0) -> int:
     """Deepest block below a function, itself not counted; nested functions count for themselves."""
     blocks = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith, ast.Match)
     deepest = depth
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+    for child in parts(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
         step = 1 if isinstance(child, blocks) and not is_elif else 0

@@ -25,7 +25,7 @@ from luthier.kernels.rms_norm import rms_norm  # noqa: E402
 from luthier.kernels.rope import rope  # noqa: E402
 
 Counts = dict[str, Counter[str]]
-ALIGNED = Lora(rows=512, inputs=128, outputs=(256,), rank=16, factor_item=2)
+ALIGNED = Lora(rows=256, inputs=128, outputs=(256,), rank=16, factor_item=2)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def check(found: Counts, costs: Sequence[Cost], *, aligned: bool = True) -> None
     [
         (ALIGNED, True),
         (Lora(rows=256, inputs=128, outputs=(256, 512), rank=64, factor_item=2), True),
-        (Lora(rows=600, inputs=100, outputs=(70, 36), rank=9, factor_item=2), False),
+        (Lora(rows=300, inputs=100, outputs=(70, 36), rank=9, factor_item=2), False),
         (Lora(rows=70, inputs=20, outputs=(40,), rank=130, factor_item=2), False),
     ],
 )
@@ -121,7 +121,7 @@ def test_lora_linear(problem: Lora, aligned: bool, dropout: float, counted: Coun
 
 @pytest.mark.parametrize(
     ("rows", "adapters", "rank", "aligned"),
-    [(512, 1, 16, True), (512, 4, 16, True), (512, 2, 64, True), (512, 4, 9, False)],
+    [(256, 1, 16, True), (512, 2, 16, True), (256, 2, 64, True), (256, 4, 9, False)],
 )
 def test_grouped_lora_linear(rows: int, adapters: int, rank: int, aligned: bool, counted: Counts) -> None:
     problem = Lora(rows=rows, inputs=128, outputs=(256,), rank=rank, adapters=adapters)

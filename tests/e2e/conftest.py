@@ -24,7 +24,7 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from luthier.client import Client, ConfigArguments
+from luthier.client import Client, ConfigArguments, RetryPolicy
 from luthier.v1 import data_service_pb2, evaluation_service_pb2, model_service_pb2, training_service_pb2
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetSource
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters, LoraConfig
@@ -34,8 +34,8 @@ from luthier.worker.v1 import worker_service_pb2
 
 SERVICES = ("data", "training", "evaluation")
 TUNING_WORKERS = ("data-worker", "training-worker")
-# In the last two, models of the name `tiny` are others.
-PROJECTS = ("default", "other", "plain", "looping")
+# In the last one, the model of the name `tiny` is another.
+PROJECTS = ("default", "other", "plain")
 WAIT = 240.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -126,11 +126,12 @@ class Cluster:
     def log(self, name: str) -> str:
         return (self.home / f"{name}.log").read_text(errors="replace")[-4000:]
 
-    def client(self, project: str = "default") -> Client:
+    def client(self, project: str = "default", retry: RetryPolicy | None = None) -> Client:
         return Client(
             ConfigArguments(
                 home=self.home,
                 project=project,
+                retry=retry,
                 data_address=self.addresses["data"],
                 training_address=self.addresses["training"],
                 evaluation_address=self.addresses["evaluation"],

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import WAIT, Cluster, job, make_tiny_model, write_examples
+from tests.e2e.conftest import WAIT, Cluster, Shared, job, make_tiny_model, write_examples
 
 from luthier.client import Client
 from luthier.errors import FailedPrecondition
@@ -36,16 +36,14 @@ QUESTION = "colour of thing 0?"
 HELLO = [ChatMessage(role="user", content=QUESTION)]
 
 
-def register(cluster: Cluster, client: Client, model_id: str, template: str | None) -> None:
-    """Register the tiny model with another template, or with none."""
+def register(cluster: Cluster, client: Client, model_id: str) -> None:
+    """Register the tiny model without a template."""
     folder = Path(tempfile.mkdtemp(dir=cluster.home / "models"))
     make_tiny_model(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config.pop("chat_template", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template)
     client.models.register_base(Model(directory=str(folder)), model_id=model_id)
     client.models.wait(model_id, timeout_seconds=WAIT)
 
@@ -72,7 +70,7 @@ def trained_prompt(client: Client, rendering: str) -> list[int]:
 
 def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Cluster, tmp_path: Path) -> None:
     with cluster.client("plain") as client:
-        register(cluster, client, "tiny", None)
+        register(cluster, client, "tiny")
         version = version_of(cluster, client)
         rendering = client.renderings.create(
             Rendering(dataset_version=version, model="tiny", chat_template=OWN)
@@ -147,11 +145,11 @@ def check_evaluation(client: Client, version: str, tuned: str) -> None:
     assert results["other"].num_prompt_tokens < results["tuned"].num_prompt_tokens
 
 
-def test_a_template_that_never_ends_holds_up_no_other_model_and_no_stop(cluster: Cluster) -> None:
-    """Four questions to a model of such a template, and an evaluation with it beside."""
-    with cluster.client("looping") as client:
-        register(cluster, client, "tiny", "{{ messages[0]['content'] }}")
-        version = version_of(cluster, client)
+def test_a_template_that_never_ends_holds_up_no_other_model_and_no_stop(whole: Shared) -> None:
+    """Questions to a model while an evaluation asks it with such a template."""
+    cluster = whole.cluster
+    with cluster.client() as client:
+        version = client.renderings.get(whole.rendering).dataset_version
         slow = EvaluationArm(arm_id="slow", model="tiny", chat_template=LOOPS)
         evaluation = client.evaluations.create(
             Evaluation(dataset_version=version, arms=[slow], max_new_tokens=2, max_records=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -39,6 +40,17 @@ texts = st.lists(
 turns = st.lists(st.tuples(texts, texts.filter(str.strip)), min_size=1, max_size=3)
 
 
+@cache
+def chat_renderer(template: str, kind: str, mask_mode: MaskMode | None = None) -> Renderer:
+    """One for all examples: a template takes longer to compile than to render."""
+    return Renderer(make_bundle(template, kind), today=TODAY, mask_mode=mask_mode)
+
+
+@cache
+def plain_renderer(kind: str, adds_bos: bool) -> Renderer:
+    return Renderer(make_bundle(None, kind, add_bos_token=adds_bos), today=TODAY)
+
+
 def chat(pairs: list[tuple[str, str]]) -> ChatRecord:
     roles = ("user", "assistant")
     messages = (
@@ -63,7 +75,7 @@ def asked_before(rendered: Rendered) -> list[tuple[int, ...]]:
 def test_a_plain_row_begins_with_the_prompts_tokens(
     kind: str, adds_bos: bool, prompt: str, completion: str
 ) -> None:
-    used = Renderer(make_bundle(None, kind, add_bos_token=adds_bos), today=TODAY)
+    used = plain_renderer(kind, adds_bos)
     record = CompletionRecord(prompt=prompt, completion=completion)
     asked = used.prompt(record)
     rendered = used.render(record)
@@ -81,7 +93,7 @@ def test_a_plain_row_begins_with_the_prompts_tokens(
 def test_every_answer_of_a_row_is_learnt_behind_what_asks_for_it(
     kind: str, template: str, pairs: list[tuple[str, str]]
 ) -> None:
-    used = Renderer(make_bundle(template, kind), today=TODAY)
+    used = chat_renderer(template, kind)
     record = chat(pairs)
     prompts = [used.prompt(chat(pairs[: count + 1])) for count in range(len(pairs))]
     assert asked_before(used.render(record)) == prompts
@@ -95,12 +107,12 @@ def test_every_answer_of_a_row_is_learnt_behind_what_asks_for_it(
 def test_rows_by_turn_are_learnt_behind_what_asks_for_them(
     kind: str, template: str, pairs: list[tuple[str, str]]
 ) -> None:
-    used = Renderer(make_bundle(template, kind), today=TODAY)
+    used = chat_renderer(template, kind)
     record = chat(pairs)
     prompts = [used.prompt(chat(pairs[: count + 1])) for count in range(len(pairs))]
     rows = used.render_turns(record)
     assert [asked_before(row) for row in rows] == [[prompt] for prompt in prompts]
-    last = Renderer(make_bundle(template, kind), today=TODAY, mask_mode=MaskMode.LAST_TURN).render(record)
+    last = chat_renderer(template, kind, MaskMode.LAST_TURN).render(record)
     assert asked_before(last) == prompts[-1:]
     assert (last.input_ids, last.loss_mask) == (rows[-1].input_ids, rows[-1].loss_mask)
 

@@ -13,6 +13,7 @@ from tests.work.conftest import attempt_kind, uid_of
 from tests.work.hosted import Site, serve
 
 from luthier.errors import Internal
+from luthier.storage import disk
 from luthier.storage.disk import Disk
 from luthier.work import running
 from luthier.work.context import TaskContext, TaskFailed
@@ -26,6 +27,7 @@ FLOOR = 4 * MIB
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "FULL_SECONDS", 0.3)
+    monkeypatch.setattr(disk, "_RETRY_SECONDS", 1.0)
 
 
 @pytest.fixture

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -110,7 +113,7 @@ class MetricsServer:
             lag.cancel()
             with suppress(asyncio.CancelledError):
                 await lag
-            await asyncio.to_thread(server.shutdown)
+            await _shut_down(server)
             server.server_close()
             thread.join()
 
@@ -119,6 +122,19 @@ class MetricsServer:
             due = time.monotonic() + _LAG_SECONDS
             await asyncio.sleep(_LAG_SECONDS)
             self._lag.set(max(0.0, time.monotonic() - due))
+
+
+async def _shut_down(server: WSGIServer) -> None:
+    """End serving at once: the server looks every half second whether it shall, and whenever somebody connects."""
+    ended = asyncio.get_running_loop().run_in_executor(None, server.shutdown)
+    while not ended.done():
+        await asyncio.to_thread(_knock, server.server_address[:2])
+        await asyncio.wait({ended}, timeout=0.05)
+
+
+def _knock(address: Any) -> None:
+    with suppress(OSError):
+        socket.create_connection(address, timeout=1).close()
 
 
 def _labels(method: str, call_type: str) -> tuple[str, str, str]:

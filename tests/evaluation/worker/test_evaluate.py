@@ -165,9 +165,10 @@ async def until_not_running(site: Any, name: str) -> None:
 async def test_an_engine_that_stands_still_is_noticed_though_its_runner_asks_on(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, step = threading.Event(), Engine.step
+    stands, go_on, step = threading.Event(), threading.Event(), Engine.step
 
     def hang(engine: Engine) -> Any:
+        stands.set()
         go_on.wait(60)
         return step(engine)
 
@@ -177,9 +178,12 @@ async def test_an_engine_that_stands_still_is_noticed_though_its_runner_asks_on(
     with pytest.raises(RunnerStuck):  # noqa: PT012 - it shows when the worker ends
         async with site.worker():
             made = await site.evaluate()
-            await site.until_running(made.name)
+            # No arm tells of an answer before the engine has made a step.
+            assert await asyncio.to_thread(stands.wait, 30)
+            assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_RUNNING
             await until_not_running(site, made.name)
             assert (await site.get(made.name)).state == evaluation_pb2.Evaluation.STATE_QUEUED
+            assert not go_on.is_set()
             go_on.set()
 
 

@@ -23,14 +23,14 @@ ROWS = 3
 WANTED: dict[str, Any] = {
     "arms": [("zero", "base", 0), ("few", "base", 2), ("tuned", "tuned", 0)],
     "metrics": [evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH, evaluation_pb2.EVALUATION_METRIC_PERPLEXITY],
-    "max_new_tokens": 60,
+    "max_new_tokens": 30,
 }
 # The worker as it is, but with small batches that are committed at once: records enough to be killed among.
 WORKER = """
 import functools
-from luthier.evaluation.worker import __main__ as program, arm
+from luthier.evaluation.worker import __main__ as program, arm, evaluate
 arm.ROWS_A_BATCH = 3
-program.Evaluator = functools.partial(program.Evaluator, commit_seconds=0.0)
+evaluate.Evaluator = functools.partial(evaluate.Evaluator, commit_seconds=0.0)
 program.main()
 """
 

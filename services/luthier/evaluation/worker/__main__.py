@@ -7,9 +7,7 @@ import uuid
 from contextlib import closing
 from dataclasses import replace
 
-from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
-from luthier.evaluation.worker.evaluate import Evaluator
-from luthier.evaluation.worker.models import Models
+from luthier.lm.importing import uncollected
 from luthier.work.cache import BlobCache
 from luthier.work.link import WorkerLink
 from luthier.work.tasks import TaskKind
@@ -20,9 +18,16 @@ from luthier.work.worker_config import read_worker_config, worker_settings
 def main() -> None:
     """Work until SIGTERM."""
     config = read_worker_config()
-    import torch
+    with uncollected():
+        import torch
 
-    from luthier.lm.device import choose_device
+        from luthier.lm.device import choose_device
+
+        # A device that is not there is refused before transformers is imported, which takes much longer.
+        device = choose_device(config.device)
+        from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
+        from luthier.evaluation.worker.evaluate import Evaluator
+        from luthier.evaluation.worker.models import Models
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -30,7 +35,7 @@ def main() -> None:
     cache = BlobCache(settings.cache_folder, settings.cache_bytes)
     # A name of its own: whether another process works in this folder shows only when the worker's lock is taken.
     folder = settings.work_folder / f"models-{uuid.uuid4().hex}"
-    models = Models(config.training_address, cache, folder, choose_device(config.device))
+    models = Models(config.training_address, cache, folder, device)
     answers = ModelAnswers(models)
 
     async def companion(link: WorkerLink, cache: BlobCache) -> None:

@@ -6,12 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 
-import torch
-
-from luthier.lm.device import choose_device
-from luthier.training.worker.register import run_register
-from luthier.training.worker.registrar import Registrar
-from luthier.training.worker.train import Trainer
+from luthier.lm.importing import uncollected
 from luthier.work.peers import channel
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
@@ -22,9 +17,19 @@ from luthier.work.worker_config import read_worker_config, worker_settings
 def main() -> None:
     """Work for the Training service."""
     config = read_worker_config()
+    with uncollected():
+        import torch
+
+        from luthier.lm.device import choose_device
+
+        # A device that is not there is refused before transformers is imported, which takes much longer.
+        device = choose_device(config.device)
+        from luthier.training.worker.register import run_register
+        from luthier.training.worker.registrar import Registrar
+        from luthier.training.worker.train import Trainer
+
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    device = choose_device(config.device)
     registrar = Registrar(num_threads=config.num_threads)
     with channel(config.data_address) as data_channel:
         runners: Mapping[TaskKind, Runner] = {

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from luthier.errors import Internal, LuthierError
+from luthier.lm.importing import uncollected
 from luthier.training.worker.registrar import Answer, Made, Order, end_with_worker
 
 _logger = logging.getLogger(__name__)
@@ -25,9 +26,10 @@ def main() -> None:
 
 def register(order: Order) -> Made:
     """Do what an order says. Raises what `register_source` raises."""
-    import torch
+    with uncollected():
+        import torch
 
-    from luthier.lm.register import register_source
+        from luthier.lm.register import register_source
 
     if order.num_threads:
         torch.set_num_threads(order.num_threads)
