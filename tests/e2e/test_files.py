@@ -18,6 +18,7 @@ pytestmark = pytest.mark.e2e
 _ITS_OWN = {
     "name",
     "uid",
+    "references",
     "create_time",
     "start_time",
     "end_time",

@@ -13,6 +13,7 @@ import grpc
 import pyarrow
 import pytest
 import torch
+from tests.work.keepers import HoldsOfAnyone
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -42,6 +43,7 @@ from luthier.work.peers import channel
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
+from luthier.worker.v1 import hold_service_pb2_grpc
 
 PARENT = "projects/default"
 MODEL = f"{PARENT}/models/tiny"
@@ -68,6 +70,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{request.name} does not exist")
         return rendering_pb2.Rendering(
             name=RENDERING,
+            uid="2f6d1c7e-5a0b-4f0e-9a43-0d3c8f3b9e11",
             state=rendering_pb2.Rendering.STATE_READY,
             digest=self.digest,
             tokenizer_digest=self.tokenizer_digest,
@@ -236,6 +239,7 @@ async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIte
     data = SmallDataService(token_rows(40))  # type: ignore[abstract]  # the methods that training uses
     server = grpc.aio.server()
     data_service_pb2_grpc.add_DataServiceServicer_to_server(data, server)
+    hold_service_pb2_grpc.add_HoldServiceServicer_to_server(HoldsOfAnyone(), server)
     data_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     home = tmp_path / "home"
