@@ -24,6 +24,7 @@ from luthier.storage.disk import Disk
 from luthier.v1.event_pb2 import Event, MetricValues, Progress
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters
 from luthier.v1.model_pb2 import Model
+from luthier.v1.reference_pb2 import Reference
 from luthier.work.schema import events
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
@@ -166,6 +167,10 @@ async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: 
     model = await bench.model(job.tuned_model)
     assert (model.state, model.kind) == (Model.STATE_READY, Model.KIND_ADAPTER)
     assert (model.base_model, model.fine_tuning_job, model.step) == (bench.MODEL, JOB, 1)
+    base, rendering = job.references[:2]
+    assert list(job.references[2:]) == [Reference(name=model.name, uid=model.uid, digest=model.digest)]
+    assert list(model.references) == [base, Reference(name=JOB, uid=job.uid), rendering]
+    assert rendering.name == bench.RENDERING
     found = await bench.models.files(model.name, "", 10)
     tokenizer = await bench.models.files(bench.MODEL, "model.safetensors", 1)
     assert [(file.path, file.sha256) for file in found] == [
@@ -187,7 +192,9 @@ async def test_a_tuned_models_name_taken_meanwhile_costs_no_work(bench: Any) -> 
     job = await bench.job(JOB)
     assert job.state == FineTuningJob.STATE_SUCCEEDED
     assert job.tuned_model.startswith("projects/default/models/one-")
-    assert (await bench.model(job.tuned_model)).fine_tuning_job == JOB
+    model = await bench.model(job.tuned_model)
+    assert model.fine_tuning_job == JOB
+    assert (job.references[2].name, job.references[2].uid) == (model.name, model.uid)
 
 
 async def test_a_lost_attempt_is_followed_by_one_that_resumes_from_the_last_checkpoint(bench: Any) -> None:

@@ -116,10 +116,13 @@ class ModelService:
         if taught.chat_template:
             await self._blobs.put_bytes(taught.chat_template.encode())
 
-    async def add_adapter(self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]) -> str:
-        """Store a tuned adapter as READY: `wanted` says its name, base model, job, step and how it was taught.
+    async def add_adapter(
+        self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]
+    ) -> StoredModel:
+        """Store a tuned adapter as READY, and return it.
 
-        Returns its name: another one when the wanted one was taken after the job began; no work is lost.
+        `wanted` says its name, base model, job, step, how it was taught and what it was made from. Its name is
+        another one when the wanted one was taken after the job began; no work is lost.
         """
         base = await self.base(connection, referred(wanted, wanted.base_model).uid)
         bundle = rules.taught_bundle(wanted, base.message, base.private.files)
@@ -128,12 +131,11 @@ class ModelService:
         private = ModelPrivate(files=files)
         needs = Needs(lasting=(base.uid,))
         try:
-            await self.family.add(connection, adapter, private, needs=needs)
+            return await self.family.add(connection, adapter, private, needs=needs)
         except AlreadyExists:
             place, _, taken = wanted.name.rpartition("/")
             adapter.name = f"{place}/{new_id(taken[:50].rstrip('-'))}"
-            await self.family.add(connection, adapter, private, needs=needs)
-        return adapter.name
+            return await self.family.add(connection, adapter, private, needs=needs)
 
     async def registered(self, connection: AsyncConnection, uid: str, result: RegisterModelResult) -> None:
         """The model is READY. Raises InvalidArgument MODEL_INVALID for a result that contradicts itself."""
