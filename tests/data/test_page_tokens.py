@@ -16,8 +16,11 @@ RECORDS = lines(
     {"messages": []},
     {"messages": []},
 )
-SKIPPING = {"invalid_record_policy": dataset_pb2.INVALID_RECORD_POLICY_SKIP}
-REFUSED = {"chat_template": REFUSING, "template_error_policy": rendering_pb2.TEMPLATE_ERROR_POLICY_SKIP}
+SKIPPING: dict[str, Any] = {"invalid_record_policy": dataset_pb2.INVALID_RECORD_POLICY_SKIP}
+REFUSED: dict[str, Any] = {
+    "chat_template": REFUSING,
+    "template_error_policy": rendering_pb2.TEMPLATE_ERROR_POLICY_SKIP,
+}
 
 
 async def tokens_of(service: Any, *requests: Any) -> None:
