@@ -230,6 +230,24 @@ async def test_predictions_come_in_pages_of_rows(site: Any) -> None:
         )
 
 
+async def test_a_token_of_a_deleted_evaluation_is_refused_for_the_new_one_of_its_name(site: Any) -> None:
+    wanted = creation(site, max_records=3, max_new_tokens=2)
+    wanted.evaluation_id = "again"
+    async with site.worker():
+        made = await site.call("CreateEvaluation", wanted)
+        assert (await site.ended(made.name)).state == SUCCEEDED
+        request = evaluation_service_pb2.ListPredictionsRequest(parent=made.name, page_size=1)
+        request.page_token = (await site.call("ListPredictions", request)).next_page_token
+        assert [one.row for one in (await site.call("ListPredictions", request)).predictions] == [1]
+        deletion = evaluation_service_pb2.DeleteEvaluationRequest(name=made.name)
+        await site.call("DeleteEvaluation", deletion)
+        await site.call("CreateEvaluation", wanted)
+        assert (await site.ended(made.name)).state == SUCCEEDED
+    with pytest.raises(InvalidArgument) as caught:
+        await site.call("ListPredictions", request)
+    assert caught.value.reason == Reason.PAGE_TOKEN_INVALID
+
+
 async def test_a_page_of_long_predictions_fits_a_message_of_any_client(site: Any) -> None:
     long = "very " * 180_000
     site.data.records["TEST"] = [

@@ -27,6 +27,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
     MetricPoint,
 )
 from luthier.v1.model_pb2 import HubSource, Model, ModelFile, Taught
+from luthier.v1.reference_pb2 import Reference
 from luthier.work import schema as work_schema
 
 JOB = "projects/p/fineTuningJobs/one"
@@ -194,6 +195,35 @@ async def test_a_job_keeps_all_that_it_said(home: OldHome) -> None:
     assert stored.private.taught == Taught(**TAUGHT)
 
 
+async def test_a_job_that_succeeded_and_its_model_say_of_each_other_which_they_were(home: OldHome) -> None:
+    add_job(home, JOB, "SUCCEEDED", FULL_BODY)
+    adapter = {
+        "kind": "ADAPTER",
+        "base_model": FULL_BODY["base_model"],
+        "fine_tuning_job": JOB,
+        "digest": "d1",
+    }
+    filters = {field: adapter[field] for field in ("kind", "base_model", "fine_tuning_job")}
+    tuned = FULL_BODY["tuned_model"]
+    home.add("models", tuned, "READY", {**adapter, "step": 9, "files": [FILE], "taught": TAUGHT}, **filters)
+    database = home.migrated()
+    job = (await jobs.jobs().read(database, JOB)).message
+    model = (await models.models().read(database, tuned)).message
+    await database.close()
+    rendering = Reference(name=TAUGHT["rendering"], digest="d")
+    base = job.base_model
+    assert list(job.references) == [
+        Reference(name=base, digest="b"),
+        rendering,
+        Reference(name=tuned, uid=f"uid of {tuned}", digest="d1"),
+    ]
+    assert list(model.references) == [
+        Reference(name=base),
+        Reference(name=JOB, uid=f"uid of {JOB}"),
+        rendering,
+    ]
+
+
 async def test_a_job_of_the_first_version_takes_the_defaults_of_its_day(home: OldHome) -> None:
     add_job(home, JOB, "QUEUED", FIRST_BODY)
     database = home.migrated()
@@ -321,4 +351,6 @@ async def test_a_model_keeps_all_that_it_said(
     for made_from in (body.get("base_model"), body.get("fine_tuning_job")):
         if made_from:
             expected.references.add(name=made_from)
+    if "taught" in body:
+        expected.references.add(name=TAUGHT["rendering"], digest=TAUGHT["rendering_digest"])
     assert told == expected

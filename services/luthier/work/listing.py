@@ -72,15 +72,19 @@ async def list_page(
     request: ListRequest,
     *,
     filters: Collection[str] = ("state", "labels"),
+    parent_uid: str = "",
 ) -> tuple[tuple[T, ...], str]:
     """Return the resources of a page and the token of the next one, empty after the last.
+
+    A parent that can be deleted has a `parent_uid`: no token leads from it to another one of its name.
 
     Raises:
         InvalidArgument: page_size, page_token, filter or order_by is not valid.
     """
     equals = parse_filter(request.filter, filters)
     newest_first = parse_order_by(request.order_by)
-    bound = fingerprint(type(request).__name__, request.parent, request.filter, request.order_by)
+    scope = parent_uid or request.parent
+    bound = fingerprint(type(request).__name__, scope, request.filter, request.order_by)
     parts = tokens.decode(request.page_token, bound)
     limit = page_size(request.page_size)
     statement = resources.page_statement(
@@ -114,6 +118,9 @@ def row_page_arguments(
     tokens: PageTokens, request_name: str, scope: Collection[str], page_token: str
 ) -> tuple[int, str]:
     """Return the first row of a page of numbered rows, and what binds the next page's token.
+
+    `scope` is the uid of the resource that has the rows, for its name may be another one's by the next page, and
+    what else the rows are chosen by.
 
     Raises:
         InvalidArgument: the token was made for other arguments.

@@ -220,8 +220,8 @@ async def test_a_version_becomes_ready_with_what_the_worker_found(bench: Bench) 
     message = version.message
     assert message.sources[0].detected_format == DATASET_FORMAT_ALPACA
     assert (message.statistics, message.digest, len(version.private.shards)) == (STATISTICS, "ab", 2)
-    assert [error.line for error in await bench.service.list_errors(name, 0, 2)] == [1, 2]
-    assert [error.line for error in await bench.service.list_errors(name, 2, 2)] == [3]
+    assert [error.line for error in await bench.service.list_errors(uid, 0, 2)] == [1, 2]
+    assert [error.line for error in await bench.service.list_errors(uid, 2, 2)] == [3]
     assert await bench.states(name) == ["QUEUED", "BUILDING", "QUEUED", "BUILDING", "READY"]
 
 
@@ -232,7 +232,7 @@ async def test_a_version_with_a_gap_between_its_shards_is_refused(bench: Bench) 
         async with bench.database.transaction() as connection:
             await bench.service.version_built(connection, uid, result(shard(0, 2), shard(3, 1)))
     assert (await bench.version(name)).state == State.STATE_QUEUED
-    assert await bench.service.list_errors(name, 0, 10) == []
+    assert await bench.service.list_errors(uid, 0, 10) == []
 
 
 async def test_a_version_whose_statistics_are_not_its_shards_is_refused(bench: Bench) -> None:
@@ -254,7 +254,7 @@ async def test_a_failed_version_keeps_its_failure_statistics_and_errors(bench: B
     version = await bench.version(name)
     assert (version.state, version.error) == (State.STATE_FAILED, failure_to_status(failure))
     assert version.statistics == STATISTICS
-    assert len(await bench.service.list_errors(name, 0, 10)) == 1
+    assert len(await bench.service.list_errors(uid, 0, 10)) == 1
     with pytest.raises(FailedPrecondition, match=r"it is FAILED: bad at a\.jsonl:1"):
         await bench.service.ready_version(name)
     with pytest.raises(FailedPrecondition, match="never changes again"):

@@ -20,7 +20,8 @@ async def test_checkpointed_again_at_the_same_step_changes_nothing(bench: Any) -
     for text in ("1", "2"):
         file = await stored(bench, text)
         await bench.queue.commit_checkpoint(task.task_id, task.epoch, 5, [file], {})
-    (checkpoint,) = await bench.jobs.checkpoints(JOB, 0, 10)
+    uid = (await bench.job(JOB)).uid
+    (checkpoint,) = await bench.jobs.checkpoints(uid, 0, 10)
     assert checkpoint.digest == files_digest({"a": (await stored(bench, "1")).sha256})
 
 
@@ -30,7 +31,8 @@ async def commit(bench: Any, task: Any, step: int, **metrics: float) -> None:
 
 
 async def kept(bench: Any) -> list[int]:
-    return [point.step for point in await bench.jobs.checkpoints(JOB, 0, 100)]
+    uid = (await bench.job(JOB)).uid
+    return [point.step for point in await bench.jobs.checkpoints(uid, 0, 100)]
 
 
 async def test_the_last_checkpoints_and_the_best_are_kept(bench: Any) -> None:

@@ -24,6 +24,7 @@ from luthier.storage.disk import Disk
 from luthier.v1.event_pb2 import Event, MetricValues, Progress
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters
 from luthier.v1.model_pb2 import Model
+from luthier.v1.reference_pb2 import Reference
 from luthier.work.schema import events
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
@@ -167,11 +168,15 @@ async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: 
     model = await bench.model(job.tuned_model)
     assert (model.state, model.kind) == (Model.STATE_READY, Model.KIND_ADAPTER)
     assert (model.base_model, model.fine_tuning_job, model.step) == (bench.MODEL, JOB, 1)
-    found = await bench.models.files(model.name, "", 10)
-    tokenizer = await bench.models.files(bench.MODEL, "model.safetensors", 1)
+    base, rendering = job.references[:2]
+    assert list(job.references[2:]) == [Reference(name=model.name, uid=model.uid, digest=model.digest)]
+    assert list(model.references) == [base, Reference(name=JOB, uid=job.uid), rendering]
+    assert rendering.name == bench.RENDERING
+    found = (await bench.models.ready(model.name)).private.files
+    tokenizer = (await bench.models.ready(bench.MODEL)).private.files[1]
     assert [(file.path, file.sha256) for file in found] == [
         ("adapter_model.safetensors", blob.digest),
-        ("tokenizer.json", tokenizer[0].sha256),
+        ("tokenizer.json", tokenizer.sha256),
     ]
     assert await bench.states(JOB) == ["QUEUED", "PREPARING", "RUNNING", "SUCCEEDED"]
     assert await bench.states(job.tuned_model) == ["READY"]
@@ -188,7 +193,9 @@ async def test_a_tuned_models_name_taken_meanwhile_costs_no_work(bench: Any) -> 
     job = await bench.job(JOB)
     assert job.state == FineTuningJob.STATE_SUCCEEDED
     assert job.tuned_model.startswith("projects/default/models/one-")
-    assert (await bench.model(job.tuned_model)).fine_tuning_job == JOB
+    model = await bench.model(job.tuned_model)
+    assert model.fine_tuning_job == JOB
+    assert (job.references[2].name, job.references[2].uid) == (model.name, model.uid)
 
 
 async def test_a_lost_attempt_is_followed_by_one_that_resumes_from_the_last_checkpoint(bench: Any) -> None:
@@ -236,12 +243,13 @@ async def test_metrics_show_the_last_attempt_of_a_step(bench: Any) -> None:
     second, _ = await bench.claim()
     for number, values in enumerate(({"train_loss": 20.0}, {"validation_loss": 5.0}), start=1):
         await report(bench, second, number, Event(step=2, metrics=MetricValues(values=values)))
-    points = await bench.jobs.metrics(JOB, 0, 10)
+    uid = (await bench.job(JOB)).uid
+    points = await bench.jobs.metrics(uid, 0, 10)
     assert [(point.step, point.attempt, dict(point.values)) for point in points] == [
         (1, 1, {"train_loss": 1.0, "only_first": 0.0}),
         (2, 2, {"train_loss": 20.0, "validation_loss": 5.0}),
     ]
-    assert [point.step for point in await bench.jobs.metrics(JOB, 1, 10)] == [2]
+    assert [point.step for point in await bench.jobs.metrics(uid, 1, 10)] == [2]
 
 
 async def test_create_looks_at_no_row(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,11 +347,10 @@ async def test_a_cancelled_job_may_still_end_well_or_badly(bench: Any) -> None:
 async def test_events_are_read_from_any_number_on(bench: Any) -> None:
     await bench.create("one")
     await bench.claim()
-    whole = await bench.jobs.events(JOB, 1, 100)
+    uid = (await bench.job(JOB)).uid
+    whole = await bench.jobs.events(uid, 1, 100)
     assert [event.sequence for event in whole] == [1, 2, 3]
-    assert await bench.jobs.events(JOB, 2, 1) == [whole[1]]
-    with pytest.raises(NotFound):
-        await bench.jobs.events("projects/default/fineTuningJobs/none", 1, 1)
+    assert await bench.jobs.events(uid, 2, 1) == [whole[1]]
 
 
 async def test_plan_names_records_that_teach_nothing(bench: Any) -> None:

@@ -56,7 +56,7 @@ async def test_a_tuned_model_carries_how_it_was_taught_and_the_files_to_ask_it(b
     model = await tuned(bench, **TEACHING)
     assert model.taught == TAUGHT
     assert model.has_chat_template
-    files = await bench.models.files(model.name, "", 10)
+    files = (await bench.models.ready(model.name)).private.files
     assert [(file.path, file.tokenizer) for file in files] == [
         ("adapter_model.safetensors", False),
         ("chat_template.jinja", True),
@@ -70,7 +70,7 @@ async def test_a_tuned_model_carries_how_it_was_taught_and_the_files_to_ask_it(b
 async def test_a_tuned_model_without_a_template_keeps_its_bases_files(bench: Any) -> None:
     model = await tuned(bench)
     assert not model.has_chat_template
-    files = await bench.models.files(model.name, "", 10)
+    files = (await bench.models.ready(model.name)).private.files
     assert [file.path for file in files] == ["adapter_model.safetensors", "tokenizer.json"]
 
 
@@ -82,5 +82,5 @@ async def test_a_rendering_of_before_it_kept_its_template_says_what_it_was_given
 async def test_a_job_from_before_this_was_kept_tunes_a_model_that_does_not_say(bench: Any) -> None:
     model = await tuned(bench, is_kept=False, **TEACHING)
     assert not model.HasField("taught")
-    files = await bench.models.files(model.name, "", 10)
+    files = (await bench.models.ready(model.name)).private.files
     assert [file.path for file in files] == ["adapter_model.safetensors"]

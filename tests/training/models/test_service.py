@@ -53,7 +53,7 @@ async def test_register_queues_a_folder_below_a_root_and_ends_ready(bench: Any) 
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result()))
     ready = await bench.model(NEW)
     assert (ready.state, ready.num_parameters) == (Model.STATE_READY, 5)
-    assert [file.path for file in await bench.models.files(NEW, "", 10)] == [
+    assert [file.path for file in (await bench.models.ready(NEW)).private.files] == [
         "model.safetensors",
         "tokenizer.json",
     ]
@@ -140,7 +140,7 @@ async def test_a_failed_registration_says_why_and_its_files_cannot_be_read(bench
     failure = Failure(code="FAILED_PRECONDITION", reason=Reason.BASE_MODEL_MISSING, message="no a/b")
     await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
     with pytest.raises(FailedPrecondition, match="must be READY, it is FAILED: no a/b"):
-        await bench.models.files(NEW, "", 10)
+        await bench.models.ready(NEW)
     assert await bench.states(NEW) == ["QUEUED", "REGISTERING", "FAILED"]
 
 

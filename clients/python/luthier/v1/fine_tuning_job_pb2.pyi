@@ -457,7 +457,7 @@ class FineTuningJob(_message.Message):
 
     @_builtins.property
     def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
-        """What it was made from, as that was then."""
+        """What it was made from, as that was then, and the model that it tuned."""
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:

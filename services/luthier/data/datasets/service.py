@@ -46,8 +46,9 @@ class DatasetService:
         self._database = database
         self._uploads = uploads
         self._datasets = repository.datasets()
+        self._versions = repository.versions()
         lifecycle = Lifecycle(DatasetVersion.State.DESCRIPTOR, rules.TRANSITIONS)
-        self.versions = Family(repository.versions(), lifecycle, database, log, tasks)
+        self.versions = Family(self._versions, lifecycle, database, log, tasks)
 
     async def create_dataset(self, request: CreateDatasetRequest) -> Dataset:
         """Create an empty dataset; without an id one is made. Raises InvalidArgument, AlreadyExists."""
@@ -126,14 +127,13 @@ class DatasetService:
         self, request: ListRequest, tokens: PageTokens
     ) -> tuple[tuple[DatasetVersion, ...], str]:
         """Return a page of versions and the next page's token. Raises InvalidArgument, NotFound."""
-        await self.get_dataset(request.parent)
-        return await self.versions.page(request, tokens)
+        uid = (await self._datasets.read(self._database, request.parent)).uid
+        return await list_page(self._database, self._versions, tokens, request, parent_uid=uid)
 
-    async def list_errors(self, name: str, start: int, limit: int) -> Sequence[RecordError]:
-        """Return at most `limit` bad records of a version from position `start` on. Raises NotFound."""
+    async def list_errors(self, uid: str, start: int, limit: int) -> Sequence[RecordError]:
+        """Return at most `limit` bad records of the version of a uid from position `start` on."""
         async with self._database.reading() as connection:
-            version = await self.versions.get(connection, name)
-            return await page_of_errors(connection, version.uid, start, limit)
+            return await page_of_errors(connection, uid, start, limit)
 
     async def version_built(self, connection: AsyncConnection, uid: str, result: BuildVersionResult) -> None:
         """The version is READY. Raises InvalidArgument for a result that contradicts itself."""

@@ -123,11 +123,12 @@ class DatasetsServicer:
     ) -> data_service_pb2.ListDatasetVersionErrorsResponse:
         """Page through bad records."""
         check_name(VERSION, request.parent, self._projects, field="parent")
+        uid = (await self._datasets.versions.read(request.parent)).uid
         limit = page_size(request.page_size)
         start, bound = row_page_arguments(
-            self._page_tokens, "ListDatasetVersionErrors", (request.parent,), request.page_token
+            self._page_tokens, "ListDatasetVersionErrors", (uid,), request.page_token
         )
-        found = await self._datasets.list_errors(request.parent, start, limit + 1)
+        found = await self._datasets.list_errors(uid, start, limit + 1)
         token = self._page_tokens.encode((str(start + limit),), bound) if len(found) > limit else ""
         return data_service_pb2.ListDatasetVersionErrorsResponse(errors=found[:limit], next_page_token=token)
 
@@ -139,7 +140,7 @@ class DatasetsServicer:
         version = await self._datasets.ready_version(request.parent)
         limit = page_size(request.page_size)
         start, bound = row_page_arguments(
-            self._page_tokens, "ListRecords", (request.parent, str(request.split)), request.page_token
+            self._page_tokens, "ListRecords", (version.uid, str(request.split)), request.page_token
         )
         page = data_service_pb2.ListRecordsResponse()
         size_bytes = 0

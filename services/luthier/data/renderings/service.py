@@ -116,11 +116,10 @@ class RenderingService:
         """Return a READY rendering. Raises NotFound, FailedPrecondition WRONG_STATE."""
         return require_state(await self.family.read(name), State.STATE_READY, self.family.lifecycle)
 
-    async def list_errors(self, name: str, start: int, limit: int) -> Sequence[RecordError]:
-        """Return at most `limit` records that could not be rendered from position `start` on. Raises NotFound."""
+    async def list_errors(self, uid: str, start: int, limit: int) -> Sequence[RecordError]:
+        """Return at most `limit` records that could not be rendered, of a rendering's uid, from `start` on."""
         async with self._database.reading() as connection:
-            rendering = await self.family.get(connection, name)
-            return await page_of_errors(connection, rendering.uid, start, limit)
+            return await page_of_errors(connection, uid, start, limit)
 
     async def to_render(self, connection: AsyncConnection, uid: str) -> tuple[StoredRendering, StoredVersion]:
         """Return what a worker needs: the rendering as the transaction sees it, and its version."""

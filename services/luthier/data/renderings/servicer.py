@@ -104,11 +104,12 @@ class RenderingsServicer:
     ) -> data_service_pb2.ListRenderingErrorsResponse:
         """Page through records that could not be rendered."""
         check_name(RENDERING, request.parent, self._projects, field="parent")
+        uid = (await self._renderings.family.read(request.parent)).uid
         limit = page_size(request.page_size)
         start, bound = row_page_arguments(
-            self._page_tokens, "ListRenderingErrors", (request.parent,), request.page_token
+            self._page_tokens, "ListRenderingErrors", (uid,), request.page_token
         )
-        found = await self._renderings.list_errors(request.parent, start, limit + 1)
+        found = await self._renderings.list_errors(uid, start, limit + 1)
         token = self._page_tokens.encode((str(start + limit),), bound) if len(found) > limit else ""
         return data_service_pb2.ListRenderingErrorsResponse(errors=found[:limit], next_page_token=token)
 
@@ -119,7 +120,7 @@ class RenderingsServicer:
         check_name(RENDERING, request.name, self._projects)
         rendering = await self._renderings.ready(request.name)
         limit = page_size(request.page_size, default=5, maximum=100)
-        scope = (request.name, str(request.split), str(request.unsupervised_only))
+        scope = (rendering.uid, str(request.split), str(request.unsupervised_only))
         start, bound = row_page_arguments(self._page_tokens, "PreviewRendering", scope, request.page_token)
         page = data_service_pb2.PreviewRenderingResponse()
         size_bytes = 0

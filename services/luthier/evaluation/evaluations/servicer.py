@@ -90,12 +90,12 @@ class EvaluationsServicer:
         self, request: evaluation_service_pb2.ListPredictionsRequest, context: Context
     ) -> evaluation_service_pb2.ListPredictionsResponse:
         """Page through answers."""
-        limit = page_size(request.page_size, default=200)
-        first_row, bound = row_page_arguments(
-            self._page_tokens, "ListPredictions", (request.parent,), request.page_token
-        )
         EVALUATION.parse(request.parent)
         evaluation = await self._evaluations.family.read(request.parent)
+        limit = page_size(request.page_size, default=200)
+        first_row, bound = row_page_arguments(
+            self._page_tokens, "ListPredictions", (evaluation.uid,), request.page_token
+        )
         found = await self._evaluations.predictions(evaluation, first_row, limit, PAGE_BYTES)
         next_row = first_row + len(found)
         more = next_row < evaluation.message.num_records

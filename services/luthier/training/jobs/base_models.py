@@ -34,9 +34,11 @@ class Models(Protocol):
         """Store the template file of a model that will be taught so."""
         ...
 
-    async def add_adapter(self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]) -> str:
-        """Store a tuned adapter as READY: `wanted` says its name, base model, job, step and how it was taught.
+    async def add_adapter(
+        self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]
+    ) -> StoredModel:
+        """Store a tuned adapter as READY, and return it; its name is another one when the wanted one is taken.
 
-        Returns its name.
+        `wanted` says its name, base model, job, step, how it was taught and what it was made from.
         """
         ...

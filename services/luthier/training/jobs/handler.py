@@ -167,8 +167,11 @@ class TrainHandler:
         )
         wanted.references.add().CopyFrom(referred(job.message, job.message.base_model))
         wanted.references.add(name=task.subject, uid=job.uid)
+        wanted.references.add().CopyFrom(referred(job.message, job.message.rendering))
         changed = job.copy()
-        changed.tuned_model = await self._models.add_adapter(connection, wanted, result.train.files)
+        tuned = await self._models.add_adapter(connection, wanted, result.train.files)
+        changed.tuned_model = tuned.message.name
+        changed.references.add(name=tuned.message.name, uid=tuned.uid, digest=tuned.message.digest)
         if changed.tuned_model != wanted.name:
             text = f"{wanted.name} was taken in the meantime, the tuned model is {changed.tuned_model}"
             warning = line(text, "WARNING", attempt=changed.num_attempts)

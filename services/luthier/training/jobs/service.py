@@ -169,26 +169,23 @@ class JobService:
         """Return a page of a project's jobs and the next page's token. Raises InvalidArgument."""
         return await self.family.page(request, tokens, filters=FILTERS)
 
-    async def events(self, name: str, start_sequence: int, limit: int) -> Sequence[Event]:
-        """Return at most `limit` events of a job from a number on. Raises NotFound."""
+    async def events(self, uid: str, start_sequence: int, limit: int) -> Sequence[Event]:
+        """Return at most `limit` events of the job of a uid from a number on."""
         async with self._database.reading() as connection:
-            job = await self.family.get(connection, name)
-            return await self._log.read(connection, job.uid, start_sequence, limit)
+            return await self._log.read(connection, uid, start_sequence, limit)
 
-    async def metrics(self, name: str, after_step: int, limit: int) -> Sequence[MetricPoint]:
-        """Return at most `limit` metric points of a job after a step. Raises NotFound."""
+    async def metrics(self, uid: str, after_step: int, limit: int) -> Sequence[MetricPoint]:
+        """Return at most `limit` metric points of the job of a uid after a step."""
         async with self._database.reading() as connection:
-            job = await self.family.get(connection, name)
-            return await self._metrics.after(connection, job.uid, after_step, limit)
+            return await self._metrics.after(connection, uid, after_step, limit)
 
     async def checkpoint(self, name: str) -> Checkpoint:
         """Return a checkpoint. Raises NotFound."""
         async with self._database.reading() as connection:
             return (await self._checkpoints.get(connection, name)).message
 
-    async def checkpoints(self, name: str, after_step: int, limit: int) -> Sequence[Checkpoint]:
-        """Return at most `limit` checkpoints of a job after a step. Raises NotFound."""
+    async def checkpoints(self, uid: str, after_step: int, limit: int) -> Sequence[Checkpoint]:
+        """Return at most `limit` checkpoints of the job of a uid after a step."""
         async with self._database.reading() as connection:
-            job = await self.family.get(connection, name)
-            found = await self._checkpoints.after(connection, job.uid, after_step, limit)
+            found = await self._checkpoints.after(connection, uid, after_step, limit)
             return [checkpoint.message for checkpoint in found]

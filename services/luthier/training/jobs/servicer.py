@@ -93,8 +93,9 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     ) -> training_service_pb2.ListFineTuningJobEventsResponse:
         """Page through a job's events."""
         check_name(JOB, request.parent, self._projects, field="parent")
-        limit, last, bound = self._place("ListFineTuningJobEvents", request.parent, request)
-        events = await self._jobs.events(request.parent, last + 1, limit + 1)
+        uid = (await self._jobs.family.read(request.parent)).uid
+        limit, last, bound = self._place("ListFineTuningJobEvents", uid, request)
+        events = await self._jobs.events(uid, last + 1, limit + 1)
         page = training_service_pb2.ListFineTuningJobEventsResponse(events=events[:limit])
         if len(events) > limit:
             page.next_page_token = self._page_tokens.encode((str(events[limit - 1].sequence),), bound)
@@ -105,8 +106,9 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     ) -> training_service_pb2.ReadFineTuningJobMetricsResponse:
         """Page through a job's metrics."""
         check_name(JOB, request.name, self._projects)
-        limit, last, bound = self._place("ReadFineTuningJobMetrics", request.name, request)
-        points = await self._jobs.metrics(request.name, last, limit + 1)
+        uid = (await self._jobs.family.read(request.name)).uid
+        limit, last, bound = self._place("ReadFineTuningJobMetrics", uid, request)
+        points = await self._jobs.metrics(uid, last, limit + 1)
         page = training_service_pb2.ReadFineTuningJobMetricsResponse(points=points[:limit])
         if len(points) > limit:
             page.next_page_token = self._page_tokens.encode((str(points[limit - 1].step),), bound)
@@ -124,15 +126,16 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     ) -> training_service_pb2.ListCheckpointsResponse:
         """Page through a job's checkpoints."""
         check_name(JOB, request.parent, self._projects, field="parent")
-        limit, last, bound = self._place("ListCheckpoints", request.parent, request)
-        checkpoints = await self._jobs.checkpoints(request.parent, last, limit + 1)
+        uid = (await self._jobs.family.read(request.parent)).uid
+        limit, last, bound = self._place("ListCheckpoints", uid, request)
+        checkpoints = await self._jobs.checkpoints(uid, last, limit + 1)
         page = training_service_pb2.ListCheckpointsResponse(checkpoints=checkpoints[:limit])
         if len(checkpoints) > limit:
             page.next_page_token = self._page_tokens.encode((str(checkpoints[limit - 1].step),), bound)
         return page
 
-    def _place(self, method: str, scope: str, request: Any) -> tuple[int, int, str]:
+    def _place(self, method: str, uid: str, request: Any) -> tuple[int, int, str]:
         """Return page size, number of the last entry of the page before (0: none), and what binds tokens."""
         limit = page_size(request.page_size, default=ENTRIES_A_PAGE)
-        last, bound = row_page_arguments(self._page_tokens, method, (scope,), request.page_token)
+        last, bound = row_page_arguments(self._page_tokens, method, (uid,), request.page_token)
         return limit, last, bound

@@ -19,7 +19,7 @@ from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models import repository, rules
 from luthier.training.models.rules import State
 from luthier.training.models.sources import resolve_allowed
-from luthier.v1.model_pb2 import Model, ModelFile, Taught
+from luthier.v1.model_pb2 import Model, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
 from luthier.work.lifecycle import Lifecycle
@@ -72,10 +72,9 @@ class ModelService:
         """Return a page of a project's models and the next page's token. Raises InvalidArgument."""
         return await self.family.page(request, tokens, filters=FILTERS)
 
-    async def files(self, name: str, after_path: str, limit: int) -> Sequence[ModelFile]:
-        """Return at most `limit` files after a path, in order. Raises NotFound, FailedPrecondition."""
-        model = self._ready(await self.family.read(name))
-        return [file for file in model.private.files if file.path > after_path][:limit]
+    async def ready(self, name: str) -> StoredModel:
+        """Return a READY model, its files in the order of their paths. Raises NotFound, FailedPrecondition."""
+        return self._ready(await self.family.read(name))
 
     async def read_file(self, name: str, path: str, offset: int) -> AsyncIterator[bytes]:
         """Return the bytes of one file from an offset on, in pieces of at most 1 MiB.
@@ -85,7 +84,7 @@ class ModelService:
             FailedPrecondition: it is not READY.
             OutOfRange: the offset is beyond the end.
         """
-        files = self._ready(await self.family.read(name)).private.files
+        files = (await self.ready(name)).private.files
         found = next((file for file in files if file.path == path), None)
         if found is None:
             known = ", ".join(file.path for file in files)
@@ -116,10 +115,13 @@ class ModelService:
         if taught.chat_template:
             await self._blobs.put_bytes(taught.chat_template.encode())
 
-    async def add_adapter(self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]) -> str:
-        """Store a tuned adapter as READY: `wanted` says its name, base model, job, step and how it was taught.
+    async def add_adapter(
+        self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]
+    ) -> StoredModel:
+        """Store a tuned adapter as READY, and return it.
 
-        Returns its name: another one when the wanted one was taken after the job began; no work is lost.
+        `wanted` says its name, base model, job, step, how it was taught and what it was made from. Its name is
+        another one when the wanted one was taken after the job began; no work is lost.
         """
         base = await self.base(connection, referred(wanted, wanted.base_model).uid)
         bundle = rules.taught_bundle(wanted, base.message, base.private.files)
@@ -128,12 +130,11 @@ class ModelService:
         private = ModelPrivate(files=files)
         needs = Needs(lasting=(base.uid,))
         try:
-            await self.family.add(connection, adapter, private, needs=needs)
+            return await self.family.add(connection, adapter, private, needs=needs)
         except AlreadyExists:
             place, _, taken = wanted.name.rpartition("/")
             adapter.name = f"{place}/{new_id(taken[:50].rstrip('-'))}"
-            await self.family.add(connection, adapter, private, needs=needs)
-        return adapter.name
+            return await self.family.add(connection, adapter, private, needs=needs)
 
     async def registered(self, connection: AsyncConnection, uid: str, result: RegisterModelResult) -> None:
         """The model is READY. Raises InvalidArgument MODEL_INVALID for a result that contradicts itself."""

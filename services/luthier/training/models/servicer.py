@@ -90,9 +90,10 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         """Page through a model's files."""
         check_name(MODEL, request.parent, self._projects, field="parent")
         limit = page_size(request.page_size, default=MAX_PAGE_SIZE)
-        bound = fingerprint("ListModelFiles", request.parent)
+        model = await self._models.ready(request.parent)
+        bound = fingerprint("ListModelFiles", model.uid)
         after = (self._page_tokens.decode(request.page_token, bound) or ("",))[0]
-        files = await self._models.files(request.parent, after, limit + 1)
+        files = [file for file in model.private.files if file.path > after][: limit + 1]
         page = model_service_pb2.ListModelFilesResponse(files=files[:limit])
         if len(files) > limit:
             page.next_page_token = self._page_tokens.encode((files[limit - 1].path,), bound)

@@ -32,25 +32,34 @@ def downgrade() -> None:
 
 def _say_of_models() -> None:
     jobs = uids("fine_tuning_jobs")
-    of_models = messages("models", (Model, ModelPrivate))
-    models = {model.name: (model.uid, model.digest) for model, _ in of_models}
+    models = _uids_and_digests_of_models()
     for model, _ in messages("models", (Model, ModelPrivate)):
         if model.kind != Model.KIND_ADAPTER:
             continue
         base, digest = models.get(model.base_model, ("", ""))
         model.references.add(name=model.base_model, uid=base, digest=digest)
         model.references.add(name=model.fine_tuning_job, uid=jobs.get(model.fine_tuning_job, ""))
+        if model.taught.rendering:
+            model.references.add(name=model.taught.rendering, digest=model.taught.rendering_digest)
         hold(base, model.uid, model.name, lasting=True)
         write("models", model)
 
 
 def _say_of_jobs() -> None:
-    models = uids("models")
+    models = _uids_and_digests_of_models()
     for job, private in messages("fine_tuning_jobs", (FineTuningJob, FineTuningJobPrivate)):
-        base = models.get(job.base_model, "")
+        base, _ = models.get(job.base_model, ("", ""))
         job.references.add(name=job.base_model, uid=base, digest=private.base_model_digest)
         job.references.add(name=job.rendering, digest=private.rendering_digest)
+        if job.tuned_model:
+            tuned, digest = models.get(job.tuned_model, ("", ""))
+            job.references.add(name=job.tuned_model, uid=tuned, digest=digest)
         if job.state in _UNFINISHED:
             hold(base, job.uid, job.name, lasting=False)
             need_elsewhere([job.rendering], job.uid, job.name)
         write("fine_tuning_jobs", job)
+
+
+def _uids_and_digests_of_models() -> dict[str, tuple[str, str]]:
+    of_models = messages("models", (Model, ModelPrivate))
+    return {model.name: (model.uid, model.digest) for model, _ in of_models}
