@@ -24,7 +24,7 @@ from luthier.data.worker.build_task import build_version
 from luthier.data.worker.render_task import renderer
 from luthier.errors import AlreadyExists, NotFound
 from luthier.runtime.auth import Authenticator, Kind, TaskTokens
-from luthier.runtime.digests import contents_digest
+from luthier.runtime.digests import contents_digest, files_digest
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import Registration, ServerOptions, serving
@@ -92,6 +92,10 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
+        self.sha256 = {
+            **{path: hashlib.sha256(data).hexdigest() for path, data in files.items()},
+            "model.safetensors": "f" * 64,
+        }
         self.models = {
             model.name: model
             for model in (
@@ -110,7 +114,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
             "uid": str(uuid.uuid4()),
             "state": model_pb2.Model.STATE_READY,
             "kind": model_pb2.Model.KIND_BASE,
-            "digest": "d" * 64,
+            "digest": files_digest(self.sha256),
             "tokenizer_digest": contents_digest(self.files),
             "context_length": 512,
             **changes,
@@ -125,12 +129,14 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
     async def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802
         files = [
             model_pb2.ModelFile(
-                path=path, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), tokenizer=True
+                path=path,
+                sha256=sha256,
+                size_bytes=len(self.files.get(path, b"w")),
+                tokenizer=path in self.files,
             )
-            for path, data in self.files.items()
+            for path, sha256 in self.sha256.items()
         ]
-        weights = model_pb2.ModelFile(path="model.safetensors", sha256="f" * 64, size_bytes=1)
-        return model_service_pb2.ListModelFilesResponse(files=[*files, weights])
+        return model_service_pb2.ListModelFilesResponse(files=files)
 
     async def DownloadModelFile(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         data = self.files[request.path]

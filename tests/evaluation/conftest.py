@@ -28,6 +28,7 @@ from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.evaluate import Evaluator
 from luthier.evaluation.worker.models import Models
 from luthier.runtime.auth import Authenticator, Kind
+from luthier.runtime.digests import files_digest
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import Registration, ServerOptions, serving
@@ -99,6 +100,7 @@ class DataServer(data_service_pb2_grpc.DataServiceServicer):
         }
     )
     num_texts_read: int = 0
+    digest: str = "d" * 64
 
     async def GetDatasetVersion(self, request: Any, context: Any) -> dataset_pb2.DatasetVersion:  # noqa: N802
         if request.name != VERSION:
@@ -113,7 +115,7 @@ class DataServer(data_service_pb2_grpc.DataServiceServicer):
             name=VERSION,
             uid=uid_of(VERSION),
             state=dataset_pb2.DatasetVersion.STATE_READY,
-            digest="d" * 64,
+            digest=self.digest,
             statistics=dataset_pb2.DatasetStatistics(splits=splits),
         )
 
@@ -167,7 +169,7 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
             name=request.name,
             uid=uid_of(name),
             state=self.states.get(name, model_pb2.Model.STATE_READY),
-            digest=digest_of(name),
+            digest=digest_of(self.folders[name]),
             base_model=f"{PROJECT}/models/base" if name.startswith("tuned") else "",
             has_chat_template=True,
             eos_token_ids=self.eos_token_ids.get(name, ()),
@@ -178,15 +180,12 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         name = request.parent.rsplit("/", 1)[-1]
         if name not in self.folders:
             raise NotFound(f"{request.parent} does not exist")
-        folder = self.folders[name]
         return model_service_pb2.ListModelFilesResponse(
             files=[
                 model_pb2.ModelFile(
-                    path=path.name,
-                    sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-                    size_bytes=path.stat().st_size,
+                    path=path, sha256=sha256, size_bytes=(self.folders[name] / path).stat().st_size
                 )
-                for path in sorted(folder.iterdir())
+                for path, sha256 in sorted(files_of(self.folders[name]).items())
             ]
         )
 
@@ -203,9 +202,14 @@ def uid_of(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
-def digest_of(model: str) -> str:
-    """Return the digest that a model of the fixtures goes by."""
-    return hashlib.sha256(model.encode()).hexdigest()
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the sha256 of a model's files by their paths."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def digest_of(folder: Path) -> str:
+    """Return the digest of a model that has the files of a folder."""
+    return files_digest(files_of(folder))
 
 
 class Site:

@@ -14,30 +14,35 @@ from typing import Any
 import grpc
 import pytest
 
-from luthier.errors import Cancelled, PermissionDenied, Reason, Unavailable
+from luthier.errors import Cancelled, DataLoss, PermissionDenied, Reason, Unavailable
+from luthier.runtime.digests import files_digest
 from luthier.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from luthier.work.cache import BlobCache
 from luthier.work.model_files import fetch_model
 from luthier.work.peers import channel
+from luthier.worker.v1.task_pb2 import ModelReference
 
 DATA = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(DATA).hexdigest()
+MODEL = ModelReference(name="models/m", digest=files_digest({"weights": SHA256}))
 PIECE = 1024
 
 
 class Service(model_service_pb2_grpc.ModelServiceServicer):
-    """One model of one file; what a call meets is said by `meets`, by method and number of the call."""
+    """One model, its files alike, listed one a page; `meets` says what a call meets, by method and number."""
 
     def __init__(self) -> None:
         self.meets: dict[tuple[str, int], str] = {}
         self.calls: list[tuple[str, str, int]] = []
+        self.paths: tuple[str, ...] = ("weights",)
         self.began, self.ending = threading.Event(), threading.Event()
 
     def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._meet("list", 0, context)
-        file = model_pb2.ModelFile(
-            path="weights", size_bytes=len(DATA), sha256=hashlib.sha256(DATA).hexdigest()
-        )
-        return model_service_pb2.ListModelFilesResponse(files=[file])
+        number = int(request.page_token or 0)
+        file = model_pb2.ModelFile(path=self.paths[number], size_bytes=len(DATA), sha256=SHA256)
+        following = str(number + 1) if number + 1 < len(self.paths) else ""
+        return model_service_pb2.ListModelFilesResponse(files=[file], next_page_token=following)
 
     def DownloadModelFile(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         for offset in range(request.start_offset, len(DATA), PIECE):
@@ -84,7 +89,7 @@ def fetch(
     opened: grpc.Channel, folder: Path, token: Callable[[], str], check: Callable[[], None] = lambda: None
 ) -> bytes:
     cache = BlobCache(folder / "cache", 1 << 30)
-    return (fetch_model(opened, token, "models/m", cache, folder / "m", check) / "weights").read_bytes()
+    return (fetch_model(opened, token, MODEL, cache, folder / "m", check) / "weights").read_bytes()
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped_with_a_fresh_token(
@@ -146,6 +151,23 @@ def test_who_waits_for_a_service_that_is_away_hears_within_a_second(tmp_path: Pa
     with channel("127.0.0.1:1") as opened, pytest.raises(Cancelled):
         fetch(opened, tmp_path, lambda: "token", check)
     assert time.monotonic() - stop_at < 1.0
+
+
+def test_files_that_are_not_those_of_the_digest_are_not_fetched(service: Service, tmp_path: Path) -> None:
+    other, cache = ModelReference(name="models/m", digest="0" * 64), BlobCache(tmp_path / "cache", 1 << 30)
+    with connected(service) as opened, pytest.raises(DataLoss, match="used again") as caught:
+        fetch_model(opened, lambda: "token", other, cache, tmp_path / "m")
+    assert caught.value.metadata == {"name": "models/m", "expected": "0" * 64, "actual": MODEL.digest}
+    assert [method for method, _, _ in service.calls] == ["list"]
+
+
+def test_a_list_of_files_on_several_pages_is_read_to_its_end(service: Service, tmp_path: Path) -> None:
+    service.paths = ("a", "b", "weights")
+    wanted = ModelReference(name="models/m", digest=files_digest(dict.fromkeys(service.paths, SHA256)))
+    cache = BlobCache(tmp_path / "cache", 1 << 30)
+    with connected(service) as opened:
+        folder = fetch_model(opened, lambda: "token", wanted, cache, tmp_path / "m")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == dict.fromkeys(service.paths, DATA)
 
 
 def test_a_refusal_ends_the_fetching_at_once(service: Service, tmp_path: Path) -> None:

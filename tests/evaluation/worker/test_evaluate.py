@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.rpc import code_pb2
 
 from luthier.errors import Reason
 from luthier.errors.status import status_to_failure
@@ -104,6 +105,30 @@ async def test_more_examples_than_the_train_split_has_fail(site: Any) -> None:
     async with site.worker():
         done = await site.ended((await site.evaluate(arms=[("few", "base", 9)])).name)
     assert done.error.message == "an arm wants 9 examples, the train split has 8 records"
+
+
+@pytest.mark.parametrize("changed", ["version", "base", "tuned"])
+async def test_what_is_asked_of_must_be_what_was_pinned(
+    site: Any, model_folders: dict[str, Path], changed: str
+) -> None:
+    made = await site.evaluate(arms=[("tuned", "tuned", 0)], max_new_tokens=4)
+    if changed == "version":
+        site.data.digest = "e" * 64
+    else:
+        other = model_folders["other" if changed == "base" else "tuned-more"]
+        site.models.folders = {**site.models.folders, changed: other}
+    async with site.worker():
+        done = await site.ended(made.name)
+    assert done.state == evaluation_pb2.Evaluation.STATE_FAILED
+    request = evaluation_service_pb2.WatchEvaluationRequest(name=made.name)
+    attempts = {event.attempt async for event in site.stream("WatchEvaluation", request)}
+    assert max(attempts) == 1, "nothing is better the next time"
+    failure = status_to_failure(done.error)
+    assert (done.error.code, failure.reason) == (code_pb2.DATA_LOSS, Reason.CHECKSUM_MISMATCH)
+    assert failure.metadata["name"] == (
+        site.VERSION if changed == "version" else f"{site.PARENT}/models/{changed}"
+    )
+    assert "was deleted and its name used again" in done.error.message
 
 
 async def test_a_prompt_that_does_not_fit_fails_with_the_limit(site: Any) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evaluation.conftest import digest_of
 
 from luthier.errors import Cancelled, DataLoss, LuthierError, NotFound, Reason, ResourceExhausted
 from luthier.evaluation.worker.engine_thread import Check
@@ -28,22 +31,36 @@ class Bench:
     def __init__(self, site: Any) -> None:
         self.site = site
         self.folder = site.home / "laid-out"
-        names = [f"{site.PARENT}/models/{name}" for name in site.models.folders]
-        token = TaskTokens(site.keys.token_secret).mint("default", names, 1, "t", 600)
+        site.models.folders = dict(site.models.folders)  # the session's own stay as they are
+        token = TaskTokens(site.keys.token_secret).mint("default", (site.PARENT,), 1, "t", 600)
         self.token: Token = lambda: token
+        self._lock = threading.Lock()
 
     def models(self) -> Models:
         return Models(self.site.peers_address, BlobCache(self.site.home / "cache", 1 << 30), self.folder)
 
     def reference(self, name: str, digest: str = "") -> task_pb2.ModelReference:
-        return task_pb2.ModelReference(name=f"{self.site.PARENT}/models/{name}", digest=digest or name * 9)
+        return task_pb2.ModelReference(
+            name=f"{self.site.PARENT}/models/{name}",
+            digest=digest or digest_of(self.site.models.folders[name]),
+        )
 
     @contextmanager
     def adapter(self, models: Models, loaded: LoadedModel, number: int) -> Iterator[str]:
-        """One of many adapters, which differ by their digests alone."""
-        with models.adapter(loaded, self.reference("tuned", f"{number:064d}"[::-1]), self.token) as name:
+        """One of many adapters, which differ by a file that says their number."""
+        wanted = f"tuned-{number}"
+        with self._lock:
+            if wanted not in self.site.models.folders:
+                self.site.models.folders[wanted] = self._numbered(wanted)
+        with models.adapter(loaded, self.reference(wanted), self.token) as name:
             assert name is not None
             yield name
+
+    def _numbered(self, name: str) -> Path:
+        folder: Path = self.site.home / name
+        shutil.copytree(self.site.models.folders["tuned"], folder)
+        (folder / "number").write_text(name)
+        return folder
 
 
 @pytest.fixture
@@ -183,20 +200,19 @@ async def test_a_base_that_loads_does_not_silence_those_who_wait(
 async def test_a_base_that_cannot_be_loaded_leaves_room_for_the_next(bench: Bench) -> None:
     empty = bench.site.home / "empty"
     empty.mkdir()
-    bench.site.models.folders = {**bench.site.models.folders, "empty": empty}
-    token = TaskTokens(bench.site.keys.token_secret).mint("default", (bench.site.PARENT,), 1, "t", 600)
+    bench.site.models.folders["empty"] = empty
 
     def use() -> None:
         with closing(bench.models()) as models:
             for wrong, kind, said in (
                 (bench.reference("empty"), NotFound, "must hold config.json"),
-                (bench.reference("unknown"), LuthierError, "unknown"),
+                (bench.reference("unknown", "d" * 64), LuthierError, "unknown"),
                 (task_pb2.ModelReference(name="m"), DataLoss, "m has no digest"),
             ):
-                with pytest.raises(kind, match=said), models.base(wrong, lambda: token):
+                with pytest.raises(kind, match=said), models.base(wrong, bench.token):
                     pass
             assert list(bench.folder.iterdir()) == []
-            with models.base(bench.reference("base"), lambda: token) as loaded:
+            with models.base(bench.reference("base"), bench.token) as loaded:
                 assert loaded.digest == bench.reference("base").digest
 
     await asyncio.to_thread(use)
@@ -235,6 +251,41 @@ async def test_who_gives_up_fetching_a_base_or_an_adapter_is_let_go(bench: Bench
             return list(threads.map(give_up, fetched(away, loaded)))
 
     assert max(await asyncio.to_thread(use)) < 1.0
+
+
+async def test_a_name_that_means_another_model_by_now_is_refused_and_the_model_of_its_digest_is_not_taken_for_it(
+    bench: Bench,
+) -> None:
+    folders = bench.site.models.folders
+    pinned = {name: bench.reference(name) for name in ("base", "tuned", "other")}
+    found = {"base": folders["other"], "tuned": folders["tuned-more"]}
+
+    def refused(reference: task_pb2.ModelReference, block: AbstractContextManager[Any]) -> None:
+        with pytest.raises(DataLoss, match="was deleted and its name used again") as caught, block:
+            raise AssertionError("another model must not be loaded")
+        actual = digest_of(folders[reference.name.rpartition("/")[2]])
+        assert caught.value.reason == Reason.CHECKSUM_MISMATCH
+        assert caught.value.metadata == {
+            "name": reference.name,
+            "expected": reference.digest,
+            "actual": actual,
+        }
+        for said in (reference.name, reference.digest, actual):
+            assert said in caught.value.message
+
+    def use() -> None:
+        with closing(bench.models()) as models:
+            bench.site.models.folders.update(found)
+            refused(pinned["base"], models.base(pinned["base"], bench.token))
+            # It was not kept under the digest that it has not.
+            refused(pinned["base"], models.base(pinned["base"], bench.token))
+            assert bench.site.models.downloads == 0
+            with models.base(pinned["other"], bench.token) as loaded:
+                refused(pinned["tuned"], models.adapter(loaded, pinned["tuned"], bench.token))
+            with models.base(bench.reference("base"), bench.token) as again:
+                assert again is loaded, "what is asked for by its own digest is there"
+
+    await asyncio.to_thread(use)
 
 
 async def test_what_an_earlier_process_laid_out_is_deleted(bench: Bench) -> None:

@@ -60,6 +60,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
         self.rows = rows
         self.tokenizer_digest = ""
         self.digest = "r" * 64
+        self.digest_once_read = self.digest
         self.credentials: set[str] = set()
 
     async def GetRendering(
@@ -112,6 +113,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
             yield arrow_pb2.ArrowChunk(
                 ipc=sink.getvalue().to_pybytes(), first_row=part[0].row, num_rows=len(part)
             )
+        self.digest = self.digest_once_read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,11 +102,25 @@ async def test_a_job_on_a_rendering_that_changed_fails(site: Site, model_folder:
     async with site.worker():
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
     job = await site.create("one")
-    site.data.digest = "s" * 64
+    site.data.digest = site.data.digest_once_read = "s" * 64
     async with site.worker():
         ended = await site.ended(job.name)
     assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_FAILED
     assert ended.error.message.startswith(f"{RENDERING} must have digest {'r' * 64}")
+
+
+async def test_a_job_on_a_rendering_that_changes_while_it_is_read_fails(
+    site: Site, model_folder: Path
+) -> None:
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+    job = await site.create("one")
+    site.data.digest_once_read = "s" * 64
+    async with site.worker():
+        ended = await site.ended(job.name)
+    assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_FAILED
+    assert ended.error.message.startswith(f"{RENDERING} must have digest {'r' * 64}")
+    assert "was deleted and its name used again" in ended.error.message
 
 
 async def test_a_job_whose_loss_explodes_fails_and_names_the_step(site: Site, model_folder: Path) -> None:

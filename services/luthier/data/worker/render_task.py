@@ -57,7 +57,7 @@ def _fetch_bundle(context: TaskContext, models: grpc.Channel, folder: Path) -> P
     fetch_model(
         models,
         lambda: context.token,
-        spec.model.name,
+        spec.model,
         context.cache,
         folder,
         context.check,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import DataLoss, Reason, ResourceExhausted
+from luthier.errors import Reason, ResourceExhausted
 from luthier.evaluation.worker.asking import Asker, TextDecoder, asking_of
 from luthier.evaluation.worker.engine_thread import Check, EngineThread
 from luthier.lm.adapter_files import load_adapter
@@ -242,11 +242,9 @@ class Models:
     @contextmanager
     def _fetched(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> Iterator[Path]:
         """Lay a model's files out for the length of a block; weights that are mapped stay readable after it."""
-        if not reference.digest:
-            raise DataLoss(f"{reference.name} has no digest", reason=Reason.DATA_CORRUPTED)
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            yield fetch_model(self._channel, token, reference.name, self._cache, Path(folder), check)
+            yield fetch_model(self._channel, token, reference, self._cache, Path(folder), check)
 
 
 def _in_use(reference: task_pb2.ModelReference) -> ResourceExhausted:

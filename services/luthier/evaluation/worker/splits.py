@@ -12,8 +12,10 @@ from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, datas
 from luthier.work.arrow_stream import read_batches
 from luthier.work.context import TaskContext
 from luthier.work.peers import bearer, channel
-from luthier.work.retry import Messages
+from luthier.work.pinned import require_pinned
+from luthier.work.retry import Messages, asked
 
+_CALL_SECONDS = 30.0
 _READ_SECONDS = 600.0
 _FEW = 8
 """Records that are read one after the other by their rows; more are picked out of the whole stream."""
@@ -54,6 +56,7 @@ class Splits:
         Memory: what is chosen, and one chunk of the stream. Few records are read without the text of the others.
 
         Raises:
+            DataLoss: the version's name means another one by now.
             LuthierError: the Data service refused, or stayed away.
         """
         if 0 < count <= _FEW:
@@ -61,6 +64,9 @@ class Splits:
             stored = self._at(context, split, [one.row for one in choose(ids, count, seed)])
         else:
             stored = choose(self._stored(context, split), count, seed)
+        self._require_pinned(
+            context
+        )  # the name may have gone over to another version while the last stream opened
         return [
             Question(
                 row=one.row,
@@ -119,11 +125,24 @@ class Splits:
         *,
         ids_only: bool = False,
     ) -> Any:
+        """Open the stream at a row, of the version that was pinned: each time, for streams break and versions go."""
+        self._require_pinned(context)
         name = context.task.evaluate.evaluation.dataset_version
         request = data_service_pb2.ReadRecordsRequest(
             name=name, split=split, start_row=start_row, ids_only=ids_only
         )
         return self._data.ReadRecords(request, metadata=bearer(context.token), timeout=_READ_SECONDS)
+
+    def _require_pinned(self, context: TaskContext) -> None:
+        evaluation = context.task.evaluate.evaluation
+        request = data_service_pb2.GetDatasetVersionRequest(name=evaluation.dataset_version)
+        version: dataset_pb2.DatasetVersion = asked(
+            lambda: self._data.GetDatasetVersion.future(
+                request, metadata=bearer(context.token), timeout=_CALL_SECONDS
+            ),
+            context.check,
+        )
+        require_pinned(evaluation.dataset_version, evaluation.dataset_digest, version.digest)
 
 
 def _rows_of(batch: Any) -> Iterator[_Stored]:

@@ -14,6 +14,7 @@ from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, datas
 from luthier.work.arrow_stream import read_batches
 from luthier.work.limited import Check
 from luthier.work.peers import bearer
+from luthier.work.pinned import require_pinned
 from luthier.work.retry import Messages, Token, asked
 
 _CALL_SECONDS = 30.0
@@ -46,16 +47,16 @@ def read_corpus(
     """
     stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
     request = data_service_pb2.GetRenderingRequest(name=name)
-    rendering: rendering_pb2.Rendering = asked(
-        lambda: stub.GetRendering.future(request, metadata=bearer(token()), timeout=_CALL_SECONDS), check
-    )
-    if rendering.digest != digest:
-        raise DataLoss(
-            f"{name} must have digest {digest} as when the job was created, it has {rendering.digest}",
-            metadata={"name": name},
+
+    def planned_with() -> rendering_pb2.Rendering:
+        rendering: rendering_pb2.Rendering = asked(
+            lambda: stub.GetRendering.future(request, metadata=bearer(token()), timeout=_CALL_SECONDS), check
         )
+        require_pinned(name, digest, rendering.digest)
+        return rendering
 
     def open_at(row: int) -> Messages[arrow_pb2.ArrowChunk]:
+        planned_with()  # each time, for streams break and renderings go
         wanted = data_service_pb2.ReadRenderingRequest(name=name, start_row=row)
         chunks: Messages[arrow_pb2.ArrowChunk] = stub.ReadRendering(
             wanted, metadata=bearer(token()), timeout=_STREAM_SECONDS
@@ -65,7 +66,7 @@ def read_corpus(
     corpus = Corpus()
     for batch in read_batches(open_at, check):
         add_batch(corpus, batch)
-    _check_counts(corpus, rendering)
+    _check_counts(corpus, planned_with())
     return corpus
 
 
