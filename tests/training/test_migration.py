@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from tests.stored_pages import page_of
 
 from luthier.errors.status import status_to_failure
@@ -354,3 +355,33 @@ async def test_a_model_keeps_all_that_it_said(
     if "taught" in body:
         expected.references.add(name=TAUGHT["rendering"], digest=TAUGHT["rendering_digest"])
     assert told == expected
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["says-how-it-was-taught", "does-not-say"])
+async def test_a_model_needs_its_base_and_where_it_does_not_say_how_it_was_taught_its_job(
+    home: OldHome, says: bool
+) -> None:
+    base, model = "projects/p/models/base", "projects/p/models/m"
+    home.add(
+        "models",
+        base,
+        "READY",
+        {"kind": "BASE", "source": HUB},
+        kind="BASE",
+        base_model="",
+        fine_tuning_job="",
+    )
+    add_job(home, JOB, "SUCCEEDED", FIRST_BODY)
+    body = {"kind": "ADAPTER", "base_model": base, "fine_tuning_job": JOB, "step": 9, "digest": "d"}
+    body["files"] = [FILE]
+    taught = {"taught": TAUGHT} if says else {}
+    home.add("models", model, "READY", body | taught, kind="ADAPTER", base_model=base, fine_tuning_job=JOB)
+    database = home.migrated()
+    async with database.reading() as connection:
+        held = {
+            row.held for row in await connection.execute(select(work_schema.holds)) if row.holder == model
+        }
+        elsewhere = {row.name for row in await connection.execute(select(work_schema.held_elsewhere))}
+    await database.close()
+    assert held == {f"uid of {base}"} | (set() if says else {f"uid of {JOB}"})
+    assert elsewhere == (set() if says else {FIRST_BODY["rendering"]})

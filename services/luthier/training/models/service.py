@@ -128,7 +128,10 @@ class ModelService:
         files = rules.adapter_files(bundle, tuned)
         adapter = rules.adapter(wanted, files)
         private = ModelPrivate(files=files)
-        needs = Needs(lasting=(base.uid,))
+        lasting = [base.uid]
+        if not wanted.HasField("taught"):  # only its job still leads to how it is asked
+            lasting.append(referred(wanted, wanted.fine_tuning_job).uid)
+        needs = Needs(lasting=lasting)
         try:
             return await self.family.add(connection, adapter, private, needs=needs)
         except AlreadyExists:

@@ -1,6 +1,6 @@
 """Key tasks and events by uid; say of jobs and models what they were made from, and what they still need."""
 
-from luthier.storage.uid_rows import hold, key_by_uid, messages, need_elsewhere, uids, write
+from luthier.storage.uid_rows import hold, key_by_uid, messages, need_elsewhere, write
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate, ModelPrivate
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model
@@ -31,17 +31,22 @@ def downgrade() -> None:
 
 
 def _say_of_models() -> None:
-    jobs = uids("fine_tuning_jobs")
+    of_jobs = messages("fine_tuning_jobs", (FineTuningJob, FineTuningJobPrivate))
+    jobs = {job.name: (job.uid, job.rendering) for job, _ in of_jobs}
     models = _uids_and_digests_of_models()
     for model, _ in messages("models", (Model, ModelPrivate)):
         if model.kind != Model.KIND_ADAPTER:
             continue
         base, digest = models.get(model.base_model, ("", ""))
         model.references.add(name=model.base_model, uid=base, digest=digest)
-        model.references.add(name=model.fine_tuning_job, uid=jobs.get(model.fine_tuning_job, ""))
+        job, rendering = jobs.get(model.fine_tuning_job, ("", ""))
+        model.references.add(name=model.fine_tuning_job, uid=job)
         if model.taught.rendering:
             model.references.add(name=model.taught.rendering, digest=model.taught.rendering_digest)
         hold(base, model.uid, model.name, lasting=True)
+        if rendering and not model.HasField("taught"):  # only its job's rendering says how it is asked
+            hold(job, model.uid, model.name, lasting=True)
+            need_elsewhere([rendering], model.uid, model.name)
         write("models", model)
 
 
