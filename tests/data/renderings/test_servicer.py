@@ -18,7 +18,7 @@ from luthier.errors import (
     Unavailable,
 )
 from luthier.errors.status import status_to_failure
-from luthier.runtime.digests import contents_digest
+from luthier.runtime.digests import contents_digest, files_digest
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2
 
@@ -165,6 +165,7 @@ def with_tokenizer(service: Any, **changes: Any) -> None:
     service.models.files = {**service.models.files, "tokenizer.json": changed}
     for model in service.models.models.values():
         model.tokenizer_digest = contents_digest(service.models.files)
+        model.digest = files_digest(service.models.sha256())
 
 
 # What its regular expression engine gives up on, and panics.
