@@ -92,6 +92,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
+        self.weights_sha256 = "f" * 64
         self.models = {
             model.name: model
             for model in (
@@ -120,7 +121,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
     def sha256(self) -> dict[str, str]:
         """The digests of every model's files, by path: the bundle, and weights that nobody fetches."""
         bundle = {path: hashlib.sha256(data).hexdigest() for path, data in self.files.items()}
-        return {**bundle, "model.safetensors": "f" * 64}
+        return {**bundle, "model.safetensors": self.weights_sha256}
 
     async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
         if request.name not in self.models:
