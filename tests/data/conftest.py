@@ -92,10 +92,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
-        self.sha256 = {
-            **{path: hashlib.sha256(data).hexdigest() for path, data in files.items()},
-            "model.safetensors": "f" * 64,
-        }
+        self.weights_sha256 = "f" * 64
         self.models = {
             model.name: model
             for model in (
@@ -114,12 +111,17 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
             "uid": str(uuid.uuid4()),
             "state": model_pb2.Model.STATE_READY,
             "kind": model_pb2.Model.KIND_BASE,
-            "digest": files_digest(self.sha256),
+            "digest": files_digest(self.sha256()),
             "tokenizer_digest": contents_digest(self.files),
             "context_length": 512,
             **changes,
         }
         return model_pb2.Model(**values)
+
+    def sha256(self) -> dict[str, str]:
+        """The digests of every model's files, by path: the bundle, and weights that nobody fetches."""
+        bundle = {path: hashlib.sha256(data).hexdigest() for path, data in self.files.items()}
+        return {**bundle, "model.safetensors": self.weights_sha256}
 
     async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
         if request.name not in self.models:
@@ -134,7 +136,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
                 size_bytes=len(self.files.get(path, b"w")),
                 tokenizer=path in self.files,
             )
-            for path, sha256 in self.sha256.items()
+            for path, sha256 in self.sha256().items()
         ]
         return model_service_pb2.ListModelFilesResponse(files=files)
 

@@ -18,7 +18,7 @@ from luthier.errors import (
     Unavailable,
 )
 from luthier.errors.status import status_to_failure
-from luthier.runtime.digests import contents_digest
+from luthier.runtime.digests import contents_digest, files_digest
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2
 
@@ -165,6 +165,7 @@ def with_tokenizer(service: Any, **changes: Any) -> None:
     service.models.files = {**service.models.files, "tokenizer.json": changed}
     for model in service.models.models.values():
         model.tokenizer_digest = contents_digest(service.models.files)
+        model.digest = files_digest(service.models.sha256())
 
 
 # What its regular expression engine gives up on, and panics.
@@ -234,6 +235,23 @@ async def test_a_rendering_with_another_tokenizer_than_promised_fails(service: A
     error = status_to_failure(rendering.error)
     assert (error.code, error.reason) == ("DATA_LOSS", Reason.CHECKSUM_MISMATCH)
     assert f"must have digest {'0' * 64}" in error.message
+
+
+async def test_a_rendering_by_a_model_whose_name_means_another_one_by_now_fails(service: Any) -> None:
+    async with service.worker():
+        version = await service.version(lines(chat("q", "a")))
+    pinned = files_digest(service.models.sha256())
+    wanted = rendering_pb2.Rendering(dataset_version=version.name, model=f"{PROJECT}/models/base")
+    request = data_service_pb2.CreateRenderingRequest(parent=PROJECT, rendering=wanted)
+    name = (await service.call("CreateRendering", request)).name
+    service.models.weights_sha256 = "e" * 64
+    async with service.worker():
+        await service.stream("WatchRendering", data_service_pb2.WatchRenderingRequest(name=name))
+    found = await service.call("GetRendering", data_service_pb2.GetRenderingRequest(name=name))
+    error = status_to_failure(found.error)
+    assert (error.code, error.reason) == ("DATA_LOSS", Reason.CHECKSUM_MISMATCH)
+    assert f"{PROJECT}/models/base must have digest {pinned}" in error.message
+    assert "was deleted and its name used again" in error.message
 
 
 REFUSED_RENDERINGS: list[tuple[dict[str, Any], type[LuthierError], str, str]] = [
