@@ -130,7 +130,7 @@ def test_an_arm_says_one_thing_of_its_template() -> None:
     with pytest.raises(InvalidArgument) as caught:
         check(resolved(draft(arms=arms)))
     assert [one.field for one in caught.value.violations] == [
-        "evaluation.arms[0].template",
         "evaluation.arms[1].chat_template",
+        "evaluation.arms[0].template",
     ]
     assert "must be unset beside chat_template, got BASE" in caught.value.message
