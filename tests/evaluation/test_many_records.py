@@ -66,7 +66,13 @@ async def test_handing_in_many_records_holds_neither_the_loop_nor_the_writers_up
     write_predictions(path, map(prediction, range(RECORDS)))
 
     def run(context: TaskContext) -> task_pb2.TaskResult:
-        outcome = task_pb2.EvaluateResult(num_records=RECORDS, predictions=context.store(path, "predictions"))
+        arm = evaluation_pb2.ArmResult(
+            arm_id="zero",
+            template_source=evaluation_pb2.TEMPLATE_SOURCE_BASE,
+            template_date="2026-11-28",
+        )
+        predictions = context.store(path, "predictions")
+        outcome = task_pb2.EvaluateResult(arm_results=[arm], num_records=RECORDS, predictions=predictions)
         return task_pb2.TaskResult(evaluate=outcome)
 
     settings = WorkerSettings(
@@ -83,7 +89,8 @@ async def test_handing_in_many_records_holds_neither_the_loop_nor_the_writers_up
     waits: list[float] = []
     work = asyncio.create_task(work_until(settings, {TaskKind.EVALUATE: run}, stopping))
     async with measured_lag(lags):
-        while (await site.get(made.name)).state != evaluation_pb2.Evaluation.STATE_SUCCEEDED:
+        while (now := await site.get(made.name)).state != evaluation_pb2.Evaluation.STATE_SUCCEEDED:
+            assert now.state != evaluation_pb2.Evaluation.STATE_FAILED, now.error.message
             began = time.monotonic()
             await site.evaluate(labels={"number": str(len(waits))})
             waits.append(time.monotonic() - began)
