@@ -1,4 +1,4 @@
-"""What can be done with the resources of any family: read, list, follow, move from state to state, stop."""
+"""What can be done with the resources of any family: read, list, follow, move, stop, delete."""
 
 from __future__ import annotations
 
