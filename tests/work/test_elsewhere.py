@@ -192,3 +192,18 @@ async def test_what_is_gone_though_it_is_needed_is_said_once(
     await kept.sweep()
     await kept.sweep()
     assert caplog.text.count("what is needed is gone") == 1
+
+
+async def test_what_nobody_keeps_is_said_and_keeps_no_other_from_being_looked_after(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = MemoryKeeper()
+    kept = Elsewhere(database, {"renderings": keeper})
+    holder = await needing(database, kept)
+    async with database.transaction() as connection:
+        unknown = Hold(hold="0", name="projects/p/nothing/n", uid="u", holder=JOB)
+        await elsewhere.record(connection, [unknown], holder)
+        await elsewhere.release_all(connection, holder.uid)
+    await kept.sweep()
+    assert keeper.holders() == []
+    assert f"no service is known that keeps projects/p/nothing/n for {JOB}" in caplog.text

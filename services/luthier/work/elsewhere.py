@@ -156,7 +156,10 @@ class Elsewhere:
 
     async def _contained(self, work: Callable[[Hold], Awaitable[None]], hold: Hold) -> None:
         """Do one thing of a sweep; one that fails, or whose peer is away, keeps no other from being done."""
-        keeper = self._keeper(hold)
+        keeper = self._keepers.get(_collection(hold))
+        if keeper is None:
+            _logger.error("no service is known that keeps %s for %s", hold.name, hold.holder)
+            return
         away_until = self._away_until.get(keeper)
         if away_until is not None and self._clock() < away_until:
             return
@@ -201,7 +204,7 @@ class Elsewhere:
             await connection.execute(statement)
 
     def _keeper(self, hold: Hold) -> Keeper:
-        return self._keepers[hold.name.split("/")[-2]]
+        return self._keepers[_collection(hold)]
 
 
 async def record(connection: AsyncConnection, holds: Sequence[Hold], holder: Stored[Any, Any]) -> None:
@@ -231,3 +234,7 @@ async def release_all(connection: AsyncConnection, holder_uid: str) -> None:
 
 def _hold(row: Any) -> Hold:
     return Hold(hold=row.hold, name=row.name, uid=row.uid, holder=row.holder)
+
+
+def _collection(hold: Hold) -> str:
+    return hold.name.split("/")[-2]
