@@ -123,7 +123,12 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 0) -> Message:
         return draw(_WELL_KNOWN[descriptor.name])
     message = message_factory.GetMessageClass(descriptor)()
     fields = [one for one in descriptor.fields if not is_output_only(one) and not is_identifier(one)]
-    for field in draw(st.lists(st.sampled_from(fields), max_size=6, unique_by=lambda one: one.name)):
+    some = (
+        st.lists(st.sampled_from(fields), max_size=6, unique_by=lambda one: one.name)
+        if fields
+        else st.just([])
+    )
+    for field in draw(some):
         if field.message_type is not None and not is_map(field) and depth == 2:
             continue
         _draw_field(draw, message, field, depth)

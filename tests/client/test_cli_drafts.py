@@ -203,7 +203,15 @@ def test_datasets_create_uploads_nothing_that_it_would_not_use(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("jobs", "create"), "Missing option '--model', or base_model in a file or by --set."),
+        (("jobs", "create"), "Missing option '--rendering', or rendering in a file or by --set."),
+        (
+            ("jobs", "create", "--rendering", "r"),
+            "Missing option '--model' or '--start-from', or one of them in a file or by --set.",
+        ),
+        (
+            ("jobs", "plan", "--model", "m", "--rendering", "r", "--full", "--rank", "4"),
+            "--full trains all weights",
+        ),
         (
             ("jobs", "plan", "--model", "m"),
             "Missing option '--rendering', or rendering in a file or by --set.",

@@ -280,10 +280,18 @@ def lengths_of(count: int, num_tokens: int, *, first: int = 0) -> tuple[RowLengt
     )
 
 
-async def stored(bench: Bench, text: str) -> task_pb2.BlobFile:
+async def stored(bench: Bench, text: str, path: str = "a") -> task_pb2.BlobFile:
     """Store a text as a blob; return it as a checkpoint's file."""
     blob = await bench.blobs.put_bytes(text.encode())
-    return task_pb2.BlobFile(path="a", sha256=blob.digest, size_bytes=blob.size_bytes)
+    return task_pb2.BlobFile(path=path, sha256=blob.digest, size_bytes=blob.size_bytes)
+
+
+async def adapter_files(bench: Bench, config: str = "{config}") -> list[task_pb2.BlobFile]:
+    """Store what a worker brings of an adapter."""
+    return [
+        await stored(bench, config, "adapter_config.json"),
+        await stored(bench, "factors", "adapter_model.safetensors"),
+    ]
 
 
 @pytest.fixture
@@ -302,7 +310,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     renderings = MemoryRenderings()
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"renderings": keeper})
-    jobs = JobService(database, log, queue, models, renderings, elsewhere)
+    jobs = JobService(database, log, queue, models, renderings, elsewhere, blobs)
     released = ReleasedBlobs(database, blobs)
     queue.register(TaskKind.TRAIN, TrainHandler(jobs.family, log, models, blobs, released))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))

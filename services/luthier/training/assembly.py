@@ -71,7 +71,9 @@ class Training:
 def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Training:
     """Put the service together on real adapters or a test's."""
     models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)
-    jobs = JobService(parts.database, parts.log, parts.queue, models, renderings, parts.elsewhere)
+    jobs = JobService(
+        parts.database, parts.log, parts.queue, models, renderings, parts.elsewhere, parts.blobs
+    )
     released = ReleasedBlobs(parts.database, parts.blobs)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),

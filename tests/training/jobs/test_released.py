@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.training.conftest import stored
+
+from luthier.training.jobs import repository
 from luthier.training.jobs.released import GRACE_SECONDS, ReleasedBlobs
 from luthier.worker.v1 import task_pb2
 
@@ -48,6 +51,28 @@ async def test_sweep_keeps_what_a_checkpoint_or_a_model_names(bench: Any) -> Non
     await released.sweep()
     for digest in named:
         assert await bench.blobs.has(digest)
+
+
+async def test_sweep_keeps_what_a_job_begins_from_until_it_has_ended(bench: Any) -> None:
+    clock = Clock()
+    released = ReleasedBlobs(bench.database, bench.blobs, clock)
+    job = await bench.create("one")
+    start = await stored(bench, "the weights of a checkpoint that is dropped")
+    async with bench.database.transaction() as connection:
+        found = await bench.jobs.family.get(connection, job.name)
+        private = found.copy_private()
+        private.start_files.append(start)
+        await repository.jobs().update(connection, found, found.copy(), private)
+        await released.release(connection, [start.sha256])
+    clock.now += GRACE_SECONDS + 1
+    await released.sweep()
+    assert await bench.blobs.has(start.sha256)
+    await bench.cancel(job.name)
+    async with bench.database.transaction() as connection:
+        await released.release(connection, [start.sha256])
+    clock.now += GRACE_SECONDS + 1
+    await released.sweep()
+    assert not await bench.blobs.has(start.sha256)
 
 
 async def test_a_dropped_checkpoint_releases_its_own_bytes_alone(bench: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from tests.training.conftest import stored
+from tests.training.conftest import adapter_files, stored
 
 from luthier.errors import (
     Aborted,
@@ -84,7 +84,7 @@ async def test_create_queues_a_job_with_resolved_settings(bench: Any) -> None:
             {"base_model": "", "rendering": ""},
             InvalidArgument,
             Reason.FIELD_REQUIRED,
-            "fine_tuning_job.base_model: must name a base model, got nothing; "
+            "fine_tuning_job.base_model: must name a base model, or start_from what to go on with, got nothing; "
             "fine_tuning_job.rendering: must name a rendering, got nothing",
         ),
     ],
@@ -105,7 +105,7 @@ async def test_create_refuses_a_model_that_is_not_ready_or_no_base(bench: Any) -
     with pytest.raises(FailedPrecondition, match="models/late must be READY, it is REGISTERING"):
         await bench.create("one", base_model="projects/default/models/late")
     await bench.add_model("projects/default/models/adapter", kind=Model.KIND_ADAPTER, base_model=bench.MODEL)
-    with pytest.raises(InvalidArgument, match="must be a base model, got 'projects/default/models/adapter'"):
+    with pytest.raises(InvalidArgument, match="must be a model with all its weights, got"):
         await bench.create("one", base_model="projects/default/models/adapter")
 
 
@@ -154,8 +154,7 @@ async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: 
     await report(bench, task, 1, Event(progress=progress))
     assert (await bench.job(JOB)).state == FineTuningJob.STATE_RUNNING
     await report(bench, task, 2, Event(step=1, metrics=MetricValues(values={"train_loss": 2.5})))
-    blob = await bench.blobs.put_bytes(b"adapter")
-    files = [task_pb2.BlobFile(path="adapter_model.safetensors", sha256=blob.digest, size_bytes=7)]
+    files = await adapter_files(bench)
     await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, files, {"train_loss": 2.5})
     result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
@@ -175,20 +174,20 @@ async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: 
     found = (await bench.models.ready(model.name)).private.files
     tokenizer = (await bench.models.ready(bench.MODEL)).private.files[1]
     assert [(file.path, file.sha256) for file in found] == [
-        ("adapter_model.safetensors", blob.digest),
+        *((file.path, file.sha256) for file in files),
         ("tokenizer.json", tokenizer.sha256),
     ]
     assert await bench.states(JOB) == ["QUEUED", "PREPARING", "RUNNING", "SUCCEEDED"]
     assert await bench.states(job.tuned_model) == ["READY"]
     checkpoint = await bench.jobs.checkpoint(f"{JOB}/checkpoints/step-1")
-    assert (checkpoint.step, checkpoint.attempt, checkpoint.size_bytes) == (1, 1, 7)
+    assert (checkpoint.step, checkpoint.attempt, checkpoint.size_bytes) == (1, 1, 15)
 
 
 async def test_a_tuned_models_name_taken_meanwhile_costs_no_work(bench: Any) -> None:
     await bench.create("one")
     task, _ = await bench.claim()
     await bench.add_model("projects/default/models/one")
-    result = task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))
+    result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=await adapter_files(bench), step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
     job = await bench.job(JOB)
     assert job.state == FineTuningJob.STATE_SUCCEEDED
@@ -325,10 +324,11 @@ async def test_a_failed_job_says_why(bench: Any) -> None:
 
 async def test_a_cancelled_job_may_still_end_well_or_badly(bench: Any) -> None:
     """The worker may have been done before it heard."""
+    files = await adapter_files(bench)
     for name, outcome, state in (
         (
             "one",
-            Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))),
+            Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))),
             FineTuningJob.STATE_SUCCEEDED,
         ),
         (

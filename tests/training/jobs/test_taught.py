@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.training.conftest import adapter_files
+
 from luthier.runtime.digests import files_digest
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository
@@ -45,9 +47,7 @@ async def tuned(bench: Any, *, is_kept: bool = True, **teaching: Any) -> Any:
         await forget(bench, job.name)
     bench.add_rendering(chat_template="another")  # what comes after creation changes nothing
     task, _ = await bench.claim()
-    blob = await bench.blobs.put_bytes(b"adapter")
-    files = [task_pb2.BlobFile(path="adapter_model.safetensors", sha256=blob.digest, size_bytes=7)]
-    result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
+    result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=await adapter_files(bench), step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
     return await bench.model("projects/default/models/one")
 
@@ -58,6 +58,7 @@ async def test_a_tuned_model_carries_how_it_was_taught_and_the_files_to_ask_it(b
     assert model.has_chat_template
     files = (await bench.models.ready(model.name)).private.files
     assert [(file.path, file.tokenizer) for file in files] == [
+        ("adapter_config.json", False),
         ("adapter_model.safetensors", False),
         ("chat_template.jinja", True),
         ("tokenizer.json", True),
@@ -71,7 +72,11 @@ async def test_a_tuned_model_without_a_template_keeps_its_bases_files(bench: Any
     model = await tuned(bench)
     assert not model.has_chat_template
     files = (await bench.models.ready(model.name)).private.files
-    assert [file.path for file in files] == ["adapter_model.safetensors", "tokenizer.json"]
+    assert [file.path for file in files] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+    ]
 
 
 async def test_a_rendering_of_before_it_kept_its_template_says_what_it_was_given(bench: Any) -> None:
@@ -83,4 +88,4 @@ async def test_a_job_from_before_this_was_kept_tunes_a_model_that_does_not_say(b
     model = await tuned(bench, is_kept=False, **TEACHING)
     assert not model.HasField("taught")
     files = (await bench.models.ready(model.name)).private.files
-    assert [file.path for file in files] == ["adapter_model.safetensors"]
+    assert [file.path for file in files] == ["adapter_config.json", "adapter_model.safetensors"]

@@ -28,7 +28,7 @@ def plan(scope: Scope, job: FineTuningJob) -> Flow[FineTuningPlan]:
 def create(scope: Scope, job: FineTuningJob, *, job_id: str = "") -> Flow[FineTuningJob]:
     """Queue a job. Follow it with `watch` or `wait`.
 
-    `job` names `base_model` and `rendering` (short names will do) and what else shall differ from the
+    `job` names `rendering`, `base_model` or `start_from` (short names will do) and what else shall differ from the
     defaults.
     """
     request = api.CreateFineTuningJobRequest(
@@ -132,8 +132,9 @@ def _name(scope: Scope, name: str) -> str:
 def _resolved(scope: Scope, job: FineTuningJob) -> FineTuningJob:
     return replaced(
         job,
-        base_model=names.child(scope.project, "models", job.base_model),
+        base_model=names.child(scope.project, "models", job.base_model) if job.base_model else "",
         rendering=names.child(scope.project, "renderings", job.rendering),
+        start_from=names.weights(scope.project, job.start_from) if job.start_from else "",
     )
 
 

@@ -27,6 +27,11 @@ def checkpoint(project_id: str, name: str) -> str:
     return _resolve(project_id, ("fineTuningJobs", "checkpoints"), name)
 
 
+def weights(project_id: str, name: str) -> str:
+    """Return the name of a model, or of a checkpoint from `job/checkpoint`."""
+    return checkpoint(project_id, name) if "/" in name else child(project_id, "models", name)
+
+
 def short(name: str) -> str:
     """Return the short form of a resource name, the one that `child`, `version` and `checkpoint` take."""
     return "/".join(name.split("/")[3::2]) if name.startswith("projects/") else name

@@ -102,7 +102,7 @@ Global___Taught: _TypeAlias = Taught  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """Model is a set of weights: a base model, or an adapter that a job tuned on one."""
+    """Model is a set of weights: a base model, an adapter that a job tuned on one, or all weights that a job tuned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,6 +149,10 @@ class Model(_message.Message):
         """All weights of a model, in transformers' layout."""
         KIND_ADAPTER: Model._Kind.ValueType  # 2
         """A LoRA adapter in PEFT's layout, on `base_model`."""
+        KIND_WEIGHTS: Model._Kind.ValueType  # 3
+        """All weights of a model, tuned by `fine_tuning_job`, in transformers' layout and with its tokenizer: it is used wherever a base
+        model is.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kind of a model."""
@@ -159,6 +163,10 @@ class Model(_message.Message):
     """All weights of a model, in transformers' layout."""
     KIND_ADAPTER: Model.Kind.ValueType  # 2
     """A LoRA adapter in PEFT's layout, on `base_model`."""
+    KIND_WEIGHTS: Model.Kind.ValueType  # 3
+    """All weights of a model, tuned by `fine_tuning_job`, in transformers' layout and with its tokenizer: it is used wherever a base
+    model is.
+    """
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -205,6 +213,7 @@ class Model(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     TAUGHT_FIELD_NUMBER: _builtins.int
+    START_FROM_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -216,23 +225,23 @@ class Model(_message.Message):
     state: Global___Model.State.ValueType
     """Where the model stands."""
     kind: Global___Model.Kind.ValueType
-    """Base model or adapter."""
+    """Base model, adapter, or tuned weights."""
     directory: _builtins.str
     """A folder in transformers' layout on the worker's machine, below an allowed root. Safetensors only."""
     gguf_path: _builtins.str
     """A GGUF file on the worker's machine, below an allowed root. Expanded to bfloat16."""
     base_model: _builtins.str
-    """Base model of an adapter. Empty for base models."""
+    """Base model of an adapter. Empty for models that have all their weights."""
     fine_tuning_job: _builtins.str
-    """Job that tuned an adapter. Empty for base models."""
+    """Job that tuned it. Empty for base models."""
     step: _builtins.int
-    """Optimiser step an adapter was taken at. 0 for base models."""
+    """Optimiser step it was taken at. 0 for base models."""
     digest: _builtins.str
     """sha256 over the names and digests of all files, in hex. Set when READY."""
     tokenizer_digest: _builtins.str
-    """sha256 over the tokenizer bundle, in hex. Set for READY base models."""
+    """sha256 over the tokenizer bundle, in hex. Set for READY models that have all their weights."""
     architecture: _builtins.str
-    """transformers class, e.g. LlamaForCausalLM. Set for READY base models."""
+    """transformers class, e.g. LlamaForCausalLM. Set as tokenizer_digest."""
     num_parameters: _builtins.int
     """Weights, counting tied ones once."""
     context_length: _builtins.int
@@ -241,6 +250,8 @@ class Model(_message.Message):
     """Whether the tokenizer bundle has a chat template."""
     etag: _builtins.str
     """Changes with every change of the resource."""
+    start_from: _builtins.str
+    """Model or checkpoint that its job began from. Empty for base models, and for adapters that began anew on base_model."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
@@ -274,7 +285,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def taught(self) -> Global___Taught:
-        """How an adapter was taught. Unset for base models, and for adapters tuned before this was kept."""
+        """How it was taught. Unset for base models, and for adapters tuned before this was kept."""
 
     @_builtins.property
     def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
@@ -312,12 +323,13 @@ class Model(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         taught: Global___Taught | None = ...,
+        start_from: _builtins.str = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "taught", b"taught", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "references", b"references", "source", b"source", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "references", b"references", "source", b"source", "start_from", b"start_from", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "directory", "gguf_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

@@ -55,6 +55,7 @@ class FineTuningJobPrivate(_message.Message):
     BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     RENDERING_DIGEST_FIELD_NUMBER: _builtins.int
     TAUGHT_FIELD_NUMBER: _builtins.int
+    START_FILES_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model when the job was created, in hex."""
     rendering_digest: _builtins.str
@@ -63,16 +64,21 @@ class FineTuningJobPrivate(_message.Message):
     def taught(self) -> _model_pb2.Taught:
         """How the tuned model is taught. Unset in jobs of before this was kept."""
 
+    @_builtins.property
+    def start_files(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.BlobFile]:
+        """The files to begin from, as luthier.worker.v1.TrainSpec says. Empty once the job has ended."""
+
     def __init__(
         self,
         *,
         base_model_digest: _builtins.str = ...,
         rendering_digest: _builtins.str = ...,
         taught: _model_pb2.Taught | None = ...,
+        start_files: _abc.Iterable[_task_pb2.BlobFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["taught", b"taught"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "rendering_digest", b"rendering_digest", "taught", b"taught"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,10 @@ class Models(Protocol):
         """Return a READY base model. Raises NotFound, InvalidArgument, FailedPrecondition WRONG_STATE."""
         ...
 
+    async def find_ready(self, connection: AsyncConnection, name: str) -> StoredModel:
+        """Return a READY model of any kind. Raises NotFound, FailedPrecondition WRONG_STATE."""
+        ...
+
     async def base(self, connection: AsyncConnection, uid: str) -> StoredModel:
         """Return the model of a uid. Raises NotFound."""
         ...
@@ -34,11 +38,12 @@ class Models(Protocol):
         """Store the template file of a model that will be taught so."""
         ...
 
-    async def add_adapter(
-        self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]
+    async def add_tuned(
+        self, connection: AsyncConnection, wanted: Model, base_uid: str, tuned: Sequence[BlobFile]
     ) -> StoredModel:
-        """Store a tuned adapter as READY, and return it; its name is another one when the wanted one is taken.
+        """Store a tuned model as READY, and return it; its name is another one when the wanted one is taken.
 
-        `wanted` says its name, base model, job, step, how it was taught and what it was made from.
+        `wanted` says its name, kind, job, step, how it was taught and what it was made from; an adapter its base.
+        Raises InvalidArgument MODEL_INVALID for files that are not those of its kind.
         """
         ...

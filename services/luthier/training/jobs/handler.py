@@ -65,6 +65,7 @@ class TrainHandler:
             base_model_files=base.private.files,
             base_model_digest=base.message.digest,
             rendering_digest=job.private.rendering_digest,
+            start_files=job.private.start_files,
         )
         checkpoint = await self._checkpoints.latest(connection, job.uid)
         if checkpoint is not None:
@@ -158,18 +159,10 @@ class TrainHandler:
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """The job SUCCEEDED: its tuned model is there, READY, in the same instant."""
         job = await self._stored(connection, task)
-        wanted = Model(
-            name=f"{parent_of(task.subject)}/models/{job.message.tuned_model_id}",
-            base_model=job.message.base_model,
-            fine_tuning_job=task.subject,
-            step=result.train.step,
-            taught=job.private.taught if job.private.HasField("taught") else None,
-        )
-        wanted.references.add().CopyFrom(referred(job.message, job.message.base_model))
-        wanted.references.add(name=task.subject, uid=job.uid)
-        wanted.references.add().CopyFrom(referred(job.message, job.message.rendering))
+        wanted = _tuned_model(job, result.train.step)
+        base_uid = referred(job.message, job.message.base_model).uid
         changed = job.copy()
-        tuned = await self._models.add_adapter(connection, wanted, result.train.files)
+        tuned = await self._models.add_tuned(connection, wanted, base_uid, result.train.files)
         changed.tuned_model = tuned.message.name
         changed.references.add(name=tuned.message.name, uid=tuned.uid, digest=tuned.message.digest)
         if changed.tuned_model != wanted.name:
@@ -211,4 +204,30 @@ class TrainHandler:
         self, connection: AsyncConnection, job: StoredJob, state: int, changed: FineTuningJob, why: str = ""
     ) -> None:
         attempt = changed.num_attempts
-        await self._family.move(connection, job, state, changed=changed, why=why, attempt=attempt)
+        private = None
+        if self._family.lifecycle.is_final(state) and job.private.start_files:
+            private = job.copy_private()
+            del private.start_files[:]
+        await self._family.move(
+            connection, job, state, changed=changed, private=private, why=why, attempt=attempt
+        )
+
+
+def _tuned_model(job: StoredJob, step: int) -> Model:
+    """Return what a job's model is to be, made from what the job was made from."""
+    message = job.message
+    full = message.HasField("full")
+    tuned = Model(
+        name=f"{parent_of(message.name)}/models/{message.tuned_model_id}",
+        kind=Model.KIND_WEIGHTS if full else Model.KIND_ADAPTER,
+        base_model="" if full else message.base_model,
+        start_from=message.start_from or (message.base_model if full else ""),
+        fine_tuning_job=message.name,
+        step=step,
+        taught=job.private.taught if job.private.HasField("taught") else None,
+    )
+    for name in dict.fromkeys(filter(None, (message.base_model, message.start_from))):
+        tuned.references.add().CopyFrom(referred(message, name))
+    tuned.references.add(name=message.name, uid=job.uid)
+    tuned.references.add().CopyFrom(referred(message, message.rendering))
+    return tuned

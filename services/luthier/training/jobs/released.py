@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.training.schema import checkpoints, models, released_blobs
+from luthier.training.schema import checkpoints, fine_tuning_jobs, models, released_blobs
 
 GRACE_SECONDS = 900.0
 _SWEPT_AT_ONCE = 64
@@ -41,7 +41,7 @@ class ReleasedBlobs:
             await connection.execute(again, rows)
 
     async def sweep(self) -> None:
-        """Delete what was released `GRACE_SECONDS` ago and is named by no checkpoint and no model.
+        """Delete what was released `GRACE_SECONDS` ago and is named by no checkpoint, model or job that begins from it.
 
         The bytes go inside the transaction that looked: no checkpoint can be committed in between.
         """
@@ -59,7 +59,7 @@ class ReleasedBlobs:
 
 
 async def _named(connection: AsyncConnection, digest: str) -> bool:
-    for stored in (checkpoints.c.private, models.c.private):
+    for stored in (checkpoints.c.private, models.c.private, fine_tuning_jobs.c.private):
         # Digests stand in the serialised message as they are written.
         names_it = func.instr(stored, digest.encode()) > 0
         if (await connection.execute(select(1).where(names_it).select_from(stored.table).limit(1))).first():

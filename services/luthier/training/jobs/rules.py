@@ -21,7 +21,7 @@ from luthier.runtime.field_limits import (
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.result_limits import FILE
-from luthier.training.names import MODEL, RENDERING
+from luthier.training.names import CHECKPOINT, MODEL, RENDERING
 from luthier.v1.fine_tuning_job_pb2 import LEARNING_RATE_SCHEDULE_COSINE, FineTuningJob
 from luthier.v1.model_pb2 import Taught
 from luthier.v1.rendering_pb2 import Rendering
@@ -55,9 +55,10 @@ LIMITS: LimitTable = {
     "max_checkpoints": whole(1, 10_000),
     "validation_interval_steps": whole(0, MAX_STEPS),
 }
+_STARTED_REFERENCES: LimitTable = {"rendering": required("must name a rendering")}
 REFERENCES: LimitTable = {
-    "base_model": required("must name a base model"),
-    "rendering": required("must name a rendering"),
+    "base_model": required("must name a base model, or start_from what to go on with"),
+    **_STARTED_REFERENCES,
 }
 RESULT_LIMITS: LimitTable = {
     "files": count(MAX_FILES, "files", least=1),
@@ -67,16 +68,17 @@ RESULT_LIMITS: LimitTable = {
 }
 """What a worker may say of a job that it ran."""
 DEFAULTS: Mapping[str, int | float] = {
-    "lora.rank": 16,
     "hyperparameters.num_epochs": 1,
     "hyperparameters.micro_batch_tokens": 4096,
-    "hyperparameters.learning_rate": 2e-4,
     "hyperparameters.learning_rate_schedule": LEARNING_RATE_SCHEDULE_COSINE,
     "hyperparameters.max_grad_norm": 1.0,
     "checkpoint_interval_steps": 25,
     "max_checkpoints": 3,
 }
 """Of fields whose default is not zero and follows from no other field."""
+ADAPTER_DEFAULTS: Mapping[str, int | float] = {"lora.rank": 16, "hyperparameters.learning_rate": 2e-4}
+FULL_DEFAULTS: Mapping[str, int | float] = {"hyperparameters.learning_rate": 2e-5}
+"""A tenth: every weight moves at once, and what is not in the rows is forgotten sooner."""
 
 State = FineTuningJob.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
@@ -106,12 +108,22 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
 
 
 def check_references(parent: str, job: FineTuningJob) -> None:
-    """Raise InvalidArgument unless a new job names a model and a rendering of its project."""
-    refuse(limit_violations(job, REFERENCES, _ROOT))
-    MODEL.parse(job.base_model, field=f"{_ROOT}.base_model")
+    """Raise InvalidArgument unless a new job names a rendering, and a model or what to begin from, of its project."""
+    refuse(limit_violations(job, _STARTED_REFERENCES if job.start_from else REFERENCES, _ROOT))
+    if job.start_from:
+        check_start_name(job.start_from, f"{_ROOT}.start_from")
+        names.same_project(parent, job.start_from, f"{_ROOT}.start_from")
+    if job.base_model:
+        MODEL.parse(job.base_model, field=f"{_ROOT}.base_model")
+        names.same_project(parent, job.base_model, f"{_ROOT}.base_model")
     RENDERING.parse(job.rendering, field=f"{_ROOT}.rendering")
-    names.same_project(parent, job.base_model, f"{_ROOT}.base_model")
     names.same_project(parent, job.rendering, f"{_ROOT}.rendering")
+
+
+def check_start_name(name: str, field: str) -> None:
+    """Raise InvalidArgument unless a name is that of a model or of a checkpoint."""
+    pattern = CHECKPOINT if "/checkpoints/" in name else MODEL
+    pattern.parse(name, field=field)
 
 
 def check_job(job: FineTuningJob) -> None:
@@ -124,9 +136,12 @@ def resolved(job: FineTuningJob) -> FineTuningJob:
     filled = FineTuningJob()
     filled.CopyFrom(job)
     filled.ClearField("name")
-    fill_defaults(filled, DEFAULTS)
-    if not filled.lora.HasField("alpha"):
-        filled.lora.alpha = _ALPHA_OVER_RANK * filled.lora.rank
+    if filled.HasField("full"):
+        fill_defaults(filled, {**DEFAULTS, **FULL_DEFAULTS})
+    else:
+        fill_defaults(filled, {**DEFAULTS, **ADAPTER_DEFAULTS})
+        if not filled.lora.HasField("alpha"):
+            filled.lora.alpha = _ALPHA_OVER_RANK * filled.lora.rank
     if filled.hyperparameters.WhichOneof("batch_size") is None:
         filled.hyperparameters.batch_tokens = 4096
     return filled

@@ -10,6 +10,7 @@ from typing import Protocol
 from luthier.errors import AlreadyExists, Reason, ResourceExhausted
 from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
+from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository, rules
@@ -17,6 +18,7 @@ from luthier.training.jobs.base_models import Models, StoredModel
 from luthier.training.jobs.counting import survey_elsewhere
 from luthier.training.jobs.planning import SplitLengths, check_counts, make_plan, require_usable
 from luthier.training.jobs.rules import State
+from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.recipe_settings import batch_settings
 from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
@@ -49,11 +51,15 @@ class Renderings(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedJob:
-    """A job that nothing known in an instant speaks against, all defaults filled in, and what it builds on."""
+    """A job that nothing known in an instant speaks against, all defaults filled in, and what it builds on.
+
+    `start` is None where it begins anew on the base model.
+    """
 
     job: FineTuningJob
     rendering: Rendering
     base_model: StoredModel
+    start: Start | None
 
 
 class JobService:
@@ -67,6 +73,7 @@ class JobService:
         models: Models,
         renderings: Renderings,
         elsewhere: Elsewhere,
+        blobs: BlobStore,
     ) -> None:
         self._database = database
         self._log = log
@@ -77,6 +84,7 @@ class JobService:
         self._num_plans = 0
         lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
         self.family = Family(repository.jobs(), lifecycle, database, log, tasks)
+        self._starts = Starts(models, self.family, blobs)
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
 
@@ -85,19 +93,23 @@ class JobService:
 
         Raises:
             InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; SEQUENCE_TOO_LONG.
-            NotFound: the model or the rendering does not exist.
+            NotFound: the model, what to begin from or the rendering does not exist.
             FailedPrecondition: one of them is not READY, they do not fit, or NO_SUPERVISED_TOKENS.
             Unavailable: the Data service is away.
         """
         rules.check_references(parent, wanted)
         rules.check_job(wanted)
-        job = rules.resolved(wanted)
+        async with self._database.reading() as connection:
+            start = await self._starts.find(connection, wanted.start_from) if wanted.start_from else None
+        job = rules.resolved(wanted if start is None else await self._starts.begun(wanted, start))
         async with self._database.reading() as connection:
             base = await self._models.find_base(connection, job.base_model)
+        if start is not None:
+            require_base(start, base)
         rendering = await self._renderings.get(job.rendering)
         require_usable(rendering, job.base_model, base.message.tokenizer_digest)
         check_counts(job, rendering, base.message.context_length)
-        return CheckedJob(job=job, rendering=rendering, base_model=base)
+        return CheckedJob(job=job, rendering=rendering, base_model=base, start=start)
 
     async def plan(self, request: PlanFineTuningJobRequest) -> FineTuningPlan:
         """Say what a job would do, having looked at the length of every row. Raises as `check`.
@@ -141,12 +153,15 @@ class JobService:
             base_model_digest=checked.base_model.message.digest,
             rendering_digest=checked.rendering.digest,
             taught=rules.taught_by(checked.rendering),
+            start_files=checked.start.files if checked.start else (),
         )
         # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
         await self._models.keep_template(private.taught)
         tuned_model = f"{request.parent}/models/{job.tuned_model_id}"
-        base, rendering = checked.base_model, checked.rendering
+        base, rendering, start = checked.base_model, checked.rendering, checked.start
         job.references.add(name=job.base_model, uid=base.uid, digest=base.message.digest)
+        if start is not None and start.reference.name != job.base_model:
+            job.references.add().CopyFrom(start.reference)
         read = job.references.add(name=job.rendering, uid=rendering.uid, digest=rendering.digest)
         work = Work(kind=TaskKind.TRAIN, resources=(job.rendering,))
         async with (
@@ -155,7 +170,11 @@ class JobService:
         ):
             # As the transaction sees it: it may have been deleted meanwhile.
             await self._models.base(connection, base.uid)
-            needs = Needs(until_end=(base.uid,), elsewhere=holds)
+            until_end = [base.uid]
+            if start is not None:
+                await self._starts.require(connection, start)
+                until_end.append(start.held)
+            needs = Needs(until_end=until_end, elsewhere=holds)
             stored = await self.family.add(connection, job, private, work, needs)
             if await self._models.exists(connection, tuned_model):
                 raise AlreadyExists(

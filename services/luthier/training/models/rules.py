@@ -29,6 +29,11 @@ _TEMPLATE_PATH = "chat_template.jinja"
 """Where a tokenizer bundle, and a tuned model's download, keep the chat template."""
 _REPO_ID = matching(re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?"), "like HuggingFaceTB/SmolLM2-135M-Instruct")
 _REVISION = matching(re.compile(r"[\w./-]{0,200}"), "a commit, tag or branch")
+_TUNED_FILES: Mapping[int, frozenset[str]] = {
+    Model.KIND_ADAPTER: frozenset({"adapter_config.json", "adapter_model.safetensors"}),
+    Model.KIND_WEIGHTS: frozenset({"config.json", "model.safetensors"}),
+}
+"""What a job brings of a model of a kind."""
 MAX_FILES = 1000
 
 LIMITS: LimitTable = {
@@ -84,8 +89,11 @@ def resolved(model: Model) -> Model:
 
 def require_base(model: Model, field: str) -> None:
     """Raise InvalidArgument unless jobs can build on a model of this kind; `field` is where it was named."""
-    if model.kind != Model.KIND_BASE:
-        description = f"must be a base model, got {model.name!r}, an adapter on {model.base_model}"
+    if model.kind == Model.KIND_ADAPTER:
+        description = (
+            f"must be a model with all its weights, got {model.name!r}, an adapter on {model.base_model}; "
+            "start_from goes on with it"
+        )
         raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
 
 
@@ -128,15 +136,15 @@ def registered(model: Model, result: RegisterModelResult) -> Model:
 
 
 def taught_bundle(wanted: Model, base: Model, base_files: Sequence[ModelFile]) -> list[ModelFile]:
-    """Return the files that whoever downloads an adapter needs to ask it as it was taught.
+    """Return the files that whoever downloads a tuned model needs to ask it as it was taught.
 
-    They are the files of its base model's tokenizer, the template that was taught in place of their own; none where
-    it does not say how it was taught, or where the tokenizer is another one.
+    They are the files of its base model's tokenizer, the template that was taught in place of their own. Where it does
+    not say how it was taught, or where the tokenizer is another one, an adapter has none.
     """
     taught = wanted.taught
-    if not wanted.HasField("taught") or base.tokenizer_digest != taught.tokenizer_digest:
-        return []
     files = {file.path: file for file in base_files if file.tokenizer}
+    if not wanted.HasField("taught") or base.tokenizer_digest != taught.tokenizer_digest:
+        return [] if wanted.kind == Model.KIND_ADAPTER else list(files.values())
     if taught.chat_template:
         data = taught.chat_template.encode()
         sha256 = hashlib.sha256(data).hexdigest()
@@ -146,23 +154,46 @@ def taught_bundle(wanted: Model, base: Model, base_files: Sequence[ModelFile]) -
     return list(files.values())
 
 
-def adapter_files(bundle: Sequence[ModelFile], tuned: Sequence[BlobFile]) -> list[ModelFile]:
-    """Return the files of an adapter, in order of paths."""
+def tuned_files(
+    wanted: Model, bundle: Sequence[ModelFile], base_files: Sequence[ModelFile], tuned: Sequence[BlobFile]
+) -> list[ModelFile]:
+    """Return the files of a tuned model, in order of paths.
+
+    One with all its weights has what its base has besides weights, such as `generation_config.json`. Raises
+    InvalidArgument MODEL_INVALID where a worker brought the files of another kind.
+    """
+    brought = {file.path for file in tuned}
+    if missing := _TUNED_FILES[wanted.kind] - brought:
+        raise InvalidArgument(
+            f"the result must have {', '.join(sorted(missing))}, got {', '.join(sorted(brought)) or 'no file'}",
+            reason=Reason.MODEL_INVALID,
+        )
     files = {file.path: file for file in bundle}
+    if wanted.kind == Model.KIND_WEIGHTS:
+        files |= {file.path: file for file in base_files if not (file.tokenizer or _holds_weights(file.path))}
     for file in tuned:
         files[file.path] = ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
     return [files[path] for path in sorted(files)]
 
 
-def adapter(wanted: Model, files: Sequence[ModelFile]) -> Model:
-    """Return an adapter that has these files, READY."""
+def tuned(wanted: Model, base: Model, files: Sequence[ModelFile]) -> Model:
+    """Return a tuned model that has these files, READY; one with all its weights says what a base model says."""
     filled = Model()
     filled.CopyFrom(wanted)
     filled.state = State.STATE_READY
-    filled.kind = Model.KIND_ADAPTER
     filled.digest = _digest(files)
     filled.has_chat_template = any(file.path == _TEMPLATE_PATH and file.tokenizer for file in files)
+    if wanted.kind == Model.KIND_WEIGHTS:
+        filled.tokenizer_digest = _digest(file for file in files if file.tokenizer)
+        filled.architecture = base.architecture
+        filled.num_parameters = base.num_parameters
+        filled.context_length = base.context_length
+        filled.eos_token_ids.extend(base.eos_token_ids)
     return filled
+
+
+def _holds_weights(path: str) -> bool:
+    return path.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _digest(files: Iterable[ModelFile]) -> str:

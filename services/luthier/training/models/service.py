@@ -102,6 +102,10 @@ class ModelService:
         rules.require_base(model.message, "fine_tuning_job.base_model")
         return self._ready(model)
 
+    async def find_ready(self, connection: AsyncConnection, name: str) -> StoredModel:
+        """Return a READY model of any kind. Raises NotFound, FailedPrecondition WRONG_STATE."""
+        return self._ready(await self.family.get(connection, name))
+
     async def base(self, connection: AsyncConnection, uid: str) -> StoredModel:
         """Return the model of a uid. Raises NotFound."""
         return await self.family.of_uid(connection, uid)
@@ -115,29 +119,31 @@ class ModelService:
         if taught.chat_template:
             await self._blobs.put_bytes(taught.chat_template.encode())
 
-    async def add_adapter(
-        self, connection: AsyncConnection, wanted: Model, tuned: Sequence[BlobFile]
+    async def add_tuned(
+        self, connection: AsyncConnection, wanted: Model, base_uid: str, tuned: Sequence[BlobFile]
     ) -> StoredModel:
-        """Store a tuned adapter as READY, and return it.
+        """Store a tuned model as READY, and return it.
 
-        `wanted` says its name, base model, job, step, how it was taught and what it was made from. Its name is
-        another one when the wanted one was taken after the job began; no work is lost.
+        `wanted` says its name, kind, job, step, how it was taught and what it was made from; an adapter its base.
+        Its name is another one when the wanted one was taken after the job began; no work is lost.
+
+        Raises InvalidArgument MODEL_INVALID for files that are not those of its kind.
         """
-        base = await self.base(connection, referred(wanted, wanted.base_model).uid)
+        base = await self.base(connection, base_uid)
         bundle = rules.taught_bundle(wanted, base.message, base.private.files)
-        files = rules.adapter_files(bundle, tuned)
-        adapter = rules.adapter(wanted, files)
+        files = rules.tuned_files(wanted, bundle, base.private.files, tuned)
+        model = rules.tuned(wanted, base.message, files)
         private = ModelPrivate(files=files)
-        lasting = [base.uid]
+        lasting = [base.uid] if wanted.base_model else []
         if not wanted.HasField("taught"):  # only its job still leads to how it is asked
             lasting.append(referred(wanted, wanted.fine_tuning_job).uid)
         needs = Needs(lasting=lasting)
         try:
-            return await self.family.add(connection, adapter, private, needs=needs)
+            return await self.family.add(connection, model, private, needs=needs)
         except AlreadyExists:
             place, _, taken = wanted.name.rpartition("/")
-            adapter.name = f"{place}/{new_id(taken[:50].rstrip('-'))}"
-            return await self.family.add(connection, adapter, private, needs=needs)
+            model.name = f"{place}/{new_id(taken[:50].rstrip('-'))}"
+            return await self.family.add(connection, model, private, needs=needs)
 
     async def registered(self, connection: AsyncConnection, uid: str, result: RegisterModelResult) -> None:
         """The model is READY. Raises InvalidArgument MODEL_INVALID for a result that contradicts itself."""

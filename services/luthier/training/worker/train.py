@@ -1,4 +1,4 @@
-"""Run TRAIN tasks: rows and weights in, metrics, checkpoints and an adapter out."""
+"""Run TRAIN tasks: rows and weights in, metrics, checkpoints and a tuned model out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, LuthierError, NotFound, Reason, ResourceExhausted
 from luthier.lm.load import load_model
-from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
 from luthier.training.recipe_settings import batch_settings
@@ -27,15 +26,13 @@ from luthier.training.recipes.course import CheckpointDue, Course
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.schedule import RateCourse, Schedule
 from luthier.training.recipes.survey import Survey, require_fitting, survey
-from luthier.training.recipes.weights import Adapter
 from luthier.training.worker.rows import read_corpus
 from luthier.training.worker.surroundings import run_record, surroundings
+from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
 
-ADAPTER = "default"
-"""Name of the adapter within the model; PEFT's own default."""
 _COMMIT_TRIES = 3
 
 
@@ -115,16 +112,7 @@ def _begin(
 ) -> tuple[Engine, Course, list[str]]:
     """Return engine and course, fresh or from the task's checkpoint, and what has changed around the run."""
     spec = context.task.train
-    lora = spec.job.lora
-    wanted = LoraSpec(
-        rank=lora.rank,
-        alpha=lora.alpha,
-        targets=tuple(lora.target_modules) or "all-linear",
-        use_rslora=lora.use_rslora,
-    )
-    insert_lora(model, wanted, seed=spec.job.hyperparameters.seed, name=ADAPTER)
-    weights = Adapter(model, ADAPTER, base_model=spec.job.base_model)
-    engine = Engine(weights, run.optimiser, model.device)
+    engine = Engine(weights_of(context, model), run.optimiser, model.device)
     if not spec.checkpoint_files:
         return engine, Course(), []
     folder = context.scratch / "resume"

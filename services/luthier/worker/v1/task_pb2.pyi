@@ -641,6 +641,7 @@ class TrainSpec(_message.Message):
     RENDERING_DIGEST_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FILES_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    START_FILES_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model."""
     rendering_digest: _builtins.str
@@ -659,6 +660,12 @@ class TrainSpec(_message.Message):
     def checkpoint_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
         """Files of the checkpoint to resume from. Empty: begin at the beginning."""
 
+    @_builtins.property
+    def start_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
+        """Files that hold the weights to begin from, blobs of the same service: an adapter's, or a checkpoint's. Empty: an adapter begins
+        anew, all weights as those of the base model.
+        """
+
     def __init__(
         self,
         *,
@@ -668,10 +675,11 @@ class TrainSpec(_message.Message):
         rendering_digest: _builtins.str = ...,
         checkpoint_files: _abc.Iterable[Global___BlobFile] | None = ...,
         checkpoint_step: _builtins.int = ...,
+        start_files: _abc.Iterable[Global___BlobFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "checkpoint_files", b"checkpoint_files", "checkpoint_step", b"checkpoint_step", "job", b"job", "rendering_digest", b"rendering_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "checkpoint_files", b"checkpoint_files", "checkpoint_step", b"checkpoint_step", "job", b"job", "rendering_digest", b"rendering_digest", "start_files", b"start_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -679,7 +687,7 @@ Global___TrainSpec: _TypeAlias = TrainSpec  # noqa: Y015
 
 @_typing.final
 class TrainResult(_message.Message):
-    """TrainResult is a tuned adapter."""
+    """TrainResult is a tuned model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -710,7 +718,7 @@ class TrainResult(_message.Message):
     """Optimiser steps made."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
-        """Its files in PEFT's layout."""
+        """Its files: an adapter in PEFT's layout, or all weights in transformers'."""
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

@@ -26,9 +26,23 @@ def jobs() -> None:
 
 
 _JOB_OPTIONS = (
-    field_option("--model", field="base_model", help="Base model to tune.  [required, if not in a file]"),
+    field_option(
+        "--model",
+        field="base_model",
+        help="Base model to tune.  [required, if not in a file or by --start-from]",
+    ),
     field_option(
         "--rendering", field="rendering", help="Rendering to train on.  [required, if not in a file]"
+    ),
+    field_option(
+        "--start-from", field="start_from", help="Model or JOB/CHECKPOINT to go on with, in place of --model."
+    ),
+    field_option(
+        "--full",
+        field="full",
+        is_flag=True,
+        is_read=False,
+        help="Train all weights, not an adapter. The result is a model of its own.",
     ),
     field_option("--rank", field="lora.rank", type=int, help="Rank of the adapter. [default: 16]"),
     field_option(
@@ -64,7 +78,7 @@ _JOB_OPTIONS = (
         "--learning-rate",
         field="hyperparameters.learning_rate",
         type=float,
-        help="Peak learning rate. [default: 2e-4]",
+        help="Peak learning rate. [default: 2e-4, with --full 2e-5]",
     ),
     field_option(
         "--warmup-steps",
@@ -112,29 +126,41 @@ def _kind() -> type[FineTuningJob]:
     return FineTuningJob
 
 
-def _job(draft: Draft[FineTuningJob]) -> FineTuningJob:
-    """Return the job that is wanted.
+def _job(draft: Draft[FineTuningJob], *, full: bool) -> FineTuningJob:
+    """Return the job that is wanted, all its weights trained with `full`.
 
     The one in the file may be a job that exists: its tuned model's name was then made of its own and is not a wish.
     """
     job = draft.message
     if job.tuned_model_id and job.tuned_model_id == short(job.name):
         job.tuned_model_id = ""
-    return draft.finish()
+    if full:
+        if job.HasField("lora"):
+            raise click.UsageError(
+                "--full trains all weights: give no --rank, --alpha, --target, and no lora"
+            )
+        job.full.SetInParent()
+    wanted = draft.finish()
+    if not (wanted.base_model or wanted.start_from):
+        raise click.UsageError(
+            "Missing option '--model' or '--start-from', or one of them in a file or by --set."
+        )
+    return wanted
 
 
 @jobs.command()
 @_job_options
 @pass_session
 @pass_draft(_kind)
-def plan(session: Session, draft: Draft[FineTuningJob]) -> None:
+def plan(session: Session, draft: Draft[FineTuningJob], full: bool) -> None:
     """Say what a job would do, without starting it."""
     from luthier.client.cli.views import plan_facts
 
-    job = _job(draft)
+    job = _job(draft, full=full)
     session.show(session.client.jobs.plan(job), plan_facts)
-    words = f" {draft.words}" if draft.words else ""
-    session.hint(f"jobs create --model {short(job.base_model)} --rendering {short(job.rendering)}{words}")
+    begin = f"--start-from {short(job.start_from)}" if job.start_from else f"--model {short(job.base_model)}"
+    words = [begin, f"--rendering {short(job.rendering)}", *(["--full"] if full else []), draft.words]
+    session.hint(f"jobs create {' '.join(filter(None, words))}")
 
 
 @jobs.command()
@@ -144,9 +170,9 @@ def plan(session: Session, draft: Draft[FineTuningJob]) -> None:
 @click.option("--watch", "watches", is_flag=True, help="Watch the job until it is done.")
 @pass_session
 @pass_draft(_kind)
-def create(session: Session, draft: Draft[FineTuningJob], name: str, watches: bool) -> None:
+def create(session: Session, draft: Draft[FineTuningJob], name: str, *, full: bool, watches: bool) -> None:
     """Queue a job."""
-    created = session.client.jobs.create(_job(draft), job_id=name)
+    created = session.client.jobs.create(_job(draft, full=full), job_id=name)
     if watches:
         _watch(session, created.name)
         return
@@ -183,9 +209,10 @@ def _watch(session: Session, name: str) -> None:
     done = watch_resource(session, name, session.client.jobs.wait, stop=f"jobs cancel {short(name)}")
     if not session.as_json:
         session.show(done, _facts)
+        # Arms share their base weights: one that has its own is evaluated by itself.
+        base = "" if done.HasField("full") else f" --arm base={short(done.base_model)}:3"
         session.hint(
-            f"evaluations create --version DATASET/VERSION --arm base={short(done.base_model)}:3"
-            f" --arm tuned={short(done.tuned_model)}"
+            f"evaluations create --version DATASET/VERSION{base} --arm tuned={short(done.tuned_model)}"
         )
 
 
@@ -280,6 +307,8 @@ def _facts(job: FineTuningJob) -> Table:
             ("state", state(job)),
             ("failure", failure(job)),
             ("base model", short(job.base_model)),
+            ("begins from", short(job.start_from)),
+            ("trains", "all weights" if job.HasField("full") else f"an adapter of rank {job.lora.rank}"),
             ("rendering", short(job.rendering)),
             ("tuned model", short(job.tuned_model)),
             ("progress", progress),

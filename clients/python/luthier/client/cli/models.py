@@ -122,6 +122,7 @@ def _facts(model: Model) -> Table:
             ("kind", Model.Kind.Name(model.kind).removeprefix("KIND_").lower()),
             ("source", "" if source is None else hub if source == "hub" else getattr(model, source)),
             ("base model", short(model.base_model)),
+            ("begins from", short(model.start_from)),
             ("job", short(model.fine_tuning_job)),
             ("step", model.step),
             ("taught by", short(model.taught.rendering)),

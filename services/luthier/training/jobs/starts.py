@@ -1,0 +1,211 @@
+"""What training begins from: a tuned adapter, a model with all its weights, or a checkpoint of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import (
+    Aborted,
+    DataLoss,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+    Reason,
+)
+from luthier.storage.blobs import BlobStore
+from luthier.storage.pages import parent_of
+from luthier.storage.stored import Stored
+from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
+from luthier.training.jobs import repository
+from luthier.training.jobs.base_models import Models, StoredModel
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, LoraConfig
+from luthier.v1.model_pb2 import Model
+from luthier.v1.reference_pb2 import Reference
+from luthier.work.families import Family, referred
+from luthier.worker.v1.task_pb2 import BlobFile
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""How PEFT calls what says an adapter's rank and targets: a start that has it is one."""
+_MAX_CONFIG_BYTES = 1 << 20
+_ADAPTATION = ("rank", "alpha", "target_modules", "use_rslora")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a job begins from.
+
+    Attributes:
+        reference: it, as it is now.
+        held: uid of the resource that must stay for it: the model, or the checkpoint's job.
+        base: the model with all the weights that it is, or that it is of.
+        files: those of an adapter or a checkpoint; empty for a model with all its weights.
+    """
+
+    reference: Reference
+    held: str
+    base: Reference
+    files: Sequence[BlobFile]
+
+    @property
+    def adapter_config(self) -> BlobFile | None:
+        """The file that says an adapter's rank and targets; None where it is no adapter."""
+        return next((file for file in self.files if file.path == ADAPTER_CONFIG), None)
+
+
+class Starts:
+    """Finds what jobs begin from."""
+
+    def __init__(
+        self, models: Models, jobs: Family[FineTuningJob, FineTuningJobPrivate], blobs: BlobStore
+    ) -> None:
+        self._models = models
+        self._jobs = jobs
+        self._blobs = blobs
+        self._checkpoints = repository.Checkpoints()
+
+    async def find(self, connection: AsyncConnection, name: str) -> Start:
+        """Return a start by its name.
+
+        Raises NotFound, FailedPrecondition WRONG_STATE for a model that is not READY.
+        """
+        if "/checkpoints/" in name:
+            return await self._checkpoint(connection, name)
+        model = await self._models.find_ready(connection, name)
+        reference = Reference(name=name, uid=model.uid, digest=model.message.digest)
+        if model.message.kind != Model.KIND_ADAPTER:
+            return Start(reference=reference, held=model.uid, base=reference, files=())
+        return Start(
+            reference=reference,
+            held=model.uid,
+            base=referred(model.message, model.message.base_model),
+            files=_weights_of(model),
+        )
+
+    async def require(self, connection: AsyncConnection, start: Start) -> None:
+        """Raise Aborted unless a start is still what it was: it may have been deleted, or a checkpoint dropped."""
+        try:
+            found = await self.find(connection, start.reference.name)
+        except NotFound:
+            found = None
+        if found is None or found.reference != start.reference:
+            name = start.reference.name
+            raise Aborted(f"{name} was deleted or changed meanwhile; call again", metadata={"name": name})
+
+    async def begun(self, wanted: FineTuningJob, start: Start) -> FineTuningJob:
+        """Return a job with what its start decides: the base model, and what is trained.
+
+        Raises:
+            InvalidArgument: the job says another base model, rank or target than its start has.
+            DataLoss: the start's files are not what was stored.
+        """
+        job = FineTuningJob()
+        job.CopyFrom(wanted)
+        if wanted.base_model and wanted.base_model != start.base.name:
+            raise _refused(
+                "base_model",
+                f"must be {start.base.name}, the base model of {start.reference.name}, or unset; got "
+                f"{wanted.base_model!r}",
+            )
+        job.base_model = start.base.name
+        if start.files:
+            self._require_same_adaptation(wanted, start)
+            if start.adapter_config is None:
+                job.full.SetInParent()
+            else:
+                job.lora.CopyFrom(_same_lora(wanted, await self._lora(start.adapter_config)))
+        return job
+
+    def _require_same_adaptation(self, wanted: FineTuningJob, start: Start) -> None:
+        chosen, name = wanted.WhichOneof("adaptation"), start.reference.name
+        if start.adapter_config is None and chosen == "lora":
+            raise _refused("lora", f"must be unset: {name} holds all weights, train them on by full")
+        if start.adapter_config is not None and chosen == "full":
+            raise _refused(
+                "full", f"must be unset: {name} is an adapter; all weights start from a model that has them"
+            )
+
+    async def _checkpoint(self, connection: AsyncConnection, name: str) -> Start:
+        checkpoint = await self._checkpoints.get(connection, name)
+        job = await self._jobs.get(connection, parent_of(name))
+        message = checkpoint.message
+        return Start(
+            reference=Reference(name=name, uid=message.uid, digest=message.digest),
+            held=job.uid,
+            base=_base_of(job),
+            files=checkpoint.private.files,
+        )
+
+    async def _lora(self, file: BlobFile) -> LoraConfig:
+        if file.size_bytes > _MAX_CONFIG_BYTES:
+            raise DataLoss(f"{file.path} must have at most {_MAX_CONFIG_BYTES} bytes, got {file.size_bytes}")
+        text = b"".join([chunk async for chunk in self._blobs.read(file.sha256)])
+        try:
+            found = msgspec.json.decode(text, type=_AdapterConfig)
+        except msgspec.DecodeError as error:
+            raise DataLoss(f"{file.path} of a stored adapter cannot be read: {error}") from error
+        return LoraConfig(
+            rank=found.r,
+            alpha=found.lora_alpha,
+            target_modules=found.target_modules,
+            use_rslora=found.use_rslora,
+        )
+
+
+class _AdapterConfig(msgspec.Struct):
+    r: int
+    lora_alpha: float
+    target_modules: list[str]
+    use_rslora: bool = False
+
+
+def require_base(start: Start, base: StoredModel) -> None:
+    """Raise FailedPrecondition unless a base model is the one that a start was made on."""
+    if base.uid != start.base.uid:
+        raise FailedPrecondition(
+            f"{start.reference.name} was made on another model of the name {base.message.name}, which was deleted",
+            reason=Reason.WRONG_STATE,
+            metadata={"name": start.reference.name, "base_model": base.message.name},
+        )
+
+
+def _weights_of(model: StoredModel) -> list[BlobFile]:
+    return [
+        BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+        for file in model.private.files
+        if not file.tokenizer
+    ]
+
+
+def _base_of(job: Stored[FineTuningJob, FineTuningJobPrivate]) -> Reference:
+    return referred(job.message, job.message.base_model)
+
+
+def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
+    """Return the adapter's settings. Raises InvalidArgument for one that is said and differs."""
+    violations = []
+    for name in _ADAPTATION:
+        said, known = getattr(wanted.lora, name), getattr(start, name)
+        is_said = wanted.lora.HasField(name) if name in ("rank", "alpha") else bool(said)
+        if is_said and said != known:
+            shown = list(known) if name == "target_modules" else known
+            violations.append(
+                FieldViolation(
+                    field=f"fine_tuning_job.lora.{name}",
+                    description=f"must be unset or what the adapter has that is gone on with, {shown}; got "
+                    f"{list(said) if name == 'target_modules' else said}",
+                )
+            )
+    if violations:
+        raise InvalidArgument.of_fields(*violations)
+    return start
+
+
+def _refused(field: str, description: str) -> InvalidArgument:
+    return InvalidArgument.of_fields(
+        FieldViolation(field=f"fine_tuning_job.{field}", description=description)
+    )
