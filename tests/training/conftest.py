@@ -22,15 +22,17 @@ from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training import schema
+from luthier.training.jobs.checkpoint_models import CheckpointModels
 from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.planning import SplitLengths
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService
 from luthier.training.models import repository
-from luthier.training.models.service import ModelService, StoredModel
+from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import RegisterModelHandler
 from luthier.training.recipes.batches import RowLength
 from luthier.training.recipes.survey import PackedLengths
+from luthier.training.weights import StoredModel
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, Split
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan
 from luthier.v1.model_pb2 import Model, ModelFile
@@ -141,6 +143,7 @@ class Bench:
     queue: Queue
     models: ModelService
     jobs: JobService
+    checkpoints: CheckpointModels
     renderings: MemoryRenderings
     keeper: MemoryKeeper
     elsewhere: Elsewhere
@@ -321,6 +324,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         queue=queue,
         models=models,
         jobs=jobs,
+        checkpoints=CheckpointModels(database, models, jobs.family),
         renderings=renderings,
         keeper=keeper,
         elsewhere=elsewhere,

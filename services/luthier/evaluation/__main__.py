@@ -24,7 +24,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     """Put the service together on its real adapters."""
     data, training = parts.channel(config.data_address), parts.channel(config.training_address)
     parts.holds_at(data, "the Data service", "versions")
-    parts.holds_at(training, "the Training service", "models")
+    parts.holds_at(training, "the Training service", "models", "checkpoints")
     peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange()
     evaluations = EvaluationService(

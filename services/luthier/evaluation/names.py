@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from luthier.runtime.names import Pattern
+from luthier.runtime.names import AnyOf, Pattern
 
 EVALUATION = Pattern("projects/{project}/evaluations/{evaluation}")
 VERSION = Pattern("projects/{project}/datasets/{dataset}/versions/{version}")
-MODEL = Pattern("projects/{project}/models/{model}")
+WEIGHTS = AnyOf(
+    (
+        Pattern("projects/{project}/models/{model}"),
+        Pattern("projects/{project}/fineTuningJobs/{fine_tuning_job}/checkpoints/{checkpoint}"),
+    )
+)
+"""What can be asked: a model, or a checkpoint as the model that it would be."""

@@ -49,6 +49,20 @@ class Pattern:
         return self.text.format(**ids)
 
 
+@dataclass(frozen=True)
+class AnyOf:
+    """Several patterns that differ in their length: a name is one of them."""
+
+    patterns: tuple[Pattern, ...]
+
+    def parse(self, name: str, *, field: str = "name") -> dict[str, str]:
+        """Return the ids as the pattern of a name's length does, the first pattern where none has it."""
+        depth = name.count("/")
+        return next((one for one in self.patterns if one.text.count("/") == depth), self.patterns[0]).parse(
+            name, field=field
+        )
+
+
 PROJECT = Pattern("projects/{project}")
 
 
@@ -99,7 +113,7 @@ def require_project(parent: str, projects: Container[str], *, field: str = "pare
     return project
 
 
-def check_name(pattern: Pattern, name: str, projects: Container[str], *, field: str = "name") -> None:
+def check_name(pattern: Pattern | AnyOf, name: str, projects: Container[str], *, field: str = "name") -> None:
     """Raise InvalidArgument for a malformed name, PermissionDenied for a project that is not served."""
     ids = pattern.parse(name, field=field)
     require_project(f"projects/{ids['project']}", projects, field=field)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.storage.stored import Rows
+from luthier.training.jobs.checkpoint_models import CheckpointModels
 from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService, Renderings
@@ -21,6 +21,7 @@ from luthier.training.models.servicer import ModelServicer, RegisterModelHandler
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
+from luthier.work.hold_servicer import Holdable
 from luthier.work.log import EventLog
 from luthier.work.tasks import TaskKind
 
@@ -64,7 +65,7 @@ class Training:
     jobs: TrainingServicer
     models: ModelServicer
     handlers: Mapping[TaskKind, TaskHandler]
-    families: Mapping[str, Rows[Any, Any]]
+    families: Mapping[str, Holdable]
     released: ReleasedBlobs
 
 
@@ -74,6 +75,7 @@ def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Tra
     jobs = JobService(
         parts.database, parts.log, parts.queue, models, renderings, parts.elsewhere, parts.blobs
     )
+    checkpoints = CheckpointModels(parts.database, models, jobs.family)
     released = ReleasedBlobs(parts.database, parts.blobs)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
@@ -81,8 +83,8 @@ def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Tra
     }
     return Training(
         jobs=TrainingServicer(jobs, parts.page_tokens, parts.projects),
-        models=ModelServicer(models, parts.page_tokens, parts.projects),
+        models=ModelServicer(models, checkpoints, parts.page_tokens, parts.projects),
         handlers=handlers,
-        families={"models": model_rows.models()},
+        families={"models": model_rows.models(), "checkpoints": checkpoints},
         released=released,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -29,6 +29,14 @@ from luthier.work.tasks import NewTask, Task, TaskKind
 M = TypeVar("M", bound=StatefulMessage)
 R = TypeVar("R", bound=ResourceMessage)
 P = TypeVar("P", bound=Message)
+
+
+PartUids = Callable[[AsyncConnection, str], Awaitable[Sequence[str]]]
+"""What goes with a resource of a uid, by uids."""
+
+
+async def _none(_connection: AsyncConnection, _uid: str) -> Sequence[str]:
+    return ()
 
 
 class Tasks(Protocol):
@@ -202,8 +210,8 @@ class Family(Generic[M, P]):
             await self._tasks.request_cancel(connection, stored.uid)
             return (await self._rows.get(connection, name)).message
 
-    async def delete(self, name: str, etag: str) -> M:
-        """Delete a resource that has ended and that nothing needs.
+    async def delete(self, name: str, etag: str, parts: PartUids = _none) -> M:
+        """Delete a resource that has ended and that nothing needs, nor what goes with it.
 
         Raises NotFound, Aborted ETAG_MISMATCH, FailedPrecondition WRONG_STATE and RESOURCE_IN_USE.
         """
@@ -217,7 +225,8 @@ class Family(Generic[M, P]):
                     f"{name} must have ended before it is deleted, it is {now}; cancel it, or wait for it",
                     metadata={"name": name, "state": now},
                 )
-            return (await delete_free(connection, self._rows, stored)).message
+            uids = await parts(connection, stored.uid)
+            return (await delete_free(connection, self._rows, stored, uids)).message
 
     async def _announce(
         self, connection: AsyncConnection, stored: Stored[M, P], why: str = "", attempt: int = 0
@@ -233,10 +242,15 @@ class Family(Generic[M, P]):
         await self._log.append(connection, stored.uid, [change], final=final)
 
 
-async def delete_free(connection: AsyncConnection, rows: Rows[R, P], stored: Stored[R, P]) -> Stored[R, P]:
-    """Delete a resource that nothing needs, and free what it needed. Raises FailedPrecondition RESOURCE_IN_USE."""
+async def delete_free(
+    connection: AsyncConnection, rows: Rows[R, P], stored: Stored[R, P], parts: Sequence[str] = ()
+) -> Stored[R, P]:
+    """Delete a resource that nothing needs, and free what it needed. Raises FailedPrecondition RESOURCE_IN_USE.
+
+    `parts` are uids of what goes with it, and must not be needed either.
+    """
     holds = Holds()
-    await holds.require_free(connection, stored)
+    await holds.require_free(connection, stored, parts)
     deleted = await rows.delete(connection, stored)
     await holds.drop(connection, stored.uid)
     await elsewhere.release_all(connection, stored.uid)

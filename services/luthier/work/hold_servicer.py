@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 from google.protobuf.message import Message
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied
 from luthier.runtime.auth import Policy, current_principal
 from luthier.storage.database import Database
-from luthier.storage.stored import Rows
 from luthier.work.elsewhere import HOLDER
 from luthier.work.holds import Holds
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
@@ -23,13 +23,28 @@ _HOLD = re.compile(r"[0-9a-f-]{36}")
 _MOST_CHARACTERS = 1000
 _MOST_SECONDS = 7 * 24 * 3600.0
 Context = grpc.aio.ServicerContext[Any, Any]
-AnyRows = Rows[Any, Any]
+
+
+class Held(Protocol):
+    """What is held."""
+
+    @property
+    def uid(self) -> str:
+        """Its uid."""
+
+
+class Holdable(Protocol):
+    """Resources of one collection that other services may hold."""
+
+    async def find(self, connection: AsyncConnection, name: str, /) -> Held | None:
+        """Return a resource as a transaction sees it, None when there is none of this name."""
+        ...
 
 
 class HoldServicer(hold_service_pb2_grpc.HoldServiceServicer):
     """HoldService over the families of one service, by the ids of their collections."""
 
-    def __init__(self, database: Database, families: Mapping[str, AnyRows]) -> None:
+    def __init__(self, database: Database, families: Mapping[str, Holdable]) -> None:
         self._database = database
         self._families = families
         self._holds = Holds()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -86,10 +86,20 @@ class Holds:
         late = holds.c.expire_time_us < least_us
         await connection.execute(update(holds).where(late).values(expire_time_us=least_us))
 
-    async def require_free(self, connection: AsyncConnection, stored: Stored[Any, Any]) -> None:
-        """Raise FailedPrecondition RESOURCE_IN_USE, with who needs it, while a resource is held."""
-        lives = or_(holds.c.expire_time_us.is_(None), holds.c.expire_time_us > self._clock_us())
-        statement = select(holds.c.holder).where(holds.c.held == stored.uid, lives).order_by(holds.c.holder)
+    async def held(self, connection: AsyncConnection, uids: Sequence[str]) -> frozenset[str]:
+        """Return those of some uids that are held."""
+        statement = select(holds.c.held).where(holds.c.held.in_(uids), self._lives())
+        return frozenset((await connection.execute(statement)).scalars())
+
+    async def require_free(
+        self, connection: AsyncConnection, stored: Stored[Any, Any], parts: Sequence[str] = ()
+    ) -> None:
+        """Raise FailedPrecondition RESOURCE_IN_USE, with who needs it, while a resource or one of its parts is held.
+
+        `parts` are uids of what goes with it.
+        """
+        mine = holds.c.held.in_((stored.uid, *parts))
+        statement = select(holds.c.holder).where(mine, self._lives()).order_by(holds.c.holder).distinct()
         holders = list((await connection.execute(statement)).scalars())
         if not holders:
             return
@@ -100,6 +110,9 @@ class Holds:
             reason=Reason.RESOURCE_IN_USE,
             metadata={"name": name, "holder": holders[0], "holders": str(len(holders))},
         )
+
+    def _lives(self) -> ColumnElement[bool]:
+        return or_(holds.c.expire_time_us.is_(None), holds.c.expire_time_us > self._clock_us())
 
     async def forget_expired(self, connection: AsyncConnection) -> None:
         """Delete holds whose time is over."""

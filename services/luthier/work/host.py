@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 
@@ -25,13 +24,12 @@ from luthier.storage.database import Database
 from luthier.storage.disk import MIN_FREE_BYTES
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
-from luthier.storage.stored import Rows
 from luthier.work import schema
 from luthier.work.elsewhere import Elsewhere, GrpcKeeper, Keeper
 from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.hold_servicer import SERVICE as HOLD_SERVICE
-from luthier.work.hold_servicer import HoldServicer
+from luthier.work.hold_servicer import Holdable, HoldServicer
 from luthier.work.holds import Holds
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
@@ -166,7 +164,7 @@ class Hosted:
     registrations: Sequence[Registration]
     handlers: dict[TaskKind, TaskHandler]
     policy: Policy
-    families: Mapping[str, Rows[Any, Any]] = field(default_factory=dict)
+    families: Mapping[str, Holdable] = field(default_factory=dict)
     generations: Generations | None = None
     before_serving: Callable[[], Awaitable[None]] | None = None
     chores: Sequence[Chore] = ()

@@ -66,7 +66,7 @@ async def test_a_token_of_a_deleted_job_is_refused_for_the_new_one_of_its_name(
 
 
 async def test_a_token_of_a_deleted_models_files_is_refused_for_the_new_one_of_its_name(bench: Any) -> None:
-    list_files = ModelServicer(bench.models, TOKENS, PROJECTS).ListModelFiles
+    list_files = ModelServicer(bench.models, bench.checkpoints, TOKENS, PROJECTS).ListModelFiles
     request: Any = ListModelFilesRequest(parent=bench.MODEL, page_size=1)
     context: Any = None
     first = await list_files(request, context)

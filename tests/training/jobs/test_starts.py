@@ -126,9 +126,9 @@ async def test_a_checkpoint_is_gone_on_with_and_its_job_stays_meanwhile(bench: A
     job = await bench.create("two", base_model="", start_from=start)
     assert (job.base_model, job.lora) == (bench.MODEL, LORA)
     with pytest.raises(FailedPrecondition, match="is needed by projects/default/fineTuningJobs/two"):
-        await bench.jobs.family.delete(ONE, "")
+        await bench.jobs.delete(ONE, "")
     await bench.cancel(job.name)
-    await bench.jobs.family.delete(ONE, "")
+    await bench.jobs.delete(ONE, "")
 
 
 async def test_a_checkpoint_of_all_weights_is_gone_on_with_by_all_weights(bench: Any) -> None:

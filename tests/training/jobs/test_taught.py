@@ -63,7 +63,7 @@ async def test_a_tuned_model_carries_how_it_was_taught_and_the_files_to_ask_it(b
         ("chat_template.jinja", True),
         ("tokenizer.json", True),
     ]
-    pieces = await bench.models.read_file(model.name, "chat_template.jinja", 0)
+    pieces = bench.models.read_file(await bench.models.ready(model.name), "chat_template.jinja", 0)
     assert b"".join([piece async for piece in pieces]) == b"{{ messages }}"
     assert model.digest == files_digest({file.path: file.sha256 for file in files})
 

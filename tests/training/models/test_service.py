@@ -154,12 +154,12 @@ async def test_a_lost_registration_begins_anew(bench: Any) -> None:
 
 
 async def test_read_file_streams_from_any_offset(bench: Any) -> None:
-    stream = await bench.models.read_file(bench.MODEL, "tokenizer.json", 5)
+    stream = bench.models.read_file(await bench.models.ready(bench.MODEL), "tokenizer.json", 5)
     assert b"".join([piece async for piece in stream]) == b"izer"
     with pytest.raises(OutOfRange, match=r"start_offset must be in 0\.\.9, got 10"):
-        await bench.models.read_file(bench.MODEL, "tokenizer.json", 10)
+        bench.models.read_file(await bench.models.ready(bench.MODEL), "tokenizer.json", 10)
     with pytest.raises(NotFound, match=r"has no file 'weights'; it has model\.safetensors, tokenizer\.json"):
-        await bench.models.read_file(bench.MODEL, "weights", 0)
+        bench.models.read_file(await bench.models.ready(bench.MODEL), "weights", 0)
 
 
 async def test_register_below_the_floor_of_the_disk_is_refused(bench: Any) -> None:

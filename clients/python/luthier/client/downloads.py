@@ -38,7 +38,7 @@ async def download(
         AlreadyExists: The directory holds something else. DataLoss: A file has other bytes than its sha256
         says, also when fetched anew, or a path that leaves the directory.
     """
-    name = names.child(scope.project, "models", model)
+    name = names.weights(scope.project, model)
     target = Path(directory)
     listing = pages(
         scope,

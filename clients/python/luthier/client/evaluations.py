@@ -29,7 +29,7 @@ def create(scope: Scope, evaluation: Evaluation, *, evaluation_id: str = "") -> 
     """
     resolved = replaced(evaluation, dataset_version=names.version(scope.project, evaluation.dataset_version))
     for arm in resolved.arms:
-        arm.model = names.child(scope.project, "models", arm.model)
+        arm.model = names.weights(scope.project, arm.model)
     request = api.CreateEvaluationRequest(
         parent=names.project(scope.project), evaluation=resolved, evaluation_id=evaluation_id
     )
@@ -124,7 +124,7 @@ def generate(
     request.CopyFrom(
         model if isinstance(model, api.GenerateTextRequest) else api.GenerateTextRequest(model=model)
     )
-    request.model = names.child(scope.project, "models", request.model)
+    request.model = names.weights(scope.project, request.model)
     beside = api.GenerateTextRequest(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )

@@ -34,7 +34,7 @@ def register_base(scope: Scope, model: Model, *, model_id: str = "") -> Flow[Mod
 
 def get(scope: Scope, name: str) -> Flow[Model]:
     """Read one model."""
-    request = api.GetModelRequest(name=names.child(scope.project, "models", name))
+    request = api.GetModelRequest(name=names.weights(scope.project, name))
     return call(scope, lambda stubs: stubs.models.GetModel, request)
 
 
@@ -86,7 +86,7 @@ def wait_until_ready(
 
 def list_files(scope: Scope, name: str) -> StreamFlow[ModelFile]:
     """Go through the files of a READY model, by path."""
-    request = api.ListModelFilesRequest(parent=names.child(scope.project, "models", name))
+    request = api.ListModelFilesRequest(parent=names.weights(scope.project, name))
     return pages(scope, lambda stubs: stubs.models.ListModelFiles, request, lambda page: page.files)
 
 

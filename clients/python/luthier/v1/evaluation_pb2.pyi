@@ -279,7 +279,7 @@ class EvaluationArm(_message.Message):
     arm_id: _builtins.str
     """Short name, [a-z][a-z0-9-]{0,62}, unique within the evaluation."""
     model: _builtins.str
-    """A READY model of the same project, base or adapter. All arms must share one base model."""
+    """A READY model of the same project, or a checkpoint of a job of it. All arms must share the weights below their adapters."""
     num_shots: _builtins.int
     """Examples from the train split put before each question, the same for all, chosen by the seed. 0 to 64."""
     chat_template: _builtins.str

@@ -272,7 +272,7 @@ class GenerateTextRequest(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """A READY model, base or adapter."""
+    """A READY model, or a checkpoint of a job."""
     prompt: _builtins.str
     """Plain text to continue."""
     max_new_tokens: _builtins.int

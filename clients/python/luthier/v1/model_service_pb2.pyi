@@ -179,7 +179,7 @@ class ListModelFilesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """The model, projects/{project}/models/{model}."""
+    """The model, projects/{project}/models/{model}, or a checkpoint of a job."""
     page_size: _builtins.int
     """Files on a page at most. 0 means 1,000, which is also the most."""
     page_token: _builtins.str

@@ -90,9 +90,10 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Read one model.
+        """Read one model, or a checkpoint of a job as the model that it would be: READY, with its uid, asked, evaluated and downloaded by
+        its name wherever a model is.
 
-        Errors: NOT_FOUND: no model has this name.
+        Errors: NOT_FOUND: no model and no checkpoint has this name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,16 +130,16 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModelFiles(self, request, context):
-        """List all files of a READY model.
+        """List all files of a READY model or of a checkpoint; of this those that are its model.
 
-        Errors: NOT_FOUND: no model has this name. FAILED_PRECONDITION: it is not READY.
+        Errors: NOT_FOUND: no model and no checkpoint has this name. FAILED_PRECONDITION: it is not READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadModelFile(self, request, context):
-        """Stream the bytes of one file of a READY model. Resume with start_offset after a break.
+        """Stream the bytes of one file of a READY model or of a checkpoint. Resume with start_offset after a break.
 
         Errors: NOT_FOUND: the model does not exist or has no such file. FAILED_PRECONDITION: it is not READY.
         OUT_OF_RANGE: start_offset is beyond the end.

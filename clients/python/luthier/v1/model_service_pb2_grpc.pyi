@@ -43,9 +43,10 @@ class ModelServiceStub:
     Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_pb2.Model]
-    """Read one model.
+    """Read one model, or a checkpoint of a job as the model that it would be: READY, with its uid, asked, evaluated and downloaded by
+    its name wherever a model is.
 
-    Errors: NOT_FOUND: no model has this name.
+    Errors: NOT_FOUND: no model and no checkpoint has this name.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
     """Page through the models of a project.
@@ -66,12 +67,12 @@ class ModelServiceStub:
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListModelFiles: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelFilesRequest, _model_service_pb2.ListModelFilesResponse]
-    """List all files of a READY model.
+    """List all files of a READY model or of a checkpoint; of this those that are its model.
 
-    Errors: NOT_FOUND: no model has this name. FAILED_PRECONDITION: it is not READY.
+    Errors: NOT_FOUND: no model and no checkpoint has this name. FAILED_PRECONDITION: it is not READY.
     """
     DownloadModelFile: _grpc.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelFileRequest, _model_service_pb2.DownloadModelFileResponse]
-    """Stream the bytes of one file of a READY model. Resume with start_offset after a break.
+    """Stream the bytes of one file of a READY model or of a checkpoint. Resume with start_offset after a break.
 
     Errors: NOT_FOUND: the model does not exist or has no such file. FAILED_PRECONDITION: it is not READY.
     OUT_OF_RANGE: start_offset is beyond the end.
@@ -90,9 +91,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_pb2.Model]  # type: ignore[assignment]
-    """Read one model.
+    """Read one model, or a checkpoint of a job as the model that it would be: READY, with its uid, asked, evaluated and downloaded by
+    its name wherever a model is.
 
-    Errors: NOT_FOUND: no model has this name.
+    Errors: NOT_FOUND: no model and no checkpoint has this name.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Page through the models of a project.
@@ -113,12 +115,12 @@ class ModelServiceAsyncStub(ModelServiceStub):
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListModelFiles: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelFilesRequest, _model_service_pb2.ListModelFilesResponse]  # type: ignore[assignment]
-    """List all files of a READY model.
+    """List all files of a READY model or of a checkpoint; of this those that are its model.
 
-    Errors: NOT_FOUND: no model has this name. FAILED_PRECONDITION: it is not READY.
+    Errors: NOT_FOUND: no model and no checkpoint has this name. FAILED_PRECONDITION: it is not READY.
     """
     DownloadModelFile: _aio.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelFileRequest, _model_service_pb2.DownloadModelFileResponse]  # type: ignore[assignment]
-    """Stream the bytes of one file of a READY model. Resume with start_offset after a break.
+    """Stream the bytes of one file of a READY model or of a checkpoint. Resume with start_offset after a break.
 
     Errors: NOT_FOUND: the model does not exist or has no such file. FAILED_PRECONDITION: it is not READY.
     OUT_OF_RANGE: start_offset is beyond the end.
@@ -146,9 +148,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
-        """Read one model.
+        """Read one model, or a checkpoint of a job as the model that it would be: READY, with its uid, asked, evaluated and downloaded by
+        its name wherever a model is.
 
-        Errors: NOT_FOUND: no model has this name.
+        Errors: NOT_FOUND: no model and no checkpoint has this name.
         """
 
     @_abc_1.abstractmethod
@@ -193,9 +196,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListModelFilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ListModelFilesResponse, _abc.Awaitable[_model_service_pb2.ListModelFilesResponse]]:
-        """List all files of a READY model.
+        """List all files of a READY model or of a checkpoint; of this those that are its model.
 
-        Errors: NOT_FOUND: no model has this name. FAILED_PRECONDITION: it is not READY.
+        Errors: NOT_FOUND: no model and no checkpoint has this name. FAILED_PRECONDITION: it is not READY.
         """
 
     @_abc_1.abstractmethod
@@ -204,7 +207,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.DownloadModelFileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_service_pb2.DownloadModelFileResponse], _abc.AsyncIterator[_model_service_pb2.DownloadModelFileResponse]]:
-        """Stream the bytes of one file of a READY model. Resume with start_offset after a break.
+        """Stream the bytes of one file of a READY model or of a checkpoint. Resume with start_offset after a break.
 
         Errors: NOT_FOUND: the model does not exist or has no such file. FAILED_PRECONDITION: it is not READY.
         OUT_OF_RANGE: start_offset is beyond the end.

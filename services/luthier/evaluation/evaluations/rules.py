@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.metrics.scores import find_score, is_right
-from luthier.evaluation.names import MODEL, VERSION
+from luthier.evaluation.names import VERSION, WEIGHTS
 from luthier.runtime.field_limits import (
     ANY,
     DIGEST,
@@ -161,7 +161,7 @@ def check_references(parent: str, evaluation: Evaluation) -> None:
     same_project(parent, evaluation.dataset_version, path)
     for index, arm in enumerate(evaluation.arms):
         path = f"evaluation.arms[{index}]"
-        MODEL.parse(arm.model, field=f"{path}.model")
+        WEIGHTS.parse(arm.model, field=f"{path}.model")
         same_project(parent, arm.model, f"{path}.model")
 
 

@@ -11,7 +11,7 @@ from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.asking import as_taught
 from luthier.evaluation.generation import rules
 from luthier.evaluation.generation.exchange import Exchange
-from luthier.evaluation.names import MODEL
+from luthier.evaluation.names import WEIGHTS
 from luthier.evaluation.ready import require_ready
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of, require_project
@@ -52,7 +52,7 @@ class GenerationService:
             Unavailable: no worker is there.
             ResourceExhausted: too many orders wait.
         """
-        MODEL.parse(request.model, field="model")
+        WEIGHTS.parse(request.model, field="model")
         require_project(f"projects/{project_of(request.model)}", self._projects, field="model")
         wanted = rules.resolved(request)
         rules.check(wanted)

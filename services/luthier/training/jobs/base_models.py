@@ -7,12 +7,9 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.storage.stored import Stored
-from luthier.stored.v1.training_pb2 import ModelPrivate
+from luthier.training.weights import SeenModel, StoredModel
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.worker.v1.task_pb2 import BlobFile
-
-StoredModel = Stored[Model, ModelPrivate]
 
 
 class Models(Protocol):
@@ -36,6 +33,15 @@ class Models(Protocol):
 
     async def keep_template(self, taught: Taught) -> None:
         """Store the template file of a model that will be taught so."""
+        ...
+
+    async def tuned(
+        self, connection: AsyncConnection, wanted: Model, base_uid: str, brought: Sequence[BlobFile]
+    ) -> SeenModel:
+        """Return what a tuned model of these files is, without storing it; files that are no result are left out.
+
+        Raises as `add_tuned`, NotFound when its base model is gone.
+        """
         ...
 
     async def add_tuned(

@@ -11,7 +11,6 @@ from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
 from luthier.runtime.digests import files_digest
 from luthier.storage.blobs import BlobStore
-from luthier.storage.pages import parent_of
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
 from luthier.training.jobs import repository
@@ -19,11 +18,12 @@ from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
 from luthier.training.jobs.rules import RESULT_LIMITS, State
+from luthier.training.jobs.tuned import tuned_model
 from luthier.v1.event_pb2 import CheckpointCommitted, Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, RunRecord
-from luthier.v1.model_pb2 import Model
 from luthier.work.events import line
 from luthier.work.families import Family, referred
+from luthier.work.holds import Holds
 from luthier.work.log import EventLog
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
@@ -152,14 +152,15 @@ class TrainHandler:
     async def _drop_older(self, connection: AsyncConnection, job: StoredJob) -> None:
         if job.message.max_checkpoints:
             keep = job.message.max_checkpoints
-            dropped = await self._checkpoints.drop_older(connection, job.uid, keep)
+            held = await Holds().held(connection, await self._checkpoints.uids(connection, job.uid))
+            dropped = await self._checkpoints.drop_older(connection, job.uid, keep, held)
             digests = [file.sha256 for point in dropped for file in point.private.files]
             await self._released.release(connection, digests)
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """The job SUCCEEDED: its tuned model is there, READY, in the same instant."""
         job = await self._stored(connection, task)
-        wanted = _tuned_model(job, result.train.step)
+        wanted = tuned_model(job, result.train.step)
         base_uid = referred(job.message, job.message.base_model).uid
         changed = job.copy()
         tuned = await self._models.add_tuned(connection, wanted, base_uid, result.train.files)
@@ -211,23 +212,3 @@ class TrainHandler:
         await self._family.move(
             connection, job, state, changed=changed, private=private, why=why, attempt=attempt
         )
-
-
-def _tuned_model(job: StoredJob, step: int) -> Model:
-    """Return what a job's model is to be, made from what the job was made from."""
-    message = job.message
-    full = message.HasField("full")
-    tuned = Model(
-        name=f"{parent_of(message.name)}/models/{message.tuned_model_id}",
-        kind=Model.KIND_WEIGHTS if full else Model.KIND_ADAPTER,
-        base_model="" if full else message.base_model,
-        start_from=message.start_from or (message.base_model if full else ""),
-        fine_tuning_job=message.name,
-        step=step,
-        taught=job.private.taught if job.private.HasField("taught") else None,
-    )
-    for name in dict.fromkeys(filter(None, (message.base_model, message.start_from))):
-        tuned.references.add().CopyFrom(referred(message, name))
-    tuned.references.add(name=message.name, uid=job.uid)
-    tuned.references.add().CopyFrom(referred(message, message.rendering))
-    return tuned

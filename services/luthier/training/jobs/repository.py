@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import delete, select
@@ -61,17 +61,21 @@ class Checkpoints:
         statement = sqlite.insert(checkpoints).values(row).on_conflict_do_nothing()
         return (await connection.execute(statement)).rowcount == 1
 
-    async def drop_older(
-        self, connection: AsyncConnection, job_uid: str, keep: int
-    ) -> Sequence[StoredCheckpoint]:
-        """Drop all but the last `keep` checkpoints of a job and the best; return those that went.
+    async def uids(self, connection: AsyncConnection, job_uid: str) -> list[str]:
+        """Return the uids of a job's checkpoints."""
+        return [point.message.uid for point in await self.after(connection, job_uid, 0, _ALL)]
 
-        The best has the lowest validation_loss of all that were taken at a validated step.
+    async def drop_older(
+        self, connection: AsyncConnection, job_uid: str, keep: int, held: Collection[str] = ()
+    ) -> Sequence[StoredCheckpoint]:
+        """Drop all but the last `keep` checkpoints of a job, the best and those `held`; return those that went.
+
+        The best has the lowest validation_loss of all that were taken at a validated step. `held` are uids.
         """
         kept = await self.after(connection, job_uid, 0, _ALL)
         validated = [point for point in kept if VALIDATION_LOSS in point.message.metrics]
         best = min(validated, key=lambda point: point.message.metrics[VALIDATION_LOSS], default=None)
-        dropped = [point for point in kept[:-keep] if point is not best]
+        dropped = [point for point in kept[:-keep] if point is not best and point.message.uid not in held]
         columns = checkpoints.c
         for point in dropped:
             mine = (columns.job == job_uid, columns.step == point.message.step)

@@ -21,7 +21,7 @@ from luthier.runtime.field_limits import (
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.result_limits import FILE
-from luthier.training.names import CHECKPOINT, MODEL, RENDERING
+from luthier.training.names import MODEL, RENDERING, WEIGHTS
 from luthier.v1.fine_tuning_job_pb2 import LEARNING_RATE_SCHEDULE_COSINE, FineTuningJob
 from luthier.v1.model_pb2 import Taught
 from luthier.v1.rendering_pb2 import Rendering
@@ -111,19 +111,13 @@ def check_references(parent: str, job: FineTuningJob) -> None:
     """Raise InvalidArgument unless a new job names a rendering, and a model or what to begin from, of its project."""
     refuse(limit_violations(job, _STARTED_REFERENCES if job.start_from else REFERENCES, _ROOT))
     if job.start_from:
-        check_start_name(job.start_from, f"{_ROOT}.start_from")
+        WEIGHTS.parse(job.start_from, field=f"{_ROOT}.start_from")
         names.same_project(parent, job.start_from, f"{_ROOT}.start_from")
     if job.base_model:
         MODEL.parse(job.base_model, field=f"{_ROOT}.base_model")
         names.same_project(parent, job.base_model, f"{_ROOT}.base_model")
     RENDERING.parse(job.rendering, field=f"{_ROOT}.rendering")
     names.same_project(parent, job.rendering, f"{_ROOT}.rendering")
-
-
-def check_start_name(name: str, field: str) -> None:
-    """Raise InvalidArgument unless a name is that of a model or of a checkpoint."""
-    pattern = CHECKPOINT if "/checkpoints/" in name else MODEL
-    pattern.parse(name, field=field)
 
 
 def check_job(job: FineTuningJob) -> None:

@@ -14,12 +14,13 @@ from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository, rules
-from luthier.training.jobs.base_models import Models, StoredModel
+from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.counting import survey_elsewhere
 from luthier.training.jobs.planning import SplitLengths, check_counts, make_plan, require_usable
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.recipe_settings import batch_settings
+from luthier.training.weights import StoredModel
 from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import Rendering
@@ -173,7 +174,7 @@ class JobService:
             until_end = [base.uid]
             if start is not None:
                 await self._starts.require(connection, start)
-                until_end.append(start.held)
+                until_end.append(start.reference.uid)
             needs = Needs(until_end=until_end, elsewhere=holds)
             stored = await self.family.add(connection, job, private, work, needs)
             if await self._models.exists(connection, tuned_model):
@@ -181,6 +182,10 @@ class JobService:
                     f"tuned_model_id must be new, {tuned_model} exists", metadata={"name": tuned_model}
                 )
         return stored.message
+
+    async def delete(self, name: str, etag: str) -> FineTuningJob:
+        """Delete a job that has ended, when nothing needs it or one of its checkpoints. Raises as `Family.delete`."""
+        return await self.family.delete(name, etag, self._checkpoints.uids)
 
     async def list_page(
         self, request: ListRequest, tokens: PageTokens

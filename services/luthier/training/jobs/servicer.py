@@ -78,7 +78,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     ) -> fine_tuning_job_pb2.FineTuningJob:
         """Delete one job."""
         check_name(JOB, request.name, self._projects)
-        return await self._jobs.family.delete(request.name, request.etag)
+        return await self._jobs.delete(request.name, request.etag)
 
     async def WatchFineTuningJob(
         self, request: training_service_pb2.WatchFineTuningJobRequest, context: Context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,12 +18,15 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
+from luthier.runtime.field_limits import refuse
 from luthier.storage.blobs import BlobStore
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository
-from luthier.training.jobs.base_models import Models, StoredModel
+from luthier.training.jobs.base_models import Models
+from luthier.training.names import is_checkpoint
+from luthier.training.weights import StoredModel
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, LoraConfig
 from luthier.v1.model_pb2 import Model
 from luthier.v1.reference_pb2 import Reference
@@ -32,7 +36,6 @@ from luthier.worker.v1.task_pb2 import BlobFile
 ADAPTER_CONFIG = "adapter_config.json"
 """How PEFT calls what says an adapter's rank and targets: a start that has it is one."""
 _MAX_CONFIG_BYTES = 1 << 20
-_ADAPTATION = ("rank", "alpha", "target_modules", "use_rslora")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +44,11 @@ class Start:
 
     Attributes:
         reference: it, as it is now.
-        held: uid of the resource that must stay for it: the model, or the checkpoint's job.
         base: the model with all the weights that it is, or that it is of.
         files: those of an adapter or a checkpoint; empty for a model with all its weights.
     """
 
     reference: Reference
-    held: str
     base: Reference
     files: Sequence[BlobFile]
 
@@ -73,15 +74,14 @@ class Starts:
 
         Raises NotFound, FailedPrecondition WRONG_STATE for a model that is not READY.
         """
-        if "/checkpoints/" in name:
+        if is_checkpoint(name):
             return await self._checkpoint(connection, name)
         model = await self._models.find_ready(connection, name)
         reference = Reference(name=name, uid=model.uid, digest=model.message.digest)
         if model.message.kind != Model.KIND_ADAPTER:
-            return Start(reference=reference, held=model.uid, base=reference, files=())
+            return Start(reference=reference, base=reference, files=())
         return Start(
             reference=reference,
-            held=model.uid,
             base=referred(model.message, model.message.base_model),
             files=_weights_of(model),
         )
@@ -135,7 +135,6 @@ class Starts:
         message = checkpoint.message
         return Start(
             reference=Reference(name=name, uid=message.uid, digest=message.digest),
-            held=job.uid,
             base=_base_of(job),
             files=checkpoint.private.files,
         )
@@ -187,22 +186,20 @@ def _base_of(job: Stored[FineTuningJob, FineTuningJobPrivate]) -> Reference:
 
 def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
     """Return the adapter's settings. Raises InvalidArgument for one that is said and differs."""
-    violations = []
-    for name in _ADAPTATION:
-        said, known = getattr(wanted.lora, name), getattr(start, name)
-        is_said = wanted.lora.HasField(name) if name in ("rank", "alpha") else bool(said)
-        if is_said and said != known:
-            shown = list(known) if name == "target_modules" else known
-            violations.append(
-                FieldViolation(
-                    field=f"fine_tuning_job.lora.{name}",
-                    description=f"must be unset or what the adapter has that is gone on with, {shown}; got "
-                    f"{list(said) if name == 'target_modules' else said}",
-                )
-            )
-    if violations:
-        raise InvalidArgument.of_fields(*violations)
+    refuse(
+        FieldViolation(
+            field=f"fine_tuning_job.lora.{field.name}",
+            description=f"must be unset or what the adapter has that is gone on with, "
+            f"{_shown(getattr(start, field.name))}; got {_shown(said)}",
+        )
+        for field, said in wanted.lora.ListFields()
+        if said != getattr(start, field.name)
+    )
     return start
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, int | float) else str(list(value))
 
 
 def _refused(field: str, description: str) -> InvalidArgument:

@@ -29,11 +29,11 @@ _TEMPLATE_PATH = "chat_template.jinja"
 """Where a tokenizer bundle, and a tuned model's download, keep the chat template."""
 _REPO_ID = matching(re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?"), "like HuggingFaceTB/SmolLM2-135M-Instruct")
 _REVISION = matching(re.compile(r"[\w./-]{0,200}"), "a commit, tag or branch")
-_TUNED_FILES: Mapping[int, frozenset[str]] = {
+RESULT_FILES: Mapping[int, frozenset[str]] = {
     Model.KIND_ADAPTER: frozenset({"adapter_config.json", "adapter_model.safetensors"}),
     Model.KIND_WEIGHTS: frozenset({"config.json", "model.safetensors"}),
 }
-"""What a job brings of a model of a kind."""
+"""Those that a job brings of its model, by kind."""
 MAX_FILES = 1000
 
 LIMITS: LimitTable = {
@@ -159,11 +159,11 @@ def tuned_files(
 ) -> list[ModelFile]:
     """Return the files of a tuned model, in order of paths.
 
-    One with all its weights has what its base has besides weights, such as `generation_config.json`. Raises
-    InvalidArgument MODEL_INVALID where a worker brought the files of another kind.
+    What else is in a checkpoint is left out. One with all its weights has what its base has besides weights, such as
+    `generation_config.json`. Raises InvalidArgument MODEL_INVALID where a worker brought the files of another kind.
     """
     brought = {file.path for file in tuned}
-    if missing := _TUNED_FILES[wanted.kind] - brought:
+    if missing := RESULT_FILES[wanted.kind] - brought:
         raise InvalidArgument(
             f"the result must have {', '.join(sorted(missing))}, got {', '.join(sorted(brought)) or 'no file'}",
             reason=Reason.MODEL_INVALID,
@@ -172,7 +172,8 @@ def tuned_files(
     if wanted.kind == Model.KIND_WEIGHTS:
         files |= {file.path: file for file in base_files if not (file.tokenizer or _holds_weights(file.path))}
     for file in tuned:
-        files[file.path] = ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+        if file.path in RESULT_FILES[wanted.kind]:
+            files[file.path] = ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
     return [files[path] for path in sorted(files)]
 
 

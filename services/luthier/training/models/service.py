@@ -14,11 +14,11 @@ from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models import repository, rules
 from luthier.training.models.rules import State
 from luthier.training.models.sources import resolve_allowed
+from luthier.training.weights import SeenModel, StoredModel
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
@@ -29,7 +29,6 @@ from luthier.work.tasks import TaskKind
 from luthier.worker.v1.task_pb2 import BlobFile, RegisterModelResult
 
 FILTERS = ("state", "labels", "kind", "base_model", "fine_tuning_job")
-StoredModel = Stored[Model, ModelPrivate]
 
 
 class ModelService:
@@ -76,19 +75,20 @@ class ModelService:
         """Return a READY model, its files in the order of their paths. Raises NotFound, FailedPrecondition."""
         return self._ready(await self.family.read(name))
 
-    async def read_file(self, name: str, path: str, offset: int) -> AsyncIterator[bytes]:
-        """Return the bytes of one file from an offset on, in pieces of at most 1 MiB.
+    def read_file(self, model: SeenModel | StoredModel, path: str, offset: int) -> AsyncIterator[bytes]:
+        """Return the bytes of one file of a model from an offset on, in pieces of at most 1 MiB.
 
         Raises:
-            NotFound: no such model, or it has no such file.
-            FailedPrecondition: it is not READY.
+            NotFound: it has no such file.
             OutOfRange: the offset is beyond the end.
         """
-        files = (await self.ready(name)).private.files
+        files = model.private.files
         found = next((file for file in files if file.path == path), None)
         if found is None:
             known = ", ".join(file.path for file in files)
-            raise NotFound(f"{name} has no file {path!r}; it has {known}", metadata={"path": path})
+            raise NotFound(
+                f"{model.message.name} has no file {path!r}; it has {known}", metadata={"path": path}
+            )
         if not 0 <= offset <= found.size_bytes:
             raise OutOfRange(
                 f"start_offset must be in 0..{found.size_bytes}, got {offset}",
@@ -119,6 +119,19 @@ class ModelService:
         if taught.chat_template:
             await self._blobs.put_bytes(taught.chat_template.encode())
 
+    async def tuned(
+        self, connection: AsyncConnection, wanted: Model, base_uid: str, brought: Sequence[BlobFile]
+    ) -> SeenModel:
+        """Return what a tuned model of these files is, without storing it; files that are no result are left out.
+
+        Raises NotFound when its base model is gone, InvalidArgument MODEL_INVALID for files of another kind.
+        """
+        base = await self.base(connection, base_uid)
+        bundle = rules.taught_bundle(wanted, base.message, base.private.files)
+        files = rules.tuned_files(wanted, bundle, base.private.files, brought)
+        model = rules.tuned(wanted, base.message, files)
+        return SeenModel(uid=wanted.uid, message=model, private=ModelPrivate(files=files))
+
     async def add_tuned(
         self, connection: AsyncConnection, wanted: Model, base_uid: str, tuned: Sequence[BlobFile]
     ) -> StoredModel:
@@ -129,12 +142,9 @@ class ModelService:
 
         Raises InvalidArgument MODEL_INVALID for files that are not those of its kind.
         """
-        base = await self.base(connection, base_uid)
-        bundle = rules.taught_bundle(wanted, base.message, base.private.files)
-        files = rules.tuned_files(wanted, bundle, base.private.files, tuned)
-        model = rules.tuned(wanted, base.message, files)
-        private = ModelPrivate(files=files)
-        lasting = [base.uid] if wanted.base_model else []
+        seen = await self.tuned(connection, wanted, base_uid, tuned)
+        model, private = seen.message, seen.private
+        lasting = [base_uid] if wanted.base_model else []
         if not wanted.HasField("taught"):  # only its job still leads to how it is asked
             lasting.append(referred(wanted, wanted.fine_tuning_job).uid)
         needs = Needs(lasting=lasting)

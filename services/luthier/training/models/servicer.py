@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,7 +15,8 @@ from luthier.runtime.paging import MAX_PAGE_SIZE, PageTokens, fingerprint, page_
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models.rules import RESULT_LIMITS, State
 from luthier.training.models.service import ModelService
-from luthier.training.names import MODEL
+from luthier.training.names import MODEL, WEIGHTS, is_checkpoint
+from luthier.training.weights import SeenModel, StoredModel
 from luthier.v1 import event_pb2, model_pb2, model_service_pb2, model_service_pb2_grpc
 from luthier.v1.model_pb2 import Model
 from luthier.work.family_tasks import FamilyTasks, TaskStates
@@ -36,11 +37,26 @@ POLICY = {
 add_to_server = model_service_pb2_grpc.add_ModelServiceServicer_to_server
 
 
+class CheckpointModels(Protocol):
+    """What this family needs of checkpoints: the two meet where the service is put together."""
+
+    async def read(self, name: str) -> SeenModel:
+        """Return a checkpoint as the model that it would be. Raises NotFound."""
+        ...
+
+
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     """ModelService."""
 
-    def __init__(self, models: ModelService, page_tokens: PageTokens, projects: Container[str]) -> None:
+    def __init__(
+        self,
+        models: ModelService,
+        checkpoints: CheckpointModels,
+        page_tokens: PageTokens,
+        projects: Container[str],
+    ) -> None:
         self._models = models
+        self._checkpoints = checkpoints
         self._page_tokens = page_tokens
         self._projects = projects
 
@@ -52,8 +68,10 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         return await self._models.register(request)
 
     async def GetModel(self, request: model_service_pb2.GetModelRequest, context: Context) -> model_pb2.Model:
-        """Read one model."""
-        check_name(MODEL, request.name, self._projects)
+        """Read one model, or a checkpoint as the model that it would be."""
+        check_name(WEIGHTS, request.name, self._projects)
+        if is_checkpoint(request.name):
+            return (await self._checkpoints.read(request.name)).message
         return (await self._models.family.read(request.name)).message
 
     async def ListModels(
@@ -87,10 +105,10 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def ListModelFiles(
         self, request: model_service_pb2.ListModelFilesRequest, context: Context
     ) -> model_service_pb2.ListModelFilesResponse:
-        """Page through a model's files."""
-        check_name(MODEL, request.parent, self._projects, field="parent")
+        """Page through the files of a model or a checkpoint."""
+        check_name(WEIGHTS, request.parent, self._projects, field="parent")
         limit = page_size(request.page_size, default=MAX_PAGE_SIZE)
-        model = await self._models.ready(request.parent)
+        model = await self._ready(request.parent)
         bound = fingerprint("ListModelFiles", model.uid)
         after = (self._page_tokens.decode(request.page_token, bound) or ("",))[0]
         files = [file for file in model.private.files if file.path > after][: limit + 1]
@@ -103,11 +121,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self, request: model_service_pb2.DownloadModelFileRequest, context: Context
     ) -> AsyncIterator[model_service_pb2.DownloadModelFileResponse]:
         """Stream one file."""
-        check_name(MODEL, request.name, self._projects)
+        check_name(WEIGHTS, request.name, self._projects)
         offset = request.start_offset
-        async for data in await self._models.read_file(request.name, request.path, offset):
+        model = await self._ready(request.name)
+        async for data in self._models.read_file(model, request.path, offset):
             yield model_service_pb2.DownloadModelFileResponse(offset=offset, data=data)
             offset += len(data)
+
+    async def _ready(self, name: str) -> SeenModel | StoredModel:
+        return await (self._checkpoints.read(name) if is_checkpoint(name) else self._models.ready(name))
 
 
 class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):

@@ -1,0 +1,50 @@
+"""Checkpoints seen as the models that they would be: asked, evaluated and downloaded wherever a model is."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import NotFound
+from luthier.storage.database import Database
+from luthier.storage.pages import parent_of
+from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
+from luthier.training.jobs import repository
+from luthier.training.jobs.base_models import Models
+from luthier.training.jobs.tuned import tuned_model
+from luthier.training.weights import SeenModel
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.work.families import Family, referred
+
+
+class CheckpointModels:
+    """The checkpoints of all jobs, each as a model of its name, uid and weights."""
+
+    def __init__(
+        self, database: Database, models: Models, jobs: Family[FineTuningJob, FineTuningJobPrivate]
+    ) -> None:
+        self._database = database
+        self._models = models
+        self._jobs = jobs
+        self._checkpoints = repository.Checkpoints()
+
+    async def read(self, name: str) -> SeenModel:
+        """Return a checkpoint as a model. Raises NotFound."""
+        async with self._database.reading() as connection:
+            return await self._get(connection, name)
+
+    async def find(self, connection: AsyncConnection, name: str) -> SeenModel | None:
+        """Return a checkpoint as a model, as a transaction sees it; None when there is none of this name."""
+        try:
+            return await self._get(connection, name)
+        except NotFound:
+            return None
+
+    async def _get(self, connection: AsyncConnection, name: str) -> SeenModel:
+        checkpoint = await self._checkpoints.get(connection, name)
+        job = await self._jobs.get(connection, parent_of(name))
+        wanted = tuned_model(job, checkpoint.message.step)
+        wanted.name, wanted.uid = name, checkpoint.message.uid
+        wanted.create_time.CopyFrom(checkpoint.message.create_time)
+        wanted.update_time.CopyFrom(checkpoint.message.create_time)
+        base_uid = referred(job.message, job.message.base_model).uid
+        return await self._models.tuned(connection, wanted, base_uid, checkpoint.private.files)

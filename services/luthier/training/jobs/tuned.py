@@ -1,0 +1,30 @@
+"""The model that a job makes, as far as the job knows it."""
+
+from __future__ import annotations
+
+from luthier.storage.pages import parent_of
+from luthier.storage.stored import Stored
+from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.model_pb2 import Model
+from luthier.work.families import referred
+
+
+def tuned_model(job: Stored[FineTuningJob, FineTuningJobPrivate], step: int) -> Model:
+    """Return what a job's model is at a step: its kind, what it was made from, how it is taught."""
+    message = job.message
+    full = message.HasField("full")
+    tuned = Model(
+        name=f"{parent_of(message.name)}/models/{message.tuned_model_id}",
+        kind=Model.KIND_WEIGHTS if full else Model.KIND_ADAPTER,
+        base_model="" if full else message.base_model,
+        start_from=message.start_from or (message.base_model if full else ""),
+        fine_tuning_job=message.name,
+        step=step,
+        taught=job.private.taught if job.private.HasField("taught") else None,
+    )
+    for name in dict.fromkeys(filter(None, (message.base_model, message.start_from))):
+        tuned.references.add().CopyFrom(referred(message, name))
+    tuned.references.add(name=message.name, uid=job.uid)
+    tuned.references.add().CopyFrom(referred(message, message.rendering))
+    return tuned

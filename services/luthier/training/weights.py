@@ -1,0 +1,20 @@
+"""What both families call a model: one that is stored, or a checkpoint that is seen as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.storage.stored import Stored
+from luthier.stored.v1.training_pb2 import ModelPrivate
+from luthier.v1.model_pb2 import Model
+
+StoredModel = Stored[Model, ModelPrivate]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenModel:
+    """A model and its files, of which none is stored as a model."""
+
+    uid: str
+    message: Model
+    private: ModelPrivate
