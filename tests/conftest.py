@@ -46,6 +46,7 @@ TOGETHER = {
     "tests/e2e/test_generation.py": "whole",
     "tests/e2e/test_main_path.py": "whole",
     "tests/e2e/test_taught.py": "whole",
+    "tests/e2e/test_weights.py": "whole",
 }
 
 
