@@ -17,7 +17,7 @@ from luthier.text.boundaries import ApartEncoding, BoundaryEncoder
 from luthier.text.endings import Stops, turn_endings
 from luthier.text.findings import Finding, FindingKind
 from luthier.text.omissions import left_out
-from luthier.text.records import ChatRecord, CompletionRecord, Record, message_to_object
+from luthier.text.records import ChatRecord, CompletionRecord, Record, SingleRecord, message_to_object
 from luthier.text.shots import prompt_with_shots, with_shots
 from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Writer, Written
 from luthier.text.templates import ChatTemplate, TemplateError
@@ -111,7 +111,7 @@ class Renderer:
         self._mask_mode = mask_mode
         self.prefix_ids = bundle.prefix_ids if prefix_ids is None else prefix_ids
 
-    def render(self, record: Record) -> Rendered:
+    def render(self, record: SingleRecord) -> Rendered:
         """Return the tokens of a record and its loss mask.
 
         A prompt-completion record is plain text: prompt, completion and the end-of-sequence token, which is learnt.
@@ -126,7 +126,7 @@ class Renderer:
         row = self._render_chat(record, self._learnt(record), {})
         return replace(row.rendered, findings=(*row.rendered.findings, *self._omissions(record, [row])))
 
-    def render_turns(self, record: Record) -> tuple[Rendered, ...]:
+    def render_turns(self, record: SingleRecord) -> tuple[Rendered, ...]:
         """Return one row for each answer that is learnt, as the model will see it when it is asked for.
 
         A row ends with its answer, which alone is learnt. A prompt-completion record is one row; a conversation
@@ -145,7 +145,7 @@ class Renderer:
             for row in rows
         )
 
-    def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
+    def prompt(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it.
 
         The shots' own system turns are left out: the record's own stands first.
@@ -175,7 +175,7 @@ class Renderer:
         """Return the tokens of a plain text that is to be continued: as a plain record's prompt, without a template."""
         return self._with_bos(self._bundle.encode(text).ids)
 
-    def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
+    def answer(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt, with `shots` before it; raises as `prompt`."""
         if isinstance(record, CompletionRecord):
             prompt = prompt_with_shots(record, shots)
@@ -358,7 +358,20 @@ def fit(rendered: Rendered, max_tokens: int, policy: LengthPolicy) -> Rendered |
     )
 
 
-def reference_text(record: Record) -> str:
+def one_answer(record: Record) -> SingleRecord:
+    """Return a record whose one answer is right. Raises RenderingError for a pair, and for an answer with a label."""
+    if not isinstance(record, ChatRecord | CompletionRecord):
+        raise RenderingError(
+            "INVALID_FIELD", "must have one answer, got a pair of a chosen and a rejected one"
+        )
+    if record.label is not None:
+        raise RenderingError(
+            "INVALID_FIELD", f"must have an answer without a label, got {str(record.label).lower()}"
+        )
+    return record
+
+
+def reference_text(record: SingleRecord) -> str:
     """Return the answer that is right: the last assistant turn, or the completion."""
     return record.completion if isinstance(record, CompletionRecord) else record.messages[-1].content
 
@@ -382,5 +395,6 @@ __all__ = [
     "TemplateError",
     "TemplateNotPrefixPreserving",
     "fit",
+    "one_answer",
     "reference_text",
 ]

@@ -9,8 +9,9 @@ import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer
 
-from luthier.data.worker.building import Place, VersionBuilder
+from luthier.data.worker.building import VersionBuilder
 from luthier.data.worker.record_rendering import RecordRenderer, RecordSettings
+from luthier.data.worker.splitting import Place
 from luthier.data.worker.version_rendering import RenderedVersion, RenderOrder, render_version
 from luthier.errors import InvalidArgument, Reason
 from luthier.v1.dataset_pb2 import (
@@ -41,7 +42,7 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
         folder = tmp_path / f"order-{len(list(tmp_path.iterdir()))}"
         for name in ("version", "rows"):
             (folder / name).mkdir(parents=True)
-        builder = VersionBuilder(folder / "version", SplitSettings(), lambda: None)
+        builder = VersionBuilder(folder / "version", SplitSettings(), lambda: None, [split])
         chats = [record for record in records if isinstance(record, dict) and "messages" in record]
         plain = [record for record in records if record not in chats]
         for name, kind in (("a.jsonl", chats), ("b.jsonl", plain)):

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from tests.data.conftest import PROJECT, Service
 
-from luthier.errors import AlreadyExists, DataLoss, NotFound
+from luthier.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Reason
 from luthier.evaluation.worker import splits
 from luthier.evaluation.worker.questions import Question, choose
 from luthier.evaluation.worker.splits import Splits
@@ -77,6 +77,27 @@ async def test_few_records_are_read_without_the_text_of_the_others(
             assert await asyncio.to_thread(read, count, seed) == choose(every, count, seed)
             # A mebibyte, some 250 of these records, comes with each that is wanted, and is not read again.
             assert len(texts) <= min(300 * count, len(every))
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "must have one answer, got a pair"),
+        ({"prompt": "p", "completion": "a", "label": False}, "an answer without a label, got false"),
+    ],
+)
+async def test_a_record_without_a_right_answer_is_refused_by_its_place(
+    service: Service, record: dict[str, Any], said: str
+) -> None:
+    async with service.worker():
+        version = await service.version(json.dumps(record).encode())
+    refused = rf":1 .*{said}.*: an evaluation compares with the right answer"
+    with (
+        closing(Splits(service.address)) as reader,
+        pytest.raises(FailedPrecondition, match=refused) as caught,
+    ):
+        await asyncio.to_thread(reader.read, context_of(service, version), dataset_pb2.SPLIT_TRAIN, 0, 0)
+    assert caught.value.reason == Reason.INVALID_FIELD
 
 
 async def made_again(service: Service, data: bytes) -> dataset_pb2.DatasetVersion:

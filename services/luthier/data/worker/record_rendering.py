@@ -13,7 +13,7 @@ from luthier.errors import InvalidArgument, Reason
 from luthier.text import rendering as text
 from luthier.text.findings import Finding
 from luthier.text.panics import TokenizerError, tokenizer_errors
-from luthier.text.records import Record, record_from_json
+from luthier.text.records import SingleRecord, record_from_json
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 
@@ -129,7 +129,7 @@ class RecordRenderer:
         policy = text.LengthPolicy(self._settings.length_policy)
         try:
             with tokenizer_errors():
-                rendered = self._rendered(record_from_json(record))
+                rendered = self._rendered(text.one_answer(record_from_json(record)))
             fitted = [text.fit(one, self._settings.max_tokens, policy) for one in rendered]
         except text.RenderingError as error:
             return RenderedRecord(refused=Refused(reason=error.reason, message=str(error), hint=error.hint))
@@ -145,7 +145,7 @@ class RecordRenderer:
             ending_ids=tuple(sorted({token for whole, _ in kept for token in whole.ending_ids})),
         )
 
-    def _rendered(self, record: Record) -> Sequence[text.Rendered]:
+    def _rendered(self, record: SingleRecord) -> Sequence[text.Rendered]:
         if self._settings.split_turns:
             return self._renderer.render_turns(record)
         return (self._renderer.render(record),)

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.errors import FailedPrecondition
 from luthier.evaluation.worker.questions import Question, choose
-from luthier.text.records import record_from_json
+from luthier.text.records import SingleRecord, record_from_json
+from luthier.text.rendering import RenderingError, one_answer
 from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2
 from luthier.work.arrow_stream import read_batches
 from luthier.work.context import TaskContext
@@ -57,6 +59,7 @@ class Splits:
 
         Raises:
             DataLoss: the version's name means another one by now.
+            FailedPrecondition: a chosen record has no answer that is right: a pair, or an answer with a label.
             LuthierError: the Data service refused, or stayed away.
         """
         if 0 < count <= _FEW:
@@ -71,7 +74,7 @@ class Splits:
             Question(
                 row=one.row,
                 record_id=one.record_id,
-                record=record_from_json(one.text),
+                record=_record_of(one),
                 filename=one.filename,
                 line=one.line,
             )
@@ -143,6 +146,14 @@ class Splits:
             context.check,
         )
         require_pinned(evaluation.dataset_version, evaluation.dataset_digest, version.digest)
+
+
+def _record_of(stored: _Stored) -> SingleRecord:
+    try:
+        return one_answer(record_from_json(stored.text))
+    except RenderingError as error:
+        message = f"{stored.filename}:{stored.line} {error}: an evaluation compares with the right answer"
+        raise FailedPrecondition(message, reason=error.reason) from error
 
 
 def _rows_of(batch: Any) -> Iterator[_Stored]:
