@@ -25,6 +25,8 @@ CONFIG_NAME = "adapter_config.json"
 PEFT_VERSION = "0.21.2"
 
 _PREFIX = "base_model.model."
+SCORE_KEY = f"{_PREFIX}score.weight"
+"""PEFT's name of a reward model's head."""
 _ENDS = {".lora_A.weight": 0, ".lora_B.weight": 1}
 
 # What PEFT writes for a plain LoRA; a key that differs means a feature, and is refused unless it is in _FREE.
@@ -99,25 +101,33 @@ _FREE = frozenset(
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-def adapter_state(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
+def adapter_state(model: PreTrainedModel, name: str, score: Tensor | None = None) -> dict[str, Tensor]:
     """An adapter's tensors under PEFT's names, float32; they share memory with the model.
+
+    `score` [1, E] is the head of a reward model, which is a part of its adapter.
 
     Raises:
         NotFound: the model has no adapter of that name.
     """
     parameters = adapter_parameters(model, name)
-    return {f"{_PREFIX}{key}.weight": parameter.detach() for key, parameter in parameters.items()}
+    state = {f"{_PREFIX}{key}.weight": parameter.detach() for key, parameter in parameters.items()}
+    return state if score is None else state | {SCORE_KEY: score.detach()}
 
 
-def adapter_config(model: PreTrainedModel, name: str, *, base_model: str | None = None) -> dict[str, Any]:
+def adapter_config(
+    model: PreTrainedModel, name: str, *, base_model: str | None = None, is_reward: bool = False
+) -> dict[str, Any]:
     """What PEFT would write to `adapter_config.json`; `base_model` is its `base_model_name_or_path`.
+
+    That of a reward model is one of a sequence classifier, whose head is trained beside the adapter.
 
     Raises:
         NotFound: the model has no adapter of that name.
     """
     adapter = find_adapter(model, name)
     alpha = adapter.spec.alpha
-    return _PLAIN | {
+    kind = {"modules_to_save": ["score"], "task_type": "SEQ_CLS"} if is_reward else {}
+    return (_PLAIN | kind) | {
         "base_model_name_or_path": base_model,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "r": adapter.spec.rank,
@@ -127,16 +137,23 @@ def adapter_config(model: PreTrainedModel, name: str, *, base_model: str | None 
 
 
 def save_adapter(
-    model: PreTrainedModel, name: str, directory: Path, *, base_model: str | None = None
+    model: PreTrainedModel,
+    name: str,
+    directory: Path,
+    *,
+    base_model: str | None = None,
+    score: Tensor | None = None,
 ) -> None:
     """Write the adapter's two files into `directory` (made if missing); equal adapters give equal bytes.
+
+    With the `score` head [1, E] of a reward model they are those of a sequence classifier with one label.
 
     Raises:
         NotFound: the model has no adapter of that name.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous().cpu() for key, value in adapter_state(model, name).items()}
-    config = adapter_config(model, name, base_model=base_model)
+    state = {key: value.contiguous().cpu() for key, value in adapter_state(model, name, score).items()}
+    config = adapter_config(model, name, base_model=base_model, is_reward=score is not None)
     save_file(state, directory / WEIGHTS_NAME, metadata={"format": "pt"})
     (directory / CONFIG_NAME).write_text(
         json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
@@ -153,11 +170,43 @@ def load_adapter(model: PreTrainedModel, directory: Path, name: str) -> Adapter:
             model.
         AlreadyExists: the model has an adapter of that name.
     """
+    return _attached(model, name, *_read_files(directory))
+
+
+def load_reward_adapter(model: PreTrainedModel, directory: Path, name: str) -> tuple[Adapter, Tensor]:
+    """Read a reward model's adapter as `load_adapter` reads others; returns it and its head [1, E], float32.
+
+    Raises:
+        NotFound: one of the two files is missing.
+        InvalidArgument: it has no head of this model's size, or is refused by `load_adapter`.
+        AlreadyExists: the model has an adapter of that name.
+    """
+    config, state = _read_files(directory)
+    score = state.pop(SCORE_KEY, None)
+    embedding: Any = model.get_input_embeddings()
+    width = embedding.weight.shape[1]
+    if score is None or tuple(score.shape) != (1, width):
+        found = "none" if score is None else str(tuple(score.shape))
+        raise InvalidArgument(
+            f"a reward model's adapter must have a head {SCORE_KEY} of shape (1, {width}), got {found}",
+            reason=Reason.MODEL_INVALID,
+        )
+    # PEFT names every head that it looks for, and saves the one that there is.
+    kept = set(config.get("modules_to_save") or ()) - {"score", "classifier"}
+    return _attached(model, name, config | {"modules_to_save": sorted(kept) or None}, state), score.float()
+
+
+def _read_files(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / file).is_file():
             raise NotFound(f"an adapter directory must hold {file}; it is missing from {directory.name}")
-    spec = _read_config(json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8")))
-    factors = _pair_factors(load_file(directory / WEIGHTS_NAME))
+    config: dict[str, Any] = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+    return config, load_file(directory / WEIGHTS_NAME)
+
+
+def _attached(model: PreTrainedModel, name: str, config: dict[str, Any], state: dict[str, Tensor]) -> Adapter:
+    spec = _read_config(config)
+    factors = _pair_factors(state)
     _check_factors(model, factors, spec)
     adapter = Adapter(name=name, spec=spec, modules=tuple(sorted(factors)))
     return attach(model, adapter, factors)

@@ -1,10 +1,12 @@
 """Load a registered model: plain safetensors in transformers' layout, of an architecture that we compute."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from luthier.errors import InvalidArgument, Reason
@@ -13,6 +15,8 @@ from luthier.lm.blocks import use_kernels
 from luthier.lm.model_config import check_config, read_config
 
 _MAX_WORDS = 300
+_CLASSIFIER = "ForSequenceClassification"
+_WEIGHTS_NAME = "model.safetensors"
 
 
 def load_model(
@@ -29,7 +33,51 @@ def load_model(
             (reason MODEL_INVALID).
     """
     check_config(read_config(directory))
-    model = load_weights(directory, dtype=dtype, attn_implementation=IMPLEMENTATION)
+    return _ready(load_weights(directory, dtype=dtype, attn_implementation=IMPLEMENTATION), device)
+
+
+class RewardModel(NamedTuple):
+    """A model without a head over words, and the head [1, E], float32, that makes values of its last hidden states."""
+
+    model: PreTrainedModel
+    score: Tensor
+
+
+def load_reward_model(
+    directory: Path, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+) -> RewardModel:
+    """Load a reward model of its own weights, a sequence classifier with one label, as `load_model` loads others.
+
+    Raises:
+        NotFound: there is no `config.json`.
+        InvalidArgument: it is no classifier of one of our architectures with one label, or the weights are not exactly
+            the model's (reason MODEL_INVALID).
+    """
+    config = read_config(directory)
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and len(names) == 1 else None
+    if not isinstance(name, str) or not name.endswith(_CLASSIFIER):
+        raise InvalidArgument(
+            f"a reward model must be one sequence classifier, got architectures {names!r}",
+            reason=Reason.MODEL_INVALID,
+        )
+    check_config(config | {"architectures": [name.removesuffix(_CLASSIFIER) + "ForCausalLM"]})
+    model = load_weights(
+        directory,
+        AutoModelForSequenceClassification,
+        dtype=dtype,
+        attn_implementation=IMPLEMENTATION,
+    )
+    # In another type than the rest: what transformers makes of it is rounded.
+    score = load_file(directory / _WEIGHTS_NAME)["score.weight"].float()
+    if score.shape[0] != 1:
+        raise InvalidArgument(
+            f"a reward model must have one label, got {score.shape[0]}", reason=Reason.MODEL_INVALID
+        )
+    return RewardModel(_ready(model, device), score.to(device))
+
+
+def _ready(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
     model.requires_grad_(requires_grad=False)
     placed: Any = model
     placed.to(device)
@@ -37,8 +85,8 @@ def load_model(
     return model
 
 
-def load_weights(directory: Path, **options: Any) -> PreTrainedModel:
-    """`from_pretrained` without its leniencies: no download, no foreign code, no pickle, no random weight.
+def load_weights(directory: Path, auto_class: Any = AutoModelForCausalLM, **options: Any) -> PreTrainedModel:
+    """`from_pretrained` of a class without its leniencies: no download, no foreign code, no pickle, no random weight.
 
     Raises:
         InvalidArgument: a file cannot be read, or weights are missing, left over or of a wrong shape
@@ -47,7 +95,7 @@ def load_weights(directory: Path, **options: Any) -> PreTrainedModel:
     # A worker's standard error is its log.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             directory,
             local_files_only=True,
             trust_remote_code=False,

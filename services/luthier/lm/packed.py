@@ -24,7 +24,8 @@ class PackedBatch:
     `input_ids` and `position_ids` [T] (restarting at 0 with each sequence) are int64. `streams` hold one float32 a
     token [T] each, by name. `cu_seqlens` holds the S + 1 boundaries: sequence i is `[cu_seqlens[i], cu_seqlens[i +
     1])`. Boundaries are plain ints, so that no layer waits for the device. `rows` are the sequences' numbers, by
-    which dropout knows them in whatever batch they come.
+    which dropout knows them in whatever batch they come. `roles` say what each sequence is in its unit, "" where it is
+    all of it.
     """
 
     input_ids: Tensor
@@ -32,6 +33,7 @@ class PackedBatch:
     streams: Mapping[str, Tensor]
     cu_seqlens: tuple[int, ...]
     rows: tuple[int, ...]
+    roles: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch with its tensors on `device`."""
@@ -44,11 +46,14 @@ class PackedBatch:
 
 
 def pack(
-    ids: Sequence[ArrayLike], streams: Mapping[str, Sequence[ArrayLike]], rows: Sequence[int] | None = None
+    ids: Sequence[ArrayLike],
+    streams: Mapping[str, Sequence[ArrayLike]],
+    rows: Sequence[int] | None = None,
+    roles: Sequence[str] | None = None,
 ) -> PackedBatch:
     """Lay sequences of token ids end to end, and with them the sequences' values in each stream.
 
-    `rows` are the numbers of the sequences, by default 0, 1, 2 and so on.
+    `rows` are the numbers of the sequences, by default 0, 1, 2 and so on; `roles` are "" by default.
 
     Raises:
         InvalidArgument: no sequence, an empty one, or a stream of another length.
@@ -71,6 +76,7 @@ def pack(
         streams={name: torch.from_numpy(np.concatenate(stream)) for name, stream in laid.items()},
         cu_seqlens=(0, *np.cumsum(lengths).tolist()),
         rows=tuple(range(len(ids)) if rows is None else rows),
+        roles=tuple("" for _ in ids) if roles is None else tuple(roles),
     )
 
 

@@ -128,6 +128,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Another process works under this worker's id."""
     ERROR_REASON_OUTPUT_NOT_FINITE: _ErrorReason.ValueType  # 80
     """The model's output is not finite: its weights or its adapter are broken."""
+    ERROR_REASON_ROWS_NOT_OF_METHOD: _ErrorReason.ValueType  # 100
+    """The rendering's rows are not of the kind that the job's method learns from."""
+    ERROR_REASON_METRIC_NOT_MEASURED: _ErrorReason.ValueType  # 101
+    """What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -240,4 +244,8 @@ ERROR_REASON_WORKER_ID_TAKEN: ErrorReason.ValueType  # 62
 """Another process works under this worker's id."""
 ERROR_REASON_OUTPUT_NOT_FINITE: ErrorReason.ValueType  # 80
 """The model's output is not finite: its weights or its adapter are broken."""
+ERROR_REASON_ROWS_NOT_OF_METHOD: ErrorReason.ValueType  # 100
+"""The rendering's rows are not of the kind that the job's method learns from."""
+ERROR_REASON_METRIC_NOT_MEASURED: ErrorReason.ValueType  # 101
+"""What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from luthier.training.recipes.weights import Weights
 OPTIMISER_NAME = "optimizer.safetensors"
 STATE_NAME = "trainer_state.json"
 FORMAT = 3
+_COURSE = ("step", "epoch", "position", "metrics")
 _FORMAT_WITH_HISTORY = 2
 """As 3, with the metrics of every step so far in place of the last one's."""
 
@@ -81,11 +82,13 @@ def load(folder: Path, engine: Engine, run: RunIdentity) -> tuple[Course, list[s
             metadata={"differing": ",".join(differing)},
         )
     engine.weights.load(folder)
-    course = Course(**{name: state[name] for name in ("step", "epoch", "position", "metrics")})
+    # A checkpoint of before runs were selected from has nothing of it.
+    selected = {one.name: state[one.name] for one in fields(Course) if one.name in state}
+    course = Course(**{name: state[name] for name in _COURSE} | selected)
     engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), course.step)
     before: dict[str, str] = state["surroundings"]
-    names = sorted(before.keys() | run.surroundings.keys())
-    changed = [name for name in names if before.get(name) != run.surroundings.get(name)]
+    surrounding = sorted(before.keys() | run.surroundings.keys())
+    changed = [name for name in surrounding if before.get(name) != run.surroundings.get(name)]
     return course, changed or ([] if state["bitwise"] else ["earlier"])
 
 

@@ -95,6 +95,15 @@ class Engine:
         return {name: one.total.item() for name, one in sums.items()}
 
     @torch.no_grad()
+    def measure(
+        self, batch: PackedBatch, readout: Readout[ReadT], objective: Objective[ReadT]
+    ) -> dict[str, float]:
+        """Return the totals of the objective's sums over a batch, undivided, without gradients."""
+        placed = batch.to(self._device)
+        sums = objective(read(self.weights.model, placed, readout), placed)
+        return {name: one.total.item() for name, one in sums.items()}
+
+    @torch.no_grad()
     def score(self, batch: PackedBatch, readout: Readout[ReadT]) -> ReadT:
         """Return what a readout takes from a batch, without gradients."""
         return read(self.weights.model, batch.to(self._device), readout)

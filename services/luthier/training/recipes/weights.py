@@ -6,22 +6,28 @@ which of the two it has. Weights are bound to the model as it is: whoever divide
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
-from luthier.errors import DataLoss
+from luthier.errors import DataLoss, InvalidArgument, Reason
 from luthier.lm import adapter_files
-from luthier.lm.lora import activate, adapter_parameters
+from luthier.lm.load import eos_token_ids
+from luthier.lm.lora import activate, adapter_parameters, find_adapter, use_adapter
 
 MODEL_NAME = "model.safetensors"
 MASTERS_NAME = "masters.safetensors"
 CONFIG_NAME = "config.json"
+SCORE = "score.weight"
+"""Name of a reward model's head among the parameters, as transformers has it."""
 
 
 class Weights(Protocol):
@@ -44,6 +50,10 @@ class Weights(Protocol):
         """Let the model compute with what the parameters are now."""
         ...
 
+    def reference(self) -> AbstractContextManager[None] | None:
+        """Return a block in which the model computes as it did before training; None where nothing is kept of that."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the files into a folder, made if missing; equal weights give equal bytes."""
         ...
@@ -60,31 +70,51 @@ class Weights(Protocol):
 class Adapter:
     """One adapter of a model, and active in it, whose base stays as it is; as PEFT writes it.
 
-    `base_model` is the name that PEFT's config gives the base.
+    `base_model` is the name that PEFT's config gives the base, `reference` that of the adapter that it began as: a
+    second one in the model, which nobody trains; None: it began as nothing. `score` is the head of a reward model.
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
     files = result_files
 
-    def __init__(self, model: PreTrainedModel, name: str, *, base_model: str) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str,
+        *,
+        base_model: str,
+        reference: str | None = None,
+        score: nn.Parameter | None = None,
+    ) -> None:
+        assert reference != name, "the reference is another adapter, as this one changes"
+        if reference is not None:
+            find_adapter(model, reference)
         self.model = model
-        self.parameters: Mapping[str, nn.Parameter] = adapter_parameters(model, name)
+        self.parameters: Mapping[str, nn.Parameter] = _with_score(adapter_parameters(model, name), score)
         self._name = name
+        self._score = score
         self._base_model = base_model
+        self._reference = reference
         activate(model, name)
         _with_gradients(self.parameters)
 
     def publish(self) -> None:
         """Do nothing: the model computes with the parameters themselves."""
 
+    def reference(self) -> AbstractContextManager[None]:
+        """Return a block in which the adapter that this one began as is active, or the base alone."""
+        return use_adapter(self.model, self._reference)
+
     def save(self, folder: Path) -> None:
         """Write both files of the adapter."""
-        adapter_files.save_adapter(self.model, self._name, folder, base_model=self._base_model)
+        adapter_files.save_adapter(
+            self.model, self._name, folder, base_model=self._base_model, score=self._score
+        )
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Put an adapter's tensors in place of these. Raises DataLoss."""
-        state = adapter_files.adapter_state(self.model, self._name)
+        state = adapter_files.adapter_state(self.model, self._name, self._score)
         _put(_read(folder / adapter_files.WEIGHTS_NAME, state), state)
 
 
@@ -95,15 +125,23 @@ class AllWeights:
     model's weight is the rounded master. `model.safetensors` and `config.json` are what transformers loads, the
     masters are kept for resuming. Memory besides activations: 16 bytes a weight, and the model itself where it is not
     float32.
+
+    With a `score` head it is a reward model: the head over words, where it is not the embedding, is no part of it.
     """
 
     result_files: tuple[str, ...] = (CONFIG_NAME, MODEL_NAME)
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, score: nn.Parameter | None = None) -> None:
         self.model = model
         model.requires_grad_(requires_grad=True)
+        words: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        embedding: Any = model.get_input_embeddings()
+        if score is not None and words.weight is not embedding.weight:
+            words.requires_grad_(requires_grad=False)
         # A tied head is the embedding, and has its name alone.
-        self._weights = dict(sorted(model.named_parameters()))
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._weights = _with_score(trained, score)
+        self._score = score
         self._has_masters = any(weight.dtype != torch.float32 for weight in self._weights.values())
         self.files: tuple[str, ...] = (
             (*self.result_files, MASTERS_NAME) if self._has_masters else self.result_files
@@ -121,11 +159,14 @@ class AllWeights:
             if master is not self._weights[name]:
                 self._weights[name].copy_(master)
 
+    def reference(self) -> None:
+        """Return nothing: what the weights were is gone with the first step."""
+
     def save(self, folder: Path) -> None:
         """Write the model in the type that it computes with, its config, and the masters where there are any."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_host(self._state()), folder / MODEL_NAME, metadata={"format": "pt"})
-        config: Any = self.model.config
+        config: Any = self.model.config if self._score is None else classifier_config(self.model)
         config.save_pretrained(folder)
         if self._has_masters:
             save_file(_host(self.parameters), folder / MASTERS_NAME)
@@ -144,7 +185,48 @@ class AllWeights:
         """All tensors of the model's state, each under one name."""
         every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         state: dict[str, Tensor] = self.model.state_dict()
+        if self._score is not None:
+            state[SCORE] = self._score.detach()
         return {name: state[name] for name in sorted(state) if name in self._weights or name not in every}
+
+
+def fresh_score(model: PreTrainedModel, seed: int) -> nn.Parameter:
+    """Return a head [1, E] of a reward model: normal, with a variance of 1 / (E + 1) (arXiv:2009.01325)."""
+    embedding: Any = model.get_input_embeddings()
+    width = embedding.weight.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.empty(1, width).normal_(std=1 / math.sqrt(width + 1), generator=generator)
+    return nn.Parameter(values.to(model.device))
+
+
+def classifier_config(model: PreTrainedModel) -> Any:
+    """Return the config with which transformers loads a reward model: a sequence classifier with one label.
+
+    It takes the score at the last token that is not padding. Where the padding token also ends texts, it would take an
+    earlier one than we do: then none is named, and transformers asks for one before it scores several texts at once.
+
+    Raises:
+        InvalidArgument: transformers has no sequence classifier of this architecture (reason MODEL_INVALID).
+    """
+    config: Any = copy.deepcopy(model.config)
+    classifiers: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(config) not in classifiers:
+        raise InvalidArgument(
+            f"transformers must have a sequence classifier of {type(model).__name__}, it has none",
+            reason=Reason.MODEL_INVALID,
+        )
+    config.architectures = [classifiers[type(config)].__name__]
+    config.num_labels = 1
+    if config.pad_token_id in eos_token_ids(model):
+        config.pad_token_id = None
+    return config
+
+
+def _with_score(
+    parameters: Mapping[str, nn.Parameter], score: nn.Parameter | None
+) -> dict[str, nn.Parameter]:
+    every = dict(parameters) if score is None else {**parameters, SCORE: score}
+    return dict(sorted(every.items()))
 
 
 def _mastered(weight: nn.Parameter) -> nn.Parameter:

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_dig
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.course import CheckpointDue, Course
 from luthier.training.recipes.engine import Engine, OptimiserSettings
+from luthier.training.recipes.loop import settings_record
 from luthier.training.recipes.schedule import RateCourse, Schedule
 from luthier.training.recipes.survey import Survey, require_fitting, survey
 from luthier.training.worker.rows import read_corpus
@@ -199,7 +200,7 @@ def _identity(
     chosen = job.hyperparameters
     return checkpoint.RunIdentity(
         plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches),
-        settings=asdict(settings),
+        settings=settings_record(settings),
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
         surroundings=surroundings(model),
     )

@@ -1,0 +1,273 @@
+"""What every recipe's loop shares: which batches come, what a step's sums come to, and what is due after it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from luthier.errors import FailedPrecondition, Reason
+from luthier.lm.packed import PackedBatch
+from luthier.lm.readouts import Readout, ReadT
+from luthier.training.recipes.batches import (
+    BatchSettings,
+    Step,
+    iterate_steps,
+    pack_first_fit,
+    teaching_units,
+)
+from luthier.training.recipes.collective import Collective
+from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.course import (
+    TIMED_METRICS,
+    CheckpointDue,
+    Course,
+    Event,
+    Selection,
+    StepDone,
+)
+from luthier.training.recipes.engine import Engine, Objective
+from luthier.training.recipes.schedule import Schedule
+
+TRAIN_LOSS = "train_loss"
+VALIDATION_LOSS = "validation_loss"
+_NAMED_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to train, whatever the method.
+
+    Attributes:
+        batches: which rows make which step.
+        schedule: the learning rate by step.
+        checkpoint_interval_steps: steps between checkpoints; one more is taken at the end.
+        validation_interval_steps: steps between validations, 0: after each epoch; one more at the end.
+        selection: which validation is the best, and when to end early; None: neither.
+    """
+
+    batches: BatchSettings
+    schedule: Schedule
+    checkpoint_interval_steps: int
+    validation_interval_steps: int
+    selection: Selection | None = None
+
+
+def settings_record(settings: Settings, method: Any = None) -> dict[str, Any]:
+    """Return what a checkpoint says of a run's settings, and of its method's where it has some (a dataclass).
+
+    What was not there when runs began that may go on today is left out where it has no effect.
+    """
+    record = asdict(settings)
+    if settings.selection is None:
+        del record["selection"]
+    if settings.schedule.decay_steps == 0:
+        del record["schedule"]["decay_steps"]
+    if method is not None:
+        record["method"] = {"name": type(method).__name__, **asdict(method)}
+    return record
+
+
+class Tally:
+    """Totals of sums over the batches of a step or of a validation."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, float] = {}
+        self.broken_rows: tuple[int, ...] = ()
+        """Rows of the first batch that has a total that is not finite."""
+
+    def add(self, batch: PackedBatch, totals: Mapping[str, float]) -> None:
+        """Add what a batch came to."""
+        for name, total in totals.items():
+            self._totals[name] = self._totals.get(name, 0.0) + total
+        if not self.broken_rows and not all(map(math.isfinite, totals.values())):
+            self.broken_rows = batch.rows
+
+    def means(self, counts: Mapping[str, float], collective: Collective) -> dict[str, float]:
+        """Return each total over all ranks divided by its count; what has a count of 0 is left out."""
+        counted = [name for name, count in counts.items() if count]
+        totals = collective.sum_counts([self._totals[name] for name in counted])
+        return {name: total / counts[name] for name, total in zip(counted, totals, strict=True)}
+
+
+class Loop:
+    """The steps of one run on one engine, from where its course stands.
+
+    A recipe takes each step, adds up what its batches come to, updates, and tells what is done and due:
+
+        for step in loop.steps():
+            for batch in loop.batches(step):
+                loop.add(batch, engine.accumulate(batch, ...))
+            metrics = loop.update(step, counts)
+            if loop.is_validated(step):
+                metrics |= ...
+            yield from loop.finish(step, metrics)
+
+    `check` is called before every forward pass; it raises to stop a run inside a step. The engine is of no use then.
+    `validation` are the validation rows that teach, by forward pass.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        corpus: Corpus,
+        settings: Settings,
+        course: Course,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine = engine
+        self._corpus = corpus
+        self._settings = settings
+        self._course = course
+        self._check = check
+        self._tally = Tally()
+        self._started = 0.0
+        self.validation = pack_validation(corpus, settings.batches.micro_batch_tokens)
+        if settings.selection is not None and not self.validation:
+            raise FailedPrecondition(
+                f"a run that is judged by {settings.selection.metric} must have validation rows, got none",
+                reason=Reason.METRIC_NOT_MEASURED,
+                metadata={"metric": settings.selection.metric},
+            )
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps that are still to be made, until the last one or until the run has ended early."""
+        lengths = self._corpus.lengths("TRAIN")
+        for step in iterate_steps(lengths, self._settings.batches, self._course.step):
+            if self._course.is_stopped:
+                return
+            self._started = time.perf_counter()
+            self._tally = Tally()
+            yield step
+
+    def batches(self, step: Step) -> Iterator[PackedBatch]:
+        """Yield the micro-batches of a step."""
+        for rows in step.micro_batches:
+            self._check()
+            yield self._corpus.pack(rows)
+
+    def add(self, batch: PackedBatch, totals: Mapping[str, float]) -> None:
+        """Take in what a micro-batch of the step came to."""
+        self._tally.add(batch, totals)
+
+    def update(self, step: Step, counts: Mapping[str, float]) -> dict[str, float]:
+        """Change the weights by the step's gradient; returns the step's metrics: the mean of each sum that has a count.
+
+        Raises:
+            FailedPrecondition: LOSS_NOT_FINITE; the message names the step and the rows.
+        """
+        means = self._tally.means(counts, self._engine.collective)
+        rows = tuple(row for batch in step.micro_batches for row in batch)
+        for name, value in means.items():
+            self.require_finite(name, value, step, self._tally.broken_rows or rows)
+        learning_rate = self._settings.schedule.learning_rate(step.step)
+        grad_norm = self._engine.update(learning_rate)
+        self.require_finite("grad_norm", grad_norm, step, rows)
+        return {
+            **means,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "num_tokens": float(step.num_tokens),
+            "num_supervised_tokens": float(step.num_supervised),
+            "epoch": step.epochs_done,
+            "tokens_per_second": step.num_tokens / (time.perf_counter() - self._started),
+        }
+
+    def is_validated(self, step: Step) -> bool:
+        """Whether a validation is due after a step."""
+        interval = self._settings.validation_interval_steps
+        due = step.step % interval == 0 if interval else step.position + 1 == step.epoch_steps
+        return due or step.step == self._settings.schedule.num_steps
+
+    def finish(self, step: Step, metrics: Mapping[str, float]) -> Iterator[Event]:
+        """Tell that a step is done, and that a checkpoint is due where it is.
+
+        Raises:
+            FailedPrecondition: LOSS_NOT_FINITE of a validation, METRIC_NOT_MEASURED where it lacks the metric that the
+                run is judged by.
+        """
+        rows = tuple(row for batch in self.validation for row in batch)
+        for name, value in metrics.items():
+            self.require_finite(name, value, step, rows)
+        yield StepDone(step=step.step, metrics=metrics)
+        lasting = {name: value for name, value in metrics.items() if name not in TIMED_METRICS}
+        self._course = replace(
+            self._course, step=step.step, epoch=step.epoch, position=step.position, metrics=lasting
+        )
+        selection = self._settings.selection
+        if selection is not None and self.is_validated(step):
+            self._course = selection.judged(self._course, _value(metrics, selection.metric))
+        is_last = self._course.is_stopped or step.step == self._settings.schedule.num_steps
+        is_best = self._course.best_step == step.step
+        if is_last or is_best or step.step % self._settings.checkpoint_interval_steps == 0:
+            yield CheckpointDue(course=self._course)
+
+    def require_finite(self, metric: str, value: float, step: Step, rows: Sequence[int]) -> None:
+        """Check a metric that some rows gave.
+
+        Raises:
+            FailedPrecondition: LOSS_NOT_FINITE; the message names the step and the first 20 rows.
+        """
+        if math.isfinite(value):
+            return
+        named = ", ".join(map(str, rows[:_NAMED_ROWS]))
+        more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+        raise FailedPrecondition(
+            f"{metric} must be finite, got {value} at step {step.step}, whose rows are {named}{more}; a learning rate "
+            f"below {self._settings.schedule.peak:g} or max_grad_norm may help",
+            reason=Reason.LOSS_NOT_FINITE,
+            metadata={
+                "step": str(step.step),
+                "metric": metric,
+                "rows": ",".join(map(str, rows[:_NAMED_ROWS])),
+                "num_rows": str(len(rows)),
+            },
+        )
+
+
+def pack_validation(corpus: Corpus, micro_batch_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """Return the validation units that have something to learn, as rows by forward pass."""
+    return pack_first_fit(teaching_units(corpus.lengths("VALIDATION")), micro_batch_tokens)
+
+
+def packed(
+    corpus: Corpus, batches: Sequence[Sequence[int]], check: Callable[[], None] = lambda: None
+) -> Iterator[PackedBatch]:
+    """Yield batches of validation rows; `check` is called before each."""
+    for rows in batches:
+        check()
+        yield corpus.pack(rows, "VALIDATION")
+
+
+def measured(
+    engine: Engine,
+    batches: Iterable[PackedBatch],
+    readout: Readout[ReadT],
+    objective: Objective[ReadT],
+    counts: Mapping[str, float],
+) -> dict[str, float]:
+    """Return the means of an objective's sums over all batches of a validation: `validation_loss`, `validation_<name>`.
+
+    `counts` divide the sums; what has a count of 0 is not measured.
+    """
+    tally = Tally()
+    for batch in batches:
+        tally.add(batch, engine.measure(batch, readout, objective))
+    means = tally.means(counts, engine.collective)
+    return {
+        VALIDATION_LOSS if name == TRAIN_LOSS else f"validation_{name}": value
+        for name, value in means.items()
+    }
+
+
+def _value(metrics: Mapping[str, float], name: str) -> float:
+    if name not in metrics:
+        raise FailedPrecondition(
+            f"a run must be judged by a metric that its validations give, got {name}; they give "
+            f"{', '.join(sorted(one for one in metrics if one.startswith('validation_')))}",
+            reason=Reason.METRIC_NOT_MEASURED,
+            metadata={"metric": name},
+        )
+    return metrics[name]
