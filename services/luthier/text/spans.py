@@ -87,9 +87,9 @@ class Writer:
         rendered = self._render(messages, tools, asks=True)
         return Written(text=rendered.text, asked_at=self._asked_in_history(messages, tools, rendered))
 
-    def text(self, messages: Values, tools: Values) -> str:
-        """Return the text of a whole conversation. Raises TemplateError."""
-        return self._render(messages, tools).text
+    def text(self, messages: Values, tools: Values, *, asks: bool = False) -> str:
+        """Return the text of a whole conversation, or what asks to go on with it. Raises TemplateError."""
+        return self._render(messages, tools, asks=asks).text
 
     def write(
         self, messages: Values, tools: Values, learnt: Collection[int], asked: dict[int, str | None]
@@ -199,9 +199,7 @@ def _assistants(messages: Values) -> list[int]:
     return [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
 
 
-def _asked_at(
-    text: str, asking: Mapping[int, str | None], marked: Mapping[int, Span]
-) -> dict[int, int]:
+def _asked_at(text: str, asking: Mapping[int, str | None], marked: Mapping[int, Span]) -> dict[int, int]:
     """Return where answers are asked for in a text; where other text asks for one, where its block begins."""
     places: dict[int, int] = {}
     for index, asks in asking.items():

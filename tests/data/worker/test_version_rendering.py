@@ -56,6 +56,7 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
             length_policy="DROP",
             template_date="2026-11-23",
             split_turns=False,
+            kind="SUPERVISED",
         )
         policy = changes.pop("template_error_policy", TemplateErrorPolicy.TEMPLATE_ERROR_POLICY_STRICT)
         return RenderOrder(
