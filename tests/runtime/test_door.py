@@ -43,7 +43,10 @@ def test_unknown_enum_numbers_are_refused_with_the_known_ones() -> None:
     request.dataset_version.sources.add(format=9999)
     (field, description), *_ = refused(request)
     assert field == "dataset_version.sources[0].format"
-    assert description == "must be one of OPENAI_CHAT, PROMPT_COMPLETION, ALPACA, got number 9999"
+    assert description == (
+        "must be one of OPENAI_CHAT, PROMPT_COMPLETION, ALPACA, SHAREGPT, PREFERENCE_OPENAI, PREFERENCE, "
+        "SHAREGPT_PREFERENCE, UNPAIRED, SHAREGPT_UNPAIRED, QUESTION_ANSWER, got number 9999"
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,21 +26,58 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRecord:
-    """A conversation, and the tools that the assistant may call as OpenAI writes them."""
+    """A conversation, and the tools that the assistant may call as OpenAI writes them.
+
+    `label` says whether its last answer is desirable, None that nothing was said.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    label: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRecord:
-    """Plain text and its continuation."""
+    """Plain text and its continuation.
+
+    `label` says whether the continuation is desirable, None that nothing was said.
+    """
 
     prompt: str
     completion: str
+    label: bool | None = None
 
 
-Record = ChatRecord | CompletionRecord
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPair:
+    """A conversation and two ways to go on with it, the preferred one first.
+
+    `messages` ask, and are shared. Each side has at least one turn, and begins and ends with an assistant's.
+    """
+
+    messages: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionPair:
+    """Plain text and two continuations, the preferred one first."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+SingleRecord = ChatRecord | CompletionRecord
+"""A record with one answer."""
+PairRecord = ChatPair | CompletionPair
+"""A record with two answers."""
+Record = SingleRecord | PairRecord
+
+_MESSAGES = ("messages", "chosen", "rejected")
+_NEVER_ASK = ("system", "developer", "assistant")
 
 
 def message_to_object(message: Message) -> dict[str, Any]:
@@ -60,34 +97,97 @@ def message_to_object(message: Message) -> dict[str, Any]:
 def record_to_json(record: Record) -> str:
     """Return the JSON of a record, the keys of tools and calls in their own order: templates write them so."""
     values: dict[str, Any]
-    if isinstance(record, ChatRecord):
-        values = {
-            "messages": [dict(sorted(message_to_object(message).items())) for message in record.messages]
-        }
-        if record.tools:
-            values["tools"] = [dict(tool) for tool in record.tools]
-    else:
-        values = {"completion": record.completion, "prompt": record.prompt}
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    match record:
+        case ChatRecord():
+            values = {"messages": _turns(record.messages)}
+        case CompletionRecord():
+            values = {"completion": record.completion, "prompt": record.prompt}
+        case ChatPair():
+            values = {
+                "chosen": _turns(record.chosen),
+                "messages": _turns(record.messages),
+                "rejected": _turns(record.rejected),
+            }
+        case CompletionPair():
+            values = {"chosen": record.chosen, "prompt": record.prompt, "rejected": record.rejected}
+    if isinstance(record, ChatRecord | ChatPair) and record.tools:
+        values["tools"] = [dict(tool) for tool in record.tools]
+    if isinstance(record, ChatRecord | CompletionRecord) and record.label is not None:
+        values["label"] = record.label
+    return _compact(dict(sorted(values.items())))
 
 
 def record_from_json(text: str) -> Record:
     """Read what `record_to_json` wrote."""
     values = json.loads(text)
     if "messages" not in values:
-        return CompletionRecord(prompt=values["prompt"], completion=values["completion"])
-    messages = tuple(
-        Message(**{**message, "tool_calls": tuple(message.get("tool_calls", ()))})
-        for message in values["messages"]
-    )
-    return ChatRecord(messages=messages, tools=tuple(values.get("tools", ())))
+        return CompletionPair(**values) if "chosen" in values else CompletionRecord(**values)
+    values.update({key: tuple(map(_message, values[key])) for key in _MESSAGES if key in values})
+    values["tools"] = tuple(values.get("tools", ()))
+    return ChatPair(**values) if "chosen" in values else ChatRecord(**values)
 
 
 def record_id(record: Record) -> str:
     """Return the sha256 of a record's canonical JSON, in hex: records that differ in the order of keys are equal."""
-    canonical = record_to_json(record)
-    if isinstance(record, ChatRecord) and (record.tools or any(one.tool_calls for one in record.messages)):
-        canonical = json.dumps(
-            json.loads(canonical), ensure_ascii=False, sort_keys=True, separators=(",", ":")
-        )
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return _digest(record_to_json(record), sort=_has_objects(record))
+
+
+def prompt_id(record: Record) -> str | None:
+    """Return the sha256 of what a record asks first, with its tools; None when it asks nothing.
+
+    Of a conversation these are the turns before its first answer: the first assistant's turn after one that is neither
+    an assistant's nor a system turn. Whatever two conversations ask later, where they ask the same they begin the same.
+    """
+    if isinstance(record, CompletionRecord | CompletionPair):
+        return _digest(_compact({"prompt": record.prompt}), sort=False) if record.prompt.strip() else None
+    asked = _asked_first(record.messages)
+    if not asked:
+        return None
+    values: dict[str, Any] = {"messages": _turns(asked)}
+    for turn in values["messages"]:
+        turn.pop("weight", None)
+    if record.tools:
+        values["tools"] = [dict(tool) for tool in record.tools]
+    return _digest(_compact(values), sort=bool(record.tools) or any(one.tool_calls for one in asked))
+
+
+def _asked_first(messages: Sequence[Message]) -> Sequence[Message]:
+    asks = False
+    for index, message in enumerate(messages):
+        if message.role == "assistant" and asks:
+            return messages[:index]
+        asks = asks or message.role not in _NEVER_ASK
+    return messages if asks else ()
+
+
+def _has_objects(record: Record) -> bool:
+    """Return whether a record has objects whose keys may stand in any order."""
+    if isinstance(record, CompletionRecord | CompletionPair):
+        return False
+    turns = (
+        record.messages
+        if isinstance(record, ChatRecord)
+        else (*record.messages, *record.chosen, *record.rejected)
+    )
+    return bool(record.tools) or any(turn.tool_calls for turn in turns)
+
+
+def _digest(canonical: str, *, sort: bool) -> str:
+    text = (
+        json.dumps(json.loads(canonical), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        if sort
+        else canonical
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _compact(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [dict(sorted(message_to_object(message).items())) for message in messages]
+
+
+def _message(values: Mapping[str, Any]) -> Message:
+    return Message(**{**values, "tool_calls": tuple(values.get("tool_calls", ()))})

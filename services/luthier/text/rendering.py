@@ -18,9 +18,9 @@ from luthier.text.boundaries import ApartEncoding, BoundaryEncoder
 from luthier.text.endings import Stops, turn_endings
 from luthier.text.findings import Finding, FindingKind
 from luthier.text.omissions import left_out
-from luthier.text.records import ChatRecord, CompletionRecord, Message, Record, message_to_object
+from luthier.text.records import ChatRecord, CompletionRecord, Message, SingleRecord, message_to_object
 from luthier.text.shots import prompt_with_shots, with_shots
-from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Writer, Written
+from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Values, Writer, Written
 from luthier.text.templates import ChatTemplate, TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.text.turns import template_turns, text_arguments
@@ -110,7 +110,7 @@ class Renderer:
         self._mask_mode = mask_mode
         self.prefix_ids = bundle.prefix_ids if prefix_ids is None else prefix_ids
 
-    def render(self, record: Record) -> Rendered:
+    def render(self, record: SingleRecord) -> Rendered:
         """Return the tokens of a record and its loss mask.
 
         A prompt-completion record is plain text: prompt, completion and the end-of-sequence token, which is learnt.
@@ -125,7 +125,7 @@ class Renderer:
         row = self._render_chat(record, self._learnt(record), {})
         return replace(row.rendered, findings=(*row.rendered.findings, *self._omissions(record, [row])))
 
-    def render_turns(self, record: Record) -> tuple[Rendered, ...]:
+    def render_turns(self, record: SingleRecord) -> tuple[Rendered, ...]:
         """Return one row for each answer that is learnt, as the model will see it when it is asked for.
 
         A row ends with its answer, which alone is learnt. A prompt-completion record is one row; a conversation
@@ -144,7 +144,7 @@ class Renderer:
             for row in rows
         )
 
-    def continued(self, record: Record, first: int, asked: dict[int, str | None]) -> Rendered:
+    def continued(self, record: SingleRecord, first: int, asked: dict[int, str | None]) -> Rendered:
         """Return the tokens of a record, its answer learnt: the completion, or the assistant turns from `first` on.
 
         Turns of weight 0 are not learnt. `asked` as `Writer.write` has it. Raises as `render`.
@@ -166,7 +166,7 @@ class Renderer:
         record = ChatRecord(messages=tuple(messages), tools=tuple(tools))
         return replace(rendered, findings=(*_arguments(given), *self._omissions(record, [row])))
 
-    def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
+    def prompt(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it.
 
         The shots' own system turns are left out: the record's own stands first.
@@ -196,7 +196,7 @@ class Renderer:
         """Return the tokens of a plain text that is to be continued: as a plain record's prompt, without a template."""
         return self._with_bos(self._bundle.encode(text).ids)
 
-    def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
+    def answer(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt, with `shots` before it; raises as `prompt`."""
         if isinstance(record, CompletionRecord):
             prompt = prompt_with_shots(record, shots)
@@ -243,13 +243,13 @@ class Renderer:
         if eos is None:
             message = "the completion: the tokenizer names no eos_token"
             findings.append(Finding(kind=FindingKind.END_NOT_LEARNT, message=message))
-            return Rendered(input_ids=ids, loss_mask=mask, findings=tuple(findings), num_asking=num_asking)
-        ended = (ids, mask) if ids[-1:] == (eos,) else ((*ids, eos), (*mask, True))
+        elif ids[-1:] != (eos,):
+            ids, mask = (*ids, eos), (*mask, True)
         return Rendered(
-            input_ids=ended[0],
-            loss_mask=ended[1],
+            input_ids=ids,
+            loss_mask=mask,
             findings=tuple(findings),
-            ending_ids=(eos,),
+            ending_ids=() if eos is None else (eos,),
             num_asking=num_asking,
         )
 
@@ -328,13 +328,7 @@ class Renderer:
         except TemplateError:
             return False  # it needs them, so it does not leave them out
 
-    def _text(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]],
-        *,
-        asks: bool = False,
-    ) -> str:
+    def _text(self, messages: Values, tools: Values, *, asks: bool = False) -> str:
         return self._require_writer().text(template_turns(messages), tools, asks=asks)
 
     def _learn(
@@ -369,12 +363,12 @@ class Renderer:
         return [index for index in turns if record.messages[index].weight != 0]
 
 
-def reference_text(record: Record) -> str:
+def reference_text(record: SingleRecord) -> str:
     """Return the answer that is right: the last assistant turn, or the completion."""
     return record.completion if isinstance(record, CompletionRecord) else record.messages[-1].content
 
 
-def _arguments(messages: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _arguments(messages: Values) -> Iterator[Finding]:
     for index, text in text_arguments(messages):
         message = f"message {index}: the arguments are {text!r}"
         yield Finding(kind=FindingKind.ARGUMENTS_NOT_OBJECT, message=message)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from luthier.text.records import ChatRecord, CompletionRecord, Message, Record
+from luthier.text.records import ChatRecord, CompletionRecord, Message, SingleRecord
 from luthier.text.spans import RenderingError
 
 
-def with_shots(record: ChatRecord, shots: Sequence[Record]) -> ChatRecord:
+def with_shots(record: ChatRecord, shots: Sequence[SingleRecord]) -> ChatRecord:
     """Return a conversation with others between its system turn and the rest; their own system turns are left out.
 
     Raises:
@@ -27,7 +27,7 @@ def with_shots(record: ChatRecord, shots: Sequence[Record]) -> ChatRecord:
     return ChatRecord(messages=(*systems, *turns, *own), tools=record.tools)
 
 
-def prompt_with_shots(record: CompletionRecord, shots: Sequence[Record]) -> str:
+def prompt_with_shots(record: CompletionRecord, shots: Sequence[SingleRecord]) -> str:
     """Return a prompt behind others with their completions.
 
     Raises:

@@ -14,6 +14,7 @@ from luthier.text.templates import ChatTemplate, RenderedText, TemplateError
 
 Span = tuple[int, int]
 Values = Sequence[Mapping[str, Any]]
+"""Turns or tools as JSON values."""
 _SHOWN_CHARACTERS = 60
 
 
@@ -222,4 +223,4 @@ def _changed(index: int, shorter: str, longer: str, follows: str) -> str:
     )
 
 
-__all__ = ["RenderingError", "Span", "TemplateNotPrefixPreserving", "Writer", "Written"]
+__all__ = ["RenderingError", "Span", "TemplateNotPrefixPreserving", "Values", "Writer", "Written"]

@@ -86,6 +86,21 @@ def taught_record(record: Record) -> tuple[SingleRecord | None, tuple[Finding, .
     return record, (Finding(kind=FindingKind.DESIRABLE_TAKEN, message="the label is true"),)
 
 
+def reference_record(record: Record) -> SingleRecord:
+    """Return a record with the answer that is right: of a pair the chosen one, else its own.
+
+    Raises:
+        RenderingError: the answer is labelled undesirable.
+    """
+    if isinstance(record, PairRecord):
+        return chosen_record(record)
+    if record.label is False:
+        raise RenderingError(
+            "INVALID_FIELD", "must have an answer that is right, got one labelled undesirable"
+        )
+    return record
+
+
 def chosen_record(pair: PairRecord) -> SingleRecord:
     """Return a pair's prompt with its chosen answer."""
     return _with_answer(pair, pair.chosen)

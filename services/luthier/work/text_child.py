@@ -16,10 +16,11 @@ from itertools import pairwise
 from typing import Any
 
 from luthier.text.panics import TokenizerError, tokenizer_errors
-from luthier.text.records import Record, record_from_json
+from luthier.text.records import SingleRecord, record_from_json
 from luthier.text.rendering import Renderer, RenderingError
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
+from luthier.text.units import reference_record
 from luthier.work.limited_child import Note, serve
 from luthier.work.text_pool import OLD_PREFIX
 
@@ -168,8 +169,11 @@ _TOO_LONG = (
 )
 
 
-def _records(request: Mapping[str, Any]) -> tuple[Record, list[Record]]:
-    return record_from_json(request["record"]), [record_from_json(shot) for shot in request["shots"]]
+def _records(request: Mapping[str, Any]) -> tuple[SingleRecord, list[SingleRecord]]:
+    record, *shots = (
+        reference_record(record_from_json(one)) for one in (request["record"], *request["shots"])
+    )
+    return record, shots
 
 
 _OPERATIONS: Mapping[str, Callable[[_Texts, Mapping[str, Any]], dict[str, Any]]] = {

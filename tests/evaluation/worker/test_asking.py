@@ -19,7 +19,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument, Reason, Unavaila
 from luthier.evaluation.worker.asking import Asker, Asking, Before, TextDecoder, asking_of
 from luthier.runtime.digests import contents_digest
 from luthier.text.endings import Stops
-from luthier.text.records import ChatRecord, CompletionRecord, Message, Record
+from luthier.text.records import ChatRecord, CompletionRecord, Message, SingleRecord
 from luthier.text.rendering import Renderer, RenderingError
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import BUNDLE_FILES, TokenizerBundle
@@ -67,7 +67,7 @@ def asking(template: str = "", **changes: Any) -> Asking:
     return replace(plain, **changes)
 
 
-SHOTS: tuple[Record, ...] = (chat("what number?", "five"), chat("what colour?", "red"))
+SHOTS: tuple[SingleRecord, ...] = (chat("what number?", "five"), chat("what colour?", "red"))
 
 
 @pytest.mark.parametrize("template", ["", OWN, DATED])

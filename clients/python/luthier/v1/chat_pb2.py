@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15luthier/v1/chat.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\"\xe5\x01\n\x0b\x43hatMessage\x12\x18\n\x04role\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x04role\x12\x1e\n\x07\x63ontent\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x07\x63ontent\x12\x18\n\x04name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x04name\x12!\n\x06weight\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00R\x06weight\x88\x01\x01\x12,\n\x0ftool_calls_json\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\rtoolCallsJson\x12&\n\x0ctool_call_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01R\ntoolCallIdB\t\n\x07_weight\"n\n\x0c\x43onversation\x12\x39\n\x08messages\x18\x01 \x03(\x0b\x32\x17.luthier.v1.ChatMessageB\x04\xe2\x41\x01\x02R\x08messages\x12#\n\ntools_json\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\ttoolsJson\"V\n\x10PromptCompletion\x12\x1c\n\x06prompt\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06prompt\x12$\n\ncompletion\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\ncompletionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15luthier/v1/chat.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\"\xe5\x01\n\x0b\x43hatMessage\x12\x18\n\x04role\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x04role\x12\x1e\n\x07\x63ontent\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x07\x63ontent\x12\x18\n\x04name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x04name\x12!\n\x06weight\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00R\x06weight\x88\x01\x01\x12,\n\x0ftool_calls_json\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\rtoolCallsJson\x12&\n\x0ctool_call_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01R\ntoolCallIdB\t\n\x07_weight\"n\n\x0c\x43onversation\x12\x39\n\x08messages\x18\x01 \x03(\x0b\x32\x17.luthier.v1.ChatMessageB\x04\xe2\x41\x01\x02R\x08messages\x12#\n\ntools_json\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\ttoolsJson\"V\n\x10PromptCompletion\x12\x1c\n\x06prompt\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06prompt\x12$\n\ncompletion\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\ncompletion\"\xe4\x01\n\x10\x43onversationPair\x12\x39\n\x08messages\x18\x01 \x03(\x0b\x32\x17.luthier.v1.ChatMessageB\x04\xe2\x41\x01\x02R\x08messages\x12#\n\ntools_json\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\ttoolsJson\x12\x35\n\x06\x63hosen\x18\x03 \x03(\x0b\x32\x17.luthier.v1.ChatMessageB\x04\xe2\x41\x01\x02R\x06\x63hosen\x12\x39\n\x08rejected\x18\x04 \x03(\x0b\x32\x17.luthier.v1.ChatMessageB\x04\xe2\x41\x01\x02R\x08rejected\"n\n\x0e\x43ompletionPair\x12\x1c\n\x06prompt\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01R\x06prompt\x12\x1c\n\x06\x63hosen\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x06\x63hosen\x12 \n\x08rejected\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x08rejected*J\n\x05Label\x12\x15\n\x11LABEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLABEL_DESIRABLE\x10\x01\x12\x15\n\x11LABEL_UNDESIRABLE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,10 +52,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPTCOMPLETION'].fields_by_name['prompt']._serialized_options = b'\342A\001\002'
   _globals['_PROMPTCOMPLETION'].fields_by_name['completion']._loaded_options = None
   _globals['_PROMPTCOMPLETION'].fields_by_name['completion']._serialized_options = b'\342A\001\002'
+  _globals['_CONVERSATIONPAIR'].fields_by_name['messages']._loaded_options = None
+  _globals['_CONVERSATIONPAIR'].fields_by_name['messages']._serialized_options = b'\342A\001\002'
+  _globals['_CONVERSATIONPAIR'].fields_by_name['tools_json']._loaded_options = None
+  _globals['_CONVERSATIONPAIR'].fields_by_name['tools_json']._serialized_options = b'\342A\001\001'
+  _globals['_CONVERSATIONPAIR'].fields_by_name['chosen']._loaded_options = None
+  _globals['_CONVERSATIONPAIR'].fields_by_name['chosen']._serialized_options = b'\342A\001\002'
+  _globals['_CONVERSATIONPAIR'].fields_by_name['rejected']._loaded_options = None
+  _globals['_CONVERSATIONPAIR'].fields_by_name['rejected']._serialized_options = b'\342A\001\002'
+  _globals['_COMPLETIONPAIR'].fields_by_name['prompt']._loaded_options = None
+  _globals['_COMPLETIONPAIR'].fields_by_name['prompt']._serialized_options = b'\342A\001\001'
+  _globals['_COMPLETIONPAIR'].fields_by_name['chosen']._loaded_options = None
+  _globals['_COMPLETIONPAIR'].fields_by_name['chosen']._serialized_options = b'\342A\001\002'
+  _globals['_COMPLETIONPAIR'].fields_by_name['rejected']._loaded_options = None
+  _globals['_COMPLETIONPAIR'].fields_by_name['rejected']._serialized_options = b'\342A\001\002'
+  _globals['_LABEL']._serialized_start=845
+  _globals['_LABEL']._serialized_end=919
   _globals['_CHATMESSAGE']._serialized_start=71
   _globals['_CHATMESSAGE']._serialized_end=300
   _globals['_CONVERSATION']._serialized_start=302
   _globals['_CONVERSATION']._serialized_end=412
   _globals['_PROMPTCOMPLETION']._serialized_start=414
   _globals['_PROMPTCOMPLETION']._serialized_end=500
+  _globals['_CONVERSATIONPAIR']._serialized_start=503
+  _globals['_CONVERSATIONPAIR']._serialized_end=731
+  _globals['_COMPLETIONPAIR']._serialized_start=733
+  _globals['_COMPLETIONPAIR']._serialized_end=843
 # @@protoc_insertion_point(module_scope)

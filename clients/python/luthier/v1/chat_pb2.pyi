@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Label:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LabelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Label.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LABEL_UNSPECIFIED: _Label.ValueType  # 0
+    """Nobody said."""
+    LABEL_DESIRABLE: _Label.ValueType  # 1
+    """An answer to be given more often."""
+    LABEL_UNDESIRABLE: _Label.ValueType  # 2
+    """An answer to be given less often."""
+
+class Label(_Label, metaclass=_LabelEnumTypeWrapper):
+    """Label says what an answer without a counterpart is worth."""
+
+LABEL_UNSPECIFIED: Label.ValueType  # 0
+"""Nobody said."""
+LABEL_DESIRABLE: Label.ValueType  # 1
+"""An answer to be given more often."""
+LABEL_UNDESIRABLE: Label.ValueType  # 2
+"""An answer to be given less often."""
+Global___Label: _TypeAlias = Label  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -115,3 +140,73 @@ class PromptCompletion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PromptCompletion: _TypeAlias = PromptCompletion  # noqa: Y015
+
+@_typing.final
+class ConversationPair(_message.Message):
+    """ConversationPair is a conversation and two ways to go on with it, of which one is preferred."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    tools_json: _builtins.str
+    """Tool definitions as a JSON array. Empty when there are none."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """Turns that ask, in order. Both answers follow them."""
+
+    @_builtins.property
+    def chosen(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """The preferred answer: turns that begin and end with an assistant's, most often that one alone."""
+
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """The other answer, as the preferred one."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        tools_json: _builtins.str = ...,
+        chosen: _abc.Iterable[Global___ChatMessage] | None = ...,
+        rejected: _abc.Iterable[Global___ChatMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "messages", b"messages", "rejected", b"rejected", "tools_json", b"tools_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConversationPair: _TypeAlias = ConversationPair  # noqa: Y015
+
+@_typing.final
+class CompletionPair(_message.Message):
+    """CompletionPair is plain text and two continuations, of which one is preferred."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    """Text given to the model. Empty when there is none."""
+    chosen: _builtins.str
+    """The preferred continuation."""
+    rejected: _builtins.str
+    """The other continuation."""
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        chosen: _builtins.str = ...,
+        rejected: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "prompt", b"prompt", "rejected", b"rejected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionPair: _TypeAlias = CompletionPair  # noqa: Y015

@@ -65,6 +65,20 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     """Objects with `prompt` and `completion`."""
     DATASET_FORMAT_ALPACA: _DatasetFormat.ValueType  # 3
     """Alpaca: objects with `instruction`, optional `input`, and `output`."""
+    DATASET_FORMAT_SHAREGPT: _DatasetFormat.ValueType  # 4
+    """ShareGPT: objects with `conversations`, turns of `from` and `value`; optional `system` and `tools`."""
+    DATASET_FORMAT_PREFERENCE_OPENAI: _DatasetFormat.ValueType  # 5
+    """OpenAI's preference pairs: objects with `input`, `preferred_output` and `non_preferred_output`."""
+    DATASET_FORMAT_PREFERENCE: _DatasetFormat.ValueType  # 6
+    """TRL's preference pairs: objects with `chosen` and `rejected`, with `prompt` or with both beginning the same; optional `tools`."""
+    DATASET_FORMAT_SHAREGPT_PREFERENCE: _DatasetFormat.ValueType  # 7
+    """LLaMA-Factory's preference pairs: objects with `conversations` or `messages`, and one turn each as `chosen` and `rejected`."""
+    DATASET_FORMAT_UNPAIRED: _DatasetFormat.ValueType  # 8
+    """TRL's labelled answers: objects with `prompt`, `completion` and `label`; optional `tools`."""
+    DATASET_FORMAT_SHAREGPT_UNPAIRED: _DatasetFormat.ValueType  # 9
+    """LLaMA-Factory's labelled answers: objects with `conversations` or `messages`, and `label`."""
+    DATASET_FORMAT_QUESTION_ANSWER: _DatasetFormat.ValueType  # 10
+    """Objects with `question` and `answer`: a conversation of two turns."""
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """DatasetFormat is the shape of the records in a source."""
@@ -77,6 +91,20 @@ DATASET_FORMAT_PROMPT_COMPLETION: DatasetFormat.ValueType  # 2
 """Objects with `prompt` and `completion`."""
 DATASET_FORMAT_ALPACA: DatasetFormat.ValueType  # 3
 """Alpaca: objects with `instruction`, optional `input`, and `output`."""
+DATASET_FORMAT_SHAREGPT: DatasetFormat.ValueType  # 4
+"""ShareGPT: objects with `conversations`, turns of `from` and `value`; optional `system` and `tools`."""
+DATASET_FORMAT_PREFERENCE_OPENAI: DatasetFormat.ValueType  # 5
+"""OpenAI's preference pairs: objects with `input`, `preferred_output` and `non_preferred_output`."""
+DATASET_FORMAT_PREFERENCE: DatasetFormat.ValueType  # 6
+"""TRL's preference pairs: objects with `chosen` and `rejected`, with `prompt` or with both beginning the same; optional `tools`."""
+DATASET_FORMAT_SHAREGPT_PREFERENCE: DatasetFormat.ValueType  # 7
+"""LLaMA-Factory's preference pairs: objects with `conversations` or `messages`, and one turn each as `chosen` and `rejected`."""
+DATASET_FORMAT_UNPAIRED: DatasetFormat.ValueType  # 8
+"""TRL's labelled answers: objects with `prompt`, `completion` and `label`; optional `tools`."""
+DATASET_FORMAT_SHAREGPT_UNPAIRED: DatasetFormat.ValueType  # 9
+"""LLaMA-Factory's labelled answers: objects with `conversations` or `messages`, and `label`."""
+DATASET_FORMAT_QUESTION_ANSWER: DatasetFormat.ValueType  # 10
+"""Objects with `question` and `answer`: a conversation of two turns."""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 class _InvalidRecordPolicy:
@@ -266,7 +294,7 @@ class SplitStatistics(_message.Message):
     num_characters: _builtins.int
     """Characters of text in it."""
     num_messages: _builtins.int
-    """Turns in it; a prompt-completion record counts two."""
+    """Turns in it; plain text counts one for its prompt and one for each completion."""
     def __init__(
         self,
         *,
@@ -533,6 +561,9 @@ class Record(_message.Message):
     LINE_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
     PROMPT_COMPLETION_FIELD_NUMBER: _builtins.int
+    CONVERSATION_PAIR_FIELD_NUMBER: _builtins.int
+    COMPLETION_PAIR_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Row of the record within the version, from 0."""
     record_id: _builtins.str
@@ -543,6 +574,8 @@ class Record(_message.Message):
     """File it was read from."""
     line: _builtins.int
     """Line it was read from, from 1."""
+    label: _chat_pb2.Label.ValueType
+    """What the last answer of a conversation, or a completion, is worth. Unset when nobody said."""
     @_builtins.property
     def conversation(self) -> _chat_pb2.Conversation:
         """A conversation."""
@@ -550,6 +583,14 @@ class Record(_message.Message):
     @_builtins.property
     def prompt_completion(self) -> _chat_pb2.PromptCompletion:
         """A prompt and its completion."""
+
+    @_builtins.property
+    def conversation_pair(self) -> _chat_pb2.ConversationPair:
+        """A conversation and two answers, one of them preferred."""
+
+    @_builtins.property
+    def completion_pair(self) -> _chat_pb2.CompletionPair:
+        """A prompt and two completions, one of them preferred."""
 
     def __init__(
         self,
@@ -561,12 +602,15 @@ class Record(_message.Message):
         line: _builtins.int = ...,
         conversation: _chat_pb2.Conversation | None = ...,
         prompt_completion: _chat_pb2.PromptCompletion | None = ...,
+        conversation_pair: _chat_pb2.ConversationPair | None = ...,
+        completion_pair: _chat_pb2.CompletionPair | None = ...,
+        label: _chat_pb2.Label.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "example", b"example", "prompt_completion", b"prompt_completion"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion_pair", b"completion_pair", "conversation", b"conversation", "conversation_pair", b"conversation_pair", "example", b"example", "prompt_completion", b"prompt_completion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "example", b"example", "filename", b"filename", "line", b"line", "prompt_completion", b"prompt_completion", "record_id", b"record_id", "row", b"row", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_pair", b"completion_pair", "conversation", b"conversation", "conversation_pair", b"conversation_pair", "example", b"example", "filename", b"filename", "label", b"label", "line", b"line", "prompt_completion", b"prompt_completion", "record_id", b"record_id", "row", b"row", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_example: _TypeAlias = _typing.Literal["conversation", "prompt_completion"]  # noqa: Y015
+    _WhichOneofReturnType_example: _TypeAlias = _typing.Literal["conversation", "prompt_completion", "conversation_pair", "completion_pair"]  # noqa: Y015
     _WhichOneofArgType_example: _TypeAlias = _typing.Literal["example", b"example"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_example) -> _WhichOneofReturnType_example | None: ...
 

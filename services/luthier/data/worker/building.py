@@ -17,7 +17,15 @@ from luthier.data.worker.parquet import RECORD_SCHEMA, ShardWriter, WrittenShard
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import formats
 from luthier.text.readers import Line, read_values
-from luthier.text.records import ChatRecord, Record, record_id, record_to_json
+from luthier.text.records import (
+    ChatPair,
+    ChatRecord,
+    CompletionPair,
+    CompletionRecord,
+    Record,
+    record_id,
+    record_to_json,
+)
 from luthier.v1.dataset_pb2 import (
     DATASET_FORMAT_UNSPECIFIED,
     INVALID_RECORD_POLICY_SKIP,
@@ -143,10 +151,7 @@ class VersionBuilder:
         self._writer.add(row, len(canonical) + 200)
 
     def _count(self, record: Record, split: Split.ValueType) -> None:
-        if isinstance(record, ChatRecord):
-            texts = [message.content for message in record.messages]
-        else:
-            texts = [record.prompt, record.completion]
+        texts = _texts(record)
         counts = self._splits[split]
         counts.num_records += 1
         counts.num_characters += sum(map(len, texts))
@@ -259,6 +264,19 @@ def _canonical(line: Line, format_: DatasetFormat.ValueType) -> tuple[Record, by
         message = f"must be at most {MAX_RECORD_BYTES} bytes in canonical form, got {len(canonical)}"
         raise formats.RecordError("", "RECORD_TOO_LONG", message)
     return record, canonical
+
+
+def _texts(record: Record) -> list[str]:
+    match record:
+        case ChatRecord():
+            return [message.content for message in record.messages]
+        case CompletionRecord():
+            return [record.prompt, record.completion]
+        case ChatPair():
+            turns = (*record.messages, *record.chosen, *record.rejected)
+            return [message.content for message in turns]
+        case CompletionPair():
+            return [record.prompt, record.chosen, record.rejected]
 
 
 def _printable(text: str) -> str:

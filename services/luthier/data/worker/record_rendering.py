@@ -22,6 +22,7 @@ from luthier.text.units import (
     Unit,
     preference_unit,
     prompt_unit,
+    reference_record,
     taught_record,
     unpaired_unit,
 )
@@ -167,7 +168,7 @@ class RecordRenderer:
             case RenderingKind.PREFERENCE:
                 return _unit(preference_unit(self._renderer, record, self._limit))
             case RenderingKind.UNPAIRED:
-                answered = record_from_json(other) if other else None
+                answered = reference_record(record_from_json(other)) if other else None
                 return _unit(unpaired_unit(self._renderer, record, answered, self._limit))
             case RenderingKind.PROMPT:
                 assert self._stops is not None, "they were looked for at the start"

@@ -18,7 +18,7 @@ from luthier.lm.generate import GenerationRequest
 from luthier.lm.lora import use_adapter
 from luthier.lm.scoring import SequenceScore, sequence_logprobs
 from luthier.text.endings import Stops
-from luthier.text.records import ChatRecord, Record
+from luthier.text.records import ChatRecord, SingleRecord
 from luthier.text.rendering import Rendered
 from luthier.text.shots import with_shots
 from luthier.v1 import evaluation_pb2
@@ -87,7 +87,7 @@ class ArmRunner:
         self._num_steps = 0
         self._evaluation = context.task.evaluate.evaluation
 
-    def run(self, arm_id: str, questions: Sequence[Question], shots: Sequence[Record]) -> ArmAnswers:
+    def run(self, arm_id: str, questions: Sequence[Question], shots: Sequence[SingleRecord]) -> ArmAnswers:
         """Answer every question that has no answer yet.
 
         Raises:
@@ -218,7 +218,7 @@ class ArmRunner:
             return sequence_logprobs(self._loaded.model, ids, masks)
 
 
-def _asked_first(asked: Asked, questions: Sequence[Question], shots: Sequence[Record]) -> Before:
+def _asked_first(asked: Asked, questions: Sequence[Question], shots: Sequence[SingleRecord]) -> Before:
     """Return what stands before the first answer that the template asks for."""
     position = min(asked.prompts, default=None)
     if position is None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.text.endings import Stops
-from luthier.text.records import ChatRecord, Record, message_to_object, record_to_json
+from luthier.text.records import ChatRecord, SingleRecord, message_to_object, record_to_json
 from luthier.text.rendering import Rendered, RenderingError
 from luthier.text.templates import TemplateError
 from luthier.v1 import evaluation_pb2
@@ -28,11 +28,11 @@ MAX_AT_LIMIT = 3
 class Prompts(Protocol):
     """What a renderer does of asking; `luthier.text.rendering.Renderer` is one."""
 
-    def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
+    def prompt(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer."""
         ...
 
-    def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
+    def answer(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt."""
         ...
 
@@ -63,7 +63,7 @@ class Before:
     tools: Sequence[Mapping[str, Any]] = ()
 
     @staticmethod
-    def answer_of(record: Record) -> Before:
+    def answer_of(record: SingleRecord) -> Before:
         """Return what stands before a record's last answer; nothing for plain text, which has no turns."""
         if not isinstance(record, ChatRecord):
             return Before()
@@ -111,11 +111,11 @@ class Asker:
         }
         self._num_at_limit = 0
 
-    def prompt(self, record: Record, shots: Sequence[Record] = ()) -> tuple[int, ...]:
+    def prompt(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it."""
         return tuple(self._ask({"do": "prompt", **_records(record, shots)})["ids"])
 
-    def answer(self, record: Record, shots: Sequence[Record] = ()) -> Rendered:
+    def answer(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt, with `shots` before it."""
         answer = self._ask({"do": "answer", **_records(record, shots)})
         return Rendered(
@@ -216,5 +216,5 @@ class TextDecoder:
         return text
 
 
-def _records(record: Record, shots: Sequence[Record]) -> dict[str, Any]:
+def _records(record: SingleRecord, shots: Sequence[SingleRecord]) -> dict[str, Any]:
     return {"record": record_to_json(record), "shots": [record_to_json(shot) for shot in shots]}

@@ -13,7 +13,7 @@ from luthier.evaluation.worker.outcome import result_of, write_answers
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading, grading_of
 from luthier.evaluation.worker.splits import Splits
-from luthier.text.records import Record
+from luthier.text.records import SingleRecord
 from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
 from luthier.work.limits import answering_seconds
@@ -83,7 +83,7 @@ class Evaluator:
         loaded: LoadedModel,
         answered: Answered,
         questions: Sequence[Question],
-        shots: Sequence[Record],
+        shots: Sequence[SingleRecord],
     ) -> dict[str, ArmAnswers]:
         arms = context.task.evaluate.arms
         answers = {}
@@ -102,7 +102,7 @@ class Evaluator:
                 answers[arm.arm.arm_id] = runner.run(arm.arm.arm_id, questions, shots[: arm.arm.num_shots])
         return answers
 
-    def _shots(self, context: TaskContext, evaluation: evaluation_pb2.Evaluation) -> list[Record]:
+    def _shots(self, context: TaskContext, evaluation: evaluation_pb2.Evaluation) -> list[SingleRecord]:
         wanted = max((arm.num_shots for arm in evaluation.arms), default=0)
         if wanted == 0:
             return []

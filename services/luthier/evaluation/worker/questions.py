@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from luthier.errors import FailedPrecondition, Failure, InvalidArgument, LuthierError, Reason
 from luthier.evaluation.worker.asking import Prompts
-from luthier.text.records import Record
+from luthier.text.records import SingleRecord
 from luthier.text.rendering import Rendered, RenderingError
 from luthier.text.templates import TemplateError
 
@@ -24,7 +24,7 @@ class Question:
 
     record_id: str
     row: int
-    record: Record
+    record: SingleRecord
     filename: str = ""
     line: int = 0
 
@@ -94,7 +94,7 @@ def choose(found: Iterable[T], count: int, seed: int) -> list[T]:
 
 
 def ask(
-    renderer: Prompts, questions: Sequence[Question], shots: Sequence[Record], *, measured: bool
+    renderer: Prompts, questions: Sequence[Question], shots: Sequence[SingleRecord], *, measured: bool
 ) -> Asked:
     """Render the prompts of an arm, and the references where they are measured."""
     prompts: dict[int, tuple[int, ...]] = {}
@@ -116,7 +116,9 @@ def ask(
     return Asked(prefix=prefix, prompts=rest, references=references, failures=failures)
 
 
-def prompted_by(renderer: Prompts, record: Record, shots: Sequence[Record], *, measured: bool) -> Prompted:
+def prompted_by(
+    renderer: Prompts, record: SingleRecord, shots: Sequence[SingleRecord], *, measured: bool
+) -> Prompted:
     """Render one question.
 
     Raises:

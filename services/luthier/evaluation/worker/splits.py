@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.errors import FailedPrecondition
 from luthier.evaluation.worker.questions import Question, choose
 from luthier.text.records import record_from_json
+from luthier.text.rendering import RenderingError
+from luthier.text.units import reference_record
 from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2
 from luthier.work.arrow_stream import read_batches
 from luthier.work.context import TaskContext
@@ -57,6 +60,8 @@ class Splits:
 
         Raises:
             DataLoss: the version's name means another one by now.
+            FailedPrecondition: the answer of a chosen record is labelled undesirable. Of a pair the chosen answer is
+                right.
             LuthierError: the Data service refused, or stayed away.
         """
         if 0 < count <= _FEW:
@@ -67,16 +72,7 @@ class Splits:
         self._require_pinned(
             context
         )  # the name may have gone over to another version while the last stream opened
-        return [
-            Question(
-                row=one.row,
-                record_id=one.record_id,
-                record=record_from_json(one.text),
-                filename=one.filename,
-                line=one.line,
-            )
-            for one in stored
-        ]
+        return _questions(stored)
 
     def close(self) -> None:
         """Hang up."""
@@ -143,6 +139,30 @@ class Splits:
             context.check,
         )
         require_pinned(evaluation.dataset_version, evaluation.dataset_digest, version.digest)
+
+
+def _questions(stored: Sequence[_Stored]) -> list[Question]:
+    questions: list[Question] = []
+    refused: list[tuple[_Stored, RenderingError]] = []
+    for one in stored:
+        try:
+            record = reference_record(record_from_json(one.text))
+        except RenderingError as error:
+            refused.append((one, error))
+            continue
+        question = Question(
+            row=one.row, record_id=one.record_id, record=record, filename=one.filename, line=one.line
+        )
+        questions.append(question)
+    if refused:
+        first, why = refused[0]
+        raise FailedPrecondition(
+            f"{len(refused)} of {len(stored)} records have nothing to compare an answer with, the first is "
+            f"{first.filename}:{first.line}: {why}; evaluate on a version whose answers are right",
+            reason=why.reason,
+            metadata={"filename": first.filename, "line": str(first.line)},
+        )
+    return questions
 
 
 def _rows_of(batch: Any) -> Iterator[_Stored]:
