@@ -31,16 +31,16 @@ FORGETFUL = (
 )
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 FILES = {
-    "unknown-format": '{"question": "a", "answer": "b"}\n',
+    "unknown-format": '{"query": "a", "answer": "b"}\n',
     "broken-json": json.dumps({"messages": [USER, ASSISTANT]}) + '\n{"messages": [\n',
     "empty-file": "",
     "missing-field": json.dumps({"messages": [USER, {"role": "assistant"}]}) + "\n",
     "wrong-role-order": json.dumps({"messages": [USER, ASSISTANT, USER]}) + "\n",
     "pretty-printed": json.dumps({"messages": [USER, ASSISTANT]}, indent=2),
-    "sharegpt": '{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}\n',
+    "renamed-sharegpt": '{"dialog": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}\n',
 }
 FAILED_VERSIONS = [
-    ("unknown-format", "INVALID_ARGUMENT", "UNKNOWN_FORMAT", r"answer, question.*OPENAI_CHAT: messages"),
+    ("unknown-format", "INVALID_ARGUMENT", "UNKNOWN_FORMAT", r"answer, query.*OPENAI_CHAT: messages"),
     ("broken-json", "INVALID_ARGUMENT", "INVALID_RECORDS", r"broken-json\.jsonl:2.*JSON"),
     ("empty-file", "INVALID_ARGUMENT", "EMPTY_FILE", r"empty-file\.jsonl"),
     (
@@ -57,10 +57,10 @@ FAILED_VERSIONS = [
     ),
     ("pretty-printed", "INVALID_ARGUMENT", "INVALID_RECORDS", r"1 of 1 records.*pretty-printed JSON"),
     (
-        "sharegpt",
+        "renamed-sharegpt",
         "INVALID_ARGUMENT",
         "UNKNOWN_FORMAT",
-        r"looks like ShareGPT: rename conversations to messages",
+        r"looks like ShareGPT under another name: rename dialog to conversations",
     ),
 ]
 

@@ -15,20 +15,14 @@ USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "conte
     ("value", "said"),
     [
         (
-            {"conversations": [{"from": "human", "value": "q"}]},
-            "ShareGPT: rename conversations to messages, from to",
+            {"dialog": [{"from": "human", "value": "q"}]},
+            "ShareGPT under another name: rename dialog to conversations",
         ),
-        (
-            {"conversations": [{"role": "user", "content": "q"}]},
-            "another name: rename conversations to messages",
-        ),
-        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference pairs: .*keep the chosen"),
-        ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, "preference pairs"),
-        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "OpenAI's preference pairs"),
+        ({"dialog": [{"role": "user", "content": "q"}]}, "another name: rename dialog to messages"),
         ({"text": "t"}, "plain text: .*with an empty prompt"),
         (
-            {"question": "q", "answer": "a", "id": 3},
-            "pairs of question and answer: rename question to instruction",
+            {"question": "q", "response": "a", "id": 3},
+            "pairs of question and response: rename question to instruction",
         ),
         ({"instruction": "q", "response": "a"}, "rename instruction to instruction and response to output"),
         ({"input": "q", "output": "a"}, "pairs of input and output"),
@@ -37,6 +31,10 @@ USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "conte
         (
             {"train": [{"messages": [USER, ASSISTANT]}]},
             "holds the records in 'train': write that list by itself",
+        ),
+        (
+            {"data": [{"prompt": "q", "chosen": "a", "rejected": "b"}]},
+            "holds the records in 'data': write that list by itself",
         ),
     ],
 )
@@ -47,7 +45,7 @@ def test_shapes_of_other_tools_are_named_with_what_to_do(value: dict[str, Any], 
         parse_record(value, Format.OPENAI_CHAT)
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, {"a": [{"b": 1}]}, {"a": []}, 3])
+@pytest.mark.parametrize("value", [{"chosen": [USER, ASSISTANT]}, {"a": 1}, {"a": [{"b": 1}]}, {"a": []}, 3])
 def test_a_shape_that_nobody_knows_has_no_name(value: object) -> None:
     with pytest.raises(UnknownFormatError) as caught:
         detect([value])

@@ -32,15 +32,68 @@ NULLS = dict.fromkeys(NULL_KEYS.split())
         ({"messages": [USER, ASSISTANT]}, Format.OPENAI_CHAT),
         ({"prompt": "a", "completion": "b"}, Format.PROMPT_COMPLETION),
         ({"instruction": "a", "input": "", "output": "b"}, Format.ALPACA),
+        ({"question": "a", "answer": "b"}, Format.QUESTION_ANSWER),
+        ({"conversations": [], "system": "s", "tools": ""}, Format.SHAREGPT),
+        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, Format.PREFERENCE_OPENAI),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, Format.PREFERENCE),
+        ({"chosen": [], "rejected": []}, Format.PREFERENCE),
+        ({"conversations": [], "chosen": {}, "rejected": {}}, Format.SHAREGPT_PREFERENCE),
+        ({"messages": [], "chosen": {}, "rejected": {}, "tools": "[]"}, Format.SHAREGPT_PREFERENCE),
+        ({"prompt": "a", "completion": "b", "label": True}, Format.UNPAIRED),
+        ({"messages": [], "label": True}, Format.SHAREGPT_UNPAIRED),
+        ({"conversations": [], "label": True, "system": "s"}, Format.SHAREGPT_UNPAIRED),
     ],
 )
 def test_detect_goes_by_the_keys(value: object, wanted: Format) -> None:
+    """What an answer is worth is never passed over: a labelled or a paired record is no supervised one."""
     assert detect([value]) is wanted
+    assert detect([{"nothing": 1}, value, {"prompt": "a", "completion": "b"}]) is wanted
+
+
+PLAIN = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    ("value", "format_", "path", "said"),
+    [
+        ({**PLAIN, "label": True}, Format.PROMPT_COMPLETION, "label", "looks like UNPAIRED"),
+        ({"messages": [], "label": True}, Format.OPENAI_CHAT, "label", "looks like SHAREGPT_UNPAIRED"),
+        ({"messages": []}, Format.SHAREGPT_UNPAIRED, "label", "looks like OPENAI_CHAT"),
+        ({"label": True}, Format.SHAREGPT_UNPAIRED, "conversations", "the record has label$"),
+        (
+            {**PLAIN, "chosen": "c", "rejected": "d"},
+            Format.PROMPT_COMPLETION,
+            "chosen",
+            "looks like PREFERENCE",
+        ),
+        (
+            PLAIN,
+            Format.UNPAIRED,
+            "label",
+            "looks like PROMPT_COMPLETION: all records of a file have one format",
+        ),
+        ({"chosen": "a"}, Format.PREFERENCE, "rejected", "the record has chosen$"),
+        ({"conversations": []}, Format.OPENAI_CHAT, "messages", "looks like SHAREGPT"),
+    ],
+)
+def test_a_record_of_another_format_than_its_file_is_named_as_what_it_is(
+    value: dict[str, Any], format_: Format, path: str, said: str
+) -> None:
+    with pytest.raises(RecordError, match=said) as caught:
+        parse_record(value, format_)
+    assert caught.value.path == path
+    assert caught.value.reason in ("MISSING_FIELD", "UNKNOWN_FIELD")
+
+
+def test_a_question_and_its_answer_become_a_conversation() -> None:
+    messages = (Message(role="user", content="1+1?"), Message(role="assistant", content="2"))
+    value = {"question": "1+1?", "answer": "2"}
+    assert parse_record(value, Format.QUESTION_ANSWER) == ChatRecord(messages=messages)
 
 
 def test_detect_names_the_keys_found_and_the_formats_known() -> None:
-    with pytest.raises(UnknownFormatError, match=r"found \(answer, question\).*ALPACA: instruction, output"):
-        detect([{"question": "a", "answer": "b"}])
+    with pytest.raises(UnknownFormatError, match=r"found \(answer, query\).*ALPACA: instruction, output"):
+        detect([{"query": "a", "answer": "b"}])
 
 
 def test_openai_chat_is_taken_as_is() -> None:
@@ -313,6 +366,8 @@ def test_a_bad_chat_is_refused_where_it_is_wrong(messages: Any, path: str, reaso
         ({"instruction": "a", "output": "b", "history": 5}, Format.ALPACA, "history", "WRONG_TYPE"),
         ({"instruction": "a", "output": "b", "input": 0}, Format.ALPACA, "input", "WRONG_TYPE"),
         ({"instruction": "a", "output": "b", "system": []}, Format.ALPACA, "system", "WRONG_TYPE"),
+        ({"question": "a", "answer": " "}, Format.QUESTION_ANSWER, "answer", "EMPTY_FIELD"),
+        ({"question": ["a"], "answer": "b"}, Format.QUESTION_ANSWER, "question", "WRONG_TYPE"),
     ],
 )
 def test_a_bad_record_names_path_and_reason(value: object, format_: Format, path: str, reason: str) -> None:

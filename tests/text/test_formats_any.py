@@ -23,15 +23,24 @@ JSON_VALUES = st.recursive(
 FIELDS = ["role", "content", "text", "type", "from", "value", *NULL_KEYS.split()]
 TURNS = st.dictionaries(
     st.sampled_from(FIELDS),
-    JSON_VALUES | st.sampled_from(["user", "assistant", "tool", "function", CALL, [CALL]]),
+    JSON_VALUES
+    | st.sampled_from(["user", "assistant", "tool", "function", CALL, [CALL]])
+    | st.sampled_from(["human", "gpt", "function_call", "observation", '{"name": "f", "arguments": {}}']),
 )
 RECORD_KEYS = (
-    "messages tools functions parallel_tool_calls prompt completion instruction output input system history"
+    "messages tools functions parallel_tool_calls prompt completion instruction output input system history "
+    "conversations chosen rejected label question answer preferred_output non_preferred_output id"
 )
 
 
 @given(
-    st.dictionaries(st.sampled_from(RECORD_KEYS.split()), st.lists(TURNS, max_size=3) | JSON_VALUES)
+    st.dictionaries(
+        st.sampled_from(RECORD_KEYS.split()),
+        st.lists(TURNS, max_size=3)
+        | TURNS
+        | st.dictionaries(st.just("messages"), st.lists(TURNS))
+        | JSON_VALUES,
+    )
     | JSON_VALUES,
     st.sampled_from(Format),
 )

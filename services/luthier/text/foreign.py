@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _PAIR = "rename {0} to instruction and {1} to output to have a conversation, to prompt and completion for plain text"
-_OWN = (frozenset({"messages"}), frozenset({"prompt", "completion"}), frozenset({"instruction", "output"}))
+_OWN = (
+    frozenset({"messages"}),
+    frozenset({"conversations"}),
+    frozenset({"prompt", "completion"}),
+    frozenset({"chosen", "rejected"}),
+    frozenset({"instruction", "output"}),
+    frozenset({"question", "answer"}),
+    frozenset({"preferred_output", "non_preferred_output"}),
+)
+# Messages that are a part of a record: alone they are no conversation.
+_HALVES = ("prompt", "completion", "chosen", "rejected", "preferred_output", "non_preferred_output")
 _PAIRS = (
-    ("question", "answer"),
     ("question", "response"),
     ("instruction", "response"),
     ("instruction", "completion"),
@@ -19,16 +28,6 @@ _PAIRS = (
 )
 # The first whose keys are all there.
 _SHAPES: tuple[tuple[frozenset[str], str, str], ...] = (
-    (
-        frozenset({"chosen", "rejected"}),
-        "preference pairs",
-        "supervised tuning learns one answer: keep the chosen one, as messages or as prompt and completion",
-    ),
-    (
-        frozenset({"preferred_output", "non_preferred_output"}),
-        "OpenAI's preference pairs",
-        "supervised tuning learns one answer: write input.messages and the preferred_output as messages",
-    ),
     (
         frozenset({"custom_id", "body"}),
         "requests of OpenAI's Batch API",
@@ -66,11 +65,8 @@ def named_shape(record: object) -> str | None:
 def _list_shape(key: str, first: Mapping[str, object]) -> str | None:
     keys = first.keys()
     if keys >= {"from", "value"}:
-        renamed = (
-            f"rename {key} to messages, from to role (human becomes user, gpt assistant) and value to content"
-        )
-        return f"ShareGPT: {renamed}"
-    if keys >= {"role", "content"} and key not in ("chosen", "rejected"):
+        return f"ShareGPT under another name: rename {key} to conversations"
+    if keys >= {"role", "content"} and key not in _HALVES:
         return f"a conversation under another name: rename {key} to messages"
     if any(own <= keys for own in _OWN) or any(known <= keys for known, _, _ in _SHAPES):
         return f"one object that holds the records in {key!r}: write that list by itself"

@@ -6,9 +6,17 @@ Null stands for a field that is not there. What is out of date is written as wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from luthier.text.conversations import (
+    Turn,
+    call_id_of,
+    check_results,
+    messages_of,
+    require_answer,
+    turn_values,
+)
 from luthier.text.fields import RecordError, kind, objects, optional_text, required_text
 from luthier.text.records import ChatRecord, Message
 
@@ -37,16 +45,17 @@ def parse_chat(value: Mapping[str, Any]) -> ChatRecord:
     Raises:
         RecordError: the first thing that is wrong with it.
     """
-    messages = value["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise RecordError("messages", "WRONG_TYPE", "must be a list with at least one message", messages)
-    parallel = value.get("parallel_tool_calls")
-    if not isinstance(parallel, bool | None):
-        raise RecordError("parallel_tool_calls", "WRONG_TYPE", f"must be true or false, got {kind(parallel)}")
-    reader = _Messages()
-    parsed = tuple(reader.read(message, index) for index, message in enumerate(messages))
-    _check_order(parsed)
-    return ChatRecord(messages=parsed, tools=_tools(value))
+    check_parallel(value.get("parallel_tool_calls"), "parallel_tool_calls")
+    turns = ChatReader().read(value["messages"], "messages")
+    check_results(turns)
+    require_answer(turns)
+    return ChatRecord(messages=messages_of(turns), tools=_tools(value))
+
+
+def check_parallel(value: object, path: str) -> None:
+    """Raise RecordError unless it is true, false or null."""
+    if not isinstance(value, bool | None):
+        raise RecordError(path, "WRONG_TYPE", f"must be true or false, got {kind(value)}", value)
 
 
 def _tools(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -56,14 +65,32 @@ def _tools(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return tools or tuple({"type": "function", "function": dict(function)} for function in functions)
 
 
-class _Messages:
+class ChatReader:
     """Reads the turns of one conversation; knows the calls of functions so far."""
 
     def __init__(self) -> None:
         self._call_ids: dict[str, str] = {}
+        self._num_turns = 0
 
-    def read(self, value: object, index: int) -> Message:
-        path = f"messages[{index}]"
+    def fork(self) -> ChatReader:
+        """Return a reader of what follows the turns read so far; this one stays as it is."""
+        made = ChatReader()
+        made._call_ids = dict(self._call_ids)
+        made._num_turns = self._num_turns
+        return made
+
+    def read(self, values: object, path: str) -> tuple[Turn, ...]:
+        """Return the turns of a list with at least one. Raises RecordError."""
+        found = turn_values(values, path)
+        return tuple(self.read_one(value, f"{path}[{index}]") for index, value in enumerate(found))
+
+    def read_one(self, value: object, path: str) -> Turn:
+        """Return one turn, which stands at a path by itself. Raises RecordError."""
+        turn = Turn(message=self._message(value, path), role_path=f"{path}.role")
+        self._num_turns += 1
+        return turn
+
+    def _message(self, value: object, path: str) -> Message:
         if not isinstance(value, Mapping):
             raise RecordError(path, "WRONG_TYPE", f"must be a JSON object, got {kind(value)}", value)
         for key in value:
@@ -80,7 +107,7 @@ class _Messages:
             raise RecordError(f"{path}.audio", "NOT_TEXT", "must be null: models learn from text alone")
         if role == "function":
             return self._function_result(value, path)
-        tool_calls = self._calls(value, role, path, index)
+        tool_calls = self._calls(value, role, path)
         return Message(
             role=role,
             content=_content(value, role, path, may_be_empty=bool(tool_calls) or role == "tool"),
@@ -90,9 +117,7 @@ class _Messages:
             tool_call_id=optional_text(value.get("tool_call_id"), f"{path}.tool_call_id"),
         )
 
-    def _calls(
-        self, value: Mapping[str, Any], role: str, path: str, index: int
-    ) -> tuple[Mapping[str, Any], ...]:
+    def _calls(self, value: Mapping[str, Any], role: str, path: str) -> tuple[Mapping[str, Any], ...]:
         tool_calls = objects(value.get("tool_calls"), f"{path}.tool_calls")
         call = value.get("function_call")
         for key, found in (("tool_calls", tool_calls), ("function_call", call)):
@@ -107,8 +132,7 @@ class _Messages:
             description = f"must be {{name, arguments}}, got {kind(call)}"
             raise RecordError(f"{path}.function_call", "WRONG_TYPE", description, call)
         name = required_text(call.get("name"), f"{path}.function_call.name")
-        # Nine letters and digits: the only ids that Mistral's templates take.
-        call_id = self._call_ids[name] = f"call{index:05}"
+        call_id = self._call_ids[name] = call_id_of(self._num_turns)
         return ({"id": call_id, "type": "function", "function": dict(call)},)
 
     def _function_result(self, value: Mapping[str, Any], path: str) -> Message:
@@ -165,22 +189,3 @@ def _weight(value: object, role: str, path: str) -> float | None:
         description = f"only assistant turns are learnt, not {role}: must be 0 or not be there, got 1"
         raise RecordError(path, "WRONG_ROLE", description, value)
     return None
-
-
-def _check_order(messages: Sequence[Message]) -> None:
-    """Refuse an order that no template could use. What one of them cannot, its rendering says."""
-    previous = ""
-    for index, message in enumerate(messages):
-        calls_before = index > 0 and (messages[index - 1].tool_calls or previous == "tool")
-        if message.role == "tool" and not calls_before:
-            path = f"messages[{index}].role"
-            raise RecordError(
-                path, "WRONG_ROLE_ORDER", "tool must follow an assistant that calls it", message.role
-            )
-        previous = message.role
-    if previous != "assistant":
-        path = f"messages[{len(messages) - 1}].role"
-        description = (
-            f"the last turn must be assistant, got {previous}: what follows the last answer teaches nothing"
-        )
-        raise RecordError(path, "WRONG_ROLE_ORDER", description, previous)

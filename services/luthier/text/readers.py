@@ -73,6 +73,14 @@ def read_values(stream: BinaryIO) -> Iterator[Line]:
         yield from _lines(stream, number)
 
 
+def read_json(text: str) -> Any:
+    """Return the value of a JSON text, as strictly as those of a file. Raises ValueError, which says what is wrong."""
+    value, end = _decode(text, _after_space(text, 0))
+    if text[end:].strip():
+        raise ValueError(f"Extra data at column {end + 1}")
+    return value
+
+
 def _other_file(stream: BinaryIO) -> str | None:
     head = stream.read(4)
     stream.seek(-len(head), 1)

@@ -142,7 +142,10 @@ BAD_FILES: list[tuple[bytes, str, str]] = [
         b'{"question": "q", "reply": "r"}\n',
         Reason.UNKNOWN_FORMAT,
         "0.jsonl: no known format has the keys found (question, reply); known are OPENAI_CHAT: messages; "
-        "PROMPT_COMPLETION: completion, prompt; ALPACA: instruction, output",
+        "PROMPT_COMPLETION: completion, prompt; ALPACA: instruction, output; SHAREGPT: conversations; "
+        "PREFERENCE_OPENAI: input, non_preferred_output, preferred_output; PREFERENCE: chosen, rejected; "
+        "SHAREGPT_PREFERENCE: chosen, rejected, conversations or messages; UNPAIRED: completion, label, prompt; "
+        "SHAREGPT_UNPAIRED: label, conversations or messages; QUESTION_ANSWER: answer, question",
     ),
     (
         b'{"prompt": "a"}\n{"prompt": "a", "completion": "b"}\n',

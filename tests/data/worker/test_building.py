@@ -15,6 +15,7 @@ from luthier.data.worker import building
 from luthier.data.worker.building import Built, Place, VersionBuilder, require_valid
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import readers
+from luthier.text.formats import Format
 from luthier.text.records import ChatRecord, record_from_json, record_id
 from luthier.text.templates import ChatTemplate
 from luthier.v1.dataset_pb2 import (
@@ -166,11 +167,11 @@ def test_build_of_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 def test_build_of_an_unknown_format_names_the_keys_found_and_the_formats_known(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        build(tmp_path, lines({"question": "q", "answer": "a"}))
+        build(tmp_path, lines({"query": "q", "answer": "a"}))
     assert caught.value.reason == Reason.UNKNOWN_FORMAT
-    assert "answer, question" in caught.value.message
-    for known in ("OPENAI_CHAT", "PROMPT_COMPLETION", "ALPACA"):
-        assert known in caught.value.message
+    assert "answer, query" in caught.value.message
+    for known in Format:
+        assert f"{known}: " in caught.value.message
 
 
 def test_build_reports_each_bad_record_and_goes_on(tmp_path: Path) -> None:

@@ -78,8 +78,9 @@ def create(
 ) -> None:
     """Upload FILES and build a version: checked, without duplicates, split.
 
-    Formats: OpenAI chat, prompt-completion, Alpaca; as JSONL or JSON. FILES take the place of the `sources` in -f FILE,
-    which are uploads that are complete.
+    Formats, which are detected and shown: OpenAI chat, prompt-completion, Alpaca, ShareGPT, question-answer; preference
+    pairs of OpenAI, TRL and LLaMA-Factory; answers with a label of TRL and LLaMA-Factory; as JSONL or JSON. FILES take
+    the place of the `sources` in -f FILE, which are uploads that are complete.
     """
     paths = _take_files(draft.message, [*((path, "") for path in files), *map(_placed, placed)])
     wanted = draft.finish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -14,9 +14,11 @@ from luthier.client.events import AnyWatched, state_of
 from luthier.client.names import short
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
-    from luthier.v1.dataset_pb2 import Dataset, DatasetVersion, Record, RecordError
+    from luthier.v1.chat_pb2 import ChatMessage
+    from luthier.v1.dataset_pb2 import Dataset, DatasetSource, DatasetVersion, Record, RecordError
     from luthier.v1.fine_tuning_job_pb2 import FineTuningPlan
 
 _STATE_STYLES = {
@@ -135,12 +137,27 @@ def version_facts(version: DatasetVersion) -> Group:
             ("kept", f"{number(counts.num_records)} records" if counts.num_records_read else ""),
             ("duplicates", number(counts.num_duplicates) if counts.num_duplicates else ""),
             ("invalid", number(counts.num_invalid) if counts.num_invalid else ""),
-            ("sources", ", ".join(source.filename for source in version.sources)),
+            ("sources", ", ".join(map(_source, version.sources))),
             ("digest", version.digest),
             ("labels", mapping(version.labels)),
         ]
     )
     return Group(head, *((Text(""), splits) if splits.row_count else ()))
+
+
+def _source(source: DatasetSource) -> str:
+    found = _enum_name(source, "detected_format") if source.detected_format else ""
+    return f"{source.filename} ({found})" if found else source.filename
+
+
+def _enum_name(message: Message, field: str) -> str:
+    """Return an enum value's name as files take it, e.g. openai-chat; its number where this client is too old."""
+    number, described = getattr(message, field), message.DESCRIPTOR.fields_by_name[field].enum_type
+    if number not in described.values_by_number:
+        return str(number)
+    prefix = described.values[0].name.removesuffix("UNSPECIFIED")
+    name: str = described.values_by_number[number].name
+    return name.removeprefix(prefix).lower().replace("_", "-")
 
 
 def error_table(errors: Iterable[RecordError]) -> Table:
@@ -161,16 +178,37 @@ def record_table(records: Iterable[Record]) -> Table:
     """Return records in brief."""
     made = table("#ROW", "SPLIT", "WHERE", "EXAMPLE")
     for record in records:
-        if record.WhichOneof("example") == "conversation":
-            turns = [(turn.role, turn.content) for turn in record.conversation.messages]
-        else:
-            turns = [
-                ("prompt", record.prompt_completion.prompt),
-                ("completion", record.prompt_completion.completion),
-            ]
-        text = Text("\n").join(Text.assemble((f"{role}: ", "bold"), content) for role, content in turns)
+        text = Text("\n").join(
+            Text.assemble((f"{name}: ", "bold"), content) for name, content in _example(record)
+        )
         made.add_row(str(record.row), split_name(record.split), f"{record.filename}:{record.line}", text)
     return made
+
+
+def _example(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield the parts of an example, each with its name; what both sides of a pair answer comes once."""
+    kind = record.WhichOneof("example")
+    if kind == "conversation":
+        yield from ((turn.role, _said(turn)) for turn in record.conversation.messages)
+    elif kind == "conversation_pair":
+        pair = record.conversation_pair
+        yield from ((turn.role, _said(turn)) for turn in pair.messages)
+        for side, turns in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            for turn in turns:
+                yield side if len(turns) == 1 else f"{side}, {turn.role}", _said(turn)
+    elif kind == "completion_pair":
+        texts = record.completion_pair
+        yield from (("prompt", texts.prompt), ("chosen", texts.chosen), ("rejected", texts.rejected))
+    else:
+        plain = record.prompt_completion
+        yield from (("prompt", plain.prompt), ("completion", plain.completion))
+    if record.label:
+        yield "label", _enum_name(record, "label")
+
+
+def _said(turn: ChatMessage) -> str:
+    """Return what a turn says: its text, and the tools that it calls."""
+    return " ".join(filter(None, (turn.content, turn.tool_calls_json)))
 
 
 def plan_facts(plan: FineTuningPlan) -> Group:
