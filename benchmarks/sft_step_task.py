@@ -22,8 +22,9 @@ from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.register import GgufSource, register_source
 from luthier.text.formats import detect, parse_record
-from luthier.text.rendering import Renderer, one_answer
+from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle
+from luthier.text.units import reference_record
 from luthier.training.recipes.batches import BatchSettings, RowLength, iterate_steps
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +140,7 @@ def render_rows(records: Sequence[object], model: Path, wanted: int) -> tuple[Ro
     for record in records:
         if len(rows) == wanted:
             break
-        rendered = renderer.render(one_answer(parse_record(record, kind)))
+        rendered = renderer.render(reference_record(parse_record(record, kind)))
         if len(rendered.input_ids) <= MAX_ROW_TOKENS:
             rows.append(Row(ids=rendered.input_ids, supervised=rendered.loss_mask))
     if len(rows) < wanted:

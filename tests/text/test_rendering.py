@@ -29,13 +29,11 @@ from tokenizers import processors
 from luthier.text.records import ChatRecord, CompletionRecord, Message, message_to_object
 from luthier.text.rendering import (
     FindingKind,
-    LengthPolicy,
     MaskMode,
     Rendered,
     Renderer,
     RenderingError,
     TemplateNotPrefixPreserving,
-    fit,
     reference_text,
 )
 from luthier.text.templates import TemplateError
@@ -257,19 +255,6 @@ def test_a_template_without_end_of_turn_is_warned_about() -> None:
     ]
     assert rendered.ending_ids == ()
     assert renderer(CHATML).render(TWO_TURNS).findings == ()
-
-
-def test_fit_drops_cuts_or_refuses() -> None:
-    rendered = renderer().render(TWO_TURNS)
-    length = len(rendered.input_ids)
-    assert fit(rendered, length, LengthPolicy.FAIL) is rendered
-    assert fit(rendered, length - 1, LengthPolicy.DROP) is None
-    cut = fit(rendered, 10, LengthPolicy.TRUNCATE)
-    assert cut is not None
-    assert (len(cut.input_ids), len(cut.loss_mask), cut.truncated) == (10, 10, True)
-    with pytest.raises(RenderingError, match=f"at most 5 tokens, got {length}") as caught:
-        fit(rendered, 5, LengthPolicy.FAIL)
-    assert caught.value.reason == "SEQUENCE_TOO_LONG"
 
 
 def test_reference_text_is_the_last_answer() -> None:

@@ -26,6 +26,8 @@ ID_COLUMNS = ("row", "record_id")
 """Columns of a version's shards that tell its records without their text."""
 ROW_COLUMNS = ("row", "record_id", "split", "filename", "line", "input_ids", "loss_mask", "unit", "role")
 """Columns of a rendering's shards, besides those of `LENGTH_COLUMNS`."""
+PROMPT_COLUMNS = (*ROW_COLUMNS, "record")
+"""Columns of the shards of a PROMPT rendering, likewise; `record` is the canonical record as JSON."""
 LENGTH_COLUMNS = ("row", "split", "num_tokens", "num_supervised", "unit")
 """Columns of a rendering's shards that tell its lengths without its tokens."""
 CHUNK_BYTES = 1 << 20

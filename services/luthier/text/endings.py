@@ -22,10 +22,12 @@ class Stops:
     Attributes:
         token_ids: the tokens.
         unknown: why it is not known how the template ends a turn, which may be by another token; empty when it is.
+        end_turns: whether some of them are how the template ends a turn.
     """
 
     token_ids: frozenset[int]
     unknown: str = ""
+    end_turns: bool = False
 
 
 def turn_endings(

@@ -16,6 +16,14 @@ class FindingKind(StrEnum):
     ARGUMENTS_NOT_OBJECT = "ARGUMENTS_NOT_OBJECT"
     ASKED_DIFFERENTLY = "ASKED_DIFFERENTLY"
     END_NOT_LEARNT = "END_NOT_LEARNT"
+    EQUAL_SIDES = "EQUAL_SIDES"
+    EQUAL_WITHIN_LIMIT = "EQUAL_WITHIN_LIMIT"
+    NO_MISMATCHED_ANSWER = "NO_MISMATCHED_ANSWER"
+    MISMATCHED_CUT = "MISMATCHED_CUT"
+    CHOSEN_SIDE_TAKEN = "CHOSEN_SIDE_TAKEN"
+    DESIRABLE_TAKEN = "DESIRABLE_TAKEN"
+    UNDESIRABLE_LEFT_OUT = "UNDESIRABLE_LEFT_OUT"
+    END_UNKNOWN = "END_UNKNOWN"
 
     @property
     def explanation(self) -> str:
@@ -45,6 +53,26 @@ _EXPLANATIONS = {
     ),
     FindingKind.END_NOT_LEARNT: (
         "no end-of-turn or end-of-sequence token of an answer is learnt: the tuned model may not know when to stop"
+    ),
+    FindingKind.EQUAL_SIDES: "both sides of a pair are the same: nothing is learnt from it",
+    FindingKind.EQUAL_WITHIN_LIMIT: (
+        "the sides of a pair differ only beyond max_tokens, where they are cut: nothing is learnt from it"
+    ),
+    FindingKind.NO_MISMATCHED_ANSWER: (
+        "no other record of the split has another prompt and another answer to compare with: nothing is learnt from it"
+    ),
+    FindingKind.MISMATCHED_CUT: (
+        "the prompt with another record's answer is longer than max_tokens: that row is cut, whatever the length policy"
+    ),
+    FindingKind.CHOSEN_SIDE_TAKEN: "a pair gives its chosen side to this SUPERVISED rendering",
+    FindingKind.DESIRABLE_TAKEN: (
+        "an answer is labelled desirable: this SUPERVISED rendering takes it as one without a label"
+    ),
+    FindingKind.UNDESIRABLE_LEFT_OUT: (
+        "an answer is labelled undesirable: this SUPERVISED rendering leaves it out"
+    ),
+    FindingKind.END_UNKNOWN: (
+        "it is not known which token ends an answer: one that is sampled may go on to its greatest length"
     ),
 }
 

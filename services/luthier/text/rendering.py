@@ -11,15 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from luthier.text.boundaries import ApartEncoding, BoundaryEncoder
 from luthier.text.endings import Stops, turn_endings
 from luthier.text.findings import Finding, FindingKind
 from luthier.text.omissions import left_out
-from luthier.text.records import ChatRecord, CompletionRecord, Record, SingleRecord, message_to_object
+from luthier.text.records import ChatRecord, CompletionRecord, Message, SingleRecord, message_to_object
 from luthier.text.shots import prompt_with_shots, with_shots
-from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Writer, Written
+from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Values, Writer, Written
 from luthier.text.templates import ChatTemplate, TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.text.turns import template_turns, text_arguments
@@ -36,14 +37,6 @@ class MaskMode(StrEnum):
     COMPLETION = "COMPLETION"
 
 
-class LengthPolicy(StrEnum):
-    """What happens to a record that is too long."""
-
-    DROP = "DROP"
-    TRUNCATE = "TRUNCATE"
-    FAIL = "FAIL"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
     """Tokens of one record, and which of them are learnt.
@@ -54,6 +47,7 @@ class Rendered:
         truncated: whether it was cut.
         findings: what its maker should know of it.
         ending_ids: tokens that end its answers.
+        num_asking: tokens before the first answer that is learnt, those that ask for it; 0 when none is.
     """
 
     input_ids: tuple[int, ...]
@@ -61,6 +55,7 @@ class Rendered:
     truncated: bool = False
     findings: tuple[Finding, ...] = ()
     ending_ids: tuple[int, ...] = ()
+    num_asking: int = 0
 
     @property
     def num_supervised(self) -> int:
@@ -70,11 +65,15 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """A conversation as tokens, with the turns that its template was given and the text that it wrote."""
+    """A conversation as tokens, with the turns that its template was given and the text that it wrote.
+
+    `asks`: whether it ends with what asks for an answer.
+    """
 
     rendered: Rendered
     turns: Sequence[Mapping[str, Any]]
     text: str
+    asks: bool = False
 
 
 class Renderer:
@@ -145,6 +144,28 @@ class Renderer:
             for row in rows
         )
 
+    def continued(self, record: SingleRecord, first: int, asked: dict[int, str | None]) -> Rendered:
+        """Return the tokens of a record, its answer learnt: the completion, or the assistant turns from `first` on.
+
+        Turns of weight 0 are not learnt. `asked` as `Writer.write` has it. Raises as `render`.
+        """
+        if isinstance(record, CompletionRecord):
+            return self._render_completion(record)
+        learnt = [index for index in self._learnt(record) if index >= first]
+        row = self._render_chat(record, learnt, asked)
+        return replace(row.rendered, findings=(*row.rendered.findings, *self._omissions(record, [row])))
+
+    def asking(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Rendered:
+        """Return the tokens that ask for an answer to some turns, and what they do not show; raises as `prompt`."""
+        given = [message_to_object(message) for message in messages]
+        turns = template_turns(given)
+        written = self._require_writer().ask(turns, tools)
+        ids = self._encoder.encode(written.text, written.cuts).encoding.ids
+        rendered = Rendered(input_ids=ids, loss_mask=(False,) * len(ids), num_asking=len(ids))
+        row = _Row(rendered=rendered, turns=turns, text=written.text, asks=True)
+        record = ChatRecord(messages=tuple(messages), tools=tuple(tools))
+        return replace(rendered, findings=(*_arguments(given), *self._omissions(record, [row])))
+
     def prompt(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it.
 
@@ -194,7 +215,8 @@ class Renderer:
             (frozenset[str](), "") if self._writer is None else turn_endings(self._writer, messages, tools)
         )
         ids = {self._bundle.special_id("eos_token"), *map(self._bundle.token_id, texts)}
-        return Stops(token_ids=frozenset(one for one in ids if one is not None), unknown=unknown)
+        found = frozenset(one for one in ids if one is not None)
+        return Stops(token_ids=found, unknown=unknown, end_turns=bool(texts))
 
     @property
     def effective_template(self) -> str:
@@ -215,14 +237,21 @@ class Renderer:
         if self._encoder.says_nothing(completion):
             findings.append(Finding(kind=FindingKind.ONLY_END_LEARNT, message="the completion"))
         ids = self._with_bos(apart.encoding.ids)
-        mask = (*((False,) * (len(ids) - len(completion))), *((True,) * len(completion)))
+        num_asking = len(ids) - len(completion)
+        mask = (*((False,) * num_asking), *((True,) * len(completion)))
         eos = self._bundle.special_id("eos_token")
         if eos is None:
             message = "the completion: the tokenizer names no eos_token"
             findings.append(Finding(kind=FindingKind.END_NOT_LEARNT, message=message))
-            return Rendered(input_ids=ids, loss_mask=mask, findings=tuple(findings))
-        ended = (ids, mask) if ids[-1:] == (eos,) else ((*ids, eos), (*mask, True))
-        return Rendered(input_ids=ended[0], loss_mask=ended[1], findings=tuple(findings), ending_ids=(eos,))
+        elif ids[-1:] != (eos,):
+            ids, mask = (*ids, eos), (*mask, True)
+        return Rendered(
+            input_ids=ids,
+            loss_mask=mask,
+            findings=tuple(findings),
+            ending_ids=() if eos is None else (eos,),
+            num_asking=num_asking,
+        )
 
     def _with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         # Once: a text may begin with them itself.
@@ -250,12 +279,7 @@ class Renderer:
         turns = template_turns(given)
         written = writer.write(turns, record.tools, learnt, asked)
         apart = self._encoder.encode(written.text, written.cuts)
-        findings = [
-            Finding(
-                kind=FindingKind.ARGUMENTS_NOT_OBJECT, message=f"message {index}: the arguments are {text!r}"
-            )
-            for index, text in text_arguments(given)
-        ]
+        findings = [*_arguments(given)]
         findings += (
             Finding(kind=FindingKind.ASKED_DIFFERENTLY, message=f"message {index}")
             for index in written.asked_differently
@@ -278,6 +302,7 @@ class Renderer:
             loss_mask=tuple(mask),
             findings=tuple(findings),
             ending_ids=tuple(sorted({one for one in ids if one is not None})),
+            num_asking=apart.counts[written.cuts.index(written.asked_at[min(learnt)])] if learnt else 0,
         )
         return _Row(rendered=rendered, turns=turns, text=written.text)
 
@@ -286,7 +311,8 @@ class Renderer:
         omitted: dict[int, str] = {}
         shown: set[int] = set()
         for row in rows:
-            missing = left_out(row.turns, row.text, lambda probed: self._text(probed, record.tools))
+            render = partial(self._text, tools=record.tools, asks=row.asks)
+            missing = left_out(row.turns, row.text, render)
             omitted.update(missing)
             shown |= set(range(len(row.turns))) - set(missing)
         for index, what in sorted(omitted.items()):
@@ -298,12 +324,12 @@ class Renderer:
 
     def _leaves_out_tools(self, row: _Row) -> bool:
         try:
-            return self._text(row.turns, ()) == row.text
+            return self._text(row.turns, (), asks=row.asks) == row.text
         except TemplateError:
             return False  # it needs them, so it does not leave them out
 
-    def _text(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
-        return self._require_writer().text(template_turns(messages), tools)
+    def _text(self, messages: Values, tools: Values, *, asks: bool = False) -> str:
+        return self._require_writer().text(template_turns(messages), tools, asks=asks)
 
     def _learn(
         self, mask: list[bool], apart: ApartEncoding, written: Written, turn: tuple[int, Span]
@@ -337,43 +363,15 @@ class Renderer:
         return [index for index in turns if record.messages[index].weight != 0]
 
 
-def fit(rendered: Rendered, max_tokens: int, policy: LengthPolicy) -> Rendered | None:
-    """Return a record within `max_tokens`: as it is, cut at the right, or None when it is dropped.
-
-    Raises:
-        RenderingError: SEQUENCE_TOO_LONG under the policy FAIL.
-    """
-    length = len(rendered.input_ids)
-    if length <= max_tokens:
-        return rendered
-    if policy is LengthPolicy.DROP:
-        return None
-    if policy is LengthPolicy.FAIL:
-        raise RenderingError("SEQUENCE_TOO_LONG", f"must have at most {max_tokens} tokens, got {length}")
-    return replace(
-        rendered,
-        input_ids=rendered.input_ids[:max_tokens],
-        loss_mask=rendered.loss_mask[:max_tokens],
-        truncated=True,
-    )
-
-
-def one_answer(record: Record) -> SingleRecord:
-    """Return a record whose one answer is right. Raises RenderingError for a pair, and for an answer with a label."""
-    if not isinstance(record, ChatRecord | CompletionRecord):
-        raise RenderingError(
-            "INVALID_FIELD", "must have one answer, got a pair of a chosen and a rejected one"
-        )
-    if record.label is not None:
-        raise RenderingError(
-            "INVALID_FIELD", f"must have an answer without a label, got {str(record.label).lower()}"
-        )
-    return record
-
-
 def reference_text(record: SingleRecord) -> str:
     """Return the answer that is right: the last assistant turn, or the completion."""
     return record.completion if isinstance(record, CompletionRecord) else record.messages[-1].content
+
+
+def _arguments(messages: Values) -> Iterator[Finding]:
+    for index, text in text_arguments(messages):
+        message = f"message {index}: the arguments are {text!r}"
+        yield Finding(kind=FindingKind.ARGUMENTS_NOT_OBJECT, message=message)
 
 
 def _boundary(apart: ApartEncoding, cut: int, text: str, place: str) -> Iterator[Finding]:
@@ -387,14 +385,11 @@ def _boundary(apart: ApartEncoding, cut: int, text: str, place: str) -> Iterator
 __all__ = [
     "Finding",
     "FindingKind",
-    "LengthPolicy",
     "MaskMode",
     "Rendered",
     "Renderer",
     "RenderingError",
     "TemplateError",
     "TemplateNotPrefixPreserving",
-    "fit",
-    "one_answer",
     "reference_text",
 ]

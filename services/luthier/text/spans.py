@@ -14,6 +14,7 @@ from luthier.text.templates import ChatTemplate, RenderedText, TemplateError
 
 Span = tuple[int, int]
 Values = Sequence[Mapping[str, Any]]
+"""Turns or tools as JSON values."""
 _SHOWN_CHARACTERS = 60
 
 
@@ -42,14 +43,19 @@ class TemplateNotPrefixPreserving(RenderingError):
 class Written:
     """A conversation's text.
 
-    `cuts` are the places, rising, up to which the text asks for an answer. `spans` are the answers by message index,
-    end-of-turn token included. `asked_differently` are those that stand behind other text than asks for them.
+    `asked_at` are the places up to which the text asks for answers, `spans` the answers, end-of-turn token included,
+    both by message index. `asked_differently` are those that stand behind other text than asks for them.
     """
 
     text: str
-    cuts: tuple[int, ...] = ()
+    asked_at: Mapping[int, int] = field(default_factory=dict)
     spans: Mapping[int, Span] = field(default_factory=dict)
     asked_differently: tuple[int, ...] = ()
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The places up to which the text asks for an answer, rising."""
+        return tuple(sorted(set(self.asked_at.values())))
 
 
 class Writer:
@@ -80,11 +86,11 @@ class Writer:
             TemplateError: the template refuses the conversation.
         """
         rendered = self._render(messages, tools, asks=True)
-        return Written(text=rendered.text, cuts=self._history_cuts(messages, tools, rendered))
+        return Written(text=rendered.text, asked_at=self._asked_in_history(messages, tools, rendered))
 
-    def text(self, messages: Values, tools: Values) -> str:
-        """Return the text of a whole conversation. Raises TemplateError."""
-        return self._render(messages, tools).text
+    def text(self, messages: Values, tools: Values, *, asks: bool = False) -> str:
+        """Return the text of a whole conversation, or what asks to go on with it. Raises TemplateError."""
+        return self._render(messages, tools, asks=asks).text
 
     def write(
         self, messages: Values, tools: Values, learnt: Collection[int], asked: dict[int, str | None]
@@ -112,8 +118,7 @@ class Writer:
             for index in turns
             if index in learnt
         }
-        cuts = {len(text) for text in asking.values() if text is not None and whole.text.startswith(text)}
-        return Written(text=whole.text, cuts=tuple(sorted(cuts)), spans=spans)
+        return Written(text=whole.text, asked_at=_asked_at(whole.text, asking, {}), spans=spans)
 
     def ending(self, turn: str) -> str | None:
         """Return the special token that ends a turn's text, None when there is none."""
@@ -139,17 +144,17 @@ class Writer:
         differently = tuple(index for index in spans if not whole.text.startswith(asking[index] or "\0"))
         return Written(
             text=whole.text,
-            cuts=_cuts(whole.text, asking, marked),
+            asked_at=_asked_at(whole.text, asking, marked),
             spans=spans,
             asked_differently=differently,
         )
 
-    def _history_cuts(self, messages: Values, tools: Values, rendered: RenderedText) -> tuple[int, ...]:
+    def _asked_in_history(self, messages: Values, tools: Values, rendered: RenderedText) -> dict[int, int]:
         turns = _assistants(messages)
         asking = {index: self._asking(messages, tools, index) for index in turns}
         found = len(rendered.generated) == len(turns)
         marked = dict(zip(turns, rendered.generated, strict=True)) if found else {}
-        return _cuts(rendered.text, asking, marked)
+        return _asked_at(rendered.text, asking, marked)
 
     def _asking(self, messages: Values, tools: Values, index: int, *, needed: bool = False) -> str | None:
         """Return the text that asks for turn `index`; None when the template refuses it and it is not needed."""
@@ -195,15 +200,15 @@ def _assistants(messages: Values) -> list[int]:
     return [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
 
 
-def _cuts(text: str, asking: Mapping[int, str | None], marked: Mapping[int, Span]) -> tuple[int, ...]:
+def _asked_at(text: str, asking: Mapping[int, str | None], marked: Mapping[int, Span]) -> dict[int, int]:
     """Return where answers are asked for in a text; where other text asks for one, where its block begins."""
-    cuts: list[int] = []
+    places: dict[int, int] = {}
     for index, asks in asking.items():
         if asks is not None and text.startswith(asks):
-            cuts.append(len(asks))
+            places[index] = len(asks)
         elif index in marked:
-            cuts.append(marked[index][0])
-    return tuple(sorted(set(cuts)))
+            places[index] = marked[index][0]
+    return places
 
 
 def _changed(index: int, shorter: str, longer: str, follows: str) -> str:
@@ -218,4 +223,4 @@ def _changed(index: int, shorter: str, longer: str, follows: str) -> str:
     )
 
 
-__all__ = ["RenderingError", "Span", "TemplateNotPrefixPreserving", "Writer", "Written"]
+__all__ = ["RenderingError", "Span", "TemplateNotPrefixPreserving", "Values", "Writer", "Written"]

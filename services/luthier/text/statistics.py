@@ -31,6 +31,11 @@ class Lengths:
         """Count one length."""
         self._counts[length] += 1
 
+    @property
+    def count(self) -> int:
+        """How many were counted."""
+        return self._counts.total()
+
     def summary(self) -> LengthSummary:
         """Return the distribution; percentiles are nearest-rank."""
         count = self._counts.total()

@@ -17,9 +17,10 @@ from typing import Any
 
 from luthier.text.panics import TokenizerError, tokenizer_errors
 from luthier.text.records import SingleRecord, record_from_json
-from luthier.text.rendering import Renderer, RenderingError, one_answer
+from luthier.text.rendering import Renderer, RenderingError
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
+from luthier.text.units import reference_record
 from luthier.work.limited_child import Note, serve
 from luthier.work.text_pool import OLD_PREFIX
 
@@ -169,7 +170,9 @@ _TOO_LONG = (
 
 
 def _records(request: Mapping[str, Any]) -> tuple[SingleRecord, list[SingleRecord]]:
-    record, *shots = (one_answer(record_from_json(one)) for one in (request["record"], *request["shots"]))
+    record, *shots = (
+        reference_record(record_from_json(one)) for one in (request["record"], *request["shots"])
+    )
     return record, shots
 
 

@@ -16,10 +16,11 @@ import grpc
 import pytest
 from tests.data.conftest import PROJECT, Service
 
-from luthier.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Reason
+from luthier.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from luthier.evaluation.worker import splits
 from luthier.evaluation.worker.questions import Question, choose
 from luthier.evaluation.worker.splits import Splits
+from luthier.text.records import ChatRecord
 from luthier.v1 import data_service_pb2, dataset_pb2, evaluation_pb2
 from luthier.work.arrow_stream import Open, read_batches
 from luthier.work.context import TaskContext
@@ -77,27 +78,6 @@ async def test_few_records_are_read_without_the_text_of_the_others(
             assert await asyncio.to_thread(read, count, seed) == choose(every, count, seed)
             # A mebibyte, some 250 of these records, comes with each that is wanted, and is not read again.
             assert len(texts) <= min(300 * count, len(every))
-
-
-@pytest.mark.parametrize(
-    ("record", "said"),
-    [
-        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "must have one answer, got a pair"),
-        ({"prompt": "p", "completion": "a", "label": False}, "an answer without a label, got false"),
-    ],
-)
-async def test_a_record_without_a_right_answer_is_refused_by_its_place(
-    service: Service, record: dict[str, Any], said: str
-) -> None:
-    async with service.worker():
-        version = await service.version(json.dumps(record).encode())
-    refused = rf":1 .*{said}.*: an evaluation compares with the right answer"
-    with (
-        closing(Splits(service.address)) as reader,
-        pytest.raises(FailedPrecondition, match=refused) as caught,
-    ):
-        await asyncio.to_thread(reader.read, context_of(service, version), dataset_pb2.SPLIT_TRAIN, 0, 0)
-    assert caught.value.reason == Reason.INVALID_FIELD
 
 
 async def made_again(service: Service, data: bytes) -> dataset_pb2.DatasetVersion:
@@ -195,3 +175,31 @@ class _BreaksAfterOne:
 
     def cancel(self) -> object:
         return self._call.cancel()
+
+
+async def test_of_a_pair_the_chosen_answer_is_right_and_undesirable_ones_are_refused(
+    service: Service,
+) -> None:
+    def side(content: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": content}]
+
+    asked = [{"role": "user", "content": "q"}]
+    pair = {"prompt": asked, "chosen": side("good"), "rejected": side("bad")}
+    labelled = [
+        {"prompt": f"p{number}:", "completion": f" {number}", "label": number != 1} for number in range(3)
+    ]
+    async with service.worker():
+        pairs = await service.version(json.dumps(pair).encode())
+        labels = await service.version(b"\n".join(json.dumps(one).encode() for one in labelled))
+    with closing(Splits(service.address)) as reader:
+        read = partial(reader.read, split=dataset_pb2.SPLIT_TRAIN, count=0, seed=0)
+        (question,) = await asyncio.to_thread(read, context_of(service, pairs))
+        assert isinstance(question.record, ChatRecord)
+        assert [message.content for message in question.record.messages] == ["q", "good"]
+        with pytest.raises(FailedPrecondition) as caught:
+            await asyncio.to_thread(read, context_of(service, labels))
+    assert caught.value.message == (
+        "1 of 3 records have nothing to compare an answer with, the first is 0.jsonl:2: must have an answer that is "
+        "right, got one labelled undesirable; evaluate on a version whose answers are right"
+    )
+    assert caught.value.metadata == {"filename": "0.jsonl", "line": "2"}

@@ -854,7 +854,9 @@ class PreviewRenderingRequest(_message.Message):
     name: _builtins.str
     """Name of the rendering."""
     page_size: _builtins.int
-    """Rows on a page at most. 0 means 5; more than 100 is taken as 100."""
+    """Units on a page at most: rows, or in a PREFERENCE or UNPAIRED rendering records of two rows. 0 means 5; more than 100 is taken
+    as 100.
+    """
     page_token: _builtins.str
     """next_page_token of the page before. Empty means the first page."""
     split: _dataset_pb2.Split.ValueType

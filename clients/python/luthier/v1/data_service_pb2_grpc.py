@@ -356,8 +356,8 @@ class DataServiceServicer(object):
     def CreateRendering(self, request, context):
         """Start rendering a version with a model's tokenizer. Returns at once; follow it with WatchRendering.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: version or model does not exist.
-        FAILED_PRECONDITION: version or model is not READY.
+        Errors: INVALID_ARGUMENT: a field is not valid, does not go with the kind or refers to another project. NOT_FOUND: version or model
+        does not exist. FAILED_PRECONDITION: version or model is not READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -420,7 +420,8 @@ class DataServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PreviewRendering(self, request, context):
-        """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
+        """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page; what
+        they share at the beginning, as the prompt of a pair, is shown once.
 
         Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
         fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
@@ -434,7 +435,8 @@ class DataServiceServicer(object):
         """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
         int32), loss_mask (list of bool, one for each token), unit, role. Lengths view: row, split, num_tokens,
         num_supervised, unit. Rows of a unit follow one another and share a forward pass in training: unit is the number of
-        the first of them, role says what a row is in its unit (empty: it is all of it).
+        the first of them, role says what a row is in its unit (empty: it is all of it). The full view of a PROMPT rendering has a
+        column more, record: the canonical JSON of the record.
 
         Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
         """

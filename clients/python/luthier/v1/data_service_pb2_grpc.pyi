@@ -141,8 +141,8 @@ class DataServiceStub:
     CreateRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.CreateRenderingRequest, _rendering_pb2.Rendering]
     """Start rendering a version with a model's tokenizer. Returns at once; follow it with WatchRendering.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: version or model does not exist.
-    FAILED_PRECONDITION: version or model is not READY.
+    Errors: INVALID_ARGUMENT: a field is not valid, does not go with the kind or refers to another project. NOT_FOUND: version or model
+    does not exist. FAILED_PRECONDITION: version or model is not READY.
     """
     GetRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.GetRenderingRequest, _rendering_pb2.Rendering]
     """Read one rendering.
@@ -177,7 +177,8 @@ class DataServiceStub:
     Errors: NOT_FOUND: no rendering has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     PreviewRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.PreviewRenderingRequest, _data_service_pb2.PreviewRenderingResponse]
-    """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
+    """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page; what
+    they share at the beginning, as the prompt of a pair, is shown once.
 
     Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
     fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
@@ -187,7 +188,8 @@ class DataServiceStub:
     """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
     int32), loss_mask (list of bool, one for each token), unit, role. Lengths view: row, split, num_tokens,
     num_supervised, unit. Rows of a unit follow one another and share a forward pass in training: unit is the number of
-    the first of them, role says what a row is in its unit (empty: it is all of it).
+    the first of them, role says what a row is in its unit (empty: it is all of it). The full view of a PROMPT rendering has a
+    column more, record: the canonical JSON of the record.
 
     Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
     """
@@ -300,8 +302,8 @@ class DataServiceAsyncStub(DataServiceStub):
     CreateRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.CreateRenderingRequest, _rendering_pb2.Rendering]  # type: ignore[assignment]
     """Start rendering a version with a model's tokenizer. Returns at once; follow it with WatchRendering.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: version or model does not exist.
-    FAILED_PRECONDITION: version or model is not READY.
+    Errors: INVALID_ARGUMENT: a field is not valid, does not go with the kind or refers to another project. NOT_FOUND: version or model
+    does not exist. FAILED_PRECONDITION: version or model is not READY.
     """
     GetRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.GetRenderingRequest, _rendering_pb2.Rendering]  # type: ignore[assignment]
     """Read one rendering.
@@ -336,7 +338,8 @@ class DataServiceAsyncStub(DataServiceStub):
     Errors: NOT_FOUND: no rendering has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     PreviewRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.PreviewRenderingRequest, _data_service_pb2.PreviewRenderingResponse]  # type: ignore[assignment]
-    """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
+    """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page; what
+    they share at the beginning, as the prompt of a pair, is shown once.
 
     Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
     fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
@@ -346,7 +349,8 @@ class DataServiceAsyncStub(DataServiceStub):
     """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
     int32), loss_mask (list of bool, one for each token), unit, role. Lengths view: row, split, num_tokens,
     num_supervised, unit. Rows of a unit follow one another and share a forward pass in training: unit is the number of
-    the first of them, role says what a row is in its unit (empty: it is all of it).
+    the first of them, role says what a row is in its unit (empty: it is all of it). The full view of a PROMPT rendering has a
+    column more, record: the canonical JSON of the record.
 
     Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
     """
@@ -570,8 +574,8 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_rendering_pb2.Rendering, _abc.Awaitable[_rendering_pb2.Rendering]]:
         """Start rendering a version with a model's tokenizer. Returns at once; follow it with WatchRendering.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: version or model does not exist.
-        FAILED_PRECONDITION: version or model is not READY.
+        Errors: INVALID_ARGUMENT: a field is not valid, does not go with the kind or refers to another project. NOT_FOUND: version or model
+        does not exist. FAILED_PRECONDITION: version or model is not READY.
         """
 
     @_abc_1.abstractmethod
@@ -648,7 +652,8 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _data_service_pb2.PreviewRenderingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_data_service_pb2.PreviewRenderingResponse, _abc.Awaitable[_data_service_pb2.PreviewRenderingResponse]]:
-        """Show rows of a READY rendering token by token. These are the stored rows that a job reads.
+        """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page; what
+        they share at the beginning, as the prompt of a pair, is shown once.
 
         Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
         fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
@@ -664,7 +669,8 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stream the rows of a READY rendering as Arrow. Full view: row, record_id, split, filename, line, input_ids (list of
         int32), loss_mask (list of bool, one for each token), unit, role. Lengths view: row, split, num_tokens,
         num_supervised, unit. Rows of a unit follow one another and share a forward pass in training: unit is the number of
-        the first of them, role says what a row is in its unit (empty: it is all of it).
+        the first of them, role says what a row is in its unit (empty: it is all of it). The full view of a PROMPT rendering has a
+        column more, record: the canonical JSON of the record.
 
         Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY. OUT_OF_RANGE: start_row is beyond the end.
         """

@@ -132,6 +132,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The rendering's rows are not of the kind that the job's method learns from."""
     ERROR_REASON_METRIC_NOT_MEASURED: _ErrorReason.ValueType  # 101
     """What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
+    ERROR_REASON_RENDERING_KIND_MISMATCH: _ErrorReason.ValueType  # 95
+    """Records do not suit the kind of the rendering, or the rendering's kind does not suit the job."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -248,4 +250,6 @@ ERROR_REASON_ROWS_NOT_OF_METHOD: ErrorReason.ValueType  # 100
 """The rendering's rows are not of the kind that the job's method learns from."""
 ERROR_REASON_METRIC_NOT_MEASURED: ErrorReason.ValueType  # 101
 """What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
+ERROR_REASON_RENDERING_KIND_MISMATCH: ErrorReason.ValueType  # 95
+"""Records do not suit the kind of the rendering, or the rendering's kind does not suit the job."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

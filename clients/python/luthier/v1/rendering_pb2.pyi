@@ -23,6 +23,42 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _RenderingKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RenderingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RenderingKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RENDERING_KIND_UNSPECIFIED: _RenderingKind.ValueType  # 0
+    """The same as SUPERVISED."""
+    RENDERING_KIND_SUPERVISED: _RenderingKind.ValueType  # 1
+    """Answers to learn: a row of each conversation or prompt-completion record. Of a pair the chosen side is taken, of records with a
+    label those that are desirable; a finding counts both, and undesirable ones are left out.
+    """
+    RENDERING_KIND_PREFERENCE: _RenderingKind.ValueType  # 2
+    """Pairs: a unit of two rows, the prompt with the chosen and the prompt with the rejected answer."""
+    RENDERING_KIND_UNPAIRED: _RenderingKind.ValueType  # 3
+    """Records with a label: a unit of two rows, the record, and its prompt with another record's answer."""
+    RENDERING_KIND_PROMPT: _RenderingKind.ValueType  # 4
+    """Prompts: a row of the tokens that ask for the answer, of any record. Nothing is learnt from them."""
+
+class RenderingKind(_RenderingKind, metaclass=_RenderingKindEnumTypeWrapper):
+    """RenderingKind says what a record becomes, and which records suit."""
+
+RENDERING_KIND_UNSPECIFIED: RenderingKind.ValueType  # 0
+"""The same as SUPERVISED."""
+RENDERING_KIND_SUPERVISED: RenderingKind.ValueType  # 1
+"""Answers to learn: a row of each conversation or prompt-completion record. Of a pair the chosen side is taken, of records with a
+label those that are desirable; a finding counts both, and undesirable ones are left out.
+"""
+RENDERING_KIND_PREFERENCE: RenderingKind.ValueType  # 2
+"""Pairs: a unit of two rows, the prompt with the chosen and the prompt with the rejected answer."""
+RENDERING_KIND_UNPAIRED: RenderingKind.ValueType  # 3
+"""Records with a label: a unit of two rows, the record, and its prompt with another record's answer."""
+RENDERING_KIND_PROMPT: RenderingKind.ValueType  # 4
+"""Prompts: a row of the tokens that ask for the answer, of any record. Nothing is learnt from them."""
+Global___RenderingKind: _TypeAlias = RenderingKind  # noqa: Y015
+
 class _MaskMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -160,6 +196,44 @@ class LengthStatistics(_message.Message):
 Global___LengthStatistics: _TypeAlias = LengthStatistics  # noqa: Y015
 
 @_typing.final
+class RenderingRoleStatistics(_message.Message):
+    """RenderingRoleStatistics sums up the rows of one role in one split."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SUPERVISED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_TRUNCATED_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """What the rows are in their units: chosen, rejected; desirable, undesirable, mismatched; prompt."""
+    num_truncated: _builtins.int
+    """Rows cut."""
+    @_builtins.property
+    def tokens(self) -> Global___LengthStatistics:
+        """Tokens by row."""
+
+    @_builtins.property
+    def supervised_tokens(self) -> Global___LengthStatistics:
+        """Supervised tokens by row."""
+
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        tokens: Global___LengthStatistics | None = ...,
+        supervised_tokens: Global___LengthStatistics | None = ...,
+        num_truncated: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_truncated", b"num_truncated", "role", b"role", "supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderingRoleStatistics: _TypeAlias = RenderingRoleStatistics  # noqa: Y015
+
+@_typing.final
 class RenderingSplitStatistics(_message.Message):
     """RenderingSplitStatistics sums up one split of a rendering."""
 
@@ -174,15 +248,18 @@ class RenderingSplitStatistics(_message.Message):
     NUM_RECORDS_FIELD_NUMBER: _builtins.int
     NUM_REFUSED_FIELD_NUMBER: _builtins.int
     NUM_WITHOUT_ROW_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    NUM_UNITS_FIELD_NUMBER: _builtins.int
+    LONGEST_UNIT_TOKENS_FIELD_NUMBER: _builtins.int
     split: _dataset_pb2.Split.ValueType
     """The split."""
     num_dropped: _builtins.int
-    """Records, or with split_turns their rows, left out for their length."""
+    """Records, or with split_turns their rows, left out for their length. A record of two rows is left out whole."""
     num_truncated: _builtins.int
     """Rows cut."""
     num_unsupervised: _builtins.int
-    """Rows without a supervised token, which are kept and teach nothing; with split_turns also records whose answers all
-    have weight 0, which give no row.
+    """Rows without a supervised token, which are kept and teach nothing; also records that give no row: with split_turns those whose
+    answers all have weight 0, in a SUPERVISED rendering those labelled undesirable. 0 in a PROMPT rendering.
     """
     num_records: _builtins.int
     """Records of the version. 0 in renderings of versions of Luthier that did not count them."""
@@ -190,6 +267,12 @@ class RenderingSplitStatistics(_message.Message):
     """Records left out under TEMPLATE_ERROR_POLICY_SKIP."""
     num_without_row: _builtins.int
     """Of num_unsupervised, the records that give no row."""
+    num_units: _builtins.int
+    """Units: rows that share a forward pass in training. 0 in renderings of versions of Luthier that did not count them."""
+    longest_unit_tokens: _builtins.int
+    """Tokens of the longest unit that has something to learn; in a PROMPT rendering of the longest prompt. 0: there is none, or, where
+    num_units is 0 too, it was not counted.
+    """
     @_builtins.property
     def tokens(self) -> Global___LengthStatistics:
         """Tokens by row."""
@@ -197,6 +280,10 @@ class RenderingSplitStatistics(_message.Message):
     @_builtins.property
     def supervised_tokens(self) -> Global___LengthStatistics:
         """Supervised tokens by row."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingRoleStatistics]:
+        """The rows by role, in the order of their units. Empty in a SUPERVISED rendering."""
 
     def __init__(
         self,
@@ -210,10 +297,13 @@ class RenderingSplitStatistics(_message.Message):
         num_records: _builtins.int = ...,
         num_refused: _builtins.int = ...,
         num_without_row: _builtins.int = ...,
+        roles: _abc.Iterable[Global___RenderingRoleStatistics] | None = ...,
+        num_units: _builtins.int = ...,
+        longest_unit_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped", "num_records", b"num_records", "num_refused", b"num_refused", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "num_without_row", b"num_without_row", "split", b"split", "supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["longest_unit_tokens", b"longest_unit_tokens", "num_dropped", b"num_dropped", "num_records", b"num_records", "num_refused", b"num_refused", "num_truncated", b"num_truncated", "num_units", b"num_units", "num_unsupervised", b"num_unsupervised", "num_without_row", b"num_without_row", "roles", b"roles", "split", b"split", "supervised_tokens", b"supervised_tokens", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,6 +377,24 @@ class RenderingFinding(_message.Message):
         """No token that ends an answer is learnt: the chat template ends the turn without a special token, or the tokenizer names no
         end of sequence.
         """
+        KIND_EQUAL_SIDES: RenderingFinding._Kind.ValueType  # 91
+        """Both sides of a pair are the same tokens. Nothing is learnt from it."""
+        KIND_EQUAL_WITHIN_LIMIT: RenderingFinding._Kind.ValueType  # 92
+        """The sides of a pair differ only beyond max_tokens, where they are cut. Nothing is learnt from it."""
+        KIND_NO_MISMATCHED_ANSWER: RenderingFinding._Kind.ValueType  # 93
+        """No other record of the split has another prompt and another answer. Nothing is learnt from the record."""
+        KIND_MISMATCHED_CUT: RenderingFinding._Kind.ValueType  # 94
+        """A prompt with another record's answer is longer than max_tokens. That row is cut whatever length_policy says."""
+        KIND_CHOSEN_SIDE_TAKEN: RenderingFinding._Kind.ValueType  # 95
+        """A SUPERVISED rendering takes the chosen side of a pair."""
+        KIND_DESIRABLE_TAKEN: RenderingFinding._Kind.ValueType  # 96
+        """A SUPERVISED rendering takes a record labelled desirable as any other."""
+        KIND_UNDESIRABLE_LEFT_OUT: RenderingFinding._Kind.ValueType  # 97
+        """A SUPERVISED rendering leaves out a record labelled undesirable."""
+        KIND_END_UNKNOWN: RenderingFinding._Kind.ValueType  # 98
+        """It is not known how an answer to a prompt ends: the chat template takes no conversation that one could look at, or
+        the tokenizer names no end of sequence.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kind of a finding."""
@@ -310,6 +418,24 @@ class RenderingFinding(_message.Message):
     KIND_END_NOT_LEARNT: RenderingFinding.Kind.ValueType  # 90
     """No token that ends an answer is learnt: the chat template ends the turn without a special token, or the tokenizer names no
     end of sequence.
+    """
+    KIND_EQUAL_SIDES: RenderingFinding.Kind.ValueType  # 91
+    """Both sides of a pair are the same tokens. Nothing is learnt from it."""
+    KIND_EQUAL_WITHIN_LIMIT: RenderingFinding.Kind.ValueType  # 92
+    """The sides of a pair differ only beyond max_tokens, where they are cut. Nothing is learnt from it."""
+    KIND_NO_MISMATCHED_ANSWER: RenderingFinding.Kind.ValueType  # 93
+    """No other record of the split has another prompt and another answer. Nothing is learnt from the record."""
+    KIND_MISMATCHED_CUT: RenderingFinding.Kind.ValueType  # 94
+    """A prompt with another record's answer is longer than max_tokens. That row is cut whatever length_policy says."""
+    KIND_CHOSEN_SIDE_TAKEN: RenderingFinding.Kind.ValueType  # 95
+    """A SUPERVISED rendering takes the chosen side of a pair."""
+    KIND_DESIRABLE_TAKEN: RenderingFinding.Kind.ValueType  # 96
+    """A SUPERVISED rendering takes a record labelled desirable as any other."""
+    KIND_UNDESIRABLE_LEFT_OUT: RenderingFinding.Kind.ValueType  # 97
+    """A SUPERVISED rendering leaves out a record labelled undesirable."""
+    KIND_END_UNKNOWN: RenderingFinding.Kind.ValueType  # 98
+    """It is not known how an answer to a prompt ends: the chat template takes no conversation that one could look at, or
+    the tokenizer names no end of sequence.
     """
 
     KIND_FIELD_NUMBER: _builtins.int
@@ -460,6 +586,7 @@ class Rendering(_message.Message):
     EFFECTIVE_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     PREFIX_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -475,11 +602,15 @@ class Rendering(_message.Message):
     chat_template: _builtins.str
     """Jinja chat template used in place of the model's. Empty means the model's own."""
     mask_mode: Global___MaskMode.ValueType
-    """Which tokens are learnt. Unset: assistant turns whose weight is not 0, or the completion."""
+    """Which tokens are learnt. Unset: assistant turns whose weight is not 0, or the completion; in a PREFERENCE or UNPAIRED rendering
+    the answer. Only for SUPERVISED renderings.
+    """
     max_tokens: _builtins.int
     """Longest row, in tokens. 0 means the model's context length."""
     length_policy: Global___LengthPolicy.ValueType
-    """What happens to longer records. Unset means DROP."""
+    """What happens to longer records. Unset means DROP. The sides of a pair are dropped, cut or refused together. A prompt that is cut asks
+    for nothing: TRUNCATE is not for PROMPT renderings.
+    """
     tokenizer_digest: _builtins.str
     """Digest of the tokenizer bundle that was used, in hex."""
     template_date: _builtins.str
@@ -490,7 +621,7 @@ class Rendering(_message.Message):
     """Changes with every change of the resource."""
     split_turns: _builtins.bool
     """Whether a conversation becomes one row for each answer that is learnt, rendered as the model will see it when it is
-    asked for that answer: the turns up to it, it alone learnt. False: one row for a record.
+    asked for that answer: the turns up to it, it alone learnt. False: one row for a record. Only for SUPERVISED renderings.
     """
     template_error_policy: Global___TemplateErrorPolicy.ValueType
     """What happens when records cannot be rendered. Unset means STRICT."""
@@ -500,6 +631,8 @@ class Rendering(_message.Message):
     """Template that rendered the conversations: chat_template, or else the model's own; with template_date written in where it reads
     the date. Set when READY. Empty when there is none, and for renderings made before this was kept.
     """
+    kind: Global___RenderingKind.ValueType
+    """What records become. Unset means SUPERVISED."""
     @_builtins.property
     def split_statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingSplitStatistics]:
         """Counts by split. Set when READY."""
@@ -580,12 +713,13 @@ class Rendering(_message.Message):
         effective_chat_template: _builtins.str = ...,
         prefix_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        kind: Global___RenderingKind.ValueType = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "digest", b"digest", "effective_chat_template", b"effective_chat_template", "error", b"error", "etag", b"etag", "findings", b"findings", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "prefix_token_ids", b"prefix_token_ids", "references", b"references", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "digest", b"digest", "effective_chat_template", b"effective_chat_template", "error", b"error", "etag", b"etag", "findings", b"findings", "kind", b"kind", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "prefix_token_ids", b"prefix_token_ids", "references", b"references", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -633,6 +767,9 @@ class RenderedRow(_message.Message):
     FILENAME_FIELD_NUMBER: _builtins.int
     LINE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    NUM_SHARED_TOKENS_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Row number within the rendering, from 0."""
     record_id: _builtins.str
@@ -643,9 +780,17 @@ class RenderedRow(_message.Message):
     """File it was read from."""
     line: _builtins.int
     """Line it was read from, from 1."""
+    unit: _builtins.int
+    """Number of the first row of its unit: the rows that share a forward pass in training."""
+    role: _builtins.str
+    """What the row is in its unit: chosen, rejected; desirable, undesirable, mismatched; prompt. Empty: it is all of it."""
+    num_shared_tokens: _builtins.int
+    """Tokens at the beginning that are those of its unit's first row, up to where one of them is learnt: the prompt of a pair. They are
+    shown there alone. 0 in the first row.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedToken]:
-        """The tokens."""
+        """The tokens, from num_shared_tokens on."""
 
     def __init__(
         self,
@@ -656,10 +801,13 @@ class RenderedRow(_message.Message):
         filename: _builtins.str = ...,
         line: _builtins.int = ...,
         tokens: _abc.Iterable[Global___RenderedToken] | None = ...,
+        unit: _builtins.int = ...,
+        role: _builtins.str = ...,
+        num_shared_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "line", b"line", "record_id", b"record_id", "row", b"row", "split", b"split", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "line", b"line", "num_shared_tokens", b"num_shared_tokens", "record_id", b"record_id", "role", b"role", "row", b"row", "split", b"split", "tokens", b"tokens", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 
 from luthier.data.result_limits import ERRORS, SHARDS
@@ -29,9 +29,15 @@ from luthier.v1.dataset_pb2 import Split
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import (
     LENGTH_POLICY_DROP,
+    LENGTH_POLICY_TRUNCATE,
+    RENDERING_KIND_PROMPT,
+    RENDERING_KIND_SUPERVISED,
+    RENDERING_KIND_UNSPECIFIED,
     TEMPLATE_ERROR_POLICY_STRICT,
+    MaskMode,
     Rendering,
     RenderingFinding,
+    RenderingKind,
 )
 from luthier.worker.v1.task_pb2 import RenderResult
 
@@ -40,6 +46,8 @@ MAX_UNSUPERVISED = 1000
 """Records without a supervised token that are kept; all are counted."""
 MAX_FINDING_RECORDS = 100
 """Records of a finding that are kept; all are counted."""
+MAX_ROLES = 3
+"""Roles that the rows of one rendering have: desirable, undesirable, mismatched."""
 
 LIMITS: LimitTable = {
     "dataset_version": required("must be a resource name"),
@@ -61,6 +69,13 @@ RESULT_LIMITS: LimitTable = {
     "split_statistics[].num_records": ANY,
     "split_statistics[].num_refused": ANY,
     "split_statistics[].num_without_row": ANY,
+    "split_statistics[].roles": count(MAX_ROLES, "roles"),
+    "split_statistics[].roles[].role": (REQUIRED, TEXT),
+    "split_statistics[].roles[].tokens": ANY,
+    "split_statistics[].roles[].supervised_tokens": ANY,
+    "split_statistics[].roles[].num_truncated": ANY,
+    "split_statistics[].num_units": ANY,
+    "split_statistics[].longest_unit_tokens": ANY,
     "unsupervised_records": count(MAX_UNSUPERVISED, "records"),
     "unsupervised_records[].record_id": demanded(DIGEST),
     "unsupervised_records[].filename": (REQUIRED, TEXT),
@@ -114,6 +129,7 @@ def check_rendering(rendering: Rendering) -> None:
         [
             *limit_violations(rendering, LIMITS, "rendering"),
             *label_violations(rendering.labels, "rendering.labels"),
+            *_kind_violations(rendering),
         ]
     )
 
@@ -129,6 +145,7 @@ def resolved(rendering: Rendering, model: Model, today: date) -> Rendering:
     filled.CopyFrom(rendering)
     filled.state = State.STATE_QUEUED
     filled.max_tokens = _max_tokens(rendering.max_tokens, model)
+    filled.kind = rendering.kind or RENDERING_KIND_SUPERVISED
     filled.length_policy = rendering.length_policy or LENGTH_POLICY_DROP
     filled.template_error_policy = rendering.template_error_policy or TEMPLATE_ERROR_POLICY_STRICT
     filled.tokenizer_digest = model.tokenizer_digest
@@ -151,6 +168,28 @@ def rendered(rendering: Rendering, result: RenderResult) -> Rendering:
     filled.prefix_token_ids.extend(result.prefix_token_ids)
     filled.stop_token_ids.extend(result.stop_token_ids)
     return filled
+
+
+def _kind_violations(rendering: Rendering) -> Iterator[FieldViolation]:
+    """Yield what does not go with the rendering's kind."""
+    if rendering.kind in (RENDERING_KIND_UNSPECIFIED, RENDERING_KIND_SUPERVISED):
+        return
+    kind = RenderingKind.Name(rendering.kind).removeprefix("RENDERING_KIND_")
+    if rendering.mask_mode:
+        mode = MaskMode.Name(rendering.mask_mode).removeprefix("MASK_MODE_")
+        learnt = "nothing is learnt" if rendering.kind == RENDERING_KIND_PROMPT else "the answer is learnt"
+        description = f"must be unset where kind is {kind}, in which {learnt}, got {mode}"
+        yield FieldViolation(field="rendering.mask_mode", description=description)
+    if rendering.split_turns:
+        description = (
+            f"must be false where kind is {kind}, in which a record has one answer or asks once, got true"
+        )
+        yield FieldViolation(field="rendering.split_turns", description=description)
+    if rendering.kind == RENDERING_KIND_PROMPT and rendering.length_policy == LENGTH_POLICY_TRUNCATE:
+        description = (
+            "must be DROP or FAIL where kind is PROMPT, as a prompt that is cut asks nothing, got TRUNCATE"
+        )
+        yield FieldViolation(field="rendering.length_policy", description=description)
 
 
 def _require_renderable(model: Model) -> None:

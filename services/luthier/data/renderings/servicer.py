@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import aclosing
+from itertools import islice
 from typing import Any
 
 import grpc.aio
@@ -13,7 +14,7 @@ from luthier.data.names import RENDERING
 from luthier.data.renderings.rules import RESULT_LIMITS, State
 from luthier.data.renderings.service import RenderingService
 from luthier.data.renderings.token_texts import TokenTexts
-from luthier.data.shard_files import LENGTH_COLUMNS, ROW_COLUMNS, ShardReader, in_split
+from luthier.data.shard_files import LENGTH_COLUMNS, PROMPT_COLUMNS, ROW_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
 from luthier.data.splits import split_named
 from luthier.errors import Failure
@@ -116,7 +117,7 @@ class RenderingsServicer:
     async def PreviewRendering(
         self, request: data_service_pb2.PreviewRenderingRequest, context: Context
     ) -> data_service_pb2.PreviewRenderingResponse:
-        """Show stored rows; a page of long rows holds fewer."""
+        """Show stored rows; a page of long rows holds fewer, and may end inside a unit."""
         check_name(RENDERING, request.name, self._projects)
         rendering = await self._renderings.ready(request.name)
         limit = page_size(request.page_size, default=5, maximum=100)
@@ -125,12 +126,17 @@ class RenderingsServicer:
         page = data_service_pb2.PreviewRenderingResponse()
         size_bytes = 0
         equals = {**in_split(request.split), **({"num_supervised": 0} if request.unsupervised_only else {})}
+        num_units = 0
+        first: Mapping[str, Any] = {}
         async with aclosing(self._reader.rows(rendering.private.shards, ROW_COLUMNS, start, equals)) as rows:
             async for row in rows:
+                begins = row["unit"] != first.get("unit")
+                first = row if begins else first
+                num_units += begins
                 texts = await self._token_texts.texts(rendering.private.tokenizer_sha256, row["input_ids"])
-                message = _rendered_row(row, texts)
+                message = _rendered_row(row, texts, 0 if begins else _num_shared(first, row))
                 size_bytes += message.ByteSize()
-                if len(page.rows) == limit or (page.rows and size_bytes > PAGE_BYTES):
+                if num_units > limit or (page.rows and size_bytes > PAGE_BYTES):
                     page.next_page_token = self._page_tokens.encode((str(message.row),), bound)
                     break
                 page.rows.append(message)
@@ -142,8 +148,8 @@ class RenderingsServicer:
         """Stream rows as Arrow."""
         check_name(RENDERING, request.name, self._projects)
         lengths_only = request.view == data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS
-        columns = LENGTH_COLUMNS if lengths_only else ROW_COLUMNS
         rendering = await self._renderings.ready(request.name)
+        columns = LENGTH_COLUMNS if lengths_only else _full_columns(rendering.message.kind)
         check_start_row(request.start_row, rendering.private.shards)
         wanted = in_split(request.split)
         found = self._reader.ipc_chunks(rendering.private.shards, columns, request.start_row, wanted)
@@ -152,8 +158,12 @@ class RenderingsServicer:
                 yield arrow_pb2.ArrowChunk(ipc=ipc, first_row=first_row, num_rows=num_rows)
 
 
-def _rendered_row(row: Mapping[str, Any], texts: Sequence[str]) -> rendering_pb2.RenderedRow:
-    """Return a stored row with the text of each of its tokens; `row` has the columns `ROW_COLUMNS`."""
+def _rendered_row(row: Mapping[str, Any], texts: Sequence[str], num_shared: int) -> rendering_pb2.RenderedRow:
+    """Return a stored row with the text of each of its tokens but the first `num_shared`.
+
+    `row` has the columns `ROW_COLUMNS`.
+    """
+    tokens = zip(row["input_ids"], texts, row["loss_mask"], strict=True)
     return rendering_pb2.RenderedRow(
         row=row["row"],
         record_id=row["record_id"],
@@ -162,9 +172,28 @@ def _rendered_row(row: Mapping[str, Any], texts: Sequence[str]) -> rendering_pb2
         line=row["line"],
         tokens=[
             rendering_pb2.RenderedToken(token_id=token_id, text=text, supervised=supervised)
-            for token_id, text, supervised in zip(row["input_ids"], texts, row["loss_mask"], strict=True)
+            for token_id, text, supervised in islice(tokens, num_shared, None)
         ],
+        unit=row["unit"],
+        role=row["role"],
+        num_shared_tokens=num_shared,
     )
+
+
+def _num_shared(first: Mapping[str, Any], row: Mapping[str, Any]) -> int:
+    """Return how many tokens a row of a unit begins with as its first row does, up to where one of them is learnt."""
+    shared = 0
+    for one, other, learnt, also in zip(
+        first["input_ids"], row["input_ids"], first["loss_mask"], row["loss_mask"], strict=False
+    ):
+        if one != other or learnt or also:
+            break
+        shared += 1
+    return shared
+
+
+def _full_columns(kind: rendering_pb2.RenderingKind.ValueType) -> Sequence[str]:
+    return PROMPT_COLUMNS if kind == rendering_pb2.RENDERING_KIND_PROMPT else ROW_COLUMNS
 
 
 class RenderHandler(FamilyTasks[Rendering, RenderingPrivate]):
@@ -195,6 +224,7 @@ class RenderHandler(FamilyTasks[Rendering, RenderingPrivate]):
             template_date=message.template_date,
             split_turns=message.split_turns,
             template_error_policy=message.template_error_policy,
+            kind=message.kind,
         )
         return task_pb2.Task(render=spec)
 

@@ -40,12 +40,12 @@ class LimitedRenderer:
         answer = self._process.call(msgspec.to_builtins(self._settings), check=self._check)
         return msgspec.convert(answer, Teaching)
 
-    def render(self, record: str) -> RenderedRecord:
-        """Render a record given as its canonical JSON."""
+    def render(self, record: str, other: str = "") -> RenderedRecord:
+        """Render a record given as its canonical JSON; `other` as `RecordRenderer.render` has it."""
         if self._process is None or not self._process.alive:
             self.teaching()
         assert self._process is not None
-        answer = self._process.call({"record": record}, check=self._check)
+        answer = self._process.call({"record": record, "other": other}, check=self._check)
         return msgspec.convert(answer, RenderedRecord)
 
     def close(self) -> None:

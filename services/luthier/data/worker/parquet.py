@@ -40,6 +40,8 @@ ROW_SCHEMA = pyarrow.schema(
 Rows of a unit follow one another and share a forward pass: `unit` is the number of the first of them. `role` says what
 a row is in its unit, and is empty where the row is all of it.
 """
+PROMPT_SCHEMA = ROW_SCHEMA.append(pyarrow.field("record", pyarrow.string()))
+"""A shard of prompts: beside each the canonical record, whose fields graders compare an answer with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,10 +12,20 @@ from pathlib import Path
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import rendering as text
 from luthier.text.findings import Finding
+from luthier.text.lengths import LengthLimit, LengthPolicy, fit, why_unsupervised
 from luthier.text.panics import TokenizerError, tokenizer_errors
-from luthier.text.records import SingleRecord, record_from_json
+from luthier.text.records import Record, record_from_json
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
+from luthier.text.units import (
+    RenderingKind,
+    Unit,
+    preference_unit,
+    prompt_unit,
+    reference_record,
+    taught_record,
+    unpaired_unit,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +40,7 @@ class RecordSettings:
         length_policy: name of a `text.LengthPolicy`.
         template_date: what templates see as today, YYYY-MM-DD.
         split_turns: whether each answer has a row of its own.
+        kind: name of a `RenderingKind`.
     """
 
     bundle_folder: str
@@ -39,11 +50,12 @@ class RecordSettings:
     length_policy: str
     template_date: str
     split_turns: bool
+    kind: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teaching:
-    """How a model that learns the rows is asked; `stop_token_ids` are those that no template is needed for."""
+    """How a model that learns the rows is asked; `stop_token_ids` are those that are known without a record."""
 
     effective_template: str
     prefix_token_ids: tuple[int, ...]
@@ -58,7 +70,8 @@ class RenderedRow:
         ids: the tokens, 32-bit integers in the machine's order, in base64: JSON takes long for long lists.
         mask: a byte for each token, 1 where it is learnt, in base64.
         truncated: whether it was cut.
-        unsupervised: why no token is learnt; empty when one is.
+        unsupervised: why no token is learnt; empty when one is, or none is meant to be.
+        role: what it is in its unit; empty: it is all of it.
     """
 
     ids: str
@@ -66,6 +79,7 @@ class RenderedRow:
     truncated: bool
     num_supervised: int
     unsupervised: str
+    role: str = ""
 
     def token_bytes(self) -> bytes:
         """Return the tokens as bytes, four each."""
@@ -90,10 +104,11 @@ class RenderedRecord:
     """What became of a record.
 
     Attributes:
-        rows: its rows, less those that are dropped.
-        num_dropped: rows that are too long.
+        rows: its rows, less those that are dropped; with roles they are one unit.
+        num_dropped: rows, or units, that are too long.
         findings: what was found in the rows that are there.
         ending_ids: tokens that end its answers.
+        no_row: why it has no row though nothing is too long; empty when it has one.
         refused: why it cannot be rendered; None when it can.
     """
 
@@ -101,6 +116,7 @@ class RenderedRecord:
     num_dropped: int = 0
     findings: tuple[Finding, ...] = ()
     ending_ids: tuple[int, ...] = ()
+    no_row: str = ""
     refused: Refused | None = None
 
 
@@ -111,44 +127,71 @@ class RecordRenderer:
     """
 
     def __init__(self, settings: RecordSettings) -> None:
-        self._settings = settings
+        self._kind = RenderingKind(settings.kind)
+        self._split_turns = settings.split_turns
+        self._limit = LengthLimit(max_tokens=settings.max_tokens, policy=LengthPolicy(settings.length_policy))
         bundle = _bundle(settings)
         self._renderer = _renderer(settings, bundle)
         self._eos = bundle.special_id("eos_token")
+        # Prompts show no answer that ends.
+        self._stops = self._renderer.stops() if self._kind is RenderingKind.PROMPT else None
 
     def teaching(self) -> Teaching:
         """Return how a model is asked that learns the rows."""
+        stops = {self._eos} if self._stops is None else self._stops.token_ids
         return Teaching(
             effective_template=self._renderer.effective_template,
             prefix_token_ids=self._renderer.prefix_ids,
-            stop_token_ids=() if self._eos is None else (self._eos,),
+            stop_token_ids=tuple(sorted(one for one in stops if one is not None)),
         )
 
-    def render(self, record: str) -> RenderedRecord:
-        """Render a record given as its canonical JSON; what refuses it is in what is returned."""
-        policy = text.LengthPolicy(self._settings.length_policy)
+    def render(self, record: str, other: str = "") -> RenderedRecord:
+        """Render a record given as its canonical JSON; what refuses it is in what is returned.
+
+        `other` is the canonical JSON of a record whose answer an UNPAIRED rendering shows behind this one's prompt;
+        empty: there is none.
+        """
         try:
             with tokenizer_errors():
-                rendered = self._rendered(text.one_answer(record_from_json(record)))
-            fitted = [text.fit(one, self._settings.max_tokens, policy) for one in rendered]
+                return self._rendered(record_from_json(record), other)
         except text.RenderingError as error:
             return RenderedRecord(refused=Refused(reason=error.reason, message=str(error), hint=error.hint))
         except TokenizerError as error:
             return RenderedRecord(refused=Refused(reason=error.reason, message=str(error)))
         except TemplateError as error:
             return RenderedRecord(refused=Refused(reason=Reason.TEMPLATE_INVALID, message=str(error)))
-        kept = [(whole, part) for whole, part in zip(rendered, fitted, strict=True) if part is not None]
-        return RenderedRecord(
-            rows=tuple(_row(whole, part) for whole, part in kept),
-            num_dropped=len(rendered) - len(kept),
-            findings=tuple(finding for whole, _ in kept for finding in whole.findings),
-            ending_ids=tuple(sorted({token for whole, _ in kept for token in whole.ending_ids})),
-        )
 
-    def _rendered(self, record: SingleRecord) -> Sequence[text.Rendered]:
-        if self._settings.split_turns:
-            return self._renderer.render_turns(record)
-        return (self._renderer.render(record),)
+    def _rendered(self, record: Record, other: str) -> RenderedRecord:
+        match self._kind:
+            case RenderingKind.SUPERVISED:
+                return self._supervised(record)
+            case RenderingKind.PREFERENCE:
+                return _unit(preference_unit(self._renderer, record, self._limit))
+            case RenderingKind.UNPAIRED:
+                answered = reference_record(record_from_json(other)) if other else None
+                return _unit(unpaired_unit(self._renderer, record, answered, self._limit))
+            case RenderingKind.PROMPT:
+                assert self._stops is not None, "they were looked for at the start"
+                return _unit(prompt_unit(self._renderer, record, self._stops, self._limit))
+
+    def _supervised(self, record: Record) -> RenderedRecord:
+        taught, told = taught_record(record)
+        if taught is None:
+            return RenderedRecord(findings=told, no_row="no row: the answer is labelled undesirable")
+        if self._split_turns:
+            rendered: Sequence[text.Rendered] = self._renderer.render_turns(taught)
+        else:
+            rendered = (self._renderer.render(taught),)
+        fitted = [fit(one, self._limit) for one in rendered]
+        kept = [(whole, part) for whole, part in zip(rendered, fitted, strict=True) if part is not None]
+        found = [finding for whole, _ in kept for finding in whole.findings]
+        return RenderedRecord(
+            rows=tuple(_row(part, why_unsupervised(whole, part)) for whole, part in kept),
+            num_dropped=len(rendered) - len(kept),
+            findings=(*told, *found) if kept else (),
+            ending_ids=_ending_ids(whole for whole, _ in kept),
+            no_row="" if rendered else "no row: every assistant turn has weight 0",
+        )
 
 
 def _bundle(settings: RecordSettings) -> TokenizerBundle:
@@ -177,20 +220,25 @@ def _renderer(settings: RecordSettings, bundle: TokenizerBundle) -> text.Rendere
         ) from error
 
 
-def _row(whole: text.Rendered, fitted: text.Rendered) -> RenderedRow:
+def _unit(unit: Unit) -> RenderedRecord:
+    return RenderedRecord(
+        rows=tuple(_row(one.rendered, unit.idle, one.role) for one in unit.rows),
+        num_dropped=0 if unit.rows else 1,
+        findings=unit.findings,
+        ending_ids=_ending_ids(one.rendered for one in unit.rows),
+    )
+
+
+def _ending_ids(rendered: Iterable[text.Rendered]) -> tuple[int, ...]:
+    return tuple(sorted({token for one in rendered for token in one.ending_ids}))
+
+
+def _row(fitted: text.Rendered, unsupervised: str, role: str = "") -> RenderedRow:
     return RenderedRow(
         ids=base64.b64encode(array("i", fitted.input_ids).tobytes()).decode(),
         mask=base64.b64encode(bytes(fitted.loss_mask)).decode(),
         truncated=fitted.truncated,
         num_supervised=fitted.num_supervised,
-        unsupervised="" if fitted.num_supervised else _why_unsupervised(whole, fitted),
+        unsupervised=unsupervised,
+        role=role,
     )
-
-
-def _why_unsupervised(whole: text.Rendered, fitted: text.Rendered) -> str:
-    if whole.num_supervised:
-        return (
-            f"no token is learnt: the first one stands at {whole.loss_mask.index(True)}, "
-            f"the record is cut at {len(fitted.input_ids)} tokens"
-        )
-    return "no token is learnt: every assistant turn has weight 0 or is empty"

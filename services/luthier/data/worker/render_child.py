@@ -1,6 +1,6 @@
 """The process that runs untrusted templates on a version's records: a limited process.
 
-The first request is `RecordSettings`, the answer `Teaching`; each after it is `{"record"}`, the answer
+The first request is `RecordSettings`, the answer `Teaching`; each after it is `{"record", "other"}`, the answer
 `RenderedRecord`.
 """
 
@@ -27,7 +27,9 @@ class _Child:
             self._renderer = RecordRenderer(msgspec.convert(request, RecordSettings))
             teaching: dict[str, Any] = msgspec.to_builtins(self._renderer.teaching())
             return teaching
-        rendered: dict[str, Any] = msgspec.to_builtins(self._renderer.render(request["record"]))
+        rendered: dict[str, Any] = msgspec.to_builtins(
+            self._renderer.render(request["record"], request["other"])
+        )
         return rendered
 
 

@@ -18,7 +18,7 @@ from luthier.errors import DataLoss, Internal, InvalidArgument, Reason, Unavaila
 from luthier.runtime.digests import contents_digest
 from luthier.storage.disk import disk_full, is_full
 from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE
-from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode
+from luthier.v1.rendering_pb2 import LengthPolicy, MaskMode, RenderingKind
 from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.limited import LimitReached, ProcessBroken, ProcessKilled
 from luthier.work.limited_child import Limits
@@ -90,6 +90,8 @@ def _order(context: TaskContext, spec: task_pb2.RenderSpec, bundle: Path) -> Ren
             length_policy=LengthPolicy.Name(spec.length_policy).removeprefix("LENGTH_POLICY_"),
             template_date=spec.template_date,
             split_turns=spec.split_turns,
+            # A service of before there were kinds names none.
+            kind=RenderingKind.Name(spec.kind).removeprefix("RENDERING_KIND_") if spec.kind else "SUPERVISED",
         ),
     )
 

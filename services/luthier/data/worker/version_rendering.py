@@ -8,34 +8,34 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow.parquet
 
 from luthier.data.renderings.rules import MAX_UNSUPERVISED
-from luthier.data.splits import SPLITS, split_named
+from luthier.data.splits import split_named
 from luthier.data.worker.findings import RecordFindings
-from luthier.data.worker.parquet import ROW_SCHEMA, ShardWriter, WrittenShard
+from luthier.data.worker.other_answers import OtherAnswers
+from luthier.data.worker.parquet import PROMPT_SCHEMA, ROW_SCHEMA, ShardWriter, WrittenShard
 from luthier.data.worker.record_rendering import RecordSettings, RenderedRecord, RenderedRow, Teaching
 from luthier.data.worker.refusals import Refusals
+from luthier.data.worker.row_counts import SplitCounts, count_warnings, split_statistics
 from luthier.errors import Failure
-from luthier.text.statistics import Lengths
-from luthier.v1.dataset_pb2 import SPLIT_TRAIN, Split
-from luthier.v1.rendering_pb2 import (
-    LengthStatistics,
-    RenderingSplitStatistics,
-    TemplateErrorPolicy,
-    UnsupervisedRecord,
-)
+from luthier.text.units import RenderingKind
+from luthier.v1.dataset_pb2 import Split
+from luthier.v1.rendering_pb2 import TemplateErrorPolicy, UnsupervisedRecord
 from luthier.work.limited import LimitReached
 from luthier.worker.v1.task_pb2 import RenderResult, RenderSpec
 
 _BATCH_RECORDS = 64
 # 2: answers are encoded apart from what asks for them, arguments of tool calls are objects.
 _DIGEST_VERSION = "luthier-rendering-2"
+# 3: rows have roles.
+_UNITS_DIGEST_VERSION = "luthier-rendering-3"
 _COLUMNS = ["record_id", "split", "filename", "line", "record"]
 
 
@@ -46,8 +46,8 @@ class RendersRecords(Protocol):
         """Return how a model is asked that learns the rows."""
         ...
 
-    def render(self, record: str) -> RenderedRecord:
-        """Render a record given as its canonical JSON. Raises LimitReached."""
+    def render(self, record: str, other: str = "") -> RenderedRecord:
+        """Render a record given as its canonical JSON, `other` as `RecordRenderer` has it. Raises LimitReached."""
         ...
 
 
@@ -74,26 +74,15 @@ class RenderedVersion:
     failure: Failure | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class _Counts:
-    tokens: Lengths = field(default_factory=Lengths)
-    supervised: Lengths = field(default_factory=Lengths)
-    num_rows: int = 0
-    num_dropped: int = 0
-    num_truncated: int = 0
-    num_unsupervised: int = 0
-    num_without_row: int = 0
-    num_records: int = 0
-    num_refused: int = 0
-
-
 class RenderingWriter:
     """Takes in the records of an order one by one and writes their rows into shards. Memory: one row group."""
 
     def __init__(self, order: RenderOrder) -> None:
         self._shards: list[WrittenShard] = []
-        self._writer = ShardWriter(Path(order.output_folder), "rows", ROW_SCHEMA, self._shards.append)
-        self._counts: dict[Split.ValueType, _Counts] = {}
+        self._kind = RenderingKind(order.records.kind)
+        schema = PROMPT_SCHEMA if self._kind is RenderingKind.PROMPT else ROW_SCHEMA
+        self._writer = ShardWriter(Path(order.output_folder), "rows", schema, self._shards.append)
+        self._counts: dict[Split.ValueType, SplitCounts] = {}
         self._unsupervised: list[UnsupervisedRecord] = []
         self._findings = RecordFindings()
         self._ending_ids: set[int] = set()
@@ -117,11 +106,14 @@ class RenderingWriter:
         self._findings.add(row, rendered.findings)
         self._ending_ids.update(rendered.ending_ids)
         counts.num_dropped += rendered.num_dropped
-        if not rendered.rows and not rendered.num_dropped:
+        if rendered.no_row:
             counts.num_without_row += 1
-            self._note_unsupervised(row, "no row: every assistant turn has weight 0")
-        for one in rendered.rows:
-            self._add_row(row, counts, one)
+            self._note_unsupervised(row, rendered.no_row)
+        if self._kind is RenderingKind.SUPERVISED:
+            for one in rendered.rows:
+                self._add_unit(row, counts, (one,))
+        elif rendered.rows:
+            self._add_unit(row, counts, rendered.rows)
 
     def add_at_limit(self, row: Mapping[str, Any], limit: str) -> None:
         """Take in that a record took more than a limit allows."""
@@ -133,9 +125,7 @@ class RenderingWriter:
         self._writer.close()
         failure = self._refusals.failure(sum(counts.num_records for counts in self._counts.values()))
         result = RenderResult(
-            split_statistics=[
-                _split_statistics(split, self._counts[split]) for split in SPLITS if split in self._counts
-            ],
+            split_statistics=split_statistics(self._counts),
             unsupervised_records=self._unsupervised,
             errors=self._refusals.records,
             num_errors=self._refusals.num_records,
@@ -150,39 +140,52 @@ class RenderingWriter:
         result.digest = self._digest.hexdigest()
         return RenderedVersion(shards=tuple(self._shards), result=result)
 
-    def _counts_of(self, row: Mapping[str, Any]) -> _Counts:
-        counts = self._counts.setdefault(split_named(row["split"]), _Counts())
+    def _counts_of(self, row: Mapping[str, Any]) -> SplitCounts:
+        counts = self._counts.setdefault(split_named(row["split"]), SplitCounts())
         counts.num_records += 1
         return counts
 
-    def _add_row(self, row: Mapping[str, Any], counts: _Counts, rendered: RenderedRow) -> None:
+    def _add_unit(self, row: Mapping[str, Any], counts: SplitCounts, rows: Sequence[RenderedRow]) -> None:
+        unit = self._writer.num_rows
+        num_tokens = sum(self._add_row(row, counts, one, unit) for one in rows)
+        why = rows[0].unsupervised
+        counts.add_unit(num_tokens, idle=bool(why))
+        if why:
+            self._note_unsupervised(row, why)
+
+    def _add_row(self, row: Mapping[str, Any], counts: SplitCounts, rendered: RenderedRow, unit: int) -> int:
+        """Write a row; return its tokens."""
         ids, mask = array("i", rendered.token_bytes()), rendered.mask_bytes()
-        counts.num_rows += 1
-        counts.num_truncated += rendered.truncated
-        counts.tokens.add(len(ids))
-        counts.supervised.add(rendered.num_supervised)
-        if rendered.unsupervised:
-            counts.num_unsupervised += 1
-            self._note_unsupervised(row, rendered.unsupervised)
-        self._digest.update(f"{row['record_id']} {row['split']} {len(ids)}\n".encode())
+        counts.add_row(
+            rendered.role,
+            len(ids),
+            rendered.num_supervised,
+            truncated=rendered.truncated,
+            idle=bool(rendered.unsupervised),
+        )
+        role = f" {rendered.role}" if rendered.role else ""
+        self._digest.update(f"{row['record_id']} {row['split']} {len(ids)}{role}\n".encode())
         self._digest.update(ids.tobytes())
         self._digest.update(mask)
-        self._writer.add(
-            {
-                "record_id": row["record_id"],
-                "split": row["split"],
-                "filename": row["filename"],
-                "line": row["line"],
-                "input_ids": ids,
-                "loss_mask": [flag != 0 for flag in mask],
-                "num_tokens": len(ids),
-                "num_supervised": rendered.num_supervised,
-                "unit": self._writer.num_rows,
-                "role": "",
-            },
-            # What the mask's Python values and the ids take until the row group is written.
-            12 * len(ids) + 300,
-        )
+        written = {
+            "record_id": row["record_id"],
+            "split": row["split"],
+            "filename": row["filename"],
+            "line": row["line"],
+            "input_ids": ids,
+            "loss_mask": [flag != 0 for flag in mask],
+            "num_tokens": len(ids),
+            "num_supervised": rendered.num_supervised,
+            "unit": unit,
+            "role": rendered.role,
+        }
+        # What the mask's Python values and the ids take until the row group is written.
+        size_bytes = 12 * len(ids) + 300
+        if self._kind is RenderingKind.PROMPT:
+            written["record"] = row["record"]
+            size_bytes += len(row["record"])
+        self._writer.add(written, size_bytes)
+        return len(ids)
 
     def _note_unsupervised(self, row: Mapping[str, Any], message: str) -> None:
         if len(self._unsupervised) == MAX_UNSUPERVISED:
@@ -194,11 +197,7 @@ class RenderingWriter:
         )
 
     def _warnings(self) -> Iterator[str]:
-        train = self._counts.get(SPLIT_TRAIN, _Counts())
-        if train.num_rows == 0:
-            yield "the train split has no rows: there is nothing to learn from"
-        elif train.num_rows == train.num_unsupervised:
-            yield f"none of the {train.num_rows} rows of the train split has a token to learn"
+        yield from count_warnings(self._counts)
         if self._refusals.num_records:
             first = self._refusals.records[0]
             yield (
@@ -217,35 +216,38 @@ def render_version(
     """
     teaching = renderer.teaching()
     writer = RenderingWriter(order)
-    for done, row in enumerate(_records(order)):
-        begin(done, row)
-        try:
-            writer.add(row, renderer.render(row["record"]))
-        except LimitReached as error:
-            writer.add_at_limit(row, str(error))
-        if writer.is_over:
-            break
+    with _other_answers(order, begin) as other_answer:
+        for done, row in enumerate(_records(order)):
+            begin(done, row)
+            try:
+                writer.add(row, renderer.render(row["record"], other_answer(row)))
+            except LimitReached as error:
+                writer.add_at_limit(row, str(error))
+            if writer.is_over:
+                break
     return writer.finish(teaching)
+
+
+@contextmanager
+def _other_answers(
+    order: RenderOrder, begin: Callable[[int, Mapping[str, Any]], None]
+) -> Iterator[Callable[[Mapping[str, Any]], str]]:
+    """Give what finds the answer that a record gets beside its own: nothing where rows are of one record alone."""
+    if order.records.kind != RenderingKind.UNPAIRED:
+        yield lambda _: ""
+        return
+    with closing(OtherAnswers(Path(order.output_folder) / "others.db")) as others:
+        for row in _records(order):
+            begin(0, row)
+            others.add(row)
+        others.finish()
+        yield others.after
 
 
 def _records(order: RenderOrder) -> Iterator[Mapping[str, Any]]:
     for path in order.shards:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_BATCH_RECORDS, columns=_COLUMNS):
             yield from batch.to_pylist()
-
-
-def _split_statistics(split: Split.ValueType, counts: _Counts) -> RenderingSplitStatistics:
-    return RenderingSplitStatistics(
-        split=split,
-        tokens=LengthStatistics(**asdict(counts.tokens.summary())),
-        supervised_tokens=LengthStatistics(**asdict(counts.supervised.summary())),
-        num_dropped=counts.num_dropped,
-        num_truncated=counts.num_truncated,
-        num_unsupervised=counts.num_unsupervised + counts.num_without_row,
-        num_records=counts.num_records,
-        num_refused=counts.num_refused,
-        num_without_row=counts.num_without_row,
-    )
 
 
 def _settings_line(order: RenderOrder) -> bytes:
@@ -262,4 +264,7 @@ def _settings_line(order: RenderOrder) -> bytes:
         "split_turns": order.records.split_turns,
         "template_error_policy": policy.removeprefix("TEMPLATE_ERROR_POLICY_"),
     }
+    # Digests of before there were kinds stay what they are.
+    if order.records.kind != RenderingKind.SUPERVISED:
+        settings |= {"version": _UNITS_DIGEST_VERSION, "kind": order.records.kind}
     return json.dumps(settings, sort_keys=True).encode() + b"\n"

@@ -8,8 +8,9 @@ from typing import Any
 
 from luthier.errors import FailedPrecondition
 from luthier.evaluation.worker.questions import Question, choose
-from luthier.text.records import SingleRecord, record_from_json
-from luthier.text.rendering import RenderingError, one_answer
+from luthier.text.records import record_from_json
+from luthier.text.rendering import RenderingError
+from luthier.text.units import reference_record
 from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2
 from luthier.work.arrow_stream import read_batches
 from luthier.work.context import TaskContext
@@ -59,7 +60,8 @@ class Splits:
 
         Raises:
             DataLoss: the version's name means another one by now.
-            FailedPrecondition: a chosen record has no answer that is right: a pair, or an answer with a label.
+            FailedPrecondition: the answer of a chosen record is labelled undesirable. Of a pair the chosen answer is
+                right.
             LuthierError: the Data service refused, or stayed away.
         """
         if 0 < count <= _FEW:
@@ -70,16 +72,7 @@ class Splits:
         self._require_pinned(
             context
         )  # the name may have gone over to another version while the last stream opened
-        return [
-            Question(
-                row=one.row,
-                record_id=one.record_id,
-                record=_record_of(one),
-                filename=one.filename,
-                line=one.line,
-            )
-            for one in stored
-        ]
+        return _questions(stored)
 
     def close(self) -> None:
         """Hang up."""
@@ -148,12 +141,28 @@ class Splits:
         require_pinned(evaluation.dataset_version, evaluation.dataset_digest, version.digest)
 
 
-def _record_of(stored: _Stored) -> SingleRecord:
-    try:
-        return one_answer(record_from_json(stored.text))
-    except RenderingError as error:
-        message = f"{stored.filename}:{stored.line} {error}: an evaluation compares with the right answer"
-        raise FailedPrecondition(message, reason=error.reason) from error
+def _questions(stored: Sequence[_Stored]) -> list[Question]:
+    questions: list[Question] = []
+    refused: list[tuple[_Stored, RenderingError]] = []
+    for one in stored:
+        try:
+            record = reference_record(record_from_json(one.text))
+        except RenderingError as error:
+            refused.append((one, error))
+            continue
+        question = Question(
+            row=one.row, record_id=one.record_id, record=record, filename=one.filename, line=one.line
+        )
+        questions.append(question)
+    if refused:
+        first, why = refused[0]
+        raise FailedPrecondition(
+            f"{len(refused)} of {len(stored)} records have nothing to compare an answer with, the first is "
+            f"{first.filename}:{first.line}: {why}; evaluate on a version whose answers are right",
+            reason=why.reason,
+            metadata={"filename": first.filename, "line": str(first.line)},
+        )
+    return questions
 
 
 def _rows_of(batch: Any) -> Iterator[_Stored]:

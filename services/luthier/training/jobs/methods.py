@@ -36,9 +36,7 @@ LIMITS: LimitTable = {
     "hyperparameters.decay_steps": whole(0, 10_000_000),
     "hyperparameters.decay_ratio": positive(1.0),
     "preference.beta": positive(_MOST),
-    "preference.label_smoothing": Limit(
-        rule="must be in [0, 0.5)", allows=lambda value: 0 <= value < 0.5
-    ),
+    "preference.label_smoothing": Limit(rule="must be in [0, 0.5)", allows=lambda value: 0 <= value < 0.5),
     "preference.nll_weight": not_negative(_MOST),
     "preference.gamma": not_negative(_MOST),
     "preference.desirable_weight": positive(_MOST),

@@ -12,10 +12,18 @@ from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.survey import Longest, PackedLengths, Survey, require_fitting
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, Split
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, Hyperparameters
-from luthier.v1.rendering_pb2 import Rendering, RenderingSplitStatistics, UnsupervisedRecord
+from luthier.v1.rendering_pb2 import (
+    RENDERING_KIND_SUPERVISED,
+    RENDERING_KIND_UNSPECIFIED,
+    Rendering,
+    RenderingKind,
+    RenderingSplitStatistics,
+    UnsupervisedRecord,
+)
 
 _NAMED_RECORDS = 5
 _LOW_EFFICIENCY = 0.5
+_LEARNT_KINDS = (RENDERING_KIND_UNSPECIFIED, RENDERING_KIND_SUPERVISED)
 MAX_PASSED_ROWS = 20_000_000
 """Most rows, counted anew in each epoch, that a plan looks at: somewhat over a minute of work."""
 
@@ -48,7 +56,8 @@ def require_usable(rendering: Rendering, base_model: str, tokenizer_digest: str)
     """Check that a rendering can be trained on with a base model.
 
     Raises:
-        FailedPrecondition: it is not READY, or was made with another tokenizer (WRONG_STATE).
+        FailedPrecondition: it is not READY, or was made with another tokenizer (WRONG_STATE); RENDERING_KIND_MISMATCH
+            for one whose rows are not to be learnt one by one.
     """
     if rendering.state != Rendering.STATE_READY:
         state = Rendering.State.Name(rendering.state).removeprefix("STATE_")
@@ -56,6 +65,14 @@ def require_usable(rendering: Rendering, base_model: str, tokenizer_digest: str)
         raise FailedPrecondition(
             f"{rendering.name} must be READY, it is {state}{why}",
             metadata={"name": rendering.name, "state": state},
+        )
+    if rendering.kind not in _LEARNT_KINDS:
+        kind = RenderingKind.Name(rendering.kind).removeprefix("RENDERING_KIND_")
+        raise FailedPrecondition(
+            f"{rendering.name} must be of kind SUPERVISED, it is of kind {kind}; create a rendering of "
+            f"{rendering.dataset_version} of kind SUPERVISED for this job",
+            reason=Reason.RENDERING_KIND_MISMATCH,
+            metadata={"name": rendering.name, "kind": kind},
         )
     if rendering.tokenizer_digest != tokenizer_digest:
         raise FailedPrecondition(

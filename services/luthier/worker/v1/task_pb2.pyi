@@ -408,6 +408,7 @@ class RenderSpec(_message.Message):
     TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
     SPLIT_TURNS_FIELD_NUMBER: _builtins.int
     TEMPLATE_ERROR_POLICY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     dataset_digest: _builtins.str
     """Digest of the version."""
     tokenizer_digest: _builtins.str
@@ -426,6 +427,8 @@ class RenderSpec(_message.Message):
     """Whether a conversation becomes one row for each answer that is learnt."""
     template_error_policy: _rendering_pb2.TemplateErrorPolicy.ValueType
     """What happens when records cannot be rendered."""
+    kind: _rendering_pb2.RenderingKind.ValueType
+    """What records become."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:
         """Shards of the version, in row order."""
@@ -448,10 +451,11 @@ class RenderSpec(_message.Message):
         template_date: _builtins.str = ...,
         split_turns: _builtins.bool = ...,
         template_error_policy: _rendering_pb2.TemplateErrorPolicy.ValueType = ...,
+        kind: _rendering_pb2.RenderingKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "dataset_digest", b"dataset_digest", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "shards", b"shards", "split_turns", b"split_turns", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "dataset_digest", b"dataset_digest", "kind", b"kind", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "shards", b"shards", "split_turns", b"split_turns", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

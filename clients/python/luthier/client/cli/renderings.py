@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from luthier.v1.rendering_pb2 import RenderedRow, Rendering
 
+_KIND = "RENDERING_KIND_"
 _SHOWN_ERRORS = 20
 _SHOWN_RECORDS = 10
 
@@ -43,6 +44,12 @@ def _kind() -> type[Rendering]:
     help="Model whose tokenizer and chat template are used.  [required, if not in a file]",
 )
 @click.option("--name", default="", help="Id of the rendering. [default: made by the service]")
+@field_option(
+    "--kind",
+    field="kind",
+    type=click.Choice(["supervised", "preference", "unpaired", "prompt"]),
+    help="What records become: answers to learn, pairs, labelled answers, or prompts. [default: supervised]",
+)
 @field_option(
     "--mask",
     field="mask_mode",
@@ -85,6 +92,8 @@ def _kind() -> type[Rendering]:
 @pass_draft(_kind)
 def create(session: Session, draft: Draft[Rendering], name: str, template: TextIO | None) -> None:
     """Render VERSION (DATASET/VERSION) with a model's tokenizer."""
+    from luthier.v1.rendering_pb2 import RENDERING_KIND_SUPERVISED, RENDERING_KIND_UNSPECIFIED
+
     if template is not None:
         draft.message.chat_template = template.read()
     started = session.client.renderings.create(draft.finish(), rendering_id=name)
@@ -93,7 +102,8 @@ def create(session: Session, draft: Draft[Rendering], name: str, template: TextI
     if done.num_errors:
         session.hint(f"renderings errors {short(done.name)}")
     session.hint(f"renderings preview {short(done.name)}")
-    session.hint(f"jobs plan --model {short(done.model)} --rendering {short(done.name)}")
+    if done.kind in (RENDERING_KIND_UNSPECIFIED, RENDERING_KIND_SUPERVISED):
+        session.hint(f"jobs plan --model {short(done.model)} --rendering {short(done.name)}")
 
 
 def _finished(session: Session, name: str) -> Rendering:
@@ -159,17 +169,22 @@ def errors(session: Session, name: str) -> None:
 @click.argument("name")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only rows of this split.")
 @click.option("--unsupervised", is_flag=True, help="Only rows that teach nothing.")
-@click.option("--limit", type=click.IntRange(min=1), default=3, show_default=True, help="Rows to show.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=3, show_default=True, help="Rows, or pairs, to show."
+)
 @pass_session
 def preview(session: Session, name: str, split: str | None, unsupervised: bool, limit: int) -> None:
-    """Show rows token by token: green is learnt, dim is context, special tokens stand out."""
+    """Show rows token by token: green is learnt, dim is context, special tokens stand out.
+
+    What the rows of a pair begin with alike is shown with the first of them.
+    """
     from luthier.v1.dataset_pb2 import SPLIT_UNSPECIFIED, Split
 
     wanted = Split.Value(f"SPLIT_{split.upper()}") if split else SPLIT_UNSPECIFIED
     found = session.client.renderings.preview(
         name, split=wanted, unsupervised_only=unsupervised, page_size=min(limit, 100)
     )
-    rows = islice(found, limit)
+    rows = _units(found, limit)
     if session.as_json:
         session.show_list(rows, lambda _: _table([]))
         return
@@ -181,6 +196,13 @@ def preview(session: Session, name: str, split: str | None, unsupervised: bool, 
         session.out.print()
     if is_empty:
         session.note("nothing found")
+
+
+def _units(rows: Iterable[RenderedRow], limit: int) -> Iterator[RenderedRow]:
+    """Yield the rows of the first units."""
+    units = groupby(rows, key=lambda row: row.unit if row.role else row.row)
+    for _, unit in islice(units, limit):
+        yield from unit
 
 
 def row_text(row: RenderedRow) -> Text:
@@ -207,8 +229,10 @@ def _row_head(row: RenderedRow) -> Text:
     from luthier.client.cli.views import split_name
 
     learnt = sum(token.supervised for token in row.tokens)
-    counts = f"{len(row.tokens)} tokens, {learnt} learnt"
-    return Text(f"row {row.row}  {split_name(row.split)}  {row.filename}:{row.line}  {counts}", "bold")
+    counts = f"{row.num_shared_tokens + len(row.tokens)} tokens, {learnt} learnt"
+    shared = f", the first {row.num_shared_tokens} as in row {row.unit}" if row.num_shared_tokens else ""
+    named = f"row {row.row}  {row.role}" if row.role else f"row {row.row}"
+    return Text(f"{named}  {split_name(row.split)}  {row.filename}:{row.line}  {counts}{shared}", "bold")
 
 
 def _table(renderings: Iterable[Rendering]) -> Table:
@@ -233,6 +257,7 @@ def _facts(rendering: Rendering) -> Group:
     from rich.text import Text
 
     from luthier.client.cli.views import facts, failure, number, state
+    from luthier.v1.rendering_pb2 import RenderingKind
 
     head = facts(
         [
@@ -241,15 +266,20 @@ def _facts(rendering: Rendering) -> Group:
             ("failure", failure(rendering)),
             ("version", short(rendering.dataset_version)),
             ("model", short(rendering.model)),
+            (
+                "kind",
+                RenderingKind.Name(rendering.kind).removeprefix(_KIND).lower() if rendering.kind else "",
+            ),
             ("rows", "one for each answer" if rendering.split_turns else ""),
             ("digest", rendering.digest),
             ("cannot be rendered", number(rendering.num_errors) if rendering.num_errors else ""),
         ]
     )
-    splits = _splits(rendering)
+    tables = [made for made in (_splits(rendering), _roles(rendering)) if made.row_count]
+    shown = [part for made in tables for part in (Text(""), made)]
     warnings = [Text(f"warning: {warning}", "yellow") for warning in rendering.warnings]
     named = [Text(line, "yellow") for line in _named_records(rendering)]
-    return Group(head, *((Text(""), splits) if splits.row_count else ()), *warnings, *named)
+    return Group(head, *shown, *warnings, *named)
 
 
 def _splits(rendering: Rendering) -> Table:
@@ -275,6 +305,19 @@ def _splits(rendering: Rendering) -> Table:
         left_out = (entry.num_dropped, entry.num_truncated, entry.num_refused, entry.num_unsupervised)
         counts = (entry.num_records, *lengths, entry.supervised_tokens.sum, *left_out)
         made.add_row(split_name(entry.split), *(number(count) for count in counts))
+    return made
+
+
+def _roles(rendering: Rendering) -> Table:
+    from luthier.client.cli.views import number, split_name, table
+
+    made = table("SPLIT", "ROLE", "#ROWS", "#TOKENS", "#P50", "#P95", "#MAX", "#LEARNT", "#TRUNCATED")
+    for entry in rendering.split_statistics:
+        for role in entry.roles:
+            tokens = role.tokens
+            lengths = (tokens.count, tokens.sum, tokens.p50, tokens.p95, tokens.maximum)
+            counts = (*lengths, role.supervised_tokens.sum, role.num_truncated)
+            made.add_row(split_name(entry.split), role.role, *(number(count) for count in counts))
     return made
 
 
