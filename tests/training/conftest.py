@@ -67,6 +67,8 @@ class TokenRow:
     split: str
     input_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
+    unit: int | None = None
+    role: str = ""
 
 
 @pytest.fixture
@@ -115,6 +117,31 @@ def token_rows() -> Callable[..., list[TokenRow]]:
         return rows
 
     return make
+
+
+def rows_of_units(count: int, *roles: str) -> list[TokenRow]:
+    """Units of two rows of one prompt: the first answers with a song, the second with noise."""
+    draw = random.Random(0)
+    rows: list[TokenRow] = []
+    for number in range(count):
+        prompt = tuple(draw.randrange(3, 20) for _ in range(draw.randint(3, 8)))
+        song = tuple(30 + place % 3 for place in range(draw.randint(3, 6)))
+        noise = tuple(draw.randrange(40, 90) for _ in range(draw.randint(3, 6)))
+        split = "VALIDATION" if number % 5 == 4 else "TRAIN"
+        unit = len(rows)
+        for role, answer in zip(roles, (song, noise), strict=True):
+            mask = (False,) * len(prompt) + (True,) * len(answer)
+            rows.append(
+                TokenRow(
+                    row=len(rows),
+                    split=split,
+                    input_ids=prompt + answer,
+                    loss_mask=mask,
+                    unit=unit,
+                    role=role,
+                )
+            )
+    return rows
 
 
 class MemoryRenderings:

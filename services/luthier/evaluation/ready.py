@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.errors import FailedPrecondition, Reason
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.model_pb2 import Model
 
@@ -17,3 +17,10 @@ def require_ready(found: DatasetVersion | Model) -> None:
         reason=Reason.WRONG_STATE,
         metadata={"name": found.name, "state": state},
     )
+
+
+def require_askable(model: Model, field: str) -> None:
+    """Raise InvalidArgument, naming the field, for a model that gives no words."""
+    if model.kind == Model.KIND_REWARD:
+        description = f"must be a model of words, got {model.name!r}, a reward model: it values answers"
+        raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))

@@ -154,11 +154,12 @@ def test_make_plan_warns_of_what_a_user_would_want_to_change() -> None:
 
 
 def test_require_usable_refuses_a_rendering_that_is_not_ready_or_of_another_tokenizer() -> None:
-    require_usable(RENDERING, "m", "t")
+    job = FineTuningJob(base_model="m")
+    require_usable(job, RENDERING, "t")
     failed = rendering(state=Rendering.STATE_FAILED, error=Status(message="the template is not valid"))
     with pytest.raises(FailedPrecondition, match=r"must be READY, it is FAILED: the template is not valid"):
-        require_usable(failed, "m", "t")
+        require_usable(job, failed, "t")
     with pytest.raises(
         FailedPrecondition, match=r"tokenizer of m \(digest other\), it was made with digest t"
     ):
-        require_usable(RENDERING, "m", "other")
+        require_usable(job, RENDERING, "other")

@@ -58,6 +58,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
 
     def __init__(self, rows: list[Any]) -> None:
         self.rows = rows
+        self.kind = rendering_pb2.RENDERING_KIND_UNSPECIFIED
         self.tokenizer_digest = ""
         self.digest = "r" * 64
         self.digest_once_read = self.digest
@@ -74,6 +75,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
             uid="2f6d1c7e-5a0b-4f0e-9a43-0d3c8f3b9e11",
             state=rendering_pb2.Rendering.STATE_READY,
             digest=self.digest,
+            kind=self.kind,
             tokenizer_digest=self.tokenizer_digest,
             split_statistics=[
                 rendering_pb2.RenderingSplitStatistics(
@@ -100,12 +102,17 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
                 "row": [row.row for row in part],
                 "split": [row.split for row in part],
             }
+            if self.kind:
+                columns["unit"] = [row.unit for row in part]
             if request.view == data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS:
                 columns["num_tokens"] = [len(row.input_ids) for row in part]
                 columns["num_supervised"] = [sum(row.loss_mask) for row in part]
             else:
                 columns["input_ids"] = [row.input_ids for row in part]
                 columns["loss_mask"] = [row.loss_mask for row in part]
+                columns["filename"] = ["a.jsonl" for _ in part]
+                columns["line"] = [row.row + 1 for row in part]
+                columns["role"] = [row.role for row in part]
             sink = pyarrow.BufferOutputStream()
             batch = pyarrow.RecordBatch.from_pydict(columns)
             with pyarrow.ipc.new_stream(sink, batch.schema) as writer:

@@ -37,6 +37,8 @@ class _LearningRateScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     """Falls to zero along a straight line."""
     LEARNING_RATE_SCHEDULE_COSINE: _LearningRateSchedule.ValueType  # 3
     """Falls to zero along half a cosine."""
+    LEARNING_RATE_SCHEDULE_WARMUP_STABLE_DECAY: _LearningRateSchedule.ValueType  # 4
+    """Stays as it is, and falls along a straight line over the last steps (arXiv:2404.06395): decay_steps or decay_ratio."""
 
 class LearningRateSchedule(_LearningRateSchedule, metaclass=_LearningRateScheduleEnumTypeWrapper):
     """LearningRateSchedule is the course of the learning rate after warm-up."""
@@ -49,6 +51,8 @@ LEARNING_RATE_SCHEDULE_LINEAR: LearningRateSchedule.ValueType  # 2
 """Falls to zero along a straight line."""
 LEARNING_RATE_SCHEDULE_COSINE: LearningRateSchedule.ValueType  # 3
 """Falls to zero along half a cosine."""
+LEARNING_RATE_SCHEDULE_WARMUP_STABLE_DECAY: LearningRateSchedule.ValueType  # 4
+"""Stays as it is, and falls along a straight line over the last steps (arXiv:2404.06395): decay_steps or decay_ratio."""
 Global___LearningRateSchedule: _TypeAlias = LearningRateSchedule  # noqa: Y015
 
 class _Determinism:
@@ -138,6 +142,215 @@ class FullConfig(_message.Message):
 Global___FullConfig: _TypeAlias = FullConfig  # noqa: Y015
 
 @_typing.final
+class SupervisedConfig(_message.Message):
+    """SupervisedConfig says that answers are learnt as they are. The rendering is SUPERVISED."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SupervisedConfig: _TypeAlias = SupervisedConfig  # noqa: Y015
+
+@_typing.final
+class PreferenceConfig(_message.Message):
+    """PreferenceConfig says that preferred answers become likelier than others. The rendering is PREFERENCE, of KTO UNPAIRED."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Loss:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PreferenceConfig._Loss.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LOSS_UNSPECIFIED: PreferenceConfig._Loss.ValueType  # 0
+        """The same as DPO."""
+        LOSS_DPO: PreferenceConfig._Loss.ValueType  # 1
+        """-log sigmoid(beta D), D the difference of both answers' log-ratios to the model that training begins from
+        (arXiv:2305.18290); with label_smoothing the robust loss (arXiv:2403.00409).
+        """
+        LOSS_IPO: PreferenceConfig._Loss.ValueType  # 2
+        """(D - 1 / (2 beta))^2, of mean log-ratios a token (arXiv:2310.12036)."""
+        LOSS_ORPO: PreferenceConfig._Loss.ValueType  # 3
+        """The chosen answers' loss, and beta times that of the odds ratio; there is no reference (arXiv:2403.07691)."""
+        LOSS_SIMPO: PreferenceConfig._Loss.ValueType  # 4
+        """-log sigmoid(beta D - gamma), of mean log-probabilities a token; there is no reference (arXiv:2405.14734)."""
+        LOSS_KTO: PreferenceConfig._Loss.ValueType  # 5
+        """Single answers, desirable or not, against the mean log-ratio of answers to other prompts (arXiv:2402.01306)."""
+
+    class Loss(_Loss, metaclass=_LossEnumTypeWrapper):
+        """Loss is what is minimised."""
+
+    LOSS_UNSPECIFIED: PreferenceConfig.Loss.ValueType  # 0
+    """The same as DPO."""
+    LOSS_DPO: PreferenceConfig.Loss.ValueType  # 1
+    """-log sigmoid(beta D), D the difference of both answers' log-ratios to the model that training begins from
+    (arXiv:2305.18290); with label_smoothing the robust loss (arXiv:2403.00409).
+    """
+    LOSS_IPO: PreferenceConfig.Loss.ValueType  # 2
+    """(D - 1 / (2 beta))^2, of mean log-ratios a token (arXiv:2310.12036)."""
+    LOSS_ORPO: PreferenceConfig.Loss.ValueType  # 3
+    """The chosen answers' loss, and beta times that of the odds ratio; there is no reference (arXiv:2403.07691)."""
+    LOSS_SIMPO: PreferenceConfig.Loss.ValueType  # 4
+    """-log sigmoid(beta D - gamma), of mean log-probabilities a token; there is no reference (arXiv:2405.14734)."""
+    LOSS_KTO: PreferenceConfig.Loss.ValueType  # 5
+    """Single answers, desirable or not, against the mean log-ratio of answers to other prompts (arXiv:2402.01306)."""
+
+    LOSS_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
+    NLL_WEIGHT_FIELD_NUMBER: _builtins.int
+    GAMMA_FIELD_NUMBER: _builtins.int
+    DESIRABLE_WEIGHT_FIELD_NUMBER: _builtins.int
+    UNDESIRABLE_WEIGHT_FIELD_NUMBER: _builtins.int
+    loss: Global___PreferenceConfig.Loss.ValueType
+    """What is minimised. Unset means DPO."""
+    beta: _builtins.float
+    """How strongly the reference holds, or the answers are told apart. Unset means 0.1, with SIMPO 2."""
+    label_smoothing: _builtins.float
+    """Share of pairs that are the wrong way round, below 0.5. DPO alone. 0 means none."""
+    nll_weight: _builtins.float
+    """That times the chosen answers' mean loss a token is added (arXiv:2404.19733). DPO and IPO alone. 0 means nothing is added."""
+    gamma: _builtins.float
+    """Margin that is wanted between both answers. SIMPO alone. Unset means 1."""
+    desirable_weight: _builtins.float
+    """Weight of desirable answers. KTO alone. Unset means 1."""
+    undesirable_weight: _builtins.float
+    """Weight of undesirable answers. KTO alone. Unset means 1."""
+    def __init__(
+        self,
+        *,
+        loss: Global___PreferenceConfig.Loss.ValueType = ...,
+        beta: _builtins.float | None = ...,
+        label_smoothing: _builtins.float = ...,
+        nll_weight: _builtins.float = ...,
+        gamma: _builtins.float | None = ...,
+        desirable_weight: _builtins.float | None = ...,
+        undesirable_weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_desirable_weight", b"_desirable_weight", "_gamma", b"_gamma", "_undesirable_weight", b"_undesirable_weight", "beta", b"beta", "desirable_weight", b"desirable_weight", "gamma", b"gamma", "undesirable_weight", b"undesirable_weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_desirable_weight", b"_desirable_weight", "_gamma", b"_gamma", "_undesirable_weight", b"_undesirable_weight", "beta", b"beta", "desirable_weight", b"desirable_weight", "gamma", b"gamma", "label_smoothing", b"label_smoothing", "loss", b"loss", "nll_weight", b"nll_weight", "undesirable_weight", b"undesirable_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    _WhichOneofReturnType__desirable_weight: _TypeAlias = _typing.Literal["desirable_weight"]  # noqa: Y015
+    _WhichOneofArgType__desirable_weight: _TypeAlias = _typing.Literal["_desirable_weight", b"_desirable_weight"]  # noqa: Y015
+    _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
+    _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015
+    _WhichOneofReturnType__undesirable_weight: _TypeAlias = _typing.Literal["undesirable_weight"]  # noqa: Y015
+    _WhichOneofArgType__undesirable_weight: _TypeAlias = _typing.Literal["_undesirable_weight", b"_undesirable_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__desirable_weight) -> _WhichOneofReturnType__desirable_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gamma) -> _WhichOneofReturnType__gamma | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__undesirable_weight) -> _WhichOneofReturnType__undesirable_weight | None: ...
+
+Global___PreferenceConfig: _TypeAlias = PreferenceConfig  # noqa: Y015
+
+@_typing.final
+class RewardModelConfig(_message.Message):
+    """RewardModelConfig says that a value at the end of an answer is learnt, higher for the chosen one of a pair:
+    -log sigmoid(w - l - margin) + centring (w + l)^2 (arXiv:2204.05862, arXiv:2312.09244). The rendering is PREFERENCE, the result a
+    model of kind REWARD.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARGIN_FIELD_NUMBER: _builtins.int
+    CENTRING_FIELD_NUMBER: _builtins.int
+    margin: _builtins.float
+    """Distance that is wanted between both values. 0 means none."""
+    centring: _builtins.float
+    """Weight of what keeps values around 0. Unset means 0.01. 0 means nothing does."""
+    def __init__(
+        self,
+        *,
+        margin: _builtins.float = ...,
+        centring: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_centring", b"_centring", "centring", b"centring"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_centring", b"_centring", "centring", b"centring", "margin", b"margin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__centring: _TypeAlias = _typing.Literal["centring"]  # noqa: Y015
+    _WhichOneofArgType__centring: _TypeAlias = _typing.Literal["_centring", b"_centring"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__centring) -> _WhichOneofReturnType__centring | None: ...
+
+Global___RewardModelConfig: _TypeAlias = RewardModelConfig  # noqa: Y015
+
+@_typing.final
+class Selection(_message.Message):
+    """Selection says which checkpoint is the best, and when a job ends before its last step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Direction:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Selection._Direction.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DIRECTION_UNSPECIFIED: Selection._Direction.ValueType  # 0
+        """HIGHER for accuracies, margins and rewards of chosen answers; LOWER for all else."""
+        DIRECTION_LOWER: Selection._Direction.ValueType  # 1
+        """A lower value."""
+        DIRECTION_HIGHER: Selection._Direction.ValueType  # 2
+        """A higher value."""
+
+    class Direction(_Direction, metaclass=_DirectionEnumTypeWrapper):
+        """Direction is what is better."""
+
+    DIRECTION_UNSPECIFIED: Selection.Direction.ValueType  # 0
+    """HIGHER for accuracies, margins and rewards of chosen answers; LOWER for all else."""
+    DIRECTION_LOWER: Selection.Direction.ValueType  # 1
+    """A lower value."""
+    DIRECTION_HIGHER: Selection.Direction.ValueType  # 2
+    """A higher value."""
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    MIN_DELTA_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    USE_BEST_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """Metric of validations. Empty means validation_loss."""
+    direction: Global___Selection.Direction.ValueType
+    """What is better. Unset: the metric decides."""
+    min_delta: _builtins.float
+    """A value that is better by no more than this is not. 0 means that any is."""
+    patience: _builtins.int
+    """The job ends after so many validations in a row without a better one. 0 means that it never ends early."""
+    use_best: _builtins.bool
+    """Whether the tuned model is the best checkpoint's. False: it is what the last step leaves."""
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        direction: Global___Selection.Direction.ValueType = ...,
+        min_delta: _builtins.float = ...,
+        patience: _builtins.int = ...,
+        use_best: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "metric", b"metric", "min_delta", b"min_delta", "patience", b"patience", "use_best", b"use_best"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
 class Hyperparameters(_message.Message):
     """Hyperparameters steer the optimiser (AdamW, betas 0.9 and 0.999)."""
 
@@ -154,6 +367,9 @@ class Hyperparameters(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    WARMUP_RATIO_FIELD_NUMBER: _builtins.int
+    DECAY_STEPS_FIELD_NUMBER: _builtins.int
+    DECAY_RATIO_FIELD_NUMBER: _builtins.int
     num_epochs: _builtins.int
     """Passes over the training rows. 0 means 1."""
     max_steps: _builtins.int
@@ -161,11 +377,13 @@ class Hyperparameters(_message.Message):
     batch_tokens: _builtins.int
     """Rows are added to a step while its tokens stay within this number."""
     batch_rows: _builtins.int
-    """A step has this many rows."""
+    """A step has this many rows, or pairs or labelled answers."""
     micro_batch_tokens: _builtins.int
     """Most tokens in one forward pass; a larger step is divided and its gradients added up. 0 means 4,096."""
     learning_rate: _builtins.float
-    """Peak learning rate. Unset means 2e-4 for an adapter, 2e-5 for all weights."""
+    """Peak learning rate. Unset means 2e-4 for an adapter, 2e-5 for all weights; with preference 2e-5 and 1e-6, with reward_model
+    1e-4 and 1e-5.
+    """
     warmup_steps: _builtins.int
     """Steps over which the learning rate rises from zero. 0 means none."""
     learning_rate_schedule: Global___LearningRateSchedule.ValueType
@@ -176,6 +394,12 @@ class Hyperparameters(_message.Message):
     """Gradients are scaled down to this norm. Unset means 1. 0 means no clipping."""
     seed: _builtins.int
     """Seed of adapter initialisation and row order."""
+    warmup_ratio: _builtins.float
+    """Share of all steps over which the learning rate rises, rounded up, in place of warmup_steps. 0 means none."""
+    decay_steps: _builtins.int
+    """Last steps over which the learning rate falls. WARMUP_STABLE_DECAY alone. 0 means decay_ratio."""
+    decay_ratio: _builtins.float
+    """Share of all steps that these are, rounded up. WARMUP_STABLE_DECAY alone. Unset means 0.1."""
     def __init__(
         self,
         *,
@@ -190,17 +414,24 @@ class Hyperparameters(_message.Message):
         weight_decay: _builtins.float = ...,
         max_grad_norm: _builtins.float | None = ...,
         seed: _builtins.int = ...,
+        warmup_ratio: _builtins.float = ...,
+        decay_steps: _builtins.int = ...,
+        decay_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "decay_ratio", b"decay_ratio", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "micro_batch_tokens", b"micro_batch_tokens", "num_epochs", b"num_epochs", "seed", b"seed", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "decay_ratio", b"decay_ratio", "decay_steps", b"decay_steps", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "micro_batch_tokens", b"micro_batch_tokens", "num_epochs", b"num_epochs", "seed", b"seed", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decay_ratio: _TypeAlias = _typing.Literal["decay_ratio"]  # noqa: Y015
+    _WhichOneofArgType__decay_ratio: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__max_grad_norm: _TypeAlias = _typing.Literal["max_grad_norm"]  # noqa: Y015
     _WhichOneofArgType__max_grad_norm: _TypeAlias = _typing.Literal["_max_grad_norm", b"_max_grad_norm"]  # noqa: Y015
     _WhichOneofReturnType_batch_size: _TypeAlias = _typing.Literal["batch_tokens", "batch_rows"]  # noqa: Y015
     _WhichOneofArgType_batch_size: _TypeAlias = _typing.Literal["batch_size", b"batch_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decay_ratio) -> _WhichOneofReturnType__decay_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
@@ -401,6 +632,11 @@ class FineTuningJob(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     MAX_CHECKPOINTS_FIELD_NUMBER: _builtins.int
     START_FROM_FIELD_NUMBER: _builtins.int
+    SUPERVISED_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
+    REWARD_MODEL_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    BEST_STEP_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -416,7 +652,7 @@ class FineTuningJob(_message.Message):
     of. Required without.
     """
     rendering: _builtins.str
-    """A READY rendering of the same project, made with the base model's tokenizer."""
+    """A READY rendering of the same project, of the kind that the method learns from, made with the base model's tokenizer."""
     checkpoint_interval_steps: _builtins.int
     """Optimiser steps between checkpoints. 0 means 25. One more is taken at the end. How many are kept: max_checkpoints."""
     validation_interval_steps: _builtins.int
@@ -439,6 +675,8 @@ class FineTuningJob(_message.Message):
     its rank and targets; a model with all its weights is as if it were named as base_model. The optimiser begins anew.
     Empty: base_model.
     """
+    best_step: _builtins.int
+    """The step of the best checkpoint so far. 0 without selection, and before the first validation."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
@@ -488,6 +726,22 @@ class FineTuningJob(_message.Message):
         """When it last changed."""
 
     @_builtins.property
+    def supervised(self) -> Global___SupervisedConfig:
+        """Learn the answers."""
+
+    @_builtins.property
+    def preference(self) -> Global___PreferenceConfig:
+        """Prefer some answers to others."""
+
+    @_builtins.property
+    def reward_model(self) -> Global___RewardModelConfig:
+        """Value answers."""
+
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """Which checkpoint is the best, and when the job ends early. Unset: none is chosen, and it makes all its steps."""
+
+    @_builtins.property
     def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
         """What it was made from, as that was then, and the model that it tuned."""
 
@@ -524,16 +778,26 @@ class FineTuningJob(_message.Message):
         etag: _builtins.str = ...,
         max_checkpoints: _builtins.int = ...,
         start_from: _builtins.str = ...,
+        supervised: Global___SupervisedConfig | None = ...,
+        preference: Global___PreferenceConfig | None = ...,
+        reward_model: Global___RewardModelConfig | None = ...,
+        selection: Global___Selection | None = ...,
+        best_step: _builtins.int = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "progress", b"progress", "run_record", b"run_record", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "name", b"name", "num_attempts", b"num_attempts", "progress", b"progress", "references", b"references", "rendering", b"rendering", "run_record", b"run_record", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "references", b"references", "rendering", b"rendering", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["supervised", "preference", "reward_model"]  # noqa: Y015
+    _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_adaptation) -> _WhichOneofReturnType_adaptation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
 
 Global___FineTuningJob: _TypeAlias = FineTuningJob  # noqa: Y015
 

@@ -153,6 +153,10 @@ class Model(_message.Message):
         """All weights of a model, tuned by `fine_tuning_job`, in transformers' layout and with its tokenizer: it is used wherever a base
         model is.
         """
+        KIND_REWARD: Model._Kind.ValueType  # 4
+        """A reward model: it values answers, and is not asked. An adapter with a head on `base_model`, or without one all weights of a
+        sequence classifier.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kind of a model."""
@@ -166,6 +170,10 @@ class Model(_message.Message):
     KIND_WEIGHTS: Model.Kind.ValueType  # 3
     """All weights of a model, tuned by `fine_tuning_job`, in transformers' layout and with its tokenizer: it is used wherever a base
     model is.
+    """
+    KIND_REWARD: Model.Kind.ValueType  # 4
+    """A reward model: it values answers, and is not asked. An adapter with a head on `base_model`, or without one all weights of a
+    sequence classifier.
     """
 
     @_typing.final

@@ -193,14 +193,11 @@ def _kind_violations(rendering: Rendering) -> Iterator[FieldViolation]:
 
 
 def _require_renderable(model: Model) -> None:
-    if model.kind == Model.KIND_ADAPTER:
-        raise InvalidArgument.of_fields(
-            FieldViolation(
-                field="rendering.model",
-                description=f"must be a base model, got the adapter {model.name}; "
-                f"its base model is {model.base_model}",
-            )
-        )
+    if model.kind in (Model.KIND_ADAPTER, Model.KIND_REWARD):
+        kind = "reward model" if model.kind == Model.KIND_REWARD else "adapter"
+        base = f"; its base model is {model.base_model}" if model.base_model else ""
+        description = f"must be a base model, got the {kind} {model.name}{base}"
+        raise InvalidArgument.of_fields(FieldViolation(field="rendering.model", description=description))
     if model.state != Model.STATE_READY:
         state = Model.State.Name(model.state).removeprefix("STATE_")
         raise FailedPrecondition(

@@ -16,7 +16,7 @@ from luthier.evaluation.asking import askings
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.prediction_file import found_predictions, read_predictions
 from luthier.evaluation.evaluations.rules import State
-from luthier.evaluation.ready import require_ready
+from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.names import child_name
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
@@ -107,6 +107,8 @@ class EvaluationService:
             name: await self._peers.model(name)
             for name in dict.fromkeys(arm.model for arm in evaluation.arms)
         }
+        for index, arm in enumerate(evaluation.arms):
+            require_askable(models[arm.model], f"evaluation.arms[{index}].model")
         base_model = rules.shared_base(evaluation.arms, models)
         if base_model not in models:
             models[base_model] = await self._peers.model(base_model)

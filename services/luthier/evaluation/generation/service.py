@@ -12,7 +12,7 @@ from luthier.evaluation.asking import as_taught
 from luthier.evaluation.generation import rules
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.names import WEIGHTS
-from luthier.evaluation.ready import require_ready
+from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of, require_project
 from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GenerateTextResponse
@@ -57,6 +57,7 @@ class GenerationService:
         wanted = rules.resolved(request)
         rules.check(wanted)
         model = await self._ready(wanted.model)
+        require_askable(model, "model")
         base = await self._ready(model.base_model) if model.base_model else model
         order = self._order(wanted, model, base)
         has_turns = wanted.WhichOneof("input") == "conversation"

@@ -56,10 +56,13 @@ class FineTuningJobPrivate(_message.Message):
     RENDERING_DIGEST_FIELD_NUMBER: _builtins.int
     TAUGHT_FIELD_NUMBER: _builtins.int
     START_FILES_FIELD_NUMBER: _builtins.int
+    BEST_VALUE_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model when the job was created, in hex."""
     rendering_digest: _builtins.str
     """Digest of the rendering when the job was created, in hex."""
+    best_value: _builtins.float
+    """What the job's selection judges by, at its best step. Unset before the first validation."""
     @_builtins.property
     def taught(self) -> _model_pb2.Taught:
         """How the tuned model is taught. Unset in jobs of before this was kept."""
@@ -75,12 +78,15 @@ class FineTuningJobPrivate(_message.Message):
         rendering_digest: _builtins.str = ...,
         taught: _model_pb2.Taught | None = ...,
         start_files: _abc.Iterable[_task_pb2.BlobFile] | None = ...,
+        best_value: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["taught", b"taught"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "best_value", b"best_value", "taught", b"taught"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "base_model_digest", b"base_model_digest", "best_value", b"best_value", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
+    _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_value) -> _WhichOneofReturnType__best_value | None: ...
 
 Global___FineTuningJobPrivate: _TypeAlias = FineTuningJobPrivate  # noqa: Y015
 

@@ -19,6 +19,8 @@ from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
 from luthier.training.jobs.rules import RESULT_LIMITS, State
 from luthier.training.jobs.tuned import tuned_model
+from luthier.training.recipe_settings import selection_of
+from luthier.training.recipes.course import Course
 from luthier.v1.event_pb2 import CheckpointCommitted, Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, RunRecord
 from luthier.work.events import line
@@ -128,6 +130,7 @@ class TrainHandler:
         transaction.
         """
         job = await self._stored(connection, task)
+        job = await self._judged(connection, job, step, metrics)
         checkpoint = Checkpoint(
             name=f"{task.subject}/checkpoints/step-{step}",
             uid=str(uuid.uuid4()),
@@ -149,21 +152,39 @@ class TrainHandler:
             await self._drop_older(connection, job)
         return checkpoint.name
 
+    async def _judged(
+        self, connection: AsyncConnection, job: StoredJob, step: int, metrics: Mapping[str, float]
+    ) -> StoredJob:
+        """Return a job that knows which of its checkpoints is the best, now that there is one more."""
+        selection, known = selection_of(job.message), job.message
+        if selection is None or selection.metric not in metrics or step <= known.best_step:
+            return job
+        before = Course(step=step, best_step=known.best_step, best_value=job.private.best_value)
+        after = selection.judged(before, metrics[selection.metric])
+        if after.best_step != step:
+            return job
+        changed, private = job.copy(), job.copy_private()
+        changed.best_step, private.best_value = step, after.best_value
+        return await self._jobs.update(connection, job, changed, private)
+
     async def _drop_older(self, connection: AsyncConnection, job: StoredJob) -> None:
         if job.message.max_checkpoints:
             keep = job.message.max_checkpoints
             held = await Holds().held(connection, await self._checkpoints.uids(connection, job.uid))
-            dropped = await self._checkpoints.drop_older(connection, job.uid, keep, held)
+            dropped = await self._checkpoints.drop_older(
+                connection, job.uid, keep, held, job.message.best_step
+            )
             digests = [file.sha256 for point in dropped for file in point.private.files]
             await self._released.release(connection, digests)
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """The job SUCCEEDED: its tuned model is there, READY, in the same instant."""
         job = await self._stored(connection, task)
-        wanted = tuned_model(job, result.train.step)
+        step, files = await self._chosen(connection, job, result.train)
+        wanted = tuned_model(job, step)
         base_uid = referred(job.message, job.message.base_model).uid
         changed = job.copy()
-        tuned = await self._models.add_tuned(connection, wanted, base_uid, result.train.files)
+        tuned = await self._models.add_tuned(connection, wanted, base_uid, files)
         changed.tuned_model = tuned.message.name
         changed.references.add(name=tuned.message.name, uid=tuned.uid, digest=tuned.message.digest)
         if changed.tuned_model != wanted.name:
@@ -171,6 +192,16 @@ class TrainHandler:
             warning = line(text, "WARNING", attempt=changed.num_attempts)
             await self._log.append(connection, task.uid, [warning])
         await self._move(connection, job, State.STATE_SUCCEEDED, changed)
+
+    async def _chosen(
+        self, connection: AsyncConnection, job: StoredJob, result: task_pb2.TrainResult
+    ) -> tuple[int, Sequence[task_pb2.BlobFile]]:
+        """Return the step of the model and its files: those of the end, or of the best checkpoint."""
+        best = job.message.best_step
+        if not job.message.selection.use_best or best == result.step:
+            return result.step, result.files
+        checkpoint = await self._checkpoints.at(connection, job.uid, best)
+        return best, checkpoint.private.files
 
     async def failed(
         self,

@@ -85,6 +85,14 @@ def method_of(job: FineTuningJob) -> str:
     return job.WhichOneof("method") or "supervised"
 
 
+def described(job: FineTuningJob) -> str:
+    """Return a job's method as people call it, that of a preference job with its loss."""
+    if not job.HasField("preference"):
+        return method_of(job)
+    loss = Loss.Name(job.preference.loss or Loss.LOSS_DPO).removeprefix("LOSS_")
+    return f"preference ({loss})"
+
+
 def rendering_kind(job: FineTuningJob) -> RenderingKind.ValueType:
     """Return the kind of rendering that a job learns from."""
     if method_of(job) == "supervised":

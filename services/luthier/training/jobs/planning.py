@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
+from luthier.training.jobs.methods import described, rendering_kind
 from luthier.training.recipe_settings import batch_settings
 from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.survey import Longest, PackedLengths, Survey, require_fitting
@@ -14,7 +15,6 @@ from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, Split
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, Hyperparameters
 from luthier.v1.rendering_pb2 import (
     RENDERING_KIND_SUPERVISED,
-    RENDERING_KIND_UNSPECIFIED,
     Rendering,
     RenderingKind,
     RenderingSplitStatistics,
@@ -23,7 +23,6 @@ from luthier.v1.rendering_pb2 import (
 
 _NAMED_RECORDS = 5
 _LOW_EFFICIENCY = 0.5
-_LEARNT_KINDS = (RENDERING_KIND_UNSPECIFIED, RENDERING_KIND_SUPERVISED)
 MAX_PASSED_ROWS = 20_000_000
 """Most rows, counted anew in each epoch, that a plan looks at: somewhat over a minute of work."""
 
@@ -52,12 +51,12 @@ def num_teaching(split: RenderingSplitStatistics) -> int:
     return split.tokens.count - num_idle(split)
 
 
-def require_usable(rendering: Rendering, base_model: str, tokenizer_digest: str) -> None:
-    """Check that a rendering can be trained on with a base model.
+def require_usable(job: FineTuningJob, rendering: Rendering, tokenizer_digest: str) -> None:
+    """Check that a job can learn from a rendering, with the tokenizer of its base model.
 
     Raises:
         FailedPrecondition: it is not READY, or was made with another tokenizer (WRONG_STATE); RENDERING_KIND_MISMATCH
-            for one whose rows are not to be learnt one by one.
+            for one of another kind than the job's method learns from.
     """
     if rendering.state != Rendering.STATE_READY:
         state = Rendering.State.Name(rendering.state).removeprefix("STATE_")
@@ -66,20 +65,30 @@ def require_usable(rendering: Rendering, base_model: str, tokenizer_digest: str)
             f"{rendering.name} must be READY, it is {state}{why}",
             metadata={"name": rendering.name, "state": state},
         )
-    if rendering.kind not in _LEARNT_KINDS:
-        kind = RenderingKind.Name(rendering.kind).removeprefix("RENDERING_KIND_")
-        raise FailedPrecondition(
-            f"{rendering.name} must be of kind SUPERVISED, it is of kind {kind}; create a rendering of "
-            f"{rendering.dataset_version} of kind SUPERVISED for this job",
-            reason=Reason.RENDERING_KIND_MISMATCH,
-            metadata={"name": rendering.name, "kind": kind},
-        )
+    _require_kind(job, rendering)
     if rendering.tokenizer_digest != tokenizer_digest:
         raise FailedPrecondition(
-            f"{rendering.name} must be made with the tokenizer of {base_model} (digest {tokenizer_digest}), "
+            f"{rendering.name} must be made with the tokenizer of {job.base_model} (digest {tokenizer_digest}), "
             f"it was made with digest {rendering.tokenizer_digest}; create a rendering for this model",
             metadata={"name": rendering.name, "tokenizer_digest": rendering.tokenizer_digest},
         )
+
+
+def _require_kind(job: FineTuningJob, rendering: Rendering) -> None:
+    wanted, found = rendering_kind(job), rendering.kind or RENDERING_KIND_SUPERVISED
+    if found == wanted:
+        return
+    kind, learner = _kind_name(found), described(job)
+    raise FailedPrecondition(
+        f"{rendering.name} must be of kind {_kind_name(wanted)}, from which a {learner} job learns, it is of kind "
+        f"{kind}; create a rendering of {rendering.dataset_version} of that kind for this job",
+        reason=Reason.RENDERING_KIND_MISMATCH,
+        metadata={"name": rendering.name, "kind": kind, "method": learner},
+    )
+
+
+def _kind_name(kind: RenderingKind.ValueType) -> str:
+    return RenderingKind.Name(kind).removeprefix("RENDERING_KIND_")
 
 
 def check_counts(job: FineTuningJob, rendering: Rendering, context_length: int) -> None:
@@ -91,13 +100,20 @@ def check_counts(job: FineTuningJob, rendering: Rendering, context_length: int) 
     Raises:
         InvalidArgument: the longest row does not fit into a step or a forward pass (SEQUENCE_TOO_LONG), or there
             are more than `MAX_PASSED_ROWS` to count over all epochs.
-        FailedPrecondition: NO_SUPERVISED_TOKENS, or rows are longer than the model's context
+        FailedPrecondition: NO_SUPERVISED_TOKENS, METRIC_NOT_MEASURED, or rows are longer than the model's context
             (SEQUENCE_TOO_LONG).
     """
     train = statistics_of(rendering, SPLIT_TRAIN)
     validation = statistics_of(rendering, SPLIT_VALIDATION)
     if not num_teaching(train):
         raise nothing_to_learn(rendering)
+    if job.HasField("selection") and not num_teaching(validation):
+        raise FailedPrecondition(
+            f"{rendering.name} must have validation rows that teach, as {job.selection.metric} is measured on them, it "
+            "has none; leave selection out or split the version so that there are some",
+            reason=Reason.METRIC_NOT_MEASURED,
+            metadata={"metric": job.selection.metric, "rendering": rendering.name},
+        )
     known = Survey(
         num_train_rows=train.tokens.count,
         num_validation_rows=num_teaching(validation),

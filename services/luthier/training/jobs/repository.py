@@ -66,15 +66,20 @@ class Checkpoints:
         return [point.message.uid for point in await self.after(connection, job_uid, 0, _ALL)]
 
     async def drop_older(
-        self, connection: AsyncConnection, job_uid: str, keep: int, held: Collection[str] = ()
+        self,
+        connection: AsyncConnection,
+        job_uid: str,
+        keep: int,
+        held: Collection[str] = (),
+        best_step: int = 0,
     ) -> Sequence[StoredCheckpoint]:
         """Drop all but the last `keep` checkpoints of a job, the best and those `held`; return those that went.
 
-        The best has the lowest validation_loss of all that were taken at a validated step. `held` are uids.
+        The best is that of `best_step`; 0: that with the lowest validation_loss of all that were taken at a validated
+        step. `held` are uids.
         """
         kept = await self.after(connection, job_uid, 0, _ALL)
-        validated = [point for point in kept if VALIDATION_LOSS in point.message.metrics]
-        best = min(validated, key=lambda point: point.message.metrics[VALIDATION_LOSS], default=None)
+        best = _best(kept, best_step)
         dropped = [point for point in kept[:-keep] if point is not best and point.message.uid not in held]
         columns = checkpoints.c
         for point in dropped:
@@ -96,6 +101,13 @@ class Checkpoints:
         if row is None:
             raise NotFound(f"{name} does not exist", metadata={"name": name})
         return _checkpoint(row)
+
+    async def at(self, connection: AsyncConnection, job_uid: str, step: int) -> StoredCheckpoint:
+        """Return the checkpoint of a job at a step. Raises NotFound."""
+        found = await self.after(connection, job_uid, step - 1, 1)
+        if not found or found[0].message.step != step:
+            raise NotFound(f"the job has no checkpoint of step {step}", metadata={"step": str(step)})
+        return found[0]
 
     async def latest(self, connection: AsyncConnection, job_uid: str) -> StoredCheckpoint | None:
         """Return the checkpoint of the highest step, the one to resume from; None before the first."""
@@ -148,6 +160,13 @@ class Metrics:
             .limit(limit)
         )
         return [MetricPoint.FromString(stored) for stored in (await connection.execute(statement)).scalars()]
+
+
+def _best(kept: Sequence[StoredCheckpoint], best_step: int) -> StoredCheckpoint | None:
+    if best_step:
+        return next((point for point in kept if point.message.step == best_step), None)
+    validated = [point for point in kept if VALIDATION_LOSS in point.message.metrics]
+    return min(validated, key=lambda point: point.message.metrics[VALIDATION_LOSS], default=None)
 
 
 def _checkpoint(row: RowMapping) -> StoredCheckpoint:

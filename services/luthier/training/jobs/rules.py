@@ -21,6 +21,8 @@ from luthier.runtime.field_limits import (
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.result_limits import FILE
+from luthier.training.jobs.methods import LIMITS as METHOD_LIMITS
+from luthier.training.jobs.methods import fill_method, method_violations
 from luthier.training.names import MODEL, RENDERING, WEIGHTS
 from luthier.v1.fine_tuning_job_pb2 import LEARNING_RATE_SCHEDULE_COSINE, FineTuningJob
 from luthier.v1.model_pb2 import Taught
@@ -54,6 +56,7 @@ LIMITS: LimitTable = {
     "checkpoint_interval_steps": whole(1, MAX_STEPS),
     "max_checkpoints": whole(1, 10_000),
     "validation_interval_steps": whole(0, MAX_STEPS),
+    **METHOD_LIMITS,
 }
 _STARTED_REFERENCES: LimitTable = {"rendering": required("must name a rendering")}
 REFERENCES: LimitTable = {
@@ -76,9 +79,6 @@ DEFAULTS: Mapping[str, int | float] = {
     "max_checkpoints": 3,
 }
 """Of fields whose default is not zero and follows from no other field."""
-ADAPTER_DEFAULTS: Mapping[str, int | float] = {"lora.rank": 16, "hyperparameters.learning_rate": 2e-4}
-FULL_DEFAULTS: Mapping[str, int | float] = {"hyperparameters.learning_rate": 2e-5}
-"""A tenth: every weight moves at once, and what is not in the rows is forgotten sooner."""
 
 State = FineTuningJob.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
@@ -122,7 +122,13 @@ def check_references(parent: str, job: FineTuningJob) -> None:
 
 def check_job(job: FineTuningJob) -> None:
     """Raise InvalidArgument that names every field of a new job that is not valid by itself."""
-    refuse([*limit_violations(job, LIMITS, _ROOT), *label_violations(job.labels, f"{_ROOT}.labels")])
+    refuse(
+        [
+            *limit_violations(job, LIMITS, _ROOT),
+            *method_violations(job),
+            *label_violations(job.labels, f"{_ROOT}.labels"),
+        ]
+    )
 
 
 def resolved(job: FineTuningJob) -> FineTuningJob:
@@ -130,10 +136,10 @@ def resolved(job: FineTuningJob) -> FineTuningJob:
     filled = FineTuningJob()
     filled.CopyFrom(job)
     filled.ClearField("name")
-    if filled.HasField("full"):
-        fill_defaults(filled, {**DEFAULTS, **FULL_DEFAULTS})
-    else:
-        fill_defaults(filled, {**DEFAULTS, **ADAPTER_DEFAULTS})
+    fill_defaults(filled, DEFAULTS)
+    fill_method(filled)
+    if not filled.HasField("full"):
+        fill_defaults(filled, {"lora.rank": 16})
         if not filled.lora.HasField("alpha"):
             filled.lora.alpha = _ALPHA_OVER_RANK * filled.lora.rank
     if filled.hyperparameters.WhichOneof("batch_size") is None:

@@ -108,7 +108,7 @@ class JobService:
         if start is not None:
             require_base(start, base)
         rendering = await self._renderings.get(job.rendering)
-        require_usable(rendering, job.base_model, base.message.tokenizer_digest)
+        require_usable(job, rendering, base.message.tokenizer_digest)
         check_counts(job, rendering, base.message.context_length)
         return CheckedJob(job=job, rendering=rendering, base_model=base, start=start)
 

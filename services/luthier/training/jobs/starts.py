@@ -72,12 +72,14 @@ class Starts:
     async def find(self, connection: AsyncConnection, name: str) -> Start:
         """Return a start by its name.
 
-        Raises NotFound, FailedPrecondition WRONG_STATE for a model that is not READY.
+        Raises NotFound, InvalidArgument for a reward model, FailedPrecondition WRONG_STATE for one that is not READY.
         """
         if is_checkpoint(name):
             return await self._checkpoint(connection, name)
         model = await self._models.find_ready(connection, name)
         reference = Reference(name=name, uid=model.uid, digest=model.message.digest)
+        if model.message.kind == Model.KIND_REWARD:
+            raise _refused("start_from", f"must be a model of words, got {name!r}, a reward model")
         if model.message.kind != Model.KIND_ADAPTER:
             return Start(reference=reference, base=reference, files=())
         return Start(
@@ -124,6 +126,11 @@ class Starts:
         chosen, name = wanted.WhichOneof("adaptation"), start.reference.name
         if start.adapter_config is None and chosen == "lora":
             raise _refused("lora", f"must be unset: {name} holds all weights, train them on by full")
+        if start.adapter_config is None and wanted.HasField("reward_model"):
+            raise _refused(
+                "start_from",
+                f"must be a model: {name} is a checkpoint of all weights, and a reward model has other ones",
+            )
         if start.adapter_config is not None and chosen == "full":
             raise _refused(
                 "full", f"must be unset: {name} is an adapter; all weights start from a model that has them"
@@ -133,6 +140,8 @@ class Starts:
         checkpoint = await self._checkpoints.get(connection, name)
         job = await self._jobs.get(connection, parent_of(name))
         message = checkpoint.message
+        if job.message.HasField("reward_model"):
+            raise _refused("start_from", f"must be of a model of words, got {name!r}, of a reward model")
         return Start(
             reference=Reference(name=name, uid=message.uid, digest=message.digest),
             base=_base_of(job),

@@ -14,9 +14,10 @@ def tuned_model(job: Stored[FineTuningJob, FineTuningJobPrivate], step: int) -> 
     """Return what a job's model is at a step: its kind, what it was made from, how it is taught."""
     message = job.message
     full = message.HasField("full")
+    kind = Model.KIND_WEIGHTS if full else Model.KIND_ADAPTER
     tuned = Model(
         name=f"{parent_of(message.name)}/models/{message.tuned_model_id}",
-        kind=Model.KIND_WEIGHTS if full else Model.KIND_ADAPTER,
+        kind=Model.KIND_REWARD if message.HasField("reward_model") else kind,
         base_model="" if full else message.base_model,
         start_from=message.start_from or (message.base_model if full else ""),
         fine_tuning_job=message.name,

@@ -29,11 +29,9 @@ _TEMPLATE_PATH = "chat_template.jinja"
 """Where a tokenizer bundle, and a tuned model's download, keep the chat template."""
 _REPO_ID = matching(re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?"), "like HuggingFaceTB/SmolLM2-135M-Instruct")
 _REVISION = matching(re.compile(r"[\w./-]{0,200}"), "a commit, tag or branch")
-RESULT_FILES: Mapping[int, frozenset[str]] = {
-    Model.KIND_ADAPTER: frozenset({"adapter_config.json", "adapter_model.safetensors"}),
-    Model.KIND_WEIGHTS: frozenset({"config.json", "model.safetensors"}),
-}
-"""Those that a job brings of its model, by kind."""
+_ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
+_WEIGHTS_FILES = frozenset({"config.json", "model.safetensors"})
+"""What a job brings of its model: of one on a base model, and of one that has all its weights."""
 MAX_FILES = 1000
 
 LIMITS: LimitTable = {
@@ -89,6 +87,9 @@ def resolved(model: Model) -> Model:
 
 def require_base(model: Model, field: str) -> None:
     """Raise InvalidArgument unless jobs can build on a model of this kind; `field` is where it was named."""
+    if model.kind == Model.KIND_REWARD:
+        description = f"must be a model of words, got {model.name!r}, a reward model"
+        raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
     if model.kind == Model.KIND_ADAPTER:
         description = (
             f"must be a model with all its weights, got {model.name!r}, an adapter on {model.base_model}; "
@@ -144,7 +145,7 @@ def taught_bundle(wanted: Model, base: Model, base_files: Sequence[ModelFile]) -
     taught = wanted.taught
     files = {file.path: file for file in base_files if file.tokenizer}
     if not wanted.HasField("taught") or base.tokenizer_digest != taught.tokenizer_digest:
-        return [] if wanted.kind == Model.KIND_ADAPTER else list(files.values())
+        return [] if wanted.base_model else list(files.values())
     if taught.chat_template:
         data = taught.chat_template.encode()
         sha256 = hashlib.sha256(data).hexdigest()
@@ -162,17 +163,17 @@ def tuned_files(
     What else is in a checkpoint is left out. One with all its weights has what its base has besides weights, such as
     `generation_config.json`. Raises InvalidArgument MODEL_INVALID where a worker brought the files of another kind.
     """
-    brought = {file.path for file in tuned}
-    if missing := RESULT_FILES[wanted.kind] - brought:
+    brought, own = {file.path for file in tuned}, _ADAPTER_FILES if wanted.base_model else _WEIGHTS_FILES
+    if missing := own - brought:
         raise InvalidArgument(
             f"the result must have {', '.join(sorted(missing))}, got {', '.join(sorted(brought)) or 'no file'}",
             reason=Reason.MODEL_INVALID,
         )
     files = {file.path: file for file in bundle}
-    if wanted.kind == Model.KIND_WEIGHTS:
+    if not wanted.base_model:
         files |= {file.path: file for file in base_files if not (file.tokenizer or _holds_weights(file.path))}
     for file in tuned:
-        if file.path in RESULT_FILES[wanted.kind]:
+        if file.path in own:
             files[file.path] = ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
     return [files[path] for path in sorted(files)]
 
@@ -184,9 +185,11 @@ def tuned(wanted: Model, base: Model, files: Sequence[ModelFile]) -> Model:
     filled.state = State.STATE_READY
     filled.digest = _digest(files)
     filled.has_chat_template = any(file.path == _TEMPLATE_PATH and file.tokenizer for file in files)
-    if wanted.kind == Model.KIND_WEIGHTS:
+    if not wanted.base_model:
         filled.tokenizer_digest = _digest(file for file in files if file.tokenizer)
         filled.architecture = base.architecture
+        if wanted.kind == Model.KIND_REWARD:
+            filled.architecture = base.architecture.replace("ForCausalLM", "ForSequenceClassification")
         filled.num_parameters = base.num_parameters
         filled.context_length = base.context_length
         filled.eos_token_ids.extend(base.eos_token_ids)

@@ -111,9 +111,9 @@ class PairwiseReward:
 PairLoss = Dpo | Ipo | Orpo | Simpo
 
 
-def needs_reference(loss: PairLoss | Kto) -> bool:
+def needs_reference(loss: PairLoss | Kto | PairwiseReward) -> bool:
     """Whether a method compares with a reference."""
-    return not isinstance(loss, Orpo | Simpo)
+    return isinstance(loss, Dpo | Ipo | Kto)
 
 
 def supervised(num_supervised: int) -> Objective[LossSum]:

@@ -10,6 +10,7 @@ import pyarrow.compute
 
 from luthier.errors import DataLoss
 from luthier.training.recipes.corpus import Block, Corpus, Split
+from luthier.training.recipes.units import role_codes
 from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
 from luthier.work.arrow_stream import read_batches
 from luthier.work.limited import Check
@@ -97,6 +98,7 @@ def add_batch(corpus: Corpus, batch: Any) -> None:
             bounds=bounds - bounds[0],
             input_ids=tokens.to_numpy().astype(np.int32, copy=False),
             learnt=flags.to_numpy(zero_copy_only=False),
+            roles=role_codes(part.column("role").to_pylist()) if "role" in part.schema.names else None,
         )
         corpus.add(split, block)
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ from luthier.errors import FailedPrecondition, LuthierError, NotFound, Reason, R
 from luthier.lm.load import load_model
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
-from luthier.training.recipe_settings import batch_settings
-from luthier.training.recipes import checkpoint, sft
+from luthier.training.recipe_settings import batch_settings, schedule_of, selection_of
+from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.course import CheckpointDue, Course
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.loop import settings_record
-from luthier.training.recipes.schedule import RateCourse, Schedule
+from luthier.training.recipes.loop import Settings, settings_record
+from luthier.training.recipes.objectives import needs_reference
 from luthier.training.recipes.survey import Survey, require_fitting, survey
+from luthier.training.worker.methods import Loss, loss_of, steps_of
+from luthier.training.worker.places import places_of, rows_named
+from luthier.training.worker.reference import give_reference
 from luthier.training.worker.rows import read_corpus
 from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.training.worker.weights import weights_of
@@ -53,7 +56,9 @@ class Trainer:
             ResourceExhausted: OUT_OF_MEMORY.
             LuthierError: rows or files could not be read, or do not fit together.
         """
-        with _memory_errors(context.task.train.job), freed_memory_kept():
+        job = context.task.train.job
+        places = places_of(self._data_channel, lambda: context.token, job.rendering, context.check)
+        with _memory_errors(job), rows_named(places), freed_memory_kept():
             return _train(context, self._data_channel, self._device)
 
 
@@ -69,12 +74,15 @@ def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.devic
     folder = _base_model_folder(context)
     totals = _checked(context, found, batches, read_config(folder))
     model = load_model(folder, device=device)
+    loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps)
-    run = _identity(spec.job, corpus, settings, model)
-    engine, course, changed = _begin(context, model, run)
-    if changed:
+    run = _identity(spec.job, corpus, settings, loss, model)
+    begun = _begin(context, model, run, corpus, loss)
+    engine, course = begun.engine, begun.course
+    if begun.changed:
         run = replace(run, bitwise=False)
-        text = f"since the run began, {', '.join(changed)} changed: its results may differ from an undisturbed run's"
+        changed = ", ".join(begun.changed)
+        text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         context.log(text, "WARNING")
     context.run_record(run_record(spec, model, bitwise=run.bitwise))
     num_steps = settings.schedule.num_steps
@@ -83,11 +91,13 @@ def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.devic
     metrics: Mapping[str, float] = course.metrics
     first_step, began = course.step, time.monotonic()
     step = first_step
-    for event in sft.train(engine, corpus, settings, course, context.check):
+    for event in steps_of(loss, engine, corpus, settings, course, context.check):
         if isinstance(event, CheckpointDue):
-            folder = context.scratch / f"step-{event.course.step}"
-            checkpoint.save(folder, engine, event.course, run)
-            files = _commit(context, folder, checkpoint.files_of(engine.weights), event.course)
+            course = event.course
+            folder = context.scratch / f"step-{course.step}"
+            checkpoint.save(folder, engine, course, run)
+            paths = [folder / name for name in checkpoint.files_of(engine.weights)]
+            files = _commit(context, [*paths, *begun.extra], course)
             shutil.rmtree(folder)
             continue
         step, metrics = event.step, event.metrics
@@ -95,47 +105,74 @@ def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.devic
         step_seconds = (time.monotonic() - began) / (step - first_step)
         remaining_seconds = step_seconds * (num_steps - step)
         context.progress("training", step, num_steps, "steps", remaining_seconds=remaining_seconds, step=step)
-    if step != num_steps or not files:
+    if course.is_stopped:
+        context.log(
+            f"ended early: {course.stale_validations} validations since step {course.best_step} were not better"
+        )
+    elif step != num_steps or not files:
         raise FailedPrecondition(
             f"a run must make the {num_steps} steps of its plan and at least one, it made {step}",
             reason=Reason.NO_SUPERVISED_TOKENS,
         )
     result = task_pb2.TrainResult(
         files=[file for file in files if file.path in engine.weights.result_files],
-        step=num_steps,
+        step=course.step,
         metrics=metrics,
     )
     return task_pb2.TaskResult(train=result)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """A run before its next step.
+
+    Attributes:
+        engine: fresh, or from the task's checkpoint.
+        course: likewise.
+        changed: what has changed around the run.
+        extra: files that each checkpoint has besides its own.
+    """
+
+    engine: Engine
+    course: Course
+    changed: list[str]
+    extra: list[Path]
+
+
 def _begin(
-    context: TaskContext, model: PreTrainedModel, run: checkpoint.RunIdentity
-) -> tuple[Engine, Course, list[str]]:
-    """Return engine and course, fresh or from the task's checkpoint, and what has changed around the run."""
+    context: TaskContext,
+    model: PreTrainedModel,
+    run: checkpoint.RunIdentity,
+    corpus: Corpus,
+    loss: Loss | None,
+) -> _Begun:
     spec = context.task.train
-    engine = Engine(weights_of(context, model), run.optimiser, model.device)
-    if not spec.checkpoint_files:
-        return engine, Course(), []
-    folder = context.scratch / "resume"
-    for file in spec.checkpoint_files:
-        context.fetch_into(folder, file)
+    is_compared = loss is not None and needs_reference(loss)
+    engine = Engine(weights_of(context, model, is_compared=is_compared), run.optimiser, model.device)
+    resumed = context.scratch / "resume" if spec.checkpoint_files else None
+    if resumed is not None:
+        for file in spec.checkpoint_files:
+            context.fetch_into(resumed, file)
+    reference = give_reference(context, engine, corpus, run, resumed) if is_compared else None
+    extra = [] if reference is None else [reference]
+    if resumed is None:
+        return _Begun(engine=engine, course=Course(), changed=[], extra=extra)
     context.log(f"resuming after step {spec.checkpoint_step}", step=spec.checkpoint_step)
-    return engine, *checkpoint.load(folder, engine, run)
+    course, changed = checkpoint.load(resumed, engine, run)
+    return _Begun(engine=engine, course=course, changed=changed, extra=extra)
 
 
-def _commit(
-    context: TaskContext, folder: Path, names: Sequence[str], course: Course
-) -> list[task_pb2.BlobFile]:
+def _commit(context: TaskContext, paths: Sequence[Path], course: Course) -> list[task_pb2.BlobFile]:
     """Store a checkpoint's files and commit it.
 
     A file that the service had may be given back with an older checkpoint in between: it is then sent again.
     """
     for _ in range(_COMMIT_TRIES - 1):
-        files = [context.store(folder / name, name) for name in names]
+        files = [context.store(path, path.name) for path in paths]
         with suppress(NotFound):
             context.commit_checkpoint(course.step, files, course.metrics)
             return files
-    files = [context.store(folder / name, name) for name in names]
+    files = [context.store(path, path.name) for path in paths]
     context.commit_checkpoint(course.step, files, course.metrics)
     return files
 
@@ -178,29 +215,27 @@ def _base_model_folder(context: TaskContext) -> Path:
     return folder
 
 
-def _settings(job: fine_tuning_job_pb2.FineTuningJob, batches: BatchSettings, num_steps: int) -> sft.Settings:
-    chosen = job.hyperparameters
-    name = fine_tuning_job_pb2.LearningRateSchedule.Name(chosen.learning_rate_schedule)
-    return sft.Settings(
+def _settings(job: fine_tuning_job_pb2.FineTuningJob, batches: BatchSettings, num_steps: int) -> Settings:
+    return Settings(
         batches=batches,
-        schedule=Schedule(
-            peak=chosen.learning_rate,
-            course=RateCourse(name.removeprefix("LEARNING_RATE_SCHEDULE_")),
-            warmup_steps=chosen.warmup_steps,
-            num_steps=num_steps,
-        ),
+        schedule=schedule_of(job, num_steps),
         checkpoint_interval_steps=job.checkpoint_interval_steps,
         validation_interval_steps=job.validation_interval_steps,
+        selection=selection_of(job),
     )
 
 
 def _identity(
-    job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus, settings: sft.Settings, model: PreTrainedModel
+    job: fine_tuning_job_pb2.FineTuningJob,
+    corpus: Corpus,
+    settings: Settings,
+    loss: Loss | None,
+    model: PreTrainedModel,
 ) -> checkpoint.RunIdentity:
     chosen = job.hyperparameters
     return checkpoint.RunIdentity(
         plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches),
-        settings=settings_record(settings),
+        settings=settings_record(settings, loss),
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
         surroundings=surroundings(model),
     )

@@ -2,41 +2,68 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.lm.adapter_files import load_adapter
 from luthier.lm.lora import LoraSpec, insert_lora
-from luthier.training.recipes.weights import Adapter, AllWeights, Weights
+from luthier.training.recipes.weights import Adapter, AllWeights, Weights, fresh_score
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.work.context import TaskContext
 
 ADAPTER = "default"
 """Name of the adapter within the model; PEFT's own default."""
+REFERENCE = "reference"
+"""Name of the adapter that it began as, where it is compared with that."""
 
 
-def weights_of(context: TaskContext, model: PreTrainedModel) -> Weights:
+def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: bool) -> Weights:
     """Return the weights of a task's job, bound to its base model, as they are before the first step.
 
-    A task that resumes begins with those of its checkpoint: what the job began from is not fetched again.
+    A task that resumes begins with those of its checkpoint: what the job began from is fetched again only where what
+    is learnt is compared with it.
 
     Raises:
         InvalidArgument: a target matches no linear layer.
         DataLoss: what the job begins from does not fit the model.
     """
     spec = context.task.train
-    weights = _new(spec.job, model)
-    if spec.start_files and not spec.checkpoint_files:
-        folder = context.scratch / "start"
-        for file in spec.start_files:
-            if file.path in weights.files:
-                context.fetch_into(folder, file)
-        weights.load(folder)
-        context.log(f"begins from {spec.job.start_from}")
-    return weights
+    begins = bool(spec.start_files) and not spec.checkpoint_files
+    folder = context.scratch / "start"
+    if spec.job.HasField("full"):
+        weights = AllWeights(model, score=_score(spec.job, model))
+        if begins:
+            _fetch_start(context, folder, weights.files)
+            weights.load(folder)
+        return weights
+    _insert(spec.job, model)
+    has_reference = bool(spec.start_files) and is_compared
+    if begins or has_reference:
+        _fetch_start(context, folder, Adapter.files)
+    if begins:
+        Adapter(model, ADAPTER, base_model=spec.job.base_model).load(folder)
+    if has_reference:
+        load_adapter(model, folder, REFERENCE)
+    return Adapter(
+        model,
+        ADAPTER,
+        base_model=spec.job.base_model,
+        reference=REFERENCE if has_reference else None,
+        score=_score(spec.job, model),
+    )
 
 
-def _new(job: FineTuningJob, model: PreTrainedModel) -> Weights:
-    if job.HasField("full"):
-        return AllWeights(model)
+def _fetch_start(context: TaskContext, folder: Path, names: tuple[str, ...]) -> None:
+    spec = context.task.train
+    for file in spec.start_files:
+        if file.path in names:
+            context.fetch_into(folder, file)
+    context.log(f"begins from {spec.job.start_from}")
+
+
+def _insert(job: FineTuningJob, model: PreTrainedModel) -> None:
     spec = LoraSpec(
         rank=job.lora.rank,
         alpha=job.lora.alpha,
@@ -44,4 +71,8 @@ def _new(job: FineTuningJob, model: PreTrainedModel) -> Weights:
         use_rslora=job.lora.use_rslora,
     )
     insert_lora(model, spec, seed=job.hyperparameters.seed, name=ADAPTER)
-    return Adapter(model, ADAPTER, base_model=job.base_model)
+
+
+def _score(job: FineTuningJob, model: PreTrainedModel) -> nn.Parameter | None:
+    """Return the head of a reward model, None for a model of words."""
+    return fresh_score(model, job.hyperparameters.seed) if job.HasField("reward_model") else None

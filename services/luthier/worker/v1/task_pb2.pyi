@@ -697,7 +697,7 @@ Global___TrainSpec: _TypeAlias = TrainSpec  # noqa: Y015
 
 @_typing.final
 class TrainResult(_message.Message):
-    """TrainResult is a tuned model."""
+    """TrainResult is a tuned model. Where the job wants the best checkpoint's, the service takes that one's files instead."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -44,6 +44,19 @@ _JOB_OPTIONS = (
         is_read=False,
         help="Train all weights, not an adapter. The result is a model of its own.",
     ),
+    field_option(
+        "--preference",
+        field="preference.loss",
+        type=click.Choice(["dpo", "ipo", "orpo", "simpo", "kto"]),
+        help="Prefer the chosen answers of a PREFERENCE rendering; kto: the desirable ones of an UNPAIRED one.",
+    ),
+    field_option(
+        "--reward-model",
+        field="reward_model",
+        is_flag=True,
+        is_read=False,
+        help="Train a model that values answers, on a PREFERENCE rendering.",
+    ),
     field_option("--rank", field="lora.rank", type=int, help="Rank of the adapter. [default: 16]"),
     field_option(
         "--alpha",
@@ -78,7 +91,7 @@ _JOB_OPTIONS = (
         "--learning-rate",
         field="hyperparameters.learning_rate",
         type=float,
-        help="Peak learning rate. [default: 2e-4, with --full 2e-5]",
+        help="Peak learning rate. [default: by method, 2e-4 for an adapter, a tenth with --full]",
     ),
     field_option(
         "--warmup-steps",
@@ -89,7 +102,7 @@ _JOB_OPTIONS = (
     field_option(
         "--schedule",
         field="hyperparameters.learning_rate_schedule",
-        type=click.Choice(["constant", "linear", "cosine"]),
+        type=click.Choice(["constant", "linear", "cosine", "warmup-stable-decay"]),
         help="After it. [default: cosine]",
     ),
     field_option("--seed", field="hyperparameters.seed", type=int, help="Seed of the run. [default: 0]"),
@@ -126,7 +139,7 @@ def _kind() -> type[FineTuningJob]:
     return FineTuningJob
 
 
-def _job(draft: Draft[FineTuningJob], *, full: bool) -> FineTuningJob:
+def _job(draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> FineTuningJob:
     """Return the job that is wanted, all its weights trained with `full`.
 
     The one in the file may be a job that exists: its tuned model's name was then made of its own and is not a wish.
@@ -140,6 +153,10 @@ def _job(draft: Draft[FineTuningJob], *, full: bool) -> FineTuningJob:
                 "--full trains all weights: give no --rank, --alpha, --target, and no lora"
             )
         job.full.SetInParent()
+    if reward_model:
+        if job.HasField("preference"):
+            raise click.UsageError("give one of --preference and --reward-model")
+        job.reward_model.SetInParent()
     wanted = draft.finish()
     if not (wanted.base_model or wanted.start_from):
         raise click.UsageError(
@@ -152,14 +169,15 @@ def _job(draft: Draft[FineTuningJob], *, full: bool) -> FineTuningJob:
 @_job_options
 @pass_session
 @pass_draft(_kind)
-def plan(session: Session, draft: Draft[FineTuningJob], full: bool) -> None:
+def plan(session: Session, draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> None:
     """Say what a job would do, without starting it."""
     from luthier.client.cli.views import plan_facts
 
-    job = _job(draft, full=full)
+    job = _job(draft, full=full, reward_model=reward_model)
     session.show(session.client.jobs.plan(job), plan_facts)
     begin = f"--start-from {short(job.start_from)}" if job.start_from else f"--model {short(job.base_model)}"
-    words = [begin, f"--rendering {short(job.rendering)}", *(["--full"] if full else []), draft.words]
+    flags = [*(["--full"] if full else []), *(["--reward-model"] if reward_model else [])]
+    words = [begin, f"--rendering {short(job.rendering)}", *flags, draft.words]
     session.hint(f"jobs create {' '.join(filter(None, words))}")
 
 
@@ -170,9 +188,17 @@ def plan(session: Session, draft: Draft[FineTuningJob], full: bool) -> None:
 @click.option("--watch", "watches", is_flag=True, help="Watch the job until it is done.")
 @pass_session
 @pass_draft(_kind)
-def create(session: Session, draft: Draft[FineTuningJob], name: str, *, full: bool, watches: bool) -> None:
+def create(
+    session: Session,
+    draft: Draft[FineTuningJob],
+    name: str,
+    *,
+    full: bool,
+    reward_model: bool,
+    watches: bool,
+) -> None:
     """Queue a job."""
-    created = session.client.jobs.create(_job(draft, full=full), job_id=name)
+    created = session.client.jobs.create(_job(draft, full=full, reward_model=reward_model), job_id=name)
     if watches:
         _watch(session, created.name)
         return
@@ -209,6 +235,9 @@ def _watch(session: Session, name: str) -> None:
     done = watch_resource(session, name, session.client.jobs.wait, stop=f"jobs cancel {short(name)}")
     if not session.as_json:
         session.show(done, _facts)
+        if done.HasField("reward_model"):
+            session.hint(f"models download {short(done.tuned_model)}")
+            return
         # Arms share their base weights: one that has its own is evaluated by itself.
         base = "" if done.HasField("full") else f" --arm base={short(done.base_model)}:3"
         session.hint(
@@ -308,6 +337,7 @@ def _facts(job: FineTuningJob) -> Table:
             ("failure", failure(job)),
             ("base model", short(job.base_model)),
             ("begins from", short(job.start_from)),
+            ("method", _method(job)),
             ("trains", "all weights" if job.HasField("full") else f"an adapter of rank {job.lora.rank}"),
             ("rendering", short(job.rendering)),
             ("tuned model", short(job.tuned_model)),
@@ -321,3 +351,11 @@ def _facts(job: FineTuningJob) -> Table:
             ("labels", mapping(job.labels)),
         ]
     )
+
+
+def _method(job: FineTuningJob) -> str:
+    from luthier.v1.fine_tuning_job_pb2 import PreferenceConfig
+
+    if not job.HasField("preference"):
+        return (job.WhichOneof("method") or "supervised").replace("_", " ")
+    return f"preference, {PreferenceConfig.Loss.Name(job.preference.loss).removeprefix('LOSS_').lower()}"

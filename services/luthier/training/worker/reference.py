@@ -1,0 +1,56 @@
+"""What all weights are compared with: computed once before training, and a file of every checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.training.recipes.checkpoint import RunIdentity
+from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.engine import Engine
+from luthier.training.recipes.reference import (
+    FILE_NAME,
+    load_reference,
+    reference_key,
+    save_reference,
+    score_reference,
+)
+from luthier.work.context import TaskContext
+
+
+def give_reference(
+    context: TaskContext, engine: Engine, corpus: Corpus, run: RunIdentity, resumed: Path | None
+) -> Path | None:
+    """Give a corpus the log-probabilities of the weights as they are now, or as they were before a run's first step.
+
+    Args:
+        context: of the task.
+        engine: its weights have made no step, and no checkpoint has been loaded into them.
+        corpus: the rows.
+        run: the run.
+        resumed: folder with the files of the checkpoint that the run goes on from; None: it begins.
+
+    Returns the file that every checkpoint has to have; None where the weights themselves keep their reference.
+
+    Raises:
+        DataLoss: the file is not as it was written.
+        FailedPrecondition: it is of other rows or another model.
+    """
+    if engine.weights.reference() is not None:
+        return None
+    spec = context.task.train
+    key = reference_key(
+        {
+            "rendering": spec.rendering_digest,
+            "base_model": spec.base_model_digest,
+            "start": ",".join(sorted(file.sha256 for file in spec.start_files)),
+            "kernels": run.surroundings["kernel_table_digest"],
+            "micro_batch_tokens": str(spec.job.hyperparameters.micro_batch_tokens),
+        }
+    )
+    if resumed is not None:
+        load_reference(corpus, resumed, key)
+        return resumed / FILE_NAME
+    context.progress("scoring the reference", 0, 0, "rows")
+    score_reference(engine, corpus, spec.job.hyperparameters.micro_batch_tokens, context.check)
+    save_reference(corpus, context.scratch, key)
+    return context.scratch / FILE_NAME
