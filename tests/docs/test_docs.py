@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from luthier.client.message_files import assign, read_message
 from luthier.errors import Reason
+from luthier.text.formats import Format, detect, parse_record
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
@@ -68,6 +70,18 @@ def test_commands_have_the_options_shown(line: str) -> None:
     shown = subprocess.run([program, *command, "--help"], capture_output=True, text=True, check=True).stdout
     for option in (word for word in words if word.startswith("--")):
         assert option.partition("=")[0] in shown, option
+
+
+def test_each_format_has_examples_that_are_read_as_such() -> None:
+    page = (ROOT / "docs" / "datasets.md").read_text()
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert sorted(sections) == sorted(Format)
+    for name, section in sections.items():
+        (block,) = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+        for line in block.splitlines():
+            value = json.loads(line)
+            assert detect([value]) == name
+            parse_record(value, Format(name))
 
 
 def test_links_lead_somewhere() -> None:

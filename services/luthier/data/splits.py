@@ -1,4 +1,7 @@
-"""Which split a record belongs to: decided by its hash, so that adding records never moves another one."""
+"""Which split a record belongs to: decided by the hash of what it asks first.
+
+So records that ask the same are in one split, and adding records never moves another one.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,14 @@ def split_named(name: str) -> dataset_pb2.Split.ValueType:
     return dataset_pb2.Split.Value(_PREFIX + name)
 
 
-def assign_split(record_id: str, settings: dataset_pb2.SplitSettings) -> dataset_pb2.Split.ValueType:
-    """Return the split of a record: a function of its id, the seed and the shares, of nothing else.
+def assign_split(key: str, settings: dataset_pb2.SplitSettings) -> dataset_pb2.Split.ValueType:
+    """Return the split of the records of a key: a function of it, the seed and the shares, of nothing else.
 
-    A greater test share only moves records into the test split, never out of it. The hash is the first 8
-    bytes of sha256(seed as decimal digits, a newline, record id), taken as a fraction of 2^64.
+    The key is the id of a record's prompt; of a record that asks nothing its own id. A greater test share only moves
+    records into the test split, never out of it. The hash is the first 8 bytes of sha256(seed as decimal digits, a
+    newline, key), taken as a fraction of 2^64.
     """
-    digest = hashlib.sha256(f"{settings.seed}\n{record_id}".encode()).digest()
+    digest = hashlib.sha256(f"{settings.seed}\n{key}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / _HASH_RANGE
     if position < settings.test_fraction:
         return dataset_pb2.SPLIT_TEST

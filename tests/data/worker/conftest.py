@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from luthier.data.worker.building import Place, VersionBuilder
+from luthier.data.worker.building import VersionBuilder
 from luthier.data.worker.record_rendering import RecordSettings
+from luthier.data.worker.splitting import Place
 from luthier.data.worker.version_rendering import RenderOrder
 from luthier.v1.dataset_pb2 import DATASET_FORMAT_UNSPECIFIED, SPLIT_TRAIN, Split, SplitSettings
 from luthier.v1.rendering_pb2 import TemplateErrorPolicy
@@ -29,7 +30,7 @@ def ordered(tmp_path: Path, bundle_folder: Path) -> Ordered:
         folder = tmp_path / f"order-{len(list(tmp_path.iterdir()))}"
         for name in ("version", "rows"):
             (folder / name).mkdir(parents=True)
-        builder = VersionBuilder(folder / "version", SplitSettings(), lambda: None)
+        builder = VersionBuilder(folder / "version", SplitSettings(), lambda: None, [split])
         chats = [record for record in records if isinstance(record, dict) and "messages" in record]
         plain = [record for record in records if record not in chats]
         for name, kind in (("a.jsonl", chats), ("b.jsonl", plain)):

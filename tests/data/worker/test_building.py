@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from luthier.data.splits import assign_split, split_name
 from luthier.data.worker import building
-from luthier.data.worker.building import Built, Place, VersionBuilder, require_valid
+from luthier.data.worker.building import Built, VersionBuilder, require_valid
+from luthier.data.worker.splitting import Place
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import readers
 from luthier.text.formats import Format
-from luthier.text.records import ChatRecord, record_from_json, record_id
+from luthier.text.records import ChatRecord, Record, prompt_id, record_from_json, record_id
 from luthier.text.templates import ChatTemplate
 from luthier.v1.dataset_pb2 import (
     DATASET_FORMAT_UNSPECIFIED,
@@ -48,9 +49,9 @@ def build(
     format_: DatasetFormat.ValueType = DATASET_FORMAT_UNSPECIFIED,
 ) -> Built:
     folder.mkdir(parents=True, exist_ok=True)
-    builder = VersionBuilder(folder, splitting, lambda: None)
-    for index, source in enumerate(sources):
-        data, split = source if isinstance(source, tuple) else (source, SPLIT_UNSPECIFIED)
+    placed = [source if isinstance(source, tuple) else (source, SPLIT_UNSPECIFIED) for source in sources]
+    builder = VersionBuilder(folder, splitting, lambda: None, [split for _, split in placed])
+    for index, (data, split) in enumerate(placed):
         builder.read(io.BytesIO(data), Place(filename=f"{index}.jsonl", split=split), format_)
     return builder.finish()
 
@@ -101,15 +102,17 @@ def test_build_keeps_the_first_of_equal_records_also_across_fixed_splits(tmp_pat
 def test_build_with_more_rows_leaves_old_rows_in_their_split(
     tmp_path: Path, old: list[int], added: list[int]
 ) -> None:
-    def splits(numbers: Sequence[int], name: str) -> dict[str, str]:
+    def splits(numbers: Sequence[int], name: str) -> dict[Record, str]:
         built = build(tmp_path / name, lines(*map(pair, numbers)), splitting=SHARED)
-        return {row["record_id"]: row["split"] for row in rows(built)}
+        return {record_from_json(row["record"]): row["split"] for row in rows(built)}
 
     folder = str(len(list(tmp_path.iterdir())))
     before = splits(old, f"{folder}-old")
     after = splits([*added, *old], f"{folder}-new")
     assert {record: after[record] for record in before} == before
-    assert all(split_name(assign_split(record, SHARED)) == split for record, split in after.items())
+    assert all(
+        split_name(assign_split(str(prompt_id(record)), SHARED)) == split for record, split in after.items()
+    )
 
 
 def test_build_digest_depends_on_content_order_and_settings_alone(tmp_path: Path) -> None:
@@ -247,7 +250,7 @@ def test_build_stops_when_nobody_wants_it(tmp_path: Path) -> None:
         if len(calls) == 2:
             raise Unwanted
 
-    builder = VersionBuilder(tmp_path, PLAIN, tick)
+    builder = VersionBuilder(tmp_path, PLAIN, tick, [SPLIT_UNSPECIFIED])
     data = lines(*map(pair, range(10_000)))
     with pytest.raises(Unwanted):
         builder.read(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tests.data.worker.test_building import rows
 
-from luthier.data.worker.building import Place, VersionBuilder
+from luthier.data.worker.building import VersionBuilder
+from luthier.data.worker.splitting import Place
 from luthier.text.records import ChatPair, ChatRecord, record_from_json
 from luthier.v1.dataset_pb2 import (
     DATASET_FORMAT_ALPACA,
@@ -37,7 +38,7 @@ def test_a_real_file_goes_in_as_it_is(tmp_path: Path, name: str) -> None:
     if not path.exists():
         pytest.skip(f"{name} is not beside the checkout")
     wanted, num_records = FILES[name]
-    builder = VersionBuilder(tmp_path, SplitSettings(), lambda: None)
+    builder = VersionBuilder(tmp_path, SplitSettings(), lambda: None, [SPLIT_UNSPECIFIED])
     with path.open("rb") as stream:
         place = Place(filename=name, split=SPLIT_UNSPECIFIED)
         found = builder.read(stream, place, DATASET_FORMAT_UNSPECIFIED)

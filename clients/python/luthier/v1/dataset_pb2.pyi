@@ -30,7 +30,7 @@ class _Split:
 class _SplitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Split.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SPLIT_UNSPECIFIED: _Split.ValueType  # 0
-    """In a source: let the hash of the record decide. In a filter: all splits."""
+    """In a source: let the hash of each record's prompt decide. In a filter: all splits."""
     SPLIT_TRAIN: _Split.ValueType  # 1
     """Learnt from."""
     SPLIT_VALIDATION: _Split.ValueType  # 2
@@ -42,7 +42,7 @@ class Split(_Split, metaclass=_SplitEnumTypeWrapper):
     """Split says what a record is used for."""
 
 SPLIT_UNSPECIFIED: Split.ValueType  # 0
-"""In a source: let the hash of the record decide. In a filter: all splits."""
+"""In a source: let the hash of each record's prompt decide. In a filter: all splits."""
 SPLIT_TRAIN: Split.ValueType  # 1
 """Learnt from."""
 SPLIT_VALIDATION: Split.ValueType  # 2
@@ -223,7 +223,7 @@ class DatasetSource(_message.Message):
     upload: _builtins.str
     """Name of a complete upload of the same project."""
     split: Global___Split.ValueType
-    """Split that all records of this file belong to. Unset means that each record's hash decides."""
+    """Split that all records of this file belong to. Unset means that the hash of each record's prompt decides."""
     format: Global___DatasetFormat.ValueType
     """Format of the file. Unset means detected."""
     filename: _builtins.str
@@ -249,7 +249,9 @@ Global___DatasetSource: _TypeAlias = DatasetSource  # noqa: Y015
 
 @_typing.final
 class SplitSettings(_message.Message):
-    """SplitSettings decides the split of records whose source does not."""
+    """SplitSettings decides the split of records whose source does not. Records that begin by asking the same, with the same tools,
+    are in one split: of a conversation the turns before its first answer count, of plain text and of pairs of it the prompt.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -261,7 +263,7 @@ class SplitSettings(_message.Message):
     test_fraction: _builtins.float
     """Share of records for test, in [0, 1). 0 means none. The two shares together stay below 1."""
     seed: _builtins.int
-    """Seed of the hash. The same record and seed give the same split in every version."""
+    """Seed of the hash. The same prompt and seed give the same split in every version."""
     def __init__(
         self,
         *,
@@ -429,6 +431,7 @@ class DatasetVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -472,6 +475,10 @@ class DatasetVersion(_message.Message):
         """When it last changed."""
 
     @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is not wrong, but may not be meant: prompts that stand in more than one split, splits far from their shares."""
+
+    @_builtins.property
     def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
         """What it was made from, as that was then."""
 
@@ -495,12 +502,13 @@ class DatasetVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "split_settings", b"split_settings", "statistics", b"statistics", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "error", b"error", "etag", b"etag", "invalid_record_policy", b"invalid_record_policy", "labels", b"labels", "name", b"name", "references", b"references", "sources", b"sources", "split_settings", b"split_settings", "state", b"state", "statistics", b"statistics", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "error", b"error", "etag", b"etag", "invalid_record_policy", b"invalid_record_policy", "labels", b"labels", "name", b"name", "references", b"references", "sources", b"sources", "split_settings", b"split_settings", "state", b"state", "statistics", b"statistics", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

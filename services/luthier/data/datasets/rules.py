@@ -21,6 +21,7 @@ from luthier.runtime.field_limits import (
     required,
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
+from luthier.runtime.result_limits import WARNINGS
 from luthier.v1.dataset_pb2 import (
     INVALID_RECORD_POLICY_STRICT,
     Dataset,
@@ -57,6 +58,7 @@ RESULT_LIMITS: LimitTable = {
     **ERRORS,
     # No format is that of a source of which no line could be read.
     "formats": count(MAX_SOURCES, "formats"),
+    **WARNINGS,
 }
 """What a worker may say of a version that it built, or could not build."""
 
@@ -121,6 +123,7 @@ def with_findings(version: DatasetVersion, result: BuildVersionResult) -> Datase
     filled.statistics.CopyFrom(result.statistics)
     for source, found in zip(filled.sources, result.formats, strict=False):
         source.detected_format = found
+    filled.warnings.extend(result.warnings)
     return filled
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from luthier.data.worker.building import Built, Place, VersionBuilder, require_valid
+from luthier.data.worker.building import Built, VersionBuilder, require_valid
 from luthier.data.worker.parquet import WrittenShard
+from luthier.data.worker.splitting import Place
 from luthier.errors import LuthierError
 from luthier.v1.dataset_pb2 import DatasetFormat
 from luthier.work.context import TaskContext, TaskFailed
@@ -24,7 +25,8 @@ def build_version(context: TaskContext) -> task_pb2.TaskResult:
     spec = context.task.build_version
     total_bytes = sum(source.file.size_bytes for source in spec.sources)
     progress = _Progress(context, total_bytes)
-    builder = VersionBuilder(context.scratch, spec.split_settings, progress.tick)
+    splits = [source.split for source in spec.sources]
+    builder = VersionBuilder(context.scratch, spec.split_settings, progress.tick, splits)
     formats: list[DatasetFormat.ValueType] = []
     for source in spec.sources:
         place = Place(filename=source.filename, split=source.split)
@@ -89,5 +91,6 @@ def _result(
         digest=built.digest,
         errors=built.errors,
         formats=formats,
+        warnings=built.warnings,
     )
     return task_pb2.TaskResult(build_version=result)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from luthier.data.result_limits import MAX_ERRORS
-from luthier.data.splits import SPLITS, assign_split, split_name
+from luthier.data.splits import SPLITS, split_name
 from luthier.data.worker.duplicates import SeenRecords
 from luthier.data.worker.parquet import RECORD_SCHEMA, ShardWriter, WrittenShard
+from luthier.data.worker.splitting import Place, Splitter
 from luthier.errors import InvalidArgument, Reason
 from luthier.text import formats
 from luthier.text.readers import Line, read_values
@@ -41,7 +42,8 @@ from luthier.v1.dataset_pb2 import (
 MAX_RECORD_BYTES = 1 << 20
 """Longest canonical record: it must travel as one message wherever it is read."""
 # 2: records are told apart by their text, with keys in the order in which templates write them; ids leave it out.
-_DIGEST_VERSION = "luthier-dataset-version-2"
+# 3: the hash that divides records is that of what they ask first.
+_DIGEST_VERSION = "luthier-dataset-version-3"
 _FORMAT = "DATASET_FORMAT_"
 _DETECT_VALUES = 20
 _DETECT_LINES = 1000
@@ -51,18 +53,10 @@ _WRITTEN_OUT = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where records come from: the file, and its fixed split; unspecified: the hash of each record decides."""
-
-    filename: str
-    split: Split.ValueType
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
     """A version's content. `errors` are the first `MAX_ERRORS`; the statistics count all of them.
 
-    `unreadable`: where a source broke off, so that how many records it held is not known.
+    `unreadable`: where a source broke off, so that how many records it held is not known. `warnings` are for people.
     """
 
     shards: tuple[WrittenShard, ...]
@@ -70,17 +64,30 @@ class Built:
     digest: str
     errors: tuple[RecordError, ...]
     unreadable: RecordError | None
+    warnings: tuple[str, ...]
 
 
 class VersionBuilder:
     """Builds one version in `folder` from one source after another.
 
-    Memory: the largest record, one row group and a bounded cache, however great the sources are.
+    Memory: the largest record, one row group and bounded caches, however great the sources are.
+
+    Args:
+        folder: where to write.
+        settings: what divides the records of sources without a split.
+        tick: called before every record; may raise to end the work.
+        fixed_splits: the splits of all sources, unspecified ones among them.
     """
 
-    def __init__(self, folder: Path, settings: SplitSettings, tick: Callable[[], None]) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        folder: Path,
+        settings: SplitSettings,
+        tick: Callable[[], None],
+        fixed_splits: Iterable[Split.ValueType],
+    ) -> None:
         self._tick = tick
+        self._splitter = Splitter(settings, folder / "prompts.db" if len(set(fixed_splits)) > 1 else None)
         self._shards: list[WrittenShard] = []
         self._writer = ShardWriter(folder, "records", RECORD_SCHEMA, self._shards.append)
         self._seen = SeenRecords(folder / "seen.db")
@@ -97,7 +104,7 @@ class VersionBuilder:
     ) -> DatasetFormat.ValueType:
         """Take in one source; return the format used, unspecified when no line of it could be read.
 
-        `tick` is called before every record and may raise to end the work. Raises InvalidArgument
+        Raises InvalidArgument
         EMPTY_FILE for a source without records, UNKNOWN_FORMAT when none fits and none was given.
         """
         lines, found = _detected(read_values(stream), place.filename, format_)
@@ -113,6 +120,7 @@ class VersionBuilder:
         """Close the files and return the version."""
         self._writer.close()
         self._seen.close()
+        self._splitter.close()
         return Built(
             shards=tuple(self._shards),
             statistics=DatasetStatistics(
@@ -125,6 +133,7 @@ class VersionBuilder:
             digest=self._digest.hexdigest(),
             errors=tuple(self._errors),
             unreadable=self._unreadable,
+            warnings=tuple(self._splitter.warnings()),
         )
 
     def _take(self, line: Line, place: Place, format_: DatasetFormat.ValueType) -> None:
@@ -137,7 +146,7 @@ class VersionBuilder:
         if not self._seen.add(name):
             self._num_duplicates += 1
             return
-        split = place.split or assign_split(name, self._settings)
+        split = self._splitter.split_of(record, name, place, line.number)
         told = f"{name} {split_name(split)} {hashlib.sha256(canonical).hexdigest()}\n"
         self._digest.update(told.encode())
         self._count(record, split)

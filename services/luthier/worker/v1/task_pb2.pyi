@@ -324,6 +324,7 @@ class BuildVersionResult(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     FORMATS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Content digest in hex."""
     @_builtins.property
@@ -342,6 +343,10 @@ class BuildVersionResult(_message.Message):
     def formats(self) -> _containers.RepeatedScalarFieldContainer[_dataset_pb2.DatasetFormat.ValueType]:
         """Format used for each source, in order."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What may not be meant, for people."""
+
     def __init__(
         self,
         *,
@@ -350,10 +355,11 @@ class BuildVersionResult(_message.Message):
         digest: _builtins.str = ...,
         errors: _abc.Iterable[_dataset_pb2.RecordError] | None = ...,
         formats: _abc.Iterable[_dataset_pb2.DatasetFormat.ValueType] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "errors", b"errors", "formats", b"formats", "shards", b"shards", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "errors", b"errors", "formats", b"formats", "shards", b"shards", "statistics", b"statistics", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

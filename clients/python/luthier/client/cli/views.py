@@ -142,7 +142,8 @@ def version_facts(version: DatasetVersion) -> Group:
             ("labels", mapping(version.labels)),
         ]
     )
-    return Group(head, *((Text(""), splits) if splits.row_count else ()))
+    warnings = [Text(f"warning: {warning}", "yellow") for warning in version.warnings]
+    return Group(head, *((Text(""), splits) if splits.row_count else ()), *warnings)
 
 
 def _source(source: DatasetSource) -> str:
