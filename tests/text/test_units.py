@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.text.conftest import CALLS, CHATML, END_LAST, FORGETFUL, GENERATION, PLAIN, THINKING, make_bundle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.text.conftest import (
+    CALLS,
+    CHATML,
+    END_LAST,
+    FORGETFUL,
+    GENERATION,
+    KINDS,
+    PLAIN,
+    THINKING,
+    make_bundle,
+)
 from tests.text.test_rendering import TODAY, chat
 
 from luthier.text.findings import FindingKind
@@ -113,6 +126,24 @@ def test_preference_unit_of_plain_text_has_the_tokens_of_its_prompt(prompt: str)
     asking = made.prompt(CompletionRecord(prompt=prompt, completion="x"))
     assert [row.rendered.input_ids[: len(asking)] for row in unit.rows] == [asking, asking]
     assert learnt(unit) == ["answers<|im_end|>", "words<|im_end|>"]
+
+
+@pytest.mark.parametrize("tokenizer", sorted(KINDS))
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text(alphabet="the user-\n é🙂.:", min_size=1, max_size=20), min_size=3, max_size=3))
+def test_units_of_any_text_begin_with_the_tokens_that_ask(tokenizer: str, texts: list[str]) -> None:
+    """Whatever a tokenizer would join where the answer begins."""
+    made = Renderer(make_bundle(None, tokenizer), today=TODAY)
+    prompt, chosen, rejected = texts
+    asking = made.prompt(CompletionRecord(prompt=prompt, completion="x"))
+    record = CompletionPair(prompt=prompt, chosen=chosen, rejected=rejected)
+    alone = CompletionRecord(prompt=prompt, completion=chosen, label=True)
+    other = CompletionRecord(prompt="", completion=rejected)
+    units = (preference_unit(made, record, WIDE), unpaired_unit(made, alone, other, WIDE))
+    for row in (row for unit in units for row in unit.rows):
+        assert row.rendered.input_ids[: len(asking)] == asking
+        assert not any(row.rendered.loss_mask[: len(asking)])
+    assert units[0].rows[0].rendered.input_ids == made.render(replace(alone, label=None)).input_ids
 
 
 def test_preference_unit_learns_all_turns_of_a_side_and_none_of_the_prompt() -> None:

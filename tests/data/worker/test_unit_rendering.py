@@ -204,7 +204,7 @@ def test_prompts_are_what_asks_and_keep_the_record(
         0,
         max(map(len, (asking, stored[0]["input_ids"]))),
     )
-    assert (rendered.result.warnings, list(rendered.result.unsupervised_records)) == ([], [])
+    assert not [*rendered.result.warnings, *rendered.result.unsupervised_records]
     assert list(rendered.result.stop_token_ids) == list(render(ordered(chat("q", "a"))).result.stop_token_ids)
 
 
@@ -241,7 +241,12 @@ def test_a_template_that_refuses_one_side_refuses_the_pair(ordered: Ordered) -> 
 
 def test_digests_tell_kinds_apart_and_hold_the_roles(ordered: Ordered) -> None:
     records = [pair("q1", "good", "bad"), pair("q2", "better", "worse")]
-    kinds = [{}, {"kind": "PREFERENCE"}, {"kind": "PROMPT"}, {"kind": "PREFERENCE", "max_tokens": 500}]
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"kind": "PREFERENCE"},
+        {"kind": "PROMPT"},
+        {"kind": "PREFERENCE", "max_tokens": 500},
+    ]
     digests = [render(ordered(*records, **kind)).result.digest for kind in kinds]
     assert len(set(digests)) == len(kinds)
     swapped = [pair("q1", "bad", "good"), pair("q2", "worse", "better")]

@@ -16,11 +16,11 @@ import grpc
 import pytest
 from tests.data.conftest import PROJECT, Service
 
-from luthier.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
+from luthier.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Reason
 from luthier.evaluation.worker import splits
 from luthier.evaluation.worker.questions import Question, choose
 from luthier.evaluation.worker.splits import Splits
-from luthier.text.records import ChatRecord
+from luthier.text.records import ChatRecord, CompletionRecord
 from luthier.v1 import data_service_pb2, dataset_pb2, evaluation_pb2
 from luthier.work.arrow_stream import Open, read_batches
 from luthier.work.context import TaskContext
@@ -191,13 +191,17 @@ async def test_of_a_pair_the_chosen_answer_is_right_and_undesirable_ones_are_ref
     async with service.worker():
         pairs = await service.version(json.dumps(pair).encode())
         labels = await service.version(b"\n".join(json.dumps(one).encode() for one in labelled))
+        good = await service.version(json.dumps(labelled[0]).encode())
     with closing(Splits(service.address)) as reader:
         read = partial(reader.read, split=dataset_pb2.SPLIT_TRAIN, count=0, seed=0)
         (question,) = await asyncio.to_thread(read, context_of(service, pairs))
         assert isinstance(question.record, ChatRecord)
         assert [message.content for message in question.record.messages] == ["q", "good"]
+        (question,) = await asyncio.to_thread(read, context_of(service, good))
+        assert question.record == CompletionRecord(prompt="p0:", completion=" 0", label=True)
         with pytest.raises(FailedPrecondition) as caught:
             await asyncio.to_thread(read, context_of(service, labels))
+    assert caught.value.reason == Reason.INVALID_FIELD
     assert caught.value.message == (
         "1 of 3 records have nothing to compare an answer with, the first is 0.jsonl:2: must have an answer that is "
         "right, got one labelled undesirable; evaluate on a version whose answers are right"
