@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,15 @@ def pytest_collection_finish() -> None:
     """Take what the imports made out of what is searched for garbage: each search took 0.3 s of it."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrated_once() -> Iterator[None]:
+    """Have each set of branches migrate an empty database once; tests that are about that do it again and again."""
+    if "luthier.storage.migrations" not in sys.modules:
+        yield
+        return
+    from tests.migrated import migrating_once
+
+    with migrating_once():
+        yield
