@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,34 +36,49 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 
-# Modules that share what takes long to start, by its name: all of their tests run in one process, before the others.
+# Modules that share what takes long to start, by its name: all of their tests run in one process, in this order and
+# before the others.
 TOGETHER = {
+    "tests/e2e/test_kill.py": "cluster",
+    "tests/e2e/test_bad_input.py": "cluster",
+    "tests/e2e/test_files.py": "cluster",
+    "tests/e2e/test_no_worker.py": "cluster",
+    "tests/e2e/test_own_file.py": "cluster",
+    "tests/e2e/test_generation.py": "cluster",
+    "tests/e2e/test_main_path.py": "cluster",
+    "tests/e2e/test_taught.py": "cluster",
+    "tests/e2e/test_weights.py": "cluster",
+    "tests/golden/test_deletion.py": "deletion",
     "tests/daemon/test_luthierd.py": "luthierd",
-    "tests/e2e/test_bad_input.py": "tuning",
-    "tests/e2e/test_files.py": "tuning",
-    "tests/e2e/test_kill.py": "tuning",
-    "tests/e2e/test_no_worker.py": "tuning",
-    "tests/e2e/test_own_file.py": "tuning",
-    "tests/e2e/test_generation.py": "whole",
-    "tests/e2e/test_main_path.py": "whole",
-    "tests/e2e/test_taught.py": "whole",
-    "tests/e2e/test_weights.py": "whole",
+    "tests/evaluation/worker/test_asking.py": "asking",
 }
+# What is together within a process is told and counted together: two thirds of what that costs for tests that take
+# milliseconds. Where single tests take seconds, each goes to whoever is free.
+SINGLY = (
+    "tests/benchmarks/",
+    "tests/evaluation/worker/",
+    "tests/golden/",
+    "tests/kernels/",
+    "tests/training/worker/",
+)
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Gives each test to the first process that is free, and those of TOGETHER to one.
+    """Gives tests to the first process that is free: those of TOGETHER, and a function's with all its parameters.
 
     In place of marks and `--dist loadgroup`, which xdist 3.8 ignores with pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+        module = nodeid.partition("::")[0]
+        alone = nodeid if module.startswith(SINGLY) else nodeid.partition("[")[0]
+        return TOGETHER.get(module, alone)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
-    """Distribute the tests so whatever `--dist` says."""
+    """Distribute the tests so whatever `--dist` says, in the order in which they were collected."""
+    config.option.loadscopereorder = False
     return Scheduling(config, log)
 
 
@@ -75,10 +91,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what takes long first: else the last of it runs while the other processes have nothing left to do."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    order = {module: place for place, module in enumerate(TOGETHER)}
+    others = len(order) + 1
+
+    def place(item: pytest.Item) -> int:
+        is_long = item.get_closest_marker("long") is not None
+        return order.get(item.nodeid.partition("::")[0], others - is_long)
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
     """Take what the imports made out of what is searched for garbage: each search took 0.3 s of it."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrated_once() -> Iterator[None]:
+    """Have each set of branches migrate an empty database once; tests that are about that do it again and again."""
+    if "luthier.storage.migrations" not in sys.modules:
+        yield
+        return
+    from tests.migrated import migrating_once
+
+    with migrating_once():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scanned_once_a_launch() -> Iterator[None]:
+    """Have Triton's interpreter do less beside what it computes."""
+    if "triton.runtime.interpreter" not in sys.modules:
+        yield
+        return
+    from tests.interpreted import scanned_once_a_launch
+
+    with scanned_once_a_launch():
+        yield

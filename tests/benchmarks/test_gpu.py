@@ -57,10 +57,13 @@ def test_a_dry_run_goes_the_whole_way() -> None:
     assert (gpu.RESULTS.read_bytes() if gpu.RESULTS.exists() else None) == results
 
 
-def test_without_a_gpu_it_says_what_is_needed() -> None:
-    done = run("--repeats", "3")
-    assert done.returncode == 2
-    assert "needs a GPU that torch can use and a torch built for it (CUDA or ROCm)" in done.stderr
+def test_without_a_gpu_it_says_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert gpu.main(["--repeats", "3"]) == 2
+    assert "needs a GPU that torch can use and a torch built for it (CUDA or ROCm)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def check(found: Counts, costs: Sequence[Cost], *, aligned: bool = True) -> None
     ("problem", "aligned"),
     [
         (ALIGNED, True),
-        (Lora(rows=256, inputs=128, outputs=(256, 512), rank=64, factor_item=2), True),
+        (Lora(rows=256, inputs=128, outputs=(256, 256), rank=64, factor_item=2), True),
         (Lora(rows=300, inputs=100, outputs=(70, 36), rank=9, factor_item=2), False),
         (Lora(rows=70, inputs=20, outputs=(40,), rank=130, factor_item=2), False),
     ],

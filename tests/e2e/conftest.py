@@ -1,8 +1,8 @@
 """Real processes: three services and their workers on free ports, and a two-layer model made on the spot.
 
-A worker takes seconds to start, and so does a registration, so the tests share two clusters: `whole`, and `tuning`
-without a worker for evaluation. A module uses one of them, and is named with it in TOGETHER in tests/conftest.py. Names
-are a test's own, or its project is; what a test ends starts again before the next.
+A worker takes seconds to start, and so does a registration, so the tests share one cluster: `whole`, or `tuning` while
+it has no worker for evaluation. A module uses one of these, and is named in TOGETHER in tests/conftest.py, those of
+`tuning` first. Names are a test's own, or its project is; what a test ends starts again before the next.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,10 +85,12 @@ class Cluster:
                 self._await_serving(name)
 
     def running(self, *names: str) -> None:
-        """Start those that a test has ended; none may have ended by itself."""
+        """Have just these run: start those that a test has ended, end others; none may have ended by itself."""
         for name, process in self._processes.items():
             if process.poll() is not None:
                 pytest.fail(f"{name} ended with {process.returncode}:\n{self.log(name)}")
+        for name in self._processes.keys() - set(names):
+            self.end(name, within_seconds=30)
         self.start(*(name for name in names if name not in self._processes))
 
     def pid(self, name: str) -> int:
@@ -220,44 +221,42 @@ def write_examples(path: Path, count: int, start: int = 0) -> Path:
 
 @dataclass
 class Shared:
-    """A cluster, and the rendering of its model `tiny` in the default project."""
+    """The cluster, and the rendering of its model `tiny` in the default project."""
 
     cluster: Cluster
     rendering: str
 
 
-SHARED = pytest.StashKey[dict[str, Shared]]()
+SHARED = pytest.StashKey[Shared]()
 
 
-def shared(session: pytest.Session, folders: pytest.TempPathFactory, name: str, *workers: str) -> Shared:
-    """The session's cluster of this name, prepared, with all its processes running."""
-    found = session.stash.setdefault(SHARED, {})
-    if name not in found:
-        cluster = Cluster(folders.mktemp(name) / "home")
-        found[name] = Shared(cluster, "")
-        cluster.start(*SERVICES, *workers)
-        with cluster.client() as client:
-            found[name].rendering = prepare(cluster, client)
-    assert found[name].rendering, "the cluster was not prepared: see the first test that wanted it"
-    found[name].cluster.running(*SERVICES, *workers)
-    return found[name]
+def shared(session: pytest.Session, folders: pytest.TempPathFactory, *workers: str) -> Shared:
+    """The session's cluster, prepared, with all services and just these workers running."""
+    found = session.stash.get(SHARED, None)
+    if found is None:
+        found = session.stash[SHARED] = Shared(Cluster(folders.mktemp("cluster") / "home"), "")
+        found.cluster.start(*SERVICES, *workers)
+        with found.cluster.client() as client:
+            found.rendering = prepare(found.cluster, client)
+    assert found.rendering, "the cluster was not prepared: see the first test that wanted it"
+    found.cluster.running(*SERVICES, *workers)
+    return found
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Stop what no later test needs: its workers hold a gigabyte."""
     yield
-    if nextitem is None or nextitem.path.parent != item.path.parent:
-        with ExitStack() as stack:
-            for one in item.session.stash.get(SHARED, {}).values():
-                stack.callback(one.cluster.stop)
-            item.session.stash[SHARED] = {}
+    found = item.session.stash.get(SHARED, None)
+    if found is not None and (nextitem is None or nextitem.path.parent != item.path.parent):
+        del item.session.stash[SHARED]
+        found.cluster.stop()
 
 
 @pytest.fixture
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """Three services and all workers."""
-    return shared(request.session, tmp_path_factory, "whole", *TUNING_WORKERS, "evaluation-worker")
+    return shared(request.session, tmp_path_factory, *TUNING_WORKERS, "evaluation-worker")
 
 
 @pytest.fixture
@@ -268,7 +267,7 @@ def cluster(whole: Shared) -> Cluster:
 @pytest.fixture
 def tuning(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """Three services, no evaluation worker."""
-    return shared(request.session, tmp_path_factory, "tuning", *TUNING_WORKERS)
+    return shared(request.session, tmp_path_factory, *TUNING_WORKERS)
 
 
 def described_methods(service: str) -> list[MethodDescriptor]:

@@ -152,7 +152,7 @@ def test_a_template_that_never_ends_holds_up_no_other_model_and_no_stop(whole: S
         version = client.renderings.get(whole.rendering).dataset_version
         slow = EvaluationArm(arm_id="slow", model="tiny", chat_template=LOOPS)
         evaluation = client.evaluations.create(
-            Evaluation(dataset_version=version, arms=[slow], max_new_tokens=2, max_records=2)
+            Evaluation(dataset_version=version, arms=[slow], max_new_tokens=2, max_records=1)
         )
         began = time.monotonic()
         last = list(client.generate("tiny", HELLO, max_new_tokens=2))[-1]
@@ -168,7 +168,7 @@ def test_a_template_that_never_ends_holds_up_no_other_model_and_no_stop(whole: S
 
         again = EvaluationArm(arm_id="slow", model="tiny", chat_template=LOOPS)
         running = client.evaluations.create(
-            Evaluation(dataset_version=version, arms=[again], max_new_tokens=2, max_records=2)
+            Evaluation(dataset_version=version, arms=[again], max_new_tokens=2, max_records=1)
         )
         for event in client.evaluations.watch(running.name):
             if event.state_change.state == "RUNNING":

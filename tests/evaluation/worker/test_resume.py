@@ -23,7 +23,8 @@ ROWS = 3
 WANTED: dict[str, Any] = {
     "arms": [("zero", "base", 0), ("few", "base", 2), ("tuned", "tuned", 0)],
     "metrics": [evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH, evaluation_pb2.EVALUATION_METRIC_PERPLEXITY],
-    "max_new_tokens": 30,
+    # Long enough to be stopped among.
+    "max_new_tokens": 16,
 }
 # The worker as it is, but with small batches that are committed at once: records enough to be killed among.
 WORKER = """
@@ -169,8 +170,9 @@ def committed(site: Any) -> int:
 
 @pytest.mark.long
 @pytest.mark.e2e
+@pytest.mark.usefixtures("small_batches")
 async def test_a_killed_worker_changes_nothing_and_asks_nothing_again(site: Any) -> None:
-    with process(site):
+    async with site.worker():
         alone = await site.ended((await site.evaluate(**WANTED)).name)
     with process(site) as worker:
         made = await site.evaluate(**WANTED)

@@ -251,7 +251,7 @@ async def test_a_reward_model_is_neither_asked_nor_trained_on(bench: Any, *, ful
         {"start_from": f"{JOB}/checkpoints/step-1"},
         {"base_model": model.name},
     ):
-        with pytest.raises(InvalidArgument, match="must be (of )?a model of words, got"):
+        with pytest.raises(InvalidArgument, match=r"must be (of )?a model of words, got"):
             await bench.create("two", **{"base_model": "", **DPO, **changes})
 
 
@@ -261,7 +261,7 @@ async def test_a_reward_model_does_not_start_from_a_checkpoint_of_all_weights(be
     await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, await full_files(bench), {})
     bench.add_rendering(kind=RENDERING_KIND_PREFERENCE)
     with pytest.raises(
-        InvalidArgument, match="start_from: must be a model: .*/step-1 is a checkpoint of all"
+        InvalidArgument, match=r"start_from: must be a model: .*/step-1 is a checkpoint of all"
     ):
         await bench.create("two", base_model="", start_from=f"{JOB}/checkpoints/step-1", **REWARD)
 

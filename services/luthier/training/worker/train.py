@@ -78,19 +78,30 @@ def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.devic
     settings = _settings(spec.job, batches, totals.num_steps)
     run = _identity(spec.job, corpus, settings, loss, model)
     begun = _begin(context, model, run, corpus, loss)
-    engine, course = begun.engine, begun.course
     if begun.changed:
         run = replace(run, bitwise=False)
         changed = ", ".join(begun.changed)
         text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         context.log(text, "WARNING")
     context.run_record(run_record(spec, model, bitwise=run.bitwise))
-    num_steps = settings.schedule.num_steps
+    return task_pb2.TaskResult(train=_steps(context, corpus, settings, run, begun, loss))
+
+
+def _steps(
+    context: TaskContext,
+    corpus: Corpus,
+    settings: Settings,
+    run: checkpoint.RunIdentity,
+    begun: _Begun,
+    loss: Loss | None,
+) -> task_pb2.TrainResult:
+    """Make all steps that are left, telling of each and storing the checkpoints that are due."""
+    engine, course, num_steps = begun.engine, begun.course, settings.schedule.num_steps
     context.progress("training", course.step, num_steps, "steps")
-    files: Sequence[task_pb2.BlobFile] = list(spec.checkpoint_files)
+    files: Sequence[task_pb2.BlobFile] = list(context.task.train.checkpoint_files)
     metrics: Mapping[str, float] = course.metrics
-    first_step, began = course.step, time.monotonic()
-    step = first_step
+    step = first_step = course.step
+    began = time.monotonic()
     for event in steps_of(loss, engine, corpus, settings, course, context.check):
         if isinstance(event, CheckpointDue):
             course = event.course
@@ -114,12 +125,11 @@ def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.devic
             f"a run must make the {num_steps} steps of its plan and at least one, it made {step}",
             reason=Reason.NO_SUPERVISED_TOKENS,
         )
-    result = task_pb2.TrainResult(
+    return task_pb2.TrainResult(
         files=[file for file in files if file.path in engine.weights.result_files],
         step=course.step,
         metrics=metrics,
     )
-    return task_pb2.TaskResult(train=result)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

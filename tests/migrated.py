@@ -1,0 +1,60 @@
+"""Empty databases get the tables that a real migration of this process made: that takes a hundred times as long.
+
+Hundreds of tests start a service, or what stands behind one, on a database that is not there yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any
+
+import pytest
+from alembic.config import Config
+from sqlalchemy.engine import Connection
+
+from luthier.storage import migrations
+
+# What is about migrations and the tables that they make.
+REAL = ("test_migration*.py", "test_schema.py")
+
+
+@contextmanager
+def migrating_once() -> Iterator[None]:
+    """For the length of a block, do again for an empty database what its migration did to the first one."""
+    migrate = migrations._migrate
+    made: dict[str, list[str]] = {}
+
+    def again(connection: Connection, path: Path, config: Config) -> None:
+        branches = config.get_main_option("version_locations")
+        if branches is None or is_about_migrations() or not is_empty(connection):
+            migrate(connection, path, config)
+        elif branches in made:
+            for statement in made[branches]:
+                connection.exec_driver_sql(statement)
+        else:
+            migrate(connection, path, config)
+            made[branches] = statements_of(connection)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(migrations, "_migrate", again)
+        yield
+
+
+def is_about_migrations() -> bool:
+    """Tell whether the test that runs wants the real thing."""
+    module = PurePath(os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0])
+    return any(module.match(pattern) for pattern in REAL)
+
+
+def is_empty(connection: Connection) -> bool:
+    """Tell whether a database holds no table."""
+    return connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one() == 0
+
+
+def statements_of(connection: Connection) -> list[str]:
+    """Return the statements that make an empty database like this one."""
+    driver: Any = connection.connection.driver_connection
+    return [one for one in driver.iterdump() if one not in {"BEGIN TRANSACTION;", "COMMIT;"}]
