@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.evaluation.conftest import Site
 from tests.grading.grader_messages import (
@@ -26,10 +29,13 @@ from tests.grading.grader_messages import (
 )
 from tests.work.reward_services import rewarding
 
+from luthier.client.cli import main
 from luthier.errors import InvalidArgument, PermissionDenied, Reason, ResourceExhausted
 from luthier.errors.status import status_to_failure
+from luthier.evaluation.config import Config
 from luthier.evaluation.grading import service as service_module
 from luthier.evaluation.grading.service import GradingService
+from luthier.runtime.config import read
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade, ScoreRange
 from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreResponse
@@ -149,6 +155,10 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it did not come true in time")
+
+
+def has_more(requests: list[ScoreRequest], count: int) -> bool:
+    return len(requests) > count
 
 
 def some_wrong(asked: ScoreRequest, context: Any) -> ScoreResponse:
@@ -321,7 +331,7 @@ async def test_a_caller_who_goes_away_frees_the_place(site: Site) -> None:
                 wanted, metadata=(("authorization", f"Bearer {site.keys.api_key}"),)
             )
             reading = asyncio.create_task(call.read())
-            await until(lambda before=before: len(rewards.requests) > before)
+            await until(partial(has_more, rewards.requests, before))
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
@@ -330,3 +340,40 @@ async def test_a_caller_who_goes_away_frees_the_place(site: Site) -> None:
     for thread in started:
         await asyncio.to_thread(thread.join, 5)
         assert not thread.is_alive()
+
+
+async def test_the_command_line_grades_with_the_example_service(site: Site) -> None:
+    """All of it real: the example's process, its files, the command, the service and its limited process."""
+    folder = Path(__file__).parents[3] / "examples" / "rewards"
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, str(folder / "server.py"), "--port", "0", stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    address = (await server.stdout.readline()).decode().split()[-1]
+    files = ["-f", str(folder / "grader.yaml"), "--samples", str(folder / "samples.jsonl")]
+    words = [*files, "--set", f"multi.graders.right.remote.address={address}", "--json"]
+    options = [f"--home={site.home}", f"--evaluation-address={site.address}"]
+    run = partial(CliRunner().invoke, main, [*options, "evaluations", "grade", *words])
+    result = await asyncio.to_thread(run)
+    server.terminate()
+    assert await server.wait() == 0
+    assert result.exit_code == 0, result.output
+    right, wrong, unknown = json.loads(result.stdout)
+    assert (right["score"], right["part_scores"]) == (1.0, {"form": 1.0, "right": 1.0})
+    assert (wrong["score"], wrong["part_scores"]) == (0.0, {"form": 0.0, "right": 0.0})
+    assert "score" not in unknown
+    assert "grader right: reward service" in unknown["error"]["message"]
+    assert "1 of 3 samples could not be graded" in result.stderr
+
+
+def test_loopback_alone_is_allowed_unless_set_otherwise(tmp_path: Path) -> None:
+    assert read(Config, section="EVALUATION", environ={}).reward_addresses == (
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+    )
+    environ = {"LUTHIER_REWARD_ADDRESSES": "rewards.internal:50051"}
+    allowed = RewardAddresses(read(Config, section="EVALUATION", environ=environ).reward_addresses)
+    allowed.require("rewards.internal:50051", "f")
+    with pytest.raises(InvalidArgument, match=r"must be host:port of rewards\.internal:50051"):
+        allowed.require("127.0.0.1:50051", "f")
