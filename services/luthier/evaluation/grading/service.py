@@ -25,7 +25,7 @@ from luthier.work.rewards import RewardAddresses, RewardError, scored
 T = TypeVar("T")
 CHILD = "luthier.evaluation.grading.child"
 SAMPLE_LIMITS = Limits(cpu_seconds=10, memory_bytes=1 << 30, wall_seconds=40.0)
-"""What one sample may take. Sixteen similarities of the longest texts take some 8 s of processor time."""
+"""What one sample may take. Sixteen similarities of the longest texts take some 7 s of processor time."""
 MAX_GRADINGS = 8
 """Calls that grade at once; each waits in a thread of its own."""
 _PROCESSES = 2
