@@ -23,7 +23,7 @@ from luthier.errors import Reason
 from luthier.v1 import error_reason_pb2
 
 FOLDER = Path(luthier.v1.__file__).parent
-READ_VERBS = ("Get", "List", "Watch", "Read", "Preview", "Plan", "Download", "Generate")
+READ_VERBS = ("Get", "List", "Watch", "Read", "Preview", "Plan", "Download", "Generate", "Grade", "Score")
 STREAMED_MUTATIONS = {"WriteUpload"}
 
 

@@ -22,6 +22,7 @@ from luthier.errors import Cancelled, InvalidArgument
 from luthier.v1.dataset_pb2 import Dataset
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.grader_pb2 import Grader, Sample
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 
@@ -42,6 +43,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "jobs.get_checkpoint": ("j/c",),
     "evaluations.create": (Evaluation(dataset_version="d/v", arms=[EvaluationArm(model="m")]),),
     "evaluations.list": (),
+    "evaluations.grade": (Grader(name="g"), [Sample(output_text="a")]),
     "generate": ("m", "hello"),
 }
 

@@ -14,9 +14,11 @@ import pytest
 
 from luthier.client.message_files import assign, read_message
 from luthier.errors import Reason
+from luthier.grading.checks import grader_violations
 from luthier.text.formats import Format, detect, parse_record
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.grader_pb2 import Grader
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,6 +97,17 @@ def test_yaml_blocks_are_messages() -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     job = read_message(block.encode(), FineTuningJob, source="job.yaml").message
     assert (job.hyperparameters.learning_rate, job.lora.rank, dict(job.labels)) == (1e-4, 16, {"team": "nlp"})
+
+
+def test_graders_of_the_page_are_graders() -> None:
+    """Each kind there is has an example, and each example is one that the service takes."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "graders.md").read_text(), re.DOTALL)
+    kinds = set()
+    for block in blocks:
+        grader = read_message(block.encode(), Grader, source="grader.yaml").message
+        assert list(grader_violations(grader, "grader")) == []
+        kinds.add(grader.WhichOneof("kind"))
+    assert kinds == {one.name for one in Grader.DESCRIPTOR.oneofs_by_name["kind"].fields}
 
 
 def test_assignments_do_what_is_said() -> None:

@@ -237,6 +237,7 @@ class Site:
             data_address=self.peers_address,
             training_address=self.peers_address,
             evaluation_address="127.0.0.1:0",
+            reward_addresses=("127.0.0.1",),
             metrics_address="127.0.0.1:0",
         )
         port = await self._stack.enter_async_context(

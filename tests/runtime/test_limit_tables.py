@@ -14,14 +14,17 @@ from luthier.data.renderings import rules as renderings
 from luthier.data.uploads import rules as uploads
 from luthier.evaluation.evaluations import rules as evaluations
 from luthier.evaluation.generation import rules as generation
+from luthier.evaluation.grading import rules as grading
+from luthier.grading import checks
 from luthier.runtime.field_limits import ANY, LimitTable
 from luthier.training.jobs import rules as jobs
 from luthier.training.models import rules as models
 from luthier.v1.data_service_pb2 import WriteUploadRequest
 from luthier.v1.dataset_pb2 import Dataset, DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation
-from luthier.v1.evaluation_service_pb2 import GenerateTextRequest
+from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GradeSamplesRequest
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.upload_pb2 import Upload
@@ -38,6 +41,8 @@ TABLES: Mapping[str, tuple[type[Message], LimitTable]] = {
     "models": (Model, models.LIMITS),
     "evaluations": (Evaluation, evaluations.LIMITS),
     "generation": (GenerateTextRequest, generation.LIMITS),
+    "grading": (GradeSamplesRequest, grading.LIMITS),
+    "graders": (Grader, checks.LIMITS),
 }
 RESULTS: Mapping[str, LimitTable] = {
     "build_version": datasets.RESULT_LIMITS,

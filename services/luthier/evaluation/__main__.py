@@ -11,12 +11,15 @@ from luthier.evaluation.evaluations.servicer import EvaluateHandler, Evaluations
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.service import GenerationService
 from luthier.evaluation.generation.servicer import GenerationServicer
+from luthier.evaluation.grading.service import GradingService
+from luthier.evaluation.grading.servicer import GradingServicer
 from luthier.evaluation.peers import GrpcPeers
 from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 
 
@@ -31,8 +34,12 @@ def build(parts: Parts, config: Config) -> Hosted:
         parts.database, parts.log, parts.queue, peers, parts.blobs, parts.elsewhere
     )
     generations = GenerationService(exchange, peers, parts.task_tokens, config.projects)
+    grading = GradingService(RewardAddresses(config.reward_addresses), config.projects)
+    parts.at_end(grading.close)
     registered = registration(
-        EvaluationsServicer(evaluations, parts.page_tokens, config.projects), GenerationServicer(generations)
+        EvaluationsServicer(evaluations, parts.page_tokens, config.projects),
+        GenerationServicer(generations),
+        GradingServicer(grading),
     )
     return Hosted(
         registrations=[registered],

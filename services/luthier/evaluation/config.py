@@ -18,6 +18,8 @@ class Config:
     data_address: str
     training_address: str
     evaluation_address: str
+    reward_addresses: tuple[str, ...]
+    """Where reward services of users may be called: `host` is any port of it, `host:port` that port alone."""
     metrics_address: str = "127.0.0.1:9603"
     lease_seconds: float = 30.0
     min_free_bytes: int = MIN_FREE_BYTES

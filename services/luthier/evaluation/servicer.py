@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from luthier.evaluation.evaluations.servicer import EvaluationsServicer
 from luthier.evaluation.generation.servicer import GenerationServicer
+from luthier.evaluation.grading.servicer import GradingServicer
 from luthier.runtime.auth import Policy
 from luthier.runtime.server import Registration, of_families
 from luthier.v1 import evaluation_service_pb2, evaluation_service_pb2_grpc
@@ -12,7 +13,9 @@ SERVICE = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"
 POLICY: Policy = {f"/{SERVICE.full_name}/{method.name}": frozenset({"key"}) for method in SERVICE.methods}
 
 
-def registration(evaluations: EvaluationsServicer, generation: GenerationServicer) -> Registration:
+def registration(
+    evaluations: EvaluationsServicer, generation: GenerationServicer, grading: GradingServicer
+) -> Registration:
     """Return how to add the service to a server."""
     add = evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server
-    return of_families(SERVICE, add, (evaluations, generation))
+    return of_families(SERVICE, add, (evaluations, generation, grading))

@@ -26,6 +26,7 @@ SHARED: Mapping[str, str] = MappingProxyType(
         "DATA_ADDRESS": "127.0.0.1:7601",
         "TRAINING_ADDRESS": "127.0.0.1:7602",
         "EVALUATION_ADDRESS": "127.0.0.1:7603",
+        "REWARD_ADDRESSES": "localhost,127.0.0.1,[::1]",
     }
 )
 """Settings that mean the same to every process, each with its one default."""

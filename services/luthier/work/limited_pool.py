@@ -67,7 +67,7 @@ class LimitedPool:
             return self._once(key, request, check)
         except ProcessKilled as error:
             raise Unavailable(
-                "the process that runs templates was killed from outside; try again",
+                "the limited process that had the request was killed from outside; try again",
                 reason=Reason.WORKER_LOST,
                 retry_after_seconds=_RETRY_SECONDS,
             ) from error
@@ -130,7 +130,7 @@ class LimitedPool:
     def _require_time(self, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise ResourceExhausted(
-                f"{len(self._waiting)} requests wait for a process that runs templates, for "
+                f"{len(self._waiting)} requests wait for a limited process, for "
                 f"{self._wait_seconds:g} s and more",
                 reason=Reason.OVERLOADED,
                 retry_after_seconds=_RETRY_SECONDS,

@@ -84,7 +84,7 @@ def asked(begin: Callable[[], Answer[T]], check: Check = lambda: None) -> T:
     Raises:
         LuthierError: as `retrying`, or what `check` raised.
     """
-    return retrying(lambda: _answer(begin(), check), check)
+    return retrying(lambda: answered(begin(), check), check)
 
 
 def streamed(begin: Callable[[], Messages[T]], check: Check = lambda: None) -> Iterator[T]:
@@ -107,7 +107,13 @@ def streamed(begin: Callable[[], Messages[T]], check: Check = lambda: None) -> I
             return
 
 
-def _answer(call: Answer[T], check: Check) -> T:
+def answered(call: Answer[T], check: Check) -> T:
+    """Return the answer to a call that is under way, calling `check` while it waits.
+
+    Raises:
+        grpc.RpcError: it failed.
+        Exception: what `check` raised; the call is given up then.
+    """
     try:
         while True:
             try:

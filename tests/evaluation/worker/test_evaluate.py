@@ -15,8 +15,8 @@ from google.rpc import code_pb2
 
 from luthier.errors import Reason
 from luthier.errors.status import status_to_failure
-from luthier.evaluation.metrics.exact_match import exact_match
 from luthier.evaluation.worker import evaluate
+from luthier.grading.metrics.exact_match import exact_match
 from luthier.lm.engine import Engine
 from luthier.lm.load import load_model
 from luthier.lm.scoring import sequence_logprobs

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.events import WaitOptions, wait, watch
-from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
+from luthier.client.flows import Flow, ResumedStream, Scope, StreamFlow, call, pages, replaced
 from luthier.client.retry import is_retryable
 from luthier.client.sync_driver import SyncResource, method, stream_method
-from luthier.errors import LuthierError
+from luthier.errors import DataLoss, LuthierError
 from luthier.v1 import evaluation_service_pb2 as api
 from luthier.v1.chat_pb2 import ChatMessage, Conversation
 from luthier.v1.evaluation_pb2 import Evaluation, Prediction
+from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from luthier.v1.event_pb2 import Event
+
+_SAMPLES_A_CALL = 256
+_BYTES_A_CALL = 3 << 20
 
 
 def create(scope: Scope, evaluation: Evaluation, *, evaluation_id: str = "") -> Flow[Evaluation]:
@@ -104,6 +108,54 @@ def list_predictions(scope: Scope, name: str, *, page_size: int = 0) -> StreamFl
     )
 
 
+def grade_samples(scope: Scope, grader: Grader, samples: Iterable[Sample]) -> StreamFlow[SampleGrade]:
+    """Try a grader on given answers; nothing is stored. Yield a grade for each of them, in their order.
+
+    What cannot be graded is an `error` of its grade, which then has no score. Any number of samples: they are sent in
+    calls of some hundred, the next one when the grades of the one before are used up.
+    """
+    return _grade(scope, grader, samples)
+
+
+async def _grade(scope: Scope, grader: Grader, samples: Iterable[Sample]) -> StreamFlow[SampleGrade]:
+    for batch in _batches(samples):
+        for grade in await _graded(scope, grader, batch):
+            yield grade
+
+
+async def _graded(scope: Scope, grader: Grader, batch: list[Sample]) -> list[SampleGrade]:
+    grades: list[SampleGrade] = []
+
+    def request() -> api.GradeSamplesRequest:
+        left = batch[len(grades) :]
+        return api.GradeSamplesRequest(parent=names.project(scope.project), grader=grader, samples=left)
+
+    stream = ResumedStream(scope, lambda stubs: stubs.evaluation.GradeSamples, request)
+    try:
+        while (num_left := len(batch) - len(grades)) > 0:
+            response = await stream.receive()
+            if response is None or not 0 < len(response.grades) <= num_left:
+                raise DataLoss(f"the service did not grade {num_left} of {len(batch)} samples")
+            grades += response.grades
+    finally:
+        stream.close()
+    return grades
+
+
+def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    batch: list[Sample] = []
+    size_bytes = 0
+    for sample in samples:
+        one_bytes = sample.ByteSize()
+        if batch and (len(batch) == _SAMPLES_A_CALL or size_bytes + one_bytes > _BYTES_A_CALL):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(sample)
+        size_bytes += one_bytes
+    if batch:
+        yield batch
+
+
 def generate(
     scope: Scope,
     model: str | api.GenerateTextRequest,
@@ -170,6 +222,7 @@ class Evaluations(SyncResource):
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
     predictions = stream_method(list_predictions)
+    grade = stream_method(grade_samples)
 
 
 class AsyncEvaluations(AsyncResource):
@@ -183,3 +236,4 @@ class AsyncEvaluations(AsyncResource):
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)
     predictions = async_stream_method(list_predictions)
+    grade = async_stream_method(grade_samples)

@@ -134,6 +134,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
     ERROR_REASON_RENDERING_KIND_MISMATCH: _ErrorReason.ValueType  # 95
     """Records do not suit the kind of the rendering, or the rendering's kind does not suit the job."""
+    ERROR_REASON_TEMPLATE_FIELD_MISSING: _ErrorReason.ValueType  # 105
+    """A template of a grader names a field that the record or the answer does not have."""
+    ERROR_REASON_GRADER_INPUT_INVALID: _ErrorReason.ValueType  # 106
+    """What a grader was given to compare is not what it can compare."""
+    ERROR_REASON_SCORE_NOT_FINITE: _ErrorReason.ValueType  # 107
+    """A score is not finite, or cannot be calculated."""
+    ERROR_REASON_SCORE_OUT_OF_RANGE: _ErrorReason.ValueType  # 108
+    """A score lies beyond the range that its grader states."""
+    ERROR_REASON_REWARD_FAILED: _ErrorReason.ValueType  # 109
+    """A reward service could not score a sample."""
+    ERROR_REASON_REWARD_SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 110
+    """A reward service cannot be reached, or did not answer in time."""
+    ERROR_REASON_REWARD_SERVICE_INVALID: _ErrorReason.ValueType  # 111
+    """A reward service answered something that is no answer to what it was asked."""
+    ERROR_REASON_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 112
+    """The address of a reward service is not one of those that may be called."""
+    ERROR_REASON_GRADING_LIMIT_REACHED: _ErrorReason.ValueType  # 113
+    """Grading takes more time or memory than it may."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -252,4 +270,22 @@ ERROR_REASON_METRIC_NOT_MEASURED: ErrorReason.ValueType  # 101
 """What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
 ERROR_REASON_RENDERING_KIND_MISMATCH: ErrorReason.ValueType  # 95
 """Records do not suit the kind of the rendering, or the rendering's kind does not suit the job."""
+ERROR_REASON_TEMPLATE_FIELD_MISSING: ErrorReason.ValueType  # 105
+"""A template of a grader names a field that the record or the answer does not have."""
+ERROR_REASON_GRADER_INPUT_INVALID: ErrorReason.ValueType  # 106
+"""What a grader was given to compare is not what it can compare."""
+ERROR_REASON_SCORE_NOT_FINITE: ErrorReason.ValueType  # 107
+"""A score is not finite, or cannot be calculated."""
+ERROR_REASON_SCORE_OUT_OF_RANGE: ErrorReason.ValueType  # 108
+"""A score lies beyond the range that its grader states."""
+ERROR_REASON_REWARD_FAILED: ErrorReason.ValueType  # 109
+"""A reward service could not score a sample."""
+ERROR_REASON_REWARD_SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 110
+"""A reward service cannot be reached, or did not answer in time."""
+ERROR_REASON_REWARD_SERVICE_INVALID: ErrorReason.ValueType  # 111
+"""A reward service answered something that is no answer to what it was asked."""
+ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 112
+"""The address of a reward service is not one of those that may be called."""
+ERROR_REASON_GRADING_LIMIT_REACHED: ErrorReason.ValueType  # 113
+"""Grading takes more time or memory than it may."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from luthier.v1 import chat_pb2 as _chat_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
+from luthier.v1 import grader_pb2 as _grader_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -377,3 +378,61 @@ class DeleteEvaluationRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteEvaluationRequest: _TypeAlias = DeleteEvaluationRequest  # noqa: Y015
+
+@_typing.final
+class GradeSamplesRequest(_message.Message):
+    """GradeSamplesRequest is a grader and what to try it on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    GRADER_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The project, projects/{project}."""
+    @_builtins.property
+    def grader(self) -> _grader_pb2.Grader:
+        """The grader."""
+
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.Sample]:
+        """The answers, each with its record; 1 to 256."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        grader: _grader_pb2.Grader | None = ...,
+        samples: _abc.Iterable[_grader_pb2.Sample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grader", b"grader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grader", b"grader", "parent", b"parent", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradeSamplesRequest: _TypeAlias = GradeSamplesRequest  # noqa: Y015
+
+@_typing.final
+class GradeSamplesResponse(_message.Message):
+    """GradeSamplesResponse says what the grader made of the next samples."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRADES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grades(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.SampleGrade]:
+        """One for each sample, in the order of the request, from where the response before ended."""
+
+    def __init__(
+        self,
+        *,
+        grades: _abc.Iterable[_grader_pb2.SampleGrade] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grades", b"grades"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradeSamplesResponse: _TypeAlias = GradeSamplesResponse  # noqa: Y015

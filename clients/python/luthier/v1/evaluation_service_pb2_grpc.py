@@ -78,6 +78,11 @@ class EvaluationServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.FromString,
                 _registered_method=True)
+        self.GradeSamples = channel.unary_stream(
+                '/luthier.v1.EvaluationService/GradeSamples',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GradeSamplesRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GradeSamplesResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer(object):
@@ -166,6 +171,18 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GradeSamples(self, request, context):
+        """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
+        sample, not of the call.
+
+        Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
+        called, or GRADING_LIMIT_REACHED: grading a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade.
+        UNAVAILABLE: the service stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -208,6 +225,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.GenerateText,
                     request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.SerializeToString,
+            ),
+            'GradeSamples': grpc.unary_stream_rpc_method_handler(
+                    servicer.GradeSamples,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GradeSamplesRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GradeSamplesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -428,6 +450,33 @@ class EvaluationService(object):
             '/luthier.v1.EvaluationService/GenerateText',
             luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
             luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GradeSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/GradeSamples',
+            luthier_dot_v1_dot_evaluation__service__pb2.GradeSamplesRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__service__pb2.GradeSamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

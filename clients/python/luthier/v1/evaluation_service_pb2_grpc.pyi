@@ -86,6 +86,14 @@ class EvaluationServiceStub:
     not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there.
     RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
     """
+    GradeSamples: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.GradeSamplesRequest, _evaluation_service_pb2.GradeSamplesResponse]
+    """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
+    sample, not of the call.
+
+    Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
+    called, or GRADING_LIMIT_REACHED: grading a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade.
+    UNAVAILABLE: the service stops.
+    """
 
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
@@ -142,6 +150,14 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
     not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there.
     RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
+    """
+    GradeSamples: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.GradeSamplesRequest, _evaluation_service_pb2.GradeSamplesResponse]  # type: ignore[assignment]
+    """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
+    sample, not of the call.
+
+    Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
+    called, or GRADING_LIMIT_REACHED: grading a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade.
+    UNAVAILABLE: the service stops.
     """
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -244,6 +260,20 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
         not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there.
         RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
+        """
+
+    @_abc_1.abstractmethod
+    def GradeSamples(
+        self,
+        request: _evaluation_service_pb2.GradeSamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.GradeSamplesResponse], _abc.AsyncIterator[_evaluation_service_pb2.GradeSamplesResponse]]:
+        """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
+        sample, not of the call.
+
+        Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
+        called, or GRADING_LIMIT_REACHED: grading a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade.
+        UNAVAILABLE: the service stops.
         """
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

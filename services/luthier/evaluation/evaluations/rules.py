@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
-from luthier.evaluation.metrics.scores import find_score, is_right
 from luthier.evaluation.names import VERSION, WEIGHTS
+from luthier.grading.metrics.scores import find_score, is_right
 from luthier.runtime.field_limits import (
     ANY,
     DIGEST,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.errors import InvalidArgument, Reason
-from luthier.evaluation.metrics.scores import score_answer
 from luthier.evaluation.worker.questions import Question
+from luthier.grading.metrics.scores import score_answer
 from luthier.text.rendering import reference_text
 from luthier.v1 import evaluation_pb2
 

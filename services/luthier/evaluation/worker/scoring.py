@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from luthier.errors import FailedPrecondition, Reason
-from luthier.evaluation.metrics.intervals import (
+from luthier.grading.metrics.intervals import (
     Interval,
     bootstrap_difference,
     bootstrap_mean,
@@ -17,8 +17,8 @@ from luthier.evaluation.metrics.intervals import (
     verdict,
     wilson,
 )
-from luthier.evaluation.metrics.scores import PERPLEXITY, ScoreKind, score_named
-from luthier.evaluation.metrics.text_form import TEXT_FORM
+from luthier.grading.metrics.scores import PERPLEXITY, ScoreKind, score_named
+from luthier.grading.metrics.text_form import TEXT_FORM
 from luthier.v1 import evaluation_pb2
 
 

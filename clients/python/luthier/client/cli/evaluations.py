@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
+from luthier.client.cli.grading import grade
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -26,6 +27,9 @@ _VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
 @click.group(cls=SuggestingGroup)
 def evaluations() -> None:
     """Compare models and prompts on the same held-out records."""
+
+
+evaluations.add_command(grade)
 
 
 def _kind() -> type[Evaluation]:

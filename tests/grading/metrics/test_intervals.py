@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.evaluation.metrics import intervals
-from luthier.evaluation.metrics.intervals import (
+from luthier.grading.metrics import intervals
+from luthier.grading.metrics.intervals import (
     Interval,
     bootstrap_difference,
     bootstrap_mean,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.evaluation.metrics.exact_match import exact_match
+from luthier.grading.metrics.exact_match import exact_match
 
 
 @pytest.mark.parametrize(

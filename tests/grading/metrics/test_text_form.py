@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.evaluation.metrics import text_form
-from luthier.evaluation.metrics.text_form import in_text_form
+from luthier.grading.metrics import text_form
+from luthier.grading.metrics.text_form import in_text_form
 
 MARKS = st.text(st.sampled_from("e\u0301\u0316\u0345\u0f73\u0f71\u0344\u1100\u1161\u11a8\uac00\u212b"))
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.evaluation.metrics.scores import (
+from luthier.grading.metrics.scores import (
     TEXT_METRICS,
     ScoreKind,
     find_score,

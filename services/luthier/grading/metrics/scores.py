@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from luthier.evaluation.metrics.exact_match import exact_match
-from luthier.evaluation.metrics.field_match import field_match
+from luthier.grading.metrics.exact_match import exact_match
+from luthier.grading.metrics.field_match import field_match
 
 
 class ScoreKind(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.evaluation.metrics.text_form import in_text_form
+from luthier.grading.metrics.text_form import in_text_form
 
 
 def exact_match(prediction: str, reference: str) -> float:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.evaluation.metrics.field_match import field_match
-from luthier.evaluation.metrics.text_form import in_text_form
+from luthier.grading.metrics.field_match import field_match
+from luthier.grading.metrics.text_form import in_text_form
 
 REFERENCE = '{"company": "Hexworth", "revenue": 12.5, "guidance": null}'
 JSON_VALUES = st.recursive(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.evaluation.metrics.text_form import in_text_form
+from luthier.grading.metrics.text_form import in_text_form
 
 _MAX_DEPTH = 100
 _RELATIVE_TOLERANCE = 1e-9

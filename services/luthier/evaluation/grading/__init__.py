@@ -1,0 +1,1 @@
+"""Graders tried on given answers."""

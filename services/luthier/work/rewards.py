@@ -1,0 +1,186 @@
+"""Calls to reward services, which users run: allowed addresses, batches, deadlines, retries.
+
+It stands here and not in `luthier.grading`, which knows no wire. What goes wrong is an error of the samples that it
+happened to and never a score; only an address that may not be called is an error of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.v1.grader_pb2 import RemoteGrader, Sample
+from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreResponse
+from luthier.v1.reward_service_pb2_grpc import RewardServiceStub
+from luthier.work.limited import Check
+from luthier.work.peers import CHANNEL_OPTIONS, Backoff, error_of
+from luthier.work.retry import HEAR_SECONDS, answered
+
+TIMEOUT_SECONDS = 30.0
+BATCH_SIZE = 64
+BATCH_BYTES = 3 << 20
+"""Below the 4 MiB that a gRPC server takes unless it is told otherwise."""
+_CALLS_AT_ONCE = 4
+_MESSAGE_CHARACTERS = 1000
+_ENTRY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::(?P<port>[0-9]{1,5}))?")
+# No proxy and no resolver by scheme: an address means host and port, whatever the environment or its first word says.
+_OPTIONS = [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardError:
+    """Why a sample has no score: what a program can switch on, and words."""
+
+    reason: Reason
+    message: str
+
+
+class RewardAddresses:
+    """The addresses that may be called: `host` is any port of it, `host:port` that port alone.
+
+    Raises InvalidArgument for an entry that is neither.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self._entries = tuple(entries)
+        self._allowed: set[tuple[str, int | None]] = set()
+        for entry in self._entries:
+            found = _ENTRY.fullmatch(entry)
+            if found is None or (found["port"] is not None and not 0 < int(found["port"]) < 65536):
+                raise InvalidArgument(
+                    f"LUTHIER_REWARD_ADDRESSES must hold host or host:port, e.g. 127.0.0.1:50051, got {entry!r}"
+                )
+            self._allowed.add((found["host"].lower(), None if found["port"] is None else int(found["port"])))
+
+    def require(self, address: str, field: str) -> None:
+        """Raise InvalidArgument ADDRESS_NOT_ALLOWED, naming the field, unless an address may be called."""
+        found = _ENTRY.fullmatch(address)
+        if found is not None and found["port"] is not None and 0 < int(found["port"]) < 65536:
+            host, port = found["host"].lower(), int(found["port"])
+            if (host, None) in self._allowed or (host, port) in self._allowed:
+                return
+        description = (
+            f"must be host:port of {', '.join(self._entries) or 'nobody'}, which LUTHIER_REWARD_ADDRESSES allows, "
+            f"got {address!r}"
+        )
+        raise InvalidArgument.of_fields(
+            FieldViolation(field=field, description=description, reason=Reason.ADDRESS_NOT_ALLOWED)
+        )
+
+
+def scored(
+    grader: RemoteGrader, samples: Sequence[Sample], allowed: RewardAddresses, check: Check = lambda: None
+) -> list[float | RewardError]:
+    """Return what a reward service says of each sample, in their order; scores are finite.
+
+    A batch has `grader.timeout_seconds`, calls that are repeated after UNAVAILABLE included; a few batches run at once.
+    `check` is called while it waits, from several threads.
+
+    Raises:
+        InvalidArgument: ADDRESS_NOT_ALLOWED.
+        LuthierError: what `check` raised.
+    """
+    allowed.require(grader.address, "remote.address")
+    batches = list(_batches(samples, grader.max_batch_size or BATCH_SIZE))
+    with (
+        grpc.insecure_channel(f"dns:///{grader.address}", options=_OPTIONS) as channel,
+        ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="rewards") as threads,
+    ):
+        asker = _Asker(
+            stub=RewardServiceStub(channel),
+            address=grader.address,
+            timeout_seconds=grader.timeout_seconds or TIMEOUT_SECONDS,
+            check=check,
+        )
+        return [one for batch in threads.map(asker.scores, batches) for one in batch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asker:
+    stub: RewardServiceStub
+    address: str
+    timeout_seconds: float
+    check: Check
+
+    def scores(self, batch: Sequence[Sample]) -> list[float | RewardError]:
+        """Score one batch."""
+        try:
+            response = self._response(ScoreRequest(samples=batch))
+        except grpc.RpcError as error:
+            return [self._failure(error)] * len(batch)
+        if len(response.scores) != len(batch):
+            said = f"it answered {len(response.scores)} scores for {len(batch)} samples"
+            return [self._error(Reason.REWARD_SERVICE_INVALID, said)] * len(batch)
+        return [self._score(one) for one in response.scores]
+
+    def _response(self, request: ScoreRequest) -> ScoreResponse:
+        deadline = time.monotonic() + self.timeout_seconds
+        backoff = Backoff(0.1, 2.0)
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return answered(self.stub.Score.future(request, timeout=max(left, 0.001)), self.check)
+            except grpc.RpcError as error:
+                delay_seconds = backoff.after(error_of(error))
+                is_over = time.monotonic() + delay_seconds > deadline
+                if _code(error) is not grpc.StatusCode.UNAVAILABLE or is_over:
+                    raise
+            self._sleep(delay_seconds)
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, HEAR_SECONDS))
+
+    def _score(self, one: SampleScore) -> float | RewardError:
+        outcome = one.WhichOneof("outcome")
+        if outcome == "error":
+            said = one.error[:_MESSAGE_CHARACTERS] or "it gave no reason"
+            return self._error(Reason.REWARD_FAILED, f"it could not score this sample: {said}")
+        if outcome is None:
+            return self._error(Reason.REWARD_SERVICE_INVALID, "it answered neither a score nor an error")
+        if not math.isfinite(one.score):
+            return self._error(Reason.SCORE_NOT_FINITE, f"its score must be finite, got {one.score}")
+        return one.score
+
+    def _failure(self, error: grpc.RpcError) -> RewardError:
+        code, said = _code(error), error_of(error).message[:_MESSAGE_CHARACTERS]
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            what = f"no answer within {self.timeout_seconds:g} s: {said}"
+            return self._error(Reason.REWARD_SERVICE_UNAVAILABLE, what)
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            what = f"it does not serve luthier.v1.RewardService: {said}"
+            return self._error(Reason.REWARD_SERVICE_INVALID, what)
+        return self._error(Reason.REWARD_FAILED, f"it refused the batch with {code.name}: {said}")
+
+    def _error(self, reason: Reason, what: str) -> RewardError:
+        return RewardError(reason=reason, message=f"reward service {self.address}: {what}")
+
+
+def _batches(samples: Sequence[Sample], most: int) -> Iterator[list[Sample]]:
+    batch: list[Sample] = []
+    size_bytes = 0
+    for sample in samples:
+        one_bytes = sample.ByteSize()
+        if batch and (len(batch) == most or size_bytes + one_bytes > BATCH_BYTES):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(sample)
+        size_bytes += one_bytes
+    if batch:
+        yield batch
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode:
+    call: Any = error  # what a call raises is a call too
+    code: grpc.StatusCode = call.code()
+    return code
