@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.training.conftest import stored
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import InvalidArgument, NotFound, Reason
 from luthier.runtime.paging import PageTokens
@@ -33,7 +34,7 @@ async def ended_with_pages(bench: Any) -> None:
         event = Event(step=step, metrics=MetricValues(values={"train_loss": 1.0}))
         await bench.queue.report(task.task_id, task.epoch, [(step, event)], None)
         file = await stored(bench, f"step {step}")
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, step, [file]))
     await bench.cancel(JOB)
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
 

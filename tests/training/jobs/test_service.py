@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from tests.training.conftest import stored
+from tests.work.checkpoints import FILE, checkpoint_of
 
 from luthier.errors import (
     Aborted,
@@ -156,7 +157,7 @@ async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: 
     await report(bench, task, 2, Event(step=1, metrics=MetricValues(values={"train_loss": 2.5})))
     blob = await bench.blobs.put_bytes(b"adapter")
     files = [task_pb2.BlobFile(path="adapter_model.safetensors", sha256=blob.digest, size_bytes=7)]
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, files, {"train_loss": 2.5})
+    await bench.queue.commit_checkpoint(checkpoint_of(task, 1, files, {"train_loss": 2.5}))
     result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
 
@@ -188,7 +189,7 @@ async def test_a_tuned_models_name_taken_meanwhile_costs_no_work(bench: Any) -> 
     await bench.create("one")
     task, _ = await bench.claim()
     await bench.add_model("projects/default/models/one")
-    result = task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))
+    result = task_pb2.TaskResult(train=task_pb2.TrainResult(step=1, files=[FILE]))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
     job = await bench.job(JOB)
     assert job.state == FineTuningJob.STATE_SUCCEEDED
@@ -203,7 +204,7 @@ async def test_a_lost_attempt_is_followed_by_one_that_resumes_from_the_last_chec
     task, _ = await bench.claim()
     for step in (1, 2):
         file = await stored(bench, f"step {step}")
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, step, [file]))
     await bench.queue.release_worker("worker", "2")
     assert (await bench.job(JOB)).state == FineTuningJob.STATE_QUEUED
     again, spec = await bench.claim()
@@ -328,7 +329,7 @@ async def test_a_cancelled_job_may_still_end_well_or_badly(bench: Any) -> None:
     for name, outcome, state in (
         (
             "one",
-            Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(step=1))),
+            Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(step=1, files=[FILE]))),
             FineTuningJob.STATE_SUCCEEDED,
         ),
         (
