@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import Column, MetaData, String
+from sqlalchemy import Column, MetaData, String, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.stored_pages import page_of
 
@@ -278,6 +278,24 @@ async def test_update_of_labels_moves_the_resource_to_where_they_are_looked_for(
         assert await found(connection, team="blue") == ["a"]
         await jobs.rows.update(connection, one, changed(one, labels={}))
         assert await found(connection, team="blue") == []
+
+
+async def test_labels_are_kept_by_uid_and_go_with_their_resource(database: Database, jobs: Jobs) -> None:
+    async def rows(connection: AsyncConnection) -> list[tuple[str, str, str]]:
+        found = await connection.execute(text("SELECT uid, name, value FROM jobs_labels ORDER BY value"))
+        return [tuple(row) for row in found]
+
+    async with database.transaction() as connection:
+        old = await jobs.insert(connection, labels={"team": "red"})
+        name = old.message.name
+        assert await rows(connection) == [(old.uid, name, "red")]
+        await jobs.rows.delete(connection, old)
+        assert await rows(connection) == []
+        new = await jobs.insert(connection, labels={"team": "blue"})
+        assert await rows(connection) == [(new.uid, name, "blue")]
+        equals = {"labels.team": "blue"}
+        page = await page_of(jobs.rows, connection, "projects/p", 9, equals=equals)
+        assert [one.uid for one in page.values] == [new.uid]
 
 
 async def test_an_etag_is_the_resource_s_own_or_empty(database: Database, jobs: Jobs) -> None:

@@ -96,7 +96,7 @@ class Things:
         return await self.family.read(name)
 
     async def cancel(self, name: str = NAME, etag: str = "") -> Evaluation:
-        return await self.family.cancel(name, etag, State.STATE_CANCELLING)
+        return await self.family.cancel(name, etag)
 
     async def claim(self) -> Task | None:
         """The next task, begun by a worker."""

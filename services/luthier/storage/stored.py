@@ -31,13 +31,14 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Aborted, AlreadyExists, NotFound
+from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
 from luthier.storage.database import Database
 from luthier.storage.pages import (
     FILTERS,
     LABELS,
     Cursor,
     Page,
+    Wanted,
     insert_labels,
     labels_table,
     page_of,
@@ -122,6 +123,18 @@ def require_etag(stored: Stored[M, P], etag: str) -> None:
         name, own = stored.message.name, stored.message.etag
         raise Aborted(
             f"{name} has the etag {own}, got {etag}; read it again", metadata={"name": name, "etag": own}
+        )
+
+
+def require_uid(stored: Stored[M, P], uid: str) -> None:
+    """Raise NotFound RESOURCE_REPLACED unless a uid is the resource's own; the empty one is any resource's."""
+    if uid and uid != stored.uid:
+        name = stored.message.name
+        raise NotFound(
+            f"{name} must have uid {uid}, as when it was seen first, it has {stored.uid}: it was deleted and its name "
+            "used again; begin anew without a uid",
+            reason=Reason.RESOURCE_REPLACED,
+            metadata={"name": name, "uid": stored.uid},
         )
 
 
@@ -228,7 +241,7 @@ class Rows(Generic[M, P]):
         await self._replace(connection, old, {key: row[key] for key in row.keys() - reported})
         if self._labels(message) != self._labels(old.message):
             labels: Table = self._table.info[LABELS]
-            await connection.execute(delete(labels).where(labels.c.name == row["name"]))
+            await connection.execute(delete(labels).where(labels.c.uid == old.uid))
             await self._insert_labels(connection, row, message)
         return self._stored(row)
 
@@ -251,11 +264,17 @@ class Rows(Generic[M, P]):
         await self._replace(connection, old, changes)
         if self._has_labels:
             labels: Table = self._table.info[LABELS]
-            await connection.execute(delete(labels).where(labels.c.name == old.message.name))
+            await connection.execute(delete(labels).where(labels.c.uid == old.uid))
         return self._stored({**old._row, **changes})
 
     def page_statement(
-        self, *, parent: str, limit: int, after: Cursor | None, equals: Mapping[str, str], newest_first: bool
+        self,
+        *,
+        parent: str,
+        limit: int,
+        after: Cursor | None,
+        equals: Mapping[str, Wanted],
+        newest_first: bool,
     ) -> Select[Any]:
         """Return what finds a page, less what only the service knows of its resources."""
         statement = page_statement(
@@ -292,7 +311,7 @@ class Rows(Generic[M, P]):
     async def _insert_labels(self, connection: AsyncConnection, row: Mapping[str, Any], message: M) -> None:
         labels = self._labels(message)
         if labels:
-            await insert_labels(connection, self._table, row["name"], row["create_time_us"], labels)
+            await insert_labels(connection, self._table, row, labels)
 
     def _labels(self, message: Any) -> Mapping[str, str]:
         return dict(message.labels) if self._has_labels else {}

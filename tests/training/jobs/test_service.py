@@ -349,9 +349,9 @@ async def test_events_are_read_from_any_number_on(bench: Any) -> None:
     await bench.create("one")
     await bench.claim()
     uid = (await bench.job(JOB)).uid
-    whole = await bench.jobs.events(uid, 1, 100)
+    whole = await bench.jobs.family.events(uid, 0, 100)
     assert [event.sequence for event in whole] == [1, 2, 3]
-    assert await bench.jobs.events(uid, 2, 1) == [whole[1]]
+    assert await bench.jobs.family.events(uid, 1, 1) == [whole[1]]
 
 
 async def test_plan_names_records_that_teach_nothing(bench: Any) -> None:

@@ -128,6 +128,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Another process works under this worker's id."""
     ERROR_REASON_OUTPUT_NOT_FINITE: _ErrorReason.ValueType  # 80
     """The model's output is not finite: its weights or its adapter are broken."""
+    ERROR_REASON_RESOURCE_REPLACED: _ErrorReason.ValueType  # 126
+    """The name is another resource's now: the one with the uid that was sent is deleted."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -240,4 +242,6 @@ ERROR_REASON_WORKER_ID_TAKEN: ErrorReason.ValueType  # 62
 """Another process works under this worker's id."""
 ERROR_REASON_OUTPUT_NOT_FINITE: ErrorReason.ValueType  # 80
 """The model's output is not finite: its weights or its adapter are broken."""
+ERROR_REASON_RESOURCE_REPLACED: ErrorReason.ValueType  # 126
+"""The name is another resource's now: the one with the uid that was sent is deleted."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -8,18 +8,19 @@ from typing import Any
 import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Failure, InvalidArgument, Reason
+from luthier.errors import Failure, InvalidArgument
 from luthier.runtime.auth import Kind
 from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import MAX_PAGE_SIZE, PageTokens, fingerprint, page_size
+from luthier.runtime.server import Registration, of_families
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models.rules import RESULT_LIMITS, State
 from luthier.training.models.service import ModelService
 from luthier.training.names import MODEL
-from luthier.v1 import event_pb2, model_pb2, model_service_pb2, model_service_pb2_grpc
+from luthier.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from luthier.v1.model_pb2 import Model
 from luthier.work.family_tasks import FamilyTasks, TaskStates
-from luthier.work.listing import page_that_fits
+from luthier.work.standard_methods import StandardMethods
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
 
@@ -33,16 +34,24 @@ POLICY = {
     for method in SERVICE.methods
 }
 
-add_to_server = model_service_pb2_grpc.add_ModelServiceServicer_to_server
 
-
-class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+class ModelServicer:
     """ModelService."""
 
     def __init__(self, models: ModelService, page_tokens: PageTokens, projects: Container[str]) -> None:
         self._models = models
         self._page_tokens = page_tokens
         self._projects = projects
+        family = models.family
+        standard = StandardMethods(pattern=MODEL, tokens=page_tokens, projects=projects)
+        self.GetModel = standard.get(family.message)
+        self.ListModels = standard.list(
+            models.list_page,
+            lambda found, token: model_service_pb2.ListModelsResponse(models=found, next_page_token=token),
+        )
+        self.CancelModel = standard.cancel(family.cancel)
+        self.DeleteModel = standard.delete(family.delete)
+        self.WatchModel = standard.watch(family.watch)
 
     async def RegisterBaseModel(
         self, request: model_service_pb2.RegisterBaseModelRequest, context: Context
@@ -50,39 +59,6 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         """Queue the registration of a base model."""
         require_project(request.parent, self._projects)
         return await self._models.register(request)
-
-    async def GetModel(self, request: model_service_pb2.GetModelRequest, context: Context) -> model_pb2.Model:
-        """Read one model."""
-        check_name(MODEL, request.name, self._projects)
-        return (await self._models.family.read(request.name)).message
-
-    async def ListModels(
-        self, request: model_service_pb2.ListModelsRequest, context: Context
-    ) -> model_service_pb2.ListModelsResponse:
-        """Page through models; a page of great ones holds fewer."""
-        require_project(request.parent, self._projects)
-        return await page_that_fits(request, self._models_page)
-
-    async def _models_page(
-        self, request: model_service_pb2.ListModelsRequest
-    ) -> tuple[model_service_pb2.ListModelsResponse, int]:
-        values, token = await self._models.list_page(request, self._page_tokens)
-        return model_service_pb2.ListModelsResponse(models=values, next_page_token=token), len(values)
-
-    async def DeleteModel(
-        self, request: model_service_pb2.DeleteModelRequest, context: Context
-    ) -> model_pb2.Model:
-        """Delete one model."""
-        check_name(MODEL, request.name, self._projects)
-        return await self._models.family.delete(request.name, request.etag)
-
-    async def WatchModel(
-        self, request: model_service_pb2.WatchModelRequest, context: Context
-    ) -> AsyncIterator[event_pb2.Event]:
-        """Stream a model's events."""
-        check_name(MODEL, request.name, self._projects)
-        async for event in self._models.family.watch(request.name, request.start_sequence):
-            yield event
 
     async def ListModelFiles(
         self, request: model_service_pb2.ListModelFilesRequest, context: Context
@@ -105,9 +81,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         """Stream one file."""
         check_name(MODEL, request.name, self._projects)
         offset = request.start_offset
-        async for data in await self._models.read_file(request.name, request.path, offset):
+        async for data in await self._models.read_file(request.name, request.path, offset, request.uid):
             yield model_service_pb2.DownloadModelFileResponse(offset=offset, data=data)
             offset += len(data)
+
+
+def registration(models: ModelServicer) -> Registration:
+    """Return how to add the service to a server."""
+    add = model_service_pb2_grpc.add_ModelServiceServicer_to_server
+    return of_families(SERVICE, add, (models,))
 
 
 class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
@@ -117,7 +99,7 @@ class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
 
     def __init__(self, models: ModelService) -> None:
         states = TaskStates(
-            queued=State.STATE_QUEUED, begun=State.STATE_REGISTERING, cancelled=State.STATE_FAILED
+            queued=State.STATE_QUEUED, begun=State.STATE_REGISTERING, cancelled=State.STATE_CANCELLED
         )
         super().__init__(models.family, states)
         self._models = models
@@ -146,14 +128,3 @@ class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
     ) -> None:
         """The model is FAILED."""
         await self._models.failed(connection, task.uid, failure)
-
-    async def cancelled(
-        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
-    ) -> None:
-        """The model is FAILED."""
-        stopped = Failure(
-            code="CANCELLED",
-            reason=Reason.CANCELLED_BY_USER,
-            message=f"the registration of {task.subject} was stopped on request",
-        )
-        await self._models.failed(connection, task.uid, stopped)
