@@ -16,7 +16,8 @@ from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
 from luthier.runtime.field_limits import LimitTable
 from luthier.storage.database import Database
-from luthier.storage.stored import Rows, Stored, message_table
+from luthier.storage.message_tables import message_table
+from luthier.storage.stored import Rows, Stored
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.event_pb2 import Event

@@ -1,4 +1,4 @@
-"""Labels keyed by the uid of their resource: what the migrations of each service share.
+"""Labels keyed by uid, and names of what is deleted: what the migrations of each service share.
 
 What stands here is as it was on the day of those migrations, and never changes again.
 """
@@ -31,3 +31,10 @@ def key_labels_by_uid(*families: str) -> None:
         )
         op.create_index(f"ix_{table}_uid", table, ["uid"])
         op.drop_table(former)
+
+
+def index_deleted(*families: str) -> None:
+    """Make the last revision that a deleted resource of a name had be found by that name."""
+    for family in families:
+        gone = sa.text("delete_time_us IS NOT NULL")
+        op.create_index(f"ix_{family}_deleted", family, ["name", "revision"], sqlite_where=gone)

@@ -1,6 +1,6 @@
-"""Key labels by the uid of their resource."""
+"""Key labels by the uid of their resource, and index what is deleted by name."""
 
-from luthier.storage.label_rows import key_labels_by_uid
+from luthier.storage.label_rows import index_deleted, key_labels_by_uid
 
 revision = "evaluation_0006"
 down_revision = "evaluation_0005"
@@ -11,6 +11,7 @@ depends_on = None
 def upgrade() -> None:
     """Move every row."""
     key_labels_by_uid("evaluations")
+    index_deleted("evaluations")
 
 
 def downgrade() -> None:

@@ -1,11 +1,11 @@
-"""Key labels by the uid of their resource, and give what jobs and models were made from columns to be found by."""
+"""Key labels by uid, index what is deleted by name, and what jobs and models were made from by uid."""
 
 from collections.abc import Iterable
 
 import sqlalchemy as sa
 from alembic import op
 
-from luthier.storage.label_rows import key_labels_by_uid
+from luthier.storage.label_rows import index_deleted, key_labels_by_uid
 from luthier.storage.uid_rows import messages
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate, ModelPrivate
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
@@ -21,6 +21,7 @@ depends_on = None
 def upgrade() -> None:
     """Change every row."""
     key_labels_by_uid("models", "fine_tuning_jobs")
+    index_deleted("models", "fine_tuning_jobs")
     _add_columns("models", "base_model_uid", "fine_tuning_job_uid")
     for model, _ in messages("models", (Model, ModelPrivate)):
         told = _told(model.references)
