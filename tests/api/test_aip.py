@@ -191,6 +191,14 @@ def test_watch_streams_numbered_events(method: MethodDescriptor) -> None:
     assert method.input_type.fields_by_name["start_sequence"].type == FieldDescriptor.TYPE_INT64
 
 
+@pytest.mark.parametrize("message", MESSAGES, ids=full_name)
+def test_what_begins_at_a_number_can_say_whose_number_it_is(message: Descriptor) -> None:
+    """The name of what was deleted may be another resource's when a stream is resumed."""
+    if any(field.name.startswith("start_") for field in message.fields if field.type == field.TYPE_INT64):
+        assert message.fields_by_name["uid"].number == 20
+        assert behaviors(message.fields_by_name["uid"]) == [field_behavior_pb2.OPTIONAL]
+
+
 @pytest.mark.parametrize("resource", RESOURCES, ids=full_name)
 def test_references_name_an_existing_resource_type(resource: Descriptor) -> None:
     """AIP-122: every resource_reference points at a type that some message declares."""

@@ -26,8 +26,14 @@ from luthier.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
+from luthier.v1.dataset_pb2 import DatasetVersion
+from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import Rendering
 
 API_KEY = "test-key"
+UID = "0b9c1d7e-1111-4222-8333-444455556666"
 SERVICES = (
     (data_service_pb2, data_service_pb2_grpc, "DataService"),
     (model_service_pb2, model_service_pb2_grpc, "ModelService"),
@@ -121,9 +127,16 @@ class FakeServices:
         return stream if streams else unary
 
 
+def named(kind: Any) -> Answer:
+    """An answer to every Get: a resource of the name that is asked for, and always the same uid."""
+    return lambda request, context: kind(name=request.name, uid=UID)
+
+
 @pytest.fixture
 def services() -> Iterator[FakeServices]:
     fake = FakeServices()
+    for kind in (DatasetVersion, Rendering, Model, FineTuningJob, Evaluation):
+        fake.answers[f"Get{kind.DESCRIPTOR.name}"] = named(kind)
     fake.start()
     yield fake
     fake.stop()

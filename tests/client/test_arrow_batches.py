@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pytest
+from tests.client.conftest import UID
 
 from luthier.client import AsyncClient, Client
 from luthier.errors import DataLoss, FailedPrecondition
@@ -28,6 +29,7 @@ def _breaking(services: Any, method: str) -> list[int]:
     starts: list[int] = []
 
     def read(request: Any, context: grpc.ServicerContext) -> Iterator[ArrowChunk]:
+        assert request.uid == UID, "every request says whose rows it goes on with"
         starts.append(request.start_row)
         left = [row for row in ROWS if row >= request.start_row]
         for number, first in enumerate(range(0, len(left), 2)):
@@ -50,6 +52,19 @@ async def test_read_yields_each_row_once_over_breaks(
     batches = [batch async for batch in async_client.renderings.read("r", start_row=2)]
     assert pa.Table.from_batches(batches)["row"].to_pylist() == ROWS[1:]
     assert starts[0] == 2
+
+
+def test_read_takes_up_what_another_process_saw(services: Any, client: Client) -> None:
+    asked: list[Any] = []
+
+    def read(request: Any, context: grpc.ServicerContext) -> Iterator[ArrowChunk]:
+        asked.append(request)
+        return iter([])
+
+    services.answers["ReadRendering"] = read
+    assert list(client.renderings.read("r", start_row=4, uid="of before")) == []
+    assert [(request.start_row, request.uid) for request in asked] == [(4, "of before")]
+    assert services.calls["GetRendering"] == 0
 
 
 def test_read_reports_rows_that_come_twice(services: Any, client: Client) -> None:

@@ -23,7 +23,6 @@ from luthier.v1.dataset_pb2 import (
     RecordError,
     SplitStatistics,
 )
-from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.event_pb2 import AttemptChange, Event, MetricValues, Progress, StateChange
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.model_pb2 import Model
@@ -324,6 +323,7 @@ def test_preview_keeps_brackets_of_the_text(services: Any, run: Run) -> None:
     [
         ("datasets", "CancelDatasetVersion", VERSION, DatasetVersion),
         ("renderings", "CancelRendering", "projects/default/renderings/r1", Rendering),
+        ("models", "CancelModel", "projects/default/models/r1", Model),
     ],
 )
 def test_cancel_asks_for_the_resource_and_shows_it(
@@ -342,35 +342,6 @@ def test_cancel_asks_for_the_resource_and_shows_it(
     assert [request.name for request in requests] == [name]
     assert requests[0].request_id
     assert "CANCELLING" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("command", "short", "method", "name", "kind"),
-    [
-        ("datasets", "mine", "DeleteDataset", "projects/default/datasets/mine", Dataset),
-        ("datasets", "mine/v1", "DeleteDatasetVersion", VERSION, DatasetVersion),
-        ("renderings", "r1", "DeleteRendering", "projects/default/renderings/r1", Rendering),
-        ("models", "m", "DeleteModel", "projects/default/models/m", Model),
-        ("jobs", "j", "DeleteFineTuningJob", "projects/default/fineTuningJobs/j", FineTuningJob),
-        ("evaluations", "e", "DeleteEvaluation", "projects/default/evaluations/e", Evaluation),
-    ],
-)
-def test_delete_asks_for_the_resource_and_says_that_it_is_gone(
-    services: Any, run: Run, command: str, short: str, method: str, name: str, kind: Any
-) -> None:
-    requests = []
-
-    def delete(request: Any, context: Any) -> Any:
-        requests.append(request)
-        return kind(name=request.name, uid="u")
-
-    services.answers[method] = delete
-    result = run(command, "delete", short)
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout == f"{name} is deleted\n"
-    assert [request.name for request in requests] == [name]
-    assert requests[0].request_id, "made again after a break it is answered as before"
-    assert json.loads(run("--json", command, "delete", short).stdout)["uid"] == "u"
 
 
 def test_waiting_for_a_version_ends_with_6_when_it_was_cancelled(services: Any, run: Run, file: Path) -> None:

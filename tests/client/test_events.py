@@ -11,7 +11,7 @@ import pytest
 from google.rpc import status_pb2
 
 from luthier.client import AsyncClient, Client, JobFailed
-from luthier.errors import DataLoss, DeadlineExceeded, NotFound
+from luthier.errors import DataLoss, DeadlineExceeded, NotFound, Reason
 from luthier.v1.event_pb2 import Event, Heartbeat, Progress, StateChange
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
@@ -53,6 +53,68 @@ async def test_watch_yields_each_event_once_over_breaks(
     services.answers["WatchFineTuningJob"] = log.watch
     assert [event.sequence async for event in async_client.jobs.watch("j")] == [1, 2, 3, 4, 5, 6]
     assert log.starts == [1, 3, 5]
+
+
+class ReplacedJob:
+    """A log that breaks off once; the job is then another one of the same name."""
+
+    def __init__(self, services: Any) -> None:
+        self.services = services
+        self.uid = "first"
+        self.asked: list[tuple[int, str]] = []
+        services.answers["GetFineTuningJob"] = self.get
+        services.answers["WatchFineTuningJob"] = self.watch
+
+    def get(self, request: Any, context: grpc.ServicerContext) -> FineTuningJob:
+        return FineTuningJob(name=NAME, uid=self.uid, state=FineTuningJob.STATE_RUNNING)
+
+    def watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        self.asked.append((request.start_sequence, request.uid))
+        if request.uid != self.uid:
+            self.services.refuse(
+                context, grpc.StatusCode.NOT_FOUND, "it has uid second", reason="RESOURCE_REPLACED"
+            )
+        yield _event(1)
+        yield _event(2)
+        self.uid = "second"
+        self.services.refuse(context, grpc.StatusCode.UNAVAILABLE, "stopping", reason="SHUTTING_DOWN")
+
+
+async def test_watch_never_goes_on_in_another_job_of_the_name(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    seen: list[Event] = []
+    replaced = ReplacedJob(services)
+    with pytest.raises(NotFound) as caught:
+        seen.extend(client.jobs.watch("j"))
+    assert caught.value.reason == Reason.RESOURCE_REPLACED
+    assert replaced.asked == [(1, "first"), (3, "first")]
+    replaced = ReplacedJob(services)
+    with pytest.raises(NotFound) as caught:
+        await async_client.jobs.wait("j", on_event=seen.append)
+    assert caught.value.reason == Reason.RESOURCE_REPLACED
+    assert replaced.asked == [(1, "first"), (3, "first")]
+    assert [event.sequence for event in seen] == [1, 2, 1, 2], "what came before it was passed on"
+
+
+def test_wait_does_not_take_another_job_of_the_name_for_its_own(services: Any, client: Client) -> None:
+    uids = iter(["first", "second"])
+    done = FineTuningJob.STATE_SUCCEEDED
+    services.answers["GetFineTuningJob"] = lambda request, context: FineTuningJob(
+        name=NAME, uid=next(uids), state=done
+    )
+    services.answers["WatchFineTuningJob"] = lambda request, context: iter([_event(1)])
+    with pytest.raises(NotFound, match="has uid second, and had first when it was seen first") as caught:
+        client.jobs.wait("j")
+    assert caught.value.reason == Reason.RESOURCE_REPLACED
+
+
+def test_watch_takes_up_what_another_process_saw(services: Any, client: Client) -> None:
+    replaced = ReplacedJob(services)
+    with pytest.raises(NotFound):
+        list(client.jobs.watch("j", start_sequence=2, uid="of before"))
+    assert replaced.asked == [(2, "of before")]
+    assert services.calls["GetFineTuningJob"] == 0
 
 
 def test_watch_begins_where_it_is_told(services: Any, client: Client) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.client.conftest import UID
 
 from luthier.client import AsyncClient, Client, TransferProgress
 from luthier.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
@@ -207,6 +208,7 @@ class ModelStore:
         services.answers["DownloadModelFile"] = self.send
 
     def send(self, request: Any, context: grpc.ServicerContext) -> Iterator[DownloadModelFileResponse]:
+        assert request.uid == UID, "every request says whose file it goes on with"
         self.offsets.append((request.path, request.start_offset))
         data = self.files[request.path]
         for number, offset in enumerate(range(request.start_offset, len(data), 1 << 20)):

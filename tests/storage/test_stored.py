@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import Column, MetaData, String
+from sqlalchemy import Column, MetaData, String, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.stored_pages import page_of
 
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
 from luthier.storage.database import Database
+from luthier.storage.message_tables import message_table
 from luthier.storage.pages import Cursor
-from luthier.storage.stored import Rows, Stored, message_table, require_etag
+from luthier.storage.stored import Rows, Stored, require_etag
 from luthier.stored.v1.data_pb2 import RenderingPrivate
 from luthier.v1.event_pb2 import Progress
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
@@ -278,6 +279,49 @@ async def test_update_of_labels_moves_the_resource_to_where_they_are_looked_for(
         assert await found(connection, team="blue") == ["a"]
         await jobs.rows.update(connection, one, changed(one, labels={}))
         assert await found(connection, team="blue") == []
+
+
+async def test_no_etag_of_a_name_comes_twice(database: Database, jobs: Jobs) -> None:
+    """Who wants to delete what was looked at must not delete the next resource of its name."""
+    async with database.transaction() as connection:
+        old = await jobs.rows.update(connection, *twice(await jobs.insert(connection)))
+        other = await jobs.insert(connection, "projects/p/fineTuningJobs/other")
+        await jobs.rows.delete(connection, old)
+        new = await jobs.insert(connection)
+        assert (old.message.etag, other.message.etag, new.message.etag) == ('"2"', '"1"', '"4"')
+        assert new.message.update_time == new.message.create_time
+        with pytest.raises(Aborted):
+            require_etag(new, old.message.etag)
+        await jobs.rows.delete(connection, new)
+        assert (await jobs.insert(connection)).message.etag == '"6"'
+        plan = await connection.execute(
+            text(
+                "EXPLAIN QUERY PLAN SELECT max(revision) FROM jobs WHERE name = 'n' AND delete_time_us IS NOT NULL"
+            )
+        )
+        assert "USING INDEX ix_jobs_deleted" in str(plan.all())
+
+
+def twice(stored: Stored[FineTuningJob, RenderingPrivate]) -> tuple[Any, FineTuningJob]:
+    return stored, stored.copy()
+
+
+async def test_labels_are_kept_by_uid_and_go_with_their_resource(database: Database, jobs: Jobs) -> None:
+    async def rows(connection: AsyncConnection) -> list[tuple[str, str, str]]:
+        found = await connection.execute(text("SELECT uid, name, value FROM jobs_labels ORDER BY value"))
+        return [tuple(row) for row in found]
+
+    async with database.transaction() as connection:
+        old = await jobs.insert(connection, labels={"team": "red"})
+        name = old.message.name
+        assert await rows(connection) == [(old.uid, name, "red")]
+        await jobs.rows.delete(connection, old)
+        assert await rows(connection) == []
+        new = await jobs.insert(connection, labels={"team": "blue"})
+        assert await rows(connection) == [(new.uid, name, "blue")]
+        equals = {"labels.team": "blue"}
+        page = await page_of(jobs.rows, connection, "projects/p", 9, equals=equals)
+        assert [one.uid for one in page.values] == [new.uid]
 
 
 async def test_an_etag_is_the_resource_s_own_or_empty(database: Database, jobs: Jobs) -> None:

@@ -203,7 +203,7 @@ class Bench:
 
     async def cancel(self, name: str, etag: str = "") -> FineTuningJob:
         """Ask a job to stop."""
-        return await self.jobs.family.cancel(name, etag, FineTuningJob.STATE_CANCELLING)
+        return await self.jobs.family.cancel(name, etag)
 
     async def register(self, model_id: str, model: Model) -> Model:
         """Register a base model."""

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 from sqlalchemy import select
 from tests.work.keepers import MemoryKeeper, StoredDataset, dataset
 
-from luthier.errors import AlreadyExists, NotFound, Unavailable
+from luthier.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    LuthierError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from luthier.storage.database import Database
 from luthier.v1.reference_pb2 import Reference
 from luthier.work import elsewhere
@@ -34,6 +46,13 @@ async def needing(database: Database, kept: Elsewhere) -> StoredDataset:
     ):
         await elsewhere.record(connection, holds, holder)
     return holder
+
+
+async def needing_one(database: Database, kept: Elsewhere) -> None:
+    """Store one more resource that needs it."""
+    holder = await dataset(database, f"holder-{uuid.uuid4()}")
+    async with kept.holding(JOB, [RENDERING]) as holds, database.transaction() as connection:
+        await elsewhere.record(connection, holds, holder)
 
 
 async def rows(database: Database) -> list[bool]:
@@ -180,6 +199,44 @@ async def test_a_peer_that_is_away_makes_everything_later_and_loses_nothing(
     # A service that starts anew knows from its rows what is to be released.
     await Elsewhere(database, {"renderings": keeper}).sweep()
     assert (keeper.holders(), await rows(database)) == ([], [])
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), DeadlineExceeded("slow"), ResourceExhausted("full")])
+async def test_a_peer_that_cannot_now_is_away(
+    database: Database, caplog: pytest.LogCaptureFixture, error: LuthierError
+) -> None:
+    keeper, clock = MemoryKeeper(), Clock()
+    kept = Elsewhere(database, {"renderings": keeper}, clock)
+    for _ in range(2):
+        await needing_one(database, kept)
+    keeper.away, calls = error, keeper.num_calls
+    await kept.sweep()
+    assert keeper.num_calls == calls + 1, "none of the others is tried while it is away"
+    assert "holds wait for a peer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidArgument("no hold"), Internal("broken"), Unimplemented("no such method")]
+)
+async def test_what_a_peer_refuses_is_named_and_keeps_no_other_hold_from_being_looked_after(
+    database: Database, caplog: pytest.LogCaptureFixture, error: LuthierError
+) -> None:
+    keeper, clock = MemoryKeeper(), Clock()
+    kept = Elsewhere(database, {"renderings": keeper}, clock)
+    for _ in range(3):
+        await needing_one(database, kept)
+    keeper.away, calls = error, keeper.num_calls
+    await kept.sweep()
+    await kept.sweep()
+    assert keeper.num_calls == calls + 6, "each is asked for, in every round"
+    assert "holds wait for a peer" not in caplog.text
+    refused = [one for one in caplog.records if one.getMessage().startswith("a peer refuses a hold")]
+    assert len(refused) == 3, "said once for each hold"
+    assert {(vars(one)["held"], vars(one)["holder"]) for one in refused} == {(RENDERING.name, JOB)}
+    assert vars(refused[0])["detail"] == f"{error.code} {error.reason}: {error.message}"
+    keeper.away = None
+    await kept.sweep()
+    assert [seconds for _, seconds in keeper.kept.values()] == [KEPT_SECONDS] * 3, "mended, it is kept"
 
 
 async def test_what_is_gone_though_it_is_needed_is_said_once(

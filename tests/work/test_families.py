@@ -8,11 +8,13 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from tests.work.things import NAME, PARENT, State, Things, things_in
+from sqlalchemy import select
+from tests.work.things import NAME, PARENT, State, Thing, Things, things_in
 
 from luthier.errors import (
     Aborted,
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     Failure,
     InvalidArgument,
@@ -23,10 +25,13 @@ from luthier.errors import (
 from luthier.errors.status import failure_to_status
 from luthier.runtime.paging import PageTokens
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.evaluation_service_pb2 import ListEvaluationsRequest
 from luthier.v1.event_pb2 import Event
-from luthier.work.families import require_state
-from luthier.work.tasks import Outcome
+from luthier.work.elsewhere import Hold
+from luthier.work.families import Needs, Work, require_state
+from luthier.work.schema import held_elsewhere
+from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 
 TOKENS = PageTokens(b"0123456789abcdef")
@@ -194,6 +199,38 @@ async def test_a_cancel_is_of_the_resource_that_was_read(things: Things) -> None
     assert (await things.cancel(etag=(await things.read()).message.etag)).state == State.STATE_CANCELLING
     with pytest.raises(NotFound):
         await things.cancel(f"{PARENT}/evaluations/none")
+
+
+async def test_a_task_set_aside_without_its_resource_lets_go_what_that_needed(
+    things: Things, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that cannot be read stays as it is for ever: nothing will need what it was to be made from."""
+    needed, lasting = [
+        await things.move(
+            await things.add(f"{PARENT}/evaluations/{name}", queued=False), State.STATE_CANCELLED
+        )
+        for name in ("needed", "lasting")
+    ]
+    away = Hold(hold="h", name="projects/p/renderings/r", uid="u", holder=NAME)
+    async with things.database.transaction() as connection:
+        message = Evaluation(name=NAME, state=State.STATE_QUEUED)
+        needs = Needs(until_end=(needed.uid,), lasting=(lasting.uid,), elsewhere=(away,))
+        work = Work(kind=TaskKind.EVALUATE)
+        await things.family.add(connection, message, EvaluationPrivate(), work, needs)
+    with pytest.raises(FailedPrecondition, match=f"needed is needed by {NAME}"):
+        await things.family.delete(needed.message.name, "")
+
+    async def unreadable(connection: object, uid: str) -> Thing:
+        raise DataLoss(f"{uid} cannot be read")
+
+    monkeypatch.setattr(things.family, "of_uid", unreadable)
+    assert await things.claim() is None, "it is set aside, and its resource cannot be told"
+    assert (await things.read()).message.state == State.STATE_QUEUED
+    assert (await things.family.delete(needed.message.name, "")).HasField("delete_time")
+    async with things.database.reading() as connection:
+        assert [row.released for row in await connection.execute(select(held_elsewhere))] == [True]
+    with pytest.raises(FailedPrecondition, match=f"lasting is needed by {NAME}"):
+        await things.family.delete(lasting.message.name, "")
 
 
 async def test_watch_begins_where_it_is_told_to(things: Things) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.work.checkpoints import checkpoint_of
 from tests.work.things import NAME, State, Things, things_in
 
 from luthier.errors import FailedPrecondition, Failure, Reason
@@ -82,7 +83,7 @@ async def test_a_report_is_kept_as_its_events_alone(things: Things) -> None:
 async def test_a_checkpoint_is_refused_where_there_are_none(things: Things) -> None:
     task = await begun(things)
     with pytest.raises(FailedPrecondition, match="tasks of kind EVALUATE have no checkpoints") as caught:
-        await things.queue.commit_checkpoint(task.task_id, task.epoch, 1, [], {})
+        await things.queue.commit_checkpoint(checkpoint_of(task, 1))
     assert caught.value.reason == Reason.WRONG_STATE
     assert caught.value.metadata == {"task": task.task_id}
     assert (await things.read()).message.state == State.STATE_RUNNING

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event, insert, select, update
+from tests.work.checkpoints import checkpoint_of
 
-from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
+from luthier.runtime.field_limits import count
 from luthier.v1.event_pb2 import Event, MetricValues
 from luthier.work import queue
 from luthier.work.events import line
@@ -65,7 +67,7 @@ async def test_a_stale_epoch_is_refused_everywhere(bench: Bench) -> None:
     for call in (
         bench.queue.heartbeat(*stale),
         bench.queue.report(*stale, [(1, line("late"))], None),
-        bench.queue.commit_checkpoint(*stale, 5, [], {}),
+        bench.queue.commit_checkpoint(checkpoint_of(task, 5)),
         bench.queue.finish(*stale, DONE),
     ):
         with pytest.raises(FailedPrecondition, match=r"not leased at epoch 1.*epoch 2") as caught:
@@ -73,6 +75,19 @@ async def test_a_stale_epoch_is_refused_everywhere(bench: Bench) -> None:
         assert caught.value.reason == Reason.LEASE_LOST
     assert "log" not in await bench.kinds()
     await bench.queue.finish(second.task_id, second.epoch, DONE)
+
+
+async def test_a_result_beyond_its_limits_is_refused_by_the_queue_itself(bench: Bench) -> None:
+    bench.handler.result_limits.update({"files": count(10, "files", least=1)})
+    await bench.enqueue()
+    task = await bench.claim()
+    assert task is not None
+    with pytest.raises(InvalidArgument, match=r"result\.train\.files: must hold 1 to 10 files, got 0"):
+        await bench.queue.finish(task.task_id, task.epoch, DONE)
+    assert bench.handler.calls == [("started", 1)]
+    part = Outcome(failure=Failure(code="INTERNAL", reason="INTERNAL", message="no"), result=DONE.result)
+    await bench.queue.finish(task.task_id, task.epoch, part)
+    assert bench.handler.calls[-1] == ("FAILED", 1), "of a task that failed the result is a part"
 
 
 async def test_expire_leaves_a_worker_that_beats_alone(bench: Bench) -> None:
@@ -107,7 +122,7 @@ async def test_a_task_that_makes_checkpoints_may_be_lost_any_number_of_times(ben
     for step in range(5):
         task = await bench.claim()
         assert task is not None
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [], {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, step))
         bench.clock.now += 11.0
         await bench.queue.expire()
     assert bench.handler.failures == []

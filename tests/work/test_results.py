@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from google.rpc import code_pb2, status_pb2
 
 from luthier.data.datasets import rules as datasets
 from luthier.data.renderings import rules as renderings
-from luthier.errors import InvalidArgument, Reason
+from luthier.errors import Failure, InvalidArgument, Reason
 from luthier.evaluation.evaluations import rules as evaluations
 from luthier.runtime.field_limits import LimitTable
 from luthier.training.jobs import rules as jobs
 from luthier.training.models import rules as models
 from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2, rendering_pb2
 from luthier.work.results import check_result, require_kind
-from luthier.work.tasks import Task, TaskKind, TaskState
+from luthier.work.tasks import Outcome, Task, TaskKind, TaskState
 from luthier.worker.v1.task_pb2 import (
     BlobFile,
     BuildVersionResult,
@@ -28,7 +27,6 @@ from luthier.worker.v1.task_pb2 import (
     TaskResult,
     TrainResult,
 )
-from luthier.worker.v1.worker_service_pb2 import FinishTaskRequest
 
 LIMITS: Mapping[TaskKind, LimitTable] = {
     TaskKind.BUILD_VERSION: datasets.RESULT_LIMITS,
@@ -41,7 +39,7 @@ DIGEST = "0123456789abcdef" * 4
 FILE = BlobFile(path="a/b", sha256=DIGEST, size_bytes=3)
 ERROR = dataset_pb2.RecordError(filename="a.jsonl", line=2, path="p", reason="MISSING_FIELD", message="m")
 LENGTHS = rendering_pb2.LengthStatistics(count=1, sum=2, minimum=2, maximum=2, mean=2.0)
-NO_ERROR_YET = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="why")
+FAILED = Failure(code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="why")
 
 
 def built() -> BuildVersionResult:
@@ -134,15 +132,15 @@ def whole_results() -> Mapping[str, Any]:
     }
 
 
-def request(name: str, result: Any, **fields: Any) -> FinishTaskRequest:
-    return FinishTaskRequest(result=TaskResult(**{name: result}), **fields)
+def outcome(name: str, result: Any, **fields: Any) -> Outcome:
+    return Outcome(result=TaskResult(**{name: result}), **fields)
 
 
 def refused(name: str, change: Callable[[Any], object], **fields: Any) -> list[str]:
     result = whole_results()[name]
     change(result)
     try:
-        check_result(request(name, result, **fields), LIMITS)
+        check_result(outcome(name, result, **fields), LIMITS)
     except InvalidArgument as error:
         return [f"{one.field}: {one.description}" for one in error.violations]
     return []
@@ -153,23 +151,23 @@ def test_a_whole_result_of_every_kind_passes() -> None:
     assert set(results) == {field.name for field in TaskResult.DESCRIPTOR.oneofs_by_name["result"].fields}
     assert {kind.lower() for kind in LIMITS} == set(results)
     for name, result in results.items():
-        check_result(request(name, result), LIMITS)
+        check_result(outcome(name, result), LIMITS)
 
 
 @pytest.mark.parametrize("name", sorted(whole_results()))
 def test_an_empty_result_is_a_part_of_one_and_no_result(name: str) -> None:
     empty = type(whole_results()[name])()
-    check_result(request(name, empty, cancelled=True), LIMITS)
-    check_result(request(name, empty, error=NO_ERROR_YET), LIMITS)
+    check_result(outcome(name, empty, cancelled=True), LIMITS)
+    check_result(outcome(name, empty, failure=FAILED), LIMITS)
     with pytest.raises(InvalidArgument) as caught:
-        check_result(request(name, empty), LIMITS)
+        check_result(outcome(name, empty), LIMITS)
     assert caught.value.reason == Reason.FIELD_REQUIRED
     assert all(one.field.startswith(f"result.{name}.") for one in caught.value.violations)
 
 
 def test_no_result_is_no_bad_result() -> None:
-    check_result(FinishTaskRequest(cancelled=True), LIMITS)
-    check_result(FinishTaskRequest(error=NO_ERROR_YET), LIMITS)
+    check_result(Outcome(cancelled=True), LIMITS)
+    check_result(Outcome(failure=FAILED), LIMITS)
 
 
 def many(part: Any, number: int) -> list[Any]:
@@ -340,7 +338,7 @@ def test_of_a_part_only_what_is_there_is_looked_at() -> None:
         for field in ("shards", "digest", "statistics"):
             result.ClearField(field)
 
-    assert refused("build_version", cut, error=NO_ERROR_YET) == []
+    assert refused("build_version", cut, failure=FAILED) == []
     assert refused("build_version", lambda result: result.errors.add(), cancelled=True) == [
         "result.build_version.errors[1].filename: must be set, got nothing",
         "result.build_version.errors[1].reason: must be set, got nothing",
@@ -352,12 +350,12 @@ def test_a_result_is_one_of_this_services_kinds() -> None:
     with pytest.raises(
         InvalidArgument, match="result: must be one of build_version, render, got train"
     ) as caught:
-        check_result(request("train", whole_results()["train"]), data)
+        check_result(outcome("train", whole_results()["train"]), data)
     assert caught.value.reason == Reason.INVALID_FIELD
     with pytest.raises(
         InvalidArgument, match="result: must be one of build_version, render, got nothing"
     ) as caught:
-        check_result(FinishTaskRequest(result=TaskResult()), data)
+        check_result(Outcome(result=TaskResult()), data)
     assert caught.value.reason == Reason.FIELD_REQUIRED
 
 

@@ -16,7 +16,8 @@ from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
 from luthier.runtime.field_limits import LimitTable
 from luthier.storage.database import Database
-from luthier.storage.stored import Rows, Stored, message_table
+from luthier.storage.message_tables import message_table
+from luthier.storage.stored import Rows, Stored
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.event_pb2 import Event
@@ -96,7 +97,7 @@ class Things:
         return await self.family.read(name)
 
     async def cancel(self, name: str = NAME, etag: str = "") -> Evaluation:
-        return await self.family.cancel(name, etag, State.STATE_CANCELLING)
+        return await self.family.cancel(name, etag)
 
     async def claim(self) -> Task | None:
         """The next task, begun by a worker."""

@@ -82,7 +82,7 @@ def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_b
     renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models, parts.elsewhere)
     registered = registration(
         DatasetsServicer(datasets, reader, parts.page_tokens, parts.projects),
-        UploadsServicer(uploads, parts.projects),
+        UploadsServicer(uploads, parts.page_tokens, parts.projects),
         RenderingsServicer(renderings, reader, token_texts, parts.page_tokens, parts.projects),
     )
     handlers: Mapping[TaskKind, TaskHandler] = {

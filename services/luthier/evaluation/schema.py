@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table
 
-from luthier.storage.stored import message_table
+from luthier.storage.message_tables import message_table
 
 metadata = MetaData()
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"

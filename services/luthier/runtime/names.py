@@ -28,6 +28,11 @@ class Pattern:
     def _regex(self) -> re.Pattern[str]:
         return re.compile(_PLACE.sub(rf"(?P<\1>{_ID})", self.text))
 
+    @cached_property
+    def parent(self) -> "Pattern":
+        """The pattern of what resources of this one belong to: less the last collection and its id."""
+        return Pattern("/".join(self.text.split("/")[:-2]))
+
     def parse(self, name: str, *, field: str = "name") -> dict[str, str]:
         """Return the id of each placeholder. Raises InvalidArgument that names the field, value and pattern."""
         match = self._regex.fullmatch(name)

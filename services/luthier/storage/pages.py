@@ -33,6 +33,8 @@ FILTERS = "filters"
 """Key under which the columns to filter by are found, labels aside."""
 
 T = TypeVar("T")
+Wanted = str | tuple[str, ...]
+"""What a column must hold: a value, or one of several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +69,27 @@ def parent_of(name: str) -> str:
 
 
 def labels_table(name: str, metadata: MetaData) -> Table:
-    """Return the table `<name>_labels`: a row for each label of each resource of the family `name`."""
+    """Return the table `<name>_labels`: a row for each label of each resource of the family `name`, by uid.
+
+    The names are there for the order of pages.
+    """
     return Table(
         f"{name}_labels",
         metadata,
         *(Column(column, String, primary_key=True) for column in ("parent", "key", "value")),
         Column("create_time_us", BigInteger, primary_key=True, autoincrement=False),
         Column("name", String, primary_key=True),
-        Index(f"ix_{name}_labels_name", "name"),
+        Column("uid", String, primary_key=True),
+        Index(f"ix_{name}_labels_uid", "uid"),
         sqlite_with_rowid=False,
     )
 
 
 async def insert_labels(
-    connection: AsyncConnection, table: Table, name: str, create_time_us: int, labels: Mapping[str, str]
+    connection: AsyncConnection, table: Table, row: Mapping[str, Any], labels: Mapping[str, str]
 ) -> None:
-    """Store the labels of a resource that has none."""
-    place = {"parent": parent_of(name), "create_time_us": create_time_us, "name": name}
+    """Store the labels of a resource that has none; `row` is its own."""
+    place = {column: row[column] for column in ("uid", "parent", "create_time_us", "name")}
     rows = [{**place, "key": key, "value": value} for key, value in labels.items()]
     if rows:
         await connection.execute(insert(table.info[LABELS]), rows)
@@ -95,19 +101,20 @@ def page_statement(
     parent: str,
     limit: int,
     after: Cursor | None,
-    equals: Mapping[str, str],
+    equals: Mapping[str, Wanted],
     newest_first: bool,
 ) -> Select[Any]:
     """Return what finds a page of the resources directly below `parent`: one row more, which tells of a next page.
 
     They are ordered by creation time and name; deleted ones are left out. `equals` filters by `labels.<key>` and
-    by the table's own columns for it; another name raises ValueError. With one field to filter by, the rows read
+    by the table's own columns for it; another name raises ValueError. Of several values, any will do. With one field to
+    filter by, the rows read
     are those of the page; with several, those that the first label, or one of the columns, leaves.
     """
     labels = {
         field.removeprefix("labels."): wanted
         for field, wanted in equals.items()
-        if field.startswith("labels.")
+        if field.startswith("labels.") and isinstance(wanted, str)
     }
     first, *others = labels.items() or [None]
     ordered = table if first is None else table.info[LABELS].alias("ordered")
@@ -116,14 +123,15 @@ def page_statement(
         statement = statement.where(table.c.delete_time_us.is_(None))
     if first is not None:
         statement = statement.where(
-            ordered.c.key == first[0], ordered.c.value == first[1], table.c.name == ordered.c.name
+            ordered.c.key == first[0], ordered.c.value == first[1], table.c.uid == ordered.c.uid
         )
     for label in others:
         assert label is not None, "only the first may be missing"
         statement = statement.where(_has_label(table, parent, *label))
     for field, wanted in equals.items():
         if not field.startswith("labels."):
-            statement = statement.where(_column(table, field) == wanted)
+            column = _column(table, field)
+            statement = statement.where(column == wanted if isinstance(wanted, str) else column.in_(wanted))
     keys = (ordered.c.create_time_us, ordered.c.name)
     if after is not None:
         last = tuple_(after.create_time_us, after.name)
@@ -148,6 +156,7 @@ def _has_label(table: Table, parent: str, key: str, wanted: str) -> ColumnElemen
         columns.value == wanted,
         columns.create_time_us == mine.create_time_us,
         columns.name == mine.name,
+        columns.uid == mine.uid,
     )
 
 

@@ -10,36 +10,22 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Select,
-    String,
-    Table,
-    delete,
-    select,
-    update,
-)
+from sqlalchemy import Select, Table, delete, func, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Aborted, AlreadyExists, NotFound
+from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
 from luthier.storage.database import Database
 from luthier.storage.pages import (
-    FILTERS,
     LABELS,
     Cursor,
     Page,
+    Wanted,
     insert_labels,
-    labels_table,
     page_of,
     page_statement,
     parent_of,
@@ -50,49 +36,14 @@ M = TypeVar("M", bound=ResourceMessage)
 P = TypeVar("P", bound=Message)
 
 
-def message_table(
-    name: str, metadata: MetaData, *extra_columns: Column[Any], has_state: bool = True
-) -> Table:
-    """Return the table of a resource family. An extra column holds what `Rows` is told to write there, to filter by.
-
-    Beside it stands the table `<name>_labels`, a row for each label of each resource that is not deleted.
-    """
-    filters = (*(("state",) if has_state else ()), *(column.name for column in extra_columns))
-    table = Table(
-        name,
-        metadata,
-        Column("uid", String, primary_key=True),
-        Column("name", String, nullable=False),
-        Column("parent", String, nullable=False),
-        Column("state", String, nullable=False),
-        Column("create_time_us", BigInteger, nullable=False),
-        Column("update_time_us", BigInteger, nullable=False),
-        Column("delete_time_us", BigInteger),
-        Column("revision", Integer, nullable=False),
-        Column("message", LargeBinary, nullable=False),
-        Column("progress", LargeBinary, nullable=False),
-        Column("private", LargeBinary, nullable=False),
-        *extra_columns,
-        info={LABELS: labels_table(name, metadata), FILTERS: filters},
-    )
-    live: dict[str, Any] = dict.fromkeys(
-        ("sqlite_where", "postgresql_where"), table.c.delete_time_us.is_(None)
-    )
-    Index(f"ix_{name}_name", table.c.name, unique=True, **live)
-    Index(f"ix_{name}_page", table.c.parent, table.c.create_time_us, table.c.name, **live)
-    for column in filters:
-        in_order = (table.c.parent, table.c[column], table.c.create_time_us, table.c.name)
-        Index(f"ix_{name}_{column}", *in_order, **live)
-    return table
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored(Generic[M, P]):
     """A resource as it was read.
 
     Attributes:
         uid: unique for all time, also when a name is used again.
-        revision: counts changes from 1, reports of progress aside. The etag is made of it.
+        revision: counts changes, reports of progress aside, from 1, or on from the last one that a deleted resource
+            of the name had. The etag is made of it: none of a name comes twice.
         message: the resource as callers see it. Never changed in place: `copy` it.
         private: what only the service knows of it. Never changed in place.
     """
@@ -122,6 +73,30 @@ def require_etag(stored: Stored[M, P], etag: str) -> None:
         name, own = stored.message.name, stored.message.etag
         raise Aborted(
             f"{name} has the etag {own}, got {etag}; read it again", metadata={"name": name, "etag": own}
+        )
+
+
+class Seen(Protocol):
+    """A resource as callers see it."""
+
+    @property
+    def uid(self) -> str:
+        """Its uid."""
+
+    @property
+    def message(self) -> ResourceMessage:
+        """What callers see."""
+
+
+def require_uid(stored: Seen, uid: str) -> None:
+    """Raise NotFound RESOURCE_REPLACED unless a uid is the resource's own; the empty one is any resource's."""
+    if uid and uid != stored.uid:
+        name = stored.message.name
+        raise NotFound(
+            f"{name} must have uid {uid}, as when it was seen first, it has {stored.uid}: it was deleted and its name "
+            "used again; begin anew without a uid",
+            reason=Reason.RESOURCE_REPLACED,
+            metadata={"name": name, "uid": stored.uid},
         )
 
 
@@ -172,7 +147,16 @@ class Rows(Generic[M, P]):
 
         Raises AlreadyExists when a resource of this name is there that is not deleted.
         """
-        row = self._row(message, private, uid=str(uuid.uuid4()), create_time_us=self._clock_us(), revision=1)
+        revision = await self._first_revision(connection, message.name)
+        now_us = self._clock_us()
+        row = self._row(
+            message,
+            private,
+            uid=str(uuid.uuid4()),
+            create_time_us=now_us,
+            update_time_us=now_us,
+            revision=revision,
+        )
         statement = sqlite.insert(self._table).values(row)
         is_live = self._table.c.delete_time_us.is_(None)
         unless_there = statement.on_conflict_do_nothing(index_elements=["name"], index_where=is_live)
@@ -222,13 +206,14 @@ class Rows(Generic[M, P]):
             old.private if private is None else private,
             uid=old.uid,
             create_time_us=old._row["create_time_us"],
+            update_time_us=self._clock_us(),
             revision=old.revision + 1,
         )
         reported = {"progress"} if row["progress"] == old._row["progress"] else set()
         await self._replace(connection, old, {key: row[key] for key in row.keys() - reported})
         if self._labels(message) != self._labels(old.message):
             labels: Table = self._table.info[LABELS]
-            await connection.execute(delete(labels).where(labels.c.name == row["name"]))
+            await connection.execute(delete(labels).where(labels.c.uid == old.uid))
             await self._insert_labels(connection, row, message)
         return self._stored(row)
 
@@ -251,11 +236,17 @@ class Rows(Generic[M, P]):
         await self._replace(connection, old, changes)
         if self._has_labels:
             labels: Table = self._table.info[LABELS]
-            await connection.execute(delete(labels).where(labels.c.name == old.message.name))
+            await connection.execute(delete(labels).where(labels.c.uid == old.uid))
         return self._stored({**old._row, **changes})
 
     def page_statement(
-        self, *, parent: str, limit: int, after: Cursor | None, equals: Mapping[str, str], newest_first: bool
+        self,
+        *,
+        parent: str,
+        limit: int,
+        after: Cursor | None,
+        equals: Mapping[str, Wanted],
+        newest_first: bool,
     ) -> Select[Any]:
         """Return what finds a page, less what only the service knows of its resources."""
         statement = page_statement(
@@ -289,10 +280,16 @@ class Rows(Generic[M, P]):
             metadata={"name": name, "etag": f'"{revision}"'},
         )
 
+    async def _first_revision(self, connection: AsyncConnection, name: str) -> int:
+        columns = self._table.c
+        gone = (columns.name == name, columns.delete_time_us.is_not(None))
+        last = await connection.execute(select(func.max(columns.revision)).where(*gone))
+        return (last.scalar_one() or 0) + 1
+
     async def _insert_labels(self, connection: AsyncConnection, row: Mapping[str, Any], message: M) -> None:
         labels = self._labels(message)
         if labels:
-            await insert_labels(connection, self._table, row["name"], row["create_time_us"], labels)
+            await insert_labels(connection, self._table, row, labels)
 
     def _labels(self, message: Any) -> Mapping[str, str]:
         return dict(message.labels) if self._has_labels else {}
@@ -302,7 +299,9 @@ class Rows(Generic[M, P]):
             raise _missing(name)
         return self._stored(rows[0])
 
-    def _row(self, value: M, private: P, *, uid: str, create_time_us: int, revision: int) -> dict[str, Any]:
+    def _row(
+        self, value: M, private: P, *, uid: str, create_time_us: int, update_time_us: int, revision: int
+    ) -> dict[str, Any]:
         """Return the columns of a resource. `value` is its message, less what the columns alone tell."""
         message = self._message_type()
         message.CopyFrom(value)
@@ -316,7 +315,7 @@ class Rows(Generic[M, P]):
             "parent": parent_of(value.name),
             "state": self._state(value),
             "create_time_us": create_time_us,
-            "update_time_us": create_time_us if revision == 1 else self._clock_us(),
+            "update_time_us": update_time_us,
             "delete_time_us": None,
             "revision": revision,
             "message": message.SerializeToString(deterministic=True),

@@ -6,7 +6,6 @@ import asyncio
 
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
-from luthier.runtime.server import Registration
 from luthier.training.assembly import assemble
 from luthier.training.config import Config
 from luthier.training.jobs import servicer as jobs
@@ -45,10 +44,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
     training = assemble(parts, renderings, config.roots)
     return Hosted(
-        registrations=[
-            Registration(add=jobs.add_to_server, servicer=training.jobs, name=jobs.SERVICE.full_name),
-            Registration(add=models.add_to_server, servicer=training.models, name=models.SERVICE.full_name),
-        ],
+        registrations=[jobs.registration(training.jobs), models.registration(training.models)],
         handlers=dict(training.handlers),
         chores=[Chore(work=training.released.sweep, interval_seconds=_SWEEP_SECONDS)],
         policy={**jobs.POLICY, **models.POLICY},

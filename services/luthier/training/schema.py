@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table
 
-from luthier.storage.stored import message_table
+from luthier.storage.message_tables import message_table
 
 metadata = MetaData()
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
@@ -17,6 +17,8 @@ models = message_table(
     Column("kind", String, nullable=False),
     Column("base_model", String, nullable=False),
     Column("fine_tuning_job", String, nullable=False),
+    Column("base_model_uid", String, nullable=False, server_default=""),
+    Column("fine_tuning_job_uid", String, nullable=False, server_default=""),
 )
 
 fine_tuning_jobs = message_table(
@@ -24,6 +26,8 @@ fine_tuning_jobs = message_table(
     metadata,
     Column("base_model", String, nullable=False),
     Column("rendering", String, nullable=False),
+    Column("base_model_uid", String, nullable=False, server_default=""),
+    Column("rendering_uid", String, nullable=False, server_default=""),
 )
 
 checkpoints = Table(

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure, Internal, LuthierError
 from luthier.storage.database import Database
+from luthier.work import elsewhere
 from luthier.work.handlers import TaskHandler
+from luthier.work.holds import Holds
 from luthier.work.leases import Leases
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
@@ -57,6 +60,7 @@ class Aside:
         self._leases = leases
         self._announce_after = announce_after
         self._tasks = Tasks()
+        self._holds = Holds()
 
     async def put(self, unclaimable: Unclaimable) -> None:
         """Put a task off, or fail it with the reason. One that changed in the meantime is left alone.
@@ -104,6 +108,13 @@ class Aside:
             self._database.after_commit(self._metrics.set_aside.labels(task.kind.value).inc)
             if failure is not None:
                 await self._handlers[task.kind].failed(connection, ended, failure, None)
+            else:
+                await self._let_go(connection, task.uid)
+
+    async def _let_go(self, connection: AsyncConnection, uid: str) -> None:
+        """Release what a resource needed until its end: it stays as it is, and nothing will ever work for it."""
+        await self._holds.end(connection, uid)
+        await elsewhere.release_all(connection, uid)
 
 
 def _internal(error: Exception) -> Internal:

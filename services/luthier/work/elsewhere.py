@@ -42,6 +42,8 @@ _CALL_SECONDS = 10.0
 _TOKEN_SECONDS = 60.0
 _COMMIT_SECONDS = 60.0
 _AWAY_SECONDS = 5.0
+_AWAY = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
+"""Codes of a peer that may do the same a moment later; any other is an answer, about the one hold."""
 _logger = logging.getLogger(__name__)
 
 
@@ -113,6 +115,8 @@ class Elsewhere:
         self._away_until: dict[Keeper, float] = {}
         # Taken, and not known to be stored; from when on they are let go if they are not.
         self._taken: dict[Hold, float] = {}
+        # What a peer answered that will not keep, or let go, a hold: said when it is new.
+        self._refused: dict[str, str] = {}
 
     @asynccontextmanager
     async def holding(self, holder: str, needed: Iterable[Reference]) -> AsyncIterator[Sequence[Hold]]:
@@ -155,7 +159,7 @@ class Elsewhere:
             await self._contained(self._abandon, hold)
 
     async def _contained(self, work: Callable[[Hold], Awaitable[None]], hold: Hold) -> None:
-        """Do one thing of a sweep; one that fails, or whose peer is away, keeps no other from being done."""
+        """Do one thing of a sweep: one that fails, is refused, or waits for its peer keeps no other from being done."""
         keeper = self._keepers.get(_collection(hold))
         if keeper is None:
             _logger.error("no service is known that keeps %s for %s", hold.name, hold.holder)
@@ -166,6 +170,9 @@ class Elsewhere:
         try:
             await work(hold)
         except LuthierError as error:
+            if error.code not in _AWAY:
+                self._note_refusal(hold, error)
+                return
             if away_until is None:
                 _logger.warning("holds wait for a peer", extra={"hold": hold.name, "detail": error.message})
             self._away_until[keeper] = self._clock() + _AWAY_SECONDS
@@ -173,6 +180,14 @@ class Elsewhere:
             _logger.exception("a hold on %s could not be looked after", hold.name)
         else:
             self._away_until.pop(keeper, None)
+            self._refused.pop(hold.hold, None)
+
+    def _note_refusal(self, hold: Hold, error: LuthierError) -> None:
+        told = f"{error.code} {error.reason}: {error.message}"
+        if self._refused.get(hold.hold) != told:
+            self._refused[hold.hold] = told
+            detail = {"hold": hold.hold, "held": hold.name, "holder": hold.holder, "detail": told}
+            _logger.error("a peer refuses a hold; it is asked again", extra=detail)
 
     async def _renew(self, hold: Hold) -> None:
         now = self._clock()

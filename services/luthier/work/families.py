@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import DataLoss, FailedPrecondition
+from luthier.errors import DataLoss, FailedPrecondition, NotFound
 from luthier.runtime.names import project_of
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
 from luthier.storage.resource_messages import ResourceMessage, StatefulMessage
-from luthier.storage.stored import Rows, Stored, require_etag
+from luthier.storage.stored import Rows, Stored, require_etag, require_uid
 from luthier.v1.event_pb2 import Event
 from luthier.v1.reference_pb2 import Reference
 from luthier.work import elsewhere
@@ -22,7 +22,7 @@ from luthier.work.elsewhere import Hold
 from luthier.work.events import state_changed
 from luthier.work.holds import Holds
 from luthier.work.lifecycle import Lifecycle
-from luthier.work.listing import ListRequest, list_page
+from luthier.work.listing import ListRequest, Live, list_page, told_apart
 from luthier.work.log import EventLog
 from luthier.work.tasks import NewTask, Task, TaskKind
 
@@ -90,6 +90,15 @@ def referred(message: DerivedMessage, name: str) -> Reference:
     raise DataLoss(f"{message.name} does not say which {name} it was made from")
 
 
+def told_of(message: DerivedMessage, name: str) -> str:
+    """Return what tells the resource of a name that a resource was made from from others of it.
+
+    Its uid; its digest where it was made before uids were kept; empty where it was made from none of the name.
+    """
+    found = [told_apart(one.uid, one.digest) for one in message.references if one.name == name]
+    return found[0][0] if found and found[0] else ""
+
+
 def require_state(stored: Stored[M, P], state: int, lifecycle: Lifecycle) -> Stored[M, P]:
     """Return the resource. Raises FailedPrecondition WRONG_STATE unless it is in a state, with why it failed."""
     message = stored.message
@@ -116,9 +125,29 @@ class Family(Generic[M, P]):
         self._tasks = tasks
         self._holds = Holds()
 
-    async def read(self, name: str) -> Stored[M, P]:
-        """Return a resource by one cheap read. Raises NotFound."""
-        return await self._rows.read(self._database, name)
+    async def read(self, name: str, uid: str = "") -> Stored[M, P]:
+        """Return a resource by one cheap read.
+
+        `uid`, if given, is the one that it must have. Raises NotFound, RESOURCE_REPLACED where it has another one.
+        """
+        stored = await self._rows.read(self._database, name)
+        require_uid(stored, uid)
+        return stored
+
+    async def message(self, name: str) -> M:
+        """Return a resource as callers see it. Raises NotFound."""
+        return (await self.read(name)).message
+
+    async def live(self, name: str) -> Sequence[str]:
+        """Return the uid of the resource that has a name now, as filters take it; empty when none has."""
+        try:
+            return [(await self.read(name)).uid]
+        except NotFound:
+            return ()
+
+    async def uid_of(self, name: str) -> str:
+        """Return the uid of the resource of a name. Raises NotFound."""
+        return (await self.read(name)).uid
 
     async def get(self, connection: AsyncConnection, name: str) -> Stored[M, P]:
         """Return a resource as the transaction sees it. Raises NotFound."""
@@ -129,16 +158,26 @@ class Family(Generic[M, P]):
         return await self._rows.of_uid(connection, uid)
 
     async def page(
-        self, request: ListRequest, tokens: PageTokens, *, filters: Collection[str] = ("state", "labels")
+        self,
+        request: ListRequest,
+        tokens: PageTokens,
+        *,
+        filters: Collection[str] = ("state", "labels"),
+        live: Mapping[str, Live] | None = None,
     ) -> tuple[tuple[M, ...], str]:
-        """Return a page of resources and the next page's token. Raises InvalidArgument."""
-        return await list_page(self._database, self._rows, tokens, request, filters=filters)
+        """Return a page of resources and the next page's token. Raises InvalidArgument, and what `live` raises."""
+        return await list_page(self._database, self._rows, tokens, request, filters=filters, live=live)
 
-    async def watch(self, name: str, start_sequence: int) -> AsyncIterator[Event]:
-        """Yield the events of a resource from a number on, until its final one. Raises NotFound, OutOfRange."""
-        uid = (await self.read(name)).uid
-        async for event in self._log.watch(uid, name, start_sequence):
+    async def watch(self, name: str, start_sequence: int, uid: str = "") -> AsyncIterator[Event]:
+        """Yield the events of a resource from a number on, until its final one. Raises as `read`, and OutOfRange."""
+        stored = await self.read(name, uid)
+        async for event in self._log.watch(stored.uid, name, start_sequence):
             yield event
+
+    async def events(self, uid: str, after: int, limit: int) -> Sequence[Event]:
+        """Return at most `limit` events of the resource of a uid after a number."""
+        async with self._database.reading() as connection:
+            return await self._log.read(connection, uid, after + 1, limit)
 
     async def add(
         self,
@@ -193,12 +232,13 @@ class Family(Generic[M, P]):
             await elsewhere.release_all(connection, moved.uid)
         return moved
 
-    async def cancel(self, name: str, etag: str, stopping: int) -> M:
+    async def cancel(self, name: str, etag: str) -> M:
         """Ask a resource to stop; one that has ended or is stopping stays as it is.
 
-        `stopping` is the state that it is in until its worker has heard of it; a state that it may not follow is
-        one without a worker, which ends at once. Raises NotFound, Aborted ETAG_MISMATCH.
+        It is stopping until its worker has heard of it; a state that this may not follow is one without a worker, which
+        ends at once. Raises NotFound, Aborted ETAG_MISMATCH.
         """
+        stopping = self.lifecycle.stopping
         async with self._database.transaction(makes_room=True) as connection:
             stored = await self._rows.get(connection, name)
             require_etag(stored, etag)

@@ -231,7 +231,6 @@ def _internal(parts: Parts, hosted: Hosted) -> list[Registration]:
         parts.workers,
         parts.blobs,
         parts.task_tokens,
-        {kind: handler.result_limits for kind, handler in hosted.handlers.items()},
         hosted.generations,
     )
     return [

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import EnumDescriptor
 from luthier.errors import FailedPrecondition
 
 PREFIX = "STATE_"
+_STOPPING = "STATE_CANCELLING"
 
 
 class Lifecycle:
@@ -19,6 +20,11 @@ class Lifecycle:
         assert set(moves) == set(states.values_by_number) - {0}, "every state stands in the table"
         self._states = states
         self._moves = moves
+
+    @property
+    def stopping(self) -> int:
+        """The state of what was asked to stop until its worker has heard of it. Raises KeyError where there is none."""
+        return int(self._states.values_by_name[_STOPPING].number)
 
     def name(self, state: int) -> str:
         """Return a state without its prefix: QUEUED; one that newer code wrote, by its number."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,9 +20,10 @@ from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
+from luthier.work.results import check_checkpoint, check_result
 from luthier.work.tasks import NewTask, Outcome, Task, TaskKind, TaskState
 from luthier.work.workers import holder_parts
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 FORGET_BATCH = 500
 _logger = logging.getLogger(__name__)
@@ -253,24 +254,23 @@ class Queue:
 
     async def commit_checkpoint(
         self,
-        task_id: str,
-        epoch: int,
-        step: int,
-        files: Sequence[task_pb2.BlobFile],
-        metrics: Mapping[str, float],
+        request: worker_service_pb2.CommitCheckpointRequest,
         require_blobs: Callable[[], Awaitable[None]] = _nothing,
     ) -> str:
         """Make a checkpoint the one to resume from; returns its resource name.
 
         Raises:
+            InvalidArgument: it is beyond `CHECKPOINT_LIMITS`.
             FailedPrecondition: LEASE_LOST.
             LuthierError: what `require_blobs` raised, called where no blob can be swept away any more.
         """
+        check_checkpoint(request)
+        step, files, metrics = request.step, request.files, dict(request.metrics)
         async with self._database.transaction() as connection:
-            task = await self.held(connection, task_id, epoch)
+            task = await self.held(connection, request.task, request.epoch)
             await require_blobs()
             if task.losses:
-                task = await self._tasks.change(connection, task_id, losses=0)
+                task = await self._tasks.change(connection, task.task_id, losses=0)
             return await self._handlers[task.kind].checkpointed(connection, task, step, files, metrics)
 
     async def finish(
@@ -286,9 +286,12 @@ class Queue:
         task is queued again.
 
         Raises:
+            InvalidArgument: its result is beyond the limits of its kind, or of another kind than the task.
             FailedPrecondition: LEASE_LOST.
             LuthierError: what `require_blobs` raised, called where no blob can be swept away any more.
         """
+        # Before the transaction: a long result is looked at while others write.
+        check_result(outcome, {kind: handler.result_limits for kind, handler in self._handlers.items()})
         async with self._database.transaction() as connection:
             task = await self._tasks.get(connection, task_id)
             if task is not None and task.state is TaskState.DONE and task.epoch == epoch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,11 +13,9 @@ from google.protobuf.message import Message
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.errors.status import status_to_failure
 from luthier.runtime.auth import Policy, TaskTokens
-from luthier.runtime.field_limits import LimitTable
 from luthier.storage.blobs import PIECE_BYTES, BlobStore
 from luthier.work.events import reported
 from luthier.work.queue import Queue
-from luthier.work.results import check_result
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.work.validity import require_valid
 from luthier.work.workers import Worker, Workers
@@ -63,14 +61,12 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         workers: Workers,
         blobs: BlobStore,
         task_tokens: TaskTokens,
-        result_limits: Mapping[TaskKind, LimitTable],
         generations: Generations | None = None,
     ) -> None:
         self._queue = queue
         self._workers = workers
         self._blobs = blobs
         self._task_tokens = task_tokens
-        self._result_limits = result_limits
         self._generations = generations
 
     async def RegisterWorker(
@@ -184,14 +180,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> worker_service_pb2.CommitCheckpointResponse:
         """Make a checkpoint the one to resume from."""
         await self._heard(request)
-        checkpoint = await self._queue.commit_checkpoint(
-            request.task,
-            request.epoch,
-            request.step,
-            request.files,
-            dict(request.metrics),
-            partial(self._require_blobs, request),
-        )
+        checkpoint = await self._queue.commit_checkpoint(request, partial(self._require_blobs, request))
         return worker_service_pb2.CommitCheckpointResponse(checkpoint=checkpoint)
 
     async def FinishTask(
@@ -204,8 +193,6 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             raise InvalidArgument(
                 reason=Reason.FIELD_REQUIRED, message="one of error, cancelled and result must be set"
             )
-        # Before the transaction: a long result is looked at while others write.
-        check_result(request, self._result_limits)
         outcome = Outcome(
             failure=status_to_failure(request.error) if failed else None,
             cancelled=request.cancelled,

@@ -13,6 +13,7 @@ import pytest
 from luthier.errors import (
     FailedPrecondition,
     InvalidArgument,
+    NotFound,
     OutOfRange,
     Reason,
     ResourceExhausted,
@@ -94,6 +95,14 @@ async def test_read_records_resumes_at_any_row_in_chunks_of_a_mebibyte(service: 
     for start in (1, chunks[1].first_row, 1024, 1500):
         request.start_row = start
         assert table(await service.stream("ReadRecords", request)).equals(whole.slice(start))
+    request.start_row = 1
+    request.uid = version.uid
+    assert table(await service.stream("ReadRecords", request)).equals(whole.slice(1))
+    request.uid = "another"
+    with pytest.raises(NotFound, match=f"{version.name} must have uid another") as caught:
+        await service.stream("ReadRecords", request)
+    assert caught.value.reason == Reason.RESOURCE_REPLACED
+    request.uid = ""
     request.start_row = 1501
     assert await service.stream("ReadRecords", request) == []
     request.start_row = 1502

@@ -76,6 +76,12 @@ async def test_read_rendering_gives_rows_or_lengths_and_resumes(service: Any) ->
     assert lengths["num_supervised"].to_pylist() == [sum(mask) for mask in whole["loss_mask"].to_pylist()]
     request.start_row = 33
     assert table(await service.stream("ReadRendering", request)).equals(lengths.slice(33))
+    request.uid = rendering.uid
+    assert table(await service.stream("ReadRendering", request)).equals(lengths.slice(33))
+    request.uid = "another"
+    with pytest.raises(NotFound, match=f"{rendering.name} must have uid another") as caught:
+        await service.stream("ReadRendering", request)
+    assert caught.value.reason == Reason.RESOURCE_REPLACED
     part = data_service_pb2.ReadRenderingRequest(name=rendering.name, split=dataset_pb2.SPLIT_VALIDATION)
     assert set(table(await service.stream("ReadRendering", part))["split"].to_pylist()) == {"VALIDATION"}
 

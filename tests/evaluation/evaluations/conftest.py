@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from tests.evaluation.evaluations.memory_peers import BASE, PARENT, TUNED, VERSION, MemoryPeers
 from tests.work.keepers import MemoryKeeper
 
-from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.evaluations.servicer import EvaluateHandler
 from luthier.evaluation.schema import MIGRATIONS
@@ -56,7 +55,7 @@ class Bench:
         return (await self.service.family.read(name)).message
 
     async def cancel(self, name: str, etag: str = "") -> Evaluation:
-        return await self.service.family.cancel(name, etag, State.STATE_CANCELLING)
+        return await self.service.family.cancel(name, etag)
 
     async def predictions(self, name: str, first_row: int, limit: int, limit_bytes: int) -> list[Prediction]:
         evaluation = await self.service.family.read(name)

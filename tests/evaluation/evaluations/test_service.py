@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, update
 from tests.evaluation.evaluations.conftest import Bench
 from tests.evaluation.evaluations.memory_peers import BASE, OTHER, PARENT, TUNED, VERSION
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import (
     Aborted,
@@ -35,6 +38,12 @@ from luthier.v1.event_pb2 import Event, Progress
 from luthier.v1.model_pb2 import Taught
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
+
+ASKED: Mapping[str, Any] = {
+    "template_source": evaluation_pb2.TEMPLATE_SOURCE_BASE,
+    "template_date": "2026-11-28",
+}
+"""What every arm's result says of how it was asked."""
 
 
 async def test_an_evaluation_from_before_askings_were_kept_is_asked_as_its_base(bench: Bench) -> None:
@@ -142,8 +151,8 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_
     blob = await bench.blobs.put_bytes(path.read_bytes())
     outcome = task_pb2.EvaluateResult(
         arm_results=[
-            evaluation_pb2.ArmResult(arm_id="zero", num_cut=1),
-            evaluation_pb2.ArmResult(arm_id="tuned"),
+            evaluation_pb2.ArmResult(arm_id="zero", num_cut=1, **ASKED),
+            evaluation_pb2.ArmResult(arm_id="tuned", **ASKED),
         ],
         comparisons=[
             evaluation_pb2.Comparison(
@@ -152,10 +161,12 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_
                 score="exact_match",
                 p_value=0.25,
                 verdict=evaluation_pb2.VERDICT_BETTER,
+                kind=evaluation_pb2.SCORE_KIND_BINARY,
+                direction=evaluation_pb2.SCORE_DIRECTION_HIGHER_IS_BETTER,
             )
         ],
         num_records=3,
-        predictions=task_pb2.BlobFile(sha256=blob.digest),
+        predictions=task_pb2.BlobFile(path="predictions", sha256=blob.digest),
     )
     result = task_pb2.TaskResult(evaluate=outcome)
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
@@ -280,7 +291,7 @@ async def test_answers_of_a_lost_attempt_are_given_to_the_next_and_go_with_the_e
     assert list(spec.evaluate.checkpoint_files) == []
     for step, path in ((64, "a"), (130, "b"), (64, "again")):
         files = [task_pb2.BlobFile(path=path, sha256="f" * 64, size_bytes=step)]
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, files, {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, step, files))
     await bench.queue.release_worker("w", "2")
     task, spec = await bench.claim()
     kept = [(file.path, file.size_bytes) for file in spec.evaluate.checkpoint_files]
@@ -291,14 +302,17 @@ async def test_answers_of_a_lost_attempt_are_given_to_the_next_and_go_with_the_e
     assert list(left.checkpoint_files) == []
 
 
-async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench) -> None:
+async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench, tmp_path: Path) -> None:
     made = await bench.create()
     task, _ = await bench.claim()
     await bench.cancel(made.name)
-    blob = await bench.blobs.put_bytes(bytes(8))
+    path = tmp_path / "predictions"
+    write_predictions(path, iter([evaluation_pb2.Prediction().SerializeToString()]))
+    blob = await bench.blobs.put_bytes(path.read_bytes())
     outcome = task_pb2.EvaluateResult(
-        arm_results=[evaluation_pb2.ArmResult(arm_id=arm.arm_id) for arm in made.arms],
-        predictions=task_pb2.BlobFile(sha256=blob.digest),
+        arm_results=[evaluation_pb2.ArmResult(arm_id=arm.arm_id, **ASKED) for arm in made.arms],
+        num_records=1,
+        predictions=task_pb2.BlobFile(path="predictions", sha256=blob.digest),
     )
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome)))
     assert (await bench.get(made.name)).state == State.STATE_SUCCEEDED
@@ -310,9 +324,14 @@ async def test_a_result_whose_predictions_are_no_predictions_changes_nothing(ben
     blob = await bench.blobs.put_bytes(b'{"row": 0}\n{"no_such_field": 1}\n')
     for num_records in (0, 2, 3, 4000, -1):
         outcome = task_pb2.EvaluateResult(
-            num_records=num_records, predictions=task_pb2.BlobFile(sha256=blob.digest)
+            arm_results=[evaluation_pb2.ArmResult(arm_id=arm.arm_id, **ASKED) for arm in made.arms],
+            num_records=num_records,
+            predictions=task_pb2.BlobFile(path="predictions", sha256=blob.digest),
         )
-        with pytest.raises(InvalidArgument, match=f"must be a file of {num_records} rows"):
+        said = (
+            f"must be a file of {num_records} rows" if num_records > 0 else r"num_records: must be in 1\.\."
+        )
+        with pytest.raises(InvalidArgument, match=said):
             await bench.queue.finish(
                 task.task_id, task.epoch, Outcome(result=task_pb2.TaskResult(evaluate=outcome))
             )

@@ -9,6 +9,7 @@ import pytest
 from tests.training import conftest
 from tests.training.jobs.test_pages import PROJECTS, TOKENS
 from tests.training.jobs.test_starts import CONFIG, full_files
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from luthier.runtime.digests import files_digest
@@ -32,7 +33,7 @@ def models(bench: Any) -> ModelServicer:
 
 async def commit(bench: Any, task: Any, step: int, files: list[task_pb2.BlobFile], **metrics: float) -> None:
     state = await conftest.stored(bench, f"state {step}", "trainer_state.json")
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [*files, state], metrics)
+    await bench.queue.commit_checkpoint(checkpoint_of(task, step, [*files, state], metrics))
 
 
 async def adapter_of(bench: Any, step: int) -> list[task_pb2.BlobFile]:

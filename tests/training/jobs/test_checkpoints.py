@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.training.conftest import stored
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import NotFound
 from luthier.runtime.digests import files_digest
@@ -19,7 +20,7 @@ async def test_checkpointed_again_at_the_same_step_changes_nothing(bench: Any) -
     task, _ = await bench.claim()
     for text in ("1", "2"):
         file = await stored(bench, text)
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, 5, [file], {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, 5, [file]))
     uid = (await bench.job(JOB)).uid
     (checkpoint,) = await bench.jobs.checkpoints(uid, 0, 10)
     assert checkpoint.digest == files_digest({"a": (await stored(bench, "1")).sha256})
@@ -27,7 +28,7 @@ async def test_checkpointed_again_at_the_same_step_changes_nothing(bench: Any) -
 
 async def commit(bench: Any, task: Any, step: int, **metrics: float) -> None:
     file = await stored(bench, f"step {step}")
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], metrics)
+    await bench.queue.commit_checkpoint(checkpoint_of(task, step, [file], metrics))
 
 
 async def kept(bench: Any) -> list[int]:
@@ -62,7 +63,7 @@ async def test_a_checkpoint_whose_bytes_are_not_there_is_refused(bench: Any) -> 
     task, _ = await bench.claim()
     file = task_pb2.BlobFile(path="a", sha256="1" * 64, size_bytes=1)
     with pytest.raises(NotFound):
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, [file], {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, 1, [file]))
     assert await kept(bench) == []
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.training.conftest import adapter_files, stored
 from tests.training.jobs.test_starts import full_files
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.v1.fine_tuning_job_pb2 import (
@@ -189,7 +190,7 @@ async def test_a_job_that_is_judged_needs_validation_rows(bench: Any) -> None:
 async def commit(bench: Any, task: Any, step: int, **metrics: float) -> None:
     files = [*await adapter_files(bench), await stored(bench, f"state {step}", "trainer_state.json")]
     files[1] = await stored(bench, f"factors {step}", "adapter_model.safetensors")
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, files, metrics)
+    await bench.queue.commit_checkpoint(checkpoint_of(task, step, files, metrics))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ async def test_a_reward_model_is_neither_asked_nor_trained_on(bench: Any, *, ful
     await bench.create("one", **REWARD, **({"full": FullConfig()} if full else {}))
     task, _ = await bench.claim()
     files = await (full_files(bench) if full else adapter_files(bench))
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, files, {})
+    await bench.queue.commit_checkpoint(checkpoint_of(task, 1, files, {}))
     result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
     job = await bench.job(JOB)
@@ -258,7 +259,7 @@ async def test_a_reward_model_is_neither_asked_nor_trained_on(bench: Any, *, ful
 async def test_a_reward_model_does_not_start_from_a_checkpoint_of_all_weights(bench: Any) -> None:
     await bench.create("one", full=FullConfig())
     task, _ = await bench.claim()
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, await full_files(bench), {})
+    await bench.queue.commit_checkpoint(checkpoint_of(task, 1, await full_files(bench), {}))
     bench.add_rendering(kind=RENDERING_KIND_PREFERENCE)
     with pytest.raises(
         InvalidArgument, match=r"start_from: must be a model: .*/step-1 is a checkpoint of all"

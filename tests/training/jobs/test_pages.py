@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 from tests.training.conftest import stored
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import InvalidArgument, NotFound, Reason
 from luthier.runtime.paging import PageTokens
 from luthier.training.jobs.servicer import TrainingServicer
 from luthier.training.models.servicer import ModelServicer
 from luthier.v1.event_pb2 import Event, MetricValues
-from luthier.v1.model_service_pb2 import ListModelFilesRequest
+from luthier.v1.model_service_pb2 import DownloadModelFileRequest, ListModelFilesRequest
 from luthier.v1.training_service_pb2 import (
     ListCheckpointsRequest,
     ListFineTuningJobEventsRequest,
@@ -33,7 +34,7 @@ async def ended_with_pages(bench: Any) -> None:
         event = Event(step=step, metrics=MetricValues(values={"train_loss": 1.0}))
         await bench.queue.report(task.task_id, task.epoch, [(step, event)], None)
         file = await stored(bench, f"step {step}")
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, step, [file]))
     await bench.cancel(JOB)
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
 
@@ -63,6 +64,21 @@ async def test_a_token_of_a_deleted_job_is_refused_for_the_new_one_of_its_name(
     assert caught.value.reason == Reason.PAGE_TOKEN_INVALID
     request_of.page_token = ""
     assert (await call(request_of, None)).next_page_token
+
+
+async def test_a_download_does_not_go_on_in_another_model_of_the_name(bench: Any) -> None:
+    download = ModelServicer(bench.models, bench.checkpoints, TOKENS, PROJECTS).DownloadModelFile
+    context: Any = None
+    uid = (await bench.model(bench.MODEL)).uid
+    request = DownloadModelFileRequest(name=bench.MODEL, path="tokenizer.json", start_offset=3, uid=uid)
+    assert b"".join([piece.data async for piece in download(request, context)]) == b"enizer"
+    await bench.models.family.delete(bench.MODEL, "")
+    await bench.add_model()
+    with pytest.raises(NotFound, match=f"{bench.MODEL} must have uid {uid}") as caught:
+        await anext(aiter(download(request, context)))
+    assert caught.value.reason == Reason.RESOURCE_REPLACED
+    request.uid = ""
+    assert [piece.offset async for piece in download(request, context)] == [3]
 
 
 async def test_a_token_of_a_deleted_models_files_is_refused_for_the_new_one_of_its_name(bench: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.training.conftest import stored
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.training.jobs import repository
 from luthier.training.jobs.released import GRACE_SECONDS, ReleasedBlobs
@@ -43,7 +44,7 @@ async def test_sweep_keeps_what_a_checkpoint_or_a_model_names(bench: Any) -> Non
     task, _ = await bench.claim()
     blob = await bench.blobs.put_bytes(b"the state of step 1")
     file = task_pb2.BlobFile(path="a", sha256=blob.digest, size_bytes=blob.size_bytes)
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, [file], {})
+    await bench.queue.commit_checkpoint(checkpoint_of(task, 1, [file]))
     named = [blob.digest, *(file.sha256 for file in model.private.files)]
     async with bench.database.transaction() as connection:
         await released.release(connection, named)
@@ -87,7 +88,7 @@ async def test_a_dropped_checkpoint_releases_its_own_bytes_alone(bench: Any) -> 
             task_pb2.BlobFile(path=path, sha256=blob.digest, size_bytes=blob.size_bytes)
             for path, blob in (("config", shared), ("state", states[-1]))
         ]
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, files, {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, step, files))
     clock = Clock()
     clock.now = 1e11
     await ReleasedBlobs(bench.database, bench.blobs, clock).sweep()

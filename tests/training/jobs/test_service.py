@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from tests.training.conftest import adapter_files, stored
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import (
     Aborted,
@@ -155,7 +156,7 @@ async def test_a_job_runs_and_succeeds_with_its_model_in_one_transaction(bench: 
     assert (await bench.job(JOB)).state == FineTuningJob.STATE_RUNNING
     await report(bench, task, 2, Event(step=1, metrics=MetricValues(values={"train_loss": 2.5})))
     files = await adapter_files(bench)
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, 1, files, {"train_loss": 2.5})
+    await bench.queue.commit_checkpoint(checkpoint_of(task, 1, files, {"train_loss": 2.5}))
     result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
 
@@ -202,7 +203,7 @@ async def test_a_lost_attempt_is_followed_by_one_that_resumes_from_the_last_chec
     task, _ = await bench.claim()
     for step in (1, 2):
         file = await stored(bench, f"step {step}")
-        await bench.queue.commit_checkpoint(task.task_id, task.epoch, step, [file], {})
+        await bench.queue.commit_checkpoint(checkpoint_of(task, step, [file]))
     await bench.queue.release_worker("worker", "2")
     assert (await bench.job(JOB)).state == FineTuningJob.STATE_QUEUED
     again, spec = await bench.claim()
@@ -348,9 +349,9 @@ async def test_events_are_read_from_any_number_on(bench: Any) -> None:
     await bench.create("one")
     await bench.claim()
     uid = (await bench.job(JOB)).uid
-    whole = await bench.jobs.events(uid, 1, 100)
+    whole = await bench.jobs.family.events(uid, 0, 100)
     assert [event.sequence for event in whole] == [1, 2, 3]
-    assert await bench.jobs.events(uid, 2, 1) == [whole[1]]
+    assert await bench.jobs.family.events(uid, 1, 1) == [whole[1]]
 
 
 async def test_plan_names_records_that_teach_nothing(bench: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.training import conftest
+from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound, Reason
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, Hyperparameters, LoraConfig
@@ -42,7 +43,7 @@ async def run(bench: Any, job_id: str, files: list[task_pb2.BlobFile], **changes
     """Create a job and let a worker bring its files, as a checkpoint and as its result."""
     job = await bench.create(job_id, **changes)
     task, _ = await bench.claim()
-    await bench.queue.commit_checkpoint(task.task_id, task.epoch, 5, files, {})
+    await bench.queue.commit_checkpoint(checkpoint_of(task, 5, files, {}))
     result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=5))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
     ended: FineTuningJob = await bench.job(job.name)

@@ -77,7 +77,7 @@ async def test_register_fails_a_model_whose_result_contradicts_itself(bench: Any
     wanted = Model(hub=HubSource(repo_id="owner/model"))
     await bench.register("new", wanted)
     task, _ = await bench.claim(TaskKind.REGISTER_MODEL)
-    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result(tokenizer_digest="wrong")))
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result(tokenizer_digest="3" * 64)))
     model = await bench.model(NEW)
     assert model.state == Model.STATE_FAILED
     assert status_to_failure(model.error).reason == Reason.MODEL_INVALID

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from luthier.runtime.keys import read_or_create_keys
 from luthier.training.__main__ import build, settings_of
 from luthier.training.config import Config
 from luthier.training.recipes.sft import TIMED_METRICS
-from luthier.training.worker.register import run_register
+from luthier.training.worker.register import Register, register_here, run_register
 from luthier.training.worker.train import Trainer
 from luthier.v1 import (
     arrow_pb2,
@@ -136,7 +137,9 @@ class Site:
     metadata: tuple[tuple[str, str], ...]
 
     @asynccontextmanager
-    async def worker(self, stopping: asyncio.Event | None = None) -> AsyncIterator[None]:
+    async def worker(
+        self, stopping: asyncio.Event | None = None, register: Register = register_here
+    ) -> AsyncIterator[None]:
         """Run a worker for the length of the block, or until `stopping` is set."""
         stopping = stopping or asyncio.Event()
         settings = WorkerSettings(
@@ -149,7 +152,7 @@ class Site:
         )
         with channel(self.data_address) as data_channel:
             runners: Mapping[TaskKind, Runner] = {
-                TaskKind.REGISTER_MODEL: run_register,
+                TaskKind.REGISTER_MODEL: partial(run_register, register=register),
                 TaskKind.TRAIN: Trainer(data_channel, torch.device("cpu")),
             }
             work = asyncio.create_task(work_until(settings, runners, stopping))

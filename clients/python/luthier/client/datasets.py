@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from luthier.client import names
-from luthier.client.arrow_batches import read_batches
+from luthier.client.arrow_batches import Row, read_batches
 from luthier.client.async_driver import AsyncDriver, AsyncResource, async_method, async_stream_method
-from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
 from luthier.client.sync_driver import SyncDriver, SyncResource, method, stream_method
 from luthier.client.uploads import upload
@@ -173,10 +173,18 @@ def delete_version(scope: Scope, name: str, *, etag: str = "") -> Flow[DatasetVe
     return call(scope, lambda stubs: stubs.data.DeleteDatasetVersion, request)
 
 
-def watch_version(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
-    """Follow a version's events, each once and in order, until it is READY, FAILED or CANCELLED."""
-    request = api.WatchDatasetVersionRequest(name=names.version(scope.project, name))
-    return watch(scope, lambda stubs: stubs.data.WatchDatasetVersion, request, start_sequence)
+def watch_version(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
+    """Follow a version's events, each once and in order, until it is READY, FAILED or CANCELLED.
+
+    `uid` is that of the resource whose number `start_sequence` is, where another process saw it.
+    """
+    full = names.version(scope.project, name)
+    return watch(
+        scope,
+        (lambda stubs: stubs.data.WatchDatasetVersion, api.WatchDatasetVersionRequest(name=full)),
+        (lambda stubs: stubs.data.GetDatasetVersion, api.GetDatasetVersionRequest(name=full)),
+        Since(start_sequence=start_sequence, uid=uid),
+    )
 
 
 def wait_for_version(
@@ -218,18 +226,25 @@ def list_records(
 
 
 def read_records(
-    scope: Scope, name: str, *, split: Split.ValueType = SPLIT_UNSPECIFIED, start_row: int = 0
+    scope: Scope,
+    name: str,
+    *,
+    split: Split.ValueType = SPLIT_UNSPECIFIED,
+    start_row: int = 0,
+    uid: str = "",
 ) -> StreamFlow[pyarrow.RecordBatch]:
     """Stream the records of a READY version as Arrow record batches. Needs pyarrow (extra `arrow`).
 
-    Columns: row, record_id, split, filename, line, record (canonical JSON).
+    Columns: row, record_id, split, filename, line, record (canonical JSON). `uid` is that of the version whose row
+    `start_row` is, where another process saw it.
     """
     full = names.version(scope.project, name)
     return read_batches(
         scope,
         lambda stubs: stubs.data.ReadRecords,
-        lambda row: api.ReadRecordsRequest(name=full, split=split, start_row=row),
-        start_row,
+        api.ReadRecordsRequest(name=full, split=split),
+        (lambda stubs: stubs.data.GetDatasetVersion, api.GetDatasetVersionRequest(name=full)),
+        Row(start_row=start_row, uid=uid),
     )
 
 

@@ -10,13 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from luthier.client import names
-from luthier.client.flows import ResumedStream, Scope, pages
+from luthier.client.flows import ResumedStream, Scope, call, pages, replaced
 from luthier.client.transfers import ProgressCallback, TransferProgress
 from luthier.errors import AlreadyExists, DataLoss, Reason
 from luthier.v1.model_pb2 import ModelFile
 from luthier.v1.model_service_pb2 import (
     DownloadModelFileRequest,
     DownloadModelFileResponse,
+    GetModelRequest,
     ListModelFilesRequest,
 )
 
@@ -32,14 +33,16 @@ async def download(
 
     The bytes come into `<directory>.partial` first; a download that was broken off goes on there, also in
     another process. Each file is checked against its sha256. A directory that holds these files already is
-    left as it is.
+    left as it is. All files are those of the model that has the name at the beginning.
 
     Raises:
         AlreadyExists: The directory holds something else. DataLoss: A file has other bytes than its sha256
-        says, also when fetched anew, or a path that leaves the directory.
+        says, also when fetched anew, or a path that leaves the directory. NotFound: RESOURCE_REPLACED; the model was
+        deleted meanwhile, and its name is another one's.
     """
     name = names.weights(scope.project, model)
     target = Path(directory)
+    uid = (await call(scope, lambda stubs: stubs.models.GetModel, GetModelRequest(name=name))).uid
     listing = pages(
         scope,
         lambda stubs: stubs.models.ListModelFiles,
@@ -53,20 +56,26 @@ async def download(
         return target
     staging = target.with_name(target.name + ".partial")
     for file in files:
-        await _fetch(scope, name, file, staging, progress)
+        wanted = DownloadModelFileRequest(name=name, uid=uid, path=file.path)
+        await _fetch(scope, wanted, file, staging, progress)
     await scope.driver.work(lambda: _move_into_place(staging, target, files))
     return target
 
 
 async def _fetch(
-    scope: Scope, name: str, file: ModelFile, staging: Path, progress: ProgressCallback | None
+    scope: Scope,
+    wanted: DownloadModelFileRequest,
+    file: ModelFile,
+    staging: Path,
+    progress: ProgressCallback | None,
 ) -> None:
+    name = wanted.name
     final = staging / file.path
     part = final.with_name(f"{final.name}.{file.sha256[:12]}.part")
     if await scope.driver.work(lambda: _is_file(final, file)):
         return
     for is_last in (False, True):
-        await _receive(scope, name, file, part, progress)
+        await _receive(scope, wanted, file, part, progress)
         if await scope.driver.work(lambda: _is_file(part, file)):
             await scope.driver.work(lambda: os.replace(part, final))
             return
@@ -81,7 +90,11 @@ async def _fetch(
 
 
 async def _receive(
-    scope: Scope, name: str, file: ModelFile, part: Path, progress: ProgressCallback | None
+    scope: Scope,
+    wanted: DownloadModelFileRequest,
+    file: ModelFile,
+    part: Path,
+    progress: ProgressCallback | None,
 ) -> None:
     """Append to `part` what is missing of the file."""
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -91,11 +104,11 @@ async def _receive(
         stream = ResumedStream(
             scope,
             lambda stubs: stubs.models.DownloadModelFile,
-            lambda: DownloadModelFileRequest(name=name, path=file.path, start_offset=out.tell()),
+            lambda: replaced(wanted, start_offset=out.tell()),
         )
         try:
             while out.tell() < file.size_bytes and (piece := await stream.receive()) is not None:
-                _append(out, piece, name, file, progress)
+                _append(out, piece, wanted.name, file, progress)
         finally:
             stream.close()
         out.flush()

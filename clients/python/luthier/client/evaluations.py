@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
-from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, ResumedStream, Scope, StreamFlow, call, pages, replaced
 from luthier.client.retry import is_retryable
 from luthier.client.sync_driver import SyncResource, method, stream_method
@@ -74,10 +74,18 @@ def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Evaluation]:
     return call(scope, lambda stubs: stubs.evaluation.DeleteEvaluation, request)
 
 
-def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
-    """Follow an evaluation's events, each once and in order, until its final state."""
-    request = api.WatchEvaluationRequest(name=_name(scope, name))
-    return watch(scope, lambda stubs: stubs.evaluation.WatchEvaluation, request, start_sequence)
+def watch_events(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
+    """Follow an evaluation's events, each once and in order, until its final state.
+
+    `uid` is that of the resource whose number `start_sequence` is, where another process saw it.
+    """
+    full = _name(scope, name)
+    return watch(
+        scope,
+        (lambda stubs: stubs.evaluation.WatchEvaluation, api.WatchEvaluationRequest(name=full)),
+        (lambda stubs: stubs.evaluation.GetEvaluation, api.GetEvaluationRequest(name=full)),
+        Since(start_sequence=start_sequence, uid=uid),
+    )
 
 
 def wait_until_done(

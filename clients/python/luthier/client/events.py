@@ -23,7 +23,7 @@ from luthier.client.flows import (
     call,
     replaced,
 )
-from luthier.errors import DataLoss, DeadlineExceeded, Failure, LuthierError, Reason
+from luthier.errors import DataLoss, DeadlineExceeded, Failure, LuthierError, NotFound, Reason
 from luthier.errors.status import status_to_failure
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation
@@ -51,9 +51,9 @@ def state_of(resource: AnyWatched) -> str:
 
 
 class EventReader(Generic[Q]):
-    """Reads a log from `start_sequence` on (0.
+    """Reads a log from `start_sequence` on (0: from the beginning), each event once, in order, over any breaks.
 
-    From the beginning), each event once, in order, over any number of breaks.
+    `request` says whose log it is: with the uid, so that it never goes on in the log of another resource of that name.
     """
 
     def __init__(
@@ -104,11 +104,27 @@ class EventReader(Generic[Q]):
         self._missed_after = self._last
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Since:
+    """Where to begin: at an event's number (0: at the beginning), of the resource of a uid (empty: the one of now)."""
+
+    start_sequence: int = 0
+    uid: str = ""
+
+
 async def watch(
-    scope: Scope, pick: StreamPick[Q, Event], request: Q, start_sequence: int
+    scope: Scope,
+    watching: tuple[StreamPick[Q, Event], Q],
+    reading: tuple[UnaryPick[G, Watched], G],
+    since: Since,
 ) -> StreamFlow[Event]:
-    """Yield the events of a resource until its final state."""
-    reader = EventReader(scope, pick, request, start_sequence=start_sequence)
+    """Yield the events of a resource until its final state.
+
+    Raises NotFound RESOURCE_REPLACED when the name becomes another resource's while the stream is broken off.
+    """
+    pick, request = watching
+    uid = since.uid or (await call(scope, *reading)).uid
+    reader = EventReader(scope, pick, replaced(request, uid=uid), start_sequence=since.start_sequence)
     try:
         while (event := (await reader.next())) is not None:
             yield event
@@ -138,17 +154,22 @@ async def wait(
     Raises:
         ResourceFailed: It FAILED or was CANCELLED.
         DeadlineExceeded: It was in no final state in time.
+        NotFound: RESOURCE_REPLACED; it was deleted meanwhile, and its name is another resource's.
     """
     end = None if options.timeout_seconds is None else scope.clock() + options.timeout_seconds
+    pick, request = watching
+    uid = (await call(scope, *reading)).uid
     reader = EventReader(
         scope,
-        *watching,
+        pick,
+        replaced(request, uid=uid),
         timeout_seconds=lambda: None if end is None else max(0.001, end - scope.clock()),
     )
     try:
         while True:
             timed_out = await _pass_events_on(reader, options, end, scope)
             resource = await call(scope, *reading)
+            require_same(resource.name, uid, resource.uid)
             state = state_of(resource)
             if state in _GOOD_STATES:
                 return resource
@@ -162,6 +183,16 @@ async def wait(
             await scope.driver.sleep(_POLL_SECONDS)
     finally:
         reader.close()
+
+
+def require_same(name: str, seen: str, found: str) -> None:
+    """Raise NotFound RESOURCE_REPLACED unless a resource still has the uid that was seen first."""
+    if seen != found:
+        raise NotFound(
+            f"{name} has uid {found}, and had {seen} when it was seen first: it was deleted and its name used again",
+            reason=Reason.RESOURCE_REPLACED,
+            metadata={"name": name, "uid": found},
+        )
 
 
 async def _pass_events_on(

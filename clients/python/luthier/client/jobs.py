@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
-from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import training_service_pb2 as api
@@ -71,10 +71,18 @@ def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
     return call(scope, lambda stubs: stubs.training.DeleteFineTuningJob, request)
 
 
-def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
-    """Follow a job's events, each once and in order, until its final state."""
-    request = api.WatchFineTuningJobRequest(name=_name(scope, name))
-    return watch(scope, lambda stubs: stubs.training.WatchFineTuningJob, request, start_sequence)
+def watch_events(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
+    """Follow a job's events, each once and in order, until its final state.
+
+    `uid` is that of the resource whose number `start_sequence` is, where another process saw it.
+    """
+    full = _name(scope, name)
+    return watch(
+        scope,
+        (lambda stubs: stubs.training.WatchFineTuningJob, api.WatchFineTuningJobRequest(name=full)),
+        (lambda stubs: stubs.training.GetFineTuningJob, api.GetFineTuningJobRequest(name=full)),
+        Since(start_sequence=start_sequence, uid=uid),
+    )
 
 
 def wait_until_done(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.downloads import download
-from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import model_service_pb2 as api
@@ -52,16 +52,30 @@ def list_all(
     return pages(scope, lambda stubs: stubs.models.ListModels, request, lambda page: page.models)
 
 
+def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[Model]:
+    """Ask a base model that is being registered to stop. One that has ended is returned unchanged."""
+    request = api.CancelModelRequest(name=names.child(scope.project, "models", name), etag=etag)
+    return call(scope, lambda stubs: stubs.models.CancelModel, request)
+
+
 def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Model]:
     """Delete a model that nothing stands on. Its name may be used again."""
     request = api.DeleteModelRequest(name=names.child(scope.project, "models", name), etag=etag)
     return call(scope, lambda stubs: stubs.models.DeleteModel, request)
 
 
-def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
-    """Follow a model's events, each once and in order, until it is READY or FAILED."""
-    request = api.WatchModelRequest(name=names.child(scope.project, "models", name))
-    return watch(scope, lambda stubs: stubs.models.WatchModel, request, start_sequence)
+def watch_events(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
+    """Follow a model's events, each once and in order, until it is READY, FAILED or CANCELLED.
+
+    `uid` is that of the resource whose number `start_sequence` is, where another process saw it.
+    """
+    full = names.child(scope.project, "models", name)
+    return watch(
+        scope,
+        (lambda stubs: stubs.models.WatchModel, api.WatchModelRequest(name=full)),
+        (lambda stubs: stubs.models.GetModel, api.GetModelRequest(name=full)),
+        Since(start_sequence=start_sequence, uid=uid),
+    )
 
 
 def wait_until_ready(
@@ -73,7 +87,7 @@ def wait_until_ready(
 ) -> Flow[Model]:
     """Return the model once it is READY.
 
-    Raise `ModelFailed` when it fails, DeadlineExceeded when time runs out.
+    Raise `ModelFailed` when it fails or is cancelled, DeadlineExceeded when time runs out.
     """
     full = names.child(scope.project, "models", name)
     return wait(
@@ -96,6 +110,7 @@ class Models(SyncResource):
     register_base = method(register_base)
     get = method(get)
     list = stream_method(list_all)
+    cancel = method(cancel)
     delete = method(delete)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
@@ -109,6 +124,7 @@ class AsyncModels(AsyncResource):
     register_base = async_method(register_base)
     get = async_method(get)
     list = async_stream_method(list_all)
+    cancel = async_method(cancel)
     delete = async_method(delete)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_ready)

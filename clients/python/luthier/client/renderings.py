@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from luthier.client import names
-from luthier.client.arrow_batches import read_batches
+from luthier.client.arrow_batches import Row, read_batches
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
-from luthier.client.events import WaitOptions, wait, watch
+from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import data_service_pb2 as api
@@ -71,10 +71,18 @@ def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Rendering]:
     return call(scope, lambda stubs: stubs.data.DeleteRendering, request)
 
 
-def watch_events(scope: Scope, name: str, *, start_sequence: int = 0) -> StreamFlow[Event]:
-    """Follow a rendering's events, each once and in order, until it is READY, FAILED or CANCELLED."""
-    request = api.WatchRenderingRequest(name=names.child(scope.project, "renderings", name))
-    return watch(scope, lambda stubs: stubs.data.WatchRendering, request, start_sequence)
+def watch_events(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
+    """Follow a rendering's events, each once and in order, until it is READY, FAILED or CANCELLED.
+
+    `uid` is that of the resource whose number `start_sequence` is, where another process saw it.
+    """
+    full = names.child(scope.project, "renderings", name)
+    return watch(
+        scope,
+        (lambda stubs: stubs.data.WatchRendering, api.WatchRenderingRequest(name=full)),
+        (lambda stubs: stubs.data.GetRendering, api.GetRenderingRequest(name=full)),
+        Since(start_sequence=start_sequence, uid=uid),
+    )
 
 
 def wait_until_ready(
@@ -133,19 +141,21 @@ def read(
     split: Split.ValueType = SPLIT_UNSPECIFIED,
     lengths_only: bool = False,
     start_row: int = 0,
+    uid: str = "",
 ) -> StreamFlow[pyarrow.RecordBatch]:
     """Stream the rows of a READY rendering as Arrow record batches. Needs pyarrow (extra `arrow`).
 
     Columns: row, record_id, split, filename, line, input_ids, loss_mask; of lengths: row, split, num_tokens,
-    num_supervised.
+    num_supervised. `uid` is that of the rendering whose row `start_row` is, where another process saw it.
     """
     full = names.child(scope.project, "renderings", name)
     view = api.ReadRenderingRequest.VIEW_LENGTHS if lengths_only else api.ReadRenderingRequest.VIEW_FULL
     return read_batches(
         scope,
         lambda stubs: stubs.data.ReadRendering,
-        lambda row: api.ReadRenderingRequest(name=full, split=split, start_row=row, view=view),
-        start_row,
+        api.ReadRenderingRequest(name=full, split=split, view=view),
+        (lambda stubs: stubs.data.GetRendering, api.GetRenderingRequest(name=full)),
+        Row(start_row=start_row, uid=uid),
     )
 
 

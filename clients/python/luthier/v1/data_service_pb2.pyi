@@ -430,19 +430,25 @@ class WatchDatasetVersionRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     START_SEQUENCE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the resource."""
     start_sequence: _builtins.int
     """First event number wanted. 0 means 1, the beginning."""
+    uid: _builtins.str
+    """uid that the resource had when it was seen first: refused with NOT_FOUND RESOURCE_REPLACED when the name is another
+    resource's now, so that what is resumed never goes on in another one. Empty means whatever has the name now.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         start_sequence: _builtins.int = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "start_sequence", b"start_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "start_sequence", b"start_sequence", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,6 +584,7 @@ class ReadRecordsRequest(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     START_ROW_FIELD_NUMBER: _builtins.int
     IDS_ONLY_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the version."""
     split: _dataset_pb2.Split.ValueType
@@ -586,6 +593,10 @@ class ReadRecordsRequest(_message.Message):
     """First row wanted, counted over the whole version. 0 means the beginning."""
     ids_only: _builtins.bool
     """Only the columns row and record_id, to choose records by. False means all columns."""
+    uid: _builtins.str
+    """uid that the resource had when it was seen first: refused with NOT_FOUND RESOURCE_REPLACED when the name is another
+    resource's now, so that what is resumed never goes on in another one. Empty means whatever has the name now.
+    """
     def __init__(
         self,
         *,
@@ -593,10 +604,11 @@ class ReadRecordsRequest(_message.Message):
         split: _dataset_pb2.Split.ValueType = ...,
         start_row: _builtins.int = ...,
         ids_only: _builtins.bool = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids_only", b"ids_only", "name", b"name", "split", b"split", "start_row", b"start_row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids_only", b"ids_only", "name", b"name", "split", b"split", "start_row", b"start_row", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -764,19 +776,25 @@ class WatchRenderingRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     START_SEQUENCE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the resource."""
     start_sequence: _builtins.int
     """First event number wanted. 0 means 1, the beginning."""
+    uid: _builtins.str
+    """uid that the resource had when it was seen first: refused with NOT_FOUND RESOURCE_REPLACED when the name is another
+    resource's now, so that what is resumed never goes on in another one. Empty means whatever has the name now.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         start_sequence: _builtins.int = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "start_sequence", b"start_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "start_sequence", b"start_sequence", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -941,6 +959,7 @@ class ReadRenderingRequest(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     START_ROW_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the rendering."""
     split: _dataset_pb2.Split.ValueType
@@ -949,6 +968,10 @@ class ReadRenderingRequest(_message.Message):
     """First row wanted, counted over the whole rendering. 0 means the beginning."""
     view: Global___ReadRenderingRequest.View.ValueType
     """What each row carries. Unset means FULL."""
+    uid: _builtins.str
+    """uid that the resource had when it was seen first: refused with NOT_FOUND RESOURCE_REPLACED when the name is another
+    resource's now, so that what is resumed never goes on in another one. Empty means whatever has the name now.
+    """
     def __init__(
         self,
         *,
@@ -956,10 +979,11 @@ class ReadRenderingRequest(_message.Message):
         split: _dataset_pb2.Split.ValueType = ...,
         start_row: _builtins.int = ...,
         view: Global___ReadRenderingRequest.View.ValueType = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "split", b"split", "start_row", b"start_row", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "split", b"split", "start_row", b"start_row", "uid", b"uid", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -152,6 +152,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The address of a reward service is not one of those that may be called."""
     ERROR_REASON_GRADING_LIMIT_REACHED: _ErrorReason.ValueType  # 113
     """Grading takes more time or memory than it may."""
+    ERROR_REASON_RESOURCE_REPLACED: _ErrorReason.ValueType  # 126
+    """The name is another resource's now: the one with the uid that was sent is deleted."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -288,4 +290,6 @@ ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 112
 """The address of a reward service is not one of those that may be called."""
 ERROR_REASON_GRADING_LIMIT_REACHED: ErrorReason.ValueType  # 113
 """Grading takes more time or memory than it may."""
+ERROR_REASON_RESOURCE_REPLACED: ErrorReason.ValueType  # 126
+"""The name is another resource's now: the one with the uid that was sent is deleted."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -183,19 +183,25 @@ class WatchEvaluationRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     START_SEQUENCE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the resource."""
     start_sequence: _builtins.int
     """First event number wanted. 0 means 1, the beginning."""
+    uid: _builtins.str
+    """uid that the resource had when it was seen first: refused with NOT_FOUND RESOURCE_REPLACED when the name is another
+    resource's now, so that what is resumed never goes on in another one. Empty means whatever has the name now.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         start_sequence: _builtins.int = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "start_sequence", b"start_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "start_sequence", b"start_sequence", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -122,6 +122,10 @@ class Model(_message.Message):
         """Ready to use; its files never change again."""
         STATE_FAILED: Model._State.ValueType  # 4
         """Not usable; `error` says why."""
+        STATE_CANCELLING: Model._State.ValueType  # 5
+        """Asked to stop; its worker has not heard of it yet."""
+        STATE_CANCELLED: Model._State.ValueType  # 6
+        """Stopped on request."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a model."""
@@ -136,6 +140,10 @@ class Model(_message.Message):
     """Ready to use; its files never change again."""
     STATE_FAILED: Model.State.ValueType  # 4
     """Not usable; `error` says why."""
+    STATE_CANCELLING: Model.State.ValueType  # 5
+    """Asked to stop; its worker has not heard of it yet."""
+    STATE_CANCELLED: Model.State.ValueType  # 6
+    """Stopped on request."""
 
     class _Kind:
         ValueType = _typing.NewType("ValueType", _builtins.int)

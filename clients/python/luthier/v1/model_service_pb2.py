@@ -29,7 +29,7 @@ from luthier.v1 import event_pb2 as luthier_dot_v1_dot_event__pb2
 from luthier.v1 import model_pb2 as luthier_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eluthier/v1/model_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x16luthier/v1/event.proto\x1a\x16luthier/v1/model.proto\"\xb5\x01\n\x18RegisterBaseModelRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x11.luthier.v1.ModelB\x04\xe2\x41\x01\x02R\x05model\x12\x1f\n\x08model_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x07modelId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"1\n\x0fGetModelRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x04name\"\xb8\x01\n\x11ListModelsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"s\n\x12ListModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x11.luthier.v1.ModelB\x04\xe2\x41\x01\x03R\x06models\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"p\n\x11WatchModelRequest\x12.\n\x04name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\"\x83\x01\n\x15ListModelFilesRequest\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"y\n\x16ListModelFilesResponse\x12\x31\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x15.luthier.v1.ModelFileB\x04\xe2\x41\x01\x03R\x05\x66iles\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"}\n\x18\x44ownloadModelFileRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x04name\x12\x18\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x04path\x12\'\n\x0cstart_offset\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x0bstartOffset\"S\n\x19\x44ownloadModelFileResponse\x12\x1c\n\x06offset\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x06offset\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x03R\x04\x64\x61ta\"\x8b\x01\n\x12\x44\x65leteModelRequest\x12.\n\x04name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId2\xbf\x04\n\x0cModelService\x12L\n\x11RegisterBaseModel\x12$.luthier.v1.RegisterBaseModelRequest\x1a\x11.luthier.v1.Model\x12?\n\x08GetModel\x12\x1b.luthier.v1.GetModelRequest\x1a\x11.luthier.v1.Model\"\x03\x90\x02\x01\x12P\n\nListModels\x12\x1d.luthier.v1.ListModelsRequest\x1a\x1e.luthier.v1.ListModelsResponse\"\x03\x90\x02\x01\x12@\n\x0b\x44\x65leteModel\x12\x1e.luthier.v1.DeleteModelRequest\x1a\x11.luthier.v1.Model\x12\x45\n\nWatchModel\x12\x1d.luthier.v1.WatchModelRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12\\\n\x0eListModelFiles\x12!.luthier.v1.ListModelFilesRequest\x1a\".luthier.v1.ListModelFilesResponse\"\x03\x90\x02\x01\x12g\n\x11\x44ownloadModelFile\x12$.luthier.v1.DownloadModelFileRequest\x1a%.luthier.v1.DownloadModelFileResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eluthier/v1/model_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x16luthier/v1/event.proto\x1a\x16luthier/v1/model.proto\"\xb5\x01\n\x18RegisterBaseModelRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x11.luthier.v1.ModelB\x04\xe2\x41\x01\x02R\x05model\x12\x1f\n\x08model_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x07modelId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"1\n\x0fGetModelRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x04name\"\xb8\x01\n\x11ListModelsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"s\n\x12ListModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x11.luthier.v1.ModelB\x04\xe2\x41\x01\x03R\x06models\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x88\x01\n\x11WatchModelRequest\x12.\n\x04name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\x83\x01\n\x15ListModelFilesRequest\x12\"\n\x06parent\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"y\n\x16ListModelFilesResponse\x12\x31\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x15.luthier.v1.ModelFileB\x04\xe2\x41\x01\x03R\x05\x66iles\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x95\x01\n\x18\x44ownloadModelFileRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x04name\x12\x18\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x04path\x12\'\n\x0cstart_offset\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x0bstartOffset\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"S\n\x19\x44ownloadModelFileResponse\x12\x1c\n\x06offset\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x06offset\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x03R\x04\x64\x61ta\"\x8b\x01\n\x12\x43\x61ncelModelRequest\x12.\n\x04name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x8b\x01\n\x12\x44\x65leteModelRequest\x12.\n\x04name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId2\x81\x05\n\x0cModelService\x12L\n\x11RegisterBaseModel\x12$.luthier.v1.RegisterBaseModelRequest\x1a\x11.luthier.v1.Model\x12?\n\x08GetModel\x12\x1b.luthier.v1.GetModelRequest\x1a\x11.luthier.v1.Model\"\x03\x90\x02\x01\x12P\n\nListModels\x12\x1d.luthier.v1.ListModelsRequest\x1a\x1e.luthier.v1.ListModelsResponse\"\x03\x90\x02\x01\x12@\n\x0b\x43\x61ncelModel\x12\x1e.luthier.v1.CancelModelRequest\x1a\x11.luthier.v1.Model\x12@\n\x0b\x44\x65leteModel\x12\x1e.luthier.v1.DeleteModelRequest\x1a\x11.luthier.v1.Model\x12\x45\n\nWatchModel\x12\x1d.luthier.v1.WatchModelRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12\\\n\x0eListModelFiles\x12!.luthier.v1.ListModelFilesRequest\x1a\".luthier.v1.ListModelFilesResponse\"\x03\x90\x02\x01\x12g\n\x11\x44ownloadModelFile\x12$.luthier.v1.DownloadModelFileRequest\x1a%.luthier.v1.DownloadModelFileResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,6 +64,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\023\n\021luthier.dev/Model'
   _globals['_WATCHMODELREQUEST'].fields_by_name['start_sequence']._loaded_options = None
   _globals['_WATCHMODELREQUEST'].fields_by_name['start_sequence']._serialized_options = b'\342A\001\001'
+  _globals['_WATCHMODELREQUEST'].fields_by_name['uid']._loaded_options = None
+  _globals['_WATCHMODELREQUEST'].fields_by_name['uid']._serialized_options = b'\342A\001\001'
   _globals['_LISTMODELFILESREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTMODELFILESREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\003\n\001*'
   _globals['_LISTMODELFILESREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -80,10 +82,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADMODELFILEREQUEST'].fields_by_name['path']._serialized_options = b'\342A\001\002'
   _globals['_DOWNLOADMODELFILEREQUEST'].fields_by_name['start_offset']._loaded_options = None
   _globals['_DOWNLOADMODELFILEREQUEST'].fields_by_name['start_offset']._serialized_options = b'\342A\001\001'
+  _globals['_DOWNLOADMODELFILEREQUEST'].fields_by_name['uid']._loaded_options = None
+  _globals['_DOWNLOADMODELFILEREQUEST'].fields_by_name['uid']._serialized_options = b'\342A\001\001'
   _globals['_DOWNLOADMODELFILERESPONSE'].fields_by_name['offset']._loaded_options = None
   _globals['_DOWNLOADMODELFILERESPONSE'].fields_by_name['offset']._serialized_options = b'\342A\001\003'
   _globals['_DOWNLOADMODELFILERESPONSE'].fields_by_name['data']._loaded_options = None
   _globals['_DOWNLOADMODELFILERESPONSE'].fields_by_name['data']._serialized_options = b'\342A\001\003'
+  _globals['_CANCELMODELREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_CANCELMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\023\n\021luthier.dev/Model'
+  _globals['_CANCELMODELREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_CANCELMODELREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_CANCELMODELREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CANCELMODELREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001\342\214\317\327\010\002\010\001'
   _globals['_DELETEMODELREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\023\n\021luthier.dev/Model'
   _globals['_DELETEMODELREQUEST'].fields_by_name['etag']._loaded_options = None
@@ -108,18 +118,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSREQUEST']._serialized_end=603
   _globals['_LISTMODELSRESPONSE']._serialized_start=605
   _globals['_LISTMODELSRESPONSE']._serialized_end=720
-  _globals['_WATCHMODELREQUEST']._serialized_start=722
-  _globals['_WATCHMODELREQUEST']._serialized_end=834
-  _globals['_LISTMODELFILESREQUEST']._serialized_start=837
-  _globals['_LISTMODELFILESREQUEST']._serialized_end=968
-  _globals['_LISTMODELFILESRESPONSE']._serialized_start=970
-  _globals['_LISTMODELFILESRESPONSE']._serialized_end=1091
-  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_start=1093
-  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_end=1218
-  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_start=1220
-  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_end=1303
-  _globals['_DELETEMODELREQUEST']._serialized_start=1306
-  _globals['_DELETEMODELREQUEST']._serialized_end=1445
-  _globals['_MODELSERVICE']._serialized_start=1448
-  _globals['_MODELSERVICE']._serialized_end=2023
+  _globals['_WATCHMODELREQUEST']._serialized_start=723
+  _globals['_WATCHMODELREQUEST']._serialized_end=859
+  _globals['_LISTMODELFILESREQUEST']._serialized_start=862
+  _globals['_LISTMODELFILESREQUEST']._serialized_end=993
+  _globals['_LISTMODELFILESRESPONSE']._serialized_start=995
+  _globals['_LISTMODELFILESRESPONSE']._serialized_end=1116
+  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_start=1119
+  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_end=1268
+  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_start=1270
+  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_end=1353
+  _globals['_CANCELMODELREQUEST']._serialized_start=1356
+  _globals['_CANCELMODELREQUEST']._serialized_end=1495
+  _globals['_DELETEMODELREQUEST']._serialized_start=1498
+  _globals['_DELETEMODELREQUEST']._serialized_end=1637
+  _globals['_MODELSERVICE']._serialized_start=1640
+  _globals['_MODELSERVICE']._serialized_end=2281
 # @@protoc_insertion_point(module_scope)

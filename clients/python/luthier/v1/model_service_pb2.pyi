@@ -95,7 +95,10 @@ class ListModelsRequest(_message.Message):
     page_token: _builtins.str
     """next_page_token of the page before. Empty means the first page. All other fields must stay the same."""
     filter: _builtins.str
-    """Terms joined by AND: `state = "READY"`, `labels.team = "a"`. Empty means all."""
+    """Terms joined by AND: `state = "READY"`, `kind = "ADAPTER"`, `labels.team = "a"`, `base_model = "projects/p/models/m"`,
+    `fine_tuning_job = "projects/p/fineTuningJobs/j"`. A name finds what was made from the resource that has it now; while none has it,
+    what was made from any that had it. Empty means all.
+    """
     order_by: _builtins.str
     """`create_time` or `create_time desc`. Empty means `create_time desc`."""
     def __init__(
@@ -151,19 +154,25 @@ class WatchModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     START_SEQUENCE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the resource."""
     start_sequence: _builtins.int
     """First event number wanted. 0 means 1, the beginning."""
+    uid: _builtins.str
+    """uid that the resource had when it was seen first: refused with NOT_FOUND RESOURCE_REPLACED when the name is another
+    resource's now, so that what is resumed never goes on in another one. Empty means whatever has the name now.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         start_sequence: _builtins.int = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "start_sequence", b"start_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "start_sequence", b"start_sequence", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,22 +245,28 @@ class DownloadModelFileRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     START_OFFSET_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the model."""
     path: _builtins.str
     """Path of the file as ListModelFiles gives it."""
     start_offset: _builtins.int
     """First byte wanted. 0 means the beginning."""
+    uid: _builtins.str
+    """uid that the resource had when it was seen first: refused with NOT_FOUND RESOURCE_REPLACED when the name is another
+    resource's now, so that what is resumed never goes on in another one. Empty means whatever has the name now.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         path: _builtins.str = ...,
         start_offset: _builtins.int = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "start_offset", b"start_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "start_offset", b"start_offset", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,6 +297,36 @@ class DownloadModelFileResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DownloadModelFileResponse: _TypeAlias = DownloadModelFileResponse  # noqa: Y015
+
+@_typing.final
+class CancelModelRequest(_message.Message):
+    """CancelModelRequest names the resource to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the resource."""
+    etag: _builtins.str
+    """etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now."""
+    request_id: _builtins.str
+    """UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelModelRequest: _TypeAlias = CancelModelRequest  # noqa: Y015
 
 @_typing.final
 class DeleteModelRequest(_message.Message):

@@ -53,6 +53,11 @@ class ModelServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.CancelModel = channel.unary_unary(
+                '/luthier.v1.ModelService/CancelModel',
+                request_serializer=luthier_dot_v1_dot_model__service__pb2.CancelModelRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
         self.DeleteModel = channel.unary_unary(
                 '/luthier.v1.ModelService/DeleteModel',
                 request_serializer=luthier_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
@@ -108,12 +113,21 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelModel(self, request, context):
+        """Ask a base model that is being registered to stop. One that has ended or is stopping is returned unchanged.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteModel(self, request, context):
         """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
         tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
-        being registered.
+        being registered; cancel it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +179,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=luthier_dot_v1_dot_model__service__pb2.ListModelsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_model__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'CancelModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelModel,
+                    request_deserializer=luthier_dot_v1_dot_model__service__pb2.CancelModelRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__pb2.Model.SerializeToString,
             ),
             'DeleteModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteModel,
@@ -270,6 +289,33 @@ class ModelService(object):
             '/luthier.v1.ModelService/ListModels',
             luthier_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
             luthier_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.ModelService/CancelModel',
+            luthier_dot_v1_dot_model__service__pb2.CancelModelRequest.SerializeToString,
+            luthier_dot_v1_dot_model__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,12 +53,17 @@ class ModelServiceStub:
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
+    CancelModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CancelModelRequest, _model_pb2.Model]
+    """Ask a base model that is being registered to stop. One that has ended or is stopping is returned unchanged.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+    """
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_pb2.Model]
     """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
     tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
-    being registered.
+    being registered; cancel it first.
     """
     WatchModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]
     """Stream a model's events from a number on; ends after the event of a final state.
@@ -101,12 +106,17 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
+    CancelModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CancelModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """Ask a base model that is being registered to stop. One that has ended or is stopping is returned unchanged.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+    """
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
     tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
-    being registered.
+    being registered; cancel it first.
     """
     WatchModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a model's events from a number on; ends after the event of a final state.
@@ -166,6 +176,17 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CancelModel(
+        self,
+        request: _model_service_pb2.CancelModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """Ask a base model that is being registered to stop. One that has ended or is stopping is returned unchanged.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
+        """
+
+    @_abc_1.abstractmethod
     def DeleteModel(
         self,
         request: _model_service_pb2.DeleteModelRequest,
@@ -175,7 +196,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
         tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
-        being registered.
+        being registered; cancel it first.
         """
 
     @_abc_1.abstractmethod

@@ -133,7 +133,8 @@ class TrainingServiceServicer(object):
     def ListFineTuningJobs(self, request, context):
         """Page through the jobs of a project.
 
-        Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+        Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid. UNAVAILABLE: the filter names a rendering and
+        the Data service is away.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

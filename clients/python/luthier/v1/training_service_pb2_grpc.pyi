@@ -58,7 +58,8 @@ class TrainingServiceStub:
     ListFineTuningJobs: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListFineTuningJobsRequest, _training_service_pb2.ListFineTuningJobsResponse]
     """Page through the jobs of a project.
 
-    Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+    Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid. UNAVAILABLE: the filter names a rendering and
+    the Data service is away.
     """
     CancelFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CancelFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
@@ -126,7 +127,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     ListFineTuningJobs: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListFineTuningJobsRequest, _training_service_pb2.ListFineTuningJobsResponse]  # type: ignore[assignment]
     """Page through the jobs of a project.
 
-    Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+    Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid. UNAVAILABLE: the filter names a rendering and
+    the Data service is away.
     """
     CancelFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
@@ -215,7 +217,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_service_pb2.ListFineTuningJobsResponse, _abc.Awaitable[_training_service_pb2.ListFineTuningJobsResponse]]:
         """Page through the jobs of a project.
 
-        Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+        Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid. UNAVAILABLE: the filter names a rendering and
+        the Data service is away.
         """
 
     @_abc_1.abstractmethod

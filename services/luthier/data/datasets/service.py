@@ -115,9 +115,9 @@ class DatasetService:
             needs = Needs(until_end=uploads, lasting=(dataset.uid,))
             return (await self.versions.add(connection, version, private, work, needs)).message
 
-    async def ready_version(self, name: str) -> StoredVersion:
-        """Return a READY version. Raises NotFound, FailedPrecondition WRONG_STATE."""
-        return require_state(await self.versions.read(name), State.STATE_READY, self.versions.lifecycle)
+    async def ready_version(self, name: str, uid: str = "") -> StoredVersion:
+        """Return a READY version, that of a uid if one is given. Raises NotFound, FailedPrecondition WRONG_STATE."""
+        return require_state(await self.versions.read(name, uid), State.STATE_READY, self.versions.lifecycle)
 
     async def require(self, connection: AsyncConnection, uid: str) -> StoredVersion:
         """Return a version as the transaction sees it. Raises NotFound."""

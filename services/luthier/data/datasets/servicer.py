@@ -19,10 +19,11 @@ from luthier.errors import Failure
 from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.data_pb2 import DatasetVersionPrivate
-from luthier.v1 import arrow_pb2, data_service_pb2, dataset_pb2, event_pb2
+from luthier.v1 import arrow_pb2, data_service_pb2, dataset_pb2
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.work.family_tasks import FamilyTasks, TaskStates
 from luthier.work.listing import PAGE_BYTES, row_page_arguments
+from luthier.work.standard_methods import StandardMethods
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
 
@@ -43,6 +44,24 @@ class DatasetsServicer:
         self._reader = reader
         self._page_tokens = page_tokens
         self._projects = projects
+        standard = StandardMethods(pattern=DATASET, tokens=page_tokens, projects=projects)
+        self.GetDataset = standard.get(datasets.get_dataset)
+        self.ListDatasets = standard.list(
+            datasets.list_datasets,
+            lambda found, token: data_service_pb2.ListDatasetsResponse(datasets=found, next_page_token=token),
+        )
+        self.DeleteDataset = standard.delete(datasets.delete_dataset)
+        standard = StandardMethods(pattern=VERSION, tokens=page_tokens, projects=projects)
+        self.GetDatasetVersion = standard.get(datasets.versions.message)
+        self.ListDatasetVersions = standard.list(
+            datasets.list_versions,
+            lambda found, token: data_service_pb2.ListDatasetVersionsResponse(
+                dataset_versions=found, next_page_token=token
+            ),
+        )
+        self.CancelDatasetVersion = standard.cancel(datasets.versions.cancel)
+        self.DeleteDatasetVersion = standard.delete(datasets.versions.delete)
+        self.WatchDatasetVersion = standard.watch(datasets.versions.watch)
 
     async def CreateDataset(
         self, request: data_service_pb2.CreateDatasetRequest, context: Context
@@ -51,72 +70,12 @@ class DatasetsServicer:
         require_project(request.parent, self._projects)
         return await self._datasets.create_dataset(request)
 
-    async def GetDataset(
-        self, request: data_service_pb2.GetDatasetRequest, context: Context
-    ) -> dataset_pb2.Dataset:
-        """Read one dataset."""
-        check_name(DATASET, request.name, self._projects)
-        return await self._datasets.get_dataset(request.name)
-
-    async def ListDatasets(
-        self, request: data_service_pb2.ListDatasetsRequest, context: Context
-    ) -> data_service_pb2.ListDatasetsResponse:
-        """Page through datasets."""
-        require_project(request.parent, self._projects)
-        values, token = await self._datasets.list_datasets(request, self._page_tokens)
-        return data_service_pb2.ListDatasetsResponse(datasets=values, next_page_token=token)
-
-    async def DeleteDataset(
-        self, request: data_service_pb2.DeleteDatasetRequest, context: Context
-    ) -> dataset_pb2.Dataset:
-        """Delete one dataset."""
-        check_name(DATASET, request.name, self._projects)
-        return await self._datasets.delete_dataset(request.name, request.etag)
-
     async def CreateDatasetVersion(
         self, request: data_service_pb2.CreateDatasetVersionRequest, context: Context
     ) -> dataset_pb2.DatasetVersion:
         """Queue the building of a version."""
         check_name(DATASET, request.parent, self._projects, field="parent")
         return await self._datasets.create_version(request)
-
-    async def GetDatasetVersion(
-        self, request: data_service_pb2.GetDatasetVersionRequest, context: Context
-    ) -> dataset_pb2.DatasetVersion:
-        """Read one version."""
-        check_name(VERSION, request.name, self._projects)
-        return (await self._datasets.versions.read(request.name)).message
-
-    async def ListDatasetVersions(
-        self, request: data_service_pb2.ListDatasetVersionsRequest, context: Context
-    ) -> data_service_pb2.ListDatasetVersionsResponse:
-        """Page through versions."""
-        check_name(DATASET, request.parent, self._projects, field="parent")
-        values, token = await self._datasets.list_versions(request, self._page_tokens)
-        return data_service_pb2.ListDatasetVersionsResponse(dataset_versions=values, next_page_token=token)
-
-    async def CancelDatasetVersion(
-        self, request: data_service_pb2.CancelDatasetVersionRequest, context: Context
-    ) -> dataset_pb2.DatasetVersion:
-        """Ask a version to stop."""
-        check_name(VERSION, request.name, self._projects)
-        stopping = State.STATE_CANCELLING
-        return await self._datasets.versions.cancel(request.name, request.etag, stopping)
-
-    async def DeleteDatasetVersion(
-        self, request: data_service_pb2.DeleteDatasetVersionRequest, context: Context
-    ) -> dataset_pb2.DatasetVersion:
-        """Delete one version."""
-        check_name(VERSION, request.name, self._projects)
-        return await self._datasets.versions.delete(request.name, request.etag)
-
-    async def WatchDatasetVersion(
-        self, request: data_service_pb2.WatchDatasetVersionRequest, context: Context
-    ) -> AsyncIterator[event_pb2.Event]:
-        """Stream a version's events."""
-        check_name(VERSION, request.name, self._projects)
-        async for event in self._datasets.versions.watch(request.name, request.start_sequence):
-            yield event
 
     async def ListDatasetVersionErrors(
         self, request: data_service_pb2.ListDatasetVersionErrorsRequest, context: Context
@@ -160,7 +119,7 @@ class DatasetsServicer:
     ) -> AsyncIterator[arrow_pb2.ArrowChunk]:
         """Stream records as Arrow."""
         check_name(VERSION, request.name, self._projects)
-        version = await self._datasets.ready_version(request.name)
+        version = await self._datasets.ready_version(request.name, request.uid)
         check_start_row(request.start_row, version.private.shards)
         wanted = in_split(request.split)
         columns = ID_COLUMNS if request.ids_only else RECORD_COLUMNS

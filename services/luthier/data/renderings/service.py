@@ -112,9 +112,9 @@ class RenderingService:
             needs = Needs(until_end=(version.uid,), elsewhere=holds)
             return (await self.family.add(connection, rendering, private, work, needs)).message
 
-    async def ready(self, name: str) -> StoredRendering:
-        """Return a READY rendering. Raises NotFound, FailedPrecondition WRONG_STATE."""
-        return require_state(await self.family.read(name), State.STATE_READY, self.family.lifecycle)
+    async def ready(self, name: str, uid: str = "") -> StoredRendering:
+        """Return a READY rendering, that of a uid if one is given. Raises NotFound, FailedPrecondition WRONG_STATE."""
+        return require_state(await self.family.read(name, uid), State.STATE_READY, self.family.lifecycle)
 
     async def list_errors(self, uid: str, start: int, limit: int) -> Sequence[RecordError]:
         """Return at most `limit` records that could not be rendered, of a rendering's uid, from `start` on."""

@@ -21,10 +21,11 @@ from luthier.errors import Failure
 from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.data_pb2 import RenderingPrivate
-from luthier.v1 import arrow_pb2, data_service_pb2, event_pb2, rendering_pb2
+from luthier.v1 import arrow_pb2, data_service_pb2, rendering_pb2
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.work.family_tasks import FamilyTasks, TaskStates
-from luthier.work.listing import PAGE_BYTES, page_that_fits, row_page_arguments
+from luthier.work.listing import PAGE_BYTES, row_page_arguments
+from luthier.work.standard_methods import StandardMethods
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
 
@@ -47,6 +48,18 @@ class RenderingsServicer:
         self._token_texts = token_texts
         self._page_tokens = page_tokens
         self._projects = projects
+        family = renderings.family
+        standard = StandardMethods(pattern=RENDERING, tokens=page_tokens, projects=projects)
+        self.GetRendering = standard.get(family.message)
+        self.ListRenderings = standard.list(
+            family.page,
+            lambda found, token: data_service_pb2.ListRenderingsResponse(
+                renderings=found, next_page_token=token
+            ),
+        )
+        self.CancelRendering = standard.cancel(family.cancel)
+        self.DeleteRendering = standard.delete(family.delete)
+        self.WatchRendering = standard.watch(family.watch)
 
     async def CreateRendering(
         self, request: data_service_pb2.CreateRenderingRequest, context: Context
@@ -54,51 +67,6 @@ class RenderingsServicer:
         """Queue a rendering."""
         require_project(request.parent, self._projects)
         return await self._renderings.create(request)
-
-    async def GetRendering(
-        self, request: data_service_pb2.GetRenderingRequest, context: Context
-    ) -> rendering_pb2.Rendering:
-        """Read one rendering."""
-        check_name(RENDERING, request.name, self._projects)
-        return (await self._renderings.family.read(request.name)).message
-
-    async def ListRenderings(
-        self, request: data_service_pb2.ListRenderingsRequest, context: Context
-    ) -> data_service_pb2.ListRenderingsResponse:
-        """Page through renderings; a page of great ones holds fewer."""
-        require_project(request.parent, self._projects)
-
-        async def read(
-            asked: data_service_pb2.ListRenderingsRequest,
-        ) -> tuple[data_service_pb2.ListRenderingsResponse, int]:
-            values, token = await self._renderings.family.page(asked, self._page_tokens)
-            page = data_service_pb2.ListRenderingsResponse(renderings=values, next_page_token=token)
-            return page, len(values)
-
-        return await page_that_fits(request, read)
-
-    async def CancelRendering(
-        self, request: data_service_pb2.CancelRenderingRequest, context: Context
-    ) -> rendering_pb2.Rendering:
-        """Ask a rendering to stop."""
-        check_name(RENDERING, request.name, self._projects)
-        stopping = State.STATE_CANCELLING
-        return await self._renderings.family.cancel(request.name, request.etag, stopping)
-
-    async def DeleteRendering(
-        self, request: data_service_pb2.DeleteRenderingRequest, context: Context
-    ) -> rendering_pb2.Rendering:
-        """Delete one rendering."""
-        check_name(RENDERING, request.name, self._projects)
-        return await self._renderings.family.delete(request.name, request.etag)
-
-    async def WatchRendering(
-        self, request: data_service_pb2.WatchRenderingRequest, context: Context
-    ) -> AsyncIterator[event_pb2.Event]:
-        """Stream a rendering's events."""
-        check_name(RENDERING, request.name, self._projects)
-        async for event in self._renderings.family.watch(request.name, request.start_sequence):
-            yield event
 
     async def ListRenderingErrors(
         self, request: data_service_pb2.ListRenderingErrorsRequest, context: Context
@@ -148,7 +116,7 @@ class RenderingsServicer:
         """Stream rows as Arrow."""
         check_name(RENDERING, request.name, self._projects)
         lengths_only = request.view == data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS
-        rendering = await self._renderings.ready(request.name)
+        rendering = await self._renderings.ready(request.name, request.uid)
         columns = LENGTH_COLUMNS if lengths_only else _full_columns(rendering.message.kind)
         check_start_row(request.start_row, rendering.private.shards)
         wanted = in_split(request.split)

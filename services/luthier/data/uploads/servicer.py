@@ -11,7 +11,9 @@ from luthier.data.names import UPLOAD
 from luthier.data.uploads.service import UploadService
 from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.runtime.names import check_name, require_project
+from luthier.runtime.paging import PageTokens
 from luthier.v1 import data_service_pb2, upload_pb2
+from luthier.work.standard_methods import StandardMethods
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -19,9 +21,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class UploadsServicer:
     """The uploads' part of DataService."""
 
-    def __init__(self, uploads: UploadService, projects: Container[str]) -> None:
+    def __init__(self, uploads: UploadService, page_tokens: PageTokens, projects: Container[str]) -> None:
         self._uploads = uploads
         self._projects = projects
+        standard = StandardMethods(pattern=UPLOAD, tokens=page_tokens, projects=projects)
+        self.GetUpload = standard.get(uploads.get)
+        self.CancelUpload = standard.cancel(uploads.cancel)
+        self.DeleteUpload = standard.delete(uploads.delete)
 
     async def StartUpload(
         self, request: data_service_pb2.StartUploadRequest, context: Context
@@ -49,24 +55,3 @@ class UploadsServicer:
             violation = FieldViolation(field="name", description=description, reason=Reason.FIELD_REQUIRED)
             raise InvalidArgument.of_fields(violation)
         return await self._uploads.get(name)
-
-    async def GetUpload(
-        self, request: data_service_pb2.GetUploadRequest, context: Context
-    ) -> upload_pb2.Upload:
-        """Read one upload."""
-        check_name(UPLOAD, request.name, self._projects)
-        return await self._uploads.get(request.name)
-
-    async def CancelUpload(
-        self, request: data_service_pb2.CancelUploadRequest, context: Context
-    ) -> upload_pb2.Upload:
-        """Give an upload up."""
-        check_name(UPLOAD, request.name, self._projects)
-        return await self._uploads.cancel(request.name, request.etag)
-
-    async def DeleteUpload(
-        self, request: data_service_pb2.DeleteUploadRequest, context: Context
-    ) -> upload_pb2.Upload:
-        """Delete one upload."""
-        check_name(UPLOAD, request.name, self._projects)
-        return await self._uploads.delete(request.name, request.etag)

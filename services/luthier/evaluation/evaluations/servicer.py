@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import grpc.aio
@@ -12,13 +12,14 @@ from luthier.errors import Failure
 from luthier.evaluation.evaluations.rules import RESULT_LIMITS, State
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.names import EVALUATION
-from luthier.runtime.names import require_project
+from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1 import evaluation_service_pb2, event_pb2, fine_tuning_job_pb2
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.work.family_tasks import FamilyTasks, TaskStates
-from luthier.work.listing import PAGE_BYTES, page_that_fits, row_page_arguments
+from luthier.work.listing import PAGE_BYTES, row_page_arguments
+from luthier.work.standard_methods import StandardMethods
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
 
@@ -34,6 +35,18 @@ class EvaluationsServicer:
         self._evaluations = evaluations
         self._page_tokens = page_tokens
         self._projects = projects
+        family = evaluations.family
+        standard = StandardMethods(pattern=EVALUATION, tokens=page_tokens, projects=projects)
+        self.GetEvaluation = standard.get(family.message)
+        self.ListEvaluations = standard.list(
+            family.page,
+            lambda found, token: evaluation_service_pb2.ListEvaluationsResponse(
+                evaluations=found, next_page_token=token
+            ),
+        )
+        self.CancelEvaluation = standard.cancel(family.cancel)
+        self.DeleteEvaluation = standard.delete(family.delete)
+        self.WatchEvaluation = standard.watch(family.watch)
 
     async def CreateEvaluation(
         self, request: evaluation_service_pb2.CreateEvaluationRequest, context: Context
@@ -42,55 +55,11 @@ class EvaluationsServicer:
         require_project(request.parent, self._projects)
         return await self._evaluations.create(request)
 
-    async def GetEvaluation(
-        self, request: evaluation_service_pb2.GetEvaluationRequest, context: Context
-    ) -> Evaluation:
-        """Read one evaluation."""
-        EVALUATION.parse(request.name)
-        return (await self._evaluations.family.read(request.name)).message
-
-    async def ListEvaluations(
-        self, request: evaluation_service_pb2.ListEvaluationsRequest, context: Context
-    ) -> evaluation_service_pb2.ListEvaluationsResponse:
-        """Page through evaluations; a page of great ones holds fewer."""
-        require_project(request.parent, self._projects)
-
-        async def read(
-            asked: evaluation_service_pb2.ListEvaluationsRequest,
-        ) -> tuple[evaluation_service_pb2.ListEvaluationsResponse, int]:
-            values, token = await self._evaluations.family.page(asked, self._page_tokens)
-            page = evaluation_service_pb2.ListEvaluationsResponse(evaluations=values, next_page_token=token)
-            return page, len(values)
-
-        return await page_that_fits(request, read)
-
-    async def CancelEvaluation(
-        self, request: evaluation_service_pb2.CancelEvaluationRequest, context: Context
-    ) -> Evaluation:
-        """Ask an evaluation to stop."""
-        EVALUATION.parse(request.name)
-        return await self._evaluations.family.cancel(request.name, request.etag, State.STATE_CANCELLING)
-
-    async def DeleteEvaluation(
-        self, request: evaluation_service_pb2.DeleteEvaluationRequest, context: Context
-    ) -> Evaluation:
-        """Delete one evaluation."""
-        EVALUATION.parse(request.name)
-        return await self._evaluations.family.delete(request.name, request.etag)
-
-    async def WatchEvaluation(
-        self, request: evaluation_service_pb2.WatchEvaluationRequest, context: Context
-    ) -> AsyncIterator[event_pb2.Event]:
-        """Stream an evaluation's events."""
-        EVALUATION.parse(request.name)
-        async for event in self._evaluations.family.watch(request.name, request.start_sequence):
-            yield event
-
     async def ListPredictions(
         self, request: evaluation_service_pb2.ListPredictionsRequest, context: Context
     ) -> evaluation_service_pb2.ListPredictionsResponse:
         """Page through answers."""
-        EVALUATION.parse(request.parent)
+        check_name(EVALUATION, request.parent, self._projects, field="parent")
         evaluation = await self._evaluations.family.read(request.parent)
         limit = page_size(request.page_size, default=200)
         first_row, bound = row_page_arguments(

@@ -27,6 +27,10 @@ class Models(Protocol):
         """Return the model of a uid. Raises NotFound."""
         ...
 
+    async def live(self, name: str) -> Sequence[str]:
+        """Return the uid of the model that has a name now, as filters take it; empty when none has."""
+        ...
+
     async def exists(self, connection: AsyncConnection, name: str) -> bool:
         """Tell whether a name is taken."""
         ...

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from luthier.errors import NotFound
 from luthier.storage.database import Database
 from luthier.storage.pages import parent_of
+from luthier.storage.stored import require_uid
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
@@ -27,10 +28,12 @@ class CheckpointModels:
         self._jobs = jobs
         self._checkpoints = repository.Checkpoints()
 
-    async def read(self, name: str) -> SeenModel:
-        """Return a checkpoint as a model. Raises NotFound."""
+    async def read(self, name: str, uid: str = "") -> SeenModel:
+        """Return a checkpoint as a model, the one of a uid if that is given. Raises NotFound."""
         async with self._database.reading() as connection:
-            return await self._get(connection, name)
+            seen = await self._get(connection, name)
+        require_uid(seen, uid)
+        return seen
 
     async def find(self, connection: AsyncConnection, name: str) -> SeenModel | None:
         """Return a checkpoint as a model, as a transaction sees it; None when there is none of this name."""

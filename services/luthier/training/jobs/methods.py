@@ -53,14 +53,14 @@ LEARNING_RATES: Mapping[str, tuple[float, float]] = {
 }
 """Peaks by method: of an adapter, and of all weights, which move at once."""
 
-_LOSS_DEFAULTS: Mapping[int, Mapping[str, float]] = {
+_LOSS_DEFAULTS: Mapping[Loss.ValueType, Mapping[str, float]] = {
     Loss.LOSS_DPO: {"beta": 0.1},
     Loss.LOSS_IPO: {"beta": 0.1},
     Loss.LOSS_ORPO: {"beta": 0.1},
     Loss.LOSS_SIMPO: {"beta": 2.0, "gamma": 1.0},
     Loss.LOSS_KTO: {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
 }
-_OPTIONS: Mapping[int, frozenset[str]] = {
+_OPTIONS: Mapping[Loss.ValueType, frozenset[str]] = {
     Loss.LOSS_DPO: frozenset({"beta", "label_smoothing", "nll_weight"}),
     Loss.LOSS_IPO: frozenset({"beta", "nll_weight"}),
     Loss.LOSS_ORPO: frozenset({"beta"}),

@@ -17,6 +17,7 @@ from luthier.storage.stored import Rows
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
 from luthier.training.schema import checkpoints, fine_tuning_jobs, metric_points
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, MetricPoint
+from luthier.work.families import told_of
 
 VALIDATION_LOSS = "validation_loss"
 _ALL = 1_000_000
@@ -34,6 +35,8 @@ def jobs() -> JobRows:
         columns={
             "base_model": lambda job, _: job.base_model,
             "rendering": lambda job, _: job.rendering,
+            "base_model_uid": lambda job, _: told_of(job, job.base_model),
+            "rendering_uid": lambda job, _: told_of(job, job.rendering),
         },
         progress_fields=("progress", "latest_metrics"),
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from luthier.errors import AlreadyExists, Reason, ResourceExhausted
+from luthier.errors import AlreadyExists, NotFound, Reason, ResourceExhausted
 from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
@@ -19,16 +19,16 @@ from luthier.training.jobs.counting import survey_elsewhere
 from luthier.training.jobs.planning import SplitLengths, check_counts, make_plan, require_usable
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
+from luthier.training.names import RENDERING
 from luthier.training.recipe_settings import batch_settings
 from luthier.training.weights import StoredModel
-from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
-from luthier.work.listing import ListRequest
+from luthier.work.listing import ListRequest, Live, told_apart
 from luthier.work.log import EventLog
 from luthier.work.tasks import TaskKind
 
@@ -190,13 +190,20 @@ class JobService:
     async def list_page(
         self, request: ListRequest, tokens: PageTokens
     ) -> tuple[tuple[FineTuningJob, ...], str]:
-        """Return a page of a project's jobs and the next page's token. Raises InvalidArgument."""
-        return await self.family.page(request, tokens, filters=FILTERS)
+        """Return a page of a project's jobs and the next page's token.
 
-    async def events(self, uid: str, start_sequence: int, limit: int) -> Sequence[Event]:
-        """Return at most `limit` events of the job of a uid from a number on."""
-        async with self._database.reading() as connection:
-            return await self._log.read(connection, uid, start_sequence, limit)
+        Raises InvalidArgument, and where a rendering is named Unavailable when the Data service is away.
+        """
+        live: Mapping[str, Live] = {"base_model": self._models.live, "rendering": self._live_rendering}
+        return await self.family.page(request, tokens, filters=FILTERS, live=live)
+
+    async def _live_rendering(self, name: str) -> Sequence[str]:
+        RENDERING.parse(name, field="filter")
+        try:
+            rendering = await self._renderings.get(name)
+        except NotFound:
+            return ()
+        return told_apart(rendering.uid, rendering.digest)
 
     async def metrics(self, uid: str, after_step: int, limit: int) -> Sequence[MetricPoint]:
         """Return at most `limit` metric points of the job of a uid after a step."""

@@ -56,10 +56,19 @@ RESULT_LIMITS: LimitTable = {
 
 State = Model.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
-    State.STATE_QUEUED: (State.STATE_REGISTERING, State.STATE_FAILED),
-    State.STATE_REGISTERING: (State.STATE_QUEUED, State.STATE_READY, State.STATE_FAILED),
+    State.STATE_QUEUED: (State.STATE_REGISTERING, State.STATE_FAILED, State.STATE_CANCELLED),
+    State.STATE_REGISTERING: (
+        State.STATE_QUEUED,
+        State.STATE_READY,
+        State.STATE_FAILED,
+        State.STATE_CANCELLING,
+        State.STATE_CANCELLED,
+    ),
+    # A worker may end its work, or fail, before it hears that it should stop.
+    State.STATE_CANCELLING: (State.STATE_CANCELLED, State.STATE_READY, State.STATE_FAILED),
     State.STATE_READY: (),
     State.STATE_FAILED: (),
+    State.STATE_CANCELLED: (),
 }
 
 

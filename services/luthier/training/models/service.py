@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,7 +24,7 @@ from luthier.v1.model_pb2 import Model, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
 from luthier.work.lifecycle import Lifecycle
-from luthier.work.listing import ListRequest
+from luthier.work.listing import ListRequest, Live
 from luthier.work.log import EventLog
 from luthier.work.tasks import TaskKind
 from luthier.worker.v1.task_pb2 import BlobFile, RegisterModelResult
@@ -69,11 +70,22 @@ class ModelService:
 
     async def list_page(self, request: ListRequest, tokens: PageTokens) -> tuple[tuple[Model, ...], str]:
         """Return a page of a project's models and the next page's token. Raises InvalidArgument."""
-        return await self.family.page(request, tokens, filters=FILTERS)
+        live: Mapping[str, Live] = {
+            "base_model": self.family.live,
+            "fine_tuning_job": partial(repository.live_job, self._database),
+        }
+        return await self.family.page(request, tokens, filters=FILTERS, live=live)
 
-    async def ready(self, name: str) -> StoredModel:
-        """Return a READY model, its files in the order of their paths. Raises NotFound, FailedPrecondition."""
-        return self._ready(await self.family.read(name))
+    async def live(self, name: str) -> Sequence[str]:
+        """Return the uid of the model that has a name now, as filters take it; empty when none has."""
+        return await self.family.live(name)
+
+    async def ready(self, name: str, uid: str = "") -> StoredModel:
+        """Return a READY model, the one of a uid if that is given; its files are in the order of their paths.
+
+        Raises NotFound, FailedPrecondition WRONG_STATE.
+        """
+        return self._ready(await self.family.read(name, uid))
 
     def read_file(self, model: SeenModel | StoredModel, path: str, offset: int) -> AsyncIterator[bytes]:
         """Return the bytes of one file of a model from an offset on, in pieces of at most 1 MiB.

@@ -8,19 +8,20 @@ from typing import Any, Protocol
 import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Failure, InvalidArgument, Reason
+from luthier.errors import Failure, InvalidArgument
 from luthier.runtime.auth import Kind
 from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import MAX_PAGE_SIZE, PageTokens, fingerprint, page_size
+from luthier.runtime.server import Registration, of_families
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models.rules import RESULT_LIMITS, State
 from luthier.training.models.service import ModelService
 from luthier.training.names import MODEL, WEIGHTS, is_checkpoint
 from luthier.training.weights import SeenModel, StoredModel
-from luthier.v1 import event_pb2, model_pb2, model_service_pb2, model_service_pb2_grpc
+from luthier.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from luthier.v1.model_pb2 import Model
 from luthier.work.family_tasks import FamilyTasks, TaskStates
-from luthier.work.listing import page_that_fits
+from luthier.work.standard_methods import StandardMethods
 from luthier.work.tasks import Task
 from luthier.worker.v1 import task_pb2
 
@@ -34,18 +35,16 @@ POLICY = {
     for method in SERVICE.methods
 }
 
-add_to_server = model_service_pb2_grpc.add_ModelServiceServicer_to_server
-
 
 class CheckpointModels(Protocol):
     """What this family needs of checkpoints: the two meet where the service is put together."""
 
-    async def read(self, name: str) -> SeenModel:
-        """Return a checkpoint as the model that it would be. Raises NotFound."""
+    async def read(self, name: str, uid: str = "") -> SeenModel:
+        """Return a checkpoint as the model that it would be, the one of a uid if that is given. Raises NotFound."""
         ...
 
 
-class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+class ModelServicer:
     """ModelService."""
 
     def __init__(
@@ -59,6 +58,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self._checkpoints = checkpoints
         self._page_tokens = page_tokens
         self._projects = projects
+        family = models.family
+        standard = StandardMethods(pattern=MODEL, tokens=page_tokens, projects=projects)
+        self.ListModels = standard.list(
+            models.list_page,
+            lambda found, token: model_service_pb2.ListModelsResponse(models=found, next_page_token=token),
+        )
+        self.CancelModel = standard.cancel(family.cancel)
+        self.DeleteModel = standard.delete(family.delete)
+        self.WatchModel = standard.watch(family.watch)
 
     async def RegisterBaseModel(
         self, request: model_service_pb2.RegisterBaseModelRequest, context: Context
@@ -72,35 +80,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         check_name(WEIGHTS, request.name, self._projects)
         if is_checkpoint(request.name):
             return (await self._checkpoints.read(request.name)).message
-        return (await self._models.family.read(request.name)).message
-
-    async def ListModels(
-        self, request: model_service_pb2.ListModelsRequest, context: Context
-    ) -> model_service_pb2.ListModelsResponse:
-        """Page through models; a page of great ones holds fewer."""
-        require_project(request.parent, self._projects)
-        return await page_that_fits(request, self._models_page)
-
-    async def _models_page(
-        self, request: model_service_pb2.ListModelsRequest
-    ) -> tuple[model_service_pb2.ListModelsResponse, int]:
-        values, token = await self._models.list_page(request, self._page_tokens)
-        return model_service_pb2.ListModelsResponse(models=values, next_page_token=token), len(values)
-
-    async def DeleteModel(
-        self, request: model_service_pb2.DeleteModelRequest, context: Context
-    ) -> model_pb2.Model:
-        """Delete one model."""
-        check_name(MODEL, request.name, self._projects)
-        return await self._models.family.delete(request.name, request.etag)
-
-    async def WatchModel(
-        self, request: model_service_pb2.WatchModelRequest, context: Context
-    ) -> AsyncIterator[event_pb2.Event]:
-        """Stream a model's events."""
-        check_name(MODEL, request.name, self._projects)
-        async for event in self._models.family.watch(request.name, request.start_sequence):
-            yield event
+        return await self._models.family.message(request.name)
 
     async def ListModelFiles(
         self, request: model_service_pb2.ListModelFilesRequest, context: Context
@@ -123,13 +103,19 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         """Stream one file."""
         check_name(WEIGHTS, request.name, self._projects)
         offset = request.start_offset
-        model = await self._ready(request.name)
+        model = await self._ready(request.name, request.uid)
         async for data in self._models.read_file(model, request.path, offset):
             yield model_service_pb2.DownloadModelFileResponse(offset=offset, data=data)
             offset += len(data)
 
-    async def _ready(self, name: str) -> SeenModel | StoredModel:
-        return await (self._checkpoints.read(name) if is_checkpoint(name) else self._models.ready(name))
+    async def _ready(self, name: str, uid: str = "") -> SeenModel | StoredModel:
+        return await (self._checkpoints.read if is_checkpoint(name) else self._models.ready)(name, uid)
+
+
+def registration(models: ModelServicer) -> Registration:
+    """Return how to add the service to a server."""
+    add = model_service_pb2_grpc.add_ModelServiceServicer_to_server
+    return of_families(SERVICE, add, (models,))
 
 
 class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
@@ -139,7 +125,7 @@ class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
 
     def __init__(self, models: ModelService) -> None:
         states = TaskStates(
-            queued=State.STATE_QUEUED, begun=State.STATE_REGISTERING, cancelled=State.STATE_FAILED
+            queued=State.STATE_QUEUED, begun=State.STATE_REGISTERING, cancelled=State.STATE_CANCELLED
         )
         super().__init__(models.family, states)
         self._models = models
@@ -168,14 +154,3 @@ class RegisterModelHandler(FamilyTasks[Model, ModelPrivate]):
     ) -> None:
         """The model is FAILED."""
         await self._models.failed(connection, task.uid, failure)
-
-    async def cancelled(
-        self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
-    ) -> None:
-        """The model is FAILED."""
-        stopped = Failure(
-            code="CANCELLED",
-            reason=Reason.CANCELLED_BY_USER,
-            message=f"the registration of {task.subject} was stopped on request",
-        )
-        await self._models.failed(connection, task.uid, stopped)

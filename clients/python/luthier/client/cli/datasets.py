@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
@@ -237,14 +238,13 @@ def cancel(session: Session, version: str) -> None:
 
 
 @datasets.command()
-@click.argument("name")
-@pass_session
-def delete(session: Session, name: str) -> None:
+@pass_deletion
+def delete(session: Session, name: str, etag: str) -> None:
     """Delete a version (DATASET/VERSION), or a dataset that has none."""
     if _is_version(name):
-        session.show_deleted(session.client.datasets.versions.delete(name))
+        session.show_deleted(session.client.datasets.versions.delete(name, etag=etag))
     else:
-        session.show_deleted(session.client.datasets.delete(name))
+        session.show_deleted(session.client.datasets.delete(name, etag=etag))
 
 
 @datasets.command()

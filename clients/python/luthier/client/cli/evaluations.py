@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.grading import grade
 from luthier.client.cli.groups import SuggestingGroup
@@ -187,11 +188,10 @@ def cancel(session: Session, name: str) -> None:
 
 
 @evaluations.command()
-@click.argument("name")
-@pass_session
-def delete(session: Session, name: str) -> None:
+@pass_deletion
+def delete(session: Session, name: str, etag: str) -> None:
     """Delete an evaluation that has ended, with its predictions."""
-    session.show_deleted(session.client.evaluations.delete(name))
+    session.show_deleted(session.client.evaluations.delete(name, etag=etag))
 
 
 @evaluations.command()

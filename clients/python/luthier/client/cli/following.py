@@ -27,10 +27,10 @@ class Waiting(Protocol[R_co]):
         ...
 
 
-def follow(session: Session, name: str, wait: Waiting[R], *, stop: str = "") -> R:
+def follow(session: Session, name: str, wait: Waiting[R], *, stop: str) -> R:
     """Show events on stderr until the resource is done; with --json nothing is shown. Raises as `wait`.
 
-    `stop`: the command that ends it, if there is one.
+    `stop`: the command that ends it.
     """
     try:
         if session.as_json:
@@ -38,8 +38,7 @@ def follow(session: Session, name: str, wait: Waiting[R], *, stop: str = "") -> 
         with events(session, name) as show:
             return wait(name, on_event=show)
     except KeyboardInterrupt:
-        if stop:
-            session.note(f"stopped waiting; it goes on until: luthier {stop}")
+        session.note(f"stopped waiting; it goes on until: luthier {stop}")
         raise
 
 

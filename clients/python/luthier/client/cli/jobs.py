@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
@@ -254,11 +255,10 @@ def cancel(session: Session, name: str) -> None:
 
 
 @jobs.command()
-@click.argument("name")
-@pass_session
-def delete(session: Session, name: str) -> None:
+@pass_deletion
+def delete(session: Session, name: str, etag: str) -> None:
     """Delete a job that has ended. Its model stays."""
-    session.show_deleted(session.client.jobs.delete(name))
+    session.show_deleted(session.client.jobs.delete(name, etag=etag))
 
 
 @jobs.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -44,7 +45,8 @@ def register(session: Session, name: str, gguf: str | None, directory: str | Non
     if directory:
         source.directory = str(Path(directory).absolute())
     started = session.client.models.register_base(source, model_id=name)
-    done = follow(session, started.name, session.client.models.wait)
+    stop = f"models cancel {short(started.name)}"
+    done = follow(session, started.name, session.client.models.wait, stop=stop)
     session.show(done, _facts)
     session.hint(f"renderings create DATASET/VERSION --model {short(done.name)}")
 
@@ -67,9 +69,16 @@ def show(session: Session, name: str) -> None:
 @models.command()
 @click.argument("name")
 @pass_session
-def delete(session: Session, name: str) -> None:
+def cancel(session: Session, name: str) -> None:
+    """Ask a base model that is being registered to stop."""
+    session.show(session.client.models.cancel(name), _facts)
+
+
+@models.command()
+@pass_deletion
+def delete(session: Session, name: str, etag: str) -> None:
     """Delete a model that nothing stands on."""
-    session.show_deleted(session.client.models.delete(name))
+    session.show_deleted(session.client.models.delete(name, etag=etag))
 
 
 @models.command()

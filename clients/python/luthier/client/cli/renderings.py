@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, FieldArgument, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
@@ -148,11 +149,10 @@ def cancel(session: Session, name: str) -> None:
 
 
 @renderings.command()
-@click.argument("name")
-@pass_session
-def delete(session: Session, name: str) -> None:
+@pass_deletion
+def delete(session: Session, name: str, etag: str) -> None:
     """Delete a rendering that no running job reads."""
-    session.show_deleted(session.client.renderings.delete(name))
+    session.show_deleted(session.client.renderings.delete(name, etag=etag))
 
 
 @renderings.command()

@@ -104,6 +104,14 @@ class Session:
         """Say something to the person, on stderr."""
         click.echo(escaped(text), err=True)
 
+    def confirm(self, question: str) -> None:
+        """Ask the person at the terminal, on stderr; where there is none, go on. Ends the command unless it is yes."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return
+        if not click.confirm(escaped_line(question), err=True):
+            self.note("nothing was deleted")
+            raise click.exceptions.Exit(1)
+
     def hint(self, command: str) -> None:
         """Name the command that comes next; silent with --json."""
         if not self.as_json:

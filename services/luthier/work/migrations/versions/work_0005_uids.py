@@ -4,12 +4,12 @@ Which uid a name has only the tables of each service's own resources tell: their
 the name that is written here.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.engine import RowMapping
 
 from luthier.errors import DataLoss
 from luthier.storage.json_rows import status
@@ -28,7 +28,7 @@ down_revision = "work_0004"
 branch_labels = None
 depends_on = None
 
-_BATCH_ROWS = 500
+_BATCH_ROWS = 2000
 
 
 def upgrade() -> None:
@@ -73,27 +73,31 @@ def _move_tasks() -> None:
 
 def _move_events() -> None:
     op.rename_table("events", "events_json")
-    made = op.create_table(
+    op.create_table(
         "events",
         sa.Column("uid", sa.String, primary_key=True),
         sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("final", sa.Boolean, nullable=False),
         sa.Column("event", sa.LargeBinary, nullable=False),
     )
-    assert made is not None, "Alembic returns the table that it created"
     connection = op.get_bind()
-    statement = sa.text("SELECT * FROM events_json").columns(payload=sa.JSON)
-    rows = connection.execute(statement).mappings()
+    # By the driver's own statements: there may be millions, and SQLAlchemy's take three times as long for each.
+    rows = connection.exec_driver_sql(
+        "SELECT subject, sequence, event_time_us, attempt, step, kind, payload FROM events_json"
+    )
     while batch := rows.fetchmany(_BATCH_ROWS):
-        connection.execute(sa.insert(made), [_moved(row) for row in batch])
+        moved = [_moved(row) for row in batch]
+        connection.exec_driver_sql(
+            "INSERT INTO events (uid, sequence, final, event) VALUES (?, ?, ?, ?)", moved
+        )
     op.drop_table("events_json")
 
 
-def _moved(row: RowMapping) -> dict[str, Any]:
+def _moved(row: Sequence[Any]) -> tuple[str, int, bool, bytes]:
     try:
         return _row(row)
     except (ValueError, KeyError, TypeError) as error:
-        subject, sequence = row["subject"], row["sequence"]
+        subject, sequence = row[0], row[1]
         raise DataLoss(
             f"event {sequence} of {subject} cannot be read by this version: {type(error).__name__}: {error}; the "
             "database is as it was, start the version that wrote it",
@@ -101,20 +105,12 @@ def _moved(row: RowMapping) -> dict[str, Any]:
         ) from error
 
 
-def _row(row: RowMapping) -> dict[str, Any]:
-    event = Event(
-        sequence=row["sequence"],
-        attempt=row["attempt"],
-        step=row["step"],
-        **{row["kind"]: _PAYLOADS[row["kind"]](row["payload"])},
-    )
-    event.event_time.FromMicroseconds(row["event_time_us"])
-    return {
-        "uid": row["subject"],
-        "sequence": row["sequence"],
-        "final": bool(row["payload"].get("final")),
-        "event": event.SerializeToString(),
-    }
+def _row(row: Sequence[Any]) -> tuple[str, int, bool, bytes]:
+    subject, sequence, event_time_us, attempt, step, kind, stored = row
+    payload = json.loads(stored)
+    event = Event(sequence=sequence, attempt=attempt, step=step, **{kind: _PAYLOADS[kind](payload)})
+    event.event_time.FromMicroseconds(event_time_us)
+    return subject, sequence, bool(payload.get("final")), event.SerializeToString()
 
 
 def _state_change(stored: Mapping[str, Any]) -> StateChange:

@@ -1,0 +1,164 @@
+"""The standard methods of a family of resources on the wire (AIP-131 to AIP-136), written once for all families.
+
+A servicer makes its methods of them, by name and typed, each of the function that does the work:
+
+    self.GetRendering = standard.get(family.message)
+    self.CancelRendering = standard.cancel(family.cancel)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from luthier.runtime.names import Pattern, check_name
+from luthier.runtime.paging import PageTokens
+from luthier.v1.event_pb2 import Event
+from luthier.work.listing import EntriesRequest, ListRequest, PagedRequest, entries_page, page_that_fits
+
+Context = grpc.aio.ServicerContext[Any, Any]
+M = TypeVar("M")
+Q = TypeVar("Q")
+A = TypeVar("A", bound=Message)
+Unary = Callable[[Q, Context], Coroutine[Any, Any, A]]
+ServerStream = Callable[[Q, Context], AsyncIterator[A]]
+Page = tuple[tuple[M, ...], str]
+
+
+class NameRequest(Protocol):
+    """Names one resource."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+
+class ChangeRequest(NameRequest, Protocol):
+    """Names one resource that is to change."""
+
+    @property
+    def etag(self) -> str:
+        """As it was last seen; empty: however it is."""
+
+
+class WatchRequest(NameRequest, Protocol):
+    """Names one resource to follow."""
+
+    @property
+    def start_sequence(self) -> int:
+        """Number of the first event wanted."""
+
+    @property
+    def uid(self) -> str:
+        """Whose numbers those are; empty: of whatever has the name."""
+
+
+class EventsRequest(EntriesRequest, Protocol):
+    """Pages through the events of one resource."""
+
+    @property
+    def parent(self) -> str:
+        """Its name."""
+
+
+class Told(Protocol):
+    """A family whose resources have events."""
+
+    async def uid_of(self, name: str) -> str:
+        """Return the uid of the resource of a name. Raises NotFound."""
+        ...
+
+    async def events(self, uid: str, after: int, limit: int) -> Sequence[Event]:
+        """Return at most `limit` events of the resource of a uid after a number."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandardMethods:
+    """Makes the methods of one family: who may ask for a name is looked at here, the rest is done by what is given.
+
+    Every method raises InvalidArgument for a name, or a parent, that is none of the family, and PermissionDenied for
+    one of a project that is not served.
+
+    Attributes:
+        pattern: of the family's names.
+        tokens: makes page tokens.
+        projects: ids of the projects that are served.
+    """
+
+    pattern: Pattern
+    tokens: PageTokens
+    projects: Container[str]
+
+    def get(self, read: Callable[[str], Awaitable[A]]) -> Unary[NameRequest, A]:
+        """Return a method that reads one resource."""
+
+        async def get(request: NameRequest, context: Context) -> A:  # noqa: ARG001 - gRPC's signature
+            self.check(request.name)
+            return await read(request.name)
+
+        return get
+
+    def list(
+        self,
+        page: Callable[[ListRequest, PageTokens], Awaitable[Page[M]]],
+        answer: Callable[[Sequence[M], str], A],
+    ) -> Unary[PagedRequest, A]:
+        """Return a method that pages through the resources below a parent; a page of great ones holds fewer."""
+        parent = self.pattern.parent
+
+        async def read(request: PagedRequest) -> tuple[A, int]:
+            values, token = await page(request, self.tokens)
+            return answer(values, token), len(values)
+
+        async def list_(request: PagedRequest, context: Context) -> A:  # noqa: ARG001
+            check_name(parent, request.parent, self.projects, field="parent")
+            return await page_that_fits(request, read)
+
+        return list_
+
+    def cancel(self, cancel: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
+        """Return a method that asks a resource to stop."""
+        return self._changing(cancel)
+
+    def delete(self, delete: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
+        """Return a method that deletes a resource."""
+        return self._changing(delete)
+
+    def _changing(self, change: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
+        async def changed(request: ChangeRequest, context: Context) -> A:  # noqa: ARG001
+            self.check(request.name)
+            return await change(request.name, request.etag)
+
+        return changed
+
+    def watch(
+        self, follow: Callable[[str, int, str], AsyncIterator[Event]]
+    ) -> ServerStream[WatchRequest, Event]:
+        """Return a method that streams the events of a resource from a number on."""
+
+        async def watch(request: WatchRequest, context: Context) -> AsyncIterator[Event]:  # noqa: ARG001
+            self.check(request.name)
+            async for event in follow(request.name, request.start_sequence, request.uid):
+                yield event
+
+        return watch
+
+    def events(self, family: Told, answer: Callable[[Sequence[Event], str], A]) -> Unary[EventsRequest, A]:
+        """Return a method that pages through the events that a resource has so far."""
+
+        async def events(request: EventsRequest, context: Context) -> A:  # noqa: ARG001
+            self.check(request.parent, field="parent")
+            uid = await family.uid_of(request.parent)
+            found = await entries_page(self.tokens, request, uid, family.events, lambda event: event.sequence)
+            return answer(*found)
+
+        return events
+
+    def check(self, name: str, *, field: str = "name") -> None:
+        """Raise InvalidArgument for a name that is none of the family, PermissionDenied for another project."""
+        check_name(self.pattern, name, self.projects, field=field)
