@@ -122,7 +122,12 @@ def _prompt(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
 def _answer(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
     record, shots = _records(request)
     rendered = texts.renderer(request).answer(record, shots)
-    return {"ids": rendered.input_ids, "mask": rendered.loss_mask, "endings": rendered.ending_ids}
+    return {
+        "ids": rendered.input_ids,
+        "mask": rendered.loss_mask,
+        "endings": rendered.ending_ids,
+        "num_asking": rendered.num_asking,
+    }
 
 
 def _conversation(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:

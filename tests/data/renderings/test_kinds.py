@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.data.renderings.test_servicer import chat, lines, table
 
+from luthier.data.renderings import servicer
 from luthier.errors import InvalidArgument, Reason
 from luthier.errors.status import status_to_failure
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2
@@ -72,6 +73,19 @@ async def test_a_pair_is_previewed_with_both_sides_and_its_prompt_once(service: 
     )
     assert list(rendering.stop_token_ids) == list(supervised.stop_token_ids)
     assert rendering.effective_chat_template == supervised.effective_chat_template
+
+
+async def test_a_pair_that_is_too_long_for_a_page_is_shown_whole_on_two(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service.worker():
+        version = await service.version(lines(pair(0), pair(1)))
+        rendering = await service.rendering(version.name, kind=rendering_pb2.RENDERING_KIND_PREFERENCE)
+    monkeypatch.setattr(servicer, "PAGE_BYTES", 100)
+    pages = await previewed(service, rendering.name, page_size=2)
+    assert [[row.row for row in page] for page in pages] == [[0], [1], [2], [3]]
+    assert [page[0].num_shared_tokens for page in pages] == [0, 0, 0, 0]
+    assert text(pages[1][0]).endswith("<|im_start|>assistant\nanother answer<|im_end|>\n")
 
 
 async def test_pairs_are_read_with_unit_and_role_and_counted_by_role(service: Any) -> None:

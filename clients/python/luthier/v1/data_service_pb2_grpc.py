@@ -420,8 +420,8 @@ class DataServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PreviewRendering(self, request, context):
-        """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page; what
-        they share at the beginning, as the prompt of a pair, is shown once.
+        """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page
+        unless they are too long for one; what they share at the beginning there, as the prompt of a pair, is shown once.
 
         Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
         fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too

@@ -177,8 +177,8 @@ class DataServiceStub:
     Errors: NOT_FOUND: no rendering has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     PreviewRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.PreviewRenderingRequest, _data_service_pb2.PreviewRenderingResponse]
-    """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page; what
-    they share at the beginning, as the prompt of a pair, is shown once.
+    """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page
+    unless they are too long for one; what they share at the beginning there, as the prompt of a pair, is shown once.
 
     Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
     fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
@@ -338,8 +338,8 @@ class DataServiceAsyncStub(DataServiceStub):
     Errors: NOT_FOUND: no rendering has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     PreviewRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.PreviewRenderingRequest, _data_service_pb2.PreviewRenderingResponse]  # type: ignore[assignment]
-    """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page; what
-    they share at the beginning, as the prompt of a pair, is shown once.
+    """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page
+    unless they are too long for one; what they share at the beginning there, as the prompt of a pair, is shown once.
 
     Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
     fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too
@@ -652,8 +652,8 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _data_service_pb2.PreviewRenderingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_data_service_pb2.PreviewRenderingResponse, _abc.Awaitable[_data_service_pb2.PreviewRenderingResponse]]:
-        """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page; what
-        they share at the beginning, as the prompt of a pair, is shown once.
+        """Show rows of a READY rendering token by token. These are the stored rows that a job reads. Rows of a unit stand on one page
+        unless they are too long for one; what they share at the beginning there, as the prompt of a pair, is shown once.
 
         Errors: NOT_FOUND: no rendering has this name. FAILED_PRECONDITION: it is not READY, or MODEL_INVALID: the model's tokenizer
         fails on a row or takes too much time or memory. INVALID_ARGUMENT: page_size or page_token is not valid. RESOURCE_EXHAUSTED: too

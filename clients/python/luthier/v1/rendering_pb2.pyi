@@ -786,7 +786,7 @@ class RenderedRow(_message.Message):
     """What the row is in its unit: chosen, rejected; desirable, undesirable, mismatched; prompt. Empty: it is all of it."""
     num_shared_tokens: _builtins.int
     """Tokens at the beginning that are those of its unit's first row, up to where one of them is learnt: the prompt of a pair. They are
-    shown there alone. 0 in the first row.
+    shown there alone. 0 in the first row, and in one that stands on a later page than that.
     """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedToken]:

@@ -122,6 +122,7 @@ class Asker:
             input_ids=tuple(answer["ids"]),
             loss_mask=tuple(answer["mask"]),
             ending_ids=tuple(answer["endings"]),
+            num_asking=answer["num_asking"],
         )
 
     def conversation(
