@@ -199,6 +199,23 @@ def test_train_resumed_from_a_checkpoint_ends_with_the_same_bits(
     )
 
 
+@pytest.mark.parametrize("loss", [Dpo(beta=0.1, nll_weight=0.2), Kto(beta=0.1)], ids=["dpo", "kto"])
+def test_train_does_not_depend_on_the_number_of_threads(
+    tiny_llama: ModelMaker, loss: Loss, tmp_path: Path
+) -> None:
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            run = Run(tiny_llama(torch.bfloat16), loss, "adapter", max_steps=3)
+            run.finish(run.events(), tmp_path / str(threads))
+            found.append(digests(tmp_path / str(threads), run.engine.weights))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
 def test_a_start_adapter_is_the_reference_of_the_one_that_goes_on_from_it(
     tiny_llama: ModelMaker, tmp_path: Path
 ) -> None:
