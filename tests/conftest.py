@@ -18,7 +18,7 @@ if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     # which torch and transformers do wherever they like: so here, before anything else.
     os.environ["TRITON_INTERPRET"] = "1"
 
-# As many processes as there are cores run the tests: threads that wait for one another must not spin meanwhile, and a
+# More processes than there are cores run the tests: threads that wait for one another must not spin meanwhile, and a
 # test that is not about threads is quickest with one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -73,6 +73,13 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
         module = nodeid.partition("::")[0]
         alone = nodeid if module.startswith(SINGLY) else nodeid.partition("[")[0]
         return TOGETHER.get(module, alone)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Have `-n auto` start one process more than there are cores: often one waits for a service or a worker."""
+    is_said = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ
+    return None if is_said else len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(optionalhook=True)
