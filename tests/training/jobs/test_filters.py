@@ -22,7 +22,11 @@ async def trained(bench: Any, job_id: str, **changes: Any) -> Any:
     """A job that SUCCEEDED; its model is called as it is, or otherwise where that name is taken."""
     await bench.create(job_id, **changes)
     task, _ = await bench.claim()
-    result = TaskResult(train=TrainResult(step=1, files=[await stored(bench, f"weights of {job_id}")]))
+    files = [
+        await stored(bench, "{}", "adapter_config.json"),
+        await stored(bench, f"weights of {job_id}", "adapter_model.safetensors"),
+    ]
+    result = TaskResult(train=TrainResult(step=1, files=files))
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
     return await bench.job(f"projects/default/fineTuningJobs/{job_id}")
 
