@@ -22,6 +22,7 @@ from luthier.v1.data_service_pb2 import ListRecordsResponse
 from luthier.v1.dataset_pb2 import (
     DATASET_FORMAT_OPENAI_CHAT,
     DATASET_FORMAT_SHAREGPT_UNPAIRED,
+    SPLIT_TRAIN,
     DatasetSource,
     DatasetVersion,
     Record,
@@ -81,7 +82,7 @@ RECORDS = [
 def test_datasets_records_shows_every_part_of_an_example_once(
     services: Any, run: Run, record: Record, shown: list[str]
 ) -> None:
-    record.filename, record.line, record.split = "a.jsonl", 7, 1
+    record.filename, record.line, record.split = "a.jsonl", 7, SPLIT_TRAIN
     services.answers["ListRecords"] = lambda request, context: ListRecordsResponse(records=[record])
     result = run("datasets", "records", "mine/v1")
     assert result.exit_code == 0, result.stderr

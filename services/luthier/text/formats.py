@@ -45,14 +45,9 @@ class _Keys:
         return self.required <= keys and (not self.one_of or not keys.isdisjoint(self.one_of))
 
     def missing(self, keys: Set[str]) -> str | None:
-        lacking = sorted(self.required - keys)
-        if not lacking and not self.fit(keys):
-            return self.one_of[0]
-        return lacking[0] if lacking else None
-
-    @property
-    def allowed(self) -> frozenset[str]:
-        return self.required | self.optional | frozenset(self.one_of)
+        if self.fit(keys):
+            return None
+        return min(self.required - keys, default=self.one_of[0] if self.one_of else None)
 
     def __str__(self) -> str:
         return ", ".join([*sorted(self.required), *([" or ".join(self.one_of)] if self.one_of else [])])
@@ -88,6 +83,9 @@ _KEYS: Mapping[Format, _Keys] = {
     ),
     Format.QUESTION_ANSWER: _Keys(required=frozenset({"question", "answer"})),
 }
+
+
+_ALLOWED = {name: keys.required | keys.optional | frozenset(keys.one_of) for name, keys in _KEYS.items()}
 
 
 class UnknownFormatError(ValueError):
@@ -143,11 +141,10 @@ def parse_record(value: object, format_: Format) -> Record:
     if missing is not None:
         message = f"must be there; the record has {_shown(value)}{_likeness(value, format_)}"
         raise RecordError(missing, "MISSING_FIELD", message)
+    allowed = _ALLOWED[format_]
     for key in value:
-        if key not in keys.allowed:
-            message = (
-                f"must be one of {', '.join(sorted(keys.allowed))}, got {key!r}{_likeness(value, format_)}"
-            )
+        if key not in allowed:
+            message = f"must be one of {', '.join(sorted(allowed))}, got {key!r}{_likeness(value, format_)}"
             raise RecordError(str(key), "UNKNOWN_FIELD", message, value[key])
     return _PARSERS[format_](value)
 

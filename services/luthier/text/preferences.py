@@ -56,11 +56,13 @@ def parse_pair(value: Mapping[str, Any]) -> ChatPair | CompletionPair:
     tools = read_tools(value.get("tools"), "tools")
     reader = ChatReader()
     if prompt is None:
-        sides = [reader.fork().read(side, key) for key, side in (("chosen", chosen), ("rejected", rejected))]
-        return _split_turns(*sides, tools)
+        return _split_turns(
+            reader.fork().read(chosen, "chosen"), reader.fork().read(rejected, "rejected"), tools
+        )
     asking = reader.read(prompt, "prompt")
-    sides = [reader.fork().read(side, key) for key, side in (("chosen", chosen), ("rejected", rejected))]
-    return pair_of(asking, *sides, tools)
+    return pair_of(
+        asking, reader.fork().read(chosen, "chosen"), reader.fork().read(rejected, "rejected"), tools
+    )
 
 
 def parse_label(value: Mapping[str, Any]) -> ChatRecord | CompletionRecord:

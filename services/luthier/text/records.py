@@ -76,6 +76,8 @@ PairRecord = ChatPair | CompletionPair
 """A record with two answers."""
 Record = SingleRecord | PairRecord
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_SORTED = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 _MESSAGES = ("messages", "chosen", "rejected")
 _NEVER_ASK = ("system", "developer", "assistant")
 
@@ -114,7 +116,7 @@ def record_to_json(record: Record) -> str:
         values["tools"] = [dict(tool) for tool in record.tools]
     if isinstance(record, ChatRecord | CompletionRecord) and record.label is not None:
         values["label"] = record.label
-    return _compact(dict(sorted(values.items())))
+    return _COMPACT.encode(dict(sorted(values.items())))
 
 
 def record_from_json(text: str) -> Record:
@@ -127,9 +129,13 @@ def record_from_json(text: str) -> Record:
     return ChatPair(**values) if "chosen" in values else ChatRecord(**values)
 
 
-def record_id(record: Record) -> str:
-    """Return the sha256 of a record's canonical JSON, in hex: records that differ in the order of keys are equal."""
-    return _digest(record_to_json(record), sort=_has_objects(record))
+def record_id(record: Record, canonical: str | None = None) -> str:
+    """Return the sha256 of a record's canonical JSON, in hex: records that differ in the order of keys are equal.
+
+    `canonical` is what `record_to_json` gave, for those who have it.
+    """
+    text = record_to_json(record) if canonical is None else canonical
+    return _digest(_SORTED.encode(json.loads(text)) if _has_objects(record) else text)
 
 
 def prompt_id(record: Record) -> str | None:
@@ -139,16 +145,12 @@ def prompt_id(record: Record) -> str | None:
     an assistant's nor a system turn. Whatever two conversations ask later, where they ask the same they begin the same.
     """
     if isinstance(record, CompletionRecord | CompletionPair):
-        return _digest(_compact({"prompt": record.prompt}), sort=False) if record.prompt.strip() else None
+        return _digest(_COMPACT.encode([record.prompt])) if record.prompt.strip() else None
     asked = _asked_first(record.messages)
     if not asked:
         return None
-    values: dict[str, Any] = {"messages": _turns(asked)}
-    for turn in values["messages"]:
-        turn.pop("weight", None)
-    if record.tools:
-        values["tools"] = [dict(tool) for tool in record.tools]
-    return _digest(_compact(values), sort=bool(record.tools) or any(one.tool_calls for one in asked))
+    turns = [(one.role, one.content, one.name, one.tool_calls, one.tool_call_id) for one in asked]
+    return _digest(_SORTED.encode([turns, record.tools]))
 
 
 def _asked_first(messages: Sequence[Message]) -> Sequence[Message]:
@@ -172,17 +174,8 @@ def _has_objects(record: Record) -> bool:
     return bool(record.tools) or any(turn.tool_calls for turn in turns)
 
 
-def _digest(canonical: str, *, sort: bool) -> str:
-    text = (
-        json.dumps(json.loads(canonical), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        if sort
-        else canonical
-    )
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _compact(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:

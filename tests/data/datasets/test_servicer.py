@@ -18,7 +18,7 @@ from luthier.errors import (
     ResourceExhausted,
 )
 from luthier.errors.status import status_to_failure
-from luthier.v1 import data_service_pb2, dataset_pb2
+from luthier.v1 import chat_pb2, data_service_pb2, dataset_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -210,6 +210,31 @@ async def test_lists_filter_order_and_page(service: Any) -> None:
             "ListDatasets", data_service_pb2.ListDatasetsRequest(parent=PROJECT, filter="size > 3")
         )
     assert caught.value.reason == Reason.FILTER_INVALID
+
+
+async def test_a_version_of_pairs_and_labels_shows_formats_records_and_warnings(service: Any) -> None:
+    turn = {"role": "assistant", "content": "a"}
+    pairs = ({"prompt": "q", "chosen": f"a{number}", "rejected": "b"} for number in range(200))
+    asked = {"input": {"messages": chat("q", "a")["messages"][:1]}}
+    async with service.worker():
+        version = await service.version(
+            lines(*pairs),
+            lines({**asked, "preferred_output": [turn], "non_preferred_output": [turn]}),
+            lines({"prompt": "q", "completion": "a", "label": False}),
+            split_settings=dataset_pb2.SplitSettings(test_fraction=0.4, seed=3),
+        )
+    assert [source.detected_format for source in version.sources] == [
+        dataset_pb2.DATASET_FORMAT_PREFERENCE,
+        dataset_pb2.DATASET_FORMAT_PREFERENCE_OPENAI,
+        dataset_pb2.DATASET_FORMAT_UNPAIRED,
+    ]
+    (warning,) = version.warnings
+    assert "test_fraction asks for 40.0%: records that begin by asking the same stay together" in warning
+    found = (await service.call("ListRecords", request_of(version.name, 1000))).records
+    shapes = [record.WhichOneof("example") for record in found]
+    assert shapes == [*["completion_pair"] * 200, "conversation_pair", "prompt_completion"]
+    assert [record.label for record in found[-2:]] == [0, chat_pb2.LABEL_UNDESIRABLE]
+    assert len({record.split for record in found if record.WhichOneof("example") != "conversation_pair"}) == 1
 
 
 async def test_a_dozen_lists_at_once_all_answer_and_an_upload_goes_on_meanwhile(service: Any) -> None:

@@ -142,7 +142,8 @@ class VersionBuilder:
         except formats.RecordError as error:
             self._refuse(place, line, error)
             return
-        name = record_id(record)
+        text = canonical.decode()
+        name = record_id(record, text)
         if not self._seen.add(name):
             self._num_duplicates += 1
             return
@@ -155,7 +156,7 @@ class VersionBuilder:
             "split": split_name(split),
             "filename": place.filename,
             "line": line.number,
-            "record": canonical.decode(),
+            "record": text,
         }
         self._writer.add(row, len(canonical) + 200)
 

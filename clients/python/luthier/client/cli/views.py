@@ -14,7 +14,7 @@ from luthier.client.events import AnyWatched, state_of
 from luthier.client.names import short
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
+    from google.protobuf.descriptor import EnumDescriptor
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from luthier.v1.chat_pb2 import ChatMessage
@@ -147,17 +147,19 @@ def version_facts(version: DatasetVersion) -> Group:
 
 
 def _source(source: DatasetSource) -> str:
-    found = _enum_name(source, "detected_format") if source.detected_format else ""
-    return f"{source.filename} ({found})" if found else source.filename
+    from luthier.v1.dataset_pb2 import DatasetFormat
+
+    if not source.detected_format:
+        return source.filename
+    return f"{source.filename} ({_enum_name(DatasetFormat.DESCRIPTOR, source.detected_format)})"
 
 
-def _enum_name(message: Message, field: str) -> str:
+def _enum_name(enum: EnumDescriptor, number: int) -> str:
     """Return an enum value's name as files take it, e.g. openai-chat; its number where this client is too old."""
-    number, described = getattr(message, field), message.DESCRIPTOR.fields_by_name[field].enum_type
-    if number not in described.values_by_number:
+    if number not in enum.values_by_number:
         return str(number)
-    prefix = described.values[0].name.removesuffix("UNSPECIFIED")
-    name: str = described.values_by_number[number].name
+    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
+    name: str = enum.values_by_number[number].name
     return name.removeprefix(prefix).lower().replace("_", "-")
 
 
@@ -188,6 +190,8 @@ def record_table(records: Iterable[Record]) -> Table:
 
 def _example(record: Record) -> Iterator[tuple[str, str]]:
     """Yield the parts of an example, each with its name; what both sides of a pair answer comes once."""
+    from luthier.v1.chat_pb2 import Label
+
     kind = record.WhichOneof("example")
     if kind == "conversation":
         yield from ((turn.role, _said(turn)) for turn in record.conversation.messages)
@@ -204,7 +208,7 @@ def _example(record: Record) -> Iterator[tuple[str, str]]:
         plain = record.prompt_completion
         yield from (("prompt", plain.prompt), ("completion", plain.completion))
     if record.label:
-        yield "label", _enum_name(record, "label")
+        yield "label", _enum_name(Label.DESCRIPTOR, record.label)
 
 
 def _said(turn: ChatMessage) -> str:
