@@ -110,6 +110,7 @@ def _described(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "stop_token_ids": sorted(stops.token_ids),
         "unknown_ending": stops.unknown,
+        "end_turns": stops.end_turns,
         "own_template_digest": digest,
     }
 

@@ -172,7 +172,7 @@ def test_asker_finds_how_a_template_ends_a_turn_in_what_it_takes(pool: TextPool,
     assert "the chat template fails: too short" in refused.unknown
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
     known = asker.stops(Before(messages=turns[:3]))
-    assert known == Stops(token_ids=frozenset({1, 2}))
+    assert known == Stops(token_ids=frozenset({1, 2}), end_turns=True)
     with pytest.raises(InvalidArgument, match="2 s of CPU time") as caught:
         Asker(pool, bundle_of(folder), asking(LOOPS)).stops()
     assert caught.value.reason == Reason.TEMPLATE_INVALID

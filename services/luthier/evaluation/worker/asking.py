@@ -145,6 +145,7 @@ class Asker:
         return Stops(
             token_ids=frozenset(known["stop_token_ids"]) | frozenset(self._asking.stop_token_ids),
             unknown=known["unknown_ending"],
+            end_turns=known["end_turns"],
         )
 
     @property
