@@ -123,8 +123,13 @@ class PairTask:
         """Read a task."""
         stored = json.loads(path.read_text())
         pairs = tuple(Pair(**{name: tuple(ids) for name, ids in one.items()}) for one in stored.pop("pairs"))
-        folders = {name: Path(stored.pop(name)) for name in ("model", "adapter")}
-        return cls(pairs=pairs, **folders, **stored)
+        return cls(
+            model=Path(stored["model"]),
+            adapter=Path(stored["adapter"]),
+            pairs=pairs,
+            step_pairs=stored["step_pairs"],
+            micro_batch_tokens=stored["micro_batch_tokens"],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

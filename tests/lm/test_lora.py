@@ -14,6 +14,7 @@ from luthier.lm.lora import (
     adapter_parameters,
     dropping,
     insert_lora,
+    muted,
     remove_adapter,
     target_modules,
     use_adapter,
@@ -31,6 +32,33 @@ def fill_b(model: Any, name: str, seed: int = 0) -> None:
     for key, parameter in adapter_parameters(model, name).items():
         if key.endswith("lora_B"):
             parameter.data.normal_(std=0.2, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muted_is_the_base_with_the_bits_of_an_update_of_zero(
+    tiny_model: ModelMaker, dtype: torch.dtype
+) -> None:
+    model = tiny_model().to(dtype)
+    insert_lora(model, LoraSpec(rank=4, alpha=8), seed=1)
+    ids, positions = torch.arange(3, 20), torch.arange(17)
+
+    def hidden() -> torch.Tensor:
+        with torch.no_grad():
+            return packed_forward(model, ids, positions, (0, 17))
+
+    base = hidden()
+    with use_adapter(model, "default"):
+        zero = hidden()  # of a fresh adapter
+        for parameter in adapter_parameters(model, "default").values():
+            parameter.data.normal_(generator=torch.Generator().manual_seed(5))
+        with muted(model):
+            silent = hidden()
+        loud = hidden()
+    assert torch.equal(silent, zero)
+    assert not torch.allclose(loud, base, rtol=0.1)
+    tolerance = 1e-6 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(silent, base, rtol=tolerance, atol=tolerance)
+    assert torch.equal(hidden(), base)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 513])

@@ -126,10 +126,8 @@ def test_a_metric_that_is_not_measured_is_refused(make_run: RunMaker, token_rows
 def test_a_checkpoint_of_before_runs_were_selected_from_goes_on(make_run: RunMaker, tmp_path: Path) -> None:
     """Its state has no word of selections, and the settings in it are those of a run that has none."""
     run = make_run(None)
-    for event in run.begin():
-        if isinstance(event, CheckpointDue):
-            run.save(tmp_path, event.course)
-            break
+    saved = next(event.course for event in run.begin() if isinstance(event, CheckpointDue))
+    run.save(tmp_path, saved)
     path = tmp_path / checkpoint.STATE_NAME
     text = path.read_text()
     assert '"selection"' not in text
@@ -139,7 +137,7 @@ def test_a_checkpoint_of_before_runs_were_selected_from_goes_on(make_run: RunMak
         text = text.replace(f'"{name}":{value},', "")
     path.write_text(text.replace('"stale_validations":0,', ""))
     course, changed = checkpoint.load(tmp_path, make_run(None).make_engine(), run.identity)
-    assert (course, changed) == (event.course, [])
+    assert (course, changed) == (saved, [])
 
 
 def test_settings_record_says_what_has_an_effect(make_run: RunMaker) -> None:

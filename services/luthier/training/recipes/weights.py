@@ -21,7 +21,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 from luthier.errors import DataLoss, InvalidArgument, Reason
 from luthier.lm import adapter_files
 from luthier.lm.load import eos_token_ids
-from luthier.lm.lora import activate, adapter_parameters, find_adapter, use_adapter
+from luthier.lm.lora import activate, adapter_parameters, find_adapter, muted, use_adapter
 
 MODEL_NAME = "model.safetensors"
 MASTERS_NAME = "masters.safetensors"
@@ -103,7 +103,7 @@ class Adapter:
 
     def reference(self) -> AbstractContextManager[None]:
         """Return a block in which the adapter that this one began as is active, or the base alone."""
-        return use_adapter(self.model, self._reference)
+        return muted(self.model) if self._reference is None else use_adapter(self.model, self._reference)
 
     def save(self, folder: Path) -> None:
         """Write both files of the adapter."""
