@@ -51,7 +51,7 @@ def is_about_migrations() -> bool:
 
 def is_empty(connection: Connection) -> bool:
     """Tell whether a database holds no table."""
-    return connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one() == 0
+    return connection.exec_driver_sql("SELECT 1 FROM sqlite_master").first() is None
 
 
 def statements_of(connection: Connection) -> list[str]:
