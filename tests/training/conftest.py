@@ -299,6 +299,9 @@ def _counts_of(
         num_dropped=before.num_dropped,
         num_truncated=before.num_truncated,
         num_unsupervised=sum(row.num_supervised == 0 for row in rows),
+        num_units=before.num_units,
+        longest_unit_tokens=before.longest_unit_tokens,
+        roles=before.roles,
     )
 
 

@@ -13,4 +13,4 @@ RENDERING = Pattern("projects/{project}/renderings/{rendering}")
 
 def is_checkpoint(name: str) -> bool:
     """Tell whether a name that `WEIGHTS` allows is a checkpoint's."""
-    return "/checkpoints/" in name
+    return name.count("/") == CHECKPOINT.text.count("/")

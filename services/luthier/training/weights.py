@@ -12,6 +12,19 @@ StoredModel = Stored[Model, ModelPrivate]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a tuned model's files are made of besides those that its job brings.
+
+    Attributes:
+        base_uid: uid of its base model.
+        has_own_template: whether the template that was taught is the base's own.
+    """
+
+    base_uid: str
+    has_own_template: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeenModel:
     """A model and its files, of which none is stored as a model."""
 

@@ -10,6 +10,8 @@ from tests.training.jobs.test_starts import full_files
 from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.training.names import is_checkpoint
+from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION
 from luthier.v1.fine_tuning_job_pb2 import (
     LEARNING_RATE_SCHEDULE_WARMUP_STABLE_DECAY,
     FineTuningJob,
@@ -26,7 +28,10 @@ from luthier.v1.rendering_pb2 import (
     RENDERING_KIND_PROMPT,
     RENDERING_KIND_SUPERVISED,
     RENDERING_KIND_UNPAIRED,
+    LengthStatistics,
     RenderingKind,
+    RenderingRoleStatistics,
+    RenderingSplitStatistics,
 )
 from luthier.work.tasks import Outcome
 from luthier.worker.v1 import task_pb2
@@ -265,6 +270,68 @@ async def test_a_reward_model_does_not_start_from_a_checkpoint_of_all_weights(be
         InvalidArgument, match=r"start_from: must be a model: .*/step-1 is a checkpoint of all"
     ):
         await bench.create("two", base_model="", start_from=f"{JOB}/checkpoints/step-1", **REWARD)
+
+
+async def test_a_metric_of_a_label_that_no_validation_row_has_is_refused(bench: Any) -> None:
+    validation = RenderingSplitStatistics(
+        split=SPLIT_VALIDATION,
+        roles=[
+            RenderingRoleStatistics(role=role, tokens=LengthStatistics(count=5))
+            for role in ("desirable", "mismatched")
+        ],
+    )
+    bench.add_rendering(kind=RENDERING_KIND_UNPAIRED, split_statistics=[validation])
+    for metric in ("validation_reward_margin", "validation_reward_rejected"):
+        with pytest.raises(
+            FailedPrecondition, match=f"must have undesirable validation rows, as {metric}"
+        ) as caught:
+            await bench.create("one", **KTO, selection=Selection(metric=metric))
+        assert caught.value.reason == Reason.METRIC_NOT_MEASURED
+    await bench.create("one", **KTO, selection=Selection(metric="validation_reward_chosen"))
+
+
+async def test_a_pair_longer_than_a_forward_pass_is_refused_before_the_job_exists(bench: Any) -> None:
+    train = RenderingSplitStatistics(split=SPLIT_TRAIN, num_units=10, longest_unit_tokens=20)
+    bench.add_rendering(kind=RENDERING_KIND_PREFERENCE, split_statistics=[train])
+    with pytest.raises(
+        InvalidArgument, match=r"micro_batch_tokens must be at least 20, the longest unit, of 2 rows"
+    ):
+        await bench.create("one", **DPO, hyperparameters=Hyperparameters(micro_batch_tokens=15))
+    await bench.create("one", **DPO, hyperparameters=Hyperparameters(micro_batch_tokens=20))
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"warmup_ratio": 0.95, "batch_rows": 4}, "warmup_ratio is 0.95 and there are 5 steps"),
+        (
+            {
+                "learning_rate_schedule": LEARNING_RATE_SCHEDULE_WARMUP_STABLE_DECAY,
+                "decay_steps": 900,
+                "batch_rows": 4,
+            },
+            "decay_steps is 900 and there are 5 steps: the learning rate falls from the first one on",
+        ),
+    ],
+)
+async def test_a_rate_that_never_reaches_its_peak_is_a_warning(
+    bench: Any, changes: dict[str, Any], warning: str
+) -> None:
+    plan = await bench.plan(hyperparameters=Hyperparameters(**changes))
+    assert any(one.startswith(warning) for one in plan.warnings), plan.warnings
+    assert not any("peak" in one for one in (await bench.plan()).warnings)
+
+
+async def test_a_selection_that_chooses_nothing_is_a_warning(bench: Any) -> None:
+    plan = await bench.plan(selection=Selection(patience=3))
+    assert any(one.startswith("there is one validation") for one in plan.warnings), plan.warnings
+    plan = await bench.plan(selection=Selection(patience=3), validation_interval_steps=1)
+    assert not any("one validation" in one for one in plan.warnings)
+
+
+async def test_names_of_a_project_called_checkpoints_are_those_of_models(bench: Any) -> None:
+    assert not is_checkpoint("projects/checkpoints/models/m")
+    assert is_checkpoint("projects/checkpoints/fineTuningJobs/j/checkpoints/step-1")
 
 
 def test_every_field_of_a_preference_job_belongs_to_a_loss() -> None:

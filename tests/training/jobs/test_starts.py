@@ -52,7 +52,9 @@ async def run(bench: Any, job_id: str, files: list[task_pb2.BlobFile], **changes
 
 
 async def test_all_weights_are_a_model_of_their_own(bench: Any) -> None:
-    bench.add_rendering(effective_chat_template="{{ messages }}", stop_token_ids=[7])
+    bench.add_rendering(
+        chat_template="{{ messages }}", effective_chat_template="{{ messages }}", stop_token_ids=[7]
+    )
     job = await run(bench, "one", await full_files(bench), full=FullConfig(), tuned_model_id="weights")
     assert job.hyperparameters.learning_rate == 2e-5
     assert job.WhichOneof("adaptation") == "full"
@@ -72,9 +74,23 @@ async def test_all_weights_are_a_model_of_their_own(bench: Any) -> None:
     weights = {one.path: one.sha256 for one in stored_model.private.files}["model.safetensors"]
     assert weights not in {one.sha256 for one in base.private.files}
     assert [one.name for one in model.references] == [bench.MODEL, ONE, bench.RENDERING]
-    # It needs its base no longer; an adapter would.
+    # It needs its base no longer, as an adapter would; the checkpoints of its job do.
+    with pytest.raises(FailedPrecondition, match=f"is needed by {ONE}, until"):
+        await bench.models.family.delete(bench.MODEL, "")
+    await bench.jobs.delete(ONE, "")
     deleted = await bench.models.family.delete(bench.MODEL, "")
     assert deleted.HasField("delete_time")
+
+
+async def test_tuned_weights_keep_a_template_of_their_base_whose_dates_were_written_in(bench: Any) -> None:
+    """With another file in its place no rendering of the base would fit them."""
+    bench.add_rendering(effective_chat_template="Today is 28 Nov 2026. {{ messages }}")
+    await run(bench, "one", await full_files(bench), full=FullConfig(), tuned_model_id="weights")
+    found = await bench.models.ready(WEIGHTS)
+    base = await bench.models.ready(bench.MODEL)
+    assert found.message.taught.chat_template.startswith("Today is")
+    tokenizer = [(one.path, one.sha256) for one in found.private.files if one.tokenizer]
+    assert tokenizer == [(one.path, one.sha256) for one in base.private.files if one.tokenizer]
 
 
 async def test_a_job_builds_on_tuned_weights_as_on_a_base_model(bench: Any) -> None:
@@ -89,7 +105,10 @@ async def test_a_job_builds_on_tuned_weights_as_on_a_base_model(bench: Any) -> N
     assert [one.name for one in tuned.references][:2] == [WEIGHTS, bench.RENDERING]
 
 
-@pytest.mark.parametrize("lora", [None, LORA, LoraConfig(), LoraConfig(rank=4)])
+@pytest.mark.parametrize(
+    "lora",
+    [None, LORA, LoraConfig(), LoraConfig(rank=4), LoraConfig(target_modules=["v_proj", "q_proj"])],
+)
 async def test_an_adapter_is_gone_on_with_as_it_is(bench: Any, lora: LoraConfig | None) -> None:
     await run(bench, "one", await adapter_files(bench), tuned_model_id="adapter")
     job = await bench.create("two", base_model="", start_from=ADAPTER, lora=lora)

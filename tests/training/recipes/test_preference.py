@@ -259,7 +259,7 @@ def test_stored_reference_is_that_of_the_start_and_is_refused_for_another(
                 found.streams["reference_logprob"], expected.streams["reference_logprob"]
             )
     save_reference(run.corpus, tmp_path, reference_key({"rendering": "a", "model": "b"}))
-    with pytest.raises(FailedPrecondition, match="must be of this run's rows, start model and kernels"):
+    with pytest.raises(FailedPrecondition, match="must be of this run's rows and start model"):
         load_reference(run.corpus, tmp_path, reference_key({"rendering": "a", "model": "c"}))
     with pytest.raises(DataLoss, match="float32 for each of the"):
         load_reference(pairs(5), tmp_path, reference_key({"model": "b", "rendering": "a"}))

@@ -666,8 +666,8 @@ class FineTuningJob(_message.Message):
     etag: _builtins.str
     """Changes with every change of the resource; how far it has come is none."""
     max_checkpoints: _builtins.int
-    """Checkpoints that are kept: the last ones, and beside them the one with the lowest validation_loss of those taken at a
-    step that was validated. 0 means 3; a job of before this field shows 0 and keeps all. Older ones are no longer listed,
+    """Checkpoints that are kept: the last ones, and beside them the best: by `selection`, or else the one with the lowest
+    validation_loss of those taken at a step that was validated; and those that somebody needs. 0 means 3; a job of before this field shows 0 and keeps all. Older ones are no longer listed,
     and their bytes are given back a while later.
     """
     start_from: _builtins.str
@@ -820,7 +820,7 @@ class FineTuningPlan(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     RESOLVED_JOB_FIELD_NUMBER: _builtins.int
     num_train_rows: _builtins.int
-    """Training rows that have something to learn."""
+    """Training rows that have something to learn, each row of a unit counted."""
     num_validation_rows: _builtins.int
     """Validation rows that have something to learn."""
     num_steps: _builtins.int
@@ -830,7 +830,7 @@ class FineTuningPlan(_message.Message):
     num_tokens: _builtins.int
     """Tokens that go through the model over all steps."""
     num_supervised_tokens: _builtins.int
-    """Tokens that are learnt over all steps."""
+    """Tokens that are learnt over all steps; of an UNPAIRED rendering with those of mismatched answers, which are only scored."""
     packing_efficiency: _builtins.float
     """Tokens over the places that the steps' batches offer, in (0, 1]."""
     num_dropped: _builtins.int
@@ -873,7 +873,7 @@ Global___FineTuningPlan: _TypeAlias = FineTuningPlan  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
-    """Checkpoint is a point that a job can be resumed from, and whose adapter can be looked at."""
+    """Checkpoint is a point that a job can be resumed from, and whose model can be asked, evaluated, downloaded and gone on with."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -56,11 +56,14 @@ class FineTuningJobPrivate(_message.Message):
     RENDERING_DIGEST_FIELD_NUMBER: _builtins.int
     TAUGHT_FIELD_NUMBER: _builtins.int
     START_FILES_FIELD_NUMBER: _builtins.int
+    HAS_OWN_TEMPLATE_FIELD_NUMBER: _builtins.int
     BEST_VALUE_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model when the job was created, in hex."""
     rendering_digest: _builtins.str
     """Digest of the rendering when the job was created, in hex."""
+    has_own_template: _builtins.bool
+    """Whether the template is the base model's own: the tuned weights then keep its file as it is, dates unwritten."""
     best_value: _builtins.float
     """What the job's selection judges by, at its best step. Unset before the first validation."""
     @_builtins.property
@@ -78,11 +81,12 @@ class FineTuningJobPrivate(_message.Message):
         rendering_digest: _builtins.str = ...,
         taught: _model_pb2.Taught | None = ...,
         start_files: _abc.Iterable[_task_pb2.BlobFile] | None = ...,
+        has_own_template: _builtins.bool = ...,
         best_value: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "best_value", b"best_value", "taught", b"taught"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "base_model_digest", b"base_model_digest", "best_value", b"best_value", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "base_model_digest", b"base_model_digest", "best_value", b"best_value", "has_own_template", b"has_own_template", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.training.weights import SeenModel, StoredModel
+from luthier.training.weights import Origin, SeenModel, StoredModel
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.worker.v1.task_pb2 import BlobFile
 
@@ -40,7 +40,7 @@ class Models(Protocol):
         ...
 
     async def tuned(
-        self, connection: AsyncConnection, wanted: Model, base_uid: str, brought: Sequence[BlobFile]
+        self, connection: AsyncConnection, wanted: Model, origin: Origin, brought: Sequence[BlobFile]
     ) -> SeenModel:
         """Return what a tuned model of these files is, without storing it; files that are no result are left out.
 
@@ -49,7 +49,7 @@ class Models(Protocol):
         ...
 
     async def add_tuned(
-        self, connection: AsyncConnection, wanted: Model, base_uid: str, tuned: Sequence[BlobFile]
+        self, connection: AsyncConnection, wanted: Model, origin: Origin, tuned: Sequence[BlobFile]
     ) -> StoredModel:
         """Store a tuned model as READY, and return it; its name is another one when the wanted one is taken.
 

@@ -11,10 +11,10 @@ from luthier.storage.stored import require_uid
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
-from luthier.training.jobs.tuned import tuned_model
+from luthier.training.jobs.tuned import origin_of, tuned_model
 from luthier.training.weights import SeenModel
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
-from luthier.work.families import Family, referred
+from luthier.work.families import Family
 
 
 class CheckpointModels:
@@ -49,5 +49,4 @@ class CheckpointModels:
         wanted.name, wanted.uid = name, checkpoint.message.uid
         wanted.create_time.CopyFrom(checkpoint.message.create_time)
         wanted.update_time.CopyFrom(checkpoint.message.create_time)
-        base_uid = referred(job.message, job.message.base_model).uid
-        return await self._models.tuned(connection, wanted, base_uid, checkpoint.private.files)
+        return await self._models.tuned(connection, wanted, origin_of(job), checkpoint.private.files)

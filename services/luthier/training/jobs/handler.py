@@ -18,7 +18,7 @@ from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
 from luthier.training.jobs.rules import RESULT_LIMITS, State
-from luthier.training.jobs.tuned import tuned_model
+from luthier.training.jobs.tuned import origin_of, tuned_model
 from luthier.training.recipe_settings import selection_of
 from luthier.training.recipes.course import Course
 from luthier.v1.event_pb2 import CheckpointCommitted, Event
@@ -182,9 +182,8 @@ class TrainHandler:
         job = await self._stored(connection, task)
         step, files = await self._chosen(connection, job, result.train)
         wanted = tuned_model(job, step)
-        base_uid = referred(job.message, job.message.base_model).uid
         changed = job.copy()
-        tuned = await self._models.add_tuned(connection, wanted, base_uid, files)
+        tuned = await self._models.add_tuned(connection, wanted, origin_of(job), files)
         changed.tuned_model = tuned.message.name
         changed.references.add(name=tuned.message.name, uid=tuned.uid, digest=tuned.message.digest)
         if changed.tuned_model != wanted.name:
@@ -198,7 +197,7 @@ class TrainHandler:
     ) -> tuple[int, Sequence[task_pb2.BlobFile]]:
         """Return the step of the model and its files: those of the end, or of the best checkpoint."""
         best = job.message.best_step
-        if not job.message.selection.use_best or best == result.step:
+        if not job.message.selection.use_best or best in (0, result.step):
             return result.step, result.files
         checkpoint = await self._checkpoints.at(connection, job.uid, best)
         return best, checkpoint.private.files

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.training.jobs.methods import described, rendering_kind
-from luthier.training.recipe_settings import batch_settings
+from luthier.training.recipe_settings import batch_settings, schedule_of
 from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.survey import Longest, PackedLengths, Survey, require_fitting
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, Split
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, Hyperparameters
 from luthier.v1.rendering_pb2 import (
     RENDERING_KIND_SUPERVISED,
+    RENDERING_KIND_UNPAIRED,
     Rendering,
     RenderingKind,
     RenderingSplitStatistics,
@@ -23,6 +24,12 @@ from luthier.v1.rendering_pb2 import (
 
 _NAMED_RECORDS = 5
 _LOW_EFFICIENCY = 0.5
+_ROLES_OF: Mapping[str, Sequence[str]] = {
+    "validation_reward_chosen": ("desirable",),
+    "validation_reward_rejected": ("undesirable",),
+    "validation_reward_margin": ("desirable", "undesirable"),
+}
+"""Of answers with a label: what a metric is measured on."""
 MAX_PASSED_ROWS = 20_000_000
 """Most rows, counted anew in each epoch, that a plan looks at: somewhat over a minute of work."""
 
@@ -114,16 +121,32 @@ def check_counts(job: FineTuningJob, rendering: Rendering, context_length: int) 
             reason=Reason.METRIC_NOT_MEASURED,
             metadata={"metric": job.selection.metric, "rendering": rendering.name},
         )
+    _require_measured(job, rendering, validation)
     known = Survey(
         num_train_rows=train.tokens.count,
         num_validation_rows=num_teaching(validation),
-        longest_train=_longest(train),
-        longest=_longest(train, validation),
+        longest_train=_longest_unit(train),
+        longest=_longest_unit(train, validation),
         longest_row=_longest(train, validation),
         totals=None,
     )
     require_fitting(known, batch_settings(job), context_length)
     _require_countable(job.hyperparameters, train)
+
+
+def _require_measured(job: FineTuningJob, rendering: Rendering, validation: RenderingSplitStatistics) -> None:
+    """Refuse a selection by a metric of answers with a label that no validation row has."""
+    if rendering_kind(job) != RENDERING_KIND_UNPAIRED or not validation.roles:
+        return
+    found, metric = {one.role for one in validation.roles if one.tokens.count}, job.selection.metric
+    missing = [role for role in _ROLES_OF.get(metric, ()) if role not in found]
+    if missing:
+        raise FailedPrecondition(
+            f"{rendering.name} must have {missing[0]} validation rows, as {metric} is measured on them, it has none; "
+            "choose another metric or split the version so that there are some",
+            reason=Reason.METRIC_NOT_MEASURED,
+            metadata={"metric": metric, "rendering": rendering.name},
+        )
 
 
 def make_plan(job: FineTuningJob, rendering: Rendering, found: Survey, context_length: int) -> FineTuningPlan:
@@ -154,6 +177,32 @@ def make_plan(job: FineTuningJob, rendering: Rendering, found: Survey, context_l
         warnings=plan_warnings(job, rendering, totals, found.num_validation_rows),
         resolved_job=job,
     )
+
+
+def _schedule_warnings(job: FineTuningJob, num_steps: int) -> Iterator[str]:
+    chosen, schedule = job.hyperparameters, schedule_of(job, num_steps)
+    peak = max(schedule.learning_rate(step) for step in (schedule.warmup_steps + 1, 1) if step <= num_steps)
+    if schedule.warmup_steps >= num_steps:
+        said = "warmup_steps" if chosen.warmup_steps else "warmup_ratio"
+        yield (
+            f"{said} is {getattr(chosen, said):g} and there are {num_steps} steps: the learning "
+            f"rate never reaches its peak; make {said} smaller"
+        )
+    elif peak < schedule.peak:
+        said = "decay_steps" if chosen.decay_steps else "decay_ratio"
+        yield (
+            f"{said} is {getattr(chosen, said):g} and there are {num_steps} steps: the learning rate falls from the "
+            f"first one on and never reaches its peak; make {said} smaller"
+        )
+
+
+def _selection_warnings(job: FineTuningJob) -> Iterator[str]:
+    chosen = job.hyperparameters
+    if job.HasField("selection") and not job.validation_interval_steps and chosen.num_epochs == 1:
+        yield (
+            "there is one validation, after the only epoch, so that selection chooses nothing and patience ends "
+            "nothing; set validation_interval_steps"
+        )
 
 
 def nothing_to_learn(rendering: Rendering) -> FailedPrecondition:
@@ -187,6 +236,15 @@ def _longest(*splits: RenderingSplitStatistics) -> Longest | None:
     return Longest(num_tokens=max(split.tokens.maximum for split in splits))
 
 
+def _longest_unit(*splits: RenderingSplitStatistics) -> Longest | None:
+    """Return the longest unit that teaches, where units of several rows were counted; else the longest row."""
+    num_rows, num_units = sum(one.tokens.count for one in splits), sum(one.num_units for one in splits)
+    if not num_units or num_units == num_rows:
+        return _longest(*splits)
+    num_tokens = max(split.longest_unit_tokens for split in splits)
+    return Longest(num_tokens=num_tokens, num_rows=num_rows // num_units) if num_tokens else None
+
+
 def _require_countable(chosen: Hyperparameters, train: RenderingSplitStatistics) -> None:
     """Refuse a job whose steps would take minutes to count."""
     epochs, rows = chosen.num_epochs, num_teaching(train)
@@ -214,21 +272,20 @@ def plan_warnings(
     """Yield what a user would want to change or to know before training."""
     chosen = job.hyperparameters
     counts = statistics_of(rendering, SPLIT_TRAIN)
+    # A record that is a unit of two rows counts twice here.
+    counted = "records" if rendering_kind(job) == RENDERING_KIND_SUPERVISED else "rows"
     if num_idle(counts):
         first = next(iter(rendering.unsupervised_records), None)
         place = f", the first is {first.filename} line {first.line}: {first.message}" if first else ""
-        yield f"{num_idle(counts)} training records have no supervised token and are not used{place}"
+        yield f"{num_idle(counts)} training {counted} have no supervised token and are not used{place}"
     if counts.num_dropped:
         yield f"{counts.num_dropped} training records are longer than the rendering's max_tokens and left out"
     if counts.num_truncated:
-        yield f"{counts.num_truncated} training records are cut at max_tokens of the rendering"
+        yield f"{counts.num_truncated} training {counted} are cut at max_tokens of the rendering"
     if not num_validation_rows:
         yield "there are no validation rows, so validation_loss is not measured"
-    if chosen.warmup_steps >= totals.num_steps:
-        yield (
-            f"warmup_steps is {chosen.warmup_steps} and there are {totals.num_steps} steps: the learning "
-            "rate never reaches its peak; make warmup_steps smaller"
-        )
+    yield from _schedule_warnings(job, totals.num_steps)
+    yield from _selection_warnings(job)
     if chosen.max_steps > totals.num_steps:
         yield (
             f"max_steps is {chosen.max_steps} and num_epochs {chosen.num_epochs} ends after "

@@ -155,6 +155,7 @@ class JobService:
             rendering_digest=checked.rendering.digest,
             taught=rules.taught_by(checked.rendering),
             start_files=checked.start.files if checked.start else (),
+            has_own_template=not checked.rendering.chat_template,
         )
         # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
         await self._models.keep_template(private.taught)
@@ -175,7 +176,9 @@ class JobService:
             if start is not None:
                 await self._starts.require(connection, start)
                 until_end.append(start.reference.uid)
-            needs = Needs(until_end=until_end, elsewhere=holds)
+            # Its checkpoints have no tokenizer of their own: as models they take that of the base.
+            lasting = [base.uid] if job.HasField("full") else []
+            needs = Needs(until_end=until_end, lasting=lasting, elsewhere=holds)
             stored = await self.family.add(connection, job, private, work, needs)
             if await self._models.exists(connection, tuned_model):
                 raise AlreadyExists(

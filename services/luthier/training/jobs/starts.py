@@ -202,9 +202,13 @@ def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
             f"{_shown(getattr(start, field.name))}; got {_shown(said)}",
         )
         for field, said in wanted.lora.ListFields()
-        if said != getattr(start, field.name)
+        if not _same(said, getattr(start, field.name))
     )
     return start
+
+
+def _same(said: Any, known: Any) -> bool:
+    return bool(said == known) if isinstance(said, int | float) else set(said) == set(known)
 
 
 def _shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
+from luthier.training.weights import Origin
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model
 from luthier.work.families import referred
@@ -29,3 +30,9 @@ def tuned_model(job: Stored[FineTuningJob, FineTuningJobPrivate], step: int) -> 
     tuned.references.add(name=message.name, uid=job.uid)
     tuned.references.add().CopyFrom(referred(message, message.rendering))
     return tuned
+
+
+def origin_of(job: Stored[FineTuningJob, FineTuningJobPrivate]) -> Origin:
+    """Return what the files of a job's model are made of besides those that its worker brings."""
+    base = referred(job.message, job.message.base_model)
+    return Origin(base_uid=base.uid, has_own_template=job.private.has_own_template)

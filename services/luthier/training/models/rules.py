@@ -145,17 +145,20 @@ def registered(model: Model, result: RegisterModelResult) -> Model:
     return filled
 
 
-def taught_bundle(wanted: Model, base: Model, base_files: Sequence[ModelFile]) -> list[ModelFile]:
+def taught_bundle(
+    wanted: Model, base: Model, base_files: Sequence[ModelFile], *, keeps_template: bool = False
+) -> list[ModelFile]:
     """Return the files that whoever downloads a tuned model needs to ask it as it was taught.
 
-    They are the files of its base model's tokenizer, the template that was taught in place of their own. Where it does
-    not say how it was taught, or where the tokenizer is another one, an adapter has none.
+    They are the files of its base model's tokenizer, the template that was taught in place of their own, unless
+    `keeps_template`: one with dates written in would be another tokenizer bundle than the base's. Where it does not say
+    how it was taught, or where the tokenizer is another one, an adapter has none.
     """
     taught = wanted.taught
     files = {file.path: file for file in base_files if file.tokenizer}
     if not wanted.HasField("taught") or base.tokenizer_digest != taught.tokenizer_digest:
         return [] if wanted.base_model else list(files.values())
-    if taught.chat_template:
+    if taught.chat_template and not keeps_template:
         data = taught.chat_template.encode()
         sha256 = hashlib.sha256(data).hexdigest()
         files[_TEMPLATE_PATH] = ModelFile(

@@ -19,7 +19,7 @@ from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models import repository, rules
 from luthier.training.models.rules import State
 from luthier.training.models.sources import resolve_allowed
-from luthier.training.weights import SeenModel, StoredModel
+from luthier.training.weights import Origin, SeenModel, StoredModel
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
@@ -132,20 +132,21 @@ class ModelService:
             await self._blobs.put_bytes(taught.chat_template.encode())
 
     async def tuned(
-        self, connection: AsyncConnection, wanted: Model, base_uid: str, brought: Sequence[BlobFile]
+        self, connection: AsyncConnection, wanted: Model, origin: Origin, brought: Sequence[BlobFile]
     ) -> SeenModel:
         """Return what a tuned model of these files is, without storing it; files that are no result are left out.
 
         Raises NotFound when its base model is gone, InvalidArgument MODEL_INVALID for files of another kind.
         """
-        base = await self.base(connection, base_uid)
-        bundle = rules.taught_bundle(wanted, base.message, base.private.files)
+        base = await self.base(connection, origin.base_uid)
+        keeps = origin.has_own_template and not wanted.base_model
+        bundle = rules.taught_bundle(wanted, base.message, base.private.files, keeps_template=keeps)
         files = rules.tuned_files(wanted, bundle, base.private.files, brought)
         model = rules.tuned(wanted, base.message, files)
         return SeenModel(uid=wanted.uid, message=model, private=ModelPrivate(files=files))
 
     async def add_tuned(
-        self, connection: AsyncConnection, wanted: Model, base_uid: str, tuned: Sequence[BlobFile]
+        self, connection: AsyncConnection, wanted: Model, origin: Origin, tuned: Sequence[BlobFile]
     ) -> StoredModel:
         """Store a tuned model as READY, and return it.
 
@@ -154,9 +155,9 @@ class ModelService:
 
         Raises InvalidArgument MODEL_INVALID for files that are not those of its kind.
         """
-        seen = await self.tuned(connection, wanted, base_uid, tuned)
+        seen = await self.tuned(connection, wanted, origin, tuned)
         model, private = seen.message, seen.private
-        lasting = [base_uid] if wanted.base_model else []
+        lasting = [origin.base_uid] if wanted.base_model else []
         if not wanted.HasField("taught"):  # only its job still leads to how it is asked
             lasting.append(referred(wanted, wanted.fine_tuning_job).uid)
         needs = Needs(lasting=lasting)

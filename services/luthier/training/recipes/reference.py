@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from luthier.errors import DataLoss, FailedPrecondition
+from luthier.errors import DataLoss, FailedPrecondition, Reason
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import TokenLogprobs
 from luthier.training.recipes.batches import pack_first_fit, teaching_units
@@ -43,7 +43,7 @@ def with_reference(engine: Engine, batch: PackedBatch) -> PackedBatch:
 
 
 def reference_key(identity: Mapping[str, str]) -> str:
-    """Return a sha256 in hex of all that stored values depend on: rendering, start model, kernels, micro-batches."""
+    """Return a sha256 in hex of what stored values are of: rendering, start model, micro-batches."""
     lines = [f"{name}={value}\n" for name, value in sorted(identity.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -84,7 +84,7 @@ def load_reference(corpus: Corpus, folder: Path, key: str) -> None:
 
     Raises:
         DataLoss: the file is not as `save_reference` writes it for these rows.
-        FailedPrecondition: it is of other rows, another start model or other kernels.
+        FailedPrecondition: it is of other rows or another start model (DATA_CORRUPTED).
     """
     path = folder / FILE_NAME
     try:
@@ -96,7 +96,8 @@ def load_reference(corpus: Corpus, folder: Path, key: str) -> None:
         raise DataLoss(f"{FILE_NAME} cannot be read: {error}") from error
     if found_key != key:
         raise FailedPrecondition(
-            f"{FILE_NAME} must be of this run's rows, start model and kernels, got one of others",
+            f"{FILE_NAME} must be of this run's rows and start model, got one of others",
+            reason=Reason.DATA_CORRUPTED,
             metadata={"expected": key, "found": str(found_key)},
         )
     for split in _SPLITS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from luthier.training.recipes.checkpoint import RunIdentity
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.engine import Engine
 from luthier.training.recipes.reference import (
@@ -17,23 +16,21 @@ from luthier.training.recipes.reference import (
 from luthier.work.context import TaskContext
 
 
-def give_reference(
-    context: TaskContext, engine: Engine, corpus: Corpus, run: RunIdentity, resumed: Path | None
-) -> Path | None:
+def give_reference(context: TaskContext, engine: Engine, corpus: Corpus, resumed: Path | None) -> Path | None:
     """Give a corpus the log-probabilities of the weights as they are now, or as they were before a run's first step.
 
     Args:
         context: of the task.
         engine: its weights have made no step, and no checkpoint has been loaded into them.
         corpus: the rows.
-        run: the run.
         resumed: folder with the files of the checkpoint that the run goes on from; None: it begins.
 
     Returns the file that every checkpoint has to have; None where the weights themselves keep their reference.
 
     Raises:
         DataLoss: the file is not as it was written.
-        FailedPrecondition: it is of other rows or another model.
+        FailedPrecondition: it is of other rows or another model. Other kernels are no reason: the values are what the
+            run began with, and what has changed around a run is told of anyhow.
     """
     if engine.weights.reference() is not None:
         return None
@@ -43,7 +40,6 @@ def give_reference(
             "rendering": spec.rendering_digest,
             "base_model": spec.base_model_digest,
             "start": ",".join(sorted(file.sha256 for file in spec.start_files)),
-            "kernels": run.surroundings["kernel_table_digest"],
             "micro_batch_tokens": str(spec.job.hyperparameters.micro_batch_tokens),
         }
     )

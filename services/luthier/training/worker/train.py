@@ -163,7 +163,7 @@ def _begin(
     if resumed is not None:
         for file in spec.checkpoint_files:
             context.fetch_into(resumed, file)
-    reference = give_reference(context, engine, corpus, run, resumed) if is_compared else None
+    reference = give_reference(context, engine, corpus, resumed) if is_compared else None
     extra = [] if reference is None else [reference]
     if resumed is None:
         return _Begun(engine=engine, course=Course(), changed=[], extra=extra)

@@ -60,7 +60,8 @@ def _fetch_start(context: TaskContext, folder: Path, names: tuple[str, ...]) -> 
     for file in spec.start_files:
         if file.path in names:
             context.fetch_into(folder, file)
-    context.log(f"begins from {spec.job.start_from}")
+    if not spec.checkpoint_files:
+        context.log(f"begins from {spec.job.start_from}")
 
 
 def _insert(job: FineTuningJob, model: PreTrainedModel) -> None:
