@@ -66,7 +66,7 @@ def _list_shape(key: str, first: Mapping[str, object]) -> str | None:
     keys = first.keys()
     if keys >= {"from", "value"}:
         return f"ShareGPT under another name: rename {key} to conversations"
-    if keys >= {"role", "content"} and key not in _HALVES:
+    if keys >= {"role", "content"} and key not in {*_HALVES, "messages"}:
         return f"a conversation under another name: rename {key} to messages"
     if any(own <= keys for own in _OWN) or any(known <= keys for known, _, _ in _SHAPES):
         return f"one object that holds the records in {key!r}: write that list by itself"
