@@ -173,9 +173,12 @@ def _problem(text: str, source: str = "job.yaml") -> str:
         ("base_model: a\nbaseModel: b", "job.yaml:2: base_model is given twice, first at job.yaml:1"),
         (
             "hyperparameters: {learning_rate_schedule: cosin}",
-            "must be one of CONSTANT, LINEAR, COSINE (did you mean COSINE?), got cosin",
+            "must be one of CONSTANT, LINEAR, COSINE, WARMUP_STABLE_DECAY (did you mean COSINE?), got cosin",
         ),
-        ("hyperparameters: {learning_rate_schedule: 7}", "must be one of CONSTANT, LINEAR, COSINE, got 7"),
+        (
+            "hyperparameters: {learning_rate_schedule: 7}",
+            "must be one of CONSTANT, LINEAR, COSINE, WARMUP_STABLE_DECAY, got 7",
+        ),
         (
             "hyperparameters:\n  batch_rows: 1\n  batch_tokens: 2",
             "job.yaml:3: hyperparameters.batch_tokens excludes batch_rows, which is given at job.yaml:2: give one",

@@ -108,12 +108,16 @@ def holders(cluster: RestingCluster, service: str, uid: str) -> list[str]:
         return [row[0] for row in rows]
 
 
+# Fields that the home knows nothing of; tests/training/jobs/test_starts.py has jobs and models that have them.
+YOUNGER = {"luthier.v1.FineTuningJob.start_from", "luthier.v1.Model.start_from"}
+
+
 def test_every_resource_says_of_all_that_it_names_which_ones_they_were(asker: Asker) -> None:
     seen: dict[str, set[str]] = {}
     wanted: dict[str, set[str]] = {}
     for process, resource in derived_resources(asker, PARENT):
         kind = resource.DESCRIPTOR.name
-        wanted.setdefault(kind, referring_fields(resource.DESCRIPTOR))
+        wanted.setdefault(kind, referring_fields(resource.DESCRIPTOR) - YOUNGER)
         references = {one.name: one for one in resource.references}
         assert len(references) == len(resource.references), resource
         for field, name in referred_names(resource):

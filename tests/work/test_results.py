@@ -222,7 +222,8 @@ FAULTS: Mapping[str, tuple[str, Callable[[Any], object], list[str]]] = {
         lambda result: result.findings[0].ClearField("kind"),
         [
             "result.render.findings[0].kind: must be one of JOINED_BOUNDARY, INEXACT_BOUNDARY, ONLY_END_LEARNT, "
-            "TURN_NOT_WRITTEN, ARGUMENTS_NOT_OBJECT, ASKED_DIFFERENTLY, END_NOT_LEARNT, got number 0"
+            "TURN_NOT_WRITTEN, ARGUMENTS_NOT_OBJECT, ASKED_DIFFERENTLY, END_NOT_LEARNT, EQUAL_SIDES, "
+            "EQUAL_WITHIN_LIMIT, NO_MISMATCHED_ANSWER, MISMATCHED_CUT, CHOSEN_SIDE_TAKEN, ..., got number 0"
         ],
     ),
     "a comparison without a verdict": (
