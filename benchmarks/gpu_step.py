@@ -29,7 +29,7 @@ from luthier.lm.lora import Adapter, LoraSpec, adapter_parameters, attach, targe
 from luthier.lm.packed import WEIGHT, PackedBatch, named_positions, pack
 from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.sft import supervised
+from luthier.training.recipes.objectives import supervised
 from luthier.training.recipes.weights import Adapter as AdapterWeights
 
 OP = "training_step"

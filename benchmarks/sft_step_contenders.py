@@ -35,6 +35,7 @@ from luthier.training.recipes import sft
 from luthier.training.recipes.corpus import Block, Corpus
 from luthier.training.recipes.course import Course, StepDone
 from luthier.training.recipes.engine import Engine, OptimiserSettings
+from luthier.training.recipes.loop import Settings
 from luthier.training.recipes.schedule import RateCourse, Schedule
 from luthier.training.recipes.weights import Adapter
 
@@ -94,7 +95,7 @@ def _run_recipe(task: Task, meter: Meter) -> Factors:
     schedule = Schedule(
         peak=LEARNING_RATE, course=RateCourse.CONSTANT, warmup_steps=0, num_steps=task.num_steps
     )
-    settings = sft.Settings(
+    settings = Settings(
         batches=task.batches,
         schedule=schedule,
         checkpoint_interval_steps=task.num_steps,

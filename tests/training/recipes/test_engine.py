@@ -17,7 +17,7 @@ from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.lm.readouts import FusedLoss, TokenLogprobs, TokenScores
 from luthier.training.recipes.collective import OneRank
 from luthier.training.recipes.engine import Engine, OptimiserSettings, Sum
-from luthier.training.recipes.sft import supervised
+from luthier.training.recipes.objectives import supervised
 from luthier.training.recipes.weights import Adapter
 
 ModelMaker = Callable[..., PreTrainedModel]

@@ -17,7 +17,7 @@ from luthier.lm.packed import WEIGHT, pack
 from luthier.lm.readouts import FusedLoss, FusedLossAndHits
 from luthier.training.recipes import checkpoint, sft
 from luthier.training.recipes.course import CheckpointDue, Course, Selection, StepDone
-from luthier.training.recipes.loop import Settings, settings_record
+from luthier.training.recipes.loop import Settings, pack_validation, settings_record
 from luthier.training.recipes.objectives import Dpo
 from luthier.training.recipes.schedule import RateCourse
 
@@ -167,7 +167,7 @@ def test_token_accuracy_is_the_share_of_tokens_that_are_the_likeliest(make_run: 
         wanted = batch.streams[WEIGHT][1:] != 0
         hits += int((logits[:-1].argmax(dim=1) == batch.input_ids[1:])[wanted].sum())
         total += int(wanted.sum())
-    batches = sft.pack_validation(run.corpus, 48)
+    batches = pack_validation(run.corpus, 48)
     found = sft.validate(run.engine, run.corpus, batches)
     assert found["validation_token_accuracy"] == hits / total
     # More positions than are taken at a time, and the loss of the loss alone.

@@ -25,8 +25,10 @@ from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes import checkpoint, sft
 from luthier.training.recipes.batches import BatchSettings, count_steps, iterate_steps, plan_digest
 from luthier.training.recipes.corpus import Block, Corpus
-from luthier.training.recipes.course import CheckpointDue, Course, Event, StepDone
+from luthier.training.recipes.course import TIMED_METRICS, CheckpointDue, Course, Event, StepDone
 from luthier.training.recipes.engine import Engine, OptimiserSettings
+from luthier.training.recipes.loop import Settings, pack_validation
+from luthier.training.recipes.objectives import supervised
 from luthier.training.recipes.schedule import RateCourse, Schedule
 from luthier.training.recipes.weights import Adapter
 
@@ -52,9 +54,9 @@ def corpus_of(rows: list[Any]) -> Corpus:
     return corpus
 
 
-def settings_for(corpus: Corpus, batches: BatchSettings = BATCHES, peak: float = 5e-3) -> sft.Settings:
+def settings_for(corpus: Corpus, batches: BatchSettings = BATCHES, peak: float = 5e-3) -> Settings:
     num_steps = count_steps(corpus.lengths("TRAIN"), batches).num_steps
-    return sft.Settings(
+    return Settings(
         batches=batches,
         schedule=Schedule(peak=peak, course=RateCourse.COSINE, warmup_steps=2, num_steps=num_steps),
         checkpoint_interval_steps=4,
@@ -65,7 +67,7 @@ def settings_for(corpus: Corpus, batches: BatchSettings = BATCHES, peak: float =
 class Run:
     """A model with its adapter, ready to be trained."""
 
-    def __init__(self, model: PreTrainedModel, corpus: Corpus, settings: sft.Settings) -> None:
+    def __init__(self, model: PreTrainedModel, corpus: Corpus, settings: Settings) -> None:
         self.model = model
         self.corpus = corpus
         self.settings = settings
@@ -91,7 +93,7 @@ class Run:
         return sft.train(self.engine, self.corpus, self.settings, course)
 
     def accumulate(self, rows: Sequence[int], num_supervised: int) -> None:
-        self.engine.accumulate(self.corpus.pack(rows), FusedLoss(), sft.supervised(num_supervised))
+        self.engine.accumulate(self.corpus.pack(rows), FusedLoss(), supervised(num_supervised))
 
     @property
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
@@ -129,7 +131,7 @@ def make_run(tiny_llama: Callable[..., PreTrainedModel], token_rows: Callable[..
 
 
 def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name not in sft.TIMED_METRICS}
+    return {name: value for name, value in metrics.items() if name not in TIMED_METRICS}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -302,10 +304,10 @@ def test_validate_is_the_mean_over_tokens_not_over_rows(make_run: RunMaker) -> N
     rows = [row for row in run.corpus.lengths("VALIDATION") if row.num_supervised]
     sums = [run.engine.score(run.corpus.pack([row.row], "VALIDATION"), FusedLoss()) for row in rows]
     expected = sum(loss.item() for loss, _ in sums) / sum(count for _, count in sums)
-    batches = sft.pack_validation(run.corpus, 48)
+    batches = pack_validation(run.corpus, 48)
     found = sft.validate(run.engine, run.corpus, batches)
     assert found["validation_loss"] == pytest.approx(expected, rel=1e-5)
-    assert sft.validate(run.engine, Corpus(), sft.pack_validation(Corpus(), 48)) == {}
+    assert sft.validate(run.engine, Corpus(), pack_validation(Corpus(), 48)) == {}
 
 
 def test_train_is_stopped_inside_a_step_by_a_check_that_raises(make_run: RunMaker) -> None:

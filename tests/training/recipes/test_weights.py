@@ -27,7 +27,7 @@ from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.course import Course
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.sft import supervised
+from luthier.training.recipes.objectives import supervised
 from luthier.training.recipes.weights import MASTERS_NAME, MODEL_NAME, Adapter, AllWeights
 
 ModelMaker = Callable[..., PreTrainedModel]

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from luthier.runtime.keys import read_or_create_keys
 from luthier.training.__main__ import build, settings_of
 from luthier.training.config import Config
-from luthier.training.recipes.sft import TIMED_METRICS
+from luthier.training.recipes.course import TIMED_METRICS
 from luthier.training.worker.register import Register, register_here, run_register
 from luthier.training.worker.train import Trainer
 from luthier.v1 import (

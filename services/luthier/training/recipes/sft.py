@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from luthier.lm.readouts import FusedLoss, FusedLossAndHits
 from luthier.training.recipes.corpus import Corpus
-from luthier.training.recipes.course import TIMED_METRICS, Course, Event
+from luthier.training.recipes.course import Course, Event
 from luthier.training.recipes.engine import Engine
-from luthier.training.recipes.loop import Loop, Settings, measured, pack_validation, packed
+from luthier.training.recipes.loop import Loop, Settings, measured, packed
 from luthier.training.recipes.objectives import supervised, supervised_with_hits
 from luthier.training.recipes.units import SINGLE, require_units
-
-__all__ = ["TIMED_METRICS", "Settings", "pack_validation", "supervised", "train", "validate"]
 
 
 def train(

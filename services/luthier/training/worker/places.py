@@ -26,13 +26,15 @@ def places_of(channel: grpc.Channel, token: Token, rendering: str, check: Check)
     stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
 
     def place(row: int) -> str:
-        calls: list[Any] = []
+        calls: list[Messages[arrow_pb2.ArrowChunk]] = []
 
         def open_at(start_row: int) -> Messages[arrow_pb2.ArrowChunk]:
             request = data_service_pb2.ReadRenderingRequest(name=rendering, start_row=start_row)
-            call: Any = stub.ReadRendering(request, metadata=bearer(token()), timeout=_CALL_SECONDS)
+            call: Messages[arrow_pb2.ArrowChunk] = stub.ReadRendering(
+                request, metadata=bearer(token()), timeout=_CALL_SECONDS
+            )
             calls.append(call)
-            return call  # type: ignore[no-any-return]
+            return call
 
         try:
             batch = next(read_batches(open_at, check, row))
