@@ -207,16 +207,16 @@ def summed_up(found: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
     }
 
 
-def run(sides: dict[str, str], plan: Plan) -> dict[str, Any]:
-    """Measure on the newest recorded home."""
+def run(sides: dict[str, str], plan: Plan, recorded: str = "") -> dict[str, Any]:
+    """Measure on a recorded home, the newest unless named: an older build opens none of a newer one."""
     sys.path.insert(0, str(ROOT))
     from tests.golden.home_files import unpack_home
 
-    recorded = max((ROOT / "tests" / "golden" / "homes").iterdir())
+    homes = ROOT / "tests" / "golden" / "homes"
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         home.mkdir(mode=0o700)
-        unpack_home(recorded, home)
+        unpack_home(homes / recorded if recorded else max(homes.iterdir()), home)
         return asyncio.run(measured(sides, Path(folder), plan))
 
 
@@ -225,12 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Small calls a second at a 99th percentile of 50 ms.")
     parser.add_argument("--fast", action="store_true", help="small numbers, for a test")
     parser.add_argument("--repeats", type=int, default=Plan().repeats, help="turns of each side")
+    parser.add_argument("--home", default="", help="a folder of tests/golden/homes; the newest unless named")
     parser.add_argument(
         "--side", action="append", metavar="NAME=PYTHON", help="a build, by the Python that has it"
     )
     chosen = parser.parse_args(arguments)
     sides = dict(side.split("=", 1) for side in chosen.side or [f"this={sys.executable}"])
-    print(json.dumps(run(sides, FAST if chosen.fast else Plan(repeats=chosen.repeats)), indent=1))
+    print(
+        json.dumps(run(sides, FAST if chosen.fast else Plan(repeats=chosen.repeats), chosen.home), indent=1)
+    )
 
 
 if __name__ == "__main__":
