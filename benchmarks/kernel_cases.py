@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from luthier.kernels import attention_varlen as attention_op
 from luthier.kernels import grouped_lora_linear as grouped_op
+from luthier.kernels import linear as linear_op
 from luthier.kernels import linear_cross_entropy as loss_op
 from luthier.kernels import lora_linear as lora_op
 from luthier.kernels.gated_activation import swiglu
@@ -68,6 +69,7 @@ def cases(dtypes: Sequence[torch.dtype], models: Sequence[Model]) -> Iterator[Ca
     """All problems of the models' shapes."""
     for dtype in dtypes:
         for model in models:
+            yield from _linear_cases(model, dtype)
             yield from _lora_cases(model, dtype)
             yield from _grouped_cases(model, dtype)
             yield from _loss_cases(model, dtype)
@@ -145,6 +147,44 @@ def _lora(model: Model, dtype: torch.dtype, size: tuple[int, int], widths: Seque
     if layers[0] is not None:
         runs["peft"] = _step(lambda: [layer(x) for layer in layers])
     return runs
+
+
+def _linear_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
+    shapes = {"up_proj": (model.hidden, model.feed_forward), "down_proj": (model.feed_forward, model.hidden)}
+    for rows in (1, 16, 512):
+        for kind in ("no_gradient", "frozen", "trained"):
+            for name, (inputs, outputs) in (
+                shapes | ({"head": (model.hidden, model.vocab)} if rows < 64 else {})
+            ).items():
+                x = _random(dtype, rows, inputs, learnt=kind != "no_gradient")
+                weight = _random(dtype, outputs, inputs, learnt=kind == "trained", scale=0.05)
+                yield Case(
+                    op="linear",
+                    name=f"{model.name} {name} alone, {rows} rows, {kind}",
+                    dtype=dtype,
+                    shape_class=linear_op.shape_class(rows, x, weight),
+                    make=lambda x=x, weight=weight: _linear(x, weight),  # type: ignore[misc]
+                )
+
+
+def _linear(x: Tensor, weight: Tensor) -> dict[str, Run]:
+    def side(impl: Side) -> Run:
+        def forward() -> Tensor:
+            return linear_op.linear(x, weight, impl=impl)
+
+        return _step(forward) if x.requires_grad else _alone(forward)
+
+    return _sides(side)
+
+
+def _alone(forward: Callable[[], Tensor]) -> Run:
+    """Forward, without gradients."""
+
+    def run() -> None:
+        with torch.no_grad():
+            forward()
+
+    return run
 
 
 def _grouped_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:

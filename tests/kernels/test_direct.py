@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from luthier.kernels.direct import KernelOp
 from luthier.kernels.gated_activation.cpu import gated_activation_op
+from luthier.kernels.linear.cpu import linear_op
 from luthier.kernels.lora_linear import Projection, lora_linear_multi
 from luthier.kernels.lora_linear.cpu import lora_linear_op
 from luthier.kernels.rms_norm.cpu import rms_norm_op
@@ -39,7 +40,11 @@ def lora() -> Case:
     return lora_linear_op, [leaf(9, 16), weights, biases, factors, [2.0, 0.5, 0.1], [1, 2, 3]], 2
 
 
-CASES = pytest.mark.parametrize("case", [norm, gate, lora])
+def plain() -> Case:
+    return linear_op, [leaf(9, 16), leaf(8, 16), leaf(8)], 1
+
+
+CASES = pytest.mark.parametrize("case", [norm, gate, lora, plain])
 
 
 def leaves(arguments: list[Any]) -> list[Tensor]:

@@ -26,7 +26,7 @@ from transformers import (
 from luthier.kernels.tables import force_impl
 from luthier.lm.adapter_files import save_adapter
 from luthier.lm.attention import IMPLEMENTATION, head_weight, packed_forward
-from luthier.lm.blocks import Attention, GatedMlp, RmsNorm, final_softcap, use_kernels
+from luthier.lm.blocks import Attention, GatedMlp, Linear, RmsNorm, final_softcap, use_kernels
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
 from luthier.lm.model_config import ARCHITECTURES
@@ -167,4 +167,6 @@ def test_use_kernels_replaces_every_block_and_keeps_every_name(architecture: str
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(Attention) == kinds.count(GatedMlp) == 2
     assert kinds.count(RmsNorm) == counts["norm"]
-    assert use_kernels(model) == {"attention": 0, "mlp": 0, "norm": 0}
+    assert kinds.count(Linear) == counts["linear"]
+    assert nn.Linear not in kinds
+    assert use_kernels(model) == {"attention": 0, "linear": 0, "mlp": 0, "norm": 0}

@@ -18,6 +18,7 @@ OPS = (
     "attention_varlen",
     "gated_activation",
     "grouped_lora_linear",
+    "linear",
     "linear_cross_entropy",
     "linear_logprob",
     "lora_linear",

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from luthier.kernels.attention_varlen import attention_varlen
 from luthier.kernels.gated_activation import Activation, gated
+from luthier.kernels.linear import linear
 from luthier.kernels.lora_linear import lora_linear_multi
 from luthier.kernels.rms_norm import rms_norm
 from luthier.kernels.rope import rope
@@ -50,8 +51,12 @@ _MLPS = frozenset(
 
 
 def use_kernels(model: PreTrainedModel) -> dict[str, int]:
-    """Replace the modules that we know, in place; returns how many of each kind: attention, mlp, norm."""
-    counts = {"attention": 0, "mlp": 0, "norm": 0}
+    """Replace the modules that we know, in place; returns how many of each kind: attention, linear, mlp, norm."""
+    counts = {"attention": 0, "linear": 0, "mlp": 0, "norm": 0}
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            model.set_submodule(name, Linear(module))
+            counts["linear"] += 1
     for name, module in list(model.named_modules()):
         kind = type(module).__name__
         if kind in _NORM_OFFSETS:
@@ -76,17 +81,29 @@ def _activation(mlp: nn.Module) -> Activation | None:
 
 def project(x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
     """Several linear layers of the same x, those with an active update in one pass over x."""
-    updates = [linear.projection() if isinstance(linear, LoraLinear) else None for linear in linears]
+    updates = [layer.projection() if isinstance(layer, LoraLinear) else None for layer in linears]
     together = [update for update in updates if update is not None]
     if len(together) < 2:
-        return [linear(x) for linear in linears]
+        return [layer(x) for layer in linears]
     first = next(one for one, update in zip(linears, updates, strict=True) if update is not None)
     assert isinstance(first, LoraLinear)
     outputs = iter(lora_linear_multi(x, together, dropout=first.dropout()))
     return [
-        linear(x) if update is None else next(outputs)
-        for linear, update in zip(linears, updates, strict=True)
+        layer(x) if update is None else next(outputs) for layer, update in zip(linears, updates, strict=True)
     ]
+
+
+class Linear(nn.Linear):
+    """A linear layer with the parameters of the one that it replaces."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        return linear(x, self.weight, self.bias)
 
 
 class RmsNorm(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
+from luthier.kernels.linear import linear
 from luthier.kernels.lora_linear import Dropout, Projection, lora_linear, token_number
 from luthier.lm.packed import PackedBatch
 
@@ -134,7 +135,7 @@ class LoraLinear(nn.Module):
         """[..., I] -> [..., O], with the active adapter's update where this layer has one."""
         projection = self.projection()
         if projection is None:
-            return nn.functional.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         return lora_linear(x, projection, dropout=self.dropout())
 
 
@@ -251,8 +252,7 @@ def use_adapter(model: PreTrainedModel, name: str | None) -> Iterator[None]:
 def muted(model: PreTrainedModel) -> Iterator[None]:
     """Compute what the base computes in the block, in the kernels that the active adapter has; one thread at a time.
 
-    On processors without bfloat16 they are three times as fast as torch's linear layers, which the base alone has, and
-    an update of zero has the very same bits.
+    An update of zero has the very same bits.
     """
     switch = _switch(model)
     assert switch is not None, "the model has an adapter"

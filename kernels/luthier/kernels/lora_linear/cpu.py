@@ -17,30 +17,7 @@ from luthier.kernels.direct import kernel_op
 from luthier.kernels.lora_linear.factors import layout, shapes_of
 from luthier.kernels.lora_linear.reference import numbered
 from luthier.kernels.operands import row_pointer, rows_of, settings
-
-# (rows, matrix, whether the matrix is transposed)
-_Term = tuple[Tensor, Tensor, bool]
-
-
-def _product(
-    terms: list[_Term], out_MN: Tensor, bias_N: Tensor | None = None, addend_MN: Tensor | None = None
-) -> Tensor:
-    """Sum of the terms' matrix products + bias + addend, into `out_MN`."""
-    # Kept until the product is done: a row-major copy of a matrix that is not so has no other owner.
-    held = [(rows_of(rows), rows_of(matrix), turned) for rows, matrix, turned in terms]
-    _core.product(
-        terms=[
-            (*row_pointer(rows), *row_pointer(matrix), rows.shape[1], turned) for rows, matrix, turned in held
-        ],
-        num_rows=out_MN.shape[0],
-        num_columns=out_MN.shape[1],
-        bias=0 if bias_N is None else bias_N.data_ptr(),
-        addend=row_pointer(addend_MN),
-        out=row_pointer(out_MN),
-        bfloat16=out_MN.dtype == torch.bfloat16,
-        **settings(),
-    )
-    return out_MN
+from luthier.kernels.products import Term, product
 
 
 def _gram(left_MR: Tensor, right_MN: Tensor, scale: float = 1.0, *, transposed: bool = False) -> Tensor:
@@ -102,7 +79,7 @@ def lora_linear_op(
     count = len(weights)
     a_QK = torch.cat([a.to(x_MK.dtype) for a in factors[:count]])
     M, dtype = x_MK.shape[0], x_MK.dtype
-    s_MQ = _product(
+    s_MQ = product(
         [(dropped(x_MK, numbers[-1], key), a_QK, True)],
         torch.empty(M, a_QK.shape[0], dtype=dtype, device="cpu"),
     )
@@ -113,7 +90,7 @@ def lora_linear_op(
         start += b_NR.shape[1]
         terms = [(x_MK, weight, True), (s_MR, (b_NR * scale).to(dtype), True)]
         bias_N = bias.contiguous() if bias.numel() else None
-        outputs.append(_product(terms, torch.empty(M, weight.shape[0], dtype=dtype, device="cpu"), bias_N))
+        outputs.append(product(terms, torch.empty(M, weight.shape[0], dtype=dtype, device="cpu"), bias_N))
     return [*outputs, s_MQ, x_MK.new_empty(0)]
 
 
@@ -154,7 +131,7 @@ def lora_linear_backward_op(
     start = 0
     for grad, b_NR, scale in zip(grads, factors[count:], numbers[:-1], strict=True):
         end = start + b_NR.shape[1]
-        _product([(grad, (b_NR * scale).to(dtype), False)], ds_MQ[:, start:end])
+        product([(grad, (b_NR * scale).to(dtype), False)], ds_MQ[:, start:end])
         grads_b.append(_gram(s_MQ[:, start:end], grad, scale, transposed=True))
         start = end
     da_QK = _gram(ds_MQ, dropped(x_MK, dropout, key))
@@ -180,13 +157,13 @@ def _input_gradient(
     dropout: tuple[float, list[int]],
 ) -> Tensor:
     dtype = ds_MQ.dtype
-    low: list[_Term] = [(ds_MQ, torch.cat([a.to(dtype) for a in factors_a]), False)]
-    base: list[_Term] = [(grad, weight, False) for grad, weight in zip(grads, weights, strict=True)]
+    low: list[Term] = [(ds_MQ, torch.cat([a.to(dtype) for a in factors_a]), False)]
+    base: list[Term] = [(grad, weight, False) for grad, weight in zip(grads, weights, strict=True)]
     dx_MK = torch.empty(ds_MQ.shape[0], weights[0].shape[1], dtype=dtype, device="cpu")
     if dropout[0] == 0:
-        return _product(low + base, dx_MK)
-    addend_MK = dropped(_product(low, torch.empty_like(dx_MK)), *dropout)
-    return _product(base, dx_MK, addend_MN=addend_MK)
+        return product(low + base, dx_MK)
+    addend_MK = dropped(product(low, torch.empty_like(dx_MK)), *dropout)
+    return product(base, dx_MK, addend_MN=addend_MK)
 
 
 @lora_linear_backward_op.register_fake

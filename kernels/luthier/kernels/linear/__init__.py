@@ -1,0 +1,55 @@
+"""Linear layers without an update, frozen or trained.
+
+Shape suffixes: M rows, K inputs, N outputs. Importing this package does not import torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from luthier.kernels.tables import Impl, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def linear(
+    x: "Tensor", weight_NK: "Tensor", bias_N: "Tensor | None" = None, *, impl: Impl = "auto"
+) -> "Tensor":
+    """X weight^T + bias: [..., K] -> [..., N], differentiable in all three.
+
+    `cpu` (C++; bfloat16 or float32) accumulates in float32 and rounds once, and the bits of a row depend neither on
+    the number of threads nor on the other rows; `eager` is torch's own; `auto` takes what the committed table measured
+    as faster.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or `impl` cannot run on them.
+    """
+    from luthier.kernels.operands import no_triton, refusal, require_same
+
+    require_same(x=x, weight=weight_NK, **({} if bias_N is None else {"bias": bias_N}))
+    fits = x.dim() >= 1 and weight_NK.dim() == 2 and x.shape[-1] == weight_NK.shape[1] > 0
+    if not fits or (bias_N is not None and bias_N.shape != weight_NK.shape[:1]):
+        shapes = [tuple(one.shape) for one in (x, weight_NK, bias_N) if one is not None]
+        raise ValueError(f"shapes must be x [..., K], weight [N, K], bias [N], got {shapes}")
+    why = no_triton("linear", impl, x) or refusal(impl, x)
+    chosen = resolve("linear", impl, why, x, shape_class(x.numel() // x.shape[-1], x, weight_NK))
+    if chosen == "eager":
+        from luthier.kernels.linear.reference import linear_reference
+
+        return linear_reference(x, weight_NK, bias_N)
+    from luthier.kernels.direct import run
+    from luthier.kernels.linear.cpu import linear_op
+
+    flat_MK = x.reshape(-1, x.shape[-1])
+    bias = x.new_empty(0) if bias_N is None else bias_N
+    flat_MN: Tensor = run(chosen, linear_op, flat_MK, weight_NK, bias)
+    return flat_MN.view(*x.shape[:-1], flat_MN.shape[1])
+
+
+def shape_class(rows: int, x: "Tensor", weight_NK: "Tensor") -> str:
+    """The class of a problem in the table: how many rows, and whether the weight gets a gradient, x alone, or none."""
+    import torch
+
+    size = "one" if rows < 4 else "few" if rows < 64 else "many"
+    if not torch.is_grad_enabled() or not (x.requires_grad or weight_NK.requires_grad):
+        return f"{size}_rows-no_gradient"
+    return f"{size}_rows-{'trained' if weight_NK.requires_grad else 'frozen'}"

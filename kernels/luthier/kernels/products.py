@@ -1,0 +1,33 @@
+"""Sums of matrix products in C++. Shape suffixes: M rows, N columns."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from luthier.kernels import _core
+from luthier.kernels.operands import row_pointer, rows_of, settings
+
+Term = tuple[Tensor, Tensor, bool]
+"""Rows [M, K], a matrix, and whether the matrix is transposed: [N, K], or [K, N]."""
+
+
+def product(
+    terms: Sequence[Term], out_MN: Tensor, bias_N: Tensor | None = None, addend_MN: Tensor | None = None
+) -> Tensor:
+    """Sum of the terms' matrix products + bias + addend, into `out_MN`, rounded once to its type."""
+    # Kept until the product is done: a row-major copy of a matrix that is not so has no other owner.
+    held = [(rows_of(rows), rows_of(matrix), turned) for rows, matrix, turned in terms]
+    _core.product(
+        terms=[
+            (*row_pointer(rows), *row_pointer(matrix), rows.shape[1], turned) for rows, matrix, turned in held
+        ],
+        num_rows=out_MN.shape[0],
+        num_columns=out_MN.shape[1],
+        bias=0 if bias_N is None else bias_N.data_ptr(),
+        addend=row_pointer(addend_MN),
+        out=row_pointer(out_MN),
+        bfloat16=out_MN.dtype == torch.bfloat16,
+        **settings(),
+    )
+    return out_MN
