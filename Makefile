@@ -10,7 +10,10 @@ help: ## list the commands
 setup: .venv/done ## make .venv with both distributions, editable, and the tools
 
 demo: setup ## run the main job for real: data, tuning, comparison, report (FAST=1: a tiny budget)
-	$(BIN)/python examples/earnings/demo.py $(if $(FAST),--fast)
+	PYTHONPATH=examples $(BIN)/python examples/earnings/demo.py $(if $(FAST),--fast)
+
+example: setup ## run another example for real: NAME=preference (FAST=1: a tiny budget; CONTROL=1: without a signal)
+	PYTHONPATH=examples $(BIN)/python -m $(NAME).tune $(if $(FAST),--fast) $(if $(CONTROL),--control)
 
 test: setup ## the tests: no network, no real model
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not gpu" tests
@@ -52,4 +55,4 @@ landed: setup ## take the protos as they are for what must stay readable from no
 	$(GEN)/pip install -q grpcio-tools==1.80.1 mypy-protobuf==5.1.0
 	touch $@
 
-.PHONY: help setup demo test check check-all bench protos landed
+.PHONY: help setup demo example test check check-all bench protos landed
