@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import add
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.training.recipes.batches import (
@@ -40,6 +41,20 @@ class PackedLengths:
             packed.num_tokens.append(length.num_tokens)
             packed.num_supervised.append(length.num_supervised)
         return packed
+
+    def with_answers(self, max_new_tokens: int) -> PackedLengths:
+        """Return the lengths of prompts, each with the longest answer that may be sampled to it, which is learnt.
+
+        What plans other methods plans reinforcement by them: a step's rows are then its prompts, and their tokens the
+        most that one sample of each can have. A prompt without a token cannot be answered, and teaches nothing.
+        """
+        answers = array("i", (max_new_tokens if length else 0 for length in self.num_tokens))
+        return PackedLengths(
+            rows=self.rows,
+            units=self.units,
+            num_tokens=array("i", map(add, self.num_tokens, answers)),
+            num_supervised=answers,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
