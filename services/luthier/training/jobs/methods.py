@@ -22,6 +22,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
 )
 from luthier.v1.rendering_pb2 import (
     RENDERING_KIND_PREFERENCE,
+    RENDERING_KIND_PROMPT,
     RENDERING_KIND_SUPERVISED,
     RENDERING_KIND_UNPAIRED,
     RenderingKind,
@@ -50,6 +51,9 @@ LEARNING_RATES: Mapping[str, tuple[float, float]] = {
     "supervised": (2e-4, 2e-5),
     "preference": (2e-5, 1e-6),
     "reward_model": (1e-4, 1e-5),
+    # TRL's default for all weights; an adapter takes some ten times that of all weights in reinforcement too
+    # (thinkingmachines.ai/blog/lora).
+    "reinforcement": (1e-5, 1e-6),
 }
 """Peaks by method: of an adapter, and of all weights, which move at once."""
 
@@ -74,10 +78,13 @@ _METRICS: Mapping[str, frozenset[str]] = {
     "preference": frozenset({"loss", *_REWARDS, "logprob_chosen", "logprob_rejected", "nll_loss"}),
     "kto": frozenset({"loss", *_REWARDS, "kl"}),
     "reward_model": frozenset({"loss", *_REWARDS}),
+    "reinforcement": frozenset({"reward"}),
 }
 """What validations measure, without the prefix."""
 _PREFIX = "validation_"
-_HIGHER = frozenset({"token_accuracy", "reward_accuracy", "reward_margin", "reward_chosen", "logprob_chosen"})
+_HIGHER = frozenset(
+    {"token_accuracy", "reward", "reward_accuracy", "reward_margin", "reward_chosen", "logprob_chosen"}
+)
 
 
 def method_of(job: FineTuningJob) -> str:
@@ -97,6 +104,8 @@ def rendering_kind(job: FineTuningJob) -> RenderingKind.ValueType:
     """Return the kind of rendering that a job learns from."""
     if method_of(job) == "supervised":
         return RENDERING_KIND_SUPERVISED
+    if job.HasField("reinforcement"):
+        return RENDERING_KIND_PROMPT
     return RENDERING_KIND_UNPAIRED if _is_kto(job) else RENDERING_KIND_PREFERENCE
 
 

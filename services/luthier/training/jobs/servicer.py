@@ -97,6 +97,14 @@ class TrainingServicer:
         )
         return training_service_pb2.ListCheckpointsResponse(checkpoints=found, next_page_token=token)
 
+    async def ListRollouts(
+        self, request: training_service_pb2.ListRolloutsRequest, context: Context
+    ) -> training_service_pb2.ListRolloutsResponse:
+        """Page through a job's rollouts: there are none, as nothing commits any yet."""
+        check_name(JOB, request.parent, self._projects, field="parent")
+        await self._jobs.family.uid_of(request.parent)
+        return training_service_pb2.ListRolloutsResponse()
+
 
 def registration(jobs: TrainingServicer) -> Registration:
     """Return how to add the service to a server."""
