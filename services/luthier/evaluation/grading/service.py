@@ -14,6 +14,7 @@ from luthier.errors import Cancelled, Failure, Internal, InvalidArgument, Reason
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.grading import rules
 from luthier.grading.graders import remote_addresses, remote_graders
+from luthier.grading.outcomes import CODES
 from luthier.runtime.names import require_project
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
@@ -32,16 +33,6 @@ _PROCESSES = 2
 _WAIT_SECONDS = 20.0
 _SAMPLES_AN_ANSWER = 16
 _RETRY_SECONDS = 2.0
-_CODES = {
-    Reason.TEMPLATE_FIELD_MISSING: "INVALID_ARGUMENT",
-    Reason.GRADER_INPUT_INVALID: "INVALID_ARGUMENT",
-    Reason.SCORE_NOT_FINITE: "FAILED_PRECONDITION",
-    Reason.SCORE_OUT_OF_RANGE: "FAILED_PRECONDITION",
-    Reason.REWARD_FAILED: "FAILED_PRECONDITION",
-    Reason.REWARD_SERVICE_INVALID: "FAILED_PRECONDITION",
-    Reason.REWARD_SERVICE_UNAVAILABLE: "UNAVAILABLE",
-}
-"""Of the errors of samples, by their reasons."""
 _Rewards = Mapping[str, Sequence[float | RewardError]]
 
 
@@ -153,6 +144,6 @@ def _grade(answer: Mapping[str, Any]) -> SampleGrade:
         grade.score = answer["score"]
     else:
         reason = answer["reason"]
-        failure = Failure(code=_CODES[Reason(reason)], reason=reason, message=answer["message"])
+        failure = Failure(code=CODES[Reason(reason)], reason=reason, message=answer["message"])
         grade.error.CopyFrom(failure_to_status(failure))
     return grade
