@@ -70,6 +70,7 @@ class TokenRow:
     loss_mask: tuple[bool, ...]
     unit: int | None = None
     role: str = ""
+    record: str = ""
 
 
 @pytest.fixture
@@ -142,6 +143,26 @@ def rows_of_units(count: int, *roles: str) -> list[TokenRow]:
                     role=role,
                 )
             )
+    return rows
+
+
+def prompt_rows(count: int) -> list[TokenRow]:
+    """Prompts of random words; the record of each says how many."""
+    draw = random.Random(0)
+    rows = []
+    for row in range(count):
+        ids = tuple(draw.randrange(3, 97) for _ in range(draw.randint(1, 8)))
+        rows.append(
+            TokenRow(
+                row=row,
+                split="VALIDATION" if row % 5 == 4 else "TRAIN",
+                input_ids=ids,
+                loss_mask=(False,) * len(ids),
+                unit=row,
+                role="prompt",
+                record=f'{{"words": {len(ids)}}}',
+            )
+        )
     return rows
 
 
