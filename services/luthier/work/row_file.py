@@ -59,21 +59,14 @@ def iterate_rows(path: Path) -> Iterator[bytes]:
     Raises:
         DataLoss: it is no such file, or its offsets are not in order.
     """
-    left = count_rows(path)
-    rows_bytes = path.stat().st_size - _OFFSET_BYTES * (left + 1)
+    num_offsets = count_rows(path) + 1
+    rows_bytes = path.stat().st_size - _OFFSET_BYTES * num_offsets
     with path.open("rb") as file, path.open("rb") as table:
         table.seek(rows_bytes)
-        (last,) = _unpacked(table, 1)
-        if last != 0:
-            raise _disordered(path.name)
-        while left:
-            offsets = _unpacked(table, min(left, _OFFSETS_AT_ONCE))
-            left -= len(offsets)
-            for end in offsets:
-                if not last <= end <= rows_bytes:
-                    raise _disordered(path.name)
-                yield file.read(end - last)
-                last = end
+        for begin, end in pairwise(_each(table, num_offsets)):
+            if not file.tell() == begin <= end <= rows_bytes:
+                raise _disordered(path.name)
+            yield file.read(end - begin)
 
 
 async def found_rows(blobs: BlobStore, sha256: str, num_rows: int, field: str) -> RowFile:
@@ -129,6 +122,13 @@ async def _offsets(blobs: BlobStore, file: RowFile, first: int, count: int) -> S
 
 async def _read(blobs: BlobStore, sha256: str, offset: int, size_bytes: int) -> bytes:
     return b"".join([piece async for piece in blobs.read(sha256, offset=offset, limit=size_bytes)])
+
+
+def _each(table: BinaryIO, left: int) -> Iterator[int]:
+    while left:
+        offsets = _unpacked(table, min(left, _OFFSETS_AT_ONCE))
+        left -= len(offsets)
+        yield from offsets
 
 
 def _unpacked(file: BinaryIO, count: int) -> Sequence[int]:

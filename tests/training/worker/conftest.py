@@ -268,6 +268,7 @@ async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIte
         projects=("default",),
         data_address=data_address,
         training_address="127.0.0.1:0",
+        reward_addresses=("127.0.0.1",),
         metrics_address="127.0.0.1:0",
     )
     async with hosting(settings_of(config), lambda parts: build(parts, config)) as port:

@@ -764,8 +764,9 @@ class FineTuningJob(_message.Message):
     """Changes with every change of the resource; how far it has come is none."""
     max_checkpoints: _builtins.int
     """Checkpoints that are kept: the last ones, and beside them the best: by `selection`, or else the one with the lowest
-    validation_loss of those taken at a step that was validated; and those that somebody needs. 0 means 3; a job of before this field shows 0 and keeps all. Older ones are no longer listed,
-    and their bytes are given back a while later.
+    validation_loss, with reinforcement the highest validation_reward, of those taken at a step that was validated; and those that
+    somebody needs. 0 means 3; a job of before this field shows 0 and keeps all. Older ones are no longer listed, and their bytes are
+    given back a while later.
     """
     start_from: _builtins.str
     """What training begins from: a READY model of the same project, or a checkpoint of a job of it. An adapter is trained on with
@@ -938,7 +939,7 @@ class FineTuningPlan(_message.Message):
     reinforcement the most that may be: every answer as long as max_new_tokens.
     """
     packing_efficiency: _builtins.float
-    """Tokens over the places that the steps' batches offer, in (0, 1]. With reinforcement if every answer is as long as max_new_tokens."""
+    """Tokens over the places that the steps' batches offer, in (0, 1]."""
     num_dropped: _builtins.int
     """Training records left out for their length."""
     num_truncated: _builtins.int

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from luthier.errors import Cancelled, Failure, Internal, InvalidArgument, Reason, ResourceExhausted
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.grading import rules
-from luthier.grading.graders import remote_graders
+from luthier.grading.graders import remote_addresses, remote_graders
 from luthier.grading.outcomes import CODES
 from luthier.runtime.names import require_project
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
@@ -58,8 +58,8 @@ class GradingService:
         """
         project = require_project(request.parent, self._projects)
         rules.check(request)
-        for path, remote in remote_graders(request.grader):
-            self._allowed.require(remote.address, _field(path))
+        for field, address in remote_addresses(request.grader, "grader"):
+            self._allowed.require(address, field)
         if self._running >= MAX_GRADINGS:
             raise ResourceExhausted(
                 f"{self._running} calls grade samples already, the limit is {MAX_GRADINGS}",
@@ -116,15 +116,6 @@ class GradingService:
             except ProcessBroken as error:
                 raise Internal(f"samples[{place}] cannot be graded: {error}") from error
         return grades
-
-
-def _field(path: str) -> str:
-    """Return where the grader of a path stands in a request: `grader.multi.graders['a'].remote.address`."""
-    return (
-        "grader"
-        + "".join(f".multi.graders[{name!r}]" for name in path.split(".") if name)
-        + ".remote.address"
-    )
 
 
 def _encoded(grader: Grader) -> str:

@@ -14,6 +14,8 @@ from luthier.runtime.field_limits import (
     positive,
     whole,
 )
+from luthier.training.jobs.reinforcement import LIMITS as REINFORCEMENT_LIMITS
+from luthier.training.jobs.reinforcement import fill_reinforcement, reinforcement_violations
 from luthier.v1.fine_tuning_job_pb2 import (
     LEARNING_RATE_SCHEDULE_WARMUP_STABLE_DECAY,
     FineTuningJob,
@@ -44,6 +46,7 @@ LIMITS: LimitTable = {
     "preference.undesirable_weight": positive(_MOST),
     "reward_model.margin": not_negative(_MOST),
     "reward_model.centring": not_negative(_MOST),
+    **REINFORCEMENT_LIMITS,
     "selection.min_delta": not_negative(1e9),
     "selection.patience": whole(0, 10_000_000),
 }
@@ -100,6 +103,11 @@ def described(job: FineTuningJob) -> str:
     return f"preference ({loss})"
 
 
+def main_metric(job: FineTuningJob) -> str:
+    """Return the metric of validations that tells most of a job's method."""
+    return _PREFIX + ("reward" if job.HasField("reinforcement") else "loss")
+
+
 def rendering_kind(job: FineTuningJob) -> RenderingKind.ValueType:
     """Return the kind of rendering that a job learns from."""
     if method_of(job) == "supervised":
@@ -119,9 +127,11 @@ def fill_method(job: FineTuningJob) -> None:
         fill_defaults(chosen, _LOSS_DEFAULTS[chosen.loss])
     if job.HasField("reward_model"):
         fill_defaults(job.reward_model, {"centring": 0.01})
+    if job.HasField("reinforcement"):
+        fill_reinforcement(job)
     if job.HasField("selection"):
         chosen_metric = job.selection
-        fill_defaults(chosen_metric, {"metric": "validation_loss"})
+        fill_defaults(chosen_metric, {"metric": main_metric(job)})
         higher = chosen_metric.metric.removeprefix(_PREFIX) in _HIGHER
         better = Selection.DIRECTION_HIGHER if higher else Selection.DIRECTION_LOWER
         fill_defaults(chosen_metric, {"direction": better})
@@ -146,6 +156,8 @@ def method_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
                     f"preference.{field.name}",
                     f"must be unset with loss {name}: it belongs to {' and '.join(takers)}",
                 )
+    if job.HasField("reinforcement"):
+        yield from reinforcement_violations(job)
     if job.HasField("selection") and job.selection.metric:
         known = sorted(_PREFIX + name for name in _METRICS["kto" if _is_kto(job) else method_of(job)])
         if job.selection.metric not in known:

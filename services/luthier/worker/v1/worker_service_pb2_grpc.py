@@ -184,8 +184,8 @@ class WorkerServiceServicer(object):
         """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
         again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
 
-        Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay. NOT_FOUND: the blob is
-        missing. INVALID_ARGUMENT: the file does not hold so many, or the task is of another kind or method.
+        Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
+        another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,8 +82,8 @@ class WorkerServiceStub:
     """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
     again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
 
-    Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay. NOT_FOUND: the blob is
-    missing. INVALID_ARGUMENT: the file does not hold so many, or the task is of another kind or method.
+    Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
+    another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
     """
     FinishTask: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.FinishTaskRequest, _worker_service_pb2.FinishTaskResponse]
     """Hand in the outcome of a task and end the lease.
@@ -155,8 +155,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
     again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
 
-    Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay. NOT_FOUND: the blob is
-    missing. INVALID_ARGUMENT: the file does not hold so many, or the task is of another kind or method.
+    Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
+    another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
     """
     FinishTask: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.FinishTaskRequest, _worker_service_pb2.FinishTaskResponse]  # type: ignore[assignment]
     """Hand in the outcome of a task and end the lease.
@@ -279,8 +279,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
         again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
 
-        Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay. NOT_FOUND: the blob is
-        missing. INVALID_ARGUMENT: the file does not hold so many, or the task is of another kind or method.
+        Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
+        another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
         """
 
     @_abc_1.abstractmethod
