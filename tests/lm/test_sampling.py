@@ -183,7 +183,7 @@ def test_samples_of_a_greedy_request_are_the_same_answer(tiny_model: ModelMaker)
 
 
 def test_check_stops_inside_a_batch(tiny_model: ModelMaker) -> None:
-    calls = []
+    calls: list[int] = []
 
     def check() -> None:
         calls.append(len(calls))

@@ -118,7 +118,10 @@ class Run:
             insert_lora(model, LoraSpec(rank=4, alpha=8.0), seed=11)
             self.engine = Engine(Adapter(model, "default", base_model="tiny"), OPTIMISER, CPU)
         else:
-            self.engine = Engine(AllWeights(model), OPTIMISER, CPU)
+            weights = AllWeights(model)
+            if loss.kl_weight:
+                weights.keep_start()
+            self.engine = Engine(weights, OPTIMISER, CPU)
         self.identity = checkpoint.RunIdentity(
             plan_digest=plan_digest(self.corpus.lengths("TRAIN"), (), batches),
             settings=settings_record(self.settings, loss),

@@ -21,7 +21,7 @@ from luthier.lm.lora import activate
 from luthier.training.recipes import checkpoint, grpo
 from luthier.training.recipes.course import CheckpointDue, Course, Selection, StepDone
 from luthier.training.recipes.policy import Grpo
-from luthier.training.recipes.rollouts import Reward, Rollout
+from luthier.training.recipes.rollouts import Drawer, Reward, Rollout
 
 ModelMaker = Callable[..., PreTrainedModel]
 
@@ -61,9 +61,12 @@ def test_a_validation_is_the_reward_of_the_likeliest_answers(tiny_llama: ModelMa
     assert found[-1] == pytest.approx(sum(map(len, words.values())) / len(rows))
 
 
-def test_a_divergence_that_weighs_much_holds_the_model_where_it_began(tiny_llama: ModelMaker) -> None:
-    free = Run(tiny_llama(), loss=replace(LOSS, kl_weight=1e-6), num_epochs=4).finish()
-    held = Run(tiny_llama(), loss=replace(LOSS, kl_weight=20.0), num_epochs=4).finish()
+@pytest.mark.parametrize("kind", ["adapter", "all"])
+def test_a_divergence_that_weighs_much_holds_the_model_where_it_began(
+    tiny_llama: ModelMaker, kind: str
+) -> None:
+    free = Run(tiny_llama(), loss=replace(LOSS, kl_weight=1e-6), kind=kind, num_epochs=4).finish()
+    held = Run(tiny_llama(), loss=replace(LOSS, kl_weight=20.0), kind=kind, num_epochs=4).finish()
     assert free[0]["kl"] == pytest.approx(0.0, abs=1e-5)  # nothing has moved yet
     assert free[-1]["kl"] > 4 * held[-1]["kl"] > 0
     assert free[-1]["reward_mean"] > held[-1]["reward_mean"]
@@ -261,7 +264,7 @@ def test_errors_are_counted_over_a_stop(tiny_llama: ModelMaker, tmp_path: Path) 
 
 def test_answers_that_were_cut_teach_nothing_where_they_are_dropped(tiny_llama: ModelMaker) -> None:
     run = Run(tiny_llama(), loss=replace(LOSS, drop_truncated=True, max_new_tokens=8), max_steps=2)
-    run.rollouts.stop_token_ids = frozenset(range(3, 20))  # type: ignore[misc]
+    run.rollouts.stop_token_ids = frozenset(range(3, 20))
     steps = run.finish()
     drawn = run.rollouts.stored[1]
     cut = [one for one in drawn if one.is_truncated]
@@ -276,7 +279,7 @@ def test_a_sampler_that_draws_from_other_weights_is_warned_of(
     tiny_llama: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trap in which an adapter never reaches the sampler: it draws from the base while the adapter moves away."""
-    module: Any = grpo.Drawer
+    module: Any = Drawer
     original = module._drawn
 
     @contextmanager

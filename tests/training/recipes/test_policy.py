@@ -69,7 +69,10 @@ def test_committed_numbers_are_those_of_the_installed_trl(name: str) -> None:
 def test_what_is_measured_is_what_the_tokens_say() -> None:
     means, _ = our_step(replace(PLAIN, kl_weight=0.3))
     engine, drawn = engine_for(), rollouts_of(PLAIN)
-    now, before, weights, reference = [], [], [], []
+    now: list[float] = []
+    before: list[float] = []
+    weights: list[float] = []
+    reference: list[float] = []
     for one in drawn:
         (batch,) = packed_rollouts([one], 200, lambda: None)
         scores = engine.score(batch, TokenLogprobs())

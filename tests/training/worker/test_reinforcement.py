@@ -17,7 +17,7 @@ from tests.training.worker.test_weights import ended
 from luthier.errors import Reason, Unavailable
 from luthier.errors.status import status_to_failure
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, ReinforcementConfig
-from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader, ScoreRange
+from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader, ScoreRange, StringCheckGrader
 from luthier.v1.rendering_pb2 import RENDERING_KIND_PROMPT
 from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreResponse
 from luthier.v1.reward_service_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
@@ -83,13 +83,13 @@ def reason_of(job: FineTuningJob) -> str:
 async def test_answers_that_are_rewarded_become_likelier(prompts: Site, model_folder: Path) -> None:
     async with prompts.worker():
         await registered(prompts, model_folder)
-        job = await ended(prompts, "one", reinforcement())
+        job = await ended(prompts, "one", reinforcement(steers={"num_epochs": 20}))
     metrics = await prompts.metrics(job.name)
-    assert len(metrics) == 10
-    first, last = (sum(one["reward_mean"] for one in some) / 3 for some in (metrics[:3], metrics[-3:]))
-    assert last > first + 0.15
+    assert len(metrics) == 40
+    first, last = (sum(one["reward_mean"] for one in some) / 10 for some in (metrics[:10], metrics[-10:]))
+    assert last > first + 0.08  # the mean of 480 answers scatters by 0.02
     assert "validation_reward" in metrics[-1]
-    assert max(one.get("sampler_trainer_gap", 0.0) for one in metrics) < 1e-3
+    assert max(one.get("sampler_trainer_gap", 0.0) for one in metrics) < 0.02  # that of bfloat16
     drawn = await rollouts_of(prompts, job, 1)
     assert len(drawn) == 8 * 6
     assert [(one.group, one.sample) for one in drawn] == [
@@ -117,7 +117,8 @@ async def test_rollouts_that_were_kept_are_learnt_from_and_the_end_has_the_same_
     wanted = reinforcement(kl_weight=0.05)
     if full:
         wanted.full.CopyFrom(FullConfig())
-    commit, broken = TaskContext.commit_rollouts, []
+    commit = TaskContext.commit_rollouts
+    broken: list[int] = []
     steps: list[tuple[int, str]] = []
 
     def commit_and_die(self: TaskContext, step: int, path: Path) -> None:
@@ -148,7 +149,7 @@ async def test_rollouts_that_were_kept_are_learnt_from_and_the_end_has_the_same_
 
 
 async def test_rewards_that_never_differ_fail_the_job(prompts: Site, model_folder: Path) -> None:
-    constant = Grader(name="any", regex=RegexGrader(input="{{sample.output_text}}", pattern=""))
+    constant = Grader(name="any", regex=RegexGrader(input="{{sample.output_text}}", pattern=".*"))
     async with prompts.worker():
         await registered(prompts, model_folder)
         job = await failed(prompts, "one", reinforcement(constant, steers={"num_epochs": 2}))
@@ -240,7 +241,10 @@ async def test_a_reward_that_is_no_number_is_none(prompts: Site, model_folder: P
 async def test_a_template_that_names_a_missing_field_fails_the_job_with_its_words(
     prompts: Site, model_folder: Path
 ) -> None:
-    missing = Grader(name="gone", regex=RegexGrader(input="{{item.nowhere}}", pattern="a"))
+    texts = {"input": "{{sample.output_text}}", "reference": "{{item.nowhere}}"}
+    missing = Grader(
+        name="gone", string_check=StringCheckGrader(operation=StringCheckGrader.OPERATION_EQ, **texts)
+    )
     async with prompts.worker():
         await registered(prompts, model_folder)
         job = await failed(prompts, "one", reinforcement(missing, max_grader_errors=5))

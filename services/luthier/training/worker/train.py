@@ -229,7 +229,8 @@ def _checked(
         InvalidArgument: SEQUENCE_TOO_LONG.
     """
     rendering = context.task.train.job.rendering
-    require_fitting(found, batches, int(config.get("max_position_embeddings") or 0))
+    context_length = int(config.get("max_position_embeddings") or 0)
+    require_fitting(found, batches, context_length, context.task.train.job.reinforcement.max_new_tokens)
     totals = found.totals
     if totals is None:
         raise FailedPrecondition(
