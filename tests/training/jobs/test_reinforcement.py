@@ -179,7 +179,8 @@ async def test_all_that_is_wrong_is_named_at_once(bench: Any) -> None:
         ),
         (
             {"selection": Selection(metric="validation_loss")},
-            "selection.metric: must be one of validation_reward",
+            "selection.metric: must be one of validation_answer_tokens, validation_reward, "
+            "validation_truncated_share, got 'validation_loss'",
         ),
     ],
 )

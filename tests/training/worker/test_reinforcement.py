@@ -249,4 +249,9 @@ async def test_a_template_that_names_a_missing_field_fails_the_job_with_its_word
         await registered(prompts, model_folder)
         job = await failed(prompts, "one", reinforcement(missing, max_grader_errors=5))
     assert reason_of(job) == Reason.TEMPLATE_FIELD_MISSING
-    assert "grader gone" in job.error.message
+    assert job.error.message == (
+        "records must have what the grader reads of them, those of 20 of 20 prompts have not; the first is a.jsonl "
+        "line 1: grader gone: reference names {{item.nowhere}}, but there is no field 'nowhere' in item, which has "
+        "'words'"
+    )
+    assert await rollouts_of(prompts, job, 1) == [], "before anything is drawn"

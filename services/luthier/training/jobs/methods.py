@@ -81,7 +81,7 @@ _METRICS: Mapping[str, frozenset[str]] = {
     "preference": frozenset({"loss", *_REWARDS, "logprob_chosen", "logprob_rejected", "nll_loss"}),
     "kto": frozenset({"loss", *_REWARDS, "kl"}),
     "reward_model": frozenset({"loss", *_REWARDS}),
-    "reinforcement": frozenset({"reward"}),
+    "reinforcement": frozenset({"reward", "answer_tokens", "truncated_share"}),
 }
 """What validations measure, without the prefix."""
 _PREFIX = "validation_"

@@ -27,6 +27,7 @@ from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.rollouts import Rollouts
 from luthier.training.recipes.survey import Survey, require_fitting, survey
+from luthier.training.worker.item_fields import ItemCheck
 from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.reference import give_reference
@@ -97,21 +98,26 @@ def _train(
 
 
 def _rows(context: TaskContext, data_channel: grpc.Channel) -> tuple[Corpus, Records | None]:
-    """Return the rows of a task, and where answers are to be drawn to them the records that graders look at."""
+    """Return the rows of a task, and where answers are to be drawn to them the records that graders look at.
+
+    Raises:
+        InvalidArgument: TEMPLATE_FIELD_MISSING, a record has not what the grader reads of it.
+        LuthierError: as `read_corpus`.
+    """
     spec = context.task.train
-    is_drawn = spec.job.HasField("reinforcement")
-    records = Records()
-    corpus = read_corpus(
-        data_channel,
-        lambda: context.token,
-        spec.job.rendering,
-        spec.rendering_digest,
-        context.check,
-        *((records.add,) if is_drawn else ()),
-    )
-    if not is_drawn:
-        return corpus, None
-    corpus.expect_answers(spec.job.reinforcement.max_new_tokens)
+    wanted = (data_channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check)
+    if not spec.job.HasField("reinforcement"):
+        return read_corpus(*wanted), None
+    chosen, records = spec.job.reinforcement, Records()
+    fields = ItemCheck(chosen.grader, context.check)
+
+    def see(batch: Any) -> None:
+        records.add(batch)
+        fields.add(batch)
+
+    corpus = read_corpus(*wanted, see)
+    fields.require()
+    corpus.expect_answers(chosen.max_new_tokens)
     return corpus, records
 
 
