@@ -23,8 +23,12 @@ _MODULE = "luthier.training.jobs.counting"
 _SHOWN_CHARACTERS = 500
 
 
-async def survey_elsewhere(train: PackedLengths, validation: PackedLengths, batches: BatchSettings) -> Survey:
+async def survey_elsewhere(
+    train: PackedLengths, validation: PackedLengths, batches: BatchSettings, max_new_tokens: int = 0
+) -> Survey:
     """Return what `survey` finds, computed in a process that ends with the call.
+
+    With `max_new_tokens` rows are prompts, and have answers of so many tokens.
 
     Raises:
         Internal: the process failed; the message has the last of what it said.
@@ -39,7 +43,7 @@ async def survey_elsewhere(train: PackedLengths, validation: PackedLengths, batc
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, errors = await process.communicate(_written(train, validation, batches))
+        output, errors = await process.communicate(_written(train, validation, batches, max_new_tokens))
     finally:
         if process.returncode is None:
             process.kill()
@@ -50,8 +54,14 @@ async def survey_elsewhere(train: PackedLengths, validation: PackedLengths, batc
     return msgspec.json.decode(output, type=Survey)
 
 
-def _written(train: PackedLengths, validation: PackedLengths, batches: BatchSettings) -> bytes:
-    head = {"batches": asdict(batches), "counts": [len(train), len(validation)]}
+def _written(
+    train: PackedLengths, validation: PackedLengths, batches: BatchSettings, max_new_tokens: int
+) -> bytes:
+    head = {
+        "batches": asdict(batches),
+        "counts": [len(train), len(validation)],
+        "max_new_tokens": max_new_tokens,
+    }
     columns = [column.tobytes() for split in (train, validation) for column in _columns(split)]
     return b"\n".join((json.dumps(head).encode(), b"".join(columns)))
 
@@ -67,7 +77,8 @@ def _read(stream: BinaryIO) -> Survey:
         lengths = PackedLengths()
         for column in _columns(lengths):
             column.frombytes(stream.read(count * column.itemsize))
-        splits.append(lengths)
+        answer_tokens = head["max_new_tokens"]
+        splits.append(lengths.with_answers(answer_tokens) if answer_tokens else lengths)
     train, validation = splits
     return survey(train, validation, BatchSettings(**head["batches"]))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
-from luthier.training.jobs.methods import described, rendering_kind
+from luthier.training.jobs.methods import described, main_metric, rendering_kind
+from luthier.training.jobs.reinforcement import answer_tokens, answers_per_row
 from luthier.training.recipe_settings import batch_settings, schedule_of
 from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.survey import Longest, PackedLengths, Survey, require_fitting
@@ -122,15 +123,16 @@ def check_counts(job: FineTuningJob, rendering: Rendering, context_length: int) 
             metadata={"metric": job.selection.metric, "rendering": rendering.name},
         )
     _require_measured(job, rendering, validation)
+    more = answer_tokens(job)
     known = Survey(
         num_train_rows=train.tokens.count,
         num_validation_rows=num_teaching(validation),
-        longest_train=_longest_unit(train),
-        longest=_longest_unit(train, validation),
-        longest_row=_longest(train, validation),
+        longest_train=_with(_longest_unit(train), more),
+        longest=_with(_longest_unit(train, validation), more),
+        longest_row=_with(_longest(train, validation), more),
         totals=None,
     )
-    require_fitting(known, batch_settings(job), context_length)
+    require_fitting(known, batch_settings(job), context_length, more)
     _require_countable(job.hyperparameters, train)
 
 
@@ -159,7 +161,7 @@ def make_plan(job: FineTuningJob, rendering: Rendering, found: Survey, context_l
     """
     if found.longest_train is None:
         raise nothing_to_learn(rendering)
-    require_fitting(found, batch_settings(job), context_length)
+    require_fitting(found, batch_settings(job), context_length, answer_tokens(job))
     totals = found.totals
     assert totals is not None, "rows that teach and fit were counted"
     train = statistics_of(rendering, SPLIT_TRAIN)
@@ -168,8 +170,8 @@ def make_plan(job: FineTuningJob, rendering: Rendering, found: Survey, context_l
         num_validation_rows=found.num_validation_rows,
         num_steps=totals.num_steps,
         num_steps_per_epoch=totals.num_steps_per_epoch,
-        num_tokens=totals.num_tokens,
-        num_supervised_tokens=totals.num_supervised,
+        num_tokens=totals.num_tokens * answers_per_row(job),
+        num_supervised_tokens=totals.num_supervised * answers_per_row(job),
         packing_efficiency=totals.packing_efficiency,
         num_dropped=train.num_dropped,
         num_truncated=train.num_truncated,
@@ -236,6 +238,10 @@ def _longest(*splits: RenderingSplitStatistics) -> Longest | None:
     return Longest(num_tokens=max(split.tokens.maximum for split in splits))
 
 
+def _with(longest: Longest | None, more: int) -> Longest | None:
+    return None if longest is None else replace(longest, num_tokens=longest.num_tokens + more)
+
+
 def _longest_unit(*splits: RenderingSplitStatistics) -> Longest | None:
     """Return the longest unit that teaches, where units of several rows were counted; else the longest row."""
     num_rows, num_units = sum(one.tokens.count for one in splits), sum(one.num_units for one in splits)
@@ -283,7 +289,7 @@ def plan_warnings(
     if counts.num_truncated:
         yield f"{counts.num_truncated} training {counted} are cut at max_tokens of the rendering"
     if not num_validation_rows:
-        yield "there are no validation rows, so validation_loss is not measured"
+        yield f"there are no validation rows, so {main_metric(job)} is not measured"
     yield from _schedule_warnings(job, totals.num_steps)
     yield from _selection_warnings(job)
     if chosen.max_steps > totals.num_steps:

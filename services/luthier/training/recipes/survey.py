@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import add
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.training.recipes.batches import (
@@ -40,6 +41,20 @@ class PackedLengths:
             packed.num_tokens.append(length.num_tokens)
             packed.num_supervised.append(length.num_supervised)
         return packed
+
+    def with_answers(self, max_new_tokens: int) -> PackedLengths:
+        """Return the lengths of prompts, each with the longest answer that may be sampled to it, which is learnt.
+
+        What plans other methods plans reinforcement by them: a step's rows are then its prompts, and their tokens the
+        most that one sample of each can have. A prompt without a token cannot be answered, and teaches nothing.
+        """
+        answers = array("i", (max_new_tokens if length else 0 for length in self.num_tokens))
+        return PackedLengths(
+            rows=self.rows,
+            units=self.units,
+            num_tokens=array("i", map(add, self.num_tokens, answers)),
+            num_supervised=answers,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,8 +118,12 @@ def survey(train: Iterable[RowLength], validation: Iterable[RowLength], batches:
     )
 
 
-def require_fitting(found: Survey, batches: BatchSettings, context_length: int) -> None:
+def require_fitting(
+    found: Survey, batches: BatchSettings, context_length: int, max_new_tokens: int = 0
+) -> None:
     """Check that every row fits into the model's context, every unit into a forward pass and a step; what is None fits.
+
+    Rows whose answers are still to be sampled are counted `with_answers` of `max_new_tokens`.
 
     Raises:
         InvalidArgument: SEQUENCE_TOO_LONG, a setting must be larger; all that are too small are named.
@@ -112,6 +131,8 @@ def require_fitting(found: Survey, batches: BatchSettings, context_length: int) 
     """
     longest = found.longest_row
     if context_length and longest is not None and longest.num_tokens > context_length:
+        if max_new_tokens:
+            raise _no_room(longest.num_tokens - max_new_tokens, max_new_tokens, context_length)
         which = "the longest row" if longest.row is None else f"row {longest.row}"
         raise FailedPrecondition(
             f"rows must have at most the base model's {context_length} tokens, {which} has "
@@ -119,7 +140,7 @@ def require_fitting(found: Survey, batches: BatchSettings, context_length: int) 
             reason=Reason.SEQUENCE_TOO_LONG,
             metadata={"row": str(longest.row or 0), "num_tokens": str(longest.num_tokens)},
         )
-    violations = _too_small(batches, found.longest_train, found.longest)
+    violations = _too_small(batches, found.longest_train, found.longest, max_new_tokens)
     if violations:
         raise InvalidArgument(
             "; ".join(violation.description for violation in violations),
@@ -129,7 +150,7 @@ def require_fitting(found: Survey, batches: BatchSettings, context_length: int) 
 
 
 def _too_small(
-    batches: BatchSettings, longest_train: Longest | None, longest: Longest | None
+    batches: BatchSettings, longest_train: Longest | None, longest: Longest | None, max_new_tokens: int = 0
 ) -> list[FieldViolation]:
     limits = {"micro_batch_tokens": (batches.micro_batch_tokens, longest)}
     if batches.batch_tokens:
@@ -137,8 +158,8 @@ def _too_small(
     return [
         FieldViolation(
             field=f"fine_tuning_job.hyperparameters.{name}",
-            description=f"hyperparameters.{name} must be at least {least.num_tokens}, {_described(least)}, "
-            f"got {value}",
+            description=f"hyperparameters.{name} must be at least {least.num_tokens}, "
+            f"{_described(least, max_new_tokens)}, got {value}",
             reason=Reason.SEQUENCE_TOO_LONG,
         )
         for name, (value, least) in limits.items()
@@ -146,7 +167,21 @@ def _too_small(
     ]
 
 
-def _described(longest: Longest) -> str:
+def _no_room(prompt_tokens: int, max_new_tokens: int, context_length: int) -> FailedPrecondition:
+    room = context_length - prompt_tokens
+    advice = f"set max_new_tokens to {room} or less, or " if room > 0 else ""
+    return FailedPrecondition(
+        f"prompts and their answers must have at most the base model's {context_length} tokens, the longest prompt has "
+        f"{prompt_tokens} and its answer may have {max_new_tokens}; {advice}create the rendering with a smaller "
+        "max_tokens",
+        reason=Reason.SEQUENCE_TOO_LONG,
+        metadata={"num_tokens": str(prompt_tokens + max_new_tokens)},
+    )
+
+
+def _described(longest: Longest, max_new_tokens: int) -> str:
+    if max_new_tokens:
+        return f"the longest prompt of {longest.num_tokens - max_new_tokens} and max_new_tokens"
     return "the longest row" if longest.num_rows == 1 else f"the longest unit, of {longest.num_rows} rows"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +11,7 @@ import click
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
+from luthier.client.cli.reinforcement import REINFORCEMENT_OPTIONS, read_grader, rollouts
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
 
@@ -25,6 +27,8 @@ F = TypeVar("F", bound="Callable[..., Any]")
 def jobs() -> None:
     """Plan, start, watch and cancel fine-tuning jobs."""
 
+
+jobs.add_command(rollouts)
 
 _JOB_OPTIONS = (
     field_option(
@@ -58,6 +62,7 @@ _JOB_OPTIONS = (
         is_read=False,
         help="Train a model that values answers, on a PREFERENCE rendering.",
     ),
+    *REINFORCEMENT_OPTIONS,
     field_option("--rank", field="lora.rank", type=int, help="Rank of the adapter. [default: 16]"),
     field_option(
         "--alpha",
@@ -86,7 +91,7 @@ _JOB_OPTIONS = (
         field="hyperparameters.batch_rows",
         excludes="--batch-tokens",
         type=int,
-        help="Rows in a step, in place of --batch-tokens.",
+        help="Rows in a step, in place of --batch-tokens; prompts with --reinforcement.",
     ),
     field_option(
         "--learning-rate",
@@ -140,7 +145,9 @@ def _kind() -> type[FineTuningJob]:
     return FineTuningJob
 
 
-def _job(draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> FineTuningJob:
+def _job(
+    draft: Draft[FineTuningJob], reinforcement: str | None, *, full: bool, reward_model: bool
+) -> FineTuningJob:
     """Return the job that is wanted, all its weights trained with `full`.
 
     The one in the file may be a job that exists: its tuned model's name was then made of its own and is not a wish.
@@ -154,10 +161,12 @@ def _job(draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> Fine
                 "--full trains all weights: give no --rank, --alpha, --target, and no lora"
             )
         job.full.SetInParent()
+    if job.HasField("preference") + reward_model + (reinforcement is not None) > 1:
+        raise click.UsageError("give one of --preference, --reward-model and --reinforcement")
     if reward_model:
-        if job.HasField("preference"):
-            raise click.UsageError("give one of --preference and --reward-model")
         job.reward_model.SetInParent()
+    if reinforcement is not None:
+        job.reinforcement.grader.CopyFrom(read_grader(reinforcement))
     wanted = draft.finish()
     if not (wanted.base_model or wanted.start_from):
         raise click.UsageError(
@@ -170,14 +179,22 @@ def _job(draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> Fine
 @_job_options
 @pass_session
 @pass_draft(_kind)
-def plan(session: Session, draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> None:
+def plan(
+    session: Session,
+    draft: Draft[FineTuningJob],
+    reinforcement: str | None,
+    *,
+    full: bool,
+    reward_model: bool,
+) -> None:
     """Say what a job would do, without starting it."""
     from luthier.client.cli.views import plan_facts
 
-    job = _job(draft, full=full, reward_model=reward_model)
+    job = _job(draft, reinforcement, full=full, reward_model=reward_model)
     session.show(session.client.jobs.plan(job), plan_facts)
     begin = f"--start-from {short(job.start_from)}" if job.start_from else f"--model {short(job.base_model)}"
     flags = [*(["--full"] if full else []), *(["--reward-model"] if reward_model else [])]
+    flags += [f"--reinforcement {shlex.quote(reinforcement)}"] if reinforcement else []
     words = [begin, f"--rendering {short(job.rendering)}", *flags, draft.words]
     session.hint(f"jobs create {' '.join(filter(None, words))}")
 
@@ -193,13 +210,15 @@ def create(
     session: Session,
     draft: Draft[FineTuningJob],
     name: str,
+    reinforcement: str | None,
     *,
     full: bool,
     reward_model: bool,
     watches: bool,
 ) -> None:
     """Queue a job."""
-    created = session.client.jobs.create(_job(draft, full=full, reward_model=reward_model), job_id=name)
+    job = _job(draft, reinforcement, full=full, reward_model=reward_model)
+    created = session.client.jobs.create(job, job_id=name)
     if watches:
         _watch(session, created.name)
         return
