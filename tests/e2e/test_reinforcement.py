@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -61,6 +62,17 @@ def test_a_killed_worker_changes_nothing_and_rewards_rise(tuning: Shared, prompt
         told = [event.log.text for event in events if event.HasField("log")]
         assert any("answers that were kept" in text for text in told)
         assert_same_run(client, "rewarded", "rewarded-killed")
+
+        drawn = list(client.jobs.rollouts("rewarded"))
+        places = [(one.step, one.group, one.sample) for one in drawn]
+        assert places == sorted(set(places))
+        assert {step for step, _, _ in places} == set(range(1, STEPS + 1))
+        assert list(client.jobs.rollouts("rewarded-killed", page_size=100)) == drawn
+        fifth = list(client.jobs.rollouts("rewarded", step=5, page_size=7))
+        assert fifth == [one for one in drawn if one.step == 5]
+        mean = sum(one.reward for one in fifth) / len(fifth)
+        assert mean == pytest.approx(found[4])
+        assert all(one.reward == float(re.match("[a-z]", one.output_text) is not None) for one in fifth)
 
 
 def test_rewards_that_cannot_teach_fail_the_job_and_say_why(tuning: Shared, prompts: str) -> None:
