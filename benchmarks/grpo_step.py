@@ -155,7 +155,8 @@ def run_trl(task: DrawTask, *, checkpointing: bool, bf16: bool) -> Measured:
     base = AutoModelForCausalLM.from_pretrained(task.model, dtype=dtype, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(task.model, local_files_only=True)
     texts = [tokenizer.decode(list(prompt), skip_special_tokens=False) for prompt in task.prompts]
-    meter, rewards = Meter(), []
+    meter = Meter()
+    rewards: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         config = trl.GRPOConfig(
             output_dir=folder,
