@@ -31,13 +31,18 @@ def prompts(tuning: Shared) -> str:
         return client.renderings.wait(client.renderings.create(wanted).name, timeout_seconds=WAIT).name
 
 
-def reinforced(rendering: str, grader: Grader, steps: int = STEPS, **config: Any) -> FineTuningJob:
+def reinforced(
+    rendering: str, grader: Grader, steps: int = STEPS, max_grader_errors: int = 0
+) -> FineTuningJob:
     wanted = job(rendering, steps, checkpoint_interval_steps=INTERVAL)
     wanted.hyperparameters.learning_rate = 1e-2
     # A random model whose words are hardly apart: an adapter has little to turn.
     wanted.full.CopyFrom(FullConfig())
-    chosen: dict[str, Any] = {"num_samples": 6, "max_new_tokens": 4, **config}
-    wanted.reinforcement.CopyFrom(ReinforcementConfig(grader=grader, **chosen))
+    wanted.reinforcement.CopyFrom(
+        ReinforcementConfig(
+            grader=grader, num_samples=6, max_new_tokens=4, max_grader_errors=max_grader_errors
+        )
+    )
     return wanted
 
 
