@@ -86,6 +86,19 @@ def test_adapter_files_hold_exactly_peft_keys_shapes_and_types(
     assert adapter_config(model, "default", base_model=written["base_model_name_or_path"]) == written
 
 
+def test_dropout_is_written_and_read_as_peft_does_and_changes_no_answer(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
+    theirs = peft_model(tiny_model(), lora_dropout=0.25)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = tiny_model()
+    assert load_adapter(ours, tmp_path / "theirs", "tuned").spec.dropout == 0.25
+    with use_adapter(ours, "tuned"):
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    save_adapter(ours, "tuned", tmp_path / "ours")
+    assert peft.LoraConfig.from_pretrained(str(tmp_path / "ours")).lora_dropout == 0.25
+
+
 def test_target_modules_are_full_names_where_the_ends_pick_too_much(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     insert_lora(model, LoraSpec(rank=4, alpha=8, targets=("layers.1.mlp.up_proj",)), seed=1)

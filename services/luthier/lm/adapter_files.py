@@ -130,6 +130,7 @@ def adapter_config(
     return (_PLAIN | kind) | {
         "base_model_name_or_path": base_model,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": adapter.spec.dropout,
         "r": adapter.spec.rank,
         "target_modules": _shortest_targets(model, adapter),
         "use_rslora": adapter.spec.use_rslora,
@@ -228,6 +229,7 @@ def _read_config(config: dict[str, Any]) -> LoraSpec:
         alpha=config["lora_alpha"],
         targets=_read_targets(config.get("target_modules")),
         use_rslora=bool(config.get("use_rslora", False)),
+        dropout=config.get("lora_dropout", 0.0),
     )
 
 

@@ -30,16 +30,17 @@ class LoraSpec:
 
     `targets` are module names or their ends (`q_proj`, `mlp.up_proj`), or "all-linear": every linear layer
     except the vocabulary head. The update is scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank)
-    (arXiv:2312.03732).
+    (arXiv:2312.03732). `dropout` is the share of inputs that are dropped where it is trained, see `dropping`.
 
     Raises:
-        InvalidArgument: rank outside 1..512, alpha not positive, or no target.
+        InvalidArgument: rank outside 1..512, alpha not positive, no target, or dropout outside [0, 1).
     """
 
     rank: int
     alpha: float
     targets: Targets = "all-linear"
     use_rslora: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= MAX_RANK:
@@ -48,6 +49,8 @@ class LoraSpec:
             raise InvalidArgument(f"alpha must be a positive finite number, got {self.alpha}")
         if not self.targets:
             raise InvalidArgument("targets must name at least one module or be 'all-linear', got none")
+        if not 0 <= self.dropout < 1:
+            raise InvalidArgument(f"dropout must be in [0, 1), got {self.dropout}")
 
     @property
     def scale(self) -> float:

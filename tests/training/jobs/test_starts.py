@@ -20,6 +20,7 @@ CONFIG = {
     "lora_alpha": 8,
     "target_modules": ["q_proj", "v_proj"],
     "use_rslora": True,
+    "lora_dropout": 0.25,
     "peft_type": "LORA",
 }
 LORA = LoraConfig(rank=4, alpha=8, target_modules=["q_proj", "v_proj"], use_rslora=True)
@@ -121,6 +122,15 @@ async def test_an_adapter_is_gone_on_with_as_it_is(bench: Any, lora: LoraConfig 
     ]
     with pytest.raises(FailedPrecondition, match="is needed by projects/default/fineTuningJobs/two"):
         await bench.models.family.delete(ADAPTER, "")
+
+
+async def test_an_adapter_is_gone_on_with_by_a_dropout_of_the_job(bench: Any) -> None:
+    """It says how an adapter is trained, not what it is: what its own job dropped is not taken over."""
+    await run(bench, "one", await adapter_files(bench), tuned_model_id="adapter")
+    job = await bench.create("two", base_model="", start_from=ADAPTER, lora=LoraConfig(dropout=0.1))
+    assert (job.lora.dropout, job.lora.rank) == (0.1, 4)
+    plain = await bench.create("three", base_model="", start_from=ADAPTER)
+    assert plain.lora.dropout == 0
 
 
 async def test_the_models_of_a_row_of_jobs_say_what_they_began_from(bench: Any) -> None:

@@ -115,6 +115,37 @@ async def test_a_run_of_all_weights_that_is_stopped_ends_with_the_same_bits(
     assert digests[0] == digests[1]
 
 
+async def test_a_run_with_dropout_that_is_stopped_ends_with_the_same_bits(
+    site: Site, model_folder: Path, tmp_path: Path
+) -> None:
+    wanted = job_of()
+    wanted.lora.dropout = 0.3
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        plain = await ended(site, "plain", job_of())
+        whole = await ended(site, "whole", wanted)
+    broken = await site.create_job("broken", wanted)
+    stopping = asyncio.Event()
+    async with site.worker(stopping):
+        async for event in site.watch(broken.name):
+            if event.WhichOneof("payload") == "checkpoint":
+                break
+        stopping.set()
+    async with site.worker():
+        assert (await site.ended(broken.name)).num_attempts == 2
+    metrics = await site.metrics(whole.name)
+    assert await site.metrics(broken.name) == metrics
+    assert metrics[0]["train_loss"] == (await site.metrics(plain.name))[0]["train_loss"], "B is zero"
+    assert metrics[-1]["train_loss"] != (await site.metrics(plain.name))[-1]["train_loss"]
+    digests = [
+        [(checkpoint.step, checkpoint.digest) for checkpoint in await site.checkpoints(name)]
+        for name in (whole.name, broken.name)
+    ]
+    assert digests[0] == digests[1]
+    folder = await downloaded(site, whole.tuned_model, tmp_path / "adapter")
+    assert json.loads((folder / "adapter_config.json").read_text())["lora_dropout"] == 0.3
+
+
 async def test_an_adapter_is_tuned_on_tuned_weights(site: Site, model_folder: Path, tmp_path: Path) -> None:
     async with site.worker():
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest

@@ -215,6 +215,7 @@ def _run(run: TuningRun) -> str:
         ("Attempts", str(job.num_attempts)),
         ("Time", seconds),
         ("LoRA", f"rank {job.lora.rank}, alpha {job.lora.alpha:g}{', rsLoRA' * job.lora.use_rslora}"),
+        ("Dropout", f"{job.lora.dropout:g}" if job.lora.dropout else ""),
         ("Adapted modules", ", ".join(job.lora.target_modules)),
         ("Step size", batch if settings.WhichOneof("batch_size") else ""),
         (

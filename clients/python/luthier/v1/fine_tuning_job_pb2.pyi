@@ -89,12 +89,18 @@ class LoraConfig(_message.Message):
     ALPHA_FIELD_NUMBER: _builtins.int
     TARGET_MODULES_FIELD_NUMBER: _builtins.int
     USE_RSLORA_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the update, 1 to 512. Unset means 16."""
     alpha: _builtins.float
     """Scale numerator: the update is multiplied by alpha / rank. Unset means 2 x rank."""
     use_rslora: _builtins.bool
     """Divide alpha by the square root of the rank instead of the rank (rsLoRA)."""
+    dropout: _builtins.float
+    """Share of a module's inputs that each training pass drops on their way into the update, below 1. What is dropped depends
+    on the seed, the step, the row, the token and the module, not on how rows are packed; an adapter that is gone on with
+    takes no dropout over. 0 means none.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the linear modules to adapt, e.g. q_proj. Empty means all linear modules but the output head."""
@@ -106,10 +112,11 @@ class LoraConfig(_message.Message):
         alpha: _builtins.float | None = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         use_rslora: _builtins.bool = ...,
+        dropout: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "rank", b"rank", "target_modules", b"target_modules", "use_rslora", b"use_rslora"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "dropout", b"dropout", "rank", b"rank", "target_modules", b"target_modules", "use_rslora", b"use_rslora"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015

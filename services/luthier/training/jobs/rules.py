@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from luthier.runtime import names
 from luthier.runtime.field_limits import (
+    SHARE,
     Limit,
     LimitTable,
     count,
@@ -44,6 +45,7 @@ LIMITS: LimitTable = {
     "lora.target_modules[]": Limit(rule="must be the name of a module", allows=bool),
     "lora.rank": whole(1, 512),
     "lora.alpha": positive(1e6),
+    "lora.dropout": SHARE,
     "hyperparameters.num_epochs": whole(1, 10_000),
     "hyperparameters.max_steps": whole(0, MAX_STEPS),
     "hyperparameters.micro_batch_tokens": whole(1, MAX_BATCH_TOKENS),

@@ -36,6 +36,8 @@ from luthier.worker.v1.task_pb2 import BlobFile
 ADAPTER_CONFIG = "adapter_config.json"
 """How PEFT calls what says an adapter's rank and targets: a start that has it is one."""
 _MAX_CONFIG_BYTES = 1 << 20
+_OF_TRAINING = frozenset({"dropout"})
+"""Settings of an adapter that say how it is trained, not what it is: a job that goes on with it has its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +196,10 @@ def _base_of(job: Stored[FineTuningJob, FineTuningJobPrivate]) -> Reference:
 
 
 def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
-    """Return the adapter's settings. Raises InvalidArgument for one that is said and differs."""
+    """Return the adapter's settings, with the job's own dropout.
+
+    Raises InvalidArgument for another one that is said and differs.
+    """
     refuse(
         FieldViolation(
             field=f"fine_tuning_job.lora.{field.name}",
@@ -202,8 +207,9 @@ def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
             f"{_shown(getattr(start, field.name))}; got {_shown(said)}",
         )
         for field, said in wanted.lora.ListFields()
-        if not _same(said, getattr(start, field.name))
+        if field.name not in _OF_TRAINING and not _same(said, getattr(start, field.name))
     )
+    start.dropout = wanted.lora.dropout
     return start
 
 

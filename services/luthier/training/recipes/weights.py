@@ -7,9 +7,10 @@ which of the two it has. Weights are bound to the model as it is: whoever divide
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,8 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 from luthier.errors import DataLoss, InvalidArgument, Reason
 from luthier.lm import adapter_files
 from luthier.lm.load import eos_token_ids
-from luthier.lm.lora import activate, adapter_parameters, find_adapter, muted, use_adapter
+from luthier.lm.lora import activate, adapter_parameters, dropping, find_adapter, muted, use_adapter
+from luthier.lm.packed import PackedBatch
 
 MODEL_NAME = "model.safetensors"
 MASTERS_NAME = "masters.safetensors"
@@ -54,6 +56,13 @@ class Weights(Protocol):
         """Return a block in which the model computes as it did before training; None where nothing is kept of that."""
         ...
 
+    def dropping(self, batch: PackedBatch, step: int) -> AbstractContextManager[None]:
+        """Return a block in which the model computes a pass of a step that learns, with whatever dropout that has.
+
+        What is dropped of a row depends on the step (a number) and the row, not on the other rows of the batch.
+        """
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the files into a folder, made if missing; equal weights give equal bytes."""
         ...
@@ -72,6 +81,7 @@ class Adapter:
 
     `base_model` is the name that PEFT's config gives the base, `reference` that of the adapter that it began as: a
     second one in the model, which nobody trains; None: it began as nothing. `score` is the head of a reward model.
+    `seed` decides what the adapter's dropout drops.
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
@@ -85,6 +95,7 @@ class Adapter:
         base_model: str,
         reference: str | None = None,
         score: nn.Parameter | None = None,
+        seed: int = 0,
     ) -> None:
         assert reference != name, "the reference is another adapter, as this one changes"
         if reference is not None:
@@ -95,6 +106,8 @@ class Adapter:
         self._score = score
         self._base_model = base_model
         self._reference = reference
+        self._seed = seed
+        self._dropout = find_adapter(model, name).spec.dropout
         activate(model, name)
         _with_gradients(self.parameters)
 
@@ -104,6 +117,14 @@ class Adapter:
     def reference(self) -> AbstractContextManager[None]:
         """Return a block in which the adapter that this one began as is active, or the base alone."""
         return muted(self.model) if self._reference is None else use_adapter(self.model, self._reference)
+
+    def dropping(self, batch: PackedBatch, step: int) -> AbstractContextManager[None]:
+        """Return a block with the adapter's dropout."""
+        if not self._dropout:
+            return nullcontext()
+        digest = hashlib.sha256(f"{self._seed}/{step}".encode()).digest()
+        seed = int.from_bytes(digest[:8], "little") >> 1
+        return dropping(self.model, batch, self._dropout, seed)
 
     def save(self, folder: Path) -> None:
         """Write both files of the adapter."""
@@ -161,6 +182,10 @@ class AllWeights:
 
     def reference(self) -> None:
         """Return nothing: what the weights were is gone with the first step."""
+
+    def dropping(self, batch: PackedBatch, step: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return a block that drops nothing."""
+        return nullcontext()
 
     def save(self, folder: Path) -> None:
         """Write the model in the type that it computes with, its config, and the masters where there are any."""

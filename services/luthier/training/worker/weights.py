@@ -52,6 +52,7 @@ def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: boo
         base_model=spec.job.base_model,
         reference=REFERENCE if has_reference else None,
         score=_score(spec.job, model),
+        seed=spec.job.hyperparameters.seed,
     )
 
 
@@ -70,6 +71,7 @@ def _insert(job: FineTuningJob, model: PreTrainedModel) -> None:
         alpha=job.lora.alpha,
         targets=tuple(job.lora.target_modules) or "all-linear",
         use_rslora=job.lora.use_rslora,
+        dropout=job.lora.dropout,
     )
     insert_lora(model, spec, seed=job.hyperparameters.seed, name=ADAPTER)
 
