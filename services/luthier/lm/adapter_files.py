@@ -19,6 +19,7 @@ from luthier.lm.lora import (
     find_adapter,
     target_modules,
 )
+from luthier.lm.module_patterns import Patterns
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -77,6 +78,7 @@ _PLAIN: dict[str, Any] = {
 # names.
 _FREE = frozenset(
     {
+        "alpha_pattern",
         "auto_mapping",
         "base_model_name_or_path",
         "ensure_weight_tying",
@@ -90,6 +92,7 @@ _FREE = frozenset(
         "peft_version",
         "qalora_group_size",
         "r",
+        "rank_pattern",
         "revision",
         "target_modules",
         "task_type",
@@ -125,15 +128,17 @@ def adapter_config(
         NotFound: the model has no adapter of that name.
     """
     adapter = find_adapter(model, name)
-    alpha = adapter.spec.alpha
+    spec = adapter.spec
     kind = {"modules_to_save": ["score"], "task_type": "SEQ_CLS"} if is_reward else {}
     return (_PLAIN | kind) | {
         "base_model_name_or_path": base_model,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": adapter.spec.dropout,
-        "r": adapter.spec.rank,
+        "alpha_pattern": {pattern: _shortest_number(alpha) for pattern, alpha in spec.alpha_pattern},
+        "lora_alpha": _shortest_number(spec.alpha),
+        "lora_dropout": spec.dropout,
+        "r": spec.rank,
+        "rank_pattern": dict(spec.rank_pattern),
         "target_modules": _shortest_targets(model, adapter),
-        "use_rslora": adapter.spec.use_rslora,
+        "use_rslora": spec.use_rslora,
     }
 
 
@@ -156,9 +161,9 @@ def save_adapter(
     state = {key: value.contiguous().cpu() for key, value in adapter_state(model, name, score).items()}
     config = adapter_config(model, name, base_model=base_model, is_reward=score is not None)
     save_file(state, directory / WEIGHTS_NAME, metadata={"format": "pt"})
-    (directory / CONFIG_NAME).write_text(
-        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    # Only the keys: of several patterns that match a module the first counts.
+    text = json.dumps(dict(sorted(config.items())), indent=2)
+    (directory / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def load_adapter(model: PreTrainedModel, directory: Path, name: str) -> Adapter:
@@ -230,7 +235,22 @@ def _read_config(config: dict[str, Any]) -> LoraSpec:
         targets=_read_targets(config.get("target_modules")),
         use_rslora=bool(config.get("use_rslora", False)),
         dropout=config.get("lora_dropout", 0.0),
+        rank_pattern=_read_patterns(config, "rank_pattern"),
+        alpha_pattern=_read_patterns(config, "alpha_pattern"),
     )
+
+
+def _read_patterns(config: dict[str, Any], key: str) -> Patterns[Any]:
+    patterns = config.get(key) or {}
+    numbers = int if key == "rank_pattern" else int | float
+    if not isinstance(patterns, dict) or not all(
+        type(one) is not bool and isinstance(one, numbers) for one in patterns.values()
+    ):
+        raise InvalidArgument(
+            f"{key} of an adapter must hold a number for each pattern, got {patterns!r}",
+            reason=Reason.MODEL_INVALID,
+        )
+    return tuple(patterns.items())
 
 
 def _read_targets(targets: str | list[str] | None) -> Targets:
@@ -262,7 +282,7 @@ def _pair_factors(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _check_factors(model: PreTrainedModel, factors: dict[str, tuple[Tensor, Tensor]], spec: LoraSpec) -> None:
-    linear = set(target_modules(model, "all-linear"))
+    linear, strengths = set(target_modules(model, "all-linear")), spec.strengths(sorted(factors))
     for module, (a_RI, b_OR) in factors.items():
         if module not in linear:
             raise InvalidArgument(
@@ -271,13 +291,18 @@ def _check_factors(model: PreTrainedModel, factors: dict[str, tuple[Tensor, Tens
             )
         layer = model.get_submodule(module)
         assert isinstance(layer, nn.Linear | LoraLinear)
-        expected = [(spec.rank, layer.in_features), (layer.out_features, spec.rank)]
+        rank = strengths[module].rank
+        expected = [(rank, layer.in_features), (layer.out_features, rank)]
         shapes = [tuple(a_RI.shape), tuple(b_OR.shape)]
         if shapes != expected:
             raise InvalidArgument(
                 f"the factors of {module} must have shapes {expected}, got {shapes}",
                 reason=Reason.MODEL_INVALID,
             )
+
+
+def _shortest_number(number: float) -> float:
+    return int(number) if float(number).is_integer() else number
 
 
 def _shortest_targets(model: PreTrainedModel, adapter: Adapter) -> list[str]:

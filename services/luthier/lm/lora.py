@@ -6,10 +6,10 @@ Shape suffixes: I inputs, O outputs, R rank.
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,19 @@ from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
 from luthier.kernels.lora_linear import Dropout, Projection, lora_linear, token_number
+from luthier.lm.module_patterns import Patterns, assigned, require_one_value
 from luthier.lm.packed import PackedBatch
 
 MAX_RANK = 512
 
 Targets = tuple[str, ...] | Literal["all-linear"]
+
+
+class Strength(NamedTuple):
+    """Rank of one module's update, and the factor that it is multiplied by."""
+
+    rank: int
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +38,11 @@ class LoraSpec:
 
     `targets` are module names or their ends (`q_proj`, `mlp.up_proj`), or "all-linear": every linear layer
     except the vocabulary head. The update is scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank)
-    (arXiv:2312.03732). `dropout` is the share of inputs that are dropped where it is trained, see `dropping`.
+    (arXiv:2312.03732); modules that a pattern matches have the rank, or the alpha, that stands there.
+    `dropout` is the share of inputs that are dropped where it is trained, see `dropping`.
 
     Raises:
-        InvalidArgument: rank outside 1..512, alpha not positive, no target, or dropout outside [0, 1).
+        InvalidArgument: a rank outside 1..512, an alpha not positive, no target, or dropout outside [0, 1).
     """
 
     rank: int
@@ -41,21 +50,34 @@ class LoraSpec:
     targets: Targets = "all-linear"
     use_rslora: bool = False
     dropout: float = 0.0
+    rank_pattern: Patterns[int] = ()
+    alpha_pattern: Patterns[float] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rank <= MAX_RANK:
-            raise InvalidArgument(f"rank must be in 1..{MAX_RANK}, got {self.rank}")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise InvalidArgument(f"alpha must be a positive finite number, got {self.alpha}")
+        for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
+            if not 1 <= rank <= MAX_RANK:
+                raise InvalidArgument(f"rank must be in 1..{MAX_RANK}, got {rank}")
+        for alpha in (self.alpha, *(alpha for _, alpha in self.alpha_pattern)):
+            if not (math.isfinite(alpha) and alpha > 0):
+                raise InvalidArgument(f"alpha must be a positive finite number, got {alpha}")
         if not self.targets:
             raise InvalidArgument("targets must name at least one module or be 'all-linear', got none")
         if not 0 <= self.dropout < 1:
             raise InvalidArgument(f"dropout must be in [0, 1), got {self.dropout}")
 
-    @property
-    def scale(self) -> float:
-        """The factor of the low-rank update."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+    def strengths(self, modules: Sequence[str]) -> dict[str, Strength]:
+        """Return the strength of each of the modules that are adapted.
+
+        Raises:
+            InvalidArgument: a pattern cannot be read or matches none of them (reason MODULE_PATTERN_INVALID).
+        """
+        ranks = assigned("rank_pattern", self.rank_pattern, modules)
+        alphas = assigned("alpha_pattern", self.alpha_pattern, modules)
+        found = {}
+        for module in modules:
+            rank, alpha = ranks.get(module, self.rank), alphas.get(module, self.alpha)
+            found[module] = Strength(rank, alpha / (math.sqrt(rank) if self.use_rslora else rank))
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,18 +171,21 @@ def insert_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int, name: str 
     `use_adapter`.
 
     Raises:
-        InvalidArgument: a target matches no linear layer, or the name is not [A-Za-z0-9_-]+.
+        InvalidArgument: a target matches no linear layer, a pattern matches none of the targets or says of one what
+            another does not (reason MODULE_PATTERN_INVALID), or the name is not [A-Za-z0-9_-]+.
         AlreadyExists: the model has an adapter of that name.
     """
-    factors = {}
-    for module in target_modules(model, spec.targets):
+    modules, factors = target_modules(model, spec.targets), {}
+    require_one_value("rank_pattern", spec.rank_pattern, modules)
+    require_one_value("alpha_pattern", spec.alpha_pattern, modules)
+    for module, strength in spec.strengths(modules).items():
         linear = model.get_submodule(module)
         assert isinstance(linear, nn.Linear | LoraLinear)
         digest = hashlib.sha256(f"{seed}/{module}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        a_RI = torch.empty(spec.rank, linear.in_features)
+        a_RI = torch.empty(strength.rank, linear.in_features)
         nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5), generator=generator)
-        factors[module] = (a_RI, torch.zeros(linear.out_features, spec.rank))
+        factors[module] = (a_RI, torch.zeros(linear.out_features, strength.rank))
     return attach(model, Adapter(name=name, spec=spec, modules=tuple(sorted(factors))), factors)
 
 
@@ -168,7 +193,7 @@ def attach(model: PreTrainedModel, adapter: Adapter, factors: dict[str, tuple[Te
     """Put given factors (module name -> A [R, I], B [O, R]) into the model under the adapter's name.
 
     Raises:
-        InvalidArgument: the name is not [A-Za-z0-9_-]+.
+        InvalidArgument: the name is not [A-Za-z0-9_-]+, or a pattern fits none of its modules.
         AlreadyExists: the model has an adapter of that name.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter.name):
@@ -176,17 +201,18 @@ def attach(model: PreTrainedModel, adapter: Adapter, factors: dict[str, tuple[Te
     switch = _switch(model) or AdapterSwitch()
     if adapter.name in switch.adapters:
         raise AlreadyExists(f"the model already has an adapter named {adapter.name!r}")
+    strengths = adapter.spec.strengths(adapter.modules)
     model.requires_grad_(requires_grad=False)
     for name, other in switch.adapters.items():
         for module in other.modules:
             layer = _lora_linear(model, module)
             layer.lora_A[name].requires_grad_()
             layer.lora_B[name].requires_grad_()
-    for module in adapter.modules:
+    for module, strength in strengths.items():
         linear = model.get_submodule(module)
         if isinstance(linear, nn.Linear):
             model.set_submodule(module, LoraLinear(linear, switch, module))
-        _lora_linear(model, module).add(adapter.name, *factors[module], adapter.spec.scale)
+        _lora_linear(model, module).add(adapter.name, *factors[module], strength.scale)
     switch.adapters[adapter.name] = adapter
     return adapter
 

@@ -21,9 +21,18 @@ CONFIG = {
     "target_modules": ["q_proj", "v_proj"],
     "use_rslora": True,
     "lora_dropout": 0.25,
+    "rank_pattern": {"v_proj": 2},
+    "alpha_pattern": {"q_proj": 16},
     "peft_type": "LORA",
 }
-LORA = LoraConfig(rank=4, alpha=8, target_modules=["q_proj", "v_proj"], use_rslora=True)
+LORA = LoraConfig(
+    rank=4,
+    alpha=8,
+    target_modules=["q_proj", "v_proj"],
+    use_rslora=True,
+    rank_pattern={"v_proj": 2},
+    alpha_pattern={"q_proj": 16},
+)
 ADAPTER = "projects/default/models/adapter"
 WEIGHTS = "projects/default/models/weights"
 ONE = "projects/default/fineTuningJobs/one"
@@ -203,6 +212,11 @@ async def test_a_checkpoint_of_all_weights_is_gone_on_with_by_all_weights(bench:
             {"start_from": ADAPTER, "lora": LoraConfig(alpha=1, target_modules=["q_proj"])},
             InvalidArgument,
             r"lora\.alpha: .*, 8\.0; got 1\.0; .*lora\.target_modules: .*, \['q_proj', 'v_proj'\]; got \['q_proj'\]",
+        ),
+        (
+            {"start_from": ADAPTER, "lora": LoraConfig(rank_pattern={"v_proj": 2, "q_proj": 2})},
+            InvalidArgument,
+            r"lora\.rank_pattern: .*, \{'v_proj': 2\}; got \{'q_proj': 2, 'v_proj': 2\}",
         ),
         ({"base_model": "", "start_from": ""}, InvalidArgument, "must name a base model, or start_from"),
         (

@@ -170,6 +170,8 @@ async def test_an_adapter_is_gone_on_with_from_where_it_stands(
         wanted = job_of(max_steps=3)
         wanted.lora.target_modules.extend(["q_proj", "down_proj"])
         wanted.lora.use_rslora = True
+        wanted.lora.rank_pattern[r"layers\.0\..*"] = 2
+        wanted.lora.alpha_pattern["down_proj"] = 3
         first = await ended(site, "one", wanted)
         start = f"{first.name}/checkpoints/step-3" if from_checkpoint else first.tuned_model
         second = await ended(site, "two", going_on(start))
@@ -188,10 +190,30 @@ async def test_an_adapter_is_gone_on_with_from_where_it_stands(
         json.loads((tmp_path / folder / "adapter_config.json").read_text()) for folder in ("one", "two")
     ]
     assert configs[0] == configs[1]
+    assert configs[0]["rank_pattern"] == {r"layers\.0\..*": 2}
+    assert configs[0]["alpha_pattern"] == {"down_proj": 3}
+    ranks = {name: len(factor) for name, factor in one.items() if "lora_A" in name}
+    assert all(rank == (2 if ".layers.0." in name else 4) for name, rank in ranks.items())
     # Its first step finds what was learnt: the loss goes on from there.
     assert (await site.metrics(second.name))[0]["train_loss"] < (await site.metrics(first.name))[0][
         "train_loss"
     ]
+
+
+async def test_a_pattern_that_matches_no_module_fails_the_job_and_names_what_would(
+    site: Site, model_folder: Path
+) -> None:
+    wanted = job_of()
+    wanted.lora.rank_pattern["query"] = 2
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        job = await site.ended((await site.create_job("one", wanted)).name)
+    assert job.state == FineTuningJob.STATE_FAILED
+    assert (
+        "the pattern 'query' of rank_pattern must match a module that the adapter changes"
+        in job.error.message
+    )
+    assert "'q_proj'" in job.error.message
 
 
 async def test_all_weights_of_a_checkpoint_are_gone_on_with_in_full_precision(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +163,8 @@ class Starts:
             alpha=found.lora_alpha,
             target_modules=found.target_modules,
             use_rslora=found.use_rslora,
+            rank_pattern=found.rank_pattern,
+            alpha_pattern=found.alpha_pattern,
         )
 
 
@@ -171,6 +173,8 @@ class _AdapterConfig(msgspec.Struct):
     lora_alpha: float
     target_modules: list[str]
     use_rslora: bool = False
+    rank_pattern: dict[str, int] = msgspec.field(default_factory=dict)
+    alpha_pattern: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 def require_base(start: Start, base: StoredModel) -> None:
@@ -214,11 +218,15 @@ def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
 
 
 def _same(said: Any, known: Any) -> bool:
-    return bool(said == known) if isinstance(said, int | float) else set(said) == set(known)
+    if isinstance(said, int | float):
+        return bool(said == known)
+    return dict(said) == dict(known) if isinstance(said, Mapping) else set(said) == set(known)
 
 
 def _shown(value: Any) -> str:
-    return str(value) if isinstance(value, int | float) else str(list(value))
+    if isinstance(value, int | float):
+        return str(value)
+    return str(dict(sorted(value.items())) if isinstance(value, Mapping) else list(value))
 
 
 def _refused(field: str, description: str) -> InvalidArgument:

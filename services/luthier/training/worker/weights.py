@@ -26,7 +26,7 @@ def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: boo
     is learnt is compared with it.
 
     Raises:
-        InvalidArgument: a target matches no linear layer.
+        InvalidArgument: a target matches no linear layer, or a pattern no target (MODULE_PATTERN_INVALID).
         DataLoss: what the job begins from does not fit the model.
     """
     spec = context.task.train
@@ -72,6 +72,8 @@ def _insert(job: FineTuningJob, model: PreTrainedModel) -> None:
         targets=tuple(job.lora.target_modules) or "all-linear",
         use_rslora=job.lora.use_rslora,
         dropout=job.lora.dropout,
+        rank_pattern=tuple(sorted(job.lora.rank_pattern.items())),
+        alpha_pattern=tuple(sorted(job.lora.alpha_pattern.items())),
     )
     insert_lora(model, spec, seed=job.hyperparameters.seed, name=ADAPTER)
 

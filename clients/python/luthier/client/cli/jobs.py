@@ -338,7 +338,7 @@ def _facts(job: FineTuningJob) -> Table:
             ("base model", short(job.base_model)),
             ("begins from", short(job.start_from)),
             ("method", _method(job)),
-            ("trains", "all weights" if job.HasField("full") else f"an adapter of rank {job.lora.rank}"),
+            ("trains", _trained(job)),
             ("rendering", short(job.rendering)),
             ("tuned model", short(job.tuned_model)),
             ("progress", progress),
@@ -351,6 +351,13 @@ def _facts(job: FineTuningJob) -> Table:
             ("labels", mapping(job.labels)),
         ]
     )
+
+
+def _trained(job: FineTuningJob) -> str:
+    if job.HasField("full"):
+        return "all weights"
+    ranks = sorted({job.lora.rank, *job.lora.rank_pattern.values()})
+    return f"an adapter of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
 
 
 def _method(job: FineTuningJob) -> str:
