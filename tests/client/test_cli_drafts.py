@@ -81,8 +81,8 @@ def test_flags_win_over_the_file_and_assignments_over_both(
         "--seed",
         "0",
     )
-    values = ("lora.rank=16", "lora.target_modules[]=e", "lora.rank=32", "lora.dropout=0.1")
-    values += ("lora.rank_pattern={'layers\\.0\\..*': 8}", "lora.alpha_pattern.k_proj=4")
+    values = ["lora.rank=16", "lora.target_modules[]=e", "lora.rank=32", "lora.dropout=0.1"]
+    values += ["lora.rank_pattern={'layers\\.0\\..*': 8}", "lora.alpha_pattern.k_proj=4"]
     assigned = [word for value in values for word in ("--set", value)]
     # Wherever the words stand.
     result = run("jobs", "plan", *assigned, *flags, "-f", job_file, "--set", "labels.run=7")

@@ -168,7 +168,7 @@ PATTERNS: dict[str, Any] = {
 def test_ranks_and_alphas_by_pattern_load_in_peft_and_back_with_equal_logits(
     tiny_model: ModelMaker, tmp_path: Path, family: str, *, use_rslora: bool
 ) -> None:
-    patterns = {key: tuple(value.items()) for key, value in PATTERNS.items()}
+    patterns: dict[str, Any] = {key: tuple(value.items()) for key, value in PATTERNS.items()}
     ours = tiny_model(family)
     insert_lora(ours, LoraSpec(rank=4, alpha=8, use_rslora=use_rslora, **patterns), seed=1)
     fill(adapter_parameters(ours, "default"))
@@ -184,7 +184,7 @@ def test_ranks_and_alphas_by_pattern_load_in_peft_and_back_with_equal_logits(
     fill(adapter_parameters(plain, "default"))
     with use_adapter(plain, "default"):
         assert not torch.allclose(logits, plain(IDS).logits, atol=1e-2), "alphas count"
-    theirs.save_pretrained(tmp_path / "theirs")
+    theirs.save_pretrained(str(tmp_path / "theirs"))
     back = tiny_model(family)
     spec = load_adapter(back, tmp_path / "theirs", "tuned").spec
     assert {key: dict(getattr(spec, key)) for key in PATTERNS} == PATTERNS
