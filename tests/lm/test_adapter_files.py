@@ -137,7 +137,7 @@ def test_load_after_save_restores_every_factor(tiny_model: ModelMaker, tmp_path:
     ("key", "value"),
     [
         ("use_dora", True),
-        ("modules_to_save", ["lm_head"]),
+        ("modules_to_save", ["norm"]),
         ("bias", "all"),
         ("peft_type", "IA3"),
         ("init_lora_weights", "pissa"),

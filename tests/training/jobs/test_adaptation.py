@@ -9,8 +9,10 @@ import pytest
 from tests.training.jobs.test_rules import job
 
 from luthier.errors import InvalidArgument
+from luthier.lm import trained_weights
+from luthier.training.jobs.adaptation import TRAINABLE
 from luthier.training.jobs.rules import check_job, resolved
-from luthier.v1.fine_tuning_job_pb2 import LoraConfig
+from luthier.v1.fine_tuning_job_pb2 import LoraConfig, RewardModelConfig
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,38 @@ def test_a_rank_by_pattern_leaves_alpha_as_it_is() -> None:
     filled = resolved(job(lora=LoraConfig(rank=4, rank_pattern={"q_proj": 64})))
     assert (filled.lora.alpha, dict(filled.lora.alpha_pattern)) == (8.0, {})
     check_job(filled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "message"),
+    [
+        (
+            {"lora": LoraConfig(trained_modules=["norm"])},
+            "trained_modules[0]",
+            "must be embed_tokens or lm_head, got 'norm'",
+        ),
+        (
+            {"lora": LoraConfig(trained_modules=["lm_head", "lm_head"])},
+            "trained_modules",
+            "must name each module once, got ['lm_head', 'lm_head']",
+        ),
+        (
+            {"lora": LoraConfig(trained_modules=["lm_head"]), "reward_model": RewardModelConfig()},
+            "trained_modules",
+            "must not name lm_head with reward_model: a reward model has no head over words",
+        ),
+    ],
+)
+def test_check_refuses_modules_to_train_whole_by_name(
+    changes: dict[str, Any], field: str, message: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check_job(job(**changes))
+    (violation,) = caught.value.violations
+    assert (violation.field, violation.description) == (f"fine_tuning_job.lora.{field}", message)
+
+
+def test_the_service_and_its_workers_train_the_same_modules_whole() -> None:
+    """The service has no torch, and so a list of its own."""
+    assert TRAINABLE == trained_weights.TRAINABLE
+    check_job(job(lora=LoraConfig(trained_modules=TRAINABLE)))

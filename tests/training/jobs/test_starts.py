@@ -10,7 +10,13 @@ from tests.training import conftest
 from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound, Reason
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, Hyperparameters, LoraConfig
+from luthier.v1.fine_tuning_job_pb2 import (
+    FineTuningJob,
+    FullConfig,
+    Hyperparameters,
+    LoraConfig,
+    RewardModelConfig,
+)
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.work.tasks import Outcome
 from luthier.worker.v1 import task_pb2
@@ -23,6 +29,7 @@ CONFIG = {
     "lora_dropout": 0.25,
     "rank_pattern": {"v_proj": 2},
     "alpha_pattern": {"q_proj": 16},
+    "modules_to_save": ["embed_tokens", "lm_head"],
     "peft_type": "LORA",
 }
 LORA = LoraConfig(
@@ -32,6 +39,7 @@ LORA = LoraConfig(
     use_rslora=True,
     rank_pattern={"v_proj": 2},
     alpha_pattern={"q_proj": 16},
+    trained_modules=["embed_tokens", "lm_head"],
 )
 ADAPTER = "projects/default/models/adapter"
 WEIGHTS = "projects/default/models/weights"
@@ -217,6 +225,16 @@ async def test_a_checkpoint_of_all_weights_is_gone_on_with_by_all_weights(bench:
             {"start_from": ADAPTER, "lora": LoraConfig(rank_pattern={"v_proj": 2, "q_proj": 2})},
             InvalidArgument,
             r"lora\.rank_pattern: .*, \{'v_proj': 2\}; got \{'q_proj': 2, 'v_proj': 2\}",
+        ),
+        (
+            {"start_from": ADAPTER, "lora": LoraConfig(trained_modules=["lm_head"])},
+            InvalidArgument,
+            r"lora\.trained_modules: .*, \['embed_tokens', 'lm_head'\]; got \['lm_head'\]",
+        ),
+        (
+            {"start_from": ADAPTER, "reward_model": RewardModelConfig()},
+            InvalidArgument,
+            "start_from: must be an adapter that trains no lm_head: a reward model has none, and .*/adapter brings one",
         ),
         ({"base_model": "", "start_from": ""}, InvalidArgument, "must name a base model, or start_from"),
         (

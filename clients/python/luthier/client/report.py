@@ -221,6 +221,7 @@ def _run(run: TuningRun) -> str:
         ("LoRA", f"rank {job.lora.rank}, alpha {job.lora.alpha:g}{', rsLoRA' * job.lora.use_rslora}"),
         ("Ranks by module", _by_module(job.lora.rank_pattern)),
         ("Alphas by module", _by_module(job.lora.alpha_pattern)),
+        ("Trained whole", ", ".join(job.lora.trained_modules)),
         ("Dropout", f"{job.lora.dropout:g}" if job.lora.dropout else ""),
         ("Adapted modules", ", ".join(job.lora.target_modules)),
         ("Step size", batch if settings.WhichOneof("batch_size") else ""),

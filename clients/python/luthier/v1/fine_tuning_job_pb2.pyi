@@ -132,6 +132,7 @@ class LoraConfig(_message.Message):
     DROPOUT_FIELD_NUMBER: _builtins.int
     RANK_PATTERN_FIELD_NUMBER: _builtins.int
     ALPHA_PATTERN_FIELD_NUMBER: _builtins.int
+    TRAINED_MODULES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the update, 1 to 512. Unset means 16."""
     alpha: _builtins.float
@@ -158,6 +159,13 @@ class LoraConfig(_message.Message):
     def alpha_pattern(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Scale numerators of some modules in place of `alpha`, by pattern likewise. A rank of its own leaves a module's alpha as it is."""
 
+    @_builtins.property
+    def trained_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Modules whose weights are trained whole beside the adapter and are part of it, in float32: embed_tokens and lm_head alone, as
+        PEFT's modules_to_save. Where a model's embedding is its head as well, embed_tokens trains it for both uses, and lm_head alone is
+        refused. Each adds its weights to the adapter, and three times as much to checkpoints. Empty means none.
+        """
+
     def __init__(
         self,
         *,
@@ -168,10 +176,11 @@ class LoraConfig(_message.Message):
         dropout: _builtins.float = ...,
         rank_pattern: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         alpha_pattern: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        trained_modules: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "alpha_pattern", b"alpha_pattern", "dropout", b"dropout", "rank", b"rank", "rank_pattern", b"rank_pattern", "target_modules", b"target_modules", "use_rslora", b"use_rslora"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "alpha_pattern", b"alpha_pattern", "dropout", b"dropout", "rank", b"rank", "rank_pattern", b"rank_pattern", "target_modules", b"target_modules", "trained_modules", b"trained_modules", "use_rslora", b"use_rslora"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015

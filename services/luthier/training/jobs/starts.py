@@ -121,7 +121,14 @@ class Starts:
             if start.adapter_config is None:
                 job.full.SetInParent()
             else:
-                job.lora.CopyFrom(_same_lora(wanted, await self._lora(start.adapter_config)))
+                lora = await self._lora(start.adapter_config)
+                if wanted.HasField("reward_model") and "lm_head" in lora.trained_modules:
+                    raise _refused(
+                        "start_from",
+                        f"must be an adapter that trains no lm_head: a reward model has none, and "
+                        f"{start.reference.name} brings one",
+                    )
+                job.lora.CopyFrom(_same_lora(wanted, lora))
         return job
 
     def _require_same_adaptation(self, wanted: FineTuningJob, start: Start) -> None:
@@ -165,6 +172,7 @@ class Starts:
             use_rslora=found.use_rslora,
             rank_pattern=found.rank_pattern,
             alpha_pattern=found.alpha_pattern,
+            trained_modules=found.modules_to_save or (),
         )
 
 
@@ -175,6 +183,7 @@ class _AdapterConfig(msgspec.Struct):
     use_rslora: bool = False
     rank_pattern: dict[str, int] = msgspec.field(default_factory=dict)
     alpha_pattern: dict[str, float] = msgspec.field(default_factory=dict)
+    modules_to_save: list[str] | None = None
 
 
 def require_base(start: Start, base: StoredModel) -> None:

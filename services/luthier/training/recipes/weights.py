@@ -79,9 +79,10 @@ class Weights(Protocol):
 class Adapter:
     """One adapter of a model, and active in it, whose base stays as it is; as PEFT writes it.
 
-    `base_model` is the name that PEFT's config gives the base, `reference` that of the adapter that it began as: a
-    second one in the model, which nobody trains; None: it began as nothing. `score` is the head of a reward model.
-    `seed` decides what the adapter's dropout drops.
+    Weights that it trains whole have float32 masters, as all weights have: what the files hold. `base_model` is the
+    name that PEFT's config gives the base, `reference` that of the adapter that it began as: a second one in the model,
+    which nobody trains; None: it began as nothing. `score` is the head of a reward model. `seed` decides what the
+    adapter's dropout drops.
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
@@ -101,7 +102,12 @@ class Adapter:
         if reference is not None:
             find_adapter(model, reference)
         self.model = model
-        self.parameters: Mapping[str, nn.Parameter] = _with_score(adapter_parameters(model, name), score)
+        self._weights = adapter_parameters(model, name)
+        self._masters = {
+            key: weight if weight.dtype == torch.float32 else _mastered(weight)
+            for key, weight in self._weights.items()
+        }
+        self.parameters: Mapping[str, nn.Parameter] = _with_score(self._masters, score)
         self._name = name
         self._score = score
         self._base_model = base_model
@@ -111,8 +117,10 @@ class Adapter:
         activate(model, name)
         _with_gradients(self.parameters)
 
+    @torch.no_grad()
     def publish(self) -> None:
-        """Do nothing: the model computes with the parameters themselves."""
+        """Round each master into the model, which computes with the other parameters themselves."""
+        _round(self._masters, self._weights)
 
     def reference(self) -> AbstractContextManager[None]:
         """Return a block in which the adapter that this one began as is active, or the base alone."""
@@ -129,14 +137,25 @@ class Adapter:
     def save(self, folder: Path) -> None:
         """Write both files of the adapter."""
         adapter_files.save_adapter(
-            self.model, self._name, folder, base_model=self._base_model, score=self._score
+            *(self.model, self._name, folder),
+            base_model=self._base_model,
+            score=self._score,
+            masters=self._masters,
         )
 
-    @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Put an adapter's tensors in place of these. Raises DataLoss."""
-        state = adapter_files.adapter_state(self.model, self._name, self._score)
+        self._load(folder, self._score)
+
+    def begin_from(self, folder: Path) -> None:
+        """Put the tensors of another run's adapter in place of these; a reward model's head stays. Raises DataLoss."""
+        self._load(folder, None)
+
+    @torch.no_grad()
+    def _load(self, folder: Path, score: nn.Parameter | None) -> None:
+        state = adapter_files.adapter_state(self.model, self._name, score, self._masters)
         _put(_read(folder / adapter_files.WEIGHTS_NAME, state), state)
+        self.publish()
 
 
 class AllWeights:
@@ -176,9 +195,7 @@ class AllWeights:
     @torch.no_grad()
     def publish(self) -> None:
         """Round each master into the model."""
-        for name, master in self.parameters.items():
-            if master is not self._weights[name]:
-                self._weights[name].copy_(master)
+        _round(self.parameters, self._weights)
 
     def reference(self) -> None:
         """Return nothing: what the weights were is gone with the first step."""
@@ -266,6 +283,12 @@ def _mastered(weight: nn.Parameter) -> nn.Parameter:
 
     weight.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
     return master
+
+
+def _round(masters: Mapping[str, nn.Parameter], weights: Mapping[str, nn.Parameter]) -> None:
+    for name, master in masters.items():
+        if master is not weights[name]:
+            weights[name].copy_(master)
 
 
 def _with_gradients(parameters: Mapping[str, nn.Parameter]) -> None:

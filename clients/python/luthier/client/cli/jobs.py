@@ -357,7 +357,8 @@ def _trained(job: FineTuningJob) -> str:
     if job.HasField("full"):
         return "all weights"
     ranks = sorted({job.lora.rank, *job.lora.rank_pattern.values()})
-    return f"an adapter of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
+    rank = f"{ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
+    return ", ".join([f"an adapter of rank {rank}", *job.lora.trained_modules])
 
 
 def _method(job: FineTuningJob) -> str:
