@@ -115,7 +115,7 @@ def _ours(work: Work, impl: Impl, *, is_wide: bool = False) -> Program:
     model.set_attn_implementation(IMPLEMENTATION)
     use_kernels(model)
     adapter = Adapter(name=ADAPTER, spec=work.spec, modules=tuple(sorted(work.factors)))
-    attach(model, adapter, {name: (a.clone(), b.clone()) for name, (a, b) in work.factors.items()})
+    attach(model, adapter, {name: (a.clone(), b.clone()) for name, (a, b) in work.factors.items()}, {})
     settings = OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
     engine = Engine(AdapterWeights(model, ADAPTER, base_model=""), settings, model.device)
     if is_wide:

@@ -165,8 +165,9 @@ def heldout_loss(task: Task, factors: Factors) -> float:
     One evaluator for all, so that what differs is what was learnt.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32, local_files_only=True)
+    scale = LORA.alpha / LORA.rank
     for module, (a_RI, b_OR) in factors.items():
-        model.get_submodule(module).weight += LORA.scale * (b_OR.float() @ a_RI.float())
+        model.get_submodule(module).weight += scale * (b_OR.float() @ a_RI.float())
     sums = [_row_loss(model, row) for row in task.heldout]
     return sum(total for total, _ in sums) / sum(count for _, count in sums)
 

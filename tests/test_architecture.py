@@ -146,8 +146,11 @@ KNOWN_TO_RULES = (
 )
 
 
+PURE = ("luthier.grading.", "luthier.lm.module_patterns")
+
+
 def pure_imports(path: Path, service: str) -> Iterator[str]:
-    """Imports of a module that rules may not have; modules of its service and of grading are to be as pure as it is."""
+    """Imports of a module that rules may not have; those of its service and of `PURE` are to be as pure as it is."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         packages = ("luthier.runtime", "luthier.grading")
@@ -159,7 +162,7 @@ def pure_imports(path: Path, service: str) -> Iterator[str]:
             if name.split(".")[0] in sys.stdlib_module_names or name.startswith(KNOWN_TO_RULES):
                 continue
             sibling = ROOT / "services" / f"{name.replace('.', '/')}.py"
-            if name.startswith((f"luthier.{service}.", "luthier.grading.")) and sibling.exists():
+            if name.startswith((f"luthier.{service}.", *PURE)) and sibling.exists():
                 yield from pure_imports(sibling, service)
             else:
                 yield f"{relative(path)} imports {name}"

@@ -24,7 +24,7 @@ from luthier.v1.dataset_pb2 import (
     SplitStatistics,
 )
 from luthier.v1.event_pb2 import AttemptChange, Event, MetricValues, Progress, StateChange
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, MetricPoint
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, FullConfig, LoraConfig, MetricPoint
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import (
     LENGTH_POLICY_TRUNCATE,
@@ -231,6 +231,27 @@ def test_jobs_plan_sends_what_was_given_and_nothing_else(services: Any, run: Run
     assert not job.hyperparameters.HasField("learning_rate")
     assert "3 with nothing to learn" in result.stdout
     assert "warning: few rows" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "words"),
+    [
+        ({"lora": LoraConfig(rank=16)}, "an adapter of rank 16"),
+        (
+            {"lora": LoraConfig(rank=16, rank_pattern={"q": 8, "v": 64}, trained_modules=["embed_tokens"])},
+            "an adapter of rank 8 to 64, embed_tokens",
+        ),
+        ({"full": FullConfig()}, "all weights"),
+    ],
+)
+def test_jobs_show_says_what_is_trained(
+    services: Any, run: Run, adaptation: dict[str, Any], words: str
+) -> None:
+    services.answers["GetFineTuningJob"] = lambda request, context: FineTuningJob(
+        name="projects/default/fineTuningJobs/j", **adaptation
+    )
+    (line,) = (line for line in run("jobs", "show", "j").stdout.splitlines() if line.startswith("trains"))
+    assert line.split(maxsplit=1)[1] == words
 
 
 def test_jobs_metrics_is_a_table_by_step(services: Any, run: Run) -> None:

@@ -81,13 +81,18 @@ def test_flags_win_over_the_file_and_assignments_over_both(
         "--seed",
         "0",
     )
-    assigned = ("--set", "lora.rank=16", "--set", "lora.target_modules[]=e", "--set", "lora.rank=32")
+    values = ["lora.rank=16", "lora.target_modules[]=e", "lora.rank=32", "lora.dropout=0.1"]
+    values += ["lora.rank_pattern={'layers\\.0\\..*': 8}", "lora.alpha_pattern.k_proj=4"]
+    values += ["lora.trained_modules=[embed_tokens]"]
+    assigned = [word for value in values for word in ("--set", value)]
     # Wherever the words stand.
     result = run("jobs", "plan", *assigned, *flags, "-f", job_file, "--set", "labels.run=7")
     assert result.exit_code == 0, result.output
     job = creating.one("PlanFineTuningJob").fine_tuning_job
     assert (job.lora.rank, job.lora.alpha, job.hyperparameters.learning_rate) == (32, 3.0, 1e-3)
-    assert list(job.lora.target_modules) == ["c", "d", "e"]
+    assert (list(job.lora.target_modules), job.lora.dropout) == (["c", "d", "e"], 0.1)
+    assert (job.lora.rank_pattern, job.lora.alpha_pattern) == ({r"layers\.0\..*": 8}, {"k_proj": 4})
+    assert list(job.lora.trained_modules) == ["embed_tokens"]
     assert job.hyperparameters.WhichOneof("batch_size") == "batch_tokens"
     assert dict(job.labels) == {"team": "nlp", "run": "7"}
 

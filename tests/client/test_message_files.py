@@ -145,7 +145,8 @@ def _problem(text: str, source: str = "job.yaml") -> str:
         ("learning_rate: 1", "is no field of FineTuningJob; did you mean hyperparameters.learning_rate?"),
         (
             "lora: {xyz: 1}",
-            "lora.xyz is no field of LoraConfig; its fields: rank, alpha, target_modules, use_rslora",
+            "lora.xyz is no field of LoraConfig; its fields: rank, alpha, target_modules, use_rslora, dropout, "
+            "rank_pattern, alpha_pattern, trained_modules",
         ),
         ("lora: {use_rslora: no}", "job.yaml:1: lora.use_rslora must be true or false, got no"),
         ("lora: {use_rslora: 'true'}", 'lora.use_rslora must be true or false, got "true"'),

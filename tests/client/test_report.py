@@ -293,6 +293,17 @@ def test_render_report_shows_the_run_record(data: ReportData) -> None:
         assert fact in html
 
 
+def test_render_report_shows_what_an_adapter_is_besides_its_rank(data: ReportData) -> None:
+    job = data.runs[0].job
+    job.lora.dropout = 0.05
+    job.lora.rank_pattern["v_proj"] = 8
+    job.lora.alpha_pattern[r"layers\.<0>"] = 3.5
+    job.lora.trained_modules.append("embed_tokens")
+    html = render_report(data)
+    for fact in ("0.05", "v_proj 8", r"layers\.&lt;0&gt; 3.5", "embed_tokens"):
+        assert fact in html
+
+
 def test_render_report_of_an_evaluation_without_results_leaves_their_sections_out() -> None:
     html = render_report(ReportData(evaluation=Evaluation(name=f"{PARENT}/evaluations/e")))
     assert "<h2>Results" not in html

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-from typing import Any
 
 import pytest
 from tests.e2e.conftest import WAIT, Shared, job

@@ -58,12 +58,13 @@ def write_base(folder: Path, seed: int) -> None:
     write_tokenizer(folder)
 
 
-def write_adapter(base: Path, folder: Path, seed: int) -> None:
-    """Write a random adapter of a base model."""
+def write_adapter(base: Path, folder: Path, seed: int, trained_modules: tuple[str, ...] = ()) -> None:
+    """Write a random adapter of a base model, and of the modules that it trains whole random weights."""
     model = load_model(base)
-    insert_lora(model, LoraSpec(rank=4, alpha=16, targets="all-linear"), seed=seed, name="a")
+    spec = LoraSpec(rank=4, alpha=16, targets="all-linear", trained_modules=trained_modules)
+    insert_lora(model, spec, seed=seed, name="a")
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in adapter_state(model, "a").items():
-        if "lora_B" in name:  # B begins as zero, with which the adapter would change nothing
+        if "lora_A" not in name:  # B begins as zero, with which the adapter would change nothing
             tensor.normal_(std=0.3, generator=generator)
     save_adapter(model, "a", folder)

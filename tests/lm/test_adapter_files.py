@@ -1,6 +1,6 @@
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 
 def with_adapter(model: Any, targets: Any = "all-linear", use_rslora: bool = False) -> Any:
     insert_lora(model, LoraSpec(rank=4, alpha=8, targets=targets, use_rslora=use_rslora), seed=1)
-    generator = torch.Generator().manual_seed(5)
-    for parameter in adapter_parameters(model, "default").values():
-        parameter.data.normal_(std=0.2, generator=generator)
+    fill(adapter_parameters(model, "default"))
     return model
+
+
+def fill(parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for parameter in parameters.values():
+        parameter.data.normal_(std=0.2, generator=generator)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def peft_model(model: Any, **changes: Any) -> Any:
@@ -86,6 +95,19 @@ def test_adapter_files_hold_exactly_peft_keys_shapes_and_types(
     assert adapter_config(model, "default", base_model=written["base_model_name_or_path"]) == written
 
 
+def test_dropout_is_written_and_read_as_peft_does_and_changes_no_answer(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
+    theirs = peft_model(tiny_model(), lora_dropout=0.25)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = tiny_model()
+    assert load_adapter(ours, tmp_path / "theirs", "tuned").spec.dropout == 0.25
+    with use_adapter(ours, "tuned"):
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    save_adapter(ours, "tuned", tmp_path / "ours")
+    assert peft.LoraConfig.from_pretrained(str(tmp_path / "ours")).lora_dropout == 0.25
+
+
 def test_target_modules_are_full_names_where_the_ends_pick_too_much(tiny_model: ModelMaker) -> None:
     model = tiny_model()
     insert_lora(model, LoraSpec(rank=4, alpha=8, targets=("layers.1.mlp.up_proj",)), seed=1)
@@ -115,11 +137,10 @@ def test_load_after_save_restores_every_factor(tiny_model: ModelMaker, tmp_path:
     ("key", "value"),
     [
         ("use_dora", True),
-        ("modules_to_save", ["lm_head"]),
+        ("modules_to_save", ["norm"]),
         ("bias", "all"),
         ("peft_type", "IA3"),
         ("init_lora_weights", "pissa"),
-        ("rank_pattern", {"q_proj": 8}),
         ("a_feature_of_tomorrow", "on"),
     ],
 )
@@ -127,9 +148,111 @@ def test_load_adapter_refuses_unsupported_features_by_name(
     tiny_model: ModelMaker, tmp_path: Path, key: str, value: Any
 ) -> None:
     save_adapter(with_adapter(tiny_model()), "default", tmp_path)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    change_config(tmp_path, **{key: value})
     with pytest.raises(InvalidArgument, match=key):
+        load_adapter(tiny_model(), tmp_path, "x")
+
+
+PATTERNS: dict[str, Any] = {
+    "rank_pattern": {
+        "k_proj": 2,
+        r"layers\.1\.mlp\.(up|down)_proj": 6,
+        "^model.layers.0.self_attn.o_proj": 3,
+    },
+    "alpha_pattern": {"mlp.gate_proj": 5.5, r".*\.1\.self_attn\..*": 32},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_ranks_and_alphas_by_pattern_load_in_peft_and_back_with_equal_logits(
+    tiny_model: ModelMaker, tmp_path: Path, family: str, *, use_rslora: bool
+) -> None:
+    patterns: dict[str, Any] = {key: tuple(value.items()) for key, value in PATTERNS.items()}
+    ours = tiny_model(family)
+    insert_lora(ours, LoraSpec(rank=4, alpha=8, use_rslora=use_rslora, **patterns), seed=1)
+    fill(adapter_parameters(ours, "default"))
+    save_adapter(ours, "default", tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path / "ours").eval()
+    with use_adapter(ours, "default"):
+        logits = ours(IDS).logits
+    torch.testing.assert_close(logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    plain = tiny_model(family)
+    insert_lora(
+        plain, LoraSpec(rank=4, alpha=8, use_rslora=use_rslora, rank_pattern=patterns["rank_pattern"]), seed=1
+    )
+    fill(adapter_parameters(plain, "default"))
+    with use_adapter(plain, "default"):
+        assert not torch.allclose(logits, plain(IDS).logits, atol=1e-2), "alphas count"
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    back = tiny_model(family)
+    spec = load_adapter(back, tmp_path / "theirs", "tuned").spec
+    assert {key: dict(getattr(spec, key)) for key in PATTERNS} == PATTERNS
+    with use_adapter(back, "tuned"):
+        assert torch.equal(back(IDS).logits, logits)
+
+
+def test_what_peft_trained_by_pattern_loads_here_with_equal_logits(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
+    """Where several match a module, the first in the file counts for both."""
+    overlapping = {
+        "alpha_pattern": {".*attn.*": 40, "q_proj": 2},
+        "rank_pattern": {".*attn.*": 2, "v_proj": 6},
+    }
+    theirs = peft_model(tiny_model(), **overlapping)
+    theirs.save_pretrained(tmp_path)
+    ours = tiny_model()
+    load_adapter(ours, tmp_path, "tuned")
+    with use_adapter(ours, "tuned"):
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_of_patterns_outlives_loading_and_saving(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    order = (("q_proj", 2.0), (".*attn.*", 40.0))
+    model = with_adapter(tiny_model())
+    save_adapter(model, "default", tmp_path)
+    change_config(tmp_path, alpha_pattern=dict(order))
+    loaded = tiny_model()
+    load_adapter(loaded, tmp_path, "again")
+    save_adapter(loaded, "again", tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert list(written["alpha_pattern"].items()) == list(order)
+    assert list(written) == sorted(written)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            {"rank_pattern": {"q_proj": 8}},
+            r"q_proj must have shapes \[\(8, 32\), \(32, 8\)\], got \[\(4, 32\)",
+        ),
+        (
+            {"rank_pattern": {"query": 4}},
+            "'query' of rank_pattern must match a module that the adapter changes",
+        ),
+        (
+            {"alpha_pattern": {r"(?=q)": 4}},
+            "of alpha_pattern must be a regular expression of Python and of RE2",
+        ),
+        (
+            {"rank_pattern": {"q_proj": "4"}},
+            "rank_pattern of an adapter must hold a number for each pattern, got",
+        ),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern of an adapter must hold a number for each pattern, got"),
+        (
+            {"alpha_pattern": {"q_proj": True}},
+            "alpha_pattern of an adapter must hold a number for each pattern",
+        ),
+    ],
+)
+def test_load_adapter_ignores_no_pattern(
+    tiny_model: ModelMaker, tmp_path: Path, patterns: dict[str, Any], message: str
+) -> None:
+    save_adapter(with_adapter(tiny_model()), "default", tmp_path)
+    change_config(tmp_path, **patterns)
+    with pytest.raises(InvalidArgument, match=message):
         load_adapter(tiny_model(), tmp_path, "x")
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.errors import AlreadyExists, InvalidArgument, NotFound
+from luthier.errors import AlreadyExists, InvalidArgument, NotFound, Reason
 from luthier.lm.attention import packed_forward
 from luthier.lm.lora import (
     LoraLinear,
@@ -74,8 +74,8 @@ def test_lora_spec_refuses_an_alpha_that_is_not_positive(alpha: float) -> None:
 
 
 def test_lora_spec_scales_by_rank_or_its_root() -> None:
-    assert LoraSpec(rank=16, alpha=32).scale == 2
-    assert LoraSpec(rank=16, alpha=32, use_rslora=True).scale == 8
+    assert LoraSpec(rank=16, alpha=32).strengths(["q"]) == {"q": (16, 2.0)}
+    assert LoraSpec(rank=16, alpha=32, use_rslora=True).strengths(["q"]) == {"q": (16, 8.0)}
 
 
 def test_insert_lora_leaves_the_function_unchanged_and_the_weights_shared(tiny_model: ModelMaker) -> None:
@@ -151,6 +151,72 @@ def test_lora_linear_gradients_equal_float64_autograd(bias: bool) -> None:
     assert x.grad is not None
     torch.testing.assert_close(x.grad.double(), wide.grad, rtol=1e-5, atol=1e-5)
     assert linear.weight.grad is None
+
+
+def test_patterns_give_modules_ranks_and_alphas_of_their_own(tiny_model: ModelMaker) -> None:
+    spec = LoraSpec(
+        rank=4,
+        alpha=8,
+        rank_pattern=(("k_proj", 2), (r"layers\.1\.mlp\..*", 6)),
+        alpha_pattern=(("q_proj", 3),),
+    )
+    strengths = spec.strengths(target_modules(tiny_model(), "all-linear"))
+    assert strengths["model.layers.0.self_attn.k_proj"] == (2, 4.0), "alpha stays as it is"
+    assert strengths["model.layers.1.mlp.up_proj"] == (6, 8 / 6)
+    assert strengths["model.layers.0.mlp.up_proj"] == (4, 2.0)
+    assert strengths["model.layers.0.self_attn.q_proj"] == (4, 0.75)
+    model = tiny_model()
+    insert_lora(model, spec, seed=1)
+    parameters = adapter_parameters(model, "default")
+    assert parameters["model.layers.1.self_attn.k_proj.lora_A"].shape == (2, 32)
+    assert parameters["model.layers.1.mlp.up_proj.lora_B"].shape == (48, 6)
+    same = tiny_model()
+    insert_lora(same, SPEC, seed=1)
+    name = "model.layers.0.mlp.up_proj.lora_A"
+    assert torch.equal(parameters[name], adapter_parameters(same, "default")[name])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            {"rank_pattern": (("gate", 2),)},
+            r"'gate' of rank_pattern must match a module .* they end in \['down_proj', ",
+        ),
+        (
+            {"alpha_pattern": (("lm_head", 2.0),)},
+            r"'lm_head' of alpha_pattern .* the first is 'model\.layers\.0\.mlp\.down_proj'",
+        ),
+        (
+            {"rank_pattern": (("k_proj", 2), (r".*attn.*", 3))},
+            r"'\.\*attn\.\*' of rank_pattern says 3 of model\.layers\.0\.self_attn\.k_proj, of which 'k_proj' says 2",
+        ),
+        (
+            {"rank_pattern": (("(", 2),)},
+            "'\\(' of rank_pattern must be a regular expression of Python and of RE2",
+        ),
+    ],
+)
+def test_patterns_that_mean_nothing_or_two_things_are_refused(
+    tiny_model: ModelMaker, patterns: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=message) as caught:
+        insert_lora(tiny_model(), LoraSpec(rank=4, alpha=8, **patterns), seed=1)
+    assert caught.value.reason == Reason.MODULE_PATTERN_INVALID
+
+
+def test_patterns_that_agree_may_overlap(tiny_model: ModelMaker) -> None:
+    model = tiny_model()
+    insert_lora(model, LoraSpec(rank=4, alpha=8, rank_pattern=(("k_proj", 2), (".*attn.*", 2))), seed=1)
+    assert adapter_parameters(model, "default")["model.layers.1.self_attn.o_proj.lora_A"].shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    "patterns", [{"rank_pattern": (("q_proj", 0),)}, {"alpha_pattern": (("q_proj", 0.0),)}]
+)
+def test_values_of_patterns_have_the_limits_of_what_they_replace(patterns: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="must be"):
+        LoraSpec(rank=4, alpha=8, **patterns)
 
 
 def test_lora_on_a_bfloat16_base_keeps_float32_factors_and_gradients(tiny_model: ModelMaker) -> None:

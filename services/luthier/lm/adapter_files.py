@@ -1,7 +1,9 @@
 """Adapters as PEFT 0.21 reads and writes them: `adapter_model.safetensors` and `adapter_config.json`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import load_file, save_file
@@ -18,7 +20,11 @@ from luthier.lm.lora import (
     attach,
     find_adapter,
     target_modules,
+    trained_weights,
+    use_adapter,
 )
+from luthier.lm.module_patterns import Patterns
+from luthier.lm.trained_weights import TRAINABLE, distinct, given_weights, is_tied, trainable_modules
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -77,6 +83,7 @@ _PLAIN: dict[str, Any] = {
 # names.
 _FREE = frozenset(
     {
+        "alpha_pattern",
         "auto_mapping",
         "base_model_name_or_path",
         "ensure_weight_tying",
@@ -90,6 +97,7 @@ _FREE = frozenset(
         "peft_version",
         "qalora_group_size",
         "r",
+        "rank_pattern",
         "revision",
         "target_modules",
         "task_type",
@@ -101,16 +109,32 @@ _FREE = frozenset(
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-def adapter_state(model: PreTrainedModel, name: str, score: Tensor | None = None) -> dict[str, Tensor]:
-    """An adapter's tensors under PEFT's names, float32; they share memory with the model.
+def adapter_state(
+    model: PreTrainedModel,
+    name: str,
+    score: Tensor | None = None,
+    masters: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Tensor]:
+    """An adapter's tensors under PEFT's names, factors in float32; they share memory with the model.
 
-    `score` [1, E] is the head of a reward model, which is a part of its adapter.
+    `score` [1, E] is the head of a reward model, which is a part of its adapter. `masters` stand in for the weights
+    that are trained whole, by their names among the adapter's parameters; without, they have the model's type. One
+    that is the embedding and the head has both names, as PEFT reads both; a reward model has no head over words.
 
     Raises:
         NotFound: the model has no adapter of that name.
     """
-    parameters = adapter_parameters(model, name)
-    state = {f"{_PREFIX}{key}.weight": parameter.detach() for key, parameter in parameters.items()}
+    parameters, weights = adapter_parameters(model, name), trained_weights(model, name)
+    firsts = distinct(weights)
+    state = {
+        f"{_PREFIX}{key}.weight": parameter.detach()
+        for key, parameter in parameters.items()
+        if key not in firsts
+    }
+    for module, weight in weights.items():
+        if score is None or module != trainable_modules(model).get("lm_head"):
+            key = next(key for key, first in firsts.items() if first is weight)
+            state[f"{_PREFIX}{module}.weight"] = masters.get(key, weight).detach()
     return state if score is None else state | {SCORE_KEY: score.detach()}
 
 
@@ -125,14 +149,20 @@ def adapter_config(
         NotFound: the model has no adapter of that name.
     """
     adapter = find_adapter(model, name)
-    alpha = adapter.spec.alpha
-    kind = {"modules_to_save": ["score"], "task_type": "SEQ_CLS"} if is_reward else {}
+    spec, weights = adapter.spec, trained_weights(model, name)
+    saved = [*spec.trained_modules, *(["score"] if is_reward else [])]
+    kind = {"task_type": "SEQ_CLS"} if is_reward else {}
     return (_PLAIN | kind) | {
         "base_model_name_or_path": base_model,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "r": adapter.spec.rank,
+        "ensure_weight_tying": not is_reward and len(distinct(weights)) < len(weights),
+        "alpha_pattern": {pattern: _shortest_number(alpha) for pattern, alpha in spec.alpha_pattern},
+        "lora_alpha": _shortest_number(spec.alpha),
+        "lora_dropout": spec.dropout,
+        "modules_to_save": saved or None,
+        "r": spec.rank,
+        "rank_pattern": dict(spec.rank_pattern),
         "target_modules": _shortest_targets(model, adapter),
-        "use_rslora": adapter.spec.use_rslora,
+        "use_rslora": spec.use_rslora,
     }
 
 
@@ -143,21 +173,27 @@ def save_adapter(
     *,
     base_model: str | None = None,
     score: Tensor | None = None,
+    masters: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Write the adapter's two files into `directory` (made if missing); equal adapters give equal bytes.
 
-    With the `score` head [1, E] of a reward model they are those of a sequence classifier with one label.
+    With the `score` head [1, E] of a reward model they are those of a sequence classifier with one label. `masters` as
+    in `adapter_state`.
 
     Raises:
         NotFound: the model has no adapter of that name.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous().cpu() for key, value in adapter_state(model, name, score).items()}
+    state: dict[str, Tensor] = {}
+    for key, value in adapter_state(model, name, score, masters).items():
+        # A file holds twice what has two names.
+        is_held = any(value.data_ptr() == other.data_ptr() for other in state.values())
+        state[key] = (value.clone() if is_held else value).contiguous().cpu()
     config = adapter_config(model, name, base_model=base_model, is_reward=score is not None)
     save_file(state, directory / WEIGHTS_NAME, metadata={"format": "pt"})
-    (directory / CONFIG_NAME).write_text(
-        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    # Only the keys: of several patterns that match a module the first counts.
+    text = json.dumps(dict(sorted(config.items())), indent=2)
+    (directory / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def load_adapter(model: PreTrainedModel, directory: Path, name: str) -> Adapter:
@@ -191,9 +227,10 @@ def load_reward_adapter(model: PreTrainedModel, directory: Path, name: str) -> t
             f"a reward model's adapter must have a head {SCORE_KEY} of shape (1, {width}), got {found}",
             reason=Reason.MODEL_INVALID,
         )
-    # PEFT names every head that it looks for, and saves the one that there is.
-    kept = set(config.get("modules_to_save") or ()) - {"score", "classifier"}
-    return _attached(model, name, config | {"modules_to_save": sorted(kept) or None}, state), score.float()
+    # PEFT names every head that it looks for, and saves the one that there is; of one over words it knows none here.
+    kept = [one for one in config.get("modules_to_save") or () if one not in ("score", "classifier")]
+    config |= {"modules_to_save": kept or None, "ensure_weight_tying": False}
+    return _attached(model, name, config, state), score.float()
 
 
 def _read_files(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -205,11 +242,32 @@ def _read_files(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _attached(model: PreTrainedModel, name: str, config: dict[str, Any], state: dict[str, Tensor]) -> Adapter:
-    spec = _read_config(config)
+    spec, keeps_tied = _read_config(config), bool(config.get("ensure_weight_tying"))
+    with use_adapter(model, None):
+        tensors = _pop_weights(model, spec, state, keeps_tied=keeps_tied)
+        weights = given_weights(model, tensors, keeps_tied=keeps_tied)
     factors = _pair_factors(state)
     _check_factors(model, factors, spec)
     adapter = Adapter(name=name, spec=spec, modules=tuple(sorted(factors)))
-    return attach(model, adapter, factors)
+    return attach(model, adapter, factors, weights)
+
+
+def _pop_weights(
+    model: PreTrainedModel, spec: LoraSpec, state: dict[str, Tensor], *, keeps_tied: bool
+) -> dict[str, Tensor]:
+    """Take those of modules that were trained whole out of a file's tensors, by the modules' full names."""
+    names, found = trainable_modules(model), {}
+    is_one = bool(spec.trained_modules) and keeps_tied and is_tied(model)
+    for module in TRAINABLE if is_one else spec.trained_modules:
+        key = f"{_PREFIX}{names.get(module, module)}.weight"
+        if module not in names or key not in state:
+            raise InvalidArgument(
+                f"an adapter with modules_to_save={list(spec.trained_modules)} must hold {key}, which is missing from "
+                f"{WEIGHTS_NAME if module in names else 'the model'}",
+                reason=Reason.MODEL_INVALID,
+            )
+        found[names[module]] = state.pop(key)
+    return found
 
 
 def _read_config(config: dict[str, Any]) -> LoraSpec:
@@ -218,6 +276,8 @@ def _read_config(config: dict[str, Any]) -> LoraSpec:
         neutral = value == plain or (plain is None and not value) or (not plain and value is None)
         if key == "init_lora_weights":
             neutral = value in _PLAIN_INITIALISATIONS
+        if key == "modules_to_save":
+            plain, neutral = list(TRAINABLE), {_end(one) for one in value or ()} <= set(TRAINABLE)
         if key not in _FREE and not neutral:
             raise InvalidArgument(
                 f"an adapter with {key}={value!r} is not supported; only plain LoRA is ({key}={plain!r})",
@@ -228,7 +288,29 @@ def _read_config(config: dict[str, Any]) -> LoraSpec:
         alpha=config["lora_alpha"],
         targets=_read_targets(config.get("target_modules")),
         use_rslora=bool(config.get("use_rslora", False)),
+        dropout=config.get("lora_dropout", 0.0),
+        rank_pattern=_read_patterns(config, "rank_pattern"),
+        alpha_pattern=_read_patterns(config, "alpha_pattern"),
+        # PEFT adds the embedding's full name to its end, where it is tied.
+        trained_modules=tuple(dict.fromkeys(_end(one) for one in config.get("modules_to_save") or ())),
     )
+
+
+def _end(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _read_patterns(config: dict[str, Any], key: str) -> Patterns[Any]:
+    patterns = config.get(key) or {}
+    numbers = int if key == "rank_pattern" else int | float
+    if not isinstance(patterns, dict) or not all(
+        type(one) is not bool and isinstance(one, numbers) for one in patterns.values()
+    ):
+        raise InvalidArgument(
+            f"{key} of an adapter must hold a number for each pattern, got {patterns!r}",
+            reason=Reason.MODEL_INVALID,
+        )
+    return tuple(patterns.items())
 
 
 def _read_targets(targets: str | list[str] | None) -> Targets:
@@ -260,7 +342,7 @@ def _pair_factors(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _check_factors(model: PreTrainedModel, factors: dict[str, tuple[Tensor, Tensor]], spec: LoraSpec) -> None:
-    linear = set(target_modules(model, "all-linear"))
+    linear, strengths = set(target_modules(model, "all-linear")), spec.strengths(sorted(factors))
     for module, (a_RI, b_OR) in factors.items():
         if module not in linear:
             raise InvalidArgument(
@@ -269,7 +351,8 @@ def _check_factors(model: PreTrainedModel, factors: dict[str, tuple[Tensor, Tens
             )
         layer = model.get_submodule(module)
         assert isinstance(layer, nn.Linear | LoraLinear)
-        expected = [(spec.rank, layer.in_features), (layer.out_features, spec.rank)]
+        rank = strengths[module].rank
+        expected = [(rank, layer.in_features), (layer.out_features, rank)]
         shapes = [tuple(a_RI.shape), tuple(b_OR.shape)]
         if shapes != expected:
             raise InvalidArgument(
@@ -278,7 +361,11 @@ def _check_factors(model: PreTrainedModel, factors: dict[str, tuple[Tensor, Tens
             )
 
 
+def _shortest_number(number: float) -> float:
+    return int(number) if float(number).is_integer() else number
+
+
 def _shortest_targets(model: PreTrainedModel, adapter: Adapter) -> list[str]:
     """The last parts of the names where they pick exactly the adapter's modules, else the full names."""
-    ends = sorted({module.rpartition(".")[2] for module in adapter.modules})
+    ends = sorted({_end(module) for module in adapter.modules})
     return ends if target_modules(model, tuple(ends)) == adapter.modules else list(adapter.modules)

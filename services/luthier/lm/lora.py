@@ -6,10 +6,10 @@ Shape suffixes: I inputs, O outputs, R rank.
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,20 @@ from transformers import PreTrainedModel
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
 from luthier.kernels.linear import linear
 from luthier.kernels.lora_linear import Dropout, Projection, lora_linear, token_number
+from luthier.lm.module_patterns import Patterns, assigned, require_one_value
 from luthier.lm.packed import PackedBatch
+from luthier.lm.trained_weights import ExchangedWeights, distinct, fresh_weights
 
 MAX_RANK = 512
 
 Targets = tuple[str, ...] | Literal["all-linear"]
+
+
+class Strength(NamedTuple):
+    """Rank of one module's update, and the factor that it is multiplied by."""
+
+    rank: int
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,29 +40,48 @@ class LoraSpec:
 
     `targets` are module names or their ends (`q_proj`, `mlp.up_proj`), or "all-linear": every linear layer
     except the vocabulary head. The update is scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank)
-    (arXiv:2312.03732).
+    (arXiv:2312.03732); modules that a pattern matches have the rank, or the alpha, that stands there.
+    `dropout` is the share of inputs that are dropped where it is trained, see `dropping`. `trained_modules` are those
+    of `TRAINABLE` whose weight is trained whole.
 
     Raises:
-        InvalidArgument: rank outside 1..512, alpha not positive, or no target.
+        InvalidArgument: a rank outside 1..512, an alpha not positive, no target, or dropout outside [0, 1).
     """
 
     rank: int
     alpha: float
     targets: Targets = "all-linear"
     use_rslora: bool = False
+    dropout: float = 0.0
+    rank_pattern: Patterns[int] = ()
+    alpha_pattern: Patterns[float] = ()
+    trained_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rank <= MAX_RANK:
-            raise InvalidArgument(f"rank must be in 1..{MAX_RANK}, got {self.rank}")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise InvalidArgument(f"alpha must be a positive finite number, got {self.alpha}")
+        for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
+            if not 1 <= rank <= MAX_RANK:
+                raise InvalidArgument(f"rank must be in 1..{MAX_RANK}, got {rank}")
+        for alpha in (self.alpha, *(alpha for _, alpha in self.alpha_pattern)):
+            if not (math.isfinite(alpha) and alpha > 0):
+                raise InvalidArgument(f"alpha must be a positive finite number, got {alpha}")
         if not self.targets:
             raise InvalidArgument("targets must name at least one module or be 'all-linear', got none")
+        if not 0 <= self.dropout < 1:
+            raise InvalidArgument(f"dropout must be in [0, 1), got {self.dropout}")
 
-    @property
-    def scale(self) -> float:
-        """The factor of the low-rank update."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+    def strengths(self, modules: Sequence[str]) -> dict[str, Strength]:
+        """Return the strength of each of the modules that are adapted.
+
+        Raises:
+            InvalidArgument: a pattern cannot be read or matches none of them (reason MODULE_PATTERN_INVALID).
+        """
+        ranks = assigned("rank_pattern", self.rank_pattern, modules)
+        alphas = assigned("alpha_pattern", self.alpha_pattern, modules)
+        found = {}
+        for module in modules:
+            rank, alpha = ranks.get(module, self.rank), alphas.get(module, self.alpha)
+            found[module] = Strength(rank, alpha / (math.sqrt(rank) if self.use_rslora else rank))
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +99,24 @@ class AdapterSwitch:
     The update of an active adapter that `is_muted` is computed and counts for nothing.
     """
 
-    __slots__ = ("active", "adapters", "dropout", "is_muted")
+    __slots__ = ("active", "adapters", "dropout", "is_muted", "weights")
 
     def __init__(self) -> None:
         self.active: str | None = None
         self.dropout: Dropout | None = None
         self.is_muted = False
         self.adapters: dict[str, Adapter] = {}
+        self.weights = ExchangedWeights()
+
+    def choose(self, name: str | None) -> None:
+        """Make an adapter active, or the base."""
+        self.active = name
+        self.weights.put(None if self.is_muted else name)
+
+    def mute(self, *, is_muted: bool) -> None:
+        """Let the active adapter count for nothing, or for something again."""
+        self.is_muted = is_muted
+        self.choose(self.active)
 
 
 class LoraLinear(nn.Module):
@@ -143,30 +182,43 @@ def insert_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int, name: str 
     """Add a fresh adapter: A as PEFT draws it (Kaiming uniform, a = sqrt(5)), B zero, base frozen.
 
     Each module's A is drawn from its own generator, keyed by seed and module name: the result does not
-    depend on the order of modules nor on the other targets. The adapter is not active until `activate` or
-    `use_adapter`.
+    depend on the order of modules nor on the other targets. Weights that are trained whole begin as the base's. The
+    adapter is not active until `activate` or `use_adapter`.
 
     Raises:
-        InvalidArgument: a target matches no linear layer, or the name is not [A-Za-z0-9_-]+.
+        InvalidArgument: a target matches no linear layer, a pattern matches none of the targets or says of one what
+            another does not (reason MODULE_PATTERN_INVALID), the model has no such module to train whole
+            (TRAINED_MODULE_INVALID), or the name is not [A-Za-z0-9_-]+.
         AlreadyExists: the model has an adapter of that name.
     """
-    factors = {}
-    for module in target_modules(model, spec.targets):
+    modules, factors = target_modules(model, spec.targets), {}
+    require_one_value("rank_pattern", spec.rank_pattern, modules)
+    require_one_value("alpha_pattern", spec.alpha_pattern, modules)
+    for module, strength in spec.strengths(modules).items():
         linear = model.get_submodule(module)
         assert isinstance(linear, nn.Linear | LoraLinear)
         digest = hashlib.sha256(f"{seed}/{module}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        a_RI = torch.empty(spec.rank, linear.in_features)
+        a_RI = torch.empty(strength.rank, linear.in_features)
         nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5), generator=generator)
-        factors[module] = (a_RI, torch.zeros(linear.out_features, spec.rank))
-    return attach(model, Adapter(name=name, spec=spec, modules=tuple(sorted(factors))), factors)
+        factors[module] = (a_RI, torch.zeros(linear.out_features, strength.rank))
+    with use_adapter(model, None):
+        weights = fresh_weights(model, spec.trained_modules)
+    return attach(model, Adapter(name=name, spec=spec, modules=tuple(sorted(factors))), factors, weights)
 
 
-def attach(model: PreTrainedModel, adapter: Adapter, factors: dict[str, tuple[Tensor, Tensor]]) -> Adapter:
+def attach(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    weights: Mapping[str, nn.Parameter],
+) -> Adapter:
     """Put given factors (module name -> A [R, I], B [O, R]) into the model under the adapter's name.
 
+    `weights` are those that it has in place of the base's, by module name, in the type of the base's.
+
     Raises:
-        InvalidArgument: the name is not [A-Za-z0-9_-]+.
+        InvalidArgument: the name is not [A-Za-z0-9_-]+, or a pattern fits none of its modules.
         AlreadyExists: the model has an adapter of that name.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter.name):
@@ -174,18 +226,19 @@ def attach(model: PreTrainedModel, adapter: Adapter, factors: dict[str, tuple[Te
     switch = _switch(model) or AdapterSwitch()
     if adapter.name in switch.adapters:
         raise AlreadyExists(f"the model already has an adapter named {adapter.name!r}")
-    model.requires_grad_(requires_grad=False)
-    for name, other in switch.adapters.items():
-        for module in other.modules:
-            layer = _lora_linear(model, module)
-            layer.lora_A[name].requires_grad_()
-            layer.lora_B[name].requires_grad_()
-    for module in adapter.modules:
-        linear = model.get_submodule(module)
-        if isinstance(linear, nn.Linear):
-            model.set_submodule(module, LoraLinear(linear, switch, module))
-        _lora_linear(model, module).add(adapter.name, *factors[module], adapter.spec.scale)
+    strengths = adapter.spec.strengths(adapter.modules)
+    with use_adapter(model, None):
+        model.requires_grad_(requires_grad=False)
+        for module, strength in strengths.items():
+            linear = model.get_submodule(module)
+            if isinstance(linear, nn.Linear):
+                model.set_submodule(module, LoraLinear(linear, switch, module))
+            _lora_linear(model, module).add(adapter.name, *factors[module], strength.scale)
+        switch.weights.add(model, adapter.name, weights)
     switch.adapters[adapter.name] = adapter
+    for name in switch.adapters:
+        for parameter in adapter_parameters(model, name).values():
+            parameter.requires_grad_()
     return adapter
 
 
@@ -198,11 +251,12 @@ def remove_adapter(model: PreTrainedModel, name: str) -> None:
     adapter = find_adapter(model, name)
     switch = _switch(model)
     assert switch is not None
+    if switch.active == name:
+        switch.choose(None)
     for module in adapter.modules:
         _lora_linear(model, module).remove(name)
+    switch.weights.remove(name)
     del switch.adapters[name]
-    if switch.active == name:
-        switch.active = None
 
 
 def find_adapter(model: PreTrainedModel, name: str) -> Adapter:
@@ -228,7 +282,7 @@ def activate(model: PreTrainedModel, name: str | None) -> None:
         find_adapter(model, name)
     switch = _switch(model)
     if switch is not None:
-        switch.active = name
+        switch.choose(name)
 
 
 @contextmanager
@@ -245,7 +299,7 @@ def use_adapter(model: PreTrainedModel, name: str | None) -> Iterator[None]:
         yield
     finally:
         if switch is not None:
-            switch.active = before
+            switch.choose(before)
 
 
 @contextmanager
@@ -256,11 +310,11 @@ def muted(model: PreTrainedModel) -> Iterator[None]:
     """
     switch = _switch(model)
     assert switch is not None, "the model has an adapter"
-    switch.is_muted = True
+    switch.mute(is_muted=True)
     try:
         yield
     finally:
-        switch.is_muted = False
+        switch.mute(is_muted=False)
 
 
 @contextmanager
@@ -288,6 +342,8 @@ def dropping(model: PreTrainedModel, batch: PackedBatch, probability: float, see
 def adapter_parameters(model: PreTrainedModel, name: str) -> dict[str, nn.Parameter]:
     """Every trainable tensor of an adapter, keyed `<module>.lora_A` and `<module>.lora_B`, in sorted order.
 
+    Behind them those that it trains whole, keyed `<module>.weight`, one for the embedding and the head if it is both.
+
     Raises:
         NotFound: the model has no adapter of that name.
     """
@@ -296,7 +352,16 @@ def adapter_parameters(model: PreTrainedModel, name: str) -> dict[str, nn.Parame
         layer = _lora_linear(model, module)
         parameters[f"{module}.lora_A"] = layer.lora_A[name]
         parameters[f"{module}.lora_B"] = layer.lora_B[name]
-    return parameters
+    return parameters | distinct(trained_weights(model, name))
+
+
+def trained_weights(model: PreTrainedModel, name: str) -> Mapping[str, nn.Parameter]:
+    """The weights [V, E] that an adapter has in place of the base's, by the full name of their module.
+
+    Raises:
+        NotFound: the model has no adapter of that name.
+    """
+    return _lora_linear(model, find_adapter(model, name).modules[0]).switch.weights.of(name)
 
 
 def target_modules(model: PreTrainedModel, targets: Targets) -> tuple[str, ...]:

@@ -14,10 +14,15 @@ from typing import Any
 
 import pytest
 from tests.evaluation.conftest import digest_of
+from tests.evaluation.tiny_models import write_adapter
 
 from luthier.errors import Cancelled, DataLoss, LuthierError, NotFound, Reason, ResourceExhausted
-from luthier.evaluation.worker.engine_thread import Check
+from luthier.evaluation.worker.engine_thread import Check, EngineThread
 from luthier.evaluation.worker.models import MAX_ADAPTERS, MAX_WAITING, LoadedModel, Models
+from luthier.lm.adapter_files import load_adapter
+from luthier.lm.engine import Engine
+from luthier.lm.generate import GenerationRequest
+from luthier.lm.load import load_model
 from luthier.lm.lora import find_adapter
 from luthier.runtime.auth import TaskTokens
 from luthier.work.cache import BlobCache
@@ -351,3 +356,35 @@ def has_adapter(loaded: LoadedModel, name: str) -> bool:
     except NotFound:
         return False
     return True
+
+
+def answered(thread: EngineThread, adapter: str | None) -> list[int]:
+    request = GenerationRequest(
+        request_id=str(adapter), prompts=((5, 9, 11),), max_new_tokens=12, adapter=adapter
+    )
+    return [token for event in thread.generate(request) for token in event.token_ids]
+
+
+async def test_an_adapter_with_an_embedding_of_its_own_is_asked_beside_others(bench: Bench) -> None:
+    def use() -> None:
+        folders = bench.site.models.folders
+        folders["whole"] = bench.site.home / "whole"
+        write_adapter(folders["base"], folders["whole"], 3, ("embed_tokens",))
+        wanted = []
+        for key in ("whole", "tuned", None):
+            model = load_model(folders["base"])
+            alone = EngineThread(Engine(model))
+            wanted.append(answered(alone, key and load_adapter(model, folders[key], "alone").name))
+            alone.stop()
+        assert len(set(map(tuple, wanted))) == 3
+        with (
+            closing(bench.models()) as models,
+            models.base(bench.reference("base"), bench.token) as loaded,
+            models.adapter(loaded, bench.reference("whole"), bench.token) as whole,
+            models.adapter(loaded, bench.reference("tuned"), bench.token) as tuned,
+            ThreadPoolExecutor(3) as threads,
+        ):
+            found = threads.map(lambda name: answered(loaded.thread, name), (whole, tuned, None))
+            assert list(found) == wanted
+
+    await asyncio.to_thread(use)

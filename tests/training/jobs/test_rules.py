@@ -63,6 +63,13 @@ def test_check_refuses_a_rank_out_of_range(rank: int) -> None:
     assert caught.value.reason == "INVALID_FIELD"
 
 
+@pytest.mark.parametrize("dropout", [1.0, -0.1, math.nan])
+def test_check_refuses_a_dropout_that_leaves_nothing(dropout: float) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check_job(job(lora=LoraConfig(dropout=dropout)))
+    assert caught.value.message == f"fine_tuning_job.lora.dropout: must be in [0, 1), got {dropout}"
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -10,7 +10,13 @@ from tests.training import conftest
 from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound, Reason
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, Hyperparameters, LoraConfig
+from luthier.v1.fine_tuning_job_pb2 import (
+    FineTuningJob,
+    FullConfig,
+    Hyperparameters,
+    LoraConfig,
+    RewardModelConfig,
+)
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.work.tasks import Outcome
 from luthier.worker.v1 import task_pb2
@@ -20,9 +26,21 @@ CONFIG = {
     "lora_alpha": 8,
     "target_modules": ["q_proj", "v_proj"],
     "use_rslora": True,
+    "lora_dropout": 0.25,
+    "rank_pattern": {"v_proj": 2},
+    "alpha_pattern": {"q_proj": 16},
+    "modules_to_save": ["embed_tokens", "lm_head"],
     "peft_type": "LORA",
 }
-LORA = LoraConfig(rank=4, alpha=8, target_modules=["q_proj", "v_proj"], use_rslora=True)
+LORA = LoraConfig(
+    rank=4,
+    alpha=8,
+    target_modules=["q_proj", "v_proj"],
+    use_rslora=True,
+    rank_pattern={"v_proj": 2},
+    alpha_pattern={"q_proj": 16},
+    trained_modules=["embed_tokens", "lm_head"],
+)
 ADAPTER = "projects/default/models/adapter"
 WEIGHTS = "projects/default/models/weights"
 ONE = "projects/default/fineTuningJobs/one"
@@ -123,6 +141,15 @@ async def test_an_adapter_is_gone_on_with_as_it_is(bench: Any, lora: LoraConfig 
         await bench.models.family.delete(ADAPTER, "")
 
 
+async def test_an_adapter_is_gone_on_with_by_a_dropout_of_the_job(bench: Any) -> None:
+    """It says how an adapter is trained, not what it is: what its own job dropped is not taken over."""
+    await run(bench, "one", await adapter_files(bench), tuned_model_id="adapter")
+    job = await bench.create("two", base_model="", start_from=ADAPTER, lora=LoraConfig(dropout=0.1))
+    assert (job.lora.dropout, job.lora.rank) == (0.1, 4)
+    plain = await bench.create("three", base_model="", start_from=ADAPTER)
+    assert plain.lora.dropout == 0
+
+
 async def test_the_models_of_a_row_of_jobs_say_what_they_began_from(bench: Any) -> None:
     await run(bench, "one", await adapter_files(bench), tuned_model_id="adapter")
     second = await run(bench, "two", await adapter_files(bench), base_model="", start_from=ADAPTER)
@@ -193,6 +220,21 @@ async def test_a_checkpoint_of_all_weights_is_gone_on_with_by_all_weights(bench:
             {"start_from": ADAPTER, "lora": LoraConfig(alpha=1, target_modules=["q_proj"])},
             InvalidArgument,
             r"lora\.alpha: .*, 8\.0; got 1\.0; .*lora\.target_modules: .*, \['q_proj', 'v_proj'\]; got \['q_proj'\]",
+        ),
+        (
+            {"start_from": ADAPTER, "lora": LoraConfig(rank_pattern={"v_proj": 2, "q_proj": 2})},
+            InvalidArgument,
+            r"lora\.rank_pattern: .*, \{'v_proj': 2\}; got \{'q_proj': 2, 'v_proj': 2\}",
+        ),
+        (
+            {"start_from": ADAPTER, "lora": LoraConfig(trained_modules=["lm_head"])},
+            InvalidArgument,
+            r"lora\.trained_modules: .*, \['embed_tokens', 'lm_head'\]; got \['lm_head'\]",
+        ),
+        (
+            {"start_from": ADAPTER, "reward_model": RewardModelConfig()},
+            InvalidArgument,
+            "start_from: must be an adapter that trains no lm_head: a reward model has none, and .*/adapter brings one",
         ),
         ({"base_model": "", "start_from": ""}, InvalidArgument, "must name a base model, or start_from"),
         (

@@ -73,7 +73,11 @@ def plain_adapter(model: PreTrainedModel, like: Adapter) -> dict[str, nn.Paramet
     """Put the adapter's first values into a model that has only transformers' own modules."""
     model.requires_grad_(requires_grad=False)
     parameters = {name: nn.Parameter(one.detach().clone()) for name, one in like.parameters.items()}
-    for name in {key.rpartition(".")[0] for key in parameters}:
+    whole = {name: one for name, one in model.named_parameters() if name in parameters}
+    for one in whole.values():
+        one.requires_grad_()
+    parameters |= whole
+    for name in {key.rpartition(".")[0] for key in parameters.keys() - whole.keys()}:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         a, b = parameters[f"{name}.lora_A"], parameters[f"{name}.lora_B"]

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from tests.training.worker.conftest import MODEL, Site, job_of
 from transformers import AutoModelForCausalLM
 
+from luthier.lm.adapter_files import load_adapter
 from luthier.lm.load import load_model
+from luthier.lm.lora import use_adapter
 from luthier.stored.v1.training_pb2 import CheckpointPrivate
 from luthier.v1 import fine_tuning_job_pb2, model_pb2, model_service_pb2
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FullConfig
@@ -115,6 +118,37 @@ async def test_a_run_of_all_weights_that_is_stopped_ends_with_the_same_bits(
     assert digests[0] == digests[1]
 
 
+async def test_a_run_with_dropout_that_is_stopped_ends_with_the_same_bits(
+    site: Site, model_folder: Path, tmp_path: Path
+) -> None:
+    wanted = job_of()
+    wanted.lora.dropout = 0.3
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        plain = await ended(site, "plain", job_of())
+        whole = await ended(site, "whole", wanted)
+    broken = await site.create_job("broken", wanted)
+    stopping = asyncio.Event()
+    async with site.worker(stopping):
+        async for event in site.watch(broken.name):
+            if event.WhichOneof("payload") == "checkpoint":
+                break
+        stopping.set()
+    async with site.worker():
+        assert (await site.ended(broken.name)).num_attempts == 2
+    metrics = await site.metrics(whole.name)
+    assert await site.metrics(broken.name) == metrics
+    assert metrics[0]["train_loss"] == (await site.metrics(plain.name))[0]["train_loss"], "B is zero"
+    assert metrics[-1]["train_loss"] != (await site.metrics(plain.name))[-1]["train_loss"]
+    digests = [
+        [(checkpoint.step, checkpoint.digest) for checkpoint in await site.checkpoints(name)]
+        for name in (whole.name, broken.name)
+    ]
+    assert digests[0] == digests[1]
+    folder = await downloaded(site, whole.tuned_model, tmp_path / "adapter")
+    assert json.loads((folder / "adapter_config.json").read_text())["lora_dropout"] == 0.3
+
+
 async def test_an_adapter_is_tuned_on_tuned_weights(site: Site, model_folder: Path, tmp_path: Path) -> None:
     async with site.worker():
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
@@ -139,6 +173,8 @@ async def test_an_adapter_is_gone_on_with_from_where_it_stands(
         wanted = job_of(max_steps=3)
         wanted.lora.target_modules.extend(["q_proj", "down_proj"])
         wanted.lora.use_rslora = True
+        wanted.lora.rank_pattern[r"layers\.0\..*"] = 2
+        wanted.lora.alpha_pattern["down_proj"] = 3
         first = await ended(site, "one", wanted)
         start = f"{first.name}/checkpoints/step-3" if from_checkpoint else first.tuned_model
         second = await ended(site, "two", going_on(start))
@@ -157,10 +193,89 @@ async def test_an_adapter_is_gone_on_with_from_where_it_stands(
         json.loads((tmp_path / folder / "adapter_config.json").read_text()) for folder in ("one", "two")
     ]
     assert configs[0] == configs[1]
+    assert configs[0]["rank_pattern"] == {r"layers\.0\..*": 2}
+    assert configs[0]["alpha_pattern"] == {"down_proj": 3}
+    ranks = {name: len(factor) for name, factor in one.items() if "lora_A" in name}
+    assert all(rank == (2 if ".layers.0." in name else 4) for name, rank in ranks.items())
     # Its first step finds what was learnt: the loss goes on from there.
     assert (await site.metrics(second.name))[0]["train_loss"] < (await site.metrics(first.name))[0][
         "train_loss"
     ]
+
+
+# peft 0.21 still calls what transformers 5 has renamed.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+async def test_an_embedding_is_trained_whole_beside_an_adapter_and_gone_on_with(
+    site: Site, model_folder: Path, tmp_path: Path
+) -> None:
+    """Also by a worker that goes on where another stopped; the next job has the masters, to the bit."""
+    wanted = job_of(max_steps=5)
+    wanted.lora.trained_modules.append("embed_tokens")
+    wanted.lora.dropout = 0.1
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        whole = await ended(site, "whole", wanted)
+    broken = await site.create_job("broken", wanted)
+    stopping = asyncio.Event()
+    async with site.worker(stopping):
+        async for event in site.watch(broken.name):
+            if event.WhichOneof("payload") == "checkpoint":
+                break
+        stopping.set()
+    async with site.worker():
+        assert (await site.ended(broken.name)).num_attempts == 2
+        second = await ended(site, "two", going_on(whole.tuned_model))
+    digests = [
+        [(checkpoint.step, checkpoint.digest) for checkpoint in await site.checkpoints(name)]
+        for name in (whole.name, broken.name)
+    ]
+    assert digests[0] == digests[1]
+    assert list(second.lora.trained_modules) == ["embed_tokens"]
+    folders = [await downloaded(site, job.tuned_model, tmp_path / job.name[-3:]) for job in (whole, second)]
+    one, two = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    base = load_file(model_folder / "model.safetensors")["model.embed_tokens.weight"].float()
+    assert not torch.allclose(one["base_model.model.model.embed_tokens.weight"], base, atol=1e-3)
+    ours = load_model(model_folder)
+    load_adapter(ours, folders[0], "tuned")
+    theirs: Any = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16), folders[0]
+    ).eval()
+    ids = torch.arange(5, 25).unsqueeze(0)
+    with torch.no_grad(), use_adapter(ours, "tuned"):
+        assert torch.allclose(ours(ids).logits.float(), theirs(ids).logits.float(), atol=0.05)
+
+
+async def test_the_head_of_a_model_whose_embedding_it_is_is_not_trained_alone(
+    site: Site, model_folder: Path
+) -> None:
+    wanted = job_of()
+    wanted.lora.trained_modules.append("lm_head")
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        job = await site.ended((await site.create_job("one", wanted)).name)
+    assert job.state == FineTuningJob.STATE_FAILED
+    assert (
+        "trained_modules must name embed_tokens: it and the head are one weight in this model"
+        in job.error.message
+    )
+
+
+async def test_a_pattern_that_matches_no_module_fails_the_job_and_names_what_would(
+    site: Site, model_folder: Path
+) -> None:
+    wanted = job_of()
+    wanted.lora.rank_pattern["query"] = 2
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        job = await site.ended((await site.create_job("one", wanted)).name)
+    assert job.state == FineTuningJob.STATE_FAILED
+    assert (
+        "the pattern 'query' of rank_pattern must match a module that the adapter changes"
+        in job.error.message
+    )
+    assert "'q_proj'" in job.error.message
 
 
 async def test_all_weights_of_a_checkpoint_are_gone_on_with_in_full_precision(

@@ -201,6 +201,10 @@ def _comparisons(evaluation: Evaluation) -> str:
     return _section("Paired comparisons", _table(head, rows, numbers_from=3) if rows else "")
 
 
+def _by_module(patterns: Mapping[str, float]) -> str:
+    return ", ".join(f"{pattern} {value:g}" for pattern, value in sorted(patterns.items()))
+
+
 def _run(run: TuningRun) -> str:
     job = run.job
     settings, record = job.hyperparameters, job.run_record
@@ -215,6 +219,10 @@ def _run(run: TuningRun) -> str:
         ("Attempts", str(job.num_attempts)),
         ("Time", seconds),
         ("LoRA", f"rank {job.lora.rank}, alpha {job.lora.alpha:g}{', rsLoRA' * job.lora.use_rslora}"),
+        ("Ranks by module", _by_module(job.lora.rank_pattern)),
+        ("Alphas by module", _by_module(job.lora.alpha_pattern)),
+        ("Trained whole", ", ".join(job.lora.trained_modules)),
+        ("Dropout", f"{job.lora.dropout:g}" if job.lora.dropout else ""),
         ("Adapted modules", ", ".join(job.lora.target_modules)),
         ("Step size", batch if settings.WhichOneof("batch_size") else ""),
         (

@@ -162,6 +162,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Other rollouts of the step are kept, and learnt from already."""
     ERROR_REASON_RESOURCE_REPLACED: _ErrorReason.ValueType  # 126
     """The name is another resource's now: the one with the uid that was sent is deleted."""
+    ERROR_REASON_MODULE_PATTERN_INVALID: _ErrorReason.ValueType  # 132
+    """A pattern for modules of an adapter cannot be read, matches none of them, or says of one what another pattern does not."""
+    ERROR_REASON_TRAINED_MODULE_INVALID: _ErrorReason.ValueType  # 133
+    """A module that is to be trained whole beside an adapter is none of the model's, or is one weight with another."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -308,4 +312,8 @@ ERROR_REASON_ROLLOUTS_FINAL: ErrorReason.ValueType  # 122
 """Other rollouts of the step are kept, and learnt from already."""
 ERROR_REASON_RESOURCE_REPLACED: ErrorReason.ValueType  # 126
 """The name is another resource's now: the one with the uid that was sent is deleted."""
+ERROR_REASON_MODULE_PATTERN_INVALID: ErrorReason.ValueType  # 132
+"""A pattern for modules of an adapter cannot be read, matches none of them, or says of one what another pattern does not."""
+ERROR_REASON_TRAINED_MODULE_INVALID: ErrorReason.ValueType  # 133
+"""A module that is to be trained whole beside an adapter is none of the model's, or is one weight with another."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -86,19 +86,86 @@ class LoraConfig(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RankPatternEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AlphaPatternEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RANK_FIELD_NUMBER: _builtins.int
     ALPHA_FIELD_NUMBER: _builtins.int
     TARGET_MODULES_FIELD_NUMBER: _builtins.int
     USE_RSLORA_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    RANK_PATTERN_FIELD_NUMBER: _builtins.int
+    ALPHA_PATTERN_FIELD_NUMBER: _builtins.int
+    TRAINED_MODULES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the update, 1 to 512. Unset means 16."""
     alpha: _builtins.float
     """Scale numerator: the update is multiplied by alpha / rank. Unset means 2 x rank."""
     use_rslora: _builtins.bool
     """Divide alpha by the square root of the rank instead of the rank (rsLoRA)."""
+    dropout: _builtins.float
+    """Share of a module's inputs that each training pass drops on their way into the update, below 1. What is dropped depends
+    on the seed, the step, the row, the token and the module, not on how rows are packed; an adapter that is gone on with
+    takes no dropout over. 0 means none.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the linear modules to adapt, e.g. q_proj. Empty means all linear modules but the output head."""
+
+    @_builtins.property
+    def rank_pattern(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Ranks of some modules in place of `rank`, 1 to 512, by pattern: a regular expression that matches the module's whole name, or
+        its end behind a dot, as q_proj or layers\\.[0-3]\\.mlp\\..* do. Each must match a module that is adapted, and no two may give one
+        module two ranks. At most 64.
+        """
+
+    @_builtins.property
+    def alpha_pattern(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Scale numerators of some modules in place of `alpha`, by pattern likewise. A rank of its own leaves a module's alpha as it is."""
+
+    @_builtins.property
+    def trained_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Modules whose weights are trained whole beside the adapter and are part of it, in float32: embed_tokens and lm_head alone, as
+        PEFT's modules_to_save. Where a model's embedding is its head as well, embed_tokens trains it for both uses, and lm_head alone is
+        refused. Each adds its weights to the adapter, and three times as much to checkpoints. Empty means none.
+        """
 
     def __init__(
         self,
@@ -107,10 +174,14 @@ class LoraConfig(_message.Message):
         alpha: _builtins.float | None = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         use_rslora: _builtins.bool = ...,
+        dropout: _builtins.float = ...,
+        rank_pattern: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        alpha_pattern: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        trained_modules: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "rank", b"rank", "target_modules", b"target_modules", "use_rslora", b"use_rslora"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "alpha_pattern", b"alpha_pattern", "dropout", b"dropout", "rank", b"rank", "rank_pattern", b"rank_pattern", "target_modules", b"target_modules", "trained_modules", b"trained_modules", "use_rslora", b"use_rslora"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015

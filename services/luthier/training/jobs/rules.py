@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from luthier.runtime import names
 from luthier.runtime.field_limits import (
-    Limit,
     LimitTable,
     count,
     demanded,
@@ -21,6 +20,8 @@ from luthier.runtime.field_limits import (
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.result_limits import FILE
+from luthier.training.jobs.adaptation import LIMITS as ADAPTATION_LIMITS
+from luthier.training.jobs.adaptation import lora_violations
 from luthier.training.jobs.methods import LIMITS as METHOD_LIMITS
 from luthier.training.jobs.methods import fill_method, method_violations
 from luthier.training.names import MODEL, RENDERING, WEIGHTS
@@ -30,7 +31,6 @@ from luthier.v1.rendering_pb2 import Rendering
 
 MAX_STEPS = 10_000_000
 MAX_BATCH_TOKENS = 1 << 24
-MAX_TARGETS = 256
 MAX_FILES = 1000
 MAX_METRICS = 10_000
 _ROOT = "fine_tuning_job"
@@ -40,10 +40,7 @@ _ALPHA_OVER_RANK = 2.0
 LIMITS: LimitTable = {
     "display_name": DISPLAY_NAME,
     "tuned_model_id": names.ID_LIMIT,
-    "lora.target_modules": count(MAX_TARGETS, "names"),
-    "lora.target_modules[]": Limit(rule="must be the name of a module", allows=bool),
-    "lora.rank": whole(1, 512),
-    "lora.alpha": positive(1e6),
+    **ADAPTATION_LIMITS,
     "hyperparameters.num_epochs": whole(1, 10_000),
     "hyperparameters.max_steps": whole(0, MAX_STEPS),
     "hyperparameters.micro_batch_tokens": whole(1, MAX_BATCH_TOKENS),
@@ -125,6 +122,7 @@ def check_job(job: FineTuningJob) -> None:
     refuse(
         [
             *limit_violations(job, LIMITS, _ROOT),
+            *lora_violations(job),
             *method_violations(job),
             *label_violations(job.labels, f"{_ROOT}.labels"),
         ]

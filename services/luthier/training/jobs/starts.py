@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ from luthier.worker.v1.task_pb2 import BlobFile
 ADAPTER_CONFIG = "adapter_config.json"
 """How PEFT calls what says an adapter's rank and targets: a start that has it is one."""
 _MAX_CONFIG_BYTES = 1 << 20
+_OF_TRAINING = frozenset({"dropout"})
+"""Settings of an adapter that say how it is trained, not what it is: a job that goes on with it has its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,14 @@ class Starts:
             if start.adapter_config is None:
                 job.full.SetInParent()
             else:
-                job.lora.CopyFrom(_same_lora(wanted, await self._lora(start.adapter_config)))
+                lora = await self._lora(start.adapter_config)
+                if wanted.HasField("reward_model") and "lm_head" in lora.trained_modules:
+                    raise _refused(
+                        "start_from",
+                        f"must be an adapter that trains no lm_head: a reward model has none, and "
+                        f"{start.reference.name} brings one",
+                    )
+                job.lora.CopyFrom(_same_lora(wanted, lora))
         return job
 
     def _require_same_adaptation(self, wanted: FineTuningJob, start: Start) -> None:
@@ -161,6 +170,9 @@ class Starts:
             alpha=found.lora_alpha,
             target_modules=found.target_modules,
             use_rslora=found.use_rslora,
+            rank_pattern=found.rank_pattern,
+            alpha_pattern=found.alpha_pattern,
+            trained_modules=found.modules_to_save or (),
         )
 
 
@@ -169,6 +181,9 @@ class _AdapterConfig(msgspec.Struct):
     lora_alpha: float
     target_modules: list[str]
     use_rslora: bool = False
+    rank_pattern: dict[str, int] = msgspec.field(default_factory=dict)
+    alpha_pattern: dict[str, float] = msgspec.field(default_factory=dict)
+    modules_to_save: list[str] | None = None
 
 
 def require_base(start: Start, base: StoredModel) -> None:
@@ -194,7 +209,10 @@ def _base_of(job: Stored[FineTuningJob, FineTuningJobPrivate]) -> Reference:
 
 
 def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
-    """Return the adapter's settings. Raises InvalidArgument for one that is said and differs."""
+    """Return the adapter's settings, with the job's own dropout.
+
+    Raises InvalidArgument for another one that is said and differs.
+    """
     refuse(
         FieldViolation(
             field=f"fine_tuning_job.lora.{field.name}",
@@ -202,17 +220,22 @@ def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
             f"{_shown(getattr(start, field.name))}; got {_shown(said)}",
         )
         for field, said in wanted.lora.ListFields()
-        if not _same(said, getattr(start, field.name))
+        if field.name not in _OF_TRAINING and not _same(said, getattr(start, field.name))
     )
+    start.dropout = wanted.lora.dropout
     return start
 
 
 def _same(said: Any, known: Any) -> bool:
-    return bool(said == known) if isinstance(said, int | float) else set(said) == set(known)
+    if isinstance(said, int | float):
+        return bool(said == known)
+    return dict(said) == dict(known) if isinstance(said, Mapping) else set(said) == set(known)
 
 
 def _shown(value: Any) -> str:
-    return str(value) if isinstance(value, int | float) else str(list(value))
+    if isinstance(value, int | float):
+        return str(value)
+    return str(dict(sorted(value.items())) if isinstance(value, Mapping) else list(value))
 
 
 def _refused(field: str, description: str) -> InvalidArgument:

@@ -73,6 +73,7 @@ class Engine:
         self.collective = collective or OneRank()
         self._settings = settings
         self._device = device
+        self._num_updates = 0
         # The loop over single tensors: the fused one cuts tensors at places that depend on the thread count.
         self._optimiser = torch.optim.AdamW(
             _groups(weights.parameters.values(), settings.weight_decay),
@@ -88,9 +89,14 @@ class Engine:
     def accumulate(
         self, batch: PackedBatch, readout: Readout[ReadT], objective: Objective[ReadT]
     ) -> dict[str, float]:
-        """Add the gradient of one micro-batch of a step; returns the totals of the objective's sums, undivided."""
+        """Add the gradient of one micro-batch of a step; returns the totals of the objective's sums, undivided.
+
+        The one pass that has the weights' dropout, by the number of updates made so far.
+        """
         placed = batch.to(self._device)
-        sums = objective(read(self.weights.model, placed, readout), placed)
+        with self.weights.dropping(placed, self._num_updates):
+            found = read(self.weights.model, placed, readout)
+        sums = objective(found, placed)
         torch.autograd.backward(reduce(add, [one.total / one.divisor for one in sums.values()]))
         return {name: one.total.item() for name, one in sums.items()}
 
@@ -128,6 +134,7 @@ class Engine:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=False)
         self.weights.publish()
+        self._num_updates += 1
         return norm
 
     def optimiser_state(self) -> dict[str, Tensor]:
@@ -160,6 +167,7 @@ class Engine:
                 moment: tensors[f"{name}.{moment}"].to(parameter.device, copy=True) for moment in _MOMENTS
             }
             self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+        self._num_updates = step
 
     def _gradients(self) -> list[Tensor]:
         gradients = []

@@ -7,9 +7,10 @@ which of the two it has. Weights are bound to the model as it is: whoever divide
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,8 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 from luthier.errors import DataLoss, InvalidArgument, Reason
 from luthier.lm import adapter_files
 from luthier.lm.load import eos_token_ids
-from luthier.lm.lora import activate, adapter_parameters, find_adapter, muted, use_adapter
+from luthier.lm.lora import activate, adapter_parameters, dropping, find_adapter, muted, use_adapter
+from luthier.lm.packed import PackedBatch
 
 MODEL_NAME = "model.safetensors"
 MASTERS_NAME = "masters.safetensors"
@@ -54,6 +56,13 @@ class Weights(Protocol):
         """Return a block in which the model computes as it did before training; None where nothing is kept of that."""
         ...
 
+    def dropping(self, batch: PackedBatch, step: int) -> AbstractContextManager[None]:
+        """Return a block in which the model computes a pass of a step that learns, with whatever dropout that has.
+
+        What is dropped of a row depends on the step (a number) and the row, not on the other rows of the batch.
+        """
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the files into a folder, made if missing; equal weights give equal bytes."""
         ...
@@ -70,8 +79,10 @@ class Weights(Protocol):
 class Adapter:
     """One adapter of a model, and active in it, whose base stays as it is; as PEFT writes it.
 
-    `base_model` is the name that PEFT's config gives the base, `reference` that of the adapter that it began as: a
-    second one in the model, which nobody trains; None: it began as nothing. `score` is the head of a reward model.
+    Weights that it trains whole have float32 masters, as all weights have: what the files hold. `base_model` is the
+    name that PEFT's config gives the base, `reference` that of the adapter that it began as: a second one in the model,
+    which nobody trains; None: it began as nothing. `score` is the head of a reward model. `seed` decides what the
+    adapter's dropout drops.
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
@@ -85,37 +96,66 @@ class Adapter:
         base_model: str,
         reference: str | None = None,
         score: nn.Parameter | None = None,
+        seed: int = 0,
     ) -> None:
         assert reference != name, "the reference is another adapter, as this one changes"
         if reference is not None:
             find_adapter(model, reference)
         self.model = model
-        self.parameters: Mapping[str, nn.Parameter] = _with_score(adapter_parameters(model, name), score)
+        self._weights = adapter_parameters(model, name)
+        self._masters = {
+            key: weight if weight.dtype == torch.float32 else _mastered(weight)
+            for key, weight in self._weights.items()
+        }
+        self.parameters: Mapping[str, nn.Parameter] = _with_score(self._masters, score)
         self._name = name
         self._score = score
         self._base_model = base_model
         self._reference = reference
+        self._seed = seed
+        self._dropout = find_adapter(model, name).spec.dropout
         activate(model, name)
         _with_gradients(self.parameters)
 
+    @torch.no_grad()
     def publish(self) -> None:
-        """Do nothing: the model computes with the parameters themselves."""
+        """Round each master into the model, which computes with the other parameters themselves."""
+        _round(self._masters, self._weights)
 
     def reference(self) -> AbstractContextManager[None]:
         """Return a block in which the adapter that this one began as is active, or the base alone."""
         return muted(self.model) if self._reference is None else use_adapter(self.model, self._reference)
 
+    def dropping(self, batch: PackedBatch, step: int) -> AbstractContextManager[None]:
+        """Return a block with the adapter's dropout."""
+        if not self._dropout:
+            return nullcontext()
+        digest = hashlib.sha256(f"{self._seed}/{step}".encode()).digest()
+        seed = int.from_bytes(digest[:8], "little") >> 1
+        return dropping(self.model, batch, self._dropout, seed)
+
     def save(self, folder: Path) -> None:
         """Write both files of the adapter."""
         adapter_files.save_adapter(
-            self.model, self._name, folder, base_model=self._base_model, score=self._score
+            *(self.model, self._name, folder),
+            base_model=self._base_model,
+            score=self._score,
+            masters=self._masters,
         )
 
-    @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Put an adapter's tensors in place of these. Raises DataLoss."""
-        state = adapter_files.adapter_state(self.model, self._name, self._score)
+        self._load(folder, self._score)
+
+    def begin_from(self, folder: Path) -> None:
+        """Put the tensors of another run's adapter in place of these; a reward model's head stays. Raises DataLoss."""
+        self._load(folder, None)
+
+    @torch.no_grad()
+    def _load(self, folder: Path, score: nn.Parameter | None) -> None:
+        state = adapter_files.adapter_state(self.model, self._name, score, self._masters)
         _put(_read(folder / adapter_files.WEIGHTS_NAME, state), state)
+        self.publish()
 
 
 class AllWeights:
@@ -156,9 +196,7 @@ class AllWeights:
     @torch.no_grad()
     def publish(self) -> None:
         """Round each master into the model."""
-        for name, master in self.parameters.items():
-            if master is not self._weights[name]:
-                self._weights[name].copy_(master)
+        _round(self.parameters, self._weights)
 
     @torch.no_grad()
     def keep_start(self) -> None:
@@ -182,6 +220,10 @@ class AllWeights:
         finally:
             for name, weight in self._weights.items():
                 weight.data = now[name]
+
+    def dropping(self, batch: PackedBatch, step: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return a block that drops nothing."""
+        return nullcontext()
 
     def save(self, folder: Path) -> None:
         """Write the model in the type that it computes with, its config, and the masters where there are any."""
@@ -262,6 +304,12 @@ def _mastered(weight: nn.Parameter) -> nn.Parameter:
 
     weight.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
     return master
+
+
+def _round(masters: Mapping[str, nn.Parameter], weights: Mapping[str, nn.Parameter]) -> None:
+    for name, master in masters.items():
+        if master is not weights[name]:
+            weights[name].copy_(master)
 
 
 def _with_gradients(parameters: Mapping[str, nn.Parameter]) -> None:

@@ -26,7 +26,8 @@ def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: boo
     is learnt is compared with it.
 
     Raises:
-        InvalidArgument: a target matches no linear layer.
+        InvalidArgument: a target matches no linear layer, a pattern no target (MODULE_PATTERN_INVALID), or the model
+            has no such module to train whole (TRAINED_MODULE_INVALID).
         DataLoss: what the job begins from does not fit the model.
     """
     spec = context.task.train
@@ -46,17 +47,19 @@ def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: boo
     has_reference = bool(spec.start_files) and is_compared
     if begins or has_reference:
         _fetch_start(context, folder, Adapter.files)
-    if begins:
-        Adapter(model, ADAPTER, base_model=spec.job.base_model).load(folder)
     if has_reference:
         load_adapter(model, folder, REFERENCE)
-    return Adapter(
+    adapter = Adapter(
         model,
         ADAPTER,
         base_model=spec.job.base_model,
         reference=REFERENCE if has_reference else None,
         score=_score(spec.job, model),
+        seed=spec.job.hyperparameters.seed,
     )
+    if begins:
+        adapter.begin_from(folder)
+    return adapter
 
 
 def _fetch_start(context: TaskContext, folder: Path, names: tuple[str, ...]) -> None:
@@ -74,6 +77,10 @@ def _insert(job: FineTuningJob, model: PreTrainedModel) -> None:
         alpha=job.lora.alpha,
         targets=tuple(job.lora.target_modules) or "all-linear",
         use_rslora=job.lora.use_rslora,
+        dropout=job.lora.dropout,
+        rank_pattern=tuple(sorted(job.lora.rank_pattern.items())),
+        alpha_pattern=tuple(sorted(job.lora.alpha_pattern.items())),
+        trained_modules=tuple(job.lora.trained_modules),
     )
     insert_lora(model, spec, seed=job.hyperparameters.seed, name=ADAPTER)
 

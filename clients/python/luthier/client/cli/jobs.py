@@ -357,7 +357,7 @@ def _facts(job: FineTuningJob) -> Table:
             ("base model", short(job.base_model)),
             ("begins from", short(job.start_from)),
             ("method", _method(job)),
-            ("trains", "all weights" if job.HasField("full") else f"an adapter of rank {job.lora.rank}"),
+            ("trains", _trained(job)),
             ("rendering", short(job.rendering)),
             ("tuned model", short(job.tuned_model)),
             ("progress", progress),
@@ -370,6 +370,14 @@ def _facts(job: FineTuningJob) -> Table:
             ("labels", mapping(job.labels)),
         ]
     )
+
+
+def _trained(job: FineTuningJob) -> str:
+    if job.HasField("full"):
+        return "all weights"
+    ranks = sorted({job.lora.rank, *job.lora.rank_pattern.values()})
+    rank = f"{ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
+    return ", ".join([f"an adapter of rank {rank}", *job.lora.trained_modules])
 
 
 def _method(job: FineTuningJob) -> str:
