@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from typing import Any
 
 import pytest
 from tests.e2e.conftest import WAIT, Shared, job
@@ -30,18 +31,13 @@ def prompts(tuning: Shared) -> str:
         return client.renderings.wait(client.renderings.create(wanted).name, timeout_seconds=WAIT).name
 
 
-def reinforced(
-    rendering: str, grader: Grader, steps: int = STEPS, max_grader_errors: int = 0
-) -> FineTuningJob:
+def reinforced(rendering: str, grader: Grader, steps: int = STEPS, **config: Any) -> FineTuningJob:
     wanted = job(rendering, steps, checkpoint_interval_steps=INTERVAL)
     wanted.hyperparameters.learning_rate = 1e-2
     # A random model whose words are hardly apart: an adapter has little to turn.
     wanted.full.CopyFrom(FullConfig())
-    wanted.reinforcement.CopyFrom(
-        ReinforcementConfig(
-            grader=grader, num_samples=6, max_new_tokens=4, max_grader_errors=max_grader_errors
-        )
-    )
+    chosen: dict[str, Any] = {"num_samples": 6, "max_new_tokens": 4, **config}
+    wanted.reinforcement.CopyFrom(ReinforcementConfig(grader=grader, **chosen))
     return wanted
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.errors import InvalidArgument
+from luthier.errors import InvalidArgument, Reason
 from luthier.lm.decoding import plain_logits, scaled_logits
 from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest, draw_rows, row_generator
@@ -180,6 +180,16 @@ def test_samples_of_a_greedy_request_are_the_same_answer(tiny_model: ModelMaker)
     once = sample(tiny_model(), replace(greedy, num_samples=1), limit_tokens=1 << 16)
     assert [answer.token_ids for answer in answers] == [one.token_ids for one in once for _ in range(3)]
     assert {answer.logprobs for answer in answers} == {()}
+
+
+def test_rows_that_would_outgrow_the_context_or_its_window_are_refused(tiny_model: ModelMaker) -> None:
+    with pytest.raises(InvalidArgument, match="context of 256 tokens, got 258"):
+        sample(tiny_model(), request(max_new_tokens=250), limit_tokens=1 << 16)
+    with pytest.raises(InvalidArgument, match="context of 16 tokens, got 20") as caught:
+        sample(tiny_model("mistral", sliding_window=16), request(), limit_tokens=1 << 16)
+    assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
+    with pytest.raises(InvalidArgument, match=r"token ids must be in 0\.\.96, got 97"):
+        sample(tiny_model(), request(prompts=((97,),)), limit_tokens=1 << 16)
 
 
 def test_check_stops_inside_a_batch(tiny_model: ModelMaker) -> None:

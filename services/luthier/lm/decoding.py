@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from luthier.errors import InvalidArgument, Reason
 from luthier.lm.attention import LayerKeysValues, head_weight
 from luthier.lm.blocks import final_softcap
 from luthier.lm.cache import BatchCache
@@ -203,6 +204,31 @@ class Batch:
         self._valid_BK = self._valid_BK[alive]
         self._offset_B = self._offset_B[alive]
         return alive
+
+
+def require_room(model: PreTrainedModel, request: GenerationRequest) -> None:
+    """Check that a model can read a request's tokens, and that every row stays within its context to the end.
+
+    Of layers with a sliding window no more than the window is read: a longer row would see what it must not.
+
+    Raises:
+        InvalidArgument: a token id is outside the vocabulary, or a row would be too long (SEQUENCE_TOO_LONG).
+    """
+    config = model.config
+    longest = max(len(prompt) for prompt in request.prompts)
+    length = len(request.shared_prefix) + longest + request.max_new_tokens
+    limit = config.max_position_embeddings
+    if getattr(config, "sliding_window", None) is not None:
+        limit = min(limit, config.sliding_window)
+    if length > limit:
+        raise InvalidArgument(
+            f"prefix, prompt and new tokens must fit the model's context of {limit} tokens, got {length}",
+            reason=Reason.SEQUENCE_TOO_LONG,
+        )
+    for ids in (request.shared_prefix, *request.prompts):
+        if ids and not (min(ids) >= 0 and max(ids) < config.vocab_size):
+            wrong = next(token for token in ids if not 0 <= token < config.vocab_size)
+            raise InvalidArgument(f"token ids must be in 0..{config.vocab_size - 1}, got {wrong}")
 
 
 def compute_prefix(

@@ -7,8 +7,8 @@ from collections.abc import Generator
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import AlreadyExists, InvalidArgument, Reason
-from luthier.lm.decoding import Batch, Events, Prefix, compute_prefix
+from luthier.errors import AlreadyExists, InvalidArgument
+from luthier.lm.decoding import Batch, Events, Prefix, compute_prefix, require_room
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest
 from luthier.lm.lora import find_adapter, use_adapter
 
@@ -167,18 +167,4 @@ class Engine:
         """Return if `submit` would admit the request; it raises as `submit` does, from any thread."""
         if request.adapter is not None:
             find_adapter(self._model, request.adapter)
-        config = self._model.config
-        longest = max(len(prompt) for prompt in request.prompts)
-        length = len(request.shared_prefix) + longest + request.max_new_tokens
-        limit = config.max_position_embeddings
-        if getattr(config, "sliding_window", None) is not None:
-            limit = min(limit, config.sliding_window)
-        if length > limit:
-            raise InvalidArgument(
-                f"prefix, prompt and new tokens must fit the model's context of {limit} tokens, got {length}",
-                reason=Reason.SEQUENCE_TOO_LONG,
-            )
-        for ids in (request.shared_prefix, *request.prompts):
-            if ids and not (min(ids) >= 0 and max(ids) < config.vocab_size):
-                wrong = next(token for token in ids if not 0 <= token < config.vocab_size)
-                raise InvalidArgument(f"token ids must be in 0..{config.vocab_size - 1}, got {wrong}")
+        require_room(self._model, request)

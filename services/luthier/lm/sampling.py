@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers import PreTrainedModel
 
-from luthier.lm.decoding import Batch
+from luthier.lm.decoding import Batch, require_room
 from luthier.lm.generate import FinishReason, GenerationRequest
 
 _PREFILL_TOKENS = 2048
@@ -46,9 +46,11 @@ def sample(
     called before each forward pass; it raises to stop.
 
     Raises:
+        InvalidArgument: as `require_room`.
         FailedPrecondition: OUTPUT_NOT_FINITE.
         Exception: what `check` raised.
     """
+    require_room(model, request)
     answers: list[Answer] = []
     for start, end in _parts(request, limit_tokens):
         part = replace(
