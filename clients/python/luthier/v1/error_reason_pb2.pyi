@@ -154,6 +154,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Grading takes more time or memory than it may."""
     ERROR_REASON_RESOURCE_REPLACED: _ErrorReason.ValueType  # 126
     """The name is another resource's now: the one with the uid that was sent is deleted."""
+    ERROR_REASON_SHARES_DO_NOT_ADD_UP: _ErrorReason.ValueType  # 128
+    """The shares of the renderings that a job mixes do not add up to 1, or leave nothing for its own."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -292,4 +294,6 @@ ERROR_REASON_GRADING_LIMIT_REACHED: ErrorReason.ValueType  # 113
 """Grading takes more time or memory than it may."""
 ERROR_REASON_RESOURCE_REPLACED: ErrorReason.ValueType  # 126
 """The name is another resource's now: the one with the uid that was sent is deleted."""
+ERROR_REASON_SHARES_DO_NOT_ADD_UP: ErrorReason.ValueType  # 128
+"""The shares of the renderings that a job mixes do not add up to 1, or leave nothing for its own."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -17,13 +17,19 @@ import msgspec
 
 from luthier.errors import Internal
 from luthier.training.recipes.batches import BatchSettings
+from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.survey import PackedLengths, Survey, survey
 
 _MODULE = "luthier.training.jobs.counting"
 _SHOWN_CHARACTERS = 500
 
 
-async def survey_elsewhere(train: PackedLengths, validation: PackedLengths, batches: BatchSettings) -> Survey:
+async def survey_elsewhere(
+    train: PackedLengths,
+    validation: PackedLengths,
+    batches: BatchSettings,
+    mixture: Mixture | None = None,
+) -> Survey:
     """Return what `survey` finds, computed in a process that ends with the call.
 
     Raises:
@@ -39,7 +45,7 @@ async def survey_elsewhere(train: PackedLengths, validation: PackedLengths, batc
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, errors = await process.communicate(_written(train, validation, batches))
+        output, errors = await process.communicate(_written(train, validation, batches, mixture))
     finally:
         if process.returncode is None:
             process.kill()
@@ -50,8 +56,14 @@ async def survey_elsewhere(train: PackedLengths, validation: PackedLengths, batc
     return msgspec.json.decode(output, type=Survey)
 
 
-def _written(train: PackedLengths, validation: PackedLengths, batches: BatchSettings) -> bytes:
-    head = {"batches": asdict(batches), "counts": [len(train), len(validation)]}
+def _written(
+    train: PackedLengths, validation: PackedLengths, batches: BatchSettings, mixture: Mixture | None
+) -> bytes:
+    head = {
+        "batches": asdict(batches),
+        "mixture": None if mixture is None else asdict(mixture),
+        "counts": [len(train), len(validation)],
+    }
     columns = [column.tobytes() for split in (train, validation) for column in _columns(split)]
     return b"\n".join((json.dumps(head).encode(), b"".join(columns)))
 
@@ -69,7 +81,8 @@ def _read(stream: BinaryIO) -> Survey:
             column.frombytes(stream.read(count * column.itemsize))
         splits.append(lengths)
     train, validation = splits
-    return survey(train, validation, BatchSettings(**head["batches"]))
+    mixture = msgspec.convert(head["mixture"], Mixture | None)
+    return survey(train, validation, BatchSettings(**head["batches"]), mixture)
 
 
 if __name__ == "__main__":

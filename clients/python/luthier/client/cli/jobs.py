@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -34,6 +35,15 @@ _JOB_OPTIONS = (
     ),
     field_option(
         "--rendering", field="rendering", help="Rendering to train on.  [required, if not in a file]"
+    ),
+    field_option(
+        "--mix",
+        "mixed",
+        field="mixed_renderings",
+        metavar="RENDERING=SHARE",
+        multiple=True,
+        is_read=False,
+        help="Rendering to mix in, and its share of what is learnt; --rendering has the rest.  [repeatable]",
     ),
     field_option(
         "--start-from", field="start_from", help="Model or JOB/CHECKPOINT to go on with, in place of --model."
@@ -140,7 +150,9 @@ def _kind() -> type[FineTuningJob]:
     return FineTuningJob
 
 
-def _job(draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> FineTuningJob:
+def _job(
+    draft: Draft[FineTuningJob], mixed: Sequence[str], *, full: bool, reward_model: bool
+) -> FineTuningJob:
     """Return the job that is wanted, all its weights trained with `full`.
 
     The one in the file may be a job that exists: its tuned model's name was then made of its own and is not a wish.
@@ -148,6 +160,13 @@ def _job(draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> Fine
     job = draft.message
     if job.tuned_model_id and job.tuned_model_id == short(job.name):
         job.tuned_model_id = ""
+    if mixed:
+        # Flags win over the file, whose own share may be that of another mixture.
+        del job.mixed_renderings[:]
+        job.rendering_share = 0
+        for word in mixed:
+            rendering, share = _mixed(word)
+            job.mixed_renderings.add(rendering=rendering, share=share)
     if full:
         if job.HasField("lora"):
             raise click.UsageError(
@@ -166,18 +185,34 @@ def _job(draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> Fine
     return wanted
 
 
+def _mixed(word: str) -> tuple[str, float]:
+    rendering, _, share = word.rpartition("=")
+    with suppress(ValueError):
+        if rendering:
+            return rendering, float(share)
+    raise click.BadParameter(
+        f"must be RENDERING=SHARE, such as general=0.2, got {word!r}", param_hint="--mix"
+    )
+
+
 @jobs.command()
 @_job_options
 @pass_session
 @pass_draft(_kind)
-def plan(session: Session, draft: Draft[FineTuningJob], *, full: bool, reward_model: bool) -> None:
+def plan(
+    session: Session, draft: Draft[FineTuningJob], mixed: Sequence[str], *, full: bool, reward_model: bool
+) -> None:
     """Say what a job would do, without starting it."""
     from luthier.client.cli.views import plan_facts
 
-    job = _job(draft, full=full, reward_model=reward_model)
+    job = _job(draft, mixed, full=full, reward_model=reward_model)
     session.show(session.client.jobs.plan(job), plan_facts)
     begin = f"--start-from {short(job.start_from)}" if job.start_from else f"--model {short(job.base_model)}"
-    flags = [*(["--full"] if full else []), *(["--reward-model"] if reward_model else [])]
+    flags = [
+        *(f"--mix {word}" for word in mixed),
+        *(["--full"] if full else []),
+        *(["--reward-model"] if reward_model else []),
+    ]
     words = [begin, f"--rendering {short(job.rendering)}", *flags, draft.words]
     session.hint(f"jobs create {' '.join(filter(None, words))}")
 
@@ -193,13 +228,15 @@ def create(
     session: Session,
     draft: Draft[FineTuningJob],
     name: str,
+    mixed: Sequence[str],
     *,
     full: bool,
     reward_model: bool,
     watches: bool,
 ) -> None:
     """Queue a job."""
-    created = session.client.jobs.create(_job(draft, full=full, reward_model=reward_model), job_id=name)
+    wanted = _job(draft, mixed, full=full, reward_model=reward_model)
+    created = session.client.jobs.create(wanted, job_id=name)
     if watches:
         _watch(session, created.name)
         return
@@ -340,6 +377,7 @@ def _facts(job: FineTuningJob) -> Table:
             ("method", _method(job)),
             ("trains", "all weights" if job.HasField("full") else f"an adapter of rank {job.lora.rank}"),
             ("rendering", short(job.rendering)),
+            ("mixed", ", ".join(f"{short(one.rendering)} {one.share:.0%}" for one in job.mixed_renderings)),
             ("tuned model", short(job.tuned_model)),
             ("progress", progress),
             ("metrics", mapping(job.latest_metrics)),
