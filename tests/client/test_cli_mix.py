@@ -48,7 +48,7 @@ def test_mix_takes_the_place_of_the_mixture_in_a_file(creating: Creating, run: R
     assert (shares(changed), changed.rendering_share) == ([(f"{PARENT}/renderings/new", 0.3)], 0)
 
 
-@pytest.mark.parametrize("word", ["general", "=0.2", "general=much", "general="])
+@pytest.mark.parametrize("word", ["general", "=0.2", "general=much", "general=", "general=nan"])
 def test_mix_refuses_what_is_no_rendering_with_its_share(creating: Creating, run: Run, word: str) -> None:
     result = run("jobs", "create", *WORDS, "--mix", word)
     assert result.exit_code == 2

@@ -85,10 +85,9 @@ async def served(home: Path) -> AsyncIterator[Sites]:
         "training_address": addresses[1],
         "metrics_address": "127.0.0.1:0",
     }
-    data_config, training_config = DataConfig(**shared), TrainingConfig(**shared)
-    evaluation_config = EvaluationConfig(
-        **shared, evaluation_address=addresses[2], reward_addresses=("127.0.0.1",)
-    )
+    rewarded = {**shared, "reward_addresses": ("127.0.0.1",)}
+    data_config, training_config = DataConfig(**shared), TrainingConfig(**rewarded)
+    evaluation_config = EvaluationConfig(**rewarded, evaluation_address=addresses[2])
     async with AsyncExitStack() as stack:
         for settings, build in (
             (data.settings_of(data_config), lambda parts: data.build(parts, data_config)),

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluation.evaluations.prediction_file import write_predictions
 from luthier.v1 import chat_pb2, evaluation_pb2
 from luthier.work.context import TaskContext
+from luthier.work.row_file import write_rows
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
 from luthier.worker.v1 import task_pb2
@@ -63,7 +63,7 @@ async def test_handing_in_many_records_holds_neither_the_loop_nor_the_writers_up
     site: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "predictions"
-    write_predictions(path, map(prediction, range(RECORDS)))
+    write_rows(path, map(prediction, range(RECORDS)))
 
     def run(context: TaskContext) -> task_pb2.TaskResult:
         arm = evaluation_pb2.ArmResult(

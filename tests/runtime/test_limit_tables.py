@@ -28,9 +28,9 @@ from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.upload_pb2 import Upload
-from luthier.work.results import CHECKPOINT_LIMITS
+from luthier.work.results import CHECKPOINT_LIMITS, ROLLOUTS_LIMITS
 from luthier.worker.v1.task_pb2 import TaskResult
-from luthier.worker.v1.worker_service_pb2 import CommitCheckpointRequest
+from luthier.worker.v1.worker_service_pb2 import CommitCheckpointRequest, CommitRolloutsRequest
 
 TABLES: Mapping[str, tuple[type[Message], LimitTable]] = {
     "datasets": (Dataset, datasets.DATASET_LIMITS),
@@ -106,6 +106,12 @@ def test_every_field_of_a_checkpoint_has_its_limit_and_every_limit_its_field() -
     descriptor: Any = CommitCheckpointRequest.DESCRIPTOR
     assert [path for path in CHECKPOINT_LIMITS if not is_field(descriptor, path)] == []
     assert list(unlisted(descriptor, CHECKPOINT_LIMITS)) == []
+
+
+def test_every_field_of_rollouts_has_its_limit_and_every_limit_its_field() -> None:
+    descriptor: Any = CommitRolloutsRequest.DESCRIPTOR
+    assert [path for path in ROLLOUTS_LIMITS if not is_field(descriptor, path)] == []
+    assert list(unlisted(descriptor, {**ROLLOUTS_LIMITS})) == []
 
 
 def test_a_field_without_a_limit_is_found() -> None:

@@ -26,7 +26,7 @@ from luthier.training.jobs.checkpoint_models import CheckpointModels
 from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.planning import SplitLengths
 from luthier.training.jobs.released import ReleasedBlobs
-from luthier.training.jobs.service import JobService
+from luthier.training.jobs.service import JobService, Outside
 from luthier.training.models import repository
 from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import RegisterModelHandler
@@ -44,6 +44,7 @@ from luthier.work.elsewhere import Elsewhere
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import Task, TaskKind
 from luthier.worker.v1 import task_pb2
 
@@ -69,6 +70,7 @@ class TokenRow:
     loss_mask: tuple[bool, ...]
     unit: int | None = None
     role: str = ""
+    record: str = ""
 
 
 @pytest.fixture
@@ -141,6 +143,26 @@ def rows_of_units(count: int, *roles: str) -> list[TokenRow]:
                     role=role,
                 )
             )
+    return rows
+
+
+def prompt_rows(count: int) -> list[TokenRow]:
+    """Prompts of random words; the record of each says how many."""
+    draw = random.Random(0)
+    rows = []
+    for row in range(count):
+        ids = tuple(draw.randrange(3, 97) for _ in range(draw.randint(1, 8)))
+        rows.append(
+            TokenRow(
+                row=row,
+                split="VALIDATION" if row % 5 == 4 else "TRAIN",
+                input_ids=ids,
+                loss_mask=(False,) * len(ids),
+                unit=row,
+                role="prompt",
+                record=f'{{"words": {len(ids)}}}',
+            )
+        )
     return rows
 
 
@@ -344,9 +366,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     renderings = MemoryRenderings()
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"renderings": keeper})
-    jobs = JobService(database, log, queue, models, renderings, elsewhere, blobs)
+    outside = Outside(
+        renderings=renderings, elsewhere=elsewhere, rewards=RewardAddresses(["127.0.0.1", "[::1]:7"])
+    )
+    jobs = JobService(database, log, queue, models, outside, blobs)
     released = ReleasedBlobs(database, blobs)
-    queue.register(TaskKind.TRAIN, TrainHandler(jobs.family, log, models, blobs, released))
+    queue.register(TaskKind.TRAIN, TrainHandler(jobs.family, log, models, blobs, released, jobs.rollouts))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
     made = Bench(
         database=database,

@@ -23,7 +23,7 @@ from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
 from luthier.work.tasks import NewTask, Task, TaskKind
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 
 def uid_of(subject: str) -> str:
@@ -55,10 +55,14 @@ class RecordingHandler:
     log: EventLog
     calls: list[tuple[str, int]] = field(default_factory=list)
     results: list[task_pb2.TaskResult | None] = field(default_factory=list)
+    rollouts: list[worker_service_pb2.CommitRolloutsRequest] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     result_limits: dict[str, Limits] = field(default_factory=dict)
     refusals: dict[str, Exception] = field(default_factory=dict)
-    """What is raised by subject: when a task starts, or under `lost <subject>` when it is lost."""
+    """What is raised by subject: when a task starts, or under `lost <subject>` when it is lost.
+
+    What is under `rollouts` is raised once.
+    """
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         if error := self.refusals.get(f"specify {task.subject}"):
@@ -91,6 +95,17 @@ class RecordingHandler:
     ) -> str:
         self.calls.append(("checkpointed", step))
         return f"{task.subject}/checkpoints/{step}"
+
+    async def rolled_out(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        request: worker_service_pb2.CommitRolloutsRequest,
+    ) -> None:
+        if error := self.refusals.pop("rollouts", None):
+            raise error
+        self.calls.append(("rolled_out", request.step))
+        self.rollouts.append(request)
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         self.results.append(result)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.work.checkpoints import checkpoint_of
+from tests.work.checkpoints import FILE, checkpoint_of
 from tests.work.things import NAME, State, Things, things_in
 
 from luthier.errors import FailedPrecondition, Failure, Reason
@@ -15,6 +15,7 @@ from luthier.v1.fine_tuning_job_pb2 import RunRecord
 from luthier.work.events import line
 from luthier.work.tasks import Outcome, Task
 from luthier.worker.v1 import task_pb2
+from luthier.worker.v1.worker_service_pb2 import CommitRolloutsRequest
 
 
 @pytest.fixture
@@ -84,6 +85,16 @@ async def test_a_checkpoint_is_refused_where_there_are_none(things: Things) -> N
     task = await begun(things)
     with pytest.raises(FailedPrecondition, match="tasks of kind EVALUATE have no checkpoints") as caught:
         await things.queue.commit_checkpoint(checkpoint_of(task, 1))
+    assert caught.value.reason == Reason.WRONG_STATE
+    assert caught.value.metadata == {"task": task.task_id}
+    assert (await things.read()).message.state == State.STATE_RUNNING
+
+
+async def test_rollouts_are_refused_where_there_are_none(things: Things) -> None:
+    task = await begun(things)
+    request = CommitRolloutsRequest(task=task.task_id, epoch=task.epoch, step=1, file=FILE, num_rollouts=1)
+    with pytest.raises(FailedPrecondition, match="tasks of kind EVALUATE have no rollouts") as caught:
+        await things.queue.commit_rollouts(request)
     assert caught.value.reason == Reason.WRONG_STATE
     assert caught.value.metadata == {"task": task.task_id}
     assert (await things.read()).message.state == State.STATE_RUNNING

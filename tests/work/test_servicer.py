@@ -24,6 +24,9 @@ STALE: dict[str, Callable[[], Any]] = {
     "GrantBlob": lambda: W.GrantBlobRequest(task="t", epoch=3),
     "PutBlob": lambda: iter([W.PutBlobRequest(task="t", epoch=3, sha256="0" * 64)]),
     "CommitCheckpoint": lambda: W.CommitCheckpointRequest(task="t", epoch=3),
+    "CommitRollouts": lambda: W.CommitRolloutsRequest(
+        task="t", epoch=3, step=1, num_rollouts=1, file=task_pb2.BlobFile(path="a", sha256="0" * 64)
+    ),
     "FinishTask": lambda: W.FinishTaskRequest(task="t", epoch=3, cancelled=True),
 }
 

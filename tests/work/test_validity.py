@@ -50,7 +50,11 @@ def test_every_file_of_a_result_is_checked(path: str) -> None:
         field.name for field in task_pb2.TaskResult.DESCRIPTOR.oneofs_by_name["result"].fields
     }
     requests = [worker_service_pb2.FinishTaskRequest(result=result) for result in results]
-    for request in (*requests, worker_service_pb2.CommitCheckpointRequest(files=[file])):
+    for request in (
+        *requests,
+        worker_service_pb2.CommitCheckpointRequest(files=[file]),
+        worker_service_pb2.CommitRolloutsRequest(file=file),
+    ):
         with pytest.raises(InvalidArgument, match="path: must be a") as caught:
             require_valid(request)
         assert caught.value.reason == "PATH_NOT_ALLOWED"

@@ -12,11 +12,12 @@ import pytest
 from tests.work.conftest import uid_of
 from tests.work.hosted import Site, serve
 
-from luthier.errors import Failure, InvalidArgument
+from luthier.errors import Failure, InvalidArgument, NotFound
 from luthier.runtime.field_limits import DIGEST
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskContext, TaskFailed
 from luthier.work.link import WorkerLink
+from luthier.work.row_file import write_rows
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
 from luthier.worker.v1 import task_pb2
@@ -58,11 +59,16 @@ async def test_files_go_both_ways_and_are_sent_once(site: Site) -> None:
         assert context.store(path, "again.bin").sha256 == file.sha256
         checkpoint = context.commit_checkpoint(7, [file], {"train_loss": 0.5})
         assert checkpoint == "jobs/a/checkpoints/7"
+        write_rows(context.scratch / "drawn", [b"one", b"two"])
+        context.commit_rollouts(8, context.scratch / "drawn")
         return done(task_pb2.TaskResult(train=task_pb2.TrainResult(files=[file])))
 
     await site.enqueue()
     async with site.worker(run):
         await site.until(lambda: "SUCCEEDED" in site.states)
+    (rollouts,) = site.handler.rollouts
+    assert (rollouts.step, rollouts.num_rollouts, rollouts.file.path) == (8, 2, "rollouts/step-8")
+    assert (await site.blobs.read_bytes(rollouts.file.sha256))[:6] == b"onetwo"
     result = site.handler.results[0]
     assert result is not None
     assert await site.blobs.read_bytes(result.train.files[0].sha256) == big
@@ -312,3 +318,31 @@ async def test_files_are_looked_for_where_nobody_can_sweep_them_away_any_more(
     async with site.worker(run):
         await site.until(lambda: "SUCCEEDED" in site.states)
     assert looks == [False, True, True], "before the file is sent, with the checkpoint, with the outcome"
+
+
+async def test_rollouts_whose_bytes_went_meanwhile_are_sent_again(site: Site) -> None:
+    site.handler.refusals["rollouts"] = NotFound("given back with what was dropped")
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        write_rows(context.scratch / "drawn", [b"one"])
+        context.commit_rollouts(1, context.scratch / "drawn")
+        return done()
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: {"SUCCEEDED", "FAILED"} & {*site.states} != set())
+    assert site.handler.failures == []
+    assert [one.step for one in site.handler.rollouts] == [1]
+
+
+async def test_a_file_of_something_else_is_no_rollouts(site: Site) -> None:
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        (context.scratch / "drawn").write_bytes(b"something else")
+        context.commit_rollouts(1, context.scratch / "drawn")
+        return done()
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "FAILED" in site.states)
+    assert site.handler.failures[0].reason == "DATA_CORRUPTED"
+    assert site.handler.rollouts == []

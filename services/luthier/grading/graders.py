@@ -56,6 +56,16 @@ def remote_graders(grader: Grader, path: str = "") -> Iterator[tuple[str, Remote
         yield from remote_graders(inner, _below(path, name))
 
 
+def remote_addresses(grader: Grader, field: str) -> Iterator[tuple[str, str]]:
+    """Yield the addresses that a grader asks, each after the field in which it stands; `field` is the grader's own.
+
+    `grader.multi.graders['a'].remote.address` is one.
+    """
+    for path, remote in remote_graders(grader):
+        place = "".join(f".multi.graders[{name!r}]" for name in path.split(".") if name)
+        yield f"{field}{place}.remote.address", remote.address
+
+
 def _node(grader: Grader, path: str) -> _Score:
     kind = grader.WhichOneof("kind")
     assert kind is not None, "a grader that passed the checks has a kind"

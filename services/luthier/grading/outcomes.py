@@ -11,6 +11,16 @@ from typing import Any, NoReturn
 from luthier.errors import Reason
 
 MAX_ITEM_BYTES = 1 << 18
+CODES: Mapping[Reason, str] = {
+    Reason.TEMPLATE_FIELD_MISSING: "INVALID_ARGUMENT",
+    Reason.GRADER_INPUT_INVALID: "INVALID_ARGUMENT",
+    Reason.SCORE_NOT_FINITE: "FAILED_PRECONDITION",
+    Reason.SCORE_OUT_OF_RANGE: "FAILED_PRECONDITION",
+    Reason.REWARD_FAILED: "FAILED_PRECONDITION",
+    Reason.REWARD_SERVICE_INVALID: "FAILED_PRECONDITION",
+    Reason.REWARD_SERVICE_UNAVAILABLE: "UNAVAILABLE",
+}
+"""Status codes of the errors of samples, by their reasons."""
 
 
 class GradingError(Exception):

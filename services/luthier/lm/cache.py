@@ -51,6 +51,15 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.keys = self.keys[rows]
         self.values = self.values[rows]
 
+    def repeat(self, times: int, capacity: int) -> None:
+        """Hold each row so many times, one after the other, with room for `capacity` tokens."""
+        held = self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        self.capacity = capacity
+        rows, heads, _, size = self.keys.shape
+        self.keys, self.values = (one.new_empty(rows * times, heads, capacity, size) for one in held)
+        for buffer, one in zip((self.keys, self.values), held, strict=True):
+            buffer.view(rows, times, heads, capacity, size)[:, :, :, : self.length] = one[:, None]
+
     def get_seq_length(self) -> int:
         """Tokens held."""
         return self.length
@@ -80,6 +89,11 @@ class BatchCache(Cache):
         indices = torch.tensor(rows, device=self.buffers[0].keys.device)
         for layer in self.buffers:
             layer.keep(indices)
+
+    def repeat(self, times: int, capacity: int) -> None:
+        """Hold each row of the batch so many times, one after the other, with room for `capacity` tokens in all."""
+        for layer in self.buffers:
+            layer.repeat(times, capacity)
 
     def keys_values(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [B, G, K, D] of every layer, compact."""

@@ -1,16 +1,17 @@
 """One request's way through the model, cut into pieces of work that an engine can interleave.
 
-Shape suffixes: B rows, Q queries, K keys, C prompt columns, V vocabulary.
+Shape suffixes: B rows, Q queries, K keys, C prompt columns, E hidden size, V vocabulary.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from luthier.lm.attention import LayerKeysValues
+from luthier.lm.attention import LayerKeysValues, head_weight
 from luthier.lm.blocks import final_softcap
 from luthier.lm.cache import BatchCache
 from luthier.lm.generate import (
@@ -20,11 +21,17 @@ from luthier.lm.generate import (
     GenerationRequest,
     TextAssembler,
     draw,
+    draw_rows,
     output_not_finite,
     row_generator,
 )
 
+_HEAD_WORDS = 8192
+"""Words of a vocabulary whose part of the head is in float32 at a time."""
+
 Prefix = Sequence[LayerKeysValues]
+Head = Callable[[PreTrainedModel, Tensor], Tensor]
+"""Makes float32 logits [B, V] of hidden states [B, E]."""
 Events = list[GenerationEvent]
 
 
@@ -56,11 +63,17 @@ class Batch:
                 random=row_generator(request.seed, request.first_row + index),
                 text=None if decode is None else TextAssembler(decode),
             )
-            for index in range(len(request.prompts))
+            for index in range(len(request.prompts) * request.num_samples)
         ]
+        self._head: Head = (
+            partial(scaled_logits, temperature=request.temperature) if request.want_logprobs else plain_logits
+        )
         width = max(len(prompt) for prompt in request.prompts)
         capacity = width + request.max_new_tokens
-        self._cache = BatchCache(model.config.num_hidden_layers, capacity)
+        # Prompts that are sampled several times are read into a cache that has room for them alone.
+        self._cache = BatchCache(
+            model.config.num_hidden_layers, capacity if request.num_samples == 1 else width
+        )
         padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in request.prompts]
         self._prompt_BC = torch.tensor(padded, device=model.device)
         padding_B = torch.tensor([width - len(prompt) for prompt in request.prompts], device=model.device)
@@ -76,6 +89,8 @@ class Batch:
             logits_BV = self._forward(self._prompt_BC[:, start : start + step])
             if start + step < C:
                 yield []
+        if self._request.num_samples > 1:
+            logits_BV = self._repeat(logits_BV)
         while True:
             tokens, events = self._choose(logits_BV)
             yield events
@@ -98,6 +113,14 @@ class Batch:
             if not row.finished
         ]
 
+    def _repeat(self, logits_BV: Tensor) -> Tensor:
+        """Make each prompt's row, all of it read, a row for each of its samples."""
+        times = self._request.num_samples
+        self._cache.repeat(times, self._valid_BK.shape[1])
+        self._valid_BK = self._valid_BK.repeat_interleave(times, dim=0)
+        self._offset_B = self._offset_B.repeat_interleave(times)
+        return logits_BV.repeat_interleave(times, dim=0)
+
     def _forward(self, ids_BQ: Tensor) -> Tensor:
         start = self._cache.get_seq_length()
         end = start + ids_BQ.shape[1]
@@ -107,11 +130,19 @@ class Batch:
         # Padding attends to itself, so that its (unused) softmax is not 0 / 0.
         visible |= keys == columns[:, None]
         positions = (columns + self._offset_B[:, None]).clamp(min=0)
-        return forward(self._model, (ids_BQ, positions, visible), self._cache, self._prefix)
+        return forward(self._model, (ids_BQ, positions, visible), self._cache, self._prefix, self._head)
 
     def _choose(self, logits_BV: Tensor) -> tuple[list[int], Events]:
         request = self._request
         self._require_finite(logits_BV)
+        if request.want_logprobs:
+            randoms = [None if row.finished else row.random for row in self._rows]
+            drawn = zip(self._rows, *draw_rows(logits_BV, randoms), strict=True)
+            chosen = [(row, token, logprob) for row, token, logprob in drawn]
+            events = [
+                self._accept(row, token, (logprob,)) for row, token, logprob in chosen if not row.finished
+            ]
+            return [token for _, token, _ in chosen], events
         tokens: list[int] = logits_BV.argmax(dim=-1).tolist()
         events = []
         for place, row in enumerate(self._rows):
@@ -130,19 +161,26 @@ class Batch:
             if not row.finished and not bool(logits_BV[place].isfinite().all()):
                 raise output_not_finite(f"row {row.index} after {row.num_generated} new tokens")
 
-    def _accept(self, row: _Row, token: int) -> GenerationEvent:
+    def _accept(self, row: _Row, token: int, logprobs: tuple[float, ...] = ()) -> GenerationEvent:
         if token in self._request.stop_token_ids:
             row.finished = True
-            return self._event(row, (), "" if row.text is None else row.text.finish(), FinishReason.STOP)
+            row.num_generated += len(logprobs)
+            text = "" if row.text is None else row.text.finish()
+            return self._event(row, (token,) if logprobs else (), text, FinishReason.STOP, logprobs)
         row.num_generated += 1
         text = "" if row.text is None else row.text.push(token)
         row.finished = row.num_generated == self._request.max_new_tokens
         if row.finished and row.text is not None:
             text += row.text.finish()
-        return self._event(row, (token,), text, FinishReason.LENGTH if row.finished else None)
+        return self._event(row, (token,), text, FinishReason.LENGTH if row.finished else None, logprobs)
 
     def _event(
-        self, row: _Row, token_ids: tuple[int, ...], text: str, reason: FinishReason | None
+        self,
+        row: _Row,
+        token_ids: tuple[int, ...],
+        text: str,
+        reason: FinishReason | None,
+        logprobs: tuple[float, ...] = (),
     ) -> GenerationEvent:
         return GenerationEvent(
             request_id=self._request.request_id,
@@ -151,6 +189,7 @@ class Batch:
             text=text,
             num_generated=row.num_generated,
             finish_reason=reason,
+            logprobs=logprobs,
         )
 
     def _compact(self) -> list[int]:
@@ -186,6 +225,7 @@ def forward(
     inputs: tuple[Tensor, Tensor, Tensor],
     cache: BatchCache,
     prefix: Prefix | None,
+    head: Head | None = None,
 ) -> Tensor:
     """Run (ids [B, Q], positions [B, Q], visible [B, Q, K]); float32 logits [B, V] of the last column."""
     ids, positions, visible = inputs
@@ -197,7 +237,25 @@ def forward(
         use_cache=True,
         shared_prefix=prefix,
     )
+    return (head or plain_logits)(model, output.last_hidden_state[:, -1])
+
+
+def plain_logits(model: PreTrainedModel, hidden_BE: Tensor) -> Tensor:
+    """Logits as the model's own head makes them, in its type."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    logits: Tensor = head(output.last_hidden_state[:, -1]).float()
+    logits: Tensor = head(hidden_BE).float()
     cap = final_softcap(model)
     return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def scaled_logits(model: PreTrainedModel, hidden_BE: Tensor, *, temperature: float) -> Tensor:
+    """Logits divided by a temperature, summed in float32 as our kernels sum those that are learnt.
+
+    Rounded to bfloat16, as a head's product is, a logit of 16 would be off by up to 1/16, and so would be the ratio of
+    what is learnt to what was drawn from.
+    """
+    scaled_BE = (hidden_BE / temperature).float()
+    parts = [scaled_BE @ part_WE.float().T for part_WE in torch.split(head_weight(model), _HEAD_WORDS)]
+    logits_BV = torch.cat(parts, dim=1)
+    cap = final_softcap(model) / temperature
+    return torch.tanh(logits_BV / cap) * cap if cap else logits_BV

@@ -35,7 +35,7 @@ class _Group:
                 num_generated=0,
                 finish_reason=FinishReason.CANCELLED,
             )
-            for row in range(len(self.request.prompts))
+            for row in range(len(self.request.prompts) * self.request.num_samples)
         ]
 
 

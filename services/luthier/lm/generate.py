@@ -1,6 +1,6 @@
 """What a generation is asked for and what it says: requests, events, the choice of a token, text by pieces.
 
-Shape suffixes: V vocabulary.
+Shape suffixes: B rows, V vocabulary.
 """
 
 import hashlib
@@ -36,8 +36,14 @@ class GenerationRequest:
     begins, changes no row's random numbers. A row ends at any of `stop_token_ids`, which is not part of its
     answer.
 
+    `num_samples` continues each prompt so many times, reading it once: sample j of prompt i is row
+    i * `num_samples` + j. `want_logprobs` is for whoever trains on what was drawn: each token comes with its
+    log-probability under the distribution that it was drawn from, the token that stops a row is one of them, and
+    logits are those of `readouts.TokenLogprobs`, not rounded to the model's type.
+
     Raises:
-        InvalidArgument: no prompt, an empty prompt, or a number outside its range.
+        InvalidArgument: no prompt, an empty prompt, a number outside its range, or log-probabilities of tokens that
+            are not drawn from all of the distribution.
     """
 
     request_id: str
@@ -50,6 +56,8 @@ class GenerationRequest:
     first_row: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     shared_prefix: tuple[int, ...] = ()
+    num_samples: int = 1
+    want_logprobs: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(self.prompts):
@@ -63,6 +71,13 @@ class GenerationRequest:
             raise InvalidArgument(f"temperature must be finite and at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InvalidArgument(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.num_samples < 1:
+            raise InvalidArgument(f"num_samples must be at least 1, got {self.num_samples}")
+        if self.want_logprobs and not (self.temperature > 0 and self.top_p == 1):
+            raise InvalidArgument(
+                "tokens whose log-probabilities are wanted must be drawn with a temperature above 0 and top_p 1, got "
+                f"temperature {self.temperature} and top_p {self.top_p}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +86,7 @@ class GenerationEvent:
 
     `token_ids` and `text` are what is new (text may lag behind tokens by a part of a character, and is empty
     without a decoder); `finish_reason` is set on the last event of the row, `num_generated` counts the row's
-    tokens so far.
+    tokens so far. `logprobs` are those of `token_ids` where the request wants them.
     """
 
     request_id: str
@@ -80,6 +95,7 @@ class GenerationEvent:
     text: str
     num_generated: int
     finish_reason: FinishReason | None = None
+    logprobs: tuple[float, ...] = ()
 
 
 class TextAssembler:
@@ -147,3 +163,24 @@ def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Ge
     before = ordered.cumsum(dim=0) - ordered
     ordered[before >= top_p] = 0.0
     return int(order[torch.multinomial(ordered, 1, generator=generator)])
+
+
+def draw_rows(
+    logits_BV: Tensor, generators: Sequence[torch.Generator | None]
+) -> tuple[list[int], list[float]]:
+    """Draw a token for each row from all of its distribution; returns them and their log-probabilities.
+
+    A row takes one number from its generator; one without a generator takes its first token of any probability.
+    Logits are finite, and divided by the temperature already.
+    """
+    logprobs_BV = logits_BV.log_softmax(dim=-1)
+    # In float64: the small probabilities at the end of a large vocabulary are lost in a float32 sum.
+    reached_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)
+    numbers = [
+        0.0 if one is None else float(torch.rand(1, generator=one, dtype=torch.float64)) for one in generators
+    ]
+    shares_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device)
+    sought_B1 = (shares_B * reached_BV[:, -1])[:, None]
+    # The first place whose sum is above: rounding may leave a product at the very end.
+    tokens_B1 = torch.searchsorted(reached_BV, sought_B1, right=True).clamp(max=logits_BV.shape[1] - 1)
+    return tokens_B1.squeeze(1).tolist(), logprobs_BV.gather(1, tokens_B1).squeeze(1).tolist()

@@ -115,10 +115,14 @@ class TokenScores(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """Log-probabilities, and where asked for entropies, of the tokens that one of the streams names."""
+    """Log-probabilities, and where asked for entropies, of the tokens that one of the streams names.
+
+    They are those of the logits divided by `temperature`, from which tokens are drawn (`lm.sampling`).
+    """
 
     streams: tuple[str, ...] = (WEIGHT,)
     want_entropy: bool = False
+    temperature: float = 1.0
     impl: Impl = "auto"
 
     def __call__(self, model: PreTrainedModel, hidden_TE: Tensor, batch: PackedBatch) -> TokenScores:
@@ -128,11 +132,12 @@ class TokenLogprobs:
             InvalidArgument: the streams name no token that can be predicted (reason NO_SUPERVISED_TOKENS).
         """
         rows_N = _positions(batch, *self.streams)
+        hidden_NE = hidden_TE[rows_N]
         logprob_N, entropy_N = linear_logprob(
-            hidden_TE[rows_N],
+            hidden_NE if self.temperature == 1 else hidden_NE / self.temperature,
             head_weight(model),
             batch.input_ids[rows_N + 1],
-            softcap=final_softcap(model),
+            softcap=final_softcap(model) / self.temperature,
             want_entropy=self.want_entropy,
             impl=self.impl,
         )

@@ -46,12 +46,14 @@ class Limit:
         allows: as a test.
         shown: what a refusal says of the value.
         is_required: whether it must be said at all.
+        reason: of a value that is said and breaks it.
     """
 
     rule: str
     allows: Callable[[Any], bool]
     shown: Callable[[Any], str] = _shown
     is_required: bool = False
+    reason: Reason = Reason.INVALID_FIELD
 
 
 Limits = Limit | tuple[Limit, ...]
@@ -176,7 +178,7 @@ def limit_violations(
                 yield FieldViolation(
                     field=place,
                     description=f"{broken.rule}, got {broken.shown(value)}",
-                    reason=Reason.INVALID_FIELD if is_said else Reason.FIELD_REQUIRED,
+                    reason=broken.reason if is_said else Reason.FIELD_REQUIRED,
                 )
 
 

@@ -14,6 +14,7 @@ from luthier.training.peers import DataRenderings
 from luthier.training.schema import MIGRATIONS
 from luthier.work.host import Chore, Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 
 _SWEEP_SECONDS = 60.0
@@ -42,7 +43,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     channel = parts.channel(config.data_address)
     parts.holds_at(channel, "the Data service", "renderings")
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
-    training = assemble(parts, renderings, config.roots)
+    training = assemble(parts, renderings, config.roots, RewardAddresses(config.reward_addresses))
     return Hosted(
         registrations=[jobs.registration(training.jobs), models.registration(training.models)],
         handlers=dict(training.handlers),

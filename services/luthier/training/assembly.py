@@ -13,7 +13,7 @@ from luthier.storage.database import Database
 from luthier.training.jobs.checkpoint_models import CheckpointModels
 from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.released import ReleasedBlobs
-from luthier.training.jobs.service import JobService, Renderings
+from luthier.training.jobs.service import JobService, Outside, Renderings
 from luthier.training.jobs.servicer import TrainingServicer
 from luthier.training.models import repository as model_rows
 from luthier.training.models.service import ModelService
@@ -23,6 +23,7 @@ from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import Holdable
 from luthier.work.log import EventLog
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 
 
@@ -69,17 +70,18 @@ class Training:
     released: ReleasedBlobs
 
 
-def assemble(parts: Parts, renderings: Renderings, roots: Sequence[Path]) -> Training:
+def assemble(
+    parts: Parts, renderings: Renderings, roots: Sequence[Path], rewards: RewardAddresses
+) -> Training:
     """Put the service together on real adapters or a test's."""
     models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)
-    jobs = JobService(
-        parts.database, parts.log, parts.queue, models, renderings, parts.elsewhere, parts.blobs
-    )
+    outside = Outside(renderings=renderings, elsewhere=parts.elsewhere, rewards=rewards)
+    jobs = JobService(parts.database, parts.log, parts.queue, models, outside, parts.blobs)
     checkpoints = CheckpointModels(parts.database, models, jobs.family)
     released = ReleasedBlobs(parts.database, parts.blobs)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
-        TaskKind.TRAIN: TrainHandler(jobs.family, parts.log, models, parts.blobs, released),
+        TaskKind.TRAIN: TrainHandler(jobs.family, parts.log, models, parts.blobs, released, jobs.rollouts),
     }
     return Training(
         jobs=TrainingServicer(jobs, parts.page_tokens, parts.projects),

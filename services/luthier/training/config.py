@@ -28,6 +28,8 @@ class Config:
     projects: tuple[str, ...]
     data_address: str
     training_address: str
+    reward_addresses: tuple[str, ...]
+    """Where reward services of users may be called: `host` is any port of it, `host:port` that port alone."""
     metrics_address: str = "127.0.0.1:9602"
     model_roots: tuple[str, ...] = ()
     lease_seconds: float = 30.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table
 
 from luthier.storage.message_tables import message_table
 
@@ -37,6 +37,19 @@ checkpoints = Table(
     Column("step", BigInteger, primary_key=True, autoincrement=False),
     Column("message", LargeBinary, nullable=False),
     Column("private", LargeBinary, nullable=False),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("job", String, primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("num_rollouts", BigInteger, nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Index("ix_rollouts_digest", "digest"),
 )
 
 released_blobs = Table(

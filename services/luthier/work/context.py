@@ -15,6 +15,7 @@ from luthier.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     LuthierError,
+    NotFound,
     Reason,
     Unavailable,
 )
@@ -24,11 +25,13 @@ from luthier.work.cache import BlobCache
 from luthier.work.events import Severity, line
 from luthier.work.limited import Check
 from luthier.work.retry import HEAR_SECONDS
+from luthier.work.row_file import count_rows
 from luthier.work.session import TaskSession
 from luthier.worker.v1 import task_pb2
 
 T = TypeVar("T")
 _PINNED = ".pinned"
+_COMMIT_TRIES = 3
 
 
 class TaskCancelled(Cancelled):
@@ -230,6 +233,25 @@ class TaskContext:
             LuthierError: the service refused.
         """
         return self._wait(self._session.commit_checkpoint(step, files, metrics))
+
+    def commit_rollouts(self, step: int, path: Path) -> None:
+        """Keep what a step drew from its model, a file of `work.row_file`, before the update that learns from it.
+
+        A file that the service had may be given back before it is named: it is then sent again.
+
+        Raises:
+            DataLoss: it is no such file.
+            LuthierError: the service refused.
+        """
+        num_rollouts = count_rows(path)
+        for left in reversed(range(_COMMIT_TRIES)):
+            file = self.store(path, f"rollouts/step-{step}")
+            try:
+                self._wait(self._session.commit_rollouts(step, file, num_rollouts))
+                return
+            except NotFound:
+                if not left:
+                    raise
 
     def _add(self, event: event_pb2.Event) -> None:
         self._activity += 1

@@ -35,6 +35,14 @@ PartUids = Callable[[AsyncConnection, str], Awaitable[Sequence[str]]]
 """What goes with a resource of a uid, by uids."""
 
 
+Departure = Callable[[AsyncConnection, str], Awaitable[None]]
+"""Does what else is to be done when the resource of a uid is deleted, in the same transaction."""
+
+
+async def _nothing(_connection: AsyncConnection, _uid: str) -> None:
+    """Do nothing."""
+
+
 async def _none(_connection: AsyncConnection, _uid: str) -> Sequence[str]:
     return ()
 
@@ -250,7 +258,9 @@ class Family(Generic[M, P]):
             await self._tasks.request_cancel(connection, stored.uid)
             return (await self._rows.get(connection, name)).message
 
-    async def delete(self, name: str, etag: str, parts: PartUids = _none) -> M:
+    async def delete(
+        self, name: str, etag: str, parts: PartUids = _none, departed: Departure = _nothing
+    ) -> M:
         """Delete a resource that has ended and that nothing needs, nor what goes with it.
 
         Raises NotFound, Aborted ETAG_MISMATCH, FailedPrecondition WRONG_STATE and RESOURCE_IN_USE.
@@ -266,7 +276,9 @@ class Family(Generic[M, P]):
                     metadata={"name": name, "state": now},
                 )
             uids = await parts(connection, stored.uid)
-            return (await delete_free(connection, self._rows, stored, uids)).message
+            deleted = await delete_free(connection, self._rows, stored, uids)
+            await departed(connection, stored.uid)
+            return deleted.message
 
     async def _announce(
         self, connection: AsyncConnection, stored: Stored[M, P], why: str = "", attempt: int = 0

@@ -14,7 +14,7 @@ from luthier.storage.resource_messages import StatefulMessage
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.families import Family
 from luthier.work.tasks import Task
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 M = TypeVar("M", bound=StatefulMessage)
 P = TypeVar("P", bound=Message)
@@ -30,7 +30,10 @@ class TaskStates:
 
 
 class FamilyTasks(Generic[M, P]):
-    """The part of a `TaskHandler` that needs no knowledge of what the task does, for tasks without checkpoints."""
+    """The part of a `TaskHandler` that needs no knowledge of what the task does.
+
+    It is that of tasks without checkpoints and rollouts.
+    """
 
     def __init__(self, family: Family[M, P], states: TaskStates) -> None:
         self._family = family
@@ -70,6 +73,17 @@ class FamilyTasks(Generic[M, P]):
         """Refuse: there are no checkpoints. Raises FailedPrecondition."""
         raise FailedPrecondition(
             f"tasks of kind {task.kind} have no checkpoints", metadata={"task": task.task_id}
+        )
+
+    async def rolled_out(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        request: worker_service_pb2.CommitRolloutsRequest,
+    ) -> None:
+        """Refuse: nothing is drawn from a model and learnt from. Raises FailedPrecondition."""
+        raise FailedPrecondition(
+            f"tasks of kind {task.kind} have no rollouts", metadata={"task": task.task_id}
         )
 
     async def _move(self, connection: AsyncConnection, task: Task, state: int) -> None:

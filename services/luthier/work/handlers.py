@@ -11,7 +11,7 @@ from luthier.errors.failure import Failure
 from luthier.runtime.field_limits import LimitTable
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.tasks import Task
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 
 class TaskHandler(Protocol):
@@ -53,6 +53,15 @@ class TaskHandler(Protocol):
         metrics: Mapping[str, float],
     ) -> str:
         """Store and log a checkpoint, return its resource name. The same step again changes nothing."""
+        ...
+
+    async def rolled_out(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        request: worker_service_pb2.CommitRolloutsRequest,
+    ) -> None:
+        """Keep what a step drew, unless its blob is not there. The same again changes nothing."""
         ...
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:

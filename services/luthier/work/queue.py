@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import FailedPrecondition, Reason, ResourceExhausted, Unavailable
+from luthier.errors import Reason, ResourceExhausted, Unavailable
 from luthier.storage.database import Database
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.aside import Aside, Unclaimable, is_passing_error
@@ -20,7 +20,7 @@ from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
-from luthier.work.results import check_checkpoint, check_result
+from luthier.work.results import check_checkpoint, check_result, check_rollouts
 from luthier.work.tasks import NewTask, Outcome, Task, TaskKind, TaskState
 from luthier.work.workers import holder_parts
 from luthier.worker.v1 import task_pb2, worker_service_pb2
@@ -197,7 +197,7 @@ class Queue:
             FailedPrecondition: LEASE_LOST.
         """
         async with self._database.reading() as connection:
-            task = await self.held(connection, task_id, epoch)
+            task = await self._tasks.held(connection, task_id, epoch)
         if not task.heard:
             await self._note_heard(task)
         self._leases.grant(task_id)
@@ -213,22 +213,6 @@ class Queue:
                 "not noted that a task arrived", extra={"task": task.task_id, "detail": full.message}
             )
 
-    async def held(self, connection: AsyncConnection, task_id: str, epoch: int) -> Task:
-        """Return a task if it is leased under this very epoch.
-
-        Raises:
-            FailedPrecondition: LEASE_LOST.
-        """
-        task = await self._tasks.get(connection, task_id)
-        if task is None or task.state is not TaskState.LEASED or task.epoch != epoch:
-            current = "no task has this id" if task is None else f"it is {task.state} at epoch {task.epoch}"
-            raise FailedPrecondition(
-                reason=Reason.LEASE_LOST,
-                message=f"task {task_id!r} is not leased at epoch {epoch}: {current}; drop it",
-                metadata={"task": task_id, "epoch": str(epoch)},
-            )
-        return task
-
     async def report(
         self,
         task_id: str,
@@ -242,7 +226,7 @@ class Queue:
             FailedPrecondition: LEASE_LOST.
         """
         async with self._database.transaction() as connection:
-            task = await self.held(connection, task_id, epoch)
+            task = await self._tasks.held(connection, task_id, epoch)
             fresh = [(number, event) for number, event in numbered if number > task.last_local_number]
             if fresh:
                 task = await self._tasks.change(connection, task_id, last_local_number=fresh[-1][0])
@@ -267,11 +251,24 @@ class Queue:
         check_checkpoint(request)
         step, files, metrics = request.step, request.files, dict(request.metrics)
         async with self._database.transaction() as connection:
-            task = await self.held(connection, request.task, request.epoch)
+            task = await self._tasks.held(connection, request.task, request.epoch)
             await require_blobs()
             if task.losses:
                 task = await self._tasks.change(connection, task.task_id, losses=0)
             return await self._handlers[task.kind].checkpointed(connection, task, step, files, metrics)
+
+    async def commit_rollouts(self, request: worker_service_pb2.CommitRolloutsRequest) -> None:
+        """Keep what a step drew from its model, before the update that learns from it.
+
+        Raises:
+            InvalidArgument: it is beyond `ROLLOUTS_LIMITS`, or its file does not hold so many.
+            NotFound: its blob is not here.
+            FailedPrecondition: LEASE_LOST, ROLLOUTS_FINAL, or the task is of another kind or method.
+        """
+        check_rollouts(request)
+        async with self._database.transaction() as connection:
+            task = await self._tasks.held(connection, request.task, request.epoch)
+            await self._handlers[task.kind].rolled_out(connection, task, request)
 
     async def finish(
         self,
@@ -296,7 +293,7 @@ class Queue:
             task = await self._tasks.get(connection, task_id)
             if task is not None and task.state is TaskState.DONE and task.epoch == epoch:
                 return
-            task = await self.held(connection, task_id, epoch)
+            task = await self._tasks.held(connection, task_id, epoch)
             await require_blobs()
             failure = outcome.failure
             if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):

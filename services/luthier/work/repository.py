@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from luthier.errors import FailedPrecondition, Reason
 from luthier.work.schema import tasks
 from luthier.work.tasks import NewTask, Task, TaskKind, TaskState
 
@@ -45,6 +46,22 @@ class Tasks:
         """Return a task, or None."""
         row = (await connection.execute(select(tasks).where(tasks.c.task_id == task_id))).first()
         return _task(row) if row is not None else None
+
+    async def held(self, connection: AsyncConnection, task_id: str, epoch: int) -> Task:
+        """Return a task if it is leased under this very epoch.
+
+        Raises:
+            FailedPrecondition: LEASE_LOST.
+        """
+        task = await self.get(connection, task_id)
+        if task is None or task.state is not TaskState.LEASED or task.epoch != epoch:
+            current = "no task has this id" if task is None else f"it is {task.state} at epoch {task.epoch}"
+            raise FailedPrecondition(
+                reason=Reason.LEASE_LOST,
+                message=f"task {task_id!r} is not leased at epoch {epoch}: {current}; drop it",
+                metadata={"task": task_id, "epoch": str(epoch)},
+            )
+        return task
 
     async def of_resource(self, connection: AsyncConnection, uid: str) -> Task | None:
         """Return the task that works for a resource, or None."""

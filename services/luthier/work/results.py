@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from luthier.errors import FieldViolation, Reason
-from luthier.runtime.field_limits import ANY, Limit, LimitTable, count, limit_violations, refuse, under
+from luthier.runtime.field_limits import (
+    ANY,
+    REQUIRED,
+    Limit,
+    LimitTable,
+    count,
+    demanded,
+    limit_violations,
+    refuse,
+    under,
+    whole,
+)
 from luthier.runtime.result_limits import FILE
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.worker.v1 import task_pb2, worker_service_pb2
@@ -34,11 +45,26 @@ CHECKPOINT_LIMITS: LimitTable = {
     "metrics": (count(MAX_METRICS, "metrics"), _METRIC_NAME),
 }
 """What a worker may say of a checkpoint, whatever kind of task it is of."""
+MAX_ROLLOUTS = 1 << 20
+ROLLOUTS_LIMITS: LimitTable = {
+    "task": ANY,
+    "epoch": ANY,
+    "step": demanded(Limit(rule="must be at least 1", allows=lambda step: step >= 1)),
+    "file": REQUIRED,
+    **under("file", FILE),
+    "num_rollouts": demanded(whole(1, MAX_ROLLOUTS)),
+}
+"""What a worker may say of the rollouts of a step."""
 
 
 def check_checkpoint(request: worker_service_pb2.CommitCheckpointRequest) -> None:
     """Raise InvalidArgument that names every field of a checkpoint that is beyond its limit."""
     refuse(limit_violations(request, CHECKPOINT_LIMITS))
+
+
+def check_rollouts(request: worker_service_pb2.CommitRolloutsRequest) -> None:
+    """Raise InvalidArgument that names every field of rollouts that is beyond its limit."""
+    refuse(limit_violations(request, ROLLOUTS_LIMITS))
 
 
 def check_result(outcome: Outcome, limits: Mapping[TaskKind, LimitTable]) -> None:

@@ -37,6 +37,7 @@ _OfTask = (
     | worker_service_pb2.PutBlobRequest
     | worker_service_pb2.GetBlobRequest
     | worker_service_pb2.CommitCheckpointRequest
+    | worker_service_pb2.CommitRolloutsRequest
 )
 
 
@@ -182,6 +183,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         await self._heard(request)
         checkpoint = await self._queue.commit_checkpoint(request, partial(self._require_blobs, request))
         return worker_service_pb2.CommitCheckpointResponse(checkpoint=checkpoint)
+
+    async def CommitRollouts(
+        self, request: worker_service_pb2.CommitRolloutsRequest, context: Context
+    ) -> worker_service_pb2.CommitRolloutsResponse:
+        """Keep what a step drew from its model."""
+        await self._heard(request)
+        await self._queue.commit_rollouts(request)
+        return worker_service_pb2.CommitRolloutsResponse()
 
     async def FinishTask(
         self, request: worker_service_pb2.FinishTaskRequest, context: Context

@@ -245,6 +245,18 @@ class TaskSession:
         )
         return (await self._call(self._link.stub.CommitCheckpoint, request)).checkpoint
 
+    async def commit_rollouts(self, step: int, file: task_pb2.BlobFile, num_rollouts: int) -> None:
+        """Commit the rollouts of a step after everything reported before them.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        await self.flush()
+        request = worker_service_pb2.CommitRolloutsRequest(
+            task=self.task.task, epoch=self.task.epoch, step=step, file=file, num_rollouts=num_rollouts
+        )
+        await self._call(self._link.stub.CommitRollouts, request)
+
     async def finish(self, request: worker_service_pb2.FinishTaskRequest) -> None:
         """Hand in the outcome after everything reported before it.
 

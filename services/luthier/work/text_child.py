@@ -140,7 +140,8 @@ def _raw(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decode(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"text": texts.bundle(request).decode(request["ids"])}
+    skip = not request.get("with_special", False)
+    return {"text": texts.bundle(request).decode(request["ids"], skip_special_tokens=skip)}
 
 
 def _token_texts(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:

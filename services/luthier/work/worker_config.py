@@ -21,6 +21,8 @@ class WorkerConfig:
     data_address: str
     training_address: str
     evaluation_address: str
+    reward_addresses: tuple[str, ...]
+    """Where a training worker may ask reward services: `host` is any port of it, `host:port` that port alone."""
     cache_bytes: int = 20 << 30
     """Size limit of the cache of files by digest."""
     num_threads: int = 0

@@ -25,7 +25,6 @@ from luthier.errors import (
     ResourceExhausted,
 )
 from luthier.errors.status import status_to_failure
-from luthier.evaluation.evaluations.prediction_file import write_predictions
 from luthier.evaluation.evaluations.repository import evaluations
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.evaluations.service import StoredEvaluation
@@ -36,6 +35,7 @@ from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.v1.evaluation_pb2 import EvaluationArm, Prediction
 from luthier.v1.event_pb2 import Event, Progress
 from luthier.v1.model_pb2 import Taught
+from luthier.work.row_file import write_rows
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 
@@ -147,7 +147,7 @@ async def test_an_evaluation_that_succeeds_keeps_every_answer(bench: Bench, tmp_
 
     rows = [evaluation_pb2.Prediction(row=row, reference=f"r{row}") for row in range(3)]
     path = tmp_path / "predictions"
-    write_predictions(path, (row.SerializeToString() for row in rows))
+    write_rows(path, (row.SerializeToString() for row in rows))
     blob = await bench.blobs.put_bytes(path.read_bytes())
     outcome = task_pb2.EvaluateResult(
         arm_results=[
@@ -307,7 +307,7 @@ async def test_a_success_that_crosses_a_cancel_is_kept(bench: Bench, tmp_path: P
     task, _ = await bench.claim()
     await bench.cancel(made.name)
     path = tmp_path / "predictions"
-    write_predictions(path, iter([evaluation_pb2.Prediction().SerializeToString()]))
+    write_rows(path, iter([evaluation_pb2.Prediction().SerializeToString()]))
     blob = await bench.blobs.put_bytes(path.read_bytes())
     outcome = task_pb2.EvaluateResult(
         arm_results=[evaluation_pb2.ArmResult(arm_id=arm.arm_id, **ASKED) for arm in made.arms],

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.training.conftest import adapter_files, stored
+from tests.training.jobs.rollouts import reinforcement
 from tests.training.jobs.test_starts import full_files
 from tests.work.checkpoints import checkpoint_of
 
@@ -41,6 +42,7 @@ Loss = PreferenceConfig.Loss
 DPO = {"preference": PreferenceConfig()}
 KTO = {"preference": PreferenceConfig(loss=Loss.LOSS_KTO)}
 REWARD = {"reward_model": RewardModelConfig()}
+REINFORCEMENT = {"reinforcement": reinforcement()}
 KINDS = [RENDERING_KIND_SUPERVISED, RENDERING_KIND_PREFERENCE, RENDERING_KIND_UNPAIRED, RENDERING_KIND_PROMPT]
 
 
@@ -73,6 +75,7 @@ async def test_each_loss_has_its_defaults(bench: Any, method: dict[str, Any], fi
         (DPO, RENDERING_KIND_PREFERENCE, (2e-5, 1e-6)),
         (KTO, RENDERING_KIND_UNPAIRED, (2e-5, 1e-6)),
         (REWARD, RENDERING_KIND_PREFERENCE, (1e-4, 1e-5)),
+        (REINFORCEMENT, RENDERING_KIND_PROMPT, (1e-5, 1e-6)),
     ],
 )
 async def test_each_method_has_its_rates_and_learns_from_one_kind_of_rendering(

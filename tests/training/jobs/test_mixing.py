@@ -14,6 +14,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
     FineTuningJob,
     Hyperparameters,
     PreferenceConfig,
+    ReinforcementConfig,
     RenderingShare,
     RewardModelConfig,
     Selection,
@@ -287,6 +288,14 @@ async def test_a_plan_counts_each_rendering_by_itself(mixed: Any) -> None:
     assert (plan.num_tokens, plan.num_supervised_tokens) == (800, 400)
     assert (plan.num_steps, plan.num_steps_per_epoch) == (8, 4)
     assert not plan.warnings
+
+
+async def test_prompts_of_reinforcement_are_not_mixed(mixed: Any) -> None:
+    error = await refused(mixed, reinforcement=ReinforcementConfig(), **mix(general=0.2))
+    assert isinstance(error, InvalidArgument)
+    assert (FIELD, "must be unset with reinforcement, whose prompts are of one rendering") in [
+        (one.field, one.description) for one in error.violations
+    ]
 
 
 async def test_without_a_mixture_a_plan_has_no_renderings(mixed: Any) -> None:

@@ -244,7 +244,7 @@ def test_a_survey_looks_at_each_rendering_by_itself() -> None:
     tight = replace(SETTINGS, micro_batch_tokens=40)
     assert survey([*own, *general], validation, tight, mixture).totals is None
     with pytest.raises(InvalidArgument, match=rf"at least {longest.num_tokens}, the longest row of general"):
-        require_fitting(other, tight, 0, "general")
+        require_fitting(other, tight, 0, of="general")
 
 
 def test_a_survey_counts_no_steps_where_a_rendering_teaches_nothing() -> None:

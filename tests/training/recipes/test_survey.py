@@ -6,7 +6,7 @@ import pytest
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.training.recipes.batches import BatchSettings, RowLength
-from luthier.training.recipes.survey import Longest, require_fitting, survey
+from luthier.training.recipes.survey import Longest, PackedLengths, require_fitting, survey
 
 
 def batches(**changes: int) -> BatchSettings:
@@ -88,3 +88,18 @@ def test_a_unit_of_validation_has_to_fit_a_pass_and_no_step() -> None:
         InvalidArgument, match="micro_batch_tokens must be at least 60, the longest unit, of 2"
     ):
         require_fitting(found, batches(batch_tokens=50, micro_batch_tokens=59), context_length=0)
+
+
+def test_prompts_are_planned_with_the_longest_answer_that_may_be_sampled() -> None:
+    prompts = PackedLengths.of(
+        RowLength(row=row, num_tokens=tokens, num_supervised=0) for row, tokens in ((0, 5), (1, 0), (2, 9))
+    )
+    settings = batches(batch_tokens=0, batch_rows=2)
+    found = survey(prompts.with_answers(20), (), settings)
+    assert found.longest_row == Longest(num_tokens=29, row=2)
+    assert found.totals is not None
+    assert (found.totals.num_rows, found.totals.num_steps) == (2, 1)  # one has no token
+    assert (found.totals.num_tokens, found.totals.num_supervised) == (5 + 9 + 40, 40)
+    with pytest.raises(InvalidArgument, match="micro_batch_tokens must be at least 65"):
+        require_fitting(survey(prompts.with_answers(56), (), settings), settings, context_length=0)
+    assert next(iter(prompts.with_answers(20))) == RowLength(row=0, num_tokens=25, num_supervised=20)

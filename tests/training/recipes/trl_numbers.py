@@ -26,11 +26,13 @@ from tests.training.recipes.trl_cases import (
     pairs_of,
     tiny_model,
 )
+from tests.training.recipes.trl_rollouts import LOSSES, rollouts_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from luthier.training.recipes.objectives import Dpo, Ipo, Kto, Orpo, PairwiseReward, Simpo
+from luthier.training.recipes.policy import Grpo
 
 
 def numbers_of_trl(name: str, pairs: list[Pair] | None = None) -> dict[str, Any]:
@@ -212,9 +214,74 @@ def _reward(folder: str, method: PairwiseReward, pairs: list[Pair]) -> tuple[Any
     return trainer.model, trainer.compute_loss(trainer.model, inputs)
 
 
+def numbers_of_grpo(name: str) -> dict[str, Any]:
+    """Return what TRL's GRPO trainer makes of the rollouts of a case, with log-probabilities as they were drawn."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, loss = _grpo(folder, LOSSES[name])
+        torch.autograd.backward(loss)
+    gradients = {_our_name(key): one.grad for key, one in model.named_parameters() if one.requires_grad}
+    return {"loss": loss.item(), "gradients": fingerprints(gradients)}
+
+
+def _grpo(folder: str, method: Grpo) -> tuple[Any, Tensor]:
+    trl: Any = import_module("trl")
+
+    config = trl.GRPOConfig(
+        **_options(folder),
+        beta=method.kl_weight,
+        epsilon=method.clip_low,
+        epsilon_high=method.clip_high,
+        temperature=method.temperature,
+        loss_type="dr_grpo" if method.normaliser == "CONSTANT" else "dapo",
+        max_completion_length=method.max_new_tokens,
+        num_generations=method.num_samples,
+        per_device_train_batch_size=method.num_samples,
+    )
+    trainer = trl.GRPOTrainer(
+        model=tiny_model("eager"),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=config,
+        **_given({"prompt": ["w5", "w6"]}),
+    )
+    _set_adapter(trainer.model)
+    trainer.current_gradient_accumulation_steps = 1
+    drawn = rollouts_of(method)
+    answers = [list(one.token_ids) for one in drawn]
+    kept = [int(not (method.drop_truncated and one.is_truncated)) for one in drawn]
+    width = max(len(one.prompt) for one in drawn)
+    left = [width - len(one.prompt) for one in drawn]
+    prompts = [[0] * pad + list(one.prompt) for pad, one in zip(left, drawn, strict=True)]
+    inputs = {
+        "prompt_ids": torch.tensor(prompts),
+        "prompt_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in left]),
+        "completion_ids": _padded(answers),
+        "completion_mask": _padded([[keep] * len(one) for keep, one in zip(kept, answers, strict=True)]),
+        "advantages": torch.tensor([one.advantage for one in drawn]),
+        "old_per_token_logps": _padded_floats([one.logprobs for one in drawn]),
+        "num_items_in_batch": torch.tensor(
+            sum(keep * len(one) for keep, one in zip(kept, answers, strict=True))
+        ),
+    }
+    if method.kl_weight:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        # Also of answers that are dropped: they are attended to by themselves alone.
+        mask = torch.cat([inputs["prompt_mask"], _padded([[1] * len(one) for one in answers])], dim=1)
+        with torch.no_grad(), trainer.model.disable_adapter():
+            inputs["ref_per_token_logps"], *_ = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, mask, max(map(len, answers))
+            )
+    return trainer.model, trainer._compute_loss(trainer.model, inputs)
+
+
+def _padded_floats(rows: list[tuple[float, ...]]) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])
+
+
 def main() -> None:
     """Write the numbers of all cases."""
     numbers = {name: numbers_of_trl(name) for name in CASES}
+    numbers |= {name: numbers_of_grpo(name) for name in LOSSES}
     long_prompts = numbers_of_trl("orpo", PAIRS)["loss"]
     document = {
         "trl": importlib.metadata.version("trl"),

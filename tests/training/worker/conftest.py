@@ -41,6 +41,7 @@ from luthier.v1 import (
 )
 from luthier.work.host import hosting
 from luthier.work.peers import channel
+from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
@@ -83,6 +84,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
             digest=self.digest,
             kind=self.kind,
             tokenizer_digest=self.tokenizer_digest,
+            stop_token_ids=[2] if self.kind == rendering_pb2.RENDERING_KIND_PROMPT else [],
             split_statistics=[
                 rendering_pb2.RenderingSplitStatistics(
                     split=number, tokens=self._tokens(split), num_unsupervised=self._idle(split)
@@ -92,6 +94,8 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
         )
 
     def _idle(self, split: str) -> int:
+        if self.kind == rendering_pb2.RENDERING_KIND_PROMPT:
+            return 0  # as real ones count prompts
         return sum(row.split == split and not any(row.loss_mask) for row in self.rows)
 
     def _tokens(self, split: str) -> rendering_pb2.LengthStatistics:
@@ -123,6 +127,9 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
                 columns["filename"] = [self.filename for _ in part]
                 columns["line"] = [row.row + 1 for row in part]
                 columns["role"] = [row.role for row in part]
+                if self.kind == rendering_pb2.RENDERING_KIND_PROMPT:
+                    columns["record"] = [row.record for row in part]
+                    columns["record_id"] = [f"{row.row:064x}" for row in part]
             sink = pyarrow.BufferOutputStream()
             batch = pyarrow.RecordBatch.from_pydict(columns)
             with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
@@ -162,7 +169,7 @@ class Site:
         with channel(self.data_address) as data_channel:
             runners: Mapping[TaskKind, Runner] = {
                 TaskKind.REGISTER_MODEL: partial(run_register, register=register),
-                TaskKind.TRAIN: Trainer(data_channel, torch.device("cpu")),
+                TaskKind.TRAIN: Trainer(data_channel, torch.device("cpu"), RewardAddresses(("127.0.0.1",))),
             }
             work = asyncio.create_task(work_until(settings, runners, stopping))
             try:
@@ -270,6 +277,7 @@ async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIte
         projects=("default",),
         data_address=data_address,
         training_address="127.0.0.1:0",
+        reward_addresses=("127.0.0.1",),
         metrics_address="127.0.0.1:0",
     )
     async with hosting(settings_of(config), lambda parts: build(parts, config)) as port:

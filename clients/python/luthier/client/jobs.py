@@ -1,4 +1,4 @@
-"""Fine-tuning jobs, their events, metrics and checkpoints."""
+"""Fine-tuning jobs, their events, metrics, checkpoints and rollouts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import training_service_pb2 as api
 from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
+from luthier.v1.rollout_pb2 import Rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +128,12 @@ def list_checkpoints(scope: Scope, name: str, *, page_size: int = 0) -> StreamFl
     return pages(scope, lambda stubs: stubs.training.ListCheckpoints, request, lambda page: page.checkpoints)
 
 
+def list_rollouts(scope: Scope, name: str, *, step: int = 0, page_size: int = 0) -> StreamFlow[Rollout]:
+    """Go through what a reinforcement job drew and how it was rewarded, in order; `step`: of that one alone."""
+    request = api.ListRolloutsRequest(parent=_name(scope, name), step=step, page_size=page_size)
+    return pages(scope, lambda stubs: stubs.training.ListRollouts, request, lambda page: page.rollouts)
+
+
 def get_checkpoint(scope: Scope, name: str) -> Flow[Checkpoint]:
     """Read one checkpoint; its short name is `job/checkpoint`."""
     request = api.GetCheckpointRequest(name=names.checkpoint(scope.project, name))
@@ -163,6 +170,7 @@ class Jobs(SyncResource):
     events = stream_method(list_events)
     metrics = stream_method(read_metrics)
     checkpoints = stream_method(list_checkpoints)
+    rollouts = stream_method(list_rollouts)
     get_checkpoint = method(get_checkpoint)
 
 
@@ -180,4 +188,5 @@ class AsyncJobs(AsyncResource):
     events = async_stream_method(list_events)
     metrics = async_stream_method(read_metrics)
     checkpoints = async_stream_method(list_checkpoints)
+    rollouts = async_stream_method(list_rollouts)
     get_checkpoint = async_method(get_checkpoint)

@@ -152,6 +152,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The address of a reward service is not one of those that may be called."""
     ERROR_REASON_GRADING_LIMIT_REACHED: _ErrorReason.ValueType  # 113
     """Grading takes more time or memory than it may."""
+    ERROR_REASON_NO_REWARD_SPREAD: _ErrorReason.ValueType  # 116
+    """No two answers to a prompt had different rewards in any step, so that nothing was learnt."""
+    ERROR_REASON_GROUP_TOO_SMALL: _ErrorReason.ValueType  # 120
+    """A group of a single answer has nothing to be compared with."""
+    ERROR_REASON_SAMPLING_BIASED: _ErrorReason.ValueType  # 121
+    """Answers would be drawn from a part of the model's probabilities, so that ratios to them are biased."""
+    ERROR_REASON_ROLLOUTS_FINAL: _ErrorReason.ValueType  # 122
+    """Other rollouts of the step are kept, and learnt from already."""
     ERROR_REASON_RESOURCE_REPLACED: _ErrorReason.ValueType  # 126
     """The name is another resource's now: the one with the uid that was sent is deleted."""
     ERROR_REASON_SHARES_DO_NOT_ADD_UP: _ErrorReason.ValueType  # 128
@@ -292,6 +300,14 @@ ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 112
 """The address of a reward service is not one of those that may be called."""
 ERROR_REASON_GRADING_LIMIT_REACHED: ErrorReason.ValueType  # 113
 """Grading takes more time or memory than it may."""
+ERROR_REASON_NO_REWARD_SPREAD: ErrorReason.ValueType  # 116
+"""No two answers to a prompt had different rewards in any step, so that nothing was learnt."""
+ERROR_REASON_GROUP_TOO_SMALL: ErrorReason.ValueType  # 120
+"""A group of a single answer has nothing to be compared with."""
+ERROR_REASON_SAMPLING_BIASED: ErrorReason.ValueType  # 121
+"""Answers would be drawn from a part of the model's probabilities, so that ratios to them are biased."""
+ERROR_REASON_ROLLOUTS_FINAL: ErrorReason.ValueType  # 122
+"""Other rollouts of the step are kept, and learnt from already."""
 ERROR_REASON_RESOURCE_REPLACED: ErrorReason.ValueType  # 126
 """The name is another resource's now: the one with the uid that was sent is deleted."""
 ERROR_REASON_SHARES_DO_NOT_ADD_UP: ErrorReason.ValueType  # 128

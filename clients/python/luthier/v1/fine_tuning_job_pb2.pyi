@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from luthier.v1 import event_pb2 as _event_pb2
+from luthier.v1 import grader_pb2 as _grader_pb2
 from luthier.v1 import reference_pb2 as _reference_pb2
 import builtins as _builtins
 import sys
@@ -376,6 +377,99 @@ class RenderingUse(_message.Message):
 Global___RenderingUse: _TypeAlias = RenderingUse  # noqa: Y015
 
 @_typing.final
+class ReinforcementConfig(_message.Message):
+    """ReinforcementConfig says that answers are drawn from the model, graded, and made likelier or less likely than others to the same
+    prompt (GRPO, arXiv:2402.03300). The rendering is PROMPT.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Normaliser:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _NormaliserEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ReinforcementConfig._Normaliser.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NORMALISER_UNSPECIFIED: ReinforcementConfig._Normaliser.ValueType  # 0
+        """The same as TOKENS."""
+        NORMALISER_TOKENS: ReinforcementConfig._Normaliser.ValueType  # 1
+        """The tokens of all answers of the step that are learnt from (arXiv:2503.14476)."""
+        NORMALISER_CONSTANT: ReinforcementConfig._Normaliser.ValueType  # 2
+        """The answers of the step, times max_new_tokens: long answers weigh no less a token than short ones (arXiv:2503.20783)."""
+
+    class Normaliser(_Normaliser, metaclass=_NormaliserEnumTypeWrapper):
+        """Normaliser is what a step's sum over its answers' tokens is divided by."""
+
+    NORMALISER_UNSPECIFIED: ReinforcementConfig.Normaliser.ValueType  # 0
+    """The same as TOKENS."""
+    NORMALISER_TOKENS: ReinforcementConfig.Normaliser.ValueType  # 1
+    """The tokens of all answers of the step that are learnt from (arXiv:2503.14476)."""
+    NORMALISER_CONSTANT: ReinforcementConfig.Normaliser.ValueType  # 2
+    """The answers of the step, times max_new_tokens: long answers weigh no less a token than short ones (arXiv:2503.20783)."""
+
+    GRADER_FIELD_NUMBER: _builtins.int
+    NUM_SAMPLES_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    CLIP_LOW_FIELD_NUMBER: _builtins.int
+    CLIP_HIGH_FIELD_NUMBER: _builtins.int
+    KL_WEIGHT_FIELD_NUMBER: _builtins.int
+    DROP_TRUNCATED_FIELD_NUMBER: _builtins.int
+    NORMALISER_FIELD_NUMBER: _builtins.int
+    SCALE_BY_SPREAD_FIELD_NUMBER: _builtins.int
+    MAX_GRADER_ERRORS_FIELD_NUMBER: _builtins.int
+    num_samples: _builtins.int
+    """Answers drawn to each prompt of a step, 2 to 64. 0 means 8."""
+    max_new_tokens: _builtins.int
+    """Longest answer in tokens. 0 means 256."""
+    temperature: _builtins.float
+    """Temperature that answers are drawn at, at most 2; what is learnt is the model at that temperature. 0 means 1."""
+    top_p: _builtins.float
+    """Nothing but 1: of answers drawn from a part of the probabilities the ratios would be biased. 0 means 1."""
+    clip_low: _builtins.float
+    """A token's ratio to the sampler counts down to 1 - clip_low, below 1. 0 means 0.2."""
+    clip_high: _builtins.float
+    """A token's ratio to the sampler counts up to 1 + clip_high. 0 means 0.28: room for tokens that were unlikely (arXiv:2503.14476)."""
+    kl_weight: _builtins.float
+    """Weight of the divergence from the model that training begins from. 0 means that nothing holds it there."""
+    drop_truncated: _builtins.bool
+    """Whether nothing is learnt from an answer that max_new_tokens cut. Such answers are counted either way."""
+    normaliser: Global___ReinforcementConfig.Normaliser.ValueType
+    """What a step's sum is divided by. Unset means TOKENS."""
+    scale_by_spread: _builtins.bool
+    """Whether advantages are divided by the standard deviation of their group's rewards. False: they are the reward less the mean."""
+    max_grader_errors: _builtins.int
+    """The job fails, with the grader's words, once so many answers in all got no score. 0 means 64."""
+    @_builtins.property
+    def grader(self) -> _grader_pb2.Grader:
+        """What answers are worth. Its templates see the record of the prompt as item and the answer as sample."""
+
+    def __init__(
+        self,
+        *,
+        grader: _grader_pb2.Grader | None = ...,
+        num_samples: _builtins.int = ...,
+        max_new_tokens: _builtins.int = ...,
+        temperature: _builtins.float = ...,
+        top_p: _builtins.float = ...,
+        clip_low: _builtins.float = ...,
+        clip_high: _builtins.float = ...,
+        kl_weight: _builtins.float = ...,
+        drop_truncated: _builtins.bool = ...,
+        normaliser: Global___ReinforcementConfig.Normaliser.ValueType = ...,
+        scale_by_spread: _builtins.bool = ...,
+        max_grader_errors: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grader", b"grader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_high", b"clip_high", "clip_low", b"clip_low", "drop_truncated", b"drop_truncated", "grader", b"grader", "kl_weight", b"kl_weight", "max_grader_errors", b"max_grader_errors", "max_new_tokens", b"max_new_tokens", "normaliser", b"normaliser", "num_samples", b"num_samples", "scale_by_spread", b"scale_by_spread", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReinforcementConfig: _TypeAlias = ReinforcementConfig  # noqa: Y015
+
+@_typing.final
 class Selection(_message.Message):
     """Selection says which checkpoint is the best, and when a job ends before its last step."""
 
@@ -388,7 +482,7 @@ class Selection(_message.Message):
     class _DirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Selection._Direction.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         DIRECTION_UNSPECIFIED: Selection._Direction.ValueType  # 0
-        """HIGHER for accuracies, margins and rewards of chosen answers; LOWER for all else."""
+        """HIGHER for accuracies, margins and rewards, those of rejected answers apart; LOWER for all else."""
         DIRECTION_LOWER: Selection._Direction.ValueType  # 1
         """A lower value."""
         DIRECTION_HIGHER: Selection._Direction.ValueType  # 2
@@ -398,7 +492,7 @@ class Selection(_message.Message):
         """Direction is what is better."""
 
     DIRECTION_UNSPECIFIED: Selection.Direction.ValueType  # 0
-    """HIGHER for accuracies, margins and rewards of chosen answers; LOWER for all else."""
+    """HIGHER for accuracies, margins and rewards, those of rejected answers apart; LOWER for all else."""
     DIRECTION_LOWER: Selection.Direction.ValueType  # 1
     """A lower value."""
     DIRECTION_HIGHER: Selection.Direction.ValueType  # 2
@@ -410,8 +504,8 @@ class Selection(_message.Message):
     PATIENCE_FIELD_NUMBER: _builtins.int
     USE_BEST_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
-    """Metric of validations. Empty means validation_loss. It is measured on the job's own rendering; of the first of
-    mixed_renderings it is validation_loss_1, and so on.
+    """Metric of validations. Empty means validation_loss, with reinforcement validation_reward. It is measured on the job's own
+    rendering; of the first of mixed_renderings it is validation_loss_1, and so on.
     """
     direction: Global___Selection.Direction.ValueType
     """What is better. Unset: the metric decides."""
@@ -463,14 +557,16 @@ class Hyperparameters(_message.Message):
     max_steps: _builtins.int
     """End after this many optimiser steps even within an epoch. 0 means no such limit."""
     batch_tokens: _builtins.int
-    """Rows are added to a step while its tokens stay within this number."""
+    """Rows are added to a step while its tokens stay within this number. Not with reinforcement: how long answers are is not known."""
     batch_rows: _builtins.int
-    """A step has this many rows, or pairs or labelled answers."""
+    """A step has this many rows, or pairs or labelled answers; with reinforcement so many prompts."""
     micro_batch_tokens: _builtins.int
-    """Most tokens in one forward pass; a larger step is divided and its gradients added up. 0 means 4,096."""
+    """Most tokens in one forward pass; a larger step is divided and its gradients added up. With reinforcement it must hold the
+    longest prompt and max_new_tokens. 0 means 4,096.
+    """
     learning_rate: _builtins.float
     """Peak learning rate. Unset means 2e-4 for an adapter, 2e-5 for all weights; with preference 2e-5 and 1e-6, with reward_model
-    1e-4 and 1e-5.
+    1e-4 and 1e-5, with reinforcement 1e-5 and 1e-6.
     """
     warmup_steps: _builtins.int
     """Steps over which the learning rate rises from zero. 0 means none."""
@@ -729,6 +825,7 @@ class FineTuningJob(_message.Message):
     SUPERVISED_FIELD_NUMBER: _builtins.int
     PREFERENCE_FIELD_NUMBER: _builtins.int
     REWARD_MODEL_FIELD_NUMBER: _builtins.int
+    REINFORCEMENT_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
     BEST_STEP_FIELD_NUMBER: _builtins.int
     MIXED_RENDERINGS_FIELD_NUMBER: _builtins.int
@@ -763,8 +860,9 @@ class FineTuningJob(_message.Message):
     """Changes with every change of the resource; how far it has come is none."""
     max_checkpoints: _builtins.int
     """Checkpoints that are kept: the last ones, and beside them the best: by `selection`, or else the one with the lowest
-    validation_loss of those taken at a step that was validated; and those that somebody needs. 0 means 3; a job of before this field shows 0 and keeps all. Older ones are no longer listed,
-    and their bytes are given back a while later.
+    validation_loss, with reinforcement the highest validation_reward, of those taken at a step that was validated; and those that
+    somebody needs. 0 means 3; a job of before this field shows 0 and keeps all. Older ones are no longer listed, and their bytes are
+    given back a while later.
     """
     start_from: _builtins.str
     """What training begins from: a READY model of the same project, or a checkpoint of a job of it. An adapter is trained on with
@@ -836,6 +934,10 @@ class FineTuningJob(_message.Message):
         """Value answers."""
 
     @_builtins.property
+    def reinforcement(self) -> Global___ReinforcementConfig:
+        """Learn from rewards of answers of its own."""
+
+    @_builtins.property
     def selection(self) -> Global___Selection:
         """Which checkpoint is the best, and when the job ends early. Unset: none is chosen, and it makes all its steps."""
 
@@ -885,6 +987,7 @@ class FineTuningJob(_message.Message):
         supervised: Global___SupervisedConfig | None = ...,
         preference: Global___PreferenceConfig | None = ...,
         reward_model: Global___RewardModelConfig | None = ...,
+        reinforcement: Global___ReinforcementConfig | None = ...,
         selection: Global___Selection | None = ...,
         best_step: _builtins.int = ...,
         mixed_renderings: _abc.Iterable[Global___RenderingShare] | None = ...,
@@ -892,13 +995,13 @@ class FineTuningJob(_message.Message):
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "reinforcement", b"reinforcement", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "references", b"references", "rendering", b"rendering", "rendering_share", b"rendering_share", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015
-    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["supervised", "preference", "reward_model"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["supervised", "preference", "reward_model", "reinforcement"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_adaptation) -> _WhichOneofReturnType_adaptation | None: ...
@@ -927,17 +1030,21 @@ class FineTuningPlan(_message.Message):
     RESOLVED_JOB_FIELD_NUMBER: _builtins.int
     RENDERINGS_FIELD_NUMBER: _builtins.int
     num_train_rows: _builtins.int
-    """Training rows that have something to learn, each row of a unit counted."""
+    """Training rows that have something to learn, each row of a unit counted; with reinforcement prompts."""
     num_validation_rows: _builtins.int
-    """Validation rows that have something to learn."""
+    """Validation rows that have something to learn; with reinforcement prompts."""
     num_steps: _builtins.int
     """Optimiser steps."""
     num_steps_per_epoch: _builtins.int
     """Optimiser steps in one pass over the training rows."""
     num_tokens: _builtins.int
-    """Tokens that go through the model over all steps."""
+    """Tokens that go through the model over all steps. With reinforcement the most that may: each prompt once for each of its answers,
+    and every answer as long as max_new_tokens.
+    """
     num_supervised_tokens: _builtins.int
-    """Tokens that are learnt over all steps; of an UNPAIRED rendering with those of mismatched answers, which are only scored."""
+    """Tokens that are learnt over all steps; of an UNPAIRED rendering with those of mismatched answers, which are only scored; with
+    reinforcement the most that may be: every answer as long as max_new_tokens.
+    """
     packing_efficiency: _builtins.float
     """Tokens over the places that the steps' batches offer, in (0, 1]."""
     num_dropped: _builtins.int

@@ -27,9 +27,10 @@ from google.api import field_info_pb2 as google_dot_api_dot_field__info__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from luthier.v1 import event_pb2 as luthier_dot_v1_dot_event__pb2
 from luthier.v1 import fine_tuning_job_pb2 as luthier_dot_v1_dot_fine__tuning__job__pb2
+from luthier.v1 import rollout_pb2 as luthier_dot_v1_dot_rollout__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!luthier/v1/training_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x16luthier/v1/event.proto\x1a luthier/v1/fine_tuning_job.proto\"\x81\x01\n\x18PlanFineTuningJobRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12G\n\x0f\x66ine_tuning_job\x18\x02 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x02R\rfineTuningJob\"\xe3\x01\n\x1a\x43reateFineTuningJobRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12G\n\x0f\x66ine_tuning_job\x18\x02 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x02R\rfineTuningJob\x12\x31\n\x12\x66ine_tuning_job_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0f\x66ineTuningJobId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"Q\n\x17GetFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\"\xc0\x01\n\x19ListFineTuningJobsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x95\x01\n\x1aListFineTuningJobsResponse\x12I\n\x10\x66ine_tuning_jobs\x18\x01 \x03(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x03R\x0e\x66ineTuningJobs\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x9b\x01\n\x1a\x43\x61ncelFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x98\x01\n\x19WatchFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\xa4\x01\n\x1eListFineTuningJobEventsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x80\x01\n\x1fListFineTuningJobEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.luthier.v1.EventB\x04\xe2\x41\x01\x03R\x06\x65vents\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xa1\x01\n\x1fReadFineTuningJobMetricsRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n ReadFineTuningJobMetricsResponse\x12\x35\n\x06points\x18\x01 \x03(\x0b\x32\x17.luthier.v1.MetricPointB\x04\xe2\x41\x01\x03R\x06points\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"K\n\x14GetCheckpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/CheckpointR\x04name\"\x9c\x01\n\x16ListCheckpointsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n\x17ListCheckpointsResponse\x12>\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x16.luthier.v1.CheckpointB\x04\xe2\x41\x01\x03R\x0b\x63heckpoints\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x9b\x01\n\x1a\x44\x65leteFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId2\xbb\x08\n\x0fTrainingService\x12Z\n\x11PlanFineTuningJob\x12$.luthier.v1.PlanFineTuningJobRequest\x1a\x1a.luthier.v1.FineTuningPlan\"\x03\x90\x02\x01\x12X\n\x13\x43reateFineTuningJob\x12&.luthier.v1.CreateFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12W\n\x10GetFineTuningJob\x12#.luthier.v1.GetFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\"\x03\x90\x02\x01\x12h\n\x12ListFineTuningJobs\x12%.luthier.v1.ListFineTuningJobsRequest\x1a&.luthier.v1.ListFineTuningJobsResponse\"\x03\x90\x02\x01\x12X\n\x13\x43\x61ncelFineTuningJob\x12&.luthier.v1.CancelFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12X\n\x13\x44\x65leteFineTuningJob\x12&.luthier.v1.DeleteFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12U\n\x12WatchFineTuningJob\x12%.luthier.v1.WatchFineTuningJobRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12w\n\x17ListFineTuningJobEvents\x12*.luthier.v1.ListFineTuningJobEventsRequest\x1a+.luthier.v1.ListFineTuningJobEventsResponse\"\x03\x90\x02\x01\x12z\n\x18ReadFineTuningJobMetrics\x12+.luthier.v1.ReadFineTuningJobMetricsRequest\x1a,.luthier.v1.ReadFineTuningJobMetricsResponse\"\x03\x90\x02\x01\x12N\n\rGetCheckpoint\x12 .luthier.v1.GetCheckpointRequest\x1a\x16.luthier.v1.Checkpoint\"\x03\x90\x02\x01\x12_\n\x0fListCheckpoints\x12\".luthier.v1.ListCheckpointsRequest\x1a#.luthier.v1.ListCheckpointsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!luthier/v1/training_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x16luthier/v1/event.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x18luthier/v1/rollout.proto\"\x81\x01\n\x18PlanFineTuningJobRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12G\n\x0f\x66ine_tuning_job\x18\x02 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x02R\rfineTuningJob\"\xe3\x01\n\x1a\x43reateFineTuningJobRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12G\n\x0f\x66ine_tuning_job\x18\x02 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x02R\rfineTuningJob\x12\x31\n\x12\x66ine_tuning_job_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0f\x66ineTuningJobId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"Q\n\x17GetFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\"\xc0\x01\n\x19ListFineTuningJobsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x95\x01\n\x1aListFineTuningJobsResponse\x12I\n\x10\x66ine_tuning_jobs\x18\x01 \x03(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x03R\x0e\x66ineTuningJobs\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x9b\x01\n\x1a\x43\x61ncelFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x98\x01\n\x19WatchFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\xa4\x01\n\x1eListFineTuningJobEventsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x80\x01\n\x1fListFineTuningJobEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.luthier.v1.EventB\x04\xe2\x41\x01\x03R\x06\x65vents\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xa1\x01\n\x1fReadFineTuningJobMetricsRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n ReadFineTuningJobMetricsResponse\x12\x35\n\x06points\x18\x01 \x03(\x0b\x32\x17.luthier.v1.MetricPointB\x04\xe2\x41\x01\x03R\x06points\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"K\n\x14GetCheckpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/CheckpointR\x04name\"\x9c\x01\n\x16ListCheckpointsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n\x17ListCheckpointsResponse\x12>\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x16.luthier.v1.CheckpointB\x04\xe2\x41\x01\x03R\x0b\x63heckpoints\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xb3\x01\n\x13ListRolloutsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x18\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04step\"{\n\x14ListRolloutsResponse\x12\x35\n\x08rollouts\x18\x01 \x03(\x0b\x32\x13.luthier.v1.RolloutB\x04\xe2\x41\x01\x03R\x08rollouts\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x9b\x01\n\x1a\x44\x65leteFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId2\x93\t\n\x0fTrainingService\x12Z\n\x11PlanFineTuningJob\x12$.luthier.v1.PlanFineTuningJobRequest\x1a\x1a.luthier.v1.FineTuningPlan\"\x03\x90\x02\x01\x12X\n\x13\x43reateFineTuningJob\x12&.luthier.v1.CreateFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12W\n\x10GetFineTuningJob\x12#.luthier.v1.GetFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\"\x03\x90\x02\x01\x12h\n\x12ListFineTuningJobs\x12%.luthier.v1.ListFineTuningJobsRequest\x1a&.luthier.v1.ListFineTuningJobsResponse\"\x03\x90\x02\x01\x12X\n\x13\x43\x61ncelFineTuningJob\x12&.luthier.v1.CancelFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12X\n\x13\x44\x65leteFineTuningJob\x12&.luthier.v1.DeleteFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12U\n\x12WatchFineTuningJob\x12%.luthier.v1.WatchFineTuningJobRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12w\n\x17ListFineTuningJobEvents\x12*.luthier.v1.ListFineTuningJobEventsRequest\x1a+.luthier.v1.ListFineTuningJobEventsResponse\"\x03\x90\x02\x01\x12z\n\x18ReadFineTuningJobMetrics\x12+.luthier.v1.ReadFineTuningJobMetricsRequest\x1a,.luthier.v1.ReadFineTuningJobMetricsResponse\"\x03\x90\x02\x01\x12N\n\rGetCheckpoint\x12 .luthier.v1.GetCheckpointRequest\x1a\x16.luthier.v1.Checkpoint\"\x03\x90\x02\x01\x12_\n\x0fListCheckpoints\x12\".luthier.v1.ListCheckpointsRequest\x1a#.luthier.v1.ListCheckpointsResponse\"\x03\x90\x02\x01\x12V\n\x0cListRollouts\x12\x1f.luthier.v1.ListRolloutsRequest\x1a .luthier.v1.ListRolloutsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -108,6 +109,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCHECKPOINTSRESPONSE'].fields_by_name['checkpoints']._serialized_options = b'\342A\001\003'
   _globals['_LISTCHECKPOINTSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
   _globals['_LISTCHECKPOINTSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
+  _globals['_LISTROLLOUTSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTROLLOUTSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\033\n\031luthier.dev/FineTuningJob'
+  _globals['_LISTROLLOUTSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTROLLOUTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTROLLOUTSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTROLLOUTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTROLLOUTSREQUEST'].fields_by_name['step']._loaded_options = None
+  _globals['_LISTROLLOUTSREQUEST'].fields_by_name['step']._serialized_options = b'\342A\001\001'
+  _globals['_LISTROLLOUTSRESPONSE'].fields_by_name['rollouts']._loaded_options = None
+  _globals['_LISTROLLOUTSRESPONSE'].fields_by_name['rollouts']._serialized_options = b'\342A\001\003'
+  _globals['_LISTROLLOUTSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
+  _globals['_LISTROLLOUTSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_DELETEFINETUNINGJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEFINETUNINGJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\033\n\031luthier.dev/FineTuningJob'
   _globals['_DELETEFINETUNINGJOBREQUEST'].fields_by_name['etag']._loaded_options = None
@@ -130,36 +143,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGSERVICE'].methods_by_name['GetCheckpoint']._serialized_options = b'\220\002\001'
   _globals['_TRAININGSERVICE'].methods_by_name['ListCheckpoints']._loaded_options = None
   _globals['_TRAININGSERVICE'].methods_by_name['ListCheckpoints']._serialized_options = b'\220\002\001'
-  _globals['_PLANFINETUNINGJOBREQUEST']._serialized_start=197
-  _globals['_PLANFINETUNINGJOBREQUEST']._serialized_end=326
-  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_start=329
-  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_end=556
-  _globals['_GETFINETUNINGJOBREQUEST']._serialized_start=558
-  _globals['_GETFINETUNINGJOBREQUEST']._serialized_end=639
-  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_start=642
-  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_end=834
-  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_start=837
-  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_end=986
-  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_start=989
-  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_end=1144
-  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_start=1147
-  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_end=1299
-  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_start=1302
-  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_end=1466
-  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_start=1469
-  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_end=1597
-  _globals['_READFINETUNINGJOBMETRICSREQUEST']._serialized_start=1600
-  _globals['_READFINETUNINGJOBMETRICSREQUEST']._serialized_end=1761
-  _globals['_READFINETUNINGJOBMETRICSRESPONSE']._serialized_start=1764
-  _globals['_READFINETUNINGJOBMETRICSRESPONSE']._serialized_end=1899
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1901
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=1976
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1979
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2135
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2138
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2273
-  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_start=2276
-  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_end=2431
-  _globals['_TRAININGSERVICE']._serialized_start=2434
-  _globals['_TRAININGSERVICE']._serialized_end=3517
+  _globals['_TRAININGSERVICE'].methods_by_name['ListRollouts']._loaded_options = None
+  _globals['_TRAININGSERVICE'].methods_by_name['ListRollouts']._serialized_options = b'\220\002\001'
+  _globals['_PLANFINETUNINGJOBREQUEST']._serialized_start=223
+  _globals['_PLANFINETUNINGJOBREQUEST']._serialized_end=352
+  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_start=355
+  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_end=582
+  _globals['_GETFINETUNINGJOBREQUEST']._serialized_start=584
+  _globals['_GETFINETUNINGJOBREQUEST']._serialized_end=665
+  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_start=668
+  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_end=860
+  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_start=863
+  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_end=1012
+  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_start=1015
+  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_end=1170
+  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_start=1173
+  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_end=1325
+  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_start=1328
+  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_end=1492
+  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_start=1495
+  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_end=1623
+  _globals['_READFINETUNINGJOBMETRICSREQUEST']._serialized_start=1626
+  _globals['_READFINETUNINGJOBMETRICSREQUEST']._serialized_end=1787
+  _globals['_READFINETUNINGJOBMETRICSRESPONSE']._serialized_start=1790
+  _globals['_READFINETUNINGJOBMETRICSRESPONSE']._serialized_end=1925
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1927
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2002
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2005
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2161
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2164
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2299
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=2302
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=2481
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=2483
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=2606
+  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_start=2609
+  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_end=2764
+  _globals['_TRAININGSERVICE']._serialized_start=2767
+  _globals['_TRAININGSERVICE']._serialized_end=3938
 # @@protoc_insertion_point(module_scope)

@@ -93,6 +93,11 @@ class TrainingServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_training__service__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_training__service__pb2.ListCheckpointsResponse.FromString,
                 _registered_method=True)
+        self.ListRollouts = channel.unary_unary(
+                '/luthier.v1.TrainingService/ListRollouts',
+                request_serializer=luthier_dot_v1_dot_training__service__pb2.ListRolloutsRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_training__service__pb2.ListRolloutsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -205,6 +210,16 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRollouts(self, request, context):
+        """Page through the answers that a reinforcement job drew and learnt from, in order of steps, groups and samples: what is rewarded. A
+        step that was made twice shows its last attempt. A job of another method has none.
+
+        Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: step, page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -262,6 +277,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ListCheckpoints,
                     request_deserializer=luthier_dot_v1_dot_training__service__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_training__service__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'ListRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRollouts,
+                    request_deserializer=luthier_dot_v1_dot_training__service__pb2.ListRolloutsRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_training__service__pb2.ListRolloutsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -563,6 +583,33 @@ class TrainingService(object):
             '/luthier.v1.TrainingService/ListCheckpoints',
             luthier_dot_v1_dot_training__service__pb2.ListCheckpointsRequest.SerializeToString,
             luthier_dot_v1_dot_training__service__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.TrainingService/ListRollouts',
+            luthier_dot_v1_dot_training__service__pb2.ListRolloutsRequest.SerializeToString,
+            luthier_dot_v1_dot_training__service__pb2.ListRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -98,6 +98,12 @@ class TrainingServiceStub:
 
     Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
+    ListRollouts: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListRolloutsRequest, _training_service_pb2.ListRolloutsResponse]
+    """Page through the answers that a reinforcement job drew and learnt from, in order of steps, groups and samples: what is rewarded. A
+    step that was made twice shows its last attempt. A job of another method has none.
+
+    Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: step, page_size or page_token is not valid.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -166,6 +172,12 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Page through the checkpoints of a job, in order of steps.
 
     Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+    """
+    ListRollouts: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListRolloutsRequest, _training_service_pb2.ListRolloutsResponse]  # type: ignore[assignment]
+    """Page through the answers that a reinforcement job drew and learnt from, in order of steps, groups and samples: what is rewarded. A
+    step that was made twice shows its last attempt. A job of another method has none.
+
+    Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: step, page_size or page_token is not valid.
     """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -298,6 +310,18 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Page through the checkpoints of a job, in order of steps.
 
         Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRollouts(
+        self,
+        request: _training_service_pb2.ListRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.ListRolloutsResponse, _abc.Awaitable[_training_service_pb2.ListRolloutsResponse]]:
+        """Page through the answers that a reinforcement job drew and learnt from, in order of steps, groups and samples: what is rewarded. A
+        step that was made twice shows its last attempt. A job of another method has none.
+
+        Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: step, page_size or page_token is not valid.
         """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

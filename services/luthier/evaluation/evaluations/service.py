@@ -14,14 +14,13 @@ from luthier.errors import DataLoss, FailedPrecondition, Failure, Reason
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.asking import askings
 from luthier.evaluation.evaluations import repository, rules
-from luthier.evaluation.evaluations.prediction_file import found_predictions, read_predictions
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.names import child_name
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored
-from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate, PredictionFile
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
@@ -31,6 +30,7 @@ from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
+from luthier.work.row_file import RowFile, found_rows, read_rows
 from luthier.work.tasks import TaskKind
 from luthier.worker.v1.task_pb2 import BlobFile, EvaluateResult, EvaluateSpec
 
@@ -130,8 +130,9 @@ class EvaluationService:
         """
         message, private = evaluation.message, evaluation.private
         if private.HasField("predictions"):
-            file = private.predictions
-            rows = await read_predictions(self._blobs, file, first_row, limit, limit_bytes)
+            kept = private.predictions
+            file = RowFile(sha256=kept.sha256, size_bytes=kept.size_bytes, num_rows=kept.num_rows)
+            rows = await read_rows(self._blobs, file, first_row, limit, limit_bytes)
             return [_prediction(row) for row in rows]
         if message.state != State.STATE_SUCCEEDED:
             state = self.family.lifecycle.name(message.state)
@@ -224,8 +225,16 @@ class EvaluationService:
     async def _with_predictions(
         self, private: EvaluationPrivate, result: EvaluateResult
     ) -> EvaluationPrivate:
-        file = await found_predictions(self._blobs, result.predictions.sha256, result.num_records)
-        return EvaluationPrivate(base_model=private.base_model, askings=private.askings, predictions=file)
+        file = await found_rows(
+            self._blobs, result.predictions.sha256, result.num_records, "result.evaluate.predictions"
+        )
+        return EvaluationPrivate(
+            base_model=private.base_model,
+            askings=private.askings,
+            predictions=PredictionFile(
+                sha256=file.sha256, size_bytes=file.size_bytes, num_rows=file.num_rows
+            ),
+        )
 
 
 def _prediction(row: bytes) -> Prediction:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from luthier.errors import Cancelled, Failure, Internal, InvalidArgument, Reason, ResourceExhausted
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.grading import rules
-from luthier.grading.graders import remote_graders
+from luthier.grading.graders import remote_addresses, remote_graders
+from luthier.grading.outcomes import CODES
 from luthier.runtime.names import require_project
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
@@ -32,16 +33,6 @@ _PROCESSES = 2
 _WAIT_SECONDS = 20.0
 _SAMPLES_AN_ANSWER = 16
 _RETRY_SECONDS = 2.0
-_CODES = {
-    Reason.TEMPLATE_FIELD_MISSING: "INVALID_ARGUMENT",
-    Reason.GRADER_INPUT_INVALID: "INVALID_ARGUMENT",
-    Reason.SCORE_NOT_FINITE: "FAILED_PRECONDITION",
-    Reason.SCORE_OUT_OF_RANGE: "FAILED_PRECONDITION",
-    Reason.REWARD_FAILED: "FAILED_PRECONDITION",
-    Reason.REWARD_SERVICE_INVALID: "FAILED_PRECONDITION",
-    Reason.REWARD_SERVICE_UNAVAILABLE: "UNAVAILABLE",
-}
-"""Of the errors of samples, by their reasons."""
 _Rewards = Mapping[str, Sequence[float | RewardError]]
 
 
@@ -67,8 +58,8 @@ class GradingService:
         """
         project = require_project(request.parent, self._projects)
         rules.check(request)
-        for path, remote in remote_graders(request.grader):
-            self._allowed.require(remote.address, _field(path))
+        for field, address in remote_addresses(request.grader, "grader"):
+            self._allowed.require(address, field)
         if self._running >= MAX_GRADINGS:
             raise ResourceExhausted(
                 f"{self._running} calls grade samples already, the limit is {MAX_GRADINGS}",
@@ -127,15 +118,6 @@ class GradingService:
         return grades
 
 
-def _field(path: str) -> str:
-    """Return where the grader of a path stands in a request: `grader.multi.graders['a'].remote.address`."""
-    return (
-        "grader"
-        + "".join(f".multi.graders[{name!r}]" for name in path.split(".") if name)
-        + ".remote.address"
-    )
-
-
 def _encoded(grader: Grader) -> str:
     # The order of a map's entries is not the same for ever, and the process knows graders by their text.
     return base64.b64encode(grader.SerializeToString(deterministic=True)).decode()
@@ -162,6 +144,6 @@ def _grade(answer: Mapping[str, Any]) -> SampleGrade:
         grade.score = answer["score"]
     else:
         reason = answer["reason"]
-        failure = Failure(code=_CODES[Reason(reason)], reason=reason, message=answer["message"])
+        failure = Failure(code=CODES[Reason(reason)], reason=reason, message=answer["message"])
         grade.error.CopyFrom(failure_to_status(failure))
     return grade

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from luthier.evaluation.evaluations.prediction_file import write_predictions
 from luthier.evaluation.worker.arm import ArmAnswers
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading
@@ -13,6 +12,7 @@ from luthier.evaluation.worker.scoring import Answer, compare, estimates
 from luthier.text.records import ChatRecord
 from luthier.text.rendering import reference_text
 from luthier.v1 import chat_pb2, evaluation_pb2
+from luthier.work.row_file import write_rows
 from luthier.worker.v1 import task_pb2
 
 
@@ -57,7 +57,7 @@ def write_answers(
         )
         for row, question in enumerate(questions)
     )
-    return write_predictions(path, (one.SerializeToString(deterministic=True) for one in predictions))
+    return write_rows(path, (one.SerializeToString(deterministic=True) for one in predictions))
 
 
 def _scored(said: ArmAnswers, questions: Sequence[Question], grading: Grading) -> list[Answer]:

@@ -28,9 +28,12 @@ async def survey_elsewhere(
     train: PackedLengths,
     validation: PackedLengths,
     batches: BatchSettings,
+    max_new_tokens: int = 0,
     mixture: Mixture | None = None,
 ) -> Survey:
     """Return what `survey` finds, computed in a process that ends with the call.
+
+    With `max_new_tokens` rows are prompts, and have answers of so many tokens.
 
     Raises:
         Internal: the process failed; the message has the last of what it said.
@@ -45,7 +48,9 @@ async def survey_elsewhere(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, errors = await process.communicate(_written(train, validation, batches, mixture))
+        output, errors = await process.communicate(
+            _written(train, validation, batches, max_new_tokens, mixture)
+        )
     finally:
         if process.returncode is None:
             process.kill()
@@ -57,12 +62,17 @@ async def survey_elsewhere(
 
 
 def _written(
-    train: PackedLengths, validation: PackedLengths, batches: BatchSettings, mixture: Mixture | None
+    train: PackedLengths,
+    validation: PackedLengths,
+    batches: BatchSettings,
+    max_new_tokens: int,
+    mixture: Mixture | None,
 ) -> bytes:
     head = {
         "batches": asdict(batches),
-        "mixture": None if mixture is None else asdict(mixture),
         "counts": [len(train), len(validation)],
+        "max_new_tokens": max_new_tokens,
+        "mixture": None if mixture is None else asdict(mixture),
     }
     columns = [column.tobytes() for split in (train, validation) for column in _columns(split)]
     return b"\n".join((json.dumps(head).encode(), b"".join(columns)))
@@ -79,7 +89,8 @@ def _read(stream: BinaryIO) -> Survey:
         lengths = PackedLengths()
         for column in _columns(lengths):
             column.frombytes(stream.read(count * column.itemsize))
-        splits.append(lengths)
+        answer_tokens = head["max_new_tokens"]
+        splits.append(lengths.with_answers(answer_tokens) if answer_tokens else lengths)
     train, validation = splits
     mixture = msgspec.convert(head["mixture"], Mixture | None)
     return survey(train, validation, BatchSettings(**head["batches"]), mixture)

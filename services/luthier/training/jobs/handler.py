@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Failure
+from luthier.errors import FailedPrecondition, Failure
 from luthier.errors.status import failure_to_status
 from luthier.runtime.digests import files_digest
 from luthier.storage.blobs import BlobStore
@@ -15,8 +15,10 @@ from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
+from luthier.training.jobs.methods import method_of
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
+from luthier.training.jobs.rollouts import JobRollouts
 from luthier.training.jobs.rules import RESULT_LIMITS, State
 from luthier.training.jobs.tuned import origin_of, tuned_model
 from luthier.training.recipe_settings import selection_of
@@ -28,7 +30,7 @@ from luthier.work.families import Family, referred
 from luthier.work.holds import Holds
 from luthier.work.log import EventLog
 from luthier.work.tasks import Task
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 TRAINING_PHASE = "training"
 """Phase of a worker's progress from its first step on."""
@@ -48,18 +50,20 @@ class TrainHandler:
         models: Models,
         blobs: BlobStore,
         released: ReleasedBlobs,
+        rollouts: JobRollouts,
     ) -> None:
         self._family = family
         self._log = log
         self._models = models
         self._blobs = blobs
         self._released = released
+        self._rollouts = rollouts
         self._jobs = repository.jobs()
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
-        """Say what to train, and from which checkpoint on."""
+        """Say what to train, from which checkpoint on, and what was drawn since."""
         job = await self._stored(connection, task)
         base = await self._models.base(connection, referred(job.message, job.message.base_model).uid)
         spec = task_pb2.TrainSpec(
@@ -74,6 +78,7 @@ class TrainHandler:
         if checkpoint is not None:
             spec.checkpoint_step = checkpoint.message.step
             spec.checkpoint_files.extend(checkpoint.private.files)
+        spec.rollouts.extend(await self._rollouts.after(connection, job.uid, spec.checkpoint_step))
         return task_pb2.Task(train=spec)
 
     async def started(self, connection: AsyncConnection, task: Task) -> None:
@@ -152,6 +157,22 @@ class TrainHandler:
             await self._log.append(connection, task.uid, [event])
             await self._drop_older(connection, job)
         return checkpoint.name
+
+    async def rolled_out(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        request: worker_service_pb2.CommitRolloutsRequest,
+    ) -> None:
+        """Keep what a step drew. Raises as `JobRollouts.commit`, and FailedPrecondition for a job of another method."""
+        job = await self._stored(connection, task)
+        if not job.message.HasField("reinforcement"):
+            raise FailedPrecondition(
+                f"{task.subject} must be of method reinforcement to have rollouts, it is of method "
+                f"{method_of(job.message)}",
+                metadata={"name": task.subject},
+            )
+        await self._rollouts.commit(connection, job.uid, task.attempt, request)
 
     async def _judged(
         self, connection: AsyncConnection, job: StoredJob, step: int, metrics: Mapping[str, float]

@@ -14,6 +14,8 @@ from luthier.runtime.field_limits import (
     positive,
     whole,
 )
+from luthier.training.jobs.reinforcement import LIMITS as REINFORCEMENT_LIMITS
+from luthier.training.jobs.reinforcement import fill_reinforcement, reinforcement_violations
 from luthier.v1.fine_tuning_job_pb2 import (
     LEARNING_RATE_SCHEDULE_WARMUP_STABLE_DECAY,
     FineTuningJob,
@@ -22,6 +24,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
 )
 from luthier.v1.rendering_pb2 import (
     RENDERING_KIND_PREFERENCE,
+    RENDERING_KIND_PROMPT,
     RENDERING_KIND_SUPERVISED,
     RENDERING_KIND_UNPAIRED,
     RenderingKind,
@@ -43,6 +46,7 @@ LIMITS: LimitTable = {
     "preference.undesirable_weight": positive(_MOST),
     "reward_model.margin": not_negative(_MOST),
     "reward_model.centring": not_negative(_MOST),
+    **REINFORCEMENT_LIMITS,
     "selection.min_delta": not_negative(1e9),
     "selection.patience": whole(0, 10_000_000),
 }
@@ -50,6 +54,9 @@ LEARNING_RATES: Mapping[str, tuple[float, float]] = {
     "supervised": (2e-4, 2e-5),
     "preference": (2e-5, 1e-6),
     "reward_model": (1e-4, 1e-5),
+    # TRL's default for all weights; an adapter takes some ten times that of all weights in reinforcement too
+    # (thinkingmachines.ai/blog/lora).
+    "reinforcement": (1e-5, 1e-6),
 }
 """Peaks by method: of an adapter, and of all weights, which move at once."""
 
@@ -74,10 +81,13 @@ _METRICS: Mapping[str, frozenset[str]] = {
     "preference": frozenset({"loss", *_REWARDS, "logprob_chosen", "logprob_rejected", "nll_loss"}),
     "kto": frozenset({"loss", *_REWARDS, "kl"}),
     "reward_model": frozenset({"loss", *_REWARDS}),
+    "reinforcement": frozenset({"reward", "answer_tokens", "truncated_share"}),
 }
 """What validations measure, without the prefix."""
 _PREFIX = "validation_"
-_HIGHER = frozenset({"token_accuracy", "reward_accuracy", "reward_margin", "reward_chosen", "logprob_chosen"})
+_HIGHER = frozenset(
+    {"token_accuracy", "reward", "reward_accuracy", "reward_margin", "reward_chosen", "logprob_chosen"}
+)
 
 
 def method_of(job: FineTuningJob) -> str:
@@ -93,6 +103,11 @@ def described(job: FineTuningJob) -> str:
     return f"preference ({loss})"
 
 
+def main_metric(job: FineTuningJob) -> str:
+    """Return the metric of validations that tells most of a job's method."""
+    return _PREFIX + ("reward" if job.HasField("reinforcement") else "loss")
+
+
 def judged_by(job: FineTuningJob) -> tuple[str, int]:
     """Return what a job is judged by, and the number of the rendering on which that is measured: 0 is its own."""
     name, _, number = job.selection.metric.rpartition("_")
@@ -103,6 +118,8 @@ def rendering_kind(job: FineTuningJob) -> RenderingKind.ValueType:
     """Return the kind of rendering that a job learns from."""
     if method_of(job) == "supervised":
         return RENDERING_KIND_SUPERVISED
+    if job.HasField("reinforcement"):
+        return RENDERING_KIND_PROMPT
     return RENDERING_KIND_UNPAIRED if _is_kto(job) else RENDERING_KIND_PREFERENCE
 
 
@@ -116,9 +133,11 @@ def fill_method(job: FineTuningJob) -> None:
         fill_defaults(chosen, _LOSS_DEFAULTS[chosen.loss])
     if job.HasField("reward_model"):
         fill_defaults(job.reward_model, {"centring": 0.01})
+    if job.HasField("reinforcement"):
+        fill_reinforcement(job)
     if job.HasField("selection"):
         chosen_metric = job.selection
-        fill_defaults(chosen_metric, {"metric": "validation_loss"})
+        fill_defaults(chosen_metric, {"metric": main_metric(job)})
         higher = judged_by(job)[0].removeprefix(_PREFIX) in _HIGHER
         better = Selection.DIRECTION_HIGHER if higher else Selection.DIRECTION_LOWER
         fill_defaults(chosen_metric, {"direction": better})
@@ -143,6 +162,8 @@ def method_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
                     f"preference.{field.name}",
                     f"must be unset with loss {name}: it belongs to {' and '.join(takers)}",
                 )
+    if job.HasField("reinforcement"):
+        yield from reinforcement_violations(job)
     if job.HasField("selection") and job.selection.metric:
         yield from _metric_violations(job)
     yield from _schedule_violations(job)

@@ -34,6 +34,10 @@ def mixture_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
                 "must be unset without mixed_renderings: the rendering is all that is learnt",
             )
         return
+    if job.HasField("reinforcement"):
+        yield _violation(
+            "mixed_renderings", "must be unset with reinforcement, whose prompts are of one rendering"
+        )
     seen = {job.rendering}
     for number, mixed in enumerate(job.mixed_renderings):
         if mixed.rendering in seen:

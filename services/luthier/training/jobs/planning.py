@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
-from luthier.training.jobs.methods import described, judged_by, rendering_kind
+from luthier.training.jobs.methods import described, judged_by, main_metric, rendering_kind
 from luthier.training.jobs.mixing import mixture_warnings
+from luthier.training.jobs.reinforcement import answer_tokens, answers_per_row
 from luthier.training.recipe_settings import (
     batch_settings,
     measure_of,
@@ -134,6 +135,7 @@ def check_counts(job: FineTuningJob, renderings: Sequence[Rendering], context_le
         FailedPrecondition: NO_SUPERVISED_TOKENS, METRIC_NOT_MEASURED, or rows are longer than the model's context
             (SEQUENCE_TOO_LONG).
     """
+    more = answer_tokens(job)
     for number, rendering in enumerate(renderings):
         train = statistics_of(rendering, SPLIT_TRAIN)
         validation = statistics_of(rendering, SPLIT_VALIDATION)
@@ -145,13 +147,13 @@ def check_counts(job: FineTuningJob, renderings: Sequence[Rendering], context_le
             num_train_rows=train.tokens.count,
             num_teaching_rows=num_teaching(train),
             num_validation_rows=num_teaching(validation),
-            longest_train=_longest_unit(train),
-            longest=_longest_unit(train, validation),
-            longest_row=_longest(train, validation),
+            longest_train=_with(_longest_unit(train), more),
+            longest=_with(_longest_unit(train, validation), more),
+            longest_row=_with(_longest(train, validation), more),
             totals=None,
         )
         of = rendering.name if len(renderings) > 1 else ""
-        require_fitting(known, batch_settings(job), context_length, of)
+        require_fitting(known, batch_settings(job), context_length, more, of)
     _require_countable(job, [statistics_of(rendering, SPLIT_TRAIN) for rendering in renderings])
 
 
@@ -200,8 +202,8 @@ def make_plan(
         num_validation_rows=found.num_validation_rows,
         num_steps=totals.num_steps,
         num_steps_per_epoch=totals.num_steps_per_epoch,
-        num_tokens=totals.num_tokens,
-        num_supervised_tokens=totals.num_supervised,
+        num_tokens=totals.num_tokens * answers_per_row(job),
+        num_supervised_tokens=totals.num_supervised * answers_per_row(job),
         packing_efficiency=totals.packing_efficiency,
         num_dropped=train.num_dropped,
         num_truncated=train.num_truncated,
@@ -219,7 +221,7 @@ def _require_learnable(
         if part.longest_train is None:
             raise nothing_to_learn(rendering)
         of = rendering.name if found.mixed else ""
-        require_fitting(part, batch_settings(job), context_length, of)
+        require_fitting(part, batch_settings(job), context_length, answer_tokens(job), of)
 
 
 def _schedule_warnings(job: FineTuningJob, num_steps: int) -> Iterator[str]:
@@ -277,6 +279,10 @@ def _longest(*splits: RenderingSplitStatistics) -> Longest | None:
     if any(map(num_idle, splits)):
         return None
     return Longest(num_tokens=max(split.tokens.maximum for split in splits))
+
+
+def _with(longest: Longest | None, more: int) -> Longest | None:
+    return None if longest is None else replace(longest, num_tokens=longest.num_tokens + more)
 
 
 def _longest_unit(*splits: RenderingSplitStatistics) -> Longest | None:
@@ -349,7 +355,7 @@ def plan_warnings(
         suffix = f"_{number}" if number else ""
         yield from (of + text for text in _row_warnings(job, rendering))
         if not part.num_validation_rows:
-            yield f"{of}there are no validation rows, so validation_loss{suffix} is not measured"
+            yield f"{of}there are no validation rows, so {main_metric(job)}{suffix} is not measured"
     if used:
         yield from mixture_warnings(renderings, used)
     yield from _schedule_warnings(job, totals.num_steps)

@@ -1,4 +1,4 @@
-"""Bytes of checkpoints that are no longer kept: given back once nothing names them and none is on its way to.
+"""Bytes of checkpoints and rollouts that are no longer kept: given back once nothing names them or is on its way to.
 
 A worker that was told that the service has a blob names it a moment later, in a checkpoint that is then refused if
 the blob is gone, and sends it again.
@@ -15,14 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.training.schema import checkpoints, fine_tuning_jobs, models, released_blobs
+from luthier.training.schema import checkpoints, fine_tuning_jobs, models, released_blobs, rollouts
 
 GRACE_SECONDS = 900.0
 _SWEPT_AT_ONCE = 64
 
 
 class ReleasedBlobs:
-    """Blobs that a dropped checkpoint named."""
+    """Blobs that a dropped checkpoint named, or that held dropped rollouts."""
 
     def __init__(self, database: Database, blobs: BlobStore, clock: Callable[[], float] = time.time) -> None:
         self._database = database
@@ -41,9 +41,9 @@ class ReleasedBlobs:
             await connection.execute(again, rows)
 
     async def sweep(self) -> None:
-        """Delete what was released `GRACE_SECONDS` ago and is named by no checkpoint, model or job that begins from it.
+        """Delete what was released `GRACE_SECONDS` ago and is named by nothing: by no job that begins from it either.
 
-        The bytes go inside the transaction that looked: no checkpoint can be committed in between.
+        The bytes go inside the transaction that looked: nothing can be committed in between.
         """
         column = released_blobs.c
         before_us = round((self._clock() - GRACE_SECONDS) * 1e6)
@@ -64,4 +64,5 @@ async def _named(connection: AsyncConnection, digest: str) -> bool:
         names_it = func.instr(stored, digest.encode()) > 0
         if (await connection.execute(select(1).where(names_it).select_from(stored.table).limit(1))).first():
             return True
-    return False
+    holds_rollouts = select(1).where(rollouts.c.digest == digest).limit(1)
+    return (await connection.execute(holds_rollouts)).first() is not None

@@ -1,8 +1,9 @@
-"""Jobs, checkpoints and metrics in SQL; checkpoints and metrics by the uid of their job."""
+"""Jobs, checkpoints, metrics and rollouts in SQL; all but jobs by the uid of their job."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,13 @@ from luthier.errors import NotFound
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Rows
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
-from luthier.training.schema import checkpoints, fine_tuning_jobs, metric_points
+from luthier.training.schema import checkpoints, fine_tuning_jobs, metric_points, rollouts
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, MetricPoint
 from luthier.work.families import told_of
+from luthier.work.row_file import RowFile
 
 VALIDATION_LOSS = "validation_loss"
+VALIDATION_REWARD = "validation_reward"
 _ALL = 1_000_000
 _NAME = re.compile(r".*/step-(?P<step>0|[1-9][0-9]{0,17})")
 
@@ -78,8 +81,8 @@ class Checkpoints:
     ) -> Sequence[StoredCheckpoint]:
         """Drop all but the last `keep` checkpoints of a job, the best and those `held`; return those that went.
 
-        The best is that of `best_step`; 0: that with the lowest validation_loss of all that were taken at a validated
-        step. `held` are uids.
+        The best is that of `best_step`; 0: that with the lowest validation_loss, or where none has one with the highest
+        validation_reward, of all that were taken at a validated step. `held` are uids.
         """
         kept = await self.after(connection, job_uid, 0, _ALL)
         best = _best(kept, best_step)
@@ -165,11 +168,69 @@ class Metrics:
         return [MetricPoint.FromString(stored) for stored in (await connection.execute(statement)).scalars()]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRollouts:
+    """What one step of a job drew: the file that holds it, and the attempt that committed it."""
+
+    step: int
+    attempt: int
+    file: RowFile
+
+
+class Rollouts:
+    """The rollouts of all jobs, a file a step."""
+
+    async def put(self, connection: AsyncConnection, job_uid: str, new: StoredRollouts) -> None:
+        """Store the rollouts of a step, in place of others."""
+        row = {
+            "attempt": new.attempt,
+            "digest": new.file.sha256,
+            "size_bytes": new.file.size_bytes,
+            "num_rollouts": new.file.num_rows,
+            "create_time_us": time.time_ns() // 1000,
+        }
+        upsert = sqlite.insert(rollouts).values(job=job_uid, step=new.step, **row)
+        await connection.execute(upsert.on_conflict_do_update(index_elements=["job", "step"], set_=row))
+
+    async def since(
+        self, connection: AsyncConnection, job_uid: str, step: int, limit: int = _ALL
+    ) -> Sequence[StoredRollouts]:
+        """Return at most `limit` of a job's from a step on, in order of steps."""
+        columns = rollouts.c
+        statement = (
+            select(rollouts)
+            .where(columns.job == job_uid, columns.step >= step)
+            .order_by(columns.step)
+            .limit(limit)
+        )
+        return [
+            StoredRollouts(
+                step=row["step"],
+                attempt=row["attempt"],
+                file=RowFile(
+                    sha256=row["digest"], size_bytes=row["size_bytes"], num_rows=row["num_rollouts"]
+                ),
+            )
+            for row in (await connection.execute(statement)).mappings()
+        ]
+
+    async def drop(self, connection: AsyncConnection, job_uid: str, step: int) -> Sequence[str]:
+        """Drop a job's from a step on; return the digests of their files."""
+        columns = rollouts.c
+        mine = (columns.job == job_uid, columns.step >= step)
+        statement = delete(rollouts).where(*mine).returning(columns.digest)
+        return (await connection.execute(statement)).scalars().all()
+
+
 def _best(kept: Sequence[StoredCheckpoint], best_step: int) -> StoredCheckpoint | None:
     if best_step:
         return next((point for point in kept if point.message.step == best_step), None)
-    validated = [point for point in kept if VALIDATION_LOSS in point.message.metrics]
-    return min(validated, key=lambda point: point.message.metrics[VALIDATION_LOSS], default=None)
+    return _lowest(kept, VALIDATION_LOSS) or _lowest(kept, VALIDATION_REWARD, -1.0)
+
+
+def _lowest(kept: Sequence[StoredCheckpoint], metric: str, sign: float = 1.0) -> StoredCheckpoint | None:
+    validated = [point for point in kept if metric in point.message.metrics]
+    return min(validated, key=lambda point: sign * point.message.metrics[metric], default=None)
 
 
 def _checkpoint(row: RowMapping) -> StoredCheckpoint:

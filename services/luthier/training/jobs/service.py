@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from luthier.errors import AlreadyExists, NotFound, Reason, ResourceExhausted
+from luthier.grading.graders import remote_addresses
 from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
@@ -17,6 +18,9 @@ from luthier.training.jobs import repository, rules
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.counting import survey_elsewhere
 from luthier.training.jobs.planning import SplitLengths, check_counts, joined, make_plan, require_usable
+from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
+from luthier.training.jobs.released import ReleasedBlobs
+from luthier.training.jobs.rollouts import JobRollouts
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.names import RENDERING
@@ -30,6 +34,7 @@ from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live, told_apart
 from luthier.work.log import EventLog
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 
 MAX_PLANS = 8
@@ -48,6 +53,21 @@ class Renderings(Protocol):
     async def lengths(self, name: str) -> SplitLengths:
         """Return the row lengths of a READY rendering. Raises as `get`."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What lies outside of the service, as far as jobs need it.
+
+    Attributes:
+        renderings: where jobs find their rows.
+        elsewhere: what they hold of other services.
+        rewards: which reward services their graders may ask.
+    """
+
+    renderings: Renderings
+    elsewhere: Elsewhere
+    rewards: RewardAddresses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +104,15 @@ class JobService:
         log: EventLog,
         tasks: Tasks,
         models: Models,
-        renderings: Renderings,
-        elsewhere: Elsewhere,
+        outside: Outside,
         blobs: BlobStore,
     ) -> None:
         self._database = database
         self._log = log
         self._models = models
-        self._renderings = renderings
-        self._elsewhere = elsewhere
+        self._renderings = outside.renderings
+        self._elsewhere = outside.elsewhere
+        self._rewards = outside.rewards
         self._counting = asyncio.Semaphore(1)
         self._num_plans = 0
         lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
@@ -100,18 +120,22 @@ class JobService:
         self._starts = Starts(models, self.family, blobs)
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
+        self.rollouts = JobRollouts(database, blobs, ReleasedBlobs(database, blobs))
 
     async def check(self, parent: str, wanted: FineTuningJob) -> CheckedJob:
         """Check a job by what is known of its base model and its renderings, without looking at rows.
 
         Raises:
-            InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; SEQUENCE_TOO_LONG.
+            InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; ADDRESS_NOT_ALLOWED for a remote
+                grader; SEQUENCE_TOO_LONG.
             NotFound: the model, what to begin from or a rendering does not exist.
             FailedPrecondition: one of them is not READY, they do not fit, or NO_SUPERVISED_TOKENS.
             Unavailable: the Data service is away.
         """
         rules.check_references(parent, wanted)
         rules.check_job(wanted)
+        for field, address in remote_addresses(wanted.reinforcement.grader, GRADER_FIELD):
+            self._rewards.require(address, field)
         async with self._database.reading() as connection:
             start = await self._starts.find(connection, wanted.start_from) if wanted.start_from else None
         job = rules.resolved(wanted if start is None else await self._starts.begun(wanted, start))
@@ -145,7 +169,9 @@ class JobService:
                 lengths, firsts = joined(parts)
                 mixture = mixture_of(checked.job, firsts)
                 batches = batch_settings(checked.job)
-                found = await survey_elsewhere(lengths.train, lengths.validation, batches, mixture)
+                found = await survey_elsewhere(
+                    lengths.train, lengths.validation, batches, answer_tokens(checked.job), mixture
+                )
         finally:
             self._num_plans -= 1
         context_length = checked.base_model.message.context_length
@@ -200,8 +226,11 @@ class JobService:
         return stored.message
 
     async def delete(self, name: str, etag: str) -> FineTuningJob:
-        """Delete a job that has ended, when nothing needs it or one of its checkpoints. Raises as `Family.delete`."""
-        return await self.family.delete(name, etag, self._checkpoints.uids)
+        """Delete a job that has ended, when nothing needs it or one of its checkpoints, and what it drew.
+
+        Raises as `Family.delete`.
+        """
+        return await self.family.delete(name, etag, self._checkpoints.uids, self.rollouts.forget)
 
     async def list_page(
         self, request: ListRequest, tokens: PageTokens

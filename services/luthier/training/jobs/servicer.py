@@ -8,13 +8,16 @@ from typing import Any
 import grpc.aio
 
 from luthier.runtime.auth import Kind
+from luthier.runtime.field_limits import limit_violations, refuse, whole
 from luthier.runtime.names import check_name, require_project
-from luthier.runtime.paging import PageTokens
+from luthier.runtime.paging import PageTokens, fingerprint, page_size
 from luthier.runtime.server import Registration, of_families
+from luthier.training.jobs.rollouts import Place
+from luthier.training.jobs.rules import MAX_STEPS
 from luthier.training.jobs.service import JobService
 from luthier.training.names import CHECKPOINT, JOB
 from luthier.v1 import fine_tuning_job_pb2, training_service_pb2, training_service_pb2_grpc
-from luthier.work.listing import entries_page
+from luthier.work.listing import ENTRIES_A_PAGE, PAGE_BYTES, entries_page
 from luthier.work.standard_methods import StandardMethods
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -96,6 +99,21 @@ class TrainingServicer:
             self._page_tokens, request, uid, self._jobs.checkpoints, lambda point: point.step
         )
         return training_service_pb2.ListCheckpointsResponse(checkpoints=found, next_page_token=token)
+
+    async def ListRollouts(
+        self, request: training_service_pb2.ListRolloutsRequest, context: Context
+    ) -> training_service_pb2.ListRolloutsResponse:
+        """Page through a job's rollouts."""
+        check_name(JOB, request.parent, self._projects, field="parent")
+        refuse(limit_violations(request, {"step": whole(0, MAX_STEPS)}))
+        uid = await self._jobs.family.uid_of(request.parent)
+        limit = page_size(request.page_size, default=ENTRIES_A_PAGE)
+        bound = fingerprint("ListRollouts", uid, str(request.step))
+        parts = self._page_tokens.decode(request.page_token, bound)
+        first = Place() if parts is None else Place(step=int(parts[0]), index=int(parts[1]))
+        found, after = await self._jobs.rollouts.page(uid, first, request.step, limit, PAGE_BYTES)
+        token = "" if after is None else self._page_tokens.encode((str(after.step), str(after.index)), bound)
+        return training_service_pb2.ListRolloutsResponse(rollouts=found, next_page_token=token)
 
 
 def registration(jobs: TrainingServicer) -> Registration:

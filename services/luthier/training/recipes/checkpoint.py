@@ -82,10 +82,10 @@ def load(folder: Path, engine: Engine, run: RunIdentity) -> tuple[Course, list[s
             metadata={"differing": ",".join(differing)},
         )
     engine.weights.load(folder)
-    # A checkpoint of before runs were selected from has nothing of it.
+    # A checkpoint of before runs were selected from, or had steps that teach nothing, has nothing of it.
     selected = {one.name: state[one.name] for one in fields(Course) if one.name in state}
     course = Course(**{name: state[name] for name in _COURSE} | selected)
-    engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), course.step)
+    engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), course.step - course.idle_steps)
     before: dict[str, str] = state["surroundings"]
     surrounding = sorted(before.keys() | run.surroundings.keys())
     changed = [name for name in surrounding if before.get(name) != run.surroundings.get(name)]

@@ -80,6 +80,17 @@ class Corpus:
                 rows, units = held.block.rows + first_row, held.block.units + first_row
                 self.add(split, replace(held.block, rows=rows, units=units))
 
+    def expect_answers(self, max_new_tokens: int) -> None:
+        """Count each row from now on as a prompt with the longest answer that may be sampled to it, which is learnt."""
+        self._lengths = {
+            split: lengths.with_answers(max_new_tokens) for split, lengths in self._lengths.items()
+        }
+
+    def tokens(self, row: int, split: Split = "TRAIN") -> tuple[int, ...]:
+        """Return the token ids of a row of a split."""
+        held, place = self._find(row, split)
+        return tuple(held.block.input_ids[slice(*held.block.bounds[place : place + 2])].tolist())
+
     def lengths(self, split: Split) -> PackedLengths:
         """Return the lengths of all rows of a split."""
         return self._lengths[split]

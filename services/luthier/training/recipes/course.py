@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-TIMED_METRICS = frozenset({"tokens_per_second"})
+TIMED_METRICS = frozenset({"tokens_per_second", "sampling_seconds", "grading_seconds", "training_seconds"})
 """Metrics that depend on the clock, and so differ between runs that are otherwise the same."""
 
 
@@ -24,6 +24,8 @@ class Course:
         best_value: its value there.
         stale_validations: validations since then, none of them better.
         is_stopped: whether the run has ended early, after so many as its selection allows.
+        idle_steps: steps that taught nothing, and left weights and optimiser as they were.
+        grader_errors: answers so far that got no score.
     """
 
     step: int = 0
@@ -34,6 +36,8 @@ class Course:
     best_value: float = 0.0
     stale_validations: int = 0
     is_stopped: bool = False
+    idle_steps: int = 0
+    grader_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,14 @@ class CheckpointDue:
     """
 
     course: Course
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """Something about a step that whoever watches should know; the run goes on."""
+
+    step: int
+    text: str
 
 
 Event = StepDone | CheckpointDue

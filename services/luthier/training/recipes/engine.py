@@ -131,9 +131,13 @@ class Engine:
         return norm
 
     def optimiser_state(self) -> dict[str, Tensor]:
-        """Return the moments as `<parameter>.exp_avg` and `.exp_avg_sq`; their memory is the engine's."""
+        """Return the moments as `<parameter>.exp_avg` and `.exp_avg_sq`; their memory is the engine's.
+
+        Before the first update they are zeros, of which the engine has none yet.
+        """
+        state = self._optimiser.state
         return {
-            f"{name}.{moment}": self._optimiser.state[parameter][moment]
+            f"{name}.{moment}": state[parameter][moment] if state[parameter] else torch.zeros_like(parameter)
             for name, parameter in self.weights.parameters.items()
             for moment in _MOMENTS
         }

@@ -116,7 +116,8 @@ class Loop:
             yield from loop.finish(step, metrics)
 
     `check` is called before every forward pass; it raises to stop a run inside a step. The engine is of no use then.
-    `validations` are the validation rows that teach, by forward pass, of each rendering.
+    `validations` are the validation rows that teach, by forward pass, of each rendering; `course` is how far the run
+    has come.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Loop:
         self._engine = engine
         self._corpus = corpus
         self._settings = settings
-        self._course = course
+        self.course = course
         self._check = check
         self._tally = Tally()
         self._started = 0.0
@@ -145,9 +146,9 @@ class Loop:
     def steps(self) -> Iterator[Step]:
         """Yield the steps that are still to be made, until the last one or until the run has ended early."""
         lengths = self._corpus.lengths("TRAIN")
-        done = self._course.step
+        done = self.course.step
         for step in iterate_steps(lengths, self._settings.batches, done, self._settings.mixture):
-            if self._course.is_stopped:
+            if self.course.is_stopped:
                 return
             self._started = time.perf_counter()
             self._tally = Tally()
@@ -180,6 +181,20 @@ class Loop:
             **means,
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
+            **self._told(step),
+        }
+
+    def skip(self, step: Step) -> dict[str, float]:
+        """Leave the weights as they are, as the step has nothing to learn from; returns its metrics."""
+        self.course = replace(self.course, idle_steps=self.course.idle_steps + 1)
+        return self._told(step)
+
+    def fail(self, num_answers: int) -> None:
+        """Note that so many answers of the step got no score."""
+        self.course = replace(self.course, grader_errors=self.course.grader_errors + num_answers)
+
+    def _told(self, step: Step) -> dict[str, float]:
+        return {
             "num_tokens": float(step.num_tokens),
             "num_supervised_tokens": float(step.num_supervised),
             "epoch": step.epochs_done,
@@ -230,16 +245,16 @@ class Loop:
             self.require_finite(name, value, step, rows)
         yield StepDone(step=step.step, metrics=metrics)
         lasting = {name: value for name, value in metrics.items() if name not in TIMED_METRICS}
-        self._course = replace(
-            self._course, step=step.step, epoch=step.epoch, position=step.position, metrics=lasting
+        self.course = replace(
+            self.course, step=step.step, epoch=step.epoch, position=step.position, metrics=lasting
         )
         selection = self._settings.selection
         if selection is not None and self.is_validated(step):
-            self._course = selection.judged(self._course, _value(metrics, selection.metric))
-        is_last = self._course.is_stopped or step.step == self._settings.schedule.num_steps
-        is_best = self._course.best_step == step.step
+            self.course = selection.judged(self.course, _value(metrics, selection.metric))
+        is_last = self.course.is_stopped or step.step == self._settings.schedule.num_steps
+        is_best = self.course.best_step == step.step
         if is_last or is_best or step.step % self._settings.checkpoint_interval_steps == 0:
-            yield CheckpointDue(course=self._course)
+            yield CheckpointDue(course=self.course)
 
     def require_finite(self, metric: str, value: float, step: Step, rows: Sequence[int]) -> None:
         """Check a metric that some rows gave.

@@ -305,14 +305,14 @@ def _nll_weight(loss: PairLoss) -> float:
             return 0.0
 
 
+def serial_sum(value_N: Tensor) -> Tensor:
+    """Sum values to one; the same bits whatever the number of threads."""
+    return reduce(add, [part.sum() for part in torch.split(value_N, _SERIAL_SUM // 2)])
+
+
 def _sums(value_N: Tensor, lengths: list[int]) -> Tensor:
-    """Sum runs of so many values each; the same bits whatever the number of threads."""
-    return torch.stack(
-        [
-            reduce(add, [part.sum() for part in torch.split(run, _SERIAL_SUM // 2)])
-            for run in torch.split(value_N, lengths)
-        ]
-    )
+    """Sum runs of so many values each."""
+    return torch.stack([serial_sum(run) for run in torch.split(value_N, lengths)])
 
 
 def _log1mexp(x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ _SPLITS: tuple[Split, ...] = ("TRAIN", "VALIDATION")
 _KEY = "key"
 
 
-def with_reference(engine: Engine, batch: PackedBatch) -> PackedBatch:
+def with_reference(engine: Engine, batch: PackedBatch, temperature: float = 1.0) -> PackedBatch:
     """Return a batch whose stream `REFERENCE` has the reference's log-probability of each learnt token, 0 elsewhere."""
     if REFERENCE in batch.streams:
         return batch
@@ -39,7 +39,7 @@ def with_reference(engine: Engine, batch: PackedBatch) -> PackedBatch:
         "weights that keep no reference train on a corpus that has its log-probabilities"
     )
     with reference:
-        return _scored(engine, batch)
+        return _scored(engine, batch, temperature)
 
 
 def reference_key(identity: Mapping[str, str]) -> str:
@@ -107,8 +107,8 @@ def load_reference(corpus: Corpus, folder: Path, key: str) -> None:
         corpus.set_stream(REFERENCE, split, values[split])
 
 
-def _scored(engine: Engine, batch: PackedBatch) -> PackedBatch:
-    scores = engine.score(batch, TokenLogprobs())
+def _scored(engine: Engine, batch: PackedBatch, temperature: float = 1.0) -> PackedBatch:
+    scores = engine.score(batch, TokenLogprobs(temperature=temperature))
     stream_T = torch.zeros(len(batch.input_ids), device=scores.logprob.device)
     stream_T[scores.position + 1] = scores.logprob
     return replace(batch, streams={**batch.streams, REFERENCE: stream_T})

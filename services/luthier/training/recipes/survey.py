@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import add
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.training.recipes.batches import (
@@ -48,6 +49,20 @@ class PackedLengths:
         self.units.extend(unit + first_row for unit in others.units)
         self.num_tokens.extend(others.num_tokens)
         self.num_supervised.extend(others.num_supervised)
+
+    def with_answers(self, max_new_tokens: int) -> PackedLengths:
+        """Return the lengths of prompts, each with the longest answer that may be sampled to it, which is learnt.
+
+        What plans other methods plans reinforcement by them: a step's rows are then its prompts, and their tokens the
+        most that one sample of each can have. A prompt without a token cannot be answered, and teaches nothing.
+        """
+        answers = array("i", (max_new_tokens if length else 0 for length in self.num_tokens))
+        return PackedLengths(
+            rows=self.rows,
+            units=self.units,
+            num_tokens=array("i", map(add, self.num_tokens, answers)),
+            num_supervised=answers,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -156,10 +171,13 @@ def _fits(part: Survey, batches: BatchSettings) -> bool:
     return part.longest_train is not None and not _too_small(batches, part.longest_train, part.longest)
 
 
-def require_fitting(found: Survey, batches: BatchSettings, context_length: int, of: str = "") -> None:
+def require_fitting(
+    found: Survey, batches: BatchSettings, context_length: int, max_new_tokens: int = 0, of: str = ""
+) -> None:
     """Check that every row fits into the model's context, every unit into a forward pass and a step; what is None fits.
 
-    `of` names the rendering that is looked at, where there are several. Those of `found.mixed` are not looked at.
+    Rows whose answers are still to be sampled are counted `with_answers` of `max_new_tokens`. `of` names the rendering
+    that is looked at, where there are several. Those of `found.mixed` are not looked at.
 
     Raises:
         InvalidArgument: SEQUENCE_TOO_LONG, a setting must be larger; all that are too small are named.
@@ -167,6 +185,8 @@ def require_fitting(found: Survey, batches: BatchSettings, context_length: int, 
     """
     longest = found.longest_row
     if context_length and longest is not None and longest.num_tokens > context_length:
+        if max_new_tokens:
+            raise _no_room(longest.num_tokens - max_new_tokens, max_new_tokens, context_length)
         which = "the longest row" if longest.row is None else f"row {longest.row}"
         which += f" of {of}" if of else ""
         raise FailedPrecondition(
@@ -175,7 +195,7 @@ def require_fitting(found: Survey, batches: BatchSettings, context_length: int, 
             reason=Reason.SEQUENCE_TOO_LONG,
             metadata={"row": str(longest.row or 0), "num_tokens": str(longest.num_tokens)},
         )
-    violations = _too_small(batches, found.longest_train, found.longest, of)
+    violations = _too_small(batches, found.longest_train, found.longest, max_new_tokens, of)
     if violations:
         raise InvalidArgument(
             "; ".join(violation.description for violation in violations),
@@ -185,7 +205,11 @@ def require_fitting(found: Survey, batches: BatchSettings, context_length: int, 
 
 
 def _too_small(
-    batches: BatchSettings, longest_train: Longest | None, longest: Longest | None, of: str = ""
+    batches: BatchSettings,
+    longest_train: Longest | None,
+    longest: Longest | None,
+    max_new_tokens: int = 0,
+    of: str = "",
 ) -> list[FieldViolation]:
     limits = {"micro_batch_tokens": (batches.micro_batch_tokens, longest)}
     if batches.batch_tokens:
@@ -193,8 +217,8 @@ def _too_small(
     return [
         FieldViolation(
             field=f"fine_tuning_job.hyperparameters.{name}",
-            description=f"hyperparameters.{name} must be at least {least.num_tokens}, {_described(least, of)}, "
-            f"got {value}",
+            description=f"hyperparameters.{name} must be at least {least.num_tokens}, "
+            f"{_described(least, max_new_tokens, of)}, got {value}",
             reason=Reason.SEQUENCE_TOO_LONG,
         )
         for name, (value, least) in limits.items()
@@ -202,7 +226,21 @@ def _too_small(
     ]
 
 
-def _described(longest: Longest, of: str) -> str:
+def _no_room(prompt_tokens: int, max_new_tokens: int, context_length: int) -> FailedPrecondition:
+    room = context_length - prompt_tokens
+    advice = f"set max_new_tokens to {room} or less, or " if room > 0 else ""
+    return FailedPrecondition(
+        f"prompts and their answers must have at most the base model's {context_length} tokens, the longest prompt has "
+        f"{prompt_tokens} and its answer may have {max_new_tokens}; {advice}create the rendering with a smaller "
+        "max_tokens",
+        reason=Reason.SEQUENCE_TOO_LONG,
+        metadata={"num_tokens": str(prompt_tokens + max_new_tokens)},
+    )
+
+
+def _described(longest: Longest, max_new_tokens: int, of: str) -> str:
+    if max_new_tokens:
+        return f"the longest prompt of {longest.num_tokens - max_new_tokens} and max_new_tokens"
     what = "the longest row" if longest.num_rows == 1 else f"the longest unit, of {longest.num_rows} rows"
     if not of:
         return what

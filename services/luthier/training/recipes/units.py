@@ -17,13 +17,15 @@ REJECTED = "rejected"
 DESIRABLE = "desirable"
 UNDESIRABLE = "undesirable"
 MISMATCHED = "mismatched"
-ROLES = ("", CHOSEN, REJECTED, DESIRABLE, UNDESIRABLE, MISMATCHED)
+PROMPT = "prompt"
+ROLES = ("", CHOSEN, REJECTED, DESIRABLE, UNDESIRABLE, MISMATCHED, PROMPT)
 """Every role; a row holds its place here. The first is that of a row that is all of its unit."""
 
 Form = tuple[str, ...]
 """The roles of a unit's rows, in order."""
 SINGLE: tuple[Form, ...] = (("",),)
 PAIR: tuple[Form, ...] = ((CHOSEN, REJECTED),)
+PROMPTS: tuple[Form, ...] = ((PROMPT,),)
 UNPAIRED: tuple[Form, ...] = ((DESIRABLE, MISMATCHED), (UNDESIRABLE, MISMATCHED))
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,6 +130,7 @@ class AllWeights:
     """
 
     result_files: tuple[str, ...] = (CONFIG_NAME, MODEL_NAME)
+    _start: Mapping[str, Tensor] | None = None
 
     def __init__(self, model: PreTrainedModel, *, score: nn.Parameter | None = None) -> None:
         self.model = model
@@ -159,8 +160,28 @@ class AllWeights:
             if master is not self._weights[name]:
                 self._weights[name].copy_(master)
 
-    def reference(self) -> None:
-        """Return nothing: what the weights were is gone with the first step."""
+    @torch.no_grad()
+    def keep_start(self) -> None:
+        """Keep what the weights are now, a copy in the model's type, as the reference."""
+        self._start = {name: weight.detach().clone() for name, weight in self._weights.items()}
+
+    def reference(self) -> AbstractContextManager[None] | None:
+        """Return a block in which the model has the weights of `keep_start`; None where they were not kept.
+
+        Without them, what the weights were is gone with the first step.
+        """
+        return None if self._start is None else self._exchanged(self._start)
+
+    @contextmanager
+    def _exchanged(self, start: Mapping[str, Tensor]) -> Iterator[None]:
+        now = {name: weight.data for name, weight in self._weights.items()}
+        try:
+            for name, weight in self._weights.items():
+                weight.data = start[name]
+            yield
+        finally:
+            for name, weight in self._weights.items():
+                weight.data = now[name]
 
     def save(self, folder: Path) -> None:
         """Write the model in the type that it computes with, its config, and the masters where there are any."""

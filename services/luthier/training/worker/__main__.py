@@ -8,6 +8,7 @@ from functools import partial
 
 from luthier.lm.importing import uncollected
 from luthier.work.peers import channel
+from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
@@ -34,7 +35,7 @@ def main() -> None:
     with channel(config.data_address) as data_channel:
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=registrar.register),
-            TaskKind.TRAIN: Trainer(data_channel, device),
+            TaskKind.TRAIN: Trainer(data_channel, device, RewardAddresses(config.reward_addresses)),
         }
         asyncio.run(run_worker(worker_settings(config, "training", config.training_address), runners))
 

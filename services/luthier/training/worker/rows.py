@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -48,6 +49,7 @@ def read_corpus(
     name: str,
     digest: str,
     check: Check,
+    see: Callable[[Any], None] = lambda _: None,
 ) -> Corpus:
     """Return the training and validation rows of a rendering.
 
@@ -57,20 +59,16 @@ def read_corpus(
         name: the rendering.
         digest: what the job was planned with.
         check: called several times a second, whatever the service does; may raise to stop.
+        see: given each record batch, with all its columns.
 
     Raises:
         DataLoss: the rendering has another digest, or its rows are not as many as it says.
         LuthierError: the service refused, or was away for too long (Unavailable).
     """
     stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
-    request = data_service_pb2.GetRenderingRequest(name=name)
 
     def planned_with() -> rendering_pb2.Rendering:
-        rendering: rendering_pb2.Rendering = asked(
-            lambda: stub.GetRendering.future(request, metadata=bearer(token()), timeout=_CALL_SECONDS), check
-        )
-        require_pinned(name, digest, rendering.digest)
-        return rendering
+        return read_rendering(channel, token, name, digest, check)
 
     def open_at(row: int) -> Messages[arrow_pb2.ArrowChunk]:
         planned_with()  # each time, for streams break and renderings go
@@ -83,8 +81,22 @@ def read_corpus(
     corpus = Corpus()
     for batch in read_batches(open_at, check):
         add_batch(corpus, batch)
+        see(batch)
     _check_counts(corpus, planned_with())
     return corpus
+
+
+def read_rendering(
+    channel: grpc.Channel, token: Token, name: str, digest: str, check: Check
+) -> rendering_pb2.Rendering:
+    """Return a rendering that a job was planned with. Raises as `read_corpus`."""
+    stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
+    request = data_service_pb2.GetRenderingRequest(name=name)
+    rendering: rendering_pb2.Rendering = asked(
+        lambda: stub.GetRendering.future(request, metadata=bearer(token()), timeout=_CALL_SECONDS), check
+    )
+    require_pinned(name, digest, rendering.digest)
+    return rendering
 
 
 def add_batch(corpus: Corpus, batch: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,23 @@ from luthier.training.recipe_settings import (
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
 from luthier.training.recipes.corpus import Corpus
-from luthier.training.recipes.course import CheckpointDue, Course
+from luthier.training.recipes.course import CheckpointDue, Course, Warned
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.mixture import Mixture
-from luthier.training.recipes.objectives import needs_reference
+from luthier.training.recipes.rollouts import Rollouts
 from luthier.training.recipes.survey import Survey, require_fitting, survey
-from luthier.training.worker.methods import Loss, loss_of, steps_of
+from luthier.training.worker.item_fields import ItemCheck
+from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.reference import give_reference
-from luthier.training.worker.rows import read_rows
+from luthier.training.worker.rollouts import Records, rollouts_of
+from luthier.training.worker.rows import read_corpus, read_rows
 from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.context import TaskContext
+from luthier.work.rewards import RewardAddresses
 from luthier.worker.v1 import task_pb2
 
 _COMMIT_TRIES = 3
@@ -50,9 +53,12 @@ _COMMIT_TRIES = 3
 class Trainer:
     """Runs TRAIN tasks with the rows of one Data service, on one device."""
 
-    def __init__(self, data_channel: grpc.Channel, device: torch.device) -> None:
+    def __init__(
+        self, data_channel: grpc.Channel, device: torch.device, allowed: RewardAddresses | None = None
+    ) -> None:
         self._data_channel = data_channel
         self._device = device
+        self._allowed = allowed or RewardAddresses(())
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
         """Train, from the task's checkpoint on if it has one.
@@ -66,13 +72,15 @@ class Trainer:
         job = context.task.train.job
         places = places_of(self._data_channel, lambda: context.token, context.check)
         with _memory_errors(job), rows_named(places, job.rendering), freed_memory_kept():
-            return _train(context, self._data_channel, self._device)
+            return _train(context, self._data_channel, self._device, self._allowed)
 
 
-def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.device) -> task_pb2.TaskResult:
+def _train(
+    context: TaskContext, data_channel: grpc.Channel, device: torch.device, allowed: RewardAddresses
+) -> task_pb2.TaskResult:
     spec = context.task.train
     context.progress("reading rows", 0, 0, "rows")
-    corpus, mixture = read_rows(data_channel, lambda: context.token, spec, context.check)
+    corpus, mixture, records = _rows(context, data_channel)
     batches = batch_settings(spec.job)
     found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches, mixture)
     context.progress("loading model", 0, 0, "files")
@@ -90,7 +98,37 @@ def _train(context: TaskContext, data_channel: grpc.Channel, device: torch.devic
         context.log(text, "WARNING")
     used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
     context.run_record(run_record(spec, model, used, bitwise=run.bitwise))
-    return task_pb2.TaskResult(train=_steps(context, corpus, settings, run, begun, loss))
+    with ExitStack() as stack:
+        rollouts = None
+        if records is not None:
+            rollouts = stack.enter_context(rollouts_of(context, data_channel, allowed, records, model))
+        return task_pb2.TaskResult(train=_steps(context, corpus, settings, run, begun, loss, rollouts))
+
+
+def _rows(context: TaskContext, data_channel: grpc.Channel) -> tuple[Corpus, Mixture | None, Records | None]:
+    """Return the rows of a task, how its renderings are mixed, and the records that graders look at.
+
+    There are records where answers are to be drawn to them.
+
+    Raises:
+        InvalidArgument: TEMPLATE_FIELD_MISSING, a record has not what the grader reads of it.
+        LuthierError: as `read_corpus`.
+    """
+    spec = context.task.train
+    if not spec.job.HasField("reinforcement"):
+        return *read_rows(data_channel, lambda: context.token, spec, context.check), None
+    wanted = (data_channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check)
+    chosen, records = spec.job.reinforcement, Records()
+    fields = ItemCheck(chosen.grader, context.check)
+
+    def see(batch: Any) -> None:
+        records.add(batch)
+        fields.add(batch)
+
+    corpus = read_corpus(*wanted, see)
+    fields.require()
+    corpus.expect_answers(chosen.max_new_tokens)
+    return corpus, None, records
 
 
 def _steps(
@@ -100,6 +138,7 @@ def _steps(
     run: checkpoint.RunIdentity,
     begun: _Begun,
     loss: Loss | None,
+    rollouts: Rollouts | None,
 ) -> task_pb2.TrainResult:
     """Make all steps that are left, telling of each and storing the checkpoints that are due."""
     engine, course, num_steps = begun.engine, begun.course, settings.schedule.num_steps
@@ -108,7 +147,10 @@ def _steps(
     metrics: Mapping[str, float] = course.metrics
     step = first_step = course.step
     began = time.monotonic()
-    for event in steps_of(loss, engine, corpus, settings, course, context.check):
+    for event in steps_of(loss, engine, corpus, settings, course, context.check, rollouts):
+        if isinstance(event, Warned):
+            context.log(event.text, "WARNING", step=event.step)
+            continue
         if isinstance(event, CheckpointDue):
             course = event.course
             folder = context.scratch / f"step-{course.step}"
@@ -163,13 +205,13 @@ def _begin(
     loss: Loss | None,
 ) -> _Begun:
     spec = context.task.train
-    is_compared = loss is not None and needs_reference(loss)
-    engine = Engine(weights_of(context, model, is_compared=is_compared), run.optimiser, model.device)
+    compared = is_compared(loss)
+    engine = Engine(weights_of(context, model, is_compared=compared), run.optimiser, model.device)
     resumed = context.scratch / "resume" if spec.checkpoint_files else None
     if resumed is not None:
         for file in spec.checkpoint_files:
             context.fetch_into(resumed, file)
-    reference = give_reference(context, engine, corpus, resumed) if is_compared else None
+    reference = give_reference(context, engine, corpus, resumed) if compared else None
     extra = [] if reference is None else [reference]
     if resumed is None:
         return _Begun(engine=engine, course=Course(), changed=[], extra=extra)
@@ -203,9 +245,10 @@ def _checked(
         InvalidArgument: SEQUENCE_TOO_LONG.
     """
     context_length = int(config.get("max_position_embeddings") or 0)
-    for rendering, part in zip(rendering_names(context.task.train.job), (found, *found.mixed), strict=True):
+    job = context.task.train.job
+    for rendering, part in zip(rendering_names(job), (found, *found.mixed), strict=True):
         of = rendering if found.mixed else ""
-        require_fitting(part, batches, context_length, of)
+        require_fitting(part, batches, context_length, job.reinforcement.max_new_tokens, of)
         if part.longest_train is None:
             raise FailedPrecondition(
                 f"at least one training row of {rendering} must have a supervised token, none of "

@@ -34,9 +34,13 @@ def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: boo
     folder = context.scratch / "start"
     if spec.job.HasField("full"):
         weights = AllWeights(model, score=_score(spec.job, model))
-        if begins:
+        # Answers that are drawn on the way cannot be scored before the first step, as other rows are.
+        keeps_start = is_compared and spec.job.HasField("reinforcement")
+        if begins or (keeps_start and spec.start_files):
             _fetch_start(context, folder, weights.files)
             weights.load(folder)
+        if keeps_start:
+            weights.keep_start()
         return weights
     _insert(spec.job, model)
     has_reference = bool(spec.start_files) and is_compared

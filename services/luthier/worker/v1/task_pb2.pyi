@@ -652,6 +652,7 @@ class TrainSpec(_message.Message):
     CHECKPOINT_FILES_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
     START_FILES_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
     MIXED_RENDERING_DIGESTS_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model."""
@@ -678,6 +679,10 @@ class TrainSpec(_message.Message):
         """
 
     @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRollouts]:
+        """What earlier attempts drew at steps after that checkpoint, in order of steps: these are learnt from again. Reinforcement alone."""
+
+    @_builtins.property
     def mixed_rendering_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests of the renderings that are mixed in, in their order in the job."""
 
@@ -691,15 +696,50 @@ class TrainSpec(_message.Message):
         checkpoint_files: _abc.Iterable[Global___BlobFile] | None = ...,
         checkpoint_step: _builtins.int = ...,
         start_files: _abc.Iterable[Global___BlobFile] | None = ...,
+        rollouts: _abc.Iterable[Global___StepRollouts] | None = ...,
         mixed_rendering_digests: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "checkpoint_files", b"checkpoint_files", "checkpoint_step", b"checkpoint_step", "job", b"job", "mixed_rendering_digests", b"mixed_rendering_digests", "rendering_digest", b"rendering_digest", "start_files", b"start_files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "checkpoint_files", b"checkpoint_files", "checkpoint_step", b"checkpoint_step", "job", b"job", "mixed_rendering_digests", b"mixed_rendering_digests", "rendering_digest", b"rendering_digest", "rollouts", b"rollouts", "start_files", b"start_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainSpec: _TypeAlias = TrainSpec  # noqa: Y015
+
+@_typing.final
+class StepRollouts(_message.Message):
+    """StepRollouts is what one step of a reinforcement job drew from its model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    NUM_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Optimiser step that learns from them, from 1."""
+    num_rollouts: _builtins.int
+    """Rollouts in it."""
+    @_builtins.property
+    def file(self) -> Global___BlobFile:
+        """Blob with each luthier.v1.Rollout, in order of groups and samples, one after another, then num_rollouts + 1 offsets of 8 bytes,
+        little-endian: where each begins, and where the last one ends.
+        """
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        file: Global___BlobFile | None = ...,
+        num_rollouts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "num_rollouts", b"num_rollouts", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepRollouts: _TypeAlias = StepRollouts  # noqa: Y015
 
 @_typing.final
 class TrainResult(_message.Message):

@@ -551,6 +551,63 @@ class CommitCheckpointResponse(_message.Message):
 Global___CommitCheckpointResponse: _TypeAlias = CommitCheckpointResponse  # noqa: Y015
 
 @_typing.final
+class CommitRolloutsRequest(_message.Message):
+    """CommitRolloutsRequest describes rollouts whose blob was sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    NUM_ROLLOUTS_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Id of the task."""
+    epoch: _builtins.int
+    """Epoch of the lease."""
+    step: _builtins.int
+    """Optimiser step that learns from them, from 1."""
+    num_rollouts: _builtins.int
+    """Rollouts in it."""
+    @_builtins.property
+    def file(self) -> _task_pb2.BlobFile:
+        """Their file, as StepRollouts says."""
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        step: _builtins.int = ...,
+        file: _task_pb2.BlobFile | None = ...,
+        num_rollouts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "file", b"file", "num_rollouts", b"num_rollouts", "step", b"step", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitRolloutsRequest: _TypeAlias = CommitRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class CommitRolloutsResponse(_message.Message):
+    """CommitRolloutsResponse confirms rollouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitRolloutsResponse: _TypeAlias = CommitRolloutsResponse  # noqa: Y015
+
+@_typing.final
 class FinishTaskRequest(_message.Message):
     """FinishTaskRequest hands in an outcome."""
 

@@ -78,6 +78,11 @@ class WorkerServiceStub(object):
                 request_serializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitCheckpointRequest.SerializeToString,
                 response_deserializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitCheckpointResponse.FromString,
                 _registered_method=True)
+        self.CommitRollouts = channel.unary_unary(
+                '/luthier.worker.v1.WorkerService/CommitRollouts',
+                request_serializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitRolloutsRequest.SerializeToString,
+                response_deserializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitRolloutsResponse.FromString,
+                _registered_method=True)
         self.FinishTask = channel.unary_unary(
                 '/luthier.worker.v1.WorkerService/FinishTask',
                 request_serializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.FinishTaskRequest.SerializeToString,
@@ -175,6 +180,17 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CommitRollouts(self, request, context):
+        """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
+        again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
+
+        Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
+        another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FinishTask(self, request, context):
         """Hand in the outcome of a task and end the lease.
 
@@ -244,6 +260,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.CommitCheckpoint,
                     request_deserializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitCheckpointRequest.FromString,
                     response_serializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitCheckpointResponse.SerializeToString,
+            ),
+            'CommitRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitRollouts,
+                    request_deserializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitRolloutsRequest.FromString,
+                    response_serializer=luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitRolloutsResponse.SerializeToString,
             ),
             'FinishTask': grpc.unary_unary_rpc_method_handler(
                     servicer.FinishTask,
@@ -481,6 +502,33 @@ class WorkerService(object):
             '/luthier.worker.v1.WorkerService/CommitCheckpoint',
             luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitCheckpointRequest.SerializeToString,
             luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.worker.v1.WorkerService/CommitRollouts',
+            luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitRolloutsRequest.SerializeToString,
+            luthier_dot_worker_dot_v1_dot_worker__service__pb2.CommitRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

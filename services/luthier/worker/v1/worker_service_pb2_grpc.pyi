@@ -78,6 +78,13 @@ class WorkerServiceStub:
 
     Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
     """
+    CommitRollouts: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.CommitRolloutsRequest, _worker_service_pb2.CommitRolloutsResponse]
+    """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
+    again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
+
+    Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
+    another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
+    """
     FinishTask: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.FinishTaskRequest, _worker_service_pb2.FinishTaskResponse]
     """Hand in the outcome of a task and end the lease.
 
@@ -143,6 +150,13 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
     Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
+    """
+    CommitRollouts: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.CommitRolloutsRequest, _worker_service_pb2.CommitRolloutsResponse]  # type: ignore[assignment]
+    """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
+    again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
+
+    Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
+    another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
     """
     FinishTask: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.FinishTaskRequest, _worker_service_pb2.FinishTaskResponse]  # type: ignore[assignment]
     """Hand in the outcome of a task and end the lease.
@@ -254,6 +268,19 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
         Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
+        """
+
+    @_abc_1.abstractmethod
+    def CommitRollouts(
+        self,
+        request: _worker_service_pb2.CommitRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.CommitRolloutsResponse, _abc.Awaitable[_worker_service_pb2.CommitRolloutsResponse]]:
+        """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
+        again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
+
+        Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
+        another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
         """
 
     @_abc_1.abstractmethod

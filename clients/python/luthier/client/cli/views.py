@@ -234,7 +234,8 @@ def plan_facts(plan: FineTuningPlan) -> Group:
             ("steps", f"{number(plan.num_steps)} ({number(plan.num_steps_per_epoch)} per epoch)"),
             (
                 "tokens",
-                f"{number(plan.num_tokens)}, of which {number(plan.num_supervised_tokens)} are learnt",
+                ("at most " if plan.resolved_job.HasField("reinforcement") else "")
+                + f"{number(plan.num_tokens)}, of which {number(plan.num_supervised_tokens)} are learnt",
             ),
             ("packing", f"{plan.packing_efficiency:.0%}"),
             ("left out", ", ".join(f"{number(count)} {word}" for count, word in left_out)),

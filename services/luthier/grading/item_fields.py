@@ -1,0 +1,58 @@
+"""What a grader's templates read of records, to be looked at before there are answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luthier.grading import templates
+from luthier.grading.outcomes import GradingError, Sample
+from luthier.grading.templates import Place, Template
+from luthier.v1.grader_pb2 import Grader
+
+_TEMPLATES = ("input", "reference")
+
+
+class ItemFields:
+    """The fields of records that a grader's own templates name; what a reward service reads is not known.
+
+    The message must have passed `checks.grader_violations`.
+    """
+
+    def __init__(self, grader: Grader) -> None:
+        self._read = list(_item_templates(grader, ""))
+
+    def __bool__(self) -> bool:
+        """Whether any field is named."""
+        return bool(self._read)
+
+    def require(self, item_json: str) -> None:
+        """Return if a record, a JSON object, has them all.
+
+        Raises:
+            GradingError: TEMPLATE_FIELD_MISSING, or what else keeps them from being put in; it names the grader.
+        """
+        sample = Sample(item_json=item_json, output_text="")
+        for label, template in self._read:
+            try:
+                template.filled(sample)
+            except GradingError as error:
+                raise GradingError(error.reason, f"{label}: {error.message}") from error
+
+
+def _item_templates(grader: Grader, path: str) -> Iterator[tuple[str, Template]]:
+    kind = grader.WhichOneof("kind")
+    assert kind is not None, "a grader that passed the checks has a kind"
+    if kind == "multi":
+        for name, inner in sorted(grader.multi.graders.items()):
+            yield from _item_templates(inner, f"{path}.{name}" if path else name)
+        return
+    message = getattr(grader, kind)
+    for field in _TEMPLATES:
+        text = getattr(message, field, "")
+        parts = tuple(
+            part
+            for part in templates.parsed(text, field).parts
+            if isinstance(part, Place) and part.namespace == "item"
+        )
+        if parts:
+            yield f"grader {path or grader.name or kind}", Template(field=field, parts=parts)

@@ -1,0 +1,156 @@
+"""Reinforcement from rewards (GRPO): answers that were better than others to the same prompt become likelier."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from luthier.errors import FailedPrecondition, Reason
+from luthier.lm.readouts import TokenLogprobs
+from luthier.training.recipes.batches import Step
+from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.course import Course, Event, Warned
+from luthier.training.recipes.engine import Engine
+from luthier.training.recipes.loop import Loop, Settings
+from luthier.training.recipes.policy import Grpo, policy_counts, policy_objective
+from luthier.training.recipes.reference import with_reference
+from luthier.training.recipes.rollouts import (
+    Drawer,
+    Drawn,
+    Rollout,
+    Rollouts,
+    count_failed,
+    learnt,
+    loss_divisor,
+    packed_rollouts,
+    require_scores,
+    rollout_metrics,
+)
+from luthier.training.recipes.units import PROMPTS, require_units
+
+MOST_GAP = 0.05
+"""Mean difference of log-probabilities, in nats, that rounding does not explain: bfloat16 gives about a fifth of it."""
+
+
+def train(
+    engine: Engine,
+    corpus: Corpus,
+    settings: Settings,
+    loss: Grpo,
+    rollouts: Rollouts,
+    course: Course,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Event | Warned]:
+    """Make all steps after those of `course`, yielding after each.
+
+    A step draws answers to its prompts with the weights as they are, has them graded and kept, and then changes the
+    weights once; what was kept of it before is learnt from again. `corpus` expects answers (`Corpus.expect_answers`).
+    The reference is the model as the weights found it (`Weights.reference`).
+
+    Raises:
+        FailedPrecondition: ROWS_NOT_OF_METHOD, LOSS_NOT_FINITE, METRIC_NOT_MEASURED, OUTPUT_NOT_FINITE;
+            NO_REWARD_SPREAD at the end, where no step taught anything; the grader's reason, where too many answers got
+            no score.
+        Exception: what `check` or `rollouts` raised.
+    """
+    for split in ("TRAIN", "VALIDATION"):
+        require_units(corpus.lengths(split), corpus.roles(split), PROMPTS)
+    loop = Loop(engine, corpus, settings, course, check)
+    batches = settings.batches
+    drawer = Drawer(
+        engine=engine,
+        corpus=corpus,
+        loss=loss,
+        rollouts=rollouts,
+        seed=batches.seed,
+        micro_batch_tokens=batches.micro_batch_tokens,
+        check=check,
+    )
+    for step in loop.steps():
+        drawn = drawer.of_step(step)
+        loop.fail(count_failed(drawn.rollouts))
+        require_scores(drawn.rollouts, loop.course.grader_errors, loss)
+        metrics = _learn(loop, drawer, step, drawn)
+        yield from _warnings(step.step, metrics)
+        if loop.is_validated(step):
+            answers = drawer.of_validation(loop.validations[0])
+            loop.fail(count_failed(answers))
+            require_scores(answers, loop.course.grader_errors, loss)
+            metrics |= validation_metrics(answers)
+        yield from loop.finish(step, metrics)
+    _require_taught(loop.course)
+
+
+def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, float]:
+    """Change the weights once by what a step drew, if it teaches anything; returns the step's metrics."""
+    engine, loss, began, gaps = drawer.engine, drawer.loss, time.perf_counter(), [0.0]
+    taught = learnt(drawn.rollouts, loss)
+    num_learnt = sum(len(one.token_ids) for one in taught)
+    counts = policy_counts(loss, num_learnt, loss_divisor(drawn.rollouts, loss))
+    objective = policy_objective(loss, counts, gaps.append)
+    readout = TokenLogprobs(want_entropy=True, temperature=loss.temperature)
+    for batch in packed_rollouts(taught, drawer.micro_batch_tokens, drawer.check):
+        compared = with_reference(engine, batch, loss.temperature) if loss.kl_weight else batch
+        loop.add(compared, engine.accumulate(compared, readout, objective))
+    metrics = loop.update(step, counts) if taught else loop.skip(step)
+    if taught:
+        metrics["sampler_trainer_gap_max"] = max(gaps)
+    # A plan knows the most that a step may have; this is what it had.
+    num_tokens = sum(len(one.prompt) + len(one.token_ids) for one in drawn.rollouts)
+    metrics["tokens_per_second"] *= num_tokens / metrics["num_tokens"]
+    return {
+        **metrics,
+        **rollout_metrics(drawn.rollouts),
+        "num_tokens": float(num_tokens),
+        "num_supervised_tokens": float(num_learnt),
+        "sampling_seconds": drawn.sampling_seconds,
+        "grading_seconds": drawn.grading_seconds,
+        "training_seconds": time.perf_counter() - began,
+    }
+
+
+def validation_metrics(answers: tuple[Rollout, ...]) -> dict[str, float]:
+    """Return `validation_reward` of the likeliest answers, their length and how many were cut; nothing without one."""
+    scores = [one.score for one in answers if one.score is not None]
+    if not scores:
+        return {}
+    return {
+        "validation_reward": statistics.fmean(scores),
+        "validation_answer_tokens": statistics.fmean(len(one.token_ids) for one in answers),
+        "validation_truncated_share": statistics.fmean(one.is_truncated for one in answers),
+    }
+
+
+def _warnings(step: int, metrics: Mapping[str, float]) -> Iterator[Warned]:
+    gap = metrics.get("sampler_trainer_gap", 0.0)
+    if gap > MOST_GAP:
+        yield Warned(
+            step=step,
+            text=f"step {step}: log-probabilities differ by {gap:.3f} between sampling and training, by at most "
+            f"{metrics['sampler_trainer_gap_max']:.3f}; more than {MOST_GAP:g} on average is no rounding: what is "
+            "sampled from may not be what trains",
+        )
+    if not metrics["num_taught"]:
+        yield Warned(
+            step=step,
+            text=f"step {step} taught nothing and left the weights as they are: no two answers to a prompt that "
+            f"could be learnt from had different rewards ({metrics['num_grader_errors']:.0f} had none)",
+        )
+
+
+def _require_taught(course: Course) -> None:
+    if course.step and course.idle_steps == course.step:
+        mean = course.metrics.get("reward_mean")
+        told = (
+            "no answer of the last step had a reward"
+            if mean is None
+            else f"the last step's mean was {mean:g}"
+        )
+        raise FailedPrecondition(
+            "the rewards of answers to one prompt must differ in at least one step, they did in none of "
+            f"{course.step}; {told}: use another grader, prompts of another difficulty, more samples or a "
+            "higher temperature",
+            reason=Reason.NO_REWARD_SPREAD,
+            metadata={"num_steps": str(course.step)},
+        )

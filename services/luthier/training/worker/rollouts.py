@@ -1,0 +1,295 @@
+"""Answers of a reinforcement job: made text, graded, kept by the service, and read again by a later attempt."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from transformers import PreTrainedModel
+
+from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.errors.status import failure_to_status, status_to_failure
+from luthier.grading.graders import ReadGrader, remote_graders
+from luthier.grading.outcomes import CODES, GradingError, Sample
+from luthier.lm.generate import FinishReason
+from luthier.lm.load import eos_token_ids
+from luthier.runtime.digests import contents_digest
+from luthier.text.tokenizer import BUNDLE_FILES
+from luthier.training.recipes.corpus import Split
+from luthier.training.recipes.rollouts import Reward, Rollout
+from luthier.training.worker.rows import read_rendering
+from luthier.v1 import evaluation_pb2, grader_pb2, rollout_pb2
+from luthier.work.context import TaskContext
+from luthier.work.limited import Check
+from luthier.work.rewards import RewardAddresses, RewardError, scored
+from luthier.work.row_file import iterate_rows, write_rows
+from luthier.work.text_pool import Bundle, TextPool, TextRefused
+from luthier.worker.v1 import task_pb2
+
+_COLUMNS = ("row", "record", "record_id", "filename", "line")
+_FINISHED = {
+    FinishReason.STOP: evaluation_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: evaluation_pb2.FINISH_REASON_LENGTH,
+}
+_FINISH_OF = {number: reason for reason, number in _FINISHED.items()}
+
+Decode = Callable[[Sequence[int], bool], str]
+"""Turns tokens into text, with the special ones or without them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What asked: the canonical record as JSON, its digest in hex, and where it came from."""
+
+    json: str
+    record_id: str
+    filename: str
+    line: int
+
+
+class Records:
+    """The records of prompts by row, in the columns that they came in."""
+
+    def __init__(self) -> None:
+        self._first_rows: list[int] = []
+        self._batches: list[Any] = []
+
+    def add(self, batch: Any) -> None:
+        """Add a record batch of a PROMPT rendering; batches come in ascending order of their rows.
+
+        Raises:
+            FailedPrecondition: RENDERING_KIND_MISMATCH, its rows have no records.
+        """
+        if "record" not in batch.schema.names:
+            raise FailedPrecondition(
+                "the rows of a rendering of prompts must have their records, those of this one have none; create it "
+                "anew",
+                reason=Reason.RENDERING_KIND_MISMATCH,
+            )
+        if batch.num_rows:
+            self._first_rows.append(batch.column("row")[0].as_py())
+            self._batches.append(batch.select([name for name in _COLUMNS if name in batch.schema.names]))
+
+    def of(self, row: int) -> Record:
+        """Return the record of a row."""
+        batch = self._batches[bisect_right(self._first_rows, row) - 1]
+        place = int(np.searchsorted(batch.column("row").to_numpy(), row))
+        value = {name: batch.column(name)[place].as_py() for name in batch.schema.names}
+        assert value["row"] == row, f"row {row} was not read"
+        return Record(
+            json=value["record"],
+            record_id=value.get("record_id") or "",
+            filename=value.get("filename") or "",
+            line=value.get("line") or 0,
+        )
+
+
+@contextmanager
+def decoding(folder: Path, check: Check) -> Iterator[Decode]:
+    """Give what makes text of a model's tokens, in a limited process, for the length of a block.
+
+    It raises FailedPrecondition MODEL_INVALID where the tokenizer fails on them, and what `check` raised.
+    """
+    files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
+    bundle = Bundle(key=contents_digest(files), read=lambda: files)
+    with closing(TextPool()) as pool:
+
+        def decode(ids: Sequence[int], with_special: bool) -> str:
+            request = {"do": "decode", "ids": list(ids), "with_special": with_special}
+            try:
+                answer = pool.ask(bundle, request, check=check)
+            except TextRefused as error:
+                raise FailedPrecondition(error.message, reason=error.reason) from error
+            text: str = answer["text"]
+            return text
+
+        yield decode
+
+
+class JobRollouts:
+    """The rollouts of one task: what recipes know as `Rollouts`.
+
+    Args:
+        context: of the task, whose job learns from rewards.
+        records: of all its prompts.
+        decode: of its base model.
+        allowed: addresses that its graders may ask.
+        stop_token_ids: tokens that end an answer.
+    """
+
+    def __init__(
+        self,
+        context: TaskContext,
+        records: Records,
+        decode: Decode,
+        allowed: RewardAddresses,
+        stop_token_ids: frozenset[int],
+    ) -> None:
+        self.stop_token_ids = stop_token_ids
+        self._context = context
+        self._records = records
+        self._decode = decode
+        self._allowed = allowed
+        self._message = context.task.train.job.reinforcement.grader
+        self._grader = ReadGrader(self._message)
+        self._kept = {one.step: one for one in context.task.train.rollouts}
+
+    def kept(self, step: int) -> Sequence[Rollout]:
+        """Return the rollouts that an earlier attempt committed of a step.
+
+        Raises:
+            DataLoss: the file is not as it was written.
+            LuthierError: the service refused.
+        """
+        found = self._kept.get(step)
+        if found is None:
+            return ()
+        wanted = task_pb2.BlobFile(
+            path="rollouts", sha256=found.file.sha256, size_bytes=found.file.size_bytes
+        )
+        path = self._context.fetch(wanted)
+        self._context.log(
+            f"step {step} learns from the {found.num_rollouts} answers that were kept", step=step
+        )
+        return [read_rollout(rollout_pb2.Rollout.FromString(row)) for row in iterate_rows(path)]
+
+    def graded(self, rollouts: Sequence[Rollout], split: Split) -> list[Reward]:
+        """Return what the job's grader makes of answers; a step's are all asked for at once of reward services.
+
+        Raises:
+            InvalidArgument: ADDRESS_NOT_ALLOWED.
+            LuthierError: what `context.check` raised.
+        """
+        del split
+        texts = [self._answer_text(one) for one in rollouts]
+        items = {row: self._records.of(row).json for row in {one.row for one in rollouts}}
+        asked = [
+            grader_pb2.Sample(item_json=items[one.row], output_text=text)
+            for one, text in zip(rollouts, texts, strict=True)
+        ]
+        remote = {
+            path: scored(grader, asked, self._allowed, self._context.check)
+            for path, grader in remote_graders(self._message)
+        }
+        rewards = []
+        for place, sample in enumerate(asked):
+            self._context.check()
+            outcomes = {path: _outcome(found[place]) for path, found in remote.items()}
+            grade = self._grader.grade(
+                Sample(item_json=sample.item_json, output_text=sample.output_text, remote=outcomes)
+            )
+            rewards.append(
+                Reward(
+                    score=grade.score,
+                    reason=None if grade.error is None else grade.error.reason,
+                    message="" if grade.error is None else grade.error.message,
+                    parts=grade.parts,
+                )
+            )
+        return rewards
+
+    def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Commit the rollouts of a step. Raises LuthierError where the service refused."""
+        prompts = {one.row: self._decode(one.prompt, True) for one in rollouts if one.sample == 0}
+        path = self._context.scratch / f"rollouts-{step}"
+        rows = (
+            self._message_of(step, one, prompts[one.row]).SerializeToString(deterministic=True)
+            for one in rollouts
+        )
+        write_rows(path, rows)
+        self._context.commit_rollouts(step, path)
+        path.unlink()
+
+    def _answer_text(self, rollout: Rollout) -> str:
+        """Return an answer as graders see it: without the token that ended it."""
+        ids = rollout.token_ids
+        if ids and ids[-1] in self.stop_token_ids:
+            ids = ids[:-1]
+        return self._decode(ids, False) if ids else ""
+
+    def _message_of(self, step: int, rollout: Rollout, prompt_text: str) -> rollout_pb2.Rollout:
+        record, reward = self._records.of(rollout.row), rollout.reward
+        assert reward is not None, "rollouts are graded before they are kept"
+        message = rollout_pb2.Rollout(
+            step=step,
+            group=rollout.group,
+            sample=rollout.sample,
+            row=rollout.row,
+            prompt_text=prompt_text,
+            output_text=self._answer_text(rollout),
+            prompt_token_ids=rollout.prompt,
+            token_ids=rollout.token_ids,
+            logprobs=rollout.logprobs,
+            finish_reason=_FINISHED[rollout.finish_reason],
+            part_scores=reward.parts,
+            advantage=rollout.advantage,
+            record_id=record.record_id,
+            filename=record.filename,
+            line=record.line,
+        )
+        if reward.score is None:
+            reason = reward.reason or Reason.REWARD_FAILED
+            failure = Failure(code=CODES[reason], reason=reason, message=reward.message)
+            message.error.CopyFrom(failure_to_status(failure))
+        else:
+            message.reward = reward.score
+        return message
+
+
+@contextmanager
+def rollouts_of(
+    context: TaskContext,
+    channel: grpc.Channel,
+    allowed: RewardAddresses,
+    records: Records,
+    model: PreTrainedModel,
+) -> Iterator[JobRollouts]:
+    """Give a task's rollouts for the length of a block; its base model's files are in the scratch folder `base`.
+
+    An answer ends as those of the rendering's records do, and where the model itself ends one.
+
+    Raises:
+        LuthierError: as `read_rendering`.
+    """
+    spec = context.task.train
+    rendering = read_rendering(
+        channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check
+    )
+    stops = frozenset(rendering.stop_token_ids) | frozenset(eos_token_ids(model))
+    with decoding(context.scratch / "base", context.check) as decode:
+        yield JobRollouts(context, records, decode, allowed, stops)
+
+
+def read_rollout(message: rollout_pb2.Rollout) -> Rollout:
+    """Return a kept rollout as recipes know it, the very numbers that were learnt from."""
+    if message.WhichOneof("outcome") == "reward":
+        reward = Reward(score=message.reward, parts=dict(message.part_scores))
+    else:
+        failure = status_to_failure(message.error)
+        reward = Reward(
+            score=None,
+            reason=Reason(failure.reason),
+            message=failure.message,
+            parts=dict(message.part_scores),
+        )
+    return Rollout(
+        group=message.group,
+        sample=message.sample,
+        row=message.row,
+        prompt=tuple(message.prompt_token_ids),
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(message.logprobs),
+        finish_reason=_FINISH_OF[message.finish_reason],
+        reward=reward,
+        advantage=message.advantage,
+    )
+
+
+def _outcome(one: float | RewardError) -> float | GradingError:
+    return GradingError(one.reason, one.message) if isinstance(one, RewardError) else one
