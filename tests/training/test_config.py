@@ -47,3 +47,9 @@ def test_a_folder_of_models_that_leads_among_state_is_refused(tmp_path: Path) ->
     (home / "models").symlink_to(home / "blobs")
     with pytest.raises(InvalidArgument, match="nothing of the home's keys"):
         config(home)
+
+
+def test_reward_services_are_those_of_this_machine_unless_set_otherwise(tmp_path: Path) -> None:
+    assert config(tmp_path).reward_addresses == ("localhost", "127.0.0.1", "[::1]")
+    environ = {"LUTHIER_HOME": str(tmp_path), "LUTHIER_REWARD_ADDRESSES": "rewards.example:50051"}
+    assert read(Config, section="TRAINING", environ=environ).reward_addresses == ("rewards.example:50051",)

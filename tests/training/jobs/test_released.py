@@ -36,6 +36,17 @@ async def test_sweep_deletes_what_nothing_names_once_the_grace_is_over(bench: An
     assert not await bench.blobs.has(gone.digest)
 
 
+async def test_one_sweep_deletes_any_number(bench: Any) -> None:
+    clock = Clock()
+    released = ReleasedBlobs(bench.database, bench.blobs, clock)
+    gone = [await bench.blobs.put_bytes(b"step %d" % step) for step in range(150)]
+    async with bench.database.transaction() as connection:
+        await released.release(connection, [blob.digest for blob in gone])
+    clock.now += GRACE_SECONDS + 1
+    await released.sweep()
+    assert not any([await bench.blobs.has(blob.digest) for blob in gone])
+
+
 async def test_sweep_keeps_what_a_checkpoint_or_a_model_names(bench: Any) -> None:
     clock = Clock()
     released = ReleasedBlobs(bench.database, bench.blobs, clock)

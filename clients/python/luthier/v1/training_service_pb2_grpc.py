@@ -108,8 +108,9 @@ class TrainingServiceServicer(object):
     def PlanFineTuningJob(self, request, context):
         """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: model or rendering does not exist.
-        FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, or no row has a supervised token.
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
+        one of those that may be called. NOT_FOUND: model or rendering does not exist. FAILED_PRECONDITION: model or rendering is not READY,
+        they do not fit together, or no row has a supervised token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,8 +40,9 @@ class TrainingServiceStub:
     PlanFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.PlanFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningPlan]
     """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: model or rendering does not exist.
-    FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, or no row has a supervised token.
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
+    one of those that may be called. NOT_FOUND: model or rendering does not exist. FAILED_PRECONDITION: model or rendering is not READY,
+    they do not fit together, or no row has a supervised token.
     """
     CreateFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
@@ -115,8 +116,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     PlanFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.PlanFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningPlan]  # type: ignore[assignment]
     """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: model or rendering does not exist.
-    FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, or no row has a supervised token.
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
+    one of those that may be called. NOT_FOUND: model or rendering does not exist. FAILED_PRECONDITION: model or rendering is not READY,
+    they do not fit together, or no row has a supervised token.
     """
     CreateFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
@@ -193,8 +195,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningPlan, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningPlan]]:
         """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: model or rendering does not exist.
-        FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, or no row has a supervised token.
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
+        one of those that may be called. NOT_FOUND: model or rendering does not exist. FAILED_PRECONDITION: model or rendering is not READY,
+        they do not fit together, or no row has a supervised token.
         """
 
     @_abc_1.abstractmethod

@@ -18,7 +18,7 @@ from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.methods import method_of
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
-from luthier.training.jobs.rollouts import JobRollouts
+from luthier.training.jobs.rollouts import KeptRollouts
 from luthier.training.jobs.rules import RESULT_LIMITS, State
 from luthier.training.jobs.tuned import origin_of, tuned_model
 from luthier.training.recipe_settings import selection_of
@@ -50,7 +50,7 @@ class TrainHandler:
         models: Models,
         blobs: BlobStore,
         released: ReleasedBlobs,
-        rollouts: JobRollouts,
+        rollouts: KeptRollouts,
     ) -> None:
         self._family = family
         self._log = log
@@ -164,7 +164,7 @@ class TrainHandler:
         task: Task,
         request: worker_service_pb2.CommitRolloutsRequest,
     ) -> None:
-        """Keep what a step drew. Raises as `JobRollouts.commit`, and FailedPrecondition for a job of another method."""
+        """Keep what a step drew. Raises as `KeptRollouts.commit`, and FailedPrecondition for one of another method."""
         job = await self._stored(connection, task)
         if not job.message.HasField("reinforcement"):
             raise FailedPrecondition(

@@ -43,19 +43,27 @@ class ReleasedBlobs:
     async def sweep(self) -> None:
         """Delete what was released `GRACE_SECONDS` ago and is named by nothing: by no job that begins from it either.
 
-        The bytes go inside the transaction that looked: nothing can be committed in between.
+        The bytes go inside the transaction that looked: nothing can be committed in between. A deleted job may leave a
+        file for each of its steps: these go some at a time, and others write in between.
         """
+        while await self._sweep_some():
+            pass
+
+    async def _sweep_some(self) -> bool:
+        """Delete the first that are due; returns whether there may be more."""
         column = released_blobs.c
         before_us = round((self._clock() - GRACE_SECONDS) * 1e6)
         due = select(column.digest).where(column.release_time_us <= before_us).limit(_SWEPT_AT_ONCE)
         async with self._database.reading() as connection:
             if (await connection.execute(due)).first() is None:
-                return
+                return False
         async with self._database.transaction() as connection:
-            for digest in (await connection.execute(due)).scalars().all():
+            digests = (await connection.execute(due)).scalars().all()
+            for digest in digests:
                 if not await _named(connection, digest):
                     await self._blobs.delete(digest)
                 await connection.execute(delete(released_blobs).where(column.digest == digest))
+        return len(digests) == _SWEPT_AT_ONCE
 
 
 async def _named(connection: AsyncConnection, digest: str) -> bool:

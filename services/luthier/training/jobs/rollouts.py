@@ -18,7 +18,7 @@ from luthier.work.row_file import found_rows, read_rows
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """A rollout among those of a job: its step, and its place among the step's."""
 
@@ -26,7 +26,7 @@ class Place:
     index: int = 0
 
 
-class JobRollouts:
+class KeptRollouts:
     """The rollouts of jobs: a row of the database and a blob for each step.
 
     Those of a step stay what they are once a checkpoint holds the step. Until then a later attempt that drew others

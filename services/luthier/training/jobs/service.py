@@ -20,7 +20,7 @@ from luthier.training.jobs.counting import survey_elsewhere
 from luthier.training.jobs.planning import SplitLengths, check_counts, joined, make_plan, require_usable
 from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
 from luthier.training.jobs.released import ReleasedBlobs
-from luthier.training.jobs.rollouts import JobRollouts
+from luthier.training.jobs.rollouts import KeptRollouts
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.names import RENDERING
@@ -120,7 +120,7 @@ class JobService:
         self._starts = Starts(models, self.family, blobs)
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
-        self.rollouts = JobRollouts(database, blobs, ReleasedBlobs(database, blobs))
+        self.rollouts = KeptRollouts(database, blobs, ReleasedBlobs(database, blobs))
 
     async def check(self, parent: str, wanted: FineTuningJob) -> CheckedJob:
         """Check a job by what is known of its base model and its renderings, without looking at rows.

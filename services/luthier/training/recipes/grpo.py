@@ -29,8 +29,8 @@ from luthier.training.recipes.rollouts import (
 )
 from luthier.training.recipes.units import PROMPTS, require_units
 
-MOST_GAP = 0.05
-"""Mean difference of log-probabilities, in nats, that rounding does not explain: bfloat16 gives about a fifth of it."""
+MOST_GAP = 0.1
+"""Mean difference of log-probabilities, in nats, that rounding does not explain: SmolLM2-135M in bfloat16 has 0.03."""
 
 
 def train(

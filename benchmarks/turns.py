@@ -1,0 +1,130 @@
+"""Contenders that take turns, each run in a process of its own: what `generation.py` and `grpo_step.py` share.
+
+A benchmark calls itself with `--child CONTENDER TASK RESULT`, and writes what that contender measured as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_step import made_up_records
+from sft_step_task import demo_model, fresh_adapter, render_rows, tiny_model
+
+# Peers are to stay on the processor and off the network, whatever the machine has.
+_SURROUNDINGS = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_SHOWN_ERROR_CHARACTERS = 600
+OURS = "ours"
+
+Measured = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawTask:
+    """What everyone draws: answers of one length, as no token ends them.
+
+    Attributes:
+        model: folder with config.json, model.safetensors and the tokenizer.
+        adapter: folder with the adapter that is active, in PEFT's format.
+        prompts: token ids.
+        num_samples: answers to each prompt.
+        new_tokens: tokens of each answer.
+        num_steps: optimiser steps, each over all prompts; of generation: rounds.
+        micro_batch_tokens: most tokens of a packed forward pass.
+    """
+
+    model: Path
+    adapter: Path
+    prompts: tuple[tuple[int, ...], ...]
+    num_samples: int
+    new_tokens: int
+    num_steps: int
+    micro_batch_tokens: int = 2048
+
+    def save(self, path: Path) -> None:
+        """Write the task as JSON."""
+        path.write_text(json.dumps(asdict(self), default=str))
+
+    @classmethod
+    def load(cls, path: Path) -> DrawTask:
+        """Read a task."""
+        stored = json.loads(path.read_text())
+        stored["prompts"] = tuple(map(tuple, stored["prompts"]))
+        return cls(**{**stored, "model": Path(stored["model"]), "adapter": Path(stored["adapter"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One way to do a task.
+
+    Attributes:
+        run: does it, and returns what it measured.
+        configuration: what a reader has to know to judge it.
+        packages: what has to be installed.
+    """
+
+    run: Callable[[DrawTask], Measured]
+    configuration: str
+    packages: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """The packages that are not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+
+def make_task(folder: Path, num_prompts: int, *, model: Path | None, fast: bool, **changes: int) -> DrawTask:
+    """Prepare model, adapter and prompts, sums of differing lengths; files of this run alone go into `folder`."""
+    records = made_up_records(num_prompts)
+    chosen = model or (tiny_model(folder / "model", records) if fast else demo_model())
+    rows = render_rows(records, chosen, num_prompts)
+    return DrawTask(
+        model=chosen,
+        adapter=fresh_adapter(chosen, folder / "adapter"),
+        prompts=tuple(row.ids[: row.supervised.index(True)] for row in rows),
+        **changes,
+    )
+
+
+def run_child(script: Path, task: Path, name: str, contender: Contender) -> Measured:
+    """Measure one contender in a process of its own; `error` says why where it failed."""
+    if contender.missing():
+        return {"error": f"{', '.join(contender.missing())} not installed (pip install -e .[bench])"}
+    result = task.with_name("result.json")
+    result.unlink(missing_ok=True)
+    command = [sys.executable, str(script), "--child", name, str(task), str(result)]
+    done = subprocess.run(
+        command, env=os.environ | _SURROUNDINGS, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0 or not result.exists():
+        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-_SHOWN_ERROR_CHARACTERS:]}"}
+    measured: Measured = json.loads(result.read_text())
+    return measured
+
+
+def in_turns(
+    script: Path, task: Path, contenders: Mapping[str, Contender], repeats: int
+) -> dict[str, list[Measured]]:
+    """Each contender's rounds, in which all take a turn; one that fails has that error alone."""
+    runs: dict[str, list[Measured]] = {name: [] for name in contenders}
+    for turn in range(repeats):
+        for name, contender in contenders.items():
+            if runs[name] and "error" in runs[name][0]:
+                continue
+            measured = run_child(script, task, name, contender)
+            runs[name] = [measured] if "error" in measured else [*runs[name], measured]
+            print(f"round {turn + 1}/{repeats} {name}: {measured}", file=sys.stderr, flush=True)
+    return runs
+
+
+def child(arguments: Sequence[str], contenders: Mapping[str, Contender]) -> int:
+    """Run one contender: name, task file, file of the result."""
+    name, task, result = arguments
+    Path(result).write_text(json.dumps(contenders[name].run(DrawTask.load(Path(task)))))
+    return 0

@@ -1,0 +1,84 @@
+"""The benchmarks of drawing and of GRPO steps: the same work for all, and the right figures from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import generation
+import grpo_step
+import pytest
+import torch
+from turns import OURS, Contender, DrawTask, make_task, run_child
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> DrawTask:
+    folder = tmp_path_factory.mktemp("task")
+    return make_task(folder, 4, model=None, fast=True, num_samples=3, new_tokens=5, num_steps=2)
+
+
+def test_task_survives_its_file(task: DrawTask, tmp_path: Path) -> None:
+    task.save(tmp_path / "task.json")
+    assert DrawTask.load(tmp_path / "task.json") == task
+    assert len(task.prompts) == 4
+    assert len({len(prompt) for prompt in task.prompts}) >= 1
+    assert all(task.prompts)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers what that renamed
+def test_everyone_draws_as_many_tokens(task: DrawTask) -> None:
+    for name in generation.CONTENDERS:
+        measured = generation.CONTENDERS[name].run(task)
+        assert measured["tokens"] == [4 * 3 * 5] * 2, name
+        assert len(measured["seconds"]) == 2
+
+
+def test_ours_makes_the_steps_of_the_task(task: DrawTask) -> None:
+    measured = grpo_step.CONTENDERS[OURS].run(task)
+    assert len(measured["step_seconds"]) == len(measured["rewards"]) == 2
+    assert 0.2 < measured["rewards"][0] < 0.8
+
+
+def test_what_is_not_installed_or_fails_is_told(task: DrawTask, tmp_path: Path) -> None:
+    task.save(tmp_path / "task.json")
+    absent = Contender(run=lambda _: {}, configuration="", packages=("no_such_package",))
+    assert run_child(Path("x.py"), tmp_path / "task.json", "a", absent) == {
+        "error": "no_such_package not installed (pip install -e .[bench])"
+    }
+    present = Contender(run=lambda _: {}, configuration="")
+    assert run_child(tmp_path / "x.py", tmp_path / "task.json", "a", present)["error"].startswith("exit 2")
+
+
+def test_summaries_compare_with_the_fastest_setting() -> None:
+    runs: dict[str, Any] = {
+        OURS: [{"tokens": [100], "seconds": [one]} for one in (1.0, 0.5, 2.0)],
+        "transformers_bfloat16": [{"tokens": [100], "seconds": [5.0]}],
+        "transformers_float32": [{"tokens": [100], "seconds": [2.0]}],
+    }
+    found = generation.summary_of(runs)
+    assert (found["generate_vs_transformers"], found["best_setting"]) == (2.0, "transformers_float32")
+    assert set(runs) == set(generation.CONTENDERS)
+    assert generation.summary_of({OURS: runs[OURS]})["generate_vs_transformers"] is None
+    steps: dict[str, Any] = {
+        OURS: [{"step_seconds": [9.0, 2.0], "peak_rss_bytes": 1e9}],
+        "trl_defaults": [{"error": "exit 1"}],
+        "trl_no_checkpointing": [{"step_seconds": [9.0, 8.0], "peak_rss_bytes": 4e9}],
+        "trl_float32": [{"step_seconds": [9.0, 9.0], "peak_rss_bytes": 3e9}],
+    }
+    assert set(steps) == set(grpo_step.CONTENDERS)
+    found = grpo_step.summary_of(steps)
+    assert (found["grpo_vs_trl"], found["grpo_rss_vs_trl"]) == (4.0, 0.25)
+    assert (
+        grpo_step.summary_of({OURS: [{"error": "x"}], "trl_float32": steps["trl_float32"]})["grpo_vs_trl"]
+        is None
+    )
