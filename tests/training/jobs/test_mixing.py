@@ -339,6 +339,12 @@ async def test_a_share_that_is_not_reached_is_a_warning(mixed: Any) -> None:
     )
 
 
+async def test_a_step_without_a_row_of_the_jobs_own_is_told_of(mixed: Any) -> None:
+    plan = await mixed.plan(hyperparameters=Hyperparameters(batch_rows=1, max_steps=1), **mix(general=0.9))
+    assert [one.num_rows for one in plan.renderings] == [0, 1]
+    assert any(one.startswith(f"the share of {OWN} comes to 0, 0.1 was asked") for one in plan.warnings)
+
+
 async def test_warnings_of_several_renderings_say_of_which_they_are(mixed: Any) -> None:
     train = RenderingSplitStatistics(split=SPLIT_TRAIN, num_truncated=7)
     know(

@@ -79,9 +79,10 @@ def fill_shares(job: FineTuningJob) -> None:
 
 def mixture_warnings(renderings: Sequence[Rendering], used: Sequence[RenderingUse]) -> Iterator[str]:
     """Yield what a user would want to know of renderings that are mixed, the job's own first, and of their use."""
-    own = renderings[0]
+    own, epochs = renderings[0], used[0].num_epochs
     for rendering, use in zip(renderings, used, strict=True):
-        repeated = use.num_epochs / used[0].num_epochs
+        # A few steps may take nothing of the job's own, which is told of as a share that is not reached.
+        repeated = use.num_epochs / epochs if epochs else 0.0
         if rendering is not own and use.num_epochs > 1 and repeated > 1:
             yield (
                 f"rows of {use.rendering} are seen {repeated:.3g} times an epoch, as its share of {use.share:g} asks "
