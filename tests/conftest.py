@@ -40,6 +40,7 @@ settings.load_profile("shared")
 # before the others.
 TOGETHER = {
     "tests/e2e/test_kill.py": "cluster",
+    "tests/e2e/test_mixed.py": "cluster",
     "tests/e2e/test_reinforcement.py": "cluster",
     "tests/e2e/test_bad_input.py": "cluster",
     "tests/e2e/test_files.py": "cluster",

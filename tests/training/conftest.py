@@ -318,6 +318,7 @@ def _counts_of(
     return RenderingSplitStatistics(
         split=split,
         tokens=LengthStatistics(count=len(rows), sum=sum(lengths), maximum=max(lengths, default=0)),
+        supervised_tokens=LengthStatistics(count=len(rows), sum=sum(row.num_supervised for row in rows)),
         num_dropped=before.num_dropped,
         num_truncated=before.num_truncated,
         num_unsupervised=sum(row.num_supervised == 0 for row in rows),

@@ -5,11 +5,15 @@ The service plans by it and the worker trains by it, so that both count the same
 
 from __future__ import annotations
 
-from luthier.training.recipes.batches import BatchSettings
+from collections.abc import Sequence
+
+from luthier.training.recipes.batches import BatchSettings, shares_reached
 from luthier.training.recipes.course import Selection
+from luthier.training.recipes.mixture import Measure, Mixture
 from luthier.training.recipes.schedule import RateCourse, Schedule, steps_of_ratio
+from luthier.training.recipes.survey import Survey
 from luthier.v1 import fine_tuning_job_pb2
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RenderingUse
 
 
 def batch_settings(job: FineTuningJob) -> BatchSettings:
@@ -23,6 +27,58 @@ def batch_settings(job: FineTuningJob) -> BatchSettings:
         batch_rows=chosen.batch_rows,
         micro_batch_tokens=chosen.micro_batch_tokens,
     )
+
+
+def rendering_names(job: FineTuningJob) -> tuple[str, ...]:
+    """Return the renderings of a job, its own first."""
+    return (job.rendering, *(mixed.rendering for mixed in job.mixed_renderings))
+
+
+def measure_of(job: FineTuningJob) -> Measure:
+    """Return what shares of renderings are of: what divides the loss of a step."""
+    return "TOKENS" if job.WhichOneof("method") in (None, "supervised") else "UNITS"
+
+
+def mixture_of(job: FineTuningJob, first_rows: Sequence[int]) -> Mixture | None:
+    """Return the renderings that a job, all its defaults filled in, mixes; None where it has one.
+
+    `first_rows` say where the rows of each begin, the job's own first.
+    """
+    if not job.mixed_renderings:
+        return None
+    return Mixture(
+        names=rendering_names(job),
+        first_rows=tuple(first_rows),
+        shares=(job.rendering_share, *(mixed.share for mixed in job.mixed_renderings)),
+        measure=measure_of(job),
+    )
+
+
+def renderings_used(found: Survey, mixture: Mixture | None, digests: Sequence[str]) -> list[RenderingUse]:
+    """Return what all steps take of each rendering of a mixture; nothing without one.
+
+    `digests` are those of the renderings. The steps were counted: `found.totals` is there.
+    """
+    if mixture is None:
+        return []
+    assert found.totals is not None, "the steps were counted"
+    drawn = found.totals.drawn
+    reached = shares_reached(drawn, mixture)
+    return [
+        RenderingUse(
+            rendering=name,
+            digest=digests[place],
+            share=mixture.shares[place],
+            reached_share=reached[place],
+            num_train_rows=part.num_teaching_rows,
+            num_validation_rows=part.num_validation_rows,
+            num_rows=drawn[place].num_rows,
+            num_tokens=drawn[place].num_tokens,
+            num_supervised_tokens=drawn[place].num_supervised,
+            num_epochs=drawn[place].num_rows / part.num_teaching_rows,
+        )
+        for place, (name, part) in enumerate(zip(mixture.names, (found, *found.mixed), strict=True))
+    ]
 
 
 def selection_of(job: FineTuningJob) -> Selection | None:

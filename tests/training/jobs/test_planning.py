@@ -49,8 +49,8 @@ def plan_of(
 ) -> FineTuningPlan:
     """What the service does with a job: its statistics first, then its rows."""
     counted = with_counts(rendering, train, validation)
-    check_counts(job, counted, context_length)
-    return make_plan(job, counted, survey(train, validation, batch_settings(job)), context_length)
+    check_counts(job, [counted], context_length)
+    return make_plan(job, [counted], survey(train, validation, batch_settings(job)), context_length)
 
 
 def test_make_plan_counts_what_the_steps_will_use() -> None:

@@ -56,10 +56,13 @@ SPLITS = {"TRAIN": dataset_pb2.SPLIT_TRAIN, "VALIDATION": dataset_pb2.SPLIT_VALI
 # gRPC decides the names of a servicer's methods.
 # ruff: noqa: N802
 class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
-    """Serves one rendering, seven rows a chunk; remembers the credentials it was shown."""
+    """Serves one rendering, seven rows a chunk, and `others` by name; remembers the credentials it was shown."""
 
-    def __init__(self, rows: list[Any]) -> None:
+    def __init__(self, rows: list[Any], name: str = RENDERING, filename: str = "a.jsonl") -> None:
         self.rows = rows
+        self.name = name
+        self.filename = filename
+        self.others: dict[str, SmallDataService] = {}
         self.kind = rendering_pb2.RENDERING_KIND_UNSPECIFIED
         self.tokenizer_digest = ""
         self.digest = "r" * 64
@@ -70,10 +73,12 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
         self, request: data_service_pb2.GetRenderingRequest, context: Any
     ) -> rendering_pb2.Rendering:
         self.credentials.add(dict(context.invocation_metadata())["authorization"])
-        if request.name != RENDERING:
+        if request.name in self.others:
+            return await self.others[request.name].GetRendering(request, context)
+        if request.name != self.name:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{request.name} does not exist")
         return rendering_pb2.Rendering(
-            name=RENDERING,
+            name=self.name,
             uid="2f6d1c7e-5a0b-4f0e-9a43-0d3c8f3b9e11",
             state=rendering_pb2.Rendering.STATE_READY,
             digest=self.digest,
@@ -100,6 +105,10 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
     async def ReadRendering(
         self, request: data_service_pb2.ReadRenderingRequest, context: Any
     ) -> AsyncIterator[arrow_pb2.ArrowChunk]:
+        if request.name in self.others:
+            async for chunk in self.others[request.name].ReadRendering(request, context):
+                yield chunk
+            return
         rows = [row for row in self.rows if row.row >= request.start_row]
         for start in range(0, len(rows), 7):
             part = rows[start : start + 7]
@@ -115,7 +124,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
             else:
                 columns["input_ids"] = [row.input_ids for row in part]
                 columns["loss_mask"] = [row.loss_mask for row in part]
-                columns["filename"] = ["a.jsonl" for _ in part]
+                columns["filename"] = [self.filename for _ in part]
                 columns["line"] = [row.row + 1 for row in part]
                 columns["role"] = [row.role for row in part]
                 if self.kind == rendering_pb2.RENDERING_KIND_PROMPT:

@@ -29,8 +29,8 @@ def plan(scope: Scope, job: FineTuningJob) -> Flow[FineTuningPlan]:
 def create(scope: Scope, job: FineTuningJob, *, job_id: str = "") -> Flow[FineTuningJob]:
     """Queue a job. Follow it with `watch` or `wait`.
 
-    `job` names `rendering`, `base_model` or `start_from` (short names will do) and what else shall differ from the
-    defaults.
+    `job` names `rendering`, `base_model` or `start_from` (short names will do, also in `mixed_renderings`) and what
+    else shall differ from the defaults.
     """
     request = api.CreateFineTuningJobRequest(
         parent=names.project(scope.project), fine_tuning_job=_resolved(scope, job), fine_tuning_job_id=job_id
@@ -145,12 +145,15 @@ def _name(scope: Scope, name: str) -> str:
 
 
 def _resolved(scope: Scope, job: FineTuningJob) -> FineTuningJob:
-    return replaced(
+    resolved = replaced(
         job,
         base_model=names.child(scope.project, "models", job.base_model) if job.base_model else "",
         rendering=names.child(scope.project, "renderings", job.rendering),
         start_from=names.weights(scope.project, job.start_from) if job.start_from else "",
     )
+    for mixed in resolved.mixed_renderings:
+        mixed.rendering = names.child(scope.project, "renderings", mixed.rendering)
+    return resolved
 
 
 class Jobs(SyncResource):

@@ -214,6 +214,7 @@ def _run(run: TuningRun) -> str:
     facts = [
         ("Base model", short(job.base_model)),
         ("Rendering", short(job.rendering)),
+        ("Mixed in", ", ".join(f"{short(one.rendering)} {one.share:.0%}" for one in job.mixed_renderings)),
         ("Tuned model", short(job.tuned_model)),
         ("Steps", f"{job.progress.completed:,}" if job.progress.completed else ""),
         ("Attempts", str(job.num_attempts)),

@@ -166,6 +166,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A pattern for modules of an adapter cannot be read, matches none of them, or says of one what another pattern does not."""
     ERROR_REASON_TRAINED_MODULE_INVALID: _ErrorReason.ValueType  # 133
     """A module that is to be trained whole beside an adapter is none of the model's, or is one weight with another."""
+    ERROR_REASON_SHARES_DO_NOT_ADD_UP: _ErrorReason.ValueType  # 128
+    """The shares of the renderings that a job mixes do not add up to 1, or leave nothing for its own."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -316,4 +318,6 @@ ERROR_REASON_MODULE_PATTERN_INVALID: ErrorReason.ValueType  # 132
 """A pattern for modules of an adapter cannot be read, matches none of them, or says of one what another pattern does not."""
 ERROR_REASON_TRAINED_MODULE_INVALID: ErrorReason.ValueType  # 133
 """A module that is to be trained whole beside an adapter is none of the model's, or is one weight with another."""
+ERROR_REASON_SHARES_DO_NOT_ADD_UP: ErrorReason.ValueType  # 128
+"""The shares of the renderings that a job mixes do not add up to 1, or leave nothing for its own."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

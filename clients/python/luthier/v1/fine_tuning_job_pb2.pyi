@@ -362,6 +362,92 @@ class RewardModelConfig(_message.Message):
 Global___RewardModelConfig: _TypeAlias = RewardModelConfig  # noqa: Y015
 
 @_typing.final
+class RenderingShare(_message.Message):
+    """RenderingShare says how much of what is learnt is of a rendering."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RENDERING_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    rendering: _builtins.str
+    """A READY rendering of the same project, of the kind of the job's own, made with the base model's tokenizer."""
+    share: _builtins.float
+    """Its share of what a step's loss is divided by, between 0 and 1: of learnt tokens in supervised tuning, of pairs or labelled
+    answers in preference tuning and for reward models.
+    """
+    def __init__(
+        self,
+        *,
+        rendering: _builtins.str = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rendering", b"rendering", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderingShare: _TypeAlias = RenderingShare  # noqa: Y015
+
+@_typing.final
+class RenderingUse(_message.Message):
+    """RenderingUse is what a job takes of one of the renderings that it mixes. Rows that are taken again are counted again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RENDERING_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    REACHED_SHARE_FIELD_NUMBER: _builtins.int
+    NUM_TRAIN_ROWS_FIELD_NUMBER: _builtins.int
+    NUM_VALIDATION_ROWS_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_SUPERVISED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_EPOCHS_FIELD_NUMBER: _builtins.int
+    rendering: _builtins.str
+    """The rendering."""
+    digest: _builtins.str
+    """Its digest."""
+    share: _builtins.float
+    """Its share as it was asked for."""
+    reached_share: _builtins.float
+    """Its share over all steps. Units are never cut, so that it differs from what was asked by what a unit is of the whole."""
+    num_train_rows: _builtins.int
+    """Its training rows that have something to learn, each row of a unit counted."""
+    num_validation_rows: _builtins.int
+    """Its validation rows that have something to learn."""
+    num_rows: _builtins.int
+    """Rows that are taken of it over all steps."""
+    num_tokens: _builtins.int
+    """Tokens of these rows."""
+    num_supervised_tokens: _builtins.int
+    """Tokens of these rows that are learnt."""
+    num_epochs: _builtins.float
+    """Passes over its training rows that these make."""
+    def __init__(
+        self,
+        *,
+        rendering: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        share: _builtins.float = ...,
+        reached_share: _builtins.float = ...,
+        num_train_rows: _builtins.int = ...,
+        num_validation_rows: _builtins.int = ...,
+        num_rows: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+        num_supervised_tokens: _builtins.int = ...,
+        num_epochs: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "num_epochs", b"num_epochs", "num_rows", b"num_rows", "num_supervised_tokens", b"num_supervised_tokens", "num_tokens", b"num_tokens", "num_train_rows", b"num_train_rows", "num_validation_rows", b"num_validation_rows", "reached_share", b"reached_share", "rendering", b"rendering", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderingUse: _TypeAlias = RenderingUse  # noqa: Y015
+
+@_typing.final
 class ReinforcementConfig(_message.Message):
     """ReinforcementConfig says that answers are drawn from the model, graded, and made likelier or less likely than others to the same
     prompt (GRPO, arXiv:2402.03300). The rendering is PROMPT.
@@ -489,7 +575,9 @@ class Selection(_message.Message):
     PATIENCE_FIELD_NUMBER: _builtins.int
     USE_BEST_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
-    """Metric of validations. Empty means validation_loss, with reinforcement validation_reward."""
+    """Metric of validations. Empty means validation_loss, with reinforcement validation_reward. It is measured on the job's own
+    rendering; of the first of mixed_renderings it is validation_loss_1, and so on.
+    """
     direction: Global___Selection.Direction.ValueType
     """What is better. Unset: the metric decides."""
     min_delta: _builtins.float
@@ -536,7 +624,7 @@ class Hyperparameters(_message.Message):
     DECAY_STEPS_FIELD_NUMBER: _builtins.int
     DECAY_RATIO_FIELD_NUMBER: _builtins.int
     num_epochs: _builtins.int
-    """Passes over the training rows. 0 means 1."""
+    """Passes over the training rows of the job's own rendering. 0 means 1."""
     max_steps: _builtins.int
     """End after this many optimiser steps even within an epoch. 0 means no such limit."""
     batch_tokens: _builtins.int
@@ -643,6 +731,7 @@ class RunRecord(_message.Message):
     KERNEL_TABLE_DIGEST_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
     DETERMINISM_FIELD_NUMBER: _builtins.int
+    RENDERINGS_FIELD_NUMBER: _builtins.int
     code_version: _builtins.str
     """Version of Luthier."""
     base_model_digest: _builtins.str
@@ -663,6 +752,10 @@ class RunRecord(_message.Message):
     def kernels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Implementation that ran, by operator."""
 
+    @_builtins.property
+    def renderings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingUse]:
+        """What all steps take of each rendering, the job's own first. Empty without mixed_renderings."""
+
     def __init__(
         self,
         *,
@@ -675,10 +768,11 @@ class RunRecord(_message.Message):
         kernel_table_digest: _builtins.str = ...,
         kernels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         determinism: Global___Determinism.ValueType = ...,
+        renderings: _abc.Iterable[Global___RenderingUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "torch_version", b"torch_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "torch_version", b"torch_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -805,6 +899,8 @@ class FineTuningJob(_message.Message):
     REINFORCEMENT_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
     BEST_STEP_FIELD_NUMBER: _builtins.int
+    MIXED_RENDERINGS_FIELD_NUMBER: _builtins.int
+    RENDERING_SHARE_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -846,6 +942,8 @@ class FineTuningJob(_message.Message):
     """
     best_step: _builtins.int
     """The step of the best checkpoint so far. 0 without selection, and before the first validation."""
+    rendering_share: _builtins.float
+    """The share of `rendering` itself; with those of mixed_renderings it adds up to 1. 0 means the rest of them."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
@@ -915,6 +1013,12 @@ class FineTuningJob(_message.Message):
         """Which checkpoint is the best, and when the job ends early. Unset: none is chosen, and it makes all its steps."""
 
     @_builtins.property
+    def mixed_renderings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingShare]:
+        """Renderings whose rows are mixed in, each by its share, at most 8. An epoch is one pass over `rendering`; what it takes of
+        others is spread evenly over its steps. Empty: `rendering` is all that is learnt.
+        """
+
+    @_builtins.property
     def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
         """What it was made from, as that was then, and the model that it tuned."""
 
@@ -957,12 +1061,14 @@ class FineTuningJob(_message.Message):
         reinforcement: Global___ReinforcementConfig | None = ...,
         selection: Global___Selection | None = ...,
         best_step: _builtins.int = ...,
+        mixed_renderings: _abc.Iterable[Global___RenderingShare] | None = ...,
+        rendering_share: _builtins.float = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "reinforcement", b"reinforcement", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015
@@ -993,6 +1099,7 @@ class FineTuningPlan(_message.Message):
     NUM_UNSUPERVISED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     RESOLVED_JOB_FIELD_NUMBER: _builtins.int
+    RENDERINGS_FIELD_NUMBER: _builtins.int
     num_train_rows: _builtins.int
     """Training rows that have something to learn, each row of a unit counted; with reinforcement prompts."""
     num_validation_rows: _builtins.int
@@ -1025,6 +1132,12 @@ class FineTuningPlan(_message.Message):
     def resolved_job(self) -> Global___FineTuningJob:
         """The job with every default filled in."""
 
+    @_builtins.property
+    def renderings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingUse]:
+        """What all steps take of each rendering, the job's own first. Empty without mixed_renderings. Steps and tokens above are those of
+        all of them, counts of rows and records above those of the job's own.
+        """
+
     def __init__(
         self,
         *,
@@ -1040,10 +1153,11 @@ class FineTuningPlan(_message.Message):
         num_unsupervised: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         resolved_job: Global___FineTuningJob | None = ...,
+        renderings: _abc.Iterable[Global___RenderingUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resolved_job", b"resolved_job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped", "num_steps", b"num_steps", "num_steps_per_epoch", b"num_steps_per_epoch", "num_supervised_tokens", b"num_supervised_tokens", "num_tokens", b"num_tokens", "num_train_rows", b"num_train_rows", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "num_validation_rows", b"num_validation_rows", "packing_efficiency", b"packing_efficiency", "resolved_job", b"resolved_job", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped", "num_steps", b"num_steps", "num_steps_per_epoch", b"num_steps_per_epoch", "num_supervised_tokens", b"num_supervised_tokens", "num_tokens", b"num_tokens", "num_train_rows", b"num_train_rows", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "num_validation_rows", b"num_validation_rows", "packing_efficiency", b"packing_efficiency", "renderings", b"renderings", "resolved_job", b"resolved_job", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

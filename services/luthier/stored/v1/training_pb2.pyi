@@ -58,6 +58,7 @@ class FineTuningJobPrivate(_message.Message):
     START_FILES_FIELD_NUMBER: _builtins.int
     HAS_OWN_TEMPLATE_FIELD_NUMBER: _builtins.int
     BEST_VALUE_FIELD_NUMBER: _builtins.int
+    MIXED_RENDERING_DIGESTS_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model when the job was created, in hex."""
     rendering_digest: _builtins.str
@@ -74,6 +75,10 @@ class FineTuningJobPrivate(_message.Message):
     def start_files(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.BlobFile]:
         """The files to begin from, as luthier.worker.v1.TrainSpec says. Empty once the job has ended."""
 
+    @_builtins.property
+    def mixed_rendering_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of the renderings that are mixed in when the job was created, in hex, in their order in the job."""
+
     def __init__(
         self,
         *,
@@ -83,10 +88,11 @@ class FineTuningJobPrivate(_message.Message):
         start_files: _abc.Iterable[_task_pb2.BlobFile] | None = ...,
         has_own_template: _builtins.bool = ...,
         best_value: _builtins.float | None = ...,
+        mixed_rendering_digests: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "best_value", b"best_value", "taught", b"taught"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "base_model_digest", b"base_model_digest", "best_value", b"best_value", "has_own_template", b"has_own_template", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "base_model_digest", b"base_model_digest", "best_value", b"best_value", "has_own_template", b"has_own_template", "mixed_rendering_digests", b"mixed_rendering_digests", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015

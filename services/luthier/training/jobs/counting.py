@@ -17,6 +17,7 @@ import msgspec
 
 from luthier.errors import Internal
 from luthier.training.recipes.batches import BatchSettings
+from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.survey import PackedLengths, Survey, survey
 
 _MODULE = "luthier.training.jobs.counting"
@@ -24,7 +25,11 @@ _SHOWN_CHARACTERS = 500
 
 
 async def survey_elsewhere(
-    train: PackedLengths, validation: PackedLengths, batches: BatchSettings, max_new_tokens: int = 0
+    train: PackedLengths,
+    validation: PackedLengths,
+    batches: BatchSettings,
+    max_new_tokens: int = 0,
+    mixture: Mixture | None = None,
 ) -> Survey:
     """Return what `survey` finds, computed in a process that ends with the call.
 
@@ -43,7 +48,9 @@ async def survey_elsewhere(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, errors = await process.communicate(_written(train, validation, batches, max_new_tokens))
+        output, errors = await process.communicate(
+            _written(train, validation, batches, max_new_tokens, mixture)
+        )
     finally:
         if process.returncode is None:
             process.kill()
@@ -55,12 +62,17 @@ async def survey_elsewhere(
 
 
 def _written(
-    train: PackedLengths, validation: PackedLengths, batches: BatchSettings, max_new_tokens: int
+    train: PackedLengths,
+    validation: PackedLengths,
+    batches: BatchSettings,
+    max_new_tokens: int,
+    mixture: Mixture | None,
 ) -> bytes:
     head = {
         "batches": asdict(batches),
         "counts": [len(train), len(validation)],
         "max_new_tokens": max_new_tokens,
+        "mixture": None if mixture is None else asdict(mixture),
     }
     columns = [column.tobytes() for split in (train, validation) for column in _columns(split)]
     return b"\n".join((json.dumps(head).encode(), b"".join(columns)))
@@ -80,7 +92,8 @@ def _read(stream: BinaryIO) -> Survey:
         answer_tokens = head["max_new_tokens"]
         splits.append(lengths.with_answers(answer_tokens) if answer_tokens else lengths)
     train, validation = splits
-    return survey(train, validation, BatchSettings(**head["batches"]))
+    mixture = msgspec.convert(head["mixture"], Mixture | None)
+    return survey(train, validation, BatchSettings(**head["batches"]), mixture)
 
 
 if __name__ == "__main__":

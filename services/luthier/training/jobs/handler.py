@@ -71,6 +71,7 @@ class TrainHandler:
             base_model_files=base.private.files,
             base_model_digest=base.message.digest,
             rendering_digest=job.private.rendering_digest,
+            mixed_rendering_digests=job.private.mixed_rendering_digests,
             start_files=job.private.start_files,
         )
         checkpoint = await self._checkpoints.latest(connection, job.uid)

@@ -108,6 +108,12 @@ def main_metric(job: FineTuningJob) -> str:
     return _PREFIX + ("reward" if job.HasField("reinforcement") else "loss")
 
 
+def judged_by(job: FineTuningJob) -> tuple[str, int]:
+    """Return what a job is judged by, and the number of the rendering on which that is measured: 0 is its own."""
+    name, _, number = job.selection.metric.rpartition("_")
+    return (name, int(number)) if number.isdecimal() else (job.selection.metric, 0)
+
+
 def rendering_kind(job: FineTuningJob) -> RenderingKind.ValueType:
     """Return the kind of rendering that a job learns from."""
     if method_of(job) == "supervised":
@@ -132,7 +138,7 @@ def fill_method(job: FineTuningJob) -> None:
     if job.HasField("selection"):
         chosen_metric = job.selection
         fill_defaults(chosen_metric, {"metric": main_metric(job)})
-        higher = chosen_metric.metric.removeprefix(_PREFIX) in _HIGHER
+        higher = judged_by(job)[0].removeprefix(_PREFIX) in _HIGHER
         better = Selection.DIRECTION_HIGHER if higher else Selection.DIRECTION_LOWER
         fill_defaults(chosen_metric, {"direction": better})
     steers = job.hyperparameters
@@ -159,12 +165,20 @@ def method_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
     if job.HasField("reinforcement"):
         yield from reinforcement_violations(job)
     if job.HasField("selection") and job.selection.metric:
-        known = sorted(_PREFIX + name for name in _METRICS["kto" if _is_kto(job) else method_of(job)])
-        if job.selection.metric not in known:
-            yield _violation(
-                "selection.metric", f"must be one of {', '.join(known)}, got {job.selection.metric!r}"
-            )
+        yield from _metric_violations(job)
     yield from _schedule_violations(job)
+
+
+def _metric_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
+    known = sorted(_PREFIX + name for name in _METRICS["kto" if _is_kto(job) else method_of(job)])
+    suffixes = ["", *(f"_{number}" for number in range(1, len(job.mixed_renderings) + 1))]
+    if job.selection.metric not in {name + suffix for name in known for suffix in suffixes}:
+        numbered = (
+            f", with {' or '.join(suffixes[1:])} behind it for a mixed rendering" if suffixes[1:] else ""
+        )
+        yield _violation(
+            "selection.metric", f"must be one of {', '.join(known)}{numbered}, got {job.selection.metric!r}"
+        )
 
 
 def _schedule_violations(job: FineTuningJob) -> Iterator[FieldViolation]:

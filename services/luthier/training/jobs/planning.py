@@ -7,13 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
-from luthier.training.jobs.methods import described, main_metric, rendering_kind
+from luthier.training.jobs.methods import described, judged_by, main_metric, rendering_kind
+from luthier.training.jobs.mixing import mixture_warnings
 from luthier.training.jobs.reinforcement import answer_tokens, answers_per_row
-from luthier.training.recipe_settings import batch_settings, schedule_of
-from luthier.training.recipes.batches import PlanTotals
-from luthier.training.recipes.survey import Longest, PackedLengths, Survey, require_fitting
+from luthier.training.recipe_settings import (
+    batch_settings,
+    measure_of,
+    mixture_of,
+    renderings_used,
+    schedule_of,
+)
+from luthier.training.recipes.survey import (
+    Longest,
+    PackedLengths,
+    Survey,
+    first_rows,
+    require_fitting,
+)
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, Split
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, Hyperparameters
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, RenderingUse
 from luthier.v1.rendering_pb2 import (
     RENDERING_KIND_SUPERVISED,
     RENDERING_KIND_UNPAIRED,
@@ -41,6 +53,18 @@ class SplitLengths:
 
     train: PackedLengths = field(default_factory=PackedLengths)
     validation: PackedLengths = field(default_factory=PackedLengths)
+
+
+def joined(parts: Sequence[SplitLengths]) -> tuple[SplitLengths, tuple[int, ...]]:
+    """Return the lengths of several renderings numbered through, and the number of the first row of each."""
+    firsts = first_rows([part.train, part.validation] for part in parts)
+    if len(parts) == 1:
+        return parts[0], firsts
+    whole = SplitLengths()
+    for part, first in zip(parts, firsts, strict=True):
+        whole.train.extend(part.train, first)
+        whole.validation.extend(part.validation, first)
+    return whole, firsts
 
 
 def statistics_of(rendering: Rendering, split: Split.ValueType) -> RenderingSplitStatistics:
@@ -99,8 +123,8 @@ def _kind_name(kind: RenderingKind.ValueType) -> str:
     return RenderingKind.Name(kind).removeprefix("RENDERING_KIND_")
 
 
-def check_counts(job: FineTuningJob, rendering: Rendering, context_length: int) -> None:
-    """Refuse what the rendering's statistics alone show to be impossible, in no time.
+def check_counts(job: FineTuningJob, renderings: Sequence[Rendering], context_length: int) -> None:
+    """Refuse what the statistics of a job's renderings, its own first, alone show to be impossible, in no time.
 
     What they cannot tell, as the longest row may be one that teaches nothing or part of a longer unit, is left
     to whoever has the lengths.
@@ -111,62 +135,70 @@ def check_counts(job: FineTuningJob, rendering: Rendering, context_length: int) 
         FailedPrecondition: NO_SUPERVISED_TOKENS, METRIC_NOT_MEASURED, or rows are longer than the model's context
             (SEQUENCE_TOO_LONG).
     """
-    train = statistics_of(rendering, SPLIT_TRAIN)
-    validation = statistics_of(rendering, SPLIT_VALIDATION)
-    if not num_teaching(train):
-        raise nothing_to_learn(rendering)
-    if job.HasField("selection") and not num_teaching(validation):
+    more = answer_tokens(job)
+    for number, rendering in enumerate(renderings):
+        train = statistics_of(rendering, SPLIT_TRAIN)
+        validation = statistics_of(rendering, SPLIT_VALIDATION)
+        if not num_teaching(train):
+            raise nothing_to_learn(rendering)
+        if job.HasField("selection") and judged_by(job)[1] == number:
+            _require_measured(job, rendering, validation)
+        known = Survey(
+            num_train_rows=train.tokens.count,
+            num_teaching_rows=num_teaching(train),
+            num_validation_rows=num_teaching(validation),
+            longest_train=_with(_longest_unit(train), more),
+            longest=_with(_longest_unit(train, validation), more),
+            longest_row=_with(_longest(train, validation), more),
+            totals=None,
+        )
+        of = rendering.name if len(renderings) > 1 else ""
+        require_fitting(known, batch_settings(job), context_length, more, of)
+    _require_countable(job, [statistics_of(rendering, SPLIT_TRAIN) for rendering in renderings])
+
+
+def _require_measured(job: FineTuningJob, rendering: Rendering, validation: RenderingSplitStatistics) -> None:
+    """Refuse a selection by a metric that is measured on rows that there are none of."""
+    if not num_teaching(validation):
         raise FailedPrecondition(
             f"{rendering.name} must have validation rows that teach, as {job.selection.metric} is measured on them, it "
             "has none; leave selection out or split the version so that there are some",
             reason=Reason.METRIC_NOT_MEASURED,
             metadata={"metric": job.selection.metric, "rendering": rendering.name},
         )
-    _require_measured(job, rendering, validation)
-    more = answer_tokens(job)
-    known = Survey(
-        num_train_rows=train.tokens.count,
-        num_validation_rows=num_teaching(validation),
-        longest_train=_with(_longest_unit(train), more),
-        longest=_with(_longest_unit(train, validation), more),
-        longest_row=_with(_longest(train, validation), more),
-        totals=None,
-    )
-    require_fitting(known, batch_settings(job), context_length, more)
-    _require_countable(job.hyperparameters, train)
-
-
-def _require_measured(job: FineTuningJob, rendering: Rendering, validation: RenderingSplitStatistics) -> None:
-    """Refuse a selection by a metric of answers with a label that no validation row has."""
     if rendering_kind(job) != RENDERING_KIND_UNPAIRED or not validation.roles:
         return
-    found, metric = {one.role for one in validation.roles if one.tokens.count}, job.selection.metric
-    missing = [role for role in _ROLES_OF.get(metric, ()) if role not in found]
+    found = {one.role for one in validation.roles if one.tokens.count}
+    missing = [role for role in _ROLES_OF.get(judged_by(job)[0], ()) if role not in found]
     if missing:
         raise FailedPrecondition(
-            f"{rendering.name} must have {missing[0]} validation rows, as {metric} is measured on them, it has none; "
-            "choose another metric or split the version so that there are some",
+            f"{rendering.name} must have {missing[0]} validation rows, as {job.selection.metric} is measured on them, "
+            "it has none; choose another metric or split the version so that there are some",
             reason=Reason.METRIC_NOT_MEASURED,
-            metadata={"metric": metric, "rendering": rendering.name},
+            metadata={"metric": job.selection.metric, "rendering": rendering.name},
         )
 
 
-def make_plan(job: FineTuningJob, rendering: Rendering, found: Survey, context_length: int) -> FineTuningPlan:
+def make_plan(
+    job: FineTuningJob, renderings: Sequence[Rendering], found: Survey, context_length: int
+) -> FineTuningPlan:
     """Say what the job would do, all its defaults filled in, from a survey of its rows.
+
+    `renderings` are its own and those that are mixed in.
 
     Raises:
         InvalidArgument: the longest row does not fit into a step or a forward pass (SEQUENCE_TOO_LONG).
         FailedPrecondition: NO_SUPERVISED_TOKENS, or rows are longer than the model's context
             (SEQUENCE_TOO_LONG).
     """
-    if found.longest_train is None:
-        raise nothing_to_learn(rendering)
-    require_fitting(found, batch_settings(job), context_length, answer_tokens(job))
+    _require_learnable(job, renderings, found, context_length)
     totals = found.totals
     assert totals is not None, "rows that teach and fit were counted"
-    train = statistics_of(rendering, SPLIT_TRAIN)
+    train = statistics_of(renderings[0], SPLIT_TRAIN)
+    mixture = mixture_of(job, [0] * len(renderings))
+    used = renderings_used(found, mixture, [rendering.digest for rendering in renderings])
     return FineTuningPlan(
-        num_train_rows=totals.num_rows,
+        num_train_rows=found.num_teaching_rows,
         num_validation_rows=found.num_validation_rows,
         num_steps=totals.num_steps,
         num_steps_per_epoch=totals.num_steps_per_epoch,
@@ -176,9 +208,20 @@ def make_plan(job: FineTuningJob, rendering: Rendering, found: Survey, context_l
         num_dropped=train.num_dropped,
         num_truncated=train.num_truncated,
         num_unsupervised=num_idle(train),
-        warnings=plan_warnings(job, rendering, totals, found.num_validation_rows),
+        warnings=plan_warnings(job, renderings, found, used),
         resolved_job=job,
+        renderings=used,
     )
+
+
+def _require_learnable(
+    job: FineTuningJob, renderings: Sequence[Rendering], found: Survey, context_length: int
+) -> None:
+    for rendering, part in zip(renderings, (found, *found.mixed), strict=True):
+        if part.longest_train is None:
+            raise nothing_to_learn(rendering)
+        of = rendering.name if found.mixed else ""
+        require_fitting(part, batch_settings(job), context_length, answer_tokens(job), of)
 
 
 def _schedule_warnings(job: FineTuningJob, num_steps: int) -> Iterator[str]:
@@ -251,14 +294,24 @@ def _longest_unit(*splits: RenderingSplitStatistics) -> Longest | None:
     return Longest(num_tokens=num_tokens, num_rows=num_rows // num_units) if num_tokens else None
 
 
-def _require_countable(chosen: Hyperparameters, train: RenderingSplitStatistics) -> None:
-    """Refuse a job whose steps would take minutes to count."""
-    epochs, rows = chosen.num_epochs, num_teaching(train)
+def _require_countable(job: FineTuningJob, splits: Sequence[RenderingSplitStatistics]) -> None:
+    """Refuse a job whose steps would take minutes to count; `splits` are the training rows of its renderings."""
+    chosen = job.hyperparameters
+    rows, num_tokens = _one_epoch(job, splits)
+    if rows > MAX_PASSED_ROWS and len(splits) > 1:
+        raise InvalidArgument.of_fields(
+            FieldViolation(
+                field="fine_tuning_job.mixed_renderings",
+                description=f"must take at most {MAX_PASSED_ROWS} rows an epoch, {rows} are asked for, as "
+                f"{job.rendering} has a share of {job.rendering_share:g}; give it a larger one",
+            )
+        )
+    epochs = chosen.num_epochs
     if chosen.max_steps:
         if chosen.batch_rows:
             steps_per_epoch = math.ceil(rows / chosen.batch_rows)
         else:
-            steps_per_epoch = math.ceil(train.tokens.sum / chosen.batch_tokens)
+            steps_per_epoch = math.ceil(num_tokens / chosen.batch_tokens)
         epochs = min(epochs, math.ceil(chosen.max_steps / steps_per_epoch))
     if epochs * rows <= MAX_PASSED_ROWS:
         return
@@ -272,24 +325,39 @@ def _require_countable(chosen: Hyperparameters, train: RenderingSplitStatistics)
     )
 
 
+def _one_epoch(job: FineTuningJob, splits: Sequence[RenderingSplitStatistics]) -> tuple[int, int]:
+    """Return about how many rows and tokens an epoch has, those that are mixed in among them."""
+    own, *mixed = splits
+    rows, num_tokens = num_teaching(own), own.tokens.sum
+    for share, split in zip((one.share for one in job.mixed_renderings), mixed, strict=True):
+        passes = share / job.rendering_share * _learnt(job, own) / _learnt(job, split)
+        rows += round(passes * num_teaching(split))
+        num_tokens += round(passes * split.tokens.sum)
+    return rows, num_tokens
+
+
+def _learnt(job: FineTuningJob, split: RenderingSplitStatistics) -> int:
+    """Return how much of what shares are of a split has."""
+    if measure_of(job) == "TOKENS":
+        return max(1, split.supervised_tokens.sum)
+    return split.num_units or num_teaching(split)
+
+
 def plan_warnings(
-    job: FineTuningJob, rendering: Rendering, totals: PlanTotals, num_validation_rows: int
+    job: FineTuningJob, renderings: Sequence[Rendering], found: Survey, used: Sequence[RenderingUse]
 ) -> Iterator[str]:
     """Yield what a user would want to change or to know before training."""
+    totals = found.totals
+    assert totals is not None, "the steps were counted"
     chosen = job.hyperparameters
-    counts = statistics_of(rendering, SPLIT_TRAIN)
-    # A record that is a unit of two rows counts twice here.
-    counted = "records" if rendering_kind(job) == RENDERING_KIND_SUPERVISED else "rows"
-    if num_idle(counts):
-        first = next(iter(rendering.unsupervised_records), None)
-        place = f", the first is {first.filename} line {first.line}: {first.message}" if first else ""
-        yield f"{num_idle(counts)} training {counted} have no supervised token and are not used{place}"
-    if counts.num_dropped:
-        yield f"{counts.num_dropped} training records are longer than the rendering's max_tokens and left out"
-    if counts.num_truncated:
-        yield f"{counts.num_truncated} training {counted} are cut at max_tokens of the rendering"
-    if not num_validation_rows:
-        yield f"there are no validation rows, so {main_metric(job)} is not measured"
+    for number, (rendering, part) in enumerate(zip(renderings, (found, *found.mixed), strict=True)):
+        of = f"{rendering.name}: " if found.mixed else ""
+        suffix = f"_{number}" if number else ""
+        yield from (of + text for text in _row_warnings(job, rendering))
+        if not part.num_validation_rows:
+            yield f"{of}there are no validation rows, so {main_metric(job)}{suffix} is not measured"
+    if used:
+        yield from mixture_warnings(renderings, used)
     yield from _schedule_warnings(job, totals.num_steps)
     yield from _selection_warnings(job)
     if chosen.max_steps > totals.num_steps:
@@ -302,4 +370,20 @@ def plan_warnings(
             f"steps are filled to {totals.packing_efficiency:.0%} of batch_tokens; "
             "batch_rows or another batch_tokens may fit the rows better"
         )
-    yield from rendering.warnings
+    for rendering in renderings:
+        of = f"{rendering.name}: " if found.mixed else ""
+        yield from (of + text for text in rendering.warnings)
+
+
+def _row_warnings(job: FineTuningJob, rendering: Rendering) -> Iterator[str]:
+    counts = statistics_of(rendering, SPLIT_TRAIN)
+    # A record that is a unit of two rows counts twice here.
+    counted = "records" if rendering_kind(job) == RENDERING_KIND_SUPERVISED else "rows"
+    if num_idle(counts):
+        first = next(iter(rendering.unsupervised_records), None)
+        place = f", the first is {first.filename} line {first.line}: {first.message}" if first else ""
+        yield f"{num_idle(counts)} training {counted} have no supervised token and are not used{place}"
+    if counts.num_dropped:
+        yield f"{counts.num_dropped} training records are longer than the rendering's max_tokens and left out"
+    if counts.num_truncated:
+        yield f"{counts.num_truncated} training {counted} are cut at max_tokens of the rendering"

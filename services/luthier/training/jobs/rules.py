@@ -24,6 +24,8 @@ from luthier.training.jobs.adaptation import LIMITS as ADAPTATION_LIMITS
 from luthier.training.jobs.adaptation import lora_violations
 from luthier.training.jobs.methods import LIMITS as METHOD_LIMITS
 from luthier.training.jobs.methods import fill_method, method_violations
+from luthier.training.jobs.mixing import LIMITS as MIXING_LIMITS
+from luthier.training.jobs.mixing import fill_shares, mixture_violations
 from luthier.training.names import MODEL, RENDERING, WEIGHTS
 from luthier.v1.fine_tuning_job_pb2 import LEARNING_RATE_SCHEDULE_COSINE, FineTuningJob
 from luthier.v1.model_pb2 import Taught
@@ -54,6 +56,7 @@ LIMITS: LimitTable = {
     "max_checkpoints": whole(1, 10_000),
     "validation_interval_steps": whole(0, MAX_STEPS),
     **METHOD_LIMITS,
+    **MIXING_LIMITS,
 }
 _STARTED_REFERENCES: LimitTable = {"rendering": required("must name a rendering")}
 REFERENCES: LimitTable = {
@@ -115,6 +118,10 @@ def check_references(parent: str, job: FineTuningJob) -> None:
         names.same_project(parent, job.base_model, f"{_ROOT}.base_model")
     RENDERING.parse(job.rendering, field=f"{_ROOT}.rendering")
     names.same_project(parent, job.rendering, f"{_ROOT}.rendering")
+    for number, mixed in enumerate(job.mixed_renderings):
+        field = f"{_ROOT}.mixed_renderings[{number}].rendering"
+        RENDERING.parse(mixed.rendering, field=field)
+        names.same_project(parent, mixed.rendering, field)
 
 
 def check_job(job: FineTuningJob) -> None:
@@ -124,6 +131,7 @@ def check_job(job: FineTuningJob) -> None:
             *limit_violations(job, LIMITS, _ROOT),
             *lora_violations(job),
             *method_violations(job),
+            *mixture_violations(job),
             *label_violations(job.labels, f"{_ROOT}.labels"),
         ]
     )
@@ -136,6 +144,7 @@ def resolved(job: FineTuningJob) -> FineTuningJob:
     filled.ClearField("name")
     fill_defaults(filled, DEFAULTS)
     fill_method(filled)
+    fill_shares(filled)
     if not filled.HasField("full"):
         fill_defaults(filled, {"lora.rank": 16})
         if not filled.lora.HasField("alpha"):

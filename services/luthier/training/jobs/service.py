@@ -17,14 +17,14 @@ from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository, rules
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.counting import survey_elsewhere
-from luthier.training.jobs.planning import SplitLengths, check_counts, make_plan, require_usable
+from luthier.training.jobs.planning import SplitLengths, check_counts, joined, make_plan, require_usable
 from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.rollouts import KeptRollouts
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.names import RENDERING
-from luthier.training.recipe_settings import batch_settings
+from luthier.training.recipe_settings import batch_settings, mixture_of, rendering_names
 from luthier.training.weights import StoredModel
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import Rendering
@@ -74,13 +74,25 @@ class Outside:
 class CheckedJob:
     """A job that nothing known in an instant speaks against, all defaults filled in, and what it builds on.
 
-    `start` is None where it begins anew on the base model.
+    `renderings` are its own and those that are mixed in; `start` is None where it begins anew on the base model.
     """
 
     job: FineTuningJob
-    rendering: Rendering
+    renderings: Sequence[Rendering]
     base_model: StoredModel
     start: Start | None
+
+
+def _private_of(checked: CheckedJob) -> FineTuningJobPrivate:
+    own, *mixed = checked.renderings
+    return FineTuningJobPrivate(
+        base_model_digest=checked.base_model.message.digest,
+        rendering_digest=own.digest,
+        mixed_rendering_digests=[rendering.digest for rendering in mixed],
+        taught=rules.taught_by(own),
+        start_files=checked.start.files if checked.start else (),
+        has_own_template=not own.chat_template,
+    )
 
 
 class JobService:
@@ -111,12 +123,12 @@ class JobService:
         self.rollouts = KeptRollouts(database, blobs, ReleasedBlobs(database, blobs))
 
     async def check(self, parent: str, wanted: FineTuningJob) -> CheckedJob:
-        """Check a job by what is known of its base model and its rendering, without looking at rows.
+        """Check a job by what is known of its base model and its renderings, without looking at rows.
 
         Raises:
             InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; ADDRESS_NOT_ALLOWED for a remote
                 grader; SEQUENCE_TOO_LONG.
-            NotFound: the model, what to begin from or the rendering does not exist.
+            NotFound: the model, what to begin from or a rendering does not exist.
             FailedPrecondition: one of them is not READY, they do not fit, or NO_SUPERVISED_TOKENS.
             Unavailable: the Data service is away.
         """
@@ -131,10 +143,11 @@ class JobService:
             base = await self._models.find_base(connection, job.base_model)
         if start is not None:
             require_base(start, base)
-        rendering = await self._renderings.get(job.rendering)
-        require_usable(job, rendering, base.message.tokenizer_digest)
-        check_counts(job, rendering, base.message.context_length)
-        return CheckedJob(job=job, rendering=rendering, base_model=base, start=start)
+        renderings = [await self._renderings.get(name) for name in rendering_names(job)]
+        for rendering in renderings:
+            require_usable(job, rendering, base.message.tokenizer_digest)
+        check_counts(job, renderings, base.message.context_length)
+        return CheckedJob(job=job, renderings=renderings, base_model=base, start=start)
 
     async def plan(self, request: PlanFineTuningJobRequest) -> FineTuningPlan:
         """Say what a job would do, having looked at the length of every row. Raises as `check`.
@@ -152,14 +165,17 @@ class JobService:
         self._num_plans += 1
         try:
             async with self._counting:
-                lengths = await self._renderings.lengths(checked.job.rendering)
+                parts = [await self._renderings.lengths(name) for name in rendering_names(checked.job)]
+                lengths, firsts = joined(parts)
+                mixture = mixture_of(checked.job, firsts)
                 batches = batch_settings(checked.job)
                 found = await survey_elsewhere(
-                    lengths.train, lengths.validation, batches, answer_tokens(checked.job)
+                    lengths.train, lengths.validation, batches, answer_tokens(checked.job), mixture
                 )
         finally:
             self._num_plans -= 1
-        return make_plan(checked.job, checked.rendering, found, checked.base_model.message.context_length)
+        context_length = checked.base_model.message.context_length
+        return make_plan(checked.job, checked.renderings, found, context_length)
 
     async def create(self, request: CreateFineTuningJobRequest) -> FineTuningJob:
         """Queue a job; its worker looks at the rows while it is PREPARING.
@@ -176,24 +192,21 @@ class JobService:
         job.name = name
         job.state = State.STATE_QUEUED
         job.tuned_model_id = job.tuned_model_id or chosen_id
-        private = FineTuningJobPrivate(
-            base_model_digest=checked.base_model.message.digest,
-            rendering_digest=checked.rendering.digest,
-            taught=rules.taught_by(checked.rendering),
-            start_files=checked.start.files if checked.start else (),
-            has_own_template=not checked.rendering.chat_template,
-        )
+        private = _private_of(checked)
         # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
         await self._models.keep_template(private.taught)
         tuned_model = f"{request.parent}/models/{job.tuned_model_id}"
-        base, rendering, start = checked.base_model, checked.rendering, checked.start
+        base, start = checked.base_model, checked.start
         job.references.add(name=job.base_model, uid=base.uid, digest=base.message.digest)
         if start is not None and start.reference.name != job.base_model:
             job.references.add().CopyFrom(start.reference)
-        read = job.references.add(name=job.rendering, uid=rendering.uid, digest=rendering.digest)
-        work = Work(kind=TaskKind.TRAIN, resources=(job.rendering,))
+        read = [
+            job.references.add(name=name, uid=rendering.uid, digest=rendering.digest)
+            for name, rendering in zip(rendering_names(job), checked.renderings, strict=True)
+        ]
+        work = Work(kind=TaskKind.TRAIN, resources=rendering_names(job))
         async with (
-            self._elsewhere.holding(name, [read]) as holds,
+            self._elsewhere.holding(name, read) as holds,
             self._database.transaction() as connection,
         ):
             # As the transaction sees it: it may have been deleted meanwhile.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
+from luthier.training.recipe_settings import rendering_names
 from luthier.training.weights import Origin
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model
@@ -28,7 +29,8 @@ def tuned_model(job: Stored[FineTuningJob, FineTuningJobPrivate], step: int) -> 
     for name in dict.fromkeys(filter(None, (message.base_model, message.start_from))):
         tuned.references.add().CopyFrom(referred(message, name))
     tuned.references.add(name=message.name, uid=job.uid)
-    tuned.references.add().CopyFrom(referred(message, message.rendering))
+    for name in rendering_names(message):
+        tuned.references.add().CopyFrom(referred(message, name))
     return tuned
 
 

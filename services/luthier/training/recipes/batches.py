@@ -4,6 +4,12 @@ Rows come in units: rows that share a forward pass, one or several. Units are or
 
 The service plans a job with it and the worker trains by it, so that both count the same steps. Nothing but
 the standard library is used.
+
+Of a mixture of renderings an epoch is one pass over the run's own. Units of the others come between its units, each
+time of the rendering that is furthest behind its share, the next unit counted by half (Sainte-Laguë's method, which
+favours neither large shares nor small ones). So every stretch of them, and every step, is as near its shares as whole
+units can be. A rendering's units come in a seeded order, each once, and then anew in another one; where an epoch ends
+the next goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +17,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
+
+from luthier.training.recipes.mixture import Mixture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +62,7 @@ class BatchSettings:
 
     Attributes:
         seed: decides the order of the rows.
-        num_epochs: passes over the rows.
+        num_epochs: passes over the rows, of a mixture over those of the run's own rendering.
         max_steps: end after this many steps; 0 means no such limit.
         batch_tokens: most tokens of a step; 0 when batch_rows decides.
         batch_rows: units of a step; 0 when batch_tokens decides.
@@ -70,6 +78,25 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What is taken of one rendering; what is taken again counts again."""
+
+    num_units: int = 0
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_supervised: int = 0
+
+    def plus(self, other: Drawn) -> Drawn:
+        """Return both together."""
+        return Drawn(
+            num_units=self.num_units + other.num_units,
+            num_rows=self.num_rows + other.num_rows,
+            num_tokens=self.num_tokens + other.num_tokens,
+            num_supervised=self.num_supervised + other.num_supervised,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One optimiser step.
 
@@ -81,6 +108,7 @@ class Step:
         micro_batches: row numbers of each forward pass, in order.
         num_tokens: tokens of all rows.
         num_supervised: tokens learnt from all rows.
+        drawn: what of these is of each rendering of a mixture; empty without one.
     """
 
     step: int
@@ -90,6 +118,7 @@ class Step:
     micro_batches: tuple[tuple[int, ...], ...]
     num_tokens: int
     num_supervised: int
+    drawn: tuple[Drawn, ...] = ()
 
     @property
     def epochs_done(self) -> float:
@@ -109,6 +138,7 @@ class PlanTotals:
         num_supervised: learnt tokens over all steps.
         packing_efficiency: tokens over the places that the steps offer, in (0, 1]; 1 when batch_rows decides,
             because nothing is padded.
+        drawn: what all steps take of each rendering of a mixture; empty without one.
     """
 
     num_rows: int
@@ -117,6 +147,7 @@ class PlanTotals:
     num_tokens: int
     num_supervised: int
     packing_efficiency: float
+    drawn: tuple[Drawn, ...] = ()
 
 
 def teaching_units(rows: Iterable[RowLength]) -> list[Unit]:
@@ -137,18 +168,22 @@ def teaching_units(rows: Iterable[RowLength]) -> list[Unit]:
     return units
 
 
-def iterate_steps(rows: Iterable[RowLength], settings: BatchSettings, after_step: int = 0) -> Iterator[Step]:
+def iterate_steps(
+    rows: Iterable[RowLength], settings: BatchSettings, after_step: int = 0, mixture: Mixture | None = None
+) -> Iterator[Step]:
     """Yield all steps after `after_step`, in order.
 
     Args:
         rows: the training rows; units without a supervised token are passed over.
         settings: how units are put together. Each must fit into micro_batch_tokens and batch_tokens.
         after_step: steps that are made already.
+        mixture: whose rows these are; None: they are of one rendering. Each has a unit with a supervised token.
     """
     usable = teaching_units(rows)
+    epochs = _epochs(usable, settings) if mixture is None else _mixed_epochs(usable, settings, mixture)
     number = 0
-    for epoch in range(settings.num_epochs if usable else 0):
-        groups = _group_into_steps(_permuted(usable, settings.seed, epoch), settings)
+    for epoch, units in enumerate(epochs):
+        groups = _group_into_steps(units, settings)
         for position, group in enumerate(groups):
             if number == settings.max_steps != 0:
                 return
@@ -162,18 +197,23 @@ def iterate_steps(rows: Iterable[RowLength], settings: BatchSettings, after_step
                     micro_batches=pack_first_fit(group, settings.micro_batch_tokens),
                     num_tokens=sum(unit.num_tokens for unit in group),
                     num_supervised=sum(unit.num_supervised for unit in group),
+                    drawn=() if mixture is None else _drawn(group, mixture),
                 )
 
 
-def count_steps(rows: Iterable[RowLength], settings: BatchSettings) -> PlanTotals:
+def count_steps(
+    rows: Iterable[RowLength], settings: BatchSettings, mixture: Mixture | None = None
+) -> PlanTotals:
     """Return what the steps of `iterate_steps` come to."""
     rows = list(rows)
     num_steps = num_tokens = num_supervised = steps_per_epoch = 0
-    for step in iterate_steps(rows, settings):
+    drawn = tuple(Drawn() for _ in mixture.shares) if mixture else ()
+    for step in iterate_steps(rows, settings, mixture=mixture):
         steps_per_epoch = steps_per_epoch or step.epoch_steps
         num_steps = step.step
         num_tokens += step.num_tokens
         num_supervised += step.num_supervised
+        drawn = tuple(before.plus(one) for before, one in zip(drawn, step.drawn, strict=True))
     places = num_steps * settings.batch_tokens
     return PlanTotals(
         num_rows=sum(len(unit.rows) for unit in teaching_units(rows)),
@@ -182,7 +222,15 @@ def count_steps(rows: Iterable[RowLength], settings: BatchSettings) -> PlanTotal
         num_tokens=num_tokens,
         num_supervised=num_supervised,
         packing_efficiency=num_tokens / places if places else 1.0,
+        drawn=drawn,
     )
+
+
+def shares_reached(drawn: Sequence[Drawn], mixture: Mixture) -> list[float]:
+    """Return the share of each rendering of a mixture in what was taken; all 0 where that is nothing."""
+    parts = [one.num_units if mixture.measure == "UNITS" else one.num_supervised for one in drawn]
+    whole = sum(parts)
+    return [part / whole if whole else 0.0 for part in parts]
 
 
 def pack_first_fit(units: Sequence[Unit], limit_tokens: int) -> tuple[tuple[int, ...], ...]:
@@ -213,10 +261,15 @@ def pack_first_fit(units: Sequence[Unit], limit_tokens: int) -> tuple[tuple[int,
 
 
 def plan_digest(
-    rows: Iterable[RowLength], validation_rows: Iterable[RowLength], settings: BatchSettings
+    rows: Iterable[RowLength],
+    validation_rows: Iterable[RowLength],
+    settings: BatchSettings,
+    mixture: Mixture | None = None,
 ) -> str:
     """Return a sha256 in hex that two runs share when their steps and validations use the same rows and units."""
     hasher = hashlib.sha256(repr(settings).encode())
+    if mixture is not None:
+        hasher.update(repr((mixture.first_rows, mixture.shares, mixture.measure)).encode())
     for split in (rows, validation_rows):
         hasher.update(b"split")
         for row in split:
@@ -224,6 +277,70 @@ def plan_digest(
             if row.unit not in (None, row.row):
                 hasher.update(b"of %d;" % row.unit)
     return hasher.hexdigest()
+
+
+def _epochs(usable: Sequence[Unit], settings: BatchSettings) -> Iterator[list[Unit]]:
+    for epoch in range(settings.num_epochs if usable else 0):
+        yield _permuted(usable, settings.seed, epoch)
+
+
+def _mixed_epochs(usable: Sequence[Unit], settings: BatchSettings, mixture: Mixture) -> Iterator[list[Unit]]:
+    parts: list[list[Unit]] = [[] for _ in mixture.shares]
+    for unit in usable:
+        parts[mixture.source(unit.number)].append(unit)
+    assert all(parts), "each rendering of a mixture has something to learn"
+    others = [_without_end(part, settings.seed) for part in parts[1:]]
+    following = [next(other) for other in others]
+    taken = [0] * len(parts)
+    for epoch in range(settings.num_epochs):
+        own = iter(_permuted(parts[0], settings.seed, epoch))
+        coming, units = next(own, None), []
+        while True:
+            upcoming = [coming, *following]
+            # The first of equals, so that an epoch begins with the run's own.
+            source = min(range(len(parts)), key=lambda one: _due(one, taken, upcoming, mixture))
+            drawn = upcoming[source]
+            if drawn is None:
+                break
+            units.append(drawn)
+            taken[source] += _weight(drawn, mixture)
+            if source == 0:
+                coming = next(own, None)
+            else:
+                following[source - 1] = next(others[source - 1])
+        yield units
+
+
+def _due(source: int, taken: Sequence[int], upcoming: Sequence[Unit | None], mixture: Mixture) -> float:
+    """Return how much of everything a rendering is due at: the less, the sooner it comes."""
+    unit = upcoming[source]
+    # None: an epoch ends, once those that its own rendering has left behind have come.
+    half = 0.0 if unit is None else _weight(unit, mixture) / 2
+    return (taken[source] + half) / mixture.shares[source]
+
+
+def _weight(unit: Unit, mixture: Mixture) -> int:
+    return 1 if mixture.measure == "UNITS" else unit.num_supervised
+
+
+def _without_end(units: Sequence[Unit], seed: int) -> Iterator[Unit]:
+    for again in count():
+        yield from _permuted(units, seed, again)
+
+
+def _drawn(group: Sequence[Unit], mixture: Mixture) -> tuple[Drawn, ...]:
+    found = [Drawn() for _ in mixture.shares]
+    for unit in group:
+        source = mixture.source(unit.number)
+        found[source] = found[source].plus(
+            Drawn(
+                num_units=1,
+                num_rows=len(unit.rows),
+                num_tokens=unit.num_tokens,
+                num_supervised=unit.num_supervised,
+            )
+        )
+    return tuple(found)
 
 
 def _permuted(units: Sequence[Unit], seed: int, epoch: int) -> list[Unit]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.training.recipes.batches import Unit
-from luthier.training.recipes.survey import PackedLengths
+from luthier.training.recipes.survey import PackedLengths, first_rows
 from luthier.training.recipes.units import ROLES
 
 Split = Literal["TRAIN", "VALIDATION"]
@@ -49,7 +49,7 @@ class _Held:
 
 
 class Corpus:
-    """Rows by their number in the rendering, in two splits."""
+    """Rows by their number in the rendering, those of several numbered through, in two splits."""
 
     def __init__(self) -> None:
         self._held: dict[Split, list[_Held]] = {"TRAIN": [], "VALIDATION": []}
@@ -72,6 +72,13 @@ class Corpus:
         _extend(lengths.num_tokens, num_tokens)
         _extend(lengths.num_supervised, before[block.bounds[1:]] - before[block.bounds[:-1]])
         self._held[split].append(_Held(block))
+
+    def extend(self, other: Corpus, first_row: int) -> None:
+        """Add the rows of another rendering, numbered on from `first_row`; their tokens are shared, not copied."""
+        for split, blocks in other._held.items():
+            for held in blocks:
+                rows, units = held.block.rows + first_row, held.block.units + first_row
+                self.add(split, replace(held.block, rows=rows, units=units))
 
     def expect_answers(self, max_new_tokens: int) -> None:
         """Count each row from now on as a prompt with the longest answer that may be sampled to it, which is learnt."""
@@ -138,6 +145,15 @@ class Corpus:
         place = int(np.searchsorted(held.block.rows, row))
         assert held.block.rows[place] == row, f"row {row} is not in {split}"
         return held, place
+
+
+def joined(parts: Sequence[Corpus]) -> tuple[Corpus, tuple[int, ...]]:
+    """Return the rows of several renderings as one corpus, and the number there of the first row of each."""
+    firsts = first_rows([part.lengths("TRAIN"), part.lengths("VALIDATION")] for part in parts)
+    whole = Corpus()
+    for part, first in zip(parts, firsts, strict=True):
+        whole.extend(part, first)
+    return whole, firsts
 
 
 def _roles(block: Block) -> NDArray[np.int8]:

@@ -74,7 +74,7 @@ def train(
         metrics = _learn(loop, drawer, step, drawn)
         yield from _warnings(step.step, metrics)
         if loop.is_validated(step):
-            answers = drawer.of_validation(loop.validation)
+            answers = drawer.of_validation(loop.validations[0])
             loop.fail(count_failed(answers))
             require_scores(answers, loop.course.grader_errors, loss)
             metrics |= validation_metrics(answers)

@@ -14,8 +14,10 @@ from luthier.lm.readouts import Readout, ReadT
 from luthier.training.recipes.batches import (
     BatchSettings,
     Step,
+    Unit,
     iterate_steps,
     pack_first_fit,
+    shares_reached,
     teaching_units,
 )
 from luthier.training.recipes.collective import Collective
@@ -29,11 +31,16 @@ from luthier.training.recipes.course import (
     StepDone,
 )
 from luthier.training.recipes.engine import Engine, Objective
+from luthier.training.recipes.mixture import Mixture, rows_listed, rows_named
 from luthier.training.recipes.schedule import Schedule
 
 TRAIN_LOSS = "train_loss"
 VALIDATION_LOSS = "validation_loss"
 _NAMED_ROWS = 20
+Batches = Sequence[Sequence[int]]
+"""Rows by forward pass."""
+Measure = Callable[[Batches], Mapping[str, float]]
+"""What a method measures on validation rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +53,7 @@ class Settings:
         checkpoint_interval_steps: steps between checkpoints; one more is taken at the end.
         validation_interval_steps: steps between validations, 0: after each epoch; one more at the end.
         selection: which validation is the best, and when to end early; None: neither.
+        mixture: of which renderings the rows are; None: of one.
     """
 
     batches: BatchSettings
@@ -53,6 +61,7 @@ class Settings:
     checkpoint_interval_steps: int
     validation_interval_steps: int
     selection: Selection | None = None
+    mixture: Mixture | None = None
 
 
 def settings_record(settings: Settings, method: Any = None) -> dict[str, Any]:
@@ -63,6 +72,8 @@ def settings_record(settings: Settings, method: Any = None) -> dict[str, Any]:
     record = asdict(settings)
     if settings.selection is None:
         del record["selection"]
+    if settings.mixture is None:
+        del record["mixture"]
     if settings.schedule.decay_steps == 0:
         del record["schedule"]["decay_steps"]
     if method is not None:
@@ -101,12 +112,12 @@ class Loop:
             for batch in loop.batches(step):
                 loop.add(batch, engine.accumulate(batch, ...))
             metrics = loop.update(step, counts)
-            if loop.is_validated(step):
-                metrics |= ...
+            metrics |= loop.validate(step, lambda batches: ...)
             yield from loop.finish(step, metrics)
 
     `check` is called before every forward pass; it raises to stop a run inside a step. The engine is of no use then.
-    `validation` are the validation rows that teach, by forward pass; `course` is how far the run has come.
+    `validations` are the validation rows that teach, by forward pass, of each rendering; `course` is how far the run
+    has come.
     """
 
     def __init__(
@@ -124,8 +135,8 @@ class Loop:
         self._check = check
         self._tally = Tally()
         self._started = 0.0
-        self.validation = pack_validation(corpus, settings.batches.micro_batch_tokens)
-        if settings.selection is not None and not self.validation:
+        self.validations = pack_validations(corpus, settings)
+        if settings.selection is not None and not any(self.validations):
             raise FailedPrecondition(
                 f"a run that is judged by {settings.selection.metric} must have validation rows, got none",
                 reason=Reason.METRIC_NOT_MEASURED,
@@ -135,7 +146,8 @@ class Loop:
     def steps(self) -> Iterator[Step]:
         """Yield the steps that are still to be made, until the last one or until the run has ended early."""
         lengths = self._corpus.lengths("TRAIN")
-        for step in iterate_steps(lengths, self._settings.batches, self.course.step):
+        done = self.course.step
+        for step in iterate_steps(lengths, self._settings.batches, done, self._settings.mixture):
             if self.course.is_stopped:
                 return
             self._started = time.perf_counter()
@@ -187,7 +199,16 @@ class Loop:
             "num_supervised_tokens": float(step.num_supervised),
             "epoch": step.epochs_done,
             "tokens_per_second": step.num_tokens / (time.perf_counter() - self._started),
+            **self._shares(step),
         }
+
+    def _shares(self, step: Step) -> dict[str, float]:
+        """Return what share of a step is of each rendering that is mixed in."""
+        mixture = self._settings.mixture
+        if mixture is None:
+            return {}
+        reached = shares_reached(step.drawn, mixture)
+        return {f"share_{number}": share for number, share in enumerate(reached) if number}
 
     def is_validated(self, step: Step) -> bool:
         """Whether a validation is due after a step."""
@@ -195,14 +216,31 @@ class Loop:
         due = step.step % interval == 0 if interval else step.position + 1 == step.epoch_steps
         return due or step.step == self._settings.schedule.num_steps
 
+    def validate(self, step: Step, measure: Measure) -> dict[str, float]:
+        """Return what `measure` finds where a validation is due after a step, of each rendering by itself.
+
+        Metrics of the rendering that is mixed in as number k end in `_k`.
+
+        Raises:
+            FailedPrecondition: LOSS_NOT_FINITE; the message names the step and the rows.
+        """
+        found: dict[str, float] = {}
+        for number, batches in enumerate(self.validations if self.is_validated(step) else ()):
+            rows = [row for batch in batches for row in batch]
+            for metric, value in measure(batches).items():
+                name = f"{metric}_{number}" if number else metric
+                self.require_finite(name, value, step, rows)
+                found[name] = value
+        return found
+
     def finish(self, step: Step, metrics: Mapping[str, float]) -> Iterator[Event]:
         """Tell that a step is done, and that a checkpoint is due where it is.
 
         Raises:
-            FailedPrecondition: LOSS_NOT_FINITE of a validation, METRIC_NOT_MEASURED where it lacks the metric that the
-                run is judged by.
+            FailedPrecondition: LOSS_NOT_FINITE, METRIC_NOT_MEASURED where a validation lacks the metric that the run is
+                judged by.
         """
-        rows = tuple(row for batch in self.validation for row in batch)
+        rows = tuple(row for batch in step.micro_batches for row in batch)
         for name, value in metrics.items():
             self.require_finite(name, value, step, rows)
         yield StepDone(step=step.step, metrics=metrics)
@@ -226,7 +264,7 @@ class Loop:
         """
         if math.isfinite(value):
             return
-        named = ", ".join(map(str, rows[:_NAMED_ROWS]))
+        named = rows_named(rows[:_NAMED_ROWS], self._settings.mixture)
         more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
         raise FailedPrecondition(
             f"{metric} must be finite, got {value} at step {step.step}, whose rows are {named}{more}; a learning rate "
@@ -235,15 +273,26 @@ class Loop:
             metadata={
                 "step": str(step.step),
                 "metric": metric,
-                "rows": ",".join(map(str, rows[:_NAMED_ROWS])),
+                **rows_listed(rows[:_NAMED_ROWS], self._settings.mixture),
                 "num_rows": str(len(rows)),
             },
         )
 
 
-def pack_validation(corpus: Corpus, micro_batch_tokens: int) -> tuple[tuple[int, ...], ...]:
+def pack_validation(corpus: Corpus, micro_batch_tokens: int) -> Batches:
     """Return the validation units that have something to learn, as rows by forward pass."""
     return pack_first_fit(teaching_units(corpus.lengths("VALIDATION")), micro_batch_tokens)
+
+
+def pack_validations(corpus: Corpus, settings: Settings) -> tuple[Batches, ...]:
+    """Return the same of each rendering of a run, so that no forward pass has rows of two."""
+    limit, mixture = settings.batches.micro_batch_tokens, settings.mixture
+    if mixture is None:
+        return (pack_validation(corpus, limit),)
+    parts: list[list[Unit]] = [[] for _ in mixture.names]
+    for unit in teaching_units(corpus.lengths("VALIDATION")):
+        parts[mixture.source(unit.number)].append(unit)
+    return tuple(pack_first_fit(part, limit) for part in parts)
 
 
 def packed(

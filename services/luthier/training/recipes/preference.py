@@ -33,7 +33,7 @@ def train(
         Exception: what `check` raised.
     """
     for split in ("TRAIN", "VALIDATION"):
-        require_units(corpus.lengths(split), corpus.roles(split), PAIR)
+        require_units(corpus.lengths(split), corpus.roles(split), PAIR, settings.mixture)
     loop = Loop(engine, corpus, settings, course, check)
     for step in loop.steps():
         counts = _counts(corpus, step.micro_batches, "TRAIN")
@@ -41,8 +41,7 @@ def train(
         for batch in _compared(engine, loss, loop.batches(step)):
             loop.add(batch, engine.accumulate(batch, TokenLogprobs(), objective))
         metrics = loop.update(step, counts)
-        if loop.is_validated(step):
-            metrics |= validate(engine, corpus, loss, loop.validation, check)
+        metrics |= loop.validate(step, lambda batches: validate(engine, corpus, loss, batches, check))
         yield from loop.finish(step, metrics)
 
 

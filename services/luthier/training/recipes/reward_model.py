@@ -29,7 +29,7 @@ def train(
         Exception: what `check` raised.
     """
     for split in ("TRAIN", "VALIDATION"):
-        require_units(corpus.lengths(split), corpus.roles(split), PAIR)
+        require_units(corpus.lengths(split), corpus.roles(split), PAIR, settings.mixture)
     loop = Loop(engine, corpus, settings, course, check)
     values = SequenceValues(head=engine.weights.parameters[SCORE])
     for step in loop.steps():
@@ -38,8 +38,7 @@ def train(
         for batch in loop.batches(step):
             loop.add(batch, engine.accumulate(batch, values, objective))
         metrics = loop.update(step, counts)
-        if loop.is_validated(step):
-            metrics |= validate(engine, corpus, loss, loop.validation, check)
+        metrics |= loop.validate(step, lambda batches: validate(engine, corpus, loss, batches, check))
         yield from loop.finish(step, metrics)
 
 

@@ -31,15 +31,14 @@ def train(
         Exception: what `check` raised.
     """
     for split in ("TRAIN", "VALIDATION"):
-        require_units(corpus.lengths(split), corpus.roles(split), SINGLE)
+        require_units(corpus.lengths(split), corpus.roles(split), SINGLE, settings.mixture)
     loop = Loop(engine, corpus, settings, course, check)
     for step in loop.steps():
         objective = supervised(step.num_supervised)
         for batch in loop.batches(step):
             loop.add(batch, engine.accumulate(batch, FusedLoss(), objective))
         metrics = loop.update(step, {"train_loss": step.num_supervised})
-        if loop.is_validated(step):
-            metrics |= validate(engine, corpus, loop.validation, check)
+        metrics |= loop.validate(step, lambda batches: validate(engine, corpus, batches, check))
         yield from loop.finish(step, metrics)
 
 

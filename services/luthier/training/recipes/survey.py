@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import add
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
@@ -20,6 +20,7 @@ from luthier.training.recipes.batches import (
     count_steps,
     teaching_units,
 )
+from luthier.training.recipes.mixture import Mixture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,13 @@ class PackedLengths:
             packed.num_tokens.append(length.num_tokens)
             packed.num_supervised.append(length.num_supervised)
         return packed
+
+    def extend(self, others: PackedLengths, first_row: int) -> None:
+        """Add the rows of another rendering, numbered on from `first_row`."""
+        self.rows.extend(row + first_row for row in others.rows)
+        self.units.extend(unit + first_row for unit in others.units)
+        self.num_tokens.extend(others.num_tokens)
+        self.num_supervised.extend(others.num_supervised)
 
     def with_answers(self, max_new_tokens: int) -> PackedLengths:
         """Return the lengths of prompts, each with the longest answer that may be sampled to it, which is learnt.
@@ -82,48 +90,94 @@ class Longest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What was found.
+    """What was found; of a mixture in the run's own rendering.
 
     Attributes:
         num_train_rows: training rows, those that teach nothing among them.
+        num_teaching_rows: those of them that have something to learn, with all rows of their units.
         num_validation_rows: validation rows that have something to learn.
         longest_train: the longest training unit that teaches; None without one.
         longest: the same over both splits.
         longest_row: the longest row of such a unit, over both splits.
-        totals: what all steps come to; None when no row teaches, or one is too long for a step.
+        totals: what all steps come to, of a mixture with what they take of the others; None when no row of a rendering
+            teaches, or one is too long for a step.
+        mixed: what was found in each other rendering of a mixture, as it numbers its rows; without totals.
     """
 
     num_train_rows: int
+    num_teaching_rows: int
     num_validation_rows: int
     longest_train: Longest | None
     longest: Longest | None
     longest_row: Longest | None
     totals: PlanTotals | None
+    mixed: tuple[Survey, ...] = ()
 
 
-def survey(train: Iterable[RowLength], validation: Iterable[RowLength], batches: BatchSettings) -> Survey:
-    """Look at all rows. Takes some 4 s for each pass over a million rows."""
+def first_rows(splits: Iterable[Sequence[PackedLengths]]) -> tuple[int, ...]:
+    """Return where the rows of each of several renderings begin once they are numbered through.
+
+    Args:
+        splits: all splits that are read of each, in the order of the renderings.
+    """
+    found = [0]
+    for parts in splits:
+        found.append(found[-1] + 1 + max((max(part.rows) for part in parts if part.rows), default=-1))
+    return tuple(found[:-1])
+
+
+def survey(
+    train: Iterable[RowLength],
+    validation: Iterable[RowLength],
+    batches: BatchSettings,
+    mixture: Mixture | None = None,
+) -> Survey:
+    """Look at all rows, those of a mixture numbered through. Takes some 4 s for each pass over a million rows."""
     rows, others = list(train), list(validation)
+    if mixture is None:
+        found = _looked_at(rows, others)
+    else:
+        own, *mixed = map(_looked_at, _parted(rows, mixture), _parted(others, mixture))
+        found = replace(own, mixed=tuple(mixed))
+    fits = all(_fits(part, batches) for part in (found, *found.mixed))
+    return replace(found, totals=count_steps(rows, batches, mixture) if fits else None)
+
+
+def _parted(rows: Iterable[RowLength], mixture: Mixture) -> list[list[RowLength]]:
+    """Return the rows of each rendering, numbered as it numbers them."""
+    parts: list[list[RowLength]] = [[] for _ in mixture.names]
+    for row in rows:
+        source = mixture.source(row.row)
+        first = mixture.first_rows[source]
+        unit = None if row.unit is None else row.unit - first
+        parts[source].append(replace(row, row=row.row - first, unit=unit))
+    return parts
+
+
+def _looked_at(rows: Sequence[RowLength], others: Sequence[RowLength]) -> Survey:
     teaching, validating = teaching_units(rows), teaching_units(others)
-    longest_train, longest = _longest(teaching), _longest([*teaching, *validating])
-    fits = longest_train is not None and longest is not None
-    fits = fits and not _too_small(batches, longest_train, longest)
     return Survey(
         num_train_rows=len(rows),
+        num_teaching_rows=sum(len(unit.rows) for unit in teaching),
         num_validation_rows=sum(len(unit.rows) for unit in validating),
-        longest_train=longest_train,
-        longest=longest,
+        longest_train=_longest(teaching),
+        longest=_longest([*teaching, *validating]),
         longest_row=_longest_row([*teaching, *validating], [*rows, *others]),
-        totals=count_steps(rows, batches) if fits else None,
+        totals=None,
     )
 
 
+def _fits(part: Survey, batches: BatchSettings) -> bool:
+    return part.longest_train is not None and not _too_small(batches, part.longest_train, part.longest)
+
+
 def require_fitting(
-    found: Survey, batches: BatchSettings, context_length: int, max_new_tokens: int = 0
+    found: Survey, batches: BatchSettings, context_length: int, max_new_tokens: int = 0, of: str = ""
 ) -> None:
     """Check that every row fits into the model's context, every unit into a forward pass and a step; what is None fits.
 
-    Rows whose answers are still to be sampled are counted `with_answers` of `max_new_tokens`.
+    Rows whose answers are still to be sampled are counted `with_answers` of `max_new_tokens`. `of` names the rendering
+    that is looked at, where there are several. Those of `found.mixed` are not looked at.
 
     Raises:
         InvalidArgument: SEQUENCE_TOO_LONG, a setting must be larger; all that are too small are named.
@@ -134,13 +188,14 @@ def require_fitting(
         if max_new_tokens:
             raise _no_room(longest.num_tokens - max_new_tokens, max_new_tokens, context_length)
         which = "the longest row" if longest.row is None else f"row {longest.row}"
+        which += f" of {of}" if of else ""
         raise FailedPrecondition(
             f"rows must have at most the base model's {context_length} tokens, {which} has "
             f"{longest.num_tokens}; create the rendering with a smaller max_tokens",
             reason=Reason.SEQUENCE_TOO_LONG,
             metadata={"row": str(longest.row or 0), "num_tokens": str(longest.num_tokens)},
         )
-    violations = _too_small(batches, found.longest_train, found.longest, max_new_tokens)
+    violations = _too_small(batches, found.longest_train, found.longest, max_new_tokens, of)
     if violations:
         raise InvalidArgument(
             "; ".join(violation.description for violation in violations),
@@ -150,7 +205,11 @@ def require_fitting(
 
 
 def _too_small(
-    batches: BatchSettings, longest_train: Longest | None, longest: Longest | None, max_new_tokens: int = 0
+    batches: BatchSettings,
+    longest_train: Longest | None,
+    longest: Longest | None,
+    max_new_tokens: int = 0,
+    of: str = "",
 ) -> list[FieldViolation]:
     limits = {"micro_batch_tokens": (batches.micro_batch_tokens, longest)}
     if batches.batch_tokens:
@@ -159,7 +218,7 @@ def _too_small(
         FieldViolation(
             field=f"fine_tuning_job.hyperparameters.{name}",
             description=f"hyperparameters.{name} must be at least {least.num_tokens}, "
-            f"{_described(least, max_new_tokens)}, got {value}",
+            f"{_described(least, max_new_tokens, of)}, got {value}",
             reason=Reason.SEQUENCE_TOO_LONG,
         )
         for name, (value, least) in limits.items()
@@ -179,10 +238,13 @@ def _no_room(prompt_tokens: int, max_new_tokens: int, context_length: int) -> Fa
     )
 
 
-def _described(longest: Longest, max_new_tokens: int) -> str:
+def _described(longest: Longest, max_new_tokens: int, of: str) -> str:
     if max_new_tokens:
         return f"the longest prompt of {longest.num_tokens - max_new_tokens} and max_new_tokens"
-    return "the longest row" if longest.num_rows == 1 else f"the longest unit, of {longest.num_rows} rows"
+    what = "the longest row" if longest.num_rows == 1 else f"the longest unit, of {longest.num_rows} rows"
+    if not of:
+        return what
+    return f"{what} of {of}" if longest.num_rows == 1 else f"{what}, of {of}"
 
 
 def _longest(units: Sequence[Unit]) -> Longest | None:

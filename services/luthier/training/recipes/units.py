@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from luthier.errors import DataLoss, FailedPrecondition, Reason
 from luthier.training.recipes.batches import RowLength
+from luthier.training.recipes.mixture import Mixture, row_listed, row_named
 
 CHOSEN = "chosen"
 REJECTED = "rejected"
@@ -41,13 +42,19 @@ def role_codes(names: Sequence[str]) -> NDArray[np.int8]:
     return np.array([places[name] for name in names], dtype=np.int8)
 
 
-def require_units(lengths: Iterable[RowLength], roles: NDArray[np.int8], forms: Sequence[Form]) -> None:
+def require_units(
+    lengths: Iterable[RowLength],
+    roles: NDArray[np.int8],
+    forms: Sequence[Form],
+    mixture: Mixture | None = None,
+) -> None:
     """Check that every unit has one of the forms, and something to learn in each row or in none.
 
     Args:
         lengths: all rows of a split.
         roles: of each of them, as its place in `ROLES`.
         forms: what the method learns from.
+        mixture: whose rows these are, where they are of several renderings.
 
     Raises:
         FailedPrecondition: ROWS_NOT_OF_METHOD, or NO_SUPERVISED_TOKENS where one row of a unit has none; the row is
@@ -59,17 +66,18 @@ def require_units(lengths: Iterable[RowLength], roles: NDArray[np.int8], forms: 
         found = tuple(ROLES[role] for _, role in members)
         if found not in forms:
             raise FailedPrecondition(
-                f"each unit of rows must be {_words(forms)}, that of row {unit} is {_words([found])}; the rendering is "
-                "of another kind than the job's method learns from",
+                f"each unit of rows must be {_words(forms)}, that of row {row_named(unit, mixture)} is "
+                f"{_words([found])}; the rendering is of another kind than the job's method learns from",
                 reason=Reason.ROWS_NOT_OF_METHOD,
-                metadata={"row": str(unit), "roles": ",".join(found)},
+                metadata={**row_listed(unit, mixture), "roles": ",".join(found)},
             )
         empty = [row.row for row, _ in members if row.num_supervised == 0]
         if empty and len(empty) < len(members):
             raise FailedPrecondition(
-                f"each row of a unit must have a learnt token, row {empty[0]} of the unit of row {unit} has none",
+                f"each row of a unit must have a learnt token, row {row_named(empty[0], mixture)} of the unit of row "
+                f"{row_named(unit, mixture)} has none",
                 reason=Reason.NO_SUPERVISED_TOKENS,
-                metadata={"row": str(empty[0])},
+                metadata=row_listed(empty[0], mixture),
             )
 
 

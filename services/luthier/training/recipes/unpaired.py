@@ -5,7 +5,7 @@ A unit is an answer, and the same prompt with an answer to another one, which is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from luthier.lm.packed import PackedBatch
@@ -14,7 +14,7 @@ from luthier.training.recipes.batches import pack_first_fit
 from luthier.training.recipes.corpus import Corpus, Split
 from luthier.training.recipes.course import Course, Event
 from luthier.training.recipes.engine import Engine
-from luthier.training.recipes.loop import Loop, Settings, Tally, measured
+from luthier.training.recipes.loop import Batches, Loop, Settings, Tally, measured
 from luthier.training.recipes.objectives import (
     Kto,
     baseline_objective,
@@ -23,8 +23,6 @@ from luthier.training.recipes.objectives import (
 )
 from luthier.training.recipes.reference import with_reference
 from luthier.training.recipes.units import DESIRABLE, MISMATCHED, UNDESIRABLE, UNPAIRED, require_units
-
-Batches = Sequence[Sequence[int]]
 
 
 def train(
@@ -45,7 +43,7 @@ def train(
         Exception: what `check` raised.
     """
     for split in ("TRAIN", "VALIDATION"):
-        require_units(corpus.lengths(split), corpus.roles(split), UNPAIRED)
+        require_units(corpus.lengths(split), corpus.roles(split), UNPAIRED, settings.mixture)
     loop = Loop(engine, corpus, settings, course, check)
     limit = settings.batches.micro_batch_tokens
     for step in loop.steps():
@@ -57,8 +55,7 @@ def train(
             loop.add(batch, engine.accumulate(batch, TokenLogprobs(), objective))
         metrics = _with_margin(loop.update(step, parts.counts))
         metrics |= {"kl": kl, "num_supervised_tokens": float(parts.num_learnt_tokens)}
-        if loop.is_validated(step):
-            metrics |= validate(engine, corpus, loss, loop.validation, limit, check)
+        metrics |= loop.validate(step, lambda batches: validate(engine, corpus, loss, batches, limit, check))
         yield from loop.finish(step, metrics)
 
 

@@ -18,14 +18,17 @@ from luthier.work.retry import Messages, Token
 _NAMED = 3
 _CALL_SECONDS = 30.0
 
-Places = Callable[[Sequence[int]], list[str]]
+Places = Callable[[Sequence[tuple[str, int]]], list[str]]
 
 
-def places_of(channel: grpc.Channel, token: Token, rendering: str, check: Check) -> Places:
-    """Return what tells the places of rows, `file:line` each, as far as the Data service can be asked."""
+def places_of(channel: grpc.Channel, token: Token, check: Check) -> Places:
+    """Return what tells the places of rows, `file:line` each, as far as the Data service can be asked.
+
+    A row is its rendering's name and its number there.
+    """
     stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
 
-    def place(row: int) -> str:
+    def place(rendering: str, row: int) -> str:
         calls: list[Messages[arrow_pb2.ArrowChunk]] = []
 
         def open_at(start_row: int) -> Messages[arrow_pb2.ArrowChunk]:
@@ -43,14 +46,15 @@ def places_of(channel: grpc.Channel, token: Token, rendering: str, check: Check)
             for call in calls:
                 call.cancel()
 
-    return lambda rows: [place(row) for row in rows]
+    return lambda rows: [place(rendering, row) for rendering, row in rows]
 
 
 @contextmanager
-def rows_named(places: Places) -> Iterator[None]:
+def rows_named(places: Places, rendering: str) -> Iterator[None]:
     """Let a failure that names rows name the places of the first of them too.
 
-    A failure stays what it is when the Data service cannot say where they are from.
+    They are rows of `rendering`, unless the failure says of which each is. It stays what it is when the Data service
+    cannot say where they are from.
     """
     try:
         yield
@@ -58,8 +62,10 @@ def rows_named(places: Places) -> Iterator[None]:
         rows = [int(row) for row in error.metadata.get("rows", "").split(",") if row]
         if not rows:
             raise
+        said = error.metadata.get("renderings", "")
+        renderings = said.split(",") if said else [rendering] * len(rows)
         try:
-            named = places(rows[:_NAMED])
+            named = places(list(zip(renderings, rows, strict=True))[:_NAMED])
         except LuthierError:
             raise error from None
         raise FailedPrecondition(

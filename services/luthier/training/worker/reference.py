@@ -35,8 +35,10 @@ def give_reference(context: TaskContext, engine: Engine, corpus: Corpus, resumed
     if engine.weights.reference() is not None:
         return None
     spec = context.task.train
+    mixed = {"mixed": ",".join(spec.mixed_rendering_digests)} if spec.mixed_rendering_digests else {}
     key = reference_key(
         {
+            **mixed,
             "rendering": spec.rendering_digest,
             "base_model": spec.base_model_digest,
             "start": ",".join(sorted(file.sha256 for file in spec.start_files)),

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow.compute
 
 from luthier.errors import DataLoss
-from luthier.training.recipes.corpus import Block, Corpus, Split
+from luthier.training.recipe_settings import mixture_of
+from luthier.training.recipes.corpus import Block, Corpus, Split, joined
+from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.units import role_codes
 from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
 from luthier.work.arrow_stream import read_batches
@@ -18,6 +20,7 @@ from luthier.work.limited import Check
 from luthier.work.peers import bearer
 from luthier.work.pinned import require_pinned
 from luthier.work.retry import Messages, Token, asked
+from luthier.worker.v1 import task_pb2
 
 _CALL_SECONDS = 30.0
 _STREAM_SECONDS = 3600.0
@@ -25,6 +28,19 @@ _SPLITS: dict[Split, dataset_pb2.Split.ValueType] = {
     "TRAIN": dataset_pb2.SPLIT_TRAIN,
     "VALIDATION": dataset_pb2.SPLIT_VALIDATION,
 }
+
+
+def read_rows(
+    channel: grpc.Channel, token: Token, spec: task_pb2.TrainSpec, check: Check
+) -> tuple[Corpus, Mixture | None]:
+    """Return the rows of all renderings of a job, and how they are mixed. Raises as `read_corpus`."""
+    corpus = read_corpus(channel, token, spec.job.rendering, spec.rendering_digest, check)
+    if not spec.job.mixed_renderings:
+        return corpus, None
+    pinned = zip(spec.job.mixed_renderings, spec.mixed_rendering_digests, strict=True)
+    others = [read_corpus(channel, token, mixed.rendering, digest, check) for mixed, digest in pinned]
+    whole, first_rows = joined([corpus, *others])
+    return whole, mixture_of(spec.job, first_rows)
 
 
 def read_corpus(

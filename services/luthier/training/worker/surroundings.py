@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,9 +42,16 @@ def surroundings(model: PreTrainedModel) -> dict[str, str]:
 
 
 def run_record(
-    spec: task_pb2.TrainSpec, model: PreTrainedModel, *, bitwise: bool
+    spec: task_pb2.TrainSpec,
+    model: PreTrainedModel,
+    used: Sequence[fine_tuning_job_pb2.RenderingUse] = (),
+    *,
+    bitwise: bool,
 ) -> fine_tuning_job_pb2.RunRecord:
-    """Return the record of a run of this model that begins now; on a GPU it promises no bits."""
+    """Return the record of a run of this model that begins now; on a GPU it promises no bits.
+
+    `used` is what its steps take of each rendering of a mixture.
+    """
     around = surroundings(model)
     # Attention's backward pass in the libraries adds in the order in which its blocks end.
     is_bitwise = bitwise and model.device.type == "cpu"
@@ -60,6 +68,7 @@ def run_record(
         kernel_table_digest=around["kernel_table_digest"],
         kernels=kernel_choices(model),
         determinism=determinism,
+        renderings=used,
     )
 
 

@@ -18,13 +18,20 @@ from luthier.errors import FailedPrecondition, LuthierError, NotFound, Reason, R
 from luthier.lm.load import load_model
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
-from luthier.training.recipe_settings import batch_settings, schedule_of, selection_of
+from luthier.training.recipe_settings import (
+    batch_settings,
+    rendering_names,
+    renderings_used,
+    schedule_of,
+    selection_of,
+)
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.course import CheckpointDue, Course, Warned
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings, settings_record
+from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.rollouts import Rollouts
 from luthier.training.recipes.survey import Survey, require_fitting, survey
 from luthier.training.worker.item_fields import ItemCheck
@@ -32,7 +39,7 @@ from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.reference import give_reference
 from luthier.training.worker.rollouts import Records, rollouts_of
-from luthier.training.worker.rows import read_corpus
+from luthier.training.worker.rows import read_corpus, read_rows
 from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
@@ -63,8 +70,8 @@ class Trainer:
             LuthierError: rows or files could not be read, or do not fit together.
         """
         job = context.task.train.job
-        places = places_of(self._data_channel, lambda: context.token, job.rendering, context.check)
-        with _memory_errors(job), rows_named(places), freed_memory_kept():
+        places = places_of(self._data_channel, lambda: context.token, context.check)
+        with _memory_errors(job), rows_named(places, job.rendering), freed_memory_kept():
             return _train(context, self._data_channel, self._device, self._allowed)
 
 
@@ -73,15 +80,15 @@ def _train(
 ) -> task_pb2.TaskResult:
     spec = context.task.train
     context.progress("reading rows", 0, 0, "rows")
-    corpus, records = _rows(context, data_channel)
+    corpus, mixture, records = _rows(context, data_channel)
     batches = batch_settings(spec.job)
-    found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches)
+    found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches, mixture)
     context.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(context)
     totals = _checked(context, found, batches, read_config(folder))
     model = load_model(folder, device=device)
     loss = loss_of(spec.job)
-    settings = _settings(spec.job, batches, totals.num_steps)
+    settings = _settings(spec.job, batches, totals.num_steps, mixture)
     run = _identity(spec.job, corpus, settings, loss, model)
     begun = _begin(context, model, run, corpus, loss)
     if begun.changed:
@@ -89,7 +96,8 @@ def _train(
         changed = ", ".join(begun.changed)
         text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         context.log(text, "WARNING")
-    context.run_record(run_record(spec, model, bitwise=run.bitwise))
+    used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
+    context.run_record(run_record(spec, model, used, bitwise=run.bitwise))
     with ExitStack() as stack:
         rollouts = None
         if records is not None:
@@ -97,17 +105,19 @@ def _train(
         return task_pb2.TaskResult(train=_steps(context, corpus, settings, run, begun, loss, rollouts))
 
 
-def _rows(context: TaskContext, data_channel: grpc.Channel) -> tuple[Corpus, Records | None]:
-    """Return the rows of a task, and where answers are to be drawn to them the records that graders look at.
+def _rows(context: TaskContext, data_channel: grpc.Channel) -> tuple[Corpus, Mixture | None, Records | None]:
+    """Return the rows of a task, how its renderings are mixed, and the records that graders look at.
+
+    There are records where answers are to be drawn to them.
 
     Raises:
         InvalidArgument: TEMPLATE_FIELD_MISSING, a record has not what the grader reads of it.
         LuthierError: as `read_corpus`.
     """
     spec = context.task.train
-    wanted = (data_channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check)
     if not spec.job.HasField("reinforcement"):
-        return read_corpus(*wanted), None
+        return *read_rows(data_channel, lambda: context.token, spec, context.check), None
+    wanted = (data_channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check)
     chosen, records = spec.job.reinforcement, Records()
     fields = ItemCheck(chosen.grader, context.check)
 
@@ -118,7 +128,7 @@ def _rows(context: TaskContext, data_channel: grpc.Channel) -> tuple[Corpus, Rec
     corpus = read_corpus(*wanted, see)
     fields.require()
     corpus.expect_answers(chosen.max_new_tokens)
-    return corpus, records
+    return corpus, None, records
 
 
 def _steps(
@@ -234,23 +244,25 @@ def _checked(
         FailedPrecondition: NO_SUPERVISED_TOKENS, SEQUENCE_TOO_LONG.
         InvalidArgument: SEQUENCE_TOO_LONG.
     """
-    rendering = context.task.train.job.rendering
     context_length = int(config.get("max_position_embeddings") or 0)
-    require_fitting(found, batches, context_length, context.task.train.job.reinforcement.max_new_tokens)
-    totals = found.totals
-    if totals is None:
-        raise FailedPrecondition(
-            f"at least one training row of {rendering} must have a supervised token, none of "
-            f"{found.num_train_rows} has",
-            reason=Reason.NO_SUPERVISED_TOKENS,
-            metadata={"rendering": rendering},
-        )
-    unused = found.num_train_rows - totals.num_rows
-    if unused:
-        context.log(
-            f"{unused} of {found.num_train_rows} training rows teach nothing and are not used", "WARNING"
-        )
-    return totals
+    job = context.task.train.job
+    for rendering, part in zip(rendering_names(job), (found, *found.mixed), strict=True):
+        of = rendering if found.mixed else ""
+        require_fitting(part, batches, context_length, job.reinforcement.max_new_tokens, of)
+        if part.longest_train is None:
+            raise FailedPrecondition(
+                f"at least one training row of {rendering} must have a supervised token, none of "
+                f"{part.num_train_rows} has",
+                reason=Reason.NO_SUPERVISED_TOKENS,
+                metadata={"rendering": rendering},
+            )
+        unused = part.num_train_rows - part.num_teaching_rows
+        if unused:
+            whose = f" of {of}" if of else ""
+            text = f"{unused} of {part.num_train_rows} training rows{whose} teach nothing and are not used"
+            context.log(text, "WARNING")
+    assert found.totals is not None, "rows that teach and fit were counted"
+    return found.totals
 
 
 def _base_model_folder(context: TaskContext) -> Path:
@@ -264,13 +276,16 @@ def _base_model_folder(context: TaskContext) -> Path:
     return folder
 
 
-def _settings(job: fine_tuning_job_pb2.FineTuningJob, batches: BatchSettings, num_steps: int) -> Settings:
+def _settings(
+    job: fine_tuning_job_pb2.FineTuningJob, batches: BatchSettings, num_steps: int, mixture: Mixture | None
+) -> Settings:
     return Settings(
         batches=batches,
         schedule=schedule_of(job, num_steps),
         checkpoint_interval_steps=job.checkpoint_interval_steps,
         validation_interval_steps=job.validation_interval_steps,
         selection=selection_of(job),
+        mixture=mixture,
     )
 
 
@@ -283,7 +298,9 @@ def _identity(
 ) -> checkpoint.RunIdentity:
     chosen = job.hyperparameters
     return checkpoint.RunIdentity(
-        plan_digest=plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches),
+        plan_digest=plan_digest(
+            corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches, settings.mixture
+        ),
         settings=settings_record(settings, loss),
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
         surroundings=surroundings(model),

@@ -653,6 +653,7 @@ class TrainSpec(_message.Message):
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
     START_FILES_FIELD_NUMBER: _builtins.int
     ROLLOUTS_FIELD_NUMBER: _builtins.int
+    MIXED_RENDERING_DIGESTS_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model."""
     rendering_digest: _builtins.str
@@ -681,6 +682,10 @@ class TrainSpec(_message.Message):
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRollouts]:
         """What earlier attempts drew at steps after that checkpoint, in order of steps: these are learnt from again. Reinforcement alone."""
 
+    @_builtins.property
+    def mixed_rendering_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of the renderings that are mixed in, in their order in the job."""
+
     def __init__(
         self,
         *,
@@ -692,10 +697,11 @@ class TrainSpec(_message.Message):
         checkpoint_step: _builtins.int = ...,
         start_files: _abc.Iterable[Global___BlobFile] | None = ...,
         rollouts: _abc.Iterable[Global___StepRollouts] | None = ...,
+        mixed_rendering_digests: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "checkpoint_files", b"checkpoint_files", "checkpoint_step", b"checkpoint_step", "job", b"job", "rendering_digest", b"rendering_digest", "rollouts", b"rollouts", "start_files", b"start_files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "checkpoint_files", b"checkpoint_files", "checkpoint_step", b"checkpoint_step", "job", b"job", "mixed_rendering_digests", b"mixed_rendering_digests", "rendering_digest", b"rendering_digest", "rollouts", b"rollouts", "start_files", b"start_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
-from luthier.client.cli.reinforcement import REINFORCEMENT_OPTIONS, read_grader, rollouts
+from luthier.client.cli.job_drafts import drafted_job, given_mixture, job_kind, job_options
+from luthier.client.cli.reinforcement import rollouts
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, MetricPoint
-
-F = TypeVar("F", bound="Callable[..., Any]")
 
 
 @click.group(cls=SuggestingGroup)
@@ -30,155 +29,11 @@ def jobs() -> None:
 
 jobs.add_command(rollouts)
 
-_JOB_OPTIONS = (
-    field_option(
-        "--model",
-        field="base_model",
-        help="Base model to tune.  [required, if not in a file or by --start-from]",
-    ),
-    field_option(
-        "--rendering", field="rendering", help="Rendering to train on.  [required, if not in a file]"
-    ),
-    field_option(
-        "--start-from", field="start_from", help="Model or JOB/CHECKPOINT to go on with, in place of --model."
-    ),
-    field_option(
-        "--full",
-        field="full",
-        is_flag=True,
-        is_read=False,
-        help="Train all weights, not an adapter. The result is a model of its own.",
-    ),
-    field_option(
-        "--preference",
-        field="preference.loss",
-        type=click.Choice(["dpo", "ipo", "orpo", "simpo", "kto"]),
-        help="Prefer the chosen answers of a PREFERENCE rendering; kto: the desirable ones of an UNPAIRED one.",
-    ),
-    field_option(
-        "--reward-model",
-        field="reward_model",
-        is_flag=True,
-        is_read=False,
-        help="Train a model that values answers, on a PREFERENCE rendering.",
-    ),
-    *REINFORCEMENT_OPTIONS,
-    field_option("--rank", field="lora.rank", type=int, help="Rank of the adapter. [default: 16]"),
-    field_option(
-        "--alpha",
-        field="lora.alpha",
-        type=float,
-        help="Scale of the adapter is alpha / rank. [default: 2 x rank]",
-    ),
-    field_option(
-        "--target",
-        field="lora.target_modules",
-        multiple=True,
-        help="Linear module to adapt. [default: all but the head]",
-    ),
-    field_option(
-        "--epochs", field="hyperparameters.num_epochs", type=int, help="Passes over the rows. [default: 1]"
-    ),
-    field_option("--max-steps", field="hyperparameters.max_steps", type=int, help="Optimiser steps at most."),
-    field_option(
-        "--batch-tokens",
-        field="hyperparameters.batch_tokens",
-        type=int,
-        help="Tokens in a step. [default: 4096]",
-    ),
-    field_option(
-        "--batch-rows",
-        field="hyperparameters.batch_rows",
-        excludes="--batch-tokens",
-        type=int,
-        help="Rows in a step, in place of --batch-tokens; prompts with --reinforcement.",
-    ),
-    field_option(
-        "--learning-rate",
-        field="hyperparameters.learning_rate",
-        type=float,
-        help="Peak learning rate. [default: by method, 2e-4 for an adapter, a tenth with --full]",
-    ),
-    field_option(
-        "--warmup-steps",
-        field="hyperparameters.warmup_steps",
-        type=int,
-        help="Steps to rise to it. [default: 0]",
-    ),
-    field_option(
-        "--schedule",
-        field="hyperparameters.learning_rate_schedule",
-        type=click.Choice(["constant", "linear", "cosine", "warmup-stable-decay"]),
-        help="After it. [default: cosine]",
-    ),
-    field_option("--seed", field="hyperparameters.seed", type=int, help="Seed of the run. [default: 0]"),
-    field_option(
-        "--checkpoint-interval",
-        field="checkpoint_interval_steps",
-        type=int,
-        help="Steps between checkpoints. [default: 25]",
-    ),
-    field_option(
-        "--max-checkpoints",
-        field="max_checkpoints",
-        type=int,
-        help="Checkpoints kept besides the best. [default: 3]",
-    ),
-    field_option(
-        "--validation-interval",
-        field="validation_interval_steps",
-        type=int,
-        help="Steps between validations. [default: an epoch]",
-    ),
-)
-
-
-def _job_options(function: F) -> F:
-    for option in reversed(_JOB_OPTIONS):
-        function = option(function)
-    return function
-
-
-def _kind() -> type[FineTuningJob]:
-    from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
-
-    return FineTuningJob
-
-
-def _job(
-    draft: Draft[FineTuningJob], reinforcement: str | None, *, full: bool, reward_model: bool
-) -> FineTuningJob:
-    """Return the job that is wanted, all its weights trained with `full`.
-
-    The one in the file may be a job that exists: its tuned model's name was then made of its own and is not a wish.
-    """
-    job = draft.message
-    if job.tuned_model_id and job.tuned_model_id == short(job.name):
-        job.tuned_model_id = ""
-    if full:
-        if job.HasField("lora"):
-            raise click.UsageError(
-                "--full trains all weights: give no --rank, --alpha, --target, and no lora"
-            )
-        job.full.SetInParent()
-    if job.HasField("preference") + reward_model + (reinforcement is not None) > 1:
-        raise click.UsageError("give one of --preference, --reward-model and --reinforcement")
-    if reward_model:
-        job.reward_model.SetInParent()
-    if reinforcement is not None:
-        job.reinforcement.grader.CopyFrom(read_grader(reinforcement))
-    wanted = draft.finish()
-    if not (wanted.base_model or wanted.start_from):
-        raise click.UsageError(
-            "Missing option '--model' or '--start-from', or one of them in a file or by --set."
-        )
-    return wanted
-
 
 @jobs.command()
-@_job_options
+@job_options
 @pass_session
-@pass_draft(_kind)
+@pass_draft(job_kind)
 def plan(
     session: Session,
     draft: Draft[FineTuningJob],
@@ -190,22 +45,23 @@ def plan(
     """Say what a job would do, without starting it."""
     from luthier.client.cli.views import plan_facts
 
-    job = _job(draft, reinforcement, full=full, reward_model=reward_model)
+    job = drafted_job(draft, reinforcement, full=full, reward_model=reward_model)
     session.show(session.client.jobs.plan(job), plan_facts)
     begin = f"--start-from {short(job.start_from)}" if job.start_from else f"--model {short(job.base_model)}"
-    flags = [*(["--full"] if full else []), *(["--reward-model"] if reward_model else [])]
+    flags = [f"--mix {shlex.quote(mixed.word)}" for mixed in given_mixture()]
+    flags += [*(["--full"] if full else []), *(["--reward-model"] if reward_model else [])]
     flags += [f"--reinforcement {shlex.quote(reinforcement)}"] if reinforcement else []
     words = [begin, f"--rendering {short(job.rendering)}", *flags, draft.words]
     session.hint(f"jobs create {' '.join(filter(None, words))}")
 
 
 @jobs.command()
-@_job_options
+@job_options
 @click.option("--name", default="", help="Id of the job. [default: made by the service]")
 @field_option("--tuned-model", field="tuned_model_id", help="Id of the tuned model. [default: the job's]")
 @click.option("--watch", "watches", is_flag=True, help="Watch the job until it is done.")
 @pass_session
-@pass_draft(_kind)
+@pass_draft(job_kind)
 def create(
     session: Session,
     draft: Draft[FineTuningJob],
@@ -217,7 +73,7 @@ def create(
     watches: bool,
 ) -> None:
     """Queue a job."""
-    job = _job(draft, reinforcement, full=full, reward_model=reward_model)
+    job = drafted_job(draft, reinforcement, full=full, reward_model=reward_model)
     created = session.client.jobs.create(job, job_id=name)
     if watches:
         _watch(session, created.name)
@@ -359,6 +215,7 @@ def _facts(job: FineTuningJob) -> Table:
             ("method", _method(job)),
             ("trains", _trained(job)),
             ("rendering", short(job.rendering)),
+            ("mixed", ", ".join(f"{short(one.rendering)} {one.share:.0%}" for one in job.mixed_renderings)),
             ("tuned model", short(job.tuned_model)),
             ("progress", progress),
             ("metrics", mapping(job.latest_metrics)),

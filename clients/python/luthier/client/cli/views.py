@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from luthier.v1.chat_pb2 import ChatMessage
     from luthier.v1.dataset_pb2 import Dataset, DatasetSource, DatasetVersion, Record, RecordError
-    from luthier.v1.fine_tuning_job_pb2 import FineTuningPlan
+    from luthier.v1.fine_tuning_job_pb2 import FineTuningPlan, RenderingUse
 
 _STATE_STYLES = {
     "READY": "green",
@@ -241,7 +241,27 @@ def plan_facts(plan: FineTuningPlan) -> Group:
             ("left out", ", ".join(f"{number(count)} {word}" for count, word in left_out)),
         ]
     )
-    return Group(head, *(Text(f"warning: {warning}", "yellow") for warning in plan.warnings))
+    warnings = [Text(f"warning: {warning}", "yellow") for warning in plan.warnings]
+    return Group(head, *((Text(""), _uses(plan.renderings)) if plan.renderings else ()), *warnings)
+
+
+def _uses(renderings: Iterable[RenderingUse]) -> Table:
+    """Return what a job takes of each rendering that it mixes."""
+    made = table(
+        "RENDERING", "#SHARE", "#REACHED", "#ROWS", "#TOKENS", "#LEARNT", "#EPOCHS", "#VALIDATION ROWS"
+    )
+    for use in renderings:
+        made.add_row(
+            short(use.rendering),
+            f"{use.share:.1%}",
+            f"{use.reached_share:.1%}",
+            number(use.num_rows),
+            number(use.num_tokens),
+            number(use.num_supervised_tokens),
+            f"{use.num_epochs:.3g}",
+            number(use.num_validation_rows),
+        )
+    return made
 
 
 def split_name(split: int) -> str:
