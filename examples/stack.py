@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from luthier.client import Client, ConfigArguments
 from luthier.v1.evaluation_pb2 import Comparison, Evaluation
@@ -21,6 +22,7 @@ from luthier.v1.evaluation_pb2 import Comparison, Evaluation
 MODEL = "smollm2-135m-instruct-q4"
 BIN = Path(sys.executable).parent
 START_SECONDS = 60.0
+SplitT = TypeVar("SplitT", bound=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ def have_base_model(shell: Shell, client: Client) -> None:
         shell.luthier("models", "register", MODEL, "--gguf", gguf)
 
 
-def create_dataset(shell: Shell, client: Client, name: str, files: Mapping[str, Path]) -> str:
+def create_dataset(shell: Shell, client: Client, name: str, files: Mapping[SplitT, Path]) -> str:
     """Upload files by split as a data set; returns the name of its version."""
     shell.luthier(
         "datasets", "create", "--name", name, *(f"--split={split}={path}" for split, path in files.items())
