@@ -175,6 +175,25 @@ def test_a_job_has_one_method(services: Any, run: Run, tmp_path: Path, words: li
     assert seen == []
 
 
+@pytest.mark.parametrize("words", [["--preference", "dpo"], ["--reward-model"]])
+@pytest.mark.parametrize("flags", [["--num-samples", "4"], ["--max-new-tokens", "9"], []])
+def test_no_method_is_replaced_by_another_unsaid(
+    services: Any, run: Run, tmp_path: Path, words: list[str], flags: list[str]
+) -> None:
+    seen = created(services)
+    (tmp_path / "job.yaml").write_text("reinforcement: {kl_weight: 0.1}\n")
+    file = [] if flags else ["-f", str(tmp_path / "job.yaml")]
+    result = run("jobs", "create", *file, "--model", "m", "--rendering", "r", *words, *flags)
+    if not flags and words[0] == "--preference":
+        # A flag wins over the file, as everywhere.
+        assert result.exit_code == 0, result.output
+        assert seen[0].WhichOneof("method") == "preference"
+        return
+    assert result.exit_code == 2
+    assert "give one of --preference, --reward-model and --reinforcement" in result.stderr
+    assert seen == []
+
+
 def test_a_grader_that_is_none_is_named_with_its_place(services: Any, run: Run, tmp_path: Path) -> None:
     (tmp_path / "grader.yaml").write_text("string_check: {input: a, operation: equals}\n")
     model = ["--model", "m", "--rendering", "r", "--reinforcement", str(tmp_path / "grader.yaml")]

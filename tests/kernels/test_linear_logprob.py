@@ -51,6 +51,23 @@ def test_kernels_are_no_less_exact_than_eager(
     exact_as_eager(runner(softcap), problem(*rows_of(kernels, shape)), dtype)
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_eager_sums_logits_in_float32_where_it_is_asked_to(
+    is_chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_chunked:
+        monkeypatch.setattr(reference, "DEFAULT_BUDGET_BYTES", 3 * BYTES_OF_LOGIT * 300)
+    hidden, weight, target = problem(9, 64, 300, peak=5.0)
+    given = [hidden.detach().bfloat16().requires_grad_(), weight.bfloat16().requires_grad_(), target]
+    exact = linear_logprob_reference(*(one.double() for one in given[:2]), target, 0.0)[0]
+    rounded, wide = (linear_logprob(*given, is_wide=one, impl="eager").logprob for one in (False, True))
+    assert (rounded - exact).abs().max() > 1e-2
+    assert (wide - exact).abs().max() < 1e-4
+    wide.sum().backward()  # type: ignore[no-untyped-call]
+    assert given[1].grad is not None
+    assert given[1].grad.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("rows", [10, 200])
 def test_cpu_bits_do_not_depend_on_threads(
     isa: Isa, rows: int, gradients: Callable[..., list[Tensor]], same_for_threads: Callable[..., None]

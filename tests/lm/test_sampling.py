@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.lm import generate
 from luthier.lm.decoding import plain_logits, scaled_logits
 from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest, draw_rows, row_generator
@@ -202,6 +203,19 @@ def test_check_stops_inside_a_batch(tiny_model: ModelMaker) -> None:
 
     with pytest.raises(KeyError, match="enough"):
         sample(tiny_model(), request(), limit_tokens=1 << 16, check=check)
+
+
+def test_rows_are_drawn_some_at_a_time_as_they_are_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(1))
+    whole = draw_rows(logits, [row_generator(3, row) for row in range(7)])
+    parts: list[int] = []
+    draw_part = generate._draw_part
+    monkeypatch.setattr(generate, "_DRAWN_BYTES", 3 * 50 * generate._BYTES_OF_LOGIT)
+    monkeypatch.setattr(
+        generate, "_draw_part", lambda some, randoms: (parts.append(len(some)), draw_part(some, randoms))[1]
+    )
+    assert draw_rows(logits, [row_generator(3, row) for row in range(7)]) == whole
+    assert parts == [3, 3, 1]
 
 
 def test_draw_rows_follows_the_probabilities() -> None:

@@ -281,7 +281,10 @@ def scaled_logits(model: PreTrainedModel, hidden_BE: Tensor, *, temperature: flo
     what is learnt to what was drawn from.
     """
     scaled_BE = (hidden_BE / temperature).float()
-    parts = [scaled_BE @ part_WE.float().T for part_WE in torch.split(head_weight(model), _HEAD_WORDS)]
-    logits_BV = torch.cat(parts, dim=1)
+    weight_VE = head_weight(model)
+    logits_BV = scaled_BE.new_empty(scaled_BE.shape[0], weight_VE.shape[0])
+    for start in range(0, weight_VE.shape[0], _HEAD_WORDS):
+        part = slice(start, start + _HEAD_WORDS)
+        logits_BV[:, part] = scaled_BE @ weight_VE[part].float().T
     cap = final_softcap(model) / temperature
     return torch.tanh(logits_BV / cap) * cap if cap else logits_BV

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 
+_DRAWN_BYTES = 256 << 20
+# Of a log-probability and its exponential in float32, and of their sum in float64 with what makes it.
+_BYTES_OF_LOGIT = 24
 Decode = Callable[[Sequence[int]], str]
 """Turns token ids into text; a tokenizer's `decode`."""
 
@@ -171,8 +174,21 @@ def draw_rows(
     """Draw a token for each row from all of its distribution; returns them and their log-probabilities.
 
     A row takes one number from its generator; one without a generator takes its first token of any probability.
-    Logits are finite, and divided by the temperature already.
+    Logits are finite, and divided by the temperature already. Takes some rows at a time, for their memory.
     """
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    size = max(1, _DRAWN_BYTES // (_BYTES_OF_LOGIT * logits_BV.shape[1]))
+    for start in range(0, len(generators), size):
+        drawn = _draw_part(logits_BV[start : start + size], generators[start : start + size])
+        tokens += drawn[0]
+        logprobs += drawn[1]
+    return tokens, logprobs
+
+
+def _draw_part(
+    logits_BV: Tensor, generators: Sequence[torch.Generator | None]
+) -> tuple[list[int], list[float]]:
     logprobs_BV = logits_BV.log_softmax(dim=-1)
     # In float64: the small probabilities at the end of a large vocabulary are lost in a float32 sum.
     reached_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)

@@ -117,12 +117,14 @@ class TokenScores(NamedTuple):
 class TokenLogprobs:
     """Log-probabilities, and where asked for entropies, of the tokens that one of the streams names.
 
-    They are those of the logits divided by `temperature`, from which tokens are drawn (`lm.sampling`).
+    They are those of the logits divided by `temperature`, from which tokens are drawn (`lm.sampling`); with `is_wide`
+    the logits are summed in float32 whatever computes them, as they are where tokens are drawn.
     """
 
     streams: tuple[str, ...] = (WEIGHT,)
     want_entropy: bool = False
     temperature: float = 1.0
+    is_wide: bool = False
     impl: Impl = "auto"
 
     def __call__(self, model: PreTrainedModel, hidden_TE: Tensor, batch: PackedBatch) -> TokenScores:
@@ -139,6 +141,7 @@ class TokenLogprobs:
             batch.input_ids[rows_N + 1],
             softcap=final_softcap(model) / self.temperature,
             want_entropy=self.want_entropy,
+            is_wide=self.is_wide,
             impl=self.impl,
         )
         return TokenScores(rows_N, logprob_N, entropy_N)

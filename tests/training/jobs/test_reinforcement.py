@@ -12,7 +12,13 @@ from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.training.recipes.batches import RowLength
-from luthier.v1.fine_tuning_job_pb2 import FineTuningPlan, Hyperparameters, ReinforcementConfig, Selection
+from luthier.v1.fine_tuning_job_pb2 import (
+    FineTuningPlan,
+    Hyperparameters,
+    LoraConfig,
+    ReinforcementConfig,
+    Selection,
+)
 from luthier.v1.grader_pb2 import Grader, MultiGrader, RegexGrader, RemoteGrader
 from luthier.v1.rendering_pb2 import RENDERING_KIND_PROMPT, Rendering
 
@@ -167,6 +173,11 @@ async def test_all_that_is_wrong_is_named_at_once(bench: Any) -> None:
             {"hyperparameters": Hyperparameters(batch_tokens=64)},
             "hyperparameters.batch_tokens: must be unset with reinforcement, as it is not known how long answers will "
             "be; set batch_rows, the prompts of a step, got 64",
+        ),
+        (
+            {"lora": LoraConfig(dropout=0.5)},
+            "lora.dropout: must be 0 with reinforcement, as answers are drawn without dropout: what is learnt would be "
+            "another model's, got 0.5",
         ),
         (
             {"hyperparameters": Hyperparameters(batch_rows=2049)},

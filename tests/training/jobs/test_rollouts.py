@@ -209,6 +209,18 @@ async def test_an_attempt_draws_for_a_step_once(bench: Any) -> None:
     assert await all_of(bench) == drawn(1)
 
 
+async def test_who_commits_what_another_attempt_drew_has_drawn_it_too(bench: Any) -> None:
+    await create(bench)
+    task, _ = await bench.claim()
+    first = await commit(bench, task, 1)
+    later = await commit(bench, task, 2)
+    again = await lost(bench, task)
+    assert await commit(bench, again, 1) == first
+    with pytest.raises(FailedPrecondition, match="attempt 2 has committed others"):
+        await commit(bench, again, 1, drawn(1, "otherwise"))
+    assert [digest for _, digest, _ in await told(bench, again)] == [first, later]
+
+
 async def test_who_lost_the_lease_commits_nothing(bench: Any) -> None:
     await create(bench)
     task, _ = await bench.claim()

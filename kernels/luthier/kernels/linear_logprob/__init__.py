@@ -26,6 +26,7 @@ def linear_logprob(
     *,
     softcap: float = 0.0,
     want_entropy: bool = False,
+    is_wide: bool = False,
     impl: Impl = "auto",
 ) -> LogProbabilities:
     """Log softmax(u)[target] and its entropy for every row, differentiable in hidden; u as in LossOptions.
@@ -33,7 +34,8 @@ def linear_logprob(
     What losses over log-probabilities (DPO, GRPO and others) are built from. `cpu` (C++; bfloat16 or float32; frozen
     head) never holds logits, and a row's bits depend neither on the number of threads nor on the other rows; `eager`
     is plain torch, and also trains the head; where a frozen head's logits would take more than the default budget of
-    the loss, in chunks of rows. `auto` takes what the committed table measured as faster.
+    the loss, in chunks of rows. `auto` takes what the committed table measured as faster. C++ sums logits in float32;
+    eager rounds them to the inputs' type, or with `is_wide` does not either.
 
     Raises:
         ValueError: shapes, dtypes, devices or targets do not fit, or `impl` cannot run on them.
@@ -49,9 +51,15 @@ def linear_logprob(
     refusal = head_refusal(impl, hidden_ND, weight_VD, None)
     chosen = resolve("linear_logprob", impl, refusal, hidden_ND, shape)
     if chosen == "eager":
-        from luthier.kernels.linear_logprob.reference import chunked_logprob, linear_logprob_reference
+        from luthier.kernels.linear_logprob.reference import (
+            as_wide,
+            chunked_logprob,
+            linear_logprob_reference,
+        )
 
         eager = chunked_logprob if refusal is None else linear_logprob_reference
+        if is_wide:
+            hidden_ND, weight_VD = as_wide(hidden_ND), as_wide(weight_VD)
         logprob_N, entropy_N = eager(hidden_ND, weight_VD, target_N, softcap)
         return LogProbabilities(logprob_N, entropy_N if want_entropy else None)
     import torch

@@ -8,6 +8,11 @@ from luthier.kernels.linear_cross_entropy import BYTES_OF_LOGIT, DEFAULT_BUDGET_
 from luthier.kernels.linear_cross_entropy.reference import head_logits
 
 
+def as_wide(x: Tensor) -> Tensor:
+    """The tensor in at least float32; gradients come back in its own type."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def linear_logprob_reference(
     hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, softcap: float
 ) -> tuple[Tensor, Tensor]:

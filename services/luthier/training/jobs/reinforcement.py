@@ -93,6 +93,12 @@ def reinforcement_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
             f"must be at most {MAX_STEP_ROLLOUTS // num_samples} with num_samples {num_samples}, as a step may draw "
             f"{MAX_STEP_ROLLOUTS} answers, got {num_rows}",
         )
+    if job.lora.dropout:
+        yield _violation(
+            "lora.dropout",
+            "must be 0 with reinforcement, as answers are drawn without dropout: what is learnt would be another "
+            f"model's, got {job.lora.dropout:g}",
+        )
     if job.checkpoint_interval_steps > MAX_CHECKPOINT_INTERVAL:
         yield _violation(
             "checkpoint_interval_steps",

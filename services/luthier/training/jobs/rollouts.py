@@ -47,7 +47,7 @@ class KeptRollouts:
         attempt: int,
         request: worker_service_pb2.CommitRolloutsRequest,
     ) -> None:
-        """Keep what a step drew. The same again changes nothing.
+        """Keep what a step drew. The same again changes nothing but whose it is.
 
         Raises:
             NotFound: its blob is not here, seen by the same transaction.
@@ -58,6 +58,8 @@ class KeptRollouts:
         file = await found_rows(self._blobs, request.file.sha256, request.num_rollouts, "file")
         known = next(iter(await self._rows.since(connection, job_uid, step, 1)), None)
         if known is not None and known.step == step and known.file == file:
+            # From now on this attempt has learnt from them, too, and may bring no others.
+            await self._rows.put(connection, job_uid, StoredRollouts(step=step, attempt=attempt, file=file))
             return
         latest = await self._checkpoints.latest(connection, job_uid)
         if latest is not None and step <= latest.message.step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.readouts import TokenLogprobs
@@ -89,10 +90,11 @@ def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, fl
     num_learnt = sum(len(one.token_ids) for one in taught)
     counts = policy_counts(loss, num_learnt, loss_divisor(drawn.rollouts, loss))
     objective = policy_objective(loss, counts, gaps.append)
-    readout = TokenLogprobs(want_entropy=True, temperature=loss.temperature)
+    readout = TokenLogprobs(temperature=loss.temperature, is_wide=True)
+    learnt_readout = replace(readout, want_entropy=True)
     for batch in packed_rollouts(taught, drawer.micro_batch_tokens, drawer.check):
-        compared = with_reference(engine, batch, loss.temperature) if loss.kl_weight else batch
-        loop.add(compared, engine.accumulate(compared, readout, objective))
+        compared = with_reference(engine, batch, readout) if loss.kl_weight else batch
+        loop.add(compared, engine.accumulate(compared, learnt_readout, objective))
     metrics = loop.update(step, counts) if taught else loop.skip(step)
     if taught:
         metrics["sampler_trainer_gap_max"] = max(gaps)

@@ -28,10 +28,14 @@ from luthier.training.recipes.objectives import REFERENCE
 FILE_NAME = "reference_logprobs.safetensors"
 _SPLITS: tuple[Split, ...] = ("TRAIN", "VALIDATION")
 _KEY = "key"
+_LOGPROBS = TokenLogprobs()
 
 
-def with_reference(engine: Engine, batch: PackedBatch, temperature: float = 1.0) -> PackedBatch:
-    """Return a batch whose stream `REFERENCE` has the reference's log-probability of each learnt token, 0 elsewhere."""
+def with_reference(engine: Engine, batch: PackedBatch, readout: TokenLogprobs = _LOGPROBS) -> PackedBatch:
+    """Return a batch whose stream `REFERENCE` has the reference's log-probability of each learnt token, 0 elsewhere.
+
+    They are read as `readout` reads those that are compared with them.
+    """
     if REFERENCE in batch.streams:
         return batch
     reference = engine.weights.reference()
@@ -39,7 +43,7 @@ def with_reference(engine: Engine, batch: PackedBatch, temperature: float = 1.0)
         "weights that keep no reference train on a corpus that has its log-probabilities"
     )
     with reference:
-        return _scored(engine, batch, temperature)
+        return _scored(engine, batch, readout)
 
 
 def reference_key(identity: Mapping[str, str]) -> str:
@@ -107,8 +111,8 @@ def load_reference(corpus: Corpus, folder: Path, key: str) -> None:
         corpus.set_stream(REFERENCE, split, values[split])
 
 
-def _scored(engine: Engine, batch: PackedBatch, temperature: float = 1.0) -> PackedBatch:
-    scores = engine.score(batch, TokenLogprobs(temperature=temperature))
+def _scored(engine: Engine, batch: PackedBatch, readout: TokenLogprobs = _LOGPROBS) -> PackedBatch:
+    scores = engine.score(batch, readout)
     stream_T = torch.zeros(len(batch.input_ids), device=scores.logprob.device)
     stream_T[scores.position + 1] = scores.logprob
     return replace(batch, streams={**batch.streams, REFERENCE: stream_T})

@@ -321,8 +321,16 @@ def _memory_errors(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
         if not full:
             raise
         raise ResourceExhausted(
-            f"a step must fit in memory, with micro_batch_tokens {job.hyperparameters.micro_batch_tokens} it "
-            f"does not; make it smaller: {text[:500]}",
+            f"a step must fit in memory, with {_sizes(job)} it does not; make it smaller: {text[:500]}",
             reason=Reason.OUT_OF_MEMORY,
             metadata={"micro_batch_tokens": str(job.hyperparameters.micro_batch_tokens)},
         ) from error
+
+
+def _sizes(job: fine_tuning_job_pb2.FineTuningJob) -> str:
+    """Return what a pass over a job's rows takes its memory by."""
+    size = f"micro_batch_tokens {job.hyperparameters.micro_batch_tokens}"
+    if not job.HasField("reinforcement"):
+        return size
+    chosen = job.reinforcement
+    return f"num_samples {chosen.num_samples}, max_new_tokens {chosen.max_new_tokens} and {size}"

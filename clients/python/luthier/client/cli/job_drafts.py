@@ -210,8 +210,14 @@ def drafted_job(
                 "--full trains all weights: give no --rank, --alpha, --target, and no lora"
             )
         job.full.SetInParent()
-    if job.HasField("preference") + reward_model + (reinforcement is not None) > 1:
-        raise click.UsageError("give one of --preference, --reward-model and --reinforcement")
+    given = click.get_current_context().params
+    is_preference = job.HasField("preference") or given["preference"] is not None
+    is_reinforcement = job.HasField("reinforcement") or reinforcement is not None
+    if is_preference + reward_model + is_reinforcement > 1:
+        raise click.UsageError(
+            "give one of --preference, --reward-model and --reinforcement; --num-samples and --max-new-tokens are of "
+            "the last"
+        )
     if reward_model:
         job.reward_model.SetInParent()
     if reinforcement is not None:
