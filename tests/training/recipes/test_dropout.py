@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import BatchSettings, iterate_steps, plan_digest
-from luthier.training.recipes.course import CheckpointDue, Course, Event
+from luthier.training.recipes.course import CheckpointDue, Course
 from luthier.training.recipes.engine import Engine
 from luthier.training.recipes.loop import settings_record
 from luthier.training.recipes.objectives import Dpo, Kto, PairwiseReward
@@ -67,7 +67,7 @@ class Run:
             surroundings={},
         )
 
-    def events(self, course: Course | None = None) -> Iterator[Event]:
+    def events(self, course: Course | None = None) -> Iterator[Any]:
         course = course or Course()
         return steps_of(self.loss, self.engine, self.corpus, self.settings, course, lambda: None)
 
