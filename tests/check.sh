@@ -51,6 +51,10 @@ stage "Triton, compiled ahead of time" triton_static
 stage "wheels in an empty environment" bash tests/wheels.sh
 if [ "$level" = check-all ]; then
   stage "demo" make --no-print-directory demo
+  stage "example preference" make --no-print-directory example NAME=preference
+  stage "example preference, control" make --no-print-directory example NAME=preference CONTROL=1
+  stage "example reasoning" make --no-print-directory example NAME=reasoning
+  stage "example reasoning, control" make --no-print-directory example NAME=reasoning CONTROL=1
 else
   stage "demo FAST=1" make --no-print-directory demo FAST=1
 fi
