@@ -68,18 +68,23 @@ def train(
         check=check,
     )
     for step in loop.steps():
-        drawn = drawer.of_step(step)
+        drawn = drawer.of_step(step, _most_errors(loop, loss))
         loop.fail(count_failed(drawn.rollouts))
         require_scores(drawn.rollouts, loop.course.grader_errors, loss)
         metrics = _learn(loop, drawer, step, drawn)
         yield from _warnings(step.step, metrics)
         if loop.is_validated(step):
-            answers = drawer.of_validation(loop.validations[0])
+            answers = drawer.of_validation(loop.validations[0], _most_errors(loop, loss))
             loop.fail(count_failed(answers))
             require_scores(answers, loop.course.grader_errors, loss)
             metrics |= validation_metrics(answers)
         yield from loop.finish(step, metrics)
     _require_taught(loop.course)
+
+
+def _most_errors(loop: Loop, loss: Grpo) -> int:
+    """Return how many more answers without a score fail the run."""
+    return loss.max_grader_errors - loop.course.grader_errors
 
 
 def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, float]:

@@ -86,8 +86,12 @@ class Rollouts(Protocol):
         """Return those of a step that were kept by an earlier attempt, graded; nothing: they are to be drawn."""
         ...
 
-    def graded(self, rollouts: Sequence[Rollout], split: Split) -> list[Reward]:
-        """Return what each answer to a row of a split is worth, in their order; a score is a finite number."""
+    def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
+        """Return what each answer to a row of a split is worth, in their order; a score is a finite number.
+
+        With `most_errors` answers without a score the run fails, so that no more need be graded then; or it raises,
+        where a later attempt may have them.
+        """
         ...
 
     def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
@@ -126,12 +130,15 @@ class Drawer:
     micro_batch_tokens: int
     check: Callable[[], None]
 
-    def of_step(self, step: Step) -> Drawn:
+    def of_step(self, step: Step, most_errors: int) -> Drawn:
         """Return the answers of a step, with rewards and advantages, kept already.
+
+        With `most_errors` without a score the run fails.
 
         Raises:
             FailedPrecondition: OUTPUT_NOT_FINITE.
             DataLoss: what was kept of the step is of other prompts.
+            Exception: what `rollouts` raised, before anything was kept where it was in grading.
         """
         rows = _in_order(step.micro_batches)
         kept = tuple(self.rollouts.kept(step.step))
@@ -147,7 +154,7 @@ class Drawer:
         request = self._request(rows, "TRAIN", seed=int.from_bytes(digest[:8], "little"))
         drawn = self._drawn(request, rows)
         sampled = time.perf_counter()
-        found = _compared(self._graded(drawn, "TRAIN"), self.loss)
+        found = _compared(self._graded(drawn, "TRAIN", most_errors), self.loss)
         self.rollouts.keep(step.step, found)
         return Drawn(
             rollouts=found,
@@ -155,13 +162,13 @@ class Drawer:
             grading_seconds=time.perf_counter() - sampled,
         )
 
-    def of_validation(self, batches: Sequence[Sequence[int]]) -> tuple[Rollout, ...]:
-        """Return the likeliest answer to each validation row, with its reward."""
+    def of_validation(self, batches: Sequence[Sequence[int]], most_errors: int) -> tuple[Rollout, ...]:
+        """Return the likeliest answer to each validation row, with its reward. `most_errors` as in a step."""
         rows = _in_order(batches)
         if not rows:
             return ()
         request = self._request(rows, "VALIDATION", num_samples=1, temperature=0.0, want_logprobs=False)
-        return self._graded(self._drawn(request, rows), "VALIDATION")
+        return self._graded(self._drawn(request, rows), "VALIDATION", most_errors)
 
     def _request(self, rows: Sequence[int], split: Split, **changes: Any) -> GenerationRequest:
         return replace(
@@ -196,8 +203,8 @@ class Drawer:
             )
         return drawn
 
-    def _graded(self, drawn: Sequence[Rollout], split: Split) -> tuple[Rollout, ...]:
-        rewards = self.rollouts.graded(drawn, split)
+    def _graded(self, drawn: Sequence[Rollout], split: Split, most_errors: int) -> tuple[Rollout, ...]:
+        rewards = self.rollouts.graded(drawn, split, most_errors)
         return tuple(replace(one, reward=reward) for one, reward in zip(drawn, rewards, strict=True))
 
 

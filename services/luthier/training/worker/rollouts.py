@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 from transformers import PreTrainedModel
 
-from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.errors import FailedPrecondition, Failure, Reason, Unavailable
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.grading.graders import ReadGrader, remote_graders
 from luthier.grading.outcomes import CODES, GradingError, Sample
@@ -159,11 +159,15 @@ class JobRollouts:
         )
         return [read_rollout(rollout_pb2.Rollout.FromString(row)) for row in iterate_rows(path)]
 
-    def graded(self, rollouts: Sequence[Rollout], split: Split) -> list[Reward]:
+    def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
         """Return what the job's grader makes of answers; a step's are all asked for at once of reward services.
+
+        A service that is away is no verdict on answers: where it would fail the job, the attempt is lost instead, and
+        another one grades the very same answers again.
 
         Raises:
             InvalidArgument: ADDRESS_NOT_ALLOWED.
+            Unavailable: REWARD_SERVICE_UNAVAILABLE, for that reason alone `most_errors` have no score, or none has one.
             LuthierError: what `context.check` raised.
         """
         del split
@@ -174,7 +178,7 @@ class JobRollouts:
             for one, text in zip(rollouts, texts, strict=True)
         ]
         remote = {
-            path: scored(grader, asked, self._allowed, self._context.check)
+            path: scored(grader, asked, self._allowed, self._context.check, most_errors)
             for path, grader in remote_graders(self._message)
         }
         rewards = []
@@ -192,6 +196,7 @@ class JobRollouts:
                     parts=grade.parts,
                 )
             )
+        _require_service(rewards, most_errors)
         return rewards
 
     def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
@@ -289,6 +294,21 @@ def read_rollout(message: rollout_pb2.Rollout) -> Rollout:
         reward=reward,
         advantage=message.advantage,
     )
+
+
+def _require_service(rewards: Sequence[Reward], most_errors: int) -> None:
+    """Raise Unavailable where nothing but a service that is away leaves too many answers without a score, or all."""
+    failures = [one for one in rewards if one.score is None]
+    enough = min(most_errors, len(rewards))
+    if not failures or len(failures) < enough:
+        return
+    if {one.reason for one in failures} == {Reason.REWARD_SERVICE_UNAVAILABLE}:
+        raise Unavailable(
+            f"fewer than {enough} answers may be without a score, {len(failures)} are; the last of them: "
+            f"{failures[-1].message}",
+            reason=Reason.REWARD_SERVICE_UNAVAILABLE,
+            metadata={"num_grader_errors": str(len(failures))},
+        )
 
 
 def _outcome(one: float | RewardError) -> float | GradingError:
