@@ -245,6 +245,32 @@ def test_failures_of_the_grader_are_no_rewards_and_too_many_end_the_run(tiny_lla
     assert [one["num_grader_errors"] for one in metrics] == [4] * 6
 
 
+def out_of_ink(rollout: Rollout) -> Reward:
+    del rollout
+    return Reward(score=None, reason=Reason.SCORE_OUT_OF_RANGE, message="grader g: out of ink")
+
+
+def test_a_step_without_any_score_ends_the_run_with_the_words_of_the_grader(tiny_llama: ModelMaker) -> None:
+    run = Run(tiny_llama(), out_of_ink)
+    words = "an answer of step 1 must have a score, none of 24 has; the last of them: grader g: out of ink"
+    with pytest.raises(FailedPrecondition, match=words) as caught:
+        run.finish()
+    assert caught.value.reason == Reason.SCORE_OUT_OF_RANGE
+    assert caught.value.metadata == {"num_grader_errors": "24"}
+    assert sorted(run.rollouts.stored) == [1]
+
+
+def test_a_step_with_answers_without_a_score_is_warned_of(tiny_llama: ModelMaker) -> None:
+    run = Run(tiny_llama(), max_steps=1)
+    run.rollouts.grader = lambda one: (
+        out_of_ink(one) if run.rollouts.graded_splits[-1] == "TRAIN" and one.sample == 5 else songs(one)
+    )
+    run.finish()
+    assert [(one.step, one.text) for one in run.warnings] == [
+        (1, "step 1: 4 of 24 answers have no score; the last of them: grader g: out of ink")
+    ]
+
+
 def test_errors_are_counted_over_a_stop(tiny_llama: ModelMaker, tmp_path: Path) -> None:
     def failing(one: Rollout) -> Reward:
         return Reward(score=None, message="no") if one.sample == 0 else songs(one)

@@ -511,7 +511,9 @@ class ReinforcementConfig(_message.Message):
     scale_by_spread: _builtins.bool
     """Whether advantages are divided by the standard deviation of their group's rewards. False: they are the reward less the mean."""
     max_grader_errors: _builtins.int
-    """The job fails, with the grader's words, once so many answers in all got no score. 0 means 64."""
+    """The job fails, with the grader's words, once so many answers in all got no score, or at once where none of a step has one. 0
+    means 64.
+    """
     @_builtins.property
     def grader(self) -> _grader_pb2.Grader:
         """What answers are worth. Its templates see the record of the prompt as item and the answer as sample."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.readouts import TokenLogprobs
@@ -21,9 +21,11 @@ from luthier.training.recipes.rollouts import (
     Rollout,
     Rollouts,
     count_failed,
+    last_failure,
     learnt,
     loss_divisor,
     packed_rollouts,
+    require_a_score,
     require_scores,
     rollout_metrics,
 )
@@ -51,7 +53,7 @@ def train(
     Raises:
         FailedPrecondition: ROWS_NOT_OF_METHOD, LOSS_NOT_FINITE, METRIC_NOT_MEASURED, OUTPUT_NOT_FINITE;
             NO_REWARD_SPREAD at the end, where no step taught anything; the grader's reason, where too many answers got
-            no score.
+            no score, or none of a step or of a validation that the run is judged by.
         Exception: what `check` or `rollouts` raised.
     """
     for split in ("TRAIN", "VALIDATION"):
@@ -71,6 +73,8 @@ def train(
         drawn = drawer.of_step(step, _most_errors(loop, loss))
         loop.fail(count_failed(drawn.rollouts))
         require_scores(drawn.rollouts, loop.course.grader_errors, loss)
+        require_a_score(drawn.rollouts, f"step {step.step}")
+        yield from _failures(step.step, "answers", drawn.rollouts)
         metrics = _learn(loop, drawer, step, drawn)
         yield from _warnings(step.step, metrics)
         if loop.is_validated(step):
@@ -125,6 +129,13 @@ def validation_metrics(answers: tuple[Rollout, ...]) -> dict[str, float]:
         "validation_answer_tokens": statistics.fmean(len(one.token_ids) for one in answers),
         "validation_truncated_share": statistics.fmean(one.is_truncated for one in answers),
     }
+
+
+def _failures(step: int, what: str, rollouts: Sequence[Rollout]) -> Iterator[Warned]:
+    last = last_failure(rollouts)
+    if last is not None:
+        text = f"step {step}: {count_failed(rollouts)} of {len(rollouts)} {what} have no score; the last of them: "
+        yield Warned(step=step, text=text + last.message)
 
 
 def _warnings(step: int, metrics: Mapping[str, float]) -> Iterator[Warned]:

@@ -236,18 +236,34 @@ def count_failed(rollouts: Sequence[Rollout]) -> int:
     return sum(one.score is None for one in rollouts)
 
 
+def last_failure(rollouts: Sequence[Rollout]) -> Reward | None:
+    """Return why the last one without a score has none; None where all have one."""
+    failures = [one.reward for one in rollouts if one.score is None]
+    return failures[-1] if failures else None
+
+
 def require_scores(rollouts: Sequence[Rollout], num_failed: int, loss: Grpo) -> None:
     """Raise FailedPrecondition, with the reason and words of the last failure, where too many have no score in all.
 
     `num_failed` are those of the whole run, these among them.
     """
-    failures = [one.reward for one in rollouts if one.score is None and one.reward is not None]
-    if num_failed < loss.max_grader_errors or not failures:
-        return
-    last = failures[-1]
-    raise FailedPrecondition(
-        f"fewer than {loss.max_grader_errors} answers may be without a score, {num_failed} are; the last of them: "
-        f"{last.message}",
+    last = last_failure(rollouts)
+    if last is not None and num_failed >= loss.max_grader_errors:
+        most = loss.max_grader_errors
+        raise _failed(f"fewer than {most} answers may be without a score, {num_failed} are", last, num_failed)
+
+
+def require_a_score(rollouts: Sequence[Rollout], what: str) -> None:
+    """Raise FailedPrecondition, with the reason and words of the last failure, where none of `what` has a score."""
+    last = last_failure(rollouts)
+    if last is not None and count_failed(rollouts) == len(rollouts):
+        count = len(rollouts)
+        raise _failed(f"an answer of {what} must have a score, none of {count} has", last, count)
+
+
+def _failed(what: str, last: Reward, num_failed: int) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{what}; the last of them: {last.message}",
         reason=last.reason or Reason.REWARD_FAILED,
         metadata={"num_grader_errors": str(num_failed)},
     )
