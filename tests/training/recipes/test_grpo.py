@@ -301,6 +301,28 @@ def test_answers_that_were_cut_teach_nothing_where_they_are_dropped(tiny_llama: 
     assert steps[0]["num_supervised_tokens"] == sum(len(one.token_ids) for one in drawn if one.advantage)
 
 
+def cut_alone(rollout: Rollout) -> Reward:
+    """Answers that end of themselves are all worth the same."""
+    return songs(rollout) if rollout.is_truncated else Reward(score=0.5)
+
+
+def test_a_run_whose_answers_were_cut_wherever_they_could_have_taught_is_told_so(
+    tiny_llama: ModelMaker, tmp_path: Path
+) -> None:
+    run = Run(tiny_llama(), cut_alone, loss=replace(LOSS, drop_truncated=True, max_new_tokens=3), max_steps=2)
+    with pytest.raises(FailedPrecondition, match="in 2 of 2 steps rewards differed, but all") as caught:
+        run.finish(tmp_path)
+    assert "were cut at max_new_tokens 3 and dropped: raise max_new_tokens, or unset" in caught.value.message
+    assert caught.value.reason == Reason.NO_REWARD_SPREAD
+    assert [one.text for one in run.warnings] == [
+        f"step {step} taught nothing and left the weights as they are: rewards differed, but all answers that could "
+        "have taught were cut at max_new_tokens 3 and dropped; raise it"
+        for step in (1, 2)
+    ]
+    course, _ = checkpoint.load(tmp_path, run.engine, run.identity)
+    assert (course.idle_steps, course.cut_steps) == (2, 2)
+
+
 def test_a_sampler_that_draws_from_other_weights_is_warned_of(
     tiny_llama: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

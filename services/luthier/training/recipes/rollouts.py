@@ -269,6 +269,12 @@ def _failed(what: str, last: Reward, num_failed: int) -> FailedPrecondition:
     )
 
 
+def all_cut(rollouts: Sequence[Rollout]) -> bool:
+    """Whether nothing is learnt from answers although rewards within a group differ: those that count were cut."""
+    spread = any(has_spread([one.score for one in group]) for group in groups_of(rollouts))
+    return spread and not any(one.advantage for one in rollouts)
+
+
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Return what a step's answers were like; nothing of rewards where none has one."""
     scores = [one.score for one in rollouts if one.score is not None]
