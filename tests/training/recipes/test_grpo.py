@@ -363,9 +363,31 @@ def test_selection_goes_by_the_reward_of_validations(tiny_llama: ModelMaker) -> 
     run.rollouts.grader = lambda one: (
         songs(one) if run.rollouts.graded_splits[-1] == "TRAIN" else Reward(score=None, message="no")
     )
-    with pytest.raises(FailedPrecondition, match="validation_reward") as caught:
+    words = "an answer of the validation of step 3 must have a score, none of 3 has; the last of them: no"
+    with pytest.raises(FailedPrecondition, match=words) as caught:
         run.finish()
-    assert caught.value.reason == Reason.METRIC_NOT_MEASURED
+    assert caught.value.reason == Reason.REWARD_FAILED
+
+
+def test_validation_answers_without_a_score_are_counted_and_warned_of(tiny_llama: ModelMaker) -> None:
+    """Of three answers the first validation scores two, and the second none: nothing is judged by them."""
+    run = Run(tiny_llama())
+
+    def grade(one: Rollout) -> Reward:
+        splits = run.rollouts.graded_splits
+        if splits[-1] == "TRAIN":
+            return songs(one)
+        return Reward(score=0.5) if splits.count("VALIDATION") == 1 and one.group else out_of_ink(one)
+
+    run.rollouts.grader = grade
+    first, second = (one for one in run.finish() if "validation_grader_errors" in one)
+    assert (first["validation_reward"], first["validation_grader_errors"]) == (0.5, 1)
+    assert "validation_reward" not in second
+    assert second["validation_grader_errors"] == 3
+    assert [one.text for one in run.warnings] == [
+        "step 3: 1 of 3 validation answers have no score; the last of them: grader g: out of ink",
+        "step 6: 3 of 3 validation answers have no score; the last of them: grader g: out of ink",
+    ]
 
 
 def test_rows_of_another_method_are_refused_and_named(tiny_llama: ModelMaker) -> None:

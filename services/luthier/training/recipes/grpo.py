@@ -82,7 +82,11 @@ def train(
             answers = drawer.of_validation(loop.validations[0], _most_errors(loop, loss))
             loop.fail(count_failed(answers))
             require_scores(answers, loop.course.grader_errors, loss)
-            metrics |= validation_metrics(answers)
+            yield from _failures(step.step, "validation answers", answers)
+            measured = validation_metrics(answers)
+            if settings.selection is not None and settings.selection.metric not in measured:
+                require_a_score(answers, f"the validation of step {step.step}")
+            metrics |= measured
         yield from loop.finish(step, metrics)
     _require_taught(loop.course, loss)
 
@@ -121,12 +125,14 @@ def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, fl
 
 
 def validation_metrics(answers: tuple[Rollout, ...]) -> dict[str, float]:
-    """Return `validation_reward` of the likeliest answers, their length and how many were cut; nothing without one."""
-    scores = [one.score for one in answers if one.score is not None]
-    if not scores:
+    """Return what validation answers were like: nothing without any, no `validation_reward` where none has a score."""
+    if not answers:
         return {}
+    scores = [one.score for one in answers if one.score is not None]
+    rewards = {"validation_reward": statistics.fmean(scores)} if scores else {}
     return {
-        "validation_reward": statistics.fmean(scores),
+        **rewards,
+        "validation_grader_errors": float(len(answers) - len(scores)),
         "validation_answer_tokens": statistics.fmean(len(one.token_ids) for one in answers),
         "validation_truncated_share": statistics.fmean(one.is_truncated for one in answers),
     }
