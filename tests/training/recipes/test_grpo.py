@@ -84,7 +84,8 @@ def test_a_step_tells_what_it_drew_and_how_long_it_took(tiny_llama: ModelMaker) 
     assert sorted({one.row for one in drawn}) == [one.row for one in drawn[::6]]
     assert first["reward_mean"] == pytest.approx(sum(scores) / 24)
     assert first["num_tokens"] == sum(len(one.prompt) + len(one.token_ids) for one in drawn)
-    assert first["answer_tokens"] == pytest.approx(sum(len(one.token_ids) for one in drawn) / 24)
+    words = [[token for token in one.token_ids if token != END] for one in drawn]
+    assert first["answer_tokens"] == pytest.approx(sum(map(len, words)) / 24)
     assert first["truncated_share"] == sum(one.token_ids[-1] != END for one in drawn) / 24
     assert first["sampling_seconds"] > 0
     assert first["training_seconds"] > 0
@@ -367,6 +368,15 @@ def test_selection_goes_by_the_reward_of_validations(tiny_llama: ModelMaker) -> 
     with pytest.raises(FailedPrecondition, match=words) as caught:
         run.finish()
     assert caught.value.reason == Reason.REWARD_FAILED
+
+
+def test_the_token_that_ends_an_answer_counts_in_no_mean_length(tiny_llama: ModelMaker) -> None:
+    """Every first token ends its answer: nothing is left of any."""
+    run = Run(tiny_llama(), lambda one: Reward(score=float(one.sample)), max_steps=1)
+    run.rollouts.stop_token_ids = frozenset(range(200))
+    (metrics,) = run.finish()
+    assert (metrics["truncated_share"], metrics["validation_truncated_share"]) == (0, 0)
+    assert (metrics["answer_tokens"], metrics["validation_answer_tokens"]) == (0, 0)
 
 
 def test_validation_answers_without_a_score_are_counted_and_warned_of(tiny_llama: ModelMaker) -> None:

@@ -45,7 +45,7 @@ class Rollout:
         sample: the answer's place among those to the prompt, from 0.
         row: the prompt's row in the rendering.
         prompt: its tokens.
-        token_ids: the answer's, with the one that stopped it.
+        token_ids: the answer's, with the one that stopped it unless it is of a validation.
         logprobs: what each was drawn with, values of float32.
         finish_reason: STOP, or LENGTH where it was cut.
         reward: None before it is graded.
@@ -282,7 +282,8 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     idle = sum(not has_spread([one.score for one in group]) for group in groups)
     metrics = {
         "share_without_spread": idle / len(groups),
-        "answer_tokens": statistics.fmean(len(one.token_ids) for one in rollouts),
+        # Without the one that stopped it, as in validations.
+        "answer_tokens": statistics.fmean(len(one.token_ids) - (not one.is_truncated) for one in rollouts),
         "truncated_share": statistics.fmean(one.is_truncated for one in rollouts),
         "num_taught": float(sum(one.advantage != 0 for one in rollouts)),
         "num_grader_errors": float(len(rollouts) - len(scores)),
