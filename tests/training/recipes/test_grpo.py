@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from luthier.lm.engine import Engine as ServingEngine
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.lora import activate
 from luthier.training.recipes import checkpoint, grpo
-from luthier.training.recipes.course import CheckpointDue, Course, Selection, StepDone
+from luthier.training.recipes import rollouts as drawing
+from luthier.training.recipes.course import CheckpointDue, Course, StepDone
 from luthier.training.recipes.policy import Grpo
 from luthier.training.recipes.rollouts import Drawer, Reward, Rollout
 
@@ -224,71 +226,6 @@ def test_steps_that_teach_nothing_are_told_of_and_the_optimiser_does_not_count_t
         )
 
 
-def test_failures_of_the_grader_are_no_rewards_and_too_many_end_the_run(tiny_llama: ModelMaker) -> None:
-    def failing(one: Rollout) -> Reward:
-        if one.sample == 5:
-            return Reward(score=None, reason=Reason.REWARD_FAILED, message="grader g: out of ink")
-        return songs(one)
-
-    run = Run(tiny_llama(), failing, loss=replace(LOSS, max_grader_errors=10))
-    steps: list[Mapping[str, float]] = []
-    with pytest.raises(FailedPrecondition, match="12 are; the last of them: grader g: out of ink") as caught:
-        steps += [event.metrics for event in run.events() if isinstance(event, StepDone)]
-    assert caught.value.reason == Reason.REWARD_FAILED
-    assert sorted(run.rollouts.stored) == [1, 2, 3]  # those that it failed for are kept too
-    drawn = run.rollouts.stored[1]
-    assert {one.advantage for one in drawn if one.sample == 5} == {0.0}
-    for group in range(4):
-        known = [one for one in drawn if one.group == group and one.sample != 5]
-        assert sum(one.advantage for one in known) == pytest.approx(0.0, abs=1e-6)
-    spared = Run(tiny_llama(), failing)
-    metrics = spared.finish()
-    assert [one["num_grader_errors"] for one in metrics] == [4] * 6
-
-
-def out_of_ink(rollout: Rollout) -> Reward:
-    del rollout
-    return Reward(score=None, reason=Reason.SCORE_OUT_OF_RANGE, message="grader g: out of ink")
-
-
-def test_a_step_without_any_score_ends_the_run_with_the_words_of_the_grader(tiny_llama: ModelMaker) -> None:
-    run = Run(tiny_llama(), out_of_ink)
-    words = "an answer of step 1 must have a score, none of 24 has; the last of them: grader g: out of ink"
-    with pytest.raises(FailedPrecondition, match=words) as caught:
-        run.finish()
-    assert caught.value.reason == Reason.SCORE_OUT_OF_RANGE
-    assert caught.value.metadata == {"num_grader_errors": "24"}
-    assert sorted(run.rollouts.stored) == [1]
-
-
-def test_a_step_with_answers_without_a_score_is_warned_of(tiny_llama: ModelMaker) -> None:
-    run = Run(tiny_llama(), max_steps=1)
-    run.rollouts.grader = lambda one: (
-        out_of_ink(one) if run.rollouts.graded_splits[-1] == "TRAIN" and one.sample == 5 else songs(one)
-    )
-    run.finish()
-    assert [(one.step, one.text) for one in run.warnings] == [
-        (1, "step 1: 4 of 24 answers have no score; the last of them: grader g: out of ink")
-    ]
-
-
-def test_errors_are_counted_over_a_stop(tiny_llama: ModelMaker, tmp_path: Path) -> None:
-    def failing(one: Rollout) -> Reward:
-        return Reward(score=None, message="no") if one.sample == 0 else songs(one)
-
-    first = Run(tiny_llama(), failing, loss=replace(LOSS, max_grader_errors=13))
-    for event in first.events():
-        if isinstance(event, CheckpointDue):
-            checkpoint.save(tmp_path, first.engine, event.course, first.identity)
-            break
-    second = Run(tiny_llama(), failing, loss=replace(LOSS, max_grader_errors=13))
-    course, _ = checkpoint.load(tmp_path, second.engine, second.identity)
-    assert (course.step, course.grader_errors) == (2, 8)
-    with pytest.raises(FailedPrecondition, match="15 are") as caught:
-        second.finish(course=course)  # four more of step 3, and three of its validation
-    assert caught.value.reason == Reason.REWARD_FAILED
-
-
 def test_answers_that_were_cut_teach_nothing_where_they_are_dropped(tiny_llama: ModelMaker) -> None:
     run = Run(tiny_llama(), loss=replace(LOSS, drop_truncated=True, max_new_tokens=8), max_steps=2)
     run.rollouts.stop_token_ids = frozenset(range(3, 20))
@@ -354,20 +291,25 @@ def test_a_sampler_that_draws_from_other_weights_is_warned_of(
     assert steps[told[0].step - 1]["sampler_trainer_gap"] > grpo.MOST_GAP
 
 
-def test_selection_goes_by_the_reward_of_validations(tiny_llama: ModelMaker) -> None:
-    selection = Selection(metric="validation_reward", direction="MAX")
-    run = Run(tiny_llama(), selection=selection, num_epochs=4)
-    due = [event for event in run.events() if isinstance(event, CheckpointDue)]
-    assert due[-1].course.best_step > 0
-    assert due[-1].course.best_value > 0
-    run = Run(tiny_llama(), selection=selection)
-    run.rollouts.grader = lambda one: (
-        songs(one) if run.rollouts.graded_splits[-1] == "TRAIN" else Reward(score=None, message="no")
-    )
-    words = "an answer of the validation of step 3 must have a score, none of 3 has; the last of them: no"
-    with pytest.raises(FailedPrecondition, match=words) as caught:
-        run.finish()
-    assert caught.value.reason == Reason.REWARD_FAILED
+def test_the_seconds_of_grading_are_not_those_of_keeping(
+    tiny_llama: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, clock = Run(tiny_llama(), max_steps=1), [0.0]
+    graded, keep = run.rollouts.graded, run.rollouts.keep
+
+    def slowly_graded(*given: Any) -> list[Reward]:
+        clock[0] += 10.0
+        return graded(*given)
+
+    def slowly_kept(step: int, rollouts: Sequence[Rollout]) -> None:
+        clock[0] += 100.0
+        keep(step, rollouts)
+
+    run.rollouts.graded = slowly_graded  # type: ignore[method-assign]
+    run.rollouts.keep = slowly_kept  # type: ignore[method-assign]
+    monkeypatch.setattr(drawing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    metrics = next(event.metrics for event in run.events() if isinstance(event, StepDone))
+    assert (metrics["sampling_seconds"], metrics["grading_seconds"]) == (0.0, 10.0)
 
 
 def test_the_token_that_ends_an_answer_counts_in_no_mean_length(tiny_llama: ModelMaker) -> None:
@@ -377,27 +319,6 @@ def test_the_token_that_ends_an_answer_counts_in_no_mean_length(tiny_llama: Mode
     (metrics,) = run.finish()
     assert (metrics["truncated_share"], metrics["validation_truncated_share"]) == (0, 0)
     assert (metrics["answer_tokens"], metrics["validation_answer_tokens"]) == (0, 0)
-
-
-def test_validation_answers_without_a_score_are_counted_and_warned_of(tiny_llama: ModelMaker) -> None:
-    """Of three answers the first validation scores two, and the second none: nothing is judged by them."""
-    run = Run(tiny_llama())
-
-    def grade(one: Rollout) -> Reward:
-        splits = run.rollouts.graded_splits
-        if splits[-1] == "TRAIN":
-            return songs(one)
-        return Reward(score=0.5) if splits.count("VALIDATION") == 1 and one.group else out_of_ink(one)
-
-    run.rollouts.grader = grade
-    first, second = (one for one in run.finish() if "validation_grader_errors" in one)
-    assert (first["validation_reward"], first["validation_grader_errors"]) == (0.5, 1)
-    assert "validation_reward" not in second
-    assert second["validation_grader_errors"] == 3
-    assert [one.text for one in run.warnings] == [
-        "step 3: 1 of 3 validation answers have no score; the last of them: grader g: out of ink",
-        "step 6: 3 of 3 validation answers have no score; the last of them: grader g: out of ink",
-    ]
 
 
 def test_rows_of_another_method_are_refused_and_named(tiny_llama: ModelMaker) -> None:

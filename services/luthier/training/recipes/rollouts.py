@@ -101,7 +101,10 @@ class Rollouts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """The answers of a step, and the seconds that drawing and grading took: 0 where they were kept."""
+    """The answers of a step, and the seconds that drawing and grading took: 0 where they were kept.
+
+    Grading begins with making text of answers, and ends before they are kept.
+    """
 
     rollouts: tuple[Rollout, ...]
     sampling_seconds: float = 0.0
@@ -155,12 +158,9 @@ class Drawer:
         drawn = self._drawn(request, rows)
         sampled = time.perf_counter()
         found = _compared(self._graded(drawn, "TRAIN", most_errors), self.loss)
+        graded = time.perf_counter()
         self.rollouts.keep(step.step, found)
-        return Drawn(
-            rollouts=found,
-            sampling_seconds=sampled - began,
-            grading_seconds=time.perf_counter() - sampled,
-        )
+        return Drawn(rollouts=found, sampling_seconds=sampled - began, grading_seconds=graded - sampled)
 
     def of_validation(self, batches: Sequence[Sequence[int]], most_errors: int) -> tuple[Rollout, ...]:
         """Return the likeliest answer to each validation row, with its reward. `most_errors` as in a step."""
