@@ -139,6 +139,7 @@ class JobRollouts:
         self._message = context.task.train.job.reinforcement.grader
         self._grader = ReadGrader(self._message)
         self._kept = {one.step: one for one in context.task.train.rollouts}
+        self._texts: dict[tuple[int, ...], str] = {}
 
     def kept(self, step: int) -> Sequence[Rollout]:
         """Return the rollouts that an earlier attempt committed of a step.
@@ -171,6 +172,7 @@ class JobRollouts:
             LuthierError: what `context.check` raised.
         """
         del split
+        self._texts = {}
         texts = [self._answer_text(one) for one in rollouts]
         items = {row: self._records.of(row).json for row in {one.row for one in rollouts}}
         asked = [
@@ -208,15 +210,21 @@ class JobRollouts:
             for one in rollouts
         )
         write_rows(path, rows)
+        self._texts = {}
         self._context.commit_rollouts(step, path)
         path.unlink()
 
     def _answer_text(self, rollout: Rollout) -> str:
-        """Return an answer as graders see it: without the token that ended it."""
+        """Return an answer as graders see it: without the token that ended it.
+
+        Each is made text once: those that were graded last are remembered until they are kept.
+        """
         ids = rollout.token_ids
         if ids and ids[-1] in self.stop_token_ids:
             ids = ids[:-1]
-        return self._decode(ids, False) if ids else ""
+        if ids not in self._texts:
+            self._texts[ids] = self._decode(ids, False) if ids else ""
+        return self._texts[ids]
 
     def _message_of(self, step: int, rollout: Rollout, prompt_text: str) -> rollout_pb2.Rollout:
         record, reward = self._records.of(rollout.row), rollout.reward
