@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -115,3 +117,19 @@ def test_each_answer_is_made_text_once(context: Context) -> None:
     assert [one.output_text for one in found] == ["w40 w50", "w41 w50", "w42 w50"] * 2
     graded_and_kept(rollouts, 2)
     assert asked[40, 50] == 2, "texts are remembered for one step"
+
+
+def test_records_let_go_of_the_messages_that_they_came_in() -> None:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, batch(50).schema) as writer:
+        writer.write_batch(batch(50, "häh"))
+    held = np.frombuffer(sink.getvalue(), dtype=np.uint8).copy()
+    assert len(held) > 50 * 8000
+    message = weakref.ref(held)
+    with pyarrow.ipc.open_stream(pyarrow.py_buffer(held)) as reader:
+        records = records_of(reader.read_next_batch())
+    del held, reader
+    gc.collect()
+    assert message() is None
+    assert records.of(49).json == '{"text": "häh49"}'
+    assert records.of(49).line == 50

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pyarrow
 from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, Failure, Reason, Unavailable
@@ -74,7 +75,9 @@ class Records:
             )
         if batch.num_rows:
             self._first_rows.append(batch.column("row")[0].as_py())
-            self._batches.append(batch.select([name for name in _COLUMNS if name in batch.schema.names]))
+            wanted = batch.select([name for name in _COLUMNS if name in batch.schema.names])
+            # A copy: a column is a view of the message that it came in, with all tokens of the rows.
+            self._batches.append(wanted.take(pyarrow.array(np.arange(batch.num_rows))))
 
     def of(self, row: int) -> Record:
         """Return the record of a row."""
