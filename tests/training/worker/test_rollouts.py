@@ -119,6 +119,17 @@ def test_each_answer_is_made_text_once(context: Context) -> None:
     assert asked[40, 50] == 2, "texts are remembered for one step"
 
 
+def test_kept_answers_to_a_prompt_share_its_tokens(context: Context) -> None:
+    rollouts = rollouts_with(context, words)
+    graded_and_kept(rollouts, 1)
+    kept = task_pb2.StepRollouts(step=1, file=task_pb2.BlobFile(sha256="1"), num_rollouts=6)
+    context.task.train.rollouts.append(kept)
+    found = rollouts_with(context, words).kept(1)
+    assert [(one.prompt, one.token_ids) for one in found] == [(one.prompt, one.token_ids) for one in drawn()]
+    assert {one.row: one.prompt for one in found} == PROMPTS
+    assert len({id(one.prompt) for one in found}) == 2
+
+
 def test_records_let_go_of_the_messages_that_they_came_in() -> None:
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, batch(50).schema) as writer:

@@ -161,7 +161,9 @@ class JobRollouts:
         self._context.log(
             f"step {step} learns from the {found.num_rollouts} answers that were kept", step=step
         )
-        return [read_rollout(rollout_pb2.Rollout.FromString(row)) for row in iterate_rows(path)]
+        prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
+        messages = map(rollout_pb2.Rollout.FromString, iterate_rows(path))
+        return [read_rollout(message, prompts) for message in messages]
 
     def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
         """Return what the job's grader makes of answers; a step's are all asked for at once of reward services.
@@ -282,8 +284,12 @@ def rollouts_of(
         yield JobRollouts(context, records, decode, allowed, stops)
 
 
-def read_rollout(message: rollout_pb2.Rollout) -> Rollout:
-    """Return a kept rollout as recipes know it, the very numbers that were learnt from."""
+def read_rollout(message: rollout_pb2.Rollout, prompts: dict[tuple[int, ...], tuple[int, ...]]) -> Rollout:
+    """Return a kept rollout as recipes know it, the very numbers that were learnt from.
+
+    Its prompt is that of `prompts` where it is there, and is added where not: answers to a prompt share its tokens.
+    """
+    prompt = tuple(message.prompt_token_ids)
     if message.WhichOneof("outcome") == "reward":
         reward = Reward(score=message.reward, parts=dict(message.part_scores))
     else:
@@ -298,7 +304,7 @@ def read_rollout(message: rollout_pb2.Rollout) -> Rollout:
         group=message.group,
         sample=message.sample,
         row=message.row,
-        prompt=tuple(message.prompt_token_ids),
+        prompt=prompts.setdefault(prompt, prompt),
         token_ids=tuple(message.token_ids),
         logprobs=tuple(message.logprobs),
         finish_reason=_FINISH_OF[message.finish_reason],
