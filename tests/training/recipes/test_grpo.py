@@ -21,6 +21,7 @@ from luthier.lm.generate import GenerationRequest
 from luthier.lm.lora import activate
 from luthier.training.recipes import checkpoint, grpo
 from luthier.training.recipes import rollouts as drawing
+from luthier.training.recipes.corpus import Split
 from luthier.training.recipes.course import CheckpointDue, Course, StepDone
 from luthier.training.recipes.policy import Grpo
 from luthier.training.recipes.rollouts import Drawer, Reward, Rollout
@@ -297,9 +298,9 @@ def test_the_seconds_of_grading_are_not_those_of_keeping(
     run, clock = Run(tiny_llama(), max_steps=1), [0.0]
     graded, keep = run.rollouts.graded, run.rollouts.keep
 
-    def slowly_graded(*given: Any) -> list[Reward]:
+    def slowly_graded(rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
         clock[0] += 10.0
-        return graded(*given)
+        return graded(rollouts, split, most_errors)
 
     def slowly_kept(step: int, rollouts: Sequence[Rollout]) -> None:
         clock[0] += 100.0
