@@ -14,7 +14,7 @@ from tests.training.conftest import prompt_rows
 from tests.training.worker.conftest import Site, job_of
 from tests.training.worker.test_weights import ended
 
-from luthier.errors import Reason, Unavailable
+from luthier.errors import NotFound, Reason, Unavailable
 from luthier.errors.status import status_to_failure
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, ReinforcementConfig
 from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader, ScoreRange, StringCheckGrader
@@ -25,6 +25,8 @@ from luthier.v1.rollout_pb2 import Rollout
 from luthier.v1.training_service_pb2 import ListRolloutsRequest
 from luthier.work import attempts
 from luthier.work.context import TaskContext
+from luthier.work.session import TaskSession
+from luthier.worker.v1.task_pb2 import BlobFile
 
 Answer = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
 LOW = Grader(name="low", regex=RegexGrader(input="{{sample.output_text}}", pattern=r"^(w[1-3]\d ?|w\d )"))
@@ -147,6 +149,25 @@ async def test_rollouts_that_were_kept_are_learnt_from_and_the_end_has_the_same_
         for name in (whole.name, again.name)
     ]
     assert digests[0] == digests[1]
+
+
+async def test_rollouts_whose_bytes_went_meanwhile_are_sent_again(
+    prompts: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, lost = TaskSession.commit_rollouts, [1, 2]
+
+    async def lose_twice(self: TaskSession, step: int, file: BlobFile, num_rollouts: int) -> None:
+        if lost:
+            lost.pop()
+            raise NotFound("blob is not here")
+        await commit(self, step, file, num_rollouts)
+
+    monkeypatch.setattr(TaskSession, "commit_rollouts", lose_twice)
+    async with prompts.worker():
+        await registered(prompts, model_folder)
+        job = await ended(prompts, "one", reinforcement(steers={"max_steps": 1}))
+    assert (lost, job.num_attempts) == ([], 1)
+    assert len(await rollouts_of(prompts, job, 1)) == 48
 
 
 async def test_rewards_that_never_differ_fail_the_job(prompts: Site, model_folder: Path) -> None:
