@@ -112,7 +112,8 @@ def test_each_answer_is_made_text_once(context: Context) -> None:
 
     rollouts = rollouts_with(context, decode)
     graded_and_kept(rollouts, 1)
-    assert asked == {**dict.fromkeys(PROMPTS.values(), 1), **dict.fromkeys([(40, 50), (41, 50), (42, 50)], 1)}
+    assert sorted(asked) == sorted([*PROMPTS.values(), (40, 50), (41, 50), (42, 50)])
+    assert set(asked.values()) == {1}
     found = [Message.FromString(row) for row in iterate_rows(context.committed[1])]
     assert [one.output_text for one in found] == ["w40 w50", "w41 w50", "w42 w50"] * 2
     graded_and_kept(rollouts, 2)
