@@ -60,8 +60,8 @@ class _Rewarded:
         del step
         return ()
 
-    def graded(self, rollouts: Sequence[Rollout], split: Split) -> list[Reward]:
-        del split
+    def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
+        del split, most_errors
         return [Reward(score=reward_of(one.token_ids)) for one in rollouts]
 
     def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:

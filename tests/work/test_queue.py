@@ -117,6 +117,24 @@ async def test_expire_fails_a_task_after_too_many_lost_attempts(bench: Bench) ->
     assert (await bench.kinds()).count("LOST") == 3
 
 
+async def test_a_task_that_waits_for_others_in_vain_ends_with_what_it_waited_for(bench: Bench) -> None:
+    await bench.enqueue()
+    reason = Reason.REWARD_SERVICE_UNAVAILABLE
+    failure = Failure(code="UNAVAILABLE", reason=reason, message="nobody answers")
+    for _ in range(3):
+        task = await bench.claim()
+        assert task is not None
+        await bench.queue.finish(task.task_id, task.epoch, Outcome(failure=failure))
+    assert bench.handler.failures == [
+        Failure(
+            code="UNAVAILABLE",
+            reason=reason,
+            message="3 attempts were lost and no checkpoint came between them, the last one because nobody answers",
+            metadata={"attempts": "3"},
+        )
+    ]
+
+
 async def test_a_task_that_makes_checkpoints_may_be_lost_any_number_of_times(bench: Bench) -> None:
     await bench.enqueue()
     for step in range(5):

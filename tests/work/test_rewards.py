@@ -93,6 +93,20 @@ def test_a_wrong_number_of_scores_is_none_at_all(count: int) -> None:
     assert f"answered {count} scores for 4 samples" in wrong[0].message
 
 
+def test_a_service_is_asked_no_more_once_too_many_samples_have_no_score() -> None:
+    def refuse(request: ScoreRequest, context: Any) -> ScoreResponse:
+        return ScoreResponse(scores=[SampleScore(error="out of ink")] * len(request.samples))
+
+    with rewarding(refuse) as (address, rewards):
+        grader = RemoteGrader(address=address, max_batch_size=2)
+        found = errors(scored(grader, samples(100), LOOPBACK, most_errors=6))
+        # Three batches have six; of those that were asked at once with them three more may be on their way.
+        assert 3 <= len(rewards.requests) <= 6
+    assert {one.reason for one in found} == {Reason.REWARD_FAILED}
+    assert "it was asked no more after" in found[-1].message
+    assert "out of ink" in found[-1].message
+
+
 def test_unavailable_is_tried_again_within_the_time() -> None:
     tries = []
 

@@ -48,7 +48,6 @@ rollouts = Table(
     Column("digest", String, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("num_rollouts", BigInteger, nullable=False),
-    Column("create_time_us", BigInteger, nullable=False),
     Index("ix_rollouts_digest", "digest"),
 )
 

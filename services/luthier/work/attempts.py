@@ -47,8 +47,19 @@ class Attempts:
         if kind != "STARTED":
             self.metrics.attempts.labels(task.kind.value, kind.lower()).inc()
 
-    async def lose(self, connection: AsyncConnection, task: Task, why: str, *, counts: bool = True) -> None:
-        """Queue a task again whose attempt is lost, or end it: it was to stop, or this `counts` once too often."""
+    async def lose(
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        why: str,
+        *,
+        counts: bool = True,
+        reason: Reason = Reason.WORKER_LOST,
+    ) -> None:
+        """Queue a task again whose attempt is lost, or end it: it was to stop, or this `counts` once too often.
+
+        It ends with `reason` then.
+        """
         losses = task.losses + counts
         self.database.after_commit(lambda: self.leases.end(task.task_id))
         await self.record(connection, task, "LOST", why)
@@ -57,7 +68,7 @@ class Attempts:
         elif losses >= self.max_losses:
             failure = Failure(
                 code="UNAVAILABLE",
-                reason=Reason.WORKER_LOST,
+                reason=reason,
                 message=f"{losses} attempts were lost and no checkpoint came between them, the last one because {why}",
                 metadata={"attempts": str(losses)},
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -237,21 +237,35 @@ class TaskContext:
     def commit_rollouts(self, step: int, path: Path) -> None:
         """Keep what a step drew from its model, a file of `work.row_file`, before the update that learns from it.
 
-        A file that the service had may be given back before it is named: it is then sent again.
-
         Raises:
             DataLoss: it is no such file.
             LuthierError: the service refused.
         """
         num_rollouts = count_rows(path)
+        self.store_named(
+            {f"rollouts/step-{step}": path},
+            lambda files: self._wait(self._session.commit_rollouts(step, files[0], num_rollouts)),
+        )
+
+    def store_named(
+        self, paths: Mapping[str, Path], name: Callable[[list[task_pb2.BlobFile]], object]
+    ) -> list[task_pb2.BlobFile]:
+        """Store files, by their paths within the result, and let `name` name them to the service; returns them.
+
+        What the service had may be given back before it is named: it is then sent again, and named again.
+
+        Raises:
+            LuthierError: the service refused.
+        """
         for left in reversed(range(_COMMIT_TRIES)):
-            file = self.store(path, f"rollouts/step-{step}")
+            files = [self.store(path, place) for place, path in paths.items()]
             try:
-                self._wait(self._session.commit_rollouts(step, file, num_rollouts))
-                return
+                name(files)
+                break
             except NotFound:
                 if not left:
                     raise
+        return files
 
     def _add(self, event: event_pb2.Event) -> None:
         self._activity += 1

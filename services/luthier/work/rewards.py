@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -77,12 +77,17 @@ class RewardAddresses:
 
 
 def scored(
-    grader: RemoteGrader, samples: Sequence[Sample], allowed: RewardAddresses, check: Check = lambda: None
+    grader: RemoteGrader,
+    samples: Sequence[Sample],
+    allowed: RewardAddresses,
+    check: Check = lambda: None,
+    most_errors: int | None = None,
 ) -> list[float | RewardError]:
     """Return what a reward service says of each sample, in their order; scores are finite.
 
     A batch has `grader.timeout_seconds`, calls that are repeated after UNAVAILABLE included; a few batches run at once.
-    `check` is called while it waits, from several threads.
+    Once `most_errors` samples have no score it is asked no more: the others have none either. `check` is called while
+    it waits, from several threads.
 
     Raises:
         InvalidArgument: ADDRESS_NOT_ALLOWED.
@@ -99,6 +104,7 @@ def scored(
             address=grader.address,
             timeout_seconds=grader.timeout_seconds or TIMEOUT_SECONDS,
             check=check,
+            most_errors=math.inf if most_errors is None else most_errors,
         )
         return [one for batch in threads.map(asker.scores, batches) for one in batch]
 
@@ -109,9 +115,20 @@ class _Asker:
     address: str
     timeout_seconds: float
     check: Check
+    most_errors: float
+    errors: list[RewardError] = field(default_factory=list)
 
     def scores(self, batch: Sequence[Sample]) -> list[float | RewardError]:
-        """Score one batch."""
+        """Score one batch, unless too many samples have no score yet."""
+        if len(self.errors) < self.most_errors:
+            found = self._answers(batch)
+            self.errors.extend(one for one in found if isinstance(one, RewardError))
+            return found
+        last, count = self.errors[-1], len(self.errors)
+        said = f"it was asked no more after {count} samples without a score, the last of them: {last.message}"
+        return [self._error(last.reason, said)] * len(batch)
+
+    def _answers(self, batch: Sequence[Sample]) -> list[float | RewardError]:
         try:
             response = self._response(ScoreRequest(samples=batch))
         except grpc.RpcError as error:

@@ -66,7 +66,8 @@ class MemoryRollouts:
     def kept(self, step: int) -> Sequence[Rollout]:
         return self.stored.get(step, ())
 
-    def graded(self, rollouts: Sequence[Rollout], split: Split) -> list[Reward]:
+    def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
+        del most_errors
         self.graded_splits.append(split)
         return [self.grader(one) for one in rollouts]
 

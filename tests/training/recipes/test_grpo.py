@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from luthier.lm.engine import Engine as ServingEngine
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.lora import activate
 from luthier.training.recipes import checkpoint, grpo
-from luthier.training.recipes.course import CheckpointDue, Course, Selection, StepDone
+from luthier.training.recipes import rollouts as drawing
+from luthier.training.recipes.corpus import Split
+from luthier.training.recipes.course import CheckpointDue, Course, StepDone
 from luthier.training.recipes.policy import Grpo
 from luthier.training.recipes.rollouts import Drawer, Reward, Rollout
 
@@ -84,7 +87,8 @@ def test_a_step_tells_what_it_drew_and_how_long_it_took(tiny_llama: ModelMaker) 
     assert sorted({one.row for one in drawn}) == [one.row for one in drawn[::6]]
     assert first["reward_mean"] == pytest.approx(sum(scores) / 24)
     assert first["num_tokens"] == sum(len(one.prompt) + len(one.token_ids) for one in drawn)
-    assert first["answer_tokens"] == pytest.approx(sum(len(one.token_ids) for one in drawn) / 24)
+    words = [[token for token in one.token_ids if token != END] for one in drawn]
+    assert first["answer_tokens"] == pytest.approx(sum(map(len, words)) / 24)
     assert first["truncated_share"] == sum(one.token_ids[-1] != END for one in drawn) / 24
     assert first["sampling_seconds"] > 0
     assert first["training_seconds"] > 0
@@ -223,45 +227,6 @@ def test_steps_that_teach_nothing_are_told_of_and_the_optimiser_does_not_count_t
         )
 
 
-def test_failures_of_the_grader_are_no_rewards_and_too_many_end_the_run(tiny_llama: ModelMaker) -> None:
-    def failing(one: Rollout) -> Reward:
-        if one.sample == 5:
-            return Reward(score=None, reason=Reason.REWARD_FAILED, message="grader g: out of ink")
-        return songs(one)
-
-    run = Run(tiny_llama(), failing, loss=replace(LOSS, max_grader_errors=10))
-    steps: list[Mapping[str, float]] = []
-    with pytest.raises(FailedPrecondition, match="12 are; the last of them: grader g: out of ink") as caught:
-        steps += [event.metrics for event in run.events() if isinstance(event, StepDone)]
-    assert caught.value.reason == Reason.REWARD_FAILED
-    assert sorted(run.rollouts.stored) == [1, 2, 3]  # those that it failed for are kept too
-    drawn = run.rollouts.stored[1]
-    assert {one.advantage for one in drawn if one.sample == 5} == {0.0}
-    for group in range(4):
-        known = [one for one in drawn if one.group == group and one.sample != 5]
-        assert sum(one.advantage for one in known) == pytest.approx(0.0, abs=1e-6)
-    spared = Run(tiny_llama(), failing)
-    metrics = spared.finish()
-    assert [one["num_grader_errors"] for one in metrics] == [4] * 6
-
-
-def test_errors_are_counted_over_a_stop(tiny_llama: ModelMaker, tmp_path: Path) -> None:
-    def failing(one: Rollout) -> Reward:
-        return Reward(score=None, message="no") if one.sample == 0 else songs(one)
-
-    first = Run(tiny_llama(), failing, loss=replace(LOSS, max_grader_errors=13))
-    for event in first.events():
-        if isinstance(event, CheckpointDue):
-            checkpoint.save(tmp_path, first.engine, event.course, first.identity)
-            break
-    second = Run(tiny_llama(), failing, loss=replace(LOSS, max_grader_errors=13))
-    course, _ = checkpoint.load(tmp_path, second.engine, second.identity)
-    assert (course.step, course.grader_errors) == (2, 8)
-    with pytest.raises(FailedPrecondition, match="15 are") as caught:
-        second.finish(course=course)  # four more of step 3, and three of its validation
-    assert caught.value.reason == Reason.REWARD_FAILED
-
-
 def test_answers_that_were_cut_teach_nothing_where_they_are_dropped(tiny_llama: ModelMaker) -> None:
     run = Run(tiny_llama(), loss=replace(LOSS, drop_truncated=True, max_new_tokens=8), max_steps=2)
     run.rollouts.stop_token_ids = frozenset(range(3, 20))
@@ -273,6 +238,28 @@ def test_answers_that_were_cut_teach_nothing_where_they_are_dropped(tiny_llama: 
     assert all(one.score is not None for one in cut)
     assert steps[0]["truncated_share"] == len(cut) / len(drawn)
     assert steps[0]["num_supervised_tokens"] == sum(len(one.token_ids) for one in drawn if one.advantage)
+
+
+def cut_alone(rollout: Rollout) -> Reward:
+    """Answers that end of themselves are all worth the same."""
+    return songs(rollout) if rollout.is_truncated else Reward(score=0.5)
+
+
+def test_a_run_whose_answers_were_cut_wherever_they_could_have_taught_is_told_so(
+    tiny_llama: ModelMaker, tmp_path: Path
+) -> None:
+    run = Run(tiny_llama(), cut_alone, loss=replace(LOSS, drop_truncated=True, max_new_tokens=3), max_steps=2)
+    with pytest.raises(FailedPrecondition, match="in 2 of 2 steps rewards differed, but all") as caught:
+        run.finish(tmp_path)
+    assert "were cut at max_new_tokens 3 and dropped: raise max_new_tokens, or unset" in caught.value.message
+    assert caught.value.reason == Reason.NO_REWARD_SPREAD
+    assert [one.text for one in run.warnings] == [
+        f"step {step} taught nothing and left the weights as they are: rewards differed, but all answers that could "
+        "have taught were cut at max_new_tokens 3 and dropped; raise it"
+        for step in (1, 2)
+    ]
+    course, _ = checkpoint.load(tmp_path, run.engine, run.identity)
+    assert (course.idle_steps, course.cut_steps) == (2, 2)
 
 
 def test_a_sampler_that_draws_from_other_weights_is_warned_of(
@@ -305,19 +292,34 @@ def test_a_sampler_that_draws_from_other_weights_is_warned_of(
     assert steps[told[0].step - 1]["sampler_trainer_gap"] > grpo.MOST_GAP
 
 
-def test_selection_goes_by_the_reward_of_validations(tiny_llama: ModelMaker) -> None:
-    selection = Selection(metric="validation_reward", direction="MAX")
-    run = Run(tiny_llama(), selection=selection, num_epochs=4)
-    due = [event for event in run.events() if isinstance(event, CheckpointDue)]
-    assert due[-1].course.best_step > 0
-    assert due[-1].course.best_value > 0
-    run = Run(tiny_llama(), selection=selection)
-    run.rollouts.grader = lambda one: (
-        songs(one) if run.rollouts.graded_splits[-1] == "TRAIN" else Reward(score=None, message="no")
-    )
-    with pytest.raises(FailedPrecondition, match="validation_reward") as caught:
-        run.finish()
-    assert caught.value.reason == Reason.METRIC_NOT_MEASURED
+def test_the_seconds_of_grading_are_not_those_of_keeping(
+    tiny_llama: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, clock = Run(tiny_llama(), max_steps=1), [0.0]
+    graded, keep = run.rollouts.graded, run.rollouts.keep
+
+    def slowly_graded(rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
+        clock[0] += 10.0
+        return graded(rollouts, split, most_errors)
+
+    def slowly_kept(step: int, rollouts: Sequence[Rollout]) -> None:
+        clock[0] += 100.0
+        keep(step, rollouts)
+
+    run.rollouts.graded = slowly_graded  # type: ignore[method-assign]
+    run.rollouts.keep = slowly_kept  # type: ignore[method-assign]
+    monkeypatch.setattr(drawing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    metrics = next(event.metrics for event in run.events() if isinstance(event, StepDone))
+    assert (metrics["sampling_seconds"], metrics["grading_seconds"]) == (0.0, 10.0)
+
+
+def test_the_token_that_ends_an_answer_counts_in_no_mean_length(tiny_llama: ModelMaker) -> None:
+    """Every first token ends its answer: nothing is left of any."""
+    run = Run(tiny_llama(), lambda one: Reward(score=float(one.sample)), max_steps=1)
+    run.rollouts.stop_token_ids = frozenset(range(200))
+    (metrics,) = run.finish()
+    assert (metrics["truncated_share"], metrics["validation_truncated_share"]) == (0, 0)
+    assert (metrics["answer_tokens"], metrics["validation_answer_tokens"]) == (0, 0)
 
 
 def test_rows_of_another_method_are_refused_and_named(tiny_llama: ModelMaker) -> None:

@@ -14,7 +14,7 @@ from tests.training.conftest import prompt_rows
 from tests.training.worker.conftest import Site, job_of
 from tests.training.worker.test_weights import ended
 
-from luthier.errors import Reason, Unavailable
+from luthier.errors import NotFound, Reason, Unavailable
 from luthier.errors.status import status_to_failure
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, ReinforcementConfig
 from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader, ScoreRange, StringCheckGrader
@@ -23,7 +23,10 @@ from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreRespon
 from luthier.v1.reward_service_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
 from luthier.v1.rollout_pb2 import Rollout
 from luthier.v1.training_service_pb2 import ListRolloutsRequest
+from luthier.work import attempts
 from luthier.work.context import TaskContext
+from luthier.work.session import TaskSession
+from luthier.worker.v1.task_pb2 import BlobFile
 
 Answer = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
 LOW = Grader(name="low", regex=RegexGrader(input="{{sample.output_text}}", pattern=r"^(w[1-3]\d ?|w\d )"))
@@ -148,6 +151,25 @@ async def test_rollouts_that_were_kept_are_learnt_from_and_the_end_has_the_same_
     assert digests[0] == digests[1]
 
 
+async def test_rollouts_whose_bytes_went_meanwhile_are_sent_again(
+    prompts: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, lost = TaskSession.commit_rollouts, [1, 2]
+
+    async def lose_twice(self: TaskSession, step: int, file: BlobFile, num_rollouts: int) -> None:
+        if lost:
+            lost.pop()
+            raise NotFound("blob is not here")
+        await commit(self, step, file, num_rollouts)
+
+    monkeypatch.setattr(TaskSession, "commit_rollouts", lose_twice)
+    async with prompts.worker():
+        await registered(prompts, model_folder)
+        job = await ended(prompts, "one", reinforcement(steers={"max_steps": 1}))
+    assert (lost, job.num_attempts) == ([], 1)
+    assert len(await rollouts_of(prompts, job, 1)) == 48
+
+
 async def test_rewards_that_never_differ_fail_the_job(prompts: Site, model_folder: Path) -> None:
     constant = Grader(name="any", regex=RegexGrader(input="{{sample.output_text}}", pattern=".*"))
     async with prompts.worker():
@@ -201,9 +223,46 @@ async def test_a_reward_service_is_asked_with_the_record(prompts: Site, model_fo
     assert [one.reward for one in drawn] == [len(set(one.output_text.split())) for one in drawn]
 
 
+async def by_words(request: ScoreRequest) -> ScoreResponse:
+    return ScoreResponse(
+        scores=[SampleScore(score=len(set(one.output_text.split())) / 4) for one in request.samples]
+    )
+
+
+async def test_a_grader_that_is_away_for_a_while_changes_nothing(prompts: Site, model_folder: Path) -> None:
+    """It leaves every answer of step 3 without a score: the attempt is lost, and the next one grades them again."""
+    graded: list[list[str]] = []
+
+    async def away(request: ScoreRequest) -> ScoreResponse:
+        if len(request.samples) == 48:  # of a step, and not of a validation
+            graded.append([one.output_text for one in request.samples])
+            if len(graded) == 3:
+                await asyncio.sleep(600)
+        return await by_words(request)
+
+    wanted: dict[str, Any] = {"steers": {"num_epochs": 2}, "max_grader_errors": 48}
+    async with (
+        rewards(by_words) as well,
+        rewards(away, timeout_seconds=0.5) as grader,
+        prompts.worker(),
+    ):
+        await registered(prompts, model_folder)
+        whole = await ended(prompts, "whole", reinforcement(well, **wanted))
+        job = await ended(prompts, "one", reinforcement(grader, **wanted))
+    assert (whole.num_attempts, job.num_attempts) == (1, 2)
+    assert len(graded) == 5
+    assert graded[2] == graded[3]
+    assert await prompts.metrics(job.name) == await prompts.metrics(whole.name)
+    drawn = [one for step in range(1, 5) for one in await rollouts_of(prompts, job, step)]
+    assert len(drawn) == 4 * 48
+    assert {one.WhichOneof("outcome") for one in drawn} == {"reward"}
+
+
 async def test_a_grader_that_never_answers_fails_the_job_with_its_words(
-    prompts: Site, model_folder: Path
+    prompts: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attempts, "LONGEST_RETRY_SECONDS", 0.1)
+
     async def never(request: ScoreRequest) -> ScoreResponse:
         await asyncio.sleep(600)
         return ScoreResponse(scores=[SampleScore(score=1.0) for _ in request.samples])
@@ -213,8 +272,25 @@ async def test_a_grader_that_never_answers_fails_the_job_with_its_words(
         async with asyncio.timeout(60):
             job = await failed(prompts, "one", reinforcement(grader, max_grader_errors=10))
     assert reason_of(job) == Reason.REWARD_SERVICE_UNAVAILABLE
+    assert job.num_attempts == 5
+    assert job.error.message.startswith("5 attempts were lost and no checkpoint came between them")
     assert "fewer than 10 answers may be without a score, 48 are" in job.error.message
     assert f"grader mine: reward service {grader.remote.address}: no answer within 0.5 s" in job.error.message
+    assert await rollouts_of(prompts, job, 1) == [], "another attempt was to grade them"
+
+
+async def test_a_grader_that_fails_on_everything_fails_the_job_with_its_words(
+    prompts: Site, model_folder: Path
+) -> None:
+    async def refuse(request: ScoreRequest) -> ScoreResponse:
+        return ScoreResponse(scores=[SampleScore(error="out of ink") for _ in request.samples])
+
+    async with rewards(refuse) as grader, prompts.worker():
+        await registered(prompts, model_folder)
+        job = await failed(prompts, "one", reinforcement(grader, max_grader_errors=10))
+    assert (reason_of(job), job.num_attempts) == (Reason.REWARD_FAILED, 1)
+    assert "fewer than 10 answers may be without a score, 48 are" in job.error.message
+    assert "it could not score this sample: out of ink" in job.error.message
     drawn = await rollouts_of(prompts, job, 1)
     assert len(drawn) == 48  # nothing is learnt from them, and they can be looked at
     assert {one.WhichOneof("outcome") for one in drawn} == {"error"}

@@ -464,9 +464,9 @@ class ReinforcementConfig(_message.Message):
         NORMALISER_UNSPECIFIED: ReinforcementConfig._Normaliser.ValueType  # 0
         """The same as TOKENS."""
         NORMALISER_TOKENS: ReinforcementConfig._Normaliser.ValueType  # 1
-        """The tokens of all answers of the step that are learnt from (arXiv:2503.14476)."""
+        """The tokens of the step's answers that have a reward and are not dropped (arXiv:2503.14476)."""
         NORMALISER_CONSTANT: ReinforcementConfig._Normaliser.ValueType  # 2
-        """The answers of the step, times max_new_tokens: long answers weigh no less a token than short ones (arXiv:2503.20783)."""
+        """The number of all its answers, times max_new_tokens: long answers weigh no less a token than short ones (arXiv:2503.20783)."""
 
     class Normaliser(_Normaliser, metaclass=_NormaliserEnumTypeWrapper):
         """Normaliser is what a step's sum over its answers' tokens is divided by."""
@@ -474,9 +474,9 @@ class ReinforcementConfig(_message.Message):
     NORMALISER_UNSPECIFIED: ReinforcementConfig.Normaliser.ValueType  # 0
     """The same as TOKENS."""
     NORMALISER_TOKENS: ReinforcementConfig.Normaliser.ValueType  # 1
-    """The tokens of all answers of the step that are learnt from (arXiv:2503.14476)."""
+    """The tokens of the step's answers that have a reward and are not dropped (arXiv:2503.14476)."""
     NORMALISER_CONSTANT: ReinforcementConfig.Normaliser.ValueType  # 2
-    """The answers of the step, times max_new_tokens: long answers weigh no less a token than short ones (arXiv:2503.20783)."""
+    """The number of all its answers, times max_new_tokens: long answers weigh no less a token than short ones (arXiv:2503.20783)."""
 
     GRADER_FIELD_NUMBER: _builtins.int
     NUM_SAMPLES_FIELD_NUMBER: _builtins.int
@@ -511,7 +511,9 @@ class ReinforcementConfig(_message.Message):
     scale_by_spread: _builtins.bool
     """Whether advantages are divided by the standard deviation of their group's rewards. False: they are the reward less the mean."""
     max_grader_errors: _builtins.int
-    """The job fails, with the grader's words, once so many answers in all got no score. 0 means 64."""
+    """The job fails, with the grader's words, once so many answers in all got no score, or at once where none of a step has one. 0
+    means 64.
+    """
     @_builtins.property
     def grader(self) -> _grader_pb2.Grader:
         """What answers are worth. Its templates see the record of the prompt as item and the answer as sample."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -187,7 +186,6 @@ class Rollouts:
             "digest": new.file.sha256,
             "size_bytes": new.file.size_bytes,
             "num_rollouts": new.file.num_rows,
-            "create_time_us": time.time_ns() // 1000,
         }
         upsert = sqlite.insert(rollouts).values(job=job_uid, step=new.step, **row)
         await connection.execute(upsert.on_conflict_do_update(index_elements=["job", "step"], set_=row))

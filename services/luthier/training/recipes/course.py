@@ -25,6 +25,7 @@ class Course:
         stale_validations: validations since then, none of them better.
         is_stopped: whether the run has ended early, after so many as its selection allows.
         idle_steps: steps that taught nothing, and left weights and optimiser as they were.
+        cut_steps: those of them whose answers had different rewards, but all that could have taught were cut.
         grader_errors: answers so far that got no score.
     """
 
@@ -37,6 +38,7 @@ class Course:
     stale_validations: int = 0
     is_stopped: bool = False
     idle_steps: int = 0
+    cut_steps: int = 0
     grader_errors: int = 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from luthier.errors import FailedPrecondition, Reason
@@ -21,10 +21,13 @@ from luthier.training.recipes.rollouts import (
     Drawn,
     Rollout,
     Rollouts,
+    all_cut,
     count_failed,
+    last_failure,
     learnt,
     loss_divisor,
     packed_rollouts,
+    require_a_score,
     require_scores,
     rollout_metrics,
 )
@@ -52,7 +55,7 @@ def train(
     Raises:
         FailedPrecondition: ROWS_NOT_OF_METHOD, LOSS_NOT_FINITE, METRIC_NOT_MEASURED, OUTPUT_NOT_FINITE;
             NO_REWARD_SPREAD at the end, where no step taught anything; the grader's reason, where too many answers got
-            no score.
+            no score, or none of a step or of a validation that the run is judged by.
         Exception: what `check` or `rollouts` raised.
     """
     for split in ("TRAIN", "VALIDATION"):
@@ -69,18 +72,29 @@ def train(
         check=check,
     )
     for step in loop.steps():
-        drawn = drawer.of_step(step)
+        drawn = drawer.of_step(step, _most_errors(loop, loss))
         loop.fail(count_failed(drawn.rollouts))
         require_scores(drawn.rollouts, loop.course.grader_errors, loss)
+        require_a_score(drawn.rollouts, f"step {step.step}")
+        yield from _failures(step.step, "answers", drawn.rollouts)
         metrics = _learn(loop, drawer, step, drawn)
-        yield from _warnings(step.step, metrics)
+        yield from _warnings(step.step, metrics, loss, is_cut=all_cut(drawn.rollouts))
         if loop.is_validated(step):
-            answers = drawer.of_validation(loop.validations[0])
+            answers = drawer.of_validation(loop.validations[0], _most_errors(loop, loss))
             loop.fail(count_failed(answers))
             require_scores(answers, loop.course.grader_errors, loss)
-            metrics |= validation_metrics(answers)
+            yield from _failures(step.step, "validation answers", answers)
+            measured = validation_metrics(answers)
+            if settings.selection is not None and settings.selection.metric not in measured:
+                require_a_score(answers, f"the validation of step {step.step}")
+            metrics |= measured
         yield from loop.finish(step, metrics)
-    _require_taught(loop.course)
+    _require_taught(loop.course, loss)
+
+
+def _most_errors(loop: Loop, loss: Grpo) -> int:
+    """Return how many more answers without a score fail the run."""
+    return loss.max_grader_errors - loop.course.grader_errors
 
 
 def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, float]:
@@ -95,7 +109,7 @@ def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, fl
     for batch in packed_rollouts(taught, drawer.micro_batch_tokens, drawer.check):
         compared = with_reference(engine, batch, readout) if loss.kl_weight else batch
         loop.add(compared, engine.accumulate(compared, learnt_readout, objective))
-    metrics = loop.update(step, counts) if taught else loop.skip(step)
+    metrics = loop.update(step, counts) if taught else loop.skip(step, is_cut=all_cut(drawn.rollouts))
     if taught:
         metrics["sampler_trainer_gap_max"] = max(gaps)
     # A plan knows the most that a step may have; this is what it had.
@@ -113,18 +127,27 @@ def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, fl
 
 
 def validation_metrics(answers: tuple[Rollout, ...]) -> dict[str, float]:
-    """Return `validation_reward` of the likeliest answers, their length and how many were cut; nothing without one."""
-    scores = [one.score for one in answers if one.score is not None]
-    if not scores:
+    """Return what validation answers were like: nothing without any, no `validation_reward` where none has a score."""
+    if not answers:
         return {}
+    scores = [one.score for one in answers if one.score is not None]
+    rewards = {"validation_reward": statistics.fmean(scores)} if scores else {}
     return {
-        "validation_reward": statistics.fmean(scores),
+        **rewards,
+        "validation_grader_errors": float(len(answers) - len(scores)),
         "validation_answer_tokens": statistics.fmean(len(one.token_ids) for one in answers),
         "validation_truncated_share": statistics.fmean(one.is_truncated for one in answers),
     }
 
 
-def _warnings(step: int, metrics: Mapping[str, float]) -> Iterator[Warned]:
+def _failures(step: int, what: str, rollouts: Sequence[Rollout]) -> Iterator[Warned]:
+    last = last_failure(rollouts)
+    if last is not None:
+        text = f"step {step}: {count_failed(rollouts)} of {len(rollouts)} {what} have no score; the last of them: "
+        yield Warned(step=step, text=text + last.message)
+
+
+def _warnings(step: int, metrics: Mapping[str, float], loss: Grpo, *, is_cut: bool) -> Iterator[Warned]:
     gap = metrics.get("sampler_trainer_gap", 0.0)
     if gap > MOST_GAP:
         yield Warned(
@@ -134,25 +157,33 @@ def _warnings(step: int, metrics: Mapping[str, float]) -> Iterator[Warned]:
             "sampled from may not be what trains",
         )
     if not metrics["num_taught"]:
-        yield Warned(
-            step=step,
-            text=f"step {step} taught nothing and left the weights as they are: no two answers to a prompt that "
-            f"could be learnt from had different rewards ({metrics['num_grader_errors']:.0f} had none)",
+        why = (
+            f"no two answers to a prompt had different rewards ({metrics['num_grader_errors']:.0f} had none)"
         )
+        if is_cut:
+            why = (
+                "rewards differed, but all answers that could have taught were cut at max_new_tokens "
+                f"{loss.max_new_tokens} and dropped; raise it"
+            )
+        yield Warned(step=step, text=f"step {step} taught nothing and left the weights as they are: {why}")
 
 
-def _require_taught(course: Course) -> None:
-    if course.step and course.idle_steps == course.step:
-        mean = course.metrics.get("reward_mean")
-        told = (
-            "no answer of the last step had a reward"
-            if mean is None
-            else f"the last step's mean was {mean:g}"
-        )
+def _require_taught(course: Course, loss: Grpo) -> None:
+    if not course.step or course.idle_steps < course.step:
+        return
+    if course.cut_steps:
         raise FailedPrecondition(
-            "the rewards of answers to one prompt must differ in at least one step, they did in none of "
-            f"{course.step}; {told}: use another grader, prompts of another difficulty, more samples or a "
-            "higher temperature",
+            "an answer that was not cut must have had another reward than others to its prompt in at least one step, "
+            f"in {course.cut_steps} of {course.step} steps rewards differed, but all answers that could have taught "
+            f"were cut at max_new_tokens {loss.max_new_tokens} and dropped: raise max_new_tokens, or unset "
+            "drop_truncated",
             reason=Reason.NO_REWARD_SPREAD,
-            metadata={"num_steps": str(course.step)},
+            metadata={"num_steps": str(course.step), "num_cut_steps": str(course.cut_steps)},
         )
+    raise FailedPrecondition(
+        "the rewards of answers to one prompt must differ in at least one step, they did in none of "
+        f"{course.step}; the last step's mean was {course.metrics['reward_mean']:g}: use another grader, prompts of "
+        "another difficulty, more samples or a higher temperature",
+        reason=Reason.NO_REWARD_SPREAD,
+        metadata={"num_steps": str(course.step)},
+    )

@@ -184,9 +184,15 @@ class Loop:
             **self._told(step),
         }
 
-    def skip(self, step: Step) -> dict[str, float]:
-        """Leave the weights as they are, as the step has nothing to learn from; returns its metrics."""
-        self.course = replace(self.course, idle_steps=self.course.idle_steps + 1)
+    def skip(self, step: Step, *, is_cut: bool) -> dict[str, float]:
+        """Leave the weights as they are, as the step has nothing to learn from; returns its metrics.
+
+        `is_cut`: there were different rewards, but of answers that were cut.
+        """
+        course = self.course
+        self.course = replace(
+            course, idle_steps=course.idle_steps + 1, cut_steps=course.cut_steps + int(is_cut)
+        )
         return self._told(step)
 
     def fail(self, num_answers: int) -> None:

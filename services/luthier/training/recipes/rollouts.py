@@ -45,7 +45,7 @@ class Rollout:
         sample: the answer's place among those to the prompt, from 0.
         row: the prompt's row in the rendering.
         prompt: its tokens.
-        token_ids: the answer's, with the one that stopped it.
+        token_ids: the answer's, with the one that stopped it unless it is of a validation.
         logprobs: what each was drawn with, values of float32.
         finish_reason: STOP, or LENGTH where it was cut.
         reward: None before it is graded.
@@ -86,8 +86,12 @@ class Rollouts(Protocol):
         """Return those of a step that were kept by an earlier attempt, graded; nothing: they are to be drawn."""
         ...
 
-    def graded(self, rollouts: Sequence[Rollout], split: Split) -> list[Reward]:
-        """Return what each answer to a row of a split is worth, in their order; a score is a finite number."""
+    def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
+        """Return what each answer to a row of a split is worth, in their order; a score is a finite number.
+
+        With `most_errors` answers without a score the run fails, so that no more need be graded then; or it raises,
+        where a later attempt may have them.
+        """
         ...
 
     def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
@@ -97,7 +101,10 @@ class Rollouts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """The answers of a step, and the seconds that drawing and grading took: 0 where they were kept."""
+    """The answers of a step, and the seconds that drawing and grading took: 0 where they were kept.
+
+    Grading begins with making text of answers, and ends before they are kept.
+    """
 
     rollouts: tuple[Rollout, ...]
     sampling_seconds: float = 0.0
@@ -126,12 +133,15 @@ class Drawer:
     micro_batch_tokens: int
     check: Callable[[], None]
 
-    def of_step(self, step: Step) -> Drawn:
+    def of_step(self, step: Step, most_errors: int) -> Drawn:
         """Return the answers of a step, with rewards and advantages, kept already.
+
+        With `most_errors` without a score the run fails.
 
         Raises:
             FailedPrecondition: OUTPUT_NOT_FINITE.
             DataLoss: what was kept of the step is of other prompts.
+            Exception: what `rollouts` raised, before anything was kept where it was in grading.
         """
         rows = _in_order(step.micro_batches)
         kept = tuple(self.rollouts.kept(step.step))
@@ -147,21 +157,18 @@ class Drawer:
         request = self._request(rows, "TRAIN", seed=int.from_bytes(digest[:8], "little"))
         drawn = self._drawn(request, rows)
         sampled = time.perf_counter()
-        found = _compared(self._graded(drawn, "TRAIN"), self.loss)
+        found = _compared(self._graded(drawn, "TRAIN", most_errors), self.loss)
+        graded = time.perf_counter()
         self.rollouts.keep(step.step, found)
-        return Drawn(
-            rollouts=found,
-            sampling_seconds=sampled - began,
-            grading_seconds=time.perf_counter() - sampled,
-        )
+        return Drawn(rollouts=found, sampling_seconds=sampled - began, grading_seconds=graded - sampled)
 
-    def of_validation(self, batches: Sequence[Sequence[int]]) -> tuple[Rollout, ...]:
-        """Return the likeliest answer to each validation row, with its reward."""
+    def of_validation(self, batches: Sequence[Sequence[int]], most_errors: int) -> tuple[Rollout, ...]:
+        """Return the likeliest answer to each validation row, with its reward. `most_errors` as in a step."""
         rows = _in_order(batches)
         if not rows:
             return ()
         request = self._request(rows, "VALIDATION", num_samples=1, temperature=0.0, want_logprobs=False)
-        return self._graded(self._drawn(request, rows), "VALIDATION")
+        return self._graded(self._drawn(request, rows), "VALIDATION", most_errors)
 
     def _request(self, rows: Sequence[int], split: Split, **changes: Any) -> GenerationRequest:
         return replace(
@@ -196,8 +203,8 @@ class Drawer:
             )
         return drawn
 
-    def _graded(self, drawn: Sequence[Rollout], split: Split) -> tuple[Rollout, ...]:
-        rewards = self.rollouts.graded(drawn, split)
+    def _graded(self, drawn: Sequence[Rollout], split: Split, most_errors: int) -> tuple[Rollout, ...]:
+        rewards = self.rollouts.graded(drawn, split, most_errors)
         return tuple(replace(one, reward=reward) for one, reward in zip(drawn, rewards, strict=True))
 
 
@@ -229,21 +236,43 @@ def count_failed(rollouts: Sequence[Rollout]) -> int:
     return sum(one.score is None for one in rollouts)
 
 
+def last_failure(rollouts: Sequence[Rollout]) -> Reward | None:
+    """Return why the last one without a score has none; None where all have one."""
+    failures = [one.reward for one in rollouts if one.score is None]
+    return failures[-1] if failures else None
+
+
 def require_scores(rollouts: Sequence[Rollout], num_failed: int, loss: Grpo) -> None:
     """Raise FailedPrecondition, with the reason and words of the last failure, where too many have no score in all.
 
     `num_failed` are those of the whole run, these among them.
     """
-    failures = [one.reward for one in rollouts if one.score is None and one.reward is not None]
-    if num_failed < loss.max_grader_errors or not failures:
-        return
-    last = failures[-1]
-    raise FailedPrecondition(
-        f"fewer than {loss.max_grader_errors} answers may be without a score, {num_failed} are; the last of them: "
-        f"{last.message}",
+    last = last_failure(rollouts)
+    if last is not None and num_failed >= loss.max_grader_errors:
+        most = loss.max_grader_errors
+        raise _failed(f"fewer than {most} answers may be without a score, {num_failed} are", last, num_failed)
+
+
+def require_a_score(rollouts: Sequence[Rollout], what: str) -> None:
+    """Raise FailedPrecondition, with the reason and words of the last failure, where none of `what` has a score."""
+    last = last_failure(rollouts)
+    if last is not None and count_failed(rollouts) == len(rollouts):
+        count = len(rollouts)
+        raise _failed(f"an answer of {what} must have a score, none of {count} has", last, count)
+
+
+def _failed(what: str, last: Reward, num_failed: int) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{what}; the last of them: {last.message}",
         reason=last.reason or Reason.REWARD_FAILED,
         metadata={"num_grader_errors": str(num_failed)},
     )
+
+
+def all_cut(rollouts: Sequence[Rollout]) -> bool:
+    """Whether nothing is learnt from answers although rewards within a group differ: those that count were cut."""
+    spread = any(has_spread([one.score for one in group]) for group in groups_of(rollouts))
+    return spread and not any(one.advantage for one in rollouts)
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -253,7 +282,8 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     idle = sum(not has_spread([one.score for one in group]) for group in groups)
     metrics = {
         "share_without_spread": idle / len(groups),
-        "answer_tokens": statistics.fmean(len(one.token_ids) for one in rollouts),
+        # Without the one that stopped it, as in validations.
+        "answer_tokens": statistics.fmean(len(one.token_ids) - (not one.is_truncated) for one in rollouts),
         "truncated_share": statistics.fmean(one.is_truncated for one in rollouts),
         "num_taught": float(sum(one.advantage != 0 for one in rollouts)),
         "num_grader_errors": float(len(rollouts) - len(scores)),

@@ -11,9 +11,10 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pyarrow
 from transformers import PreTrainedModel
 
-from luthier.errors import FailedPrecondition, Failure, Reason
+from luthier.errors import FailedPrecondition, Failure, Reason, Unavailable
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.grading.graders import ReadGrader, remote_graders
 from luthier.grading.outcomes import CODES, GradingError, Sample
@@ -74,7 +75,9 @@ class Records:
             )
         if batch.num_rows:
             self._first_rows.append(batch.column("row")[0].as_py())
-            self._batches.append(batch.select([name for name in _COLUMNS if name in batch.schema.names]))
+            wanted = batch.select([name for name in _COLUMNS if name in batch.schema.names])
+            # A copy: a column is a view of the message that it came in, with all tokens of the rows.
+            self._batches.append(wanted.take(pyarrow.array(np.arange(batch.num_rows))))
 
     def of(self, row: int) -> Record:
         """Return the record of a row."""
@@ -139,6 +142,7 @@ class JobRollouts:
         self._message = context.task.train.job.reinforcement.grader
         self._grader = ReadGrader(self._message)
         self._kept = {one.step: one for one in context.task.train.rollouts}
+        self._texts: dict[tuple[int, ...], str] = {}
 
     def kept(self, step: int) -> Sequence[Rollout]:
         """Return the rollouts that an earlier attempt committed of a step.
@@ -157,16 +161,23 @@ class JobRollouts:
         self._context.log(
             f"step {step} learns from the {found.num_rollouts} answers that were kept", step=step
         )
-        return [read_rollout(rollout_pb2.Rollout.FromString(row)) for row in iterate_rows(path)]
+        prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
+        messages = map(rollout_pb2.Rollout.FromString, iterate_rows(path))
+        return [read_rollout(message, prompts) for message in messages]
 
-    def graded(self, rollouts: Sequence[Rollout], split: Split) -> list[Reward]:
+    def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
         """Return what the job's grader makes of answers; a step's are all asked for at once of reward services.
+
+        A service that is away is no verdict on answers: where it would fail the job, the attempt is lost instead, and
+        another one grades the very same answers again.
 
         Raises:
             InvalidArgument: ADDRESS_NOT_ALLOWED.
+            Unavailable: REWARD_SERVICE_UNAVAILABLE, for that reason alone `most_errors` have no score, or none has one.
             LuthierError: what `context.check` raised.
         """
         del split
+        self._texts = {}
         texts = [self._answer_text(one) for one in rollouts]
         items = {row: self._records.of(row).json for row in {one.row for one in rollouts}}
         asked = [
@@ -174,7 +185,7 @@ class JobRollouts:
             for one, text in zip(rollouts, texts, strict=True)
         ]
         remote = {
-            path: scored(grader, asked, self._allowed, self._context.check)
+            path: scored(grader, asked, self._allowed, self._context.check, most_errors)
             for path, grader in remote_graders(self._message)
         }
         rewards = []
@@ -192,6 +203,7 @@ class JobRollouts:
                     parts=grade.parts,
                 )
             )
+        _require_service(rewards, most_errors)
         return rewards
 
     def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
@@ -203,15 +215,21 @@ class JobRollouts:
             for one in rollouts
         )
         write_rows(path, rows)
+        self._texts = {}
         self._context.commit_rollouts(step, path)
         path.unlink()
 
     def _answer_text(self, rollout: Rollout) -> str:
-        """Return an answer as graders see it: without the token that ended it."""
+        """Return an answer as graders see it: without the token that ended it.
+
+        Each is made text once: those that were graded last are remembered until they are kept.
+        """
         ids = rollout.token_ids
         if ids and ids[-1] in self.stop_token_ids:
             ids = ids[:-1]
-        return self._decode(ids, False) if ids else ""
+        if ids not in self._texts:
+            self._texts[ids] = self._decode(ids, False) if ids else ""
+        return self._texts[ids]
 
     def _message_of(self, step: int, rollout: Rollout, prompt_text: str) -> rollout_pb2.Rollout:
         record, reward = self._records.of(rollout.row), rollout.reward
@@ -266,8 +284,12 @@ def rollouts_of(
         yield JobRollouts(context, records, decode, allowed, stops)
 
 
-def read_rollout(message: rollout_pb2.Rollout) -> Rollout:
-    """Return a kept rollout as recipes know it, the very numbers that were learnt from."""
+def read_rollout(message: rollout_pb2.Rollout, prompts: dict[tuple[int, ...], tuple[int, ...]]) -> Rollout:
+    """Return a kept rollout as recipes know it, the very numbers that were learnt from.
+
+    Its prompt is that of `prompts` where it is there, and is added where not: answers to a prompt share its tokens.
+    """
+    prompt = tuple(message.prompt_token_ids)
     if message.WhichOneof("outcome") == "reward":
         reward = Reward(score=message.reward, parts=dict(message.part_scores))
     else:
@@ -282,13 +304,28 @@ def read_rollout(message: rollout_pb2.Rollout) -> Rollout:
         group=message.group,
         sample=message.sample,
         row=message.row,
-        prompt=tuple(message.prompt_token_ids),
+        prompt=prompts.setdefault(prompt, prompt),
         token_ids=tuple(message.token_ids),
         logprobs=tuple(message.logprobs),
         finish_reason=_FINISH_OF[message.finish_reason],
         reward=reward,
         advantage=message.advantage,
     )
+
+
+def _require_service(rewards: Sequence[Reward], most_errors: int) -> None:
+    """Raise Unavailable where nothing but a service that is away leaves too many answers without a score, or all."""
+    failures = [one for one in rewards if one.score is None]
+    enough = min(most_errors, len(rewards))
+    if not failures or len(failures) < enough:
+        return
+    if {one.reason for one in failures} == {Reason.REWARD_SERVICE_UNAVAILABLE}:
+        raise Unavailable(
+            f"fewer than {enough} answers may be without a score, {len(failures)} are; the last of them: "
+            f"{failures[-1].message}",
+            reason=Reason.REWARD_SERVICE_UNAVAILABLE,
+            metadata={"num_grader_errors": str(len(failures))},
+        )
 
 
 def _outcome(one: float | RewardError) -> float | GradingError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import grpc
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import FailedPrecondition, LuthierError, NotFound, Reason, ResourceExhausted
+from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted
 from luthier.lm.load import load_model
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
@@ -46,8 +46,6 @@ from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.context import TaskContext
 from luthier.work.rewards import RewardAddresses
 from luthier.worker.v1 import task_pb2
-
-_COMMIT_TRIES = 3
 
 
 class Trainer:
@@ -221,18 +219,11 @@ def _begin(
 
 
 def _commit(context: TaskContext, paths: Sequence[Path], course: Course) -> list[task_pb2.BlobFile]:
-    """Store a checkpoint's files and commit it.
-
-    A file that the service had may be given back with an older checkpoint in between: it is then sent again.
-    """
-    for _ in range(_COMMIT_TRIES - 1):
-        files = [context.store(path, path.name) for path in paths]
-        with suppress(NotFound):
-            context.commit_checkpoint(course.step, files, course.metrics)
-            return files
-    files = [context.store(path, path.name) for path in paths]
-    context.commit_checkpoint(course.step, files, course.metrics)
-    return files
+    """Store a checkpoint's files and commit it; one that the service had may go with an older checkpoint meanwhile."""
+    return context.store_named(
+        {path.name: path for path in paths},
+        lambda files: context.commit_checkpoint(course.step, files, course.metrics),
+    )
 
 
 def _checked(

@@ -19,7 +19,6 @@ def upgrade() -> None:
         sa.Column("digest", sa.String, nullable=False),
         sa.Column("size_bytes", sa.BigInteger, nullable=False),
         sa.Column("num_rollouts", sa.BigInteger, nullable=False),
-        sa.Column("create_time_us", sa.BigInteger, nullable=False),
     )
     op.create_index("ix_rollouts_digest", "rollouts", ["digest"])
 
