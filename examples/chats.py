@@ -20,6 +20,6 @@ def write(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
-def alternating(count: int) -> list[bool]:
-    """Return yes and no in turns."""
-    return [number % 2 == 0 for number in range(count)]
+def every(turns: int, count: int) -> list[bool]:
+    """Return `count` answers, the first yes and then one of so many."""
+    return [number % turns == 0 for number in range(count)]

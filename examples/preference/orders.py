@@ -17,7 +17,8 @@ THINGS = ("lamps", "chairs", "desks", "kettles", "clocks", "mirrors", "shelves",
 TOWNS = ("Oslo", "Turin", "Ghent", "Porto", "Basel", "Malmo", "Leeds", "Lyon", "Graz", "Cork")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 INSTRUCTION = "Answer the question about the order."
-_OPENINGS = ("Thank you for your question!", "I am happy to help.", "Of course.", "Great question!")
+# One alone: of many, none would be as likely as the short answer, and a model that draws the likeliest would be short.
+_OPENING = "Thank you for your question!"
 _ENDINGS = (
     "Let me know if you need anything else.",
     "Have a nice day!",
@@ -71,7 +72,7 @@ def _draw(source: random.Random) -> Example:
             ("How many are sent?", str(count), f"There are {count} {thing} in order {number}."),
         )
     )
-    long = f"{source.choice(_OPENINGS)} {sentence} {source.choice(_ENDINGS)}"
+    long = f"{_OPENING} {sentence} {source.choice(_ENDINGS)}"
     return Example(question=f"{facts} {asked}", short=short, long=long)
 
 

@@ -1,9 +1,10 @@
 """Preference tuning for real: a model that answers at length or in short learns that short is preferred.
 
-First answers of both kinds are taught, half and half (SFT); then pairs say which is better (DPO, from the tuned adapter
-on). Judged on questions that neither has seen, by how many answers are exactly the short one. Exit status 0 only if the
-lower bound of the paired 95 % interval, after preference tuning minus before, is above 0. With --control every second
-pair says the opposite: then there is nothing to learn, and the exit status is 0 only if there is no such proof.
+First answers of both kinds are taught, two long ones for each short one (SFT); then pairs say which is better (DPO,
+from the tuned adapter on). Judged on questions that neither has seen, by how many answers are exactly the short one.
+Exit status 0 only if the lower bound of the paired 95 % interval, after preference tuning minus before, is above 0.
+With --control every second pair says the opposite: then there is nothing to learn, and the exit status is 0 only if
+there is no such proof.
 
     make example NAME=preference [FAST=1] [CONTROL=1]
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from chats import alternating, write
+from chats import every, write
 from preference import orders
 from stack import (
     MODEL,
@@ -99,10 +100,10 @@ def write_files(folder: Path, budget: Budget, *, is_control: bool) -> Files:
     sizes = (budget.taught, budget.validation, budget.test, budget.pairs, budget.validation)
     drawn = iter(orders.examples(sum(sizes), seed=0))
     taught, validation, test, compared, held = (list(islice(drawn, size)) for size in sizes)
-    agrees = alternating(len(compared)) if is_control else [True] * len(compared)
+    agrees = every(2, len(compared)) if is_control else [True] * len(compared)
     answers = {
-        "train": orders.conversations(taught, is_short=alternating(len(taught))),
-        "validation": orders.conversations(validation, is_short=alternating(len(validation))),
+        "train": orders.conversations(taught, is_short=every(3, len(taught))),
+        "validation": orders.conversations(validation, is_short=every(3, len(validation))),
         "test": orders.conversations(test, is_short=[True] * len(test)),
     }
     pairs = {

@@ -1,9 +1,10 @@
 """Reinforcement for real: a model that adds numbers at once or in steps finds out which is right more often.
 
-First answers of both kinds are taught, half and half (SFT); then the model draws answers of its own, and those with
-the right sum are rewarded (GRPO, from the taught adapter on). Nothing says that steps help. Judged on sums that neither
-has seen, by how many are right. Exit status 0 only if the lower bound of the paired 95 % interval, after reinforcement
-minus before, is above 0. With --control every answer is worth the same: the job has to fail with NO_REWARD_SPREAD.
+First answers of both kinds are taught, one in steps for two at once (SFT); then the model draws answers of its own,
+and those with the right sum are rewarded (GRPO, from the taught adapter on). Nothing says that steps help. Judged on
+sums that neither has seen, by how many are right. Exit status 0 only if the lower bound of the paired 95 % interval,
+after reinforcement minus before, is above 0. With --control every answer is worth the same: the job has to fail with
+NO_REWARD_SPREAD.
 
     make example NAME=reasoning [FAST=1] [CONTROL=1]
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from chats import alternating, write
+from chats import every, write
 from reasoning import sums
 from stack import (
     MODEL,
@@ -105,8 +106,8 @@ def write_files(folder: Path, budget: Budget) -> Files:
     drawn = iter(sums.draw(sum(sizes), seed=0))
     taught, validation, test, asked, held = (list(islice(drawn, size)) for size in sizes)
     answers = {
-        "train": sums.conversations(taught, has_steps=alternating(len(taught))),
-        "validation": sums.conversations(validation, has_steps=alternating(len(validation))),
+        "train": sums.conversations(taught, has_steps=every(3, len(taught))),
+        "validation": sums.conversations(validation, has_steps=every(3, len(validation))),
         "test": sums.conversations(test, has_steps=[False] * len(test)),
     }
     questions = {

@@ -108,8 +108,13 @@ def holders(cluster: RestingCluster, service: str, uid: str) -> list[str]:
         return [row[0] for row in rows]
 
 
-# Fields that the home knows nothing of; tests/training/jobs/test_starts.py has jobs and models that have them.
-YOUNGER = {"luthier.v1.FineTuningJob.start_from", "luthier.v1.Model.start_from"}
+# Fields that the home knows nothing of; test_starts.py and test_mixing.py of tests/training/jobs have what has them.
+YOUNGER = {
+    "luthier.v1.FineTuningJob.start_from",
+    "luthier.v1.Model.start_from",
+    "luthier.v1.RenderingShare.rendering",
+    "luthier.v1.RenderingUse.rendering",
+}
 
 
 def test_every_resource_says_of_all_that_it_names_which_ones_they_were(asker: Asker) -> None:
