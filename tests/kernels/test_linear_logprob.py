@@ -59,7 +59,7 @@ def test_eager_sums_logits_in_float32_where_it_is_asked_to(
         monkeypatch.setattr(reference, "DEFAULT_BUDGET_BYTES", 3 * BYTES_OF_LOGIT * 300)
     hidden, weight, target = problem(9, 64, 300, peak=5.0)
     given = [hidden.detach().bfloat16().requires_grad_(), weight.bfloat16().requires_grad_(), target]
-    exact = linear_logprob_reference(*(one.double() for one in given[:2]), target, 0.0)[0]
+    exact = linear_logprob_reference(given[0].double(), given[1].double(), target, 0.0)[0]
     rounded, wide = (linear_logprob(*given, is_wide=one, impl="eager").logprob for one in (False, True))
     assert (rounded - exact).abs().max() > 1e-2
     assert (wide - exact).abs().max() < 1e-4

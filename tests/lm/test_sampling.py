@@ -210,10 +210,13 @@ def test_rows_are_drawn_some_at_a_time_as_they_are_all_at_once(monkeypatch: pyte
     whole = draw_rows(logits, [row_generator(3, row) for row in range(7)])
     parts: list[int] = []
     draw_part = generate._draw_part
+
+    def counted(some: torch.Tensor, randoms: Any) -> tuple[list[int], list[float]]:
+        parts.append(len(some))
+        return draw_part(some, randoms)
+
     monkeypatch.setattr(generate, "_DRAWN_BYTES", 3 * 50 * generate._BYTES_OF_LOGIT)
-    monkeypatch.setattr(
-        generate, "_draw_part", lambda some, randoms: (parts.append(len(some)), draw_part(some, randoms))[1]
-    )
+    monkeypatch.setattr(generate, "_draw_part", counted)
     assert draw_rows(logits, [row_generator(3, row) for row in range(7)]) == whole
     assert parts == [3, 3, 1]
 

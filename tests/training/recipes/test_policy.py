@@ -38,9 +38,9 @@ def our_step(loss: Grpo, micro_batch_tokens: int = 200) -> tuple[dict[str, float
     counts, gaps = policy_counts(loss, num_tokens, loss_divisor(drawn, loss)), [0.0]
     objective = policy_objective(loss, counts, gaps.append)
     totals = dict.fromkeys(counts, 0.0)
-    readout = TokenLogprobs(want_entropy=True, temperature=loss.temperature)
+    readout = TokenLogprobs(want_entropy=True, temperature=loss.temperature, is_wide=True)
     for batch in packed_rollouts(taught, micro_batch_tokens, lambda: None):
-        compared = with_reference(engine, batch, loss.temperature) if loss.kl_weight else batch
+        compared = with_reference(engine, batch, readout) if loss.kl_weight else batch
         for name, total in engine.accumulate(compared, readout, objective).items():
             totals[name] += total
     means = {name: total / counts[name] for name, total in totals.items()} | {"gap_max": max(gaps)}
