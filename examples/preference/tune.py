@@ -45,7 +45,7 @@ class Budget:
     test: int
 
 
-FULL = Budget(taught=320, pairs=160, validation=24, test=64)
+FULL = Budget(taught=240, pairs=96, validation=16, test=64)
 FAST = Budget(taught=16, pairs=8, validation=4, test=4)
 
 
