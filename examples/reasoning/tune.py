@@ -47,7 +47,7 @@ class Budget:
     num_steps: int
 
 
-FULL = Budget(taught=400, asked=96, validation=16, test=96, num_steps=12)
+FULL = Budget(taught=300, asked=64, validation=8, test=64, num_steps=10)
 FAST = Budget(taught=16, asked=4, validation=2, test=4, num_steps=1)
 
 
@@ -73,7 +73,7 @@ def run(stage: Stage) -> bool:
         "--max-new-tokens",
         "48",
         "--batch-rows",
-        "6",
+        "4",
         "--learning-rate",
         "3e-4",
     ]
