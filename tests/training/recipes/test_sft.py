@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +365,22 @@ def test_load_reads_a_checkpoint_with_the_whole_history(make_run: RunMaker, tmp_
     path.write_text(json.dumps({**state, "format": 2, "history": [{"train_loss": 9.0}, last]}))
     course, changed = checkpoint.load(tmp_path, make_run().make_engine(), run.identity)
     assert (course.step, course.metrics, changed) == (state["step"], last, [])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaterSettings(OptimiserSettings):
+    """Of a version that knows one setting more."""
+
+    adam_beta2: float = 0.999
+
+
+def test_load_reads_a_checkpoint_of_before_there_was_a_setting(make_run: RunMaker, tmp_path: Path) -> None:
+    run = make_run()
+    run.finish(run.begin(), tmp_path)
+    later = LaterSettings(weight_decay=OPTIMISER.weight_decay, max_grad_norm=OPTIMISER.max_grad_norm)
+    assert (
+        checkpoint.load(tmp_path, make_run().make_engine(), replace(run.identity, optimiser=later))[1] == []
+    )
+    for other in (replace(later, adam_beta2=0.9), replace(OPTIMISER, max_grad_norm=2.0)):
+        with pytest.raises(FailedPrecondition, match="its optimiser differ"):
+            checkpoint.load(tmp_path, make_run().make_engine(), replace(run.identity, optimiser=other))

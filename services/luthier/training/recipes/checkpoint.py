@@ -96,8 +96,14 @@ def _identity(run: RunIdentity) -> dict[str, Any]:
     return {
         "plan_digest": run.plan_digest,
         "settings": dict(run.settings),
-        "optimiser": asdict(run.optimiser),
+        "optimiser": _chosen(run.optimiser),
     }
+
+
+def _chosen(settings: OptimiserSettings) -> dict[str, Any]:
+    """Return what differs from its default: checkpoints of before there was a setting know nothing of it."""
+    values = asdict(settings)
+    return {one.name: values[one.name] for one in fields(settings) if values[one.name] != one.default}
 
 
 def _read_state(path: Path) -> dict[str, Any]:
