@@ -3,9 +3,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from luthier.errors import InvalidArgument
-from luthier.lm.attention import IMPLEMENTATION, head_weight, packed_forward
+from luthier.kernels.dispatch import available_isas, force_isa
+from luthier.lm.attention import IMPLEMENTATION, attention, head_weight, packed_forward
 from luthier.lm.packed import pack
 
 ModelMaker = Callable[..., Any]
@@ -90,3 +92,61 @@ def test_head_weight_is_the_embedding_where_tied(tiny_model: ModelMaker) -> None
     model = tiny_model()
     assert head_weight(model) is model.base_model.embed_tokens.weight
     assert head_weight(tiny_model(tie_word_embeddings=False)).shape == (97, 32)
+
+
+class Layer(nn.Module):
+    layer_idx = 0
+    num_key_value_groups = 3
+    is_causal = True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_queries", [1, 7, 8, 33])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_attention_beside_a_prefix_equals_the_plain_formula(
+    num_queries: int, dtype: torch.dtype, softcap: float
+) -> None:
+    B, H, G, D, P, K = 3, 6, 2, 16, 11, 40
+    torch.manual_seed(0)
+    query = torch.randn(B, H, num_queries, D).to(dtype)
+    key, value = torch.randn(2, B, G, K, D).to(dtype)
+    prefix_key, prefix_value = torch.randn(2, 1, G, P, D).to(dtype)
+    mask = torch.rand(B, 1, num_queries, K) < 0.7
+    output, _ = attention(
+        Layer(),
+        query,
+        key,
+        value,
+        mask,
+        shared_prefix=[(prefix_key, prefix_value)],
+        scaling=D**-0.5,
+        softcap=softcap,
+    )
+    joined = [
+        torch.cat([first.expand(B, -1, -1, -1), own], dim=2).double().repeat_interleave(H // G, dim=1)
+        for first, own in ((prefix_key, key), (prefix_value, value))
+    ]
+    scores = query.double() @ joined[0].transpose(2, 3) * D**-0.5
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    visible = torch.cat([torch.ones(B, 1, num_queries, P, dtype=torch.bool), mask], dim=3)
+    wanted = scores.masked_fill(~visible, float("-inf")).softmax(dim=3) @ joined[1]
+    assert output.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert torch.allclose(output.double(), wanted.transpose(1, 2), atol=tolerance)
+
+
+def test_bfloat16_products_of_few_queries_are_summed_in_float32_on_avx2() -> None:
+    if "avx2" not in available_isas():
+        pytest.skip("needs AVX2")
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, length, 64) for heads, length in ((6, 1), (2, 300), (2, 300)))
+    mask = torch.ones(2, 1, 1, 300, dtype=torch.bool)
+    heads = [part.bfloat16() for part in (query, key, value)]
+    force_isa("avx2")
+    try:
+        output, _ = attention(Layer(), *heads, mask, scaling=0.125)
+    finally:
+        force_isa(None)
+    wanted, _ = attention(Layer(), *(part.float() for part in heads), mask, scaling=0.125)
+    assert torch.equal(output, wanted.bfloat16())

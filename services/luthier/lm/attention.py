@@ -24,12 +24,16 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from luthier.errors import InvalidArgument, Reason
 from luthier.kernels.attention_varlen import attention_varlen
+from luthier.kernels.dispatch import current_isa
 
 IMPLEMENTATION = "luthier_packed"
 """The name under which transformers knows `attention`."""
 
 LayerKeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer: [1, G, P, D] each."""
+
+_MANY_QUERIES = 8
+"""Queries of each row from which a prefix is laid before the keys of every row, to be read by one fused kernel."""
 
 
 def attention(
@@ -70,11 +74,28 @@ def attention(
         prefix_key, prefix_value = prefix[int(module.layer_idx)]  # type: ignore[arg-type]
         _check_window(prefix_key.shape[2] + key.shape[2], window)
         own = (query, key, value, attention_mask)
-        return _attend_with_prefix(own, prefix_key, prefix_value, (scale, softcap)), None
+        if query.device.type == "cpu" and query.shape[2] >= _MANY_QUERIES and not softcap:
+            return _attend_joined(own, prefix_key, prefix_value, scale), None
+        if _is_widened(query):
+            own = (query.float(), key.float(), value.float(), attention_mask)
+            prefix_key, prefix_value = prefix_key.float(), prefix_value.float()
+        return _attend_with_prefix(own, prefix_key, prefix_value, (scale, softcap)).to(query.dtype), None
     if softcap:
         return _attend_capped((query, key, value), attention_mask, scale, softcap), None
+    dtype = query.dtype
+    if _is_widened(query):
+        query, key, value = query.float(), key.float(), value.float()
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    return output, None
+    return output.to(dtype), None
+
+
+def _is_widened(query: Tensor) -> bool:
+    """Whether so few queries attend faster in float32, keys and values turned into it at every call.
+
+    On AVX2, which knows no bfloat16, torch's products of few rows cost three to seven times as much in it.
+    """
+    few = query.shape[2] < _MANY_QUERIES and query.dtype == torch.bfloat16
+    return few and query.device.type == "cpu" and current_isa() == "avx2"
 
 
 def _check_window(num_keys: int, window: int | None) -> None:
@@ -133,6 +154,23 @@ def _attend_with_prefix(
     output = torch.matmul(weights[..., P:], value)
     output = output + torch.matmul(prefix_weights, prefix_value[0]).view(G, B, R * Q, D).transpose(0, 1)
     return output.reshape(B, H, Q, D).transpose(1, 2).contiguous()
+
+
+def _attend_joined(
+    own: tuple[Tensor, Tensor, Tensor, Tensor], prefix_key: Tensor, prefix_value: Tensor, scale: float
+) -> Tensor:
+    """The same for many queries, whose scores are not worth holding: the prefix is copied for every row."""
+    query, key, value, mask = own
+    B, P = query.shape[0], prefix_key.shape[2]
+    output = nn.functional.scaled_dot_product_attention(
+        query,
+        torch.cat([prefix_key.expand(B, -1, -1, -1), key], dim=2),
+        torch.cat([prefix_value.expand(B, -1, -1, -1), value], dim=2),
+        attn_mask=nn.functional.pad(mask, (P, 0), value=True),
+        scale=scale,
+        enable_gqa=True,
+    )
+    return output.transpose(1, 2).contiguous()
 
 
 def packed_forward(
