@@ -113,7 +113,9 @@ class EventSummary:
         return ""
 
     def position(self) -> str:
-        """Return how far it is, e.g. `training 12/41 steps`."""
+        """Return how far it is, e.g. `training 12/41 steps`; the phase alone before anything is counted."""
+        if not self.completed and not self.total:
+            return self.phase
         count = f"{number(self.completed)}/{number(self.total)}" if self.total else number(self.completed)
         return f"{self.phase} {count} {self.unit}".strip()
 
