@@ -1,13 +1,14 @@
 """How a service behaves when more is asked than it can do, and when many watch one thing.
 
-    python benchmarks/load.py             # 1x, 2x and 4x of what is sustainable, then 500 watchers; prints JSON
+    python benchmarks/load.py             # 1x, 2x and 4x of what is sustainable, 500 watchers, uploads; prints JSON
     python benchmarks/load.py --fast      # the same in seconds, with smaller numbers
 
 A Data service is started as a process of its own in an empty home; this process is the only generator. What is
 sustainable is measured first, with four calls at a time. At a multiple of it calls are sent when they are due,
 answered or not. `admitted` are calls that were answered OK, `refused` those that got RESOURCE_EXHAUSTED with a time
 to come back; anything else is counted under its code. Times are in milliseconds, as the generator sees them:
-when it falls behind its own schedule, `late_ms_p99` says so.
+when it falls behind its own schedule, `late_ms_p99` says so. Uploads are files of random bytes, one after the other,
+sent by the SDK from hashing to the service's word that all is stored; a MB is 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import asyncio
 import json
 import os
 import socket
+import statistics
 import sys
 import tempfile
 import time
@@ -26,6 +28,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,12 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from luthier.client import AsyncClient, ConfigArguments
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, dataset_pb2, event_pb2, upload_pb2
 from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_grpc
 
 PARENT = "projects/default"
+PARTS = ("overload", "watchers", "uploads")
 DETAILS = "grpc-status-details-bin"
 Call = Callable[["Line"], Awaitable[Any]]
 
@@ -51,9 +56,19 @@ class Plan:
     num_channels: int = 8
     num_watchers: int = 500
     events_per_second: float = 10.0
+    num_uploads: int = 3
+    upload_bytes: int = 1 << 30
 
 
-FAST = Plan(seconds=1.0, multiples=(1.0, 4.0), num_datasets=20, num_watchers=40, num_channels=2)
+FAST = Plan(
+    seconds=1.0,
+    multiples=(1.0, 4.0),
+    num_datasets=20,
+    num_watchers=40,
+    num_channels=2,
+    num_uploads=2,
+    upload_bytes=1 << 24,
+)
 
 
 class Line:
@@ -267,6 +282,24 @@ async def watching(lines: list[Line], plan: Plan) -> dict[str, Any]:
     }
 
 
+async def uploading(address: str, home: Path, plan: Plan) -> dict[str, Any]:
+    """Send files of random bytes, one after the other."""
+    file = home / "random.jsonl"
+    await asyncio.to_thread(file.write_bytes, os.urandom(plan.upload_bytes))
+    rates = []
+    async with AsyncClient(ConfigArguments(home=home, data_address=address)) as client:
+        for _ in range(plan.num_uploads):
+            began = time.perf_counter()
+            sent = await client.datasets.upload(file)
+            assert sent.persisted_size_bytes == plan.upload_bytes
+            rates.append(round(plan.upload_bytes / 1e6 / (time.perf_counter() - began), 1))
+    return {
+        "bytes": plan.upload_bytes,
+        "mb_per_second": rates,
+        "mb_per_second_p50": statistics.median(rates),
+    }
+
+
 @asynccontextmanager
 async def service(home: Path) -> AsyncIterator[tuple[str, int]]:
     """Run a Data service in a home; yields its address and process id."""
@@ -318,14 +351,18 @@ async def lines_to(address: str, home: Path, plan: Plan) -> AsyncIterator[list[L
 
 async def measured(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
     """Start a service, measure, stop it."""
-    measures = {"overload": overload, "watchers": watching}
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         async with service(home) as (address, pid), lines_to(address, home, plan) as lines:
+            measures: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
+                "overload": partial(overload, lines, plan),
+                "watchers": partial(watching, lines, plan),
+                "uploads": partial(uploading, address, home, plan),
+            }
             for part in parts:
                 spent, began = cpu_seconds(pid), time.perf_counter()
-                result[part] = await measures[part](lines, plan)
+                result[part] = await measures[part]()
                 share = (cpu_seconds(pid) - spent) / (time.perf_counter() - began)
                 result[part]["service_cpu_share"] = round(share, 2)
     return result
@@ -333,11 +370,11 @@ async def measured(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Overload and many watchers, on one service.")
+    parser = argparse.ArgumentParser(description="Overload, many watchers and uploads, on one service.")
     parser.add_argument("--fast", action="store_true", help="small numbers, for a test")
-    parser.add_argument("--only", choices=("overload", "watchers"), help="one part alone")
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
     arguments = parser.parse_args()
-    parts = (arguments.only,) if arguments.only else ("overload", "watchers")
+    parts = (arguments.only,) if arguments.only else PARTS
     print(json.dumps(asyncio.run(measured(FAST if arguments.fast else Plan(), parts)), indent=1))
 
 

@@ -8,7 +8,7 @@ import load
 
 
 def test_the_fast_run_refuses_what_is_too_much_and_cuts_no_watcher_off() -> None:
-    result = asyncio.run(load.measured(load.FAST, ("overload", "watchers")))
+    result = asyncio.run(load.measured(load.FAST, load.PARTS))
     for name in load.CALLS:
         seen = result["overload"][name]
         assert seen["sustainable_per_second"] > 0
@@ -20,3 +20,6 @@ def test_the_fast_run_refuses_what_is_too_much_and_cuts_no_watcher_off() -> None
         assert seen["after"]["admitted_ms_p50"] < 1000, f"{name} is well again at once"
     watched = result["watchers"]
     assert (watched["complete"], watched["breaks"]) == (load.FAST.num_watchers, {})
+    uploads = result["uploads"]
+    assert len(uploads["mb_per_second"]) == load.FAST.num_uploads
+    assert uploads["mb_per_second_p50"] > 1
