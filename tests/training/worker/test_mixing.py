@@ -149,3 +149,20 @@ async def test_rows_of_a_mixed_rendering_that_teach_nothing_are_told_of_by_its_n
         logs = [event.log.text async for event in mixed.watch(job.name) if event.HasField("log")]
     assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
     assert f"1 of 12 training rows of {GENERAL} teach nothing and are not used" in logs
+
+
+async def test_validation_rows_that_a_mixed_rendering_trains_on_are_told_of(
+    mixed: Site, model_folder: Path
+) -> None:
+    """The fifth row of each rendering is the first that is measured."""
+    rows = list(mixed.data.others[GENERAL].rows)
+    rows[1] = replace(mixed.data.rows[4], row=1, split="TRAIN")
+    mixed.data.others[GENERAL].rows = rows
+    async with mixed.worker():
+        await ready(mixed, model_folder)
+        job = await mixed.ended((await mixed.create_job("one", mixing(job_of()))).name)
+        logs = [event.log.text async for event in mixed.watch(job.name) if event.HasField("log")]
+    assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
+    (told,) = [text for text in logs if "have the tokens of training rows" in text]
+    assert told.startswith("1 of ")
+    assert f"the first is row 4 of {RENDERING}, which is row 1 of {GENERAL} in training" in told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -90,6 +90,16 @@ class Corpus:
         """Return the token ids of a row of a split."""
         held, place = self._find(row, split)
         return tuple(held.block.input_ids[slice(*held.block.bounds[place : place + 2])].tolist())
+
+    def rows(self, split: Split, sizes: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yield the rows of a split that have tokens, each with their bytes (int32); of some numbers of bytes alone."""
+        for held in self._held[split]:
+            block = held.block
+            num_bytes = (np.diff(block.bounds) * block.input_ids.itemsize).tolist()
+            for place, size in enumerate(num_bytes):
+                if size and (sizes is None or size in sizes):
+                    tokens = block.input_ids[slice(*block.bounds[place : place + 2])]
+                    yield int(block.rows[place]), tokens.tobytes()
 
     def lengths(self, split: Split) -> PackedLengths:
         """Return the lengths of all rows of a split."""

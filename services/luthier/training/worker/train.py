@@ -32,6 +32,7 @@ from luthier.training.recipes.course import CheckpointDue, Course, Warned
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.mixture import Mixture
+from luthier.training.recipes.overlap import overlap
 from luthier.training.recipes.rollouts import Rollouts
 from luthier.training.recipes.survey import Survey, require_fitting, survey
 from luthier.training.worker.item_fields import ItemCheck
@@ -81,6 +82,9 @@ def _train(
     corpus, mixture, records = _rows(context, data_channel)
     batches = batch_settings(spec.job)
     found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches, mixture)
+    repeated = overlap(corpus)
+    if repeated is not None:
+        context.log(repeated.text(mixture), "WARNING")
     context.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(context)
     totals = _checked(context, found, batches, read_config(folder))
