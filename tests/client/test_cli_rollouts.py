@@ -97,6 +97,17 @@ def test_rollouts_of_one_step_are_asked_for_alone(listing: Listing, run: Run) ->
     assert {request.step for request in listing.requests} == {2}
 
 
+def test_no_more_than_wanted_are_read_and_that_there_are_more_is_said(listing: Listing, run: Run) -> None:
+    result = run("jobs", "rollouts", "one", "--limit", "1")
+    assert (result.exit_code, len(listing.requests)) == (0, 1)
+    assert re.search(r"^ +1 +1 +0 ", result.stdout, re.M)
+    assert not re.search(r"^ +1 +1 +1 ", result.stdout, re.M)
+    assert "the first 1 are shown; --limit or --step shows others" in result.stderr
+    result = run("jobs", "rollouts", "one", "--limit", "4", "--json")
+    assert len(json.loads(result.stdout)) == 4
+    assert "shown" not in result.stderr
+
+
 @pytest.mark.parametrize("step", ["0", "-1", "x"])
 def test_a_step_is_a_number_from_1_on(listing: Listing, run: Run, step: str) -> None:
     result = run("jobs", "rollouts", "one", "--step", step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -43,15 +44,23 @@ REINFORCEMENT_OPTIONS = (
 """Of commands that make a job."""
 _PROMPT_CHARACTERS = 60
 _ANSWER_CHARACTERS = 80
+_MOST_SHOWN = 100
 
 
 @click.command()
 @click.argument("name")
 @click.option("--step", type=click.IntRange(min=1), help="Only those of this step.  [default: of all]")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help=f"Most to show.  [default: {_MOST_SHOWN}; with --json all]"
+)
 @pass_session
-def rollouts(session: Session, name: str, step: int | None) -> None:
+def rollouts(session: Session, name: str, step: int | None, limit: int | None) -> None:
     """Show what a reinforcement job drew from its model, and what that was worth, answer by answer."""
-    session.show_list(session.client.jobs.rollouts(name, step=step or 0), _table)
+    found = session.client.jobs.rollouts(name, step=step or 0)
+    most = limit or (None if session.as_json else _MOST_SHOWN)
+    session.show_list(islice(found, most), _table)
+    if most is not None and next(found, None) is not None:
+        session.note(f"the first {most} are shown; --limit or --step shows others")
 
 
 def read_grader(path: str) -> Grader:
