@@ -13,7 +13,7 @@ demo: setup ## run the main job for real: data, tuning, comparison, report (FAST
 	PYTHONPATH=examples $(BIN)/python examples/earnings/demo.py $(if $(FAST),--fast)
 
 example: setup ## run another example for real: NAME=preference (FAST=1: a tiny budget; CONTROL=1: without a signal)
-	PYTHONPATH=examples $(BIN)/python -m $(NAME).tune $(if $(FAST),--fast) $(if $(CONTROL),--control)
+	PYTHONPATH=examples:examples/earnings $(BIN)/python -m $(NAME).tune $(if $(FAST),--fast) $(if $(CONTROL),--control)
 
 test: setup ## the tests: no network, no real model
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not gpu" tests

@@ -32,6 +32,7 @@ from luthier.lm.adapter_files import load_adapter
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.load import load_model
 from luthier.lm.lora import activate
+from luthier.lm.memory import freed_memory_kept
 from luthier.lm.sampling import sample
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +40,12 @@ NUM_PROMPTS = 64
 
 
 def run_ours(task: DrawTask) -> Measured:
-    """Draw as our recipe of reinforcement does."""
+    """Draw as our recipe of reinforcement does, and as its worker treats memory."""
+    with freed_memory_kept():
+        return _sampled(task)
+
+
+def _sampled(task: DrawTask) -> Measured:
     model = load_model(task.model)
     load_adapter(model, task.adapter, ADAPTER)
     activate(model, ADAPTER)

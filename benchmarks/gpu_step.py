@@ -17,7 +17,7 @@ import torch
 from gpu_meter import EAGER, OURS, Contender, Problem, Program
 from gpu_models import Model, Setting
 from gpu_peers import LIGER, PEFT
-from sft_step_peft import packed_inputs
+from sft_step_loop import packed_inputs
 from sft_step_task import ADAPTER, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, Row
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config

@@ -139,10 +139,12 @@ class Variant:
     Attributes:
         batch_pairs: pairs of a forward pass; the default is 8.
         gradient_checkpointing: on by default.
+        bf16: on by default; off, the base is float32 and nothing is cast.
     """
 
     batch_pairs: int = 8
     gradient_checkpointing: bool = True
+    bf16: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +212,8 @@ def run_trl(task: PairTask, meter: Meter, variant: Variant) -> None:
     trl: Any = import_module("trl")
     datasets: Any = import_module("datasets")
     peft: Any = import_module("peft")
-    base = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.bfloat16, local_files_only=True)
+    dtype = torch.bfloat16 if variant.bf16 else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(task.model, dtype=dtype, local_files_only=True)
     pairs = [pair for step in task.steps() for pair in step]
     with tempfile.TemporaryDirectory() as folder:
         config = trl.DPOConfig(
@@ -220,6 +223,7 @@ def run_trl(task: PairTask, meter: Meter, variant: Variant) -> None:
             per_device_train_batch_size=variant.batch_pairs,
             gradient_accumulation_steps=math.ceil(task.step_pairs / variant.batch_pairs),
             gradient_checkpointing=variant.gradient_checkpointing,
+            bf16=variant.bf16,
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
             max_grad_norm=MAX_GRAD_NORM,
@@ -258,7 +262,7 @@ def run_trl(task: PairTask, meter: Meter, variant: Variant) -> None:
 def _trl(changes: str, variant: Variant) -> Contender:
     return Contender(
         run=partial(run_trl, variant=variant),
-        configuration=f"TRL DPOTrainer (PEFT adapter, bf16 autocast, reference by adapter off), {changes}",
+        configuration=f"TRL DPOTrainer (PEFT adapter, reference by adapter off), {changes}",
         packages=("trl", "datasets", "peft"),
     )
 
@@ -268,13 +272,22 @@ CONTENDERS: dict[str, Contender] = {
         run=run_ours,
         configuration="our recipe: packed pairs, log-probs at answers alone, reference by adapter off in the same step",
     ),
-    "trl_defaults": _trl("defaults: 8 padded pairs a pass, gradient checkpointing", Variant()),
+    "trl_defaults": _trl("defaults: bf16 autocast, 8 padded pairs a pass, gradient checkpointing", Variant()),
     "trl_no_checkpointing": _trl(
-        "8 padded pairs a pass, gradient checkpointing off", Variant(gradient_checkpointing=False)
+        "bf16 autocast, 8 padded pairs a pass, gradient checkpointing off",
+        Variant(gradient_checkpointing=False),
     ),
     "trl_small_batches": _trl(
-        "2 padded pairs a pass, gradient checkpointing off",
+        "bf16 autocast, 2 padded pairs a pass, gradient checkpointing off",
         Variant(batch_pairs=2, gradient_checkpointing=False),
+    ),
+    "trl_float32": _trl(
+        "float32 throughout, 8 padded pairs a pass, gradient checkpointing off",
+        Variant(gradient_checkpointing=False, bf16=False),
+    ),
+    "trl_float32_small_batches": _trl(
+        "float32 throughout, 2 padded pairs a pass, gradient checkpointing off",
+        Variant(batch_pairs=2, gradient_checkpointing=False, bf16=False),
     ),
 }
 

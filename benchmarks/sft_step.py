@@ -1,9 +1,11 @@
-"""One LoRA fine-tuning step on a CPU: ours against the libraries that people use, on the same rows.
+"""One fine-tuning step on a CPU: ours against the libraries that people use, on the same rows.
 
-`python benchmarks/sft_step.py --data FILE` trains every contender on the same rows in the same optimiser steps, each
-in a process of its own, the contenders taking turns. It writes results/sft_step.json and results/sft_step.svg, prints
-a table, and ends with one line of JSON. The peers come with the extra `bench`; one that is not installed is named in
-the table. `--fast` is a smoke run on a tiny random model; it writes no results.
+`python benchmarks/sft_step.py --data FILE` trains every contender's adapter on the same rows in the same optimiser
+steps, each in a process of its own, the contenders taking turns; `--method full` trains all weights instead: float32
+ones, peers with bfloat16 autocast as ours computes, and also without. It writes results/sft_step.json and .svg
+(full_step.json and .svg), prints a table, and ends with one line of JSON: `tps_vs_best_peer` (`full_vs_best_peer`) is
+our tokens per second by those of the fastest peer. The peers come with the extra `bench`; one that is not installed is
+named in the table. `--fast` is a smoke run on a tiny random model; it writes no results.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_step_contenders import CONTENDERS, DEFAULTS, OURS, REFERENCE
+from sft_step_contenders import DEFAULTS, METHODS, OURS, Contender
 from sft_step_report import outcome_of, picture, summary_of, table
 from sft_step_task import ROWS_PER_STEP, Task, demo_model, fresh_adapter, render_rows, tiny_model
 from transformers.utils import logging as transformers_logging
@@ -50,6 +52,7 @@ def make_task(arguments: argparse.Namespace, folder: Path) -> Task:
     return Task(
         model=model,
         adapter=fresh_adapter(model, folder / "adapter"),
+        method=arguments.method,
         rows=rows[: arguments.rows],
         heldout=rows[arguments.rows :],
         num_steps=steps,
@@ -69,9 +72,9 @@ def made_up_records(count: int) -> list[dict[str, str]]:
     ]
 
 
-def run_child(task: Path, name: str, *options: str) -> dict[str, Any]:
+def run_child(task: Path, name: str, contender: Contender, *options: str) -> dict[str, Any]:
     """Measure one contender in a process of its own; `error` says why where it failed."""
-    missing = CONTENDERS[name].missing()
+    missing = contender.missing()
     if missing:
         return {"error": f"{', '.join(missing)} not installed (pip install -e .[bench])"}
     result = task.with_name("result.json")
@@ -87,13 +90,15 @@ def run_child(task: Path, name: str, *options: str) -> dict[str, Any]:
     return measured
 
 
-def measure(task: Path, names: Sequence[str], repeats: int, *, profiling: bool) -> dict[str, dict[str, Any]]:
+def measure(
+    task: Path, contenders: Mapping[str, Contender], repeats: int, *, profiling: bool
+) -> dict[str, dict[str, Any]]:
     """Each contender's outcome, from rounds in which all take a turn."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     errors: dict[str, str] = {}
     for turn in range(repeats):
-        for name in [one for one in names if one not in errors]:
-            measured = run_child(task, name, *(["--evaluate"] if turn == 0 else []))
+        for name in [one for one in contenders if one not in errors]:
+            measured = run_child(task, name, contenders[name], *(["--evaluate"] if turn == 0 else []))
             if "error" in measured:
                 errors[name] = measured["error"]
             else:
@@ -101,11 +106,11 @@ def measure(task: Path, names: Sequence[str], repeats: int, *, profiling: bool) 
             shown = errors.get(name) or f"{sum(measured['step_seconds'][1:]):.1f} s"
             print(f"round {turn + 1}/{repeats} {name}: {shown}", file=sys.stderr, flush=True)
     outcomes: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name, contender in contenders.items():
         if name in errors:
             outcomes[name] = {"error": errors[name]}
             continue
-        profiled = run_child(task, name, "--profile") if profiling else None
+        profiled = run_child(task, name, contender, "--profile") if profiling else None
         outcomes[name] = outcome_of(runs[name], profiled)
     return outcomes
 
@@ -128,22 +133,24 @@ def surroundings() -> dict[str, Any]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Time one LoRA fine-tuning step against its peers.")
+    parser = argparse.ArgumentParser(description="Time one fine-tuning step against its peers.")
+    parser.add_argument("--method", choices=list(METHODS), default="lora", help="what trains (default lora)")
     parser.add_argument("--data", type=Path, help="JSON array of records (needed without --fast)")
     parser.add_argument("--rows", type=int, default=64, help="rows to train on (default 64)")
     parser.add_argument("--heldout", type=int, default=32, help="rows for the held-out loss (default 32)")
     parser.add_argument("--steps", type=int, default=0, help="optimiser steps (default: every row once)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--model", type=Path, help="model folder (default: the demo's base model)")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="a few of them, by comma")
+    parser.add_argument("--contenders", default="", help="a few of them, by comma (default: all)")
     parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="most tokens of a packed pass")
     parser.add_argument("--no-profile", action="store_true", help="leave out the profiled runs")
     parser.add_argument("--fast", action="store_true", help="a smoke run on a tiny random model")
     arguments = parser.parse_args(argv)
-    arguments.contenders = arguments.contenders.split(",")
-    unknown = sorted(set(arguments.contenders) - set(CONTENDERS))
+    known = METHODS[arguments.method].contenders
+    arguments.contenders = arguments.contenders.split(",") if arguments.contenders else list(known)
+    unknown = sorted(set(arguments.contenders) - set(known))
     if unknown:
-        parser.error(f"--contenders must be of {', '.join(CONTENDERS)}, got {', '.join(unknown)}")
+        parser.error(f"--contenders must be of {', '.join(known)}, got {', '.join(unknown)}")
     if arguments.data is None and not arguments.fast:
         parser.error("--data is needed without --fast")
     return arguments
@@ -152,18 +159,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print the table and the summary."""
     arguments = parse(argv)
+    method = METHODS[arguments.method]
+    contenders = {name: method.contenders[name] for name in arguments.contenders}
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as scratch:
         task = make_task(arguments, Path(scratch))
         task.save(Path(scratch) / "task.json")
         outcomes = measure(
-            Path(scratch) / "task.json",
-            arguments.contenders,
-            arguments.repeats,
-            profiling=not arguments.no_profile,
+            Path(scratch) / "task.json", contenders, arguments.repeats, profiling=not arguments.no_profile
         )
-    summary = summary_of(outcomes, OURS, DEFAULTS, REFERENCE)
-    configurations = {name: CONTENDERS[name].configuration for name in outcomes}
+    summary = summary_of(outcomes, OURS, DEFAULTS, method.reference, method.speed_key)
+    configurations = {name: contender.configuration for name, contender in contenders.items()}
     print(table(outcomes, configurations))
     if not arguments.fast:
         work = {
@@ -177,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         document = {"machine": surroundings(), "work": work, "contenders": outcomes}
         document |= {"configurations": configurations, **summary}
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "sft_step.json").write_text(json.dumps(document, indent=2) + "\n")
-        (RESULTS / "sft_step.svg").write_text(picture(outcomes))
+        (RESULTS / f"{method.results}.json").write_text(json.dumps(document, indent=2) + "\n")
+        (RESULTS / f"{method.results}.svg").write_text(picture(outcomes, method.what))
     print(json.dumps(summary))
     return int("error" in outcomes.get(OURS[0], {}))
 

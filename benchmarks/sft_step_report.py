@@ -45,7 +45,11 @@ def outcome_of(runs: Sequence[Mapping[str, Any]], profiled: Mapping[str, Any] | 
 
 
 def summary_of(
-    outcomes: Mapping[str, Outcome], ours: Sequence[str], defaults: str, reference: str
+    outcomes: Mapping[str, Outcome],
+    ours: Sequence[str],
+    defaults: str,
+    reference: str,
+    speed_key: str = "tps_vs_best_peer",
 ) -> dict[str, Any]:
     """The figures that releases are compared by; None where a contender that it needs did not run.
 
@@ -54,6 +58,7 @@ def summary_of(
         ours: contenders that are no peers; the first is the one compared.
         defaults: the contender of TRL's defaults.
         reference: whose held-out loss is compared with.
+        speed_key: name of the first figure: our tokens/s by those of the fastest peer.
     """
     done = {name: outcome for name, outcome in outcomes.items() if "error" not in outcome}
     peers = [name for name in done if name not in ours]
@@ -69,8 +74,9 @@ def summary_of(
         expected = done[reference]["heldout_loss"]
         gap = round(abs(done[ours[0]]["heldout_loss"] - expected) / expected, 6)
     return {
-        "tps_vs_best_peer": ratio(best, "tokens_per_second"),
+        speed_key: ratio(best, "tokens_per_second"),
         "best_peer": best,
+        "rss_vs_best_peer": ratio(best, "peak_rss_bytes"),
         "tps_vs_trl_defaults": ratio(defaults, "tokens_per_second"),
         "rss_vs_trl_defaults": ratio(defaults, "peak_rss_bytes"),
         "heldout_loss_gap": gap,
@@ -104,13 +110,14 @@ def _shares(costs: Mapping[str, Any]) -> str:
     return ", ".join(f"{group} {one:.2f} s ({100 * one / costs['seconds']:.0f} %)" for group, one in groups)
 
 
-def picture(outcomes: Mapping[str, Outcome]) -> str:
-    """Bars of speed and memory for each contender, and where the time of its step goes, as SVG."""
+def picture(outcomes: Mapping[str, Outcome], what: str) -> str:
+    """Bars of speed and memory for each contender, and where the time of its step goes, as SVG; `what`: is trained."""
     done = {name: outcome for name, outcome in outcomes.items() if "error" not in outcome}
     fastest = max((one["tokens_per_second"] for one in done.values()), default=1.0)
     largest = max((one["peak_rss_bytes"] for one in done.values()), default=1.0)
     step, left = 46, 180
-    parts = ['<text x="20" y="22" font-weight="bold">One LoRA fine-tuning step: the same rows for all</text>']
+    title = f"One {what} fine-tuning step: the same rows for all"
+    parts = [f'<text x="20" y="22" font-weight="bold">{escape(title)}</text>']
     parts += [_text(left, 44, "real tokens/s"), _text(470, 44, "peak RSS"), _text(700, 44, "where time goes")]
     for index, (name, outcome) in enumerate(done.items()):
         y = 56 + index * step

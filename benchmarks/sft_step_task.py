@@ -1,16 +1,16 @@
-"""What every contender of `sft_step.py` is given: a model, an adapter to begin with, and the rows of each step."""
+"""What every contender of `sft_step.py` is given and gives: a model, the rows of each step, and what was learnt."""
 
 from __future__ import annotations
 
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -33,12 +33,17 @@ ADAPTER = "default"
 LORA = LoraSpec(rank=16, alpha=32)
 ROWS_PER_STEP = 16
 LEARNING_RATE = 2e-4
+FULL_LEARNING_RATE = 2e-5
 MAX_GRAD_NORM = 1.0
 WEIGHT_DECAY = 0.0
 MAX_ROW_TOKENS = 512
 SEED = 0
 IGNORED = -100
 """The label that transformers and TRL pass over."""
+
+MethodName = Literal["lora", "full"]
+Learnt = Callable[[Any], None]
+"""Puts what a contender has learnt into a float32 model that is as the task's was."""
 
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -66,6 +71,7 @@ class Task:
     Attributes:
         model: folder with config.json, model.safetensors and the tokenizer.
         adapter: folder with the adapter that everyone begins with, in PEFT's format.
+        method: what trains: the adapter, or all weights of the model, without any adapter.
         rows: to train on.
         heldout: never trained on.
         num_steps: optimiser steps; when rows run out, they come again in another order.
@@ -74,10 +80,16 @@ class Task:
 
     model: Path
     adapter: Path
+    method: MethodName
     rows: tuple[Row, ...]
     heldout: tuple[Row, ...]
     num_steps: int
     micro_batch_tokens: int
+
+    @property
+    def learning_rate(self) -> float:
+        """Of every step."""
+        return FULL_LEARNING_RATE if self.method == "full" else LEARNING_RATE
 
     @property
     def batches(self) -> BatchSettings:
@@ -117,6 +129,7 @@ class Task:
         return cls(
             model=Path(stored["model"]),
             adapter=Path(stored["adapter"]),
+            method=stored["method"],
             rows=_rows_of(stored["rows"]),
             heldout=_rows_of(stored["heldout"]),
             num_steps=num_steps or stored["num_steps"],

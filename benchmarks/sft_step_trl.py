@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from sft_step_loop import Adaptation
 from sft_step_meter import Meter
-from sft_step_peft import Factors, peft_factors, peft_model
-from sft_step_task import LEARNING_RATE, MAX_GRAD_NORM, ROWS_PER_STEP, SEED, WEIGHT_DECAY, Row, Task
+from sft_step_task import MAX_GRAD_NORM, ROWS_PER_STEP, SEED, WEIGHT_DECAY, Learnt, Row, Task
 from transformers import AutoTokenizer, TrainerCallback
 
 DEFAULT_BATCH_ROWS = 8
@@ -19,11 +19,12 @@ _CAPACITY_STEP = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """What differs from SFTConfig's defaults."""
+    """What differs from SFTConfig's defaults; without `bf16` nothing is cast."""
 
     packing: bool = False
     padding_free: bool = False
     gradient_checkpointing: bool = True
+    bf16: bool = True
 
 
 class _Reporter(TrainerCallback):
@@ -43,8 +44,8 @@ class _Reporter(TrainerCallback):
             self._meter.losses.append(float(logs["loss"]))
 
 
-def run_trl(task: Task, meter: Meter, variant: Variant) -> Factors:
-    """Train with SFTTrainer; returns the adapter."""
+def run_trl(task: Task, meter: Meter, variant: Variant, adaptation: Adaptation) -> Learnt:
+    """Train with SFTTrainer; returns what was learnt."""
     from trl import SFTConfig, SFTTrainer
 
     rows = [list(chain.from_iterable(step)) for step in task.steps()]
@@ -55,14 +56,14 @@ def run_trl(task: Task, meter: Meter, variant: Variant) -> Factors:
     if variant.padding_free:
         # SFTConfig demands it, as it would not cut rows then; none is longer than its default anyway.
         options["max_length"] = None
-    model = peft_model(task)
+    model = adaptation.load(task)
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
             output_dir=folder,
             max_steps=task.num_steps,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=packs_per_step if variant.packing else ROWS_PER_STEP // batch,
-            learning_rate=LEARNING_RATE,
+            learning_rate=task.learning_rate,
             lr_scheduler_type="constant",
             max_grad_norm=MAX_GRAD_NORM,
             weight_decay=WEIGHT_DECAY,
@@ -70,6 +71,7 @@ def run_trl(task: Task, meter: Meter, variant: Variant) -> Factors:
             packing=variant.packing,
             padding_free=variant.padding_free,
             gradient_checkpointing=variant.gradient_checkpointing,
+            bf16=variant.bf16,
             logging_steps=1,
             report_to="none",
             save_strategy="no",
@@ -86,7 +88,7 @@ def run_trl(task: Task, meter: Meter, variant: Variant) -> Factors:
             callbacks=[_Reporter(meter)],
         )
         trainer.train()
-    return peft_factors(model)
+    return adaptation.learnt(model)
 
 
 def places(task: Task, variant: Variant) -> int:

@@ -37,11 +37,13 @@ class Stage:
     is_control: bool
 
 
-def play(description: str, run: Callable[[Stage], bool]) -> int:
+def play(description: str, run: Callable[[Stage], bool], *, has_control: bool = True) -> int:
     """Run an example by its command line on services of its own; returns the exit status: 0 if it shows its point."""
     parser = argparse.ArgumentParser(description=description)
+    parser.set_defaults(control=False)
     parser.add_argument("--fast", action="store_true", help="a tiny budget; nothing is proven")
-    parser.add_argument("--control", action="store_true", help="without a signal; nothing may be learnt")
+    if has_control:
+        parser.add_argument("--control", action="store_true", help="without a signal; nothing may be learnt")
     parser.add_argument("--home", type=Path, default=Path(".demo"), help="state, kept for next time")
     arguments = parser.parse_args()
     began = time.monotonic()

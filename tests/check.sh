@@ -55,6 +55,7 @@ if [ "$level" = check-all ]; then
   stage "example preference, control" make --no-print-directory example NAME=preference CONTROL=1
   stage "example reasoning" make --no-print-directory example NAME=reasoning
   stage "example reasoning, control" make --no-print-directory example NAME=reasoning CONTROL=1
+  stage "example full_vs_lora FAST=1" make --no-print-directory example NAME=full_vs_lora FAST=1
 else
   stage "demo FAST=1" make --no-print-directory demo FAST=1
 fi

@@ -74,6 +74,8 @@ def test_summary_compares_with_the_fastest_setting() -> None:
         "trl_defaults": outcome_of([run([9.0, 5.0], 4e9)]),
         "trl_no_checkpointing": outcome_of([run([9.0, 4.0], 5e9)]),
         "trl_small_batches": {"error": "exit 1"},
+        "trl_float32": outcome_of([run([9.0, 4.5], 6e9)]),
+        "trl_float32_small_batches": {"error": "exit 1"},
     }
     assert outcomes[OURS]["tokens_per_second"] == 100.0
     summary = summary_of(outcomes)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 import sft_step
 import torch
-from sft_step_contenders import CONTENDERS, heldout_loss, measure
+from sft_step_contenders import DEFAULTS, METHODS, OURS, heldout_loss, measure
 from sft_step_costs import LOSS, OTHER, group_costs
-from sft_step_peft import packed_inputs
+from sft_step_loop import packed_inputs
 from sft_step_report import outcome_of, picture, summary_of, table
 from sft_step_task import IGNORED, MAX_ROW_TOKENS, ROWS_PER_STEP, Row, Task, render_rows
 from sft_step_trl import Variant, places
@@ -30,9 +29,21 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     arguments = Namespace(
-        rows=32, heldout=8, steps=3, data=None, model=None, fast=True, micro_batch_tokens=1024
+        method="lora",
+        rows=32,
+        heldout=8,
+        steps=3,
+        data=None,
+        model=None,
+        fast=True,
+        micro_batch_tokens=1024,
     )
     return sft_step.make_task(arguments, tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="module")
+def full_task(task: Task) -> Task:
+    return replace(task, method="full")
 
 
 @dataclass
@@ -68,7 +79,21 @@ def test_ours_and_the_peft_loop_learn_the_same(task: Task) -> None:
     assert ours["losses"] == pytest.approx(peft["losses"], rel=1e-2)
     assert len(ours["losses"]) == len(ours["step_seconds"]) == len(peft["step_seconds"]) == 3
     # What both learnt is far more than what they differ by.
-    assert ours["heldout_loss"] < 0.995 * heldout_loss(task, {})
+    assert ours["heldout_loss"] < 0.995 * heldout_loss(task, lambda _: None)
+
+
+def test_ours_and_the_plain_loops_learn_the_same_with_all_weights(full_task: Task) -> None:
+    ours, plain, cast = (
+        measure(full_task, name, profiling=False, evaluating=True)
+        for name in ("ours", "plain_float32", "plain")
+    )
+    before = heldout_loss(full_task, lambda _: None)
+    learnt = before - plain["heldout_loss"]
+    assert learnt > 0
+    for one in (ours, cast):
+        assert one["heldout_loss"] == pytest.approx(plain["heldout_loss"], abs=0.1 * learnt)
+        assert one["losses"] == pytest.approx(plain["losses"], rel=1e-2)
+    assert len(ours["losses"]) == len(ours["step_seconds"]) == len(plain["step_seconds"]) == 3
 
 
 def test_measure_profiles_the_second_step(task: Task) -> None:
@@ -115,14 +140,8 @@ def test_places_counts_padding(task: Task) -> None:
     real = sum(task.step_tokens())
     assert places(task, Variant(packing=True)) == places(task, Variant(padding_free=True)) == real
     first = [len(one.ids) for one in chain.from_iterable(task.steps()[0])]
-    alone = Task(
-        model=task.model,
-        adapter=task.adapter,
-        rows=tuple(chain.from_iterable(task.steps()[0])),
-        heldout=(),
-        num_steps=1,
-        micro_batch_tokens=10**6,
-    )
+    rows = tuple(chain.from_iterable(task.steps()[0]))
+    alone = replace(task, rows=rows, heldout=(), num_steps=1, micro_batch_tokens=10**6)
     assert places(alone, Variant()) >= sum(first)
     assert places(alone, Variant()) % 8 == 0
 
@@ -165,6 +184,7 @@ def test_summary_of_compares_with_the_fastest_peer() -> None:
     assert summary == {
         "tps_vs_best_peer": 2.0,
         "best_peer": "peft",
+        "rss_vs_best_peer": 1.0,
         "tps_vs_trl_defaults": 8.0,
         "rss_vs_trl_defaults": 1.0,
         "heldout_loss_gap": 0.001,
@@ -173,7 +193,9 @@ def test_summary_of_compares_with_the_fastest_peer() -> None:
 
 def test_summary_of_says_none_for_what_did_not_run() -> None:
     outcomes = {"ours": outcome_of([run([9, 1.0], 2.0)], None), "peft": {"error": "exit 1"}}
-    assert set(summary_of(outcomes, ("ours",), "trl_defaults", "peft").values()) == {None}
+    summary = summary_of(outcomes, ("ours",), "trl_defaults", "peft", "full_vs_best_peer")
+    assert set(summary.values()) == {None}
+    assert next(iter(summary)) == "full_vs_best_peer"
 
 
 def test_table_and_picture_show_every_contender() -> None:
@@ -184,12 +206,15 @@ def test_table_and_picture_show_every_contender() -> None:
     assert "did not run: no <peft>" in shown
     assert "matmul 1.50 s (75 %)" in shown
     assert "not profiled: no profiler" in shown
-    assert picture(outcomes).count("<rect") > 3
+    assert picture(outcomes, "full").count("<rect") > 3
 
 
 def test_run_child_names_a_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "trl, datasets, peft not installed" in sft_step.run_child(tmp_path / "t", "trl_packing")["error"]
+    for method, names in ((METHODS["lora"], "trl, datasets, peft"), (METHODS["full"], "trl, datasets")):
+        contender = method.contenders["trl_packing"]
+        error = sft_step.run_child(tmp_path / "t", "trl_packing", contender)["error"]
+        assert error.startswith(f"{names} not installed")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +229,14 @@ def test_make_task_refuses_what_cannot_be_measured(
         sft_step.make_task(arguments, tmp_path)
 
 
-@pytest.mark.parametrize("argv", [["--fast", "--contenders", "ours,nobody"], ["--rows", "64"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--fast", "--contenders", "ours,nobody"],
+        ["--fast", "--method", "full", "--contenders", "peft"],
+        ["--rows", "64"],
+    ],
+)
 def test_parse_refuses(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sft_step.parse(argv)
@@ -212,5 +244,8 @@ def test_parse_refuses(argv: list[str], capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_contenders_are_described() -> None:
-    assert all(contender.configuration for contender in CONTENDERS.values())
-    assert json.dumps(list(CONTENDERS))
+    for method in METHODS.values():
+        assert all(contender.configuration for contender in method.contenders.values())
+        assert {*OURS, DEFAULTS, method.reference} < set(method.contenders)
+    assert len({method.results for method in METHODS.values()}) == len(METHODS)
+    assert sft_step.parse(["--fast", "--method", "full"]).contenders == list(METHODS["full"].contenders)
