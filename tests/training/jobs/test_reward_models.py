@@ -60,7 +60,7 @@ async def ended(bench: Any) -> None:
 
 @pytest.mark.parametrize("full", [False, True], ids=["adapter", "all weights"])
 async def test_the_worker_is_told_of_each_reward_model_once(bench: Any, full: bool) -> None:
-    changes = {"full": FullConfig()} if full else {}
+    changes: dict[str, Any] = {"full": FullConfig()} if full else {}
     model = await judge(bench, rendering_changes={"stop_token_ids": [7]}, **changes)
     assert model.kind == Model.KIND_REWARD
     job = await create(bench, reinforcement=reinforcement(grader=asking(JUDGE, JUDGE)))
