@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.e2e.conftest import WAIT, Shared, job
 from tests.e2e.test_kill import assert_same_run, attempts, when_step
+from tokenizers import Tokenizer
 
 from luthier.client import Client, JobFailed
-from luthier.errors import Reason
+from luthier.errors import FailedPrecondition, Reason
+from luthier.v1.dataset_pb2 import SPLIT_TRAIN, DatasetSource
+from luthier.v1.evaluation_pb2 import FINISH_REASON_STOP
 from luthier.v1.event_pb2 import AttemptChange
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, ReinforcementConfig
-from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader
-from luthier.v1.rendering_pb2 import RENDERING_KIND_PROMPT, Rendering
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, ReinforcementConfig, RewardModelConfig
+from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader, RewardModelGrader
+from luthier.v1.rendering_pb2 import RENDERING_KIND_PREFERENCE, RENDERING_KIND_PROMPT, Rendering
 
 pytestmark = pytest.mark.e2e
 STEPS, INTERVAL = 30, 5
@@ -93,3 +98,80 @@ def test_rewards_that_cannot_teach_fail_the_job_and_say_why(tuning: Shared, prom
             client.jobs.wait("deaf", timeout_seconds=WAIT)
         assert caught.value.reason == Reason.REWARD_SERVICE_UNAVAILABLE
         assert f"grader deaf: reward service {address}: no answer within 1 s" in caught.value.message
+
+
+def judge_of_answers(tuning: Shared, client: Client) -> str:
+    """A reward model of all weights that prefers small letters; returns its name."""
+    path = tuning.cluster.home / "pairs.jsonl"
+    with path.open("w") as file:
+        for number in range(40):
+            sides = {
+                "chosen": "the grass is green, " + "abc"[number % 3],
+                "rejected": f"THE {number} {number * 7}: {'?!#'[number % 3] * 4}",
+            }
+            turns = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+            asked = [{"role": "user", "content": f"colour of thing {number}?"}]
+            file.write(json.dumps({"prompt": asked, **turns}) + "\n")
+    client.datasets.create("pairs")
+    source = DatasetSource(upload=client.datasets.upload(path).name, split=SPLIT_TRAIN)
+    version = client.datasets.create_version("pairs", [source])
+    client.datasets.versions.wait(version.name, timeout_seconds=WAIT)
+    wanted = Rendering(dataset_version=version.name, model="tiny", kind=RENDERING_KIND_PREFERENCE)
+    rendering = client.renderings.wait(client.renderings.create(wanted).name, timeout_seconds=WAIT)
+    # Few steps: of answers that are all far from both sides a sure model thinks the same.
+    judging = job(rendering.name, 4)
+    judging.hyperparameters.learning_rate = 1e-3
+    judging.full.CopyFrom(FullConfig())
+    judging.reward_model.CopyFrom(RewardModelConfig())
+    client.jobs.create(judging, job_id="judge")
+    return client.jobs.wait("judge", timeout_seconds=WAIT).tuned_model
+
+
+def valued_by_transformers(folder: Path, texts: list[list[int]]) -> list[float]:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    classifier: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return [classifier(input_ids=torch.tensor([text])).logits.item() for text in texts]
+
+
+def test_a_reward_model_of_this_place_rewards_and_a_killed_worker_changes_nothing(
+    tuning: Shared, prompts: str, tmp_path: Path
+) -> None:
+    """The template writes a line feed behind the end of a turn: that is the token whose value was taught."""
+    cluster, steps = tuning.cluster, 2 * INTERVAL
+    with cluster.client() as client:
+        name = judge_of_answers(tuning, client)
+        wanted = reinforced(prompts, Grader(reward_model=RewardModelGrader(model="judge")), steps)
+        assert not [text for text in client.jobs.plan(wanted).warnings if "reward model" in text]
+        client.jobs.create(wanted, job_id="judged")
+        client.jobs.wait("judged", timeout_seconds=WAIT)
+        client.jobs.create(wanted, job_id="judged-killed")
+        when_step(client, "judged-killed", INTERVAL + 2, lambda: cluster.kill("training-worker"))
+        with pytest.raises(FailedPrecondition) as caught:
+            client.models.delete("judge")
+        cluster.start("training-worker")
+        client.jobs.wait("judged-killed", timeout_seconds=WAIT)
+        assert caught.value.reason == Reason.RESOURCE_IN_USE
+        assert_same_run(client, "judged", "judged-killed")
+        logs = [event.log for event in client.jobs.watch("judged") if event.HasField("log")]
+        assert not [one.text for one in logs if "reward model" in one.text]
+        drawn = list(client.jobs.rollouts("judged"))
+        assert list(client.jobs.rollouts("judged-killed")) == drawn
+        ended = [one for one in drawn if one.finish_reason == FINISH_REASON_STOP]
+        cut = [one for one in drawn if one.finish_reason != FINISH_REASON_STOP]
+        folder = client.models.download(name, tmp_path / "judge")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        end = tokenizer.encode("<|im_end|>\n").ids
+        assert ended
+        assert {one.token_ids[-1] for one in ended} <= {end[0], 0}
+        texts = [[*one.prompt_token_ids, *one.token_ids[:-1], *end] for one in ended]
+        texts += [[*one.prompt_token_ids, *one.token_ids] for one in cut[:40]]
+        theirs = valued_by_transformers(folder, texts)
+        ours = [one.reward for one in (*ended, *cut[:40])]
+        assert ours == pytest.approx(theirs, rel=0.05, abs=0.05)
+        assert max(ours) - min(ours) > 0.5
+        # Without the line feed the values are others.
+        bare = valued_by_transformers(folder, [text[:-1] for text in texts[: len(ended)]])
+        assert max(abs(one - other) for one, other in zip(bare, ours, strict=False)) > 0.2

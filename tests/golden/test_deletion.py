@@ -108,12 +108,14 @@ def holders(cluster: RestingCluster, service: str, uid: str) -> list[str]:
         return [row[0] for row in rows]
 
 
-# Fields that the home knows nothing of; test_starts.py and test_mixing.py of tests/training/jobs have what has them.
+# Fields that the home knows nothing of; test_starts.py, test_mixing.py and test_reward_models.py of tests/training/jobs
+# have what has them.
 YOUNGER = {
     "luthier.v1.FineTuningJob.start_from",
     "luthier.v1.Model.start_from",
     "luthier.v1.RenderingShare.rendering",
     "luthier.v1.RenderingUse.rendering",
+    "luthier.v1.RewardModelGrader.model",
 }
 
 

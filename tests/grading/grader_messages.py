@@ -15,6 +15,7 @@ from luthier.v1.grader_pb2 import (
     NumberMatchGrader,
     RegexGrader,
     RemoteGrader,
+    RewardModelGrader,
     StringCheckGrader,
     TextSimilarityGrader,
 )
@@ -55,11 +56,16 @@ def remote(address: str = "127.0.0.1:1", **fields: Any) -> Grader:
     return Grader(remote=RemoteGrader(address=address, **fields))
 
 
+def reward_model(model: str = "projects/default/models/judge") -> Grader:
+    return Grader(reward_model=RewardModelGrader(model=model))
+
+
 def graded(
     grader: Grader,
     output_text: str,
     item_json: str = "{}",
     remote_scores: Mapping[str, float | GradingError] = MappingProxyType({}),
+    values: Mapping[str, float] = MappingProxyType({}),
 ) -> Grade:
-    sample = Sample(item_json=item_json, output_text=output_text, remote=remote_scores)
+    sample = Sample(item_json=item_json, output_text=output_text, remote=remote_scores, values=values)
     return ReadGrader(grader).grade(sample)

@@ -11,6 +11,7 @@ from tests.grading.grader_messages import (
     number_match,
     regex,
     remote,
+    reward_model,
     similarity,
     string_check,
 )
@@ -57,7 +58,8 @@ def wide() -> Grader:
 WRONG: list[tuple[Callable[[], Grader], str]] = [
     (
         Grader,
-        "grader: must be one of string_check, text_similarity, multi, json_match, number_match, regex, remote, got",
+        "grader: must be one of string_check, text_similarity, multi, json_match, number_match, regex, remote, "
+        "reward_model, got",
     ),
     (
         lambda: Grader(name="x" * 65, regex=regex("a").regex),
@@ -159,6 +161,7 @@ WRONG: list[tuple[Callable[[], Grader], str]] = [
         "grader.remote.timeout_seconds: must be above 0 and at most 600, got 601",
     ),
     (lambda: remote(max_batch_size=257), "grader.remote.max_batch_size: must be in 1..256, got 257"),
+    (lambda: reward_model(""), "grader.reward_model.model: must name a reward model, got nothing"),
 ]
 
 

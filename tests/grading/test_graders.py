@@ -16,13 +16,15 @@ from tests.grading.grader_messages import (
     number_match,
     regex,
     remote,
+    reward_model,
     similarity,
     string_check,
 )
 
 from luthier.errors import Reason
+from luthier.grading.asked import remote_graders, reward_model_names
 from luthier.grading.checks import grader_violations
-from luthier.grading.graders import ReadGrader, remote_graders
+from luthier.grading.graders import ReadGrader
 from luthier.grading.outcomes import GradingError, Sample
 from luthier.v1.grader_pb2 import Grader, ScoreRange
 
@@ -229,6 +231,42 @@ def test_what_is_wrong_with_a_remote_score_is_an_error(outcome: Any, reason: Rea
     assert grade.error is not None
     assert grade.error.reason == reason
     assert grade.error.message.startswith("grader a: ")
+
+
+def test_values_of_reward_models_are_taken_by_path_as_they_are() -> None:
+    assert graded(reward_model(), "x", values={"": -7.25}).score == -7.25
+    grader = multi("a + inner", a=reward_model(), inner=multi("2 * b", b=reward_model("m/2"), c=regex("x")))
+    for one in (grader, grader.multi.graders["inner"]):
+        one.multi.range.CopyFrom(ScoreRange(min=-100, max=100))
+    grade = graded(grader, "x", values={"a": 3.5, "inner.b": -20.0})
+    assert grade.score == -36.5
+    assert grade.parts == {"a": 3.5, "inner": -40.0, "inner.b": -20.0, "inner.c": 1.0}
+    assert list(reward_model_names(grader, "grader")) == [
+        ("grader.multi.graders['a'].reward_model.model", "projects/default/models/judge"),
+        ("grader.multi.graders['inner'].multi.graders['b'].reward_model.model", "m/2"),
+    ]
+    assert list(remote_graders(grader)) == []
+
+
+def test_a_value_beyond_the_range_of_a_multi_grader_is_an_error() -> None:
+    grade = graded(multi("a", a=reward_model()), "x", values={"a": 1.5})
+    assert grade.error is not None
+    assert grade.error.reason == Reason.SCORE_OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_an_error(value: float) -> None:
+    for grader, path, label in (
+        (reward_model(), "", "reward_model"),
+        (multi("a", a=reward_model()), "a", "a"),
+    ):
+        grade = graded(grader, "x", values={path: value})
+        assert grade.score is None
+        assert grade.error is not None
+        assert grade.error.reason == Reason.SCORE_NOT_FINITE
+        assert grade.error.message == (
+            f"grader {label}: the value that projects/default/models/judge gives must be finite, got {value}"
+        )
 
 
 TEXTS = st.text(max_size=40)

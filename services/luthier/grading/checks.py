@@ -20,6 +20,7 @@ from luthier.runtime.field_limits import (
     named,
     not_negative,
     positive,
+    required,
     whole,
 )
 from luthier.v1.grader_pb2 import Grader, ScoreRange, StringCheckGrader, TextSimilarityGrader
@@ -72,6 +73,7 @@ LIMITS: LimitTable = {
     "remote.range.max": _BOUND,
     "remote.timeout_seconds": positive(MAX_TIMEOUT_SECONDS),
     "remote.max_batch_size": whole(1, MAX_BATCH_SIZE),
+    "reward_model.model": required("must name a reward model"),
 }
 """Of one grader, without those in it."""
 
@@ -113,7 +115,7 @@ def _of_grader(grader: Grader, field: str, depth: int, walk: _Walk) -> Iterator[
     yield from broken
     if broken:
         return
-    walk.reads_sample |= kind == "remote"
+    walk.reads_sample |= kind in ("remote", "reward_model")
     yield from _of_texts(grader, kind, field, walk)
     if kind == "multi":
         yield from _of_multi(grader, f"{field}.multi", depth + 1, walk)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from luthier.errors import Reason
 from luthier.grading import expressions, patterns, templates
+from luthier.grading.asked import below
 from luthier.grading.metrics.field_match import field_match
 from luthier.grading.metrics.text_form import in_text_form
 from luthier.grading.number_texts import is_close, last_number, number_of
@@ -19,6 +20,7 @@ from luthier.v1.grader_pb2 import (
     NumberMatchGrader,
     RegexGrader,
     RemoteGrader,
+    RewardModelGrader,
     ScoreRange,
     StringCheckGrader,
     TextSimilarityGrader,
@@ -48,24 +50,6 @@ class ReadGrader:
             return Grade(score=None, error=error, parts=parts)
 
 
-def remote_graders(grader: Grader, path: str = "") -> Iterator[tuple[str, RemoteGrader]]:
-    """Yield the graders that ask a reward service, by path: `` of the grader itself, `outer.inner` in multi graders."""
-    if grader.HasField("remote"):
-        yield path, grader.remote
-    for name, inner in sorted(grader.multi.graders.items()) if grader.HasField("multi") else ():
-        yield from remote_graders(inner, _below(path, name))
-
-
-def remote_addresses(grader: Grader, field: str) -> Iterator[tuple[str, str]]:
-    """Yield the addresses that a grader asks, each after the field in which it stands; `field` is the grader's own.
-
-    `grader.multi.graders['a'].remote.address` is one.
-    """
-    for path, remote in remote_graders(grader):
-        place = "".join(f".multi.graders[{name!r}]" for name in path.split(".") if name)
-        yield f"{field}{place}.remote.address", remote.address
-
-
 def _node(grader: Grader, path: str) -> _Score:
     kind = grader.WhichOneof("kind")
     assert kind is not None, "a grader that passed the checks has a kind"
@@ -73,6 +57,8 @@ def _node(grader: Grader, path: str) -> _Score:
         score = _multi(grader.multi, path)
     elif kind == "remote":
         score = _remote(grader.remote, path)
+    elif kind == "reward_model":
+        score = _reward_model(grader.reward_model, path)
     else:
         score = _LEAVES[kind](getattr(grader, kind))
     label = f"grader {path or grader.name or kind}"
@@ -93,14 +79,14 @@ class _PartFailed(GradingError):
 
 
 def _multi(grader: MultiGrader, path: str) -> _Score:
-    inner = {name: _node(one, _below(path, name)) for name, one in sorted(grader.graders.items())}
+    inner = {name: _node(one, below(path, name)) for name, one in sorted(grader.graders.items())}
     expression = expressions.parsed(grader.calculate_output)
     limits = _limits(grader)
 
     def score(sample: Sample, parts: _Parts) -> float:
         scores: dict[str, float] = {}
         for name, one in inner.items():
-            scores[name] = parts[_below(path, name)] = one(sample, parts)
+            scores[name] = parts[below(path, name)] = one(sample, parts)
         return _in_range(expression.value(scores), limits)
 
     return score
@@ -115,6 +101,21 @@ def _remote(grader: RemoteGrader, path: str) -> _Score:
         if isinstance(outcome, GradingError):
             raise outcome
         return _in_range(outcome, limits)
+
+    return score
+
+
+def _reward_model(grader: RewardModelGrader, path: str) -> _Score:
+    name = grader.model
+
+    def score(sample: Sample, parts: _Parts) -> float:
+        del parts
+        value = sample.values[path]
+        if not math.isfinite(value):
+            raise GradingError(
+                Reason.SCORE_NOT_FINITE, f"the value that {name} gives must be finite, got {value}"
+            )
+        return value
 
     return score
 
@@ -237,7 +238,3 @@ def _in_range(value: float, limits: ScoreRange) -> float:
 
 def _invalid(message: str) -> GradingError:
     return GradingError(Reason.GRADER_INPUT_INVALID, message)
-
-
-def _below(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

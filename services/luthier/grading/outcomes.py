@@ -44,12 +44,14 @@ class Sample:
     Attributes:
         item_json: the record as a JSON object; empty: one without fields.
         output_text: the answer.
-        remote: what reward services said of it, by the path of the grader (`graders.remote_graders`).
+        remote: what reward services said of it, by the path of the grader (`asked.remote_graders`).
+        values: what reward models said of it, by the path of the grader (`asked.reward_model_graders`).
     """
 
     item_json: str
     output_text: str
     remote: Mapping[str, float | GradingError] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def item(self) -> Mapping[str, Any]:

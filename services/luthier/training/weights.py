@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.v1.model_pb2 import Model
+from luthier.worker.v1.task_pb2 import BlobFile
 
 StoredModel = Stored[Model, ModelPrivate]
 
@@ -31,3 +32,12 @@ class SeenModel:
     uid: str
     message: Model
     private: ModelPrivate
+
+
+def weight_files(model: StoredModel) -> list[BlobFile]:
+    """Return the files of a model besides those of its tokenizer."""
+    return [
+        BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+        for file in model.private.files
+        if not file.tokenizer
+    ]

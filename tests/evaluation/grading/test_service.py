@@ -24,6 +24,7 @@ from tests.grading.grader_messages import (
     number_match,
     regex,
     remote,
+    reward_model,
     similarity,
     string_check,
 )
@@ -223,6 +224,18 @@ async def test_an_address_that_is_not_allowed_is_refused_with_its_field(site: Si
     assert caught.value.message.startswith(
         f"{place}: must be host:port of 127.0.0.1, which LUTHIER_REWARD_ADDRESSES"
     )
+
+
+async def test_a_reward_model_is_refused_by_name_as_no_model_is_loaded(site: Site) -> None:
+    inner = multi("a + b", a=reward_model("projects/default/models/judge"), b=string_check())
+    for grader, place in ((reward_model(), "grader"), (inner, "grader.multi.graders['a']")):
+        with pytest.raises(InvalidArgument) as caught:
+            await anext(site.stream("GradeSamples", request(grader, Sample())))
+        assert caught.value.reason == Reason.GRADER_NEEDS_MODEL
+        assert caught.value.message == (
+            f"{place}.reward_model: must not be a reward model, as no model is loaded to grade samples with, got "
+            "'projects/default/models/judge'; the grader of a reinforcement job may be one"
+        )
 
 
 def summed(parts: dict[str, Grader]) -> Grader:

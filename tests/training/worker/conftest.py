@@ -65,6 +65,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
         self.others: dict[str, SmallDataService] = {}
         self.kind = rendering_pb2.RENDERING_KIND_UNSPECIFIED
         self.tokenizer_digest = ""
+        self.chat_template = ""
         self.digest = "r" * 64
         self.digest_once_read = self.digest
         self.credentials: set[str] = set()
@@ -84,6 +85,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
             digest=self.digest,
             kind=self.kind,
             tokenizer_digest=self.tokenizer_digest,
+            effective_chat_template=self.chat_template,
             stop_token_ids=[2] if self.kind == rendering_pb2.RENDERING_KIND_PROMPT else [],
             split_statistics=[
                 rendering_pb2.RenderingSplitStatistics(

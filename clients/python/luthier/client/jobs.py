@@ -12,6 +12,7 @@ from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import training_service_pb2 as api
 from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
+from luthier.v1.grader_pb2 import Grader
 from luthier.v1.rollout_pb2 import Rollout
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def plan(scope: Scope, job: FineTuningJob) -> Flow[FineTuningPlan]:
 def create(scope: Scope, job: FineTuningJob, *, job_id: str = "") -> Flow[FineTuningJob]:
     """Queue a job. Follow it with `watch` or `wait`.
 
-    `job` names `rendering`, `base_model` or `start_from` (short names will do, also in `mixed_renderings`) and what
-    else shall differ from the defaults.
+    `job` names `rendering`, `base_model` or `start_from` (short names will do, also in `mixed_renderings` and of reward
+    models in a grader) and what else shall differ from the defaults.
     """
     request = api.CreateFineTuningJobRequest(
         parent=names.project(scope.project), fine_tuning_job=_resolved(scope, job), fine_tuning_job_id=job_id
@@ -153,7 +154,16 @@ def _resolved(scope: Scope, job: FineTuningJob) -> FineTuningJob:
     )
     for mixed in resolved.mixed_renderings:
         mixed.rendering = names.child(scope.project, "renderings", mixed.rendering)
+    if resolved.HasField("reinforcement"):
+        _name_reward_models(scope, resolved.reinforcement.grader)
     return resolved
+
+
+def _name_reward_models(scope: Scope, grader: Grader) -> None:
+    if grader.reward_model.model:
+        grader.reward_model.model = names.child(scope.project, "models", grader.reward_model.model)
+    for inner in grader.multi.graders.values():
+        _name_reward_models(scope, inner)
 
 
 class Jobs(SyncResource):

@@ -168,6 +168,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A module that is to be trained whole beside an adapter is none of the model's, or is one weight with another."""
     ERROR_REASON_SHARES_DO_NOT_ADD_UP: _ErrorReason.ValueType  # 128
     """The shares of the renderings that a job mixes do not add up to 1, or leave nothing for its own."""
+    ERROR_REASON_REWARD_MODEL_EXPECTED: _ErrorReason.ValueType  # 135
+    """A grader names a model that is no reward model."""
+    ERROR_REASON_TOKENIZER_MISMATCH: _ErrorReason.ValueType  # 136
+    """A model was taught with another tokenizer than the one whose tokens it would be given."""
+    ERROR_REASON_GRADER_NEEDS_MODEL: _ErrorReason.ValueType  # 137
+    """A grader needs a model where none is loaded."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -320,4 +326,10 @@ ERROR_REASON_TRAINED_MODULE_INVALID: ErrorReason.ValueType  # 133
 """A module that is to be trained whole beside an adapter is none of the model's, or is one weight with another."""
 ERROR_REASON_SHARES_DO_NOT_ADD_UP: ErrorReason.ValueType  # 128
 """The shares of the renderings that a job mixes do not add up to 1, or leave nothing for its own."""
+ERROR_REASON_REWARD_MODEL_EXPECTED: ErrorReason.ValueType  # 135
+"""A grader names a model that is no reward model."""
+ERROR_REASON_TOKENIZER_MISMATCH: ErrorReason.ValueType  # 136
+"""A model was taught with another tokenizer than the one whose tokens it would be given."""
+ERROR_REASON_GRADER_NEEDS_MODEL: ErrorReason.ValueType  # 137
+"""A grader needs a model where none is loaded."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -176,8 +176,8 @@ class EvaluationServiceServicer(object):
         sample, not of the call.
 
         Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
-        called, or GRADING_LIMIT_REACHED: grading a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade.
-        UNAVAILABLE: the service stops.
+        called, GRADER_NEEDS_MODEL: the grader is a reward model or has one in it, and none is loaded here, or GRADING_LIMIT_REACHED: grading
+        a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade. UNAVAILABLE: the service stops.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

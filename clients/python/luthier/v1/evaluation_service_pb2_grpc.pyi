@@ -91,8 +91,8 @@ class EvaluationServiceStub:
     sample, not of the call.
 
     Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
-    called, or GRADING_LIMIT_REACHED: grading a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade.
-    UNAVAILABLE: the service stops.
+    called, GRADER_NEEDS_MODEL: the grader is a reward model or has one in it, and none is loaded here, or GRADING_LIMIT_REACHED: grading
+    a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade. UNAVAILABLE: the service stops.
     """
 
 @_typing.type_check_only
@@ -156,8 +156,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     sample, not of the call.
 
     Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
-    called, or GRADING_LIMIT_REACHED: grading a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade.
-    UNAVAILABLE: the service stops.
+    called, GRADER_NEEDS_MODEL: the grader is a reward model or has one in it, and none is loaded here, or GRADING_LIMIT_REACHED: grading
+    a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade. UNAVAILABLE: the service stops.
     """
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -272,8 +272,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         sample, not of the call.
 
         Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
-        called, or GRADING_LIMIT_REACHED: grading a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade.
-        UNAVAILABLE: the service stops.
+        called, GRADER_NEEDS_MODEL: the grader is a reward model or has one in it, and none is loaded here, or GRADING_LIMIT_REACHED: grading
+        a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade. UNAVAILABLE: the service stops.
         """
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17luthier/v1/grader.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xfd\x03\n\x06Grader\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01R\x04name\x12H\n\x0cstring_check\x18\x02 \x01(\x0b\x32\x1d.luthier.v1.StringCheckGraderB\x04\xe2\x41\x01\x01H\x00R\x0bstringCheck\x12Q\n\x0ftext_similarity\x18\x03 \x01(\x0b\x32 .luthier.v1.TextSimilarityGraderB\x04\xe2\x41\x01\x01H\x00R\x0etextSimilarity\x12\x35\n\x05multi\x18\x04 \x01(\x0b\x32\x17.luthier.v1.MultiGraderB\x04\xe2\x41\x01\x01H\x00R\x05multi\x12\x42\n\njson_match\x18\x05 \x01(\x0b\x32\x1b.luthier.v1.JsonMatchGraderB\x04\xe2\x41\x01\x01H\x00R\tjsonMatch\x12H\n\x0cnumber_match\x18\x06 \x01(\x0b\x32\x1d.luthier.v1.NumberMatchGraderB\x04\xe2\x41\x01\x01H\x00R\x0bnumberMatch\x12\x35\n\x05regex\x18\x07 \x01(\x0b\x32\x17.luthier.v1.RegexGraderB\x04\xe2\x41\x01\x01H\x00R\x05regex\x12\x38\n\x06remote\x18\x08 \x01(\x0b\x32\x18.luthier.v1.RemoteGraderB\x04\xe2\x41\x01\x01H\x00R\x06remoteB\x06\n\x04kind\"\x95\x02\n\x11StringCheckGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\"\n\treference\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\treference\x12K\n\toperation\x18\x03 \x01(\x0e\x32\'.luthier.v1.StringCheckGrader.OperationB\x04\xe2\x41\x01\x02R\toperation\"s\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x10\n\x0cOPERATION_EQ\x10\x01\x12\x10\n\x0cOPERATION_NE\x10\x02\x12\x12\n\x0eOPERATION_LIKE\x10\x03\x12\x13\n\x0fOPERATION_ILIKE\x10\x04\"\xb7\x03\n\x14TextSimilarityGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\"\n\treference\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\treference\x12^\n\x11\x65valuation_metric\x18\x03 \x01(\x0e\x32+.luthier.v1.TextSimilarityGrader.SimilarityB\x04\xe2\x41\x01\x02R\x10\x65valuationMetric\"\xfe\x01\n\nSimilarity\x12\x1a\n\x16SIMILARITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16SIMILARITY_FUZZY_MATCH\x10\x01\x12\x13\n\x0fSIMILARITY_BLEU\x10\x02\x12\x13\n\x0fSIMILARITY_GLEU\x10\x03\x12\x16\n\x12SIMILARITY_ROUGE_1\x10\x04\x12\x16\n\x12SIMILARITY_ROUGE_2\x10\x05\x12\x16\n\x12SIMILARITY_ROUGE_3\x10\x06\x12\x16\n\x12SIMILARITY_ROUGE_4\x10\x07\x12\x16\n\x12SIMILARITY_ROUGE_5\x10\x08\x12\x16\n\x12SIMILARITY_ROUGE_L\x10\t\"<\n\nScoreRange\x12\x16\n\x03min\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x03min\x12\x16\n\x03max\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x03max\"\x88\x02\n\x0bMultiGrader\x12\x44\n\x07graders\x18\x01 \x03(\x0b\x32$.luthier.v1.MultiGrader.GradersEntryB\x04\xe2\x41\x01\x02R\x07graders\x12/\n\x10\x63\x61lculate_output\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x0f\x63\x61lculateOutput\x12\x32\n\x05range\x18\x03 \x01(\x0b\x32\x16.luthier.v1.ScoreRangeB\x04\xe2\x41\x01\x01R\x05range\x1aN\n\x0cGradersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x12.luthier.v1.GraderR\x05value:\x02\x38\x01\"\x8b\x01\n\x0fJsonMatchGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\"\n\treference\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\treference\x12\x1c\n\x06\x66ields\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01R\x06\x66ields\x12\x1a\n\x05whole\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01R\x05whole\"\xdd\x01\n\x11NumberMatchGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\"\n\treference\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\treference\x12\x33\n\x12\x61\x62solute_tolerance\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x11\x61\x62soluteTolerance\x12\x33\n\x12relative_tolerance\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x11relativeTolerance\x12\x1e\n\x07pattern\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07pattern\"n\n\x0bRegexGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\x1e\n\x07pattern\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07pattern\x12#\n\nfull_match\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01R\tfullMatch\"\xbd\x01\n\x0cRemoteGrader\x12\x1e\n\x07\x61\x64\x64ress\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07\x61\x64\x64ress\x12\x32\n\x05range\x18\x02 \x01(\x0b\x32\x16.luthier.v1.ScoreRangeB\x04\xe2\x41\x01\x01R\x05range\x12-\n\x0ftimeout_seconds\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0etimeoutSeconds\x12*\n\x0emax_batch_size\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x0cmaxBatchSize\"R\n\x06Sample\x12!\n\titem_json\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01R\x08itemJson\x12%\n\x0boutput_text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\noutputText\"\xf7\x01\n\x0bSampleGrade\x12\x1c\n\x05score\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x03H\x00R\x05score\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03H\x00R\x05\x65rror\x12N\n\x0bpart_scores\x18\x03 \x03(\x0b\x32\'.luthier.v1.SampleGrade.PartScoresEntryB\x04\xe2\x41\x01\x03R\npartScores\x1a=\n\x0fPartScoresEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x42\t\n\x07outcomeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17luthier/v1/grader.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x17google/rpc/status.proto\"\xc7\x04\n\x06Grader\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01R\x04name\x12H\n\x0cstring_check\x18\x02 \x01(\x0b\x32\x1d.luthier.v1.StringCheckGraderB\x04\xe2\x41\x01\x01H\x00R\x0bstringCheck\x12Q\n\x0ftext_similarity\x18\x03 \x01(\x0b\x32 .luthier.v1.TextSimilarityGraderB\x04\xe2\x41\x01\x01H\x00R\x0etextSimilarity\x12\x35\n\x05multi\x18\x04 \x01(\x0b\x32\x17.luthier.v1.MultiGraderB\x04\xe2\x41\x01\x01H\x00R\x05multi\x12\x42\n\njson_match\x18\x05 \x01(\x0b\x32\x1b.luthier.v1.JsonMatchGraderB\x04\xe2\x41\x01\x01H\x00R\tjsonMatch\x12H\n\x0cnumber_match\x18\x06 \x01(\x0b\x32\x1d.luthier.v1.NumberMatchGraderB\x04\xe2\x41\x01\x01H\x00R\x0bnumberMatch\x12\x35\n\x05regex\x18\x07 \x01(\x0b\x32\x17.luthier.v1.RegexGraderB\x04\xe2\x41\x01\x01H\x00R\x05regex\x12\x38\n\x06remote\x18\x08 \x01(\x0b\x32\x18.luthier.v1.RemoteGraderB\x04\xe2\x41\x01\x01H\x00R\x06remote\x12H\n\x0creward_model\x18\t \x01(\x0b\x32\x1d.luthier.v1.RewardModelGraderB\x04\xe2\x41\x01\x01H\x00R\x0brewardModelB\x06\n\x04kind\"\x95\x02\n\x11StringCheckGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\"\n\treference\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\treference\x12K\n\toperation\x18\x03 \x01(\x0e\x32\'.luthier.v1.StringCheckGrader.OperationB\x04\xe2\x41\x01\x02R\toperation\"s\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x10\n\x0cOPERATION_EQ\x10\x01\x12\x10\n\x0cOPERATION_NE\x10\x02\x12\x12\n\x0eOPERATION_LIKE\x10\x03\x12\x13\n\x0fOPERATION_ILIKE\x10\x04\"\xb7\x03\n\x14TextSimilarityGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\"\n\treference\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\treference\x12^\n\x11\x65valuation_metric\x18\x03 \x01(\x0e\x32+.luthier.v1.TextSimilarityGrader.SimilarityB\x04\xe2\x41\x01\x02R\x10\x65valuationMetric\"\xfe\x01\n\nSimilarity\x12\x1a\n\x16SIMILARITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16SIMILARITY_FUZZY_MATCH\x10\x01\x12\x13\n\x0fSIMILARITY_BLEU\x10\x02\x12\x13\n\x0fSIMILARITY_GLEU\x10\x03\x12\x16\n\x12SIMILARITY_ROUGE_1\x10\x04\x12\x16\n\x12SIMILARITY_ROUGE_2\x10\x05\x12\x16\n\x12SIMILARITY_ROUGE_3\x10\x06\x12\x16\n\x12SIMILARITY_ROUGE_4\x10\x07\x12\x16\n\x12SIMILARITY_ROUGE_5\x10\x08\x12\x16\n\x12SIMILARITY_ROUGE_L\x10\t\"<\n\nScoreRange\x12\x16\n\x03min\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x03min\x12\x16\n\x03max\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x03max\"\x88\x02\n\x0bMultiGrader\x12\x44\n\x07graders\x18\x01 \x03(\x0b\x32$.luthier.v1.MultiGrader.GradersEntryB\x04\xe2\x41\x01\x02R\x07graders\x12/\n\x10\x63\x61lculate_output\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x0f\x63\x61lculateOutput\x12\x32\n\x05range\x18\x03 \x01(\x0b\x32\x16.luthier.v1.ScoreRangeB\x04\xe2\x41\x01\x01R\x05range\x1aN\n\x0cGradersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x12.luthier.v1.GraderR\x05value:\x02\x38\x01\"\x8b\x01\n\x0fJsonMatchGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\"\n\treference\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\treference\x12\x1c\n\x06\x66ields\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01R\x06\x66ields\x12\x1a\n\x05whole\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01R\x05whole\"\xdd\x01\n\x11NumberMatchGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\"\n\treference\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\treference\x12\x33\n\x12\x61\x62solute_tolerance\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x11\x61\x62soluteTolerance\x12\x33\n\x12relative_tolerance\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x11relativeTolerance\x12\x1e\n\x07pattern\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07pattern\"n\n\x0bRegexGrader\x12\x1a\n\x05input\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05input\x12\x1e\n\x07pattern\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07pattern\x12#\n\nfull_match\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01R\tfullMatch\"\xbd\x01\n\x0cRemoteGrader\x12\x1e\n\x07\x61\x64\x64ress\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07\x61\x64\x64ress\x12\x32\n\x05range\x18\x02 \x01(\x0b\x32\x16.luthier.v1.ScoreRangeB\x04\xe2\x41\x01\x01R\x05range\x12-\n\x0ftimeout_seconds\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0etimeoutSeconds\x12*\n\x0emax_batch_size\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x0cmaxBatchSize\"E\n\x11RewardModelGrader\x12\x30\n\x05model\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x05model\"R\n\x06Sample\x12!\n\titem_json\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01R\x08itemJson\x12%\n\x0boutput_text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\noutputText\"\xf7\x01\n\x0bSampleGrade\x12\x1c\n\x05score\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x03H\x00R\x05score\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03H\x00R\x05\x65rror\x12N\n\x0bpart_scores\x18\x03 \x03(\x0b\x32\'.luthier.v1.SampleGrade.PartScoresEntryB\x04\xe2\x41\x01\x03R\npartScores\x1a=\n\x0fPartScoresEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x42\t\n\x07outcomeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRADER'].fields_by_name['regex']._serialized_options = b'\342A\001\001'
   _globals['_GRADER'].fields_by_name['remote']._loaded_options = None
   _globals['_GRADER'].fields_by_name['remote']._serialized_options = b'\342A\001\001'
+  _globals['_GRADER'].fields_by_name['reward_model']._loaded_options = None
+  _globals['_GRADER'].fields_by_name['reward_model']._serialized_options = b'\342A\001\001'
   _globals['_STRINGCHECKGRADER'].fields_by_name['input']._loaded_options = None
   _globals['_STRINGCHECKGRADER'].fields_by_name['input']._serialized_options = b'\342A\001\002'
   _globals['_STRINGCHECKGRADER'].fields_by_name['reference']._loaded_options = None
@@ -105,6 +108,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOTEGRADER'].fields_by_name['timeout_seconds']._serialized_options = b'\342A\001\001'
   _globals['_REMOTEGRADER'].fields_by_name['max_batch_size']._loaded_options = None
   _globals['_REMOTEGRADER'].fields_by_name['max_batch_size']._serialized_options = b'\342A\001\001'
+  _globals['_REWARDMODELGRADER'].fields_by_name['model']._loaded_options = None
+  _globals['_REWARDMODELGRADER'].fields_by_name['model']._serialized_options = b'\342A\001\002\372A\023\n\021luthier.dev/Model'
   _globals['_SAMPLE'].fields_by_name['item_json']._loaded_options = None
   _globals['_SAMPLE'].fields_by_name['item_json']._serialized_options = b'\342A\001\001'
   _globals['_SAMPLE'].fields_by_name['output_text']._loaded_options = None
@@ -117,34 +122,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLEGRADE'].fields_by_name['error']._serialized_options = b'\342A\001\003'
   _globals['_SAMPLEGRADE'].fields_by_name['part_scores']._loaded_options = None
   _globals['_SAMPLEGRADE'].fields_by_name['part_scores']._serialized_options = b'\342A\001\003'
-  _globals['_GRADER']._serialized_start=98
-  _globals['_GRADER']._serialized_end=607
-  _globals['_STRINGCHECKGRADER']._serialized_start=610
-  _globals['_STRINGCHECKGRADER']._serialized_end=887
-  _globals['_STRINGCHECKGRADER_OPERATION']._serialized_start=772
-  _globals['_STRINGCHECKGRADER_OPERATION']._serialized_end=887
-  _globals['_TEXTSIMILARITYGRADER']._serialized_start=890
-  _globals['_TEXTSIMILARITYGRADER']._serialized_end=1329
-  _globals['_TEXTSIMILARITYGRADER_SIMILARITY']._serialized_start=1075
-  _globals['_TEXTSIMILARITYGRADER_SIMILARITY']._serialized_end=1329
-  _globals['_SCORERANGE']._serialized_start=1331
-  _globals['_SCORERANGE']._serialized_end=1391
-  _globals['_MULTIGRADER']._serialized_start=1394
-  _globals['_MULTIGRADER']._serialized_end=1658
-  _globals['_MULTIGRADER_GRADERSENTRY']._serialized_start=1580
-  _globals['_MULTIGRADER_GRADERSENTRY']._serialized_end=1658
-  _globals['_JSONMATCHGRADER']._serialized_start=1661
-  _globals['_JSONMATCHGRADER']._serialized_end=1800
-  _globals['_NUMBERMATCHGRADER']._serialized_start=1803
-  _globals['_NUMBERMATCHGRADER']._serialized_end=2024
-  _globals['_REGEXGRADER']._serialized_start=2026
-  _globals['_REGEXGRADER']._serialized_end=2136
-  _globals['_REMOTEGRADER']._serialized_start=2139
-  _globals['_REMOTEGRADER']._serialized_end=2328
-  _globals['_SAMPLE']._serialized_start=2330
-  _globals['_SAMPLE']._serialized_end=2412
-  _globals['_SAMPLEGRADE']._serialized_start=2415
-  _globals['_SAMPLEGRADE']._serialized_end=2662
-  _globals['_SAMPLEGRADE_PARTSCORESENTRY']._serialized_start=2590
-  _globals['_SAMPLEGRADE_PARTSCORESENTRY']._serialized_end=2651
+  _globals['_GRADER']._serialized_start=125
+  _globals['_GRADER']._serialized_end=708
+  _globals['_STRINGCHECKGRADER']._serialized_start=711
+  _globals['_STRINGCHECKGRADER']._serialized_end=988
+  _globals['_STRINGCHECKGRADER_OPERATION']._serialized_start=873
+  _globals['_STRINGCHECKGRADER_OPERATION']._serialized_end=988
+  _globals['_TEXTSIMILARITYGRADER']._serialized_start=991
+  _globals['_TEXTSIMILARITYGRADER']._serialized_end=1430
+  _globals['_TEXTSIMILARITYGRADER_SIMILARITY']._serialized_start=1176
+  _globals['_TEXTSIMILARITYGRADER_SIMILARITY']._serialized_end=1430
+  _globals['_SCORERANGE']._serialized_start=1432
+  _globals['_SCORERANGE']._serialized_end=1492
+  _globals['_MULTIGRADER']._serialized_start=1495
+  _globals['_MULTIGRADER']._serialized_end=1759
+  _globals['_MULTIGRADER_GRADERSENTRY']._serialized_start=1681
+  _globals['_MULTIGRADER_GRADERSENTRY']._serialized_end=1759
+  _globals['_JSONMATCHGRADER']._serialized_start=1762
+  _globals['_JSONMATCHGRADER']._serialized_end=1901
+  _globals['_NUMBERMATCHGRADER']._serialized_start=1904
+  _globals['_NUMBERMATCHGRADER']._serialized_end=2125
+  _globals['_REGEXGRADER']._serialized_start=2127
+  _globals['_REGEXGRADER']._serialized_end=2237
+  _globals['_REMOTEGRADER']._serialized_start=2240
+  _globals['_REMOTEGRADER']._serialized_end=2429
+  _globals['_REWARDMODELGRADER']._serialized_start=2431
+  _globals['_REWARDMODELGRADER']._serialized_end=2500
+  _globals['_SAMPLE']._serialized_start=2502
+  _globals['_SAMPLE']._serialized_end=2584
+  _globals['_SAMPLEGRADE']._serialized_start=2587
+  _globals['_SAMPLEGRADE']._serialized_end=2834
+  _globals['_SAMPLEGRADE_PARTSCORESENTRY']._serialized_start=2762
+  _globals['_SAMPLEGRADE_PARTSCORESENTRY']._serialized_end=2823
 # @@protoc_insertion_point(module_scope)

@@ -27,8 +27,6 @@ class Grader(_message.Message):
     Texts of graders may hold templates: {{item.NAME}} is a field of the record that was asked, {{item.a.b[0]}} what lies in it
     ([-1] is the last of a list), {{sample.output_text}} the answer and {{sample.output_json.NAME}} a field of an answer that is
     JSON. Text is put in as it is, anything else as JSON. What a template names and is not there is an error.
-
-    Number 9 is kept for reward models, which come with the jobs that train them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -41,6 +39,7 @@ class Grader(_message.Message):
     NUMBER_MATCH_FIELD_NUMBER: _builtins.int
     REGEX_FIELD_NUMBER: _builtins.int
     REMOTE_FIELD_NUMBER: _builtins.int
+    REWARD_MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for people, at most 64 characters; errors say it. Empty means none."""
     @_builtins.property
@@ -71,6 +70,10 @@ class Grader(_message.Message):
     def remote(self) -> Global___RemoteGrader:
         """Asks a RewardService of yours."""
 
+    @_builtins.property
+    def reward_model(self) -> Global___RewardModelGrader:
+        """Values the answer with a reward model. In reinforcement jobs alone."""
+
     def __init__(
         self,
         *,
@@ -82,12 +85,13 @@ class Grader(_message.Message):
         number_match: Global___NumberMatchGrader | None = ...,
         regex: Global___RegexGrader | None = ...,
         remote: Global___RemoteGrader | None = ...,
+        reward_model: Global___RewardModelGrader | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["json_match", b"json_match", "kind", b"kind", "multi", b"multi", "number_match", b"number_match", "regex", b"regex", "remote", b"remote", "string_check", b"string_check", "text_similarity", b"text_similarity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["json_match", b"json_match", "kind", b"kind", "multi", b"multi", "number_match", b"number_match", "regex", b"regex", "remote", b"remote", "reward_model", b"reward_model", "string_check", b"string_check", "text_similarity", b"text_similarity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["json_match", b"json_match", "kind", b"kind", "multi", b"multi", "name", b"name", "number_match", b"number_match", "regex", b"regex", "remote", b"remote", "string_check", b"string_check", "text_similarity", b"text_similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json_match", b"json_match", "kind", b"kind", "multi", b"multi", "name", b"name", "number_match", b"number_match", "regex", b"regex", "remote", b"remote", "reward_model", b"reward_model", "string_check", b"string_check", "text_similarity", b"text_similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["string_check", "text_similarity", "multi", "json_match", "number_match", "regex", "remote"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["string_check", "text_similarity", "multi", "json_match", "number_match", "regex", "remote", "reward_model"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -469,6 +473,34 @@ class RemoteGrader(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoteGrader: _TypeAlias = RemoteGrader  # noqa: Y015
+
+@_typing.final
+class RewardModelGrader(_message.Message):
+    """RewardModelGrader values an answer with a reward model: the score is what its head gives at the last token of prompt and answer, any
+    finite number, higher for what was preferred; what differs between two answers to a prompt is the log-odds of one being preferred to the
+    other. The worker that draws answers values their very tokens. An answer that ended is written to its end as the rows were that the
+    model was taught by; one that was cut at its longest length is valued at its last token.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A READY model of kind REWARD of the same project, taught with the tokenizer of the job's base model. A job that names it keeps it from
+    being deleted until it has ended.
+    """
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardModelGrader: _TypeAlias = RewardModelGrader  # noqa: Y015
 
 @_typing.final
 class Sample(_message.Message):

@@ -109,8 +109,9 @@ class TrainingServiceServicer(object):
         """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
 
         Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
-        one of those that may be called. NOT_FOUND: model or rendering does not exist. FAILED_PRECONDITION: model or rendering is not READY,
-        they do not fit together, or no row has a supervised token.
+        one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
+        not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
+        tokenizer (TOKENIZER_MISMATCH), or no row has a supervised token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,9 @@ class TrainingServiceStub:
     """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
 
     Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
-    one of those that may be called. NOT_FOUND: model or rendering does not exist. FAILED_PRECONDITION: model or rendering is not READY,
-    they do not fit together, or no row has a supervised token.
+    one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
+    not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
+    tokenizer (TOKENIZER_MISMATCH), or no row has a supervised token.
     """
     CreateFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
@@ -117,8 +118,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
 
     Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
-    one of those that may be called. NOT_FOUND: model or rendering does not exist. FAILED_PRECONDITION: model or rendering is not READY,
-    they do not fit together, or no row has a supervised token.
+    one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
+    not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
+    tokenizer (TOKENIZER_MISMATCH), or no row has a supervised token.
     """
     CreateFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
@@ -196,8 +198,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
 
         Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
-        one of those that may be called. NOT_FOUND: model or rendering does not exist. FAILED_PRECONDITION: model or rendering is not READY,
-        they do not fit together, or no row has a supervised token.
+        one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
+        not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
+        tokenizer (TOKENIZER_MISMATCH), or no row has a supervised token.
         """
 
     @_abc_1.abstractmethod

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from luthier.errors import Cancelled, Failure, Internal, InvalidArgument, Reason, ResourceExhausted
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.grading import rules
-from luthier.grading.graders import remote_addresses, remote_graders
+from luthier.grading.asked import remote_addresses, remote_graders
 from luthier.grading.outcomes import CODES
 from luthier.runtime.names import require_project
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest

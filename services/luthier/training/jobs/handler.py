@@ -18,6 +18,7 @@ from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.methods import method_of
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
+from luthier.training.jobs.reward_models import RewardModels
 from luthier.training.jobs.rollouts import KeptRollouts
 from luthier.training.jobs.rules import RESULT_LIMITS, State
 from luthier.training.jobs.tuned import origin_of, tuned_model
@@ -58,6 +59,7 @@ class TrainHandler:
         self._blobs = blobs
         self._released = released
         self._rollouts = rollouts
+        self._reward_models = RewardModels(models)
         self._jobs = repository.jobs()
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
@@ -73,6 +75,7 @@ class TrainHandler:
             rendering_digest=job.private.rendering_digest,
             mixed_rendering_digests=job.private.mixed_rendering_digests,
             start_files=job.private.start_files,
+            reward_models=await self._reward_models.of_task(connection, job.message),
         )
         checkpoint = await self._checkpoints.latest(connection, job.uid)
         if checkpoint is not None:

@@ -83,6 +83,11 @@ def num_teaching(split: RenderingSplitStatistics) -> int:
     return split.tokens.count - num_idle(split)
 
 
+def longest_prompt(rendering: Rendering) -> int:
+    """Return the tokens of the longest row of a rendering of prompts, of which none is idle."""
+    return max(statistics_of(rendering, split).tokens.maximum for split in (SPLIT_TRAIN, SPLIT_VALIDATION))
+
+
 def require_usable(job: FineTuningJob, rendering: Rendering, tokenizer_digest: str) -> None:
     """Check that a job can learn from a rendering, with the tokenizer of its base model.
 

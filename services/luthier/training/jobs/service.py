@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from luthier.errors import AlreadyExists, NotFound, Reason, ResourceExhausted
-from luthier.grading.graders import remote_addresses
+from luthier.grading.asked import remote_addresses
 from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
@@ -17,9 +17,23 @@ from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository, rules
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.counting import survey_elsewhere
-from luthier.training.jobs.planning import SplitLengths, check_counts, joined, make_plan, require_usable
+from luthier.training.jobs.planning import (
+    SplitLengths,
+    check_counts,
+    joined,
+    longest_prompt,
+    make_plan,
+    require_usable,
+)
 from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
 from luthier.training.jobs.released import ReleasedBlobs
+from luthier.training.jobs.reward_models import (
+    RewardModel,
+    RewardModels,
+    check_reward_models,
+    require_room,
+    reward_warnings,
+)
 from luthier.training.jobs.rollouts import KeptRollouts
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
@@ -74,13 +88,15 @@ class Outside:
 class CheckedJob:
     """A job that nothing known in an instant speaks against, all defaults filled in, and what it builds on.
 
-    `renderings` are its own and those that are mixed in; `start` is None where it begins anew on the base model.
+    `renderings` are its own and those that are mixed in; `start` is None where it begins anew on the base model;
+    `reward_models` are those that its grader names.
     """
 
     job: FineTuningJob
     renderings: Sequence[Rendering]
     base_model: StoredModel
     start: Start | None
+    reward_models: Sequence[RewardModel]
 
 
 def _private_of(checked: CheckedJob) -> FineTuningJobPrivate:
@@ -118,6 +134,7 @@ class JobService:
         lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
         self.family = Family(repository.jobs(), lifecycle, database, log, tasks)
         self._starts = Starts(models, self.family, blobs)
+        self._reward_models = RewardModels(models)
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
         self.rollouts = KeptRollouts(database, blobs, ReleasedBlobs(database, blobs))
@@ -127,13 +144,14 @@ class JobService:
 
         Raises:
             InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; ADDRESS_NOT_ALLOWED for a remote
-                grader; SEQUENCE_TOO_LONG.
-            NotFound: the model, what to begin from or a rendering does not exist.
-            FailedPrecondition: one of them is not READY, they do not fit, or NO_SUPERVISED_TOKENS.
+                grader; REWARD_MODEL_EXPECTED; SEQUENCE_TOO_LONG.
+            NotFound: the model, what to begin from, a reward model or a rendering does not exist.
+            FailedPrecondition: one of them is not READY, they do not fit, TOKENIZER_MISMATCH, or NO_SUPERVISED_TOKENS.
             Unavailable: the Data service is away.
         """
         rules.check_references(parent, wanted)
         rules.check_job(wanted)
+        check_reward_models(parent, wanted)
         for field, address in remote_addresses(wanted.reinforcement.grader, GRADER_FIELD):
             self._rewards.require(address, field)
         async with self._database.reading() as connection:
@@ -141,13 +159,15 @@ class JobService:
         job = rules.resolved(wanted if start is None else await self._starts.begun(wanted, start))
         async with self._database.reading() as connection:
             base = await self._models.find_base(connection, job.base_model)
+            rewards = await self._reward_models.find(connection, job, base)
         if start is not None:
             require_base(start, base)
         renderings = [await self._renderings.get(name) for name in rendering_names(job)]
         for rendering in renderings:
             require_usable(job, rendering, base.message.tokenizer_digest)
         check_counts(job, renderings, base.message.context_length)
-        return CheckedJob(job=job, renderings=renderings, base_model=base, start=start)
+        require_room(job, rewards, longest_prompt(renderings[0]))
+        return CheckedJob(job=job, renderings=renderings, base_model=base, start=start, reward_models=rewards)
 
     async def plan(self, request: PlanFineTuningJobRequest) -> FineTuningPlan:
         """Say what a job would do, having looked at the length of every row. Raises as `check`.
@@ -175,7 +195,9 @@ class JobService:
         finally:
             self._num_plans -= 1
         context_length = checked.base_model.message.context_length
-        return make_plan(checked.job, checked.renderings, found, context_length)
+        made = make_plan(checked.job, checked.renderings, found, context_length)
+        made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
+        return made
 
     async def create(self, request: CreateFineTuningJobRequest) -> FineTuningJob:
         """Queue a job; its worker looks at the rows while it is PREPARING.
@@ -204,6 +226,9 @@ class JobService:
             job.references.add(name=name, uid=rendering.uid, digest=rendering.digest)
             for name, rendering in zip(rendering_names(job), checked.renderings, strict=True)
         ]
+        for one in checked.reward_models:
+            message = one.model.message
+            job.references.add(name=message.name, uid=one.model.uid, digest=message.digest)
         work = Work(kind=TaskKind.TRAIN, resources=rendering_names(job))
         async with (
             self._elsewhere.holding(name, read) as holds,
@@ -215,6 +240,8 @@ class JobService:
             if start is not None:
                 await self._starts.require(connection, start)
                 until_end.append(start.reference.uid)
+            await self._reward_models.require(connection, checked.reward_models)
+            until_end.extend(one.model.uid for one in checked.reward_models)
             # Its checkpoints have no tokenizer of their own: as models they take that of the base.
             lasting = [base.uid] if job.HasField("full") else []
             needs = Needs(until_end=until_end, lasting=lasting, elsewhere=holds)

@@ -26,7 +26,7 @@ from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
 from luthier.training.names import is_checkpoint
-from luthier.training.weights import StoredModel
+from luthier.training.weights import StoredModel, weight_files
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, LoraConfig
 from luthier.v1.model_pb2 import Model
 from luthier.v1.reference_pb2 import Reference
@@ -87,7 +87,7 @@ class Starts:
         return Start(
             reference=reference,
             base=referred(model.message, model.message.base_model),
-            files=_weights_of(model),
+            files=weight_files(model),
         )
 
     async def require(self, connection: AsyncConnection, start: Start) -> None:
@@ -194,14 +194,6 @@ def require_base(start: Start, base: StoredModel) -> None:
             reason=Reason.WRONG_STATE,
             metadata={"name": start.reference.name, "base_model": base.message.name},
         )
-
-
-def _weights_of(model: StoredModel) -> list[BlobFile]:
-    return [
-        BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-        for file in model.private.files
-        if not file.tokenizer
-    ]
 
 
 def _base_of(job: Stored[FineTuningJob, FineTuningJobPrivate]) -> Reference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from luthier.grading.asked import reward_model_graders
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
@@ -29,7 +30,8 @@ def tuned_model(job: Stored[FineTuningJob, FineTuningJobPrivate], step: int) -> 
     for name in dict.fromkeys(filter(None, (message.base_model, message.start_from))):
         tuned.references.add().CopyFrom(referred(message, name))
     tuned.references.add(name=message.name, uid=job.uid)
-    for name in rendering_names(message):
+    judges = dict.fromkeys(one.model for _, one in reward_model_graders(message.reinforcement.grader))
+    for name in (*rendering_names(message), *judges):
         tuned.references.add().CopyFrom(referred(message, name))
     return tuned
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, Failure, Reason, Unavailable
 from luthier.errors.status import failure_to_status, status_to_failure
-from luthier.grading.graders import ReadGrader, remote_graders
+from luthier.grading.asked import remote_graders, reward_model_graders
+from luthier.grading.graders import ReadGrader
 from luthier.grading.outcomes import CODES, GradingError, Sample
 from luthier.lm.generate import FinishReason
 from luthier.lm.load import eos_token_ids
@@ -24,6 +25,9 @@ from luthier.runtime.digests import contents_digest
 from luthier.text.tokenizer import BUNDLE_FILES
 from luthier.training.recipes.corpus import Split
 from luthier.training.recipes.rollouts import Reward, Rollout
+from luthier.training.reward_templates import template_warning
+from luthier.training.worker.answer_ends import AskText
+from luthier.training.worker.reward_models import Judge, LoadedRewardModel, judges_of, without_stop
 from luthier.training.worker.rows import read_rendering
 from luthier.v1 import evaluation_pb2, grader_pb2, rollout_pb2
 from luthier.work.context import TaskContext
@@ -94,25 +98,26 @@ class Records:
 
 
 @contextmanager
-def decoding(folder: Path, check: Check) -> Iterator[Decode]:
-    """Give what makes text of a model's tokens, in a limited process, for the length of a block.
-
-    It raises FailedPrecondition MODEL_INVALID where the tokenizer fails on them, and what `check` raised.
-    """
+def asking_texts(folder: Path, check: Check) -> Iterator[AskText]:
+    """Give what asks a limited process with a model's tokenizer, for the length of a block; raises what `check` did."""
     files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
     bundle = Bundle(key=contents_digest(files), read=lambda: files)
     with closing(TextPool()) as pool:
+        yield lambda request: pool.ask(bundle, request, check=check)
 
-        def decode(ids: Sequence[int], with_special: bool) -> str:
-            request = {"do": "decode", "ids": list(ids), "with_special": with_special}
-            try:
-                answer = pool.ask(bundle, request, check=check)
-            except TextRefused as error:
-                raise FailedPrecondition(error.message, reason=error.reason) from error
-            text: str = answer["text"]
-            return text
 
-        yield decode
+def decoder(ask: AskText) -> Decode:
+    """Return what makes text of tokens; it raises FailedPrecondition MODEL_INVALID where the tokenizer fails."""
+
+    def decode(ids: Sequence[int], with_special: bool) -> str:
+        try:
+            answer = ask({"do": "decode", "ids": list(ids), "with_special": with_special})
+        except TextRefused as error:
+            raise FailedPrecondition(error.message, reason=error.reason) from error
+        text: str = answer["text"]
+        return text
+
+    return decode
 
 
 class JobRollouts:
@@ -124,6 +129,7 @@ class JobRollouts:
         decode: of its base model.
         allowed: addresses that its graders may ask.
         stop_token_ids: tokens that end an answer.
+        judges: the reward models that its graders name.
     """
 
     def __init__(
@@ -133,12 +139,15 @@ class JobRollouts:
         decode: Decode,
         allowed: RewardAddresses,
         stop_token_ids: frozenset[int],
+        judges: Sequence[Judge] = (),
     ) -> None:
         self.stop_token_ids = stop_token_ids
         self._context = context
         self._records = records
         self._decode = decode
         self._allowed = allowed
+        self._judges = judges
+        self._told: set[str] = set()
         self._message = context.task.train.job.reinforcement.grader
         self._grader = ReadGrader(self._message)
         self._kept = {one.step: one for one in context.task.train.rollouts}
@@ -166,7 +175,7 @@ class JobRollouts:
         return [read_rollout(message, prompts) for message in messages]
 
     def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
-        """Return what the job's grader makes of answers; a step's are all asked for at once of reward services.
+        """Return what the job's grader makes of answers; reward services and models are asked for a step's at once.
 
         A service that is away is no verdict on answers: where it would fail the job, the attempt is lost instead, and
         another one grades the very same answers again.
@@ -188,12 +197,18 @@ class JobRollouts:
             path: scored(grader, asked, self._allowed, self._context.check, most_errors)
             for path, grader in remote_graders(self._message)
         }
+        values = self._values(rollouts, items)
         rewards = []
         for place, sample in enumerate(asked):
             self._context.check()
             outcomes = {path: _outcome(found[place]) for path, found in remote.items()}
             grade = self._grader.grade(
-                Sample(item_json=sample.item_json, output_text=sample.output_text, remote=outcomes)
+                Sample(
+                    item_json=sample.item_json,
+                    output_text=sample.output_text,
+                    remote=outcomes,
+                    values={path: found[place] for path, found in values.items()},
+                )
             )
             rewards.append(
                 Reward(
@@ -205,6 +220,22 @@ class JobRollouts:
             )
         _require_service(rewards, most_errors)
         return rewards
+
+    def _values(self, rollouts: Sequence[Rollout], records: Mapping[int, str]) -> dict[str, list[float]]:
+        """Return what reward models say of answers by the path of the grader; each model is asked once."""
+        found = {}
+        for judge in self._judges:
+            for unknown in sorted(judge.unknown_ends(records.values())):
+                self._tell(
+                    f"the reward model {judge.name} values answers at the last token of their text: {unknown}"
+                )
+            found[judge.name] = judge.values(rollouts, records, self._context.check)
+        return {path: found[one.model] for path, one in reward_model_graders(self._message)}
+
+    def _tell(self, warning: str) -> None:
+        if warning not in self._told:
+            self._told.add(warning)
+            self._context.log(warning, "WARNING")
 
     def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Commit the rollouts of a step. Raises LuthierError where the service refused."""
@@ -224,9 +255,7 @@ class JobRollouts:
 
         Each is made text once: those that were graded last are remembered until they are kept.
         """
-        ids = rollout.token_ids
-        if ids and ids[-1] in self.stop_token_ids:
-            ids = ids[:-1]
+        ids = without_stop(rollout.token_ids, self.stop_token_ids)
         if ids not in self._texts:
             self._texts[ids] = self._decode(ids, False) if ids else ""
         return self._texts[ids]
@@ -267,12 +296,16 @@ def rollouts_of(
     allowed: RewardAddresses,
     records: Records,
     model: PreTrainedModel,
+    loaded: Sequence[LoadedRewardModel] = (),
+    longest: int = 0,
 ) -> Iterator[JobRollouts]:
     """Give a task's rollouts for the length of a block; its base model's files are in the scratch folder `base`.
 
-    An answer ends as those of the rendering's records do, and where the model itself ends one.
+    An answer ends as those of the rendering's records do, and where the model itself ends one. `loaded` are the reward
+    models of its grader, `longest` the most tokens of a prompt and its answer.
 
     Raises:
+        FailedPrecondition: SEQUENCE_TOO_LONG, a reward model cannot value the longest.
         LuthierError: as `read_rendering`.
     """
     spec = context.task.train
@@ -280,8 +313,14 @@ def rollouts_of(
         channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check
     )
     stops = frozenset(rendering.stop_token_ids) | frozenset(eos_token_ids(model))
-    with decoding(context.scratch / "base", context.check) as decode:
-        yield JobRollouts(context, records, decode, allowed, stops)
+    with asking_texts(context.scratch / "base", context.check) as ask:
+        judges = judges_of(loaded, ask, stops, spec.job.hyperparameters.micro_batch_tokens)
+        for judge in judges:
+            judge.require_room(longest)
+            warning = template_warning(judge.name, judge.loaded.taught, rendering)
+            if warning:
+                context.log(warning, "WARNING")
+        yield JobRollouts(context, records, decoder(ask), allowed, stops, judges)
 
 
 def read_rollout(message: rollout_pb2.Rollout, prompts: dict[tuple[int, ...], tuple[int, ...]]) -> Rollout:

@@ -39,6 +39,7 @@ from luthier.training.worker.item_fields import ItemCheck
 from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.reference import give_reference
+from luthier.training.worker.reward_models import load_reward_models
 from luthier.training.worker.rollouts import Records, rollouts_of
 from luthier.training.worker.rows import read_corpus, read_rows
 from luthier.training.worker.surroundings import run_record, surroundings
@@ -92,6 +93,7 @@ def _train(
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
     run = _identity(spec.job, corpus, settings, loss, model)
+    loaded = load_reward_models(context, model)
     begun = _begin(context, model, run, corpus, loss)
     if begun.changed:
         run = replace(run, bitwise=False)
@@ -103,7 +105,9 @@ def _train(
     with ExitStack() as stack:
         rollouts = None
         if records is not None:
-            rollouts = stack.enter_context(rollouts_of(context, data_channel, allowed, records, model))
+            longest = found.longest.num_tokens if found.longest else 0
+            graded = rollouts_of(context, data_channel, allowed, records, model, loaded, longest)
+            rollouts = stack.enter_context(graded)
         return task_pb2.TaskResult(train=_steps(context, corpus, settings, run, begun, loss, rollouts))
 
 

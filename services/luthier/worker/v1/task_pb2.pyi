@@ -654,6 +654,7 @@ class TrainSpec(_message.Message):
     START_FILES_FIELD_NUMBER: _builtins.int
     ROLLOUTS_FIELD_NUMBER: _builtins.int
     MIXED_RENDERING_DIGESTS_FIELD_NUMBER: _builtins.int
+    REWARD_MODELS_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model."""
     rendering_digest: _builtins.str
@@ -686,6 +687,10 @@ class TrainSpec(_message.Message):
     def mixed_rendering_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests of the renderings that are mixed in, in their order in the job."""
 
+    @_builtins.property
+    def reward_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraderModel]:
+        """The reward models that the grader names, each once. Reinforcement alone."""
+
     def __init__(
         self,
         *,
@@ -698,14 +703,59 @@ class TrainSpec(_message.Message):
         start_files: _abc.Iterable[Global___BlobFile] | None = ...,
         rollouts: _abc.Iterable[Global___StepRollouts] | None = ...,
         mixed_rendering_digests: _abc.Iterable[_builtins.str] | None = ...,
+        reward_models: _abc.Iterable[Global___GraderModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "checkpoint_files", b"checkpoint_files", "checkpoint_step", b"checkpoint_step", "job", b"job", "mixed_rendering_digests", b"mixed_rendering_digests", "rendering_digest", b"rendering_digest", "rollouts", b"rollouts", "start_files", b"start_files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "checkpoint_files", b"checkpoint_files", "checkpoint_step", b"checkpoint_step", "job", b"job", "mixed_rendering_digests", b"mixed_rendering_digests", "rendering_digest", b"rendering_digest", "reward_models", b"reward_models", "rollouts", b"rollouts", "start_files", b"start_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainSpec: _TypeAlias = TrainSpec  # noqa: Y015
+
+@_typing.final
+class GraderModel(_message.Message):
+    """GraderModel is a reward model that a job's grader names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FILES_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    TAUGHT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Resource name, as graders say it."""
+    base_model_digest: _builtins.str
+    """Digest of that base model."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
+        """Its weights, blobs of the same service: an adapter with a head in PEFT's layout, or all weights of a sequence classifier."""
+
+    @_builtins.property
+    def base_model_files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
+        """Files of the base model that an adapter is on. Empty: it has all its weights."""
+
+    @_builtins.property
+    def taught(self) -> _model_pb2.Taught:
+        """How it was taught."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        files: _abc.Iterable[Global___BlobFile] | None = ...,
+        base_model_files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
+        base_model_digest: _builtins.str = ...,
+        taught: _model_pb2.Taught | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["taught", b"taught"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "files", b"files", "model", b"model", "taught", b"taught"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraderModel: _TypeAlias = GraderModel  # noqa: Y015
 
 @_typing.final
 class StepRollouts(_message.Message):

@@ -1,0 +1,144 @@
+"""Reward models that a job's grader names: what they may be, and what its worker is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.errors import Aborted, FailedPrecondition, FieldViolation, InvalidArgument, NotFound, Reason
+from luthier.grading.asked import reward_model_graders, reward_model_names
+from luthier.runtime import names
+from luthier.training.jobs.base_models import Models
+from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
+from luthier.training.names import MODEL
+from luthier.training.reward_templates import template_warning
+from luthier.training.weights import StoredModel, weight_files
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.model_pb2 import Model
+from luthier.v1.rendering_pb2 import Rendering
+from luthier.work.families import referred
+from luthier.worker.v1 import task_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModel:
+    """A reward model, and the longest sequence in tokens that it can value; 0: it does not say."""
+
+    model: StoredModel
+    context_length: int
+
+
+def check_reward_models(parent: str, job: FineTuningJob) -> None:
+    """Raise InvalidArgument unless what a new job's grader names are models of its project."""
+    for field, name in reward_model_names(job.reinforcement.grader, GRADER_FIELD):
+        MODEL.parse(name, field=field)
+        names.same_project(parent, name, field)
+
+
+class RewardModels:
+    """Finds the reward models of jobs."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def find(
+        self, connection: AsyncConnection, job: FineTuningJob, base: StoredModel
+    ) -> tuple[RewardModel, ...]:
+        """Return the reward models that a job's grader names, each once; `base` is the job's base model.
+
+        Raises:
+            NotFound: there is none of the name.
+            InvalidArgument: REWARD_MODEL_EXPECTED, it is a model of another kind.
+            FailedPrecondition: it is not READY (WRONG_STATE), or was taught with another tokenizer than the base's
+                (TOKENIZER_MISMATCH).
+        """
+        found: dict[str, RewardModel] = {}
+        for field, name in reward_model_names(job.reinforcement.grader, GRADER_FIELD):
+            if name in found:
+                continue
+            model = await self._models.find_ready(connection, name)
+            _require_reward(model.message, field)
+            _require_tokenizer(model.message, base.message)
+            whole = model.message
+            if whole.base_model:
+                whole = (await self._base(connection, model.message)).message
+            found[name] = RewardModel(model=model, context_length=whole.context_length)
+        return tuple(found.values())
+
+    async def require(self, connection: AsyncConnection, found: Sequence[RewardModel]) -> None:
+        """Raise Aborted unless all are still what they were: one may have been deleted."""
+        for one in found:
+            name, uid = one.model.message.name, one.model.uid
+            try:
+                now = await self._models.find_ready(connection, name)
+            except NotFound:
+                now = None
+            if now is None or now.uid != uid:
+                raise Aborted(f"{name} was deleted meanwhile; call again", metadata={"name": name})
+
+    async def of_task(self, connection: AsyncConnection, job: FineTuningJob) -> list[task_pb2.GraderModel]:
+        """Return what the worker of a job needs of its reward models."""
+        told = []
+        for name in dict.fromkeys(one.model for _, one in reward_model_graders(job.reinforcement.grader)):
+            model = await self._models.base(connection, referred(job, name).uid)
+            one = task_pb2.GraderModel(model=name, files=weight_files(model), taught=model.message.taught)
+            if model.message.base_model:
+                base = await self._base(connection, model.message)
+                one.base_model_files.extend(base.private.files)
+                one.base_model_digest = base.message.digest
+            told.append(one)
+        return told
+
+    async def _base(self, connection: AsyncConnection, model: Model) -> StoredModel:
+        return await self._models.base(connection, referred(model, model.base_model).uid)
+
+
+def require_room(job: FineTuningJob, rewards: Sequence[RewardModel], longest_prompt: int) -> None:
+    """Raise FailedPrecondition SEQUENCE_TOO_LONG where a reward model cannot value the longest prompt and answer."""
+    num_tokens = longest_prompt + answer_tokens(job)
+    for one in rewards:
+        if one.context_length and num_tokens > one.context_length:
+            name = one.model.message.name
+            raise FailedPrecondition(
+                f"prompts and their answers must have at most the {one.context_length} tokens of the reward model "
+                f"{name}, the longest prompt has {longest_prompt} and its answer may have {answer_tokens(job)}; set a "
+                "smaller max_new_tokens, or create the rendering with a smaller max_tokens",
+                reason=Reason.SEQUENCE_TOO_LONG,
+                metadata={"name": name, "num_tokens": str(num_tokens)},
+            )
+
+
+def reward_warnings(rewards: Sequence[RewardModel], rendering: Rendering) -> Iterator[str]:
+    """Yield what a user would want to know of reward models before prompts of a rendering are answered for them."""
+    for one in rewards:
+        warning = template_warning(one.model.message.name, one.model.message.taught, rendering)
+        if warning:
+            yield warning
+
+
+def _require_reward(model: Model, field: str) -> None:
+    if model.kind == Model.KIND_REWARD:
+        return
+    kind = Model.Kind.Name(model.kind).removeprefix("KIND_")
+    raise InvalidArgument.of_fields(
+        FieldViolation(
+            field=field,
+            description=f"must be a reward model (kind REWARD), got {model.name!r}, of kind {kind}; a job of method "
+            "reward_model makes one",
+            reason=Reason.REWARD_MODEL_EXPECTED,
+        )
+    )
+
+
+def _require_tokenizer(model: Model, base: Model) -> None:
+    found, wanted = model.taught.tokenizer_digest, base.tokenizer_digest
+    if found == wanted:
+        return
+    raise FailedPrecondition(
+        f"{model.name} must have been taught with the tokenizer of {base.name} (digest {wanted}), whose tokens it is "
+        f"to value, it was taught with digest {found}; train a reward model on a rendering for this model",
+        reason=Reason.TOKENIZER_MISMATCH,
+        metadata={"name": model.name, "tokenizer_digest": found, "expected": wanted},
+    )

@@ -1,0 +1,159 @@
+"""Reward models beside the model that trains: loaded, and asked for the values of answers that were drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from luthier.errors import FailedPrecondition, Reason
+from luthier.lm.adapter_files import load_reward_adapter
+from luthier.lm.load import load_model, load_reward_model
+from luthier.training.recipes.rollouts import Rollout
+from luthier.training.recipes.valuing import Valuer
+from luthier.training.worker.answer_ends import AnswerEnds, AskText, answer_ends
+from luthier.v1.model_pb2 import ModelFile, Taught
+from luthier.work.context import TaskContext
+from luthier.work.limited import Check
+from luthier.worker.v1 import task_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRewardModel:
+    """A reward model that is loaded.
+
+    Attributes:
+        name: as graders say it.
+        valuer: gives values.
+        taught: how it was taught.
+    """
+
+    name: str
+    valuer: Valuer
+    taught: Taught
+
+
+def load_reward_models(context: TaskContext, model: PreTrainedModel) -> list[LoadedRewardModel]:
+    """Load the reward models of a task beside its base model, as that was loaded and before anything trains it.
+
+    An adapter on the base model of a run that trains an adapter is put into that very model, whose weights stay as they
+    are; any other one takes the memory of its own weights, and adapters of one base share it.
+
+    Raises:
+        LuthierError: files could not be read, or are not those of a reward model.
+    """
+    spec = context.task.train
+    bases = {} if spec.job.HasField("full") else {spec.base_model_digest: model}
+    loaded = []
+    for number, one in enumerate(spec.reward_models):
+        context.progress("loading reward models", number, len(spec.reward_models), "models")
+        folder = context.scratch / f"reward-{number}"
+        for file in one.files:
+            context.fetch_into(folder, file)
+        if one.base_model_files:
+            name = f"reward-{number}"
+            if one.base_model_digest not in bases:
+                bases[one.base_model_digest] = _base(context, one, model)
+            on = bases[one.base_model_digest]
+            _, head = load_reward_adapter(on, folder, name)
+            valuer = Valuer(model=on, head=head.to(on.device), adapter=name)
+        else:
+            found = load_reward_model(folder, device=model.device)
+            valuer = Valuer(model=found.model, head=found.score)
+        loaded.append(LoadedRewardModel(name=one.model, valuer=valuer, taught=one.taught))
+    return loaded
+
+
+def _base(context: TaskContext, one: task_pb2.GraderModel, model: PreTrainedModel) -> PreTrainedModel:
+    folder = _fetched(context, one.base_model_files, context.scratch / f"base-{one.base_model_digest}")
+    return load_model(folder, device=model.device)
+
+
+def _fetched(context: TaskContext, files: Iterable[ModelFile], folder: Path) -> Path:
+    for file in files:
+        context.check()
+        wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+        context.fetch_into(folder, wanted)
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """A reward model that values the answers of one task.
+
+    Attributes:
+        loaded: the reward model.
+        ends: how the rows end that it was taught by.
+        stop_token_ids: tokens that end an answer where it is drawn.
+        micro_batch_tokens: of the task.
+    """
+
+    loaded: LoadedRewardModel
+    ends: AnswerEnds
+    stop_token_ids: frozenset[int]
+    micro_batch_tokens: int
+
+    @property
+    def name(self) -> str:
+        """Its name, as graders say it."""
+        return self.loaded.name
+
+    def values(
+        self, rollouts: Sequence[Rollout], records: Mapping[int, str], check: Check = lambda: None
+    ) -> list[float]:
+        """Return the value of each answer behind the tokens that asked for it; it may not be finite.
+
+        The tokens are those that were asked with and drawn, and for an answer that ended those that end a row, in place
+        of the one that ended it. `records` are those that asked, as JSON by row.
+        """
+        ends = {row: self.ends.of(record).token_ids for row, record in records.items()}
+        sequences = [self._sequence(one, ends[one.row]) for one in rollouts]
+        return self.loaded.valuer.values(sequences, self.micro_batch_tokens, check)
+
+    def unknown_ends(self, records: Iterable[str]) -> set[str]:
+        """Return, in words, why it is not known how rows of some records end; nothing where it is."""
+        return {end.unknown for end in map(self.ends.of, records) if end.unknown}
+
+    def _sequence(self, one: Rollout, end: tuple[int, ...]) -> tuple[int, ...]:
+        if one.is_truncated:
+            return (*one.prompt, *one.token_ids)
+        return (*one.prompt, *without_stop(one.token_ids, self.stop_token_ids), *end)
+
+    def require_room(self, longest: int) -> None:
+        """Check that it can value prompts with answers of so many tokens, the one that ends an answer among them.
+
+        Raises FailedPrecondition SEQUENCE_TOO_LONG.
+        """
+        model = self.loaded.valuer.model
+        most = int(getattr(model.config, "max_position_embeddings", None) or 0)
+        num_tokens = longest + max(0, self.ends.most_tokens - 1)
+        if most and num_tokens > most:
+            raise FailedPrecondition(
+                f"prompts and their answers, written to the end as rows are that {self.name} was taught by, must have "
+                f"at most its {most} tokens, they may have {num_tokens}; set a smaller max_new_tokens, or create the "
+                "rendering with a smaller max_tokens",
+                reason=Reason.SEQUENCE_TOO_LONG,
+                metadata={"name": self.name, "num_tokens": str(num_tokens)},
+            )
+
+
+def judges_of(
+    loaded: Iterable[LoadedRewardModel], ask: AskText, stop_token_ids: frozenset[int], micro_batch_tokens: int
+) -> tuple[Judge, ...]:
+    """Return the reward models of a task ready to value its answers. Raises LuthierError as `answer_ends`."""
+    return tuple(
+        Judge(
+            loaded=one,
+            ends=answer_ends(ask, one.taught, stop_token_ids),
+            stop_token_ids=stop_token_ids,
+            micro_batch_tokens=micro_batch_tokens,
+        )
+        for one in loaded
+    )
+
+
+def without_stop(token_ids: tuple[int, ...], stop_token_ids: frozenset[int]) -> tuple[int, ...]:
+    """Return an answer's tokens without the one that ended it, where it is among them."""
+    return token_ids[:-1] if token_ids and token_ids[-1] in stop_token_ids else token_ids

@@ -1,0 +1,42 @@
+"""Reward models that a grader's file names by their short names, on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from tests.client.creating import Creating
+
+from luthier.grading.asked import reward_model_names
+
+Run = Callable[..., Result]
+MODELS = "projects/default/models"
+ALONE = "reward_model: {model: helpful}\n"
+WITHIN = f"""
+multi:
+  graders:
+    helpful: {{reward_model: {{model: helpful}}}}
+    safe: {{reward_model: {{model: {MODELS}/safe}}}}
+    both: {{multi: {{graders: {{a: {{reward_model: {{model: other}}}}}}, calculate_output: a}}}}
+  calculate_output: helpful + safe + both
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [(ALONE, ["helpful"]), (WITHIN, ["other", "helpful", "safe"])], ids=["alone", "multi"]
+)
+@pytest.mark.parametrize("command", ["create", "plan"])
+def test_reinforcement_names_reward_models_of_the_project(
+    services: Any, run: Run, tmp_path: Path, command: str, text: str, names: list[str]
+) -> None:
+    creating = Creating(services)
+    path = tmp_path / "grader.yaml"
+    path.write_text(text)
+    result = run("jobs", command, "--model", "m", "--rendering", "r", "--reinforcement", str(path))
+    assert result.exit_code == 0, result.output
+    method = "CreateFineTuningJob" if command == "create" else "PlanFineTuningJob"
+    grader = creating.one(method).fine_tuning_job.reinforcement.grader
+    assert [name for _, name in reward_model_names(grader, "")] == [f"{MODELS}/{name}" for name in names]
