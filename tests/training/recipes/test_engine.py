@@ -269,3 +269,44 @@ def test_batches_are_taken_on_the_device_of_the_engine(
     monkeypatch.setattr("luthier.training.recipes.engine.read", lambda model, batch, readout: batch)
     taken: Any = engine.score(batches[0][0], FusedLoss())
     assert taken.input_ids.device.type == taken.streams[WEIGHT].device.type == "meta"
+
+
+class Bare:
+    """Weights without a model that computes: what an optimiser changes, and nothing else."""
+
+    files: tuple[str, ...] = ()
+    result_files: tuple[str, ...] = ()
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.model: Any = nn.Module()
+
+    def publish(self) -> None:
+        pass
+
+
+def updated(threads: int) -> dict[str, torch.Tensor]:
+    """Odd sizes after some updates made by so many threads."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"a": (701, 333), "b": (16, 3), "c": (65537,), "d": (1,)}
+    weights: Any = Bare(
+        {name: nn.Parameter(torch.randn(s, generator=generator)) for name, s in shapes.items()}
+    )
+    engine = Engine(weights, OPTIMISER, CPU)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for rate in RATES:
+            for parameter in weights.parameters.values():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            engine.update(rate)
+    finally:
+        torch.set_num_threads(before)
+    return {**weights.parameters, **engine.optimiser_state()}
+
+
+def test_an_update_has_the_same_bits_with_any_number_of_threads() -> None:
+    one = updated(1)
+    for threads in (2, 3, 5):
+        for name, found in updated(threads).items():
+            assert torch.equal(found, one[name]), f"{name} with {threads} threads"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ class OptimiserSettings:
     max_grad_norm: float
 
 
+def optimiser_kernel(device: torch.device) -> Literal["fused", "single_tensors"]:
+    """Return what changes the weights: on processors one pass over all that belongs to a weight, else torch's loop.
+
+    The fused one cuts a tensor among threads at lines of a cache, so at whole vectors: its bits do not depend on their
+    number.
+    """
+    return "fused" if device.type == "cpu" else "single_tensors"
+
+
 class Engine:
     """Trains weights of a model, which is on `device`, where each batch is taken.
 
@@ -74,14 +83,13 @@ class Engine:
         self._settings = settings
         self._device = device
         self._num_updates = 0
-        # The loop over single tensors: the fused one cuts tensors at places that depend on the thread count.
         self._optimiser = torch.optim.AdamW(
             _groups(weights.parameters.values(), settings.weight_decay),
             lr=0.0,
             betas=BETAS,
             eps=EPSILON,
             foreach=False,
-            fused=False,
+            fused=optimiser_kernel(device) == "fused",
         )
         # None of transformers' own dropout: the base has to compute what it was taught.
         weights.model.train(mode=False)
