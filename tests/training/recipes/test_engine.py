@@ -15,10 +15,12 @@ from luthier.kernels.linear_cross_entropy import LossSum
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.lm.readouts import FusedLoss, TokenLogprobs, TokenScores
+from luthier.training.recipes import engine as recipe_engine
+from luthier.training.recipes import weights as recipe_weights
 from luthier.training.recipes.collective import OneRank
 from luthier.training.recipes.engine import Engine, OptimiserSettings, Sum
 from luthier.training.recipes.objectives import supervised
-from luthier.training.recipes.weights import Adapter
+from luthier.training.recipes.weights import Adapter, pieces
 
 ModelMaker = Callable[..., PreTrainedModel]
 RATES = (2e-3, 5e-3, 5e-3, 4e-3, 1e-3)
@@ -288,7 +290,7 @@ class Bare:
 def updated(threads: int) -> dict[str, torch.Tensor]:
     """Odd sizes after some updates made by so many threads."""
     generator = torch.Generator().manual_seed(5)
-    shapes = {"a": (701, 333), "b": (16, 3), "c": (65537,), "d": (1,)}
+    shapes = {"a": (1701, 333), "b": (16, 3), "c": (65537,), "d": (1,)}
     weights: Any = Bare(
         {name: nn.Parameter(torch.randn(s, generator=generator)) for name, s in shapes.items()}
     )
@@ -303,6 +305,27 @@ def updated(threads: int) -> dict[str, torch.Tensor]:
     finally:
         torch.set_num_threads(before)
     return {**weights.parameters, **engine.optimiser_state()}
+
+
+def test_pieces_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(pieces(torch.zeros(1701, 333))) > 1
+    cut = updated(2)
+    monkeypatch.setattr(recipe_engine, "pieces", lambda tensor: [tensor])
+    for name, found in updated(2).items():
+        assert torch.equal(found, cut[name]), name
+
+
+@pytest.mark.parametrize("shape", [(1701, 333), (300_001,), (3, 5, 7)])
+def test_a_master_adds_up_gradients_of_another_type(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight = nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))
+    master = recipe_weights._mastered(weight)
+    master.grad = torch.zeros(shape)
+    passes = [torch.randn(shape, generator=generator).bfloat16() for _ in range(3)]
+    for one in passes:
+        (weight * one).sum().backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is None
+    assert torch.equal(master.grad, passes[0].float() + passes[1].float() + passes[2].float())
 
 
 def test_an_update_has_the_same_bits_with_any_number_of_threads() -> None:

@@ -20,7 +20,7 @@ from luthier.errors import DataLoss
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective, OneRank
-from luthier.training.recipes.weights import Weights
+from luthier.training.recipes.weights import Weights, pieces
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -188,13 +188,17 @@ class Engine:
         """Return the norm of all gradients together; NaN where one is not finite."""
         sums = []
         for gradient in gradients:
-            squares = gradient.square()
-            by_row = squares if squares.dim() < 2 else squares.flatten(1).sum(dim=1)
+            by_row = gradient.square() if gradient.dim() < 2 else _squares(gradient)
             sums += [part.sum() for part in torch.split(by_row, _SERIAL_SUM // 2)]
         # From a GPU in one piece: a transfer for each would wait for each.
         found = torch.stack(sums).tolist()
         here = math.fsum(found) if all(map(math.isfinite, found)) else math.nan
         return math.sqrt(self.collective.sum_squares(here))
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    """Return the sum of squares of each row of a gradient of two dimensions or more."""
+    return torch.cat([rows.square().flatten(1).sum(dim=1) for rows in pieces(gradient)])
 
 
 def _groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
