@@ -63,6 +63,18 @@ struct Buffer {
   char* memory = nullptr;
   int64_t size_bytes = 0;
   ~Buffer() { std::free(memory); }
+
+  char* holding(int64_t wanted_bytes) {
+    if (size_bytes < wanted_bytes) {
+      std::free(memory);
+      size_bytes = 0;
+      const int64_t rounded = (wanted_bytes + 63) / 64 * 64;
+      memory = static_cast<char*>(std::aligned_alloc(64, rounded));
+      if (!memory) throw std::bad_alloc();
+      size_bytes = rounded;
+    }
+    return memory;
+  }
 };
 
 }  // namespace
@@ -83,15 +95,12 @@ void parallel(int64_t num_tasks, int num_threads, void (*run)(void*, int64_t), v
 
 char* scratch(int64_t size_bytes) {
   thread_local Buffer buffer;
-  if (buffer.size_bytes < size_bytes) {
-    std::free(buffer.memory);
-    buffer.size_bytes = 0;
-    const int64_t rounded = (size_bytes + 63) / 64 * 64;
-    buffer.memory = static_cast<char*>(std::aligned_alloc(64, rounded));
-    if (!buffer.memory) throw std::bad_alloc();
-    buffer.size_bytes = rounded;
-  }
-  return buffer.memory;
+  return buffer.holding(size_bytes);
+}
+
+char* shared_scratch(int64_t size_bytes) {
+  thread_local Buffer buffer;
+  return buffer.holding(size_bytes);
 }
 
 }  // namespace luthier

@@ -12,12 +12,67 @@ constexpr int64_t kRowBlock = 768;
 template <class Path>
 constexpr int64_t kContractedBlock = Path::pair == 2 ? 2048 : 256;
 
+// The rows of all terms as floats, made once for all panels, of which each would make them again. Only where that is
+// much, and not more than `kMostWideItems`.
+constexpr int64_t kLeastWidePanels = 4, kMostWideItems = int64_t{1} << 24, kWideChunk = 32;
+
+template <class Path>
+struct WideRows {
+  typedef typename Path::Scalar Scalar;
+  const Product& p;
+  float* memory;
+
+  static int64_t stride(const Term& term) { return (term.contracted + L - 1) / L * L; }
+  int64_t first(const Term& term) const { return term.first_row > 0 ? term.first_row : 0; }
+  int64_t count(const Term& term) const {
+    const int64_t end = term.end_row < p.num_rows ? term.end_row : p.num_rows;
+    return end > first(term) ? end - first(term) : 0;
+  }
+  int64_t chunks(const Term& term) const { return (count(term) + kWideChunk - 1) / kWideChunk; }
+
+  // Items, or chunks of rows, of the first `terms` terms.
+  int64_t items(int terms) const {
+    int64_t sum = 0;
+    for (int t = 0; t < terms; ++t) sum += count(p.terms[t]) * stride(p.terms[t]);
+    return sum;
+  }
+  int64_t num_chunks() const {
+    int64_t sum = 0;
+    for (int t = 0; t < p.num_terms; ++t) sum += chunks(p.terms[t]);
+    return sum;
+  }
+
+  bool pays() const {
+    if (Path::pair != 1 || sizeof(Scalar) == sizeof(float)) return false;
+    return p.num_columns >= kLeastWidePanels * P && items(p.num_terms) <= kMostWideItems;
+  }
+
+  // Where a row of a term stands.
+  const float* at(int term, int64_t row) const {
+    return memory + items(term) + (row - first(p.terms[term])) * stride(p.terms[term]);
+  }
+
+  void widen(int64_t chunk) const {
+    int t = 0;
+    for (; chunk >= chunks(p.terms[t]); ++t) chunk -= chunks(p.terms[t]);
+    const Term& term = p.terms[t];
+    const int64_t row = first(term) + chunk * kWideChunk, left = first(term) + count(term) - row;
+    const Scalar* from = static_cast<const Scalar*>(term.rows);
+    for (int64_t r = row; r < row + (left < kWideChunk ? left : kWideChunk); ++r) {
+      float* to = memory + items(t) + (r - first(term)) * stride(term);
+      for (int64_t k = 0; k < term.contracted; k += L)
+        store(to + k, load_some(from + r * term.rows_stride + k, term.contracted - k));
+    }
+  }
+};
+
 template <class Path>
 struct ProductTask {
   typedef typename Path::Scalar Scalar;
   typedef typename Path::Item Item;
   const Product& p;
   int num_threads;
+  const WideRows<Path>& wide;
 
   int64_t num_panels() const { return (p.num_columns + P - 1) / P; }
   // Rows are cut finer while there are fewer tasks than threads could share evenly.
@@ -33,6 +88,7 @@ struct ProductTask {
     return most([vectors](int64_t part) { return panel_items<Path>(part, vectors); });
   }
   int64_t most_row_items(int64_t rows) const {
+    if (wide.memory) return 0;
     return most([rows](int64_t part) { return row_operand_items<Path>(rows, part); });
   }
 
@@ -75,7 +131,7 @@ struct ProductTask {
       bool accumulate = !begins_whole();
       if (accumulate) std::memset(sums, 0, rows * P * sizeof(float));
       for (int t = 0; t < p.num_terms; ++t)
-        add(p.terms[t], {row, rows, column, columns}, vectors, panel, space, sums, accumulate);
+        add(t, {row, rows, column, columns}, vectors, panel, space, sums, accumulate);
       finish({row, rows, column, columns}, sums, !accumulate);
     }
   }
@@ -84,8 +140,8 @@ struct ProductTask {
     int64_t row, rows, column, columns;
   };
 
-  static void add(const Term& term, const Window& w, int vectors, Item* panel, Item* space, float* sums,
-                  bool& accumulate) {
+  void add(int t, const Window& w, int vectors, Item* panel, Item* space, float* sums, bool& accumulate) const {
+    const Term& term = p.terms[t];
     const int64_t first = w.row > term.first_row ? w.row : term.first_row;
     const int64_t end = w.row + w.rows < term.end_row ? w.row + w.rows : term.end_row;
     const int64_t columns = term.num_columns - w.column < w.columns ? term.num_columns - w.column : w.columns;
@@ -99,10 +155,17 @@ struct ProductTask {
         pack_rows<Path>(b + w.column * term.matrix_stride + k, term.matrix_stride, part, columns, vectors, panel);
       else
         pack_columns<Path>(b + k * term.matrix_stride + w.column, term.matrix_stride, part, columns, vectors, panel);
-      const Rows<Path> operand = row_operand<Path>(a + k, term.rows_stride, end - first, part, space);
+      const Rows<Path> operand = row_operand_at(t, first, k, a, end - first, part, space);
       multiply<Path>(operand, panel, vectors, steps_for<Path>(part), own_sums, P, end - first, accumulate);
       accumulate = true;
     }
+  }
+
+  Rows<Path> row_operand_at(int t, int64_t first, int64_t k, const Scalar* a, int64_t rows, int64_t part,
+                            Item* space) const {
+    if constexpr (Path::pair == 1)
+      if (wide.memory) return {wide.at(t, first) + k, WideRows<Path>::stride(p.terms[t]), 1};
+    return row_operand<Path>(a + k, p.terms[t].rows_stride, rows, part, space);
   }
 
   void finish(const Window& w, const float* sums, bool empty) const {
@@ -121,8 +184,15 @@ struct ProductTask {
 
 template <class Path>
 void product_of(const Product& problem, int num_threads) {
-  ProductTask<Path> task{problem, num_threads};
   if (problem.num_rows == 0 || problem.num_columns == 0) return;
+  WideRows<Path> wide{problem, nullptr};
+  if (wide.pays()) {
+    wide.memory = reinterpret_cast<float*>(shared_scratch(wide.items(problem.num_terms) * int64_t{sizeof(float)}));
+    parallel(
+        wide.num_chunks(), num_threads,
+        [](void* context, int64_t chunk) { static_cast<WideRows<Path>*>(context)->widen(chunk); }, &wide);
+  }
+  ProductTask<Path> task{problem, num_threads, wide};
   parallel(
       task.num_tasks(), num_threads,
       [](void* context, int64_t index) { static_cast<ProductTask<Path>*>(context)->run(index); }, &task);

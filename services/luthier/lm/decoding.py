@@ -126,10 +126,11 @@ class Batch:
         start = self._cache.get_seq_length()
         end = start + ids_BQ.shape[1]
         columns = torch.arange(start, end, device=ids_BQ.device)
-        keys = torch.arange(end, device=ids_BQ.device)
-        visible = self._valid_BK[:, None, :end] & (keys <= columns[:, None])
-        # Padding attends to itself, so that its (unused) softmax is not 0 / 0.
-        visible |= keys == columns[:, None]
+        visible = self._valid_BK[:, None, :end]
+        if start < self._prompt_BC.shape[1]:
+            keys = torch.arange(end, device=ids_BQ.device)
+            # Padding attends to itself, so that its (unused) softmax is not 0 / 0.
+            visible = (visible & (keys <= columns[:, None])) | (keys == columns[:, None])
         positions = (columns + self._offset_B[:, None]).clamp(min=0)
         return forward(self._model, (ids_BQ, positions, visible), self._cache, self._prefix, self._head)
 

@@ -15,10 +15,12 @@ from luthier.kernels.linear_cross_entropy import LossSum
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.lm.readouts import FusedLoss, TokenLogprobs, TokenScores
+from luthier.training.recipes import engine as recipe_engine
+from luthier.training.recipes import weights as recipe_weights
 from luthier.training.recipes.collective import OneRank
 from luthier.training.recipes.engine import Engine, OptimiserSettings, Sum
 from luthier.training.recipes.objectives import supervised
-from luthier.training.recipes.weights import Adapter
+from luthier.training.recipes.weights import Adapter, pieces
 
 ModelMaker = Callable[..., PreTrainedModel]
 RATES = (2e-3, 5e-3, 5e-3, 4e-3, 1e-3)
@@ -269,3 +271,65 @@ def test_batches_are_taken_on_the_device_of_the_engine(
     monkeypatch.setattr("luthier.training.recipes.engine.read", lambda model, batch, readout: batch)
     taken: Any = engine.score(batches[0][0], FusedLoss())
     assert taken.input_ids.device.type == taken.streams[WEIGHT].device.type == "meta"
+
+
+class Bare:
+    """Weights without a model that computes: what an optimiser changes, and nothing else."""
+
+    files: tuple[str, ...] = ()
+    result_files: tuple[str, ...] = ()
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.model: Any = nn.Module()
+
+    def publish(self) -> None:
+        pass
+
+
+def updated(threads: int) -> dict[str, torch.Tensor]:
+    """Odd sizes after some updates made by so many threads."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"a": (1701, 333), "b": (16, 3), "c": (65537,), "d": (1,)}
+    weights: Any = Bare(
+        {name: nn.Parameter(torch.randn(s, generator=generator)) for name, s in shapes.items()}
+    )
+    engine = Engine(weights, OPTIMISER, CPU)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for rate in RATES:
+            for parameter in weights.parameters.values():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            engine.update(rate)
+    finally:
+        torch.set_num_threads(before)
+    return {**weights.parameters, **engine.optimiser_state()}
+
+
+def test_pieces_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(pieces(torch.zeros(1701, 333))) > 1
+    cut = updated(2)
+    monkeypatch.setattr(recipe_engine, "pieces", lambda tensor: [tensor])
+    for name, found in updated(2).items():
+        assert torch.equal(found, cut[name]), name
+
+
+@pytest.mark.parametrize("shape", [(1701, 333), (300_001,), (3, 5, 7)])
+def test_a_master_adds_up_gradients_of_another_type(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight = nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))
+    master = recipe_weights._mastered(weight)
+    master.grad = torch.zeros(shape)
+    passes = [torch.randn(shape, generator=generator).bfloat16() for _ in range(3)]
+    for one in passes:
+        (weight * one).sum().backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is None
+    assert torch.equal(master.grad, passes[0].float() + passes[1].float() + passes[2].float())
+
+
+def test_an_update_has_the_same_bits_with_any_number_of_threads() -> None:
+    one = updated(1)
+    for threads in (2, 3, 5):
+        for name, found in updated(threads).items():
+            assert torch.equal(found, one[name]), f"{name} with {threads} threads"

@@ -14,4 +14,8 @@ void parallel(int64_t num_tasks, int num_threads, void (*run)(void* context, int
 // Throws std::bad_alloc.
 char* scratch(int64_t size_bytes);
 
+// The same, of another piece of memory: for what the calling thread hands to all tasks of a `parallel`, whose own
+// scratch this is not.
+char* shared_scratch(int64_t size_bytes);
+
 }  // namespace luthier

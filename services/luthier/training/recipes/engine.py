@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from luthier.errors import DataLoss
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective, OneRank
-from luthier.training.recipes.weights import Weights
+from luthier.training.recipes.weights import Weights, pieces
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -55,6 +55,15 @@ class OptimiserSettings:
     max_grad_norm: float
 
 
+def optimiser_kernel(device: torch.device) -> Literal["fused", "single_tensors"]:
+    """Return what changes the weights: on processors one pass over all that belongs to a weight, else torch's loop.
+
+    The fused one cuts a tensor among threads at lines of a cache, so at whole vectors: its bits do not depend on their
+    number.
+    """
+    return "fused" if device.type == "cpu" else "single_tensors"
+
+
 class Engine:
     """Trains weights of a model, which is on `device`, where each batch is taken.
 
@@ -74,14 +83,13 @@ class Engine:
         self._settings = settings
         self._device = device
         self._num_updates = 0
-        # The loop over single tensors: the fused one cuts tensors at places that depend on the thread count.
         self._optimiser = torch.optim.AdamW(
             _groups(weights.parameters.values(), settings.weight_decay),
             lr=0.0,
             betas=BETAS,
             eps=EPSILON,
             foreach=False,
-            fused=False,
+            fused=optimiser_kernel(device) == "fused",
         )
         # None of transformers' own dropout: the base has to compute what it was taught.
         weights.model.train(mode=False)
@@ -180,13 +188,17 @@ class Engine:
         """Return the norm of all gradients together; NaN where one is not finite."""
         sums = []
         for gradient in gradients:
-            squares = gradient.square()
-            by_row = squares if squares.dim() < 2 else squares.flatten(1).sum(dim=1)
+            by_row = gradient.square() if gradient.dim() < 2 else _squares(gradient)
             sums += [part.sum() for part in torch.split(by_row, _SERIAL_SUM // 2)]
         # From a GPU in one piece: a transfer for each would wait for each.
         found = torch.stack(sums).tolist()
         here = math.fsum(found) if all(map(math.isfinite, found)) else math.nan
         return math.sqrt(self.collective.sum_squares(here))
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    """Return the sum of squares of each row of a gradient of two dimensions or more."""
+    return torch.cat([rows.square().flatten(1).sum(dim=1) for rows in pieces(gradient)])
 
 
 def _groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from luthier.kernels import describe, table_digest
 from luthier.kernels.attention_varlen import implementation
+from luthier.training.recipes.engine import optimiser_kernel
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.worker.v1 import task_pb2
 
@@ -38,6 +39,7 @@ def surroundings(model: PreTrainedModel) -> dict[str, str]:
         "kernel_table_digest": table_digest(),
         "isa": describe()["isa"],
         "attention": _attention(model),
+        "optimiser_kernel": optimiser_kernel(model.device),
     }
 
 
