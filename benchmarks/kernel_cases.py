@@ -166,6 +166,17 @@ def _linear_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
                     make=lambda x=x, weight=weight: _linear(x, weight),  # type: ignore[misc]
                 )
 
+    weight = _random(dtype, model.vocab, model.hidden, scale=0.05)
+    for rows in (1, 16, 64) if dtype == torch.bfloat16 else ():
+        x = _random(dtype, rows, model.hidden)
+        yield Case(
+            op="linear",
+            name=f"{model.name} head in float32, {rows} rows",
+            dtype=dtype,
+            shape_class=linear_op.wide_shape_class(rows),
+            make=lambda x=x: _sides(lambda impl: _alone(lambda: linear_op.wide_linear(x, weight, impl=impl))),  # type: ignore[misc]
+        )
+
 
 def _linear(x: Tensor, weight: Tensor) -> dict[str, Run]:
     def side(impl: Side) -> Run:

@@ -52,7 +52,7 @@ luthier::Term term_of(const TermTuple& tuple) {
 
 void product(const std::vector<std::variant<TermTuple, PartTuple>>& tuples, int64_t num_rows, int64_t num_columns,
              uintptr_t bias, std::pair<uintptr_t, int64_t> addend, std::pair<uintptr_t, int64_t> out, bool bfloat16,
-             const std::string& isa, int num_threads) {
+             bool float_out, const std::string& isa, int num_threads) {
   std::vector<luthier::Term> terms;
   for (const auto& tuple : tuples) {
     if (const auto* part = std::get_if<PartTuple>(&tuple)) {
@@ -71,7 +71,8 @@ void product(const std::vector<std::variant<TermTuple, PartTuple>>& tuples, int6
                                  addend.second,
                                  at<void>(out.first),
                                  out.second,
-                                 dtype_of(bfloat16)};
+                                 dtype_of(bfloat16),
+                                 float_out};
   const luthier::Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
   luthier::product(problem, chosen, num_threads);
@@ -216,8 +217,8 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Luthier's CPU kernels.";
   module.def("supports", [](const std::string& isa) { return luthier::supports(isa_of(isa)); });
   module.def("product", product, py::kw_only(), py::arg("terms"), py::arg("num_rows"), py::arg("num_columns"),
-             py::arg("bias"), py::arg("addend"), py::arg("out"), py::arg("bfloat16"), py::arg("isa"),
-             py::arg("num_threads"));
+             py::arg("bias"), py::arg("addend"), py::arg("out"), py::arg("bfloat16"), py::arg("float_out"),
+             py::arg("isa"), py::arg("num_threads"));
   module.def("gram", gram, py::kw_only(), py::arg("problems"), py::arg("bfloat16"), py::arg("isa"),
              py::arg("num_threads"));
   module.def("round_to", round_to, py::kw_only(), py::arg("problems"), py::arg("bfloat16"), py::arg("isa"),

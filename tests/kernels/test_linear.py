@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from luthier.kernels.dispatch import Isa
-from luthier.kernels.linear import linear, shape_class
-from luthier.kernels.linear.cpu import linear_op
-from luthier.kernels.linear.reference import linear_reference
+from luthier.kernels.linear import linear, shape_class, wide_linear, wide_shape_class
+from luthier.kernels.linear.cpu import linear_op, wide_linear_op
+from luthier.kernels.linear.reference import linear_reference, wide_linear_reference
 
 
 def inputs(rows: tuple[int, ...], outputs: int, width: int, *, learnt: bool = True) -> list[Tensor]:
@@ -65,8 +65,50 @@ def test_cpu_takes_strided_rows_and_a_turned_weight(isa: Isa) -> None:
     assert torch.equal(linear(wide[:, 3:27], turned, impl="cpu"), linear(x, weight, impl="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "outputs", "width"), [((0,), 5, 3), ((1,), 1, 1), ((2, 3), 65, 16), ((70,), 300, 520)]
+)
+def test_wide_products_are_not_rounded_to_the_type_of_what_is_multiplied(
+    isa: Isa, rows: tuple[int, ...], outputs: int, width: int
+) -> None:
+    x, weight, _ = (one.detach().bfloat16() for one in inputs(rows, outputs, width))
+    exact = x.double() @ weight.double().T
+    for impl in ("cpu", "eager", "auto"):
+        found = wide_linear(x, weight, impl=impl)  # type: ignore[arg-type]
+        assert found.dtype == torch.float32
+        assert found.shape == exact.shape
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5 * width**0.5)
+    assert torch.equal(wide_linear(x, weight, impl="cpu").bfloat16(), linear(x, weight, impl="cpu"))
+
+
+def test_wide_bits_depend_neither_on_threads_nor_on_other_rows(
+    isa: Isa, same_for_threads: Callable[..., None]
+) -> None:
+    x, weight, _ = (one.detach().bfloat16() for one in inputs((70,), 300, 520))
+    same_for_threads(lambda: [wide_linear(x, weight, impl="cpu")])
+    whole = wide_linear(x, weight, impl="cpu")
+    alone = [wide_linear(x[row : row + 1], weight, impl="cpu") for row in range(70)]
+    assert torch.equal(torch.cat(alone), whole)
+
+
+def test_wide_products_of_other_types_are_those_of_linear() -> None:
+    x, weight, _ = (one.detach() for one in inputs((7,), 33, 16))
+    assert torch.equal(wide_linear(x, weight), linear(x, weight))
+    assert wide_linear(x.double(), weight.double()).dtype == torch.float32
+    parts = wide_linear_reference(x.bfloat16(), weight.bfloat16())
+    assert torch.equal(parts, x.bfloat16().float() @ weight.bfloat16().float().T)
+    assert [wide_shape_class(rows) for rows in (3, 4, 64)] == [
+        "one_rows-wide",
+        "few_rows-wide",
+        "many_rows-wide",
+    ]
+    with pytest.raises(ValueError, match=r"\(33, 15\)"):
+        wide_linear(x.bfloat16(), weight[:, 1:].bfloat16())
+
+
 def test_op_passes_opcheck() -> None:
     x, weight, bias = inputs((7,), 5, 16)
+    torch.library.opcheck(wide_linear_op.op, (x.detach().bfloat16(), weight.detach().bfloat16()))
     torch.library.opcheck(linear_op.op, (x, weight, bias))
     torch.library.opcheck(linear_op.op, (x, weight.detach(), torch.empty(0)))
 

@@ -177,7 +177,11 @@ struct ProductTask {
         if (p.addend)
           value +=
               load_some(static_cast<const Scalar*>(p.addend) + (w.row + r) * p.addend_stride + w.column + c, count);
-        store_some(static_cast<Scalar*>(p.out) + (w.row + r) * p.out_stride + w.column + c, value, count);
+        const int64_t at = (w.row + r) * p.out_stride + w.column + c;
+        if (p.float_out)
+          store_some(static_cast<float*>(p.out) + at, value, count);
+        else
+          store_some(static_cast<Scalar*>(p.out) + at, value, count);
       }
   }
 };

@@ -41,6 +41,11 @@ void check(const Shape& s, luthier::Isa isa, int threads) {
       threads);
   for (int64_t r = 0; r < s.rows; ++r)
     for (int64_t c = 0; c < few; ++c) REQUIRE(narrow[r * few + c] == out[r * s.columns + c]);
+  std::vector<float> unrounded(s.rows * s.columns);
+  luthier::product({terms, 2, s.rows, s.columns, bias.data(), addend.data(), s.columns, unrounded.data(), s.columns,
+                    dtype_of<Scalar>(), true},
+                   isa, threads);
+  for (int64_t i = 0; i < s.rows * s.columns; ++i) REQUIRE(close(unrounded[i], widen(out[i]), tolerance<Scalar>()));
   std::vector<float> gram(s.rank * s.contracted), other(s.contracted * s.rank), transposed(s.contracted * s.rank);
   const luthier::Gram grams[] = {{low.data(), s.rank, x.data(), s.contracted, s.rows, s.rank, s.contracted, 0.5f,
                                   gram.data(), false, dtype_of<Scalar>()},

@@ -20,6 +20,7 @@ def product(
     addend: _Rows,
     out: _Rows,
     bfloat16: bool,
+    float_out: bool,
     isa: str,
     num_threads: int,
 ) -> None: ...

@@ -15,7 +15,10 @@ Term = tuple[Tensor, Tensor, bool]
 def product(
     terms: Sequence[Term], out_MN: Tensor, bias_N: Tensor | None = None, addend_MN: Tensor | None = None
 ) -> Tensor:
-    """Sum of the terms' matrix products + bias + addend, into `out_MN`, rounded once to its type."""
+    """Sum of the terms' matrix products + bias + addend, into `out_MN`, rounded once to its type.
+
+    That is the type of the terms, or float32.
+    """
     # Kept until the product is done: a row-major copy of a matrix that is not so has no other owner.
     held = [(rows_of(rows), rows_of(matrix), turned) for rows, matrix, turned in terms]
     _core.product(
@@ -27,7 +30,8 @@ def product(
         bias=0 if bias_N is None else bias_N.data_ptr(),
         addend=row_pointer(addend_MN),
         out=row_pointer(out_MN),
-        bfloat16=out_MN.dtype == torch.bfloat16,
+        bfloat16=terms[0][0].dtype == torch.bfloat16,
+        float_out=out_MN.dtype == torch.float32,
         **settings(),
     )
     return out_MN

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.kernels.linear import wide_linear
 from luthier.lm.attention import LayerKeysValues, head_weight
 from luthier.lm.blocks import final_softcap
 from luthier.lm.cache import BatchCache
@@ -26,9 +27,6 @@ from luthier.lm.generate import (
     output_not_finite,
     row_generator,
 )
-
-_HEAD_WORDS = 8192
-"""Words of a vocabulary whose part of the head is in float32 at a time."""
 
 Prefix = Sequence[LayerKeysValues]
 Head = Callable[[PreTrainedModel, Tensor], Tensor]
@@ -281,11 +279,6 @@ def scaled_logits(model: PreTrainedModel, hidden_BE: Tensor, *, temperature: flo
     Rounded to bfloat16, as a head's product is, a logit of 16 would be off by up to 1/16, and so would be the ratio of
     what is learnt to what was drawn from.
     """
-    scaled_BE = (hidden_BE / temperature).float()
-    weight_VE = head_weight(model)
-    logits_BV = scaled_BE.new_empty(scaled_BE.shape[0], weight_VE.shape[0])
-    for start in range(0, weight_VE.shape[0], _HEAD_WORDS):
-        part = slice(start, start + _HEAD_WORDS)
-        logits_BV[:, part] = scaled_BE @ weight_VE[part].float().T
+    logits_BV = wide_linear(hidden_BE / temperature, head_weight(model))
     cap = final_softcap(model) / temperature
     return torch.tanh(logits_BV / cap) * cap if cap else logits_BV

@@ -21,7 +21,8 @@ struct Term {
 };
 
 // out[num_rows][num_columns] = sum of the terms + bias[num_columns] + addend[num_rows][num_columns], the last two where
-// given. Everything has `dtype`; sums are float32, rounded once at the end.
+// given. Everything has `dtype`; sums are float32, rounded once at the end, or with `float_out` not at all: out is
+// float.
 struct Product {
   const Term* terms;
   int num_terms;
@@ -32,6 +33,7 @@ struct Product {
   void* out;
   int64_t out_stride;
   Dtype dtype;
+  bool float_out = false;
 };
 
 // An element's bits depend neither on the number of threads nor on the other rows.

@@ -104,6 +104,7 @@ def _product(
         bias=0 if bias_N is None else bias_N.data_ptr(),
         addend=row_pointer(addend_MN),
         out=row_pointer(out_MN),
+        float_out=False,
         bfloat16=out_MN.dtype == torch.bfloat16,
         **settings(),
     )

@@ -45,11 +45,56 @@ def linear(
     return flat_MN.view(*x.shape[:-1], flat_MN.shape[1])
 
 
+def wide_linear(x: "Tensor", weight_NK: "Tensor", *, impl: Impl = "auto") -> "Tensor":
+    """X weight^T as it is summed, in float32: [..., K] -> [..., N]; it has no gradient.
+
+    `cpu` (C++) reads bfloat16 as it stands, and a row's bits depend neither on threads nor on other rows; `eager`
+    widens the weight part by part; `auto` takes what the committed table measured as faster. What is not bfloat16 is
+    multiplied as `linear` does.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or `impl` cannot run on them.
+    """
+    import torch
+
+    from luthier.kernels.operands import no_triton, refusal, require_same
+
+    if x.dtype != torch.bfloat16:
+        return linear(x, weight_NK, impl=impl).float()
+    require_same(x=x, weight=weight_NK)
+    if x.dim() < 1 or weight_NK.dim() != 2 or not x.shape[-1] == weight_NK.shape[1] > 0:
+        raise ValueError(
+            f"shapes must be x [..., K], weight [N, K], got {tuple(x.shape)}, {tuple(weight_NK.shape)}"
+        )
+    x_MK = x.reshape(-1, x.shape[-1])
+    why = no_triton("linear", impl, x) or refusal(impl, x)
+    chosen = resolve("linear", impl, why, x, wide_shape_class(x_MK.shape[0]))
+    if chosen == "eager":
+        from luthier.kernels.linear.reference import wide_linear_reference
+
+        flat_MN = wide_linear_reference(x_MK, weight_NK)
+    else:
+        from luthier.kernels.direct import run
+        from luthier.kernels.linear.cpu import wide_linear_op
+
+        flat_MN = run(chosen, wide_linear_op, x_MK, weight_NK)
+    return flat_MN.view(*x.shape[:-1], flat_MN.shape[1])
+
+
+def wide_shape_class(rows: int) -> str:
+    """The class of `wide_linear` of so many rows in the table."""
+    return f"{_size(rows)}_rows-wide"
+
+
+def _size(rows: int) -> str:
+    return "one" if rows < 4 else "few" if rows < 64 else "many"
+
+
 def shape_class(rows: int, x: "Tensor", weight_NK: "Tensor") -> str:
     """The class of a problem in the table: how many rows, and whether the weight gets a gradient, x alone, or none."""
     import torch
 
-    size = "one" if rows < 4 else "few" if rows < 64 else "many"
+    size = _size(rows)
     if not torch.is_grad_enabled() or not (x.requires_grad or weight_NK.requires_grad):
         return f"{size}_rows-no_gradient"
     return f"{size}_rows-{'trained' if weight_NK.requires_grad else 'frozen'}"

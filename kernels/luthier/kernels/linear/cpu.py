@@ -21,6 +21,18 @@ def _(x_MK: Tensor, weight_NK: Tensor, _bias_N: Tensor) -> Tensor:
     return x_MK.new_empty(x_MK.shape[0], weight_NK.shape[0])
 
 
+@kernel_op("luthier::wide_linear")
+def wide_linear_op(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """Output [M, N] in float32."""
+    out_MN = torch.empty(x_MK.shape[0], weight_NK.shape[0], dtype=torch.float32, device="cpu")
+    return product([(x_MK, weight_NK, True)], out_MN)
+
+
+@wide_linear_op.register_fake
+def _(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    return x_MK.new_empty(x_MK.shape[0], weight_NK.shape[0], dtype=torch.float32)
+
+
 @kernel_op("luthier::linear_backward")
 def linear_backward_op(grad_MN: Tensor, x_MK: Tensor, weight_NK: Tensor, needs: list[bool]) -> list[Tensor]:
     """Gradients of x [M, K], weight [N, K] and bias [N], of no elements where `needs` says no."""
