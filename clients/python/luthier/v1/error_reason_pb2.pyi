@@ -168,6 +168,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A module that is to be trained whole beside an adapter is none of the model's, or is one weight with another."""
     ERROR_REASON_SHARES_DO_NOT_ADD_UP: _ErrorReason.ValueType  # 128
     """The shares of the renderings that a job mixes do not add up to 1, or leave nothing for its own."""
+    ERROR_REASON_CRASHED: _ErrorReason.ValueType  # 140
+    """The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -320,4 +322,6 @@ ERROR_REASON_TRAINED_MODULE_INVALID: ErrorReason.ValueType  # 133
 """A module that is to be trained whole beside an adapter is none of the model's, or is one weight with another."""
 ERROR_REASON_SHARES_DO_NOT_ADD_UP: ErrorReason.ValueType  # 128
 """The shares of the renderings that a job mixes do not add up to 1, or leave nothing for its own."""
+ERROR_REASON_CRASHED: ErrorReason.ValueType  # 140
+"""The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
