@@ -20,7 +20,8 @@ from luthier.daemon.demo_model import MODEL_ID, fetch_demo_model
 from luthier.lm.adapter_files import save_adapter
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, insert_lora
-from luthier.lm.register import GgufSource, register_source
+from luthier.lm.register import register_source
+from luthier.lm.sources import GgufSource
 from luthier.text.formats import detect, parse_record
 from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle

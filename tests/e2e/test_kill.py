@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import WAIT, Shared, job
@@ -95,6 +97,63 @@ def test_a_killed_worker_and_a_killed_service_change_nothing(tuning: Shared) -> 
         assert [event.sequence for event in watched] == list(range(1, len(watched) + 1))
         again = [event.step for event in watched if event.HasField("metrics") and event.attempt == 2]
         assert min(again) == INTERVAL + 1, "the second attempt repeats at most one checkpoint interval"
+
+
+def training_process(worker: int) -> int:
+    """The process that trains for a worker, the first of its children of that kind."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (path / "stat").read_text().rpartition(")")[2].split()
+            trains = b"luthier.training.worker.child" in (path / "cmdline").read_bytes()
+            if int(words[1]) == worker and trains and words[0] != "Z":
+                found.append((int(words[19]), int(path.name)))
+    return min(found)[1]
+
+
+def test_a_killed_training_process_changes_nothing_and_its_worker_goes_on(tuning: Shared) -> None:
+    cluster, rendering = tuning.cluster, tuning.rendering
+    with cluster.client() as client:
+        run_undisturbed(client, rendering, "child-alone")
+        worker = cluster.pid("training-worker")
+        client.jobs.create(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id="child-killed")
+        when_step(
+            client, "child-killed", INTERVAL + 5, lambda: os.kill(training_process(worker), signal.SIGKILL)
+        )
+        done = client.jobs.wait("child-killed", timeout_seconds=WAIT)
+        assert_same_run(client, "child-alone", "child-killed")
+        assert done.num_attempts == 2
+        lost = [
+            event.attempt_change
+            for event in client.jobs.watch("child-killed")
+            if event.attempt_change.kind == AttemptChange.KIND_LOST
+        ]
+        assert [change.reason for change in lost] == ["CRASHED"]
+        assert "was ended by SIGKILL" in lost[0].message
+    os.kill(worker, 0)
+
+
+def test_a_job_takes_the_process_that_waits_for_it(tuning: Shared) -> None:
+    """Importing is not part of a job; `pytest -s` shows what its first step takes from the claim on."""
+    cluster, rendering = tuning.cluster, tuning.rendering
+    with cluster.client() as client:
+        for number in range(3):
+            time.sleep(2.0)  # the process of the job before is gone by then
+            waiting = training_process(cluster.pid("training-worker"))
+            client.jobs.create(job(rendering, 8), job_id=f"waited-{number}")
+            when_step(client, f"waited-{number}", 1, lambda: None)
+            assert training_process(cluster.pid("training-worker")) == waiting
+            client.jobs.wait(f"waited-{number}", timeout_seconds=WAIT)
+            print(
+                f"first step {first_step_seconds(list(client.jobs.watch(f'waited-{number}'))):.2f} s after the claim"
+            )
+
+
+def first_step_seconds(events: list[Event]) -> float:
+    """Seconds from the claim of a job's first attempt to what its first step measured."""
+    started = next(event for event in events if event.attempt_change.kind == AttemptChange.KIND_STARTED)
+    measured = next(event for event in events if event.HasField("metrics"))
+    return (measured.event_time.ToDatetime() - started.event_time.ToDatetime()).total_seconds()
 
 
 @pytest.mark.slow

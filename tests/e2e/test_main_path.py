@@ -112,16 +112,15 @@ def check_metrics(cluster: Cluster) -> None:
 
 
 def check_no_torch(cluster: Cluster) -> None:
-    """Servicers and the data worker never load torch, however deep an import may hide it, whatever is called."""
+    """Servicers and drivers never load torch, however deep an import may hide it, whatever is called or trained."""
     for name in SERVICES:
         with grpc.insecure_channel(cluster.addresses[name]) as channel:
             for method in all_methods(name):
                 call_once(cluster, channel, method)
-    for name in (*SERVICES, "data-worker"):
+    for name in (*SERVICES, "data-worker", "training-worker"):
         maps = Path(f"/proc/{cluster.pid(name)}/maps").read_text()
         assert "libtorch" not in maps, f"{name} loaded torch"
-    for name in ("training-worker", "evaluation-worker"):
-        assert "libtorch" in Path(f"/proc/{cluster.pid(name)}/maps").read_text()
+    assert "libtorch" in Path(f"/proc/{cluster.pid('evaluation-worker')}/maps").read_text()
 
 
 def call_once(cluster: Cluster, channel: grpc.Channel, method: str) -> None:

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.errors import InvalidArgument, NotFound, Unavailable
 from luthier.lm.load import load_model
-from luthier.lm.register import DirectorySource, GgufSource, HubSource, register_source
+from luthier.lm.register import register_source
+from luthier.lm.sources import DirectorySource, GgufSource, HubSource
 
 ModelMaker = Callable[..., Any]
 

@@ -13,8 +13,9 @@ import pytest
 
 from luthier.errors import InvalidArgument, NotFound
 from luthier.lm import source_files
-from luthier.lm.register import DirectorySource, GgufSource, register_source
+from luthier.lm.register import register_source
 from luthier.lm.source_files import staged_file, staged_folder
+from luthier.lm.sources import DirectorySource, GgufSource
 
 DEADLINE_SECONDS = 20.0
 

@@ -24,7 +24,8 @@ from transformers import AutoTokenizer
 
 from luthier.errors import InvalidArgument
 from luthier.lm.probe_texts import probe_texts
-from luthier.lm.register import DirectorySource, RegisteredFiles, register_source
+from luthier.lm.register import register_source
+from luthier.lm.sources import DirectorySource, RegisteredFiles
 from luthier.text.tokenizer import TokenizerBundle
 
 ModelMaker = Callable[..., Any]

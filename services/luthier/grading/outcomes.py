@@ -36,6 +36,10 @@ class GradingError(Exception):
         self.reason = reason
         self.message = message
 
+    def __reduce__(self) -> tuple[type[GradingError], tuple[Reason, str]]:
+        # Exceptions rebuild themselves from `args`, which has the message alone.
+        return type(self), (self.reason, self.message)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

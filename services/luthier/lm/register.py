@@ -7,7 +7,7 @@ same source gives the same bytes.
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,13 +19,11 @@ from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
 from luthier.lm.load import eos_token_ids, load_weights
 from luthier.lm.model_config import ARCHITECTURES, check_config, read_config, read_object
 from luthier.lm.source_files import INDEX_SUFFIX, staged_file, staged_folder
+from luthier.lm.sources import TOKENIZER_FILES, GgufSource, HubSource, RegisteredFiles, Source
 from luthier.lm.tokenizer_files import WrittenTokenizer, open_converted, write_converted, write_tokenizer
 from luthier.text.tokenizer import TokenizerBundle
 
 WEIGHT_FILES = ("model.safetensors", "config.json", "generation_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""The tokenizer bundle; the last is there when the model has a chat template."""
-
 _HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
 _END_OF_TURN_TOKENS = (
     "<|im_end|>",
@@ -38,58 +36,6 @@ _END_OF_TURN_TOKENS = (
 # One file whatever the size: a model is named by the digests of its files, which must not depend on a shard
 # size.
 _ONE_SHARD = "1000GB"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GgufSource:
-    """A GGUF file; quantised weights are expanded."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectorySource:
-    """A directory in transformers' layout, safetensors only."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubSource:
-    """A repository of a Hugging Face hub at a revision: commit, tag or branch.
-
-    `endpoint` None is the hub that `HF_ENDPOINT` names, or the public one; `token` None is anonymous.
-    """
-
-    repo_id: str
-    revision: str
-    endpoint: str | None = None
-    token: str | None = None
-
-
-Source = GgufSource | DirectorySource | HubSource
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisteredFiles:
-    """What registering made: files as (name, path) in name order, and what the model is.
-
-    `context_length` is in tokens; `eos_token_ids` end a text and `end_of_turn_token_ids` a turn of its chat
-    template; generation stops at either. `warnings` are what whoever uses the model should know. `hub_commit` is the
-    commit that was taken, empty for local sources.
-    """
-
-    files: tuple[tuple[str, Path], ...]
-    architecture: str
-    num_parameters: int
-    context_length: int
-    vocab_size: int
-    dtype: str
-    has_chat_template: bool
-    eos_token_ids: tuple[int, ...]
-    end_of_turn_token_ids: tuple[int, ...]
-    warnings: tuple[str, ...] = ()
-    hub_commit: str = ""
 
 
 def register_source(source: Source, directory: Path, *, scratch: Path) -> RegisteredFiles:

@@ -67,6 +67,11 @@ def read(config: type[C], *, section: str, environ: Mapping[str, str] | None = N
     return config(**{field.name: _value(name, field, hints, given) for name, field in own.items()})
 
 
+def others() -> dict[str, str]:
+    """Return the environment without settings of ours, which may hold passwords: what libraries read."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(_PREFIX)}
+
+
 def _variable(field: str, section: str) -> str:
     name = field.upper()
     return f"{_PREFIX}{name}" if name in SHARED else f"{_PREFIX}{section}_{name}"

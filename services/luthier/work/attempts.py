@@ -21,6 +21,8 @@ from luthier.work.workers import holder_parts
 
 LONGEST_RETRY_SECONDS = 60.0
 _RETRY_GROWTH = 4
+_WORKER_IS_WELL = frozenset({Reason.REWARD_SERVICE_UNAVAILABLE, Reason.CRASHED})
+"""Reasons of lost attempts whose worker is well: who waits is told them at the end, and not WORKER_LOST."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +40,16 @@ class Attempts:
     _tasks: Tasks = field(default_factory=Tasks)
 
     async def record(
-        self, connection: AsyncConnection, task: Task, kind: AttemptKind, message: str = ""
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        kind: AttemptKind,
+        message: str = "",
+        reason: str = "",
     ) -> None:
         """Log how the current attempt of a task stands."""
         worker = holder_parts(task.worker)[0]
-        event = attempt_changed(kind, worker, message, attempt=task.attempt)
+        event = attempt_changed(kind, worker, message, reason, attempt=task.attempt)
         await self.log.append(connection, task.uid, [event])
         if kind != "STARTED":
             self.metrics.attempts.labels(task.kind.value, kind.lower()).inc()
@@ -54,21 +61,21 @@ class Attempts:
         why: str,
         *,
         counts: bool = True,
-        reason: Reason = Reason.WORKER_LOST,
+        reason: str = Reason.WORKER_LOST,
     ) -> None:
         """Queue a task again whose attempt is lost, or end it: it was to stop, or this `counts` once too often.
 
-        It ends with `reason` then.
+        It ends with WORKER_LOST then, or with `reason` where the worker is well.
         """
         losses = task.losses + counts
         self.database.after_commit(lambda: self.leases.end(task.task_id))
-        await self.record(connection, task, "LOST", why)
+        await self.record(connection, task, "LOST", why, reason)
         if task.cancel_requested:
             await self._close(connection, task, Outcome(cancelled=True))
         elif losses >= self.max_losses:
             failure = Failure(
                 code="UNAVAILABLE",
-                reason=reason,
+                reason=reason if reason in _WORKER_IS_WELL else Reason.WORKER_LOST,
                 message=f"{losses} attempts were lost and no checkpoint came between them, the last one because {why}",
                 metadata={"attempts": str(losses)},
             )
@@ -89,11 +96,12 @@ class Attempts:
         self.database.after_commit(lambda: self.leases.end(task.task_id))
         if task.attempt > 0:
             kind: AttemptKind = "SUCCEEDED"
+            reason = ""
             if outcome.failure is not None:
-                kind = "FAILED"
+                kind, reason = "FAILED", outcome.failure.reason
             elif outcome.cancelled:
                 kind = "CANCELLED"
-            await self.record(connection, task, kind)
+            await self.record(connection, task, kind, reason=reason)
         await self._close(connection, task, outcome)
 
     def _retry_seconds(self, losses: int) -> float:

@@ -25,10 +25,13 @@ def line(text: str, severity: Severity = "INFO", *, step: int = 0, attempt: int 
     return Event(step=step, attempt=attempt, log=LogLine(severity=number, text=text))
 
 
-def attempt_changed(kind: AttemptKind, worker: str, message: str = "", *, attempt: int) -> Event:
-    """Return that an attempt began or ended."""
+def attempt_changed(
+    kind: AttemptKind, worker: str, message: str = "", reason: str = "", *, attempt: int
+) -> Event:
+    """Return that an attempt began or ended, and why: for people and for programs."""
     number = AttemptChange.Kind.Value(f"KIND_{kind}")
-    return Event(attempt=attempt, attempt_change=AttemptChange(kind=number, worker=worker, message=message))
+    change = AttemptChange(kind=number, worker=worker, message=message, reason=reason)
+    return Event(attempt=attempt, attempt_change=change)
 
 
 def reported(told: Event, attempt: int) -> Event | None:

@@ -58,7 +58,7 @@ class LimitedProcess:
         self._check: Check = lambda: None
         self._deadline = time.monotonic() + _START_SECONDS
         # A process is told of its parent's death by the end of the thread that started it: that thread must stay.
-        self._process, connection = _spawner().submit(_spawn, module, limits, folder).result()
+        self._process, connection = spawner().submit(_spawn, module, limits, folder).result()
         connection.settimeout(_POLL_SECONDS)
         self._connection = connection
         self._frames = Frames(connection, ANSWER_BYTES, self._wait)
@@ -173,7 +173,8 @@ class LimitedProcess:
 
 
 @cache
-def _spawner() -> ThreadPoolExecutor:
+def spawner() -> ThreadPoolExecutor:
+    """Return the thread that starts processes which end with this one; it stays as long as this process."""
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 
 

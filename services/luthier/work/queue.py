@@ -29,8 +29,6 @@ FORGET_BATCH = 500
 _logger = logging.getLogger(__name__)
 _ROOM_SECONDS = 1.0
 _GIVEN_BACK = frozenset({Reason.SHUTTING_DOWN, Reason.DISK_FULL, Reason.PEER_REFUSED, Reason.OVERLOADED})
-_OF_OTHERS = frozenset({Reason.REWARD_SERVICE_UNAVAILABLE})
-"""Reasons of lost attempts whose worker is well: who waits is told them at the end, and not WORKER_LOST."""
 
 
 async def _nothing() -> None:
@@ -44,8 +42,8 @@ class QueueSettings:
     Attributes:
         lease_seconds: a worker that is silent this long loses its task.
         max_losses: a task fails with WORKER_LOST once this many attempts were lost since it was queued or
-            since its last checkpoint; with REWARD_SERVICE_UNAVAILABLE where that ended the last one. An attempt
-            that a stopping worker gave back is not counted, nor one whose worker never spoke of it.
+            since its last checkpoint; with REWARD_SERVICE_UNAVAILABLE or CRASHED where that ended the last one. An
+            attempt that a stopping worker gave back is not counted, nor one whose worker never spoke of it.
         retry_seconds: after two losses in a row a task waits so long before it is handed out again, four times as
             long after each further one, at most `attempts.LONGEST_RETRY_SECONDS`; after the first it does not wait.
         retention_seconds: finished tasks leave the queue after this long; what they worked for stays.
@@ -300,8 +298,9 @@ class Queue:
             failure = outcome.failure
             if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
                 counts = failure.reason not in _GIVEN_BACK
-                reason = Reason(failure.reason) if failure.reason in _OF_OTHERS else Reason.WORKER_LOST
-                await self._attempts.lose(connection, task, failure.message, counts=counts, reason=reason)
+                await self._attempts.lose(
+                    connection, task, failure.message, counts=counts, reason=failure.reason
+                )
             else:
                 await self._attempts.end(connection, task, outcome)
 

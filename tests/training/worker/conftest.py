@@ -23,8 +23,10 @@ from luthier.runtime.keys import read_or_create_keys
 from luthier.training.__main__ import build, settings_of
 from luthier.training.config import Config
 from luthier.training.recipes.course import TIMED_METRICS
+from luthier.training.worker.computing import computed
+from luthier.training.worker.order import Desk, TrainOrder
 from luthier.training.worker.register import Register, register_here, run_register
-from luthier.training.worker.train import Trainer
+from luthier.training.worker.train import Compute, Trainer
 from luthier.v1 import (
     arrow_pb2,
     data_service_pb2,
@@ -39,13 +41,14 @@ from luthier.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
+from luthier.work.context import TaskContext
 from luthier.work.host import hosting
 from luthier.work.peers import channel
 from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
-from luthier.worker.v1 import hold_service_pb2_grpc
+from luthier.worker.v1 import hold_service_pb2_grpc, task_pb2
 
 PARENT = "projects/default"
 MODEL = f"{PARENT}/models/tiny"
@@ -142,6 +145,11 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
         self.digest = self.digest_once_read
 
 
+def compute_here(order: TrainOrder, desk: Desk, context: TaskContext) -> task_pb2.TrainResult:
+    """Train in this very process: what a test is about is often not where."""
+    return computed(order, desk, torch.device("cpu"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """A running Training service, its stubs, and what a worker needs."""
@@ -156,7 +164,10 @@ class Site:
 
     @asynccontextmanager
     async def worker(
-        self, stopping: asyncio.Event | None = None, register: Register = register_here
+        self,
+        stopping: asyncio.Event | None = None,
+        register: Register = register_here,
+        compute: Compute | None = None,
     ) -> AsyncIterator[None]:
         """Run a worker for the length of the block, or until `stopping` is set."""
         stopping = stopping or asyncio.Event()
@@ -171,7 +182,9 @@ class Site:
         with channel(self.data_address) as data_channel:
             runners: Mapping[TaskKind, Runner] = {
                 TaskKind.REGISTER_MODEL: partial(run_register, register=register),
-                TaskKind.TRAIN: Trainer(data_channel, torch.device("cpu"), RewardAddresses(("127.0.0.1",))),
+                TaskKind.TRAIN: Trainer(
+                    data_channel, compute or compute_here, RewardAddresses(("127.0.0.1",))
+                ),
             }
             work = asyncio.create_task(work_until(settings, runners, stopping))
             try:

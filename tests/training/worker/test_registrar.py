@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import Cancelled, Internal, InvalidArgument, NotFound, Unavailable
-from luthier.lm.register import DirectorySource
+from luthier.lm.sources import DirectorySource
 from luthier.training.worker.registrar import Registrar
 
 # Does what the name of the source says, with nothing imported that takes long.

@@ -19,7 +19,6 @@ from luthier.lm.generate import FinishReason
 from luthier.training.recipes.rollouts import Rollout
 from luthier.training.worker.rollouts import Decode, JobRollouts, Records
 from luthier.v1.rollout_pb2 import Rollout as Message
-from luthier.work.rewards import RewardAddresses
 from luthier.work.row_file import iterate_rows
 from luthier.worker.v1 import task_pb2
 
@@ -73,7 +72,7 @@ def batch(num_rows: int, text: str = "{}") -> pyarrow.RecordBatch:
 
 
 def rollouts_with(context: Any, decode: Decode) -> JobRollouts:
-    return JobRollouts(context, records_of(batch(2)), decode, RewardAddresses(()), frozenset({END}))
+    return JobRollouts(context, records_of(batch(2)), decode, frozenset({END}))
 
 
 def drawn() -> list[Rollout]:

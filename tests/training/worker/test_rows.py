@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -13,7 +14,8 @@ from luthier.errors import Cancelled, DataLoss
 from luthier.lm.packed import WEIGHT
 from luthier.training.recipes.batches import RowLength
 from luthier.training.recipes.corpus import Corpus
-from luthier.training.worker.rows import add_batch, read_corpus
+from luthier.training.worker.renderings import store_rows
+from luthier.training.worker.rows import add_batch
 from luthier.work.peers import channel
 
 
@@ -80,7 +82,7 @@ def test_add_batch_refuses_rows_without_a_flag_for_each_token(mask: list[Any]) -
         add_batch(Corpus(), batch)
 
 
-def test_reading_from_a_service_that_is_away_is_given_up_within_a_second() -> None:
+def test_reading_from_a_service_that_is_away_is_given_up_within_a_second(tmp_path: Path) -> None:
     stop_at = time.monotonic() + 2.0
 
     def check() -> None:
@@ -88,5 +90,5 @@ def test_reading_from_a_service_that_is_away_is_given_up_within_a_second() -> No
             raise Cancelled("nobody wants it")
 
     with channel("127.0.0.1:1") as opened, pytest.raises(Cancelled):
-        read_corpus(opened, lambda: "token", "projects/p/renderings/r", "digest", check)
+        store_rows(opened, lambda: "token", "projects/p/renderings/r", "digest", check, tmp_path / "rows")
     assert time.monotonic() - stop_at < 1.0

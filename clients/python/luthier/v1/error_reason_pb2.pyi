@@ -174,6 +174,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A model was taught with another tokenizer than the one whose tokens it would be given."""
     ERROR_REASON_GRADER_NEEDS_MODEL: _ErrorReason.ValueType  # 137
     """A grader needs a model where none is loaded."""
+    ERROR_REASON_CRASHED: _ErrorReason.ValueType  # 140
+    """The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -332,4 +334,6 @@ ERROR_REASON_TOKENIZER_MISMATCH: ErrorReason.ValueType  # 136
 """A model was taught with another tokenizer than the one whose tokens it would be given."""
 ERROR_REASON_GRADER_NEEDS_MODEL: ErrorReason.ValueType  # 137
 """A grader needs a model where none is loaded."""
+ERROR_REASON_CRASHED: ErrorReason.ValueType  # 140
+"""The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

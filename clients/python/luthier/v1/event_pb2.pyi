@@ -336,22 +336,28 @@ class AttemptChange(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     kind: Global___AttemptChange.Kind.ValueType
     """What became of the attempt."""
     worker: _builtins.str
     """Worker that ran the attempt."""
     message: _builtins.str
     """Why, for people. Empty when the kind says enough."""
+    reason: _builtins.str
+    """Why an attempt failed or was lost, for programs: a reason as in google.rpc.ErrorInfo, e.g. CRASHED, STALLED or WORKER_LOST.
+    Empty for other kinds, and for attempts that ended before reasons were kept.
+    """
     def __init__(
         self,
         *,
         kind: Global___AttemptChange.Kind.ValueType = ...,
         worker: _builtins.str = ...,
         message: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "reason", b"reason", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

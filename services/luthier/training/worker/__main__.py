@@ -6,38 +6,44 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 
-from luthier.lm.importing import uncollected
+from luthier.errors import LuthierError
+from luthier.training.worker.order import Setup
+from luthier.training.worker.register import run_register
+from luthier.training.worker.registrar import Registrar
+from luthier.training.worker.train import InChild, Trainer
+from luthier.work.children import Children, Program
 from luthier.work.peers import channel
 from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
-from luthier.work.worker_config import read_worker_config, worker_settings
+from luthier.work.worker_config import WorkerConfig, read_worker_config, worker_settings
 
 
 def main() -> None:
-    """Work for the Training service."""
+    """Work for the Training service. This process computes nothing, and has no torch."""
     config = read_worker_config()
-    with uncollected():
-        import torch
-
-        from luthier.lm.device import choose_device
-
-        # A device that is not there is refused before transformers is imported, which takes much longer.
-        device = choose_device(config.device)
-        from luthier.training.worker.register import run_register
-        from luthier.training.worker.registrar import Registrar
-        from luthier.training.worker.train import Trainer
-
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
     registrar = Registrar(num_threads=config.num_threads)
-    with channel(config.data_address) as data_channel:
+    with Children(program_of(config)) as children, channel(config.data_address) as data_channel:
+        try:
+            children.require_ready()
+        except LuthierError as error:
+            raise SystemExit(f"error: {error.message}") from error
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=registrar.register),
-            TaskKind.TRAIN: Trainer(data_channel, device, RewardAddresses(config.reward_addresses)),
+            TaskKind.TRAIN: Trainer(
+                data_channel, InChild(children), RewardAddresses(config.reward_addresses)
+            ),
         }
         asyncio.run(run_worker(worker_settings(config, "training", config.training_address), runners))
+
+
+def program_of(config: WorkerConfig) -> Program:
+    """Return what the processes that train run."""
+    setup = Setup(device=config.device, num_threads=config.num_threads, log_level=config.log_level)
+    # Libraries that torch brings read it when they are loaded.
+    threads = {"OMP_NUM_THREADS": str(config.num_threads)} if config.num_threads else {}
+    return Program(command=("-P", "-m", "luthier.training.worker.child"), setup=setup, environment=threads)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from luthier.training.recipes.reference import (
     save_reference,
     score_reference,
 )
-from luthier.work.context import TaskContext
+from luthier.training.worker.order import Desk
 
 
-def give_reference(context: TaskContext, engine: Engine, corpus: Corpus, resumed: Path | None) -> Path | None:
+def give_reference(desk: Desk, engine: Engine, corpus: Corpus, resumed: Path | None) -> Path | None:
     """Give a corpus the log-probabilities of the weights as they are now, or as they were before a run's first step.
 
     Args:
-        context: of the task.
+        desk: of the task.
         engine: its weights have made no step, and no checkpoint has been loaded into them.
         corpus: the rows.
         resumed: folder with the files of the checkpoint that the run goes on from; None: it begins.
@@ -34,7 +34,7 @@ def give_reference(context: TaskContext, engine: Engine, corpus: Corpus, resumed
     """
     if engine.weights.reference() is not None:
         return None
-    spec = context.task.train
+    spec = desk.task.train
     mixed = {"mixed": ",".join(spec.mixed_rendering_digests)} if spec.mixed_rendering_digests else {}
     key = reference_key(
         {
@@ -48,7 +48,7 @@ def give_reference(context: TaskContext, engine: Engine, corpus: Corpus, resumed
     if resumed is not None:
         load_reference(corpus, resumed, key)
         return resumed / FILE_NAME
-    context.progress("scoring the reference", 0, 0, "rows")
-    score_reference(engine, corpus, spec.job.hyperparameters.micro_batch_tokens, context.check)
-    save_reference(corpus, context.scratch, key)
-    return context.scratch / FILE_NAME
+    desk.progress("scoring the reference", 0, 0, "rows")
+    score_reference(engine, corpus, spec.job.hyperparameters.micro_batch_tokens, desk.check)
+    save_reference(corpus, desk.scratch, key)
+    return desk.scratch / FILE_NAME

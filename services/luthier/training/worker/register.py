@@ -8,14 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from luthier.errors import FailedPrecondition, NotFound, Reason, Unavailable
-from luthier.lm.register import (
+from luthier.lm.sources import (
     TOKENIZER_FILES,
     DirectorySource,
     GgufSource,
     HubSource,
     RegisteredFiles,
     Source,
-    register_source,
 )
 from luthier.runtime.digests import files_digest
 from luthier.v1 import model_pb2
@@ -30,6 +29,8 @@ def register_here(
     source: Source, directory: Path, scratch: Path, check: Callable[[], None]
 ) -> RegisteredFiles:
     """Register in this very process, which must not train at the same time."""
+    from luthier.lm.register import register_source
+
     check()
     return register_source(source, directory, scratch=scratch)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from luthier.errors import Reason, Unavailable
 
 if TYPE_CHECKING:
-    from luthier.lm.register import RegisteredFiles, Source
+    from luthier.lm.sources import RegisteredFiles, Source
 
 STALL_SECONDS = 120.0
 """A registration that neither computes, reads nor writes for this long hangs; the Hub's own limit is 10 s."""

@@ -14,8 +14,8 @@ from luthier.lm.load import load_model, load_reward_model
 from luthier.training.recipes.rollouts import Rollout
 from luthier.training.recipes.valuing import Valuer
 from luthier.training.worker.answer_ends import AnswerEnds, AskText, answer_ends
+from luthier.training.worker.order import Desk
 from luthier.v1.model_pb2 import ModelFile, Taught
-from luthier.work.context import TaskContext
 from luthier.work.limited import Check
 from luthier.worker.v1 import task_pb2
 
@@ -35,7 +35,7 @@ class LoadedRewardModel:
     taught: Taught
 
 
-def load_reward_models(context: TaskContext, model: PreTrainedModel) -> list[LoadedRewardModel]:
+def load_reward_models(desk: Desk, model: PreTrainedModel) -> list[LoadedRewardModel]:
     """Load the reward models of a task beside its base model, as that was loaded and before anything trains it.
 
     An adapter on the base model of a run that trains an adapter is put into that very model, whose weights stay as they
@@ -44,18 +44,18 @@ def load_reward_models(context: TaskContext, model: PreTrainedModel) -> list[Loa
     Raises:
         LuthierError: files could not be read, or are not those of a reward model.
     """
-    spec = context.task.train
+    spec = desk.task.train
     bases = {} if spec.job.HasField("full") else {spec.base_model_digest: model}
     loaded = []
     for number, one in enumerate(spec.reward_models):
-        context.progress("loading reward models", number, len(spec.reward_models), "models")
-        folder = context.scratch / f"reward-{number}"
+        desk.progress("loading reward models", number, len(spec.reward_models), "models")
+        folder = desk.scratch / f"reward-{number}"
         for file in one.files:
-            context.fetch_into(folder, file)
+            desk.fetch_into(folder, file)
         if one.base_model_files:
             name = f"reward-{number}"
             if one.base_model_digest not in bases:
-                bases[one.base_model_digest] = _base(context, one, model)
+                bases[one.base_model_digest] = _base(desk, one, model)
             on = bases[one.base_model_digest]
             _, head = load_reward_adapter(on, folder, name)
             valuer = Valuer(model=on, head=head.to(on.device), adapter=name)
@@ -66,16 +66,16 @@ def load_reward_models(context: TaskContext, model: PreTrainedModel) -> list[Loa
     return loaded
 
 
-def _base(context: TaskContext, one: task_pb2.GraderModel, model: PreTrainedModel) -> PreTrainedModel:
-    folder = _fetched(context, one.base_model_files, context.scratch / f"base-{one.base_model_digest}")
+def _base(desk: Desk, one: task_pb2.GraderModel, model: PreTrainedModel) -> PreTrainedModel:
+    folder = _fetched(desk, one.base_model_files, desk.scratch / f"base-{one.base_model_digest}")
     return load_model(folder, device=model.device)
 
 
-def _fetched(context: TaskContext, files: Iterable[ModelFile], folder: Path) -> Path:
+def _fetched(desk: Desk, files: Iterable[ModelFile], folder: Path) -> Path:
     for file in files:
-        context.check()
+        desk.check()
         wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-        context.fetch_into(folder, wanted)
+        desk.fetch_into(folder, wanted)
     return folder
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pyarrow
 from transformers import PreTrainedModel
@@ -18,7 +17,7 @@ from luthier.errors import FailedPrecondition, Failure, Reason, Unavailable
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.grading.asked import remote_graders, reward_model_graders
 from luthier.grading.graders import ReadGrader
-from luthier.grading.outcomes import CODES, GradingError, Sample
+from luthier.grading.outcomes import CODES, Sample
 from luthier.lm.generate import FinishReason
 from luthier.lm.load import eos_token_ids
 from luthier.runtime.digests import contents_digest
@@ -27,12 +26,10 @@ from luthier.training.recipes.corpus import Split
 from luthier.training.recipes.rollouts import Reward, Rollout
 from luthier.training.reward_templates import template_warning
 from luthier.training.worker.answer_ends import AskText
+from luthier.training.worker.order import Desk
 from luthier.training.worker.reward_models import Judge, LoadedRewardModel, judges_of, without_stop
-from luthier.training.worker.rows import read_rendering
-from luthier.v1 import evaluation_pb2, grader_pb2, rollout_pb2
-from luthier.work.context import TaskContext
+from luthier.v1 import evaluation_pb2, grader_pb2, rendering_pb2, rollout_pb2
 from luthier.work.limited import Check
-from luthier.work.rewards import RewardAddresses, RewardError, scored
 from luthier.work.row_file import iterate_rows, write_rows
 from luthier.work.text_pool import Bundle, TextPool, TextRefused
 from luthier.worker.v1 import task_pb2
@@ -124,33 +121,30 @@ class JobRollouts:
     """The rollouts of one task: what recipes know as `Rollouts`.
 
     Args:
-        context: of the task, whose job learns from rewards.
+        desk: of the task, whose job learns from rewards.
         records: of all its prompts.
         decode: of its base model.
-        allowed: addresses that its graders may ask.
         stop_token_ids: tokens that end an answer.
         judges: the reward models that its graders name.
     """
 
     def __init__(
         self,
-        context: TaskContext,
+        desk: Desk,
         records: Records,
         decode: Decode,
-        allowed: RewardAddresses,
         stop_token_ids: frozenset[int],
         judges: Sequence[Judge] = (),
     ) -> None:
         self.stop_token_ids = stop_token_ids
-        self._context = context
+        self._desk = desk
         self._records = records
         self._decode = decode
-        self._allowed = allowed
         self._judges = judges
         self._told: set[str] = set()
-        self._message = context.task.train.job.reinforcement.grader
+        self._message = desk.task.train.job.reinforcement.grader
         self._grader = ReadGrader(self._message)
-        self._kept = {one.step: one for one in context.task.train.rollouts}
+        self._kept = {one.step: one for one in desk.task.train.rollouts}
         self._texts: dict[tuple[int, ...], str] = {}
 
     def kept(self, step: int) -> Sequence[Rollout]:
@@ -166,10 +160,8 @@ class JobRollouts:
         wanted = task_pb2.BlobFile(
             path="rollouts", sha256=found.file.sha256, size_bytes=found.file.size_bytes
         )
-        path = self._context.fetch(wanted)
-        self._context.log(
-            f"step {step} learns from the {found.num_rollouts} answers that were kept", step=step
-        )
+        path = self._desk.fetch(wanted)
+        self._desk.log(f"step {step} learns from the {found.num_rollouts} answers that were kept", step=step)
         prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
         messages = map(rollout_pb2.Rollout.FromString, iterate_rows(path))
         return [read_rollout(message, prompts) for message in messages]
@@ -183,7 +175,7 @@ class JobRollouts:
         Raises:
             InvalidArgument: ADDRESS_NOT_ALLOWED.
             Unavailable: REWARD_SERVICE_UNAVAILABLE, for that reason alone `most_errors` have no score, or none has one.
-            LuthierError: what `context.check` raised.
+            LuthierError: what the desk raised.
         """
         del split
         self._texts = {}
@@ -194,14 +186,14 @@ class JobRollouts:
             for one, text in zip(rollouts, texts, strict=True)
         ]
         remote = {
-            path: scored(grader, asked, self._allowed, self._context.check, most_errors)
+            path: self._desk.scored(grader, asked, most_errors)
             for path, grader in remote_graders(self._message)
         }
         values = self._values(rollouts, items)
         rewards = []
         for place, sample in enumerate(asked):
-            self._context.check()
-            outcomes = {path: _outcome(found[place]) for path, found in remote.items()}
+            self._desk.check()
+            outcomes = {path: found[place] for path, found in remote.items()}
             grade = self._grader.grade(
                 Sample(
                     item_json=sample.item_json,
@@ -229,25 +221,25 @@ class JobRollouts:
                 self._tell(
                     f"the reward model {judge.name} values answers at the last token of their text: {unknown}"
                 )
-            found[judge.name] = judge.values(rollouts, records, self._context.check)
+            found[judge.name] = judge.values(rollouts, records, self._desk.check)
         return {path: found[one.model] for path, one in reward_model_graders(self._message)}
 
     def _tell(self, warning: str) -> None:
         if warning not in self._told:
             self._told.add(warning)
-            self._context.log(warning, "WARNING")
+            self._desk.log(warning, "WARNING")
 
     def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Commit the rollouts of a step. Raises LuthierError where the service refused."""
         prompts = {one.row: self._decode(one.prompt, True) for one in rollouts if one.sample == 0}
-        path = self._context.scratch / f"rollouts-{step}"
+        path = self._desk.scratch / f"rollouts-{step}"
         rows = (
             self._message_of(step, one, prompts[one.row]).SerializeToString(deterministic=True)
             for one in rollouts
         )
         write_rows(path, rows)
         self._texts = {}
-        self._context.commit_rollouts(step, path)
+        self._desk.commit_rollouts(step, path)
         path.unlink()
 
     def _answer_text(self, rollout: Rollout) -> str:
@@ -291,36 +283,30 @@ class JobRollouts:
 
 @contextmanager
 def rollouts_of(
-    context: TaskContext,
-    channel: grpc.Channel,
-    allowed: RewardAddresses,
+    desk: Desk,
     records: Records,
+    rendering: rendering_pb2.Rendering,
     model: PreTrainedModel,
     loaded: Sequence[LoadedRewardModel] = (),
     longest: int = 0,
 ) -> Iterator[JobRollouts]:
     """Give a task's rollouts for the length of a block; its base model's files are in the scratch folder `base`.
 
-    An answer ends as those of the rendering's records do, and where the model itself ends one. `loaded` are the reward
-    models of its grader, `longest` the most tokens of a prompt and its answer.
+    An answer ends as those of the records of the job's `rendering` do, and where the model itself ends one. `loaded`
+    are the reward models of its grader, `longest` the most tokens of a prompt and its answer.
 
     Raises:
         FailedPrecondition: SEQUENCE_TOO_LONG, a reward model cannot value the longest.
-        LuthierError: as `read_rendering`.
     """
-    spec = context.task.train
-    rendering = read_rendering(
-        channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check
-    )
     stops = frozenset(rendering.stop_token_ids) | frozenset(eos_token_ids(model))
-    with asking_texts(context.scratch / "base", context.check) as ask:
-        judges = judges_of(loaded, ask, stops, spec.job.hyperparameters.micro_batch_tokens)
+    with asking_texts(desk.scratch / "base", desk.check) as ask:
+        judges = judges_of(loaded, ask, stops, desk.task.train.job.hyperparameters.micro_batch_tokens)
         for judge in judges:
             judge.require_room(longest)
             warning = template_warning(judge.name, judge.loaded.taught, rendering)
             if warning:
-                context.log(warning, "WARNING")
-        yield JobRollouts(context, records, decoder(ask), allowed, stops, judges)
+                desk.log(warning, "WARNING")
+        yield JobRollouts(desk, records, decoder(ask), stops, judges)
 
 
 def read_rollout(message: rollout_pb2.Rollout, prompts: dict[tuple[int, ...], tuple[int, ...]]) -> Rollout:
@@ -365,7 +351,3 @@ def _require_service(rewards: Sequence[Reward], most_errors: int) -> None:
             reason=Reason.REWARD_SERVICE_UNAVAILABLE,
             metadata={"num_grader_errors": str(len(failures))},
         )
-
-
-def _outcome(one: float | RewardError) -> float | GradingError:
-    return GradingError(one.reason, one.message) if isinstance(one, RewardError) else one

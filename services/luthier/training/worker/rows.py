@@ -1,11 +1,10 @@
-"""Read the rows of a rendering from the Data service and check that they are the ones that were planned with."""
+"""The rows of a job as recipes take them, from the files that its driver has kept them in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import grpc
 import numpy as np
 import pyarrow.compute
 
@@ -14,89 +13,46 @@ from luthier.training.recipe_settings import mixture_of
 from luthier.training.recipes.corpus import Block, Corpus, Split, joined
 from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.units import role_codes
-from luthier.v1 import arrow_pb2, data_service_pb2, data_service_pb2_grpc, dataset_pb2, rendering_pb2
-from luthier.work.arrow_stream import read_batches
+from luthier.training.worker.order import RenderingRows, TrainOrder
+from luthier.v1 import dataset_pb2, rendering_pb2
 from luthier.work.limited import Check
-from luthier.work.peers import bearer
-from luthier.work.pinned import require_pinned
-from luthier.work.retry import Messages, Token, asked
-from luthier.worker.v1 import task_pb2
+from luthier.work.row_file import iterate_rows
 
-_CALL_SECONDS = 30.0
-_STREAM_SECONDS = 3600.0
 _SPLITS: dict[Split, dataset_pb2.Split.ValueType] = {
     "TRAIN": dataset_pb2.SPLIT_TRAIN,
     "VALIDATION": dataset_pb2.SPLIT_VALIDATION,
 }
 
 
-def read_rows(
-    channel: grpc.Channel, token: Token, spec: task_pb2.TrainSpec, check: Check
-) -> tuple[Corpus, Mixture | None]:
+def read_rows(order: TrainOrder, check: Check) -> tuple[Corpus, Mixture | None]:
     """Return the rows of all renderings of a job, and how they are mixed. Raises as `read_corpus`."""
-    corpus = read_corpus(channel, token, spec.job.rendering, spec.rendering_digest, check)
-    if not spec.job.mixed_renderings:
+    corpus, *others = [read_corpus(rows, check) for rows in order.renderings]
+    if not others:
         return corpus, None
-    pinned = zip(spec.job.mixed_renderings, spec.mixed_rendering_digests, strict=True)
-    others = [read_corpus(channel, token, mixed.rendering, digest, check) for mixed, digest in pinned]
     whole, first_rows = joined([corpus, *others])
-    return whole, mixture_of(spec.job, first_rows)
+    return whole, mixture_of(order.task.train.job, first_rows)
 
 
-def read_corpus(
-    channel: grpc.Channel,
-    token: Token,
-    name: str,
-    digest: str,
-    check: Check,
-    see: Callable[[Any], None] = lambda _: None,
-) -> Corpus:
-    """Return the training and validation rows of a rendering.
+def read_corpus(rows: RenderingRows, check: Check, see: Callable[[Any], None] = lambda _: None) -> Corpus:
+    """Return the training and validation rows of a rendering; its file goes, to leave the disk its room.
 
     Args:
-        channel: to the Data service.
-        token: gives a fresh credential.
-        name: the rendering.
-        digest: what the job was planned with.
-        check: called several times a second, whatever the service does; may raise to stop.
+        rows: as they were kept.
+        check: called before each part of them.
         see: given each record batch, with all its columns.
 
     Raises:
-        DataLoss: the rendering has another digest, or its rows are not as many as it says.
-        LuthierError: the service refused, or was away for too long (Unavailable).
+        DataLoss: they are not as many as the rendering says, or not as they were kept.
     """
-    stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
-
-    def planned_with() -> rendering_pb2.Rendering:
-        return read_rendering(channel, token, name, digest, check)
-
-    def open_at(row: int) -> Messages[arrow_pb2.ArrowChunk]:
-        planned_with()  # each time, for streams break and renderings go
-        wanted = data_service_pb2.ReadRenderingRequest(name=name, start_row=row)
-        chunks: Messages[arrow_pb2.ArrowChunk] = stub.ReadRendering(
-            wanted, metadata=bearer(token()), timeout=_STREAM_SECONDS
-        )
-        return chunks
-
     corpus = Corpus()
-    for batch in read_batches(open_at, check):
-        add_batch(corpus, batch)
-        see(batch)
-    _check_counts(corpus, planned_with())
+    for data in iterate_rows(rows.path):
+        check()
+        for batch in pyarrow.ipc.open_stream(data):
+            add_batch(corpus, batch)
+            see(batch)
+    rows.path.unlink()
+    _check_counts(corpus, rows.rendering)
     return corpus
-
-
-def read_rendering(
-    channel: grpc.Channel, token: Token, name: str, digest: str, check: Check
-) -> rendering_pb2.Rendering:
-    """Return a rendering that a job was planned with. Raises as `read_corpus`."""
-    stub: Any = data_service_pb2_grpc.DataServiceStub(channel)
-    request = data_service_pb2.GetRenderingRequest(name=name)
-    rendering: rendering_pb2.Rendering = asked(
-        lambda: stub.GetRendering.future(request, metadata=bearer(token()), timeout=_CALL_SECONDS), check
-    )
-    require_pinned(name, digest, rendering.digest)
-    return rendering
 
 
 def add_batch(corpus: Corpus, batch: Any) -> None:

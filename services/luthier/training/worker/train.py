@@ -1,63 +1,50 @@
-"""Run TRAIN tasks: rows and weights in, metrics, checkpoints and a tuned model out."""
+"""Run TRAIN tasks: what a training needs is brought to it and what it makes is stored. Computes nothing itself."""
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
-import torch
-from transformers import PreTrainedModel
 
-from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted
-from luthier.lm.load import load_model
-from luthier.lm.memory import freed_memory_kept
-from luthier.lm.model_config import read_config
-from luthier.training.recipe_settings import (
-    batch_settings,
-    rendering_names,
-    renderings_used,
-    schedule_of,
-    selection_of,
-)
-from luthier.training.recipes import checkpoint
-from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
-from luthier.training.recipes.corpus import Corpus
-from luthier.training.recipes.course import CheckpointDue, Course, Warned
-from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.loop import Settings, settings_record
-from luthier.training.recipes.mixture import Mixture
-from luthier.training.recipes.overlap import overlap
-from luthier.training.recipes.rollouts import Rollouts
-from luthier.training.recipes.survey import Survey, require_fitting, survey
-from luthier.training.worker.item_fields import ItemCheck
-from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
+from luthier.errors import Reason, ResourceExhausted
+from luthier.grading.outcomes import GradingError
+from luthier.training.recipe_settings import rendering_names
+from luthier.training.worker.order import Desk, RenderingRows, TrainOrder, out_of_memory
 from luthier.training.worker.places import places_of, rows_named
-from luthier.training.worker.reference import give_reference
-from luthier.training.worker.reward_models import load_reward_models
-from luthier.training.worker.rollouts import Records, rollouts_of
-from luthier.training.worker.rows import read_corpus, read_rows
-from luthier.training.worker.surroundings import run_record, surroundings
-from luthier.training.worker.weights import weights_of
-from luthier.v1 import fine_tuning_job_pb2
+from luthier.training.worker.renderings import store_rows
+from luthier.v1 import fine_tuning_job_pb2, grader_pb2
+from luthier.work.children import Children
 from luthier.work.context import TaskContext
-from luthier.work.rewards import RewardAddresses
+from luthier.work.rewards import RewardAddresses, RewardError, scored
 from luthier.worker.v1 import task_pb2
+
+Compute = Callable[[TrainOrder, "TaskDesk", TaskContext], task_pb2.TrainResult]
+"""Trains what an order says, at a desk, for as long as a task's context wants it."""
+_CALLS = (
+    "progress",
+    "metrics",
+    "log",
+    "run_record",
+    "fetch",
+    "fetch_into",
+    "store_checkpoint",
+    "commit_rollouts",
+    "scored",
+)
+_NEARLY_SECONDS = 20.0
+"""So long before its end a training lets the process of the next one prepare: about as long as that takes, twice."""
 
 
 class Trainer:
-    """Runs TRAIN tasks with the rows of one Data service, on one device."""
+    """Runs TRAIN tasks with the rows of one Data service."""
 
     def __init__(
-        self, data_channel: grpc.Channel, device: torch.device, allowed: RewardAddresses | None = None
+        self, data_channel: grpc.Channel, compute: Compute, allowed: RewardAddresses | None = None
     ) -> None:
         self._data_channel = data_channel
-        self._device = device
+        self._compute = compute
         self._allowed = allowed or RewardAddresses(())
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
@@ -67,269 +54,102 @@ class Trainer:
             TaskCancelled: asked to stop; the last checkpoint stays.
             FailedPrecondition: LOSS_NOT_FINITE.
             ResourceExhausted: OUT_OF_MEMORY.
+            Unavailable: CRASHED or STALLED, the process that trained.
             LuthierError: rows or files could not be read, or do not fit together.
         """
         job = context.task.train.job
         places = places_of(self._data_channel, lambda: context.token, context.check)
-        with _memory_errors(job), rows_named(places, job.rendering), freed_memory_kept():
-            return _train(context, self._data_channel, self._device, self._allowed)
-
-
-def _train(
-    context: TaskContext, data_channel: grpc.Channel, device: torch.device, allowed: RewardAddresses
-) -> task_pb2.TaskResult:
-    spec = context.task.train
-    context.progress("reading rows", 0, 0, "rows")
-    corpus, mixture, records = _rows(context, data_channel)
-    batches = batch_settings(spec.job)
-    found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches, mixture)
-    repeated = overlap(corpus)
-    if repeated is not None:
-        context.log(repeated.text(mixture), "WARNING")
-    context.progress("loading model", 0, 0, "files")
-    folder = _base_model_folder(context)
-    totals = _checked(context, found, batches, read_config(folder))
-    model = load_model(folder, device=device)
-    loss = loss_of(spec.job)
-    settings = _settings(spec.job, batches, totals.num_steps, mixture)
-    run = _identity(spec.job, corpus, settings, loss, model)
-    loaded = load_reward_models(context, model)
-    begun = _begin(context, model, run, corpus, loss)
-    if begun.changed:
-        run = replace(run, bitwise=False)
-        changed = ", ".join(begun.changed)
-        text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
-        context.log(text, "WARNING")
-    used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
-    context.run_record(run_record(spec, model, used, bitwise=run.bitwise))
-    with ExitStack() as stack:
-        rollouts = None
-        if records is not None:
-            longest = found.longest.num_tokens if found.longest else 0
-            graded = rollouts_of(context, data_channel, allowed, records, model, loaded, longest)
-            rollouts = stack.enter_context(graded)
-        return task_pb2.TaskResult(train=_steps(context, corpus, settings, run, begun, loss, rollouts))
-
-
-def _rows(context: TaskContext, data_channel: grpc.Channel) -> tuple[Corpus, Mixture | None, Records | None]:
-    """Return the rows of a task, how its renderings are mixed, and the records that graders look at.
-
-    There are records where answers are to be drawn to them.
-
-    Raises:
-        InvalidArgument: TEMPLATE_FIELD_MISSING, a record has not what the grader reads of it.
-        LuthierError: as `read_corpus`.
-    """
-    spec = context.task.train
-    if not spec.job.HasField("reinforcement"):
-        return *read_rows(data_channel, lambda: context.token, spec, context.check), None
-    wanted = (data_channel, lambda: context.token, spec.job.rendering, spec.rendering_digest, context.check)
-    chosen, records = spec.job.reinforcement, Records()
-    fields = ItemCheck(chosen.grader, context.check)
-
-    def see(batch: Any) -> None:
-        records.add(batch)
-        fields.add(batch)
-
-    corpus = read_corpus(*wanted, see)
-    fields.require()
-    corpus.expect_answers(chosen.max_new_tokens)
-    return corpus, None, records
-
-
-def _steps(
-    context: TaskContext,
-    corpus: Corpus,
-    settings: Settings,
-    run: checkpoint.RunIdentity,
-    begun: _Begun,
-    loss: Loss | None,
-    rollouts: Rollouts | None,
-) -> task_pb2.TrainResult:
-    """Make all steps that are left, telling of each and storing the checkpoints that are due."""
-    engine, course, num_steps = begun.engine, begun.course, settings.schedule.num_steps
-    context.progress("training", course.step, num_steps, "steps")
-    files: Sequence[task_pb2.BlobFile] = list(context.task.train.checkpoint_files)
-    metrics: Mapping[str, float] = course.metrics
-    step = first_step = course.step
-    began = time.monotonic()
-    for event in steps_of(loss, engine, corpus, settings, course, context.check, rollouts):
-        if isinstance(event, Warned):
-            context.log(event.text, "WARNING", step=event.step)
-            continue
-        if isinstance(event, CheckpointDue):
-            course = event.course
-            folder = context.scratch / f"step-{course.step}"
-            checkpoint.save(folder, engine, course, run)
-            paths = [folder / name for name in checkpoint.files_of(engine.weights)]
-            files = _commit(context, [*paths, *begun.extra], course)
-            shutil.rmtree(folder)
-            continue
-        step, metrics = event.step, event.metrics
-        context.metrics(step, metrics)
-        step_seconds = (time.monotonic() - began) / (step - first_step)
-        remaining_seconds = step_seconds * (num_steps - step)
-        context.progress("training", step, num_steps, "steps", remaining_seconds=remaining_seconds, step=step)
-    if course.is_stopped:
-        context.log(
-            f"ended early: {course.stale_validations} validations since step {course.best_step} were not better"
-        )
-    elif step != num_steps or not files:
-        raise FailedPrecondition(
-            f"a run must make the {num_steps} steps of its plan and at least one, it made {step}",
-            reason=Reason.NO_SUPERVISED_TOKENS,
-        )
-    return task_pb2.TrainResult(
-        files=[file for file in files if file.path in engine.weights.result_files],
-        step=course.step,
-        metrics=metrics,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun:
-    """A run before its next step.
-
-    Attributes:
-        engine: fresh, or from the task's checkpoint.
-        course: likewise.
-        changed: what has changed around the run.
-        extra: files that each checkpoint has besides its own.
-    """
-
-    engine: Engine
-    course: Course
-    changed: list[str]
-    extra: list[Path]
-
-
-def _begin(
-    context: TaskContext,
-    model: PreTrainedModel,
-    run: checkpoint.RunIdentity,
-    corpus: Corpus,
-    loss: Loss | None,
-) -> _Begun:
-    spec = context.task.train
-    compared = is_compared(loss)
-    engine = Engine(weights_of(context, model, is_compared=compared), run.optimiser, model.device)
-    resumed = context.scratch / "resume" if spec.checkpoint_files else None
-    if resumed is not None:
-        for file in spec.checkpoint_files:
-            context.fetch_into(resumed, file)
-    reference = give_reference(context, engine, corpus, resumed) if compared else None
-    extra = [] if reference is None else [reference]
-    if resumed is None:
-        return _Begun(engine=engine, course=Course(), changed=[], extra=extra)
-    context.log(f"resuming after step {spec.checkpoint_step}", step=spec.checkpoint_step)
-    course, changed = checkpoint.load(resumed, engine, run)
-    return _Begun(engine=engine, course=course, changed=changed, extra=extra)
-
-
-def _commit(context: TaskContext, paths: Sequence[Path], course: Course) -> list[task_pb2.BlobFile]:
-    """Store a checkpoint's files and commit it; one that the service had may go with an older checkpoint meanwhile."""
-    return context.store_named(
-        {path.name: path for path in paths},
-        lambda files: context.commit_checkpoint(course.step, files, course.metrics),
-    )
-
-
-def _checked(
-    context: TaskContext, found: Survey, batches: BatchSettings, config: Mapping[str, Any]
-) -> PlanTotals:
-    """Check what a plan checks, now that every row is known, and say what is not used.
-
-    Raises:
-        FailedPrecondition: NO_SUPERVISED_TOKENS, SEQUENCE_TOO_LONG.
-        InvalidArgument: SEQUENCE_TOO_LONG.
-    """
-    context_length = int(config.get("max_position_embeddings") or 0)
-    job = context.task.train.job
-    for rendering, part in zip(rendering_names(job), (found, *found.mixed), strict=True):
-        of = rendering if found.mixed else ""
-        require_fitting(part, batches, context_length, job.reinforcement.max_new_tokens, of)
-        if part.longest_train is None:
-            raise FailedPrecondition(
-                f"at least one training row of {rendering} must have a supervised token, none of "
-                f"{part.num_train_rows} has",
-                reason=Reason.NO_SUPERVISED_TOKENS,
-                metadata={"rendering": rendering},
+        with rows_named(places, job.rendering), _sizes_named(job):
+            context.progress("reading rows", 0, 0, "rows")
+            order = TrainOrder(
+                task=context.task, scratch=context.scratch, renderings=self._renderings(context)
             )
-        unused = part.num_train_rows - part.num_teaching_rows
-        if unused:
-            whose = f" of {of}" if of else ""
-            text = f"{unused} of {part.num_train_rows} training rows{whose} teach nothing and are not used"
-            context.log(text, "WARNING")
-    assert found.totals is not None, "rows that teach and fit were counted"
-    return found.totals
+            desk = TaskDesk(context, self._allowed)
+            return task_pb2.TaskResult(train=self._compute(order, desk, context))
+
+    def _renderings(self, context: TaskContext) -> tuple[RenderingRows, ...]:
+        spec = context.task.train
+        digests = [spec.rendering_digest, *spec.mixed_rendering_digests]
+        return tuple(
+            store_rows(
+                self._data_channel,
+                lambda: context.token,
+                name,
+                digest,
+                context.check,
+                context.scratch / f"rows-{place}",
+            )
+            for place, (name, digest) in enumerate(zip(rendering_names(spec.job), digests, strict=True))
+        )
 
 
-def _base_model_folder(context: TaskContext) -> Path:
-    files = context.task.train.base_model_files
-    folder = context.scratch / "base"
-    for number, file in enumerate(files):
-        context.check()
-        context.progress("loading model", number, len(files), "files")
-        wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-        context.fetch_into(folder, wanted)
-    return folder
+class InChild:
+    """Trains in a process of its own, one of `children`."""
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+
+    def __call__(self, order: TrainOrder, desk: TaskDesk, context: TaskContext) -> task_pb2.TrainResult:
+        """Return what the process made. Raises what `Children.run` does."""
+        calls = {**{name: getattr(desk, name) for name in _CALLS}, "progress": self._warming(desk)}
+        result: task_pb2.TrainResult = self._children.run(order, calls, context, "metrics")
+        return result
+
+    def _warming(self, desk: Desk) -> Callable[..., None]:
+        """Return what reports progress, and lets the next process prepare when a training is nearly done."""
+
+        def progress(
+            phase: str, completed: int, total: int, unit: str, *, remaining_seconds: float, step: int
+        ) -> None:
+            desk.progress(phase, completed, total, unit, remaining_seconds=remaining_seconds, step=step)
+            if step and remaining_seconds < _NEARLY_SECONDS:
+                self._children.warm()
+
+        return progress
 
 
-def _settings(
-    job: fine_tuning_job_pb2.FineTuningJob, batches: BatchSettings, num_steps: int, mixture: Mixture | None
-) -> Settings:
-    return Settings(
-        batches=batches,
-        schedule=schedule_of(job, num_steps),
-        checkpoint_interval_steps=job.checkpoint_interval_steps,
-        validation_interval_steps=job.validation_interval_steps,
-        selection=selection_of(job),
-        mixture=mixture,
-    )
+class TaskDesk:
+    """A task's context as a training sees it: a `Desk`."""
 
+    def __init__(self, context: TaskContext, allowed: RewardAddresses) -> None:
+        self.task = context.task
+        self.scratch = context.scratch
+        self.check = context.check
+        self.progress = context.progress
+        self.metrics = context.metrics
+        self.log = context.log
+        self.run_record = context.run_record
+        self.fetch = context.fetch
+        self.fetch_into = context.fetch_into
+        self.commit_rollouts = context.commit_rollouts
+        self._context = context
+        self._allowed = allowed
 
-def _identity(
-    job: fine_tuning_job_pb2.FineTuningJob,
-    corpus: Corpus,
-    settings: Settings,
-    loss: Loss | None,
-    model: PreTrainedModel,
-) -> checkpoint.RunIdentity:
-    chosen = job.hyperparameters
-    return checkpoint.RunIdentity(
-        plan_digest=plan_digest(
-            corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches, settings.mixture
-        ),
-        settings=settings_record(settings, loss),
-        optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
-        surroundings=surroundings(model),
-    )
+    def store_checkpoint(
+        self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]
+    ) -> list[task_pb2.BlobFile]:
+        """Store files and commit them; one that the service had may go with an older checkpoint meanwhile."""
+        return self._context.store_named(
+            {path.name: path for path in paths},
+            lambda files: self._context.commit_checkpoint(step, files, metrics),
+        )
+
+    def scored(
+        self, grader: grader_pb2.RemoteGrader, samples: Sequence[grader_pb2.Sample], most_errors: int
+    ) -> list[float | GradingError]:
+        """Return what a reward service says of each sample. Raises as `work.rewards.scored`."""
+        found = scored(grader, samples, self._allowed, self._context.check, most_errors)
+        return [
+            GradingError(one.reason, one.message) if isinstance(one, RewardError) else one for one in found
+        ]
 
 
 @contextmanager
-def _memory_errors(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
-    """Turn what torch raises for want of memory into OUT_OF_MEMORY with a hint."""
+def _sizes_named(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
+    """Say what a job takes its memory by where the kernel ended its process for want of it, which cannot say so."""
     try:
         yield
-    except LuthierError:
-        raise
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        # CPU allocation fails with a plain RuntimeError (torch 2.13, c10/core/CPUAllocator).
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-        if not full:
+    except ResourceExhausted as error:
+        if error.reason != Reason.OUT_OF_MEMORY or "micro_batch_tokens" in error.metadata:
             raise
-        raise ResourceExhausted(
-            f"a step must fit in memory, with {_sizes(job)} it does not; make it smaller: {text[:500]}",
-            reason=Reason.OUT_OF_MEMORY,
-            metadata={"micro_batch_tokens": str(job.hyperparameters.micro_batch_tokens)},
-        ) from error
-
-
-def _sizes(job: fine_tuning_job_pb2.FineTuningJob) -> str:
-    """Return what a pass over a job's rows takes its memory by."""
-    size = f"micro_batch_tokens {job.hyperparameters.micro_batch_tokens}"
-    if not job.HasField("reinforcement"):
-        return size
-    chosen = job.reinforcement
-    return f"num_samples {chosen.num_samples}, max_new_tokens {chosen.max_new_tokens} and {size}"
+        raise out_of_memory(job, error.message) from error

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.training.recipes.weights import Adapter, AllWeights, Weights, fresh_score
+from luthier.training.worker.order import Desk
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
-from luthier.work.context import TaskContext
 
 ADAPTER = "default"
 """Name of the adapter within the model; PEFT's own default."""
@@ -19,7 +19,7 @@ REFERENCE = "reference"
 """Name of the adapter that it began as, where it is compared with that."""
 
 
-def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: bool) -> Weights:
+def weights_of(desk: Desk, model: PreTrainedModel, *, is_compared: bool) -> Weights:
     """Return the weights of a task's job, bound to its base model, as they are before the first step.
 
     A task that resumes begins with those of its checkpoint: what the job began from is fetched again only where what
@@ -30,15 +30,15 @@ def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: boo
             has no such module to train whole (TRAINED_MODULE_INVALID).
         DataLoss: what the job begins from does not fit the model.
     """
-    spec = context.task.train
+    spec = desk.task.train
     begins = bool(spec.start_files) and not spec.checkpoint_files
-    folder = context.scratch / "start"
+    folder = desk.scratch / "start"
     if spec.job.HasField("full"):
         weights = AllWeights(model, score=_score(spec.job, model))
         # Answers that are drawn on the way cannot be scored before the first step, as other rows are.
         keeps_start = is_compared and spec.job.HasField("reinforcement")
         if begins or (keeps_start and spec.start_files):
-            _fetch_start(context, folder, weights.files)
+            _fetch_start(desk, folder, weights.files)
             weights.load(folder)
         if keeps_start:
             weights.keep_start()
@@ -46,7 +46,7 @@ def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: boo
     _insert(spec.job, model)
     has_reference = bool(spec.start_files) and is_compared
     if begins or has_reference:
-        _fetch_start(context, folder, Adapter.files)
+        _fetch_start(desk, folder, Adapter.files)
     if has_reference:
         load_adapter(model, folder, REFERENCE)
     adapter = Adapter(
@@ -62,13 +62,13 @@ def weights_of(context: TaskContext, model: PreTrainedModel, *, is_compared: boo
     return adapter
 
 
-def _fetch_start(context: TaskContext, folder: Path, names: tuple[str, ...]) -> None:
-    spec = context.task.train
+def _fetch_start(desk: Desk, folder: Path, names: tuple[str, ...]) -> None:
+    spec = desk.task.train
     for file in spec.start_files:
         if file.path in names:
-            context.fetch_into(folder, file)
+            desk.fetch_into(folder, file)
     if not spec.checkpoint_files:
-        context.log(f"begins from {spec.job.start_from}")
+        desk.log(f"begins from {spec.job.start_from}")
 
 
 def _insert(job: FineTuningJob, model: PreTrainedModel) -> None:

@@ -1,0 +1,135 @@
+"""What a driver orders of the process that trains, and what that may ask of it. Imports no torch and no gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from luthier.errors import Reason, ResourceExhausted
+from luthier.grading.outcomes import GradingError
+from luthier.v1 import fine_tuning_job_pb2, grader_pb2, rendering_pb2
+from luthier.work.events import Severity
+from luthier.worker.v1 import task_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What every process that trains prepares with.
+
+    Attributes:
+        device: as `choose_device` reads it.
+        num_threads: torch's; 0: as it likes.
+        log_level: of its log.
+    """
+
+    device: str
+    num_threads: int
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderingRows:
+    """The rows of a rendering, read and kept here.
+
+    Attributes:
+        path: a file of `work.row_file`; each of its rows is a stream of Arrow, in the order of the rendering.
+        rendering: as it was when the last row had come.
+    """
+
+    path: Path
+    rendering: rendering_pb2.Rendering
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOrder:
+    """One TRAIN task.
+
+    Attributes:
+        task: with its specification.
+        scratch: a folder for whatever it needs, which the driver deletes.
+        renderings: the rows of the job's own rendering, then of those that it mixes in.
+    """
+
+    task: task_pb2.Task
+    scratch: Path
+    renderings: tuple[RenderingRows, ...]
+
+
+class Desk(Protocol):
+    """What a training may tell its driver and ask of it. What the driver cannot do ends the training.
+
+    Attributes:
+        task: as ordered.
+        scratch: as ordered.
+    """
+
+    task: task_pb2.Task
+    scratch: Path
+
+    def check(self) -> None:
+        """Go on, if the work is still wanted. Call it between units of work, often: it shows signs of life."""
+        ...
+
+    def progress(
+        self,
+        phase: str,
+        completed: int,
+        total: int,
+        unit: str,
+        *,
+        remaining_seconds: float = 0.0,
+        step: int = 0,
+    ) -> None:
+        """Report progress; total 0 and remaining_seconds 0 mean not known."""
+        ...
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Report values measured at `step`."""
+        ...
+
+    def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
+        """Report a line for people."""
+        ...
+
+    def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
+        """Report what exactly runs."""
+        ...
+
+    def fetch(self, file: task_pb2.BlobFile) -> Path:
+        """Return a file of the task's own service; do not change it."""
+        ...
+
+    def fetch_into(self, folder: Path, file: task_pb2.BlobFile) -> Path:
+        """Put a file of the task's own service into a folder under its own path; do not change it there."""
+        ...
+
+    def store_checkpoint(
+        self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]
+    ) -> list[task_pb2.BlobFile]:
+        """Store files under their names and make them the checkpoint to resume from."""
+        ...
+
+    def commit_rollouts(self, step: int, path: Path) -> None:
+        """Keep what a step drew from its model, a file of `work.row_file`."""
+        ...
+
+    def scored(
+        self, grader: grader_pb2.RemoteGrader, samples: Sequence[grader_pb2.Sample], most_errors: int
+    ) -> list[float | GradingError]:
+        """Return what a reward service says of each sample, as `work.rewards.scored` does."""
+        ...
+
+
+def out_of_memory(job: fine_tuning_job_pb2.FineTuningJob, text: str) -> ResourceExhausted:
+    """Return OUT_OF_MEMORY for a job, with what a pass over its rows takes its memory by; `text` says what failed."""
+    size = f"micro_batch_tokens {job.hyperparameters.micro_batch_tokens}"
+    if job.HasField("reinforcement"):
+        chosen = job.reinforcement
+        size = f"num_samples {chosen.num_samples}, max_new_tokens {chosen.max_new_tokens} and {size}"
+    return ResourceExhausted(
+        f"a step must fit in memory, with {size} it does not; make it smaller: {text[:500]}",
+        reason=Reason.OUT_OF_MEMORY,
+        metadata={"micro_batch_tokens": str(job.hyperparameters.micro_batch_tokens)},
+    )

@@ -1,0 +1,209 @@
+"""Work in processes of its own, killed for real: the attempt is lost, never the worker, and no bit changes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.training.worker.conftest import Site
+
+from luthier.errors.status import status_to_failure
+from luthier.training.worker.order import Setup
+from luthier.training.worker.train import InChild
+from luthier.v1.event_pb2 import AttemptChange, Event
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
+from luthier.work.child_watch import Patience
+from luthier.work.children import Children, Program
+
+MODULE = "luthier.training.worker.child"
+PATIENCE = Patience(still_seconds=4.0)
+EPOCHS = 30
+"""Some 200 steps: seconds in which to kill what makes them."""
+
+
+@dataclass
+class Kills:
+    """What the kernel is said to have ended for want of memory."""
+
+    counted: int = 0
+
+
+@dataclass
+class Trained:
+    """Children that train, and the kills that they are told of."""
+
+    children: Children
+    kills: Kills
+
+
+@pytest.fixture(scope="module")
+def trained() -> Iterator[Trained]:
+    """Shared by all tests: the spare child of one is the first of the next."""
+    setup = Setup(device="cpu", num_threads=1, log_level="INFO")
+    kills = Kills()
+    program = Program(command=("-P", "-m", MODULE), setup=setup)
+    with Children(program, PATIENCE, lambda: kills.counted) as children:
+        yield Trained(children, kills)
+
+
+def pids() -> list[int]:
+    """Children of this process that train or wait for it, those that began first before the others."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "stat").read_text().rpartition(")")[2].split()
+            is_ours = int(words[1]) == os.getpid() and words[0] != "Z"
+            if is_ours and MODULE.encode() in (path / "cmdline").read_bytes():
+                found.append((int(words[19]), int(path.name)))
+        except OSError:
+            continue
+    return [pid for _, pid in sorted(found)]
+
+
+async def until(done: Callable[[], object], seconds: float = 60.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not done():  # noqa: ASYNC110 - the kernel brings it about
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def working(site: Site, folder: Path, trained: Trained) -> AsyncIterator[None]:
+    await asyncio.to_thread(trained.children.require_ready)
+    async with site.worker(compute=InChild(trained.children)):
+        site.data.tokenizer_digest = (await site.register(folder)).tokenizer_digest
+        yield
+
+
+async def disturbed(
+    site: Site, name: str, disturb: Callable[[int], None]
+) -> tuple[FineTuningJob, list[Event]]:
+    """Make a job, do something to the process that trains it after its first checkpoint, and wait for the end."""
+    (child,) = pids()
+    job = await site.create(name, num_epochs=EPOCHS)
+    events: list[Event] = []
+    async for event in site.watch(job.name):
+        events.append(event)
+        if event.HasField("checkpoint") and not any(one.HasField("checkpoint") for one in events[:-1]):
+            disturb(child)
+    return await site.ended(job.name), events
+
+
+def changes(events: list[Event]) -> list[tuple[AttemptChange.Kind.ValueType, str]]:
+    found = [event.attempt_change for event in events if event.HasField("attempt_change")]
+    return [(change.kind, change.reason) for change in found if change.kind != AttemptChange.KIND_STARTED]
+
+
+def warnings(events: list[Event]) -> list[str]:
+    return [event.log.text for event in events if event.log.severity == event.log.SEVERITY_WARNING]
+
+
+async def assert_same(site: Site, left: str, right: str) -> None:
+    assert await site.metrics(left) == await site.metrics(right)
+    digests = [[(one.step, one.digest) for one in await site.checkpoints(name)] for name in (left, right)]
+    assert digests[0] == digests[1] != []
+
+
+async def test_a_child_trains_with_the_bits_of_this_process_and_is_gone_then(
+    site: Site, model_folder: Path, trained: Trained
+) -> None:
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        here = await site.ended((await site.create("here")).name)
+    await asyncio.to_thread(trained.children.require_ready)
+    (child,) = pids()
+    async with site.worker(compute=InChild(trained.children)):
+        there = await site.ended((await site.create("there")).name)
+    assert there.state == FineTuningJob.STATE_SUCCEEDED, there.error
+    assert here.run_record == there.run_record
+    await assert_same(site, here.name, there.name)
+    await until(lambda: child not in pids())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+async def test_a_child_that_dies_loses_the_attempt_and_no_bit(
+    site: Site, model_folder: Path, trained: Trained, number: signal.Signals
+) -> None:
+    async with working(site, model_folder, trained):
+        whole = await site.ended((await site.create("whole", num_epochs=EPOCHS)).name)
+        await asyncio.to_thread(trained.children.require_ready)
+        again, events = await disturbed(site, "killed", lambda pid: os.kill(pid, number))
+    assert (whole.num_attempts, again.num_attempts) == (1, 2)
+    assert again.state == FineTuningJob.STATE_SUCCEEDED, again.error
+    lost, succeeded = changes(events)
+    assert lost == (AttemptChange.KIND_LOST, "CRASHED")
+    assert succeeded == (AttemptChange.KIND_SUCCEEDED, "")
+    dumps = [text for text in warnings(events) if "crashed:\nFatal Python error: Segmentation fault" in text]
+    assert len(dumps) == (number == signal.SIGSEGV)
+    assert all("luthier/training" in text for text in dumps)
+    await assert_same(site, whole.name, again.name)
+
+
+async def test_a_child_that_hangs_loses_the_attempt(site: Site, model_folder: Path, trained: Trained) -> None:
+    async with working(site, model_folder, trained):
+        job, events = await disturbed(site, "hung", lambda pid: os.kill(pid, signal.SIGSTOP))
+    assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
+    assert changes(events)[0] == (AttemptChange.KIND_LOST, "STALLED")
+    assert any("hangs:" in text for text in warnings(events))
+
+
+async def test_a_kill_for_want_of_memory_fails_the_job_and_says_what_takes_it(
+    site: Site, model_folder: Path, trained: Trained
+) -> None:
+    def starve(pid: int) -> None:
+        trained.kills.counted += 1
+        os.kill(pid, signal.SIGKILL)
+
+    async with working(site, model_folder, trained):
+        job, events = await disturbed(site, "starved", starve)
+    assert job.state == FineTuningJob.STATE_FAILED
+    failure = status_to_failure(job.error)
+    assert failure.reason == "OUT_OF_MEMORY"
+    assert "with micro_batch_tokens 4096 it does not; make it smaller" in failure.message
+    assert "ended by the kernel for want of memory" in failure.message
+    assert changes(events) == [(AttemptChange.KIND_FAILED, "OUT_OF_MEMORY")]
+
+
+async def test_a_child_that_does_not_listen_is_cancelled_within_ten_seconds(
+    site: Site, model_folder: Path, trained: Trained
+) -> None:
+    trained.children.require_ready()
+    async with site.worker(compute=InChild(trained.children)):
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        (child,) = pids()
+        job = await site.create("one", num_epochs=5000)
+        async for event in site.watch(job.name):
+            if event.HasField("metrics"):
+                break
+        os.kill(child, signal.SIGSTOP)
+        began = time.monotonic()
+        await site.jobs.CancelFineTuningJob(CancelFineTuningJobRequest(name=job.name), metadata=site.metadata)
+        ended = await site.ended(job.name)
+        assert time.monotonic() - began < 10.0
+        assert child not in pids()
+    assert ended.state == FineTuningJob.STATE_CANCELLED
+
+
+DRIVER = "import sys; import luthier.training.worker.__main__; print('torch' in sys.modules)"
+CONNECTS = ("luthier.work.peers", "luthier.work.link", "luthier.work.retry", "luthier.work.rewards")
+CHILD = f"""
+import sys
+import {MODULE}
+import luthier.training.worker.computing
+print([name for name in {CONNECTS} if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(("code", "said"), [(DRIVER, "False"), (CHILD, "[]")], ids=["driver", "child"])
+def test_a_driver_has_no_torch_and_a_child_nothing_that_connects(code: str, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == said
