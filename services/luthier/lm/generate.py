@@ -206,8 +206,9 @@ def _tokens_at(probabilities_BV: Tensor, shares_B1: Tensor) -> Tensor:
     large vocabulary are not lost, is needed of a few sums alone.
     """
     width = probabilities_BV.shape[1]
-    whole = width // _BLOCK_WORDS * _BLOCK_WORDS
-    blocks_BNW = probabilities_BV[:, :whole].unflatten(1, (-1, _BLOCK_WORDS))
+    num_blocks = width // _BLOCK_WORDS
+    whole = num_blocks * _BLOCK_WORDS
+    blocks_BNW = probabilities_BV[:, :whole].reshape(len(probabilities_BV), num_blocks, _BLOCK_WORDS)
     rest_B1 = probabilities_BV[:, whole:].sum(dim=1, keepdim=True)
     masses_BN = torch.cat([blocks_BNW.sum(dim=2), rest_B1], dim=1).double()
     reached_BN = masses_BN.cumsum(dim=1)
