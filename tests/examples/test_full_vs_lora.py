@@ -85,7 +85,8 @@ def test_both_must_have_learnt(adapter_lower: float, of_all: float, learnt: bool
 
 def test_other_records_stop_the_example() -> None:
     require_same_records([["a", "b"], ["a", "b"]])
-    for asked in ([["a", "b"], ["b", "a"]], [[], []]):
+    nobody: list[list[str]] = [[], []]
+    for asked in ([["a", "b"], ["b", "a"]], nobody):
         with pytest.raises(SystemExit, match="must ask the same records"):
             require_same_records(asked)
 

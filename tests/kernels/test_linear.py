@@ -74,7 +74,7 @@ def test_wide_products_are_not_rounded_to_the_type_of_what_is_multiplied(
     x, weight, _ = (one.detach().bfloat16() for one in inputs(rows, outputs, width))
     exact = x.double() @ weight.double().T
     for impl in ("cpu", "eager", "auto"):
-        found = wide_linear(x, weight, impl=impl)  # type: ignore[arg-type]
+        found = wide_linear(x, weight, impl=impl)
         assert found.dtype == torch.float32
         assert found.shape == exact.shape
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5 * width**0.5)

@@ -250,3 +250,22 @@ def test_requests_whose_log_probabilities_would_be_others_are_refused(
 ) -> None:
     with pytest.raises(InvalidArgument, match=message):
         request(**changes)
+
+
+@pytest.mark.parametrize("width", [3, 256, 257, 1000, 4096])
+def test_a_token_is_found_where_the_sum_of_probabilities_passes_a_share(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    probabilities = (4 * torch.randn(40, width, generator=generator)).softmax(dim=1)
+    probabilities[torch.rand(40, width, generator=generator) < 0.3] = 0.0
+    probabilities[:, 1] += 0.01
+    shares = torch.rand(40, 1, generator=generator, dtype=torch.float64)
+    shares[:2, 0] = torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64)
+    found = generate._tokens_at(probabilities, shares)
+    reached = probabilities.double().cumsum(dim=1)
+    wanted = torch.searchsorted(reached, shares * reached[:, -1:], right=True)
+    assert (found[2:] == wanted[2:]).float().mean() > 0.97
+    assert bool((probabilities.gather(1, found) > 0).all())
+    # What is found passes the share, but for the rounding of sums in float32.
+    above = reached.gather(1, found) / reached[:, -1:] - shares
+    assert bool((above > -1e-5).all())
+    assert bool((above - probabilities.gather(1, found) / reached[:, -1:] < 1e-5).all())

@@ -27,6 +27,7 @@ OPS = (
 )
 """Operators with a table, by the name of their package."""
 
+_IMPLS = get_args(Impl)
 _log = logging.getLogger(__name__)
 
 _MANY_ELEMENTS = 48 * 2**20
@@ -41,8 +42,8 @@ def force_impl(impl: Impl) -> None:
         ValueError: there is no such implementation.
     """
     global _forced  # noqa: PLW0603 - one choice per process, made by its configuration
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
+    if impl not in _IMPLS:
+        raise ValueError(f"impl must be one of {_IMPLS}, got {impl!r}")
     _forced = impl
 
 
@@ -77,8 +78,8 @@ def kernels_of(impl: Impl, x: "torch.Tensor") -> Literal["cpu", "triton"]:
     Raises:
         ValueError: `impl` is unknown.
     """
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
+    if impl not in _IMPLS:
+        raise ValueError(f"impl must be one of {_IMPLS}, got {impl!r}")
     wanted = _forced if impl == "auto" else impl
     if wanted in ("auto", "eager"):
         return "triton" if x.device.type == "cuda" else "cpu"

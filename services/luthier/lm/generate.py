@@ -15,8 +15,9 @@ from torch import Tensor
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 
 _DRAWN_BYTES = 256 << 20
-# Of a log-probability and its exponential in float32, and of their sum in float64 with what makes it.
-_BYTES_OF_LOGIT = 24
+# Of a log-probability and its exponential in float32.
+_BYTES_OF_LOGIT = 8
+_BLOCK_WORDS = 256
 Decode = Callable[[Sequence[int]], str]
 """Turns token ids into text; a tokenizer's `decode`."""
 
@@ -190,13 +191,40 @@ def _draw_part(
     logits_BV: Tensor, generators: Sequence[torch.Generator | None]
 ) -> tuple[list[int], list[float]]:
     logprobs_BV = logits_BV.log_softmax(dim=-1)
-    # In float64: the small probabilities at the end of a large vocabulary are lost in a float32 sum.
-    reached_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)
     numbers = [
         0.0 if one is None else float(torch.rand(1, generator=one, dtype=torch.float64)) for one in generators
     ]
     shares_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device)
-    sought_B1 = (shares_B * reached_BV[:, -1])[:, None]
-    # The first place whose sum is above: rounding may leave a product at the very end.
-    tokens_B1 = torch.searchsorted(reached_BV, sought_B1, right=True).clamp(max=logits_BV.shape[1] - 1)
+    tokens_B1 = _tokens_at(logprobs_BV.exp(), shares_B[:, None])
     return tokens_B1.squeeze(1).tolist(), logprobs_BV.gather(1, tokens_B1).squeeze(1).tolist()
+
+
+def _tokens_at(probabilities_BV: Tensor, shares_B1: Tensor) -> Tensor:
+    """Return the token [B, 1] of each row at which the sum of probabilities passes a share of their whole.
+
+    First the block of words is found and then the word in it: float64, in which small probabilities at the end of a
+    large vocabulary are not lost, is needed of a few sums alone.
+    """
+    width = probabilities_BV.shape[1]
+    num_blocks = width // _BLOCK_WORDS
+    whole = num_blocks * _BLOCK_WORDS
+    blocks_BNW = probabilities_BV[:, :whole].reshape(len(probabilities_BV), num_blocks, _BLOCK_WORDS)
+    rest_B1 = probabilities_BV[:, whole:].sum(dim=1, keepdim=True)
+    masses_BN = torch.cat([blocks_BNW.sum(dim=2), rest_B1], dim=1).double()
+    reached_BN = masses_BN.cumsum(dim=1)
+    sought_B1 = shares_B1 * reached_BN[:, -1:]
+    block_B1 = _first_above(reached_BN, sought_B1)
+    mass_B1 = masses_BN.gather(1, block_B1)
+    left_B1 = sought_B1 - (reached_BN.gather(1, block_B1) - mass_B1)
+    words_BW = block_B1 * _BLOCK_WORDS + torch.arange(_BLOCK_WORDS, device=block_B1.device)
+    found_BW = probabilities_BV.gather(1, words_BW.clamp(max=width - 1)).double()
+    reached_BW = found_BW.masked_fill(words_BW >= width, 0.0).cumsum(dim=1)
+    # Of the block's own sum, which rounding makes another one: a share of it is always reached.
+    share_B1 = (left_B1 / mass_B1).nan_to_num().clamp(0.0, 1.0)
+    place_B1 = _first_above(reached_BW, share_B1 * reached_BW[:, -1:])
+    return (block_B1 * _BLOCK_WORDS + place_B1).clamp(max=width - 1)
+
+
+def _first_above(rising_BN: Tensor, sought_B1: Tensor) -> Tensor:
+    """Return the first place of each row that is above: rounding may leave what is sought at the very end."""
+    return torch.searchsorted(rising_BN, sought_B1, right=True).clamp(max=rising_BN.shape[1] - 1)
