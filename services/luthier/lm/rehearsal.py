@@ -29,6 +29,6 @@ def rehearse() -> None:
     )
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=()):
         config.save_pretrained(folder)
-        weights = LlamaForCausalLM(config).to(torch.bfloat16).state_dict()
+        weights = LlamaForCausalLM(config).bfloat16().state_dict()
         save_file(dict(weights), Path(folder) / "model.safetensors", {"format": "pt"})
         load_model(Path(folder))
