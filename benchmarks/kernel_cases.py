@@ -389,17 +389,9 @@ def _norm(model: Model, dtype: torch.dtype, rows: int) -> dict[str, Run]:
 def _rope(model: Model, dtype: torch.dtype, rows: int) -> dict[str, Run]:
     x = _random(dtype, rows, model.heads, model.head_dim, learnt=True)
     cos, sin = (_random(dtype, rows, model.head_dim) for _ in range(2))
-
-    def side(impl: Side) -> Run:
-        return _step(lambda: rope(x, cos, sin, impl=impl))
-
-    return _sides(side)
+    return _sides(lambda impl: _step(lambda: rope(x, cos, sin, impl=impl)))
 
 
 def _gated(model: Model, dtype: torch.dtype, rows: int) -> dict[str, Run]:
     gate, up = (_random(dtype, rows, model.feed_forward, learnt=True) for _ in range(2))
-
-    def side(impl: Side) -> Run:
-        return _step(lambda: swiglu(gate, up, impl=impl))
-
-    return _sides(side)
+    return _sides(lambda impl: _step(lambda: swiglu(gate, up, impl=impl)))

@@ -10,6 +10,7 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from luthier.data.__main__ import build, settings_of
 from luthier.data.config import Config
-from luthier.data.worker.build_task import build_version
-from luthier.data.worker.render_task import renderer
+from luthier.data.worker.build_task import Build, version_builder
+from luthier.data.worker.computing import built, rendered
+from luthier.data.worker.render_task import Render, renderer
 from luthier.errors import AlreadyExists, NotFound
 from luthier.runtime.auth import Authenticator, Kind, TaskTokens
 from luthier.runtime.digests import contents_digest, files_digest
@@ -217,8 +219,8 @@ class Service:
         gc.collect()
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[None]:
-        """Run a data worker for the length of a block."""
+    async def worker(self, build: Build = built, render: Render | None = None) -> AsyncIterator[None]:
+        """Run a data worker for the length of a block; it computes in this process unless it is told where."""
         settings = WorkerSettings(
             service_address=self.address,
             worker_id="data",
@@ -228,8 +230,8 @@ class Service:
             cache_bytes=1 << 30,
         )
         runners = {
-            TaskKind.BUILD_VERSION: build_version,
-            TaskKind.RENDER: renderer(self.models_address, self.limits),
+            TaskKind.BUILD_VERSION: version_builder(build),
+            TaskKind.RENDER: renderer(self.models_address, render or partial(rendered, limits=self.limits)),
         }
         stopping = asyncio.Event()
         work = asyncio.create_task(work_until(settings, runners, stopping))

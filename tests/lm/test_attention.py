@@ -142,11 +142,13 @@ def test_bfloat16_products_of_few_queries_are_summed_in_float32_on_avx2() -> Non
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, heads, length, 64) for heads, length in ((6, 1), (2, 300), (2, 300)))
     mask = torch.ones(2, 1, 1, 300, dtype=torch.bool)
-    heads = [part.bfloat16() for part in (query, key, value)]
     force_isa("avx2")
     try:
-        output, _ = attention(Layer(), *heads, mask, scaling=0.125)
+        output, _ = attention(
+            Layer(), query.bfloat16(), key.bfloat16(), value.bfloat16(), mask, scaling=0.125
+        )
     finally:
         force_isa(None)
-    wanted, _ = attention(Layer(), *(part.float() for part in heads), mask, scaling=0.125)
+    query, key, value = (part.bfloat16().float() for part in (query, key, value))
+    wanted, _ = attention(Layer(), query, key, value, mask, scaling=0.125)
     assert torch.equal(output, wanted.bfloat16())

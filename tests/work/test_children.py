@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ def work(line, order):
         line.tell("step")
         while True:
             pass
+    if what == "busy":
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            sum(range(1000))
     if what == "steps":
         end = time.monotonic() + 4
         while time.monotonic() < end:
@@ -126,10 +131,12 @@ def pid_of(folder: Path) -> int:
 
 
 def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    """Whether a thread of a process is left: the first one may be gone before the others."""
+    states = []
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            states.append(path.read_text().rpartition(")")[2].split()[0])
+    return any(state not in "ZX" for state in states)
 
 
 def prepared(folder: Path) -> list[int]:
@@ -254,6 +261,10 @@ def test_a_child_that_computes_and_comes_to_no_end_of_a_step_is_ended_and_says_w
 
 def test_a_child_that_goes_on_is_left_alone(run: Run) -> None:
     assert run("steps") == "steps", "it takes longer than it may be silent or stand still"
+
+
+def test_a_child_that_makes_no_steps_may_compute_for_as_long_as_it_likes(children: Children) -> None:
+    assert children.run(("busy", ""), {}, Wanting()) == "busy"
 
 
 def test_a_child_that_does_not_listen_ends_with_all_that_it_started(run: Run, tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ class Children:
         program: what they run.
         patience: how long one may go without a sign that it does its work.
         oom_kills: counts the processes that the kernel has ended for want of memory.
+
+    Attributes:
+        num_running: how many of them work just now.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Children:
         self._oom_kills = oom_kills
         self._lock = threading.Lock()
         self._spare: _Child | None = None
-        self._num_running = 0
+        self.num_running = 0
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -158,13 +161,13 @@ class Children:
                 child.end()
                 child = None
             child = child or self._start()
-            self._num_running += 1
+            self.num_running += 1
         return child
 
     def _released(self) -> None:
         with self._lock:
-            self._num_running -= 1
-            is_idle = self._num_running == 0
+            self.num_running -= 1
+            is_idle = self.num_running == 0
         if is_idle:
             self.warm()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.training.worker.conftest import MODEL, PARENT, Site
 
-from luthier.training.worker.registrar import Registrar
+from luthier.training.worker.register import register_in
 from luthier.v1.model_pb2 import Model
 from luthier.v1.model_service_pb2 import (
     CancelModelRequest,
@@ -16,18 +16,19 @@ from luthier.v1.model_service_pb2 import (
     RegisterBaseModelRequest,
     WatchModelRequest,
 )
+from luthier.work.children import Children, Program
 
 # A source that never comes: the child says that it is there, and waits.
 CHILD = """
-import os, sys, time
-from luthier.training.worker.register_child import serve
+import os, time
+from luthier.work.child import serve
 
-def work(order):
+def work(line, order):
     (order.scratch.parent.parent / "pid").write_text(str(os.getpid()))
     while True:
         time.sleep(0.05)
 
-serve(int(sys.argv[1]), work)
+serve(lambda setup: work)
 """
 
 
@@ -65,8 +66,9 @@ async def test_a_model_that_a_worker_reads_is_stopped_with_the_process_that_read
     site: Site, model_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "child.py").write_text(CHILD)
-    registrar = Registrar(child=("-P", str(tmp_path / "child.py")))
-    async with site.worker(register=registrar.register):
+    program = Program(command=("-P", str(tmp_path / "child.py")))
+    children = Children(program)
+    async with site.worker(register=register_in(children)):
         await registered(site, model_folder)
         pid = await pid_below(site.home)
         asked = await cancelled(site)
@@ -74,6 +76,7 @@ async def test_a_model_that_a_worker_reads_is_stopped_with_the_process_that_read
         assert (await cancelled(site)).etag == asked.etag, "asking twice changes nothing"
         async with asyncio.timeout(60):
             found = await states(site)
+    children.close()
     assert found == ["QUEUED", "REGISTERING", "CANCELLING", "CANCELLED"]
     assert not runs(pid), "the process that read the source is gone"
     gone: Any = await site.models.DeleteModel(DeleteModelRequest(name=MODEL), metadata=site.metadata)

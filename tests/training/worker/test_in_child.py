@@ -18,9 +18,12 @@ from tests.training.worker.conftest import Site
 
 from luthier.errors.status import status_to_failure
 from luthier.training.worker.order import Setup
+from luthier.training.worker.register import register_in
 from luthier.training.worker.train import InChild
+from luthier.v1 import model_pb2
 from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.model_service_pb2 import WatchModelRequest
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
 from luthier.work.child_watch import Patience
 from luthier.work.children import Children, Program
@@ -191,6 +194,38 @@ async def test_a_child_that_does_not_listen_is_cancelled_within_ten_seconds(
         assert time.monotonic() - began < 10.0
         assert child not in pids()
     assert ended.state == FineTuningJob.STATE_CANCELLED
+
+
+async def test_a_registration_whose_process_dies_is_made_again(
+    site: Site, model_folder: Path, trained: Trained
+) -> None:
+    """It is stopped before it gets its order, so that it cannot be done before it is killed."""
+    async with site.worker():
+        here = await site.register(model_folder, "here")
+    await asyncio.to_thread(trained.children.require_ready)
+    (child,) = pids()
+    os.kill(child, signal.SIGSTOP)
+    async with site.worker(register=register_in(trained.children)):
+        registration = asyncio.create_task(site.register(model_folder, "there"))
+        await until(lambda: trained.children.num_running)
+        os.kill(child, signal.SIGKILL)
+        there = await registration
+    assert there.state == model_pb2.Model.STATE_READY, there.error
+    assert there.digest == here.digest
+    request = WatchModelRequest(name=there.name)
+    events = [event async for event in site.models.WatchModel(request, metadata=site.metadata)]
+    assert changes(events) == [(AttemptChange.KIND_LOST, "CRASHED"), (AttemptChange.KIND_SUCCEEDED, "")]
+
+
+async def test_a_source_that_cannot_be_read_is_named_by_another_process_too(
+    site: Site, model_folder: Path, trained: Trained
+) -> None:
+    (model_folder / "config.json").unlink()
+    async with site.worker(register=register_in(trained.children)):
+        model = await site.register(model_folder)
+    assert model.state == model_pb2.Model.STATE_FAILED
+    assert "must hold config.json" in model.error.message
+    assert status_to_failure(model.error).reason == "BASE_MODEL_MISSING"
 
 
 DRIVER = "import sys; import luthier.training.worker.__main__; print('torch' in sys.modules)"

@@ -8,8 +8,7 @@ from functools import partial
 
 from luthier.errors import LuthierError
 from luthier.training.worker.order import Setup
-from luthier.training.worker.register import run_register
-from luthier.training.worker.registrar import Registrar
+from luthier.training.worker.register import register_in, run_register
 from luthier.training.worker.train import InChild, Trainer
 from luthier.work.children import Children, Program
 from luthier.work.peers import channel
@@ -23,14 +22,13 @@ from luthier.work.worker_config import WorkerConfig, read_worker_config, worker_
 def main() -> None:
     """Work for the Training service. This process computes nothing, and has no torch."""
     config = read_worker_config()
-    registrar = Registrar(num_threads=config.num_threads)
     with Children(program_of(config)) as children, channel(config.data_address) as data_channel:
         try:
             children.require_ready()
         except LuthierError as error:
             raise SystemExit(f"error: {error.message}") from error
         runners: Mapping[TaskKind, Runner] = {
-            TaskKind.REGISTER_MODEL: partial(run_register, register=registrar.register),
+            TaskKind.REGISTER_MODEL: partial(run_register, register=register_in(children)),
             TaskKind.TRAIN: Trainer(
                 data_channel, InChild(children), RewardAddresses(config.reward_addresses)
             ),
@@ -39,7 +37,7 @@ def main() -> None:
 
 
 def program_of(config: WorkerConfig) -> Program:
-    """Return what the processes that train run."""
+    """Return what the processes that compute run."""
     setup = Setup(device=config.device, num_threads=config.num_threads, log_level=config.log_level)
     # Libraries that torch brings read it when they are loaded.
     threads = {"OMP_NUM_THREADS": str(config.num_threads)} if config.num_threads else {}

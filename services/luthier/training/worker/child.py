@@ -1,6 +1,7 @@
-"""The process of one training: `python -m luthier.training.worker.child`, started by `luthier.work.children`.
+"""The process of one training or registration: `python -m luthier.training.worker.child`.
 
-It has torch and the device; no connection, no credential and no setting. What it needs it asks of its driver.
+`luthier.work.children` starts it. It has torch and the device; no connection, no credential and no setting. What it
+needs it asks of its driver.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from luthier.grading.outcomes import GradingError
 from luthier.lm.importing import uncollected
+from luthier.lm.sources import RegisteredFiles
 from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full
-from luthier.training.worker.order import Setup, TrainOrder
+from luthier.training.worker.order import RegisterOrder, Setup, TrainOrder
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.child import Line, Work, serve
 from luthier.work.events import Severity
@@ -20,12 +22,12 @@ from luthier.worker.v1 import task_pb2
 
 
 def main() -> None:
-    """Train what the driver orders."""
+    """Do what the driver orders."""
     serve(prepare)
 
 
 def prepare(setup: Setup) -> Work:
-    """Import all that a training needs and return what does it.
+    """Import all that an order may need and return what does it.
 
     Raises:
         InvalidArgument: the device is not there.
@@ -38,13 +40,18 @@ def prepare(setup: Setup) -> Work:
 
         # A device that is not there is refused before transformers is imported, which takes much longer.
         device = choose_device(setup.device)
+        from luthier.lm.register import register_source
+        from luthier.lm.rehearsal import rehearse
         from luthier.training.worker.computing import computed
 
-    if setup.num_threads:
-        torch.set_num_threads(setup.num_threads)
+        if setup.num_threads:
+            torch.set_num_threads(setup.num_threads)
+        rehearse()
 
-    def work(line: Line, order: TrainOrder) -> task_pb2.TrainResult:
+    def work(line: Line, order: TrainOrder | RegisterOrder) -> task_pb2.TrainResult | RegisteredFiles:
         try:
+            if isinstance(order, RegisterOrder):
+                return register_source(order.source, order.directory, scratch=order.scratch)
             return computed(order, ChildDesk(line, order), device)
         except Exception as error:
             if full := found_full(error, order.scratch):

@@ -1,4 +1,4 @@
-"""What a driver orders of the process that trains, and what that may ask of it. Imports no torch and no gRPC."""
+"""What a driver orders of a process that computes, and what that may ask of it. Imports no torch and no gRPC."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
+from luthier.lm.sources import Source
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2, rendering_pb2
 from luthier.work.events import Severity
 from luthier.worker.v1 import task_pb2
@@ -16,7 +17,7 @@ from luthier.worker.v1 import task_pb2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What every process that trains prepares with.
+    """What every process that computes prepares with.
 
     Attributes:
         device: as `choose_device` reads it.
@@ -55,6 +56,15 @@ class TrainOrder:
     task: task_pb2.Task
     scratch: Path
     renderings: tuple[RenderingRows, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterOrder:
+    """One REGISTER_MODEL task: what `register_source` is given."""
+
+    source: Source
+    directory: Path
+    scratch: Path
 
 
 class Desk(Protocol):

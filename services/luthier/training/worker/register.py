@@ -17,22 +17,37 @@ from luthier.lm.sources import (
     Source,
 )
 from luthier.runtime.digests import files_digest
+from luthier.training.worker.order import RegisterOrder
 from luthier.v1 import model_pb2
+from luthier.work.children import Children
 from luthier.work.context import TaskContext
 from luthier.work.text_pool import Bundle, TextPool, TextRefused
 from luthier.worker.v1 import task_pb2
 
-Register = Callable[[Source, Path, Path, Callable[[], None]], RegisteredFiles]
+Register = Callable[[RegisterOrder, TaskContext], RegisteredFiles]
+"""Does what `register_source` does with an order, for as long as a task's context wants it."""
 
 
-def register_here(
-    source: Source, directory: Path, scratch: Path, check: Callable[[], None]
-) -> RegisteredFiles:
+def register_here(order: RegisterOrder, context: TaskContext) -> RegisteredFiles:
     """Register in this very process, which must not train at the same time."""
     from luthier.lm.register import register_source
 
-    check()
-    return register_source(source, directory, scratch=scratch)
+    context.check()
+    return register_source(order.source, order.directory, scratch=order.scratch)
+
+
+def register_in(children: Children) -> Register:
+    """Return what registers in a process of its own, one of `children`.
+
+    transformers changes torch's default type while it loads a model, for the whole process; and a read of a pipe that
+    nobody writes to can only be ended with its process.
+    """
+
+    def register(order: RegisterOrder, context: TaskContext) -> RegisteredFiles:
+        made: RegisteredFiles = children.run(order, {}, context)
+        return made
+
+    return register
 
 
 def run_register(context: TaskContext, register: Register = register_here) -> task_pb2.TaskResult:
@@ -41,15 +56,16 @@ def run_register(context: TaskContext, register: Register = register_here) -> ta
     Raises:
         FailedPrecondition: BASE_MODEL_MISSING; the source is not there, or the Hub did not deliver it.
         InvalidArgument: UNSAFE_MODEL_FILE or MODEL_INVALID.
-        Unavailable: STALLED or WORKER_LOST; the registration hung, or its process was killed.
+        Unavailable: STALLED or CRASHED; the registration hung, or its process ended.
     """
     spec = context.task.register_model
     context.progress("reading", 0, 0, "files")
     folder = context.scratch / "model"
     try:
-        registered = register(_source(spec), folder, context.scratch, context.check)
+        order = RegisterOrder(source=_source(spec), directory=folder, scratch=context.scratch)
+        registered = register(order, context)
     except (NotFound, Unavailable) as error:
-        if error.reason in {Reason.STALLED, Reason.WORKER_LOST, Reason.SHUTTING_DOWN}:
+        if error.reason in {Reason.STALLED, Reason.CRASHED, Reason.SHUTTING_DOWN}:
             raise
         raise FailedPrecondition(
             f"the source of {context.task.subject} must be readable: {error.message}",

@@ -1,0 +1,60 @@
+"""The process of one building or rendering: `python -m luthier.data.worker.child`.
+
+`luthier.work.children` starts it. It has no connection, no credential and no setting.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.data.worker.computing import built, rendered
+from luthier.data.worker.order import BuildOrder, BuiltVersion
+from luthier.data.worker.version_rendering import RenderedVersion, RenderOrder
+from luthier.runtime.logs import configure
+from luthier.storage.disk import found_full
+from luthier.work.child import Line, Work, serve
+from luthier.work.limited_child import Limits
+
+
+def main() -> None:
+    """Do what the driver orders."""
+    serve(prepare)
+
+
+def prepare(log_level: str) -> Work:
+    """Return what does an order."""
+    configure(log_level)
+    return work
+
+
+def work(line: Line, order: BuildOrder | RenderOrder) -> BuiltVersion | RenderedVersion:
+    """Do an order. Raises as `built` and `rendered`."""
+    desk = ChildDesk(line)
+    try:
+        if isinstance(order, BuildOrder):
+            return built(order, desk)
+        return rendered(order, desk, Limits())
+    except Exception as error:
+        folder = order.folder if isinstance(order, BuildOrder) else Path(order.output_folder)
+        if full := found_full(error, folder):
+            raise full from error
+        raise
+
+
+class ChildDesk:
+    """The driver as the process that computes sees it."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def check(self) -> None:
+        """Go on: the driver ends this process when the work is wanted no more."""
+        self._line.alive()
+
+    def progress(self, phase: str, completed: int, total: int, unit: str) -> None:
+        """Report progress."""
+        self._line.tell("progress", (phase, completed, total, unit))
+
+
+if __name__ == "__main__":
+    main()
