@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -303,3 +304,8 @@ def test_a_score_is_in_its_range_and_an_error_is_never_a_score(
     assert (grade.score is None) == (grade.error is not None)
     assert grade.score is None or 0.0 <= grade.score <= 1.0
     assert all(0.0 <= part <= 1.0 for part in grade.parts.values())
+
+
+def test_an_error_is_the_same_in_another_process() -> None:
+    error = pickle.loads(pickle.dumps(GradingError(Reason.REWARD_SERVICE_UNAVAILABLE, "away")))
+    assert (error.reason, error.message, str(error)) == (Reason.REWARD_SERVICE_UNAVAILABLE, "away", "away")
