@@ -1,4 +1,4 @@
-"""The most memory that a process of the services holds while something runs, as the system counts it."""
+"""The most memory that a worker of the services, or a process that it started, holds while something runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _LOOK_SECONDS = 0.1
 
 @dataclass(slots=True, kw_only=True)
 class Memory:
-    """`peak_bytes`: the most that was held at once, file-backed pages included; final once the block has ended."""
+    """`peak_bytes`: the most that one process held, file-backed pages included; final once the block has ended."""
 
     peak_bytes: int = 0
 
 
 @contextmanager
 def watched(module: str, home: Path) -> Iterator[Memory]:
-    """Watch the process that runs a module on a home, ten times a second, for the length of a block.
+    """Watch the process that runs a module on a home, and those that it starts, ten times a second, for a block.
 
     Raises:
         RuntimeError: at its end, if no such process was there.
@@ -31,11 +31,10 @@ def watched(module: str, home: Path) -> Iterator[Memory]:
         process: Path | None = None
         while not ended.wait(_LOOK_SECONDS):
             process = process or found(module, home)
-            held = None if process is None else held_bytes(process)
-            if held is None:
-                process = None
-            else:
-                memory.peak_bytes = max(memory.peak_bytes, held)
+            family = [] if process is None else [process, *children(process)]
+            held = [size for size in map(held_bytes, family) if size is not None]
+            memory.peak_bytes = max([memory.peak_bytes, *held])
+            process = process if held else None
 
     thread = threading.Thread(target=look, name="memory")
     thread.start()
@@ -61,6 +60,17 @@ def found(module: str, home: Path) -> Path | None:
         except OSError:  # it has ended, or is somebody else's
             continue
     return None
+
+
+def children(process: Path) -> list[Path]:
+    """Return the folders in /proc of the processes that any thread of a process started and that have not ended."""
+    found = []
+    for thread in process.glob("task/*/children"):
+        try:
+            found += [process.parent / number for number in thread.read_text().split()]
+        except OSError:  # the thread has ended
+            continue
+    return found
 
 
 def held_bytes(process: Path) -> int | None:

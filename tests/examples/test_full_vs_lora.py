@@ -114,6 +114,27 @@ def test_watched_knows_the_process_of_its_home_and_how_much_it_held(tmp_path: Pa
     assert memory.held_bytes(folder) is None
 
 
+def test_watched_counts_what_a_process_holds_that_the_worker_started(tmp_path: Path) -> None:
+    starting = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {_HOLDING!r}]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", starting, "a.worker"],
+        env={**os.environ, "LUTHIER_HOME": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "held\n"
+        with memory.watched("a.worker", tmp_path) as held:
+            while held.peak_bytes < _HELD_BYTES:
+                assert process.poll() is None
+        assert held.peak_bytes < 4 * _HELD_BYTES
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(20) == 0
+
+
 def test_watched_says_that_nobody_was_there(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match=r"a process must run a\.worker on"),
