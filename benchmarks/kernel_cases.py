@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import partial
+from itertools import accumulate, pairwise, product
 from typing import Any, Literal
 
 import torch
@@ -263,21 +264,26 @@ def _peft_layer(weight: Tensor, rank: int) -> Any:
 def _loss_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
     for rows in (32, 512, 2048) if model is MODELS[0] else (32, 512) if model is SMALL else (512,):
         for vocab in (1024, model.vocab) if model in (MODELS[0], SMALL) and rows < 2048 else (model.vocab,):
-            for op in ("linear_cross_entropy", "linear_logprob"):
+            for op, is_trained in product(("linear_cross_entropy", "linear_logprob"), (False, True)):
+                size = (rows, vocab)
                 yield Case(
                     op=op,
-                    name=f"{model.name} head, {rows} rows, vocabulary {vocab}",
+                    name=f"{model.name} {'trained ' if is_trained else ''}head, {rows} rows, vocabulary {vocab}",
                     dtype=dtype,
-                    shape_class=loss_op.shape_class(rows, vocab),
-                    make=lambda rows=rows, vocab=vocab, op=op: _loss(model, dtype, (rows, vocab), op),  # type: ignore[misc]
-                    is_headline=op == "linear_cross_entropy" and vocab == MODELS[0].vocab and rows == 512,
+                    shape_class=loss_op.shape_class(rows, vocab, is_trained=is_trained),
+                    make=partial(_loss, model, dtype, size, op, is_trained=is_trained),
+                    is_headline=op == "linear_cross_entropy"
+                    and size == (512, MODELS[0].vocab)
+                    and not is_trained,
                 )
 
 
-def _loss(model: Model, dtype: torch.dtype, size: tuple[int, int], op: str) -> dict[str, Run]:
+def _loss(
+    model: Model, dtype: torch.dtype, size: tuple[int, int], op: str, *, is_trained: bool
+) -> dict[str, Run]:
     rows, vocab = size
     hidden = _random(dtype, rows, model.hidden, learnt=True)
-    weight = _random(dtype, vocab, model.hidden, scale=0.05)
+    weight = _random(dtype, vocab, model.hidden, learnt=is_trained, scale=0.05)
     target = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(1))
     if op == "linear_logprob":
 

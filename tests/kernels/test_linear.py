@@ -108,7 +108,8 @@ def test_wide_products_of_other_types_are_those_of_linear() -> None:
 
 def test_op_passes_opcheck() -> None:
     x, weight, bias = inputs((7,), 5, 16)
-    torch.library.opcheck(wide_linear_op.op, (x.detach().bfloat16(), weight.detach().bfloat16()))
+    wide = [one.detach().bfloat16().requires_grad_() for one in (x, weight)]
+    torch.library.opcheck(wide_linear_op.op, wide)
     torch.library.opcheck(linear_op.op, (x, weight, bias))
     torch.library.opcheck(linear_op.op, (x, weight.detach(), torch.empty(0)))
 

@@ -68,6 +68,31 @@ def test_eager_sums_logits_in_float32_where_it_is_asked_to(
     assert given[1].grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_trained_head_is_trained_by_the_kernels(
+    isa: Isa, dtype: torch.dtype, is_chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_chunked:
+        monkeypatch.setattr(reference, "DEFAULT_BUDGET_BYTES", 3 * BYTES_OF_LOGIT * 300)
+    hidden, weight, target = problem(9, 64, 300, peak=2.0)
+    leaves = [one.detach().to(dtype).requires_grad_() for one in (hidden, weight)]
+    exact = [one.detach().double().requires_grad_() for one in leaves]
+    ours = linear_logprob(*leaves, target, softcap=20.0, want_entropy=True, impl="cpu")
+    theirs = linear_logprob_reference(*exact, target, 20.0)
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert found is not None
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+        gradients = (
+            torch.autograd.grad(found.sum(), leaves, retain_graph=True),
+            torch.autograd.grad(wanted.sum(), exact, retain_graph=True),
+        )
+        for got, want in zip(*gradients, strict=True):
+            assert got.dtype == dtype
+            assert (got.double() - want).norm() / want.norm() < (1e-5 if dtype == torch.float32 else 5e-3)
+
+
 @pytest.mark.parametrize("rows", [10, 200])
 def test_cpu_bits_do_not_depend_on_threads(
     isa: Isa, rows: int, gradients: Callable[..., list[Tensor]], same_for_threads: Callable[..., None]
@@ -133,4 +158,4 @@ def test_linear_logprob_refuses_wrong_inputs() -> None:
     with pytest.raises(ValueError, match="-1"):
         linear_logprob(hidden, weight, target, softcap=-1.0)
     with pytest.raises(ValueError, match="requires_grad=True"):
-        linear_logprob(hidden, weight.requires_grad_(), target, impl="cpu")
+        linear_logprob(hidden, weight.requires_grad_(), target, impl="triton")

@@ -46,7 +46,7 @@ def linear(
 
 
 def wide_linear(x: "Tensor", weight_NK: "Tensor", *, impl: Impl = "auto") -> "Tensor":
-    """X weight^T as it is summed, in float32: [..., K] -> [..., N]; it has no gradient.
+    """X weight^T as it is summed, in float32: [..., K] -> [..., N], differentiable in both.
 
     `cpu` (C++) reads bfloat16 as it stands, and a row's bits depend neither on threads nor on other rows; `eager`
     widens the weight part by part; `auto` takes what the committed table measured as faster. What is not bfloat16 is

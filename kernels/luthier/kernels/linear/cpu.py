@@ -33,6 +33,13 @@ def _(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
     return x_MK.new_empty(x_MK.shape[0], weight_NK.shape[0], dtype=torch.float32)
 
 
+def project(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """X weight^T [M, N] in float32, differentiable in both."""
+    if x_MK.dtype == torch.bfloat16:
+        return wide_linear_op(x_MK, weight_NK)  # type: ignore[no-any-return]
+    return linear_op(x_MK, weight_NK, x_MK.new_empty(0))  # type: ignore[no-any-return]
+
+
 @kernel_op("luthier::linear_backward")
 def linear_backward_op(grad_MN: Tensor, x_MK: Tensor, weight_NK: Tensor, needs: list[bool]) -> list[Tensor]:
     """Gradients of x [M, K], weight [N, K] and bias [N], of no elements where `needs` says no."""
@@ -69,4 +76,16 @@ def _backward(ctx: Any, grad_MN: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))
 
 
+def _keep_wide(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch gives it
+    ctx.save_for_backward(*inputs)
+
+
+def _wide_backward(ctx: Any, grad_MN: Tensor) -> tuple[Tensor | None, ...]:
+    x_MK, weight_NK = ctx.saved_tensors
+    needs = [*ctx.needs_input_grad[:2], False]
+    found = linear_backward_op(grad_MN.to(x_MK.dtype), x_MK, weight_NK, needs)
+    return tuple(grad if need else None for grad, need in zip(found, needs[:2], strict=False))
+
+
 linear_op.register_autograd(_backward, _keep)
+wide_linear_op.register_autograd(_wide_backward, _keep_wide)

@@ -71,10 +71,10 @@ def linear_cross_entropy(
 ) -> LossSum:
     """Cross-entropy (natural log, float32 scalar) of softmax(hidden weight^T), summed over counted rows.
 
-    `cpu` (C++; bfloat16 or float32; frozen head without update) never holds logits, and the bits of a row's loss and
-    gradient depend neither on the number of threads nor on the other rows. `eager` is plain torch, in chunks of rows
-    where the head is trained or updated, or where the logits of all rows would not keep to the budget. `auto` takes
-    what the committed table measured as faster.
+    `cpu` (C++; bfloat16 or float32; a head without update) never holds the logits of a frozen head, and the bits of a
+    row's loss and gradient depend neither on the number of threads nor on the other rows; of a trained head it forms
+    them in chunks of rows. `eager` is plain torch, in chunks of rows where the head is trained or updated, or where the
+    logits of all rows would not keep to the budget. `auto` takes what the committed table measured as faster.
 
     Raises:
         ValueError: shapes, dtypes, devices, targets or options do not fit, or `impl` cannot run on them.
@@ -88,7 +88,7 @@ def linear_cross_entropy(
             f"targets must lie in [0, {num_words}) or be {options.ignore_index}, got {least}..{most}"
         )
     refusal = head_refusal(impl, hidden_ND, weight_VD, update)
-    shape = shape_class(num_valid, num_words, hidden_ND.device.type)
+    shape = shape_class(num_valid, num_words, hidden_ND.device.type, is_trained=is_trained(weight_VD))
     chosen = resolve("linear_cross_entropy", impl, refusal, hidden_ND, shape)
     head_VD = weight_VD[:num_words]
     if chosen == "eager":
@@ -101,6 +101,12 @@ def linear_cross_entropy(
         eager = linear_cross_entropy_reference if refusal is None and fits else chunked_loss
         words = None if update is None else update._replace(b=update.b[:num_words])
         return LossSum(eager(hidden_ND, head_VD, target_N, token_weight_N, words, options), num_valid)
+    if is_trained(weight_VD):
+        from luthier.kernels.linear.cpu import project
+        from luthier.kernels.linear_cross_entropy.reference import chunked_loss
+
+        total = chunked_loss(hidden_ND, head_VD, target_N, token_weight_N, None, options, project)
+        return LossSum(total, num_valid)
     import torch
 
     from luthier.kernels.direct import run
@@ -128,10 +134,17 @@ def _counted(target_N: "Tensor", ignore_index: int) -> tuple[int, int, int]:
     return num_valid, low, high
 
 
-def shape_class(num_rows: int, vocab: int, device_type: str = "cpu") -> str:
-    """The class of a problem in the table: few or many labelled rows, small or large vocabulary."""
+def is_trained(weight_VD: "Tensor") -> bool:
+    """Whether a head gets a gradient just now."""
+    import torch
+
+    return weight_VD.requires_grad and torch.is_grad_enabled()
+
+
+def shape_class(num_rows: int, vocab: int, device_type: str = "cpu", *, is_trained: bool = False) -> str:
+    """The class of a problem in the table: few or many labelled rows, small or large vocabulary, a trained head."""
     size = "few" if num_rows < few_below(device_type, 128) else "many"
-    return f"{size}_rows-{'small' if vocab < 8192 else 'large'}_vocab"
+    return f"{size}_rows-{'small' if vocab < 8192 else 'large'}_vocab{'-trained' if is_trained else ''}"
 
 
 def check_head(hidden_ND: "Tensor", weight_VD: "Tensor", target_N: "Tensor") -> None:
@@ -159,12 +172,10 @@ def head_refusal(
     impl: Impl, hidden_ND: "Tensor", weight_VD: "Tensor", update: HeadUpdate | None
 ) -> str | None:
     """Why the kernels for `impl` cannot run on these inputs, or None."""
-    import torch
-
     from luthier.kernels.operands import refusal
 
     kernels = kernels_of(impl, hidden_ND)
-    if weight_VD.requires_grad and torch.is_grad_enabled():
+    if is_trained(weight_VD) and kernels == "triton":
         return f"impl {kernels!r} needs a frozen head, got weight.requires_grad=True"
     if update is not None:
         return f"impl {kernels!r} needs a head without an update, got one"

@@ -3,6 +3,7 @@
 Shape suffixes: N rows, M counted rows, D hidden size, V vocabulary, R rank.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,19 @@ from torch import Tensor, nn
 
 from luthier.kernels.linear_cross_entropy import BYTES_OF_LOGIT, HeadUpdate, LossOptions
 
+Project = Callable[[Tensor, Tensor], Tensor]
+"""Rows [M, D] and the head's weight [V, D] -> [M, V], differentiable in both: torch's linear layer, or a kernel."""
 
-def head_logits(hidden_MD: Tensor, weight_VD: Tensor, update: HeadUpdate | None, softcap: float) -> Tensor:
+
+def head_logits(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    update: HeadUpdate | None,
+    softcap: float,
+    project: Project = nn.functional.linear,
+) -> Tensor:
     """Scores [M, V] in at least float32, capped where softcap is not 0."""
-    logits_MV = nn.functional.linear(hidden_MD, weight_VD)
+    logits_MV = project(hidden_MD, weight_VD)
     if update is not None:
         low_MR = nn.functional.linear(hidden_MD, update.a.to(hidden_MD.dtype))
         logits_MV = logits_MV + update.scale * nn.functional.linear(low_MR, update.b.to(hidden_MD.dtype))
@@ -28,13 +38,14 @@ def linear_cross_entropy_reference(
     token_weight_N: Tensor | None,
     update: HeadUpdate | None,
     options: LossOptions,
+    project: Project = nn.functional.linear,
 ) -> Tensor:
     """Summed loss over rows whose target counts; float32, or float64 for float64 inputs.
 
     Memory: the logits of all counted rows, in the input's dtype and again in float32.
     """
     counted = target_N != options.ignore_index
-    logits_MV = head_logits(hidden_ND[counted], weight_VD, update, options.softcap)
+    logits_MV = head_logits(hidden_ND[counted], weight_VD, update, options.softcap, project)
     target_M = target_N[counted]
     smoothing = options.label_smoothing
     if token_weight_N is None and not options.z_loss:
@@ -52,7 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, rows: tuple[Any, ...], hidden_ND: Tensor, weight_VD: Tensor, *factors: Tensor
     ) -> Tensor:
-        target_N, token_weight_N, scale, options = rows
+        target_N, token_weight_N, scale, options, project = rows
         leaves = [weight_VD, *factors]
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         needs = ctx.needs_input_grad[1:]
@@ -70,8 +81,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 needs,
                 target_N[index_C],
                 None if token_weight_N is None else token_weight_N[index_C],
-                scale,
-                options,
+                (scale, options, project),
             )
             total += loss
             for total_grad, grad in zip(sums, grads[1:], strict=True):
@@ -98,14 +108,16 @@ def _chunk_gradients(
     needs: tuple[bool, ...],
     target_C: Tensor,
     token_weight_C: Tensor | None,
-    scale: float,
-    options: LossOptions,
+    how: tuple[float, LossOptions, Project],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Loss of one chunk and its gradients to (hidden, weight, update's a and b), None where not needed."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needs, strict=True)]
+        scale, options, project = how
         update = HeadUpdate(leaves[2], leaves[3], scale) if len(leaves) == 4 else None
-        loss = linear_cross_entropy_reference(leaves[0], leaves[1], target_C, token_weight_C, update, options)
+        loss = linear_cross_entropy_reference(
+            leaves[0], leaves[1], target_C, token_weight_C, update, options, project
+        )
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         found = iter(torch.autograd.grad(loss, wanted) if wanted else ())
     return loss.detach(), [next(found) if leaf.requires_grad else None for leaf in leaves]
@@ -118,12 +130,13 @@ def chunked_loss(
     token_weight_N: Tensor | None,
     update: HeadUpdate | None,
     options: LossOptions,
+    project: Project = nn.functional.linear,
 ) -> Tensor:
     """What the reference computes, in chunks of rows whose logits take at most `options.budget_bytes`.
 
     Memory: the budget, and float32 gradients of what is trained. First derivatives only.
     """
     factors = () if update is None else (update.a, update.b)
-    rows = (target_N, token_weight_N, 0.0 if update is None else update.scale, options)
+    rows = (target_N, token_weight_N, 0.0 if update is None else update.scale, options, project)
     loss: Tensor = _ChunkedLoss.apply(rows, hidden_ND, weight_VD, *factors)  # type: ignore[no-untyped-call]
     return loss

@@ -5,7 +5,7 @@ Shape suffixes: N rows, D hidden size, V vocabulary. Importing this package does
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from luthier.kernels.linear_cross_entropy import check_head, head_refusal, shape_class
+from luthier.kernels.linear_cross_entropy import check_head, head_refusal, is_trained, shape_class
 from luthier.kernels.tables import Impl, resolve
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ def linear_logprob(
     is_wide: bool = False,
     impl: Impl = "auto",
 ) -> LogProbabilities:
-    """Log softmax(u)[target] and its entropy for every row, differentiable in hidden; u as in LossOptions.
+    """Log softmax(u)[target] and its entropy for every row, differentiable in both matrices; u as in LossOptions.
 
-    What losses over log-probabilities (DPO, GRPO and others) are built from. `cpu` (C++; bfloat16 or float32; frozen
-    head) never holds logits, and a row's bits depend neither on the number of threads nor on the other rows; `eager`
-    is plain torch, and also trains the head; where a frozen head's logits would take more than the default budget of
-    the loss, in chunks of rows. `auto` takes what the committed table measured as faster. C++ sums logits in float32;
-    eager rounds them to the inputs' type, or with `is_wide` does not either.
+    What losses over log-probabilities (DPO, GRPO and others) are built from. `cpu` (C++; bfloat16 or float32) never
+    holds the logits of a frozen head, and a row's bits depend neither on the number of threads nor on the other rows;
+    `eager` is plain torch. Where logits are held and would take more than the default budget of the loss, it is in
+    chunks of rows. `auto` takes what the committed table measured as faster. C++ sums logits in float32; eager rounds
+    them to the inputs' type, or with `is_wide` does not either.
 
     Raises:
         ValueError: shapes, dtypes, devices or targets do not fit, or `impl` cannot run on them.
@@ -47,7 +47,8 @@ def linear_logprob(
         raise ValueError(
             f"targets must lie in [0, {weight_VD.shape[0]}), got {int(target_N.min())}..{int(target_N.max())}"
         )
-    shape = shape_class(target_N.numel(), weight_VD.shape[0], hidden_ND.device.type)
+    kind = hidden_ND.device.type
+    shape = shape_class(target_N.numel(), weight_VD.shape[0], kind, is_trained=is_trained(weight_VD))
     refusal = head_refusal(impl, hidden_ND, weight_VD, None)
     chosen = resolve("linear_logprob", impl, refusal, hidden_ND, shape)
     if chosen == "eager":
@@ -61,6 +62,12 @@ def linear_logprob(
         if is_wide:
             hidden_ND, weight_VD = as_wide(hidden_ND), as_wide(weight_VD)
         logprob_N, entropy_N = eager(hidden_ND, weight_VD, target_N, softcap)
+        return LogProbabilities(logprob_N, entropy_N if want_entropy else None)
+    if is_trained(weight_VD):
+        from luthier.kernels.linear.cpu import project
+        from luthier.kernels.linear_logprob.reference import chunked_logprob
+
+        logprob_N, entropy_N = chunked_logprob(hidden_ND, weight_VD, target_N, softcap, project)
         return LogProbabilities(logprob_N, entropy_N if want_entropy else None)
     import torch
 
