@@ -265,25 +265,21 @@ def _loss_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
     for rows in (32, 512, 2048) if model is MODELS[0] else (32, 512) if model is SMALL else (512,):
         for vocab in (1024, model.vocab) if model in (MODELS[0], SMALL) and rows < 2048 else (model.vocab,):
             for op, is_trained in product(("linear_cross_entropy", "linear_logprob"), (False, True)):
-                size = (rows, vocab)
+                kind = "trained head" if is_trained else "head"
                 yield Case(
                     op=op,
-                    name=f"{model.name} {'trained ' if is_trained else ''}head, {rows} rows, vocabulary {vocab}",
+                    name=f"{model.name} {kind}, {rows} rows, vocabulary {vocab}",
                     dtype=dtype,
                     shape_class=loss_op.shape_class(rows, vocab, is_trained=is_trained),
-                    make=partial(_loss, model, dtype, size, op, is_trained=is_trained),
-                    is_headline=op == "linear_cross_entropy"
-                    and size == (512, MODELS[0].vocab)
-                    and not is_trained,
+                    make=partial(_loss, model, dtype, rows, vocab, op, kind),
+                    is_headline=(op, kind, rows, vocab)
+                    == ("linear_cross_entropy", "head", 512, MODELS[0].vocab),
                 )
 
 
-def _loss(
-    model: Model, dtype: torch.dtype, size: tuple[int, int], op: str, *, is_trained: bool
-) -> dict[str, Run]:
-    rows, vocab = size
+def _loss(model: Model, dtype: torch.dtype, rows: int, vocab: int, op: str, kind: str) -> dict[str, Run]:
     hidden = _random(dtype, rows, model.hidden, learnt=True)
-    weight = _random(dtype, vocab, model.hidden, learnt=is_trained, scale=0.05)
+    weight = _random(dtype, vocab, model.hidden, learnt=kind == "trained head", scale=0.05)
     target = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(1))
     if op == "linear_logprob":
 
