@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import wait
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,8 @@ from luthier.worker.v1 import task_pb2
 T = TypeVar("T")
 _PINNED = ".pinned"
 _COMMIT_TRIES = 3
+_LEAVE_SECONDS = 5.0
+"""A checkpoint that is being stored when the work ends gets this long."""
 
 
 class TaskCancelled(Cancelled):
@@ -84,6 +86,7 @@ class TaskContext:
         self._activity = 0
         self._waited_seconds = 0.0
         self._waiting_since: float | None = None
+        self._storing: Future[list[task_pb2.BlobFile]] | None = None
 
     @property
     def token(self) -> str:
@@ -144,7 +147,10 @@ class TaskContext:
             FailedPrecondition: LEASE_LOST; another worker may have the task.
             Unavailable: this worker shuts down; the task is queued again.
             DeadlineExceeded: TASK_DEADLINE; it took longer than its announced work permits.
+            LuthierError: a checkpoint that was begun cannot be stored.
         """
+        if self._storing is not None and self._storing.done():
+            self._storing.result()
         if self._session.lost:
             raise FailedPrecondition(reason=Reason.LEASE_LOST, message="the lease of this task is lost")
         if self._session.cancel_requested:
@@ -234,6 +240,36 @@ class TaskContext:
         """
         return self._wait(self._session.commit_checkpoint(step, files, metrics))
 
+    def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
+        """Begin to make files, under their names, the checkpoint to resume from; the work goes on meanwhile.
+
+        One at a time: the files stay as they are until `checkpoint_stored`. What goes wrong is raised there, or by
+        `heed` before.
+        """
+        assert self._storing is None, "a checkpoint is being stored"
+        self._activity += 1
+        named = {path.name: path for path in paths}
+        call = self._stored_named(named, lambda files: self._session.commit_checkpoint(step, files, metrics))
+        self._storing = asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    def checkpoint_stored(self) -> list[task_pb2.BlobFile]:
+        """Return the files of the checkpoint that was begun, once the service has it.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        storing, self._storing = self._storing, None
+        assert storing is not None, "no checkpoint is being stored"
+        return self._waited(storing)
+
+    def leave_checkpoint(self) -> None:
+        """Let a checkpoint that is being stored when the work ends come to its end, or not: its files may go then."""
+        storing, self._storing = self._storing, None
+        if storing is not None:
+            if not self._session.lost:
+                wait((storing,), _LEAVE_SECONDS)
+            storing.cancel()
+
     def commit_rollouts(self, step: int, path: Path) -> None:
         """Keep what a step drew from its model, a file of `work.row_file`, before the update that learns from it.
 
@@ -242,25 +278,24 @@ class TaskContext:
             LuthierError: the service refused.
         """
         num_rollouts = count_rows(path)
-        self.store_named(
-            {f"rollouts/step-{step}": path},
-            lambda files: self._wait(self._session.commit_rollouts(step, files[0], num_rollouts)),
+        self._wait(
+            self._stored_named(
+                {f"rollouts/step-{step}": path},
+                lambda files: self._session.commit_rollouts(step, files[0], num_rollouts),
+            )
         )
 
-    def store_named(
-        self, paths: Mapping[str, Path], name: Callable[[list[task_pb2.BlobFile]], object]
+    async def _stored_named(
+        self, paths: Mapping[str, Path], name: Callable[[list[task_pb2.BlobFile]], Awaitable[object]]
     ) -> list[task_pb2.BlobFile]:
         """Store files, by their paths within the result, and let `name` name them to the service; returns them.
 
         What the service had may be given back before it is named: it is then sent again, and named again.
-
-        Raises:
-            LuthierError: the service refused.
         """
         for left in reversed(range(_COMMIT_TRIES)):
-            files = [self.store(path, place) for place, path in paths.items()]
+            files = [await self._session.store(path, place) for place, path in paths.items()]
             try:
-                name(files)
+                await name(files)
                 break
             except NotFound:
                 if not left:
@@ -272,9 +307,11 @@ class TaskContext:
         self._loop.call_soon_threadsafe(self._session.add_event, event)
 
     def _wait(self, call: Coroutine[Any, Any, T], check: Check = lambda: None) -> T:
+        return self._waited(asyncio.run_coroutine_threadsafe(call, self._loop), check)
+
+    def _waited(self, waited_for: Future[T], check: Check = lambda: None) -> T:
         self._activity += 1
         began = self._waiting_since = time.monotonic()
-        waited_for = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             while not wait((waited_for,), HEAR_SECONDS).done:
                 check()

@@ -13,12 +13,13 @@ from tests.training.worker.conftest import MODEL, PARENT, RENDERING, Site, job_o
 
 from luthier.errors import NotFound
 from luthier.v1 import (
+    event_pb2,
     fine_tuning_job_pb2,
     model_pb2,
     model_service_pb2,
     training_service_pb2,
 )
-from luthier.work.context import TaskContext
+from luthier.work.session import TaskSession
 
 
 async def test_a_job_is_planned_trained_and_gives_a_model(site: Site, model_folder: Path) -> None:
@@ -158,15 +159,15 @@ async def test_a_checkpoint_whose_bytes_went_meanwhile_is_sent_again(
     site: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[int] = []
-    commit = TaskContext.commit_checkpoint
+    commit = TaskSession.commit_checkpoint
 
-    def lose_once(self: TaskContext, step: int, *rest: Any) -> str:
+    async def lose_once(self: TaskSession, step: int, *rest: Any) -> str:
         if not refused:
             refused.append(step)
             raise NotFound("blob is not here")
-        return commit(self, step, *rest)
+        return await commit(self, step, *rest)
 
-    monkeypatch.setattr(TaskContext, "commit_checkpoint", lose_once)
+    monkeypatch.setattr(TaskSession, "commit_checkpoint", lose_once)
     async with site.worker():
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
         ended = await site.ended((await site.create("one")).name)
@@ -174,6 +175,35 @@ async def test_a_checkpoint_whose_bytes_went_meanwhile_is_sent_again(
     assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_SUCCEEDED, ended.error
     assert refused == [3]
     assert steps[-1] == ended.progress.completed
+
+
+async def test_steps_go_on_while_a_checkpoint_is_stored(
+    site: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later, overlapped = asyncio.Event(), list[int]()
+    commit, add_event = TaskSession.commit_checkpoint, TaskSession.add_event
+
+    def seen(self: TaskSession, event: event_pb2.Event) -> None:
+        if event.HasField("metrics") and event.step > 3:
+            later.set()
+        add_event(self, event)
+
+    async def held(self: TaskSession, step: int, *rest: Any) -> str:
+        if step == 3:
+            async with asyncio.timeout(20):
+                await later.wait()
+            overlapped.append(step)
+        return await commit(self, step, *rest)
+
+    monkeypatch.setattr(TaskSession, "add_event", seen)
+    monkeypatch.setattr(TaskSession, "commit_checkpoint", held)
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        ended = await site.ended((await site.create("one")).name)
+        steps = [checkpoint.step for checkpoint in await site.checkpoints(ended.name)]
+    assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_SUCCEEDED, ended.error
+    assert overlapped == [3], "step 4 was made before the checkpoint of step 3 was stored"
+    assert steps == [6, 9, 10]
 
 
 async def test_a_module_that_the_model_lacks_fails_the_job(site: Site, model_folder: Path) -> None:

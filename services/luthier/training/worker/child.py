@@ -109,13 +109,13 @@ class ChildDesk:
         path: Path = self._line.ask("fetch_into", (folder, file))
         return path
 
-    def store_checkpoint(
-        self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]
-    ) -> list[task_pb2.BlobFile]:
-        """Store files under their names and make them the checkpoint to resume from."""
-        files: list[task_pb2.BlobFile] = self._line.ask(
-            "store_checkpoint", (step, list(paths), dict(metrics))
-        )
+    def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
+        """Begin to make files, under their names, the checkpoint to resume from; one at a time."""
+        self._line.tell("begin_checkpoint", (step, list(paths), dict(metrics)))
+
+    def checkpoint_stored(self) -> list[task_pb2.BlobFile]:
+        """Return the files of the checkpoint that was begun, once it is the one to resume from."""
+        files: list[task_pb2.BlobFile] = self._line.ask("checkpoint_stored")
         return files
 
     def commit_rollouts(self, step: int, path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from luthier.training.worker.reference import give_reference
 from luthier.training.worker.reward_models import load_reward_models
 from luthier.training.worker.rollouts import Records, rollouts_of
 from luthier.training.worker.rows import read_corpus, read_rows
+from luthier.training.worker.staging import Staging
 from luthier.training.worker.surroundings import run_record, surroundings
 from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
@@ -130,7 +130,7 @@ def _steps(
     """Make all steps that are left, telling of each and storing the checkpoints that are due."""
     engine, course, num_steps = begun.engine, begun.course, settings.schedule.num_steps
     desk.progress("training", course.step, num_steps, "steps")
-    files: Sequence[task_pb2.BlobFile] = list(desk.task.train.checkpoint_files)
+    staging = Staging(desk, engine, run, begun.extra)
     metrics: Mapping[str, float] = course.metrics
     step = first_step = course.step
     began = time.monotonic()
@@ -140,17 +140,14 @@ def _steps(
             continue
         if isinstance(event, CheckpointDue):
             course = event.course
-            folder = desk.scratch / f"step-{course.step}"
-            checkpoint.save(folder, engine, course, run)
-            paths = [folder / name for name in checkpoint.files_of(engine.weights)]
-            files = desk.store_checkpoint(course.step, [*paths, *begun.extra], course.metrics)
-            shutil.rmtree(folder)
+            staging.take(course)
             continue
         step, metrics = event.step, event.metrics
         desk.metrics(step, metrics)
         step_seconds = (time.monotonic() - began) / (step - first_step)
         remaining_seconds = step_seconds * (num_steps - step)
         desk.progress("training", step, num_steps, "steps", remaining_seconds=remaining_seconds, step=step)
+    files = staging.stored()
     if course.is_stopped:
         desk.log(
             f"ended early: {course.stale_validations} validations since step {course.best_step} were not better"

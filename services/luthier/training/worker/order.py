@@ -115,10 +115,15 @@ class Desk(Protocol):
         """Put a file of the task's own service into a folder under its own path; do not change it there."""
         ...
 
-    def store_checkpoint(
-        self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]
-    ) -> list[task_pb2.BlobFile]:
-        """Store files under their names and make them the checkpoint to resume from."""
+    def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
+        """Begin to make files, under their names, the checkpoint to resume from; one at a time.
+
+        Training goes on meanwhile, and leaves the files as they are until `checkpoint_stored`.
+        """
+        ...
+
+    def checkpoint_stored(self) -> list[task_pb2.BlobFile]:
+        """Return the files of the checkpoint that was begun, once it is the one to resume from."""
         ...
 
     def commit_rollouts(self, step: int, path: Path) -> None:

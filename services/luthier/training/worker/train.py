@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 
@@ -29,7 +28,8 @@ _CALLS = (
     "run_record",
     "fetch",
     "fetch_into",
-    "store_checkpoint",
+    "begin_checkpoint",
+    "checkpoint_stored",
     "commit_rollouts",
     "scored",
 )
@@ -65,7 +65,10 @@ class Trainer:
                 task=context.task, scratch=context.scratch, renderings=self._renderings(context)
             )
             desk = TaskDesk(context, self._allowed)
-            return task_pb2.TaskResult(train=self._compute(order, desk, context))
+            try:
+                return task_pb2.TaskResult(train=self._compute(order, desk, context))
+            finally:
+                context.leave_checkpoint()
 
     def _renderings(self, context: TaskContext) -> tuple[RenderingRows, ...]:
         spec = context.task.train
@@ -121,18 +124,11 @@ class TaskDesk:
         self.run_record = context.run_record
         self.fetch = context.fetch
         self.fetch_into = context.fetch_into
+        self.begin_checkpoint = context.begin_checkpoint
+        self.checkpoint_stored = context.checkpoint_stored
         self.commit_rollouts = context.commit_rollouts
         self._context = context
         self._allowed = allowed
-
-    def store_checkpoint(
-        self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]
-    ) -> list[task_pb2.BlobFile]:
-        """Store files and commit them; one that the service had may go with an older checkpoint meanwhile."""
-        return self._context.store_named(
-            {path.name: path for path in paths},
-            lambda files: self._context.commit_checkpoint(step, files, metrics),
-        )
 
     def scored(
         self, grader: grader_pb2.RemoteGrader, samples: Sequence[grader_pb2.Sample], most_errors: int
