@@ -735,6 +735,7 @@ class RunRecord(_message.Message):
     KERNELS_FIELD_NUMBER: _builtins.int
     DETERMINISM_FIELD_NUMBER: _builtins.int
     RENDERINGS_FIELD_NUMBER: _builtins.int
+    BEST_EFFORT_REASON_FIELD_NUMBER: _builtins.int
     code_version: _builtins.str
     """Version of Luthier."""
     base_model_digest: _builtins.str
@@ -751,6 +752,8 @@ class RunRecord(_message.Message):
     """Digest of the tables that chose the kernels."""
     determinism: Global___Determinism.ValueType
     """What resuming preserves."""
+    best_effort_reason: _builtins.str
+    """Why no more than BEST_EFFORT is promised, for people. Empty where more is, and in records of before this was kept."""
     @_builtins.property
     def kernels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Implementation that ran, by operator."""
@@ -772,10 +775,11 @@ class RunRecord(_message.Message):
         kernels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         determinism: Global___Determinism.ValueType = ...,
         renderings: _abc.Iterable[Global___RenderingUse] | None = ...,
+        best_effort_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "torch_version", b"torch_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "best_effort_reason", b"best_effort_reason", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "torch_version", b"torch_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
