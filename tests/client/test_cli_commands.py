@@ -254,6 +254,14 @@ def test_jobs_show_says_what_is_trained(
     assert line.split(maxsplit=1)[1] == words
 
 
+def test_jobs_show_says_that_nobody_can_do_it(services: Any, run: Run) -> None:
+    job = FineTuningJob(name="projects/default/fineTuningJobs/j", state=FineTuningJob.STATE_QUEUED)
+    job.waiting.message = "no worker that is there can do it: it requires a CUDA device"
+    services.answers["GetFineTuningJob"] = lambda request, context: job
+    (line,) = (line for line in run("jobs", "show", "j").stdout.splitlines() if line.startswith("waiting"))
+    assert line.split(maxsplit=1)[1] == job.waiting.message
+
+
 def test_jobs_metrics_is_a_table_by_step(services: Any, run: Run) -> None:
     points = [
         MetricPoint(step=1, values={"train_loss": 2.5}),

@@ -48,6 +48,21 @@ def test_load_model_places_all_weights_on_the_device(tiny_model: ModelMaker, tmp
     assert {one.device.type for one in [*model.parameters(), *model.buffers()]} == {"meta"}
 
 
+def test_load_model_holds_no_whole_model_on_the_processor_on_the_way(
+    tiny_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tensor goes to the device as it is read: the model is there before anybody moves it."""
+    move, seen = torch.nn.Module.to, []
+
+    def seeing(self: torch.nn.Module, *words: Any, **named: Any) -> torch.nn.Module:
+        seen.append({one.device.type for one in self.parameters()})
+        return move(self, *words, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "to", seeing)
+    load_model(saved(tiny_model(), tmp_path), device="meta")
+    assert seen == [{"meta"}]
+
+
 def test_load_model_refuses_another_architecture_by_name(tiny_model: ModelMaker, tmp_path: Path) -> None:
     saved(tiny_model(), tmp_path)
     edit_config(tmp_path, architectures=["GPT2LMHeadModel"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from google.rpc import status_pb2
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,6 +23,7 @@ from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
+from luthier.work.requirements import Requirements
 from luthier.work.tasks import NewTask, Task, TaskKind
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
@@ -36,9 +38,17 @@ def new_task(
     kind: TaskKind = TaskKind.TRAIN,
     project: str = "p",
     resources: tuple[str, ...] = (),
+    required: Requirements | None = None,
 ) -> NewTask:
     """What is queued for such a resource."""
-    return NewTask(kind=kind, uid=uid_of(subject), subject=subject, project=project, resources=resources)
+    return NewTask(
+        kind=kind,
+        uid=uid_of(subject),
+        subject=subject,
+        project=project,
+        resources=resources,
+        required=required or Requirements(),
+    )
 
 
 def attempt_kind(event: event_pb2.Event) -> str:
@@ -57,6 +67,7 @@ class RecordingHandler:
     results: list[task_pb2.TaskResult | None] = field(default_factory=list)
     rollouts: list[worker_service_pb2.CommitRolloutsRequest] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    waiting: dict[str, str] = field(default_factory=dict)
     result_limits: dict[str, Limits] = field(default_factory=dict)
     refusals: dict[str, Exception] = field(default_factory=dict)
     """What is raised by subject: when a task starts, or under `lost <subject>` when it is lost.
@@ -129,6 +140,9 @@ class RecordingHandler:
     ) -> None:
         await self._end(connection, task, "CANCELLED")
 
+    async def waits(self, connection: AsyncConnection, task: Task, why: status_pb2.Status | None) -> None:
+        self.waiting[task.subject] = why.message if why is not None else ""
+
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         if error := self.refusals.get(f"lost {task.subject}"):
             raise error
@@ -160,9 +174,12 @@ class Bench:
     queue: Queue
     registry: CollectorRegistry
 
-    async def enqueue(self, subject: str = "jobs/a", project: str = "p") -> Task:
+    async def enqueue(
+        self, subject: str = "jobs/a", project: str = "p", required: Requirements | None = None
+    ) -> Task:
         async with self.database.transaction() as connection:
-            return await self.queue.enqueue(connection, new_task(subject, project=project, resources=("r",)))
+            new = new_task(subject, project=project, resources=("r",), required=required)
+            return await self.queue.enqueue(connection, new)
 
     async def claim(self, worker: str = "w@1", wait_seconds: float = 0.0) -> Task | None:
         """Claim as a worker does, with the first heartbeat that says that the task arrived."""

@@ -15,6 +15,7 @@ from luthier.storage.disk import disk_full
 from luthier.work.aside import MAX_DELAYS
 from luthier.work.queue import Queue, QueueSettings
 from luthier.work.repository import Tasks
+from luthier.work.requirements import GIB, Equipment, Requirements
 from luthier.work.schema import tasks
 from luthier.work.tasks import Outcome, TaskKind
 
@@ -198,6 +199,62 @@ async def test_projects_take_turns(bench: Bench) -> None:
         assert task is not None
         order.append(task.subject)
     assert order == ["jobs/many-0", "jobs/one", "jobs/many-1"]
+
+
+CPU = Equipment(device="CPU", memory_bytes=16 * GIB)
+CUDA = Equipment(device="CUDA", memory_bytes=80 * GIB)
+
+
+async def subjects(bench: Bench, equipment: Equipment, number: int = 9) -> list[str]:
+    """What a worker with this equipment is given, one task after the other."""
+    found = []
+    for place in range(number):
+        holder = f"{equipment.device or 'old'}@1"
+        claimed = await bench.queue.claim(holder, [TaskKind.TRAIN], 0.0, f"c{place}", equipment)
+        if claimed is None:
+            break
+        found.append(claimed[0].subject)
+    return found
+
+
+async def test_a_worker_is_given_what_it_has_the_device_and_the_memory_for(bench: Bench) -> None:
+    await bench.enqueue("jobs/gpu", required=Requirements(device="CUDA"))
+    await bench.enqueue("jobs/large", required=Requirements(memory_bytes=17 * GIB))
+    await bench.enqueue("jobs/either", required=Requirements(device="GPU"))
+    await bench.enqueue("jobs/any")
+    await bench.enqueue("jobs/cpu", required=Requirements(device="CPU", memory_bytes=16 * GIB))
+    assert await subjects(bench, CPU) == ["jobs/any", "jobs/cpu"]
+    assert await subjects(bench, CUDA) == ["jobs/gpu", "jobs/large", "jobs/either"]
+
+
+async def test_a_worker_that_does_not_say_what_it_has_is_given_what_requires_nothing(bench: Bench) -> None:
+    await bench.enqueue("jobs/gpu", required=Requirements(device="GPU"))
+    await bench.enqueue("jobs/memory", required=Requirements(memory_bytes=1))
+    await bench.enqueue("jobs/any")
+    assert await subjects(bench, Equipment()) == ["jobs/any"]
+
+
+async def test_the_task_at_the_head_that_a_worker_cannot_do_holds_up_nobody(bench: Bench) -> None:
+    """Neither its own project's tasks nor the turns of others: it takes nobody's place."""
+    await bench.enqueue("jobs/head", project="a", required=Requirements(device="CUDA"))
+    await bench.enqueue("jobs/a", project="a")
+    await bench.enqueue("jobs/b", project="b")
+    assert await subjects(bench, CPU) == ["jobs/a", "jobs/b"]
+    assert await subjects(bench, CUDA) == ["jobs/head"]
+
+
+async def test_a_claim_that_waits_is_not_ended_by_what_it_cannot_do(bench: Bench) -> None:
+    waiting = asyncio.create_task(
+        bench.queue.claim("w@1", [TaskKind.TRAIN], 5.0, "c", CPU), context=Context()
+    )
+    await asyncio.sleep(0.05)
+    await bench.enqueue("jobs/gpu", required=Requirements(device="CUDA"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await bench.enqueue("jobs/any")
+    claimed = await waiting
+    assert claimed is not None
+    assert claimed[0].subject == "jobs/any"
 
 
 async def lost(queue: Queue, wait_seconds: float = 0.0) -> bool:

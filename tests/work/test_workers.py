@@ -96,3 +96,14 @@ def test_a_holder_is_taken_apart_as_it_was_made() -> None:
     assert holder_parts(worker.holder) == ("training-a", "l:2", "i1")
     assert holder_parts("training@i1") == ("training", "", "i1"), "as rows of older releases say it"
     assert holder_parts("") == ("", "", "")
+
+
+def test_workers_that_are_heard_of_are_present() -> None:
+    desk = Desk()
+    worker = desk.register("1")
+    assert desk.workers.present() == [worker]
+    desk.clock.now += 31.0
+    assert desk.workers.present() == []
+    with desk.workers.waiting(worker):
+        desk.clock.now += 31.0
+        assert desk.workers.present() == [worker]

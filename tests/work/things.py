@@ -22,7 +22,7 @@ from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.event_pb2 import Event
 from luthier.work import schema
-from luthier.work.families import Family, Work
+from luthier.work.families import WAITING, Family, Work
 from luthier.work.family_tasks import FamilyTasks, TaskStates
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
@@ -136,7 +136,7 @@ async def things_in(folder: Path) -> AsyncIterator[Things]:
     log = EventLog(database, heartbeat_seconds=0.05)
     metrics = WorkMetrics(CollectorRegistry(), (TaskKind.EVALUATE,))
     queue = Queue(database, log, metrics, QueueSettings(retry_seconds=0.0))
-    rows = Rows(TABLE, Evaluation, EvaluationPrivate, progress_fields=("progress",))
+    rows = Rows(TABLE, Evaluation, EvaluationPrivate, progress_fields=("progress", WAITING))
     family = Family(rows, Lifecycle(State.DESCRIPTOR, MOVES), database, log, queue)
     states = TaskStates(queued=State.STATE_QUEUED, begun=State.STATE_RUNNING, cancelled=State.STATE_CANCELLED)
     tasks = ThingTasks(family, states)

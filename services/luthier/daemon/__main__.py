@@ -15,7 +15,7 @@ import click
 
 from luthier.daemon.config import Config
 from luthier.errors import FailedPrecondition, LuthierError
-from luthier.runtime.config import read
+from luthier.runtime.config import put, read
 from luthier.runtime.home import keep_private, secure_home
 
 SERVICES = ("data", "training", "evaluation")
@@ -65,8 +65,20 @@ def serve(service: str) -> None:
 
 @main.command()
 @click.argument("service", type=click.Choice(SERVICES))
-def worker(service: str) -> None:
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    help="What it computes on: auto, cpu, cuda, cuda:N, rocm, rocm:N. Wins over LUTHIER_WORKER_DEVICE. [default: auto]",
+)
+def worker(service: str, device: str | None) -> None:
     """Run one worker of a service in the foreground."""
+    if device is not None:
+        if service == "data":
+            raise click.UsageError(
+                "--device is for training and evaluation workers: a data worker has no model"
+            )
+        # As if it stood there: the worker, and what it starts, read one place.
+        put({"LUTHIER_WORKER_DEVICE": device})
     runpy.run_module(f"luthier.{service}.worker", run_name="__main__", alter_sys=True)
 
 

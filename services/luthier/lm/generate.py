@@ -211,18 +211,26 @@ def _tokens_at(probabilities_BV: Tensor, shares_B1: Tensor) -> Tensor:
     blocks_BNW = probabilities_BV[:, :whole].reshape(len(probabilities_BV), num_blocks, _BLOCK_WORDS)
     rest_B1 = probabilities_BV[:, whole:].sum(dim=1, keepdim=True)
     masses_BN = torch.cat([blocks_BNW.sum(dim=2), rest_B1], dim=1).double()
-    reached_BN = masses_BN.cumsum(dim=1)
+    reached_BN = _running_sums(masses_BN)
     sought_B1 = shares_B1 * reached_BN[:, -1:]
     block_B1 = _first_above(reached_BN, sought_B1)
     mass_B1 = masses_BN.gather(1, block_B1)
     left_B1 = sought_B1 - (reached_BN.gather(1, block_B1) - mass_B1)
     words_BW = block_B1 * _BLOCK_WORDS + torch.arange(_BLOCK_WORDS, device=block_B1.device)
     found_BW = probabilities_BV.gather(1, words_BW.clamp(max=width - 1)).double()
-    reached_BW = found_BW.masked_fill(words_BW >= width, 0.0).cumsum(dim=1)
+    reached_BW = _running_sums(found_BW.masked_fill(words_BW >= width, 0.0))
     # Of the block's own sum, which rounding makes another one: a share of it is always reached.
     share_B1 = (left_B1 / mass_B1).nan_to_num().clamp(0.0, 1.0)
     place_B1 = _first_above(reached_BW, share_B1 * reached_BW[:, -1:])
     return (block_B1 * _BLOCK_WORDS + place_B1).clamp(max=width - 1)
+
+
+def _running_sums(values_BN: Tensor) -> Tensor:
+    """Return the sums of each row up to each place; those of a GPU are formed by the processor, in its one order.
+
+    A GPU's depend on how its blocks run, and torch refuses to form them where determinism is demanded.
+    """
+    return values_BN.cpu().cumsum(dim=1).to(values_BN.device)
 
 
 def _first_above(rising_BN: Tensor, sought_B1: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a model for training or generating onto a device: eval mode, frozen, with our attention.
 
-    Files are memory-mapped; nothing but safetensors and JSON is read, and no code that comes with a model
-    runs.
+    Files are memory-mapped, and each tensor goes straight to the device; nothing but safetensors and JSON is read, and
+    no code that comes with a model runs.
 
     Raises:
         NotFound: there is no `config.json`.
@@ -33,7 +33,16 @@ def load_model(
             (reason MODEL_INVALID).
     """
     check_config(read_config(directory))
-    return _ready(load_weights(directory, dtype=dtype, attn_implementation=IMPLEMENTATION), device)
+    placed = _placed(device)
+    return _ready(load_weights(directory, dtype=dtype, attn_implementation=IMPLEMENTATION, **placed), device)
+
+
+def _placed(device: torch.device | str) -> dict[str, Any]:
+    """Options with which transformers reads each tensor of a file onto a device, without all of them on the processor.
+
+    None for the processor itself: there the file stays mapped, and its pages come as they are used.
+    """
+    return {} if torch.device(device).type == "cpu" else {"device_map": {"": torch.device(device)}}
 
 
 class RewardModel(NamedTuple):
@@ -67,6 +76,7 @@ def load_reward_model(
         AutoModelForSequenceClassification,
         dtype=dtype,
         attn_implementation=IMPLEMENTATION,
+        **_placed(device),
     )
     # In another type than the rest: what transformers makes of it is rounded.
     score = load_file(directory / _WEIGHTS_NAME)["score.weight"].float()

@@ -60,5 +60,9 @@ class StatefulMessage(ResourceMessage, Protocol):
     def error(self) -> Status:
         """Why it FAILED."""
 
+    @property
+    def waiting(self) -> Status:
+        """Why nobody can work for it."""
+
     def HasField(self, field_name: Any) -> bool:
         """As a message's."""

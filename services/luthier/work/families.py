@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import DataLoss, FailedPrecondition, NotFound
@@ -24,11 +25,14 @@ from luthier.work.holds import Holds
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live, list_page, told_apart
 from luthier.work.log import EventLog
+from luthier.work.requirements import Requirements
 from luthier.work.tasks import NewTask, Task, TaskKind
 
 M = TypeVar("M", bound=StatefulMessage)
 R = TypeVar("R", bound=ResourceMessage)
 P = TypeVar("P", bound=Message)
+WAITING = "waiting"
+"""Field that says why nobody works for a resource. Rows keep it as they keep progress: it comes and goes likewise."""
 
 
 PartUids = Callable[[AsyncConnection, str], Awaitable[Sequence[str]]]
@@ -76,10 +80,11 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a worker is to do for a new resource; its token may read `resources` at other services."""
+    """What a worker is to do for a new resource, and must have for it; its token may read `resources` at others."""
 
     kind: TaskKind
     resources: tuple[str, ...] = ()
+    required: Requirements = field(default_factory=Requirements)
 
 
 class DerivedMessage(ResourceMessage, Protocol):
@@ -204,8 +209,14 @@ class Family(Generic[M, P]):
             await elsewhere.record(connection, needs.elsewhere, stored)
         if work is not None:
             name = stored.message.name
-            project, resources = project_of(name), work.resources
-            new = NewTask(kind=work.kind, uid=stored.uid, subject=name, project=project, resources=resources)
+            new = NewTask(
+                kind=work.kind,
+                uid=stored.uid,
+                subject=name,
+                project=project_of(name),
+                resources=work.resources,
+                required=work.required,
+            )
             await self._tasks.enqueue(connection, new)
         return stored
 
@@ -230,6 +241,7 @@ class Family(Generic[M, P]):
         message = stored.copy() if changed is None else changed
         self.lifecycle.require(old.name, old.state, state)
         message.state = state
+        message.ClearField(WAITING)
         if self.lifecycle.is_final(state) and "end_time" in message.DESCRIPTOR.fields_by_name:
             ended: Any = message
             ended.end_time.GetCurrentTime()
@@ -239,6 +251,17 @@ class Family(Generic[M, P]):
             await self._holds.end(connection, moved.uid)
             await elsewhere.release_all(connection, moved.uid)
         return moved
+
+    async def show_waiting(
+        self, connection: AsyncConnection, uid: str, why: status_pb2.Status | None
+    ) -> None:
+        """Let a resource say why nobody can work for it, None: no longer. Its revision and its etag stay."""
+        stored = await self._rows.of_uid(connection, uid)
+        message = stored.copy()
+        message.ClearField(WAITING)
+        if why is not None:
+            message.waiting.CopyFrom(why)
+        await self._rows.report(connection, stored, message)
 
     async def cancel(self, name: str, etag: str) -> M:
         """Ask a resource to stop; one that has ended or is stopping stays as it is.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition
@@ -42,6 +43,10 @@ class FamilyTasks(Generic[M, P]):
     async def started(self, connection: AsyncConnection, task: Task) -> None:
         """A worker began."""
         await self._move(connection, task, self._states.begun)
+
+    async def waits(self, connection: AsyncConnection, task: Task, why: status_pb2.Status | None) -> None:
+        """No worker is there for it, or one is again."""
+        await self._family.show_waiting(connection, task.uid, why)
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """Another worker will begin anew."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from google.rpc import status_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors.failure import Failure
@@ -82,6 +83,10 @@ class TaskHandler(Protocol):
         self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult | None
     ) -> None:
         """The task stopped on request, or was never begun; `result` is what is known all the same."""
+        ...
+
+    async def waits(self, connection: AsyncConnection, task: Task, why: status_pb2.Status | None) -> None:
+        """No worker is there that the task can be given to; None: one is there again."""
         ...
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:

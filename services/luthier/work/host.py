@@ -39,6 +39,7 @@ from luthier.work.requests import SqlRequestLog
 from luthier.work.servicer import POLICY as WORKER_POLICY
 from luthier.work.servicer import Generations, WorkerServicer
 from luthier.work.tasks import TaskKind
+from luthier.work.waiting import WaitingTasks
 from luthier.work.workers import Workers
 from luthier.worker.v1 import hold_service_pb2_grpc, worker_service_pb2_grpc
 
@@ -195,7 +196,9 @@ async def hosting(settings: ServiceSettings, build: Build) -> AsyncIterator[int]
         await parts.queue.recover()
         await parts.excuse_holds()
         request_log = SqlRequestLog(database)
-        for chore in (*_chores(parts, request_log), *hosted.chores):
+        waiting = WaitingTasks(database, parts.log, hosted.handlers, parts.workers)
+        waits = Chore(work=waiting.look, interval_seconds=_EXPIRY_SECONDS)
+        for chore in (*_chores(parts, request_log), waits, *hosted.chores):
             task = asyncio.create_task(_repeat(chore.work, chore.interval_seconds))
             stack.callback(task.cancel)
         running = await stack.enter_async_context(

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LuthierError, Reason
 from luthier.runtime.server import MAX_MESSAGE_BYTES
 from luthier.work.peers import Backoff, bearer, error_of, is_fault, is_final
+from luthier.work.requirements import Equipment, equipment_message
 from luthier.work.tasks import TaskKind
 from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_grpc
 
@@ -42,12 +43,14 @@ class WorkerLink:
         credential: str,
         kinds: Sequence[TaskKind],
         lock: str = "",
+        equipment: Equipment | None = None,
     ) -> None:
         self.stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
         self.worker_id = worker_id
         self.metadata = bearer(credential)
         self._kinds = kinds
         self._lock = lock
+        self._equipment = equipment or Equipment()
         self._instance = uuid.uuid4().hex
         self._registered = asyncio.Lock()
         self.heartbeat_seconds = 1.0
@@ -67,6 +70,7 @@ class WorkerLink:
             code_version=version("luthier"),
             instance=self._instance,
             lock=self._lock,
+            equipment=equipment_message(self._equipment),
         )
         async with self._registered:
             try:

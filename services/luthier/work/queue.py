@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,8 +20,9 @@ from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
+from luthier.work.requirements import Equipment
 from luthier.work.results import check_checkpoint, check_result, check_rollouts
-from luthier.work.tasks import NewTask, Outcome, Task, TaskKind, TaskState
+from luthier.work.tasks import NewTask, Outcome, Task, TaskKind, TaskState, Wanted
 from luthier.work.workers import holder_parts
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
@@ -117,9 +118,14 @@ class Queue:
             await self._attempts.end(connection, task, Outcome(cancelled=True))
 
     async def claim(
-        self, worker: str, kinds: Sequence[TaskKind], wait_seconds: float, claim: str = ""
+        self,
+        worker: str,
+        kinds: Sequence[TaskKind],
+        wait_seconds: float,
+        claim: str = "",
+        equipment: Equipment | None = None,
     ) -> tuple[Task, task_pb2.Task] | None:
-        """Lease the task whose turn it is, waiting at most `wait_seconds` for one; None when none came.
+        """Lease the task whose turn it is of those that the worker can do; None: none came in `wait_seconds`.
 
         A claim with the id of an earlier one of this worker brings that one's task, as long as it is leased.
         A task that cannot be handed out is put off for a while, or fails by name; the next one takes its turn.
@@ -130,10 +136,11 @@ class Queue:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
+        wanted = Wanted(worker=worker, kinds=kinds, claim=claim, equipment=equipment or Equipment())
         while not self._stopped:
             arrival = self._arrival
             has_room = self._database.disk.has_room()
-            claimed = await self._claim_one(worker, kinds if has_room else (), claim)
+            claimed = await self._claim_one(wanted if has_room else replace(wanted, kinds=()))
             remaining = deadline - loop.time()
             if claimed is not None or remaining <= 0:
                 return claimed
@@ -149,25 +156,23 @@ class Queue:
         self._stopped = True
         self._announce()
 
-    async def _claim_one(
-        self, worker: str, kinds: Sequence[TaskKind], claim: str
-    ) -> tuple[Task, task_pb2.Task] | None:
+    async def _claim_one(self, wanted: Wanted) -> tuple[Task, task_pb2.Task] | None:
         while True:
             try:
                 # On a disk without room a transaction may fail though it writes nothing.
-                opened = self._database.transaction() if kinds else self._database.reading()
+                opened = self._database.transaction() if wanted.kinds else self._database.reading()
                 async with opened as connection:
-                    return await self._handed_out(connection, worker, kinds, claim)
+                    return await self._handed_out(connection, wanted)
             except Unclaimable as unclaimable:
                 await self._aside.put(unclaimable)
 
     async def _handed_out(
-        self, connection: AsyncConnection, worker: str, kinds: Sequence[TaskKind], claim: str
+        self, connection: AsyncConnection, wanted: Wanted
     ) -> tuple[Task, task_pb2.Task] | None:
-        held = await self._tasks.of_claim(connection, worker, claim) if claim else None
+        held = await self._tasks.of_claim(connection, wanted.worker, wanted.claim) if wanted.claim else None
         if held is not None:
             return held, await self._specified(connection, held)
-        taken = await self._tasks.take_next(connection, kinds, worker, claim)
+        taken = await self._tasks.take_next(connection, wanted)
         if taken is None:
             return None
         return taken[0], await self._begun(connection, *taken)

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason
+from luthier.work.requirements import Requirements
 from luthier.work.schema import tasks
-from luthier.work.tasks import NewTask, Task, TaskKind, TaskState
+from luthier.work.tasks import NewTask, Task, TaskKind, TaskState, Wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedGroup:
+    """Queued tasks that are alike.
+
+    Attributes:
+        kind: what they do.
+        required: what a worker must have to be given one.
+        said: what their resources say while no worker is there; empty: nothing.
+    """
+
+    kind: TaskKind
+    required: Requirements
+    said: str
 
 
 class Tasks:
@@ -37,9 +54,13 @@ class Tasks:
             heard=False,
         )
         row = {name: getattr(task, name) for name in Task.__slots__}
-        await connection.execute(
-            insert(tasks).values(**{**row, "resources": list(new.resources), "queued_at_us": _now_us()})
-        )
+        row |= {
+            "resources": list(new.resources),
+            "queued_at_us": _now_us(),
+            "required_device": new.required.device,
+            "required_memory_bytes": new.required.memory_bytes,
+        }
+        await connection.execute(insert(tasks).values(**row))
         return task
 
     async def get(self, connection: AsyncConnection, task_id: str) -> Task | None:
@@ -81,13 +102,11 @@ class Tasks:
         row = (await connection.execute(statement)).first()
         return _task(row) if row is not None else None
 
-    async def take_next(
-        self, connection: AsyncConnection, kinds: Collection[TaskKind], worker: str, claim: str
-    ) -> tuple[Task, float] | None:
-        """Lease the task whose turn it is among `kinds`; returns it and the seconds it waited.
+    async def take_next(self, connection: AsyncConnection, wanted: Wanted) -> tuple[Task, float] | None:
+        """Lease the task whose turn it is of those that the worker can do; returns it and the seconds it waited.
 
         Projects take turns: the one that holds the fewest leases of a kind comes first, then the task queued
-        longest.
+        longest. A task that requires more than the worker has takes nobody's turn.
         """
         held = (
             select(tasks.c.kind, tasks.c.project, func.count().label("number"))
@@ -101,8 +120,10 @@ class Tasks:
             .outerjoin(held, same)
             .where(
                 tasks.c.state == TaskState.QUEUED,
-                tasks.c.kind.in_(list(kinds)),
+                tasks.c.kind.in_(list(wanted.kinds)),
                 tasks.c.not_before_us <= _now_us(),
+                tasks.c.required_device.in_(list(wanted.equipment.devices_met)),
+                tasks.c.required_memory_bytes <= wanted.equipment.memory_bytes,
             )
             .order_by(func.coalesce(held.c.number, 0), tasks.c.queued_at_us)
             .limit(1)
@@ -116,14 +137,51 @@ class Tasks:
             state=TaskState.LEASED,
             epoch=row.epoch + 1,
             attempt=row.attempt + 1,
-            worker=worker,
+            worker=wanted.worker,
             last_local_number=0,
-            claim=claim,
+            claim=wanted.claim,
             heard=False,
             not_before_us=0,
             delays=0,
+            said="",
         )
         return task, max(0.0, (_now_us() - row.queued_at_us) / 1e6)
+
+    async def queued_groups(self, connection: AsyncConnection) -> list[QueuedGroup]:
+        """Return each group of queued tasks that is there."""
+        columns = (tasks.c.kind, tasks.c.required_device, tasks.c.required_memory_bytes, tasks.c.said)
+        statement = select(*columns).where(tasks.c.state == TaskState.QUEUED).distinct()
+        return [
+            QueuedGroup(
+                kind=TaskKind(kind), required=Requirements(device=device, memory_bytes=memory), said=said
+            )
+            for kind, device, memory, said in await connection.execute(statement)
+        ]
+
+    async def say(
+        self, connection: AsyncConnection, group: QueuedGroup, text: str, most: int
+    ) -> list[tuple[Task, bool]]:
+        """Note for at most `most` tasks of a group that their resources say something else now, empty: nothing.
+
+        Returns them, and of each whether it is the first that is said of it.
+        """
+        assert text != group.said, "what is said already would be found again for ever"
+        statement = (
+            select(tasks)
+            .where(
+                tasks.c.state == TaskState.QUEUED,
+                tasks.c.kind == group.kind,
+                tasks.c.required_device == group.required.device,
+                tasks.c.required_memory_bytes == group.required.memory_bytes,
+                tasks.c.said == group.said,
+            )
+            .limit(most)
+        )
+        found = (await connection.execute(statement)).all()
+        ids = [row.task_id for row in found]
+        changes = {"said": text, **({"told": True} if text else {})}
+        await connection.execute(update(tasks).where(tasks.c.task_id.in_(ids)).values(changes))
+        return [(_task(row), bool(text) and not row.told) for row in found]
 
     async def note_heard(self, connection: AsyncConnection, task_id: str, epoch: int) -> None:
         """Remember that the holder of a lease spoke of it, if it is still held under this epoch."""

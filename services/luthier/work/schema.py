@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     true,
 )
 
@@ -44,6 +45,10 @@ tasks = Table(
     Column("ended_at_us", BigInteger, nullable=False, server_default="0"),
     Column("delays", Integer, nullable=False, server_default="0"),
     Column("heard", Boolean, nullable=False, server_default=true()),
+    Column("required_device", String, nullable=False, server_default=""),
+    Column("required_memory_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("said", String, nullable=False, server_default=""),
+    Column("told", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("uid", name="uq_tasks_uid"),
     Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
     Index("ix_tasks_state_ended", "state", "ended_at_us"),

@@ -14,14 +14,17 @@ from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.errors.status import status_to_failure
 from luthier.runtime.auth import Policy, TaskTokens
 from luthier.storage.blobs import PIECE_BYTES, BlobStore
+from luthier.v1 import device_pb2
 from luthier.work.events import reported
 from luthier.work.queue import Queue
+from luthier.work.requirements import Equipment, read_equipment
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.work.validity import require_valid
 from luthier.work.workers import Worker, Workers
 from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_grpc
 
 MAX_WAIT_SECONDS = 30.0
+_MAX_NAME_CHARACTERS = 200
 TOKEN_SECONDS = 900.0
 _METHODS = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].methods
 POLICY: Policy = {
@@ -99,7 +102,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             )
         wait_seconds = min(request.wait_seconds, MAX_WAIT_SECONDS)
         with self._workers.waiting(worker):
-            claimed = await self._queue.claim(worker.holder, kinds, wait_seconds, request.claim)
+            claimed = await self._queue.claim(
+                worker.holder, kinds, wait_seconds, request.claim, worker.equipment
+            )
         if claimed is None:
             return worker_service_pb2.ClaimTaskResponse()
         task, message = claimed
@@ -281,7 +286,19 @@ def _worker(request: worker_service_pb2.RegisterWorkerRequest) -> Worker:
         instance=request.instance,
         kinds=tuple(_kinds(request.kinds)),
         lock=request.lock,
+        equipment=_equipment(request.equipment),
     )
+
+
+def _equipment(told: worker_service_pb2.Equipment) -> Equipment:
+    """Read what a worker says that it has. Raises InvalidArgument for a device or a name that cannot be."""
+    if told.device == device_pb2.DEVICE_KIND_GPU:
+        raise InvalidArgument("equipment.device must be the kind that the worker has, got GPU")
+    if len(told.device_name) > _MAX_NAME_CHARACTERS:
+        raise InvalidArgument(
+            f"equipment.device_name must have at most {_MAX_NAME_CHARACTERS} characters, got {len(told.device_name)}"
+        )
+    return read_equipment(told)
 
 
 def _kinds(numbers: Iterable[task_pb2.TaskKind.ValueType]) -> list[TaskKind]:

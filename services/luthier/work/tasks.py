@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from luthier.errors.failure import Failure
+from luthier.work.requirements import Equipment, Requirements
 from luthier.worker.v1 import task_pb2
 
 
@@ -37,6 +39,7 @@ class NewTask:
         subject: the resource's name.
         project: project id of the subject.
         resources: names of resources at other services that the task's token may read.
+        required: what a worker must have to be given it.
     """
 
     kind: TaskKind
@@ -44,6 +47,7 @@ class NewTask:
     subject: str
     project: str
     resources: tuple[str, ...] = ()
+    required: Requirements = field(default_factory=Requirements)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,23 @@ class Task:
     last_local_number: int
     losses: int
     heard: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a call that claims a task asks for.
+
+    Attributes:
+        worker: who holds the lease then.
+        kinds: kinds that it has a free slot for; none: only a task that the same claim brought before.
+        claim: id of the claim; empty: it has none.
+        equipment: what the worker has.
+    """
+
+    worker: str
+    kinds: Sequence[TaskKind]
+    claim: str = ""
+    equipment: Equipment = field(default_factory=Equipment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

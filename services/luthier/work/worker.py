@@ -21,6 +21,7 @@ from luthier.work.limits import LIMITS, SLOTS, Limits, kind_of
 from luthier.work.link import WorkerLink
 from luthier.work.peers import aio_channel
 from luthier.work.place import taken_place
+from luthier.work.requirements import Equipment
 from luthier.work.running import Runner, RunnerStuck, Workshop, run_task
 from luthier.work.tasks import TaskKind
 from luthier.worker.v1 import task_pb2
@@ -46,6 +47,7 @@ class WorkerSettings:
         companions: further duties of this worker, run beside the claim loop; one that fails ends the worker.
         slots: tasks of a kind that it runs at a time.
         limits: how long tasks of a kind may take and stand still.
+        equipment: what it computes with, told to the service.
     """
 
     service_address: str
@@ -58,6 +60,7 @@ class WorkerSettings:
     companions: Sequence[Companion] = field(default_factory=tuple)
     slots: Mapping[TaskKind, int] = field(default_factory=lambda: SLOTS)
     limits: Mapping[TaskKind, Limits] = field(default_factory=lambda: LIMITS)
+    equipment: Equipment = field(default_factory=Equipment)
 
 
 async def run_worker(settings: WorkerSettings, runners: Mapping[TaskKind, Runner]) -> None:
@@ -97,7 +100,14 @@ async def work_until(
             return
         cache = BlobCache(settings.cache_folder, settings.cache_bytes)
         channel = await stack.enter_async_context(aio_channel(settings.service_address))
-        link = WorkerLink(channel, settings.worker_id, settings.credential, tuple(runners), place.lock)
+        link = WorkerLink(
+            channel,
+            settings.worker_id,
+            settings.credential,
+            tuple(runners),
+            place.lock,
+            settings.equipment,
+        )
         await _unless(stopping, link.register())
         companions = [asyncio.ensure_future(run(link, cache)) for run in settings.companions]
         for companion in companions:

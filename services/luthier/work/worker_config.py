@@ -6,9 +6,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.errors import LuthierError
 from luthier.runtime.config import read
 from luthier.runtime.home import keep_private
 from luthier.runtime.keys import read_or_create_keys
+from luthier.work.device import ChosenDevice, chosen_device
+from luthier.work.requirements import Equipment
 from luthier.work.worker import WorkerSettings
 
 
@@ -28,7 +31,8 @@ class WorkerConfig:
     num_threads: int = 0
     """Threads for torch; 0 means one a core."""
     device: str = "auto"
-    """What torch computes on: auto, cpu, cuda, cuda:N. A data worker has no torch, and computes on the processor."""
+    """What torch computes on: auto, cpu, cuda, cuda:N, rocm, rocm:N. A data worker has no torch, and computes on the
+    processor."""
     name: str = ""
     """Added to the worker's id; needed when several workers of a kind serve one service."""
     drain_seconds: float = 20.0
@@ -46,8 +50,18 @@ def read_worker_config() -> WorkerConfig:
     return config
 
 
-def worker_settings(config: WorkerConfig, kind: str, service_address: str) -> WorkerSettings:
-    """Return how to run a worker of a kind (data, training, evaluation) on this machine."""
+def device_of(config: WorkerConfig) -> ChosenDevice:
+    """Return what a worker computes on. Ends the process where that is not there, with what would be right."""
+    try:
+        return chosen_device(config.device)
+    except LuthierError as error:
+        raise SystemExit(f"error: {error.message}") from error
+
+
+def worker_settings(
+    config: WorkerConfig, kind: str, service_address: str, equipment: Equipment
+) -> WorkerSettings:
+    """Return how to run a worker of a kind (data, training, evaluation) on this machine, with what it has."""
     worker_id = f"{kind}-{config.name}" if config.name else kind
     return WorkerSettings(
         service_address=service_address,
@@ -57,4 +71,5 @@ def worker_settings(config: WorkerConfig, kind: str, service_address: str) -> Wo
         cache_folder=config.home / "cache",
         cache_bytes=config.cache_bytes,
         drain_seconds=config.drain_seconds,
+        equipment=equipment,
     )

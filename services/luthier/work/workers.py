@@ -5,21 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from luthier.errors import AlreadyExists, FailedPrecondition, Reason
 from luthier.work.metrics import WorkMetrics
+from luthier.work.requirements import Equipment
 from luthier.work.tasks import TaskKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A registered worker; `instance` tells its processes apart, `lock` names what it alone holds, if anything."""
+    """A registered worker; `instance` tells its processes apart, `lock` names what it alone holds, if anything.
+
+    `equipment` is what it computes with.
+    """
 
     worker_id: str
     instance: str
     kinds: tuple[TaskKind, ...]
     lock: str = ""
+    equipment: Equipment = field(default_factory=Equipment)
 
     @property
     def holder(self) -> str:
@@ -115,9 +120,13 @@ class Workers:
         """Give every worker a full period: the silence was this process's own."""
         self._heard = dict.fromkeys(self._heard, self._clock())
 
+    def present(self) -> list[Worker]:
+        """Return those that are heard of."""
+        return [worker for worker in self._workers.values() if self._remaining_seconds(worker.worker_id) > 0]
+
     def show(self) -> None:
         """Show in the metrics how many are heard of."""
-        self._metrics.workers.set(sum(self._remaining_seconds(worker_id) > 0 for worker_id in self._workers))
+        self._metrics.workers.set(len(self.present()))
 
     def _remaining_seconds(self, worker_id: str) -> float:
         if self._waiting.get(self._workers[worker_id].holder):

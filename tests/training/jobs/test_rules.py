@@ -9,6 +9,7 @@ import pytest
 
 from luthier.errors import InvalidArgument
 from luthier.training.jobs.rules import check_job, resolved
+from luthier.v1.device_pb2 import Requirements
 from luthier.v1.fine_tuning_job_pb2 import (
     LEARNING_RATE_SCHEDULE_COSINE,
     LEARNING_RATE_SCHEDULE_LINEAR,
@@ -88,6 +89,14 @@ def test_check_says_what_a_hyperparameter_must_be(asked: dict[str, Any], message
     with pytest.raises(InvalidArgument) as caught:
         check_job(job(hyperparameters=Hyperparameters(**asked)))
     assert caught.value.message == f"fine_tuning_job.hyperparameters.{message}"
+
+
+@pytest.mark.parametrize("memory", [-1, 1 << 51])
+def test_check_refuses_a_memory_that_cannot_be(memory: int) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check_job(job(requirements=Requirements(min_memory_bytes=memory)))
+    field = "fine_tuning_job.requirements.min_memory_bytes"
+    assert caught.value.message == f"{field}: must be in 0..{1 << 50}, got {memory}"
 
 
 def test_check_names_all_wrong_fields_at_once() -> None:

@@ -434,6 +434,7 @@ class DatasetVersion(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/datasets/{dataset}/versions/{version}."""
     uid: _builtins.str
@@ -486,6 +487,12 @@ class DatasetVersion(_message.Message):
     def delete_time(self) -> _timestamp_pb2.Timestamp:
         """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
 
+    @_builtins.property
+    def waiting(self) -> _status_pb2.Status:
+        """Why nobody works on it though it is queued: reason NO_FITTING_WORKER, once for a minute no worker was heard of that can. The
+        message says what is required and what the workers have. Unset otherwise; its coming and going is no change of the resource.
+        """
+
     def __init__(
         self,
         *,
@@ -505,10 +512,11 @@ class DatasetVersion(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        waiting: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "split_settings", b"split_settings", "statistics", b"statistics", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "split_settings", b"split_settings", "statistics", b"statistics", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "error", b"error", "etag", b"etag", "invalid_record_policy", b"invalid_record_policy", "labels", b"labels", "name", b"name", "references", b"references", "sources", b"sources", "split_settings", b"split_settings", "state", b"state", "statistics", b"statistics", "uid", b"uid", "update_time", b"update_time", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "error", b"error", "etag", b"etag", "invalid_record_policy", b"invalid_record_policy", "labels", b"labels", "name", b"name", "references", b"references", "sources", b"sources", "split_settings", b"split_settings", "state", b"state", "statistics", b"statistics", "uid", b"uid", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

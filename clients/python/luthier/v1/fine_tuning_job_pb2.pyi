@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from luthier.v1 import device_pb2 as _device_pb2
 from luthier.v1 import event_pb2 as _event_pb2
 from luthier.v1 import grader_pb2 as _grader_pb2
 from luthier.v1 import reference_pb2 as _reference_pb2
@@ -734,6 +735,7 @@ class RunRecord(_message.Message):
     KERNELS_FIELD_NUMBER: _builtins.int
     DETERMINISM_FIELD_NUMBER: _builtins.int
     RENDERINGS_FIELD_NUMBER: _builtins.int
+    BEST_EFFORT_REASON_FIELD_NUMBER: _builtins.int
     code_version: _builtins.str
     """Version of Luthier."""
     base_model_digest: _builtins.str
@@ -750,6 +752,8 @@ class RunRecord(_message.Message):
     """Digest of the tables that chose the kernels."""
     determinism: Global___Determinism.ValueType
     """What resuming preserves."""
+    best_effort_reason: _builtins.str
+    """Why no more than BEST_EFFORT is promised, for people. Empty where more is, and in records of before this was kept."""
     @_builtins.property
     def kernels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Implementation that ran, by operator."""
@@ -771,10 +775,11 @@ class RunRecord(_message.Message):
         kernels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         determinism: Global___Determinism.ValueType = ...,
         renderings: _abc.Iterable[Global___RenderingUse] | None = ...,
+        best_effort_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "torch_version", b"torch_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "best_effort_reason", b"best_effort_reason", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "torch_version", b"torch_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -905,6 +910,8 @@ class FineTuningJob(_message.Message):
     RENDERING_SHARE_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    REQUIREMENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/fineTuningJobs/{fine_tuning_job}."""
     uid: _builtins.str
@@ -1028,6 +1035,16 @@ class FineTuningJob(_message.Message):
     def delete_time(self) -> _timestamp_pb2.Timestamp:
         """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
 
+    @_builtins.property
+    def waiting(self) -> _status_pb2.Status:
+        """Why nobody works on it though it is queued: reason NO_FITTING_WORKER, once for a minute no worker was heard of that can. The
+        message says what is required and what the workers have. Unset otherwise; its coming and going is no change of the resource.
+        """
+
+    @_builtins.property
+    def requirements(self) -> _device_pb2.Requirements:
+        """What a worker must have to be given the job. Unset means that any will do."""
+
     def __init__(
         self,
         *,
@@ -1067,10 +1084,12 @@ class FineTuningJob(_message.Message):
         rendering_share: _builtins.float = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        waiting: _status_pb2.Status | None = ...,
+        requirements: _device_pb2.Requirements | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "reinforcement", b"reinforcement", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "reinforcement", b"reinforcement", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015

@@ -13,6 +13,7 @@ from luthier.data.worker.version_rendering import RenderOrder
 from luthier.errors import LuthierError
 from luthier.work.children import Children, Program
 from luthier.work.context import TaskContext
+from luthier.work.device import processor
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
 from luthier.work.worker_config import read_worker_config, worker_settings
@@ -31,7 +32,8 @@ def main() -> None:
             TaskKind.BUILD_VERSION: version_builder(compute),
             TaskKind.RENDER: renderer(config.training_address, compute),
         }
-        asyncio.run(run_worker(worker_settings(config, "data", config.data_address), runners))
+        settings = worker_settings(config, "data", config.data_address, processor())
+        asyncio.run(run_worker(settings, runners))
 
 
 def program_of(log_level: str) -> Program:

@@ -13,6 +13,7 @@ from luthier.evaluation.schema import evaluations as table
 from luthier.storage.stored import Rows
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.work.families import WAITING
 from luthier.worker.v1.task_pb2 import BlobFile
 
 EvaluationRows = Rows[Evaluation, EvaluationPrivate]
@@ -20,7 +21,7 @@ EvaluationRows = Rows[Evaluation, EvaluationPrivate]
 
 def evaluations() -> EvaluationRows:
     """Return the stored evaluations."""
-    return Rows(table, Evaluation, EvaluationPrivate, progress_fields=("progress",))
+    return Rows(table, Evaluation, EvaluationPrivate, progress_fields=("progress", WAITING))
 
 
 class AnswerFiles:

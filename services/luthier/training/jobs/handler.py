@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 
+from google.rpc import status_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Failure
@@ -246,6 +247,10 @@ class TrainHandler:
         """The job stopped on request, or was never begun."""
         job = await self._stored(connection, task)
         await self._move(connection, job, State.STATE_CANCELLED, job.copy())
+
+    async def waits(self, connection: AsyncConnection, task: Task, why: status_pb2.Status | None) -> None:
+        """No worker is there for the job, or one is again."""
+        await self._family.show_waiting(connection, task.uid, why)
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """The attempt was lost and the job is queued again."""

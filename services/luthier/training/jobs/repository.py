@@ -17,7 +17,7 @@ from luthier.storage.stored import Rows
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
 from luthier.training.schema import checkpoints, fine_tuning_jobs, metric_points, rollouts
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, MetricPoint
-from luthier.work.families import told_of
+from luthier.work.families import WAITING, told_of
 from luthier.work.row_file import RowFile
 
 VALIDATION_LOSS = "validation_loss"
@@ -40,7 +40,7 @@ def jobs() -> JobRows:
             "base_model_uid": lambda job, _: told_of(job, job.base_model),
             "rendering_uid": lambda job, _: told_of(job, job.rendering),
         },
-        progress_fields=("progress", "latest_metrics"),
+        progress_fields=("progress", "latest_metrics", WAITING),
     )
 
 

@@ -33,6 +33,7 @@ from luthier.v1.rendering_pb2 import Rendering
 
 MAX_STEPS = 10_000_000
 MAX_BATCH_TOKENS = 1 << 24
+MAX_MEMORY_BYTES = 1 << 50
 MAX_FILES = 1000
 MAX_METRICS = 10_000
 _ROOT = "fine_tuning_job"
@@ -55,6 +56,7 @@ LIMITS: LimitTable = {
     "checkpoint_interval_steps": whole(1, MAX_STEPS),
     "max_checkpoints": whole(1, 10_000),
     "validation_interval_steps": whole(0, MAX_STEPS),
+    "requirements.min_memory_bytes": whole(0, MAX_MEMORY_BYTES),
     **METHOD_LIMITS,
     **MIXING_LIMITS,
 }

@@ -48,6 +48,7 @@ from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live, told_apart
 from luthier.work.log import EventLog
+from luthier.work.requirements import read_requirements
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 
@@ -229,7 +230,8 @@ class JobService:
         for one in checked.reward_models:
             message = one.model.message
             job.references.add(name=message.name, uid=one.model.uid, digest=message.digest)
-        work = Work(kind=TaskKind.TRAIN, resources=rendering_names(job))
+        required = read_requirements(job.requirements)
+        work = Work(kind=TaskKind.TRAIN, resources=rendering_names(job), required=required)
         async with (
             self._elsewhere.holding(name, read) as holds,
             self._database.transaction() as connection,

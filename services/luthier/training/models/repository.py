@@ -11,7 +11,7 @@ from luthier.storage.stored import Rows
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training import schema
 from luthier.v1.model_pb2 import Model
-from luthier.work.families import told_of
+from luthier.work.families import WAITING, told_of
 
 
 def models() -> Rows[Model, ModelPrivate]:
@@ -27,6 +27,7 @@ def models() -> Rows[Model, ModelPrivate]:
             "base_model_uid": lambda model, _: told_of(model, model.base_model),
             "fine_tuning_job_uid": lambda model, _: told_of(model, model.fine_tuning_job),
         },
+        progress_fields=(WAITING,),
     )
 
 

@@ -22,6 +22,8 @@ from luthier.training.recipes.weights import Weights
 
 OPTIMISER_NAME = "optimizer.safetensors"
 STATE_NAME = "trainer_state.json"
+CHANGED_EARLIER = "earlier"
+"""Stands for surroundings that changed before the checkpoint was taken."""
 FORMAT = 3
 _COURSE = ("step", "epoch", "position", "metrics")
 _FORMAT_WITH_HISTORY = 2
@@ -66,8 +68,8 @@ def save(folder: Path, engine: Engine, course: Course, run: RunIdentity) -> None
 def load(folder: Path, engine: Engine, run: RunIdentity) -> tuple[Course, list[str]]:
     """Put a checkpoint into an engine that has made no step; returns its course and what has changed around the run.
 
-    The last names the surroundings that differ from the checkpoint's, and is `["earlier"]` where they are the same
-    but had changed before.
+    The last names the surroundings that differ from the checkpoint's, and is `[CHANGED_EARLIER]` where they are the
+    same but had changed before.
 
     Raises:
         DataLoss: a file is not as `save` writes it.
@@ -89,7 +91,7 @@ def load(folder: Path, engine: Engine, run: RunIdentity) -> tuple[Course, list[s
     before: dict[str, str] = state["surroundings"]
     surrounding = sorted(before.keys() | run.surroundings.keys())
     changed = [name for name in surrounding if before.get(name) != run.surroundings.get(name)]
-    return course, changed or ([] if state["bitwise"] else ["earlier"])
+    return course, changed or ([] if state["bitwise"] else [CHANGED_EARLIER])
 
 
 def _identity(run: RunIdentity) -> dict[str, Any]:

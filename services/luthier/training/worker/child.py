@@ -27,19 +27,11 @@ def main() -> None:
 
 
 def prepare(setup: Setup) -> Work:
-    """Import all that an order may need and return what does it.
-
-    Raises:
-        InvalidArgument: the device is not there.
-    """
+    """Import all that an order may need and return what does it. Opens no device: that is for the work to do."""
     configure(setup.log_level)
     with uncollected():
         import torch
 
-        from luthier.lm.device import choose_device
-
-        # A device that is not there is refused before transformers is imported, which takes much longer.
-        device = choose_device(setup.device)
         from luthier.lm.register import register_source
         from luthier.lm.rehearsal import rehearse
         from luthier.training.worker.computing import computed
@@ -47,6 +39,7 @@ def prepare(setup: Setup) -> Work:
         if setup.num_threads:
             torch.set_num_threads(setup.num_threads)
         rehearse()
+        device = torch.device(setup.device)
 
     def work(line: Line, order: TrainOrder | RegisterOrder) -> task_pb2.TrainResult | RegisteredFiles:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import FailedPrecondition, LuthierError, Reason
+from luthier.errors import FailedPrecondition, LuthierError, Reason, Unavailable
 from luthier.lm.load import load_model
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
@@ -33,6 +34,7 @@ from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.overlap import overlap
 from luthier.training.recipes.rollouts import Rollouts
 from luthier.training.recipes.survey import Survey, require_fitting, survey
+from luthier.training.worker.determinism import demand_determinism
 from luthier.training.worker.item_fields import ItemCheck
 from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
 from luthier.training.worker.order import Desk, TrainOrder, out_of_memory
@@ -46,16 +48,27 @@ from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.worker.v1 import task_pb2
 
+_WITHOUT_MEMORY = re.compile(
+    # torch 2.13's allocator for the processor; a GPU's driver and its library of products for what they need.
+    "can't allocate memory|(?:CUDA|HIP) error: out of memory|(?:CU|HIP)BLAS_STATUS_ALLOC_FAILED"
+)
+_FAILED_DEVICE = re.compile(r"\b(?:CUDA|HIP|cuBLAS|NVML) (?:driver )?error\b|(?:CU|HIP)BLAS_STATUS_")
+
 
 def computed(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.TrainResult:
     """Train on a device, from the task's checkpoint on if it has one, and return what was made.
 
     Raises:
+        Unavailable: CRASHED, a GPU failed.
         FailedPrecondition: LOSS_NOT_FINITE.
         ResourceExhausted: OUT_OF_MEMORY.
         LuthierError: rows or files do not fit together; what the desk raised.
     """
-    with _memory_errors(order.task.train.job), freed_memory_kept():
+    demand_determinism(device)
+    with _named_errors(order.task.train.job, device), freed_memory_kept():
+        if device.type != "cpu":
+            # Triton's kernels are loaded on the device that is current.
+            torch.cuda.set_device(device)
         return _train(order, desk, device)
 
 
@@ -82,7 +95,7 @@ def _train(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.Trai
         text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         desk.log(text, "WARNING")
     used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
-    desk.run_record(run_record(spec, model, used, bitwise=run.bitwise))
+    desk.run_record(run_record(spec, model, used, changed=begun.changed))
     with ExitStack() as stack:
         rollouts = None
         if records is not None:
@@ -275,16 +288,19 @@ def _identity(
 
 
 @contextmanager
-def _memory_errors(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
-    """Turn what torch raises for want of memory into OUT_OF_MEMORY with a hint."""
+def _named_errors(job: fine_tuning_job_pb2.FineTuningJob, device: torch.device) -> Iterator[None]:
+    """Turn what torch raises for want of memory into OUT_OF_MEMORY with a hint, and a GPU's failure into CRASHED."""
     try:
         yield
     except LuthierError:
         raise
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        # CPU allocation fails with a plain RuntimeError (torch 2.13, c10/core/CPUAllocator).
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-        if not full:
-            raise
-        raise out_of_memory(job, text) from error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _WITHOUT_MEMORY.search(text):
+            raise out_of_memory(job, text) from error
+        if device.type != "cpu" and _FAILED_DEVICE.search(text):
+            raise Unavailable(
+                f"the device {device} must work, it failed: {' '.join(text.split())[:500]}",
+                reason=Reason.CRASHED,
+            ) from error
+        raise

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from luthier.kernels import describe, table_digest
-from luthier.kernels.attention_varlen import implementation
+from luthier.training.recipes import checkpoint
 from luthier.training.recipes.engine import optimiser_kernel
+from luthier.training.worker.determinism import attention_of, best_effort_reason
 from luthier.v1 import fine_tuning_job_pb2
+from luthier.work.machine import processor_name
 from luthier.worker.v1 import task_pb2
 
 
@@ -25,7 +25,7 @@ def kernel_choices(model: PreTrainedModel) -> dict[str, str]:
     """
     described = describe(_architecture(model))
     by_table = {name: chosen for name, chosen in described.items() if name == "isa" or "/bfloat16/" in name}
-    return {**by_table, "attention": _attention(model)}
+    return {**by_table, "attention": attention_of(model)}
 
 
 def surroundings(model: PreTrainedModel) -> dict[str, str]:
@@ -38,7 +38,7 @@ def surroundings(model: PreTrainedModel) -> dict[str, str]:
         "num_threads": str(torch.get_num_threads()),
         "kernel_table_digest": table_digest(),
         "isa": describe()["isa"],
-        "attention": _attention(model),
+        "attention": attention_of(model),
         "optimiser_kernel": optimiser_kernel(model.device),
     }
 
@@ -48,17 +48,16 @@ def run_record(
     model: PreTrainedModel,
     used: Sequence[fine_tuning_job_pb2.RenderingUse] = (),
     *,
-    bitwise: bool,
+    changed: Sequence[str] = (),
 ) -> fine_tuning_job_pb2.RunRecord:
-    """Return the record of a run of this model that begins now; on a GPU it promises no bits.
+    """Return the record of a run of this model that begins now.
 
-    `used` is what its steps take of each rendering of a mixture.
+    `used` is what its steps take of each rendering of a mixture, `changed` what is not as it was when the run began.
     """
     around = surroundings(model)
-    # Attention's backward pass in the libraries adds in the order in which its blocks end.
-    is_bitwise = bitwise and model.device.type == "cpu"
+    reason = _changed(changed) if changed else best_effort_reason(model)
     determinism = (
-        fine_tuning_job_pb2.DETERMINISM_BITWISE if is_bitwise else fine_tuning_job_pb2.DETERMINISM_BEST_EFFORT
+        fine_tuning_job_pb2.DETERMINISM_BEST_EFFORT if reason else fine_tuning_job_pb2.DETERMINISM_BITWISE
     )
     return fine_tuning_job_pb2.RunRecord(
         code_version=around["code_version"],
@@ -70,8 +69,14 @@ def run_record(
         kernel_table_digest=around["kernel_table_digest"],
         kernels=kernel_choices(model),
         determinism=determinism,
+        best_effort_reason=reason,
         renderings=used,
     )
+
+
+def _changed(names: Sequence[str]) -> str:
+    known = [name for name in names if name != checkpoint.CHANGED_EARLIER]
+    return f"{', '.join(known) or 'something'} changed since the run began"
 
 
 def _architecture(model: PreTrainedModel) -> str | None:
@@ -83,23 +88,7 @@ def _architecture(model: PreTrainedModel) -> str | None:
     return architecture(model.device)
 
 
-def _attention(model: PreTrainedModel) -> str:
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    softcap = getattr(config, "attn_logit_softcapping", None) or 0.0
-    return implementation(model.device, model.dtype, head_dim, softcap=softcap)
-
-
 def _device(model: PreTrainedModel) -> str:
     if model.device.type == "cuda":
         return f"{torch.cuda.get_device_name(model.device)} ({_architecture(model)})"
-    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"

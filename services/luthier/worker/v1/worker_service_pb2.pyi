@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from luthier.v1 import chat_pb2 as _chat_pb2
+from luthier.v1 import device_pb2 as _device_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import event_pb2 as _event_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
@@ -25,6 +26,44 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class Equipment(_message.Message):
+    """Equipment is what a worker computes with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    DEVICE_NAME_FIELD_NUMBER: _builtins.int
+    NUM_DEVICES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_CORES_FIELD_NUMBER: _builtins.int
+    device: _device_pb2.DeviceKind.ValueType
+    """Kind of its device. Unset: it does not say, and is given nothing that requires a device or memory."""
+    device_name: _builtins.str
+    """Name of that device, for people, e.g. "NVIDIA H100 80GB HBM3"."""
+    num_devices: _builtins.int
+    """Devices of that kind that it computes on."""
+    memory_bytes: _builtins.int
+    """Memory of one of them in bytes; on CPU what it may take of the machine's. 0: it does not say."""
+    num_cores: _builtins.int
+    """Processor cores that it may use. 0: it does not say."""
+    def __init__(
+        self,
+        *,
+        device: _device_pb2.DeviceKind.ValueType = ...,
+        device_name: _builtins.str = ...,
+        num_devices: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        num_cores: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_name", b"device_name", "memory_bytes", b"memory_bytes", "num_cores", b"num_cores", "num_devices", b"num_devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Equipment: _TypeAlias = Equipment  # noqa: Y015
+
+@_typing.final
 class RegisterWorkerRequest(_message.Message):
     """RegisterWorkerRequest makes a worker known."""
 
@@ -35,6 +74,7 @@ class RegisterWorkerRequest(_message.Message):
     CODE_VERSION_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
+    EQUIPMENT_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """Stable id of the worker, [a-z][a-z0-9-]{0,62}."""
     code_version: _builtins.str
@@ -49,6 +89,10 @@ class RegisterWorkerRequest(_message.Message):
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_task_pb2.TaskKind.ValueType]:
         """Kinds of task it takes."""
 
+    @_builtins.property
+    def equipment(self) -> Global___Equipment:
+        """What it computes with. Unset: it does not say."""
+
     def __init__(
         self,
         *,
@@ -57,10 +101,11 @@ class RegisterWorkerRequest(_message.Message):
         code_version: _builtins.str = ...,
         instance: _builtins.str = ...,
         lock: _builtins.str = ...,
+        equipment: Global___Equipment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["equipment", b"equipment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "instance", b"instance", "kinds", b"kinds", "lock", b"lock", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "equipment", b"equipment", "instance", b"instance", "kinds", b"kinds", "lock", b"lock", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

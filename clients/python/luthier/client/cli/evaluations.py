@@ -245,7 +245,7 @@ def _facts(evaluation: Evaluation) -> Group:
     from rich.text import Text
 
     from luthier.client.askings import asked_with
-    from luthier.client.cli.views import facts, failure, split_name, state
+    from luthier.client.cli.views import facts, failure, split_name, state, waiting
     from luthier.client.scores import text_form_words
 
     head = facts(
@@ -253,6 +253,7 @@ def _facts(evaluation: Evaluation) -> Group:
             ("evaluation", short(evaluation.name)),
             ("state", state(evaluation)),
             ("failure", failure(evaluation)),
+            ("waiting", waiting(evaluation)),
             ("version", f"{short(evaluation.dataset_version)} {split_name(evaluation.split)}"),
             ("records", evaluation.num_records),
             ("text compared in", text_form_words(evaluation)),

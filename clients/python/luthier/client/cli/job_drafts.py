@@ -170,6 +170,12 @@ _JOB_OPTIONS = (
         type=int,
         help="Steps between validations. [default: an epoch]",
     ),
+    field_option(
+        "--device",
+        field="requirements.device",
+        type=click.Choice(["cpu", "cuda", "rocm", "gpu"]),
+        help="What its worker must compute on; gpu: cuda or rocm. [default: any]",
+    ),
 )
 
 

@@ -199,7 +199,7 @@ def _checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
 
 
 def _facts(job: FineTuningJob) -> Table:
-    from luthier.client.cli.views import facts, failure, mapping, state, when
+    from luthier.client.cli.views import facts, failure, mapping, state, waiting, when
 
     progress = (
         f"{job.progress.completed}/{job.progress.total} {job.progress.unit}" if job.progress.total else ""
@@ -210,6 +210,7 @@ def _facts(job: FineTuningJob) -> Table:
             ("job", short(job.name)),
             ("state", state(job)),
             ("failure", failure(job)),
+            ("waiting", waiting(job)),
             ("base model", short(job.base_model)),
             ("begins from", short(job.start_from)),
             ("method", _method(job)),

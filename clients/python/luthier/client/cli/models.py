@@ -118,7 +118,7 @@ def _table(models: Iterable[Model]) -> Table:
 
 
 def _facts(model: Model) -> Table:
-    from luthier.client.cli.views import facts, failure, mapping, number, state
+    from luthier.client.cli.views import facts, failure, mapping, number, state, waiting
     from luthier.v1.model_pb2 import Model
 
     source = model.WhichOneof("source")
@@ -128,6 +128,7 @@ def _facts(model: Model) -> Table:
             ("model", short(model.name)),
             ("state", state(model)),
             ("failure", failure(model)),
+            ("waiting", waiting(model)),
             ("kind", Model.Kind.Name(model.kind).removeprefix("KIND_").lower()),
             ("source", "" if source is None else hub if source == "hub" else getattr(model, source)),
             ("base model", short(model.base_model)),

@@ -256,7 +256,7 @@ def _facts(rendering: Rendering) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from luthier.client.cli.views import facts, failure, number, state
+    from luthier.client.cli.views import facts, failure, number, state, waiting
     from luthier.v1.rendering_pb2 import RenderingKind
 
     head = facts(
@@ -264,6 +264,7 @@ def _facts(rendering: Rendering) -> Group:
             ("rendering", short(rendering.name)),
             ("state", state(rendering)),
             ("failure", failure(rendering)),
+            ("waiting", waiting(rendering)),
             ("version", short(rendering.dataset_version)),
             ("model", short(rendering.model)),
             (

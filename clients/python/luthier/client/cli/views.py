@@ -93,6 +93,11 @@ def failure(resource: AnyWatched) -> Text | str:
     return Text(resource.error.message, style="red") if resource.HasField("error") else ""
 
 
+def waiting(resource: AnyWatched) -> Text | str:
+    """Return why nobody works for a resource that is queued; empty where somebody can."""
+    return Text(resource.waiting.message, style="yellow") if resource.HasField("waiting") else ""
+
+
 def dataset_table(datasets: Iterable[Dataset]) -> Table:
     """Return datasets, a row each."""
     made = table("NAME", "DISPLAY NAME", "LABELS", "CREATED (UTC)")
@@ -133,6 +138,7 @@ def version_facts(version: DatasetVersion) -> Group:
             ("version", short(version.name)),
             ("state", state(version)),
             ("failure", failure(version)),
+            ("waiting", waiting(version)),
             ("read", f"{number(counts.num_records_read)} records" if counts.num_records_read else ""),
             ("kept", f"{number(counts.num_records)} records" if counts.num_records_read else ""),
             ("duplicates", number(counts.num_duplicates) if counts.num_duplicates else ""),

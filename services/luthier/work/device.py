@@ -1,0 +1,131 @@
+"""The device of a worker, chosen before it registers.
+
+torch alone knows what can be computed on, and asking it may open the driver of a GPU. That is done by a process that
+does nothing else and ends: a driver must not be open where processes are forked, and a worker has no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.errors import InvalidArgument, Unavailable
+from luthier.runtime import config
+from luthier.work.machine import memory_bytes, num_cores, processor_name
+from luthier.work.requirements import Equipment
+
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""One of these is there wherever a driver for GPUs is: NVIDIA's, AMD's, Windows' under WSL."""
+_NAMES = r"auto|cpu|(?:cuda|rocm)(?::\d{1,3})?"
+_PROBE = ("-P", "-m", "luthier.lm.device")
+_PROBE_SECONDS = 300.0
+"""A cold disk brings torch in a minute, and a machine with many GPUs opens them one after the other."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenDevice:
+    """What a worker computes on.
+
+    Attributes:
+        name: as torch takes it: cpu, cuda:0.
+        equipment: what the service is told of it.
+    """
+
+    name: str
+    equipment: Equipment
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What must be set where torch computes on it, before torch is imported."""
+        if self.name == "cpu":
+            return {}
+        return {
+            # Without a workspace of its own cuBLAS may add in another order each time.
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            # Asking whether there is a GPU opens none.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        }
+
+
+def chosen_device(wanted: str, drivers: tuple[str, ...] = _DRIVERS) -> ChosenDevice:
+    """Return the device that a setting means: auto, cpu, cuda, cuda:N, rocm or rocm:N.
+
+    `auto` is the first GPU that works, else the processor. What is asked for by name is never replaced.
+
+    Raises:
+        InvalidArgument: it is none of these, or not there, or does not work; the message says what there is.
+        Unavailable: torch cannot be asked.
+    """
+    if not re.fullmatch(_NAMES, wanted):
+        raise InvalidArgument(
+            "a worker's device (--device, LUTHIER_WORKER_DEVICE) must be auto, cpu, cuda, cuda:N, rocm or rocm:N, "
+            f"got {wanted!r}"
+        )
+    if wanted == "cpu" or (wanted == "auto" and not any(map(os.path.exists, drivers))):
+        return _told(ChosenDevice(name="cpu", equipment=processor()))
+    found = _asked(wanted)
+    if error := found.get("error"):
+        raise InvalidArgument(error)
+    for warning in found["warnings"]:
+        _logger.warning(warning)
+    if found["device"] == "cpu":
+        return _told(ChosenDevice(name="cpu", equipment=processor()))
+    equipment = Equipment(
+        device=found["kind"],
+        device_name=found["name"],
+        num_devices=1,
+        memory_bytes=found["memory_bytes"],
+        num_cores=num_cores(),
+    )
+    return _told(ChosenDevice(name=found["device"], equipment=equipment))
+
+
+def processor() -> Equipment:
+    """Return what a worker has that computes on the processor."""
+    return Equipment(
+        device="CPU",
+        device_name=processor_name(),
+        num_devices=1,
+        memory_bytes=memory_bytes(),
+        num_cores=num_cores(),
+    )
+
+
+def _told(chosen: ChosenDevice) -> ChosenDevice:
+    _logger.info("the worker's device", extra={"device": chosen.name, "detail": f"it {chosen.equipment}"})
+    return chosen
+
+
+def _asked(wanted: str) -> dict[str, Any]:
+    command = [sys.executable, *_PROBE, wanted]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            env=config.others(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(
+            f"the devices of this machine must be known within {_PROBE_SECONDS:g} s, the driver of one hangs; "
+            "LUTHIER_WORKER_DEVICE=cpu asks none"
+        ) from error
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise Unavailable(
+            f"the devices of this machine cannot be asked for: the process that asks ended with {done.returncode} and "
+            f"said {last[:500]}"
+        )
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found

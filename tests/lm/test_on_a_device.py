@@ -1,0 +1,68 @@
+"""Answers, scores and values are computed on whatever device the model is on: nothing is left on the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.device_spy import DeviceSpy
+from tests.lm.test_engine import PROMPTS, request, run, with_adapter
+
+from luthier.kernels.tables import force_impl
+from luthier.lm.engine import Engine
+from luthier.lm.scoring import sequence_logprobs
+from luthier.training.recipes.valuing import Valuer
+
+ModelMaker = Callable[..., Any]
+CPU = torch.device("cpu")
+FAMILIES = ["llama", "qwen3", "mistral"]
+
+
+@pytest.fixture(autouse=True)
+def _eager() -> Iterator[None]:
+    """Take the plain formulas: the kernels for the processor have tensors of their own there."""
+    force_impl("eager")
+    yield
+    force_impl("auto")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"shared_prefix": (30, 31, 32)},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 1.0, "want_logprobs": True, "num_samples": 2},
+        {"adapter": "a", "stop_token_ids": frozenset({5})},
+    ],
+    ids=["greedy", "behind a prefix", "from a nucleus", "samples with log-probabilities", "with an adapter"],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_leave_nothing_on_the_processor(
+    tiny_model: ModelMaker, family: str, asked: dict[str, Any]
+) -> None:
+    model = tiny_model(family)
+    if "adapter" in asked:
+        with_adapter(model, "a", 1)
+    there, _ = run(Engine(model), request(**asked))
+    with DeviceSpy() as spy:
+        model.to(CPU)
+        here, _ = run(Engine(model), request(**asked))
+    assert list(spy.found) == []
+    assert spy.num_on_device > 100
+    assert here == there
+
+
+def test_scores_and_values_leave_nothing_on_the_processor(tiny_model: ModelMaker) -> None:
+    model = tiny_model()
+    masks = [[place > 0 for place in range(len(one))] for one in PROMPTS]
+    with DeviceSpy() as spy:
+        model.to(CPU)
+        scores = sequence_logprobs(model, PROMPTS, masks)
+        head = torch.ones(1, model.config.hidden_size).to(CPU)
+        values = Valuer(model=model, head=head).values(PROMPTS, 64)
+    assert list(spy.found) == []
+    assert spy.num_on_device > 50
+    assert len(scores) == len(values) == len(PROMPTS)
