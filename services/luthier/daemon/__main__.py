@@ -15,7 +15,7 @@ import click
 
 from luthier.daemon.config import Config
 from luthier.errors import FailedPrecondition, LuthierError
-from luthier.runtime.config import read
+from luthier.runtime.config import put, read
 from luthier.runtime.home import keep_private, secure_home
 
 SERVICES = ("data", "training", "evaluation")
@@ -65,8 +65,18 @@ def serve(service: str) -> None:
 
 @main.command()
 @click.argument("service", type=click.Choice(SERVICES))
-def worker(service: str) -> None:
+@click.option(
+    "--executor", help="How a training worker runs a training: inline or torchrun. [default: inline]"
+)
+@click.option("--ranks", type=int, help="Ranks of this machine that torchrun trains on. [default: 1]")
+def worker(service: str, executor: str | None, ranks: int | None) -> None:
     """Run one worker of a service in the foreground."""
+    chosen = {"LUTHIER_WORKER_EXECUTOR": executor, "LUTHIER_WORKER_RANKS": ranks}
+    said = {name: str(value) for name, value in chosen.items() if value is not None}
+    if said and service != "training":
+        raise click.UsageError(f"--executor and --ranks are of training workers, not of {service} workers")
+    # As if it stood there: the worker, and what it starts, read one place.
+    put(said)
     runpy.run_module(f"luthier.{service}.worker", run_name="__main__", alter_sys=True)
 
 

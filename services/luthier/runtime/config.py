@@ -72,6 +72,11 @@ def others() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if not name.startswith(_PREFIX)}
 
 
+def put(variables: Mapping[str, str]) -> None:
+    """Set variables of the environment, for this process, those that it starts, and libraries that are loaded later."""
+    os.environ.update(variables)
+
+
 def _variable(field: str, section: str) -> str:
     name = field.upper()
     return f"{_PREFIX}{name}" if name in SHARED else f"{_PREFIX}{section}_{name}"

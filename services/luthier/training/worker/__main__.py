@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 
 from luthier.errors import LuthierError
+from luthier.training.executors.inline import InChild
+from luthier.training.executors.ranks import require_choice
+from luthier.training.executors.torchrun import Crew, Torchrun
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in, run_register
-from luthier.training.worker.train import InChild, Trainer
+from luthier.training.worker.train import Compute, Trainer
 from luthier.work.children import Children, Program
 from luthier.work.peers import channel
 from luthier.work.rewards import RewardAddresses
@@ -22,6 +25,10 @@ from luthier.work.worker_config import WorkerConfig, read_worker_config, worker_
 def main() -> None:
     """Work for the Training service. This process computes nothing, and has no torch."""
     config = read_worker_config()
+    try:
+        require_choice(config.executor, config.ranks)
+    except LuthierError as error:
+        raise SystemExit(f"error: {error.message}") from error
     with Children(program_of(config)) as children, channel(config.data_address) as data_channel:
         try:
             children.require_ready()
@@ -30,7 +37,7 @@ def main() -> None:
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=register_in(children)),
             TaskKind.TRAIN: Trainer(
-                data_channel, InChild(children), RewardAddresses(config.reward_addresses)
+                data_channel, executor_of(config, children), RewardAddresses(config.reward_addresses)
             ),
         }
         asyncio.run(run_worker(worker_settings(config, "training", config.training_address), runners))
@@ -38,10 +45,22 @@ def main() -> None:
 
 def program_of(config: WorkerConfig) -> Program:
     """Return what the processes that compute run."""
-    setup = Setup(device=config.device, num_threads=config.num_threads, log_level=config.log_level)
+    setup = Setup(
+        device=config.device,
+        num_threads=config.num_threads,
+        log_level=config.log_level,
+        num_ranks=config.ranks,
+    )
     # Libraries that torch brings read it when they are loaded.
     threads = {"OMP_NUM_THREADS": str(config.num_threads)} if config.num_threads else {}
     return Program(command=("-P", "-m", "luthier.training.worker.child"), setup=setup, environment=threads)
+
+
+def executor_of(config: WorkerConfig, children: Children) -> Compute:
+    """Return what trains: the executor that is chosen, which `require_choice` knows."""
+    if config.executor == "inline":
+        return InChild(children)
+    return Torchrun(children, Crew(num_ranks=config.ranks, num_threads=config.num_threads))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ needs it asks of its driver.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from luthier.lm.importing import uncollected
 from luthier.lm.sources import RegisteredFiles
 from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full
+from luthier.training.executors.ranks import RankOrder, require_devices
 from luthier.training.worker.order import RegisterOrder, Setup, TrainOrder
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.child import Line, Work, serve
@@ -30,7 +32,7 @@ def prepare(setup: Setup) -> Work:
     """Import all that an order may need and return what does it.
 
     Raises:
-        InvalidArgument: the device is not there.
+        InvalidArgument: the device is not there, or not as many as there are ranks.
     """
     configure(setup.log_level)
     with uncollected():
@@ -40,21 +42,35 @@ def prepare(setup: Setup) -> Work:
 
         # A device that is not there is refused before transformers is imported, which takes much longer.
         device = choose_device(setup.device)
+        is_gpu = device.type == "cuda"
+        num_devices = torch.cuda.device_count() if is_gpu else len(os.sched_getaffinity(0))
+        require_devices(device.type, num_devices, setup.device, setup.num_ranks)
         from luthier.lm.register import register_source
         from luthier.lm.rehearsal import rehearse
+        from luthier.training.executors.joining import RankDesk, joined
         from luthier.training.worker.computing import computed
 
         if setup.num_threads:
             torch.set_num_threads(setup.num_threads)
         rehearse()
 
-    def work(line: Line, order: TrainOrder | RegisterOrder) -> task_pb2.TrainResult | RegisteredFiles:
+    def train(line: Line, order: TrainOrder | RankOrder) -> task_pb2.TrainResult:
+        if isinstance(order, TrainOrder):
+            return computed(order, ChildDesk(line, order), device)
+        with joined(order, device) as (collective, own_device):
+            desk = RankDesk(ChildDesk(line, order.order), collective)
+            return computed(order.order, desk, own_device, collective)
+
+    def work(
+        line: Line, order: TrainOrder | RankOrder | RegisterOrder
+    ) -> task_pb2.TrainResult | RegisteredFiles:
         try:
             if isinstance(order, RegisterOrder):
                 return register_source(order.source, order.directory, scratch=order.scratch)
-            return computed(order, ChildDesk(line, order), device)
+            return train(line, order)
         except Exception as error:
-            if full := found_full(error, order.scratch):
+            scratch = order.order.scratch if isinstance(order, RankOrder) else order.scratch
+            if full := found_full(error, scratch):
                 raise full from error
             raise
 

@@ -23,11 +23,13 @@ class Setup:
         device: as `choose_device` reads it.
         num_threads: torch's; 0: as it likes.
         log_level: of its log.
+        num_ranks: most processes that train together, each on a device of its own.
     """
 
     device: str
     num_threads: int
     log_level: str
+    num_ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

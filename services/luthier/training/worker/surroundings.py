@@ -28,9 +28,14 @@ def kernel_choices(model: PreTrainedModel) -> dict[str, str]:
     return {**by_table, "attention": _attention(model)}
 
 
-def surroundings(model: PreTrainedModel) -> dict[str, str]:
-    """Return all that the bits of a run's results depend on besides its settings and data."""
+def surroundings(model: PreTrainedModel, num_ranks: int = 1) -> dict[str, str]:
+    """Return all that the bits of a run's results depend on besides its settings and data.
+
+    One rank is not named: checkpoints of before there were several do not name it.
+    """
+    ranks = {"num_ranks": str(num_ranks)} if num_ranks > 1 else {}
     return {
+        **ranks,
         "code_version": importlib.metadata.version("luthier"),
         "device": _device(model),
         "torch_version": torch.__version__,
@@ -49,10 +54,11 @@ def run_record(
     used: Sequence[fine_tuning_job_pb2.RenderingUse] = (),
     *,
     bitwise: bool,
+    num_ranks: int = 1,
 ) -> fine_tuning_job_pb2.RunRecord:
     """Return the record of a run of this model that begins now; on a GPU it promises no bits.
 
-    `used` is what its steps take of each rendering of a mixture.
+    `used` is what its steps take of each rendering of a mixture; threads are those of each rank.
     """
     around = surroundings(model)
     # Attention's backward pass in the libraries adds in the order in which its blocks end.
@@ -71,6 +77,7 @@ def run_record(
         kernels=kernel_choices(model),
         determinism=determinism,
         renderings=used,
+        num_ranks=num_ranks,
     )
 
 
