@@ -54,6 +54,7 @@ TOGETHER = {
     "tests/daemon/test_luthierd.py": "luthierd",
     "tests/evaluation/worker/test_asking.py": "asking",
     "tests/training/worker/test_in_child.py": "children",
+    "tests/training/executors/test_torchrun.py": "ranks",
 }
 # What is together within a process is told and counted together: two thirds of what that costs for tests that take
 # milliseconds. Where single tests take seconds, each goes to whoever is free.

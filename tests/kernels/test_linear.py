@@ -109,7 +109,7 @@ def test_wide_products_of_other_types_are_those_of_linear() -> None:
 def test_op_passes_opcheck() -> None:
     x, weight, bias = inputs((7,), 5, 16)
     wide = [one.detach().bfloat16().requires_grad_() for one in (x, weight)]
-    torch.library.opcheck(wide_linear_op.op, wide)
+    torch.library.opcheck(wide_linear_op.op, tuple(wide))
     torch.library.opcheck(linear_op.op, (x, weight, bias))
     torch.library.opcheck(linear_op.op, (x, weight.detach(), torch.empty(0)))
 

@@ -241,7 +241,7 @@ def test_trained_head_is_trained_by_the_kernels(isa: Isa, dtype: torch.dtype, ro
             *leaves, target, token_weight_N=token_weight, options=options, impl="cpu"
         ),
         "exact": linear_cross_entropy(
-            *exact, target, token_weight_N=token_weight, options=options, impl="eager"
+            exact[0], exact[1], target, token_weight_N=token_weight, options=options, impl="eager"
         ),
     }
     of_logits = 2**-20 if dtype == torch.float32 else 2**-14

@@ -78,8 +78,8 @@ def test_trained_head_is_trained_by_the_kernels(
     hidden, weight, target = problem(9, 64, 300, peak=2.0)
     leaves = [one.detach().to(dtype).requires_grad_() for one in (hidden, weight)]
     exact = [one.detach().double().requires_grad_() for one in leaves]
-    ours = linear_logprob(*leaves, target, softcap=20.0, want_entropy=True, impl="cpu")
-    theirs = linear_logprob_reference(*exact, target, 20.0)
+    ours = linear_logprob(leaves[0], leaves[1], target, softcap=20.0, want_entropy=True, impl="cpu")
+    theirs = linear_logprob_reference(exact[0], exact[1], target, 20.0)
     for found, wanted in zip(ours, theirs, strict=True):
         assert found is not None
         assert found.dtype == torch.float32

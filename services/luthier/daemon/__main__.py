@@ -70,15 +70,23 @@ def serve(service: str) -> None:
     metavar="DEVICE",
     help="What it computes on: auto, cpu, cuda, cuda:N, rocm, rocm:N. Wins over LUTHIER_WORKER_DEVICE. [default: auto]",
 )
-def worker(service: str, device: str | None) -> None:
+@click.option(
+    "--executor", help="How a training worker runs a training: inline or torchrun. [default: inline]"
+)
+@click.option("--ranks", type=int, help="Ranks of this machine that torchrun trains on. [default: 1]")
+def worker(service: str, device: str | None, executor: str | None, ranks: int | None) -> None:
     """Run one worker of a service in the foreground."""
-    if device is not None:
-        if service == "data":
-            raise click.UsageError(
-                "--device is for training and evaluation workers: a data worker has no model"
-            )
-        # As if it stood there: the worker, and what it starts, read one place.
-        put({"LUTHIER_WORKER_DEVICE": device})
+    if device is not None and service == "data":
+        raise click.UsageError("--device is for training and evaluation workers: a data worker has no model")
+    if (executor is not None or ranks is not None) and service != "training":
+        raise click.UsageError(f"--executor and --ranks are of training workers, not of {service} workers")
+    chosen = {
+        "LUTHIER_WORKER_DEVICE": device,
+        "LUTHIER_WORKER_EXECUTOR": executor,
+        "LUTHIER_WORKER_RANKS": ranks,
+    }
+    # As if it stood there: the worker, and what it starts, read one place.
+    put({name: str(value) for name, value in chosen.items() if value is not None})
     runpy.run_module(f"luthier.{service}.worker", run_name="__main__", alter_sys=True)
 
 

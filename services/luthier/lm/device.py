@@ -60,7 +60,7 @@ def fault(device: torch.device) -> str:
 
 
 def _first(found: int) -> tuple[torch.device, list[str]]:
-    warnings = []
+    warnings: list[str] = []
     for number in range(found):
         device = torch.device("cuda", number)
         problem = fault(device)
@@ -81,7 +81,10 @@ def _there(found: int) -> str:
 
 
 def described(wanted: str) -> dict[str, Any]:
-    """Return what `choose_device` does, as JSON: device, warnings, of a GPU kind, name and memory_bytes; or error."""
+    """Return what `choose_device` does, as JSON: error, or device and warnings.
+
+    Of a GPU also kind, name, memory_bytes and num_devices, how many there are.
+    """
     try:
         device, warnings = choose_device(wanted)
     except InvalidArgument as error:
@@ -95,6 +98,7 @@ def described(wanted: str) -> dict[str, Any]:
         "kind": _kind().upper(),
         "name": properties.name,
         "memory_bytes": properties.total_memory,
+        "num_devices": torch.cuda.device_count(),
     }
 
 

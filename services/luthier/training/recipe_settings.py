@@ -29,6 +29,12 @@ def batch_settings(job: FineTuningJob) -> BatchSettings:
     )
 
 
+def ranks_of(job: FineTuningJob) -> tuple[int, int]:
+    """Return the least and the most ranks that a job may be trained on: one, where it says nothing."""
+    least = job.ranks.min_ranks or 1
+    return least, max(least, job.ranks.max_ranks)
+
+
 def rendering_names(job: FineTuningJob) -> tuple[str, ...]:
     """Return the renderings of a job, its own first."""
     return (job.rendering, *(mixed.rendering for mixed in job.mixed_renderings))

@@ -21,7 +21,15 @@ from luthier.work.workers import holder_parts
 
 LONGEST_RETRY_SECONDS = 60.0
 _RETRY_GROWTH = 4
-_WORKER_IS_WELL = frozenset({Reason.REWARD_SERVICE_UNAVAILABLE, Reason.CRASHED})
+_WORKER_IS_WELL = frozenset(
+    {
+        Reason.REWARD_SERVICE_UNAVAILABLE,
+        Reason.CRASHED,
+        Reason.RANK_LOST,
+        Reason.RANKS_DIVERGED,
+        Reason.TOO_FEW_RANKS,
+    }
+)
 """Reasons of lost attempts whose worker is well: who waits is told them at the end, and not WORKER_LOST."""
 
 

@@ -115,7 +115,14 @@ class Children:
                 self._drop_spare()
             raise
 
-    def run(self, order: Any, calls: Calls, overseer: Overseer, step: str = "") -> Any:
+    def run(
+        self,
+        order: Any,
+        calls: Calls,
+        overseer: Overseer,
+        step: str = "",
+        patience: Patience | None = None,
+    ) -> Any:
         """Return what a child makes of an order; it ends with it, or as soon as the overseer wants it no more.
 
         Args:
@@ -123,6 +130,7 @@ class Children:
             calls: what it may tell us and ask of us meanwhile.
             overseer: asked often whether the work is still wanted; is told where a child that failed was at.
             step: which of them it makes after each of its steps, which should take alike long; empty: none.
+            patience: in place of that of all.
 
         Raises:
             LuthierError: what the work raised, or what the overseer did.
@@ -131,7 +139,7 @@ class Children:
             MemoryError: there was not enough of it.
         """
         child = self._taken()
-        watch = Watch(child.pid, self._patience, overseer, step)
+        watch = Watch(child.pid, patience or self._patience, overseer, step)
         try:
             _prepare(child, watch)
             return child.run(order, calls, overseer, watch)

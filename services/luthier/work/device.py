@@ -36,10 +36,12 @@ class ChosenDevice:
     Attributes:
         name: as torch takes it: cpu, cuda:0.
         equipment: what the service is told of it.
+        num_available: how many of its kind this process may use: GPUs, or processors.
     """
 
     name: str
     equipment: Equipment
+    num_available: int
 
     @property
     def environment(self) -> dict[str, str]:
@@ -69,14 +71,14 @@ def chosen_device(wanted: str, drivers: tuple[str, ...] = _DRIVERS) -> ChosenDev
             f"got {wanted!r}"
         )
     if wanted == "cpu" or (wanted == "auto" and not any(map(os.path.exists, drivers))):
-        return _told(ChosenDevice(name="cpu", equipment=processor()))
+        return _told(_processors())
     found = _asked(wanted)
     if error := found.get("error"):
         raise InvalidArgument(error)
     for warning in found["warnings"]:
         _logger.warning(warning)
     if found["device"] == "cpu":
-        return _told(ChosenDevice(name="cpu", equipment=processor()))
+        return _told(_processors())
     equipment = Equipment(
         device=found["kind"],
         device_name=found["name"],
@@ -84,7 +86,7 @@ def chosen_device(wanted: str, drivers: tuple[str, ...] = _DRIVERS) -> ChosenDev
         memory_bytes=found["memory_bytes"],
         num_cores=num_cores(),
     )
-    return _told(ChosenDevice(name=found["device"], equipment=equipment))
+    return _told(ChosenDevice(name=found["device"], equipment=equipment, num_available=found["num_devices"]))
 
 
 def processor() -> Equipment:
@@ -96,6 +98,10 @@ def processor() -> Equipment:
         memory_bytes=memory_bytes(),
         num_cores=num_cores(),
     )
+
+
+def _processors() -> ChosenDevice:
+    return ChosenDevice(name="cpu", equipment=processor(), num_available=num_cores())
 
 
 def _told(chosen: ChosenDevice) -> ChosenDevice:

@@ -43,7 +43,7 @@ class QueueSettings:
     Attributes:
         lease_seconds: a worker that is silent this long loses its task.
         max_losses: a task fails with WORKER_LOST once this many attempts were lost since it was queued or
-            since its last checkpoint; with REWARD_SERVICE_UNAVAILABLE or CRASHED where that ended the last one. An
+            since its last checkpoint; with the reason that ended the last one where that is of `_WORKER_IS_WELL`. An
             attempt that a stopping worker gave back is not counted, nor one whose worker never spoke of it.
         retry_seconds: after two losses in a row a task waits so long before it is handed out again, four times as
             long after each further one, at most `attempts.LONGEST_RETRY_SECONDS`; after the first it does not wait.

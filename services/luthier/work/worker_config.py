@@ -33,6 +33,10 @@ class WorkerConfig:
     device: str = "auto"
     """What torch computes on: auto, cpu, cuda, cuda:N, rocm, rocm:N. A data worker has no torch, and computes on the
     processor."""
+    executor: str = "inline"
+    """How a training worker runs a training: inline, in one process; torchrun, on `ranks` ranks of this machine."""
+    ranks: int = 1
+    """Ranks of the executor torchrun, each on a processor or a GPU of its own. Jobs say how many they take."""
     name: str = ""
     """Added to the worker's id; needed when several workers of a kind serve one service."""
     drain_seconds: float = 20.0

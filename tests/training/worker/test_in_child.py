@@ -17,9 +17,9 @@ import pytest
 from tests.training.worker.conftest import Site
 
 from luthier.errors.status import status_to_failure
+from luthier.training.executors.inline import InChild
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in
-from luthier.training.worker.train import InChild
 from luthier.v1 import model_pb2
 from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob

@@ -178,6 +178,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
     ERROR_REASON_NO_FITTING_WORKER: _ErrorReason.ValueType  # 145
     """No worker that is heard of has what the work requires."""
+    ERROR_REASON_RANK_LOST: _ErrorReason.ValueType  # 155
+    """One of the processes that train a job together ended, hangs, or does not reach the others."""
+    ERROR_REASON_TOO_FEW_RANKS: _ErrorReason.ValueType  # 156
+    """A job takes at least so many ranks, and the worker that has it has fewer."""
+    ERROR_REASON_TOO_MANY_RANKS: _ErrorReason.ValueType  # 157
+    """A job takes at least so many ranks, and no step of it has work for all of them."""
+    ERROR_REASON_RANKS_DIVERGED: _ErrorReason.ValueType  # 158
+    """The ranks of a run no longer have the same weights."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -340,4 +348,12 @@ ERROR_REASON_CRASHED: ErrorReason.ValueType  # 140
 """The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
 ERROR_REASON_NO_FITTING_WORKER: ErrorReason.ValueType  # 145
 """No worker that is heard of has what the work requires."""
+ERROR_REASON_RANK_LOST: ErrorReason.ValueType  # 155
+"""One of the processes that train a job together ended, hangs, or does not reach the others."""
+ERROR_REASON_TOO_FEW_RANKS: ErrorReason.ValueType  # 156
+"""A job takes at least so many ranks, and the worker that has it has fewer."""
+ERROR_REASON_TOO_MANY_RANKS: ErrorReason.ValueType  # 157
+"""A job takes at least so many ranks, and no step of it has work for all of them."""
+ERROR_REASON_RANKS_DIVERGED: ErrorReason.ValueType  # 158
+"""The ranks of a run no longer have the same weights."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

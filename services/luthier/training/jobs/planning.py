@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.training.jobs.methods import described, judged_by, main_metric, rendering_kind
 from luthier.training.jobs.mixing import mixture_warnings
+from luthier.training.jobs.ranks import rank_warnings, require_work_for_ranks
 from luthier.training.jobs.reinforcement import answer_tokens, answers_per_row
 from luthier.training.recipe_settings import (
     batch_settings,
@@ -227,6 +228,7 @@ def _require_learnable(
             raise nothing_to_learn(rendering)
         of = rendering.name if found.mixed else ""
         require_fitting(part, batch_settings(job), context_length, answer_tokens(job), of)
+    require_work_for_ranks(job, found)
 
 
 def _schedule_warnings(job: FineTuningJob, num_steps: int) -> Iterator[str]:
@@ -365,6 +367,7 @@ def plan_warnings(
         yield from mixture_warnings(renderings, used)
     yield from _schedule_warnings(job, totals.num_steps)
     yield from _selection_warnings(job)
+    yield from rank_warnings(job, found)
     if chosen.max_steps > totals.num_steps:
         yield (
             f"max_steps is {chosen.max_steps} and num_epochs {chosen.num_epochs} ends after "

@@ -26,6 +26,8 @@ from luthier.training.jobs.methods import LIMITS as METHOD_LIMITS
 from luthier.training.jobs.methods import fill_method, method_violations
 from luthier.training.jobs.mixing import LIMITS as MIXING_LIMITS
 from luthier.training.jobs.mixing import fill_shares, mixture_violations
+from luthier.training.jobs.ranks import LIMITS as RANK_LIMITS
+from luthier.training.jobs.ranks import fill_ranks, rank_violations
 from luthier.training.names import MODEL, RENDERING, WEIGHTS
 from luthier.v1.fine_tuning_job_pb2 import LEARNING_RATE_SCHEDULE_COSINE, FineTuningJob
 from luthier.v1.model_pb2 import Taught
@@ -59,6 +61,7 @@ LIMITS: LimitTable = {
     "requirements.min_memory_bytes": whole(0, MAX_MEMORY_BYTES),
     **METHOD_LIMITS,
     **MIXING_LIMITS,
+    **RANK_LIMITS,
 }
 _STARTED_REFERENCES: LimitTable = {"rendering": required("must name a rendering")}
 REFERENCES: LimitTable = {
@@ -134,6 +137,7 @@ def check_job(job: FineTuningJob) -> None:
             *lora_violations(job),
             *method_violations(job),
             *mixture_violations(job),
+            *rank_violations(job),
             *label_violations(job.labels, f"{_ROOT}.labels"),
         ]
     )
@@ -147,6 +151,7 @@ def resolved(job: FineTuningJob) -> FineTuningJob:
     fill_defaults(filled, DEFAULTS)
     fill_method(filled)
     fill_shares(filled)
+    fill_ranks(filled)
     if not filled.HasField("full"):
         fill_defaults(filled, {"lora.rank": 16})
         if not filled.lora.HasField("alpha"):

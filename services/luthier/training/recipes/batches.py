@@ -15,8 +15,9 @@ the next goes on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count, groupby
 
 from luthier.training.recipes.mixture import Mixture
@@ -139,6 +140,7 @@ class PlanTotals:
         packing_efficiency: tokens over the places that the steps offer, in (0, 1]; 1 when batch_rows decides,
             because nothing is padded.
         drawn: what all steps take of each rendering of a mixture; empty without one.
+        passes: how many steps have so many forward passes, by that number, in ascending order.
     """
 
     num_rows: int
@@ -148,6 +150,7 @@ class PlanTotals:
     num_supervised: int
     packing_efficiency: float
     drawn: tuple[Drawn, ...] = ()
+    passes: Mapping[int, int] = field(default_factory=dict)
 
 
 def teaching_units(rows: Iterable[RowLength]) -> list[Unit]:
@@ -208,11 +211,13 @@ def count_steps(
     rows = list(rows)
     num_steps = num_tokens = num_supervised = steps_per_epoch = 0
     drawn = tuple(Drawn() for _ in mixture.shares) if mixture else ()
+    passes: Counter[int] = Counter()
     for step in iterate_steps(rows, settings, mixture=mixture):
         steps_per_epoch = steps_per_epoch or step.epoch_steps
         num_steps = step.step
         num_tokens += step.num_tokens
         num_supervised += step.num_supervised
+        passes[len(step.micro_batches)] += 1
         drawn = tuple(before.plus(one) for before, one in zip(drawn, step.drawn, strict=True))
     places = num_steps * settings.batch_tokens
     return PlanTotals(
@@ -223,6 +228,7 @@ def count_steps(
         num_supervised=num_supervised,
         packing_efficiency=num_tokens / places if places else 1.0,
         drawn=drawn,
+        passes=dict(sorted(passes.items())),
     )
 
 

@@ -55,7 +55,9 @@ def files_of(weights: Weights) -> tuple[str, ...]:
 
 
 def save(folder: Path, engine: Engine, course: Course, run: RunIdentity) -> None:
-    """Write a checkpoint's files into a folder, made if missing."""
+    """Write a checkpoint's files into a folder, made if missing. All ranks call it, and the first one writes."""
+    if engine.collective.rank:
+        return
     engine.weights.save(folder)
     moments = {name: tensor.contiguous().cpu() for name, tensor in engine.optimiser_state().items()}
     save_file(moments, folder / OPTIMISER_NAME)

@@ -1,15 +1,27 @@
-"""What the ranks of a run do together. One rank is the plain case, and the only one today."""
+"""What the ranks of a run do together. One rank is the plain case."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 class Collective(Protocol):
-    """Sums over all ranks, which call the same methods in the same order; every rank gets the same bits."""
+    """What is known and summed of all ranks, which call the same methods in the same order.
+
+    Every rank gets the same bits, so that what is decided by them all ranks decide alike.
+
+    Attributes:
+        rank: the place of this one, from 0. The first tells, stores and grades for all.
+        num_ranks: how many there are.
+    """
+
+    rank: int
+    num_ranks: int
 
     def sum_counts(self, values: Sequence[float]) -> list[float]:
         """Return the sum of each number over the ranks: counts, and sums that counts divide."""
@@ -20,12 +32,23 @@ class Collective(Protocol):
         ...
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
-        """Put the sum over the ranks into each tensor, in place."""
+        """Put the sum over the ranks into each tensor, float32, in place."""
+        ...
+
+    def gathered(self, value: T) -> list[T]:
+        """Return what each rank gave, in their order."""
+        ...
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns on the first rank, where alone it is called; the others wait for it."""
         ...
 
 
 class OneRank:
     """A run of one rank: every sum is what the rank has."""
+
+    rank = 0
+    num_ranks = 1
 
     def sum_counts(self, values: Sequence[float]) -> list[float]:
         """Return the numbers themselves."""
@@ -37,3 +60,25 @@ class OneRank:
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Leave the gradients as they are."""
+
+    def gathered(self, value: T) -> list[T]:
+        """Return what the rank gave."""
+        return [value]
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns."""
+        return make()
+
+
+def dealt(batches: Sequence[T], collective: Collective) -> Sequence[T]:
+    """Return those of some batches that a rank takes: they go round, so that no rank has two more than another.
+
+    What is summed of them is divided by counts of all batches: their number and order change it by rounding alone.
+    """
+    return batches[collective.rank :: collective.num_ranks]
+
+
+def share_of(count: int, collective: Collective) -> range:
+    """Return which of so many things in a row a rank takes: a run of them, in the order of the ranks."""
+    first, last = (count * (collective.rank + more) // collective.num_ranks for more in (0, 1))
+    return range(first, last)

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from luthier.errors import DataLoss
+from luthier.errors import DataLoss, Reason, Unavailable
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective, OneRank
@@ -67,8 +67,9 @@ def optimiser_kernel(device: torch.device) -> Literal["fused", "single_tensors"]
 class Engine:
     """Trains weights of a model, which is on `device`, where each batch is taken.
 
-    Everything that it computes is bitwise the same in every run on one machine with the same settings: all
-    tensors are visited in order of their names, and no sum to one number is divided among threads.
+    Everything that it computes is bitwise the same in every run on one machine with the same settings and number of
+    ranks: all tensors are visited in order of their names, and no sum to one number is divided among threads.
+    `collective` are the ranks, each with an engine of the same weights and batches of its own; None: this one alone.
     """
 
     def __init__(
@@ -144,6 +145,27 @@ class Engine:
         self.weights.publish()
         self._num_updates += 1
         return norm
+
+    def require_same_weights(self) -> None:
+        """Check that all ranks have made the same weights of the same sums, to the bit.
+
+        Raises:
+            Unavailable: RANKS_DIVERGED, a rank computes what others do not.
+        """
+        if self.collective.num_ranks == 1:
+            return
+        sums = [
+            one.detach().view(torch.int32).sum(dtype=torch.int64) for one in self.weights.parameters.values()
+        ]
+        found = self.collective.gathered(tuple(torch.stack(sums).tolist()))
+        differing = [rank for rank, one in enumerate(found) if one != found[0]]
+        if differing:
+            raise Unavailable(
+                f"all ranks must have the same weights after update {self._num_updates}, those of {differing} differ "
+                "from the first one's: their processors or libraries do not compute the same",
+                reason=Reason.RANKS_DIVERGED,
+                metadata={"ranks": ",".join(map(str, differing))},
+            )
 
     def optimiser_state(self) -> dict[str, Tensor]:
         """Return the moments as `<parameter>.exp_avg` and `.exp_avg_sq`; their memory is the engine's.

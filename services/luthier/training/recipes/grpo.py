@@ -50,6 +50,8 @@ def train(
 
     A step draws answers to its prompts with the weights as they are, has them graded and kept, and then changes the
     weights once; what was kept of it before is learnt from again. `corpus` expects answers (`Corpus.expect_answers`).
+    Of several ranks each draws to some of the prompts; the first has all answers graded and kept, and asks `rollouts`
+    alone, of which the others read `stop_token_ids`.
     The reference is the model as the weights found it (`Weights.reference`).
 
     Raises:
@@ -106,12 +108,12 @@ def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, fl
     objective = policy_objective(loss, counts, gaps.append)
     readout = TokenLogprobs(temperature=loss.temperature, is_wide=True)
     learnt_readout = replace(readout, want_entropy=True)
-    for batch in packed_rollouts(taught, drawer.micro_batch_tokens, drawer.check):
+    for batch in packed_rollouts(taught, drawer.micro_batch_tokens, drawer.check, engine.collective):
         compared = with_reference(engine, batch, readout) if loss.kl_weight else batch
         loop.add(compared, engine.accumulate(compared, learnt_readout, objective))
     metrics = loop.update(step, counts) if taught else loop.skip(step, is_cut=all_cut(drawn.rollouts))
     if taught:
-        metrics["sampler_trainer_gap_max"] = max(gaps)
+        metrics["sampler_trainer_gap_max"] = max(engine.collective.gathered(max(gaps)))
     # A plan knows the most that a step may have; this is what it had.
     num_tokens = sum(len(one.prompt) + len(one.token_ids) for one in drawn.rollouts)
     metrics["tokens_per_second"] *= num_tokens / metrics["num_tokens"]

@@ -20,7 +20,7 @@ from luthier.training.recipes.batches import (
     shares_reached,
     teaching_units,
 )
-from luthier.training.recipes.collective import Collective
+from luthier.training.recipes.collective import Collective, dealt
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.course import (
     TIMED_METRICS,
@@ -97,9 +97,13 @@ class Tally:
             self.broken_rows = batch.rows
 
     def means(self, counts: Mapping[str, float], collective: Collective) -> dict[str, float]:
-        """Return each total over all ranks divided by its count; what has a count of 0 is left out."""
+        """Return each total over all ranks divided by its count; what has a count of 0 is left out.
+
+        `counts` are those of all ranks. One that had no batch gives nothing to the totals.
+        """
         counted = [name for name, count in counts.items() if count]
-        totals = collective.sum_counts([self._totals[name] for name in counted])
+        own = self._totals or dict.fromkeys(counted, 0.0)
+        totals = collective.sum_counts([own[name] for name in counted])
         return {name: total / counts[name] for name, total in zip(counted, totals, strict=True)}
 
 
@@ -115,6 +119,7 @@ class Loop:
             metrics |= loop.validate(step, lambda batches: ...)
             yield from loop.finish(step, metrics)
 
+    Of several ranks each takes some of a step's batches, and has the same weights, metrics and course after it.
     `check` is called before every forward pass; it raises to stop a run inside a step. The engine is of no use then.
     `validations` are the validation rows that teach, by forward pass, of each rendering; `course` is how far the run
     has come.
@@ -155,8 +160,8 @@ class Loop:
             yield step
 
     def batches(self, step: Step) -> Iterator[PackedBatch]:
-        """Yield the micro-batches of a step."""
-        for rows in step.micro_batches:
+        """Yield the micro-batches of a step that this rank takes."""
+        for rows in dealt(step.micro_batches, self._engine.collective):
             self._check()
             yield self._corpus.pack(rows)
 
@@ -172,8 +177,10 @@ class Loop:
         """
         means = self._tally.means(counts, self._engine.collective)
         rows = tuple(row for batch in step.micro_batches for row in batch)
-        for name, value in means.items():
-            self.require_finite(name, value, step, self._tally.broken_rows or rows)
+        if not all(map(math.isfinite, means.values())):
+            broken = self._engine.collective.gathered(self._tally.broken_rows)
+            for name, value in means.items():
+                self.require_finite(name, value, step, next(filter(None, broken), rows))
         learning_rate = self._settings.schedule.learning_rate(step.step)
         grad_norm = self._engine.update(learning_rate)
         self.require_finite("grad_norm", grad_norm, step, rows)
@@ -245,6 +252,7 @@ class Loop:
         Raises:
             FailedPrecondition: LOSS_NOT_FINITE, METRIC_NOT_MEASURED where a validation lacks the metric that the run is
                 judged by.
+            Unavailable: RANKS_DIVERGED, before a checkpoint.
         """
         rows = tuple(row for batch in step.micro_batches for row in batch)
         for name, value in metrics.items():
@@ -260,6 +268,7 @@ class Loop:
         is_last = self.course.is_stopped or step.step == self._settings.schedule.num_steps
         is_best = self.course.best_step == step.step
         if is_last or is_best or step.step % self._settings.checkpoint_interval_steps == 0:
+            self._engine.require_same_weights()
             yield CheckpointDue(course=self.course)
 
     def require_finite(self, metric: str, value: float, step: Step, rows: Sequence[int]) -> None:
@@ -302,10 +311,13 @@ def pack_validations(corpus: Corpus, settings: Settings) -> tuple[Batches, ...]:
 
 
 def packed(
-    corpus: Corpus, batches: Sequence[Sequence[int]], check: Callable[[], None] = lambda: None
+    corpus: Corpus,
+    batches: Sequence[Sequence[int]],
+    collective: Collective,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[PackedBatch]:
-    """Yield batches of validation rows; `check` is called before each."""
-    for rows in batches:
+    """Yield those batches of validation rows that a rank takes; `check` is called before each."""
+    for rows in dealt(batches, collective):
         check()
         yield corpus.pack(rows, "VALIDATION")
 
@@ -319,7 +331,8 @@ def measured(
 ) -> dict[str, float]:
     """Return the means of an objective's sums over all batches of a validation: `validation_loss`, `validation_<name>`.
 
-    `counts` divide the sums; what has a count of 0 is not measured.
+    `batches` are those that this rank takes. `counts`, of all of them, divide the sums; what has a count of 0 is not
+    measured.
     """
     tally = Tally()
     for batch in batches:

@@ -59,7 +59,7 @@ def validate(
     counts = _counts(corpus, batches, "VALIDATION")
     if not counts["train_loss"]:
         return {}
-    compared = _compared(engine, loss, packed(corpus, batches, check))
+    compared = _compared(engine, loss, packed(corpus, batches, engine.collective, check))
     return measured(engine, compared, TokenLogprobs(), pair_objective(loss, counts), counts)
 
 

@@ -21,6 +21,7 @@ from luthier.errors import DataLoss, FailedPrecondition, Reason
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import TokenLogprobs
 from luthier.training.recipes.batches import pack_first_fit, teaching_units
+from luthier.training.recipes.collective import dealt
 from luthier.training.recipes.corpus import Corpus, Split
 from luthier.training.recipes.engine import Engine
 from luthier.training.recipes.objectives import REFERENCE
@@ -61,19 +62,24 @@ def score_reference(
     """Give every learnt token of a corpus the log-probability that the engine's weights give it now.
 
     To be called before the first step and before a checkpoint is loaded. `check` is called before each forward pass.
+    Ranks share the passes, and each has all values then, those that one rank alone would find.
     """
     for split in _SPLITS:
         lengths = corpus.lengths(split)
         starts = np.cumsum([0, *lengths.num_tokens])
         first = {row: int(start) for row, start in zip(lengths.rows, starts[:-1], strict=True)}
         values = np.zeros(starts[-1], dtype=np.float32)
-        for rows in pack_first_fit(teaching_units(lengths), micro_batch_tokens):
+        passes = pack_first_fit(teaching_units(lengths), micro_batch_tokens)
+        for rows in dealt(passes, engine.collective):
             check()
             batch = _scored(engine, corpus.pack(rows, split))
             stream = batch.streams[REFERENCE].cpu().numpy()
             for row, begin, end in zip(rows, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
                 values[first[row] : first[row] + end - begin] = stream[begin:end]
-        corpus.set_stream(REFERENCE, split, values)
+        # Each value is one rank's, and 0 on the others.
+        shared = torch.from_numpy(values).to(engine.weights.model.device)
+        engine.collective.sum_gradients([shared])
+        corpus.set_stream(REFERENCE, split, shared.cpu().numpy())
 
 
 def save_reference(corpus: Corpus, folder: Path, key: str) -> None:

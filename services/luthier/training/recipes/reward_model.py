@@ -55,7 +55,13 @@ def validate(
     """
     counts = _counts(corpus, batches, "VALIDATION")
     values = SequenceValues(head=engine.weights.parameters[SCORE])
-    return measured(engine, packed(corpus, batches, check), values, reward_objective(loss, counts), counts)
+    return measured(
+        engine,
+        packed(corpus, batches, engine.collective, check),
+        values,
+        reward_objective(loss, counts),
+        counts,
+    )
 
 
 def _counts(corpus: Corpus, batches: Sequence[Sequence[int]], split: Split) -> dict[str, float]:

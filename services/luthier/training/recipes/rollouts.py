@@ -14,6 +14,7 @@ from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.lm.sampling import sample
 from luthier.training.recipes.batches import Step, Unit, pack_first_fit
+from luthier.training.recipes.collective import Collective, OneRank, dealt, share_of
 from luthier.training.recipes.corpus import Corpus, Split
 from luthier.training.recipes.engine import Engine
 from luthier.training.recipes.policy import ADVANTAGE, SAMPLER, Grpo, advantages, has_spread
@@ -116,7 +117,7 @@ class Drawer:
     """Draws and grades the answers of a run.
 
     Attributes:
-        engine: whose weights are sampled from, as they are when it is asked.
+        engine: whose weights are sampled from, as they are when it is asked; its ranks share the prompts.
         corpus: the prompts.
         loss: how many answers, how long and at which temperature.
         rollouts: what grades and keeps them.
@@ -144,7 +145,8 @@ class Drawer:
             Exception: what `rollouts` raised, before anything was kept where it was in grading.
         """
         rows = _in_order(step.micro_batches)
-        kept = tuple(self.rollouts.kept(step.step))
+        collective = self.engine.collective
+        kept = collective.of_first(lambda: tuple(self.rollouts.kept(step.step)))
         if kept:
             wanted = [row for row in rows for _ in range(self.loss.num_samples)]
             if [one.row for one in kept] != wanted:
@@ -159,7 +161,7 @@ class Drawer:
         sampled = time.perf_counter()
         found = _compared(self._graded(drawn, "TRAIN", most_errors), self.loss)
         graded = time.perf_counter()
-        self.rollouts.keep(step.step, found)
+        collective.of_first(lambda: self.rollouts.keep(step.step, found))
         return Drawn(rollouts=found, sampling_seconds=sampled - began, grading_seconds=graded - sampled)
 
     def of_validation(self, batches: Sequence[Sequence[int]], most_errors: int) -> tuple[Rollout, ...]:
@@ -186,7 +188,18 @@ class Drawer:
 
     def _drawn(self, request: GenerationRequest, rows: Sequence[int]) -> list[Rollout]:
         limit = _CACHE_BATCHES * self.micro_batch_tokens
-        answers = sample(self.engine.weights.model, request, limit_tokens=limit, check=self.check)
+        # A row's random numbers depend on its place among those of all ranks, and so not on their number.
+        collective = self.engine.collective
+        share = share_of(len(request.prompts), collective)
+        own = replace(
+            request,
+            prompts=request.prompts[share.start : share.stop],
+            first_row=request.first_row + share.start * request.num_samples,
+        )
+        drawn_here = (
+            sample(self.engine.weights.model, own, limit_tokens=limit, check=self.check) if share else []
+        )
+        answers = [answer for part in collective.gathered(drawn_here) for answer in part]
         drawn = []
         for place, answer in enumerate(answers):
             group, number = divmod(place, request.num_samples)
@@ -204,7 +217,7 @@ class Drawer:
         return drawn
 
     def _graded(self, drawn: Sequence[Rollout], split: Split, most_errors: int) -> tuple[Rollout, ...]:
-        rewards = self.rollouts.graded(drawn, split, most_errors)
+        rewards = self.engine.collective.of_first(lambda: self.rollouts.graded(drawn, split, most_errors))
         return tuple(replace(one, reward=reward) for one, reward in zip(drawn, rewards, strict=True))
 
 
@@ -318,9 +331,15 @@ def loss_divisor(rollouts: Sequence[Rollout], loss: Grpo) -> float:
 
 
 def packed_rollouts(
-    rollouts: Sequence[Rollout], micro_batch_tokens: int, check: Callable[[], None]
+    rollouts: Sequence[Rollout],
+    micro_batch_tokens: int,
+    check: Callable[[], None],
+    collective: Collective | None = None,
 ) -> Iterator[PackedBatch]:
-    """Yield prompts with their answers by forward pass, in streams what is learnt; `check` is called before each."""
+    """Yield prompts with their answers by forward pass, in streams what is learnt; `check` is called before each.
+
+    Of several ranks each takes some of the passes.
+    """
     units = [
         Unit(
             number=place,
@@ -330,7 +349,7 @@ def packed_rollouts(
         )
         for place, one in enumerate(rollouts)
     ]
-    for places in pack_first_fit(units, micro_batch_tokens):
+    for places in dealt(pack_first_fit(units, micro_batch_tokens), collective or OneRank()):
         check()
         chosen = [rollouts[place] for place in places]
         yield pack(

@@ -56,4 +56,6 @@ def validate(
     num_tokens = sum(unit.num_supervised for unit in learnt)
     objective = supervised_with_hits(num_tokens)
     counts = {"train_loss": num_tokens, "token_accuracy": num_tokens}
-    return measured(engine, packed(corpus, batches, check), FusedLossAndHits(), objective, counts)
+    return measured(
+        engine, packed(corpus, batches, engine.collective, check), FusedLossAndHits(), objective, counts
+    )

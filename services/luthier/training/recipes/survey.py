@@ -204,6 +204,27 @@ def require_fitting(
         )
 
 
+def require_ranks(totals: PlanTotals, least: int) -> None:
+    """Check that at least one step has a forward pass for each of so many ranks.
+
+    Raises:
+        FailedPrecondition: TOO_MANY_RANKS.
+    """
+    most = max(totals.passes, default=0)
+    if least > max(1, most):
+        raise FailedPrecondition(
+            f"ranks.min_ranks must be at most the {most} forward passes of the largest step, got {least}: lower it, or "
+            "make more passes of a step by a smaller micro_batch_tokens or a larger batch",
+            reason=Reason.TOO_MANY_RANKS,
+            metadata={"min_ranks": str(least), "passes": str(most)},
+        )
+
+
+def steps_with_idle_ranks(totals: PlanTotals, num_ranks: int) -> int:
+    """Return how many steps have fewer forward passes than there are ranks."""
+    return sum(count for passes, count in totals.passes.items() if passes < num_ranks)
+
+
 def _too_small(
     batches: BatchSettings,
     longest_train: Longest | None,

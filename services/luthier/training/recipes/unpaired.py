@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import TokenLogprobs
 from luthier.training.recipes.batches import pack_first_fit
+from luthier.training.recipes.collective import dealt
 from luthier.training.recipes.corpus import Corpus, Split
 from luthier.training.recipes.course import Course, Event
 from luthier.training.recipes.engine import Engine
@@ -116,8 +117,11 @@ def _parts(corpus: Corpus, batches: Batches, limit_tokens: int, split: Split) ->
 def _compared(
     engine: Engine, corpus: Corpus, batches: Batches, split: Split, check: Callable[[], None]
 ) -> Iterator[PackedBatch]:
-    """Yield batches with the reference's log-probabilities; `check` is called before each."""
-    for rows in batches:
+    """Yield those batches that this rank takes, with the reference's log-probabilities.
+
+    `check` is called before each.
+    """
+    for rows in dealt(batches, engine.collective):
         check()
         yield with_reference(engine, corpus.pack(rows, split))
 

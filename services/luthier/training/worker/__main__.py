@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 
 from luthier.errors import LuthierError
+from luthier.training.executors.inline import InChild
+from luthier.training.executors.ranks import require_choice, require_devices
+from luthier.training.executors.torchrun import Crew, Torchrun
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in, run_register
-from luthier.training.worker.train import InChild, Trainer
+from luthier.training.worker.train import Compute, Trainer
 from luthier.work.children import Children, Program
 from luthier.work.device import ChosenDevice
 from luthier.work.peers import channel
@@ -24,6 +27,12 @@ def main() -> None:
     """Work for the Training service. This process computes nothing, and has no torch."""
     config = read_worker_config()
     device = device_of(config)
+    try:
+        require_choice(config.executor, config.ranks)
+        kind = device.name.partition(":")[0]
+        require_devices(kind, device.num_available, config.device, config.ranks)
+    except LuthierError as error:
+        raise SystemExit(f"error: {error.message}") from error
     with Children(program_of(config, device)) as children, channel(config.data_address) as data_channel:
         try:
             children.require_ready()
@@ -32,7 +41,7 @@ def main() -> None:
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=register_in(children)),
             TaskKind.TRAIN: Trainer(
-                data_channel, InChild(children), RewardAddresses(config.reward_addresses)
+                data_channel, executor_of(config, children), RewardAddresses(config.reward_addresses)
             ),
         }
         settings = worker_settings(config, "training", config.training_address, device.equipment)
@@ -49,6 +58,13 @@ def program_of(config: WorkerConfig, device: ChosenDevice) -> Program:
         setup=setup,
         environment={**threads, **device.environment},
     )
+
+
+def executor_of(config: WorkerConfig, children: Children) -> Compute:
+    """Return what trains: the executor that is chosen, which `require_choice` knows."""
+    if config.executor == "inline":
+        return InChild(children)
+    return Torchrun(children, Crew(num_ranks=config.ranks, num_threads=config.num_threads))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from luthier.lm.importing import uncollected
 from luthier.lm.sources import RegisteredFiles
 from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full
+from luthier.training.executors.ranks import RankOrder
 from luthier.training.worker.order import RegisterOrder, Setup, TrainOrder
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.child import Line, Work, serve
@@ -34,6 +35,7 @@ def prepare(setup: Setup) -> Work:
 
         from luthier.lm.register import register_source
         from luthier.lm.rehearsal import rehearse
+        from luthier.training.executors.joining import RankDesk, joined
         from luthier.training.worker.computing import computed
 
         if setup.num_threads:
@@ -41,13 +43,23 @@ def prepare(setup: Setup) -> Work:
         rehearse()
         device = torch.device(setup.device)
 
-    def work(line: Line, order: TrainOrder | RegisterOrder) -> task_pb2.TrainResult | RegisteredFiles:
+    def train(line: Line, order: TrainOrder | RankOrder) -> task_pb2.TrainResult:
+        if isinstance(order, TrainOrder):
+            return computed(order, ChildDesk(line, order), device)
+        with joined(order, device) as (collective, own_device):
+            desk = RankDesk(ChildDesk(line, order.order), collective)
+            return computed(order.order, desk, own_device, collective)
+
+    def work(
+        line: Line, order: TrainOrder | RankOrder | RegisterOrder
+    ) -> task_pb2.TrainResult | RegisteredFiles:
         try:
             if isinstance(order, RegisterOrder):
                 return register_source(order.source, order.directory, scratch=order.scratch)
-            return computed(order, ChildDesk(line, order), device)
+            return train(line, order)
         except Exception as error:
-            if full := found_full(error, order.scratch):
+            scratch = order.order.scratch if isinstance(order, RankOrder) else order.scratch
+            if full := found_full(error, scratch):
                 raise full from error
             raise
 

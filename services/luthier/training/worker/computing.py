@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason, Unavailable
 from luthier.lm.load import load_model
@@ -19,6 +18,7 @@ from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
 from luthier.training.recipe_settings import (
     batch_settings,
+    ranks_of,
     rendering_names,
     renderings_used,
     schedule_of,
@@ -26,6 +26,7 @@ from luthier.training.recipe_settings import (
 )
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
+from luthier.training.recipes.collective import Collective, OneRank
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.course import CheckpointDue, Course, Warned
 from luthier.training.recipes.engine import Engine, OptimiserSettings
@@ -33,14 +34,20 @@ from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.overlap import overlap
 from luthier.training.recipes.rollouts import Rollouts
-from luthier.training.recipes.survey import Survey, require_fitting, survey
+from luthier.training.recipes.survey import (
+    Survey,
+    require_fitting,
+    require_ranks,
+    steps_with_idle_ranks,
+    survey,
+)
 from luthier.training.worker.determinism import demand_determinism
 from luthier.training.worker.item_fields import ItemCheck
 from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
 from luthier.training.worker.order import Desk, TrainOrder, out_of_memory
 from luthier.training.worker.reference import give_reference
 from luthier.training.worker.reward_models import load_reward_models
-from luthier.training.worker.rollouts import Records, rollouts_of
+from luthier.training.worker.rollouts import Records, RolloutsElsewhere, rollouts_of, stop_tokens
 from luthier.training.worker.rows import read_corpus, read_rows
 from luthier.training.worker.staging import Staging
 from luthier.training.worker.surroundings import run_record, surroundings
@@ -55,13 +62,17 @@ _WITHOUT_MEMORY = re.compile(
 _FAILED_DEVICE = re.compile(r"\b(?:CUDA|HIP|cuBLAS|NVML) (?:driver )?error\b|(?:CU|HIP)BLAS_STATUS_")
 
 
-def computed(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.TrainResult:
+def computed(
+    order: TrainOrder, desk: Desk, device: torch.device, collective: Collective | None = None
+) -> task_pb2.TrainResult:
     """Train on a device, from the task's checkpoint on if it has one, and return what was made.
 
+    `collective` are the ranks that train together, each of which is called with the same order; None: this one alone.
+
     Raises:
-        Unavailable: CRASHED, a GPU failed.
-        FailedPrecondition: LOSS_NOT_FINITE.
+        FailedPrecondition: LOSS_NOT_FINITE; TOO_MANY_RANKS.
         ResourceExhausted: OUT_OF_MEMORY.
+        Unavailable: CRASHED, a GPU failed; RANK_LOST, RANKS_DIVERGED.
         LuthierError: rows or files do not fit together; what the desk raised.
     """
     demand_determinism(device)
@@ -69,10 +80,12 @@ def computed(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.Tr
         if device.type != "cpu":
             # Triton's kernels are loaded on the device that is current.
             torch.cuda.set_device(device)
-        return _train(order, desk, device)
+        return _train(order, desk, device, collective or OneRank())
 
 
-def _train(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.TrainResult:
+def _train(
+    order: TrainOrder, desk: Desk, device: torch.device, collective: Collective
+) -> task_pb2.TrainResult:
     spec = order.task.train
     corpus, mixture, records = _rows(order, desk)
     batches = batch_settings(spec.job)
@@ -83,22 +96,28 @@ def _train(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.Trai
     desk.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
+    _check_ranks(desk, totals, collective.num_ranks)
     model = load_model(folder, device=device)
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
-    run = _identity(spec.job, corpus, settings, loss, model)
-    loaded = load_reward_models(desk, model)
-    begun = _begin(desk, model, run, corpus, loss)
+    run = _identity(spec.job, corpus, settings, loss, surroundings(model, collective.num_ranks))
+    # The first rank grades for all.
+    loaded = load_reward_models(desk, model) if collective.rank == 0 else []
+    weights = weights_of(desk, model, is_compared=is_compared(loss))
+    engine = Engine(weights, run.optimiser, model.device, collective)
+    begun = _begin(desk, engine, run, corpus, loss)
     if begun.changed:
         run = replace(run, bitwise=False)
         changed = ", ".join(begun.changed)
         text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         desk.log(text, "WARNING")
     used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
-    desk.run_record(run_record(spec, model, used, changed=begun.changed))
+    desk.run_record(run_record(spec, model, used, changed=begun.changed, num_ranks=collective.num_ranks))
     with ExitStack() as stack:
-        rollouts = None
-        if records is not None:
+        rollouts: Rollouts | None = None
+        if records is not None and collective.rank:
+            rollouts = RolloutsElsewhere(stop_tokens(order.renderings[0].rendering, model))
+        elif records is not None:
             longest = found.longest.num_tokens if found.longest else 0
             rendering = order.renderings[0].rendering
             graded = rollouts_of(desk, records, rendering, model, loaded, longest)
@@ -196,19 +215,17 @@ class _Begun:
 
 def _begin(
     desk: Desk,
-    model: PreTrainedModel,
+    engine: Engine,
     run: checkpoint.RunIdentity,
     corpus: Corpus,
     loss: Loss | None,
 ) -> _Begun:
     spec = desk.task.train
-    compared = is_compared(loss)
-    engine = Engine(weights_of(desk, model, is_compared=compared), run.optimiser, model.device)
     resumed = desk.scratch / "resume" if spec.checkpoint_files else None
     if resumed is not None:
         for file in spec.checkpoint_files:
             desk.fetch_into(resumed, file)
-    reference = give_reference(desk, engine, corpus, resumed) if compared else None
+    reference = give_reference(desk, engine, corpus, resumed) if is_compared(loss) else None
     extra = [] if reference is None else [reference]
     if resumed is None:
         return _Begun(engine=engine, course=Course(), changed=[], extra=extra)
@@ -245,6 +262,25 @@ def _checked(desk: Desk, found: Survey, batches: BatchSettings, config: Mapping[
     return found.totals
 
 
+def _check_ranks(desk: Desk, totals: PlanTotals, num_ranks: int) -> None:
+    """Check that there is work for a job's least ranks, and say how often some of the run's have none.
+
+    Raises:
+        FailedPrecondition: TOO_MANY_RANKS.
+    """
+    job = desk.task.train.job
+    # What reinforcement learns from in a step is known only once it is drawn.
+    if job.HasField("reinforcement"):
+        return
+    require_ranks(totals, ranks_of(job)[0])
+    idle = steps_with_idle_ranks(totals, num_ranks)
+    if num_ranks > 1 and idle:
+        text = (
+            f"{idle} of {totals.num_steps} steps have fewer forward passes than the run's {num_ranks} ranks"
+        )
+        desk.log(f"{text}, some of which are idle then", "WARNING")
+
+
 def _base_model_folder(desk: Desk) -> Path:
     files = desk.task.train.base_model_files
     folder = desk.scratch / "base"
@@ -274,7 +310,7 @@ def _identity(
     corpus: Corpus,
     settings: Settings,
     loss: Loss | None,
-    model: PreTrainedModel,
+    around: Mapping[str, str],
 ) -> checkpoint.RunIdentity:
     chosen = job.hyperparameters
     return checkpoint.RunIdentity(
@@ -283,7 +319,7 @@ def _identity(
         ),
         settings=settings_record(settings, loss),
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
-        surroundings=surroundings(model),
+        surroundings=around,
     )
 
 

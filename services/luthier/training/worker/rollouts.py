@@ -281,6 +281,31 @@ class JobRollouts:
         return message
 
 
+class RolloutsElsewhere:
+    """Those of a rank that is not the first, which grades and keeps for all."""
+
+    def __init__(self, stop_token_ids: frozenset[int]) -> None:
+        self.stop_token_ids = stop_token_ids
+
+    def kept(self, step: int) -> Sequence[Rollout]:
+        """Is asked of the first rank."""
+        raise AssertionError(f"the first rank knows what was kept of step {step}")
+
+    def graded(self, rollouts: Sequence[Rollout], split: Split, most_errors: int) -> list[Reward]:
+        """Is asked of the first rank."""
+        del most_errors
+        raise AssertionError(f"the first rank grades {len(rollouts)} answers of {split}")
+
+    def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Is asked of the first rank."""
+        raise AssertionError(f"the first rank keeps the {len(rollouts)} answers of step {step}")
+
+
+def stop_tokens(rendering: rendering_pb2.Rendering, model: PreTrainedModel) -> frozenset[int]:
+    """Return what ends an answer: what ends those of a rendering's records, and what ends one by the model itself."""
+    return frozenset(rendering.stop_token_ids) | frozenset(eos_token_ids(model))
+
+
 @contextmanager
 def rollouts_of(
     desk: Desk,
@@ -298,7 +323,7 @@ def rollouts_of(
     Raises:
         FailedPrecondition: SEQUENCE_TOO_LONG, a reward model cannot value the longest.
     """
-    stops = frozenset(rendering.stop_token_ids) | frozenset(eos_token_ids(model))
+    stops = stop_tokens(rendering, model)
     with asking_texts(desk.scratch / "base", desk.check) as ask:
         judges = judges_of(loaded, ask, stops, desk.task.train.job.hyperparameters.micro_batch_tokens)
         for judge in judges:

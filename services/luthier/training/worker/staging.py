@@ -48,6 +48,8 @@ class Staging:
         """Return the files of the last checkpoint, that before this attempt included, once the service has them."""
         if self._folder is not None:
             self._files = self._desk.checkpoint_stored()
-            shutil.rmtree(self._folder)
+            # Of several ranks the first one alone has written.
+            if self._folder.exists():
+                shutil.rmtree(self._folder)
             self._folder = None
         return self._files

@@ -28,9 +28,14 @@ def kernel_choices(model: PreTrainedModel) -> dict[str, str]:
     return {**by_table, "attention": attention_of(model)}
 
 
-def surroundings(model: PreTrainedModel) -> dict[str, str]:
-    """Return all that the bits of a run's results depend on besides its settings and data."""
+def surroundings(model: PreTrainedModel, num_ranks: int = 1) -> dict[str, str]:
+    """Return all that the bits of a run's results depend on besides its settings and data.
+
+    One rank is not named: checkpoints of before there were several do not name it.
+    """
+    ranks = {"num_ranks": str(num_ranks)} if num_ranks > 1 else {}
     return {
+        **ranks,
         "code_version": importlib.metadata.version("luthier"),
         "device": _device(model),
         "torch_version": torch.__version__,
@@ -49,10 +54,12 @@ def run_record(
     used: Sequence[fine_tuning_job_pb2.RenderingUse] = (),
     *,
     changed: Sequence[str] = (),
+    num_ranks: int = 1,
 ) -> fine_tuning_job_pb2.RunRecord:
     """Return the record of a run of this model that begins now.
 
-    `used` is what its steps take of each rendering of a mixture, `changed` what is not as it was when the run began.
+    `used` is what its steps take of each rendering of a mixture, `changed` what is not as it was when the run began;
+    threads are those of each rank.
     """
     around = surroundings(model)
     reason = _changed(changed) if changed else best_effort_reason(model)
@@ -71,6 +78,7 @@ def run_record(
         determinism=determinism,
         best_effort_reason=reason,
         renderings=used,
+        num_ranks=num_ranks,
     )
 
 

@@ -10,31 +10,16 @@ import grpc
 from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
 from luthier.training.recipe_settings import rendering_names
-from luthier.training.worker.order import Desk, RenderingRows, TrainOrder, out_of_memory
+from luthier.training.worker.order import RenderingRows, TrainOrder, out_of_memory
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.renderings import store_rows
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
-from luthier.work.children import Children
 from luthier.work.context import TaskContext
 from luthier.work.rewards import RewardAddresses, RewardError, scored
 from luthier.worker.v1 import task_pb2
 
 Compute = Callable[[TrainOrder, "TaskDesk", TaskContext], task_pb2.TrainResult]
 """Trains what an order says, at a desk, for as long as a task's context wants it."""
-_CALLS = (
-    "progress",
-    "metrics",
-    "log",
-    "run_record",
-    "fetch",
-    "fetch_into",
-    "begin_checkpoint",
-    "checkpoint_stored",
-    "commit_rollouts",
-    "scored",
-)
-_NEARLY_SECONDS = 20.0
-"""So long before its end a training lets the process of the next one prepare: about as long as that takes, twice."""
 
 
 class Trainer:
@@ -54,7 +39,7 @@ class Trainer:
             TaskCancelled: asked to stop; the last checkpoint stays.
             FailedPrecondition: LOSS_NOT_FINITE.
             ResourceExhausted: OUT_OF_MEMORY.
-            Unavailable: CRASHED or STALLED, the process that trained.
+            Unavailable: CRASHED, STALLED or RANK_LOST, the processes that trained; TOO_FEW_RANKS.
             LuthierError: rows or files could not be read, or do not fit together.
         """
         job = context.task.train.job
@@ -84,31 +69,6 @@ class Trainer:
             )
             for place, (name, digest) in enumerate(zip(rendering_names(spec.job), digests, strict=True))
         )
-
-
-class InChild:
-    """Trains in a process of its own, one of `children`."""
-
-    def __init__(self, children: Children) -> None:
-        self._children = children
-
-    def __call__(self, order: TrainOrder, desk: TaskDesk, context: TaskContext) -> task_pb2.TrainResult:
-        """Return what the process made. Raises what `Children.run` does."""
-        calls = {**{name: getattr(desk, name) for name in _CALLS}, "progress": self._warming(desk)}
-        result: task_pb2.TrainResult = self._children.run(order, calls, context, "metrics")
-        return result
-
-    def _warming(self, desk: Desk) -> Callable[..., None]:
-        """Return what reports progress, and lets the next process prepare when a training is nearly done."""
-
-        def progress(
-            phase: str, completed: int, total: int, unit: str, *, remaining_seconds: float, step: int
-        ) -> None:
-            desk.progress(phase, completed, total, unit, remaining_seconds=remaining_seconds, step=step)
-            if step and remaining_seconds < _NEARLY_SECONDS:
-                self._children.warm()
-
-        return progress
 
 
 class TaskDesk:

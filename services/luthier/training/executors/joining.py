@@ -1,0 +1,131 @@
+"""A rank as it is inside: it finds the others, and speaks for all where it is the first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from luthier.grading.outcomes import GradingError
+from luthier.runtime.config import put
+from luthier.training.executors.pulse import Pulse
+from luthier.training.executors.ranks import RankOrder
+from luthier.training.recipes.collective import Collective
+from luthier.training.recipes.process_group import Replicas
+from luthier.training.worker.order import Desk
+from luthier.v1 import fine_tuning_job_pb2, grader_pb2
+from luthier.work.events import Severity
+from luthier.worker.v1 import task_pb2
+
+_WAIT = timedelta(days=30)
+"""The first rank may wait for its service for as long as that is away: who waits too long is the driver's to say."""
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def joined(order: RankOrder, device: torch.device) -> Iterator[tuple[Collective, torch.device]]:
+    """Give the ranks of a training, and this one's device, for the length of a block.
+
+    The environment is what torchrun sets, for libraries that look there. Ranks find one another by a file and speak
+    over the loopback interface alone.
+    """
+    put(
+        {
+            "RANK": str(order.rank),
+            "LOCAL_RANK": str(order.rank),
+            "WORLD_SIZE": str(order.num_ranks),
+            "LOCAL_WORLD_SIZE": str(order.num_ranks),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+    )
+    torch.set_num_threads(order.num_threads)
+    if device.type == "cuda":
+        device = torch.device("cuda", order.rank)
+        torch.cuda.set_device(device)
+    pulse = Pulse(order.pulse)
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.FileStore(str(order.meeting / "store"), order.num_ranks),
+            rank=order.rank,
+            world_size=order.num_ranks,
+            timeout=_WAIT,
+        )
+        yield Replicas(device, pulse), device
+        dist.destroy_process_group()
+    finally:
+        pulse.close()
+
+
+class RankDesk:
+    """The desk of one rank: the first tells, stores and asks for all, the others fetch and work."""
+
+    def __init__(self, desk: Desk, collective: Collective) -> None:
+        self.task = desk.task
+        self.scratch = desk.scratch
+        self.check = desk.check
+        self.fetch = desk.fetch
+        self.fetch_into = desk.fetch_into
+        self._desk = desk
+        self._collective = collective
+
+    def progress(
+        self,
+        phase: str,
+        completed: int,
+        total: int,
+        unit: str,
+        *,
+        remaining_seconds: float = 0.0,
+        step: int = 0,
+    ) -> None:
+        """Report progress, which is that of all ranks."""
+        if self._is_first:
+            self._desk.progress(phase, completed, total, unit, remaining_seconds=remaining_seconds, step=step)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Report values measured at `step`, which all ranks have."""
+        if self._is_first:
+            self._desk.metrics(step, values)
+
+    def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
+        """Report a line for people; other ranks than the first write what they would say into the worker's log."""
+        if self._is_first:
+            self._desk.log(text, severity, step)
+        else:
+            _logger.log(logging.getLevelName(severity), text, extra={"rank": self._collective.rank})
+
+    def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
+        """Report what exactly runs."""
+        if self._is_first:
+            self._desk.run_record(record)
+
+    def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
+        """Begin to make the first rank's files the checkpoint to resume from."""
+        if self._is_first:
+            self._desk.begin_checkpoint(step, paths, metrics)
+
+    def checkpoint_stored(self) -> list[task_pb2.BlobFile]:
+        """Return the files of the checkpoint that was begun; all ranks wait until it is the one to resume from."""
+        return self._collective.of_first(self._desk.checkpoint_stored)
+
+    def commit_rollouts(self, step: int, path: Path) -> None:
+        """Keep what a step drew from its model: the first rank's call."""
+        assert self._is_first, "the first rank keeps for all"
+        self._desk.commit_rollouts(step, path)
+
+    def scored(
+        self, grader: grader_pb2.RemoteGrader, samples: Sequence[grader_pb2.Sample], most_errors: int
+    ) -> list[float | GradingError]:
+        """Return what a reward service says of each sample: the first rank's call."""
+        assert self._is_first, "the first rank grades for all"
+        return self._desk.scored(grader, samples, most_errors)
+
+    @property
+    def _is_first(self) -> bool:
+        return self._collective.rank == 0

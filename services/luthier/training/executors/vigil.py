@@ -1,0 +1,129 @@
+"""Whether the ranks of a training go on together: who hangs, and whether they reach one another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.errors import Reason, Unavailable
+from luthier.training.executors.pulse import Shown, shown
+
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How long ranks may go without a sign.
+
+    Attributes:
+        still_seconds: one neither beats nor computes: it is stopped, or the kernel holds it.
+        apart_seconds: all have come to an exchange, and one does not come to its end.
+        bytes_per_second: what that takes longer for the bytes that are exchanged: the slowest that is no fault.
+        begin_seconds: one has not begun, though another has.
+    """
+
+    still_seconds: float = 5.0
+    apart_seconds: float = 5.0
+    bytes_per_second: float = 20e6
+    begin_seconds: float = 600.0
+
+
+class Vigil:
+    """Looks at all ranks of one training, for any thread.
+
+    Looks are counted, not only timed: a driver that was itself stopped for a while has seen nothing meanwhile.
+
+    Args:
+        paths: where each rank shows its pulse, by rank.
+        bounds: what they may do.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], bounds: Bounds | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._paths = paths
+        self._bounds = bounds or Bounds()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._looked_at = -_LOOK_SECONDS
+        self._signs: list[tuple[object, ...]] = [() for _ in paths]
+        self._still = [_Since() for _ in paths]
+        self._met: tuple[object, ...] = ()
+        self._apart = _Since()
+        self._missing = _Since()
+
+    def look(self, gone: Sequence[int] = ()) -> None:
+        """Look, unless that was a moment ago; ranks that are `gone`, their work done, need show nothing.
+
+        Raises:
+            Unavailable: RANK_LOST; the message names the ranks and how that shows.
+        """
+        with self._lock:
+            now = self._clock()
+            if now - self._looked_at < _LOOK_SECONDS:
+                return
+            self._looked_at = now
+            found = {rank: shown(path) for rank, path in enumerate(self._paths) if rank not in gone}
+            begun = {rank: one for rank, one in found.items() if one is not None}
+            for rank, one in begun.items():
+                self._require_life(rank, one, now)
+            if begun and len(begun) < len(found):
+                if self._missing.seconds(now) > self._bounds.begin_seconds:
+                    raise self._lost(sorted(found.keys() - begun.keys()), "did not begin with the others")
+            elif len(begun) == len(self._paths):
+                self._require_reach(begun, now)
+
+    def _require_life(self, rank: int, one: Shown, now: float) -> None:
+        signs = (one.beats, one.entered, one.left, _cpu(one.pid))
+        if signs != self._signs[rank]:
+            self._signs[rank] = signs
+            self._still[rank] = _Since()
+        if self._still[rank].seconds(now) > self._bounds.still_seconds:
+            raise self._lost([rank], f"hangs, with no sign of life for {self._bounds.still_seconds:g} s")
+
+    def _require_reach(self, begun: dict[int, Shown], now: float) -> None:
+        """Check that what all have come to is ended by all; one that has not come yet may compute for long."""
+        exchange = min(one.entered for one in begun.values())
+        inside = [rank for rank, one in begun.items() if one.left < exchange]
+        if (exchange, *inside) != self._met:
+            self._met = (exchange, *inside)
+            self._apart = _Since()
+        moved = max(one.num_bytes for one in begun.values()) / self._bounds.bytes_per_second
+        if inside and self._apart.seconds(now) > self._bounds.apart_seconds + moved:
+            raise self._lost(
+                inside, f"did not end exchange {exchange}, to which all came: they do not reach one another"
+            )
+
+    def _lost(self, ranks: Sequence[int], how: str) -> Unavailable:
+        named = ", ".join(map(str, ranks))
+        return Unavailable(
+            f"rank {named} of {len(self._paths)} {how}",
+            reason=Reason.RANK_LOST,
+            metadata={"rank": named.replace(" ", "")},
+        )
+
+
+class _Since:
+    """How long something has been so, as far as it was looked at."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._seconds = 0.0
+
+    def seconds(self, now: float) -> float:
+        """Count the time since the last look, of which a long one may be the driver's own stop."""
+        if self._last is not None:
+            self._seconds += min(now - self._last, 2 * _LOOK_SECONDS)
+        self._last = now
+        return self._seconds
+
+
+def _cpu(pid: int) -> tuple[str, ...]:
+    try:
+        return tuple(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+    except OSError:
+        return ()

@@ -1,0 +1,55 @@
+"""On how many ranks a job may be trained: what it may say, and what its steps have work for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luthier.errors import FieldViolation
+from luthier.runtime.field_limits import LimitTable, whole
+from luthier.training.recipe_settings import ranks_of
+from luthier.training.recipes.survey import Survey, require_ranks, steps_with_idle_ranks
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+
+MAX_RANKS = 4096
+
+LIMITS: LimitTable = {
+    "ranks.min_ranks": whole(1, MAX_RANKS),
+    "ranks.max_ranks": whole(1, MAX_RANKS),
+}
+
+
+def rank_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
+    """Yield what does not go together in the ranks of a new job, as it came."""
+    least, most = job.ranks.min_ranks or 1, job.ranks.max_ranks
+    if most and most < least:
+        yield FieldViolation(
+            field="fine_tuning_job.ranks.max_ranks",
+            description=f"must be at least min_ranks, {least}, got {most}",
+        )
+
+
+def fill_ranks(job: FineTuningJob) -> None:
+    """Fill in, in place, the ranks of a job that says something of them."""
+    if job.HasField("ranks"):
+        least, most = ranks_of(job)
+        job.ranks.min_ranks, job.ranks.max_ranks = least, most
+
+
+def require_work_for_ranks(job: FineTuningJob, found: Survey) -> None:
+    """Refuse a job whose least ranks have no work in any step. Raises FailedPrecondition, TOO_MANY_RANKS."""
+    # What reinforcement learns from in a step is known only once it is drawn.
+    if found.totals is not None and not job.HasField("reinforcement"):
+        require_ranks(found.totals, ranks_of(job)[0])
+
+
+def rank_warnings(job: FineTuningJob, found: Survey) -> Iterator[str]:
+    """Yield what to know of a job's most ranks before training."""
+    most = ranks_of(job)[1]
+    if found.totals is None or most == 1 or job.HasField("reinforcement"):
+        return
+    idle = steps_with_idle_ranks(found.totals, most)
+    if idle:
+        yield (
+            f"with {most} ranks {idle} of {found.totals.num_steps} steps leave some of them idle, as they have fewer "
+            "forward passes; a smaller micro_batch_tokens or a larger batch makes more"
+        )

@@ -1,0 +1,112 @@
+"""Ranks that each have all of the weights, in processes of their own that torch.distributed joins (gloo, NCCL, RCCL).
+
+There is no DDP around the model: gradients are summed once a step, in one flat tensor, so that a step of many passes
+sends as much as one of a single pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from luthier.errors import Reason, Unavailable
+
+T = TypeVar("T")
+_BYTES_OF_OBJECT = 1 << 20
+"""What is said of the size of an object, which is known only once it has come."""
+
+
+class Meetings(Protocol):
+    """Is told when a rank waits for the others, so that one who watches all can tell who does not come."""
+
+    def enter(self, num_bytes: int) -> None:
+        """Note that the rank waits for the others, to exchange so many bytes."""
+        ...
+
+    def leave(self) -> None:
+        """Note that it has what they exchanged."""
+        ...
+
+
+class Replicas:
+    """The ranks of the process group of this process: a `Collective`.
+
+    A call returns when it is done, on a GPU too. It waits for as long as another rank takes: who watches the ranks ends
+    them where one does not come. What differs between their processors ends at the sums, whose bits all ranks share.
+
+    Args:
+        device: where tensors are exchanged: what the process group's backend takes.
+        meetings: told of each exchange.
+    """
+
+    def __init__(self, device: torch.device, meetings: Meetings) -> None:
+        self.rank = dist.get_rank()
+        self.num_ranks = dist.get_world_size()
+        self._device = device
+        self._meetings = meetings
+
+    def sum_counts(self, values: Sequence[float]) -> list[float]:
+        """Return the sum of each number over the ranks, added in float64. Raises as `sum_gradients`."""
+        if not values:
+            return []
+        sums = torch.tensor(values, dtype=torch.float64, device=self._device)
+        with self._meeting(sums.nbytes):
+            dist.all_reduce(sums)
+        found: list[float] = sums.tolist()
+        return found
+
+    def sum_squares(self, square: float) -> float:
+        """Return the square itself: each rank has all gradients, summed already."""
+        return square
+
+    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Put the sum over the ranks into each tensor, float32, in place; takes the memory of a second copy meanwhile.
+
+        Raises:
+            Unavailable: RANK_LOST, a rank is gone.
+        """
+        assert all(one.dtype == torch.float32 for one in gradients), "sums are in float32"
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        with self._meeting(flat.nbytes):
+            dist.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def gathered(self, value: T) -> list[T]:
+        """Return what each rank gave, in their order: whatever can be pickled. Raises as `sum_gradients`."""
+        found: list[Any] = [None] * self.num_ranks
+        with self._meeting(_BYTES_OF_OBJECT):
+            dist.all_gather_object(found, value)
+        return found
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns on the first rank: whatever can be pickled. Raises as `sum_gradients`."""
+        found: list[Any] = [make() if self.rank == 0 else None]
+        with self._meeting(_BYTES_OF_OBJECT):
+            dist.broadcast_object_list(found, src=0, device=self._device)
+        value: T = found[0]
+        return value
+
+    @contextmanager
+    def _meeting(self, num_bytes: int) -> Iterator[None]:
+        self._meetings.enter(num_bytes)
+        try:
+            yield
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        except torch.OutOfMemoryError:
+            raise
+        # Every backend has errors of its own, and gloo the plain one.
+        except RuntimeError as error:
+            raise Unavailable(
+                f"rank {self.rank} of {self.num_ranks} does not reach the others: {str(error)[:300]}",
+                reason=Reason.RANK_LOST,
+                metadata={"rank": str(self.rank)},
+            ) from error
+        self._meetings.leave()

@@ -1,0 +1,98 @@
+"""What a worker may be told of ranks, and on how many of them a job is trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from luthier.daemon.__main__ import main
+from luthier.errors import InvalidArgument, Unavailable
+from luthier.training.executors.ranks import ranks_for, require_choice, require_devices
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "available", "taken"),
+    [(0, 0, 8, 1), (1, 4, 8, 4), (2, 0, 8, 2), (2, 8, 3, 3), (0, 3, 1, 1)],
+)
+def test_a_job_takes_as_many_ranks_as_there_are_up_to_its_most(
+    least: int, most: int, available: int, taken: int
+) -> None:
+    job = FineTuningJob(ranks=RankRange(min_ranks=least, max_ranks=most))
+    assert ranks_for(job, available) == taken
+    assert ranks_for(FineTuningJob(), available) == 1
+
+
+def test_too_few_ranks_are_another_workers_chance() -> None:
+    with pytest.raises(Unavailable, match=r"at least 4 ranks, this worker has 2: .*--ranks 4") as caught:
+        ranks_for(FineTuningJob(ranks=RankRange(min_ranks=4)), 2)
+    assert caught.value.reason == "TOO_FEW_RANKS"
+
+
+@pytest.mark.parametrize(
+    ("executor", "ranks", "words"),
+    [
+        ("slurm", 1, "must be inline or torchrun, got 'slurm'"),
+        ("torchrun", 0, "must be at least 1, got 0"),
+        ("inline", 2, "must be 1 with the executor inline, got 2: choose torchrun"),
+    ],
+)
+def test_a_choice_that_is_impossible_is_refused(executor: str, ranks: int, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        require_choice(executor, ranks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found", "name", "ranks"),
+    [("cpu", 2, "cpu", 2), ("cuda", 4, "auto", 4), ("cuda", 4, "cuda", 2), ("cuda", 4, "cuda:3", 1)],
+)
+def test_ranks_that_have_a_device_each_are_taken(kind: str, found: int, name: str, ranks: int) -> None:
+    require_devices(kind, found, name, ranks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found", "name", "ranks", "words"),
+    [
+        ("cpu", 2, "auto", 3, "at most the 2 processors that it may use, got 3"),
+        ("cuda", 4, "cuda", 5, "at most the 4 GPUs that it may use, got 5"),
+        ("cuda", 4, "cuda:3", 2, "must be auto or cuda with 2 ranks, .* got 'cuda:3'"),
+    ],
+)
+def test_each_rank_needs_a_device_of_its_own(
+    kind: str, found: int, name: str, ranks: int, words: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        require_devices(kind, found, name, ranks)
+
+
+def ended(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "LUTHIER_HOME": str(home), "LUTHIER_WORKER_DEVICE": "cpu"}
+    command = [sys.executable, "-m", "luthier.daemon", "worker", "training", *options]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--executor", "slurm"), "must be inline or torchrun, got 'slurm'"),
+        (("--executor", "torchrun", "--ranks", "4000"), "processors that it may use, got 4000"),
+    ],
+    ids=["executor", "ranks"],
+)
+def test_a_worker_of_an_impossible_choice_does_not_start(
+    tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    found = ended(tmp_path, *options)
+    assert found.returncode != 0
+    assert words in found.stderr
+
+
+def test_only_training_workers_have_ranks() -> None:
+    found = CliRunner().invoke(main, ["worker", "evaluation", "--ranks", "2"])
+    assert found.exit_code == 2
+    assert "--executor and --ranks are of training workers, not of evaluation workers" in found.output

@@ -1,0 +1,220 @@
+"""Who does not come: shown by pulses that are written here, and by ranks whose connections are cut for real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.training.recipes.crews import on_ranks
+
+from luthier.errors import Unavailable
+from luthier.training.executors.pulse import BEAT_SECONDS, Pulse, shown
+from luthier.training.executors.ranks import pulse_path
+from luthier.training.executors.vigil import Bounds, Vigil
+from luthier.training.recipes.collective import Collective
+from luthier.training.recipes.process_group import Replicas
+
+NOBODY = 2**22 + 5
+"""No process has this id: nothing is known of what it computes."""
+
+
+class Ranks:
+    """Pulses of made-up ranks, and a clock that goes on with every look."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.state = [[NOBODY, 0, 0, 0, 0] for _ in range(count)]
+        self.now = 0.0
+        paths = [pulse_path(folder, rank) for rank in range(count)]
+        self.vigil = Vigil(paths, Bounds(bytes_per_second=1e6), lambda: self.now)
+
+    def show(self) -> None:
+        for rank, values in enumerate(self.state):
+            data = b"".join(value.to_bytes(8, sys.byteorder) for value in values)
+            pulse_path(self.folder, rank).write_bytes(data)
+
+    def look(self, seconds: float, beating: tuple[int, ...], gone: tuple[int, ...] = ()) -> None:
+        """Let some beat for so long, and look all the while."""
+        for _ in range(round(seconds / BEAT_SECONDS)):
+            for rank in beating:
+                self.state[rank][1] += 1
+            self.show()
+            self.now += BEAT_SECONDS
+            self.vigil.look(gone)
+
+
+def lost(ranks: Ranks, seconds: float, beating: tuple[int, ...]) -> Unavailable:
+    with pytest.raises(Unavailable) as caught:
+        ranks.look(seconds, beating)
+    assert caught.value.reason == "RANK_LOST"
+    return caught.value
+
+
+def test_a_rank_that_neither_beats_nor_computes_is_named(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 3)
+    ranks.look(100.0, (0, 1, 2))
+    ranks.look(4.0, (0, 2))
+    ranks.look(100.0, (0, 1, 2))
+    error = lost(ranks, 8.0, (0, 2))
+    assert (error.metadata["rank"], error.message) == ("1", "rank 1 of 3 hangs, with no sign of life for 5 s")
+
+
+def test_one_that_waits_for_another_may_wait_for_long(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 2)
+    ranks.state[0][2:4] = [7, 6]
+    ranks.state[1][2:4] = [6, 6]
+    ranks.look(1000.0, (0, 1))
+
+
+@pytest.mark.parametrize(("num_bytes", "seconds"), [(0, 5.0), (10_000_000, 15.0)])
+def test_ranks_that_all_came_and_do_not_end_are_apart(tmp_path: Path, num_bytes: int, seconds: float) -> None:
+    ranks = Ranks(tmp_path, 2)
+    for state in ranks.state:
+        state[2:] = [7, 6, num_bytes]
+    ranks.look(seconds, (0, 1))
+    error = lost(ranks, 2.0, (0, 1))
+    assert error.metadata["rank"] == "0,1"
+    assert "did not end exchange 7, to which all came" in error.message
+
+
+def test_one_that_ended_an_exchange_has_left_the_other_in_it(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 2)
+    ranks.state[0][2:4] = [8, 7]
+    ranks.state[1][2:4] = [7, 6]
+    assert lost(ranks, 8.0, (0, 1)).metadata["rank"] == "1"
+
+
+def test_a_driver_that_was_stopped_itself_blames_nobody(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 2)
+    ranks.look(5.0, (0, 1))
+    ranks.now += 3600.0
+    ranks.vigil.look()
+    ranks.look(5.0, (0, 1))
+
+
+def test_a_rank_that_is_done_need_not_beat(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 2)
+    ranks.look(5.0, (0, 1))
+    ranks.look(100.0, (0,), gone=(1,))
+
+
+def test_a_rank_that_does_not_begin_is_named(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 1)
+    ranks.vigil = Vigil([pulse_path(tmp_path, 0), tmp_path / "never"], clock=lambda: ranks.now)
+    ranks.look(590.0, (0,))
+    assert lost(ranks, 20.0, (0,)).message == "rank 1 of 2 did not begin with the others"
+
+
+def test_a_pulse_shows_exchanges_and_beats_until_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "pulse"
+    assert shown(path) is None
+    pulse = Pulse(path)
+    pulse.enter(64)
+    found = shown(path)
+    assert found is not None
+    assert (found.pid, found.entered, found.left, found.num_bytes) == (os.getpid(), 1, 0, 64)
+    pulse.leave()
+    deadline = time.monotonic() + 20.0
+    while (found := shown(path)) is None or found.beats < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert found.left == 1
+    pulse.close()
+    found = shown(path)
+    time.sleep(2 * BEAT_SECONDS)
+    assert shown(path) == found
+
+
+BEATING = (
+    "import sys, time; from pathlib import Path; from luthier.training.executors.pulse import Pulse; "
+    + ("Pulse(Path(sys.argv[1])); time.sleep(600)")
+)
+
+
+@contextmanager
+def beating(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", BEATING, str(path)])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_that_is_stopped_is_lost_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "pulse"
+    vigil = Vigil([path])
+    with beating(path) as process:
+        while shown(path) is None:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="rank 0 of 1 hangs"):
+            _watch(vigil, 20.0)
+        assert time.monotonic() - began < 9.0
+
+
+def _watch(vigil: Vigil, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        vigil.look()
+        time.sleep(0.1)
+
+
+def _sockets() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                found.add(int(name))
+    return found
+
+
+def _cut(sockets: set[int]) -> None:
+    """Let what is sent go nowhere and nothing come: nobody is told, as when a cable is pulled."""
+    for number in sockets:
+        os.dup(number)  # or the other end would hear that this one is closed
+        nowhere, _kept = socket.socketpair()
+        nowhere.setblocking(False)
+        os.dup2(nowhere.detach(), number)
+        _kept.detach()
+
+
+def test_ranks_that_do_not_reach_one_another_are_lost_though_both_live(tmp_path: Path) -> None:
+    def work(collective: Collective) -> tuple[str, str]:
+        before = _sockets()
+        # A group of its own, whose connections are known by what was not there before.
+        group = dist.new_group([0, 1])
+        dist.all_reduce(torch.ones(1), group=group)
+        pulse = Pulse(pulse_path(tmp_path, collective.rank))
+        ranks = Replicas(torch.device("cpu"), pulse)
+        if collective.rank == 1:
+            _cut(_sockets() - before)
+        waiting = threading.Thread(target=_exchange, args=(ranks, group), daemon=True)
+        waiting.start()
+        vigil = Vigil([pulse_path(tmp_path, rank) for rank in (0, 1)], Bounds(apart_seconds=2.0))
+        try:
+            _watch(vigil, 30.0)
+        except Unavailable as error:
+            return error.reason or "", error.message
+        return "", "both think that they reach one another"
+
+    for reason, message in on_ranks(2, tmp_path / "ranks", work):
+        assert reason == "RANK_LOST"
+        assert "do not reach one another" in message
+
+
+def _exchange(ranks: Replicas, group: dist.ProcessGroup) -> None:
+    with ranks._meeting(0):
+        dist.all_reduce(torch.ones(1), group=group)

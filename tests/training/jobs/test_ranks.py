@@ -1,0 +1,53 @@
+"""What a job may say of ranks, and what its plan says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.v1.fine_tuning_job_pb2 import Hyperparameters, RankRange
+
+FIELD = "fine_tuning_job.ranks"
+CUT = {"hyperparameters": Hyperparameters(batch_tokens=40, micro_batch_tokens=10)}
+"""Steps of four passes of a row each."""
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "message"),
+    [
+        (-1, 0, f"{FIELD}.min_ranks: must be in 1..4096, got -1"),
+        (0, 4097, f"{FIELD}.max_ranks: must be in 1..4096, got 4097"),
+        (3, 2, f"{FIELD}.max_ranks: must be at least min_ranks, 3, got 2"),
+    ],
+)
+async def test_ranks_that_are_none_are_refused_by_their_field(
+    bench: Any, least: int, most: int, message: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.plan(ranks=RankRange(min_ranks=least, max_ranks=most))
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "filled"), [(0, 0, (1, 1)), (2, 0, (2, 2)), (0, 4, (1, 4)), (2, 3, (2, 3))]
+)
+async def test_a_resolved_job_says_both_ends(
+    bench: Any, least: int, most: int, filled: tuple[int, int]
+) -> None:
+    plan = await bench.plan(ranks=RankRange(min_ranks=least, max_ranks=most), **CUT)
+    assert (plan.resolved_job.ranks.min_ranks, plan.resolved_job.ranks.max_ranks) == filled
+    assert not (await bench.plan()).resolved_job.HasField("ranks"), "as yesterday"
+
+
+async def test_ranks_that_no_step_has_work_for_are_refused_and_idle_ones_warned_of(bench: Any) -> None:
+    four = await bench.plan(ranks=RankRange(min_ranks=4), **CUT)
+    assert four.num_steps == 5
+    assert not [text for text in four.warnings if "ranks" in text]
+    eight = await bench.plan(ranks=RankRange(max_ranks=8), **CUT)
+    assert [text for text in eight.warnings if "with 8 ranks 5 of 5 steps leave some of them idle" in text]
+    with pytest.raises(FailedPrecondition) as caught:
+        await bench.plan(ranks=RankRange(min_ranks=5), **CUT)
+    assert caught.value.reason == "TOO_MANY_RANKS"
+    assert "must be at most the 4 forward passes of the largest step, got 5" in caught.value.message
