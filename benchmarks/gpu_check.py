@@ -203,9 +203,15 @@ def make_tiny_model(folder: Path) -> Path:
     )
     tokenizer.train_from_iterator(["which colour has a thing"], trainer)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(
-        vocab_size=320, num_key_value_heads=2, max_position_embeddings=512, eos_token_id=2, **sizes
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=2,
     )
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[2])  # type: ignore[no-untyped-call]

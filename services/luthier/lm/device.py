@@ -60,7 +60,7 @@ def fault(device: torch.device) -> str:
 
 
 def _first(found: int) -> tuple[torch.device, list[str]]:
-    warnings = []
+    warnings: list[str] = []
     for number in range(found):
         device = torch.device("cuda", number)
         problem = fault(device)
