@@ -39,11 +39,11 @@ class DeviceSpy(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         torch.from_numpy = self._made_on_host  # type: ignore[assignment]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *words: Any) -> None:
-        super().__exit__(*words)
+        super().__exit__(*words)  # type: ignore[no-untyped-call]
         torch.from_numpy = self._from_numpy
 
     def __torch_function__(

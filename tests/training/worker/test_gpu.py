@@ -55,7 +55,7 @@ async def test_a_gpu_learns_what_a_processor_learns(site: Site, model_folder: Pa
     async with site.worker(compute=compute_on_gpu):
         here = await ended(site, "gpu", wanted)
     assert "sm_" in here.run_record.device or "gfx" in here.run_record.device
-    ours, theirs = (await site.metrics(job.name) for job in (here, there))
+    ours, theirs = await site.metrics(here.name), await site.metrics(there.name)
     assert len(ours) == len(theirs) == 2
     if name in DRAWS:
         assert ours[0]["sampler_trainer_gap"] < 0.05, "draws and updates are of the same weights"

@@ -113,7 +113,8 @@ def test_determinism_is_demanded_of_a_gpu_alone_and_fills_no_memory() -> None:
     try:
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
-        assert not torch.utils.deterministic.fill_uninitialized_memory
+        filling: Any = torch.utils.deterministic
+        assert filling.fill_uninitialized_memory is False
     finally:
         torch.use_deterministic_algorithms(mode=False)
 

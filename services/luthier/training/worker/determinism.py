@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.utils.deterministic
 from transformers import PreTrainedModel
@@ -21,7 +23,8 @@ def demand_determinism(device: torch.device) -> None:
         return
     torch.use_deterministic_algorithms(mode=True)
     # That fills memory which is about to be written, as a help to find reads of what was not.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
+    filling: Any = torch.utils.deterministic
+    filling.fill_uninitialized_memory = False
 
 
 def attention_of(model: PreTrainedModel) -> str:

@@ -1,0 +1,278 @@
+"""What a GPU has to show before anything is said of it: one command, at most 8 minutes, one file of JSON.
+
+`python benchmarks/gpu_check.py --model FOLDER_OR_GGUF` runs, each as a process of its own that may fail or hang alone:
+
+- `kernels`: the operators' tests and those of training on the device, `pytest -m gpu`;
+- `job`: 30 steps, a kill and a resume, an evaluation and an answer through real services (`gpu_check_job.py`);
+- `step`: a step of Llama 3.1 8B with LoRA against its peers (`gpu.py --only training_step`).
+
+`--only A,B` runs some, `--results FILE` writes another file; after each part it is written anew, so that it holds what
+was found whatever comes then. A part that no time is left for is named so. `--dry-run` goes the whole way on the
+processor, on a tiny model that it makes: the tests are only collected, steps are few, the peers' shapes small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "gpu_check.json"
+LIMIT_SECONDS = 470.0
+_LEAST_SECONDS = 10.0
+_TAIL = 3000
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is checked.
+
+    Attributes:
+        is_dry: whether on the processor, in small.
+        model: folder or GGUF of the model that the job tunes.
+        folder: for what is needed on the way.
+    """
+
+    is_dry: bool
+    model: Path
+    folder: Path
+
+    @property
+    def device(self) -> str:
+        """What is computed on."""
+        return "cpu" if self.is_dry else "cuda:0"
+
+    @property
+    def patience(self) -> float:
+        """How many times as long as on a device everything may take."""
+        return 4.0 if self.is_dry else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of the check: the command that it runs, what is read of its end, and how long it may take."""
+
+    name: str
+    limit_seconds: float
+    command: Callable[[Plan], list[str]]
+    read: Callable[[Plan, subprocess.CompletedProcess[str]], Found]
+
+
+def _kernels_command(plan: Plan) -> list[str]:
+    tests = ["tests/kernels", "tests/training/worker/test_gpu.py"]
+    how = ["--collect-only"] if plan.is_dry else [f"--junit-xml={plan.folder / 'kernels.xml'}"]
+    return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *how, *tests]
+
+
+def _read_kernels(plan: Plan, done: subprocess.CompletedProcess[str]) -> Found:
+    if plan.is_dry:
+        # 5: nothing was collected, as the kernels' own tests are marked for a GPU where there is one.
+        if done.returncode not in (0, 5):
+            raise ValueError(f"pytest ended with {done.returncode}")
+        return {"collected": sum("::" in line for line in done.stdout.splitlines())}
+    suite = next(iter(ElementTree.parse(plan.folder / "kernels.xml").getroot().iter("testsuite")))
+    counts = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    if not counts["tests"]:
+        raise ValueError("no test was run")
+    return {**counts, "failed": failed}
+
+
+def _job_command(plan: Plan) -> list[str]:
+    steps = 6 if plan.is_dry else 30
+    return [
+        *(sys.executable, str(HERE / "gpu_check_job.py"), "--device", plan.device),
+        *("--model", str(plan.model), "--home", str(plan.folder / "home"), "--steps", str(steps)),
+    ]
+
+
+def _read_last_line(_: Plan, done: subprocess.CompletedProcess[str]) -> Found:
+    if done.returncode:
+        raise ValueError(f"it ended with {done.returncode}")
+    found: Found = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _step_command(plan: Plan) -> list[str]:
+    models = "SmolLM2-135M" if plan.is_dry else "Llama-3.1-8B"
+    how = ["--dry-run"] if plan.is_dry else ["--results", str(plan.folder / "step.json"), "--repeats", "5"]
+    script = str(HERE / "gpu.py")
+    return [sys.executable, script, "--only", "training_step", "--models", models, *how]
+
+
+def _read_step(plan: Plan, done: subprocess.CompletedProcess[str]) -> Found:
+    found = _read_last_line(plan, done)
+    if not plan.is_dry:
+        found["rows"] = json.loads((plan.folder / "step.json").read_text())["rows"]
+    return found
+
+
+PARTS = (
+    Part(name="kernels", limit_seconds=130.0, command=_kernels_command, read=_read_kernels),
+    Part(name="job", limit_seconds=200.0, command=_job_command, read=_read_last_line),
+    Part(name="step", limit_seconds=160.0, command=_step_command, read=_read_step),
+)
+
+
+def run(part: Part, plan: Plan, seconds: float) -> Found:
+    """Return what a part found, or how it failed; it is ended, with all that it started, when its time is over."""
+    began = time.monotonic()
+    allowed = min(part.limit_seconds * plan.patience, seconds)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        part.command(plan),
+        cwd=HERE.parent,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=allowed)
+        status, why = "done", ""
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        stdout, stderr = process.communicate()
+        status, why = "failed", f"it took more than {allowed:.0f} s"
+    found: Found = {}
+    if status == "done":
+        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+        try:
+            found = part.read(plan, done)
+        except Exception as error:  # what a part says when it fails has no form of its own
+            status, why = "failed", f"{type(error).__name__}: {error}"
+    if why:
+        found |= {"why": why, "stdout": stdout[-_TAIL:], "stderr": stderr[-_TAIL:]}
+    return {"status": status, "seconds": round(time.monotonic() - began, 1), **found}
+
+
+def check(
+    plan: Plan, parts: Sequence[Part], keep: Callable[[Found], None], limit_seconds: float = LIMIT_SECONDS
+) -> Found:
+    """Run parts one after the other, as long as there is time; what is found so far is kept after each."""
+    deadline = time.monotonic() + limit_seconds
+    found: Found = {}
+    for part in parts:
+        left = deadline - time.monotonic()
+        if left < _LEAST_SECONDS:
+            found[part.name] = {"status": "no time left"}
+        else:
+            found[part.name] = run(part, plan, left)
+        print(f"{part.name}: {found[part.name]['status']}", file=sys.stderr, flush=True)
+        keep(found)
+    return found
+
+
+def surroundings() -> Found:
+    """Return the device and the versions that the figures are true for."""
+    import gpu
+
+    return gpu.surroundings()
+
+
+def make_tiny_model(folder: Path) -> Path:
+    """Make a random model of two layers with a tokenizer of bytes, in transformers' layout."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["which colour has a thing"], trainer)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[2])  # type: ignore[no-untyped-call]
+    fast.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Check training on this machine's GPU.", allow_abbrev=False)
+    names = [part.name for part in PARTS]
+    parser.add_argument("--model", type=Path, metavar="FOLDER_OR_GGUF", help="the model that the job tunes")
+    parser.add_argument("--only", default=",".join(names), metavar="A,B", help=f"some of {', '.join(names)}")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="the file to write")
+    parser.add_argument("--dry-run", action="store_true", help="on the processor, in small; writes no file")
+    arguments = parser.parse_args(argv)
+    chosen = arguments.only.split(",")
+    if unknown := [name for name in chosen if name not in names]:
+        parser.error(f"--only must be of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
+    arguments.parts = [part for part in PARTS if part.name in chosen]
+    if (
+        not arguments.dry_run
+        and "job" in chosen
+        and (arguments.model is None or not arguments.model.exists())
+    ):
+        parser.error(f"--model must be a folder or a GGUF file that is there, got {arguments.model}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, write what was found, print it in a line."""
+    arguments = parse(argv)
+    is_dry: bool = arguments.dry_run
+    if not is_dry:
+        import torch
+
+        if not torch.cuda.is_available():
+            print(
+                f"benchmarks/gpu_check.py needs a GPU that torch can use; torch {torch.__version__} sees none. "
+                "--dry-run goes the whole way without one.",
+                file=sys.stderr,
+            )
+            return 2
+    machine = surroundings()
+
+    def keep(found: Found) -> None:
+        if not is_dry:
+            text = json.dumps({"machine": machine, "parts": found}, indent=2)
+            arguments.results.write_text(text + "\n")
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_tiny_model(Path(folder) / "tiny") if is_dry else arguments.model
+        plan = Plan(is_dry=is_dry, model=model, folder=Path(folder))
+        found = check(plan, arguments.parts, keep, LIMIT_SECONDS * plan.patience)
+    print(json.dumps({"dry_run": is_dry, "machine": machine, "parts": found}))
+    return int(any(one["status"] != "done" for one in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
