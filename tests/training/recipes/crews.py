@@ -18,6 +18,7 @@ import torch.distributed as dist
 from tests.training.recipes import prompt_runs
 from tests.training.recipes.pairs import pairs, unpaired
 from tests.training.recipes.test_sft import corpus_of
+from torch._C._distributed_c10d import FileStore
 from transformers import PreTrainedModel
 
 from luthier.lm.lora import LoraSpec, insert_lora
@@ -97,7 +98,7 @@ def _be_rank(
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     try:
-        store = dist.FileStore(str(folder / "store"), num_ranks)
+        store = FileStore(str(folder / "store"), num_ranks)
         wait = timedelta(seconds=60)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=wait)
         sender.send((work(Replicas(CPU, NoMeetings())), ""))
@@ -121,7 +122,8 @@ class Made:
 
 def count_passes(engine: Engine) -> list[None]:
     """Return a list that grows with every pass that an engine learns from."""
-    accumulate, passes = engine.accumulate, []
+    accumulate = engine.accumulate
+    passes: list[None] = []
 
     def counted(*arguments: Any) -> dict[str, float]:
         passes.append(None)

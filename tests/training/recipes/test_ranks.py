@@ -167,8 +167,13 @@ def test_a_collective_sums_gathers_and_asks_the_first(tmp_path: Path) -> None:
     def work(collective: Collective) -> Any:
         parts = [torch.full((2, 3), float(collective.rank + 1)), torch.tensor([0.5])]
         collective.sum_gradients(parts)
-        asked: list[int] = []
-        answer = collective.of_first(lambda: asked.append(1) or "first")
+        asked: list[str] = []
+
+        def ask() -> str:
+            asked.append("")
+            return "first"
+
+        answer = collective.of_first(ask)
         return (
             [part.tolist() for part in parts],
             collective.sum_counts([1.0, float(collective.rank)]),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from luthier.grading.outcomes import GradingError
 from luthier.runtime.config import put
@@ -51,7 +52,7 @@ def joined(order: RankOrder, device: torch.device) -> Iterator[tuple[Collective,
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.FileStore(str(order.meeting / "store"), order.num_ranks),
+            store=FileStore(str(order.meeting / "store"), order.num_ranks),
             rank=order.rank,
             world_size=order.num_ranks,
             timeout=_WAIT,
