@@ -1,7 +1,7 @@
 """The process of one training or registration: `python -m luthier.training.worker.child`.
 
-`luthier.work.children` starts it. It has torch and the device; no connection, no credential and no setting. What it
-needs it asks of its driver.
+`luthier.work.nursery` starts the process that it is forked from. It has torch and the device; no connection, no
+credential and no setting. What it needs it asks of its driver.
 """
 
 from __future__ import annotations
@@ -23,30 +23,35 @@ from luthier.worker.v1 import task_pb2
 
 def main() -> None:
     """Do what the driver orders."""
-    serve(prepare)
+    serve(prepare, begin)
+
+
+def begin(setup: Setup) -> None:
+    """Import all that an order may need, and load a model for practice."""
+    configure(setup.log_level)
+    with uncollected():
+        import luthier.lm.register
+        import luthier.training.worker.computing  # noqa: F401
+        from luthier.lm.rehearsal import rehearse
+
+        rehearse()
 
 
 def prepare(setup: Setup) -> Work:
-    """Import all that an order may need and return what does it.
+    """Return what does an order on the device, which is opened here.
 
     Raises:
         InvalidArgument: the device is not there.
     """
-    configure(setup.log_level)
-    with uncollected():
-        import torch
+    import torch
 
-        from luthier.lm.device import choose_device
+    from luthier.lm.device import choose_device
+    from luthier.lm.register import register_source
+    from luthier.training.worker.computing import computed
 
-        # A device that is not there is refused before transformers is imported, which takes much longer.
-        device = choose_device(setup.device)
-        from luthier.lm.register import register_source
-        from luthier.lm.rehearsal import rehearse
-        from luthier.training.worker.computing import computed
-
-        if setup.num_threads:
-            torch.set_num_threads(setup.num_threads)
-        rehearse()
+    device = choose_device(setup.device)
+    if setup.num_threads:
+        torch.set_num_threads(setup.num_threads)
 
     def work(line: Line, order: TrainOrder | RegisterOrder) -> task_pb2.TrainResult | RegisteredFiles:
         try:

@@ -11,7 +11,7 @@ import grpc
 from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
 from luthier.training.recipe_settings import rendering_names
-from luthier.training.worker.order import Desk, RenderingRows, TrainOrder, out_of_memory
+from luthier.training.worker.order import RenderingRows, TrainOrder, out_of_memory
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.renderings import store_rows
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
@@ -33,8 +33,6 @@ _CALLS = (
     "commit_rollouts",
     "scored",
 )
-_NEARLY_SECONDS = 20.0
-"""So long before its end a training lets the process of the next one prepare: about as long as that takes, twice."""
 
 
 class Trainer:
@@ -91,21 +89,9 @@ class InChild:
 
     def __call__(self, order: TrainOrder, desk: TaskDesk, context: TaskContext) -> task_pb2.TrainResult:
         """Return what the process made. Raises what `Children.run` does."""
-        calls = {**{name: getattr(desk, name) for name in _CALLS}, "progress": self._warming(desk)}
+        calls = {name: getattr(desk, name) for name in _CALLS}
         result: task_pb2.TrainResult = self._children.run(order, calls, context, "metrics")
         return result
-
-    def _warming(self, desk: Desk) -> Callable[..., None]:
-        """Return what reports progress, and lets the next process prepare when a training is nearly done."""
-
-        def progress(
-            phase: str, completed: int, total: int, unit: str, *, remaining_seconds: float, step: int
-        ) -> None:
-            desk.progress(phase, completed, total, unit, remaining_seconds=remaining_seconds, step=step)
-            if step and remaining_seconds < _NEARLY_SECONDS:
-                self._children.warm()
-
-        return progress
 
 
 class TaskDesk:
