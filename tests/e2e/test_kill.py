@@ -16,6 +16,7 @@ from tests.e2e.conftest import WAIT, Shared, job
 from luthier.client import Client
 from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, MetricPoint
+from luthier.work.child import NURSERY_NAME
 
 pytestmark = pytest.mark.e2e
 STEPS, INTERVAL = 80, 20
@@ -106,6 +107,7 @@ def training_process(worker: int) -> int:
         with suppress(OSError):
             words = (path / "stat").read_text().rpartition(")")[2].split()
             trains = b"luthier.training.worker.child" in (path / "cmdline").read_bytes()
+            trains = trains and (path / "comm").read_text().strip() != NURSERY_NAME
             if int(words[1]) == worker and trains and words[0] != "Z":
                 found.append((int(words[19]), int(path.name)))
     return min(found)[1]

@@ -14,7 +14,14 @@ from luthier.errors import InvalidArgument, Unavailable
 from luthier.work.device import chosen_device
 from luthier.work.requirements import GIB
 
-FOUND = {"device": "cuda:1", "warnings": [], "kind": "CUDA", "name": "a GPU", "memory_bytes": 80 * GIB}
+FOUND = {
+    "device": "cuda:1",
+    "warnings": [],
+    "kind": "CUDA",
+    "name": "a GPU",
+    "memory_bytes": 80 * GIB,
+    "num_devices": 2,
+}
 
 
 class Probe:

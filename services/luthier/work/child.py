@@ -1,8 +1,8 @@
 """The inside of a child: a process that does one piece of work for a worker, its driver, and ends with it.
 
-A module that runs as a child calls `serve` from its `main`; `luthier.work.children` starts it. The two speak over a
-socket of their own, since libraries print to standard output: the driver says how to prepare and what to do, the child
-tells how it goes on, asks for what only the driver can do, and answers. Messages are pickles: both ends are our code.
+A module that runs as a child calls `serve` from its `main`; `luthier.work.nursery` starts it. Driver and child speak
+over a socket of their own, since libraries print to standard output: the driver says what to do, the child tells how it
+goes on, asks for what only the driver can do, and answers. Messages are pickles: both ends are our code.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,12 +22,23 @@ from queue import SimpleQueue
 from typing import Any
 
 from luthier.errors import Internal, LuthierError
+from luthier.work.forking import forked, name_process
 from luthier.work.limited_child import end_with_parent
 
 DUMP_SIGNAL = signal.SIGUSR1
 """Makes a child write what each of its threads is at; it goes on."""
+NURSERY_NAME = "luthier-nursery"
+"""What the kernel calls the process that children are forked from; theirs is another."""
 ALIVE_SECONDS = 0.5
+_CHILD_NAME = "luthier-child"
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """There is a child, the process of a number. Its nursery says so, before the child says anything."""
+
+    pid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +77,12 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """What preparing or the work raised."""
+    """What beginning, preparing or the work raised."""
 
     error: Exception
 
 
-Message = Ready | Alive | Call | Done | Refused
+Message = Started | Ready | Alive | Call | Done | Refused
 
 
 class Line:
@@ -120,28 +132,80 @@ Work = Callable[[Line, Any], Any]
 """Does what an order says and returns the result."""
 
 
-def serve(prepare: Callable[[Any], Work]) -> None:
-    """Prepare, wait for the order, do it, answer. Usage of the process: MODULE DESCRIPTOR PARENT_PID STACKS.
+def serve(prepare: Callable[[Any], Work], begin: Callable[[Any], None] = lambda _: None) -> None:
+    """Begin, once; then, in each child that is forked: prepare, wait for the order, do it, answer.
 
-    `prepare` is given the setup that all children of a kind share; it may take long, and opens no device. STACKS is a
-    file for what each thread is at, open for writing, when the child crashes or is asked for it.
+    The process that is started is the nursery, which forks a child whenever its driver asks for one and never returns
+    from here; the children do. Usage: MODULE DESCRIPTOR DRIVER_PID STACKS; STACKS is a file for what each thread is at,
+    open for writing, when the nursery crashes or is asked for it.
+
+    Args:
+        prepare: is given the setup that all children share and returns what does an order.
+        begin: is given it too, before: it imports and builds what children share. It starts no thread that stays and
+            opens no device, else no child is forked and the driver is told.
     """
-    descriptor, parent, stacks = (int(word) for word in sys.argv[1:4])
-    end_with_parent(parent)
+    descriptor, driver, stacks = (int(word) for word in sys.argv[1:4])
+    end_with_parent(driver)
+    name_process(NURSERY_NAME)
+    _dump_into(stacks)
+    with socket.socket(fileno=descriptor) as control:
+        control.set_inheritable(False)
+        setup = _setup(control)
+        request = forked(control, driver, _say, _error_of(begin, setup))
+    name_process(_CHILD_NAME)
+    _dump_into(request.stacks)
+    os.close(stacks)
+    _reseed()
+    line = Line(request.line)
+    line.send(_answer(prepare, setup, line))
+
+
+def _setup(control: socket.socket) -> Any:
+    with Connection(os.dup(control.fileno())) as driver:
+        try:
+            return driver.recv()
+        except EOFError:
+            raise SystemExit(0) from None
+
+
+def _say(line: Connection, outcome: int | Exception) -> None:
+    line.send(Started(pid=outcome) if isinstance(outcome, int) else Refused(error=outcome))
+
+
+def _dump_into(stacks: int) -> None:
     faulthandler.enable(file=stacks, all_threads=True)
     faulthandler.register(DUMP_SIGNAL, file=stacks, all_threads=True)
-    os.set_inheritable(descriptor, False)
-    line = Line(Connection(descriptor))
-    line.send(_answer(prepare, line))
 
 
-def _answer(prepare: Callable[[Any], Work], line: Line) -> Done | Refused:
+def _reseed() -> None:
+    """Give numpy's generator numbers of this process's own, as Python does with its own after a fork.
+
+    That of torch begins alike in every process, and is seeded by who uses it.
+    """
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
+
+
+def _error_of(begin: Callable[[Any], None], setup: Any) -> Exception | None:
     try:
-        work = prepare(line.next())
+        begin(setup)
+    except Exception as error:
+        return _named(error)
+    return None
+
+
+def _answer(prepare: Callable[[Any], Work], setup: Any, line: Line) -> Done | Refused:
+    try:
+        work = prepare(setup)
         line.send(Ready())
         return Done(value=work(line, line.next()))
-    except (LuthierError, MemoryError) as error:
-        return Refused(error=error)
-    except Exception as error:  # what nobody foresaw fails the work by name
-        _logger.exception("the work failed unexpectedly")
-        return Refused(error=Internal(f"{type(error).__name__}: {error}"))
+    except Exception as error:
+        return Refused(error=_named(error))
+
+
+def _named(error: Exception) -> Exception:
+    """Return what the driver is told of an error: what nobody foresaw fails the work by name."""
+    if isinstance(error, LuthierError | MemoryError):
+        return error
+    _logger.error("the work failed unexpectedly", exc_info=error)
+    return Internal(f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -16,6 +17,7 @@ from luthier.work.events import Severity
 
 _LOOK_SECONDS = 1.0
 _STEPS = 100
+_logger = logging.getLogger(__name__)
 
 
 class Overseer(Protocol):
@@ -32,6 +34,20 @@ class Overseer(Protocol):
     def log(self, text: str, severity: Severity = "INFO") -> None:
         """Report a line for people."""
         ...
+
+
+class Always:
+    """Wants a child for as long as it takes, and says in this process's log what it hears."""
+
+    def check(self) -> None:
+        """It is wanted."""
+
+    def heed(self) -> None:
+        """It is wanted."""
+
+    def log(self, text: str, severity: Severity = "INFO") -> None:
+        """Say it."""
+        _logger.log(logging.getLevelName(severity), text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

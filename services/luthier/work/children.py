@@ -1,61 +1,25 @@
 """Work in processes of their own: what crashes, hangs or takes all memory ends alone, and its memory goes with it.
 
 A worker is the driver: it has the lease, the connections and the cache, and computes nothing. A child does one piece
-of work and ends. One more, which has imported all that it needs and opened no device, may wait for the next: importing
-takes seconds.
+of work and ends. All of them are forked from one process that has imported what they need, since importing takes
+seconds; one more, which has prepared besides, may wait for the next piece of work.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import socket
-import struct
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from typing import Any, Self
 
-from luthier.errors import InvalidArgument, LuthierError, Reason, Unavailable
-from luthier.runtime import config
+from luthier.errors import InvalidArgument, Reason, Unavailable
 from luthier.work import child_ends
-from luthier.work.child import DUMP_SIGNAL, Answer, Call, Done, Message, Ready, Refused
-from luthier.work.child_ends import End, dumped
-from luthier.work.child_watch import Overseer, Patience, Stalled, Watch
-from luthier.work.events import Severity
-from luthier.work.limited import spawner
+from luthier.work.child_watch import Always, Overseer, Patience, Watch
+from luthier.work.nursery import Calls, Child, Nursery, Program
 
-_POLL_SECONDS = 0.1
-_END_SECONDS = 10.0
-_DUMP_SECONDS = 2.0
-_MOVE_SECONDS = 60
-"""A message that has begun is read and written within this, or its other end hangs."""
+__all__ = ["Calls", "Children", "Program"]
+
 _logger = logging.getLogger(__name__)
-
-Calls = Mapping[str, Callable[..., Any]]
-"""What a child may tell its driver and ask of it, by name."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
-    """What children run.
-
-    Attributes:
-        command: arguments of the interpreter; what it runs calls `child.serve`.
-        setup: what each is given to prepare with.
-        environment: set for it beside this process's own, before it imports anything.
-    """
-
-    command: Sequence[str]
-    setup: Any = None
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Children:
@@ -80,7 +44,8 @@ class Children:
         self._patience = patience or Patience()
         self._oom_kills = oom_kills
         self._lock = threading.Lock()
-        self._spare: _Child | None = None
+        self._nursery: Nursery | None = None
+        self._spare: Child | None = None
         self.num_running = 0
         self._closed = False
 
@@ -95,7 +60,7 @@ class Children:
         with self._lock:
             if not self._closed and (self._spare is None or not self._spare.is_alive):
                 self._drop_spare()
-                self._spare = self._start()
+                self._spare = self._tended().child()
 
     def require_ready(self) -> None:
         """Return once a child has prepared.
@@ -109,7 +74,7 @@ class Children:
         if spare is None:
             return
         try:
-            spare.require_ready(Watch(spare.pid, self._patience, _Nobody()))
+            spare.require_ready(self._patience, Always())
         except Exception:
             with self._lock:
                 self._drop_spare()
@@ -135,14 +100,14 @@ class Children:
         Raises:
             LuthierError: what the work raised, or what the overseer did.
             ResourceExhausted: OUT_OF_MEMORY, the kernel ended it.
-            Unavailable: CRASHED or STALLED.
+            Unavailable: CRASHED or STALLED; SHUTTING_DOWN, after `close`.
             MemoryError: there was not enough of it.
         """
         child = self._taken()
-        watch = Watch(child.pid, patience or self._patience, overseer, step)
+        allowed = patience or self._patience
         try:
-            _prepare(child, watch)
-            return child.run(order, calls, overseer, watch)
+            _prepare(child, self._patience, overseer)
+            return child.run(order, calls, overseer, Watch(child.pid, allowed, overseer, step))
         finally:
             child.end()
             self._released()
@@ -151,24 +116,41 @@ class Children:
         """Let no child wait any more. One that works goes on to its end."""
         with self._lock:
             self._closed = True
+            # First of all: from then on no child starts that is not known.
+            if self._nursery is not None:
+                self._nursery.end()
             self._drop_spare()
 
-    def _start(self) -> _Child:
-        return _Child(self._program, self._oom_kills)
+    def _tended(self) -> Nursery:
+        """Return the process that children are forked from; one that is gone is replaced. Under the lock."""
+        if self._closed:
+            raise Unavailable("no work begins any more", reason=Reason.SHUTTING_DOWN)
+        if self._nursery is not None and not self._nursery.is_alive:
+            process = self._nursery.process
+            _logger.warning(
+                "the process that others are forked from is gone, another begins",
+                extra={"pid": process.pid, "exit_code": process.code},
+            )
+            self._nursery.end()
+            self._nursery = None
+        if self._nursery is None:
+            self._nursery = Nursery(self._program, self._oom_kills)
+        return self._nursery
 
     def _drop_spare(self) -> None:
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.end()
 
-    def _taken(self) -> _Child:
+    def _taken(self) -> Child:
         with self._lock:
+            nursery = self._tended()
             child, self._spare = self._spare, None
             if child is not None and not child.is_alive:
                 _logger.warning("the process that waited for work is gone, another begins")
                 child.end()
                 child = None
-            child = child or self._start()
+            child = child or nursery.child()
             self.num_running += 1
         return child
 
@@ -180,140 +162,7 @@ class Children:
             self.warm()
 
 
-class _Gone(Exception):
-    """The other end of a line is closed."""
-
-
-class _Child:
-    """One process and the line to it."""
-
-    def __init__(self, program: Program, oom_kills: Callable[[], int]) -> None:
-        self._oom_kills = oom_kills
-        self._kills_before = oom_kills()
-        self._stacks = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        # A process is told of its parent's death by the end of the thread that started it: that thread must stay.
-        spawned = spawner().submit(_spawn, program, self._stacks.fileno())
-        self._process, self._connection = spawned.result()
-        self._is_ready = False
-        with suppress(_Gone):  # it shows where the child is waited for
-            self._send(program.setup)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def require_ready(self, watch: Watch) -> None:
-        """Return once it has prepared. Raises what it raised, or as `run`."""
-        if not self._is_ready:
-            with self._ends_named(_Nobody(), watch):
-                message = self._next(watch)
-            assert isinstance(message, Ready), f"a child says that it is ready, this one {message}"
-            self._is_ready = True
-
-    def run(self, order: Any, calls: Calls, overseer: Overseer, watch: Watch) -> Any:
-        """Return what it makes of the order. Raises as `Children.run`."""
-        with self._ends_named(overseer, watch):
-            self._send(order)
-            while not isinstance(message := self._next(watch), Done):
-                if isinstance(message, Call):
-                    self._serve(message, calls)
-                    watch.served()
-            return message.value
-
-    def end(self) -> None:
-        """End it and all that it started, whatever they do, and let go of it."""
-        self._connection.close()
-        # Also when it has ended by itself: its group lives on with what it started.
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        try:
-            self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            _logger.error("a killed process does not end: the kernel holds it", extra={"pid": self.pid})
-        self._stacks.close()
-
-    def _serve(self, call: Call, calls: Calls) -> None:
-        """Do what the child asks for. What that raises ends the child's work: it could do nothing about it."""
-        value = calls[call.name](*call.arguments, **call.named)
-        if call.wants_answer:
-            self._send(Answer(value=value))
-
-    def _next(self, watch: Watch) -> Message:
-        while not self._connection.poll(_POLL_SECONDS):
-            watch.look()
-        try:
-            message: Message = self._connection.recv()
-        except BlockingIOError as error:
-            raise Stalled(f"half of a message came, and no more for {_MOVE_SECONDS} s") from error
-        except (EOFError, OSError) as error:
-            raise _Gone from error
-        watch.heard(message)
-        if isinstance(message, Refused):
-            raise message.error
-        return message
-
-    def _send(self, message: Any) -> None:
-        try:
-            self._connection.send(message)
-        except BlockingIOError as error:
-            raise Stalled(f"it takes no message for {_MOVE_SECONDS} s") from error
-        except OSError as error:
-            raise _Gone from error
-
-    @contextmanager
-    def _ends_named(self, overseer: Overseer, watch: Watch) -> Iterator[None]:
-        """Raise why it is gone or hangs, having told the overseer where it was at if it says so."""
-        try:
-            yield
-        except _Gone as gone:
-            raise self._error_of_end(overseer, watch) from gone
-        except Stalled as stalled:
-            raise self._error_of_stall(overseer, str(stalled)) from stalled
-
-    def _error_of_end(self, overseer: Overseer, watch: Watch) -> LuthierError:
-        try:
-            code = self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            return Unavailable("the process that did the work closed its line", reason=Reason.CRASHED)
-        if stacks := dumped(self._stacks):
-            overseer.log(f"the process that did the work crashed:\n{stacks}", "WARNING")
-        kills = self._oom_kills() - self._kills_before
-        return End(code=code, oom_kills=kills, peak_bytes=watch.peak_bytes).error()
-
-    def _error_of_stall(self, overseer: Overseer, why: str) -> LuthierError:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, DUMP_SIGNAL)
-        deadline = time.monotonic() + _DUMP_SECONDS
-        stacks, before = "", None
-        while time.monotonic() < deadline and (not stacks or stacks != before):
-            time.sleep(_POLL_SECONDS)
-            before, stacks = stacks, dumped(self._stacks)
-        where = stacks or "it does not say where: it is stopped, or the kernel holds it"
-        overseer.log(f"the process that does the work hangs:\n{where}", "WARNING")
-        return Unavailable(
-            f"the process that did the work did not go on and was ended: {why}", reason=Reason.STALLED
-        )
-
-
-class _Nobody:
-    """Wants a child to prepare, for as long as that takes."""
-
-    def check(self) -> None:
-        """It is wanted."""
-
-    def heed(self) -> None:
-        """It is wanted."""
-
-    def log(self, text: str, severity: Severity = "INFO") -> None:
-        """Say it in the worker's log."""
-        _logger.log(logging.getLevelName(severity), text)
-
-
-def _prepare(child: _Child, watch: Watch) -> None:
+def _prepare(child: Child, patience: Patience, overseer: Overseer) -> None:
     """Wait until a child can take its order. When it cannot, the worker is at fault and not the work.
 
     Raises:
@@ -321,24 +170,8 @@ def _prepare(child: _Child, watch: Watch) -> None:
         LuthierError: the work is not wanted any more.
     """
     try:
-        child.require_ready(watch)
+        child.require_ready(patience, overseer)
     except InvalidArgument as error:
         raise Unavailable(
             f"the process that was to do the work could not begin: {error.message}", reason=Reason.CRASHED
         ) from error
-
-
-def _spawn(program: Program, stacks: int) -> tuple[subprocess.Popen[bytes], Connection]:
-    ours, theirs = socket.socketpair()
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _MOVE_SECONDS, 0))
-    with theirs:
-        words = [str(theirs.fileno()), str(os.getpid()), str(stacks)]
-        process = subprocess.Popen(
-            [sys.executable, *program.command, *words],
-            stdin=subprocess.DEVNULL,
-            env={**config.others(), **program.environment},
-            pass_fds=[theirs.fileno(), stacks],
-            process_group=0,
-        )
-    return process, Connection(ours.detach())

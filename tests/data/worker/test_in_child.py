@@ -19,6 +19,7 @@ from luthier.v1 import data_service_pb2
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.event_pb2 import AttemptChange
 from luthier.v1.rendering_pb2 import Rendering
+from luthier.work.child import NURSERY_NAME
 from luthier.work.children import Children
 
 MODULE = "luthier.data.worker.child"
@@ -43,6 +44,8 @@ def waiting() -> int:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "stat").read_text().rpartition(")")[2].split()
+            if (path / "comm").read_text().strip() == NURSERY_NAME:
+                continue  # it is forked from it
             if int(words[1]) == os.getpid() and MODULE.encode() in (path / "cmdline").read_bytes():
                 return int(path.name)
         except OSError:

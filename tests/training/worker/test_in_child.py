@@ -25,6 +25,7 @@ from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_service_pb2 import WatchModelRequest
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
+from luthier.work.child import NURSERY_NAME
 from luthier.work.child_watch import Patience
 from luthier.work.children import Children, Program
 
@@ -66,6 +67,8 @@ def pids() -> list[int]:
         try:
             words = (path / "stat").read_text().rpartition(")")[2].split()
             is_ours = int(words[1]) == os.getpid() and words[0] != "Z"
+            if (path / "comm").read_text().strip() == NURSERY_NAME:
+                continue  # they are forked from it
             if is_ours and MODULE.encode() in (path / "cmdline").read_bytes():
                 found.append((int(words[19]), int(path.name)))
         except OSError:

@@ -1,6 +1,6 @@
 """The process of one building or rendering: `python -m luthier.data.worker.child`.
 
-`luthier.work.children` starts it. It has no connection, no credential and no setting.
+`luthier.work.nursery` starts the process that it is forked from. It has no connection, no credential and no setting.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ from luthier.data.worker.order import BuildOrder, BuiltVersion
 from luthier.data.worker.version_rendering import RenderedVersion, RenderOrder
 from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full
-from luthier.work.child import Line, Work, serve
+from luthier.work.child import Line, serve
 from luthier.work.limited_child import Limits
 
 
 def main() -> None:
     """Do what the driver orders."""
-    serve(prepare)
-
-
-def prepare(log_level: str) -> Work:
-    """Return what does an order."""
-    configure(log_level)
-    return work
+    serve(lambda _: work, configure)
 
 
 def work(line: Line, order: BuildOrder | RenderOrder) -> BuiltVersion | RenderedVersion:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from luthier.training.executors.ranks import ranks_for
 from luthier.training.worker.order import TrainOrder
 from luthier.training.worker.train import TaskDesk
@@ -25,8 +23,6 @@ _CALLS = (
     "commit_rollouts",
     "scored",
 )
-_NEARLY_SECONDS = 20.0
-"""So long before its end a training lets the process of the next one prepare: about as long as that takes, twice."""
 
 
 class InChild:
@@ -43,22 +39,10 @@ class InChild:
             LuthierError: as `Children.run`.
         """
         ranks_for(order.task.train.job, 1)
-        calls = calls_of(desk, self._children)
-        result: task_pb2.TrainResult = self._children.run(order, calls, context, STEP)
+        result: task_pb2.TrainResult = self._children.run(order, calls_of(desk), context, STEP)
         return result
 
 
-def calls_of(desk: TaskDesk, children: Children) -> Calls:
-    """Return what a training may tell its driver and ask of it; the next process prepares when it is nearly done."""
-    return {**{name: getattr(desk, name) for name in _CALLS}, "progress": _warming(desk, children)}
-
-
-def _warming(desk: TaskDesk, children: Children) -> Callable[..., None]:
-    def progress(
-        phase: str, completed: int, total: int, unit: str, *, remaining_seconds: float, step: int
-    ) -> None:
-        desk.progress(phase, completed, total, unit, remaining_seconds=remaining_seconds, step=step)
-        if step and remaining_seconds < _NEARLY_SECONDS:
-            children.warm()
-
-    return progress
+def calls_of(desk: TaskDesk) -> Calls:
+    """Return what a training may tell its driver and ask of it."""
+    return {name: getattr(desk, name) for name in _CALLS}

@@ -112,7 +112,7 @@ class _Group:
 
     def result(self, desk: TaskDesk) -> task_pb2.TrainResult:
         """Run them to the end of the first one, or to the first failure. Raises as `Torchrun`."""
-        of_first = calls_of(desk, self._children)
+        of_first = calls_of(desk)
         of_all = {name: self._one_by_one(of_first[name]) for name in _OF_ALL}
         with ThreadPoolExecutor(self._num_ranks, "rank") as threads:
             runs = {

@@ -1,7 +1,7 @@
 """The process of one training or registration: `python -m luthier.training.worker.child`.
 
-`luthier.work.children` starts it. It has torch and the device; no connection, no credential and no setting. What it
-needs it asks of its driver.
+`luthier.work.nursery` starts the process that it is forked from. It has torch and the device; no connection, no
+credential and no setting. What it needs it asks of its driver.
 """
 
 from __future__ import annotations
@@ -24,24 +24,32 @@ from luthier.worker.v1 import task_pb2
 
 def main() -> None:
     """Do what the driver orders."""
-    serve(prepare)
+    serve(prepare, begin)
+
+
+def begin(setup: Setup) -> None:
+    """Import all that an order may need, and load a model for practice."""
+    configure(setup.log_level)
+    with uncollected():
+        import luthier.lm.register
+        import luthier.training.executors.joining
+        import luthier.training.worker.computing  # noqa: F401
+        from luthier.lm.rehearsal import rehearse
+
+        rehearse()
 
 
 def prepare(setup: Setup) -> Work:
-    """Import all that an order may need and return what does it. Opens no device: that is for the work to do."""
-    configure(setup.log_level)
-    with uncollected():
-        import torch
+    """Return what does an order on the device, which the work opens."""
+    import torch
 
-        from luthier.lm.register import register_source
-        from luthier.lm.rehearsal import rehearse
-        from luthier.training.executors.joining import RankDesk, joined
-        from luthier.training.worker.computing import computed
+    from luthier.lm.register import register_source
+    from luthier.training.executors.joining import RankDesk, joined
+    from luthier.training.worker.computing import computed
 
-        if setup.num_threads:
-            torch.set_num_threads(setup.num_threads)
-        rehearse()
-        device = torch.device(setup.device)
+    device = torch.device(setup.device)
+    if setup.num_threads:
+        torch.set_num_threads(setup.num_threads)
 
     def train(line: Line, order: TrainOrder | RankOrder) -> task_pb2.TrainResult:
         if isinstance(order, TrainOrder):
