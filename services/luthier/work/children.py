@@ -41,6 +41,9 @@ _logger = logging.getLogger(__name__)
 
 Calls = Mapping[str, Callable[..., Any]]
 """What a child may tell its driver and ask of it, by name."""
+Send = Callable[[Any], None]
+"""Sends a child a message. Where it cannot be sent, `Children.run` ends and says why."""
+Connected = Callable[[Send], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,14 @@ class Children:
                 self._drop_spare()
             raise
 
-    def run(self, order: Any, calls: Calls, overseer: Overseer, step: str = "") -> Any:
+    def run(
+        self,
+        order: Any,
+        calls: Calls,
+        overseer: Overseer,
+        step: str = "",
+        connected: Connected = lambda _: None,
+    ) -> Any:
         """Return what a child makes of an order; it ends with it, or as soon as the overseer wants it no more.
 
         Args:
@@ -123,6 +133,7 @@ class Children:
             calls: what it may tell us and ask of us meanwhile.
             overseer: asked often whether the work is still wanted; is told where a child that failed was at.
             step: which of them it makes after each of its steps, which should take alike long; empty: none.
+            connected: given, once it has its order, what sends it more, from any thread, while it is at it.
 
         Raises:
             LuthierError: what the work raised, or what the overseer did.
@@ -134,7 +145,7 @@ class Children:
         watch = Watch(child.pid, self._patience, overseer, step)
         try:
             _prepare(child, watch)
-            return child.run(order, calls, overseer, watch)
+            return child.run(order, calls, overseer, watch, connected)
         finally:
             child.end()
             self._released()
@@ -187,6 +198,8 @@ class _Child:
         spawned = spawner().submit(_spawn, program, self._stacks.fileno())
         self._process, self._connection = spawned.result()
         self._is_ready = False
+        self._sending = threading.Lock()
+        self._stuck: Stalled | None = None
         with suppress(_Gone):  # it shows where the child is waited for
             self._send(program.setup)
 
@@ -206,19 +219,28 @@ class _Child:
             assert isinstance(message, Ready), f"a child says that it is ready, this one {message}"
             self._is_ready = True
 
-    def run(self, order: Any, calls: Calls, overseer: Overseer, watch: Watch) -> Any:
+    def run(self, order: Any, calls: Calls, overseer: Overseer, watch: Watch, connected: Connected) -> Any:
         """Return what it makes of the order. Raises as `Children.run`."""
         with self._ends_named(overseer, watch):
             self._send(order)
+            connected(self.tell)
             while not isinstance(message := self._next(watch), Done):
                 if isinstance(message, Call):
                     self._serve(message, calls)
                     watch.served()
             return message.value
 
+    def tell(self, message: Any) -> None:
+        """Send a message, from any thread. Where that cannot be done, `run` ends."""
+        try:
+            self._send(message)
+        except _Gone:
+            pass  # it shows where the child is listened to
+        except Stalled as stalled:
+            self._stuck = stalled
+
     def end(self) -> None:
         """End it and all that it started, whatever they do, and let go of it."""
-        self._connection.close()
         # Also when it has ended by itself: its group lives on with what it started.
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -226,6 +248,8 @@ class _Child:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             _logger.error("a killed process does not end: the kernel holds it", extra={"pid": self.pid})
+        with self._sending:  # who sends at this moment fails now that nobody reads
+            self._connection.close()
         self._stacks.close()
 
     def _serve(self, call: Call, calls: Calls) -> None:
@@ -236,6 +260,8 @@ class _Child:
 
     def _next(self, watch: Watch) -> Message:
         while not self._connection.poll(_POLL_SECONDS):
+            if self._stuck is not None:
+                raise self._stuck
             watch.look()
         try:
             message: Message = self._connection.recv()
@@ -250,7 +276,8 @@ class _Child:
 
     def _send(self, message: Any) -> None:
         try:
-            self._connection.send(message)
+            with self._sending:
+                self._connection.send(message)
         except BlockingIOError as error:
             raise Stalled(f"it takes no message for {_MOVE_SECONDS} s") from error
         except OSError as error:
