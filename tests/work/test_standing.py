@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.work.test_children import PATIENCE, Wanting, runs, until
@@ -19,7 +20,8 @@ from luthier.work import standing as standing_module
 from luthier.work.child import Message
 from luthier.work.child_watch import Watch
 from luthier.work.children import Children, Program
-from luthier.work.standing import Standing
+from luthier.work.standing import Requests, Standing
+from luthier.work.standing_child import Part, Request, Stop
 
 # Does what it is asked, with nothing imported that takes long.
 CHILD = """
@@ -262,6 +264,29 @@ def test_a_child_that_does_not_let_go_is_ended_within_ten_seconds_and_says_where
     assert standing.requests.ended.reason == "STALLED"
     assert "it was told to stop what it was asked for, and did not for" in standing.requests.ended.message
     assert any("in ask" in line or "in answer_requests" in line for line in lines)
+
+
+def test_what_was_stopped_within_a_long_step_has_time_until_the_next_one_ends() -> None:
+    """Who came later waits for the steps that follow: the child works, and is not to be ended for who went."""
+    asked: list[Any] = []
+    requests = Requests(asked.append)
+    before, gone = requests.stream("before"), requests.stream("gone", (), Wanting(lambda: True).heed)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(next, before)
+        until(lambda: len(asked) == 1)
+        with pytest.raises(Cancelled):
+            next(gone)
+        assert [type(one) for one in asked] == [Request, Request, Stop]
+        assert requests.unheard_seconds() == 0.0, "somebody waits for what was asked before"
+        requests.step([Part(1, "done")])
+        assert waiting.result(10) == "done"
+    assert requests.unheard_seconds() == 0.0, "the step that it was at has ended"
+    requests.step([])
+    assert requests.unheard_seconds() == 0.0
+    requests.step([])
+    assert requests.unheard_seconds() > 0.0, "three have ended since, and it is still there"
+    requests.step([Part(2)])
+    assert requests.unheard_seconds() == 0.0
 
 
 def test_a_child_that_others_wait_for_is_not_ended_for_one_who_goes(

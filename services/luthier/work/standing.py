@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from luthier.errors import Failure, Internal, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.work.child_watch import Stalled
@@ -23,12 +23,21 @@ from luthier.work.standing_child import Part, Request, Stop
 
 STOP_SECONDS = 6.0
 """A child that nobody else waits for lets go of what was stopped within this, or is ended."""
+_STOP_STEPS = 2
+"""Pieces of work after which it has: the one that it was at, and one whose outcome says so."""
 _CHECK_SECONDS = 0.1
 _END_SECONDS = 20.0
 _logger = logging.getLogger(__name__)
 
 Log = Callable[[str, Severity], None]
 """Reports a line for people."""
+
+
+class _Stopped(NamedTuple):
+    """When a request was stopped, by the clock and by the steps made till then."""
+
+    at: float
+    num_steps: int
 
 
 class Requests:
@@ -47,7 +56,7 @@ class Requests:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._open: dict[int, SimpleQueue[Part]] = {}
-        self._stopped: dict[int, float] = {}
+        self._stopped: dict[int, _Stopped] = {}
         self.num_steps = 0
         self.ended: LuthierError | None = None
 
@@ -108,14 +117,17 @@ class Requests:
             self._stopped.clear()
 
     def unheard_seconds(self) -> float:
-        """Return for how long what was stopped has not been let go of, while nobody waits for what came before it."""
+        """Return for how long something that was stopped has not been let go of, where nothing excuses it.
+
+        That somebody waits for what was asked before does, and that the step it was at has come to its end since.
+        """
         with self._lock:
-            if not self._stopped:
-                return 0.0
-            number, since = next(iter(self._stopped.items()))
-            if any(one < number for one in self._open):
-                return 0.0
-            return time.monotonic() - since
+            found = (stopped.at for number, stopped in self._stopped.items() if self._is_due(number, stopped))
+            return max((time.monotonic() - at for at in found), default=0.0)
+
+    def _is_due(self, number: int, stopped: _Stopped) -> bool:
+        is_alone = not any(one < number for one in self._open)
+        return is_alone and not 0 < self.num_steps - stopped.num_steps <= _STOP_STEPS
 
     def _begin(self, name: str, arguments: Sequence[Any]) -> tuple[int, SimpleQueue[Part]]:
         asker: SimpleQueue[Part] = SimpleQueue()
@@ -130,7 +142,7 @@ class Requests:
     def _leave(self, number: int) -> None:
         with self._lock:
             if self._open.pop(number, None) is not None:
-                self._stopped[number] = time.monotonic()
+                self._stopped[number] = _Stopped(time.monotonic(), self.num_steps)
                 self._send(Stop(number=number))
 
 
