@@ -53,6 +53,7 @@ TOGETHER = {
     "tests/golden/test_deletion.py": "deletion",
     "tests/daemon/test_luthierd.py": "luthierd",
     "tests/evaluation/worker/test_asking.py": "asking",
+    "tests/evaluation/worker/test_in_child.py": "engines",
     "tests/training/worker/test_in_child.py": "children",
     "tests/training/executors/test_torchrun.py": "ranks",
 }

@@ -18,6 +18,7 @@ import grpc.aio
 import pyarrow
 import pytest
 import torch
+from tests.evaluation.here import NO_ROOM, Here
 from tests.evaluation.tiny_models import write_adapter, write_base
 from tests.work.keepers import HoldsOfAnyone
 
@@ -25,8 +26,10 @@ from luthier.errors import NotFound
 from luthier.evaluation.__main__ import build, settings_of
 from luthier.evaluation.config import Config
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
+from luthier.evaluation.worker.engine import Start
 from luthier.evaluation.worker.evaluate import Evaluator
 from luthier.evaluation.worker.models import Models
+from luthier.evaluation.worker.room import Room
 from luthier.runtime.auth import Authenticator, Kind
 from luthier.runtime.digests import files_digest
 from luthier.runtime.keys import read_or_create_keys
@@ -292,10 +295,10 @@ class Site:
         gc.collect()
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[None]:
-        """Run an evaluation worker for the length of a block."""
+    async def worker(self, start: Start = Here, room: Room = NO_ROOM) -> AsyncIterator[None]:
+        """Run an evaluation worker for the length of a block; in this process, with one base model at a time."""
         cache = BlobCache(self.home / "cache", 1 << 30)
-        held = Models(self.peers_address, cache, self.home / "laid-out")
+        held = Models(self.peers_address, cache, self.home / "laid-out", start, room)
         answers = ModelAnswers(held)
         taking = asyncio.Event()
 

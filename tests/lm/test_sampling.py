@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from luthier.errors import InvalidArgument, Reason
-from luthier.lm import generate
+from luthier.lm import draw
 from luthier.lm.decoding import plain_logits, scaled_logits
+from luthier.lm.draw import draw_rows, row_generator
 from luthier.lm.engine import Engine
-from luthier.lm.generate import FinishReason, GenerationRequest, draw_rows, row_generator
+from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.lora import LoraSpec, activate, adapter_parameters, insert_lora
 from luthier.lm.packed import WEIGHT, pack
 from luthier.lm.readouts import TokenLogprobs, read
@@ -209,14 +210,14 @@ def test_rows_are_drawn_some_at_a_time_as_they_are_all_at_once(monkeypatch: pyte
     logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(1))
     whole = draw_rows(logits, [row_generator(3, row) for row in range(7)])
     parts: list[int] = []
-    draw_part = generate._draw_part
+    draw_part = draw._draw_part
 
     def counted(some: torch.Tensor, randoms: Any) -> tuple[list[int], list[float]]:
         parts.append(len(some))
         return draw_part(some, randoms)
 
-    monkeypatch.setattr(generate, "_DRAWN_BYTES", 3 * 50 * generate._BYTES_OF_LOGIT)
-    monkeypatch.setattr(generate, "_draw_part", counted)
+    monkeypatch.setattr(draw, "_DRAWN_BYTES", 3 * 50 * draw._BYTES_OF_LOGIT)
+    monkeypatch.setattr(draw, "_draw_part", counted)
     assert draw_rows(logits, [row_generator(3, row) for row in range(7)]) == whole
     assert parts == [3, 3, 1]
 
@@ -260,7 +261,7 @@ def test_a_token_is_found_where_the_sum_of_probabilities_passes_a_share(width: i
     probabilities[:, 1] += 0.01
     shares = torch.rand(40, 1, generator=generator, dtype=torch.float64)
     shares[:2, 0] = torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64)
-    found = generate._tokens_at(probabilities, shares)
+    found = draw._tokens_at(probabilities, shares)
     reached = probabilities.double().cumsum(dim=1)
     wanted = torch.searchsorted(reached, shares * reached[:, -1:], right=True)
     assert (found[2:] == wanted[2:]).float().mean() > 0.97

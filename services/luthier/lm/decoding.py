@@ -16,17 +16,8 @@ from luthier.kernels.linear import wide_linear
 from luthier.lm.attention import LayerKeysValues, head_weight
 from luthier.lm.blocks import final_softcap
 from luthier.lm.cache import BatchCache
-from luthier.lm.generate import (
-    Decode,
-    FinishReason,
-    GenerationEvent,
-    GenerationRequest,
-    TextAssembler,
-    draw,
-    draw_rows,
-    output_not_finite,
-    row_generator,
-)
+from luthier.lm.draw import draw, draw_rows, output_not_finite, row_generator
+from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest, TextAssembler
 
 Prefix = Sequence[LayerKeysValues]
 Head = Callable[[PreTrainedModel, Tensor], Tensor]

@@ -4,7 +4,6 @@ Shape suffixes: T tokens, N positions that predict a chosen token, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,16 +14,9 @@ from luthier.kernels.linear_logprob import linear_logprob
 from luthier.lm.attention import head_weight, packed_forward
 from luthier.lm.blocks import final_softcap
 from luthier.lm.packed import WEIGHT, named_positions, pack
+from luthier.lm.score import SequenceScore
 
 _ROWS_PER_MATMUL = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceScore:
-    """Summed natural log-probability of a sequence's chosen tokens, and how many they are (0 gives 0.0)."""
-
-    logprob: float
-    num_tokens: int
 
 
 @torch.inference_mode()

@@ -52,6 +52,11 @@ class Alive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """The child has nothing to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """Something that the driver is told, or is to do and to answer where `wants_answer`."""
 
@@ -82,7 +87,7 @@ class Refused:
     error: Exception
 
 
-Message = Started | Ready | Alive | Call | Done | Refused
+Message = Started | Ready | Alive | Idle | Call | Done | Refused
 
 
 class Line:
@@ -99,6 +104,11 @@ class Line:
         """Say that the work goes on. Call it between units of work: it costs nothing when called often."""
         if time.monotonic() - self._said_at >= ALIVE_SECONDS:
             self.send(Alive())
+
+    def idle(self) -> None:
+        """Say that there is nothing to do. Call it often: it costs nothing."""
+        if time.monotonic() - self._said_at >= ALIVE_SECONDS:
+            self.send(Idle())
 
     def tell(self, name: str, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None) -> None:
         """Tell the driver something that it does not answer."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from luthier.work.child import Alive, Call, Message
+from luthier.work.child import Alive, Call, Idle, Message
 from luthier.work.child_ends import peak_bytes
 from luthier.work.events import Severity
 
@@ -98,6 +98,8 @@ class Watch:
         now = self._heard_at = self._computed_at = time.monotonic()
         if isinstance(message, Alive):
             self._overseer.check()
+        if isinstance(message, Idle) and self._step_at is not None:
+            self._step_at = now  # the next step begins no sooner
         if isinstance(message, Call) and message.name == self._step:
             if self._step_at is not None:
                 self._step_seconds.append(now - self._step_at)

@@ -15,9 +15,9 @@ from typing import Any, Self
 from luthier.errors import InvalidArgument, Reason, Unavailable
 from luthier.work import child_ends
 from luthier.work.child_watch import Always, Overseer, Patience, Watch
-from luthier.work.nursery import Calls, Child, Nursery, Program
+from luthier.work.nursery import Calls, Child, Connected, Nursery, Program, Send
 
-__all__ = ["Calls", "Children", "Program"]
+__all__ = ["Calls", "Children", "Connected", "Program", "Send"]
 
 _logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class Children:
         overseer: Overseer,
         step: str = "",
         patience: Patience | None = None,
+        connected: Connected = lambda _: None,
     ) -> Any:
         """Return what a child makes of an order; it ends with it, or as soon as the overseer wants it no more.
 
@@ -96,6 +97,7 @@ class Children:
             overseer: asked often whether the work is still wanted; is told where a child that failed was at.
             step: which of them it makes after each of its steps, which should take alike long; empty: none.
             patience: in place of that of all.
+            connected: given, once it has its order, what sends it more, from any thread, while it is at it.
 
         Raises:
             LuthierError: what the work raised, or what the overseer did.
@@ -107,7 +109,8 @@ class Children:
         allowed = patience or self._patience
         try:
             _prepare(child, self._patience, overseer)
-            return child.run(order, calls, overseer, Watch(child.pid, allowed, overseer, step))
+            watch = Watch(child.pid, allowed, overseer, step)
+            return child.run(order, calls, overseer, watch, connected)
         finally:
             child.end()
             self._released()

@@ -43,17 +43,30 @@ def fetch_model(
             digest.
         InvalidArgument: PATH_NOT_ALLOWED; a file's path leaves the folder.
     """
+    stub = model_service_pb2_grpc.ModelServiceStub(channel)
+    for file in list_model(channel, token, reference, check):
+        if file.tokenizer or not tokenizer_only:
+            download = _download(stub, token, reference.name, file, check)
+            cache.take(file.sha256, path_below(folder, file.path), download)
+    return folder
+
+
+def list_model(
+    channel: grpc.Channel, token: Token, reference: task_pb2.ModelReference, check: Check = lambda: None
+) -> list[model_pb2.ModelFile]:
+    """Return the files that a model was pinned with. `check` as in `fetch_model`.
+
+    Raises:
+        LuthierError: the service refused, or was away for too long (Unavailable).
+        DataLoss: the reference has no digest, or the name means another model by now.
+    """
     if not reference.digest:
         raise DataLoss(f"{reference.name} has no digest", reason=Reason.DATA_CORRUPTED)
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     files = list(_listed(stub, token, reference.name, check))
     found = files_digest({file.path: file.sha256 for file in files})
     require_pinned(reference.name, reference.digest, found)
-    for file in files:
-        if file.tokenizer or not tokenizer_only:
-            download = _download(stub, token, reference.name, file, check)
-            cache.take(file.sha256, path_below(folder, file.path), download)
-    return folder
+    return files
 
 
 def _listed(

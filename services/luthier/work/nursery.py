@@ -37,6 +37,9 @@ _MOVE_SECONDS = 60
 
 Calls = Mapping[str, Callable[..., Any]]
 """What a child may tell its driver and ask of it, by name."""
+Send = Callable[[Any], None]
+"""Sends a child a message. Where it cannot be sent, `Children.run` ends and says why."""
+Connected = Callable[[Send], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,7 @@ class Nursery:
 
 
 class Child:
-    """One process and the line to it. For one thread at a time."""
+    """One process and the line to it. For one thread at a time, but for what `run` says is for any."""
 
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
@@ -119,6 +122,8 @@ class Child:
         self._kills_before = nursery.oom_kills()
         self._stacks = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._is_ready = False
+        self._sending = threading.Lock()
+        self._stuck: Stalled | None = None
         ours, theirs = socket.socketpair()
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _MOVE_SECONDS, 0))
@@ -155,8 +160,10 @@ class Child:
         assert isinstance(message, Ready), f"a child says that it is ready, this one {message}"
         self._is_ready = True
 
-    def run(self, order: Any, calls: Calls, overseer: Overseer, watch: Watch) -> Any:
+    def run(self, order: Any, calls: Calls, overseer: Overseer, watch: Watch, connected: Connected) -> Any:
         """Return what it makes of an order once it is ready.
+
+        `connected` is given what sends it more, from any thread, as `Children.run` says.
 
         Raises:
             Exception: what the work raised.
@@ -166,6 +173,7 @@ class Child:
         """
         with self._ends_named(overseer, watch):
             self._send(order)
+            connected(self._tell)
             while not isinstance(message := self._next(watch), Done):
                 if isinstance(message, Call):
                     self._serve(message, calls)
@@ -175,10 +183,20 @@ class Child:
     def end(self) -> None:
         """End it and all that it started, whatever they do, and let go of it."""
         self._hear_of_start()
-        self._connection.close()
         if self._process is not None:
             self._process.end()
+        with self._sending:  # who sends at this moment fails now that nobody reads
+            self._connection.close()
         self._stacks.close()
+
+    def _tell(self, message: Any) -> None:
+        """Send a message. Where that cannot be done, `run` ends."""
+        try:
+            self._send(message)
+        except _Gone:
+            pass  # it shows where the child is listened to
+        except Stalled as stalled:
+            self._stuck = stalled
 
     @property
     def _leader(self) -> Process:
@@ -205,6 +223,8 @@ class Child:
 
     def _next(self, watch: Watch) -> Message:
         while not self._connection.poll(_POLL_SECONDS):
+            if self._stuck is not None:
+                raise self._stuck
             watch.look()
         try:
             message: Message = self._connection.recv()
@@ -222,7 +242,8 @@ class Child:
 
     def _send(self, message: Any) -> None:
         try:
-            self._connection.send(message)
+            with self._sending:
+                self._connection.send(message)
         except BlockingIOError as error:
             raise Stalled(f"it takes no message for {_MOVE_SECONDS} s") from error
         except OSError as error:

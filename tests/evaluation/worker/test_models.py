@@ -3,74 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import pytest
 from tests.evaluation.conftest import digest_of
-from tests.evaluation.tiny_models import write_adapter
+from tests.evaluation.here import Here
+from tests.evaluation.tiny_models import write_base
+from tests.evaluation.worker.conftest import Bench
 
 from luthier.errors import Cancelled, DataLoss, LuthierError, NotFound, Reason, ResourceExhausted
-from luthier.evaluation.worker.engine_thread import Check, EngineThread
-from luthier.evaluation.worker.models import MAX_ADAPTERS, MAX_WAITING, LoadedModel, Models
-from luthier.lm.adapter_files import load_adapter
-from luthier.lm.engine import Engine
-from luthier.lm.generate import GenerationRequest
-from luthier.lm.load import load_model
-from luthier.lm.lora import find_adapter
-from luthier.runtime.auth import TaskTokens
+from luthier.evaluation.worker.loaded_model import LoadedModel
+from luthier.evaluation.worker.models import MAX_WAITING, Models
+from luthier.evaluation.worker.room import Room
 from luthier.work.cache import BlobCache
-from luthier.work.retry import Token
 from luthier.worker.v1 import task_pb2
-
-
-class Bench:
-    """Models of a site, with a token for all of them."""
-
-    def __init__(self, site: Any) -> None:
-        self.site = site
-        self.folder = site.home / "laid-out"
-        site.models.folders = dict(site.models.folders)  # the session's own stay as they are
-        token = TaskTokens(site.keys.token_secret).mint("default", (site.PARENT,), 1, "t", 600)
-        self.token: Token = lambda: token
-        self._lock = threading.Lock()
-
-    def models(self) -> Models:
-        return Models(self.site.peers_address, BlobCache(self.site.home / "cache", 1 << 30), self.folder)
-
-    def reference(self, name: str, digest: str = "") -> task_pb2.ModelReference:
-        return task_pb2.ModelReference(
-            name=f"{self.site.PARENT}/models/{name}",
-            digest=digest or digest_of(self.site.models.folders[name]),
-        )
-
-    @contextmanager
-    def adapter(self, models: Models, loaded: LoadedModel, number: int) -> Iterator[str]:
-        """One of many adapters, which differ by a file that says their number."""
-        wanted = f"tuned-{number}"
-        with self._lock:
-            if wanted not in self.site.models.folders:
-                self.site.models.folders[wanted] = self._numbered(wanted)
-        with models.adapter(loaded, self.reference(wanted), self.token) as name:
-            assert name is not None
-            yield name
-
-    def _numbered(self, name: str) -> Path:
-        folder: Path = self.site.home / name
-        shutil.copytree(self.site.models.folders["tuned"], folder)
-        (folder / "number").write_text(name)
-        return folder
-
-
-@pytest.fixture
-def bench(site: Any) -> Bench:
-    return Bench(site)
 
 
 async def test_two_users_share_one_base_and_its_files_come_once(bench: Bench) -> None:
@@ -79,7 +29,7 @@ async def test_two_users_share_one_base_and_its_files_come_once(bench: Bench) ->
             with models.base(bench.reference("base"), bench.token) as first:
                 with models.base(bench.reference("base"), bench.token) as second:
                     assert first is second
-                assert first.thread.run(lambda: True), "the other user is still there"
+                assert first.engine.unfit([]) == [], "the other user is still there"
             downloads = bench.site.models.downloads
             with models.base(bench.reference("other"), bench.token):
                 pass
@@ -164,10 +114,10 @@ async def test_a_base_that_loads_does_not_silence_those_who_wait(
     loading, go_on = threading.Event(), threading.Event()
     load = Models._load
 
-    def slow(models: Models, reference: task_pb2.ModelReference, token: Token, check: Check) -> LoadedModel:
+    def slow(models: Models, *others: Any) -> Any:
         loading.set()
         go_on.wait(20)
-        return load(models, reference, token, check)
+        return load(models, *others)
 
     def stopped() -> None:
         raise Cancelled("nobody listens")
@@ -245,7 +195,8 @@ async def test_who_gives_up_fetching_a_base_or_an_adapter_is_let_go(bench: Bench
         return time.monotonic() - stop_at[0]
 
     def use() -> list[float]:
-        away = Models("127.0.0.1:1", BlobCache(bench.site.home / "cold", 1 << 30), bench.site.home / "away")
+        cold = BlobCache(bench.site.home / "cold", 1 << 30)
+        away = Models("127.0.0.1:1", cold, bench.site.home / "away", Here)
         with (
             closing(bench.models()) as models,
             models.base(bench.reference("base"), bench.token) as loaded,
@@ -300,91 +251,51 @@ async def test_what_an_earlier_process_laid_out_is_deleted(bench: Bench) -> None
         assert not left.exists()
 
 
-def used_once(bench: Bench, models: Models, loaded: LoadedModel, number: int) -> str:
-    with bench.adapter(models, loaded, number) as name:
-        return name
+async def test_bases_that_fit_stay_and_the_longest_unused_leave_for_one_more(bench: Bench) -> None:
+    """Two fit, whatever their sizes."""
+    room = Room(fits=lambda needed, held: 0 < held < 2 * needed, is_short=lambda: False)
+    folders = bench.site.models.folders
+    folders["third"] = bench.site.home / "third"
+    folders["third"].mkdir()
+    write_base(folders["third"], 7)
 
-
-async def test_adapters_beyond_the_limit_go_longest_unused_first_and_none_in_use(bench: Bench) -> None:
     def use() -> None:
-        with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token) as loaded:
-            with bench.adapter(models, loaded, 0) as held:
-                names = [used_once(bench, models, loaded, number) for number in range(1, MAX_ADAPTERS + 3)]
-                present = [name for name in names if has_adapter(loaded, name)]
-                assert present == names[-(MAX_ADAPTERS - 1) :]
-                assert has_adapter(loaded, held)
-            with bench.adapter(models, loaded, MAX_ADAPTERS + 3):
-                assert not has_adapter(loaded, names[-MAX_ADAPTERS + 1])
-                assert has_adapter(loaded, names[-1])
+        with closing(bench.models(room)) as models:
+
+            def used(name: str) -> LoadedModel:
+                with models.base(bench.reference(name), bench.token) as loaded:
+                    return loaded
+
+            base, other = used("base"), used("other")
+            assert used("base") is base
+            third = used("third")
+            assert used("base") is base
+            assert used("third") is third
+            assert used("other") is not other
+            with models.base(bench.reference("third"), bench.token) as held:
+                assert held is third
+                assert used("base") is not base, "in use is what stays, not what was used last"
+                assert used("third") is third
 
     await asyncio.to_thread(use)
 
 
-async def test_many_threads_may_want_one_adapter_at_once(bench: Bench) -> None:
-    barrier = threading.Barrier(8)
+async def test_where_memory_is_short_a_base_that_nobody_uses_leaves(bench: Bench) -> None:
+    short = [False]
+    room = Room(fits=lambda needed, held: True, is_short=lambda: short[0])
 
     def use() -> None:
-        with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token) as loaded:
-
-            def want(_: int) -> str:
-                barrier.wait(10)
-                with bench.adapter(models, loaded, 1) as name:
-                    assert has_adapter(loaded, name)
-                    return name
-
-            with ThreadPoolExecutor(8) as threads:
-                assert len(set(threads.map(want, range(8)))) == 1
-
-    await asyncio.to_thread(use)
-
-
-async def test_no_adapter_is_the_base_itself(bench: Bench) -> None:
-    def use() -> None:
-        with (
-            closing(bench.models()) as models,
-            models.base(bench.reference("base"), bench.token) as loaded,
-            models.adapter(loaded, None, bench.token) as name,
-        ):
-            assert name is None
-
-    await asyncio.to_thread(use)
-
-
-def has_adapter(loaded: LoadedModel, name: str) -> bool:
-    try:
-        loaded.thread.run(lambda: find_adapter(loaded.model, name))
-    except NotFound:
-        return False
-    return True
-
-
-def answered(thread: EngineThread, adapter: str | None) -> list[int]:
-    request = GenerationRequest(
-        request_id=str(adapter), prompts=((5, 9, 11),), max_new_tokens=12, adapter=adapter
-    )
-    return [token for event in thread.generate(request) for token in event.token_ids]
-
-
-async def test_an_adapter_with_an_embedding_of_its_own_is_asked_beside_others(bench: Bench) -> None:
-    def use() -> None:
-        folders = bench.site.models.folders
-        folders["whole"] = bench.site.home / "whole"
-        write_adapter(folders["base"], folders["whole"], 3, ("embed_tokens",))
-        wanted = []
-        for key in ("whole", "tuned", None):
-            model = load_model(folders["base"])
-            alone = EngineThread(Engine(model))
-            wanted.append(answered(alone, key and load_adapter(model, folders[key], "alone").name))
-            alone.stop()
-        assert len(set(map(tuple, wanted))) == 3
-        with (
-            closing(bench.models()) as models,
-            models.base(bench.reference("base"), bench.token) as loaded,
-            models.adapter(loaded, bench.reference("whole"), bench.token) as whole,
-            models.adapter(loaded, bench.reference("tuned"), bench.token) as tuned,
-            ThreadPoolExecutor(3) as threads,
-        ):
-            found = threads.map(lambda name: answered(loaded.thread, name), (whole, tuned, None))
-            assert list(found) == wanted
+        with closing(bench.models(room)) as models:
+            with models.base(bench.reference("base"), bench.token) as base:
+                with models.base(bench.reference("other"), bench.token) as other:
+                    models.relieve()
+                    assert (base.engine.ended, other.engine.ended) == (None, None), "there is enough"
+                short[0] = True
+                models.relieve()
+                assert other.engine.ended is not None
+                models.relieve()
+                assert base.engine.ended is None, "it is in use"
+            with models.base(bench.reference("other"), bench.token) as again:
+                assert again is not other
 
     await asyncio.to_thread(use)

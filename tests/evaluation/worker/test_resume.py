@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from luthier.evaluation.worker import arm
-from luthier.evaluation.worker.engine_thread import EngineThread
+from luthier.evaluation.worker.engine import EngineClient
 from luthier.lm.generate import GenerationRequest
 from luthier.v1 import evaluation_pb2, evaluation_service_pb2
 
@@ -29,9 +29,9 @@ WANTED: dict[str, Any] = {
 # The worker as it is, but with small batches that are committed at once: records enough to be killed among.
 WORKER = """
 import functools
-from luthier.evaluation.worker import __main__ as program, arm, evaluate
+from luthier.evaluation.worker import __main__ as program, arm
 arm.ROWS_A_BATCH = 3
-evaluate.Evaluator = functools.partial(evaluate.Evaluator, commit_seconds=0.0)
+program.Evaluator = functools.partial(program.Evaluator, commit_seconds=0.0)
 program.main()
 """
 
@@ -78,15 +78,15 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     """Note the evaluation's prompts that are asked for in a block, by arm and row."""
     asked: list[tuple[str, int]] = []
-    generate = EngineThread.generate
+    generate = EngineClient.generate
 
-    def counting(thread: EngineThread, request: GenerationRequest, *others: Any) -> Any:
+    def counting(client: EngineClient, request: GenerationRequest, *others: Any) -> Any:
         arm_id = request.request_id.split("/")[1]
         asked.extend((arm_id, request.first_row + index) for index in range(len(request.prompts)))
-        return generate(thread, request, *others)
+        return generate(client, request, *others)
 
     with monkeypatch.context() as patched:
-        patched.setattr(EngineThread, "generate", counting)
+        patched.setattr(EngineClient, "generate", counting)
         yield asked
 
 

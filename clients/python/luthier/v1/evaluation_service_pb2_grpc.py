@@ -164,8 +164,9 @@ class EvaluationServiceServicer(object):
 
         Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
         much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
-        not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there.
-        RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
+        not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
+        STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
+        generations are waiting, or the worker is busy with another base model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

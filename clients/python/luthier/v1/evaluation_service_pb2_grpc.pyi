@@ -83,8 +83,9 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
     much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
-    not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there.
-    RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
+    not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
+    STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
+    generations are waiting, or the worker is busy with another base model.
     """
     GradeSamples: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.GradeSamplesRequest, _evaluation_service_pb2.GradeSamplesResponse]
     """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
@@ -148,8 +149,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
     much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
-    not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there.
-    RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
+    not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
+    STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
+    generations are waiting, or the worker is busy with another base model.
     """
     GradeSamples: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.GradeSamplesRequest, _evaluation_service_pb2.GradeSamplesResponse]  # type: ignore[assignment]
     """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
@@ -258,8 +260,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
         much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
-        not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there.
-        RESOURCE_EXHAUSTED: too many generations are waiting, or the worker is busy with another base model.
+        not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
+        STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
+        generations are waiting, or the worker is busy with another base model.
         """
 
     @_abc_1.abstractmethod

@@ -7,44 +7,65 @@ import uuid
 from contextlib import closing
 from dataclasses import replace
 
-from luthier.lm.importing import uncollected
-from luthier.runtime.config import put
+from luthier.errors import LuthierError
+from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
+from luthier.evaluation.worker.engine import PATIENCE, in_children
+from luthier.evaluation.worker.evaluate import Evaluator
+from luthier.evaluation.worker.models import Models
+from luthier.evaluation.worker.order import Setup
 from luthier.work.cache import BlobCache
+from luthier.work.children import Children, Program
+from luthier.work.device import ChosenDevice
 from luthier.work.link import WorkerLink
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
-from luthier.work.worker_config import device_of, read_worker_config, worker_settings
+from luthier.work.worker_config import WorkerConfig, device_of, read_worker_config, worker_settings
+
+_RELIEVE_SECONDS = 5.0
 
 
 def main() -> None:
-    """Work until SIGTERM."""
+    """Work until SIGTERM. This process computes nothing, and has no torch."""
     config = read_worker_config()
-    # A device that is not there is refused before transformers is imported, which takes much longer.
     device = device_of(config)
-    put(device.environment)
-    with uncollected():
-        import torch
-
-        from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
-        from luthier.evaluation.worker.evaluate import Evaluator
-        from luthier.evaluation.worker.models import Models
-
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    children = Children(program_of(config, device), PATIENCE)
+    try:
+        children.require_ready()
+    except LuthierError as error:
+        raise SystemExit(f"error: {error.message}") from error
     settings = worker_settings(config, "evaluation", config.evaluation_address, device.equipment)
     cache = BlobCache(settings.cache_folder, settings.cache_bytes)
     # A name of its own: whether another process works in this folder shows only when the worker's lock is taken.
     folder = settings.work_folder / f"models-{uuid.uuid4().hex}"
-    models = Models(config.training_address, cache, folder, torch.device(device.name))
+    models = Models(config.training_address, cache, folder, in_children(children))
     answers = ModelAnswers(models)
 
     async def companion(link: WorkerLink, cache: BlobCache) -> None:
         await serve_generations(link, cache, answers)
 
-    settings = replace(settings, companions=(companion,))
+    async def relieve(link: WorkerLink, cache: BlobCache) -> None:
+        del link, cache
+        while True:
+            await asyncio.sleep(_RELIEVE_SECONDS)
+            await asyncio.to_thread(models.relieve)
+
+    settings = replace(settings, companions=(companion, relieve))
     evaluator = Evaluator(config.data_address, models)
-    with closing(models), closing(evaluator):
+    # No other process begins when those that hold models are ended.
+    with closing(models), closing(evaluator), children:
         asyncio.run(run_worker(settings, {TaskKind.EVALUATE: evaluator}))
+
+
+def program_of(config: WorkerConfig, device: ChosenDevice) -> Program:
+    """Return what the processes that hold models run."""
+    setup = Setup(device=device.name, num_threads=config.num_threads, log_level=config.log_level)
+    # Libraries that torch brings read it when they are loaded.
+    threads = {"OMP_NUM_THREADS": str(config.num_threads)} if config.num_threads else {}
+    return Program(
+        command=("-P", "-m", "luthier.evaluation.worker.child"),
+        setup=setup,
+        environment={**threads, **device.environment},
+    )
 
 
 if __name__ == "__main__":

@@ -22,17 +22,19 @@ from luthier.errors import (
     LuthierError,
     NotFound,
     Reason,
+    Unavailable,
 )
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.generation.rules import is_last
 from luthier.evaluation.worker.asking import Asker, Before
-from luthier.evaluation.worker.engine_thread import Check
-from luthier.evaluation.worker.models import LoadedModel, Models
+from luthier.evaluation.worker.loaded_model import LoadedModel
+from luthier.evaluation.worker.models import Models
 from luthier.lm.generate import GenerationRequest
 from luthier.text.rendering import RenderingError
 from luthier.text.templates import TemplateError
 from luthier.v1 import chat_pb2, evaluation_pb2
 from luthier.work.cache import BlobCache
+from luthier.work.limited import Check
 from luthier.work.link import WorkerLink
 from luthier.worker.v1 import worker_service_pb2
 
@@ -40,6 +42,9 @@ SLOTS = 4
 _AGAIN_SECONDS = 0.5
 _BASE_SECONDS = 2.0
 """How long a slot is held while another base model is in use."""
+_RETRY_SECONDS = 1.0
+_ENDS = frozenset({Reason.CRASHED, Reason.STALLED, Reason.OUT_OF_MEMORY})
+"""Why there may be no answer though nothing is wrong with what was asked."""
 _logger = logging.getLogger(__name__)
 Piece = worker_service_pb2.PushGenerationRequest
 
@@ -62,10 +67,20 @@ class ModelAnswers:
         """Yield the pieces of an answer.
 
         Raises:
+            Unavailable: CRASHED, STALLED or OUT_OF_MEMORY; the model's process ended, and the next order gets another.
             LuthierError: the models cannot be loaded, or the prompt does not fit.
             Cancelled: `stopped` was set.
         """
+        try:
+            yield from self._answered(order, stopped)
+        except LuthierError as error:
+            if error.reason not in _ENDS:
+                raise
+            raise _try_again(error) from error
 
+    def _answered(
+        self, order: worker_service_pb2.GenerationOrder, stopped: threading.Event
+    ) -> Iterator[Piece]:
         def check() -> None:
             if stopped.is_set():
                 raise Cancelled(f"generation {order.generation} was stopped")
@@ -93,7 +108,7 @@ class ModelAnswers:
 
 
 def _pieces(loaded: LoadedModel, request: GenerationRequest, check: Check) -> Iterator[Piece]:
-    with closing(loaded.thread.generate(request, check)) as events:
+    with closing(loaded.engine.generate(request, check)) as events:
         for event in events:
             reason = event.finish_reason or "UNSPECIFIED"
             yield Piece(
@@ -103,6 +118,15 @@ def _pieces(loaded: LoadedModel, request: GenerationRequest, check: Check) -> It
                 num_prompt_tokens=len(request.prompts[0]),
                 num_generated_tokens=event.num_generated,
             )
+
+
+def _try_again(error: LuthierError) -> Unavailable:
+    return Unavailable(
+        f"the answer was cut off, try again: {error.message}",
+        reason=error.reason,
+        metadata=error.metadata,
+        retry_after_seconds=_RETRY_SECONDS,
+    )
 
 
 async def serve_generations(link: WorkerLink, cache: BlobCache, answering: Answering) -> None:

@@ -12,11 +12,11 @@ from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.asking import Before
-from luthier.evaluation.worker.models import LoadedModel
+from luthier.evaluation.worker.loaded_model import LoadedModel
+from luthier.evaluation.worker.order import Measured
 from luthier.evaluation.worker.questions import Asked, Question, ask, failure_of
 from luthier.lm.generate import GenerationRequest
-from luthier.lm.lora import use_adapter
-from luthier.lm.scoring import SequenceScore, sequence_logprobs
+from luthier.lm.score import SequenceScore
 from luthier.text.endings import Stops
 from luthier.text.records import ChatRecord, SingleRecord
 from luthier.text.rendering import Rendered
@@ -135,15 +135,11 @@ class ArmRunner:
             records=[records[row] for row in batch.rows],
         )
 
-    def _unfit(self, batch: _Batch, rows: Iterable[int]) -> dict[int, Failure]:
+    def _unfit(self, batch: _Batch, rows: Sequence[int]) -> dict[int, Failure]:
         """Find the records that the engine would refuse, each alone, before they are asked together."""
-        found = {}
-        for row in rows:
-            try:
-                self._loaded.engine.check(replace(self._request(batch, [row]), adapter=None))
-            except InvalidArgument as error:
-                found[row] = failure_of(error)
-        return found
+        alone = [replace(self._request(batch, [row]), adapter=None) for row in rows]
+        found = zip(rows, self._loaded.engine.unfit(alone, self._wanted), strict=True)
+        return {row: failure_of(error) for row, error in found if error is not None}
 
     def _generated(self, batch: _Batch, rows: Sequence[int]) -> dict[int, task_pb2.AnsweredRecord]:
         """Ask rows together; when one of them makes the engine fail, halves find out which."""
@@ -162,7 +158,7 @@ class ArmRunner:
     def _together(self, batch: _Batch, rows: Sequence[int]) -> dict[int, task_pb2.AnsweredRecord]:
         records = {row: task_pb2.AnsweredRecord(row=row) for row in rows}
         num_ended = 0
-        with closing(self._loaded.thread.generate(self._request(batch, rows), self._wanted)) as events:
+        with closing(self._loaded.engine.generate(self._request(batch, rows), self._wanted)) as events:
             for event in events:
                 self._context.check()
                 record = records[rows[event.row]]
@@ -177,7 +173,7 @@ class ArmRunner:
 
     def _wanted(self) -> None:
         """Ask whether the work is wanted; a sign of life only if the engine made a step since the last time."""
-        num_steps = self._loaded.thread.num_steps
+        num_steps = self._loaded.engine.num_steps
         if num_steps != self._num_steps:
             self._num_steps = num_steps
             self._context.check()
@@ -205,17 +201,18 @@ class ArmRunner:
         references = batch.asked.references
         for part in _turns(records, references):
             self._context.check()
-            scores = self._loaded.thread.run(
-                lambda part=part: self._measured([references[record.row] for record in part])  # type: ignore[misc]
+            scores = self._loaded.engine.measure(
+                self._measured([references[record.row] for record in part]), self._wanted
             )
             for record, score in zip(part, scores, strict=True):
                 _set_measured(record, score)
 
-    def _measured(self, references: Sequence[Rendered]) -> list[SequenceScore]:
-        ids = [reference.input_ids for reference in references]
-        masks = [reference.loss_mask for reference in references]
-        with use_adapter(self._loaded.model, self._adapter):
-            return sequence_logprobs(self._loaded.model, ids, masks)
+    def _measured(self, references: Sequence[Rendered]) -> Measured:
+        return Measured(
+            adapter=self._adapter,
+            sequences=[reference.input_ids for reference in references],
+            masks=[reference.loss_mask for reference in references],
+        )
 
 
 def _asked_first(asked: Asked, questions: Sequence[Question], shots: Sequence[SingleRecord]) -> Before:

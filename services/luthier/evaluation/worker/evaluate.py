@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
-from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner
-from luthier.evaluation.worker.models import LoadedModel, Models
+from luthier.evaluation.worker.arm import ROWS_A_BATCH, ArmAnswers, ArmRunner
+from luthier.evaluation.worker.loaded_model import LoadedModel
+from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.outcome import result_of, write_answers
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading, grading_of
@@ -41,6 +42,8 @@ class Evaluator:
         """Run the evaluation of a task, going on after the answers that earlier attempts committed.
 
         Raises:
+            Unavailable: CRASHED or STALLED, the model's process; what was answered is kept for the next attempt.
+            TaskFailed: why it failed, and what was answered; OUT_OF_MEMORY among others.
             LuthierError: why it failed.
         """
         spec = context.task.evaluate
@@ -53,21 +56,24 @@ class Evaluator:
         shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
         try:
-            with self._models.base(spec.base_model, lambda: context.token, context.check) as loaded:
+            with (
+                _sizes_named(evaluation),
+                self._models.base(
+                    spec.base_model, lambda: context.token, context.check, log=context.log
+                ) as loaded,
+            ):
                 answers = self._asked(context, loaded, answered, questions, shots)
             answered.commit()
-        except (Unavailable, ResourceExhausted) as error:
-            if error.reason == Reason.OUT_OF_MEMORY:
-                raise
-            # This attempt ends and another one follows, which need not ask again what was answered.
-            with suppress(ResourceExhausted):  # a full disk
-                answered.commit()
-            raise Unavailable(error.message, reason=error.reason, metadata=error.metadata) from error
         except TaskCancelled as error:
             if not answered.num_records:
                 raise
             raise TaskStopped(self._known(context, grading, questions, answered)) from error
         except LuthierError as error:
+            if _is_lost(error):
+                # Another attempt follows, which need not ask again what was answered.
+                with suppress(ResourceExhausted):  # a full disk
+                    answered.commit()
+                raise Unavailable(error.message, reason=error.reason, metadata=error.metadata) from error
             if error.reason == Reason.LEASE_LOST or not answered.num_records:
                 raise
             raise TaskFailed(error, self._known(context, grading, questions, answered)) from error
@@ -142,6 +148,28 @@ class Evaluator:
         outcome = task_pb2.EvaluateResult(num_records=write_answers(grading, questions, said, path))
         outcome.predictions.CopyFrom(context.store(path, "predictions"))
         return task_pb2.TaskResult(evaluate=outcome)
+
+
+def _is_lost(error: LuthierError) -> bool:
+    """Tell whether an attempt ended for what another one need not meet."""
+    return isinstance(error, Unavailable | ResourceExhausted) and error.reason != Reason.OUT_OF_MEMORY
+
+
+@contextmanager
+def _sizes_named(evaluation: evaluation_pb2.Evaluation) -> Iterator[None]:
+    """Say what an evaluation takes its memory by where there was too little."""
+    try:
+        yield
+    except ResourceExhausted as error:
+        if error.reason != Reason.OUT_OF_MEMORY:
+            raise
+        most_shots = max((arm.num_shots for arm in evaluation.arms), default=0)
+        raise ResourceExhausted(
+            f"the base model and {ROWS_A_BATCH} answers at a time must fit in memory, with max_new_tokens "
+            f"{evaluation.max_new_tokens} and num_shots {most_shots} they do not; make these smaller: {error.message}",
+            reason=Reason.OUT_OF_MEMORY,
+            metadata={**error.metadata, "max_new_tokens": str(evaluation.max_new_tokens)},
+        ) from error
 
 
 def _unknown(arms: Iterable[task_pb2.ArmModel]) -> Iterator[str]:

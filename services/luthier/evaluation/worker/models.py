@@ -1,114 +1,66 @@
-"""The base model in memory, its adapters, and the files they come from."""
+"""The base models in memory, each in a process of its own, and the files that they and their adapters come from."""
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel
-
 from luthier.errors import Reason, ResourceExhausted
-from luthier.evaluation.worker.asking import Asker, TextDecoder, asking_of
-from luthier.evaluation.worker.engine_thread import Check, EngineThread
-from luthier.lm.adapter_files import load_adapter
-from luthier.lm.engine import Engine
-from luthier.lm.load import eos_token_ids, load_model
-from luthier.lm.lora import remove_adapter
+from luthier.evaluation.worker.engine import Start
+from luthier.evaluation.worker.loaded_model import LoadedModel
+from luthier.evaluation.worker.order import LoadOrder
+from luthier.evaluation.worker.room import Room
 from luthier.runtime.digests import contents_digest
 from luthier.text.tokenizer import BUNDLE_FILES
 from luthier.work.cache import BlobCache
+from luthier.work.limited import Check
 from luthier.work.limited_child import Limits
-from luthier.work.model_files import fetch_model
+from luthier.work.model_files import fetch_model, list_model
 from luthier.work.peers import channel
 from luthier.work.retry import Token
+from luthier.work.standing import Log
 from luthier.work.text_pool import PROMPT_LIMITS, Bundle, TextPool
 from luthier.worker.v1 import task_pb2
 
-MAX_ADAPTERS = 8
 MAX_WAITING = 1
 """Who may wait with a bound for another base to be free: fewer than there are slots, so that others find one."""
 _RETRY_SECONDS = 5.0
 _CHECK_SECONDS = 0.1
+_logger = logging.getLogger(__name__)
 
 
-class LoadedModel:
-    """A base model with its engine; adapters are fetched when first asked for.
+@dataclass(slots=True, kw_only=True)
+class _Held:
+    """A base model in memory, the bytes of its files, and how many use it."""
 
-    Its tokenizer and its template stay what nobody has read: they are run in the limited processes of `texts`.
-    """
-
-    def __init__(self, digest: str, model: PreTrainedModel, bundle: Bundle, texts: TextPool) -> None:
-        self.digest = digest
-        self.model = model
-        # Asked for where the model was registered before Model.eos_token_ids existed.
-        self._file_eos_token_ids = eos_token_ids(model)
-        self.engine = Engine(model)
-        self.thread = EngineThread(self.engine, TextDecoder(texts, bundle))
-        self._bundle = bundle
-        self._texts = texts
-        self._adapters: OrderedDict[str, None] = OrderedDict()
-        self._users: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def asker(self, asking: task_pb2.Asking, check: Check = lambda: None) -> Asker:
-        """Return what makes prompts for the model, asked in this way, for as long as `check` lets it."""
-        return Asker(self._texts, self._bundle, asking_of(asking, self._file_eos_token_ids), check)
-
-    @contextmanager
-    def adapter(self, name: str, load: Callable[[], None], check: Check = lambda: None) -> Iterator[str]:
-        """Keep an adapter in the model for the length of a block; yields the name to ask for.
-
-        `load` puts it there when it is not; adapters that nobody uses go, the longest unused first, when there
-        are more than `MAX_ADAPTERS`. `check` is called while another one is put there.
-        """
-        while not self._lock.acquire(timeout=_CHECK_SECONDS):
-            check()
-        try:
-            if name not in self._adapters:
-                self._make_room()
-                load()
-            self._adapters[name] = None
-            self._adapters.move_to_end(name)
-            self._users[name] = self._users.get(name, 0) + 1
-        finally:
-            self._lock.release()
-        try:
-            yield name
-        finally:
-            with self._lock:
-                self._adapters.move_to_end(name)
-                self._users[name] -= 1
-                if not self._users[name]:
-                    del self._users[name]
-
-    def _make_room(self) -> None:
-        idle = [name for name in self._adapters if name not in self._users]
-        for name in idle[: max(0, len(self._adapters) - MAX_ADAPTERS + 1)]:
-            del self._adapters[name]
-            self.thread.run(lambda name=name: self._remove(name))  # type: ignore[misc]
-
-    def _remove(self, name: str) -> None:
-        self.engine.forget_adapter(name)
-        remove_adapter(self.model, name)
+    loaded: LoadedModel
+    size_bytes: int
+    users: int = 0
 
 
 class Models:
-    """Keeps one base model in memory, and changes it when nobody uses it any more.
+    """Keeps base models in memory, those that were used last, as many as fit.
 
-    Files are fetched and loaded outside of the lock: whoever waits meanwhile goes on hearing whether it still should.
+    One that is used stays; of the others the longest unused leave when another one needs the memory, and their process
+    with them. One whose process has ended is loaded anew for the next who wants it. On a GPU, whose memory is not known
+    here, there is one at a time. Files are fetched and loaded outside of the lock: whoever waits meanwhile goes on
+    hearing whether it still should.
 
     Args:
         address: host:port of ModelService.
         cache: files by digest.
         folder: models are laid out below it while they are loaded; what an earlier process left there goes.
+        start: begins to load a model.
+        room: tells whether one more fits, and whether memory is short.
         limits: what their templates and tokenizers may take for one prompt.
     """
 
@@ -117,16 +69,17 @@ class Models:
         address: str,
         cache: BlobCache,
         folder: Path,
-        device: torch.device | str = "cpu",
+        start: Start,
+        room: Room = Room(),  # noqa: B008 - it never changes
         limits: Limits = PROMPT_LIMITS,
     ) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self._channel = channel(address)
         self._cache = cache
         self._folder = folder
-        self._device = device
-        self._loaded: LoadedModel | None = None
-        self._users = 0
+        self._start = start
+        self._room = room
+        self._held: OrderedDict[str, _Held] = OrderedDict()
         self._loading = ""
         self._num_waiting = 0
         self._changed = threading.Condition()
@@ -140,30 +93,25 @@ class Models:
         check: Check = lambda: None,
         *,
         wait_seconds: float = math.inf,
+        log: Log = lambda _text, _severity: None,
     ) -> Iterator[LoadedModel]:
-        """Keep a base model loaded for the length of a block; waits while another one is in use.
+        """Keep a base model loaded for the length of a block; waits while others are used and leave it no memory.
 
-        With `wait_seconds` the wait for another base's end is bounded, and so are those who wait with a bound:
-        beyond `MAX_WAITING` they are refused at once.
+        With `wait_seconds` the wait for others' end is bounded, and so are those who wait with a bound: beyond
+        `MAX_WAITING` they are refused at once. `log` is told where the model's process was at if that crashes or hangs.
 
         Raises:
-            ResourceExhausted: OVERLOADED, another base stayed in use.
+            ResourceExhausted: OVERLOADED, others stayed in use; OUT_OF_MEMORY, there was none to load it.
+            Unavailable: CRASHED or STALLED, the process that loaded it.
             LuthierError: its files cannot be fetched or loaded, or what `check` raised meanwhile.
         """
-        with self._changed:
-            self._wait_for(reference, check, wait_seconds)
-            self._users += 1
-            is_there = self._has(reference)
-            if not is_there:
-                self._loading = reference.digest
+        held = self._taken(reference, token, check, wait_seconds)
         try:
-            if not is_there:
-                self._change(reference, token, check)
-            assert self._loaded is not None, "it is loaded, and kept as long as it has a user"
-            yield self._loaded
+            with held.loaded.engine.reporting(log):
+                yield held.loaded
         finally:
             with self._changed:
-                self._users -= 1
+                held.users -= 1
                 self._changed.notify_all()
 
     @contextmanager
@@ -186,58 +134,131 @@ class Models:
 
         def load() -> None:
             with self._fetched(reference, token, check) as folder:
-                loaded.thread.run(lambda: load_adapter(loaded.model, folder, name))
+                loaded.engine.load_adapter(folder, name, check)
 
         with loaded.adapter(name, load, check):
             yield name
 
+    def relieve(self) -> None:
+        """Where memory is short, let the model leave that was used longest ago, of those that nobody uses."""
+        if not self._room.is_short():
+            return
+        with self._changed:
+            gone = self._popped_idle()
+        if gone is not None:
+            _logger.info("a base model leaves: memory is short", extra={"digest": gone.loaded.digest})
+            gone.loaded.engine.close()
+
     def close(self) -> None:
-        """Take the model out of memory and hang up; nobody may use it any more."""
-        if self._loaded is not None:
-            self._loaded.thread.stop()
-            self._loaded = None
+        """Take the models out of memory and hang up; nobody may use them any more."""
+        with self._changed:
+            gone = list(self._held.values())
+            self._held.clear()
+        for held in gone:
+            held.loaded.engine.close()
         self._texts.close()
         self._channel.close()
 
-    def _has(self, reference: task_pb2.ModelReference) -> bool:
-        return self._loaded is not None and self._loaded.digest == reference.digest
+    def _taken(
+        self, reference: task_pb2.ModelReference, token: Token, check: Check, wait_seconds: float
+    ) -> _Held:
+        """Return a base model with one more user. Raises as `base`."""
+        with self._changed:
+            found = self._found(reference)
+        if found is not None:
+            return found
+        files = list_model(self._channel, token, reference, check)
+        size_bytes = sum(file.size_bytes for file in files)
+        with self._changed:
+            found = self._found_or_free(reference, size_bytes, check, wait_seconds)
+            if found is None:
+                self._loading = reference.digest
+        if found is not None:
+            return found
+        try:
+            return self._load(reference, size_bytes, token, check)
+        finally:
+            with self._changed:
+                self._loading = ""
+                self._changed.notify_all()
 
-    def _is_free_for(self, reference: task_pb2.ModelReference) -> bool:
-        return not self._loading and (self._users == 0 or self._has(reference))
+    def _found(self, reference: task_pb2.ModelReference) -> _Held | None:
+        """Return a base model that is there, with one more user."""
+        held = self._held.get(reference.digest)
+        if held is None:
+            return None
+        if held.loaded.engine.ended is not None:
+            del self._held[reference.digest]
+            return None
+        self._held.move_to_end(reference.digest)
+        held.users += 1
+        return held
 
-    def _wait_for(self, reference: task_pb2.ModelReference, check: Check, wait_seconds: float) -> None:
-        if self._is_free_for(reference):
-            return
+    def _found_or_free(
+        self, reference: task_pb2.ModelReference, size_bytes: int, check: Check, wait_seconds: float
+    ) -> _Held | None:
+        """Return a base model with one more user, or None once it may be loaded. Raises ResourceExhausted."""
+        if (held := self._found(reference)) is not None or self._is_free_for(size_bytes):
+            return held
         bounded = math.isfinite(wait_seconds)
         if bounded and self._num_waiting >= MAX_WAITING and self._loading != reference.digest:
             raise _in_use(reference)
         self._num_waiting += bounded
         deadline = time.monotonic() + wait_seconds
         try:
-            while not self._changed.wait_for(lambda: self._is_free_for(reference), _CHECK_SECONDS):
+            while True:
+                self._changed.wait(_CHECK_SECONDS)
+                if (held := self._found(reference)) is not None or self._is_free_for(size_bytes):
+                    return held
                 check()
                 if time.monotonic() > deadline and self._loading != reference.digest:
                     raise _in_use(reference)
         finally:
             self._num_waiting -= bounded
 
-    def _change(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> None:
-        """Load another base; nobody else touches what is loaded while `_loading` is set."""
-        try:
-            if self._loaded is not None:
-                self._loaded.thread.stop()
-                self._loaded = None
-            self._loaded = self._load(reference, token, check)
-        finally:
-            with self._changed:
-                self._loading = ""
-                self._changed.notify_all()
+    def _is_free_for(self, size_bytes: int) -> bool:
+        """Tell whether a model may be loaded now, those that nobody uses gone if need be."""
+        in_use = [held for held in self._held.values() if held.users and held.loaded.engine.ended is None]
+        return not self._loading and self._fit(size_bytes, in_use)
 
-    def _load(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> LoadedModel:
+    def _fit(self, size_bytes: int, held: list[_Held]) -> bool:
+        """Tell whether a model fits beside some that are held."""
+        if not held:
+            return True
+        on_processor = all(one.loaded.facts.device == "cpu" for one in held)
+        return on_processor and self._room.fits(size_bytes, sum(one.size_bytes for one in held))
+
+    def _load(self, reference: task_pb2.ModelReference, size_bytes: int, token: Token, check: Check) -> _Held:
         with self._fetched(reference, token, check) as folder:
+            self._make_room(size_bytes)
+            place = self._start(LoadOrder(folder=folder))
+            try:
+                facts = place.begun(check)
+            except BaseException:
+                place.close()
+                raise
             files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
-            bundle = Bundle(key=contents_digest(files), read=lambda: files)
-            return LoadedModel(reference.digest, load_model(folder, device=self._device), bundle, self._texts)
+        bundle = Bundle(key=contents_digest(files), read=lambda: files)
+        loaded = LoadedModel(reference.digest, place, facts, bundle, self._texts)
+        held = _Held(loaded=loaded, size_bytes=size_bytes, users=1)
+        with self._changed:
+            self._held[reference.digest] = held
+        return held
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Let those leave that nobody uses, the longest unused first, until a model fits."""
+        while True:
+            with self._changed:
+                there = [held for held in self._held.values() if held.loaded.engine.ended is None]
+                gone = None if self._fit(size_bytes, there) else self._popped_idle()
+            if gone is None:
+                return
+            gone.loaded.engine.close()
+
+    def _popped_idle(self) -> _Held | None:
+        """Take out what was used longest ago, of what nobody uses."""
+        idle = next((digest for digest, held in self._held.items() if not held.users), None)
+        return None if idle is None else self._held.pop(idle)
 
     @contextmanager
     def _fetched(self, reference: task_pb2.ModelReference, token: Token, check: Check) -> Iterator[Path]:
@@ -249,7 +270,8 @@ class Models:
 
 def _in_use(reference: task_pb2.ModelReference) -> ResourceExhausted:
     return ResourceExhausted(
-        f"{reference.name} must wait: this worker keeps one base model in memory, and another one is in use; try again",
+        f"{reference.name} must wait: this worker has no memory for one more base model, and another one is in use; "
+        "try again",
         reason=Reason.OVERLOADED,
         metadata={"model": reference.name},
         retry_after_seconds=_RETRY_SECONDS,

@@ -1,0 +1,74 @@
+"""What the evaluation worker orders of a process that holds a base model, and what both say of it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from luthier.lm.generate import FinishReason
+
+GENERATE = "generate"
+"""Asks for a `GenerationRequest`; each part of the answer is a list of `Said`."""
+UNFIT = "unfit"
+"""Asks what the engine would refuse of several `GenerationRequest`s; the answer is an error or None for each."""
+MEASURE = "measure"
+"""Asks for the `SequenceScore`s of `Measured`."""
+LOAD_ADAPTER = "load_adapter"
+"""Asks to put the adapter of a folder into the model, under a name, unless one of that name is there."""
+REMOVE_ADAPTER = "remove_adapter"
+"""Asks to take the adapter of a name out of the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What every process that holds a model prepares with.
+
+    Attributes:
+        device: as `choose_device` reads it.
+        num_threads: torch's; 0: as it likes.
+        log_level: of its log.
+    """
+
+    device: str
+    num_threads: int
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOrder:
+    """A base model to load: a folder of its files, which may go once they are loaded."""
+
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a loaded model says of itself.
+
+    Attributes:
+        eos_token_ids: tokens that end its texts, by its files.
+        device: kind of device that it is on, `cpu` or `cuda`.
+    """
+
+    eos_token_ids: frozenset[int]
+    device: str
+
+
+class Said(NamedTuple):
+    """What one row of a request produced in a step, as `GenerationEvent` says it."""
+
+    row: int
+    token_ids: tuple[int, ...]
+    num_generated: int
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Sequences whose chosen tokens are measured with an adapter; None: with the base model alone."""
+
+    adapter: str | None
+    sequences: Sequence[Sequence[int]]
+    masks: Sequence[Sequence[bool]]
