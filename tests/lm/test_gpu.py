@@ -54,10 +54,9 @@ def test_answers_are_those_of_the_processor(tiny_model: ModelMaker, tmp_path: Pa
 @pytest.mark.usefixtures("deterministic")
 def test_draws_are_the_same_each_time(tiny_model: ModelMaker, tmp_path: Path) -> None:
     model = load_model(saved(tiny_model(), tmp_path), device=GPU)
-    for asked in (
-        {"temperature": 1.0, "want_logprobs": True, "num_samples": 4},
-        {"temperature": 0.8, "top_p": 0.9},
-    ):
+    all_of_it: dict[str, Any] = {"temperature": 1.0, "want_logprobs": True, "num_samples": 4}
+    nucleus: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9}
+    for asked in (all_of_it, nucleus):
         first, second = (run(Engine(model), request(**asked)) for _ in range(2))
         assert first == second
     assert len({tuple(answer) for answer in first[0].values()}) > 1
