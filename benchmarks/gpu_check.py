@@ -70,7 +70,7 @@ class Part:
 
 
 def _kernels_command(plan: Plan) -> list[str]:
-    tests = ["tests/kernels", "tests/training/worker/test_gpu.py"]
+    tests = ["tests/kernels", "tests/lm/test_gpu.py", "tests/training/worker/test_gpu.py"]
     how = ["--collect-only"] if plan.is_dry else [f"--junit-xml={plan.folder / 'kernels.xml'}"]
     return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *how, *tests]
 

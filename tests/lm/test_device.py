@@ -32,7 +32,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Non
 )
 @pytest.mark.usefixtures("gpus")
 def test_choose_device_takes_what_is_asked_for(wanted: str, device: str) -> None:
-    assert choose_device(wanted) == (torch.device(device), [])
+    assert choose_device(wanted) == torch.device(device)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_choose_device_refuses_what_is_not_there_and_names_what_is(wanted: str, 
 def test_a_torch_for_rocm_takes_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "7.0")
     for wanted in ("rocm:1", "cuda:1"):
-        assert choose_device(wanted) == (torch.device("cuda:1"), [])
+        assert choose_device(wanted) == torch.device("cuda:1")
     with pytest.raises(InvalidArgument, match=r"there is cpu, rocm:0 \(GPU model 0\)"):
         choose_device("rocm:2")
 
@@ -71,13 +71,13 @@ def test_a_gpu_that_does_not_work_is_passed_over_by_auto_and_refused_by_name(
 ) -> None:
     broken = {0}
     monkeypatch.setattr(device_module, "fault", lambda device: "no kernel" if device.index in broken else "")
-    device, warnings = choose_device("auto")
-    assert device == torch.device("cuda:1")
+    warnings: list[str] = []
+    assert choose_device("auto", warnings.append) == torch.device("cuda:1")
     assert warnings == ["the GPU cuda:0 does not work and is passed over: no kernel"]
     with pytest.raises(InvalidArgument, match="cuda:0 does not: no kernel; there is cpu, cuda:0"):
         choose_device("cuda:0")
     broken.add(1)
-    assert choose_device("auto")[0] == torch.device("cpu")
+    assert choose_device("auto", warnings.append) == torch.device("cpu")
 
 
 def test_fault_finds_what_cannot_compute() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
@@ -302,3 +302,25 @@ def test_submit_from_another_thread_wakes_the_waiting_one(tiny_model: ModelMaker
     assert engine.wait(10)
     timer.join()
     assert not Engine(tiny_model()).wait(0)
+
+
+def test_a_request_that_does_not_fit_on_a_gpu_is_named_and_the_others_go_on(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(tiny_model())
+    advance = Engine._advance
+
+    def full(self: Engine, group: Any) -> Any:
+        if group.request.request_id == "large":
+            self._drop(group)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return advance(self, group)
+
+    monkeypatch.setattr(Engine, "_advance", full)
+    engine.submit(request("large", shared_prefix=(30, 31)))
+    answers, _ = run(engine, request("small"))
+    (failure,) = engine.take_failures().values()
+    assert isinstance(failure, ResourceExhausted)
+    assert failure.reason == "OUT_OF_MEMORY"
+    assert "4 at a time of up to 10 and 12 tokens do not" in failure.message
+    assert len(answers) == len(PROMPTS)

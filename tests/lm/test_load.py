@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from luthier.errors import InvalidArgument, NotFound
+from luthier.errors import InvalidArgument, NotFound, ResourceExhausted
 from luthier.lm.attention import IMPLEMENTATION
 from luthier.lm.load import eos_token_ids, load_model
 
@@ -46,6 +46,22 @@ def test_load_model_is_bfloat16_unless_told_otherwise(tiny_model: ModelMaker, tm
 def test_load_model_places_all_weights_on_the_device(tiny_model: ModelMaker, tmp_path: Path) -> None:
     model = load_model(saved(tiny_model(), tmp_path), device="meta")
     assert {one.device.type for one in [*model.parameters(), *model.buffers()]} == {"meta"}
+
+
+def test_weights_that_do_not_fit_on_a_gpu_are_named(
+    tiny_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    folder = saved(tiny_model(), tmp_path)
+    monkeypatch.setattr("luthier.lm.load.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(ResourceExhausted) as caught:
+        load_model(folder, device="meta")
+    assert (caught.value.reason, caught.value.metadata) == ("OUT_OF_MEMORY", {"device": "meta"})
+    assert caught.value.message == (
+        "the model's weights must fit in the memory of meta, they do not: CUDA out of memory. Tried to allocate 2 GiB"
+    )
 
 
 def test_load_model_holds_no_whole_model_on_the_processor_on_the_way(

@@ -11,6 +11,7 @@ from tests.work.hosted import Site, serve
 from tests.work.test_servicer import refusal
 
 from luthier.v1 import device_pb2
+from luthier.work import waiting
 from luthier.work.requirements import GIB, Equipment, Requirements
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
@@ -69,3 +70,16 @@ async def test_a_worker_says_what_it_has(site: Site) -> None:
     async with site.worker(lambda context: task_pb2.TaskResult(), equipment=has):
         await site.until(lambda: bool(site.parts.workers.present()))
         assert [one.equipment for one in site.parts.workers.present()] == [has]
+
+
+async def test_a_service_looks_for_tasks_that_nobody_can_do_by_itself(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0.0)
+    await site.enqueue()
+    await site.until(lambda: "luthierd worker training" in site.handler.waiting.get("jobs/a", ""))
+    async with site.wire() as (stub, metadata):
+        register = W.RegisterWorkerRequest(worker="w", kinds=[task_pb2.TASK_KIND_TRAIN])
+        await stub.RegisterWorker(register, metadata=metadata)
+        await site.until(lambda: site.handler.waiting["jobs/a"] == "")
+    assert len(await site.texts()) == 1

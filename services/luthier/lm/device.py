@@ -4,8 +4,10 @@
 """
 
 import json
+import logging
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,23 +15,22 @@ import torch
 from luthier.errors import InvalidArgument
 
 _SIDE = 64
+_log = logging.getLogger(__name__)
 
 
-def choose_device(wanted: str) -> tuple[torch.device, list[str]]:
-    """Return the device that a setting means, and what to know of it.
+def choose_device(wanted: str, warn: Callable[[str], None] = _log.warning) -> torch.device:
+    """Return the device that a setting means: `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto`.
 
-    It is `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto`.
-
-    `auto` is the first GPU that works, else the processor; a GPU that does not work is told of. `rocm` and `rocm:N` are
-    GPUs of a torch that was built for ROCm, where torch itself says cuda. What is asked for by name is never replaced
-    by something else.
+    `auto` is the first GPU that works, else the processor; `warn` is told of a GPU that does not. `rocm` and `rocm:N`
+    are GPUs of a torch that was built for ROCm, where torch itself says cuda. What is asked for by name is never
+    replaced by something else.
 
     Raises:
         InvalidArgument: it is none of these, there is no such GPU, or it does not work; the message says what there is.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":
-        return _first(found)
+        return _first(found, warn)
     match = re.fullmatch(r"cpu|(cuda|rocm)(?::(\d{1,3}))?", wanted)
     number = int(match[2] or 0) if match else 0
     is_built = match is not None and (match[1] != "rocm" or torch.version.hip is not None)
@@ -39,13 +40,13 @@ def choose_device(wanted: str) -> tuple[torch.device, list[str]]:
             f"be there, got {wanted!r}; there is {_there(found)}"
         )
     if wanted == "cpu":
-        return torch.device("cpu"), []
+        return torch.device("cpu")
     device = torch.device("cuda", number)
     if problem := fault(device):
         raise InvalidArgument(
             f"a worker's device must work, {wanted} does not: {problem}; there is {_there(found)}"
         )
-    return device, []
+    return device
 
 
 def fault(device: torch.device) -> str:
@@ -59,15 +60,14 @@ def fault(device: torch.device) -> str:
     return "" if total == wanted else f"a product whose sum is {wanted:g} came to {total:g}"
 
 
-def _first(found: int) -> tuple[torch.device, list[str]]:
-    warnings: list[str] = []
+def _first(found: int, warn: Callable[[str], None]) -> torch.device:
     for number in range(found):
         device = torch.device("cuda", number)
         problem = fault(device)
         if not problem:
-            return device, warnings
-        warnings.append(f"the GPU {_kind()}:{number} does not work and is passed over: {problem}")
-    return torch.device("cpu"), warnings
+            return device
+        warn(f"the GPU {_kind()}:{number} does not work and is passed over: {problem}")
+    return torch.device("cpu")
 
 
 def _kind() -> str:
@@ -85,8 +85,9 @@ def described(wanted: str) -> dict[str, Any]:
 
     Of a GPU also kind, name, memory_bytes and num_devices, how many there are.
     """
+    warnings: list[str] = []
     try:
-        device, warnings = choose_device(wanted)
+        device = choose_device(wanted, warnings.append)
     except InvalidArgument as error:
         return {"error": error.message}
     if device.type == "cpu":

@@ -7,7 +7,7 @@ from collections.abc import Generator
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import AlreadyExists, InvalidArgument
+from luthier.errors import AlreadyExists, InvalidArgument, Reason, ResourceExhausted
 from luthier.lm.decoding import Batch, Events, Prefix, compute_prefix, require_room
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest
 from luthier.lm.lora import find_adapter, use_adapter
@@ -118,6 +118,8 @@ class Engine:
         for group in running:
             try:
                 events += self._advance(group)
+            except torch.OutOfMemoryError as error:
+                self._failures[group.request.request_id] = _too_large(group.request, error)
             except Exception as error:  # it belongs to whoever asked, not to the others of this step
                 self._failures[group.request.request_id] = error
         return events
@@ -168,3 +170,13 @@ class Engine:
         if request.adapter is not None:
             find_adapter(self._model, request.adapter)
         require_room(self._model, request)
+
+
+def _too_large(request: GenerationRequest, error: torch.OutOfMemoryError) -> ResourceExhausted:
+    longest = max(map(len, request.prompts)) + len(request.shared_prefix)
+    rows = len(request.prompts) * request.num_samples
+    return ResourceExhausted(
+        f"answers must fit in the GPU's memory, {rows} at a time of up to {longest} and {request.max_new_tokens} "
+        f"tokens do not; ask for fewer or shorter ones: {' '.join(str(error).split())[:300]}",
+        reason=Reason.OUT_OF_MEMORY,
+    )

@@ -1,5 +1,7 @@
 """Load a registered model: plain safetensors in transformers' layout, of an architecture that we compute."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from luthier.errors import InvalidArgument, Reason
+from luthier.errors import InvalidArgument, Reason, ResourceExhausted
 from luthier.lm.attention import IMPLEMENTATION
 from luthier.lm.blocks import use_kernels
 from luthier.lm.model_config import check_config, read_config
@@ -31,10 +33,26 @@ def load_model(
         NotFound: there is no `config.json`.
         InvalidArgument: the architecture is not one of ours, or the weights are not exactly the model's
             (reason MODEL_INVALID).
+        ResourceExhausted: OUT_OF_MEMORY, they do not fit on the GPU.
     """
     check_config(read_config(directory))
-    placed = _placed(device)
-    return _ready(load_weights(directory, dtype=dtype, attn_implementation=IMPLEMENTATION, **placed), device)
+    with _fitting(device):
+        options = {"dtype": dtype, "attn_implementation": IMPLEMENTATION, **_placed(device)}
+        return _ready(load_weights(directory, **options), device)
+
+
+@contextmanager
+def _fitting(device: torch.device | str) -> Iterator[None]:
+    """Name what does not fit on a GPU: its weights, whatever is computed with them later."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        text = " ".join(str(error).split())[:_MAX_WORDS]
+        raise ResourceExhausted(
+            f"the model's weights must fit in the memory of {device}, they do not: {text}",
+            reason=Reason.OUT_OF_MEMORY,
+            metadata={"device": str(device)},
+        ) from error
 
 
 def _placed(device: torch.device | str) -> dict[str, Any]:
@@ -61,6 +79,7 @@ def load_reward_model(
         NotFound: there is no `config.json`.
         InvalidArgument: it is no classifier of one of our architectures with one label, or the weights are not exactly
             the model's (reason MODEL_INVALID).
+        ResourceExhausted: OUT_OF_MEMORY, they do not fit on the GPU.
     """
     config = read_config(directory)
     names = config.get("architectures")
@@ -71,20 +90,16 @@ def load_reward_model(
             reason=Reason.MODEL_INVALID,
         )
     check_config(config | {"architectures": [name.removesuffix(_CLASSIFIER) + "ForCausalLM"]})
-    model = load_weights(
-        directory,
-        AutoModelForSequenceClassification,
-        dtype=dtype,
-        attn_implementation=IMPLEMENTATION,
-        **_placed(device),
-    )
+    options = {"dtype": dtype, "attn_implementation": IMPLEMENTATION, **_placed(device)}
+    with _fitting(device):
+        model = _ready(load_weights(directory, AutoModelForSequenceClassification, **options), device)
     # In another type than the rest: what transformers makes of it is rounded.
     score = load_file(directory / _WEIGHTS_NAME)["score.weight"].float()
     if score.shape[0] != 1:
         raise InvalidArgument(
             f"a reward model must have one label, got {score.shape[0]}", reason=Reason.MODEL_INVALID
         )
-    return RewardModel(_ready(model, device), score.to(device))
+    return RewardModel(model, score.to(device))
 
 
 def _ready(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:

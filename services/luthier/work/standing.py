@@ -232,7 +232,7 @@ class Standing:
         calls: Calls = {"begun": self._facts.put, "say": self.requests.say, "step": self._step}
         error: LuthierError
         try:
-            self._children.run(order, calls, self, "step", connected)
+            self._children.run(order, calls, self, "step", connected=connected)
             error = Unavailable("the process that did the work ended", reason=Reason.CRASHED)
         except LuthierError as raised:
             error = raised

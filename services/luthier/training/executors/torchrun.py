@@ -166,7 +166,7 @@ class _Group:
         overseer = _Overseer(self, order.rank)
         # A rank that waits for another stands still, for as long as the other computes: the vigil tells them apart.
         patience = replace(self._crew.patience, still_seconds=math.inf)
-        return self._children.run(order, calls, overseer, step, patience)
+        return self._children.run(order, calls, overseer, step, patience=patience)
 
     def _one_by_one(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return a call that ranks make one after the other: what one fetched the next finds here."""

@@ -106,6 +106,7 @@ def _sizes_named(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
     try:
         yield
     except ResourceExhausted as error:
-        if error.reason != Reason.OUT_OF_MEMORY or "micro_batch_tokens" in error.metadata:
+        # What names a device did not get as far as a step.
+        if error.reason != Reason.OUT_OF_MEMORY or {"micro_batch_tokens", "device"} & set(error.metadata):
             raise
         raise out_of_memory(job, error.message) from error
