@@ -26,7 +26,7 @@ class Setup:
     """What every process that holds a model prepares with.
 
     Attributes:
-        device: as `choose_device` reads it.
+        device: as torch takes it; it is there.
         num_threads: torch's; 0: as it likes.
         log_level: of its log.
     """
