@@ -14,11 +14,13 @@ import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason
+from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.load import load_model
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
 from luthier.training.recipe_settings import (
     batch_settings,
+    checkpointing_of,
     rendering_names,
     renderings_used,
     schedule_of,
@@ -71,6 +73,7 @@ def _train(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.Trai
     folder = _base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
     model = load_model(folder, device=device)
+    checkpoint_layers(model, checkpointing_of(spec.job))
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
     run = _identity(spec.job, corpus, settings, loss, model)
