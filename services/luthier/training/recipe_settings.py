@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
 from luthier.training.recipes.batches import BatchSettings, shares_reached
 from luthier.training.recipes.course import Selection
 from luthier.training.recipes.mixture import Measure, Mixture
@@ -33,6 +34,12 @@ def ranks_of(job: FineTuningJob) -> tuple[int, int]:
     """Return the least and the most ranks that a job may be trained on: one, where it says nothing."""
     least = job.ranks.min_ranks or 1
     return least, max(least, job.ranks.max_ranks)
+
+
+def checkpointing_of(job: FineTuningJob) -> Checkpointing:
+    """Return how much layers keep of a pass of a job for its gradient."""
+    chosen = fine_tuning_job_pb2.ActivationCheckpointing.Name(job.hyperparameters.activation_checkpointing)
+    return next((kept for kept in CHECKPOINTINGS if chosen.endswith(f"_{kept}")), "NONE")
 
 
 def rendering_names(job: FineTuningJob) -> tuple[str, ...]:

@@ -57,6 +57,36 @@ LEARNING_RATE_SCHEDULE_WARMUP_STABLE_DECAY: LearningRateSchedule.ValueType  # 4
 """Stays as it is, and falls along a straight line over the last steps (arXiv:2404.06395): decay_steps or decay_ratio."""
 Global___LearningRateSchedule: _TypeAlias = LearningRateSchedule  # noqa: Y015
 
+class _ActivationCheckpointing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ActivationCheckpointingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ActivationCheckpointing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACTIVATION_CHECKPOINTING_UNSPECIFIED: _ActivationCheckpointing.ValueType  # 0
+    """The same as NONE."""
+    ACTIVATION_CHECKPOINTING_NONE: _ActivationCheckpointing.ValueType  # 1
+    """All that the gradient needs is kept."""
+    ACTIVATION_CHECKPOINTING_SELECTIVE: _ActivationCheckpointing.ValueType  # 2
+    """What a layer's products and its attention gave is kept; norms, activations and what else is quick are computed again."""
+    ACTIVATION_CHECKPOINTING_FULL: _ActivationCheckpointing.ValueType  # 3
+    """A layer's input is kept, and the layer computed again: about a third more time."""
+
+class ActivationCheckpointing(_ActivationCheckpointing, metaclass=_ActivationCheckpointingEnumTypeWrapper):
+    """ActivationCheckpointing is how much of a pass is kept for its gradient; the rest is computed again for it. It changes time and
+    memory, and no bit of what is learnt.
+    """
+
+ACTIVATION_CHECKPOINTING_UNSPECIFIED: ActivationCheckpointing.ValueType  # 0
+"""The same as NONE."""
+ACTIVATION_CHECKPOINTING_NONE: ActivationCheckpointing.ValueType  # 1
+"""All that the gradient needs is kept."""
+ACTIVATION_CHECKPOINTING_SELECTIVE: ActivationCheckpointing.ValueType  # 2
+"""What a layer's products and its attention gave is kept; norms, activations and what else is quick are computed again."""
+ACTIVATION_CHECKPOINTING_FULL: ActivationCheckpointing.ValueType  # 3
+"""A layer's input is kept, and the layer computed again: about a third more time."""
+Global___ActivationCheckpointing: _TypeAlias = ActivationCheckpointing  # noqa: Y015
+
 class _Determinism:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -626,6 +656,7 @@ class Hyperparameters(_message.Message):
     WARMUP_RATIO_FIELD_NUMBER: _builtins.int
     DECAY_STEPS_FIELD_NUMBER: _builtins.int
     DECAY_RATIO_FIELD_NUMBER: _builtins.int
+    ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _builtins.int
     num_epochs: _builtins.int
     """Passes over the training rows of the job's own rendering. 0 means 1."""
     max_steps: _builtins.int
@@ -658,6 +689,8 @@ class Hyperparameters(_message.Message):
     """Last steps over which the learning rate falls. WARMUP_STABLE_DECAY alone. 0 means decay_ratio."""
     decay_ratio: _builtins.float
     """Share of all steps that these are, rounded up. WARMUP_STABLE_DECAY alone. Unset means 0.1."""
+    activation_checkpointing: Global___ActivationCheckpointing.ValueType
+    """How much of a pass is kept for its gradient. Unset means NONE."""
     def __init__(
         self,
         *,
@@ -675,10 +708,11 @@ class Hyperparameters(_message.Message):
         warmup_ratio: _builtins.float = ...,
         decay_steps: _builtins.int = ...,
         decay_ratio: _builtins.float | None = ...,
+        activation_checkpointing: Global___ActivationCheckpointing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "decay_ratio", b"decay_ratio", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "decay_ratio", b"decay_ratio", "decay_steps", b"decay_steps", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "micro_batch_tokens", b"micro_batch_tokens", "num_epochs", b"num_epochs", "seed", b"seed", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "activation_checkpointing", b"activation_checkpointing", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "decay_ratio", b"decay_ratio", "decay_steps", b"decay_steps", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "micro_batch_tokens", b"micro_batch_tokens", "num_epochs", b"num_epochs", "seed", b"seed", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decay_ratio: _TypeAlias = _typing.Literal["decay_ratio"]  # noqa: Y015
     _WhichOneofArgType__decay_ratio: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio"]  # noqa: Y015

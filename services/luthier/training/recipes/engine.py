@@ -100,13 +100,14 @@ class Engine:
     ) -> dict[str, float]:
         """Add the gradient of one micro-batch of a step; returns the totals of the objective's sums, undivided.
 
-        The one pass that has the weights' dropout, by the number of updates made so far.
+        The one pass that has the weights' dropout, by the number of updates made so far. Layers may compute again what
+        they did not keep (`lm.checkpointing`).
         """
         placed = batch.to(self._device)
+        # Until the gradient is there: what is computed again must drop the same.
         with self.weights.dropping(placed, self._num_updates):
-            found = read(self.weights.model, placed, readout)
-        sums = objective(found, placed)
-        torch.autograd.backward(reduce(add, [one.total / one.divisor for one in sums.values()]))
+            sums = objective(read(self.weights.model, placed, readout), placed)
+            torch.autograd.backward(reduce(add, [one.total / one.divisor for one in sums.values()]))
         return {name: one.total.item() for name, one in sums.items()}
 
     @torch.no_grad()

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason, Unavailable
+from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.load import load_model
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
 from luthier.training.recipe_settings import (
     batch_settings,
+    checkpointing_of,
     ranks_of,
     rendering_names,
     renderings_used,
@@ -98,6 +100,7 @@ def _train(
     totals = _checked(desk, found, batches, read_config(folder))
     _check_ranks(desk, totals, collective.num_ranks)
     model = load_model(folder, device=device)
+    checkpoint_layers(model, checkpointing_of(spec.job))
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
     run = _identity(spec.job, corpus, settings, loss, surroundings(model, collective.num_ranks))

@@ -151,6 +151,12 @@ _JOB_OPTIONS = (
         type=click.Choice(["constant", "linear", "cosine", "warmup-stable-decay"]),
         help="After it. [default: cosine]",
     ),
+    field_option(
+        "--activation-checkpointing",
+        field="hyperparameters.activation_checkpointing",
+        type=click.Choice(["none", "selective", "full"]),
+        help="How much a pass keeps for its gradient; less memory, more time. [default: none]",
+    ),
     field_option("--seed", field="hyperparameters.seed", type=int, help="Seed of the run. [default: 0]"),
     field_option(
         "--checkpoint-interval",
