@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,12 @@ def test_a_child_that_stands_still_is_ended_and_says_where(run: Run, tmp_path: P
     (line,) = wanting.lines
     assert line.startswith("WARNING the process that does the work hangs:\n")
     assert "in work" in line
+
+
+def test_work_may_have_a_patience_of_its_own(children: Children, tmp_path: Path) -> None:
+    patience = replace(PATIENCE, still_seconds=0.5)
+    with pytest.raises(Unavailable, match=r"it stood still for 0\.5 s"):
+        children.run(("hang", str(tmp_path)), {"step": lambda: None}, Wanting(), "step", patience)
 
 
 def test_a_child_that_computes_and_comes_to_no_end_of_a_step_is_ended_and_says_where(
