@@ -49,7 +49,7 @@ def test_a_choice_that_is_impossible_is_refused(executor: str, ranks: int, words
 
 @pytest.mark.parametrize(
     ("kind", "found", "name", "ranks"),
-    [("cpu", 2, "cpu", 2), ("cuda", 4, "auto", 4), ("cuda", 4, "cuda", 2), ("cuda", 4, "cuda:3", 1)],
+    [("cpu", 2, "cpu", 2), ("cuda", 4, "auto", 4), ("cuda", 4, "rocm", 2), ("cuda", 4, "cuda:3", 1)],
 )
 def test_ranks_that_have_a_device_each_are_taken(kind: str, found: int, name: str, ranks: int) -> None:
     require_devices(kind, found, name, ranks)
@@ -60,7 +60,7 @@ def test_ranks_that_have_a_device_each_are_taken(kind: str, found: int, name: st
     [
         ("cpu", 2, "auto", 3, "at most the 2 processors that it may use, got 3"),
         ("cuda", 4, "cuda", 5, "at most the 4 GPUs that it may use, got 5"),
-        ("cuda", 4, "cuda:3", 2, "must be auto or cuda with 2 ranks, .* got 'cuda:3'"),
+        ("cuda", 4, "cuda:3", 2, "must be auto, cuda or rocm with 2 ranks, .* got 'cuda:3'"),
     ],
 )
 def test_each_rank_needs_a_device_of_its_own(

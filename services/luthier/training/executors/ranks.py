@@ -92,9 +92,9 @@ def require_devices(kind: str, num_devices: int, name: str, num_ranks: int) -> N
     """
     if num_ranks == 1:
         return
-    if kind == "cuda" and name not in ("auto", "cuda"):
+    if kind == "cuda" and name not in ("auto", "cuda", "rocm"):
         raise InvalidArgument(
-            f"a worker's device (LUTHIER_WORKER_DEVICE) must be auto or cuda with {num_ranks} ranks, each of which "
+            f"a worker's device (LUTHIER_WORKER_DEVICE) must be auto, cuda or rocm with {num_ranks} ranks, each of which "
             f"takes a GPU of its own, got {name!r}"
         )
     if num_ranks > num_devices:
