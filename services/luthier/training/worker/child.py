@@ -39,7 +39,7 @@ def begin(setup: Setup) -> None:
         from luthier.lm.device import choose_device
 
         # Here no device can be opened, so one that is not there is refused at once: transformers takes much longer.
-        if not torch.backends.cuda.is_built():
+        if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
             choose_device(setup.device)
         import luthier.lm.register
         import luthier.training.worker.computing  # noqa: F401
