@@ -14,8 +14,9 @@ import pytest
 from tests.e2e.conftest import WAIT, Shared, job
 
 from luthier.client import Client
+from luthier.errors import NotFound
 from luthier.v1.event_pb2 import AttemptChange, Event
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, MetricPoint
+from luthier.v1.fine_tuning_job_pb2 import MetricPoint
 from luthier.work.child import NURSERY_NAME
 
 pytestmark = pytest.mark.e2e
@@ -24,9 +25,15 @@ STEPS, INTERVAL = 80, 20
 OF_THE_CLOCK = {"tokens_per_second", "sampling_seconds", "grading_seconds", "training_seconds"}
 
 
-def run_undisturbed(client: Client, rendering: str, name: str) -> FineTuningJob:
-    client.jobs.create(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id=name)
-    return client.jobs.wait(name, timeout_seconds=WAIT)
+def undisturbed(client: Client, rendering: str) -> str:
+    """The name of a job that nothing disturbs, which is run for the first test that wants it."""
+    name = "alone"
+    try:
+        client.jobs.get(name)
+    except NotFound:
+        client.jobs.create(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id=name)
+    client.jobs.wait(name, timeout_seconds=WAIT)
+    return name
 
 
 def when_step(client: Client, name: str, step: int, act: Callable[[], None]) -> None:
@@ -71,7 +78,7 @@ def attempts(events: list[Event]) -> list[AttemptChange.Kind.ValueType]:
 def test_a_killed_worker_and_a_killed_service_change_nothing(tuning: Shared) -> None:
     cluster, rendering = tuning.cluster, tuning.rendering
     with cluster.client() as client:
-        run_undisturbed(client, rendering, "alone")
+        alone = undisturbed(client, rendering)
 
         client.jobs.create(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id="killed")
         watched: list[Event] = []
@@ -86,7 +93,7 @@ def test_a_killed_worker_and_a_killed_service_change_nothing(tuning: Shared) -> 
         done = client.jobs.wait("killed", timeout_seconds=WAIT)
         watcher.join(WAIT)
 
-        assert_same_run(client, "alone", "killed")
+        assert_same_run(client, alone, "killed")
         assert done.num_attempts == 2
         assert attempts(watched) == [
             AttemptChange.KIND_STARTED,
@@ -101,7 +108,15 @@ def test_a_killed_worker_and_a_killed_service_change_nothing(tuning: Shared) -> 
 
 
 def training_process(worker: int) -> int:
-    """The process that trains for a worker, the first of its children of that kind."""
+    """The process that trains for a worker or waits for that, the first of its children of that kind."""
+    deadline = time.monotonic() + 30
+    while not (found := training_processes(worker)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return min(found)[1]
+
+
+def training_processes(worker: int) -> list[tuple[int, int]]:
+    """When they began, and their numbers."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -110,20 +125,20 @@ def training_process(worker: int) -> int:
             trains = trains and (path / "comm").read_text().strip() != NURSERY_NAME
             if int(words[1]) == worker and trains and words[0] != "Z":
                 found.append((int(words[19]), int(path.name)))
-    return min(found)[1]
+    return found
 
 
 def test_a_killed_training_process_changes_nothing_and_its_worker_goes_on(tuning: Shared) -> None:
     cluster, rendering = tuning.cluster, tuning.rendering
     with cluster.client() as client:
-        run_undisturbed(client, rendering, "child-alone")
+        alone = undisturbed(client, rendering)
         worker = cluster.pid("training-worker")
         client.jobs.create(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id="child-killed")
         when_step(
             client, "child-killed", INTERVAL + 5, lambda: os.kill(training_process(worker), signal.SIGKILL)
         )
         done = client.jobs.wait("child-killed", timeout_seconds=WAIT)
-        assert_same_run(client, "child-alone", "child-killed")
+        assert_same_run(client, alone, "child-killed")
         assert done.num_attempts == 2
         lost = [
             event.attempt_change
@@ -140,7 +155,6 @@ def test_a_job_takes_the_process_that_waits_for_it(tuning: Shared) -> None:
     cluster, rendering = tuning.cluster, tuning.rendering
     with cluster.client() as client:
         for number in range(3):
-            time.sleep(2.0)  # the process of the job before is gone by then
             waiting = training_process(cluster.pid("training-worker"))
             client.jobs.create(job(rendering, 8), job_id=f"waited-{number}")
             when_step(client, f"waited-{number}", 1, lambda: None)

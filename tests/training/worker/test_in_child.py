@@ -31,8 +31,8 @@ from luthier.work.children import Children, Program
 
 MODULE = "luthier.training.worker.child"
 PATIENCE = Patience(still_seconds=4.0)
-EPOCHS = 30
-"""Some 200 steps: seconds in which to kill what makes them."""
+EPOCHS = 10
+"""Some 70 steps: time in which to kill what makes them."""
 
 
 @dataclass

@@ -28,9 +28,20 @@ def main() -> None:
 
 
 def begin(setup: Setup) -> None:
-    """Import all that an order may need, and load a model for practice."""
+    """Import all that an order may need, and load a model for practice.
+
+    Raises:
+        InvalidArgument: the device is one that this torch was not built for.
+    """
     configure(setup.log_level)
     with uncollected():
+        import torch
+
+        from luthier.lm.device import choose_device
+
+        # Here no device can be opened, so one that is not there is refused at once: transformers takes much longer.
+        if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+            choose_device(setup.device)
         import luthier.lm.register
         import luthier.training.executors.joining
         import luthier.training.worker.computing  # noqa: F401
