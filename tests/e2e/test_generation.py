@@ -70,6 +70,8 @@ def engines(worker: int) -> list[int]:
         with suppress(OSError):
             words = (path / "stat").read_text().rpartition(")")[2].split()
             holds = b"luthier.evaluation.worker.child" in (path / "cmdline").read_bytes()
+            # What they are forked from holds none.
+            holds = holds and (path / "comm").read_text().strip() != "luthier-nursery"
             if int(words[1]) == worker and holds and words[0] != "Z":
                 found.append(int(path.name))
     return found
