@@ -176,6 +176,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A grader needs a model where none is loaded."""
     ERROR_REASON_CRASHED: _ErrorReason.ValueType  # 140
     """The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
+    ERROR_REASON_DOES_NOT_FIT: _ErrorReason.ValueType  # 150
+    """A job does not fit into the memory of the device that it is planned for; the message says what would."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -336,4 +338,6 @@ ERROR_REASON_GRADER_NEEDS_MODEL: ErrorReason.ValueType  # 137
 """A grader needs a model where none is loaded."""
 ERROR_REASON_CRASHED: ErrorReason.ValueType  # 140
 """The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
+ERROR_REASON_DOES_NOT_FIT: ErrorReason.ValueType  # 150
+"""A job does not fit into the memory of the device that it is planned for; the message says what would."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

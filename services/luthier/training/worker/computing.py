@@ -14,13 +14,14 @@ import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason
-from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.load import load_model
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
+from luthier.lm.shape import shape_of
+from luthier.training.fitting import Fit, memory_message
 from luthier.training.recipe_settings import (
     batch_settings,
-    checkpointing_of,
+    named_kept,
     rendering_names,
     renderings_used,
     schedule_of,
@@ -44,6 +45,7 @@ from luthier.training.worker.reward_models import load_reward_models
 from luthier.training.worker.rollouts import Records, rollouts_of
 from luthier.training.worker.rows import read_corpus, read_rows
 from luthier.training.worker.surroundings import run_record, surroundings
+from luthier.training.worker.trial import Trial, bytes_beside, is_for_memory
 from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.worker.v1 import task_pb2
@@ -57,11 +59,13 @@ def computed(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.Tr
         ResourceExhausted: OUT_OF_MEMORY.
         LuthierError: rows or files do not fit together; what the desk raised.
     """
-    with _memory_errors(order.task.train.job), freed_memory_kept():
-        return _train(order, desk, device)
+    chosen: list[Fit] = []
+    with _memory_errors(order.task.train.job, chosen), freed_memory_kept():
+        return _train(order, desk, device, chosen)
 
 
-def _train(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.TrainResult:
+def _train(order: TrainOrder, desk: Desk, device: torch.device, chosen: list[Fit]) -> task_pb2.TrainResult:
+    """Train; `chosen` is told what its passes are."""
     spec = order.task.train
     corpus, mixture, records = _rows(order, desk)
     batches = batch_settings(spec.job)
@@ -73,27 +77,70 @@ def _train(order: TrainOrder, desk: Desk, device: torch.device) -> task_pb2.Trai
     folder = _base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
     model = load_model(folder, device=device)
-    checkpoint_layers(model, checkpointing_of(spec.job))
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
     run = _identity(spec.job, corpus, settings, loss, model)
     loaded = load_reward_models(desk, model)
-    begun = _begin(desk, model, run, corpus, loss)
+    used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
+    weights = weights_of(desk, model, is_compared=is_compared(loss))
+    engine = Engine(weights, run.optimiser, model.device)
+    recorder = _Recorder(desk=desk, model=model, used=used, chosen=chosen)
+    trial = Trial(desk=desk, engine=engine, corpus=corpus, settings=settings, found=found)
+    beside = bytes_beside(model, (one.valuer.model for one in loaded))
+    # As transformers has it: what the file leaves open is said there.
+    shape = shape_of({**model.config.to_dict(), "architectures": [type(model).__name__]})
+    fit = trial.choose(shape, beside, recorder)
+    begun = _begin(desk, engine, run, corpus, loss, fit.micro_batch_tokens)
     if begun.changed:
         run = replace(run, bitwise=False)
         changed = ", ".join(begun.changed)
         text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         desk.log(text, "WARNING")
-    used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
-    desk.run_record(run_record(spec, model, used, bitwise=run.bitwise))
+    recorder.chosen_is(fit, bitwise=run.bitwise)
+    # As passes are cut here; what the run is known by has them as the job says.
+    settings = replace(settings, batches=replace(batches, micro_batch_tokens=fit.micro_batch_tokens))
     with ExitStack() as stack:
         rollouts = None
         if records is not None:
             longest = found.longest.num_tokens if found.longest else 0
             rendering = order.renderings[0].rendering
-            graded = rollouts_of(desk, records, rendering, model, loaded, longest)
+            graded = rollouts_of(desk, records, rendering, model, loaded, fit.micro_batch_tokens, longest)
             rollouts = stack.enter_context(graded)
         return _steps(desk, corpus, settings, run, begun, loss, rollouts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recorder:
+    """Keeps with the job what exactly runs, with what its passes are.
+
+    Attributes:
+        desk: of the task.
+        model: that trains.
+        used: what its steps take of each rendering of a mixture.
+        chosen: is told what passes are tried, and which were chosen.
+    """
+
+    desk: Desk
+    model: PreTrainedModel
+    used: Sequence[fine_tuning_job_pb2.RenderingUse]
+    chosen: list[Fit]
+
+    def tries(self, fit: Fit) -> None:
+        """Keep what a trial is expected to take: a process that is ended for want of memory says nothing any more."""
+        self.desk.run_record(self._record(fit, bitwise=True))
+
+    def chosen_is(self, fit: Fit, *, bitwise: bool = True) -> None:
+        """Keep what passes are from now on, in whatever attempt."""
+        record = self._record(fit, bitwise=bitwise)
+        record.micro_batch_tokens = fit.micro_batch_tokens
+        record.activation_checkpointing = named_kept(fit.kept)
+        self.desk.run_record(record)
+
+    def _record(self, fit: Fit, *, bitwise: bool) -> fine_tuning_job_pb2.RunRecord:
+        self.chosen[:] = [fit]
+        record = run_record(self.desk.task.train, self.model, self.used, bitwise=bitwise)
+        record.memory.CopyFrom(memory_message(fit.footprint))
+        return record
 
 
 def _rows(order: TrainOrder, desk: Desk) -> tuple[Corpus, Mixture | None, Records | None]:
@@ -189,19 +236,19 @@ class _Begun:
 
 def _begin(
     desk: Desk,
-    model: PreTrainedModel,
+    engine: Engine,
     run: checkpoint.RunIdentity,
     corpus: Corpus,
     loss: Loss | None,
+    micro_batch_tokens: int,
 ) -> _Begun:
     spec = desk.task.train
-    compared = is_compared(loss)
-    engine = Engine(weights_of(desk, model, is_compared=compared), run.optimiser, model.device)
     resumed = desk.scratch / "resume" if spec.checkpoint_files else None
     if resumed is not None:
         for file in spec.checkpoint_files:
             desk.fetch_into(resumed, file)
-    reference = give_reference(desk, engine, corpus, resumed) if compared else None
+    compared = is_compared(loss)
+    reference = give_reference(desk, engine, corpus, resumed, micro_batch_tokens) if compared else None
     extra = [] if reference is None else [reference]
     if resumed is None:
         return _Begun(engine=engine, course=Course(), changed=[], extra=extra)
@@ -281,16 +328,15 @@ def _identity(
 
 
 @contextmanager
-def _memory_errors(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
-    """Turn what torch raises for want of memory into OUT_OF_MEMORY with a hint."""
+def _memory_errors(job: fine_tuning_job_pb2.FineTuningJob, chosen: Sequence[Fit]) -> Iterator[None]:
+    """Turn what torch raises for want of memory into OUT_OF_MEMORY with a hint, and what was expected."""
     try:
         yield
     except LuthierError:
         raise
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        # CPU allocation fails with a plain RuntimeError (torch 2.13, c10/core/CPUAllocator).
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-        if not full:
+        if not is_for_memory(error):
             raise
-        raise out_of_memory(job, text) from error
+        tokens = chosen[-1].micro_batch_tokens if chosen else 0
+        expected = chosen[-1].words if chosen else ""
+        raise out_of_memory(job, str(error), tokens, expected) from error
