@@ -198,9 +198,7 @@ class LocalDesk:
         target.hardlink_to(self.fetch(file))
         return target
 
-    def store_checkpoint(
-        self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]
-    ) -> list[task_pb2.BlobFile]:
+    def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
         """Keep the files of a checkpoint in place of the one before."""
         del metrics
         self.kept.mkdir(exist_ok=True)
@@ -212,6 +210,9 @@ class LocalDesk:
                 size_bytes=(self.kept / path.name).stat().st_size,
             )
         self.checkpoint_step = step
+
+    def checkpoint_stored(self) -> list[task_pb2.BlobFile]:
+        """Return the files of the last checkpoint."""
         return list(self.checkpoint.values())
 
     def commit_rollouts(self, step: int, path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,11 @@ def batch() -> PackedBatch:
     return pack(TEXTS, {WEIGHT: [[1.0] * len(text) for text in TEXTS]}, rows=[4, 7, 9])
 
 
+def summed(model: PreTrainedModel, packed: PackedBatch) -> Any:
+    """The loss of a pass."""
+    return read(model, packed, FusedLoss()).loss_sum
+
+
 def with_adapter(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """Our modules, and an adapter that counts for something."""
     use_kernels(model)
@@ -53,7 +59,7 @@ def gradients(model: PreTrainedModel, kept: Checkpointing, dropout: float) -> di
     parameters = adapter_parameters(model, "default")
     checkpoint_layers(model, kept)
     with dropping(model, batch(), dropout, seed=3):
-        total = read(model, batch(), FusedLoss()).loss_sum
+        total = summed(model, batch())
         total.backward()
     found = {name: one.grad for name, one in parameters.items() if one.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -67,7 +73,8 @@ def gradients(model: PreTrainedModel, kept: Checkpointing, dropout: float) -> di
 def test_gradients_have_the_same_bits_whatever_layers_keep(
     tiny_model: ModelMaker, family: str, kept: Checkpointing, dtype: torch.dtype
 ) -> None:
-    model = tiny_model(family).to(dtype)
+    model: Any = tiny_model(family)
+    model.to(dtype)
     with_adapter(model)
     plain, found, other = [gradients(model, one, 0.4) for one in ("NONE", kept, "NONE")]
     assert len(plain) == 1 + 2 * 14
@@ -83,14 +90,15 @@ def test_all_weights_have_gradients_of_the_same_bits(tiny_model: ModelMaker, kep
         model = tiny_model().requires_grad_()
         use_kernels(model)
         checkpoint_layers(model, one)
-        read(model, batch(), FusedLoss()).loss_sum.backward()
+        summed(model, batch()).backward()
         found.append({name: weight.grad for name, weight in model.named_parameters()})
     plain, again = found
     assert len(plain) == 20
     for name, gradient in plain.items():
         assert gradient is not None
-        assert again[name] is not None
-        assert torch.equal(gradient, again[name]), name
+        other = again[name]
+        assert other is not None
+        assert torch.equal(gradient, other), name
 
 
 def test_only_what_is_not_kept_is_computed_again(
@@ -137,7 +145,7 @@ def test_nothing_is_computed_again_without_gradients(tiny_model: ModelMaker) -> 
         losses = []
         for kept in CHECKPOINTINGS:
             checkpoint_layers(model, kept)
-            losses.append(read(model, batch(), FusedLoss()).loss_sum)
+            losses.append(summed(model, batch()))
     assert len(set(losses)) == 3, "tensors of their own"
     assert torch.equal(losses[0], losses[1])
     assert torch.equal(losses[0], losses[2])
@@ -164,9 +172,10 @@ def test_a_deep_model_takes_less_memory() -> None:
         num_hidden_layers=20,
         num_attention_heads=4,
         num_key_value_heads=2,
-        attn_implementation=IMPLEMENTATION,
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    config._attn_implementation = IMPLEMENTATION
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
     model.eval().requires_grad_(requires_grad=False)
     with_adapter(model)
     texts = [[number % 64 for number in range(256)] for _ in range(8)]
@@ -176,7 +185,7 @@ def test_a_deep_model_takes_less_memory() -> None:
     for kept in reversed(CHECKPOINTINGS):
         checkpoint_layers(model, kept)
         Path("/proc/self/clear_refs").write_text("5")
-        read(model, long, FusedLoss()).loss_sum.backward()
+        summed(model, long).backward()
         grown[kept] = resident("VmHWM") - before
     layers, tokens, element = 20, 2048, 2
     # Of each token and layer 6 E + 2 K + 3 F elements, or 5 E + 2 K + 2 F, or E.

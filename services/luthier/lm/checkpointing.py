@@ -58,12 +58,12 @@ def _forward(
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
     # No state of a generator is kept: nothing here draws from one.
-    settings = {"use_reentrant": False, "preserve_rng_state": False, **contexts}
+    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, **contexts}
     return checkpoint(forward, *inputs, **settings, **options)
 
 
 def _policy(_context: Any, op: Any, *_inputs: Any, **_options: Any) -> CheckpointPolicy:
-    is_kept = isinstance(op, OpOverload) and op.name() in _KEPT
+    is_kept = isinstance(op, OpOverload) and op.name() in _KEPT  # type: ignore[no-untyped-call]
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -1,8 +1,12 @@
-"""How the C library treats memory that a training step frees and the next one asks for again."""
+"""How much memory there is for this process, how much it holds, and what the C library does with what it frees."""
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -32,3 +36,90 @@ def freed_memory_kept() -> Iterator[None]:
         library.mallopt(_M_TRIM_THRESHOLD, _DEFAULT_BYTES)
         library.mallopt(_M_MMAP_THRESHOLD, _DEFAULT_BYTES)
         library.malloc_trim(0)
+
+
+def limit_bytes(device: torch.device) -> int:
+    """Most memory that this process may hold on a device, what it holds already counted; 0: nobody says.
+
+    On a processor what the machine has free, or less where a control group (version 2) limits it; what the kernel keeps
+    of files counts as free.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device))
+    rooms = [*_machine_room(), *_group_rooms()]
+    return resident_bytes() + max(0, min(rooms)) if rooms else 0
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds; 0 where the system does not say."""
+    return _of_status("VmRSS")
+
+
+def watch_peak(device: torch.device) -> None:
+    """Let `peak_bytes` begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        # The peak of the whole process then counts, which is no less.
+        return
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has held on a device since `watch_peak`; 0 where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    return _of_status("VmHWM")
+
+
+def give_back(device: torch.device) -> None:
+    """Give memory that is free, and that this process keeps for itself, back to the system, where it can."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def _of_status(name: str) -> int:
+    return _kilobytes(Path("/proc/self/status"), name)
+
+
+def _machine_room() -> list[int]:
+    found = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    return [found] if found else []
+
+
+def _group_rooms() -> Iterator[int]:
+    """Yield what each control group above this process leaves it, where one has a limit."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+    except OSError:
+        return
+    found = re.search(r"^0::/(.*)$", groups, re.MULTILINE)
+    root = Path("/sys/fs/cgroup")
+    group = root / (found[1] if found is not None else "")
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(root):
+            return
+        try:
+            most = (folder / "memory.max").read_text(encoding="ascii").strip()
+            held = int((folder / "memory.current").read_text(encoding="ascii"))
+            kept = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        except (OSError, ValueError):
+            continue
+        if most != "max":
+            yield int(most) - held + (int(kept[1]) if kept is not None else 0)
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """Return in bytes what a file of the kernel says of a name; 0 where it says nothing."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found is not None else 0

@@ -36,10 +36,15 @@ def ranks_of(job: FineTuningJob) -> tuple[int, int]:
     return least, max(least, job.ranks.max_ranks)
 
 
-def checkpointing_of(job: FineTuningJob) -> Checkpointing:
-    """Return how much layers keep of a pass of a job for its gradient."""
-    chosen = fine_tuning_job_pb2.ActivationCheckpointing.Name(job.hyperparameters.activation_checkpointing)
-    return next((kept for kept in CHECKPOINTINGS if chosen.endswith(f"_{kept}")), "NONE")
+def kept_of(chosen: fine_tuning_job_pb2.ActivationCheckpointing.ValueType) -> Checkpointing:
+    """Return how much layers keep of a pass for its gradient; what is not said is NONE."""
+    name = fine_tuning_job_pb2.ActivationCheckpointing.Name(chosen)
+    return next((kept for kept in CHECKPOINTINGS if name.endswith(f"_{kept}")), "NONE")
+
+
+def named_kept(kept: Checkpointing) -> fine_tuning_job_pb2.ActivationCheckpointing.ValueType:
+    """Return how the API calls what layers keep."""
+    return fine_tuning_job_pb2.ActivationCheckpointing.Value(f"ACTIVATION_CHECKPOINTING_{kept}")
 
 
 def rendering_names(job: FineTuningJob) -> tuple[str, ...]:

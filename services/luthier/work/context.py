@@ -189,8 +189,12 @@ class TaskContext:
         self._add(line(text, severity, step=step))
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
-        """Report what exactly runs."""
-        self._loop.call_soon_threadsafe(self._session.set_run_record, record)
+        """Keep with the job what exactly runs, after everything reported before; it is there when this returns.
+
+        Raises:
+            LuthierError: the service refused.
+        """
+        self._wait(self._session.keep_run_record(record))
 
     def fetch(self, file: task_pb2.BlobFile) -> Path:
         """Return a file of the task's own service, from the cache or over the wire; do not change it.

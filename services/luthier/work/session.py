@@ -114,10 +114,10 @@ class TaskSession:
         self._pending.append(worker_service_pb2.LocalEvent(local_number=self._last_number, event=event))
         self._more.set()
 
-    def set_run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
-        """Queue what exactly runs."""
+    async def keep_run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
+        """Send what exactly runs, after everything reported before it. Raises as `flush`."""
         self._run_record = record
-        self._more.set()
+        await self.flush()
 
     async def flush(self) -> None:
         """Send all queued events. What is refused as not valid is dropped by itself, the rest goes on.

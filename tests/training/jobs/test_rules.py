@@ -28,7 +28,8 @@ def test_resolved_fills_in_every_default() -> None:
     assert (filled.lora.rank, filled.lora.alpha) == (16, 32.0)
     chosen = filled.hyperparameters
     assert (chosen.num_epochs, chosen.batch_tokens, chosen.batch_rows) == (1, 4096, 0)
-    assert (chosen.micro_batch_tokens, chosen.learning_rate, chosen.max_grad_norm) == (4096, 2e-4, 1.0)
+    assert (chosen.learning_rate, chosen.max_grad_norm) == (2e-4, 1.0)
+    assert (chosen.micro_batch_tokens, chosen.activation_checkpointing) == (0, 0), "the worker chooses"
     assert chosen.learning_rate_schedule == LEARNING_RATE_SCHEDULE_COSINE
     assert (filled.checkpoint_interval_steps, filled.max_checkpoints) == (25, 3)
     check_job(filled)

@@ -32,8 +32,8 @@ class Passes:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.num_calls = 0
-        layer: Any = model.base_model.layers[0].mlp
-        layer.register_forward_pre_hook(self._count)
+        inner: Any = model.base_model
+        inner.layers[0].mlp.register_forward_pre_hook(self._count)
 
     def _count(self, *_: object) -> None:
         self.num_calls += 1
@@ -62,7 +62,7 @@ def run_of(case: str, model: PreTrainedModel, rows: list[Any]) -> Any:
         run = test_preference.Run(model, Dpo(beta=0.1), "all", max_steps=3)
         run.score_reference()
         return run
-    return test_dropout.Run(model, rows, case, batches=replace(test_dropout.BATCHES, max_steps=3))
+    return test_dropout.Run(model, rows, case, batches=replace(test_preference.BATCHES, max_steps=3))
 
 
 @pytest.mark.parametrize("kept", CHECKPOINTINGS[1:])

@@ -11,7 +11,13 @@ from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import training_service_pb2 as api
 from luthier.v1.event_pb2 import Event
-from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
+from luthier.v1.fine_tuning_job_pb2 import (
+    Checkpoint,
+    DeviceClass,
+    FineTuningJob,
+    FineTuningPlan,
+    MetricPoint,
+)
 from luthier.v1.grader_pb2 import Grader
 from luthier.v1.rollout_pb2 import Rollout
 
@@ -19,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def plan(scope: Scope, job: FineTuningJob) -> Flow[FineTuningPlan]:
-    """Say what a job would do, without starting it. `job` as in `create`."""
+def plan(scope: Scope, job: FineTuningJob, *, device: DeviceClass | None = None) -> Flow[FineTuningPlan]:
+    """Say what a job would do, without starting it, and what it takes on a device. `job` as in `create`."""
     request = api.PlanFineTuningJobRequest(
-        parent=names.project(scope.project), fine_tuning_job=_resolved(scope, job)
+        parent=names.project(scope.project), fine_tuning_job=_resolved(scope, job), device=device
     )
     return call(scope, lambda stubs: stubs.training.PlanFineTuningJob, request)
 

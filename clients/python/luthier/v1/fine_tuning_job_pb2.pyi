@@ -64,7 +64,7 @@ class _ActivationCheckpointing:
 class _ActivationCheckpointingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ActivationCheckpointing.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ACTIVATION_CHECKPOINTING_UNSPECIFIED: _ActivationCheckpointing.ValueType  # 0
-    """The same as NONE."""
+    """NONE where it fits into memory, else SELECTIVE, else FULL."""
     ACTIVATION_CHECKPOINTING_NONE: _ActivationCheckpointing.ValueType  # 1
     """All that the gradient needs is kept."""
     ACTIVATION_CHECKPOINTING_SELECTIVE: _ActivationCheckpointing.ValueType  # 2
@@ -78,7 +78,7 @@ class ActivationCheckpointing(_ActivationCheckpointing, metaclass=_ActivationChe
     """
 
 ACTIVATION_CHECKPOINTING_UNSPECIFIED: ActivationCheckpointing.ValueType  # 0
-"""The same as NONE."""
+"""NONE where it fits into memory, else SELECTIVE, else FULL."""
 ACTIVATION_CHECKPOINTING_NONE: ActivationCheckpointing.ValueType  # 1
 """All that the gradient needs is kept."""
 ACTIVATION_CHECKPOINTING_SELECTIVE: ActivationCheckpointing.ValueType  # 2
@@ -667,7 +667,8 @@ class Hyperparameters(_message.Message):
     """A step has this many rows, or pairs or labelled answers; with reinforcement so many prompts."""
     micro_batch_tokens: _builtins.int
     """Most tokens in one forward pass; a larger step is divided and its gradients added up. With reinforcement it must hold the
-    longest prompt and max_new_tokens. 0 means 4,096.
+    longest prompt and max_new_tokens. 0 means as large as fits into the worker's memory, as run_record says: at most 4,096 on a
+    processor and 32,768 on a GPU, beyond which a pass is no faster, or the longest row.
     """
     learning_rate: _builtins.float
     """Peak learning rate. Unset means 2e-4 for an adapter, 2e-5 for all weights; with preference 2e-5 and 1e-6, with reward_model
@@ -690,7 +691,7 @@ class Hyperparameters(_message.Message):
     decay_ratio: _builtins.float
     """Share of all steps that these are, rounded up. WARMUP_STABLE_DECAY alone. Unset means 0.1."""
     activation_checkpointing: Global___ActivationCheckpointing.ValueType
-    """How much of a pass is kept for its gradient. Unset means NONE."""
+    """How much of a pass is kept for its gradient. Unset: the worker chooses, as run_record says."""
     def __init__(
         self,
         *,
@@ -734,6 +735,117 @@ class Hyperparameters(_message.Message):
 Global___Hyperparameters: _TypeAlias = Hyperparameters  # noqa: Y015
 
 @_typing.final
+class MemoryEstimate(_message.Message):
+    """MemoryEstimate is the most memory that a job is expected to take at a time, in bytes. How it is counted: docs/jobs.md."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_BYTES_FIELD_NUMBER: _builtins.int
+    GRADIENTS_BYTES_FIELD_NUMBER: _builtins.int
+    OPTIMISER_BYTES_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_BYTES_FIELD_NUMBER: _builtins.int
+    LOGITS_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    RUNTIME_BYTES_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    weights_bytes: _builtins.int
+    """Weights that the model computes with, those of reward models and of a reference that is kept beside them."""
+    adapters_bytes: _builtins.int
+    """Weights of the adapter. 0 where all weights are trained."""
+    gradients_bytes: _builtins.int
+    """Sums of gradients, in float32."""
+    optimiser_bytes: _builtins.int
+    """Moments and float32 masters."""
+    activations_bytes: _builtins.int
+    """What the largest pass keeps for its gradient, and what is passing through a layer."""
+    logits_bytes: _builtins.int
+    """What scores the tokens at its end: chunks of logits, and gradients of hidden states and of a trained head."""
+    cache_bytes: _builtins.int
+    """Keys and values while answers are drawn. Reinforcement alone."""
+    runtime_bytes: _builtins.int
+    """Libraries, and the tokens of all rows."""
+    peak_bytes: _builtins.int
+    """The most at a time. Drawing answers and passes take turns: of cache_bytes, and of activations_bytes and logits_bytes together,
+    the larger counts.
+    """
+    def __init__(
+        self,
+        *,
+        weights_bytes: _builtins.int = ...,
+        adapters_bytes: _builtins.int = ...,
+        gradients_bytes: _builtins.int = ...,
+        optimiser_bytes: _builtins.int = ...,
+        activations_bytes: _builtins.int = ...,
+        logits_bytes: _builtins.int = ...,
+        cache_bytes: _builtins.int = ...,
+        runtime_bytes: _builtins.int = ...,
+        peak_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "adapters_bytes", b"adapters_bytes", "cache_bytes", b"cache_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimiser_bytes", b"optimiser_bytes", "peak_bytes", b"peak_bytes", "runtime_bytes", b"runtime_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryEstimate: _TypeAlias = MemoryEstimate  # noqa: Y015
+
+@_typing.final
+class DeviceClass(_message.Message):
+    """DeviceClass is a kind of device that a plan is made for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DeviceClass._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: DeviceClass._Kind.ValueType  # 0
+        """The same as CPU."""
+        KIND_CPU: DeviceClass._Kind.ValueType  # 1
+        """A processor."""
+        KIND_GPU: DeviceClass._Kind.ValueType  # 2
+        """A GPU."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Kind of a device."""
+
+    KIND_UNSPECIFIED: DeviceClass.Kind.ValueType  # 0
+    """The same as CPU."""
+    KIND_CPU: DeviceClass.Kind.ValueType  # 1
+    """A processor."""
+    KIND_GPU: DeviceClass.Kind.ValueType  # 2
+    """A GPU."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    OPERATIONS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    kind: Global___DeviceClass.Kind.ValueType
+    """What it is."""
+    memory_bytes: _builtins.int
+    """Its memory. A job that would not fit is refused. 0: not known, nothing is refused."""
+    operations_per_second: _builtins.float
+    """Operations a second of its matrix products in bfloat16: of a GPU the peak that its maker says, of which 40 % is counted on; of
+    a processor what it reaches. 0: of a GPU not known, no time is told; of a processor what two threads with AVX2 reach.
+    """
+    def __init__(
+        self,
+        *,
+        kind: Global___DeviceClass.Kind.ValueType = ...,
+        memory_bytes: _builtins.int = ...,
+        operations_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "memory_bytes", b"memory_bytes", "operations_per_second", b"operations_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceClass: _TypeAlias = DeviceClass  # noqa: Y015
+
+@_typing.final
 class RunRecord(_message.Message):
     """RunRecord says exactly what ran, so that a run can be judged and repeated."""
 
@@ -769,6 +881,9 @@ class RunRecord(_message.Message):
     KERNELS_FIELD_NUMBER: _builtins.int
     DETERMINISM_FIELD_NUMBER: _builtins.int
     RENDERINGS_FIELD_NUMBER: _builtins.int
+    MICRO_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
+    ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     BEST_EFFORT_REASON_FIELD_NUMBER: _builtins.int
     NUM_RANKS_FIELD_NUMBER: _builtins.int
     code_version: _builtins.str
@@ -787,6 +902,12 @@ class RunRecord(_message.Message):
     """Digest of the tables that chose the kernels."""
     determinism: Global___Determinism.ValueType
     """What resuming preserves."""
+    micro_batch_tokens: _builtins.int
+    """Most tokens in one forward pass. Chosen once, before the first step, where the job leaves it open; every attempt takes it. 0: not
+    chosen yet, or a job of before this field, whose hyperparameters say it.
+    """
+    activation_checkpointing: Global___ActivationCheckpointing.ValueType
+    """How much of a pass is kept for its gradient; chosen likewise."""
     best_effort_reason: _builtins.str
     """Why no more than BEST_EFFORT is promised, for people. Empty where more is, and in records of before this was kept."""
     num_ranks: _builtins.int
@@ -798,6 +919,10 @@ class RunRecord(_message.Message):
     @_builtins.property
     def renderings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderingUse]:
         """What all steps take of each rendering, the job's own first. Empty without mixed_renderings."""
+
+    @_builtins.property
+    def memory(self) -> Global___MemoryEstimate:
+        """What such passes are expected to take."""
 
     def __init__(
         self,
@@ -812,12 +937,15 @@ class RunRecord(_message.Message):
         kernels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         determinism: Global___Determinism.ValueType = ...,
         renderings: _abc.Iterable[Global___RenderingUse] | None = ...,
+        micro_batch_tokens: _builtins.int = ...,
+        activation_checkpointing: Global___ActivationCheckpointing.ValueType = ...,
+        memory: Global___MemoryEstimate | None = ...,
         best_effort_reason: _builtins.str = ...,
         num_ranks: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "best_effort_reason", b"best_effort_reason", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "num_ranks", b"num_ranks", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "torch_version", b"torch_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_checkpointing", b"activation_checkpointing", "base_model_digest", b"base_model_digest", "best_effort_reason", b"best_effort_reason", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "memory", b"memory", "micro_batch_tokens", b"micro_batch_tokens", "num_ranks", b"num_ranks", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "torch_version", b"torch_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1193,6 +1321,12 @@ class FineTuningPlan(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     RESOLVED_JOB_FIELD_NUMBER: _builtins.int
     RENDERINGS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_STEP_FIELD_NUMBER: _builtins.int
+    TOTAL_SECONDS_FIELD_NUMBER: _builtins.int
+    MICRO_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
+    ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     num_train_rows: _builtins.int
     """Training rows that have something to learn, each row of a unit counted; with reinforcement prompts."""
     num_validation_rows: _builtins.int
@@ -1217,6 +1351,14 @@ class FineTuningPlan(_message.Message):
     """Training records cut."""
     num_unsupervised: _builtins.int
     """Training records without a supervised token. They are not used."""
+    seconds_per_step: _builtins.float
+    """Seconds of an optimiser step there. Loading, validations and checkpoints are not counted. 0: not known."""
+    total_seconds: _builtins.float
+    """Seconds of all steps. 0: not known."""
+    micro_batch_tokens: _builtins.int
+    """Most tokens in one forward pass, chosen for `device` where the job leaves it open. The worker chooses for its own. 0: not known."""
+    activation_checkpointing: Global___ActivationCheckpointing.ValueType
+    """How much of a pass is kept for its gradient, chosen likewise."""
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Findings that do not stop the job, each naming what to change."""
@@ -1230,6 +1372,14 @@ class FineTuningPlan(_message.Message):
         """What all steps take of each rendering, the job's own first. Empty without mixed_renderings. Steps and tokens above are those of
         all of them, counts of rows and records above those of the job's own.
         """
+
+    @_builtins.property
+    def memory(self) -> Global___MemoryEstimate:
+        """The most memory that it takes at a time on `device`. Unset where the base model's config.json does not say its sizes."""
+
+    @_builtins.property
+    def device(self) -> Global___DeviceClass:
+        """The device that memory and time are of, with what was assumed of it."""
 
     def __init__(
         self,
@@ -1247,10 +1397,16 @@ class FineTuningPlan(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         resolved_job: Global___FineTuningJob | None = ...,
         renderings: _abc.Iterable[Global___RenderingUse] | None = ...,
+        memory: Global___MemoryEstimate | None = ...,
+        seconds_per_step: _builtins.float = ...,
+        total_seconds: _builtins.float = ...,
+        micro_batch_tokens: _builtins.int = ...,
+        activation_checkpointing: Global___ActivationCheckpointing.ValueType = ...,
+        device: Global___DeviceClass | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resolved_job", b"resolved_job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "memory", b"memory", "resolved_job", b"resolved_job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped", "num_steps", b"num_steps", "num_steps_per_epoch", b"num_steps_per_epoch", "num_supervised_tokens", b"num_supervised_tokens", "num_tokens", b"num_tokens", "num_train_rows", b"num_train_rows", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "num_validation_rows", b"num_validation_rows", "packing_efficiency", b"packing_efficiency", "renderings", b"renderings", "resolved_job", b"resolved_job", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_checkpointing", b"activation_checkpointing", "device", b"device", "memory", b"memory", "micro_batch_tokens", b"micro_batch_tokens", "num_dropped", b"num_dropped", "num_steps", b"num_steps", "num_steps_per_epoch", b"num_steps_per_epoch", "num_supervised_tokens", b"num_supervised_tokens", "num_tokens", b"num_tokens", "num_train_rows", b"num_train_rows", "num_truncated", b"num_truncated", "num_unsupervised", b"num_unsupervised", "num_validation_rows", b"num_validation_rows", "packing_efficiency", b"packing_efficiency", "renderings", b"renderings", "resolved_job", b"resolved_job", "seconds_per_step", b"seconds_per_step", "total_seconds", b"total_seconds", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

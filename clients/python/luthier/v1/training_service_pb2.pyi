@@ -29,21 +29,27 @@ class PlanFineTuningJobRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     FINE_TUNING_JOB_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The project, projects/{project}."""
     @_builtins.property
     def fine_tuning_job(self) -> _fine_tuning_job_pb2.FineTuningJob:
         """The job. Its name and output-only fields are ignored."""
 
+    @_builtins.property
+    def device(self) -> _fine_tuning_job_pb2.DeviceClass:
+        """Where it would run. Unset: a processor whose memory is not known."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         fine_tuning_job: _fine_tuning_job_pb2.FineTuningJob | None = ...,
+        device: _fine_tuning_job_pb2.DeviceClass | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fine_tuning_job", b"fine_tuning_job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "fine_tuning_job", b"fine_tuning_job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fine_tuning_job", b"fine_tuning_job", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "fine_tuning_job", b"fine_tuning_job", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,12 +106,14 @@ class TrainingServiceServicer(object):
     """
 
     def PlanFineTuningJob(self, request, context):
-        """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
+        """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
+        same checks as CreateFineTuningJob, which knows of no device: there the worker finds what does not fit, and fails the job with
+        OUT_OF_MEMORY before its first step.
 
         Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
         one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
         not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
-        tokenizer (TOKENIZER_MISMATCH), or no row has a supervised token.
+        tokenizer (TOKENIZER_MISMATCH), no row has a supervised token, or it does not fit into the memory of `device` (DOES_NOT_FIT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

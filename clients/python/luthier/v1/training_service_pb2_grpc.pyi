@@ -38,12 +38,14 @@ class TrainingServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrainingServiceAsyncStub: ...
     PlanFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.PlanFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningPlan]
-    """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
+    """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
+    same checks as CreateFineTuningJob, which knows of no device: there the worker finds what does not fit, and fails the job with
+    OUT_OF_MEMORY before its first step.
 
     Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
     one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
     not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
-    tokenizer (TOKENIZER_MISMATCH), or no row has a supervised token.
+    tokenizer (TOKENIZER_MISMATCH), no row has a supervised token, or it does not fit into the memory of `device` (DOES_NOT_FIT).
     """
     CreateFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
@@ -115,12 +117,14 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PlanFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.PlanFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningPlan]  # type: ignore[assignment]
-    """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
+    """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
+    same checks as CreateFineTuningJob, which knows of no device: there the worker finds what does not fit, and fails the job with
+    OUT_OF_MEMORY before its first step.
 
     Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
     one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
     not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
-    tokenizer (TOKENIZER_MISMATCH), or no row has a supervised token.
+    tokenizer (TOKENIZER_MISMATCH), no row has a supervised token, or it does not fit into the memory of `device` (DOES_NOT_FIT).
     """
     CreateFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
@@ -195,12 +199,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.PlanFineTuningJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningPlan, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningPlan]]:
-        """Say what a job would do, without starting it: rows, tokens, steps, warnings. Makes the same checks as CreateFineTuningJob.
+        """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
+        same checks as CreateFineTuningJob, which knows of no device: there the worker finds what does not fit, and fails the job with
+        OUT_OF_MEMORY before its first step.
 
         Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
         one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
         not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
-        tokenizer (TOKENIZER_MISMATCH), or no row has a supervised token.
+        tokenizer (TOKENIZER_MISMATCH), no row has a supervised token, or it does not fit into the memory of `device` (DOES_NOT_FIT).
         """
 
     @_abc_1.abstractmethod

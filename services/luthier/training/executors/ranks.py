@@ -94,8 +94,8 @@ def require_devices(kind: str, num_devices: int, name: str, num_ranks: int) -> N
         return
     if kind == "cuda" and name not in ("auto", "cuda", "rocm"):
         raise InvalidArgument(
-            f"a worker's device (LUTHIER_WORKER_DEVICE) must be auto, cuda or rocm with {num_ranks} ranks, each of which "
-            f"takes a GPU of its own, got {name!r}"
+            f"a worker's device (LUTHIER_WORKER_DEVICE) must be auto, cuda or rocm with {num_ranks} ranks, each of "
+            f"which takes a GPU of its own, got {name!r}"
         )
     if num_ranks > num_devices:
         what = "GPUs" if kind == "cuda" else "processors"

@@ -77,7 +77,6 @@ RESULT_LIMITS: LimitTable = {
 """What a worker may say of a job that it ran."""
 DEFAULTS: Mapping[str, int | float] = {
     "hyperparameters.num_epochs": 1,
-    "hyperparameters.micro_batch_tokens": 4096,
     "hyperparameters.learning_rate_schedule": LEARNING_RATE_SCHEDULE_COSINE,
     "hyperparameters.max_grad_norm": 1.0,
     "checkpoint_interval_steps": 25,

@@ -17,6 +17,7 @@ from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository, rules
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.counting import survey_elsewhere
+from luthier.training.jobs.fits import add_fit, check_device, shape_in
 from luthier.training.jobs.planning import (
     SplitLengths,
     check_counts,
@@ -134,6 +135,7 @@ class JobService:
         self._num_plans = 0
         lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
         self.family = Family(repository.jobs(), lifecycle, database, log, tasks)
+        self._blobs = blobs
         self._starts = Starts(models, self.family, blobs)
         self._reward_models = RewardModels(models)
         self._checkpoints = repository.Checkpoints()
@@ -171,11 +173,13 @@ class JobService:
         return CheckedJob(job=job, renderings=renderings, base_model=base, start=start, reward_models=rewards)
 
     async def plan(self, request: PlanFineTuningJobRequest) -> FineTuningPlan:
-        """Say what a job would do, having looked at the length of every row. Raises as `check`.
+        """Say what a job would do, having looked at the length of every row, and what it takes on a device.
 
+        Raises as `check`, FailedPrecondition DOES_NOT_FIT where the device's memory is known and does not suffice.
         Takes some 4 s for each pass over a million rows, in another process; one plan is counted at a time.
         More than `MAX_PLANS` at once are refused: ResourceExhausted OVERLOADED.
         """
+        check_device(request.device)
         checked = await self.check(request.parent, request.fine_tuning_job)
         if self._num_plans >= MAX_PLANS:
             raise ResourceExhausted(
@@ -198,6 +202,9 @@ class JobService:
         context_length = checked.base_model.message.context_length
         made = make_plan(checked.job, checked.renderings, found, context_length)
         made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
+        shape = await shape_in(self._blobs, checked.base_model)
+        if shape is not None:
+            add_fit(made, request.device, shape, found, checked.renderings, checked.reward_models)
         return made
 
     async def create(self, request: CreateFineTuningJobRequest) -> FineTuningJob:

@@ -67,7 +67,7 @@ class BatchSettings:
         max_steps: end after this many steps; 0 means no such limit.
         batch_tokens: most tokens of a step; 0 when batch_rows decides.
         batch_rows: units of a step; 0 when batch_tokens decides.
-        micro_batch_tokens: most tokens of one forward pass.
+        micro_batch_tokens: most tokens of one forward pass; 0: not chosen yet, a step is one.
     """
 
     seed: int
@@ -141,6 +141,8 @@ class PlanTotals:
             because nothing is padded.
         drawn: what all steps take of each rendering of a mixture; empty without one.
         passes: how many steps have so many forward passes, by that number, in ascending order.
+        largest_step_tokens: tokens of the largest step.
+        num_seen: for each token of all steps those of its row up to itself, added up.
     """
 
     num_rows: int
@@ -151,6 +153,8 @@ class PlanTotals:
     packing_efficiency: float
     drawn: tuple[Drawn, ...] = ()
     passes: Mapping[int, int] = field(default_factory=dict)
+    largest_step_tokens: int = 0
+    num_seen: int = 0
 
 
 def teaching_units(rows: Iterable[RowLength]) -> list[Unit]:
@@ -209,7 +213,8 @@ def count_steps(
 ) -> PlanTotals:
     """Return what the steps of `iterate_steps` come to."""
     rows = list(rows)
-    num_steps = num_tokens = num_supervised = steps_per_epoch = 0
+    seen = {row.row: row.num_tokens * (row.num_tokens + 1) // 2 for row in rows}
+    num_steps = num_tokens = num_supervised = steps_per_epoch = largest = num_seen = 0
     drawn = tuple(Drawn() for _ in mixture.shares) if mixture else ()
     passes: Counter[int] = Counter()
     for step in iterate_steps(rows, settings, mixture=mixture):
@@ -218,6 +223,8 @@ def count_steps(
         num_tokens += step.num_tokens
         num_supervised += step.num_supervised
         passes[len(step.micro_batches)] += 1
+        largest = max(largest, step.num_tokens)
+        num_seen += sum(seen[row] for batch in step.micro_batches for row in batch)
         drawn = tuple(before.plus(one) for before, one in zip(drawn, step.drawn, strict=True))
     places = num_steps * settings.batch_tokens
     return PlanTotals(
@@ -229,6 +236,8 @@ def count_steps(
         packing_efficiency=num_tokens / places if places else 1.0,
         drawn=drawn,
         passes=dict(sorted(passes.items())),
+        largest_step_tokens=largest,
+        num_seen=num_seen,
     )
 
 
@@ -242,8 +251,10 @@ def shares_reached(drawn: Sequence[Drawn], mixture: Mixture) -> list[float]:
 def pack_first_fit(units: Sequence[Unit], limit_tokens: int) -> tuple[tuple[int, ...], ...]:
     """Put each unit, in order, into the first group that has room for it; return the row numbers by group.
 
-    Takes O(n log n) for n units.
+    A limit of 0 is none. Takes O(n log n) for n units.
     """
+    if not limit_tokens:
+        return (tuple(row for unit in units for row in unit.rows),) if units else ()
     groups: list[list[int]] = []
     # A tree over as many groups as there are units: a node holds the most room of any group below it.
     num_leaves = 1 << max(0, len(units) - 1).bit_length()

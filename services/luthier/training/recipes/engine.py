@@ -110,6 +110,14 @@ class Engine:
             torch.autograd.backward(reduce(add, [one.total / one.divisor for one in sums.values()]))
         return {name: one.total.item() for name, one in sums.items()}
 
+    def forget(self) -> None:
+        """Forget what was accumulated since the last update, also by a pass that broke off before its end."""
+        self._optimiser.zero_grad(set_to_none=False)
+        trained = {id(parameter) for parameter in self.weights.parameters.values()}
+        for weight in self.weights.model.parameters():
+            if id(weight) not in trained:
+                weight.grad = None
+
     @torch.no_grad()
     def measure(
         self, batch: PackedBatch, readout: Readout[ReadT], objective: Objective[ReadT]

@@ -232,7 +232,9 @@ def _too_small(
     max_new_tokens: int = 0,
     of: str = "",
 ) -> list[FieldViolation]:
-    limits = {"micro_batch_tokens": (batches.micro_batch_tokens, longest)}
+    limits = {}
+    if batches.micro_batch_tokens:
+        limits["micro_batch_tokens"] = (batches.micro_batch_tokens, longest)
     if batches.batch_tokens:
         limits["batch_tokens"] = (batches.batch_tokens, longest_train)
     return [

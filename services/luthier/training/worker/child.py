@@ -120,8 +120,8 @@ class ChildDesk:
         self._line.tell("log", (text, severity, step))
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
-        """Report what exactly runs."""
-        self._line.tell("run_record", (record,))
+        """Keep with the job what exactly runs; it is there when this returns."""
+        self._line.ask("run_record", (record,))
 
     def fetch(self, file: task_pb2.BlobFile) -> Path:
         """Return a file of the task's own service; do not change it."""

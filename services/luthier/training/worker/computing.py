@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from luthier.errors import FailedPrecondition, LuthierError, Reason, Unavailable
+from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.load import load_model
 from luthier.lm.memory import freed_memory_kept
 from luthier.lm.model_config import read_config
+from luthier.lm.shape import shape_of
+from luthier.training.fitting import Fit
 from luthier.training.recipe_settings import (
     batch_settings,
-    checkpointing_of,
     ranks_of,
     rendering_names,
     renderings_used,
@@ -44,24 +44,21 @@ from luthier.training.recipes.survey import (
     survey,
 )
 from luthier.training.worker.determinism import demand_determinism
+from luthier.training.worker.failures import named_errors
 from luthier.training.worker.item_fields import ItemCheck
 from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
-from luthier.training.worker.order import Desk, TrainOrder, out_of_memory
+from luthier.training.worker.order import Desk, TrainOrder
 from luthier.training.worker.reference import give_reference
-from luthier.training.worker.reward_models import load_reward_models
+from luthier.training.worker.reward_models import LoadedRewardModel, load_reward_models
 from luthier.training.worker.rollouts import Records, RolloutsElsewhere, rollouts_of, stop_tokens
 from luthier.training.worker.rows import read_corpus, read_rows
+from luthier.training.worker.run_recorder import RunRecorder
 from luthier.training.worker.staging import Staging
-from luthier.training.worker.surroundings import run_record, surroundings
+from luthier.training.worker.surroundings import surroundings
+from luthier.training.worker.trial import Trial, bytes_beside
 from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.worker.v1 import task_pb2
-
-_WITHOUT_MEMORY = re.compile(
-    # torch 2.13's allocator for the processor; a GPU's driver and its library of products for what they need.
-    "can't allocate memory|(?:CUDA|HIP) error: out of memory|(?:CU|HIP)BLAS_STATUS_ALLOC_FAILED"
-)
-_FAILED_DEVICE = re.compile(r"\b(?:CUDA|HIP|cuBLAS|NVML) (?:driver )?error\b|(?:CU|HIP)BLAS_STATUS_")
 
 
 def computed(
@@ -77,17 +74,19 @@ def computed(
         Unavailable: CRASHED, a GPU failed; RANK_LOST, RANKS_DIVERGED.
         LuthierError: rows or files do not fit together; what the desk raised.
     """
+    chosen: list[Fit] = []
     demand_determinism(device)
-    with _named_errors(order.task.train.job, device), freed_memory_kept():
+    with named_errors(order.task.train.job, device, chosen), freed_memory_kept():
         if device.type != "cpu":
             # Triton's kernels are loaded on the device that is current.
             torch.cuda.set_device(device)
-        return _train(order, desk, device, collective or OneRank())
+        return _train(order, desk, device, collective or OneRank(), chosen)
 
 
 def _train(
-    order: TrainOrder, desk: Desk, device: torch.device, collective: Collective
+    order: TrainOrder, desk: Desk, device: torch.device, collective: Collective, chosen: list[Fit]
 ) -> task_pb2.TrainResult:
+    """Train; `chosen` is told what its passes are."""
     spec = order.task.train
     corpus, mixture, records = _rows(order, desk)
     batches = batch_settings(spec.job)
@@ -100,22 +99,25 @@ def _train(
     totals = _checked(desk, found, batches, read_config(folder))
     _check_ranks(desk, totals, collective.num_ranks)
     model = load_model(folder, device=device)
-    checkpoint_layers(model, checkpointing_of(spec.job))
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
     run = _identity(spec.job, corpus, settings, loss, surroundings(model, collective.num_ranks))
     # The first rank grades for all.
     loaded = load_reward_models(desk, model) if collective.rank == 0 else []
+    used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
     weights = weights_of(desk, model, is_compared=is_compared(loss))
     engine = Engine(weights, run.optimiser, model.device, collective)
-    begun = _begin(desk, engine, run, corpus, loss)
+    recorder = RunRecorder(desk=desk, model=model, used=used, num_ranks=collective.num_ranks, chosen=chosen)
+    fit = _fit(desk, engine, corpus, settings, found, loaded, recorder)
+    begun = _begin(desk, engine, run, corpus, loss, fit.micro_batch_tokens)
     if begun.changed:
         run = replace(run, bitwise=False)
         changed = ", ".join(begun.changed)
         text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         desk.log(text, "WARNING")
-    used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
-    desk.run_record(run_record(spec, model, used, changed=begun.changed, num_ranks=collective.num_ranks))
+    recorder.chosen_is(fit, changed=begun.changed)
+    # As passes are cut here; what the run is known by has them as the job says.
+    settings = replace(settings, batches=replace(batches, micro_batch_tokens=fit.micro_batch_tokens))
     with ExitStack() as stack:
         rollouts: Rollouts | None = None
         if records is not None and collective.rank:
@@ -123,9 +125,29 @@ def _train(
         elif records is not None:
             longest = found.longest.num_tokens if found.longest else 0
             rendering = order.renderings[0].rendering
-            graded = rollouts_of(desk, records, rendering, model, loaded, longest)
+            graded = rollouts_of(desk, records, rendering, model, loaded, fit.micro_batch_tokens, longest)
             rollouts = stack.enter_context(graded)
         return _steps(desk, corpus, settings, run, begun, loss, rollouts)
+
+
+def _fit(
+    desk: Desk,
+    engine: Engine,
+    corpus: Corpus,
+    settings: Settings,
+    found: Survey,
+    loaded: Sequence[LoadedRewardModel],
+    recorder: RunRecorder,
+) -> Fit:
+    """Return what passes are: the first rank tries, and all do the same. Raises as `Trial.choose`."""
+    model = engine.weights.model
+    trial = Trial(desk=desk, engine=engine, corpus=corpus, settings=settings, found=found)
+    beside = bytes_beside(model, (one.valuer.model for one in loaded))
+    # As transformers has it: what the file leaves open is said there.
+    shape = shape_of({**model.config.to_dict(), "architectures": [type(model).__name__]})
+    fit = engine.collective.of_first(lambda: trial.choose(shape, beside, recorder))
+    checkpoint_layers(model, fit.kept)
+    return fit
 
 
 def _rows(order: TrainOrder, desk: Desk) -> tuple[Corpus, Mixture | None, Records | None]:
@@ -222,13 +244,15 @@ def _begin(
     run: checkpoint.RunIdentity,
     corpus: Corpus,
     loss: Loss | None,
+    micro_batch_tokens: int,
 ) -> _Begun:
     spec = desk.task.train
     resumed = desk.scratch / "resume" if spec.checkpoint_files else None
     if resumed is not None:
         for file in spec.checkpoint_files:
             desk.fetch_into(resumed, file)
-    reference = give_reference(desk, engine, corpus, resumed) if is_compared(loss) else None
+    compared = is_compared(loss)
+    reference = give_reference(desk, engine, corpus, resumed, micro_batch_tokens) if compared else None
     extra = [] if reference is None else [reference]
     if resumed is None:
         return _Begun(engine=engine, course=Course(), changed=[], extra=extra)
@@ -324,22 +348,3 @@ def _identity(
         optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
         surroundings=around,
     )
-
-
-@contextmanager
-def _named_errors(job: fine_tuning_job_pb2.FineTuningJob, device: torch.device) -> Iterator[None]:
-    """Turn what torch raises for want of memory into OUT_OF_MEMORY with a hint, and a GPU's failure into CRASHED."""
-    try:
-        yield
-    except LuthierError:
-        raise
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _WITHOUT_MEMORY.search(text):
-            raise out_of_memory(job, text) from error
-        if device.type != "cpu" and _FAILED_DEVICE.search(text):
-            raise Unavailable(
-                f"the device {device} must work, it failed: {' '.join(text.split())[:500]}",
-                reason=Reason.CRASHED,
-            ) from error
-        raise

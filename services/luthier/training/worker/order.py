@@ -14,6 +14,8 @@ from luthier.v1 import fine_tuning_job_pb2, grader_pb2, rendering_pb2
 from luthier.work.events import Severity
 from luthier.worker.v1 import task_pb2
 
+_MAX_CHARACTERS = 1000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
@@ -104,7 +106,7 @@ class Desk(Protocol):
         ...
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
-        """Report what exactly runs."""
+        """Keep with the job what exactly runs; it is there when this returns."""
         ...
 
     def fetch(self, file: task_pb2.BlobFile) -> Path:
@@ -137,14 +139,21 @@ class Desk(Protocol):
         ...
 
 
-def out_of_memory(job: fine_tuning_job_pb2.FineTuningJob, text: str) -> ResourceExhausted:
-    """Return OUT_OF_MEMORY for a job, with what a pass over its rows takes its memory by; `text` says what failed."""
-    size = f"micro_batch_tokens {job.hyperparameters.micro_batch_tokens}"
+def out_of_memory(
+    job: fine_tuning_job_pb2.FineTuningJob, text: str, micro_batch_tokens: int = 0, expected: str = ""
+) -> ResourceExhausted:
+    """Return OUT_OF_MEMORY for a job, with what a pass over its rows takes its memory by; `text` says what failed.
+
+    `micro_batch_tokens` are those that were chosen, `expected` what they were expected to take.
+    """
+    tokens = micro_batch_tokens or job.hyperparameters.micro_batch_tokens
+    size = f"micro_batch_tokens {tokens}"
     if job.HasField("reinforcement"):
         chosen = job.reinforcement
         size = f"num_samples {chosen.num_samples}, max_new_tokens {chosen.max_new_tokens} and {size}"
+    plan = f"; {expected}" if expected else ""
     return ResourceExhausted(
-        f"a step must fit in memory, with {size} it does not; make it smaller: {text[:500]}",
+        f"a step must fit in memory, with {size} it does not; make it smaller: {text[:_MAX_CHARACTERS]}{plan}",
         reason=Reason.OUT_OF_MEMORY,
-        metadata={"micro_batch_tokens": str(job.hyperparameters.micro_batch_tokens)},
+        metadata={"micro_batch_tokens": str(tokens)},
     )

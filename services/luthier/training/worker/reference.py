@@ -16,7 +16,9 @@ from luthier.training.recipes.reference import (
 from luthier.training.worker.order import Desk
 
 
-def give_reference(desk: Desk, engine: Engine, corpus: Corpus, resumed: Path | None) -> Path | None:
+def give_reference(
+    desk: Desk, engine: Engine, corpus: Corpus, resumed: Path | None, micro_batch_tokens: int
+) -> Path | None:
     """Give a corpus the log-probabilities of the weights as they are now, or as they were before a run's first step.
 
     Args:
@@ -24,6 +26,7 @@ def give_reference(desk: Desk, engine: Engine, corpus: Corpus, resumed: Path | N
         engine: its weights have made no step, and no checkpoint has been loaded into them.
         corpus: the rows.
         resumed: folder with the files of the checkpoint that the run goes on from; None: it begins.
+        micro_batch_tokens: most tokens of a pass.
 
     Returns the file that every checkpoint has to have; None where the weights themselves keep their reference.
 
@@ -49,6 +52,6 @@ def give_reference(desk: Desk, engine: Engine, corpus: Corpus, resumed: Path | N
         load_reference(corpus, resumed, key)
         return resumed / FILE_NAME
     desk.progress("scoring the reference", 0, 0, "rows")
-    score_reference(engine, corpus, spec.job.hyperparameters.micro_batch_tokens, desk.check)
+    score_reference(engine, corpus, micro_batch_tokens, desk.check)
     save_reference(corpus, desk.scratch, key)
     return desk.scratch / FILE_NAME

@@ -312,20 +312,22 @@ def rollouts_of(
     records: Records,
     rendering: rendering_pb2.Rendering,
     model: PreTrainedModel,
-    loaded: Sequence[LoadedRewardModel] = (),
+    loaded: Sequence[LoadedRewardModel],
+    micro_batch_tokens: int,
     longest: int = 0,
 ) -> Iterator[JobRollouts]:
     """Give a task's rollouts for the length of a block; its base model's files are in the scratch folder `base`.
 
     An answer ends as those of the records of the job's `rendering` do, and where the model itself ends one. `loaded`
-    are the reward models of its grader, `longest` the most tokens of a prompt and its answer.
+    are the reward models of its grader, which value passes of `micro_batch_tokens`, `longest` the most tokens of a
+    prompt and its answer.
 
     Raises:
         FailedPrecondition: SEQUENCE_TOO_LONG, a reward model cannot value the longest.
     """
     stops = stop_tokens(rendering, model)
     with asking_texts(desk.scratch / "base", desk.check) as ask:
-        judges = judges_of(loaded, ask, stops, desk.task.train.job.hyperparameters.micro_batch_tokens)
+        judges = judges_of(loaded, ask, stops, micro_batch_tokens)
         for judge in judges:
             judge.require_room(longest)
             warning = template_warning(judge.name, judge.loaded.taught, rendering)

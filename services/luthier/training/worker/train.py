@@ -9,6 +9,7 @@ import grpc
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
+from luthier.training.fitting import expected_words
 from luthier.training.recipe_settings import rendering_names
 from luthier.training.worker.order import RenderingRows, TrainOrder, out_of_memory
 from luthier.training.worker.places import places_of, rows_named
@@ -44,14 +45,15 @@ class Trainer:
         """
         job = context.task.train.job
         places = places_of(self._data_channel, lambda: context.token, context.check)
-        with rows_named(places, job.rendering), _sizes_named(job):
+        with rows_named(places, job.rendering):
             context.progress("reading rows", 0, 0, "rows")
             order = TrainOrder(
                 task=context.task, scratch=context.scratch, renderings=self._renderings(context)
             )
             desk = TaskDesk(context, self._allowed)
             try:
-                return task_pb2.TaskResult(train=self._compute(order, desk, context))
+                with _sizes_named(job, desk):
+                    return task_pb2.TaskResult(train=self._compute(order, desk, context))
             finally:
                 context.leave_checkpoint()
 
@@ -81,14 +83,20 @@ class TaskDesk:
         self.progress = context.progress
         self.metrics = context.metrics
         self.log = context.log
-        self.run_record = context.run_record
         self.fetch = context.fetch
         self.fetch_into = context.fetch_into
         self.begin_checkpoint = context.begin_checkpoint
         self.checkpoint_stored = context.checkpoint_stored
         self.commit_rollouts = context.commit_rollouts
+        self.record = self.task.train.job.run_record
+        """What was last kept of what runs."""
         self._context = context
         self._allowed = allowed
+
+    def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
+        """Keep with the job what exactly runs; it is there when this returns."""
+        self._context.run_record(record)
+        self.record = record
 
     def scored(
         self, grader: grader_pb2.RemoteGrader, samples: Sequence[grader_pb2.Sample], most_errors: int
@@ -101,7 +109,7 @@ class TaskDesk:
 
 
 @contextmanager
-def _sizes_named(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
+def _sizes_named(job: fine_tuning_job_pb2.FineTuningJob, desk: TaskDesk) -> Iterator[None]:
     """Say what a job takes its memory by where the kernel ended its process for want of it, which cannot say so."""
     try:
         yield
@@ -109,4 +117,6 @@ def _sizes_named(job: fine_tuning_job_pb2.FineTuningJob) -> Iterator[None]:
         # What names a device did not get as far as a step.
         if error.reason != Reason.OUT_OF_MEMORY or {"micro_batch_tokens", "device"} & set(error.metadata):
             raise
-        raise out_of_memory(job, error.message) from error
+        record = desk.record
+        expected = f"its passes {expected_words(record.memory)}" if record.HasField("memory") else ""
+        raise out_of_memory(job, error.message, record.micro_batch_tokens, expected) from error

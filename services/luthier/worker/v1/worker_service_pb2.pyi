@@ -303,7 +303,7 @@ class ReportEventsRequest(_message.Message):
 
     @_builtins.property
     def run_record(self) -> _fine_tuning_job_pb2.RunRecord:
-        """What exactly runs; sent once by TRAIN tasks. Unset otherwise."""
+        """What exactly runs, in place of what was said before; sent by TRAIN tasks before their first step, which waits for it. Unset otherwise."""
 
     def __init__(
         self,

@@ -155,7 +155,7 @@ _JOB_OPTIONS = (
         "--activation-checkpointing",
         field="hyperparameters.activation_checkpointing",
         type=click.Choice(["none", "selective", "full"]),
-        help="How much a pass keeps for its gradient; less memory, more time. [default: none]",
+        help="How much a pass keeps for its gradient; less memory, more time. [default: what fits]",
     ),
     field_option("--seed", field="hyperparameters.seed", type=int, help="Seed of the run. [default: 0]"),
     field_option(

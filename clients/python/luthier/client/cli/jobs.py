@@ -32,6 +32,9 @@ jobs.add_command(rollouts)
 
 @jobs.command()
 @job_options
+@click.option(
+    "--device", default="", help="Where: cpu or gpu, then GiB of memory and TFLOP/s, as gpu:80:989."
+)
 @pass_session
 @pass_draft(job_kind)
 def plan(
@@ -41,12 +44,14 @@ def plan(
     *,
     full: bool,
     reward_model: bool,
+    device: str,
 ) -> None:
-    """Say what a job would do, without starting it."""
+    """Say what a job would do and what memory and time it takes, without starting it."""
+    from luthier.client.cli.devices import device_class
     from luthier.client.cli.views import plan_facts
 
     job = drafted_job(draft, reinforcement, full=full, reward_model=reward_model)
-    session.show(session.client.jobs.plan(job), plan_facts)
+    session.show(session.client.jobs.plan(job, device=device_class(device)), plan_facts)
     begin = f"--start-from {short(job.start_from)}" if job.start_from else f"--model {short(job.base_model)}"
     flags = [f"--mix {shlex.quote(mixed.word)}" for mixed in given_mixture()]
     flags += [*(["--full"] if full else []), *(["--reward-model"] if reward_model else [])]
@@ -199,7 +204,7 @@ def _checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
 
 
 def _facts(job: FineTuningJob) -> Table:
-    from luthier.client.cli.views import facts, failure, mapping, state, waiting, when
+    from luthier.client.cli.views import facts, failure, mapping, memory, passes, state, waiting, when
 
     progress = (
         f"{job.progress.completed}/{job.progress.total} {job.progress.unit}" if job.progress.total else ""
@@ -222,6 +227,8 @@ def _facts(job: FineTuningJob) -> Table:
             ("metrics", mapping(job.latest_metrics)),
             ("attempts", job.num_attempts),
             ("device", record.device),
+            ("passes", passes(record.micro_batch_tokens, record.activation_checkpointing)),
+            ("memory", memory(record.memory)),
             ("kernels", mapping(record.kernels)),
             ("started (UTC)", when(job.start_time)),
             ("ended (UTC)", when(job.end_time)),

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
     from luthier.v1.chat_pb2 import ChatMessage
     from luthier.v1.dataset_pb2 import Dataset, DatasetSource, DatasetVersion, Record, RecordError
-    from luthier.v1.fine_tuning_job_pb2 import FineTuningPlan, RenderingUse
+    from luthier.v1.fine_tuning_job_pb2 import (
+        ActivationCheckpointing,
+        FineTuningPlan,
+        MemoryEstimate,
+        RenderingUse,
+    )
 
 _STATE_STYLES = {
     "READY": "green",
@@ -245,10 +250,41 @@ def plan_facts(plan: FineTuningPlan) -> Group:
             ),
             ("packing", f"{plan.packing_efficiency:.0%}"),
             ("left out", ", ".join(f"{number(count)} {word}" for count, word in left_out)),
+            *_costs(plan),
         ]
     )
     warnings = [Text(f"warning: {warning}", "yellow") for warning in plan.warnings]
     return Group(head, *((Text(""), _uses(plan.renderings)) if plan.renderings else ()), *warnings)
+
+
+def _costs(plan: FineTuningPlan) -> Iterator[tuple[str, str]]:
+    """Yield what memory and time a job takes on the device that it was planned for."""
+    if not plan.HasField("memory"):
+        return
+    yield "memory", memory(plan.memory)
+    yield "passes", passes(plan.micro_batch_tokens, plan.activation_checkpointing)
+    if plan.total_seconds:
+        yield "time", f"about {plan.seconds_per_step:,.3g} s a step, {plan.total_seconds:,.0f} s in all"
+
+
+def memory(estimate: MemoryEstimate) -> str:
+    """Return what memory is expected to be taken, part by part; empty where nothing is known."""
+    parts = [
+        f"{field.name.removesuffix('_bytes')} {size(value)}"
+        for field, value in estimate.ListFields()
+        if field.name != "peak_bytes"
+    ]
+    return f"{size(estimate.peak_bytes)}: {', '.join(parts)}" if parts else ""
+
+
+def passes(micro_batch_tokens: int, checkpointing: ActivationCheckpointing.ValueType) -> str:
+    """Return what passes are; empty where that is not chosen yet."""
+    from luthier.v1.fine_tuning_job_pb2 import ActivationCheckpointing
+
+    if not micro_batch_tokens:
+        return ""
+    kept = ActivationCheckpointing.Name(checkpointing).rpartition("_")[2].lower()
+    return f"of at most {number(micro_batch_tokens)} tokens, activation checkpointing {kept}"
 
 
 def _uses(renderings: Iterable[RenderingUse]) -> Table:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.errors import LuthierError, ResourceExhausted, Unavailable
-from luthier.training.worker.computing import _named_errors
+from luthier.training.worker.failures import named_errors
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters
 
 JOB = FineTuningJob(hyperparameters=Hyperparameters(micro_batch_tokens=77))
@@ -59,7 +59,7 @@ GPU, CPU = torch.device("cuda", 1), torch.device("cpu")
 def test_an_error_of_memory_or_of_a_device_has_its_reason(
     device: torch.device, error: Exception, kind: type[LuthierError], reason: str, said: str
 ) -> None:
-    with pytest.raises(kind) as caught, _named_errors(JOB, device):
+    with pytest.raises(kind) as caught, named_errors(JOB, device, []):
         raise error
     assert caught.value.reason == reason
     assert said in caught.value.message
@@ -70,6 +70,6 @@ def test_an_error_of_memory_or_of_a_device_has_its_reason(
     [(GPU, "The size of tensor a (3) must match"), (CPU, "CUDA error: is only what a file says")],
 )
 def test_another_error_stays_what_it_is(device: torch.device, text: str) -> None:
-    with pytest.raises(RuntimeError, match=r"tensor a|is only") as caught, _named_errors(JOB, device):
+    with pytest.raises(RuntimeError, match=r"tensor a|is only") as caught, named_errors(JOB, device, []):
         raise RuntimeError(text)
     assert str(caught.value) == text

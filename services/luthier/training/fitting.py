@@ -1,0 +1,276 @@
+"""What a job trains as footprints count it, and which passes fit into a memory: said by plans, done by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
+from luthier.lm.module_patterns import assigned
+from luthier.lm.shape import ModelShape
+from luthier.training.recipe_settings import kept_of
+from luthier.training.recipes.batches import PlanTotals
+from luthier.training.recipes.footprint import (
+    Footprint,
+    LargestPass,
+    Place,
+    Read,
+    Trained,
+    Work,
+    footprint,
+)
+from luthier.v1.fine_tuning_job_pb2 import (
+    ACTIVATION_CHECKPOINTING_UNSPECIFIED,
+    FineTuningJob,
+    MemoryEstimate,
+    PreferenceConfig,
+)
+
+USABLE = 0.9
+"""Of a memory: what estimates may be wrong by, and what others need meanwhile, is left."""
+MOST_TOKENS: Mapping[Place, int] = {"CPU": 4096, "GPU": 32_768}
+"""Tokens of a pass beyond which it is no faster, so that a job that leaves it open takes no more."""
+FEW_TOKENS = 1024
+"""Tokens of a pass below which it is slower than one whose layers compute again what they did not keep."""
+_CACHE_PASSES = 16
+"""As `recipes.rollouts` holds keys and values of so many micro-batches."""
+_MIB = 1 << 20
+_COMPARED = (
+    PreferenceConfig.LOSS_UNSPECIFIED,
+    PreferenceConfig.LOSS_DPO,
+    PreferenceConfig.LOSS_IPO,
+    PreferenceConfig.LOSS_KTO,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What is known of a job's rows.
+
+    Attributes:
+        longest: tokens of the longest unit.
+        largest: tokens of the largest step, all samples of prompts counted.
+        scored_share: of them those that are scored.
+        num_tokens: tokens of all rows that are held.
+    """
+
+    longest: int
+    largest: int
+    scored_share: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A size of passes and what layers keep of them, and what that takes; `fits` where it is within the limit.
+
+    Attributes:
+        micro_batch_tokens: most tokens of a pass.
+        kept: what layers keep.
+        footprint: what the largest pass takes.
+        limit: bytes that it may take; 0: not known.
+    """
+
+    micro_batch_tokens: int
+    kept: Checkpointing
+    footprint: Footprint
+    limit: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is within what is usable of the limit."""
+        return not self.limit or self.footprint.peak <= USABLE * self.limit
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether it is more than all of the limit."""
+        return bool(self.limit) and self.footprint.peak > self.limit
+
+    @property
+    def words(self) -> str:
+        """What it takes, in words, part by part."""
+        of = f", of {mib(self.limit)} that there are" if self.limit else ""
+        return (
+            f"passes of {self.micro_batch_tokens} tokens with activation_checkpointing {self.kept} "
+            f"{expected_words(memory_message(self.footprint))}{of}"
+        )
+
+
+def expected_words(memory: MemoryEstimate) -> str:
+    """Return an estimate for people, part by part."""
+    parts = [
+        f"{field.name.removesuffix('_bytes')} {mib(value)}"
+        for field, value in memory.ListFields()
+        if field.name != "peak_bytes"
+    ]
+    return f"are expected to take {mib(memory.peak_bytes)} ({', '.join(parts)})"
+
+
+def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0) -> Trained:
+    """Return what a job, all its defaults filled in, trains of a model; `other_bytes` are those of models beside it.
+
+    Raises:
+        InvalidArgument: a pattern of ranks cannot be read or matches no module (MODULE_PATTERN_INVALID).
+    """
+    is_whole = job.HasField("full")
+    ranks = {} if is_whole else _ranks(job, shape)
+    factors = sum(
+        rank * (shape.linear(module).inputs + shape.linear(module).outputs) for module, rank in ranks.items()
+    )
+    modules = frozenset(job.lora.trained_modules)
+    words = shape.vocabulary * shape.hidden
+    has_head = is_whole or "lm_head" in modules or ("embed_tokens" in modules and shape.is_tied)
+    read, draws = _read(job), job.HasField("reinforcement")
+    compared = draws and job.reinforcement.kl_weight > 0
+    if job.HasField("preference"):
+        # That of all weights is scored once, before the first step.
+        compared = job.preference.loss in _COMPARED and not is_whole
+    return Trained(
+        shape=shape,
+        is_whole=is_whole,
+        num_factors=factors,
+        sum_of_ranks=sum(ranks.values()),
+        num_whole=words * (1 if shape.is_tied else len(modules)) if modules else 0,
+        has_trained_head=has_head and read != "VALUES",
+        read=read,
+        has_reference=compared,
+        keeps_reference=is_whole and draws and compared,
+        other_bytes=other_bytes,
+        num_samples=job.reinforcement.num_samples,
+        max_new_tokens=job.reinforcement.max_new_tokens,
+    )
+
+
+def _ranks(job: FineTuningJob, shape: ModelShape) -> dict[str, int]:
+    """Return the rank of each module that an adapter changes."""
+    targets = tuple(job.lora.target_modules)
+    modules = [
+        module
+        for module in shape.modules()
+        if not targets or any(module == one or module.endswith(f".{one}") for one in targets)
+    ]
+    others = assigned("rank_pattern", tuple(sorted(job.lora.rank_pattern.items())), modules)
+    return {module: others.get(module, job.lora.rank) for module in modules}
+
+
+def _read(job: FineTuningJob) -> Read:
+    if job.HasField("reward_model"):
+        return "VALUES"
+    if job.HasField("reinforcement"):
+        return "LOGPROBS_AND_ENTROPIES"
+    return "LOGPROBS" if job.HasField("preference") else "LOSS"
+
+
+def work_of(job: FineTuningJob, totals: PlanTotals) -> Work:
+    """Return what the steps of a job pass through: of prompts every answer as long as it may be."""
+    times = max(1, job.reinforcement.num_samples)
+    return Work(
+        num_tokens=times * totals.num_tokens,
+        num_scored=times * totals.num_supervised,
+        num_seen=times * totals.num_seen,
+        num_steps=totals.num_steps,
+        num_drawn=times * totals.num_supervised if job.HasField("reinforcement") else 0,
+    )
+
+
+def rows_of(job: FineTuningJob, totals: PlanTotals, longest: int, num_row_tokens: int) -> Rows:
+    """Return what is known of a job's rows once its steps are counted."""
+    times = max(1, job.reinforcement.num_samples)
+    share = totals.num_supervised / totals.num_tokens if totals.num_tokens else 0.0
+    return Rows(
+        longest=longest,
+        largest=times * totals.largest_step_tokens,
+        scored_share=share,
+        num_tokens=num_row_tokens,
+    )
+
+
+def fit_of(trained: Trained, rows: Rows, size: int, kept: Checkpointing, place: Place, limit: int) -> Fit:
+    """Return what passes of at most so many tokens take."""
+    num_tokens = min(max(size, rows.longest), max(rows.largest, rows.longest))
+    cached = min(_CACHE_PASSES * size, rows.largest) if trained.num_samples else 0
+    largest = LargestPass(
+        num_tokens=num_tokens, num_scored=round(num_tokens * rows.scored_share), num_cached=cached
+    )
+    found = footprint(trained, largest, kept, place, rows.num_tokens)
+    return Fit(micro_batch_tokens=size, kept=kept, footprint=found, limit=limit)
+
+
+def fits_of(job: FineTuningJob, trained: Trained, rows: Rows, place: Place, limit: int) -> Iterator[Fit]:
+    """Yield what a job may do, from the fastest to what takes the least memory.
+
+    What it says itself stays; what it leaves open is chosen.
+    """
+    for size, kept in _choices(job, rows.longest, place):
+        yield fit_of(trained, rows, size, kept, place, limit)
+
+
+def _choices(job: FineTuningJob, longest: int, place: Place) -> Iterator[tuple[int, Checkpointing]]:
+    said = job.hyperparameters.activation_checkpointing
+    kepts = CHECKPOINTINGS if said == ACTIVATION_CHECKPOINTING_UNSPECIFIED else (kept_of(said),)
+    sizes = [job.hyperparameters.micro_batch_tokens]
+    if not sizes[0]:
+        sizes = [max(longest, MOST_TOKENS[place])]
+        while sizes[-1] > longest:
+            sizes.append(max(longest, sizes[-1] // 2))
+    large = [size for size in sizes if size >= FEW_TOKENS] or sizes[:1]
+    for kept in kepts:
+        for size in large:
+            yield size, kept
+    for size in sizes[len(large) :]:
+        yield size, kepts[-1]
+
+
+def what_would(job: FineTuningJob, trained: Trained, rows: Rows, place: Place, limit: int) -> str:
+    """Return, in words, what of a job would fit into a memory, where what it says does not."""
+    free = FineTuningJob()
+    free.CopyFrom(job)
+    free.hyperparameters.micro_batch_tokens = 0
+    free.hyperparameters.activation_checkpointing = ACTIVATION_CHECKPOINTING_UNSPECIFIED
+    found = next((one for one in fits_of(free, trained, rows, place, limit) if one.fits), None)
+    if found is not None:
+        return f"micro_batch_tokens {found.micro_batch_tokens} with activation_checkpointing {found.kept} would fit"
+    room = _longest_that_fits(trained, rows, place, limit)
+    if room:
+        return f"rows of at most {room} tokens would fit; create the rendering with a smaller max_tokens"
+    least = fit_of(
+        trained, Rows(longest=1, largest=1, scored_share=1.0, num_tokens=0), 1, "FULL", place, limit
+    )
+    needed = round(least.footprint.peak / USABLE)
+    smaller = "an adapter, or a smaller base model" if trained.is_whole else "a smaller base model"
+    return f"no pass would: it needs a device of at least {mib(needed)}, {smaller}"
+
+
+def _longest_that_fits(trained: Trained, rows: Rows, place: Place, limit: int) -> int:
+    """Return the most tokens of a row whose pass fits; 0: none does."""
+    low, high = 0, rows.longest
+    while low < high:
+        middle = (low + high + 1) // 2
+        alone = Rows(
+            longest=middle, largest=middle, scored_share=rows.scored_share, num_tokens=rows.num_tokens
+        )
+        if fit_of(trained, alone, middle, "FULL", place, limit).fits:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def memory_message(found: Footprint) -> MemoryEstimate:
+    """Return a footprint as the API says it."""
+    return MemoryEstimate(
+        weights_bytes=found.weights,
+        adapters_bytes=found.adapters,
+        gradients_bytes=found.gradients,
+        optimiser_bytes=found.optimiser,
+        activations_bytes=found.activations,
+        logits_bytes=found.logits,
+        cache_bytes=found.cache,
+        runtime_bytes=found.runtime,
+        peak_bytes=found.peak,
+    )
+
+
+def mib(size: int) -> str:
+    """Return a size for people."""
+    return f"{size / _MIB:,.0f} MiB"

@@ -1,0 +1,286 @@
+"""How much memory and time a run takes, from sizes alone: a pure function that a plan and a worker share.
+
+Letters: E hidden size, L layers, H query heads, G key/value heads, D head size, F size between the MLP's products,
+V vocabulary, T tokens of the largest pass, N tokens that are scored in it, P weights, A weights of an adapter's
+factors, R ranks of all its modules together, W weights that an adapter trains whole. An element of the model and of
+activations has 2 bytes (bfloat16).
+
+Memory, in bytes:
+
+    weights         2 P; a reference that is kept beside all weights 2 P more
+    adapters        4 A + 2 W
+    gradients       4 (A + W), or 4 P of all weights, which are summed in float32
+    optimiser       8 (A + W) of moments and 4 W of masters; 12 P of all weights
+    activations     2 T L times what a layer keeps of a token, and once what is passing through a layer
+      NONE          4 E + 2 H D + 2 G D + 3 F: both norms' inputs and outputs, turned queries and keys, values, what
+                    attention gave, gate, up and their product; E more for each norm behind a block (Gemma 2), H D + G D
+                    where heads are normed (Qwen 3); 8 H bytes of attention's statistics; R / L of low ranks
+      SELECTIVE     3 E + 2 H D + 2 G D + 2 F: the input, and what products and attention gave
+      FULL          E: the input
+      trained norms 6 E bytes more for each norm of a layer, which plain torch computes in float32
+      passing       gradients of the MLP, 3 F + 3 E; where layers are computed again what NONE keeps besides, once
+    logits          N positions' hidden states in 2 bytes, and a gradient in 4 for each number that is read of them: our
+                    kernels hold no logits. Of a trained head V E float32 sums, again where they are scaled, and 2 V E
+                    of its own; where plain torch makes logits, 16 V bytes for each of as many rows as fit in 512 MiB
+    cache           4 L G D for each token whose keys and values are held while answers are drawn, which is before a
+                    pass is made: what counts is the larger of the two
+      holes         on a processor glibc leaves some memory unused between what is kept and what is freed: `_HOLES`
+    runtime         the libraries, and 9 bytes a token of the rows
+
+Time is products, in floating-point operations, over the rate of products, and bytes over the rate of memory:
+
+    products        a token's pass forward 2 times the weights of its linear layers, and 4 H D for each token that it
+                    sees; backward as much again for its gradient, 2.5 times of attention; a third time for weights that
+                    are trained. A scored position 2 V E forward, as much for its gradient, again for a trained head.
+                    FULL computes layers forward a second time, a reference once more
+    bytes           what layers keep without checkpointing, as often as a device moves it for all that is no product,
+                    again where it is computed again; 30 bytes for each weight that an update changes; all weights once
+                    for each token of an answer that is drawn
+
+Sources: activations as autograd keeps them for the operators of `luthier.kernels`; the way of counting is that of
+arXiv:2205.05198 (activations), arXiv:1910.02054 (optimiser) and arXiv:2001.08361 (operations). What was
+measured (`_HOLES`, `_ATTENTION`, `_QUICK`, rates) is held by `tests/benchmarks/test_calibration.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.lm.kept import Checkpointing
+from luthier.lm.shape import ModelShape
+
+Read = Literal["LOSS", "LOGPROBS", "LOGPROBS_AND_ENTROPIES", "VALUES"]
+"""What a method reads at the end of a pass."""
+Place = Literal["CPU", "GPU"]
+_ELEMENT = 2
+_BUDGET_BYTES = 512 * 2**20
+"""As `kernels.linear_cross_entropy.DEFAULT_BUDGET_BYTES`."""
+_LOGIT_BYTES = 16
+"""As `kernels.linear_cross_entropy.BYTES_OF_LOGIT`."""
+_RUNTIME_BYTES = {"CPU": 480 * 2**20, "GPU": 700 * 2**20}
+"""Libraries that are loaded; on a GPU its context and the kernels, not what is in main memory."""
+_ROW_TOKEN_BYTES = 9
+_OVERHEAD = 1.05
+"""What torch's allocator on a GPU holds over what it was asked for."""
+_HOLES: Mapping[Checkpointing, tuple[float, float]] = {
+    "NONE": (0.33, 0.0),
+    "SELECTIVE": (0.0, 0.15),
+    "FULL": (0.0, 0.45),
+}
+"""What glibc leaves unused between what layers keep, of what NONE keeps of a layer and of what passes through one."""
+_ATTENTION = 1.6
+"""How much longer an operation of attention takes than one of a product."""
+_QUICK = 0.7
+"""Of what is not products: what SELECTIVE computes again."""
+_UPDATE_BYTES = 30
+"""For a weight that an update changes: gradient, master and moments read and written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a run trains, and how.
+
+    Attributes:
+        shape: of the model.
+        is_whole: whether all weights are trained; else an adapter is.
+        num_factors: A.
+        sum_of_ranks: R.
+        num_whole: W.
+        has_trained_head: whether the matrix that makes logits is trained.
+        read: what is read at the end of a pass.
+        has_reference: whether what is learnt is compared with the weights that the run began from: a pass more.
+        keeps_reference: whether these are kept beside those that train.
+        other_bytes: of reward models that are loaded beside.
+        num_samples: answers drawn to a prompt; 0: none is.
+        max_new_tokens: of each of them.
+    """
+
+    shape: ModelShape
+    is_whole: bool
+    num_factors: int = 0
+    sum_of_ranks: int = 0
+    num_whole: int = 0
+    has_trained_head: bool = False
+    read: Read = "LOSS"
+    has_reference: bool = False
+    keeps_reference: bool = False
+    other_bytes: int = 0
+    num_samples: int = 0
+    max_new_tokens: int = 0
+
+    @property
+    def num_trained(self) -> int:
+        """Weights that an update changes."""
+        return self.shape.num_parameters if self.is_whole else self.num_factors + self.num_whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LargestPass:
+    """The largest pass of a run.
+
+    Attributes:
+        num_tokens: T.
+        num_scored: N.
+        num_cached: tokens whose keys and values are held while answers are drawn.
+    """
+
+    num_tokens: int
+    num_scored: int
+    num_cached: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Most memory that a run takes at a time, in bytes; see the module for each."""
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimiser: int
+    activations: int
+    logits: int
+    cache: int
+    runtime: int
+
+    @property
+    def peak(self) -> int:
+        """All that is there at once: a pass, or answers that are drawn."""
+        lasting = self.weights + self.adapters + self.gradients + self.optimiser + self.runtime
+        return lasting + max(self.activations + self.logits, self.cache)
+
+
+def footprint(
+    trained: Trained,
+    largest: LargestPass,
+    kept: Checkpointing,
+    place: Place = "CPU",
+    num_row_tokens: int = 0,
+) -> Footprint:
+    """Return what a run takes whose layers keep so much; `num_row_tokens` are those of all its rows."""
+    shape, P = trained.shape, trained.shape.num_parameters
+    weights = _ELEMENT * P * (2 if trained.keeps_reference else 1) + trained.other_bytes
+    A, W = trained.num_factors, trained.num_whole
+    cache = 2 * _ELEMENT * shape.layers * shape.key_heads * shape.head_size * largest.num_cached
+    return Footprint(
+        weights=weights,
+        adapters=0 if trained.is_whole else 4 * A + _ELEMENT * W,
+        gradients=4 * trained.num_trained,
+        optimiser=12 * P if trained.is_whole else 8 * (A + W) + 4 * W,
+        activations=activation_bytes(trained, largest.num_tokens, kept, place),
+        logits=_logits_bytes(trained, largest.num_scored, place),
+        cache=cache,
+        runtime=_RUNTIME_BYTES[place] + _ROW_TOKEN_BYTES * num_row_tokens,
+    )
+
+
+def activation_bytes(trained: Trained, num_tokens: int, kept: Checkpointing, place: Place) -> int:
+    """Return what the layers keep of so many tokens, and what is passing through one of them."""
+    shape = trained.shape
+    E, F, queries, keys = _widths(shape)
+    once = _kept_by_none(trained)
+    gradients = _ELEMENT * (3 * F + 3 * E)
+    low_ranks = _ELEMENT * trained.sum_of_ranks // shape.layers
+    match kept:
+        case "NONE":
+            layer, again = once, 0
+        case "SELECTIVE":
+            statistics = 8 * shape.heads
+            layer = _ELEMENT * (3 * E + 2 * queries + 2 * keys + 2 * F) + statistics + low_ranks
+            again = once - _ELEMENT * (E + queries + keys + 2 * F) - statistics - low_ranks
+        case "FULL":
+            layer = _ELEMENT * E
+            again = once - layer
+    of_once, of_gradients = _HOLES[kept]
+    holes = of_once * once + of_gradients * gradients if place == "CPU" else (_OVERHEAD - 1) * layer
+    ends = _ELEMENT * 3 * E
+    return round(num_tokens * (shape.layers * (layer + holes) + again + gradients + ends))
+
+
+def _widths(shape: ModelShape) -> tuple[int, int, int, int]:
+    """Return E, F, H D and G D."""
+    return shape.hidden, shape.inner, shape.heads * shape.head_size, shape.key_heads * shape.head_size
+
+
+def _kept_by_none(trained: Trained) -> int:
+    """Return the bytes that a layer keeps of a token whose gradient needs all of them."""
+    shape = trained.shape
+    E, F, queries, keys = _widths(shape)
+    elements = 4 * E + 2 * queries + 2 * keys + 3 * F
+    elements += (shape.norms - 2) * E + (queries + keys if shape.has_head_norms else 0)
+    elements += trained.sum_of_ranks // shape.layers
+    # In float32 what goes in and what is normed; what goes in is then not kept besides.
+    norms = 6 * E * shape.norms if trained.is_whole else 0
+    return _ELEMENT * elements + norms + 8 * shape.heads
+
+
+def _logits_bytes(trained: Trained, num_scored: int, place: Place) -> int:
+    E, V = trained.shape.hidden, trained.shape.vocabulary
+    if trained.read == "VALUES":
+        return 0
+    gradients = {"LOSS": 1, "LOGPROBS": 1, "LOGPROBS_AND_ENTROPIES": 2}[trained.read]
+    rows = num_scored * E * (_ELEMENT + 4 * gradients)
+    if not trained.has_trained_head:
+        chunk = 0 if place == "CPU" else min(_BUDGET_BYTES, _LOGIT_BYTES * V * num_scored)
+        return rows + chunk
+    chunk = min(_BUDGET_BYTES, _LOGIT_BYTES * V * num_scored)
+    head = V * E * (4 + 4 + _ELEMENT if trained.read == "LOSS" else _ELEMENT)
+    return rows + max(chunk + 4 * V * E, head)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What the steps of a run pass through.
+
+    Attributes:
+        num_tokens: tokens of all steps' rows.
+        num_scored: of them those that are scored.
+        num_seen: for each token those of its row up to itself, added up.
+        num_steps: updates.
+        num_drawn: tokens of answers that are drawn, one after another.
+    """
+
+    num_tokens: int
+    num_scored: int
+    num_seen: int
+    num_steps: int
+    num_drawn: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What a device reaches.
+
+    Attributes:
+        operations: a second, of products in bfloat16.
+        trained_head: the same of those of a head that is trained, which plain torch makes.
+        bytes: that memory moves a second.
+        moves: how often what a layer keeps is moved; 0: `operations` allows for it.
+    """
+
+    operations: float
+    trained_head: float
+    bytes: float
+    moves: float = 0.0
+
+
+def seconds(trained: Trained, work: Work, kept: Checkpointing, speed: Speed) -> float:
+    """Return how long the steps of a run take; loading, validations and checkpoints are not counted."""
+    shape = trained.shape
+    layers = 2 * shape.num_products * work.num_tokens
+    seen = _ATTENTION * 4 * shape.layers * shape.heads * shape.head_size * work.num_seen
+    head = 0 if trained.read == "VALUES" else 2 * shape.vocabulary * shape.hidden * work.num_scored
+    forward, again = layers + seen, {"NONE": 0.0, "SELECTIVE": _QUICK, "FULL": 1.0}[kept]
+    passes = forward + layers + 2.5 * seen
+    passes += layers if trained.is_whole else 6 * trained.num_factors * work.num_tokens
+    passes += forward if kept == "FULL" else 0
+    if trained.has_reference:
+        passes += forward + head
+    heads = 3 * head / speed.trained_head if trained.has_trained_head else 2 * head / speed.operations
+    # Forward and backward, and forward once more for what is computed again and for a reference.
+    more = (again + trained.has_reference) / 3
+    moved = speed.moves * (1 + more) * shape.layers * _kept_by_none(trained) * work.num_tokens
+    moved += _UPDATE_BYTES * trained.num_trained * work.num_steps
+    moved += _ELEMENT * shape.num_parameters * work.num_drawn
+    return passes / speed.operations + heads + moved / speed.bytes

@@ -1,0 +1,138 @@
+"""Before the first step: which passes fit into this device, and a trial of the largest one.
+
+What is chosen changes no plan: only how a step is cut, so that results differ by rounding, and what layers compute
+again, which changes no bit. It is kept with the job before the first step, and every later attempt does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from luthier.lm.checkpointing import checkpoint_layers
+from luthier.lm.memory import give_back, limit_bytes, peak_bytes, watch_peak
+from luthier.lm.shape import ModelShape
+from luthier.training.fitting import Fit, Rows, fit_of, fits_of, mib, rows_of, trained_of, what_would
+from luthier.training.recipe_settings import kept_of
+from luthier.training.recipes.corpus import Corpus
+from luthier.training.recipes.engine import Engine
+from luthier.training.recipes.footprint import Place, Trained
+from luthier.training.recipes.loop import Settings
+from luthier.training.recipes.survey import Survey
+from luthier.training.recipes.trial import largest_batch, try_pass
+from luthier.training.worker.failures import is_for_memory
+from luthier.training.worker.order import Desk, out_of_memory
+
+
+class Recorder(Protocol):
+    """Keeps with a job what its passes are."""
+
+    def tries(self, fit: Fit) -> None:
+        """Keep what a trial is expected to take."""
+        ...
+
+    def chosen_is(self, fit: Fit) -> None:
+        """Keep what passes are from now on, in whatever attempt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A run before its first step.
+
+    Attributes:
+        desk: of its task.
+        engine: has made no step of this attempt.
+        corpus: its rows.
+        settings: as planned.
+        found: what its rows come to; the steps were counted.
+    """
+
+    desk: Desk
+    engine: Engine
+    corpus: Corpus
+    settings: Settings
+    found: Survey
+
+    def choose(self, shape: ModelShape, other_bytes: int, recorder: Recorder) -> Fit:
+        """Return what the run's passes are, and set its model to it: what an earlier attempt chose, or what fits here.
+
+        Of what fits the fastest is tried: the largest pass is made, and its gradient forgotten. `other_bytes` are those
+        of models beside the one that trains.
+
+        Raises:
+            ResourceExhausted: OUT_OF_MEMORY, nothing fits, or not what an earlier attempt chose; the message has what
+                was expected, and what would fit.
+        """
+        job, device = self.desk.task.train.job, self.engine.weights.model.device
+        place: Place = "GPU" if device.type == "cuda" else "CPU"
+        trained, rows, limit = trained_of(job, shape, other_bytes), self._rows(), limit_bytes(device)
+        if job.run_record.micro_batch_tokens:
+            kept = kept_of(job.run_record.activation_checkpointing)
+            before = fit_of(trained, rows, job.run_record.micro_batch_tokens, kept, place, limit)
+            if before.is_beyond:
+                why = f"{before.words}; an earlier attempt chose them, and all have to keep to it"
+                raise out_of_memory(job, why, before.micro_batch_tokens)
+            checkpoint_layers(self.engine.weights.model, kept)
+            return before
+        every = list(fits_of(job, trained, rows, place, limit))
+        # What is not sure to fit, and may, is tried where nothing else is left to.
+        least = [] if every[-1].is_beyond else every[-1:]
+        chosen = self._first_that_fits([one for one in every if one.fits] or least, trained, recorder)
+        if chosen is None:
+            would = what_would(job, trained, rows, place, limit)
+            raise out_of_memory(job, f"{every[-1].words}; {would}", every[-1].micro_batch_tokens)
+        recorder.chosen_is(chosen)
+        return chosen
+
+    def _rows(self) -> Rows:
+        found = self.found
+        assert found.totals is not None, "the steps were counted"
+        longest = max(part.longest.num_tokens for part in (found, *found.mixed) if part.longest is not None)
+        held = sum(sum(self.corpus.lengths(split).num_tokens) for split in ("TRAIN", "VALIDATION"))
+        return rows_of(self.desk.task.train.job, found.totals, longest, held)
+
+    def _first_that_fits(self, wanted: Iterable[Fit], trained: Trained, recorder: Recorder) -> Fit | None:
+        for fit in wanted:
+            self.desk.check()
+            self.desk.progress("trying the largest pass", 0, 0, "passes")
+            recorder.tries(fit)
+            checkpoint_layers(self.engine.weights.model, fit.kept)
+            held = self._tried(fit, trained)
+            if not fit.limit or held <= fit.limit:
+                return fit
+            self.desk.log(f"{fit.words}; it took {mib(held)}, so that something smaller is tried", "WARNING")
+        return None
+
+    def _tried(self, fit: Fit, trained: Trained) -> int:
+        """Return the most memory of a step with the largest pass; more than there is where it did not end."""
+        device = self.engine.weights.model.device
+        batches = replace(self.settings.batches, micro_batch_tokens=fit.micro_batch_tokens)
+        batch = largest_batch(
+            self.corpus, replace(self.settings, batches=batches), trained.num_samples, trained.max_new_tokens
+        )
+        # What is left of a larger one is not this one's.
+        give_back(device)
+        watch_peak(device)
+        try:
+            try_pass(self.engine, batch, trained)
+        except (MemoryError, RuntimeError) as error:
+            if not is_for_memory(error):
+                raise
+            return fit.limit + 1
+        # Both moments come into being with the first update.
+        return peak_bytes(device) + 8 * trained.num_trained
+
+
+def bytes_beside(model: PreTrainedModel, others: Iterable[PreTrainedModel]) -> int:
+    """Return the bytes of the weights of models that are loaded beside one, each once."""
+    seen = {id(parameter) for parameter in model.parameters()}
+    total = 0
+    for parameter in (parameter for other in others for parameter in other.parameters()):
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            total += parameter.numel() * parameter.element_size()
+    return total

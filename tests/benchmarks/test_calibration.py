@@ -1,0 +1,66 @@
+"""What plans say of memory and time holds for real runs of a small model, each in a process of its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import calibration
+import pytest
+from calibration import CONFIGURATIONS, Configuration, Found, summary_of
+
+MEMORY_ERROR = 0.15
+TIME_ERROR = 0.4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    calibration.make_model(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
+def test_a_plan_holds_for_a_real_run(model: Path, configuration: Configuration) -> None:
+    found = calibration.measured(configuration, model)
+    assert found.memory > 100 << 20, "libraries are not what is measured"
+    assert found.memory_error <= MEMORY_ERROR, asdict(found)
+    assert found.time_error <= TIME_ERROR, asdict(found)
+
+
+def test_a_run_that_keeps_its_inputs_alone_takes_what_the_plan_says(model: Path) -> None:
+    """The one of all configurations that is quick enough for every day; time is not looked at."""
+    (configuration,) = [one for one in CONFIGURATIONS if one.name == "adapter, long rows, FULL"]
+    found = calibration.measured(replace(configuration, row_tokens=64), model)
+    assert found.memory_error <= MEMORY_ERROR, asdict(found)
+    assert found.expected_seconds > 0 < found.seconds
+
+
+def test_a_summary_has_the_largest_errors() -> None:
+    def found(name: str, memory: int, seconds: float) -> Found:
+        return Found(
+            name=name,
+            memory=memory,
+            expected_memory=100,
+            seconds=seconds,
+            expected_seconds=1.0,
+            runtime=1,
+            operations=1.0,
+            bytes=1.0,
+        )
+
+    names = [one.name for one in CONFIGURATIONS]
+    every = [found(name, 100, 1.0) for name in names]
+    every[names.index("adapter, long rows, FULL")] = found("adapter, long rows, FULL", 80, 1.25)
+    told = summary_of(every)
+    assert told["plan_memory_error"] == pytest.approx(0.25)
+    assert told["plan_time_error"] == pytest.approx(0.2)
+    assert told["full_memory_ratio"] == pytest.approx(0.8)
+    assert told["full_time_ratio"] == pytest.approx(1.25)
+
+
+def test_an_unknown_configuration_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="ended with code"):
+        calibration.measured(Configuration(name="x", kept="NOTHING"), tmp_path)

@@ -1,0 +1,60 @@
+"""`luthier jobs plan` for a class of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from luthier.v1.fine_tuning_job_pb2 import (
+    ACTIVATION_CHECKPOINTING_FULL,
+    ACTIVATION_CHECKPOINTING_SELECTIVE,
+    DeviceClass,
+    FineTuningPlan,
+    MemoryEstimate,
+)
+
+Run = Callable[..., Result]
+
+
+def test_jobs_plan_shows_what_a_job_takes_on_the_device_that_was_said(services: Any, run: Run) -> None:
+    seen: list[Any] = []
+
+    def plan(request: Any, context: Any) -> FineTuningPlan:
+        seen.append(request)
+        return FineTuningPlan(
+            num_steps=41,
+            memory=MemoryEstimate(
+                weights_bytes=3 << 20, activations_bytes=2 << 30, peak_bytes=(2 << 30) + (3 << 20)
+            ),
+            micro_batch_tokens=32768,
+            activation_checkpointing=ACTIVATION_CHECKPOINTING_SELECTIVE,
+            seconds_per_step=0.25,
+            total_seconds=10.25,
+        )
+
+    services.answers["PlanFineTuningJob"] = plan
+    words = ("jobs", "plan", "--model", "m", "--rendering", "r", "--activation-checkpointing", "full")
+    result = run(*words, "--device", "gpu:80:989")
+    assert result.exit_code == 0, result.output
+    assert seen[0].device == DeviceClass(
+        kind=DeviceClass.KIND_GPU, memory_bytes=80 << 30, operations_per_second=989e12
+    )
+    assert seen[0].fine_tuning_job.hyperparameters.activation_checkpointing == ACTIVATION_CHECKPOINTING_FULL
+    assert "2.0 GiB: weights 3.0 MiB, activations 2.0 GiB" in result.stdout
+    assert "of at most 32,768 tokens, activation checkpointing selective" in result.stdout
+    assert "about 0.25 s a step, 10 s in all" in result.stdout
+    assert run(*words, "--device", "cpu:1.5").exit_code == 0
+    assert seen[1].device == DeviceClass(kind=DeviceClass.KIND_CPU, memory_bytes=3 << 29)
+    assert run(*words).exit_code == 0
+    assert not seen[2].HasField("device")
+
+
+@pytest.mark.parametrize("text", ["tpu", "gpu:x", "gpu:80:", "gpu:1.2.3", "gpu:80:989:1"])
+def test_jobs_plan_refuses_a_device_that_it_cannot_read(services: Any, run: Run, text: str) -> None:
+    result = run("jobs", "plan", "--model", "m", "--rendering", "r", "--device", text)
+    assert result.exit_code == 2
+    assert "as gpu:80:989 or cpu:16" in result.stderr
+    assert text in result.stderr

@@ -1,0 +1,159 @@
+"""Plans say what memory and time a job takes on a device, and refuse what does not fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.training.conftest import Bench, lengths_of
+
+from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, Reason
+from luthier.training.models import repository
+from luthier.v1.fine_tuning_job_pb2 import (
+    ACTIVATION_CHECKPOINTING_NONE,
+    DeviceClass,
+    FineTuningPlan,
+    FullConfig,
+    Hyperparameters,
+    LoraConfig,
+)
+from luthier.v1.model_pb2 import ModelFile
+from luthier.v1.training_service_pb2 import PlanFineTuningJobRequest
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32_000,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+GPU = DeviceClass(kind=DeviceClass.KIND_GPU, memory_bytes=80 << 30, operations_per_second=989e12)
+
+
+async def give_config(bench: Bench, text: str = json.dumps(CONFIG)) -> None:
+    """Store the base model's `config.json`."""
+    blob = await bench.blobs.put_bytes(text.encode())
+    async with bench.database.transaction() as connection:
+        stored = await bench.models.find_base(connection, bench.MODEL)
+        private = stored.copy_private()
+        private.files.append(ModelFile(path="config.json", sha256=blob.digest, size_bytes=blob.size_bytes))
+        await repository.models().update(connection, stored, stored.copy(), private)
+
+
+async def planned(bench: Bench, device: DeviceClass | None = None, **changes: Any) -> FineTuningPlan:
+    request = PlanFineTuningJobRequest(
+        parent=bench.PARENT, fine_tuning_job=bench.request(**changes), device=device
+    )
+    return await bench.jobs.plan(request)
+
+
+async def test_a_plan_says_memory_and_time_of_a_processor_unasked(bench: Bench) -> None:
+    await give_config(bench)
+    plan = await planned(bench)
+    found = plan.memory
+    assert found.weights_bytes == 2 * (
+        16 * (1024 * 1024 * 3 + 3 * 1024 * 2816) + 33 * 1024 + 2 * 32_000 * 1024
+    )
+    assert found.adapters_bytes == found.gradients_bytes == found.optimiser_bytes // 2 > 0
+    assert found.activations_bytes > 0 < found.logits_bytes
+    assert found.cache_bytes == 0 < found.runtime_bytes
+    parts = [value for field, value in found.ListFields() if field.name != "peak_bytes"]
+    assert found.peak_bytes == sum(parts)
+    assert (plan.micro_batch_tokens, plan.activation_checkpointing) == (4096, ACTIVATION_CHECKPOINTING_NONE)
+    assert plan.device.kind == DeviceClass.KIND_CPU
+    assert plan.device.operations_per_second > 0
+    assert plan.total_seconds == pytest.approx(plan.num_steps * plan.seconds_per_step)
+    assert plan.resolved_job.hyperparameters.micro_batch_tokens == 0
+
+
+async def test_a_plan_is_for_the_device_that_is_asked_for(bench: Bench) -> None:
+    await give_config(bench)
+    slow, fast = await planned(bench), await planned(bench, GPU)
+    assert fast.total_seconds < slow.total_seconds / 100
+    assert fast.device == GPU
+    assert fast.micro_batch_tokens == 32_768
+    unknown = await planned(bench, DeviceClass(kind=DeviceClass.KIND_GPU))
+    assert unknown.total_seconds == unknown.seconds_per_step == 0
+    assert unknown.memory == fast.memory
+    twice = DeviceClass(
+        kind=DeviceClass.KIND_CPU, operations_per_second=2 * slow.device.operations_per_second
+    )
+    assert slow.total_seconds / 2 < (await planned(bench, twice)).total_seconds < slow.total_seconds
+
+
+async def test_all_weights_and_answers_that_are_drawn_take_more(bench: Bench) -> None:
+    await give_config(bench)
+    adapter, whole = await planned(bench), await planned(bench, full=FullConfig())
+    assert whole.memory.peak_bytes > 5 * adapter.memory.peak_bytes - 4 * adapter.memory.runtime_bytes
+    assert whole.memory.adapters_bytes == 0
+    assert whole.memory.optimiser_bytes == 6 * whole.memory.weights_bytes
+
+
+async def test_what_does_not_fit_is_refused_with_what_would(bench: Bench) -> None:
+    await give_config(bench)
+    small = DeviceClass(kind=DeviceClass.KIND_GPU, memory_bytes=3 << 30)
+    with pytest.raises(FailedPrecondition, match="no pass would: it needs a device of at least") as caught:
+        await planned(bench, small, full=FullConfig())
+    assert caught.value.reason == Reason.DOES_NOT_FIT
+    assert caught.value.metadata["memory_bytes"] == str(3 << 30)
+    assert int(caught.value.metadata["peak_bytes"]) > 3 << 30
+    assert "an adapter, or a smaller base model" in caught.value.message
+    fits = await planned(bench, small)
+    assert fits.memory.peak_bytes <= 0.9 * (3 << 30)
+
+
+async def test_what_a_job_says_is_refused_where_something_else_would_fit(bench: Bench) -> None:
+    await give_config(bench)
+    rendering = bench.add_rendering()
+    bench.know(rendering, lengths_of(2000, 60), lengths_of(5, 60, first=2000))
+    said = Hyperparameters(micro_batch_tokens=1 << 16, batch_rows=1000)
+    everything = await planned(bench, hyperparameters=said)
+    device = DeviceClass(memory_bytes=everything.memory.peak_bytes // 3)
+    with pytest.raises(
+        FailedPrecondition, match=r"micro_batch_tokens \d+ with activation_checkpointing"
+    ) as caught:
+        await planned(bench, device, hyperparameters=said)
+    assert caught.value.reason == Reason.DOES_NOT_FIT
+    left_open = await planned(bench, device, hyperparameters=Hyperparameters(batch_rows=1000))
+    assert f"micro_batch_tokens {left_open.micro_batch_tokens} with" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("device", "field"),
+    [
+        (DeviceClass(memory_bytes=-1), "device.memory_bytes"),
+        (DeviceClass(operations_per_second=-1.0), "device.operations_per_second"),
+        (DeviceClass(operations_per_second=1e30), "device.operations_per_second"),
+    ],
+)
+async def test_a_device_beyond_its_limits_is_refused_by_name(
+    bench: Bench, device: DeviceClass, field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await planned(bench, device)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+async def test_a_pattern_that_fits_no_module_is_refused_by_the_plan(bench: Bench) -> None:
+    await give_config(bench)
+    with pytest.raises(InvalidArgument) as caught:
+        await planned(bench, lora=LoraConfig(rank_pattern={"nothing": 4}))
+    assert caught.value.reason == Reason.MODULE_PATTERN_INVALID
+
+
+async def test_a_model_that_does_not_say_its_sizes_has_no_figures(bench: Bench) -> None:
+    plan = await planned(bench)
+    assert not plan.HasField("memory")
+    assert plan.num_steps > 0
+    await give_config(bench, json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    assert not (await planned(bench)).HasField("memory")
+
+
+async def test_a_broken_config_is_data_loss(bench: Bench) -> None:
+    await give_config(bench, "{")
+    with pytest.raises(DataLoss, match=r"config\.json of a stored model cannot be read"):
+        await planned(bench)

@@ -1,0 +1,160 @@
+"""What a run takes, counted by hand for one model, and how it changes with what a job says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from luthier.lm.kept import CHECKPOINTINGS
+from luthier.lm.shape import LinearShape, ModelShape
+from luthier.training.recipes.footprint import (
+    Footprint,
+    LargestPass,
+    Speed,
+    Trained,
+    Work,
+    activation_bytes,
+    footprint,
+    seconds,
+)
+
+LINEARS = (
+    LinearShape(name="self_attn.q_proj", inputs=64, outputs=64),
+    LinearShape(name="self_attn.k_proj", inputs=64, outputs=32),
+    LinearShape(name="self_attn.v_proj", inputs=64, outputs=32),
+    LinearShape(name="self_attn.o_proj", inputs=64, outputs=64),
+    LinearShape(name="mlp.gate_proj", inputs=64, outputs=128),
+    LinearShape(name="mlp.up_proj", inputs=64, outputs=128),
+    LinearShape(name="mlp.down_proj", inputs=128, outputs=64),
+)
+SHAPE = ModelShape(
+    hidden=64,
+    layers=10,
+    heads=4,
+    key_heads=2,
+    head_size=16,
+    inner=128,
+    vocabulary=1000,
+    norms=2,
+    has_head_norms=False,
+    is_tied=True,
+    linears=LINEARS,
+)
+PRODUCTS = 10 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 128)
+WEIGHTS = PRODUCTS + 10 * 2 * 64 + 64 + 64_000
+# Rank 2 of each module: inputs and outputs.
+FACTORS = 10 * 2 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
+ADAPTER = Trained(shape=SHAPE, is_whole=False, num_factors=FACTORS, sum_of_ranks=10 * 14)
+ALL = Trained(shape=SHAPE, is_whole=True, has_trained_head=True)
+PASS = LargestPass(num_tokens=100, num_scored=50)
+SPEED = Speed(operations=1e9, trained_head=1e8, bytes=1e9)
+WORK = Work(num_tokens=1000, num_scored=500, num_seen=50_000, num_steps=10)
+
+
+def test_weights_are_those_of_the_model() -> None:
+    assert (SHAPE.num_products, SHAPE.num_parameters) == (PRODUCTS, WEIGHTS)
+
+
+def test_an_adapter_takes_sixteen_bytes_a_factor_beside_the_model() -> None:
+    found = footprint(ADAPTER, PASS, "NONE", num_row_tokens=10_000)
+    assert (found.weights, found.adapters, found.gradients, found.optimiser) == (
+        2 * WEIGHTS,
+        4 * FACTORS,
+        4 * FACTORS,
+        8 * FACTORS,
+    )
+    assert found.logits == 50 * 64 * 6, "no logits: hidden states, and their gradient in float32"
+    assert found.cache == 0
+    assert found.runtime == footprint(ADAPTER, PASS, "NONE").runtime + 90_000
+
+
+def test_all_weights_take_eighteen_bytes_each_and_what_a_trained_head_needs() -> None:
+    found = footprint(ALL, PASS, "NONE")
+    assert found.weights + found.adapters + found.gradients + found.optimiser == 18 * WEIGHTS
+    assert found.logits >= 50 * 64 * 6 + 10 * 64_000
+    whole = replace(ADAPTER, num_whole=64_000, has_trained_head=True)
+    beside = footprint(whole, PASS, "NONE")
+    before = footprint(ADAPTER, PASS, "NONE")
+    assert beside.adapters - before.adapters == 2 * 64_000
+    assert beside.optimiser - before.optimiser == 12 * 64_000
+    assert beside.gradients - before.gradients == 4 * 64_000
+
+
+def test_layers_keep_what_the_module_says() -> None:
+    E, F, queries, keys = 64, 128, 64, 32
+    tokens = 1000
+    deep = replace(SHAPE, layers=1000)
+    trained = replace(ADAPTER, shape=deep, sum_of_ranks=0)
+    found = {
+        kept: activation_bytes(trained, tokens, kept, "GPU") / (1.05 * 1000 * tokens)
+        for kept in CHECKPOINTINGS
+    }
+    on_cpu = {
+        kept: activation_bytes(trained, tokens, kept, "CPU") / (1000 * tokens) for kept in CHECKPOINTINGS
+    }
+    none = 2 * (4 * E + 2 * queries + 2 * keys + 3 * F) + 8 * 4
+    selective = 2 * (3 * E + 2 * queries + 2 * keys + 2 * F) + 8 * 4
+    # What is passing through one of a thousand layers is little.
+    assert found["NONE"] == pytest.approx(none, rel=0.01)
+    assert found["SELECTIVE"] == pytest.approx(selective, rel=0.01)
+    assert found["FULL"] == pytest.approx(2 * E, rel=0.05)
+    assert all(on_cpu[kept] > found[kept] for kept in CHECKPOINTINGS), "holes"
+    whole = activation_bytes(replace(trained, is_whole=True), tokens, "NONE", "GPU") / (1.05 * 1000 * tokens)
+    assert whole == pytest.approx(none + 2 * 6 * E, rel=0.01)
+
+
+def test_a_pass_and_answers_that_are_drawn_take_turns() -> None:
+    drawn = replace(ADAPTER, num_samples=8, max_new_tokens=64)
+    few, many = (
+        footprint(drawn, replace(PASS, num_cached=tokens), "NONE", place="GPU") for tokens in (10, 100_000)
+    )
+    assert many.cache == 4 * 10 * 2 * 16 * 100_000
+    assert many.peak - many.cache == few.peak - few.activations - few.logits
+
+
+def test_a_reference_that_is_kept_and_models_beside_are_weights() -> None:
+    kept = footprint(replace(ALL, keeps_reference=True, other_bytes=77), PASS, "NONE")
+    assert kept.weights == 4 * WEIGHTS + 77
+
+
+def test_a_gpu_makes_logits_up_to_their_budget() -> None:
+    small = footprint(ADAPTER, PASS, "NONE", place="GPU")
+    large = footprint(ADAPTER, replace(PASS, num_scored=10**6), "NONE", place="GPU")
+    assert small.logits == 50 * 64 * 6 + 16 * 1000 * 50
+    assert large.logits == 10**6 * 64 * 6 + 512 * 2**20
+
+
+def test_time_is_products_and_bytes() -> None:
+    endless = replace(SPEED, bytes=1e30)
+    seen = 1.6 * 4 * 10 * 4 * 16 * 50_000
+    head = 2 * 64_000 * 500
+    layers = 2 * PRODUCTS * 1000
+    plain = layers + seen + layers + 2.5 * seen + 2 * head + 6 * FACTORS * 1000
+    assert seconds(ADAPTER, WORK, "NONE", endless) == pytest.approx(plain / 1e9)
+    assert seconds(ADAPTER, WORK, "FULL", endless) == pytest.approx((plain + layers + seen) / 1e9)
+    reference = replace(ADAPTER, has_reference=True)
+    assert seconds(reference, WORK, "NONE", endless) == pytest.approx((plain + layers + seen + head) / 1e9)
+    whole = (layers + seen + 2 * layers + 2.5 * seen) / 1e9 + 3 * head / 1e8
+    assert seconds(ALL, WORK, "NONE", endless) == pytest.approx(whole)
+    update = 30 * WEIGHTS * 10 / 1e9
+    assert seconds(ALL, WORK, "NONE", SPEED) == pytest.approx(whole + update)
+    moving, moved = replace(SPEED, moves=3.0), 2 * (4 * 64 + 2 * 64 + 2 * 32 + 3 * 128) + 6 * 2 * 64 + 8 * 4
+    kept = seconds(ALL, WORK, "NONE", moving) - whole - update
+    assert kept == pytest.approx(3 * 10 * 1000 * moved / 1e9)
+    again = seconds(ALL, WORK, "SELECTIVE", moving) - whole - update
+    assert again == pytest.approx(kept * (1 + 0.7 / 3))
+
+
+def test_drawing_an_answer_reads_all_weights_for_each_token() -> None:
+    drawn = replace(WORK, num_drawn=300)
+    more = seconds(ADAPTER, drawn, "NONE", SPEED) - seconds(ADAPTER, WORK, "NONE", SPEED)
+    assert more == pytest.approx(2 * WEIGHTS * 300 / 1e9)
+
+
+def test_a_peak_is_the_sum_of_what_is_there_at_once() -> None:
+    found = Footprint(
+        weights=1, adapters=2, gradients=4, optimiser=8, activations=16, logits=32, cache=40, runtime=64
+    )
+    assert found.peak == 1 + 2 + 4 + 8 + 64 + 48
+    assert replace(found, cache=50).peak == 1 + 2 + 4 + 8 + 64 + 50
