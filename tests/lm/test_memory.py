@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import torch
+
+from luthier.lm import memory
+
 SCRIPT = """
 import sys, torch
 from luthier.lm.memory import freed_memory_kept
@@ -27,3 +31,17 @@ def test_freed_memory_stays_inside_the_block_and_goes_after_it() -> None:
     inside_mb, after_mb = map(int, done.stdout.split())
     assert inside_mb > 200
     assert after_mb < 50
+
+
+def test_a_peak_is_what_was_held_since_it_was_watched() -> None:
+    device = torch.device("cpu")
+    memory.give_back(device)
+    memory.watch_peak(device)
+    before = memory.peak_bytes(device)
+    held = torch.ones(16 << 20)
+    assert memory.peak_bytes(device) >= before + (60 << 20)
+    assert memory.limit_bytes(device) > memory.resident_bytes() > held.numel() * 4
+    del held
+    memory.give_back(device)
+    memory.watch_peak(device)
+    assert memory.peak_bytes(device) < before + (32 << 20)
