@@ -254,7 +254,7 @@ class Speed:
 
     Attributes:
         operations: a second, of products in bfloat16.
-        trained_head: the same of those of a head that is trained, which plain torch makes.
+        trained_head: the same of those of a head that is trained, whose logits are held.
         bytes: that memory moves a second.
         moves: how often what a layer keeps is moved; 0: `operations` allows for it.
     """
