@@ -37,7 +37,7 @@ CONFIG_NAME = "config.json"
 _MAX_CONFIG_BYTES = 1 << 20
 _ELEMENT = 2
 _PROCESSOR = Speed(operations=65e9, trained_head=55e9, bytes=14e9, moves=20.0)
-"""What a core with AVX2 reaches in our products, also of a trained head, and moving bytes: benchmarks/calibration.py."""
+"""What a core with AVX2 reaches in our products, and moving bytes (benchmarks/calibration.py)."""
 _PEAK_SHARE = 0.4
 """Of a GPU's peak that training reaches: 35 % of an H100's were measured at 8B, others report 40 to 50 %."""
 _OPERATIONS_A_BYTE = 250.0
