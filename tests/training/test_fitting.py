@@ -118,6 +118,8 @@ def test_what_is_left_open_is_chosen_from_the_fastest_on() -> None:
     assert peaks == sorted(peaks, reverse=True)
     on_gpu = next(iter(fits_of(job(), trained, ROWS, "GPU", 0)))
     assert on_gpu.micro_batch_tokens == 32_768
+    shared = next(iter(fits_of(job(), trained, replace(ROWS, largest=4000, num_ranks=3), "CPU", 0)))
+    assert shared.micro_batch_tokens == 1334, "each rank has a pass of the largest step"
     long = next(iter(fits_of(job(), trained, replace(ROWS, longest=5000), "CPU", 0)))
     assert long.micro_batch_tokens == 5000, "the longest row is a pass"
 

@@ -115,3 +115,28 @@ async def test_one_that_is_being_stored_when_the_work_fails_is_left_in_peace_for
         held.may_end.set()
     assert (("checkpointed", 5) in site.handler.calls) == is_released
     assert [failure.message for failure in site.handler.failures] == ["the work cannot go on"]
+
+
+async def test_who_waits_for_one_hears_that_the_work_is_wanted_no_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, waited = Held(monkeypatch), list[str]()
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        context.begin_checkpoint(5, [weights(context)], {})
+        try:
+            context.checkpoint_stored(refuse)
+        except InvalidArgument as error:
+            waited.append(error.message)
+            held.may_end.set()
+            return task_pb2.TaskResult(train=task_pb2.TrainResult(files=context.checkpoint_stored(), step=5))
+        raise AssertionError("it did not hear")
+
+    def refuse() -> None:
+        raise InvalidArgument("another rank is lost")
+
+    await site.enqueue()
+    async with site.worker(run):
+        await site.until(lambda: "SUCCEEDED" in site.states or "FAILED" in site.states)
+    assert waited == ["another rank is lost"]
+    assert ("checkpointed", 5) in site.handler.calls, "it went on being stored"

@@ -38,17 +38,27 @@ def freed_memory_kept() -> Iterator[None]:
         library.malloc_trim(0)
 
 
-def limit_bytes(device: torch.device) -> int:
+def limit_bytes(device: torch.device, sharing: int = 1) -> int:
     """Most memory that this process may hold on a device, what it holds already counted; 0: nobody says.
+
+    It is one of `sharing` processes that take what is free in equal parts.
 
     On a processor what the machine has free, or less where a control group (version 2) limits it; what the kernel keeps
     of files counts as free.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device))
+        return int(free // sharing + torch.cuda.memory_reserved(device))
     rooms = [*_machine_room(), *_group_rooms()]
-    return resident_bytes() + max(0, min(rooms)) if rooms else 0
+    return resident_bytes() + max(0, min(rooms)) // sharing if rooms else 0
+
+
+def capacity_bytes(device: torch.device) -> int:
+    """All memory of a device, also what others hold of it just now; 0: nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    whole = _kilobytes(Path("/proc/meminfo"), "MemTotal")
+    return min([whole, *(most for most, _ in _group_limits())]) if whole else 0
 
 
 def resident_bytes() -> int:
@@ -96,6 +106,11 @@ def _machine_room() -> list[int]:
 
 def _group_rooms() -> Iterator[int]:
     """Yield what each control group above this process leaves it, where one has a limit."""
+    return (room for _, room in _group_limits())
+
+
+def _group_limits() -> Iterator[tuple[int, int]]:
+    """Yield the limit of each control group above this process that has one, and what it leaves of it."""
     try:
         groups = Path("/proc/self/cgroup").read_text(encoding="utf-8")
     except OSError:
@@ -113,7 +128,7 @@ def _group_rooms() -> Iterator[int]:
         except (OSError, ValueError):
             continue
         if most != "max":
-            yield int(most) - held + (int(kept[1]) if kept is not None else 0)
+            yield int(most), int(most) - held + (int(kept[1]) if kept is not None else 0)
 
 
 def _kilobytes(path: Path, name: str) -> int:

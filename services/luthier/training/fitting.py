@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -52,12 +53,14 @@ class Rows:
         largest: tokens of the largest step, all samples of prompts counted.
         scored_share: of them those that are scored.
         num_tokens: tokens of all rows that are held.
+        num_ranks: that share the passes of a step.
     """
 
     longest: int
     largest: int
     scored_share: float
     num_tokens: int
+    num_ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +176,9 @@ def work_of(job: FineTuningJob, totals: PlanTotals) -> Work:
     )
 
 
-def rows_of(job: FineTuningJob, totals: PlanTotals, longest: int, num_row_tokens: int) -> Rows:
+def rows_of(
+    job: FineTuningJob, totals: PlanTotals, longest: int, num_row_tokens: int, num_ranks: int = 1
+) -> Rows:
     """Return what is known of a job's rows once its steps are counted."""
     times = max(1, job.reinforcement.num_samples)
     share = totals.num_supervised / totals.num_tokens if totals.num_tokens else 0.0
@@ -182,6 +187,7 @@ def rows_of(job: FineTuningJob, totals: PlanTotals, longest: int, num_row_tokens
         largest=times * totals.largest_step_tokens,
         scored_share=share,
         num_tokens=num_row_tokens,
+        num_ranks=num_ranks,
     )
 
 
@@ -201,16 +207,20 @@ def fits_of(job: FineTuningJob, trained: Trained, rows: Rows, place: Place, limi
 
     What it says itself stays; what it leaves open is chosen.
     """
-    for size, kept in _choices(job, rows.longest, place):
+    for size, kept in _choices(job, rows, place):
         yield fit_of(trained, rows, size, kept, place, limit)
 
 
-def _choices(job: FineTuningJob, longest: int, place: Place) -> Iterator[tuple[int, Checkpointing]]:
-    said = job.hyperparameters.activation_checkpointing
+def _choices(job: FineTuningJob, rows: Rows, place: Place) -> Iterator[tuple[int, Checkpointing]]:
+    said, longest = job.hyperparameters.activation_checkpointing, rows.longest
     kepts = CHECKPOINTINGS if said == ACTIVATION_CHECKPOINTING_UNSPECIFIED else (kept_of(said),)
     sizes = [job.hyperparameters.micro_batch_tokens]
     if not sizes[0]:
-        sizes = [max(longest, MOST_TOKENS[place])]
+        most = MOST_TOKENS[place]
+        if rows.num_ranks > 1:
+            # A rank without a pass would only wait.
+            most = min(most, math.ceil(rows.largest / rows.num_ranks))
+        sizes = [max(longest, most)]
         while sizes[-1] > longest:
             sizes.append(max(longest, sizes[-1] // 2))
     large = [size for size in sizes if size >= FEW_TOKENS] or sizes[:1]

@@ -85,6 +85,9 @@ class TaskContext:
         self._began = time.monotonic()
         self._activity = 0
         self._waited_seconds = 0.0
+        self._waiting = threading.Lock()
+        """Of the three that follow: several threads may wait, for ranks each."""
+        self._num_waiting = 0
         self._waiting_since: float | None = None
         self._storing: Future[list[task_pb2.BlobFile]] | None = None
 
@@ -112,9 +115,10 @@ class TaskContext:
         """Seconds beyond what the task may take, less the time that it waited for the service; not negative."""
         if self._allowed_seconds is None:
             return 0.0
-        now, since = time.monotonic(), self._waiting_since
-        waiting = now - since if since is not None else 0.0
-        return max(0.0, now - self._began - self._waited_seconds - waiting - self._allowed_seconds)
+        with self._waiting:
+            now, since = time.monotonic(), self._waiting_since
+            waited = self._waited_seconds + (now - since if since is not None else 0.0)
+        return max(0.0, now - self._began - waited - self._allowed_seconds)
 
     def overtime_error(self) -> DeadlineExceeded:
         """Return why a task is ended that took longer than its work permits."""
@@ -149,8 +153,9 @@ class TaskContext:
             DeadlineExceeded: TASK_DEADLINE; it took longer than its announced work permits.
             LuthierError: a checkpoint that was begun cannot be stored.
         """
-        if self._storing is not None and self._storing.done():
-            self._storing.result()
+        storing = self._storing
+        if storing is not None and storing.done():
+            storing.result()
         if self._session.lost:
             raise FailedPrecondition(reason=Reason.LEASE_LOST, message="the lease of this task is lost")
         if self._session.cancel_requested:
@@ -256,15 +261,19 @@ class TaskContext:
         call = self._stored_named(named, lambda files: self._session.commit_checkpoint(step, files, metrics))
         self._storing = asyncio.run_coroutine_threadsafe(call, self._loop)
 
-    def checkpoint_stored(self) -> list[task_pb2.BlobFile]:
-        """Return the files of the checkpoint that was begun, once the service has it.
+    def checkpoint_stored(self, check: Check | None = None) -> list[task_pb2.BlobFile]:
+        """Return the files of the checkpoint that was begun, once the service has it, as long as `check` wants it.
 
         Raises:
-            LuthierError: the service refused.
+            LuthierError: the service refused; what `check` raised, `heed` where there is none. It is still being stored
+                then.
         """
-        storing, self._storing = self._storing, None
+        storing = self._storing
         assert storing is not None, "no checkpoint is being stored"
-        return self._waited(storing)
+        self._activity += 1
+        files = self._waited(storing, check or self.heed)
+        self._storing = None
+        return files
 
     def leave_checkpoint(self) -> None:
         """Let a checkpoint that is being stored when the work ends come to its end, or not: its files may go then."""
@@ -311,18 +320,27 @@ class TaskContext:
         self._loop.call_soon_threadsafe(self._session.add_event, event)
 
     def _wait(self, call: Coroutine[Any, Any, T], check: Check = lambda: None) -> T:
-        return self._waited(asyncio.run_coroutine_threadsafe(call, self._loop), check)
-
-    def _waited(self, waited_for: Future[T], check: Check = lambda: None) -> T:
         self._activity += 1
-        began = self._waiting_since = time.monotonic()
+        waited_for = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return self._waited(waited_for, check)
+        except BaseException:
+            waited_for.cancel()
+            raise
+
+    def _waited(self, waited_for: Future[T], check: Check) -> T:
+        """Return what comes of something on the loop; what `check` raises leaves that as it is."""
+        with self._waiting:
+            if not self._num_waiting:
+                self._waiting_since = time.monotonic()
+            self._num_waiting += 1
         try:
             while not wait((waited_for,), HEAR_SECONDS).done:
                 check()
             return waited_for.result()
-        except BaseException:
-            waited_for.cancel()
-            raise
         finally:
-            self._waiting_since = None
-            self._waited_seconds += time.monotonic() - began
+            with self._waiting:
+                self._num_waiting -= 1
+                if not self._num_waiting and self._waiting_since is not None:
+                    self._waited_seconds += time.monotonic() - self._waiting_since
+                    self._waiting_since = None

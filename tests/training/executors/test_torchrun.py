@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -83,6 +84,18 @@ async def test_a_job_takes_the_ranks_that_it_says_and_its_losses_do_not_depend_o
     assert len(idle) == 1
     assert_close(await site.metrics(three.name), await site.metrics(one.name))
     assert not list((site.home / "work").rglob("pulse-*")), "what ranks left is deleted"
+
+
+async def test_passes_of_an_open_size_are_cut_so_that_each_rank_has_some(
+    site: Site, model_folder: Path, children: Children
+) -> None:
+    async with working(site, model_folder, crew_of(children, 2)):
+        ended = await site.ended((await site.create_job("open", wanted(micro_batch_tokens=0))).name)
+        events = [event async for event in site.watch(ended.name)]
+    assert ended.state == FineTuningJob.STATE_SUCCEEDED, ended.error
+    largest = max(point["num_tokens"] for point in await site.metrics(ended.name))
+    assert ended.run_record.micro_batch_tokens == math.ceil(largest / 2)
+    assert not [text for text in texts(events) if "fewer forward passes" in text]
 
 
 async def test_the_loss_of_a_rank_loses_the_attempt_within_ten_seconds_and_no_bit(

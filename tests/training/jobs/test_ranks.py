@@ -51,3 +51,10 @@ async def test_ranks_that_no_step_has_work_for_are_refused_and_idle_ones_warned_
         await bench.plan(ranks=RankRange(min_ranks=5), **CUT)
     assert caught.value.reason == "TOO_MANY_RANKS"
     assert "must be at most the 4 forward passes of the largest step, got 5" in caught.value.message
+
+
+async def test_passes_of_an_open_size_are_cut_by_who_trains(bench: Any) -> None:
+    """By default: a job of several ranks must not be refused for passes that are as large as fits."""
+    plan = await bench.plan(ranks=RankRange(min_ranks=2))
+    assert plan.resolved_job.hyperparameters.micro_batch_tokens == 0
+    assert not [text for text in plan.warnings if "ranks" in text]

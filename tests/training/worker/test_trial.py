@@ -30,7 +30,7 @@ from luthier.training.recipes.engine import Engine
 from luthier.training.recipes.objectives import supervised
 from luthier.training.recipes.trial import largest_batch, try_pass
 from luthier.training.recipes.weights import Adapter, AllWeights
-from luthier.training.worker import trial
+from luthier.training.worker import computing, trial
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_FULL,
     ACTIVATION_CHECKPOINTING_NONE,
@@ -48,10 +48,17 @@ class Memory:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.limit = 0
+        self.limits: list[int] = []
+        """Of the first attempts, before that."""
+        self.capacity: int | None = None
+        """None: as much as is free."""
         self.taken: Callable[[], int] = lambda: 0
         self.tried: list[tuple[int, bool]] = []
         """Tokens of each pass that was tried, and whether its layers kept less than all."""
-        monkeypatch.setattr(trial, "limit_bytes", lambda _: self.limit)
+        monkeypatch.setattr(computing, "limit_bytes", lambda *_: self._free())
+        monkeypatch.setattr(
+            computing, "capacity_bytes", lambda _: self.limit if self.capacity is None else self.capacity
+        )
         monkeypatch.setattr(trial, "peak_bytes", lambda _: self.taken())
 
         def note(engine: Engine, batch: Any, trained: Any) -> None:
@@ -60,6 +67,9 @@ class Memory:
             try_pass(engine, batch, trained)
 
         monkeypatch.setattr(trial, "try_pass", note)
+
+    def _free(self) -> int:
+        return self.limits.pop(0) if self.limits else self.limit
 
 
 @pytest.fixture
@@ -238,6 +248,22 @@ async def test_what_does_not_fit_fails_before_the_first_step_and_says_what_would
     assert not memory.tried
     assert not await registered.metrics(ended.name)
     assert not ended.run_record.micro_batch_tokens
+
+
+async def test_memory_that_others_hold_just_now_costs_an_attempt_and_not_the_job(
+    registered: Site, memory: Memory
+) -> None:
+    memory.limits, memory.limit, memory.capacity = [4 << 20], 64 << 30, 64 << 30
+    async with registered.worker():
+        ended = await registered.ended((await registered.create("one", max_steps=2)).name)
+        changes = [
+            event.attempt_change
+            async for event in registered.watch(ended.name)
+            if event.HasField("attempt_change")
+        ]
+    assert ended.state == FineTuningJob.STATE_SUCCEEDED, ended.error
+    assert [one.reason for one in changes if one.reason] == ["OUT_OF_MEMORY"]
+    assert ended.num_attempts == 2
 
 
 async def test_every_attempt_has_the_passes_of_the_first_or_fails(registered: Site, memory: Memory) -> None:

@@ -49,10 +49,15 @@ def joined(order: RankOrder, device: torch.device) -> Iterator[tuple[Collective,
         device = torch.device("cuda", order.rank)
         torch.cuda.set_device(device)
     pulse = Pulse(order.pulse)
+    store = FileStore(str(order.meeting / "store"), order.num_ranks)
+    # One that is given keeps a limit of its own, which ends who waits for the first rank's files.
+    store.set_timeout(_WAIT)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=FileStore(str(order.meeting / "store"), order.num_ranks),
+            store=store,
+            # NCCL joins here, and not within the first exchange, which is watched.
+            device_id=device if device.type == "cuda" else None,
             rank=order.rank,
             world_size=order.num_ranks,
             timeout=_WAIT,

@@ -78,7 +78,7 @@ def require_choice(executor: str, num_ranks: int) -> None:
         )
 
 
-def require_devices(kind: str, num_devices: int, name: str, num_ranks: int) -> None:
+def require_devices(kind: str, num_devices: int, name: str, num_ranks: int, chosen: str = "cuda:0") -> None:
     """Check that each of several ranks of this machine has a device of its own: a GPU, or a processor.
 
     Args:
@@ -86,12 +86,19 @@ def require_devices(kind: str, num_devices: int, name: str, num_ranks: int) -> N
         num_devices: how many there are of it.
         name: the device as it was asked for.
         num_ranks: how many ranks there are to be.
+        chosen: the GPU that was found to work; rank r takes the one with number r.
 
     Raises:
-        InvalidArgument: there are fewer, or one of them was asked for; the message says what would be right.
+        InvalidArgument: there are fewer, or one of them was asked for, or the first does not work; the message says
+            what would be right.
     """
     if num_ranks == 1:
         return
+    if kind == "cuda" and name == "auto" and chosen != "cuda:0":
+        raise InvalidArgument(
+            f"each of {num_ranks} ranks (LUTHIER_WORKER_RANKS) takes a GPU of its own, from the first on, which does "
+            f"not work: {chosen} does; name those that work in CUDA_VISIBLE_DEVICES"
+        )
     if kind == "cuda" and name not in ("auto", "cuda", "rocm"):
         raise InvalidArgument(
             f"a worker's device (LUTHIER_WORKER_DEVICE) must be auto, cuda or rocm with {num_ranks} ranks, each of "

@@ -7,11 +7,11 @@ here. What is lost is the attempt, and the queue makes another one from the last
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from luthier.work.child_watch import Patience
 from luthier.work.children import Children
 from luthier.work.context import TaskContext
 from luthier.work.events import Severity
+from luthier.work.machine import num_cores
 from luthier.worker.v1 import task_pb2
 
 _CAUSE_SECONDS = 2.0
@@ -93,7 +94,7 @@ class _Group:
         self._meeting = order.scratch / "meeting"
         self._meeting.mkdir()
         self._num_ranks = num_ranks
-        num_threads = crew.num_threads or max(1, len(os.sched_getaffinity(0)) // num_ranks)
+        num_threads = crew.num_threads or max(1, num_cores() // num_ranks)
         self._orders = [
             RankOrder(
                 order=_own(order, rank),
@@ -112,7 +113,9 @@ class _Group:
 
     def result(self, desk: TaskDesk) -> task_pb2.TrainResult:
         """Run them to the end of the first one, or to the first failure. Raises as `Torchrun`."""
-        of_first = calls_of(desk)
+        # Who waits for the service hears that another rank is lost.
+        stored = partial(self._context.checkpoint_stored, self.heed)
+        of_first = {**calls_of(desk), "checkpoint_stored": stored}
         of_all = {name: self._one_by_one(of_first[name]) for name in _OF_ALL}
         with ThreadPoolExecutor(self._num_ranks, "rank") as threads:
             runs = {

@@ -24,7 +24,7 @@ from luthier.training.fitting import (
 )
 from luthier.training.jobs.planning import statistics_of
 from luthier.training.jobs.reward_models import RewardModel
-from luthier.training.recipe_settings import named_kept
+from luthier.training.recipe_settings import named_kept, ranks_of
 from luthier.training.recipes.footprint import Place, Speed, Trained, seconds
 from luthier.training.recipes.survey import Survey
 from luthier.training.weights import StoredModel
@@ -98,7 +98,7 @@ def add_fit(
         for rendering in renderings
         for split in (SPLIT_TRAIN, SPLIT_VALIDATION)
     )
-    rows = rows_of(job, totals, longest, held)
+    rows = rows_of(job, totals, longest, held, ranks_of(job)[1])
     fit = _chosen(job, trained, rows, place, device)
     plan.memory.CopyFrom(memory_message(fit.footprint))
     plan.micro_batch_tokens, plan.activation_checkpointing = fit.micro_batch_tokens, named_kept(fit.kept)

@@ -37,15 +37,23 @@ def fill_ranks(job: FineTuningJob) -> None:
 
 def require_work_for_ranks(job: FineTuningJob, found: Survey) -> None:
     """Refuse a job whose least ranks have no work in any step. Raises FailedPrecondition, TOO_MANY_RANKS."""
-    # What reinforcement learns from in a step is known only once it is drawn.
-    if found.totals is not None and not job.HasField("reinforcement"):
+    if found.totals is not None and _has_known_passes(job):
         require_ranks(found.totals, ranks_of(job)[0])
+
+
+def _has_known_passes(job: FineTuningJob) -> bool:
+    """Whether the passes of a job's steps are known before it runs.
+
+    What reinforcement learns from in a step is known only once it is drawn; passes of an open size are cut so that each
+    rank of the run has some.
+    """
+    return not job.HasField("reinforcement") and job.hyperparameters.micro_batch_tokens > 0
 
 
 def rank_warnings(job: FineTuningJob, found: Survey) -> Iterator[str]:
     """Yield what to know of a job's most ranks before training."""
     most = ranks_of(job)[1]
-    if found.totals is None or most == 1 or job.HasField("reinforcement"):
+    if found.totals is None or most == 1 or not _has_known_passes(job):
         return
     idle = steps_with_idle_ranks(found.totals, most)
     if idle:

@@ -1,7 +1,7 @@
 """Ranks that each have all of the weights, in processes of their own that torch.distributed joins (gloo, NCCL, RCCL).
 
-There is no DDP around the model: gradients are summed once a step, in one flat tensor, so that a step of many passes
-sends as much as one of a single pass.
+There is no DDP around the model: gradients are summed once a step, in a flat tensor or a few, so
+that a step of many passes sends as much as one of a single pass.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from luthier.errors import Reason, Unavailable
 T = TypeVar("T")
 _BYTES_OF_OBJECT = 1 << 20
 """What is said of the size of an object, which is known only once it has come."""
+
+
+_BUCKET_BYTES = 64 << 20
 
 
 class Meetings(Protocol):
@@ -65,18 +68,23 @@ class Replicas:
         return square
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
-        """Put the sum over the ranks into each tensor, float32, in place; takes the memory of a second copy meanwhile.
+        """Put the sum over the ranks into each tensor, float32, in place, of small ones many at once.
+
+        Takes 64 MiB meanwhile.
 
         Raises:
             Unavailable: RANK_LOST, a rank is gone.
         """
         assert all(one.dtype == torch.float32 for one in gradients), "sums are in float32"
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        with self._meeting(flat.nbytes):
-            dist.all_reduce(flat)
-        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for together in _buckets(gradients):
+            is_alone = len(together) == 1 and together[0].is_contiguous()
+            flat = together[0] if is_alone else torch.cat([one.reshape(-1) for one in together])
+            with self._meeting(flat.nbytes):
+                dist.all_reduce(flat)
+            if not is_alone:
+                parts = torch.split(flat, [gradient.numel() for gradient in together])
+                for gradient, part in zip(together, parts, strict=True):
+                    gradient.copy_(part.view_as(gradient))
 
     def gathered(self, value: T) -> list[T]:
         """Return what each rank gave, in their order: whatever can be pickled. Raises as `sum_gradients`."""
@@ -110,3 +118,17 @@ class Replicas:
                 metadata={"rank": str(self.rank)},
             ) from error
         self._meetings.leave()
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the gradients in their order, in lists of at most 64 MiB; one that is larger is alone."""
+    together: list[Tensor] = []
+    held = 0
+    for gradient in gradients:
+        if together and held + gradient.nbytes > _BUCKET_BYTES:
+            yield together
+            together, held = [], 0
+        together.append(gradient)
+        held += gradient.nbytes
+    if together:
+        yield together

@@ -30,7 +30,7 @@ def main() -> None:
     try:
         require_choice(config.executor, config.ranks)
         kind = device.name.partition(":")[0]
-        require_devices(kind, device.num_available, config.device, config.ranks)
+        require_devices(kind, device.num_available, config.device, config.ranks, device.name)
     except LuthierError as error:
         raise SystemExit(f"error: {error.message}") from error
     with Children(program_of(config, device)) as children, channel(config.data_address) as data_channel:

@@ -14,7 +14,7 @@ import torch
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.load import load_model
-from luthier.lm.memory import freed_memory_kept
+from luthier.lm.memory import capacity_bytes, freed_memory_kept, limit_bytes
 from luthier.lm.model_config import read_config
 from luthier.lm.shape import shape_of
 from luthier.training.fitting import Fit
@@ -27,7 +27,7 @@ from luthier.training.recipe_settings import (
     selection_of,
 )
 from luthier.training.recipes import checkpoint
-from luthier.training.recipes.batches import BatchSettings, PlanTotals, plan_digest
+from luthier.training.recipes.batches import BatchSettings, PlanTotals, count_steps, plan_digest
 from luthier.training.recipes.collective import Collective, OneRank
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.course import CheckpointDue, Course, Warned
@@ -97,7 +97,6 @@ def _train(
     desk.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
-    _check_ranks(desk, totals, collective.num_ranks)
     model = load_model(folder, device=device)
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
@@ -109,6 +108,10 @@ def _train(
     engine = Engine(weights, run.optimiser, model.device, collective)
     recorder = RunRecorder(desk=desk, model=model, used=used, num_ranks=collective.num_ranks, chosen=chosen)
     fit = _fit(desk, engine, corpus, settings, found, loaded, recorder)
+    # As passes are cut here; what the run is known by has them as the job says.
+    batches = replace(batches, micro_batch_tokens=fit.micro_batch_tokens)
+    if collective.num_ranks > 1:
+        _check_ranks(desk, count_steps(corpus.lengths("TRAIN"), batches, mixture), collective.num_ranks)
     begun = _begin(desk, engine, run, corpus, loss, fit.micro_batch_tokens)
     if begun.changed:
         run = replace(run, bitwise=False)
@@ -116,8 +119,7 @@ def _train(
         text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         desk.log(text, "WARNING")
     recorder.chosen_is(fit, changed=begun.changed)
-    # As passes are cut here; what the run is known by has them as the job says.
-    settings = replace(settings, batches=replace(batches, micro_batch_tokens=fit.micro_batch_tokens))
+    settings = replace(settings, batches=batches)
     with ExitStack() as stack:
         rollouts: Rollouts | None = None
         if records is not None and collective.rank:
@@ -141,11 +143,24 @@ def _fit(
 ) -> Fit:
     """Return what passes are: the first rank tries, and all do the same. Raises as `Trial.choose`."""
     model = engine.weights.model
-    trial = Trial(desk=desk, engine=engine, corpus=corpus, settings=settings, found=found)
+    collective = engine.collective
+    # What is free is known once all have loaded; ranks of a machine share its memory, each has its own GPU's.
+    collective.gathered(None)
+    sharing = collective.num_ranks if model.device.type == "cpu" else 1
+    limits = collective.gathered(limit_bytes(model.device, sharing))
+    trial = Trial(
+        desk=desk,
+        engine=engine,
+        corpus=corpus,
+        settings=settings,
+        found=found,
+        limit=min(limits),
+        capacity=capacity_bytes(model.device) // sharing,
+    )
     beside = bytes_beside(model, (one.valuer.model for one in loaded))
     # As transformers has it: what the file leaves open is said there.
     shape = shape_of({**model.config.to_dict(), "architectures": [type(model).__name__]})
-    fit = engine.collective.of_first(lambda: trial.choose(shape, beside, recorder))
+    fit = collective.of_first(lambda: trial.choose(shape, beside, recorder))
     checkpoint_layers(model, fit.kept)
     return fit
 

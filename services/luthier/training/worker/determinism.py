@@ -35,10 +35,12 @@ def attention_of(model: PreTrainedModel) -> str:
     return implementation(model.device, model.dtype, head_dim, softcap=softcap)
 
 
-def best_effort_reason(model: PreTrainedModel) -> str:
+def best_effort_reason(model: PreTrainedModel, num_ranks: int = 1) -> str:
     """Return why a model's device may give other bits in another run; empty where it gives the same."""
     if model.device.type == "cpu":
         return ""
+    if num_ranks > 1:
+        return "whether the sums over several GPUs have the same bits in every run was never measured"
     if torch.version.hip is not None:
         return "whether ROCm's kernels give the same bits in every run was never measured"
     if not torch.are_deterministic_algorithms_enabled():

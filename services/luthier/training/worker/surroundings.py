@@ -62,7 +62,7 @@ def run_record(
     threads are those of each rank.
     """
     around = surroundings(model)
-    reason = _changed(changed) if changed else best_effort_reason(model)
+    reason = _changed(changed) if changed else best_effort_reason(model, num_ranks)
     determinism = (
         fine_tuning_job_pb2.DETERMINISM_BEST_EFFORT if reason else fine_tuning_job_pb2.DETERMINISM_BITWISE
     )

@@ -12,10 +12,11 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
+from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.lm.checkpointing import checkpoint_layers
-from luthier.lm.memory import give_back, limit_bytes, peak_bytes, watch_peak
+from luthier.lm.memory import give_back, peak_bytes, watch_peak
 from luthier.lm.shape import ModelShape
-from luthier.training.fitting import Fit, Rows, fit_of, fits_of, mib, rows_of, trained_of, what_would
+from luthier.training.fitting import USABLE, Fit, Rows, fit_of, fits_of, mib, rows_of, trained_of, what_would
 from luthier.training.recipe_settings import kept_of
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.engine import Engine
@@ -49,6 +50,8 @@ class Trial:
         corpus: its rows.
         settings: as planned.
         found: what its rows come to; the steps were counted.
+        limit: bytes that this process, or each of several ranks, may hold just now; 0: nobody says.
+        capacity: bytes that it could hold if nobody else held any; 0: nobody says.
     """
 
     desk: Desk
@@ -56,6 +59,8 @@ class Trial:
     corpus: Corpus
     settings: Settings
     found: Survey
+    limit: int
+    capacity: int
 
     def choose(self, shape: ModelShape, other_bytes: int, recorder: Recorder) -> Fit:
         """Return what the run's passes are, and set its model to it: what an earlier attempt chose, or what fits here.
@@ -66,16 +71,17 @@ class Trial:
         Raises:
             ResourceExhausted: OUT_OF_MEMORY, nothing fits, or not what an earlier attempt chose; the message has what
                 was expected, and what would fit.
+            Unavailable: OUT_OF_MEMORY, the device has as much, but others hold it just now.
         """
         job, device = self.desk.task.train.job, self.engine.weights.model.device
         place: Place = "GPU" if device.type == "cuda" else "CPU"
-        trained, rows, limit = trained_of(job, shape, other_bytes), self._rows(), limit_bytes(device)
+        trained, rows, limit = trained_of(job, shape, other_bytes), self._rows(), self.limit
         if job.run_record.micro_batch_tokens:
             kept = kept_of(job.run_record.activation_checkpointing)
             before = fit_of(trained, rows, job.run_record.micro_batch_tokens, kept, place, limit)
             if before.is_beyond:
                 why = f"{before.words}; an earlier attempt chose them, and all have to keep to it"
-                raise out_of_memory(job, why, before.micro_batch_tokens)
+                raise self._short(before, why)
             checkpoint_layers(self.engine.weights.model, kept)
             return before
         every = list(fits_of(job, trained, rows, place, limit))
@@ -84,16 +90,25 @@ class Trial:
         chosen = self._first_that_fits([one for one in every if one.fits] or least, trained, recorder)
         if chosen is None:
             would = what_would(job, trained, rows, place, limit)
-            raise out_of_memory(job, f"{every[-1].words}; {would}", every[-1].micro_batch_tokens)
+            raise self._short(every[-1], f"{every[-1].words}; {would}")
         recorder.chosen_is(chosen)
         return chosen
+
+    def _short(self, fit: Fit, why: str) -> LuthierError:
+        if self.limit < self.capacity and fit.footprint.peak <= USABLE * self.capacity:
+            return Unavailable(
+                f"a step must fit in the memory that is free, others hold too much of it just now: {why}",
+                reason=Reason.OUT_OF_MEMORY,
+            )
+        return out_of_memory(self.desk.task.train.job, why, fit.micro_batch_tokens)
 
     def _rows(self) -> Rows:
         found = self.found
         assert found.totals is not None, "the steps were counted"
         longest = max(part.longest.num_tokens for part in (found, *found.mixed) if part.longest is not None)
         held = sum(sum(self.corpus.lengths(split).num_tokens) for split in ("TRAIN", "VALIDATION"))
-        return rows_of(self.desk.task.train.job, found.totals, longest, held)
+        num_ranks = self.engine.collective.num_ranks
+        return rows_of(self.desk.task.train.job, found.totals, longest, held, num_ranks)
 
     def _first_that_fits(self, wanted: Iterable[Fit], trained: Trained, recorder: Recorder) -> Fit | None:
         for fit in wanted:
@@ -102,13 +117,14 @@ class Trial:
             recorder.tries(fit)
             checkpoint_layers(self.engine.weights.model, fit.kept)
             held = self._tried(fit, trained)
-            if not fit.limit or held <= fit.limit:
+            if held is not None and (not fit.limit or held <= fit.limit):
                 return fit
-            self.desk.log(f"{fit.words}; it took {mib(held)}, so that something smaller is tried", "WARNING")
+            took = "more than there is" if held is None else mib(held)
+            self.desk.log(f"{fit.words}; it took {took}, so that something smaller is tried", "WARNING")
         return None
 
-    def _tried(self, fit: Fit, trained: Trained) -> int:
-        """Return the most memory of a step with the largest pass; more than there is where it did not end."""
+    def _tried(self, fit: Fit, trained: Trained) -> int | None:
+        """Return the most memory of a step with the largest pass; None where it did not end for want of it."""
         device = self.engine.weights.model.device
         batches = replace(self.settings.batches, micro_batch_tokens=fit.micro_batch_tokens)
         batch = largest_batch(
@@ -122,7 +138,7 @@ class Trial:
         except (MemoryError, RuntimeError) as error:
             if not is_for_memory(error):
                 raise
-            return fit.limit + 1
+            return None
         # Both moments come into being with the first update.
         return peak_bytes(device) + 8 * trained.num_trained
 
