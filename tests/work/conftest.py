@@ -70,7 +70,7 @@ class RecordingHandler:
     waiting: dict[str, str] = field(default_factory=dict)
     result_limits: dict[str, Limits] = field(default_factory=dict)
     refusals: dict[str, Exception] = field(default_factory=dict)
-    """What is raised by subject: when a task starts, or under `lost <subject>` when it is lost.
+    """What is raised by subject: when a task starts, under `lost <subject>` when it is lost, and so on.
 
     What is under `rollouts` is raised once.
     """
@@ -141,6 +141,8 @@ class RecordingHandler:
         await self._end(connection, task, "CANCELLED")
 
     async def waits(self, connection: AsyncConnection, task: Task, why: status_pb2.Status | None) -> None:
+        if error := self.refusals.get(f"waits {task.subject}"):
+            raise error
         self.waiting[task.subject] = why.message if why is not None else ""
 
     async def lost(self, connection: AsyncConnection, task: Task) -> None:

@@ -289,6 +289,21 @@ def test_what_was_stopped_within_a_long_step_has_time_until_the_next_one_ends() 
     assert requests.unheard_seconds() == 0.0
 
 
+def test_a_child_is_not_ended_for_who_went_while_somebody_waits_for_what_was_asked_later() -> None:
+    requests = Requests(lambda _: None)
+    with pytest.raises(Cancelled):
+        next(requests.stream("gone", (), Wanting(lambda: True).heed))
+    assert requests.unheard_seconds() > 0.0
+    later = requests.stream("later")
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(next, later)
+        until(lambda: len(requests._open) == 1)
+        assert requests.unheard_seconds() == 0.0
+        requests.say([Part(2, "done")])
+        assert waiting.result(10) == "done"
+    assert requests.unheard_seconds() > 0.0, "nobody waits any more, and it is in that very step still"
+
+
 def test_a_child_that_others_wait_for_is_not_ended_for_one_who_goes(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from tests.work.conftest import Clock, uid_of
 from tests.work.things import State, Things, things_in
 
 from luthier.errors.status import status_to_failure
+from luthier.storage.disk import disk_full
 from luthier.v1.event_pb2 import LogLine
 from luthier.work.log import EventLog
 from luthier.work.requirements import GIB, Equipment, Requirements
@@ -141,6 +144,49 @@ async def test_all_of_many_are_told(looker: Looker) -> None:
     assert len(await looker.look(PATIENCE_SECONDS)) == 230
     looker.room.workers = [CPU_WORKER]
     assert await looker.look() == {}
+
+
+async def test_workers_that_cannot_do_it_come_and_go_and_words_are_renewed_once_a_minute(
+    looker: Looker,
+) -> None:
+    looker.room.workers = [CPU_WORKER]
+    await looker.bench.enqueue(required=CUDA)
+    await looker.look()
+    before = (await looker.look(PATIENCE_SECONDS))["jobs/a"]
+    looker.bench.handler.waiting.clear()
+    small, other = [CPU_WORKER], [CPU_WORKER, replace(CPU_WORKER, worker_id="other")]
+    told = []
+    for seconds in range(1, 124):
+        looker.room.workers = other if seconds % 2 else small
+        if await looker.look(1.0):
+            told.append(seconds)
+        looker.bench.handler.waiting.clear()
+    assert told == [1, 62, 123], "at once, since the words were old, and once a minute from then on"
+    await looker.bench.enqueue("jobs/b", required=CUDA)
+    looker.room.workers = small
+    assert list(await looker.look()) == ["jobs/b"], "who comes is told what the others are"
+    looker.room.workers = []
+    said = await looker.look(1.0)
+    assert sorted(said) == ["jobs/a", "jobs/b"], "another requirement is said at once"
+    assert before not in said.values()
+
+
+@pytest.mark.parametrize(
+    ("error", "severity"), [(KeyError("surprise"), "ERROR"), (disk_full("no room"), "INFO")]
+)
+async def test_one_that_cannot_be_told_keeps_no_other_from_it(
+    looker: Looker, caplog: pytest.LogCaptureFixture, error: Exception, severity: str
+) -> None:
+    caplog.set_level(logging.INFO, "luthier.work.waiting")
+    looker.room.workers = [CPU_WORKER]
+    for number in range(4):
+        await looker.bench.enqueue(f"jobs/{number}", required=Requirements(memory_bytes=(20 + number) * GIB))
+    await looker.look()
+    looker.bench.handler.refusals["waits jobs/2"] = error
+    assert sorted(await looker.look(PATIENCE_SECONDS)) == ["jobs/0", "jobs/1", "jobs/3"]
+    assert [one.levelname for one in caplog.records if one.levelname != "WARNING"] == [severity]
+    looker.bench.handler.refusals.clear()
+    assert len(await looker.look(1.0)) == 4
 
 
 async def test_after_a_restart_what_is_said_stays_until_a_worker_registers_again(looker: Looker) -> None:

@@ -119,15 +119,14 @@ class Requests:
     def unheard_seconds(self) -> float:
         """Return for how long something that was stopped has not been let go of, where nothing excuses it.
 
-        That somebody waits for what was asked before does, and that the step it was at has come to its end since.
+        That somebody waits for anything else does, and that the step it was at has come to its end since.
         """
         with self._lock:
-            found = (stopped.at for number, stopped in self._stopped.items() if self._is_due(number, stopped))
+            found = (stopped.at for stopped in self._stopped.values() if self._is_due(stopped))
             return max((time.monotonic() - at for at in found), default=0.0)
 
-    def _is_due(self, number: int, stopped: _Stopped) -> bool:
-        is_alone = not any(one < number for one in self._open)
-        return is_alone and not 0 < self.num_steps - stopped.num_steps <= _STOP_STEPS
+    def _is_due(self, stopped: _Stopped) -> bool:
+        return not self._open and not 0 < self.num_steps - stopped.num_steps <= _STOP_STEPS
 
     def _begin(self, name: str, arguments: Sequence[Any]) -> tuple[int, SimpleQueue[Part]]:
         asker: SimpleQueue[Part] = SimpleQueue()

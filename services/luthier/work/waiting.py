@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from luthier.errors import LuthierError, Reason
 from luthier.errors.failure import Failure
 from luthier.errors.status import failure_to_status
 from luthier.storage.database import Database
@@ -20,6 +21,8 @@ from luthier.work.tasks import TaskKind
 
 PATIENCE_SECONDS = 60.0
 """Workers start again within this; before, nobody is told that there is none."""
+WORDS_SECONDS = 60.0
+"""Words about the same requirement stay for this: workers come and go, and each change is written to every task."""
 _BATCH = 100
 _logger = logging.getLogger(__name__)
 
@@ -32,11 +35,26 @@ class Present(Protocol):
         ...
 
 
+class _Lack(NamedTuple):
+    """That nobody can be given something, since when, and in words of when that is said."""
+
+    failure: Failure
+    since: float
+    worded_at: float
+
+    def now(self, failure: Failure, at: float) -> _Lack:
+        """Return what is said at a later moment, of which a failure is true."""
+        is_other = failure.metadata["requirement"] != self.failure.metadata["requirement"]
+        if failure.message != self.failure.message and (is_other or at - self.worded_at >= WORDS_SECONDS):
+            return self._replace(failure=failure, worded_at=at)
+        return self
+
+
 class WaitingTasks:
     """Compares what queued tasks require with what the workers that are heard of have.
 
     What a resource says is stored with its task, so that it is taken back after a restart too; an event tells of it
-    once in a task's life. What is remembered here is only since when nobody has been there.
+    once in a task's life. What is remembered here is only since when nobody has been there, and how old the words are.
     """
 
     def __init__(
@@ -54,43 +72,49 @@ class WaitingTasks:
         self._workers = workers
         self._clock = clock
         self._tasks = Tasks()
-        self._lacking_since: dict[tuple[TaskKind, Requirements], float] = {}
+        self._lacks: dict[tuple[TaskKind, Requirements], _Lack] = {}
 
     async def look(self) -> None:
         """Let resources say that nobody can work for them once that has lasted, and no longer where somebody can."""
         async with self._database.reading() as connection:
             groups = await self._tasks.queued_groups(connection)
-        lacks = self._lacks({(group.kind, group.required) for group in groups})
         now = self._clock()
+        self._note_lacks({(group.kind, group.required) for group in groups}, now)
         for group in groups:
-            key = (group.kind, group.required)
-            failure = lacks.get(key)
-            if failure is None:
+            lack = self._lacks.get((group.kind, group.required))
+            if lack is None:
                 if group.said:
                     await self._tell(group, None)
-            elif group.said != failure.message and now - self._lacking_since[key] >= PATIENCE_SECONDS:
-                await self._tell(group, failure)
+            elif group.said != lack.failure.message and now - lack.since >= PATIENCE_SECONDS:
+                await self._tell(group, lack.failure)
 
-    def _lacks(
-        self, wanted: set[tuple[TaskKind, Requirements]]
-    ) -> Mapping[tuple[TaskKind, Requirements], Failure]:
-        """Return why nobody can be given what is wanted, where nobody can; remembers since when."""
+    def _note_lacks(self, wanted: set[tuple[TaskKind, Requirements]], now: float) -> None:
+        """Remember why nobody can be given what is wanted, where nobody can, and since when."""
         present = self._workers.present()
-        found = {
-            key: failure for key in wanted if (failure := failure_of(key[0], key[1], present)) is not None
-        }
-        now = self._clock()
-        self._lacking_since = {key: self._lacking_since.get(key, now) for key in found}
-        return found
+        found: dict[tuple[TaskKind, Requirements], _Lack] = {}
+        for key in wanted:
+            if (failure := failure_of(key[0], key[1], present)) is not None:
+                before = self._lacks.get(key)
+                found[key] = _Lack(failure, now, now) if before is None else before.now(failure, now)
+        self._lacks = found
 
     async def _tell(self, group: QueuedGroup, failure: Failure | None) -> None:
-        """Let the resources of a group say something else, a few a transaction: others write in between."""
+        """Let the resources of a group say something else, a few a transaction: others write in between.
+
+        Where one of them cannot, the next look tries again; other groups are told all the same.
+        """
+        named = {"kind": group.kind.value, "detail": failure.message if failure is not None else ""}
+        try:
+            while await self._tell_some(group, failure) == _BATCH:
+                pass
+        except Exception as error:  # whatever it is: it is of this group
+            if isinstance(error, LuthierError) and error.reason == Reason.DISK_FULL:
+                _logger.info("no room on the disk to say that tasks wait, or no longer", extra=named)
+            else:
+                _logger.exception("tasks could not be told that they wait, or no longer", extra=named)
+            return
         if failure is not None:
-            _logger.warning(
-                "tasks wait for a worker", extra={"kind": group.kind.value, "detail": failure.message}
-            )
-        while await self._tell_some(group, failure) == _BATCH:
-            pass
+            _logger.warning("tasks wait for a worker", extra=named)
 
     async def _tell_some(self, group: QueuedGroup, failure: Failure | None) -> int:
         text = failure.message if failure is not None else ""

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.worker.answers import SLOTS
+from luthier.lm import engine as engine_module
 from luthier.lm.adapter_files import WEIGHTS_NAME
 from luthier.lm.engine import Engine
 from luthier.lm.generate import GenerationRequest
@@ -243,3 +244,21 @@ async def test_an_adapter_that_gives_no_numbers_gives_no_text(
             await site.said("tuned", "what colour", max_new_tokens=4)
         assert caught.value.reason == Reason.OUTPUT_NOT_FINITE
         await site.said("base", "what", max_new_tokens=2)  # the worker goes on
+
+
+async def test_what_is_too_large_for_the_memory_is_said_so_and_not_to_be_tried_again(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's process goes on: another call is answered, this one would fail again."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
+
+    async with site.worker():
+        await site.said("base", "what", max_new_tokens=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module, "Batch", full)
+            with pytest.raises(ResourceExhausted, match="ask for fewer or shorter ones") as caught:
+                await site.said("base", "what", max_new_tokens=2)
+        assert (caught.value.reason, caught.value.retry_after_seconds) == (Reason.OUT_OF_MEMORY, None)
+        await site.said("base", "what", max_new_tokens=2)

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.evaluation.here import Here
 
-from luthier.errors import AlreadyExists, Cancelled, Internal, InvalidArgument, NotFound, Unavailable
+from luthier.errors import (
+    AlreadyExists,
+    Cancelled,
+    Internal,
+    InvalidArgument,
+    LuthierError,
+    NotFound,
+    Reason,
+    ResourceExhausted,
+    Unavailable,
+)
 from luthier.evaluation.worker import computing
 from luthier.evaluation.worker.engine import EngineClient
 from luthier.evaluation.worker.order import LoadOrder, Measured
+from luthier.lm import engine as engine_module
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.lora import remove_adapter
@@ -146,6 +158,58 @@ def test_what_is_done_between_two_steps_returns_and_raises_what_the_work_does(
     monkeypatch.setattr(computing, "sequence_logprobs", fail)
     with pytest.raises(Internal, match="ZeroDivisionError: engine"):
         running.client.measure(wanted)
+
+
+STICKY = "CUDA error: an illegal memory access was encountered\nCompile with"
+ON_A_GPU = torch.device("cuda", 1)
+
+
+def measured(client: EngineClient) -> object:
+    return client.measure(Measured(adapter=None, sequences=[[5, 6]], masks=[[False, True]]))
+
+
+@pytest.mark.parametrize("ask", [measured, lambda client: tokens(client, request("r"))], ids=["work", "step"])
+def test_a_device_that_fails_is_said_and_then_nothing_more_is_answered(
+    running: Running, monkeypatch: pytest.MonkeyPatch, ask: Callable[[EngineClient], object]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError(STICKY)
+
+    monkeypatch.setattr(computing, "sequence_logprobs", fail)
+    monkeypatch.setattr(engine_module, "Batch", fail)
+    monkeypatch.setattr(type(running.model), "device", ON_A_GPU)
+    with pytest.raises(
+        Unavailable, match="cuda:1 must work, it failed: CUDA error: an illegal memory access"
+    ) as caught:
+        ask(running.client)
+    assert caught.value.reason == Reason.CRASHED
+    deadline = time.monotonic() + 10
+    while running.client.ended is None:
+        assert time.monotonic() < deadline, "the next who asks gets another process"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "kind", "reason"),
+    [
+        (ON_A_GPU, RuntimeError("CUDA error: out of memory"), ResourceExhausted, Reason.OUT_OF_MEMORY),
+        (
+            ON_A_GPU,
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            ResourceExhausted,
+            Reason.OUT_OF_MEMORY,
+        ),
+        (ON_A_GPU, RuntimeError(STICKY), Unavailable, Reason.CRASHED),
+        (torch.device("cpu"), RuntimeError(STICKY), Internal, Reason.INTERNAL),
+        (ON_A_GPU, ValueError(STICKY), Internal, Reason.INTERNAL),
+    ],
+)
+def test_an_error_of_memory_or_of_a_device_has_its_reason(
+    device: torch.device, error: Exception, kind: type[LuthierError], reason: Reason
+) -> None:
+    said = computing.told(error, device)
+    assert type(said) is kind
+    assert said.reason == reason
 
 
 def test_nobody_waits_for_a_thread_that_has_stopped(running: Running) -> None:

@@ -6,17 +6,20 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
+import pytest
 from tests.evaluation.here import Here
 from tests.evaluation.tiny_models import write_adapter
 from tests.evaluation.worker.conftest import Bench
 
-from luthier.errors import NotFound
+from luthier.errors import Cancelled, NotFound
 from luthier.evaluation.worker.engine import EngineClient
 from luthier.evaluation.worker.loaded_model import MAX_ADAPTERS, LoadedModel
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.order import LoadOrder
 from luthier.lm.generate import GenerationRequest
+from luthier.work.limited import Check
 
 
 def used_once(bench: Bench, models: Models, loaded: LoadedModel, number: int) -> str:
@@ -35,6 +38,58 @@ async def test_adapters_beyond_the_limit_go_longest_unused_first_and_none_in_use
             with bench.adapter(models, loaded, MAX_ADAPTERS + 3):
                 assert not has_adapter(loaded, names[-MAX_ADAPTERS + 1])
                 assert has_adapter(loaded, names[-1])
+
+    await asyncio.to_thread(use)
+
+
+async def test_an_adapter_whose_asker_went_while_it_left_comes_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use() -> None:
+        with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token) as loaded:
+            first, *_ = [used_once(bench, models, loaded, number) for number in range(MAX_ADAPTERS)]
+            remove = loaded.engine.remove_adapter
+
+            def leaving(name: str, check: Check = lambda: None) -> None:
+                remove(name, check)
+                raise Cancelled("nobody listens")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(loaded.engine, "remove_adapter", leaving)
+                with pytest.raises(Cancelled):
+                    used_once(bench, models, loaded, MAX_ADAPTERS)
+            assert not has_adapter(loaded, first)
+            with bench.adapter(models, loaded, 0) as name:
+                assert (name, has_adapter(loaded, name)) == (first, True)
+
+    await asyncio.to_thread(use)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_an_adapter_whose_asker_went_while_it_came_is_one_of_those_that_leave(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, begun: bool
+) -> None:
+    def use() -> None:
+        with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token) as loaded:
+            load, asked = loaded.engine.load_adapter, []
+
+            def leaving(folder: Path, name: str, check: Check = lambda: None) -> None:
+                asked.append(name)
+                if begun:
+                    load(folder, name, check)
+                raise Cancelled("nobody listens")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(loaded.engine, "load_adapter", leaving)
+                for number in (0, 1):
+                    with pytest.raises(Cancelled):
+                        used_once(bench, models, loaded, number)
+            assert [has_adapter(loaded, name) for name in asked] == [begun, begun]
+            with bench.adapter(models, loaded, 0) as name:
+                assert has_adapter(loaded, name)
+            others = [used_once(bench, models, loaded, number) for number in range(2, MAX_ADAPTERS + 1)]
+            present = [one for one in (*asked, *others) if has_adapter(loaded, one)]
+            assert present == [asked[0], *others], "what may not be there goes first"
 
     await asyncio.to_thread(use)
 

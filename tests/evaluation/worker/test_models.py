@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +151,55 @@ async def test_a_base_that_loads_does_not_silence_those_who_wait(
             assert not second.done(), "who wants what is being loaded waits for it"
             go_on.set()
             assert {first.result(20), second.result(20)} == {bench.reference("other").digest}
+
+    await asyncio.to_thread(use)
+
+
+async def test_a_base_that_is_taken_while_another_ones_files_come_is_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming, go_on, checked = threading.Event(), threading.Event(), threading.Event()
+    fetched = Models._fetched
+
+    @contextmanager
+    def slow(models: Models, *others: Any) -> Iterator[Path]:
+        with fetched(models, *others) as folder:
+            coming.set()
+            go_on.wait(20)
+            yield folder
+
+    monkeypatch.setattr(Models, "_fetched", slow)
+
+    def use() -> None:
+        with closing(bench.models()) as models, ThreadPoolExecutor(2) as threads:
+
+            def other(wait_seconds: float) -> str:
+                wanted, token = bench.reference("other"), bench.token
+                with models.base(wanted, token, checked.set, wait_seconds=wait_seconds) as loaded:
+                    return loaded.digest
+
+            go_on.set()
+            with models.base(bench.reference("base"), bench.token) as base:
+                pass
+            for wait_seconds in (0.3, math.inf):
+                go_on.clear()
+                coming.clear()
+                waiting = threads.submit(other, wait_seconds)
+                assert coming.wait(20), "nobody uses the base that is there"
+                with models.base(bench.reference("base"), bench.token) as again:
+                    assert again is base
+                    checked.clear()
+                    go_on.set()
+                    if math.isfinite(wait_seconds):
+                        with pytest.raises(ResourceExhausted, match="another one is in use"):
+                            waiting.result(20)
+                    else:
+                        with pytest.raises(TimeoutError):
+                            waiting.result(0.5)
+                    assert checked.is_set(), "it hears meanwhile whether it still should"
+                    assert base.engine.ended is None
+            assert waiting.result(20) == bench.reference("other").digest
+            assert base.engine.ended is not None
 
     await asyncio.to_thread(use)
 

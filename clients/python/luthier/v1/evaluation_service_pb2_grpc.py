@@ -166,7 +166,7 @@ class EvaluationServiceServicer(object):
         much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
         not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
         STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
-        generations are waiting, or the worker is busy with another base model.
+        generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -85,7 +85,7 @@ class EvaluationServiceStub:
     much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
     not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
     STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
-    generations are waiting, or the worker is busy with another base model.
+    generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
     """
     GradeSamples: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.GradeSamplesRequest, _evaluation_service_pb2.GradeSamplesResponse]
     """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
@@ -151,7 +151,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
     not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
     STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
-    generations are waiting, or the worker is busy with another base model.
+    generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
     """
     GradeSamples: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.GradeSamplesRequest, _evaluation_service_pb2.GradeSamplesResponse]  # type: ignore[assignment]
     """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
@@ -262,7 +262,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
         not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
         STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
-        generations are waiting, or the worker is busy with another base model.
+        generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
         """
 
     @_abc_1.abstractmethod

@@ -36,6 +36,7 @@ from luthier.v1 import chat_pb2, evaluation_pb2
 from luthier.work.cache import BlobCache
 from luthier.work.limited import Check
 from luthier.work.link import WorkerLink
+from luthier.work.retry import Token
 from luthier.worker.v1 import worker_service_pb2
 
 SLOTS = 4
@@ -68,19 +69,12 @@ class ModelAnswers:
 
         Raises:
             Unavailable: CRASHED, STALLED or OUT_OF_MEMORY; the model's process ended, and the next order gets another.
+            ResourceExhausted: OUT_OF_MEMORY, it has none for this order, and goes on.
             LuthierError: the models cannot be loaded, or the prompt does not fit.
             Cancelled: `stopped` was set.
         """
-        try:
-            yield from self._answered(order, stopped)
-        except LuthierError as error:
-            if error.reason not in _ENDS:
-                raise
-            raise _try_again(error) from error
+        loaded: LoadedModel | None = None
 
-    def _answered(
-        self, order: worker_service_pb2.GenerationOrder, stopped: threading.Event
-    ) -> Iterator[Piece]:
         def check() -> None:
             if stopped.is_set():
                 raise Cancelled(f"generation {order.generation} was stopped")
@@ -88,11 +82,21 @@ class ModelAnswers:
         def token() -> str:
             return order.token
 
+        try:
+            with self._models.base(order.base_model, token, check, wait_seconds=_BASE_SECONDS) as loaded:
+                yield from self._answered(order, loaded, token, check)
+        except LuthierError as error:
+            goes_on = loaded is not None and loaded.engine.ended is None
+            is_too_large = goes_on and error.reason == Reason.OUT_OF_MEMORY
+            if is_too_large or error.reason not in _ENDS:
+                raise
+            raise _try_again(error) from error
+
+    def _answered(
+        self, order: worker_service_pb2.GenerationOrder, loaded: LoadedModel, token: Token, check: Check
+    ) -> Iterator[Piece]:
         adapter = order.adapter if order.HasField("adapter") else None
-        with (
-            self._models.base(order.base_model, token, check, wait_seconds=_BASE_SECONDS) as loaded,
-            self._models.adapter(loaded, adapter, token, check) as name,
-        ):
+        with self._models.adapter(loaded, adapter, token, check) as name:
             prompt, stops = _prompt(loaded.asker(order.asking, check), order)
             request = GenerationRequest(
                 request_id=order.generation,

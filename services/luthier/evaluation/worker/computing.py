@@ -12,7 +12,15 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import Cancelled, Internal, LuthierError, NotFound, Reason, ResourceExhausted
+from luthier.errors import (
+    Cancelled,
+    Internal,
+    LuthierError,
+    NotFound,
+    Reason,
+    ResourceExhausted,
+    Unavailable,
+)
 from luthier.evaluation.worker.engine_thread import EngineThread
 from luthier.evaluation.worker.order import (
     GENERATE,
@@ -27,6 +35,7 @@ from luthier.evaluation.worker.order import (
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.decoding import Events
 from luthier.lm.engine import Engine
+from luthier.lm.failures import device_failed, is_for_memory, is_of_device
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.load import eos_token_ids, load_model
 from luthier.lm.lora import find_adapter, remove_adapter, use_adapter
@@ -59,7 +68,8 @@ class Computing:
     Args:
         model: loaded, with no adapter.
         teller: hears the answers.
-        ended: called when the engine's thread ends, of itself too.
+        ended: called when nothing can be answered any more: the engine's thread has ended, of itself too, or the
+            device has failed, which is said before.
 
     Attributes:
         model: as given.
@@ -75,6 +85,7 @@ class Computing:
         self._lock = threading.Lock()
         self._open_rows: dict[int, int] = {}
         self._waiting: set[int] = set()
+        self._has_failed = False
         self._at_once: Mapping[str, Callable[..., Any]] = {UNFIT: self._unfit}
         self._in_turn: Mapping[str, Callable[..., Any]] = {
             MEASURE: self._measured,
@@ -89,7 +100,7 @@ class Computing:
         if request.name == GENERATE:
             self._generate(number, *request.arguments)
         elif request.name in self._at_once:
-            self._teller.say([_part(number, self._at_once[request.name], request.arguments)])
+            self._teller.say([self._part(number, self._at_once[request.name], request.arguments)])
         else:
             with self._lock:
                 self._waiting.add(number)
@@ -111,8 +122,9 @@ class Computing:
         for request_id, error in failures.items():
             with self._lock:
                 self._open_rows.pop(int(request_id), None)
-            parts.append(Part(int(request_id), error=told(error)))
+            parts.append(self._failed(int(request_id), error))
         self._teller.step(parts)
+        self._end_if_failed()
 
     def idle(self) -> None:
         """Say that there is nothing to do."""
@@ -126,7 +138,7 @@ class Computing:
         except Exception as error:  # it belongs to whoever asked
             with self._lock:
                 del self._open_rows[number]
-            self._teller.say([Part(number, error=told(error))])
+            self._teller.say([self._failed(number, error)])
 
     def _is_last(self, number: int, said: Sequence[Said]) -> bool:
         with self._lock:
@@ -141,9 +153,25 @@ class Computing:
             is_wanted = number in self._waiting
             self._waiting.discard(number)
         if is_wanted:
-            self._teller.step([_part(number, work, arguments)])
+            self._teller.step([self._part(number, work, arguments)])
+            self._end_if_failed()
         else:
             self._teller.say([Part(number, error=Cancelled("it was not begun"))])
+
+    def _part(self, number: int, work: Callable[..., Any], arguments: Sequence[Any]) -> Part:
+        try:
+            return Part(number, work(*arguments))
+        except Exception as error:  # it belongs to whoever asked
+            return self._failed(number, error)
+
+    def _failed(self, number: int, error: Exception) -> Part:
+        self._has_failed |= is_of_device(error, self.model.device)
+        return Part(number, error=told(error, self.model.device))
+
+    def _end_if_failed(self) -> None:
+        """End where the device has failed, which has been said: all that it is asked from here on would fail too."""
+        if self._has_failed:
+            self.ended()
 
     def _unfit(self, requests: Sequence[GenerationRequest]) -> list[LuthierError | None]:
         return [self._refusal(request) for request in requests]
@@ -175,35 +203,31 @@ def loaded(folder: Path, device: torch.device | str) -> tuple[PreTrainedModel, F
     Raises:
         LuthierError: as `load_model`.
         ResourceExhausted: OUT_OF_MEMORY.
+        Unavailable: CRASHED, the device failed.
     """
     try:
         model = load_model(folder, device=device)
     except Exception as error:
-        raise told(error) from error
+        raise told(error, torch.device(device)) from error
     return model, Facts(eos_token_ids=eos_token_ids(model), device=model.device.type)
 
 
-def told(error: Exception) -> LuthierError:
-    """Return what an asker is told of an error: that there is no memory, or that nobody foresaw it, has a name too."""
+def told(error: Exception, device: torch.device) -> LuthierError:
+    """Return what an asker is told of an error.
+
+    That there is no memory, that the device failed, or that nobody foresaw it, has a name too.
+    """
     if isinstance(error, LuthierError):
         return error
-    # CPU allocation fails with a plain RuntimeError (torch 2.13, c10/core/CPUAllocator).
-    is_full = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-    if is_full:
+    if is_for_memory(error):
         return ResourceExhausted(
             f"there is no memory for it beside the model: {str(error)[:500]}", reason=Reason.OUT_OF_MEMORY
         )
+    if is_of_device(error, device):
+        _logger.error("the device failed", exc_info=error)
+        return Unavailable(device_failed(error, device), reason=Reason.CRASHED)
     _logger.error("a request failed unexpectedly", exc_info=error)
     return Internal(f"{type(error).__name__}: {error}")
-
-
-def _part(number: int, work: Callable[..., Any], arguments: Sequence[Any]) -> Part:
-    try:
-        return Part(number, work(*arguments))
-    except Exception as error:  # it belongs to whoever asked
-        return Part(number, error=told(error))
 
 
 def _has_adapter(model: PreTrainedModel, name: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from luthier.errors import NotFound
 from luthier.evaluation.worker.asking import Asker, TextDecoder, asking_of
 from luthier.evaluation.worker.engine import EngineClient, Place
 from luthier.evaluation.worker.order import Facts
@@ -30,7 +31,8 @@ class LoadedModel:
         self.engine = EngineClient(place, TextDecoder(texts, bundle))
         self._bundle = bundle
         self._texts = texts
-        self._adapters: OrderedDict[str, None] = OrderedDict()
+        # Those that may be in the model, the longest unused first; False: who asked went before it was known.
+        self._is_loaded: OrderedDict[str, bool] = OrderedDict()
         self._users: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -43,17 +45,18 @@ class LoadedModel:
     def adapter(self, name: str, load: Callable[[], None], check: Check = lambda: None) -> Iterator[str]:
         """Keep an adapter in the model for the length of a block; yields the name to ask for.
 
-        `load` puts it there when it is not; adapters that nobody uses go, the longest unused first, when there
-        are more than `MAX_ADAPTERS`. `check` is called while another one is put there.
+        `load` puts it there when it is not, and may find it there; adapters that nobody uses go, the longest unused
+        first, when there are more than `MAX_ADAPTERS`. `check` is called while another one is put there.
         """
         while not self._lock.acquire(timeout=_CHECK_SECONDS):
             check()
         try:
-            if name not in self._adapters:
-                self._make_room(check)
+            if not self._is_loaded.get(name):
+                self._make_room(name, check)
+                self._is_loaded[name] = False
                 load()
-            self._adapters[name] = None
-            self._adapters.move_to_end(name)
+            self._is_loaded[name] = True
+            self._is_loaded.move_to_end(name)
             self._users[name] = self._users.get(name, 0) + 1
         finally:
             self._lock.release()
@@ -61,13 +64,18 @@ class LoadedModel:
             yield name
         finally:
             with self._lock:
-                self._adapters.move_to_end(name)
+                self._is_loaded.move_to_end(name)
                 self._users[name] -= 1
                 if not self._users[name]:
                     del self._users[name]
 
-    def _make_room(self, check: Check) -> None:
-        idle = [name for name in self._adapters if name not in self._users]
-        for name in idle[: max(0, len(self._adapters) - MAX_ADAPTERS + 1)]:
-            self.engine.remove_adapter(name, check)
-            del self._adapters[name]
+    def _make_room(self, name: str, check: Check) -> None:
+        others = [other for other in self._is_loaded if other != name]
+        idle = [other for other in others if other not in self._users]
+        # Those that may not even be there go first.
+        idle.sort(key=lambda other: self._is_loaded[other])
+        for other in idle[: max(0, len(others) - MAX_ADAPTERS + 1)]:
+            self._is_loaded[other] = False
+            with suppress(NotFound):
+                self.engine.remove_adapter(other, check)
+            del self._is_loaded[other]

@@ -169,12 +169,19 @@ class Models:
             return found
         files = list_model(self._channel, token, reference, check)
         size_bytes = sum(file.size_bytes for file in files)
-        with self._changed:
-            found = self._found_or_free(reference, size_bytes, check, wait_seconds)
-            if found is None:
-                self._loading = reference.digest
-        if found is not None:
-            return found
+        while True:
+            with self._changed:
+                found = self._found_or_free(reference, size_bytes, check, wait_seconds)
+                if found is None:
+                    self._loading = reference.digest
+            # Somebody may take what nobody used while files come: then it waits as before.
+            if (held := found or self._loaded(reference, size_bytes, token, check)) is not None:
+                return held
+
+    def _loaded(
+        self, reference: task_pb2.ModelReference, size_bytes: int, token: Token, check: Check
+    ) -> _Held | None:
+        """Return a base model that was loaded, with one user; None where there is no room for it any more."""
         try:
             return self._load(reference, size_bytes, token, check)
         finally:
@@ -228,9 +235,12 @@ class Models:
         on_processor = all(one.loaded.facts.device == "cpu" for one in held)
         return on_processor and self._room.fits(size_bytes, sum(one.size_bytes for one in held))
 
-    def _load(self, reference: task_pb2.ModelReference, size_bytes: int, token: Token, check: Check) -> _Held:
+    def _load(
+        self, reference: task_pb2.ModelReference, size_bytes: int, token: Token, check: Check
+    ) -> _Held | None:
         with self._fetched(reference, token, check) as folder:
-            self._make_room(size_bytes)
+            if not self._make_room(size_bytes):
+                return None
             place = self._start(LoadOrder(folder=folder))
             try:
                 facts = place.begun(check)
@@ -245,14 +255,16 @@ class Models:
             self._held[reference.digest] = held
         return held
 
-    def _make_room(self, size_bytes: int) -> None:
-        """Let those leave that nobody uses, the longest unused first, until a model fits."""
+    def _make_room(self, size_bytes: int) -> bool:
+        """Let those leave that nobody uses, the longest unused first, until a model fits; False: it does not."""
         while True:
             with self._changed:
                 there = [held for held in self._held.values() if held.loaded.engine.ended is None]
-                gone = None if self._fit(size_bytes, there) else self._popped_idle()
+                if self._fit(size_bytes, there):
+                    return True
+                gone = self._popped_idle()
             if gone is None:
-                return
+                return False
             gone.loaded.engine.close()
 
     def _popped_idle(self) -> _Held | None:

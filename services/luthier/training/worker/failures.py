@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from luthier.errors import LuthierError, Reason, Unavailable
+from luthier.lm.failures import device_failed, is_for_memory, is_of_device
 from luthier.training.fitting import Fit
 from luthier.training.worker.order import out_of_memory
 from luthier.v1 import fine_tuning_job_pb2
-
-_WITHOUT_MEMORY = re.compile(
-    # torch 2.13's allocator for the processor; a GPU's driver and its library of products for what they need.
-    "can't allocate memory|(?:CUDA|HIP) error: out of memory|(?:CU|HIP)BLAS_STATUS_ALLOC_FAILED"
-)
-_FAILED_DEVICE = re.compile(r"\b(?:CUDA|HIP|cuBLAS|NVML) (?:driver )?error\b|(?:CU|HIP)BLAS_STATUS_")
-
-
-def is_for_memory(error: Exception) -> bool:
-    """Whether torch, or the interpreter, raised an error for want of memory."""
-    is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return is_full or _WITHOUT_MEMORY.search(str(error)) is not None
 
 
 @contextmanager
@@ -39,14 +27,10 @@ def named_errors(
     except LuthierError:
         raise
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
         if is_for_memory(error):
             tokens = chosen[-1].micro_batch_tokens if chosen else 0
             expected = chosen[-1].words if chosen else ""
-            raise out_of_memory(job, text, tokens, expected) from error
-        if device.type != "cpu" and _FAILED_DEVICE.search(text):
-            raise Unavailable(
-                f"the device {device} must work, it failed: {' '.join(text.split())[:500]}",
-                reason=Reason.CRASHED,
-            ) from error
+            raise out_of_memory(job, str(error), tokens, expected) from error
+        if is_of_device(error, device):
+            raise Unavailable(device_failed(error, device), reason=Reason.CRASHED) from error
         raise

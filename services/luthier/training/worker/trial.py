@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.lm.checkpointing import checkpoint_layers
+from luthier.lm.failures import is_for_memory
 from luthier.lm.memory import give_back, peak_bytes, watch_peak
 from luthier.lm.shape import ModelShape
 from luthier.training.fitting import USABLE, Fit, Rows, fit_of, fits_of, mib, rows_of, trained_of, what_would
@@ -24,7 +25,6 @@ from luthier.training.recipes.footprint import Place, Trained
 from luthier.training.recipes.loop import Settings
 from luthier.training.recipes.survey import Survey
 from luthier.training.recipes.trial import largest_batch, try_pass
-from luthier.training.worker.failures import is_for_memory
 from luthier.training.worker.order import Desk, out_of_memory
 
 

@@ -177,7 +177,7 @@ _JOB_OPTIONS = (
         help="Steps between validations. [default: an epoch]",
     ),
     field_option(
-        "--device",
+        "--require-device",
         field="requirements.device",
         type=click.Choice(["cpu", "cuda", "rocm", "gpu"]),
         help="What its worker must compute on; gpu: cuda or rocm. [default: any]",
