@@ -37,9 +37,16 @@ def undisturbed(client: Client, rendering: str) -> str:
 
 
 def when_step(client: Client, name: str, step: int, act: Callable[[], None]) -> None:
-    """Act while the job is just past a step."""
+    """Act while the job is just past a step, and past the checkpoint before that, which is stored meanwhile."""
+    stored = 0
     for event in client.jobs.watch(name):
-        if event.WhichOneof("payload") == "metrics" and event.step >= step:
+        if event.HasField("checkpoint"):
+            stored = event.step
+        if (
+            event.WhichOneof("payload") == "metrics"
+            and event.step >= step
+            and stored >= step - step % INTERVAL
+        ):
             act()
             return
     pytest.fail(f"{name} ended before step {step}")

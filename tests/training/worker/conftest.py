@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pyarrow
@@ -264,6 +266,24 @@ def job_of(**hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
         hyperparameters=fine_tuning_job_pb2.Hyperparameters(**chosen),
         checkpoint_interval_steps=3,
     )
+
+
+async def stop_after_a_checkpoint(site: Site, name: str) -> None:
+    """Work until a job has its first checkpoint, and no further: training waits until it is stored."""
+    stopping, stored = asyncio.Event(), threading.Event()
+    begin = TaskContext.begin_checkpoint
+
+    def held(context: TaskContext, *arguments: Any) -> None:
+        begin(context, *arguments)
+        stored.wait(30)
+
+    with patch.object(TaskContext, "begin_checkpoint", held):
+        async with site.worker(stopping):
+            async for event in site.watch(name):
+                if event.WhichOneof("payload") == "checkpoint":
+                    break
+            stopping.set()
+            stored.set()
 
 
 @pytest.fixture

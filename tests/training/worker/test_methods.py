@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.training.conftest import rows_of_units
-from tests.training.worker.conftest import MODEL, Site, job_of
+from tests.training.worker.conftest import MODEL, Site, job_of, stop_after_a_checkpoint
 from tests.training.worker.test_weights import downloaded, ended, model_of
 from transformers import AutoModelForSequenceClassification
 
@@ -198,15 +197,6 @@ async def test_a_loss_that_is_not_finite_names_the_lines_of_its_rows(site: Site,
     assert job.state == FineTuningJob.STATE_FAILED
     assert "must be finite, got" in job.error.message
     assert "; the first of them are a.jsonl:" in job.error.message
-
-
-async def stop_after_a_checkpoint(site: Site, name: str) -> None:
-    stopping = asyncio.Event()
-    async with site.worker(stopping):
-        async for event in site.watch(name):
-            if event.WhichOneof("payload") == "checkpoint":
-                break
-        stopping.set()
 
 
 async def digests(site: Site, job: FineTuningJob) -> list[tuple[int, str]]:

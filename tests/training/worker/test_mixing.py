@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 from tests.training.conftest import rows_of_units
-from tests.training.worker.conftest import PARENT, RENDERING, Site, SmallDataService, job_of
-from tests.training.worker.test_methods import digests, preference, registered, stop_after_a_checkpoint
+from tests.training.worker.conftest import (
+    PARENT,
+    RENDERING,
+    Site,
+    SmallDataService,
+    job_of,
+    stop_after_a_checkpoint,
+)
+from tests.training.worker.test_methods import digests, preference, registered
 
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, FullConfig, RenderingShare
 from luthier.v1.rendering_pb2 import RENDERING_KIND_PREFERENCE

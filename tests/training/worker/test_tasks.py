@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.worker.conftest import MODEL, PARENT, RENDERING, Site, job_of
+from tests.training.worker.conftest import MODEL, PARENT, RENDERING, Site, job_of, stop_after_a_checkpoint
 
 from luthier.errors import NotFound
 from luthier.v1 import (
@@ -65,12 +65,7 @@ async def test_a_job_whose_worker_stops_ends_with_the_same_bits(site: Site, mode
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
         whole = await site.ended((await site.create("whole")).name)
     broken = await site.create("broken")
-    stopping = asyncio.Event()
-    async with site.worker(stopping):
-        async for event in site.watch(broken.name):
-            if event.WhichOneof("payload") == "checkpoint":
-                break
-        stopping.set()
+    await stop_after_a_checkpoint(site, broken.name)
     async with site.worker():
         ended = await site.ended(broken.name)
     assert (whole.num_attempts, ended.num_attempts) == (1, 2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.training.worker.conftest import MODEL, Site, job_of
+from tests.training.worker.conftest import MODEL, Site, job_of, stop_after_a_checkpoint
 from transformers import AutoModelForCausalLM
 
 from luthier.lm.adapter_files import load_adapter
@@ -101,12 +101,7 @@ async def test_a_run_of_all_weights_that_is_stopped_ends_with_the_same_bits(
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
         whole = await ended(site, "whole", full_job())
     broken = await site.create_job("broken", full_job())
-    stopping = asyncio.Event()
-    async with site.worker(stopping):
-        async for event in site.watch(broken.name):
-            if event.WhichOneof("payload") == "checkpoint":
-                break
-        stopping.set()
+    await stop_after_a_checkpoint(site, broken.name)
     async with site.worker():
         again = await site.ended(broken.name)
     assert (again.state, again.num_attempts) == (FineTuningJob.STATE_SUCCEEDED, 2)
@@ -128,12 +123,7 @@ async def test_a_run_with_dropout_that_is_stopped_ends_with_the_same_bits(
         plain = await ended(site, "plain", job_of())
         whole = await ended(site, "whole", wanted)
     broken = await site.create_job("broken", wanted)
-    stopping = asyncio.Event()
-    async with site.worker(stopping):
-        async for event in site.watch(broken.name):
-            if event.WhichOneof("payload") == "checkpoint":
-                break
-        stopping.set()
+    await stop_after_a_checkpoint(site, broken.name)
     async with site.worker():
         assert (await site.ended(broken.name)).num_attempts == 2
     metrics = await site.metrics(whole.name)
@@ -216,12 +206,7 @@ async def test_an_embedding_is_trained_whole_beside_an_adapter_and_gone_on_with(
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
         whole = await ended(site, "whole", wanted)
     broken = await site.create_job("broken", wanted)
-    stopping = asyncio.Event()
-    async with site.worker(stopping):
-        async for event in site.watch(broken.name):
-            if event.WhichOneof("payload") == "checkpoint":
-                break
-        stopping.set()
+    await stop_after_a_checkpoint(site, broken.name)
     async with site.worker():
         assert (await site.ended(broken.name)).num_attempts == 2
         second = await ended(site, "two", going_on(whole.tuned_model))
