@@ -19,7 +19,6 @@ from luthier.errors import Cancelled, Internal, InvalidArgument, LuthierError, R
 from luthier.work.child_ends import End, oom_kills
 from luthier.work.child_watch import Patience
 from luthier.work.children import Children, Program
-from luthier.work.nursery import Child
 
 # Does what its order says, with nothing imported that takes long.
 CHILD = """
@@ -226,30 +225,6 @@ def test_a_kill_while_the_kernel_counts_one_for_want_of_memory_is_out_of_memory(
     assert caught.value.reason == "OUT_OF_MEMORY"
 
 
-def test_what_the_kernel_ended_while_a_child_waited_for_work_does_not_count(program: Program) -> None:
-    counted = [0]
-    with Children(program, PATIENCE, lambda: counted[0]) as children:
-        children.require_ready()
-        counted[0] = 1
-        with pytest.raises(Unavailable, match="was ended by SIGKILL, from outside") as caught:
-            children.run(("killed", ""), {}, Wanting())
-    assert caught.value.reason == "CRASHED"
-
-
-class Unreadable:
-    """What the other end cannot make sense of."""
-
-    def __reduce__(self) -> tuple[type[int], tuple[str]]:
-        return int, ("x",)
-
-
-def test_a_child_that_cannot_read_what_it_is_told_ends(children: Children) -> None:
-    """It would hear of nothing any more, the end of its driver among it."""
-    with pytest.raises(Unavailable, match="was ended by SIGKILL") as caught:
-        children.run(Unreadable(), {}, Wanting())
-    assert caught.value.reason == "CRASHED"
-
-
 def test_another_end_while_the_kernel_counts_one_is_none_for_want_of_memory() -> None:
     ended = End(code=-signal.SIGSEGV, oom_kills=1, peak_bytes=3 << 20).error()
     assert (ended.reason, ended.code) == ("CRASHED", "UNAVAILABLE")
@@ -376,38 +351,6 @@ def test_a_spare_that_was_killed_is_replaced(children: Children, run: Run, tmp_p
     os.kill(spare, signal.SIGKILL)
     until(lambda: not runs(spare))
     assert run("fine") == "fine"
-
-
-@pytest.mark.parametrize("error", [OSError("no room for a process"), Unavailable("no work begins any more")])
-def test_work_that_is_done_is_done_though_no_other_child_can_be_prepared(
-    children: Children,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    error: Exception,
-) -> None:
-    def fail() -> None:
-        raise error
-
-    monkeypatch.setattr(children, "warm", fail)
-    assert run("fine") == "fine"
-    assert f"no process could be prepared for the next work: {error}" in caplog.messages
-
-
-def test_a_child_that_cannot_be_let_go_of_is_not_counted_for_ever(
-    children: Children, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    end = Child.end
-
-    def fail(child: Child) -> None:
-        end(child)
-        raise TimeoutError("it does not become a child of this one")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Child, "end", fail)
-        with pytest.raises(TimeoutError):
-            run("fine")
-    assert children.num_running == 0
 
 
 def test_a_driver_whose_children_cannot_prepare_says_why(program: Program) -> None:
