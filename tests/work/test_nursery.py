@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,12 @@ import pytest
 from tests.work.test_children import PATIENCE, Wanting, runs, until
 
 from luthier.errors import Cancelled, InvalidArgument, Unavailable
-from luthier.work.child import NURSERY_NAME
+from luthier.work import nursery as nursery_module
+from luthier.work.child import NURSERY_NAME, Idle
+from luthier.work.child_watch import Watch
 from luthier.work.children import Children, Program
+from luthier.work.nursery import Child, Send
+from luthier.work.processes import Process
 
 # Begins as its setup says, and does what an order says.
 CHILD = """
@@ -251,6 +258,63 @@ def test_children_that_are_closed_while_one_is_forked_leave_nothing(made: Made, 
         children.close()
         assert time.monotonic() - began < 5.0
         assert ours() <= before
+
+
+class Talking:
+    """A nursery whose child says a lot and reads nothing: it is a thread of this process."""
+
+    def __init__(self, leader: subprocess.Popen[bytes]) -> None:
+        self.process = Process(leader.pid, leader.wait)
+        self._over = threading.Event()
+
+    def oom_kills(self) -> int:
+        return 0
+
+    def ask(self, line: socket.socket, stacks: int) -> None:
+        del stacks
+        self._talking = threading.Thread(target=self._talk, args=(Connection(os.dup(line.fileno())),))
+        self._talking.start()
+
+    def said(self) -> str:
+        return "in talk"
+
+    def end(self) -> None:
+        self._over.set()
+        self._talking.join()
+        self.process.end()
+
+    def _talk(self, line: Connection) -> None:
+        deadline = time.monotonic() + 20.0
+        with line:
+            while not self._over.wait(0.01) and time.monotonic() < deadline:
+                with suppress(BlockingIOError):
+                    line.send(Idle())
+
+
+def test_a_child_that_says_a_lot_and_reads_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nursery_module, "_MOVE_SECONDS", 1)
+    with subprocess.Popen(["sleep", "60"], process_group=0) as leader:
+        talking: Any = Talking(leader)
+        child = Child(talking)
+        tellings: list[float] = []
+
+        def tell(send: Send) -> None:
+            for _ in range(2):
+                began = time.monotonic()
+                send("x" * (8 << 20))
+                tellings.append(time.monotonic() - began)
+
+        def connected(send: Send) -> None:
+            threading.Thread(target=tell, args=(send,), name="telling").start()
+
+        watch = Watch(leader.pid, PATIENCE, Wanting())
+        with pytest.raises(Unavailable, match="it takes no message for 1 s") as caught:
+            child.run("order", {}, Wanting(), watch, connected)
+        until(lambda: len(tellings) == 2)
+        child.end()
+    assert caught.value.reason == "STALLED"
+    assert tellings[0] >= 1.0
+    assert tellings[1] < 0.5, "what follows half a message would be read as the rest of it"
 
 
 def test_no_work_begins_after_the_end(made: Made, tmp_path: Path) -> None:

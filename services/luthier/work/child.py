@@ -135,6 +135,10 @@ class Line:
             while True:
                 self._arrived.put(self._connection.recv())
         except (EOFError, OSError):
+            pass
+        except Exception:  # whatever it is: nothing more would be heard
+            _logger.exception("what the driver says cannot be read")
+        finally:
             os.killpg(0, signal.SIGKILL)
 
 

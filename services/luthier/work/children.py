@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Self
 
-from luthier.errors import InvalidArgument, Reason, Unavailable
+from luthier.errors import InvalidArgument, LuthierError, Reason, Unavailable
 from luthier.work import child_ends
 from luthier.work.child_watch import Always, Overseer, Patience, Watch
 from luthier.work.nursery import Calls, Child, Connected, Nursery, Program, Send
@@ -112,8 +112,10 @@ class Children:
             watch = Watch(child.pid, allowed, overseer, step)
             return child.run(order, calls, overseer, watch, connected)
         finally:
-            child.end()
-            self._released()
+            try:
+                child.end()
+            finally:
+                self._released()
 
     def close(self) -> None:
         """Let no child wait any more. One that works goes on to its end."""
@@ -161,8 +163,12 @@ class Children:
         with self._lock:
             self.num_running -= 1
             is_idle = self.num_running == 0
-        if is_idle:
+        if not is_idle:
+            return
+        try:
             self.warm()
+        except (OSError, LuthierError) as error:  # the work is done: whoever begins the next is told
+            _logger.warning("no process could be prepared for the next work: %s", error)
 
 
 def _prepare(child: Child, patience: Patience, overseer: Overseer) -> None:

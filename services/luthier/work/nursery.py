@@ -171,6 +171,7 @@ class Child:
             ResourceExhausted: OUT_OF_MEMORY, the kernel ended it.
             Unavailable: CRASHED or STALLED.
         """
+        self._kills_before = self._oom_kills()  # a spare may have waited for days
         with self._ends_named(overseer, watch):
             self._send(order)
             connected(self._tell)
@@ -190,7 +191,9 @@ class Child:
         self._stacks.close()
 
     def _tell(self, message: Any) -> None:
-        """Send a message. Where that cannot be done, `run` ends."""
+        """Send a message. Where that cannot be done, `run` ends; nothing follows what may have been half sent."""
+        if self._stuck is not None:
+            return
         try:
             self._send(message)
         except _Gone:
@@ -222,9 +225,9 @@ class Child:
             self._send(Answer(value=value))
 
     def _next(self, watch: Watch) -> Message:
+        self._require_moving()
         while not self._connection.poll(_POLL_SECONDS):
-            if self._stuck is not None:
-                raise self._stuck
+            self._require_moving()
             watch.look()
         try:
             message: Message = self._connection.recv()
@@ -239,6 +242,10 @@ class Child:
                 self._nursery.end()  # it ends by itself now: the next child is another's
             raise message.error
         return message
+
+    def _require_moving(self) -> None:
+        if self._stuck is not None:
+            raise self._stuck
 
     def _send(self, message: Any) -> None:
         try:

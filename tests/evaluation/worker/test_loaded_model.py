@@ -71,7 +71,8 @@ async def test_an_adapter_whose_asker_went_while_it_came_is_one_of_those_that_le
 ) -> None:
     def use() -> None:
         with closing(bench.models()) as models, models.base(bench.reference("base"), bench.token) as loaded:
-            load, asked = loaded.engine.load_adapter, []
+            load = loaded.engine.load_adapter
+            asked: list[str] = []
 
             def leaving(folder: Path, name: str, check: Check = lambda: None) -> None:
                 asked.append(name)
@@ -81,9 +82,10 @@ async def test_an_adapter_whose_asker_went_while_it_came_is_one_of_those_that_le
 
             with monkeypatch.context() as patch:
                 patch.setattr(loaded.engine, "load_adapter", leaving)
-                for number in (0, 1):
-                    with pytest.raises(Cancelled):
-                        used_once(bench, models, loaded, number)
+                with pytest.raises(Cancelled):
+                    used_once(bench, models, loaded, 0)
+                with pytest.raises(Cancelled):
+                    used_once(bench, models, loaded, 1)
             assert [has_adapter(loaded, name) for name in asked] == [begun, begun]
             with bench.adapter(models, loaded, 0) as name:
                 assert has_adapter(loaded, name)

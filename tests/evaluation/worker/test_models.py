@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,10 +178,7 @@ async def test_a_base_that_is_taken_while_another_ones_files_come_is_waited_for(
                 with models.base(wanted, token, checked.set, wait_seconds=wait_seconds) as loaded:
                     return loaded.digest
 
-            go_on.set()
-            with models.base(bench.reference("base"), bench.token) as base:
-                pass
-            for wait_seconds in (0.3, math.inf):
+            def taken_meanwhile(wait_seconds: float, error: type[Exception], seconds: float) -> Future[str]:
                 go_on.clear()
                 coming.clear()
                 waiting = threads.submit(other, wait_seconds)
@@ -190,14 +187,17 @@ async def test_a_base_that_is_taken_while_another_ones_files_come_is_waited_for(
                     assert again is base
                     checked.clear()
                     go_on.set()
-                    if math.isfinite(wait_seconds):
-                        with pytest.raises(ResourceExhausted, match="another one is in use"):
-                            waiting.result(20)
-                    else:
-                        with pytest.raises(TimeoutError):
-                            waiting.result(0.5)
+                    with pytest.raises(error):
+                        waiting.result(seconds)
                     assert checked.is_set(), "it hears meanwhile whether it still should"
                     assert base.engine.ended is None
+                return waiting
+
+            go_on.set()
+            with models.base(bench.reference("base"), bench.token) as base:
+                pass
+            taken_meanwhile(0.3, ResourceExhausted, 20)
+            waiting = taken_meanwhile(math.inf, TimeoutError, 0.5)
             assert waiting.result(20) == bench.reference("other").digest
             assert base.engine.ended is not None
 
