@@ -279,11 +279,15 @@ async def stop_after_a_checkpoint(site: Site, name: str) -> None:
 
     with patch.object(TaskContext, "begin_checkpoint", held):
         async with site.worker(stopping):
-            async for event in site.watch(name):
-                if event.WhichOneof("payload") == "checkpoint":
-                    break
+            await has_a_checkpoint(site, name)
             stopping.set()
             stored.set()
+
+
+async def has_a_checkpoint(site: Site, name: str) -> None:
+    async for event in site.watch(name):
+        if event.WhichOneof("payload") == "checkpoint":
+            return
 
 
 @pytest.fixture
