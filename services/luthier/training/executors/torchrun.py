@@ -22,7 +22,7 @@ from luthier.training.executors.vigil import Bounds, Vigil
 from luthier.training.worker.order import RenderingRows, TrainOrder
 from luthier.training.worker.train import TaskDesk
 from luthier.work.child_watch import Patience
-from luthier.work.children import Children
+from luthier.work.children import Calls, Children
 from luthier.work.context import TaskContext
 from luthier.work.events import Severity
 from luthier.work.machine import num_cores
@@ -115,7 +115,7 @@ class _Group:
         """Run them to the end of the first one, or to the first failure. Raises as `Torchrun`."""
         # Who waits for the service hears that another rank is lost.
         stored = partial(self._context.checkpoint_stored, self.heed)
-        of_first = {**calls_of(desk), "checkpoint_stored": stored}
+        of_first: Calls = {**calls_of(desk), "checkpoint_stored": stored}
         of_all = {name: self._one_by_one(of_first[name]) for name in _OF_ALL}
         with ThreadPoolExecutor(self._num_ranks, "rank") as threads:
             runs = {
