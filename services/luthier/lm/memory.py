@@ -53,14 +53,6 @@ def limit_bytes(device: torch.device, sharing: int = 1) -> int:
     return resident_bytes() + max(0, min(rooms)) // sharing if rooms else 0
 
 
-def capacity_bytes(device: torch.device) -> int:
-    """All memory of a device, also what others hold of it just now; 0: nobody says."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    whole = _kilobytes(Path("/proc/meminfo"), "MemTotal")
-    return min([whole, *(most for most, _ in _group_limits())]) if whole else 0
-
-
 def resident_bytes() -> int:
     """Memory that this process holds; 0 where the system does not say."""
     return _of_status("VmRSS")
@@ -106,11 +98,6 @@ def _machine_room() -> list[int]:
 
 def _group_rooms() -> Iterator[int]:
     """Yield what each control group above this process leaves it, where one has a limit."""
-    return (room for _, room in _group_limits())
-
-
-def _group_limits() -> Iterator[tuple[int, int]]:
-    """Yield the limit of each control group above this process that has one, and what it leaves of it."""
     try:
         groups = Path("/proc/self/cgroup").read_text(encoding="utf-8")
     except OSError:
@@ -128,7 +115,7 @@ def _group_limits() -> Iterator[tuple[int, int]]:
         except (OSError, ValueError):
             continue
         if most != "max":
-            yield int(most), int(most) - held + (int(kept[1]) if kept is not None else 0)
+            yield int(most) - held + (int(kept[1]) if kept is not None else 0)
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -57,7 +57,7 @@ class Memory:
         """Tokens of each pass that was tried, and whether its layers kept less than all."""
         monkeypatch.setattr(computing, "limit_bytes", lambda *_: self._free())
         monkeypatch.setattr(
-            computing, "capacity_bytes", lambda _: self.limit if self.capacity is None else self.capacity
+            computing, "_capacity_bytes", lambda _: self.limit if self.capacity is None else self.capacity
         )
         monkeypatch.setattr(trial, "peak_bytes", lambda _: self.taken())
 

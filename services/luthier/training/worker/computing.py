@@ -14,7 +14,7 @@ import torch
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.load import load_model
-from luthier.lm.memory import capacity_bytes, freed_memory_kept, limit_bytes
+from luthier.lm.memory import freed_memory_kept, limit_bytes
 from luthier.lm.model_config import read_config
 from luthier.lm.shape import shape_of
 from luthier.training.fitting import Fit
@@ -58,6 +58,7 @@ from luthier.training.worker.surroundings import surroundings
 from luthier.training.worker.trial import Trial, bytes_beside
 from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
+from luthier.work.machine import memory_bytes
 from luthier.worker.v1 import task_pb2
 
 
@@ -155,7 +156,7 @@ def _fit(
         settings=settings,
         found=found,
         limit=min(limits),
-        capacity=capacity_bytes(model.device) // sharing,
+        capacity=_capacity_bytes(model.device) // sharing,
     )
     beside = bytes_beside(model, (one.valuer.model for one in loaded))
     # As transformers has it: what the file leaves open is said there.
@@ -163,6 +164,13 @@ def _fit(
     fit = collective.of_first(lambda: trial.choose(shape, beside, recorder))
     checkpoint_layers(model, fit.kept)
     return fit
+
+
+def _capacity_bytes(device: torch.device) -> int:
+    """Return all memory of a device, also what others hold of it just now; 0: nobody says."""
+    if device.type == "cpu":
+        return memory_bytes()
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _rows(order: TrainOrder, desk: Desk) -> tuple[Corpus, Mixture | None, Records | None]:

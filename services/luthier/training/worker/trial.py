@@ -63,7 +63,7 @@ class Trial:
     capacity: int
 
     def choose(self, shape: ModelShape, other_bytes: int, recorder: Recorder) -> Fit:
-        """Return what the run's passes are, and set its model to it: what an earlier attempt chose, or what fits here.
+        """Return what the run's passes are: what an earlier attempt chose, or what fits here.
 
         Of what fits the fastest is tried: the largest pass is made, and its gradient forgotten. `other_bytes` are those
         of models beside the one that trains.
@@ -82,7 +82,6 @@ class Trial:
             if before.is_beyond:
                 why = f"{before.words}; an earlier attempt chose them, and all have to keep to it"
                 raise self._short(before, why)
-            checkpoint_layers(self.engine.weights.model, kept)
             return before
         every = list(fits_of(job, trained, rows, place, limit))
         # What is not sure to fit, and may, is tried where nothing else is left to.
