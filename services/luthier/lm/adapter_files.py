@@ -117,8 +117,8 @@ def adapter_state(
 ) -> dict[str, Tensor]:
     """An adapter's tensors under PEFT's names, factors in float32; they share memory with the model.
 
-    `score` [1, E] is the head of a reward model, which is a part of its adapter. `masters` stand in for the weights
-    that are trained whole, by their names among the adapter's parameters; without, they have the model's type. One
+    `score` [1, E] is the head of a reward model, which is a part of its adapter. `masters` stand in for
+    parameters of their names, among them the weights that are trained whole; without, those have the model's type. One
     that is the embedding and the head has both names, as PEFT reads both; a reward model has no head over words.
 
     Raises:
@@ -127,7 +127,7 @@ def adapter_state(
     parameters, weights = adapter_parameters(model, name), trained_weights(model, name)
     firsts = distinct(weights)
     state = {
-        f"{_PREFIX}{key}.weight": parameter.detach()
+        f"{_PREFIX}{key}.weight": masters.get(key, parameter).detach()
         for key, parameter in parameters.items()
         if key not in firsts
     }

@@ -25,7 +25,7 @@ class PackedBatch:
     token [T] each, by name. `cu_seqlens` holds the S + 1 boundaries: sequence i is `[cu_seqlens[i], cu_seqlens[i +
     1])`. Boundaries are plain ints, so that no layer waits for the device. `rows` are the sequences' numbers, by
     which dropout knows them in whatever batch they come. `roles` say what each sequence is in its unit, "" where it is
-    all of it.
+    all of it. A batch that does not count passes through the model because other ranks wait for that, and adds nothing.
     """
 
     input_ids: Tensor
@@ -34,6 +34,7 @@ class PackedBatch:
     cu_seqlens: tuple[int, ...]
     rows: tuple[int, ...]
     roles: tuple[str, ...]
+    counts: bool = True
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch with its tensors on `device`."""

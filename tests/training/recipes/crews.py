@@ -27,6 +27,7 @@ from luthier.training.recipes.batches import BatchSettings, count_steps, plan_di
 from luthier.training.recipes.collective import Collective
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.course import TIMED_METRICS, CheckpointDue, Course, Warned
+from luthier.training.recipes.divided_weights import DividedWeights
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.objectives import Dpo, Ipo, Kto, Orpo, PairwiseReward, Simpo
@@ -34,6 +35,7 @@ from luthier.training.recipes.policy import Grpo
 from luthier.training.recipes.process_group import Replicas
 from luthier.training.recipes.reference import score_reference
 from luthier.training.recipes.schedule import RateCourse, Schedule
+from luthier.training.recipes.shards import Division
 from luthier.training.recipes.weights import Adapter, AllWeights, fresh_score
 from luthier.training.worker.methods import Loss, is_compared, steps_of
 
@@ -64,7 +66,9 @@ class NoMeetings:
         """Goes on."""
 
 
-def on_ranks(num_ranks: int, folder: Path, work: Callable[[Collective], Any]) -> list[Any]:
+def on_ranks(
+    num_ranks: int, folder: Path, work: Callable[[Collective], Any], *, passes_together: bool = False
+) -> list[Any]:
     """Return what `work` returns on each of so many ranks; whatever that is can be pickled.
 
     They are forked, as importing takes longer than what they do; one thread each, so that there is no other to miss.
@@ -73,7 +77,9 @@ def on_ranks(num_ranks: int, folder: Path, work: Callable[[Collective], Any]) ->
     context = multiprocessing.get_context("fork")
     lines = [context.Pipe(duplex=False) for _ in range(num_ranks)]
     ranks = [
-        context.Process(target=_be_rank, args=(rank, num_ranks, folder, work, sender), daemon=True)
+        context.Process(
+            target=_be_rank, args=(rank, num_ranks, folder, work, sender, passes_together), daemon=True
+        )
         for rank, (_, sender) in enumerate(lines)
     ]
     for rank in ranks:
@@ -93,7 +99,12 @@ def on_ranks(num_ranks: int, folder: Path, work: Callable[[Collective], Any]) ->
 
 
 def _be_rank(
-    rank: int, num_ranks: int, folder: Path, work: Callable[[Collective], Any], sender: Connection
+    rank: int,
+    num_ranks: int,
+    folder: Path,
+    work: Callable[[Collective], Any],
+    sender: Connection,
+    passes_together: bool,
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -101,7 +112,7 @@ def _be_rank(
         store = FileStore(str(folder / "store"), num_ranks)
         wait = timedelta(seconds=60)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=wait)
-        sender.send((work(Replicas(CPU, NoMeetings())), ""))
+        sender.send((work(Replicas(CPU, NoMeetings(), passes_together=passes_together)), ""))
     except BaseException as error:
         sender.send((traceback.format_exc(), f"{type(error).__name__}: {error}"))
     finally:
@@ -180,11 +191,12 @@ class Run:
 
     def engine(self, collective: Collective) -> Engine:
         score = fresh_score(self.model, seed=5) if isinstance(self.loss, PairwiseReward) else None
+        division = Division(collective=collective, device=CPU) if collective.passes_together else None
         if self.kind == "adapter":
             insert_lora(self.model, LoraSpec(rank=4, alpha=8.0), seed=11)
-            adapter = Adapter(self.model, "default", base_model="tiny", score=score)
+            adapter = Adapter(self.model, "default", base_model="tiny", score=score, division=division)
             return Engine(adapter, OPTIMISER, CPU, collective)
-        weights = AllWeights(self.model, score=score)
+        weights: AllWeights | DividedWeights = AllWeights(self.model, score=score) if division is None else DividedWeights(self.model, division, score=score)
         if isinstance(self.loss, Grpo):
             weights.keep_start()
         return Engine(weights, OPTIMISER, CPU, collective)
@@ -202,15 +214,15 @@ class Run:
             course, _ = checkpoint.load(begin, engine, self.identity)
         passes = count_passes(engine)
         steps: list[dict[str, float]] = []
+        written: list[Path] = []
         for event in self._events(engine, course):
             if isinstance(event, CheckpointDue):
-                checkpoint.save(folder, engine, event.course, self.identity)
+                written = checkpoint.save(folder, engine, event.course, self.identity)
                 if event.course.step >= end_step:
                     break
             elif not isinstance(event, Warned):
                 steps.append({key: one for key, one in event.metrics.items() if key not in TIMED_METRICS})
-        names = checkpoint.files_of(engine.weights) if collective.rank == 0 else ()
-        digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
         return Made(steps=steps, digests=digests, rollouts=self.rollouts.stored, passes=len(passes))
 
     def _events(self, engine: Engine, course: Course) -> Iterator[Any]:

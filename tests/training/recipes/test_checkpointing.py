@@ -50,7 +50,7 @@ def finished(
     metrics: list[Mapping[str, float]] = (
         run.finish(run.events(), folder) if isinstance(run, test_preference.Run) else run.finish(folder)
     )
-    return (metrics, prompt_runs.digests(folder, run.engine.weights)), passes.num_calls
+    return (metrics, prompt_runs.digests(folder)), passes.num_calls
 
 
 def run_of(case: str, model: PreTrainedModel, rows: list[Any]) -> Any:

@@ -160,5 +160,5 @@ def test_a_resumed_run_drops_what_it_would_have_dropped(
     course, changed = checkpoint.load(tmp_path / "stopped", second.engine, second.identity)
     assert (course.step, changed) == (3, [])
     assert second.finish(tmp_path / "resumed", course) == metrics[3:]
-    for name in checkpoint.files_of(whole.engine.weights):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes(), name
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes(), path.name

@@ -88,8 +88,8 @@ def test_an_early_end_and_the_best_step_survive_a_stop(make_run: RunMaker, tmp_p
     rest = [event for event in second.resume(tmp_path / "stopped") if isinstance(event, CheckpointDue)]
     second.save(tmp_path / "resumed", rest[-1].course)
     assert [one.course for one in rest] == courses[1:]
-    for name in checkpoint.files_of(whole.engine.weights):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes(), name
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes(), path.name
 
 
 def test_each_best_step_has_a_checkpoint(make_run: RunMaker) -> None:

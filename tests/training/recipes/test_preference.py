@@ -108,9 +108,8 @@ class Run:
         return metrics
 
 
-def digests(folder: Path, weights: Any) -> dict[str, str]:
-    names = checkpoint.files_of(weights)
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
@@ -194,9 +193,7 @@ def test_train_resumed_from_a_checkpoint_ends_with_the_same_bits(
 
     assert (course.step, changed) == (3, [])
     assert rest == wanted[3:]
-    assert digests(tmp_path / "resumed", second.engine.weights) == digests(
-        tmp_path / "whole", whole.engine.weights
-    )
+    assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("loss", [Dpo(beta=0.1, nll_weight=0.2), Kto(beta=0.1)], ids=["dpo", "kto"])
@@ -210,7 +207,7 @@ def test_train_does_not_depend_on_the_number_of_threads(
             torch.set_num_threads(threads)
             run = Run(tiny_llama(torch.bfloat16), loss, "adapter", max_steps=3)
             run.finish(run.events(), tmp_path / str(threads))
-            found.append(digests(tmp_path / str(threads), run.engine.weights))
+            found.append(digests(tmp_path / str(threads)))
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1]

@@ -128,9 +128,7 @@ def test_train_resumed_from_a_checkpoint_ends_with_the_same_bits(
     rest = second.finish(second.events(course), tmp_path / "resumed")
     assert (course.step, changed) == (3, [])
     assert rest == wanted[3:]
-    assert digests(tmp_path / "resumed", second.engine.weights) == digests(
-        tmp_path / "whole", whole.engine.weights
-    )
+    assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
 
 
 # peft 0.21 reads it when it wraps a model of transformers 5.23.

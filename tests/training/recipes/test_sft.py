@@ -37,7 +37,7 @@ BATCHES = BatchSettings(
 )
 OPTIMISER = OptimiserSettings(weight_decay=0.01, max_grad_norm=1.0)
 SPEC = LoraSpec(rank=4, alpha=8.0)
-FILES = (*Adapter.files, checkpoint.OPTIMISER_NAME, checkpoint.STATE_NAME)
+FILES = (*Adapter.result_files, checkpoint.OPTIMISER_NAME, checkpoint.STATE_NAME)
 
 
 def corpus_of(rows: list[Any]) -> Corpus:

@@ -115,8 +115,8 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert rest == losses[2:]
     for engine, folder in ((whole, "whole"), (second, "resumed")):
         checkpoint.save(tmp_path / folder, engine, Course(step=5), RUN)
-    for name in checkpoint.files_of(whole.weights):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes(), name
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes(), path.name
     saved = load_file(tmp_path / "whole" / "adapter_model.safetensors")
     kept = [tensor for key, tensor in saved.items() if "lora" not in key]
     assert [tensor.dtype for tensor in kept] == [torch.float32] * 2

@@ -3,6 +3,9 @@
 the files of the weights   an adapter as PEFT writes it, or a model as transformers does
 optimizer.safetensors      both moments of every trained tensor, float32
 trainer_state.json         where the run stands, its plan, settings and the step's metrics
+
+Of all weights of a model that is divided among ranks, masters and moments are in files of each rank's parts, in place
+of one file each (`parts`). Any number of ranks reads either, divided or not.
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from luthier.errors import DataLoss, FailedPrecondition
 from luthier.training.recipes.course import Course
 from luthier.training.recipes.engine import Engine, OptimiserSettings
-from luthier.training.recipes.weights import Weights
+from luthier.training.recipes.parts import part_files, read_parts, write_parts
 
 OPTIMISER_NAME = "optimizer.safetensors"
+OPTIMISER = "optimizer"
+"""Stem of the files that hold parts of moments."""
 STATE_NAME = "trainer_state.json"
 CHANGED_EARLIER = "earlier"
 """Stands for surroundings that changed before the checkpoint was taken."""
@@ -49,22 +55,53 @@ class RunIdentity:
     bitwise: bool = True
 
 
-def files_of(weights: Weights) -> tuple[str, ...]:
-    """Return the names of a checkpoint's files."""
-    return (*weights.files, OPTIMISER_NAME, STATE_NAME)
+def save(folder: Path, engine: Engine, course: Course, run: RunIdentity) -> list[Path]:
+    """Write a checkpoint's files into a folder, made if missing; returns those that this rank wrote.
 
-
-def save(folder: Path, engine: Engine, course: Course, run: RunIdentity) -> None:
-    """Write a checkpoint's files into a folder, made if missing. All ranks call it, and the first one writes."""
-    if engine.collective.rank:
-        return
-    engine.weights.save(folder)
-    moments = {name: tensor.contiguous().cpu() for name, tensor in engine.optimiser_state().items()}
-    save_file(moments, folder / OPTIMISER_NAME)
+    All ranks call it, each with a folder of its own. The first one writes, of a divided model all do.
+    """
+    weights, rank = engine.weights, engine.collective.rank
+    if rank and weights.shards is None:
+        return []
+    written = weights.save(folder, rank)
+    written += _save_moments(folder, engine)
+    if rank:
+        return written
     state = {"format": FORMAT, **asdict(course), **_identity(run)}
     state |= {"surroundings": dict(run.surroundings), "bitwise": run.bitwise}
     text = json.dumps(state, sort_keys=True, separators=(",", ":"))
     (folder / STATE_NAME).write_text(text + "\n", encoding="utf-8")
+    return [*written, folder / STATE_NAME]
+
+
+def _save_moments(folder: Path, engine: Engine) -> list[Path]:
+    shards, rank = engine.weights.shards, engine.collective.rank
+    moments = _divided(engine, engine.optimiser_state())
+    if engine.weights.keeps_parts:
+        divided = engine.weights.divided
+        # What every rank has whole is the first one's to write.
+        own = {name: one for name, one in moments.items() if not rank or _of(name) in divided}
+        return write_parts(folder, OPTIMISER, own, rank)
+    if shards is not None:
+        moments = dict(shards.whole(moments.items()))
+    if rank:
+        return []
+    save_file({name: one.contiguous().cpu() for name, one in moments.items()}, folder / OPTIMISER_NAME)
+    return [folder / OPTIMISER_NAME]
+
+
+def _divided(engine: Engine, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the moments of parts as all ranks have them together, in the same memory, and others as they are."""
+    shards, divided = engine.weights.shards, engine.weights.divided
+    return {
+        name: one if shards is None or _of(name) not in divided else shards.divided(one, divided[_of(name)])
+        for name, one in moments.items()
+    }
+
+
+def _of(moment: str) -> str:
+    """Return the name of the parameter whose moment it is."""
+    return moment.rpartition(".")[0]
 
 
 def load(folder: Path, engine: Engine, run: RunIdentity) -> tuple[Course, list[str]]:
@@ -89,11 +126,22 @@ def load(folder: Path, engine: Engine, run: RunIdentity) -> tuple[Course, list[s
     # A checkpoint of before runs were selected from, or had steps that teach nothing, has nothing of it.
     selected = {one.name: state[one.name] for one in fields(Course) if one.name in state}
     course = Course(**{name: state[name] for name in _COURSE} | selected)
-    engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), course.step - course.idle_steps)
+    _load_moments(folder, engine, course.step - course.idle_steps)
     before: dict[str, str] = state["surroundings"]
     surrounding = sorted(before.keys() | run.surroundings.keys())
     changed = [name for name in surrounding if before.get(name) != run.surroundings.get(name)]
     return course, changed or ([] if state["bitwise"] else [CHANGED_EARLIER])
+
+
+def _load_moments(folder: Path, engine: Engine, num_updates: int) -> None:
+    parts = part_files(folder, OPTIMISER)
+    if not parts and engine.weights.shards is None:
+        engine.load_optimiser_state(load_file(folder / OPTIMISER_NAME), num_updates)
+        return
+    # Of an engine that has made no step they are zeros of their own.
+    moments = engine.optimiser_state()
+    read_parts(parts or [folder / OPTIMISER_NAME], _divided(engine, moments))
+    engine.load_optimiser_state(moments, num_updates)
 
 
 def _identity(run: RunIdentity) -> dict[str, Any]:

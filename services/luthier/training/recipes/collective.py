@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -18,17 +19,16 @@ class Collective(Protocol):
     Attributes:
         rank: the place of this one, from 0. The first tells, stores and grades for all.
         num_ranks: how many there are.
+        passes_together: whether a forward pass is made by all ranks at once or by none, as each has a part of the
+            weights.
     """
 
     rank: int
     num_ranks: int
+    passes_together: bool
 
     def sum_counts(self, values: Sequence[float]) -> list[float]:
         """Return the sum of each number over the ranks: counts, and sums that counts divide."""
-        ...
-
-    def sum_squares(self, square: float) -> float:
-        """Return the squared norm of all gradients, of which a rank gives that of the parts that it holds."""
         ...
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
@@ -37,6 +37,10 @@ class Collective(Protocol):
 
     def gathered(self, value: T) -> list[T]:
         """Return what each rank gave, in their order."""
+        ...
+
+    def exchange(self, num_bytes: int, *, is_awaited: bool = True) -> AbstractContextManager[None]:
+        """Return a block in which all ranks exchange so many bytes by themselves, and wait for them or go on."""
         ...
 
     def of_first(self, make: Callable[[], T]) -> T:
@@ -49,14 +53,11 @@ class OneRank:
 
     rank = 0
     num_ranks = 1
+    passes_together = False
 
     def sum_counts(self, values: Sequence[float]) -> list[float]:
         """Return the numbers themselves."""
         return list(values)
-
-    def sum_squares(self, square: float) -> float:
-        """Return the square itself."""
-        return square
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Leave the gradients as they are."""
@@ -65,17 +66,27 @@ class OneRank:
         """Return what the rank gave."""
         return [value]
 
+    def exchange(self, num_bytes: int, *, is_awaited: bool = True) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return a block."""
+        return nullcontext()
+
     def of_first(self, make: Callable[[], T]) -> T:
         """Return what `make` returns."""
         return make()
 
 
-def dealt(batches: Sequence[T], collective: Collective) -> Sequence[T]:
-    """Return those of some batches that a rank takes: they go round, so that no rank has two more than another.
+def dealt(batches: Sequence[T], collective: Collective) -> list[tuple[T, bool]]:
+    """Return those of some batches that a rank takes, and of each whether it counts.
 
-    What is summed of them is divided by counts of all batches: their number and order change it by rounding alone.
+    They go round, so that no rank has two more than another. Where passes are made together, a rank that has one less
+    makes the last one too, which counts for nothing there. What is summed of those that count is divided by counts of
+    all batches: their number and order change it by rounding alone.
     """
-    return batches[collective.rank :: collective.num_ranks]
+    own = [(batch, True) for batch in batches[collective.rank :: collective.num_ranks]]
+    most = -(-len(batches) // collective.num_ranks)
+    if collective.passes_together and len(own) < most:
+        own.append((batches[-1], False))
+    return own
 
 
 def share_of(count: int, collective: Collective) -> range:

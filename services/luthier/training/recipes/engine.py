@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from luthier.errors import DataLoss, Reason, Unavailable
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective, OneRank
-from luthier.training.recipes.weights import Weights, pieces
+from luthier.training.recipes.masters import pieces
+from luthier.training.recipes.weights import Weights
 
+T = TypeVar("T")
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -69,7 +71,8 @@ class Engine:
 
     Everything that it computes is bitwise the same in every run on one machine with the same settings and number of
     ranks: all tensors are visited in order of their names, and no sum to one number is divided among threads.
-    `collective` are the ranks, each with an engine of the same weights and batches of its own; None: this one alone.
+    `collective` are the ranks, each with an engine of the same weights and batches of its own; None: this one alone. Of a
+    model that is divided among them each has its parts, and all make every pass together, also one without gradients.
     """
 
     def __init__(
@@ -101,18 +104,36 @@ class Engine:
         """Add the gradient of one micro-batch of a step; returns the totals of the objective's sums, undivided.
 
         The one pass that has the weights' dropout, by the number of updates made so far. Layers may compute again what
-        they did not keep (`lm.checkpointing`).
+        they did not keep (`lm.checkpointing`). A batch that does not count has totals and gradients of zero.
         """
         placed = batch.to(self._device)
         # Until the gradient is there: what is computed again must drop the same.
         with self.weights.dropping(placed, self._num_updates):
-            sums = objective(read(self.weights.model, placed, readout), placed)
-            torch.autograd.backward(reduce(add, [one.total / one.divisor for one in sums.values()]))
-        return {name: one.total.item() for name, one in sums.items()}
+            sums = objective(self._read(placed, readout), placed)
+            loss = reduce(add, [one.total / one.divisor for one in sums.values()])
+            torch.autograd.backward(loss if batch.counts else loss * 0.0)
+        return _totals(sums, batch)
+
+    def _read(self, batch: PackedBatch, readout: Readout[ReadT]) -> ReadT:
+        shards = self.weights.shards
+        return read(self.weights.model, batch, readout) if shards is None else shards.read(batch, readout)
+
+    def with_whole_weights(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, in which this rank makes passes of the model that no other need make.
+
+        All ranks call it. Of a divided model that takes the memory of all of it.
+        """
+        shards = self.weights.shards
+        return work() if shards is None else shards.alone(work)
 
     def forget(self) -> None:
-        """Forget what was accumulated since the last update, also by a pass that broke off before its end."""
+        """Forget what was accumulated since the last update, also by a pass that broke off before its end.
+
+        One of a divided model that broke off ends the run.
+        """
         self._optimiser.zero_grad(set_to_none=False)
+        if self.weights.shards is not None:
+            return
         trained = {id(parameter) for parameter in self.weights.parameters.values()}
         for weight in self.weights.model.parameters():
             if id(weight) not in trained:
@@ -124,22 +145,22 @@ class Engine:
     ) -> dict[str, float]:
         """Return the totals of the objective's sums over a batch, undivided, without gradients."""
         placed = batch.to(self._device)
-        sums = objective(read(self.weights.model, placed, readout), placed)
-        return {name: one.total.item() for name, one in sums.items()}
+        return _totals(objective(self._read(placed, readout), placed), batch)
 
     @torch.no_grad()
     def score(self, batch: PackedBatch, readout: Readout[ReadT]) -> ReadT:
         """Return what a readout takes from a batch, without gradients."""
-        return read(self.weights.model, batch.to(self._device), readout)
+        return self._read(batch.to(self._device), readout)
 
     def update(self, learning_rate: float) -> float:
         """Clip the gradients, change the weights, forget the gradients; returns their norm before clipping.
 
         A norm that is not finite changes nothing.
         """
-        gradients = self._gradients()
-        self.collective.sum_gradients(gradients)
-        norm = self._norm(gradients)
+        parts, own = self._gradients()
+        self.collective.sum_gradients(own)
+        gradients = [*parts, *own]
+        norm = self._norm(parts, own)
         if not math.isfinite(norm):
             self._optimiser.zero_grad(set_to_none=False)
             return norm
@@ -158,15 +179,19 @@ class Engine:
     def require_same_weights(self) -> None:
         """Check that all ranks have made the same weights of the same sums, to the bit.
 
+        Of what is divided each part is one rank's: compared is what all have, and how many updates they made.
+
         Raises:
             Unavailable: RANKS_DIVERGED, a rank computes what others do not.
         """
         if self.collective.num_ranks == 1:
             return
         sums = [
-            one.detach().view(torch.int32).sum(dtype=torch.int64) for one in self.weights.parameters.values()
+            one.detach().view(torch.int32).sum(dtype=torch.int64)
+            for name, one in self.weights.parameters.items()
+            if name not in self.weights.divided
         ]
-        found = self.collective.gathered(tuple(torch.stack(sums).tolist()))
+        found = self.collective.gathered((self._num_updates, torch.stack(sums).tolist() if sums else []))
         differing = [rank for rank, one in enumerate(found) if one != found[0]]
         if differing:
             raise Unavailable(
@@ -208,23 +233,36 @@ class Engine:
             self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
         self._num_updates = step
 
-    def _gradients(self) -> list[Tensor]:
-        gradients = []
+    def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return those of parts, which come summed over the ranks, and those of this rank's own passes."""
+        parts, own = [], []
         for name, parameter in self.weights.parameters.items():
             assert parameter.grad is not None, f"{name} has lost its gradient"
-            gradients.append(parameter.grad)
-        return gradients
+            (parts if name in self.weights.divided else own).append(parameter.grad)
+        return parts, own
 
-    def _norm(self, gradients: list[Tensor]) -> float:
-        """Return the norm of all gradients together; NaN where one is not finite."""
-        sums = []
-        for gradient in gradients:
-            by_row = gradient.square() if gradient.dim() < 2 else _squares(gradient)
-            sums += [part.sum() for part in torch.split(by_row, _SERIAL_SUM // 2)]
-        # From a GPU in one piece: a transfer for each would wait for each.
-        found = torch.stack(sums).tolist()
-        here = math.fsum(found) if all(map(math.isfinite, found)) else math.nan
-        return math.sqrt(self.collective.sum_squares(here))
+    def _norm(self, parts: list[Tensor], whole: list[Tensor]) -> float:
+        """Return the norm of all gradients together, of which the ranks have parts; NaN where one is not finite."""
+        here = _square(whole)
+        if parts:
+            (of_parts,) = self.collective.sum_counts([_square(parts)])
+            here += of_parts
+        return math.sqrt(here)
+
+
+def _totals(sums: Mapping[str, Sum], batch: PackedBatch) -> dict[str, float]:
+    return {name: one.total.item() if batch.counts else 0.0 for name, one in sums.items()}
+
+
+def _square(gradients: list[Tensor]) -> float:
+    """Return the squared norm of gradients together; NaN where one is not finite."""
+    sums = []
+    for gradient in gradients:
+        by_row = gradient.square() if gradient.dim() < 2 else _squares(gradient)
+        sums += [part.sum() for part in torch.split(by_row, _SERIAL_SUM // 2)]
+    # From a GPU in one piece: a transfer for each would wait for each.
+    found = torch.stack(sums).tolist() if sums else []
+    return math.fsum(found) if all(map(math.isfinite, found)) else math.nan
 
 
 def _squares(gradient: Tensor) -> Tensor:

@@ -161,9 +161,9 @@ class Loop:
 
     def batches(self, step: Step) -> Iterator[PackedBatch]:
         """Yield the micro-batches of a step that this rank takes."""
-        for rows in dealt(step.micro_batches, self._engine.collective):
+        for rows, counts in dealt(step.micro_batches, self._engine.collective):
             self._check()
-            yield self._corpus.pack(rows)
+            yield replace(self._corpus.pack(rows), counts=counts)
 
     def add(self, batch: PackedBatch, totals: Mapping[str, float]) -> None:
         """Take in what a micro-batch of the step came to."""
@@ -317,9 +317,9 @@ def packed(
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[PackedBatch]:
     """Yield those batches of validation rows that a rank takes; `check` is called before each."""
-    for rows in dealt(batches, collective):
+    for rows, counts in dealt(batches, collective):
         check()
-        yield corpus.pack(rows, "VALIDATION")
+        yield replace(corpus.pack(rows, "VALIDATION"), counts=counts)
 
 
 def measured(

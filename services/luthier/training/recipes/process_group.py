@@ -1,7 +1,7 @@
-"""Ranks that each have all of the weights, in processes of their own that torch.distributed joins (gloo, NCCL, RCCL).
+"""Ranks in processes of their own, which torch.distributed joins (gloo, NCCL, RCCL).
 
-There is no DDP around the model: gradients are summed once a step, in a flat tensor or a few, so
-that a step of many passes sends as much as one of a single pass.
+Where each has all of the weights, there is no DDP around the model: gradients are summed once a step, in a flat tensor
+or a few, so that a step of many passes sends as much as one of a single pass. Ranks that have parts: `shards`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ class Replicas:
     Args:
         device: where tensors are exchanged: what the process group's backend takes.
         meetings: told of each exchange.
+        passes_together: whether passes are made by all ranks at once.
     """
 
-    def __init__(self, device: torch.device, meetings: Meetings) -> None:
+    def __init__(self, device: torch.device, meetings: Meetings, *, passes_together: bool = False) -> None:
         self.rank = dist.get_rank()
         self.num_ranks = dist.get_world_size()
+        self.passes_together = passes_together
         self._device = device
         self._meetings = meetings
 
@@ -58,14 +60,10 @@ class Replicas:
         if not values:
             return []
         sums = torch.tensor(values, dtype=torch.float64, device=self._device)
-        with self._meeting(sums.nbytes):
+        with self.exchange(sums.nbytes):
             dist.all_reduce(sums)
         found: list[float] = sums.tolist()
         return found
-
-    def sum_squares(self, square: float) -> float:
-        """Return the square itself: each rank has all gradients, summed already."""
-        return square
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Put the sum over the ranks into each tensor, float32, in place, of small ones many at once.
@@ -79,7 +77,7 @@ class Replicas:
         for together in _buckets(gradients):
             is_alone = len(together) == 1 and together[0].is_contiguous()
             flat = together[0] if is_alone else torch.cat([one.reshape(-1) for one in together])
-            with self._meeting(flat.nbytes):
+            with self.exchange(flat.nbytes):
                 dist.all_reduce(flat)
             if not is_alone:
                 parts = torch.split(flat, [gradient.numel() for gradient in together])
@@ -89,24 +87,28 @@ class Replicas:
     def gathered(self, value: T) -> list[T]:
         """Return what each rank gave, in their order: whatever can be pickled. Raises as `sum_gradients`."""
         found: list[Any] = [None] * self.num_ranks
-        with self._meeting(_BYTES_OF_OBJECT):
+        with self.exchange(_BYTES_OF_OBJECT):
             dist.all_gather_object(found, value)
         return found
 
     def of_first(self, make: Callable[[], T]) -> T:
         """Return what `make` returns on the first rank: whatever can be pickled. Raises as `sum_gradients`."""
         found: list[Any] = [make() if self.rank == 0 else None]
-        with self._meeting(_BYTES_OF_OBJECT):
+        with self.exchange(_BYTES_OF_OBJECT):
             dist.broadcast_object_list(found, src=0, device=self._device)
         value: T = found[0]
         return value
 
     @contextmanager
-    def _meeting(self, num_bytes: int) -> Iterator[None]:
+    def exchange(self, num_bytes: int, *, is_awaited: bool = True) -> Iterator[None]:
+        """Give a block in which ranks exchange so many bytes; at its end they have, on a GPU where it is awaited.
+
+        Raises as `sum_gradients`.
+        """
         self._meetings.enter(num_bytes)
         try:
             yield
-            if self._device.type == "cuda":
+            if is_awaited and self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         except torch.OutOfMemoryError:
             raise

@@ -70,9 +70,11 @@ def score_reference(
         first = {row: int(start) for row, start in zip(lengths.rows, starts[:-1], strict=True)}
         values = np.zeros(starts[-1], dtype=np.float32)
         passes = pack_first_fit(teaching_units(lengths), micro_batch_tokens)
-        for rows in dealt(passes, engine.collective):
+        for rows, counts in dealt(passes, engine.collective):
             check()
             batch = _scored(engine, corpus.pack(rows, split))
+            if not counts:
+                continue
             stream = batch.streams[REFERENCE].cpu().numpy()
             for row, begin, end in zip(rows, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
                 values[first[row] : first[row] + end - begin] = stream[begin:end]

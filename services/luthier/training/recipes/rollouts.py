@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from luthier.errors import DataLoss, FailedPrecondition, Reason
 from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.packed import WEIGHT, PackedBatch, pack
-from luthier.lm.sampling import sample
+from luthier.lm.sampling import Answer, sample
 from luthier.training.recipes.batches import Step, Unit, pack_first_fit
 from luthier.training.recipes.collective import Collective, OneRank, dealt, share_of
 from luthier.training.recipes.corpus import Corpus, Split
@@ -196,9 +196,12 @@ class Drawer:
             prompts=request.prompts[share.start : share.stop],
             first_row=request.first_row + share.start * request.num_samples,
         )
-        drawn_here = (
-            sample(self.engine.weights.model, own, limit_tokens=limit, check=self.check) if share else []
-        )
+
+        def draw() -> list[Answer]:
+            model = self.engine.weights.model
+            return sample(model, own, limit_tokens=limit, check=self.check) if share else []
+
+        drawn_here = self.engine.with_whole_weights(draw)
         answers = [answer for part in collective.gathered(drawn_here) for answer in part]
         drawn = []
         for place, answer in enumerate(answers):
@@ -349,10 +352,10 @@ def packed_rollouts(
         )
         for place, one in enumerate(rollouts)
     ]
-    for places in dealt(pack_first_fit(units, micro_batch_tokens), collective or OneRank()):
+    for places, counts in dealt(pack_first_fit(units, micro_batch_tokens), collective or OneRank()):
         check()
         chosen = [rollouts[place] for place in places]
-        yield pack(
+        batch = pack(
             [(*one.prompt, *one.token_ids) for one in chosen],
             {
                 WEIGHT: [_behind(one, [1.0] * len(one.token_ids)) for one in chosen],
@@ -361,6 +364,7 @@ def packed_rollouts(
             },
             [one.row for one in chosen],
         )
+        yield replace(batch, counts=counts)
 
 
 def _behind(rollout: Rollout, values: Sequence[float]) -> list[float]:

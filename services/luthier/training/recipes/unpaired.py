@@ -6,7 +6,7 @@ A unit is an answer, and the same prompt with an answer to another one, which is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import TokenLogprobs
@@ -121,9 +121,9 @@ def _compared(
 
     `check` is called before each.
     """
-    for rows in dealt(batches, engine.collective):
+    for rows, counts in dealt(batches, engine.collective):
         check()
-        yield with_reference(engine, corpus.pack(rows, split))
+        yield with_reference(engine, replace(corpus.pack(rows, split), counts=counts))
 
 
 def _kl(engine: Engine, parts: _Parts, mismatched: Iterator[PackedBatch]) -> float:

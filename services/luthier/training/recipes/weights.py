@@ -1,7 +1,8 @@
 """What a run trains: an adapter of a model, or all of its weights.
 
 An engine asks for names and parameters, and to put changes into the model; a checkpoint asks for files. Neither knows
-which of the two it has. Weights are bound to the model as it is: whoever divides a model among ranks does it before.
+which of the two it has. Weights of a model that is divided among ranks are its parts: an adapter divides its model
+before it is bound to it, all weights have a class of their own (`divided_weights`).
 """
 
 from __future__ import annotations
@@ -9,28 +10,48 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
-from luthier.errors import DataLoss, InvalidArgument, Reason
+from luthier.errors import InvalidArgument, Reason
 from luthier.lm import adapter_files
 from luthier.lm.load import eos_token_ids
-from luthier.lm.lora import activate, adapter_parameters, dropping, find_adapter, muted, use_adapter
+from luthier.lm.lora import (
+    activate,
+    adapter_parameters,
+    dropping,
+    find_adapter,
+    muted,
+    trained_weights,
+    use_adapter,
+)
 from luthier.lm.packed import PackedBatch
+from luthier.training.recipes.masters import (
+    mastered,
+    on_host,
+    put,
+    read_tensors,
+    round_into,
+    with_gradients,
+)
+from luthier.training.recipes.parts import is_part, part_files, read_parts
+from luthier.training.recipes.shards import Division, Shards
 
 MODEL_NAME = "model.safetensors"
 MASTERS_NAME = "masters.safetensors"
+MASTERS = "masters"
+"""Stem of the files that hold parts of masters."""
 CONFIG_NAME = "config.json"
 SCORE = "score.weight"
 """Name of a reward model's head among the parameters, as transformers has it."""
-_PIECE_ELEMENTS = 1 << 18
 
 
 class Weights(Protocol):
@@ -39,15 +60,19 @@ class Weights(Protocol):
     Attributes:
         model: what computes with them.
         parameters: what the optimiser changes: float32, by name, in sorted order. Each has a gradient from the start,
-            in which autograd sums in float32.
-        files: names of the files that `save` writes.
-        result_files: those of them that are the run's result: what others load.
+            in which autograd sums in float32. Of a divided model they are this rank's parts.
+        result_files: names of those files of `save` that are the run's result: what others load.
+        shards: how the model is divided among ranks; None: each has all of it.
+        divided: of parameters that are parts the whole, as all ranks have it together. Their gradients come summed.
+        keeps_parts: whether each rank writes its parts into files of its own.
     """
 
     model: PreTrainedModel
     parameters: Mapping[str, nn.Parameter]
-    files: tuple[str, ...]
     result_files: tuple[str, ...]
+    shards: Shards | None
+    divided: Mapping[str, Tensor]
+    keeps_parts: bool
 
     def publish(self) -> None:
         """Let the model compute with what the parameters are now."""
@@ -64,8 +89,15 @@ class Weights(Protocol):
         """
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the files into a folder, made if missing; equal weights give equal bytes."""
+    def save(self, folder: Path, rank: int = 0) -> list[Path]:
+        """Write files into a folder, made if missing, and return those; equal weights give equal bytes.
+
+        Of a divided model all ranks call it, each with a folder of its own; else the first one.
+        """
+        ...
+
+    def needs(self, name: str) -> bool:
+        """Whether `load` reads a file of this name."""
         ...
 
     def load(self, folder: Path) -> None:
@@ -87,7 +119,7 @@ class Adapter:
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
-    files = result_files
+    keeps_parts = False
 
     def __init__(
         self,
@@ -98,17 +130,17 @@ class Adapter:
         reference: str | None = None,
         score: nn.Parameter | None = None,
         seed: int = 0,
+        division: Division | None = None,
     ) -> None:
         assert reference != name, "the reference is another adapter, as this one changes"
         if reference is not None:
             find_adapter(model, reference)
         self.model = model
+        self.shards = None if division is None else _divided_beside(model, name, reference, division)
         self._weights = adapter_parameters(model, name)
-        self._masters = {
-            key: weight if weight.dtype == torch.float32 else _mastered(weight)
-            for key, weight in self._weights.items()
-        }
-        self.parameters: Mapping[str, nn.Parameter] = _with_score(self._masters, score)
+        self.divided: Mapping[str, Tensor] = {} if self.shards is None else self._weights
+        self._masters = {key: self._master(weight) for key, weight in self._weights.items()}
+        self.parameters: Mapping[str, nn.Parameter] = with_score(self._masters, score)
         self._name = name
         self._score = score
         self._base_model = base_model
@@ -116,12 +148,18 @@ class Adapter:
         self._seed = seed
         self._dropout = find_adapter(model, name).spec.dropout
         activate(model, name)
-        _with_gradients(self.parameters)
+        with_gradients(self.parameters)
+
+    def _master(self, weight: nn.Parameter) -> nn.Parameter:
+        if self.shards is not None:
+            return self.shards.part(weight)
+        return weight if weight.dtype == torch.float32 else mastered(weight)
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round each master into the model, which computes with the other parameters themselves."""
-        _round(self._masters, self._weights)
+        """Round each master into the model, which computes with the other parameters themselves, or with parts."""
+        if self.shards is None:
+            round_into(self._masters, self._weights)
 
     def reference(self) -> AbstractContextManager[None]:
         """Return a block in which the adapter that this one began as is active, or the base alone."""
@@ -135,14 +173,25 @@ class Adapter:
         seed = int.from_bytes(digest[:8], "little") >> 1
         return dropping(self.model, batch, self._dropout, seed)
 
-    def save(self, folder: Path) -> None:
-        """Write both files of the adapter."""
+    def save(self, folder: Path, rank: int = 0) -> list[Path]:
+        """Write both files of the adapter: of a divided one the first rank does, which has it whole for that."""
+        masters: Mapping[str, Tensor] = self._masters
+        if self.shards is not None:
+            masters = dict(self.shards.whole(self._weights.items()))
+        if rank:
+            return []
         adapter_files.save_adapter(
             *(self.model, self._name, folder),
             base_model=self._base_model,
             score=self._score,
-            masters=self._masters,
+            masters=masters,
         )
+        return [folder / name for name in self.result_files]
+
+    @classmethod
+    def needs(cls, name: str) -> bool:
+        """Whether `load` reads a file of this name."""
+        return name in cls.result_files
 
     def load(self, folder: Path) -> None:
         """Put an adapter's tensors in place of these. Raises DataLoss."""
@@ -154,8 +203,13 @@ class Adapter:
 
     @torch.no_grad()
     def _load(self, folder: Path, score: nn.Parameter | None) -> None:
+        if self.shards is not None:
+            # As all ranks have them together: of that shape is what the file holds.
+            state = adapter_files.adapter_state(self.model, self._name, score)
+            self.shards.put(read_tensors(folder / adapter_files.WEIGHTS_NAME, state), state)
+            return
         state = adapter_files.adapter_state(self.model, self._name, score, self._masters)
-        _put(_read(folder / adapter_files.WEIGHTS_NAME, state), state)
+        put(read_tensors(folder / adapter_files.WEIGHTS_NAME, state), state)
         self.publish()
 
 
@@ -171,33 +225,29 @@ class AllWeights:
     """
 
     result_files: tuple[str, ...] = (CONFIG_NAME, MODEL_NAME)
+    shards: Shards | None = None
+    divided: Mapping[str, Tensor] = MappingProxyType({})
+    keeps_parts = False
     _start: Mapping[str, Tensor] | None = None
 
     def __init__(self, model: PreTrainedModel, *, score: nn.Parameter | None = None) -> None:
         self.model = model
-        model.requires_grad_(requires_grad=True)
-        words: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        embedding: Any = model.get_input_embeddings()
-        if score is not None and words.weight is not embedding.weight:
-            words.requires_grad_(requires_grad=False)
+        train_all(model, has_score=score is not None)
         # A tied head is the embedding, and has its name alone.
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self._weights = _with_score(trained, score)
+        self._weights = with_score(trained, score)
         self._score = score
         self._has_masters = any(weight.dtype != torch.float32 for weight in self._weights.values())
-        self.files: tuple[str, ...] = (
-            (*self.result_files, MASTERS_NAME) if self._has_masters else self.result_files
-        )
         self.parameters: Mapping[str, nn.Parameter] = {
-            name: weight if weight.dtype == torch.float32 else _mastered(weight)
+            name: weight if weight.dtype == torch.float32 else mastered(weight)
             for name, weight in self._weights.items()
         }
-        _with_gradients(self.parameters)
+        with_gradients(self.parameters)
 
     @torch.no_grad()
     def publish(self) -> None:
         """Round each master into the model."""
-        _round(self.parameters, self._weights)
+        round_into(self.parameters, self._weights)
 
     @torch.no_grad()
     def keep_start(self) -> None:
@@ -226,32 +276,74 @@ class AllWeights:
         """Return a block that drops nothing."""
         return nullcontext()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, rank: int = 0) -> list[Path]:
         """Write the model in the type that it computes with, its config, and the masters where there are any."""
+        assert rank == 0, "the first rank writes for all"
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_host(self._state()), folder / MODEL_NAME, metadata={"format": "pt"})
+        save_file(on_host(self._state()), folder / MODEL_NAME, metadata={"format": "pt"})
         config: Any = self.model.config if self._score is None else classifier_config(self.model)
         config.save_pretrained(folder)
+        names = self.result_files
         if self._has_masters:
-            save_file(_host(self.parameters), folder / MASTERS_NAME)
+            save_file(on_host(self.parameters), folder / MASTERS_NAME)
+            names = (*names, MASTERS_NAME)
+        return [folder / name for name in names]
+
+    def needs(self, name: str) -> bool:
+        """Whether `load` reads a file of this name."""
+        return name in (*self.result_files, MASTERS_NAME) or is_part(name, MASTERS)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Put a model's weights in place of these. Raises DataLoss."""
-        if self._has_masters:
-            _put(_read(folder / MASTERS_NAME, self.parameters), self.parameters)
+        """Put a model's weights in place of these, also those that ranks wrote in parts. Raises DataLoss."""
+        if parts := part_files(folder, MASTERS):
+            read_parts(parts, self.parameters)
+            self.publish()
+        elif self._has_masters:
+            put(read_tensors(folder / MASTERS_NAME, self.parameters), self.parameters)
             self.publish()
         else:
             state = self._state()
-            _put(_read(folder / MODEL_NAME, state), state)
+            put(read_tensors(folder / MODEL_NAME, state), state)
 
     def _state(self) -> dict[str, Tensor]:
-        """All tensors of the model's state, each under one name."""
-        every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        state: dict[str, Tensor] = self.model.state_dict()
-        if self._score is not None:
-            state[SCORE] = self._score.detach()
-        return {name: state[name] for name in sorted(state) if name in self._weights or name not in every}
+        return model_state(self.model, self._weights, self._score)
+
+
+def train_all(model: PreTrainedModel, *, has_score: bool) -> None:
+    """Let all weights of a model have gradients; with a `score` head not a head over words of its own."""
+    model.requires_grad_(requires_grad=True)
+    words: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = model.get_input_embeddings()
+    if has_score and words.weight is not embedding.weight:
+        words.requires_grad_(requires_grad=False)
+
+
+def model_state(
+    model: PreTrainedModel, trained: Mapping[str, nn.Parameter], score: nn.Parameter | None
+) -> dict[str, Tensor]:
+    """Return all tensors of a model's state, each under one name, without parameters that are not trained."""
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state: dict[str, Tensor] = model.state_dict()
+    if score is not None:
+        state[SCORE] = score.detach()
+    return {name: state[name] for name in sorted(state) if name in trained or name not in every}
+
+
+def _divided_beside(
+    model: PreTrainedModel, name: str, reference: str | None, division: Division
+) -> Shards:
+    """Divide a model of which one adapter is trained, and another one that it began as is not."""
+    if trained_weights(model, name):
+        raise InvalidArgument(
+            f"an adapter of a model that is divided among ranks must train no module whole, {name!r} trains "
+            f"{sorted(trained_weights(model, name))}; train it with sharding REPLICATED",
+            reason=Reason.SHARDING_INVALID,
+        )
+    if reference is not None:
+        for weight in adapter_parameters(model, reference).values():
+            weight.requires_grad_(requires_grad=False)
+    return Shards(model, division, has_masters=False)
 
 
 def fresh_score(model: PreTrainedModel, seed: int) -> nn.Parameter:
@@ -286,75 +378,8 @@ def classifier_config(model: PreTrainedModel) -> Any:
     return config
 
 
-def pieces(tensor: Tensor) -> Sequence[Tensor]:
-    """Return a tensor's rows, some in each view: what is made of them stays in a processor's second cache.
-
-    On a GPU, where a call costs more than what it saves, the tensor itself.
-    """
-    if tensor.device.type != "cpu":
-        return [tensor]
-    return torch.split(tensor, max(1, _PIECE_ELEMENTS // max(1, math.prod(tensor.shape[1:]))))
-
-
-def _with_score(
+def with_score(
     parameters: Mapping[str, nn.Parameter], score: nn.Parameter | None
 ) -> dict[str, nn.Parameter]:
     every = dict(parameters) if score is None else {**parameters, SCORE: score}
     return dict(sorted(every.items()))
-
-
-def _mastered(weight: nn.Parameter) -> nn.Parameter:
-    """Return a float32 copy of a weight, in whose gradient all gradients of the weight are summed."""
-    master = nn.Parameter(weight.detach().float())
-
-    def move(of_weight: Tensor) -> None:
-        assert master.grad is not None
-        assert of_weight.grad is not None
-        # A sum of two types takes five times as long as widening some of it and adding that.
-        for sums, added in zip(pieces(master.grad), pieces(of_weight.grad), strict=True):
-            sums.add_(added.float())
-        of_weight.grad = None
-
-    weight.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
-    return master
-
-
-def _round(masters: Mapping[str, nn.Parameter], weights: Mapping[str, nn.Parameter]) -> None:
-    for name, master in masters.items():
-        if master is not weights[name]:
-            weights[name].copy_(master)
-
-
-def _with_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Give each a gradient of zero: also one that a batch does not pass through (an expert) is part of every step."""
-    for name, parameter in parameters.items():
-        assert parameter.dtype == torch.float32, f"{name} is {parameter.dtype}"
-        parameter.grad = torch.zeros_like(parameter)
-
-
-def _host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-
-
-def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a file's tensors, that have the names, shapes and types expected. Raises DataLoss."""
-    try:
-        found = load_file(path)
-    # What safetensors raises is a class of its own for some files, and the system's for others.
-    except Exception as error:
-        raise DataLoss(f"{path.name} cannot be read: {error}") from error
-
-    def form(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-
-    if form(found) != form(expected):
-        differing = sorted(form(found).items() ^ form(expected).items(), key=str)[:1]
-        raise DataLoss(
-            f"{path.name} must hold the tensors of this run's weights, got other ones: {differing}"
-        )
-    return found
-
-
-def _put(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    for name, tensor in into.items():
-        tensor.copy_(tensors[name])
