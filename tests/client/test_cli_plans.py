@@ -11,9 +11,13 @@ from click.testing import Result
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_FULL,
     ACTIVATION_CHECKPOINTING_SELECTIVE,
+    SHARDING_FSDP2,
+    SHARDING_REPLICATED,
     DeviceClass,
+    FineTuningJob,
     FineTuningPlan,
     MemoryEstimate,
+    RunRecord,
 )
 
 Run = Callable[..., Result]
@@ -58,3 +62,25 @@ def test_jobs_plan_refuses_a_device_that_it_cannot_read(services: Any, run: Run,
     assert result.exit_code == 2
     assert "as gpu:80:989 or cpu:16" in result.stderr
     assert text in result.stderr
+
+
+def test_jobs_say_how_ranks_share_a_model(services: Any, run: Run) -> None:
+    asked: list[Any] = []
+
+    def create(request: Any, context: Any) -> FineTuningJob:
+        asked.append(request.fine_tuning_job)
+        return FineTuningJob(name="projects/default/fineTuningJobs/one")
+
+    services.answers["CreateFineTuningJob"] = create
+    words = ("jobs", "create", "--model", "m", "--rendering", "r")
+    for chosen in ("fsdp2", "replicated"):
+        assert run(*words, "--sharding", chosen).exit_code == 0
+    assert [one.sharding for one in asked] == [SHARDING_FSDP2, SHARDING_REPLICATED]
+    refused = run(*words, "--sharding", "zero3")
+    assert refused.exit_code == 2
+    assert "'replicated', 'fsdp2'" in refused.stderr
+    record = RunRecord(num_ranks=2, sharding=SHARDING_FSDP2)
+    services.answers["GetFineTuningJob"] = lambda request, context: FineTuningJob(
+        name=request.name, run_record=record
+    )
+    assert "2, each with a part of the model" in run("jobs", "show", "one").stdout

@@ -15,11 +15,13 @@ from luthier.training.jobs.rules import resolved
 from luthier.training.recipes.batches import PlanTotals
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_SELECTIVE,
+    SHARDING_FSDP2,
     FineTuningJob,
     FullConfig,
     Hyperparameters,
     LoraConfig,
     PreferenceConfig,
+    RankRange,
     ReinforcementConfig,
     RewardModelConfig,
 )
@@ -167,3 +169,11 @@ def test_words_name_every_part() -> None:
     for part in ("weights", "adapters", "gradients", "optimiser", "activations", "logits", "runtime"):
         assert f"{part} " in found.words
     assert found.words.endswith("of 1,024 MiB that there are")
+
+
+def test_a_divided_model_is_counted_by_the_ranks_of_a_run_or_the_least_of_a_job() -> None:
+    assert trained_of(job(), SHAPE, num_ranks=4).num_parts == 1
+    said = job(sharding=SHARDING_FSDP2, ranks=RankRange(min_ranks=3, max_ranks=8))
+    assert trained_of(said, SHAPE).num_parts == 3
+    assert trained_of(said, SHAPE, num_ranks=6).num_parts == 6
+    assert trained_of(job(sharding=SHARDING_FSDP2), SHAPE).num_parts == 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
 from luthier.lm.module_patterns import assigned
 from luthier.lm.shape import ModelShape
-from luthier.training.recipe_settings import kept_of
+from luthier.training.recipe_settings import is_divided, kept_of, ranks_of
 from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.footprint import (
     Footprint,
@@ -109,8 +109,10 @@ def expected_words(memory: MemoryEstimate) -> str:
     return f"are expected to take {mib(memory.peak_bytes)} ({', '.join(parts)})"
 
 
-def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0) -> Trained:
+def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_ranks: int = 0) -> Trained:
     """Return what a job, all its defaults filled in, trains of a model; `other_bytes` are those of models beside it.
+
+    Of a model that ranks divide a part is that of so many; 0: of the least that the job takes.
 
     Raises:
         InvalidArgument: a pattern of ranks cannot be read or matches no module (MODULE_PATTERN_INVALID).
@@ -139,6 +141,7 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0) -> T
         has_reference=compared,
         keeps_reference=is_whole and draws and compared,
         other_bytes=other_bytes,
+        num_parts=(num_ranks or ranks_of(job)[0]) if is_divided(job) else 1,
         num_samples=job.reinforcement.num_samples,
         max_new_tokens=job.reinforcement.max_new_tokens,
     )

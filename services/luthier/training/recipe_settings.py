@@ -30,9 +30,17 @@ def batch_settings(job: FineTuningJob) -> BatchSettings:
     )
 
 
+def is_divided(job: FineTuningJob) -> bool:
+    """Whether each rank of a job holds a part of the model."""
+    return job.sharding == fine_tuning_job_pb2.SHARDING_FSDP2
+
+
 def ranks_of(job: FineTuningJob) -> tuple[int, int]:
-    """Return the least and the most ranks that a job may be trained on: one, where it says nothing."""
-    least = job.ranks.min_ranks or 1
+    """Return the least and the most ranks that a job may be trained on.
+
+    One, where it says nothing; two, where they divide the model.
+    """
+    least = job.ranks.min_ranks or (2 if is_divided(job) else 1)
     return least, max(least, job.ranks.max_ranks)
 
 

@@ -130,9 +130,11 @@ class Hurt:
     pids: list[int]
 
 
-async def disturbed(site: Site, number: signal.Signals, rank: int) -> Hurt:
-    """Send a signal to a rank after the first checkpoint, and wait for the end."""
-    job = await site.create_job(f"hurt-{rank}", wanted(num_epochs=12))
+async def disturbed(
+    site: Site, number: signal.Signals, rank: int, asked: FineTuningJob | None = None
+) -> Hurt:
+    """Send a signal to a rank of a job after its first checkpoint, and wait for the end."""
+    job = await site.create_job(f"hurt-{rank}", asked or wanted(num_epochs=12))
     events: list[Event] = []
     pids: list[int] = []
     hurt_at, seconds, why = 0.0, 0.0, ""

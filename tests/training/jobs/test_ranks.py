@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from luthier.errors import FailedPrecondition, InvalidArgument
-from luthier.v1.fine_tuning_job_pb2 import Hyperparameters, RankRange
+from luthier.v1.fine_tuning_job_pb2 import (
+    SHARDING_FSDP2,
+    SHARDING_REPLICATED,
+    Hyperparameters,
+    LoraConfig,
+    RankRange,
+)
 
 FIELD = "fine_tuning_job.ranks"
 CUT = {"hyperparameters": Hyperparameters(batch_tokens=40, micro_batch_tokens=10)}
@@ -58,3 +64,46 @@ async def test_passes_of_an_open_size_are_cut_by_who_trains(bench: Any) -> None:
     plan = await bench.plan(ranks=RankRange(min_ranks=2))
     assert plan.resolved_job.hyperparameters.micro_batch_tokens == 0
     assert not [text for text in plan.warnings if "ranks" in text]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "trained", "message"),
+    [
+        (
+            1,
+            2,
+            [],
+            f"{FIELD}.min_ranks: must be at least 2 with sharding SHARDING_FSDP2, as one rank holds all of the "
+            "model, got 1",
+        ),
+        (0, 1, [], f"{FIELD}.max_ranks: must be at least min_ranks, 2, got 1"),
+        (
+            2,
+            2,
+            ["lm_head"],
+            "fine_tuning_job.lora.trained_modules: must be empty with sharding SHARDING_FSDP2, which "
+            "divides no weights that an adapter puts in place of the model's, got ['lm_head']",
+        ),
+    ],
+)
+async def test_what_ranks_cannot_divide_is_refused_by_its_field(
+    bench: Any, least: int, most: int, trained: list[str], message: str
+) -> None:
+    lora = LoraConfig(trained_modules=trained)
+    ranks = RankRange(min_ranks=least, max_ranks=most)
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.plan(sharding=SHARDING_FSDP2, ranks=ranks, lora=lora)
+    assert caught.value.message == message
+    if trained or least:
+        await bench.plan(sharding=SHARDING_REPLICATED, ranks=ranks, lora=lora, **CUT)
+
+
+@pytest.mark.parametrize(("most", "filled"), [(0, (2, 2)), (8, (2, 8))])
+async def test_a_model_is_divided_by_two_ranks_where_nothing_is_said(
+    bench: Any, most: int, filled: tuple[int, int]
+) -> None:
+    plan = await bench.plan(sharding=SHARDING_FSDP2, ranks=RankRange(max_ranks=most), **CUT)
+    job = plan.resolved_job
+    assert (job.ranks.min_ranks, job.ranks.max_ranks) == filled
+    alone = (await bench.plan(sharding=SHARDING_FSDP2, **CUT)).resolved_job
+    assert (alone.ranks.min_ranks, alone.ranks.max_ranks) == (2, 2)

@@ -196,7 +196,11 @@ class Run:
             insert_lora(self.model, LoraSpec(rank=4, alpha=8.0), seed=11)
             adapter = Adapter(self.model, "default", base_model="tiny", score=score, division=division)
             return Engine(adapter, OPTIMISER, CPU, collective)
-        weights: AllWeights | DividedWeights = AllWeights(self.model, score=score) if division is None else DividedWeights(self.model, division, score=score)
+        weights: AllWeights | DividedWeights = (
+            AllWeights(self.model, score=score)
+            if division is None
+            else DividedWeights(self.model, division, score=score)
+        )
         if isinstance(self.loss, Grpo):
             weights.keep_start()
         return Engine(weights, OPTIMISER, CPU, collective)

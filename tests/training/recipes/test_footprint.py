@@ -158,3 +158,37 @@ def test_a_peak_is_the_sum_of_what_is_there_at_once() -> None:
     )
     assert found.peak == 1 + 2 + 4 + 8 + 64 + 48
     assert replace(found, cache=50).peak == 1 + 2 + 4 + 8 + 64 + 50
+
+
+LAYER = PRODUCTS // 10 + 2 * 64
+REST = 64_000 + 64
+"""Weights of a layer, and of what is in none."""
+
+
+@pytest.mark.parametrize("num_parts", [2, 8])
+def test_ranks_that_divide_an_adapters_model_hold_a_part_and_three_layers(num_parts: int) -> None:
+    found = footprint(replace(ADAPTER, num_parts=num_parts), PASS, "NONE")
+    assert found.weights == 2 * WEIGHTS // num_parts + 2 * (3 * LAYER + REST)
+    assert (found.adapters, found.gradients, found.optimiser) == (
+        4 * FACTORS // num_parts,
+        4 * FACTORS // num_parts,
+        8 * FACTORS // num_parts,
+    )
+    assert found.activations == footprint(ADAPTER, PASS, "NONE").activations, (
+        "what a rank computes is its own"
+    )
+
+
+def test_of_all_weights_the_parts_are_the_masters() -> None:
+    found = footprint(replace(ALL, num_parts=4), PASS, "NONE")
+    assert found.weights == 2 * (3 * LAYER + REST)
+    assert found.gradients == WEIGHTS + 8 * max(LAYER, REST)
+    assert found.optimiser == 3 * WEIGHTS
+    kept = footprint(replace(ALL, num_parts=4, keeps_reference=True), PASS, "NONE")
+    assert kept.weights - found.weights == 6 * WEIGHTS // 4
+
+
+def test_answers_are_drawn_from_all_of_a_divided_model() -> None:
+    drawn = replace(ADAPTER, num_samples=8, max_new_tokens=64)
+    whole, parts = (footprint(replace(drawn, num_parts=number), PASS, "NONE") for number in (1, 2))
+    assert parts.cache - whole.cache == 2 * WEIGHTS

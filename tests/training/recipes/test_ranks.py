@@ -178,7 +178,6 @@ def test_a_collective_sums_gathers_and_asks_the_first(tmp_path: Path) -> None:
             [part.tolist() for part in parts],
             collective.sum_counts([1.0, float(collective.rank)]),
             collective.sum_counts([]),
-            collective.sum_squares(4.0),
             collective.gathered({"rank": collective.rank}),
             (answer, len(asked)),
         )
@@ -186,7 +185,7 @@ def test_a_collective_sums_gathers_and_asks_the_first(tmp_path: Path) -> None:
     found = on_ranks(3, tmp_path, work)
     every = [{"rank": 0}, {"rank": 1}, {"rank": 2}]
     for rank, one in enumerate(found):
-        assert one == ([[[6.0] * 3] * 2, [1.5]], [3.0, 3.0], [], 4.0, every, ("first", int(rank == 0)))
+        assert one == ([[[6.0] * 3] * 2, [1.5]], [3.0, 3.0], [], every, ("first", int(rank == 0)))
 
 
 def test_a_rank_that_is_gone_is_named_as_lost(tmp_path: Path) -> None:
@@ -210,8 +209,20 @@ def test_batches_and_prompts_are_shared_out_whole() -> None:
             one.rank, one.num_ranks = rank, num_ranks
         for count in (0, 1, 4, 11):
             batches = [dealt(range(count), one) for one in ranks]
-            assert sorted(batch for part in batches for batch in part) == list(range(count))
+            assert sorted(batch for part in batches for batch in part) == [
+                (one, True) for one in range(count)
+            ]
             assert max(map(len, batches)) - min(map(len, batches)) <= 1
+            for one in ranks:
+                one.passes_together = True
+            together = [dealt(range(count), one) for one in ranks]
+            assert len({len(part) for part in together}) == 1, "all make as many passes"
+            assert sorted(place for part in together for place, counts in part if counts) == list(
+                range(count)
+            )
+            assert {place for part in together for place, counts in part if not counts} <= {count - 1}
+            for one in ranks:
+                one.passes_together = False
             shares = [share_of(count, one) for one in ranks]
             assert [place for share in shares for place in share] == list(range(count))
 

@@ -16,6 +16,7 @@ from luthier.grading.outcomes import GradingError
 from luthier.runtime.config import put
 from luthier.training.executors.pulse import Pulse
 from luthier.training.executors.ranks import RankOrder
+from luthier.training.recipe_settings import is_divided
 from luthier.training.recipes.collective import Collective
 from luthier.training.recipes.process_group import Replicas
 from luthier.training.worker.order import Desk
@@ -62,7 +63,7 @@ def joined(order: RankOrder, device: torch.device) -> Iterator[tuple[Collective,
             world_size=order.num_ranks,
             timeout=_WAIT,
         )
-        yield Replicas(device, pulse), device
+        yield Replicas(device, pulse, passes_together=is_divided(order.order.task.train.job)), device
         dist.destroy_process_group()
     finally:
         pulse.close()

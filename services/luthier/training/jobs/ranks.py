@@ -1,4 +1,4 @@
-"""On how many ranks a job may be trained: what it may say, and what its steps have work for."""
+"""On how many ranks a job may be trained, how they share its model, and what its steps have work for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from luthier.errors import FieldViolation
 from luthier.runtime.field_limits import LimitTable, whole
-from luthier.training.recipe_settings import ranks_of
+from luthier.training.recipe_settings import is_divided, ranks_of
 from luthier.training.recipes.survey import Survey, require_ranks, steps_with_idle_ranks
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
@@ -20,17 +20,30 @@ LIMITS: LimitTable = {
 
 def rank_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
     """Yield what does not go together in the ranks of a new job, as it came."""
-    least, most = job.ranks.min_ranks or 1, job.ranks.max_ranks
+    divided = is_divided(job)
+    said, most = job.ranks.min_ranks, job.ranks.max_ranks
+    least = said or (2 if divided else 1)
+    if divided and said == 1:
+        yield FieldViolation(
+            field="fine_tuning_job.ranks.min_ranks",
+            description="must be at least 2 with sharding SHARDING_FSDP2, as one rank holds all of the model, got 1",
+        )
     if most and most < least:
         yield FieldViolation(
             field="fine_tuning_job.ranks.max_ranks",
             description=f"must be at least min_ranks, {least}, got {most}",
         )
+    if divided and job.lora.trained_modules:
+        yield FieldViolation(
+            field="fine_tuning_job.lora.trained_modules",
+            description="must be empty with sharding SHARDING_FSDP2, which divides no weights that an adapter puts in "
+            f"place of the model's, got {list(job.lora.trained_modules)}",
+        )
 
 
 def fill_ranks(job: FineTuningJob) -> None:
     """Fill in, in place, the ranks of a job that says something of them."""
-    if job.HasField("ranks"):
+    if job.HasField("ranks") or is_divided(job):
         least, most = ranks_of(job)
         job.ranks.min_ranks, job.ranks.max_ranks = least, most
 

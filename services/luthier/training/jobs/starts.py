@@ -26,6 +26,7 @@ from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
 from luthier.training.names import is_checkpoint
+from luthier.training.recipe_settings import is_divided
 from luthier.training.weights import StoredModel, weight_files
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, LoraConfig
 from luthier.v1.model_pb2 import Model
@@ -127,6 +128,12 @@ class Starts:
                         "start_from",
                         f"must be an adapter that trains no lm_head: a reward model has none, and "
                         f"{start.reference.name} brings one",
+                    )
+                if is_divided(wanted) and lora.trained_modules:
+                    raise _refused(
+                        "start_from",
+                        f"must be an adapter that trains no module whole with sharding SHARDING_FSDP2, "
+                        f"{start.reference.name} trains {list(lora.trained_modules)}",
                     )
                 job.lora.CopyFrom(_same_lora(wanted, lora))
         return job

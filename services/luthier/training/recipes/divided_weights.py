@@ -1,4 +1,4 @@
-"""All weights of a model that is divided among ranks: each rank changes its parts, and writes them into its own files."""
+"""All weights of a model that is divided among ranks: each changes its parts, and writes them into its own files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ class DividedWeights:
             name: (tensor.shape, self.shards.dtype if name in self.divided else tensor.dtype)
             for name, tensor in sorted(state.items(), key=self._place)
         }
-        every = self.shards.whole((name, state[name].detach().to(dtype)) for name, (_, dtype) in forms.items())
+        every = self.shards.whole(
+            (name, state[name].detach().to(dtype)) for name, (_, dtype) in forms.items()
+        )
         if rank:
             for _ in every:
                 pass

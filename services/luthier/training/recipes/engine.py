@@ -71,8 +71,8 @@ class Engine:
 
     Everything that it computes is bitwise the same in every run on one machine with the same settings and number of
     ranks: all tensors are visited in order of their names, and no sum to one number is divided among threads.
-    `collective` are the ranks, each with an engine of the same weights and batches of its own; None: this one alone. Of a
-    model that is divided among them each has its parts, and all make every pass together, also one without gradients.
+    `collective` are the ranks, each with an engine of the same weights and batches of its own; None: this one alone. Of
+    a model that is divided among them each has its parts, and all make every pass together, one without gradients too.
     """
 
     def __init__(

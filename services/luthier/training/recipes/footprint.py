@@ -2,8 +2,8 @@
 
 Letters: E hidden size, L layers, H query heads, G key/value heads, D head size, F size between the MLP's products,
 V vocabulary, T tokens of the largest pass, N tokens that are scored in it, P weights, A weights of an adapter's
-factors, R ranks of all its modules together, W weights that an adapter trains whole. An element of the model and of
-activations has 2 bytes (bfloat16).
+factors, R ranks of all its modules together, W weights that an adapter trains whole, S ranks that divide the model, U
+weights of a layer or of what is in none. An element of the model and of activations has 2 bytes (bfloat16).
 
 Memory, in bytes:
 
@@ -26,6 +26,15 @@ Memory, in bytes:
                     pass is made: what counts is the larger of the two
       holes         on a processor glibc leaves some memory unused between what is kept and what is freed: `_HOLES`
     runtime         the libraries, and 9 bytes a token of the rows
+
+Of a model that S ranks divide, each of them holds an S-th of weights, adapters, gradients, optimiser and a reference,
+and besides:
+
+    weights         what is in no layer whole, 2 U, and three layers: one that computes, one that comes, and what it
+                    comes in; of all weights no other copy than these, as the masters are the parts
+    gradients       of all weights 8 U of the largest unit: as autograd made them, in float32 on their way, and the sums
+    cache           2 P while answers are drawn, for which each rank has all of the model
+    reference       4 P / S while all weights make room for those that they began from
 
 Time is products, in floating-point operations, over the rate of products, and bytes over the rate of memory:
 
@@ -93,6 +102,7 @@ class Trained:
         has_reference: whether what is learnt is compared with the weights that the run began from: a pass more.
         keeps_reference: whether these are kept beside those that train.
         other_bytes: of reward models that are loaded beside.
+        num_parts: S; 1: each rank has all of the model.
         num_samples: answers drawn to a prompt; 0: none is.
         max_new_tokens: of each of them.
     """
@@ -107,6 +117,7 @@ class Trained:
     has_reference: bool = False
     keeps_reference: bool = False
     other_bytes: int = 0
+    num_parts: int = 1
     num_samples: int = 0
     max_new_tokens: int = 0
 
@@ -159,20 +170,39 @@ def footprint(
     num_row_tokens: int = 0,
 ) -> Footprint:
     """Return what a run takes whose layers keep so much; `num_row_tokens` are those of all its rows."""
-    shape, P = trained.shape, trained.shape.num_parameters
-    weights = _ELEMENT * P * (2 if trained.keeps_reference else 1) + trained.other_bytes
+    shape, P, S = trained.shape, trained.shape.num_parameters, trained.num_parts
     A, W = trained.num_factors, trained.num_whole
     cache = 2 * _ELEMENT * shape.layers * shape.key_heads * shape.head_size * largest.num_cached
+    if S > 1 and trained.num_samples:
+        cache += _ELEMENT * P
+    in_flight = 8 * max(_units(shape)) if S > 1 and trained.is_whole else 0
     return Footprint(
-        weights=weights,
-        adapters=0 if trained.is_whole else 4 * A + _ELEMENT * W,
-        gradients=4 * trained.num_trained,
-        optimiser=12 * P if trained.is_whole else 8 * (A + W) + 4 * W,
+        weights=_weights_bytes(trained) + trained.other_bytes,
+        adapters=0 if trained.is_whole else (4 * A + _ELEMENT * W) // S,
+        gradients=4 * trained.num_trained // S + in_flight,
+        optimiser=(12 * P if trained.is_whole else 8 * (A + W) + 4 * W) // S,
         activations=activation_bytes(trained, largest.num_tokens, kept, place),
         logits=_logits_bytes(trained, largest.num_scored, place),
         cache=cache,
         runtime=_RUNTIME_BYTES[place] + _ROW_TOKEN_BYTES * num_row_tokens,
     )
+
+
+def _weights_bytes(trained: Trained) -> int:
+    """Return what is there of the model to compute with, and of a reference."""
+    P, S = trained.shape.num_parameters, trained.num_parts
+    if S == 1:
+        return _ELEMENT * P * (2 if trained.keeps_reference else 1)
+    layer, rest = _units(trained.shape)
+    parts = 0 if trained.is_whole else _ELEMENT * P // S
+    reference = (_ELEMENT + 4) * P // S if trained.keeps_reference else 0
+    return parts + reference + _ELEMENT * (3 * layer + rest)
+
+
+def _units(shape: ModelShape) -> tuple[int, int]:
+    """Return U: the weights of a layer, and those that are in none."""
+    rest = shape.vocabulary * shape.hidden * (1 if shape.is_tied else 2) + shape.hidden
+    return (shape.num_parameters - rest) // shape.layers, rest
 
 
 def activation_bytes(trained: Trained, num_tokens: int, kept: Checkpointing, place: Place) -> int:

@@ -76,7 +76,9 @@ def read_parts(files: Sequence[Path], into: Mapping[str, Tensor]) -> None:
         except Exception as error:
             raise DataLoss(f"{files[0].name} and the others cannot be read: {error}") from error
         _require(found, into, files)
-        dcp.load({name: tensor.detach() for name, tensor in into.items()}, storage_reader=reader, no_dist=True)
+        dcp.load(
+            {name: tensor.detach() for name, tensor in into.items()}, storage_reader=reader, no_dist=True
+        )
 
 
 class _Own(DefaultSavePlanner):

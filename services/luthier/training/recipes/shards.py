@@ -159,7 +159,7 @@ class Shards:
 
 
 class _Root(nn.Module):
-    """A model whose forward is whatever is done with it: all of its weights that are in no layer are whole meanwhile."""
+    """A model whose forward is whatever is done with it: its weights that are in no layer are whole meanwhile."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -208,11 +208,13 @@ class _ReduceScatter:
     ) -> dist.Work | None:
         """Sum what all ranks have into the parts."""
         with self._collective.exchange(input_tensor.nbytes, is_awaited=False):
-            return dist.reduce_scatter_single(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+            return dist.reduce_scatter_single(
+                output_tensor, input_tensor, op=op, group=group, async_op=async_op
+            )
 
 
 def _own(found: Any) -> Any:
-    """Return what a readout gave, a tensor or a named tuple of some, without views: FSDP's hooks are lost with those."""
+    """Return what a readout gave, a tensor or a named tuple of some, without views: FSDP's hooks get lost on those."""
     if isinstance(found, Tensor):
         return found.clone() if found._is_view() else found
     return type(found)(*map(_own, found)) if isinstance(found, tuple) else found

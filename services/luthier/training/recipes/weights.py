@@ -330,9 +330,7 @@ def model_state(
     return {name: state[name] for name in sorted(state) if name in trained or name not in every}
 
 
-def _divided_beside(
-    model: PreTrainedModel, name: str, reference: str | None, division: Division
-) -> Shards:
+def _divided_beside(model: PreTrainedModel, name: str, reference: str | None, division: Division) -> Shards:
     """Divide a model of which one adapter is trained, and another one that it began as is not."""
     if trained_weights(model, name):
         raise InvalidArgument(
@@ -346,13 +344,16 @@ def _divided_beside(
     return Shards(model, division, has_masters=False)
 
 
-def fresh_score(model: PreTrainedModel, seed: int) -> nn.Parameter:
-    """Return a head [1, E] of a reward model: normal, with a variance of 1 / (E + 1) (arXiv:2009.01325)."""
+def fresh_score(model: PreTrainedModel, seed: int, device: torch.device | None = None) -> nn.Parameter:
+    """Return a head [1, E] of a reward model: normal, with a variance of 1 / (E + 1) (arXiv:2009.01325).
+
+    It is on `device`; None: on the model's.
+    """
     embedding: Any = model.get_input_embeddings()
     width = embedding.weight.shape[1]
     generator = torch.Generator().manual_seed(seed)
     values = torch.empty(1, width).normal_(std=1 / math.sqrt(width + 1), generator=generator)
-    return nn.Parameter(values.to(model.device))
+    return nn.Parameter(values.to(device or model.device))
 
 
 def classifier_config(model: PreTrainedModel) -> Any:
@@ -378,8 +379,7 @@ def classifier_config(model: PreTrainedModel) -> Any:
     return config
 
 
-def with_score(
-    parameters: Mapping[str, nn.Parameter], score: nn.Parameter | None
-) -> dict[str, nn.Parameter]:
+def with_score(parameters: Mapping[str, nn.Parameter], score: nn.Parameter | None) -> dict[str, nn.Parameter]:
+    """Return parameters in the order of their names, with the head of a reward model where there is one."""
     every = dict(parameters) if score is None else {**parameters, SCORE: score}
     return dict(sorted(every.items()))

@@ -20,6 +20,7 @@ from luthier.lm.shape import shape_of
 from luthier.training.fitting import Fit
 from luthier.training.recipe_settings import (
     batch_settings,
+    is_divided,
     ranks_of,
     rendering_names,
     renderings_used,
@@ -36,6 +37,7 @@ from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.overlap import overlap
 from luthier.training.recipes.rollouts import Rollouts
+from luthier.training.recipes.shards import Division
 from luthier.training.recipes.survey import (
     Survey,
     require_fitting,
@@ -98,14 +100,17 @@ def _train(
     desk.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
-    model = load_model(folder, device=device)
+    # What ranks divide comes to their devices unit by unit.
+    model = load_model(folder, device="cpu" if is_divided(spec.job) else device)
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
-    run = _identity(spec.job, corpus, settings, loss, surroundings(model, collective.num_ranks))
     # The first rank grades for all.
-    loaded = load_reward_models(desk, model) if collective.rank == 0 else []
+    loaded = load_reward_models(desk, model, device) if collective.rank == 0 else []
     used = renderings_used(found, mixture, [spec.rendering_digest, *spec.mixed_rendering_digests])
-    weights = weights_of(desk, model, is_compared=is_compared(loss))
+    division = Division(collective=collective, device=device) if is_divided(spec.job) else None
+    weights = weights_of(desk, model, is_compared=is_compared(loss), division=division)
+    around = surroundings(model, collective.num_ranks, is_divided=weights.shards is not None)
+    run = _identity(spec.job, corpus, settings, loss, around)
     engine = Engine(weights, run.optimiser, model.device, collective)
     recorder = RunRecorder(desk=desk, model=model, used=used, num_ranks=collective.num_ranks, chosen=chosen)
     fit = _fit(desk, engine, corpus, settings, found, loaded, recorder)
@@ -161,7 +166,10 @@ def _fit(
     beside = bytes_beside(model, (one.valuer.model for one in loaded))
     # As transformers has it: what the file leaves open is said there.
     shape = shape_of({**model.config.to_dict(), "architectures": [type(model).__name__]})
-    fit = collective.of_first(lambda: trial.choose(shape, beside, recorder))
+    if engine.weights.shards is None:
+        fit = collective.of_first(lambda: trial.choose(shape, beside, recorder))
+    else:
+        fit = trial.choose(shape, max(collective.gathered(beside)), recorder)
     checkpoint_layers(model, fit.kept)
     return fit
 

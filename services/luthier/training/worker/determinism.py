@@ -30,9 +30,11 @@ def demand_determinism(device: torch.device) -> None:
 def attention_of(model: PreTrainedModel) -> str:
     """Return what the model's packed batches take for attention on its device."""
     config = model.config
+    # What the model computes in: of one that is divided among ranks the weights are wider than that.
+    dtype = config.dtype or model.dtype
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     softcap = getattr(config, "attn_logit_softcapping", None) or 0.0
-    return implementation(model.device, model.dtype, head_dim, softcap=softcap)
+    return implementation(model.device, dtype, head_dim, softcap=softcap)
 
 
 def best_effort_reason(model: PreTrainedModel, num_ranks: int = 1) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.adapter_files import load_reward_adapter
 from luthier.lm.load import load_model, load_reward_model
+from luthier.training.recipe_settings import is_divided
 from luthier.training.recipes.rollouts import Rollout
 from luthier.training.recipes.valuing import Valuer
 from luthier.training.worker.answer_ends import AnswerEnds, AskText, answer_ends
@@ -35,17 +37,18 @@ class LoadedRewardModel:
     taught: Taught
 
 
-def load_reward_models(desk: Desk, model: PreTrainedModel) -> list[LoadedRewardModel]:
-    """Load the reward models of a task beside its base model, as that was loaded and before anything trains it.
+def load_reward_models(desk: Desk, model: PreTrainedModel, device: torch.device) -> list[LoadedRewardModel]:
+    """Load the reward models of a task onto a device, and before anything trains its base model.
 
     An adapter on the base model of a run that trains an adapter is put into that very model, whose weights stay as they
-    are; any other one takes the memory of its own weights, and adapters of one base share it.
+    are and are whole; any other one takes the memory of its own weights, and adapters of one base share it.
 
     Raises:
         LuthierError: files could not be read, or are not those of a reward model.
     """
     spec = desk.task.train
-    bases = {} if spec.job.HasField("full") else {spec.base_model_digest: model}
+    is_apart = spec.job.HasField("full") or is_divided(spec.job)
+    bases = {} if is_apart else {spec.base_model_digest: model}
     loaded = []
     for number, one in enumerate(spec.reward_models):
         desk.progress("loading reward models", number, len(spec.reward_models), "models")
@@ -55,20 +58,20 @@ def load_reward_models(desk: Desk, model: PreTrainedModel) -> list[LoadedRewardM
         if one.base_model_files:
             name = f"reward-{number}"
             if one.base_model_digest not in bases:
-                bases[one.base_model_digest] = _base(desk, one, model)
+                bases[one.base_model_digest] = _base(desk, one, device)
             on = bases[one.base_model_digest]
             _, head = load_reward_adapter(on, folder, name)
             valuer = Valuer(model=on, head=head.to(on.device), adapter=name)
         else:
-            found = load_reward_model(folder, device=model.device)
+            found = load_reward_model(folder, device=device)
             valuer = Valuer(model=found.model, head=found.score)
         loaded.append(LoadedRewardModel(name=one.model, valuer=valuer, taught=one.taught))
     return loaded
 
 
-def _base(desk: Desk, one: task_pb2.GraderModel, model: PreTrainedModel) -> PreTrainedModel:
+def _base(desk: Desk, one: task_pb2.GraderModel, device: torch.device) -> PreTrainedModel:
     folder = _fetched(desk, one.base_model_files, desk.scratch / f"base-{one.base_model_digest}")
-    return load_model(folder, device=model.device)
+    return load_model(folder, device=device)
 
 
 def _fetched(desk: Desk, files: Iterable[ModelFile], folder: Path) -> Path:

@@ -39,8 +39,10 @@ class Staging:
         """Copy where a run stands, and begin to store that."""
         self.stored()
         folder = self._desk.scratch / f"step-{course.step}"
-        checkpoint.save(folder, self._engine, course, self._run)
-        paths = [folder / name for name in checkpoint.files_of(self._engine.weights)]
+        own = checkpoint.save(folder, self._engine, course, self._run)
+        # Where ranks write files of their own, the checkpoint begins when all have.
+        parts = self._engine.collective.gathered(own) if self._engine.weights.keeps_parts else [own]
+        paths = [path for part in parts for path in part]
         self._desk.begin_checkpoint(course.step, [*paths, *self._extra], course.metrics)
         self._folder = folder
 
@@ -48,7 +50,7 @@ class Staging:
         """Return the files of the last checkpoint, that before this attempt included, once the service has them."""
         if self._folder is not None:
             self._files = self._desk.checkpoint_stored()
-            # Of several ranks the first one alone has written.
+            # Of several ranks the first one alone has written, unless each has parts.
             if self._folder.exists():
                 shutil.rmtree(self._folder)
             self._folder = None

@@ -28,12 +28,14 @@ def kernel_choices(model: PreTrainedModel) -> dict[str, str]:
     return {**by_table, "attention": attention_of(model)}
 
 
-def surroundings(model: PreTrainedModel, num_ranks: int = 1) -> dict[str, str]:
+def surroundings(model: PreTrainedModel, num_ranks: int = 1, *, is_divided: bool = False) -> dict[str, str]:
     """Return all that the bits of a run's results depend on besides its settings and data.
 
-    One rank is not named: checkpoints of before there were several do not name it.
+    One rank is not named, nor that each has all of the model: checkpoints of before there was another way do not.
     """
     ranks = {"num_ranks": str(num_ranks)} if num_ranks > 1 else {}
+    if is_divided:
+        ranks["sharding"] = "FSDP2"
     return {
         **ranks,
         "code_version": importlib.metadata.version("luthier"),
@@ -79,6 +81,7 @@ def run_record(
         best_effort_reason=reason,
         renderings=used,
         num_ranks=num_ranks,
+        sharding=spec.job.sharding,
     )
 
 

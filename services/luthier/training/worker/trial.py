@@ -65,6 +65,9 @@ class Trial:
     def choose(self, shape: ModelShape, other_bytes: int, recorder: Recorder) -> Fit:
         """Return what the run's passes are: what an earlier attempt chose, or what fits here.
 
+        Ranks that divide the model all call it, with the same numbers, and make each trial together: one that has too
+        little memory for it ends the attempt.
+
         Of what fits the fastest is tried: the largest pass is made, and its gradient forgotten. `other_bytes` are those
         of models beside the one that trains.
 
@@ -75,7 +78,8 @@ class Trial:
         """
         job, device = self.desk.task.train.job, self.engine.weights.model.device
         place: Place = "GPU" if device.type == "cuda" else "CPU"
-        trained, rows, limit = trained_of(job, shape, other_bytes), self._rows(), self.limit
+        num_ranks = self.engine.collective.num_ranks
+        trained, rows, limit = trained_of(job, shape, other_bytes, num_ranks), self._rows(), self.limit
         if job.run_record.micro_batch_tokens:
             kept = kept_of(job.run_record.activation_checkpointing)
             before = fit_of(trained, rows, job.run_record.micro_batch_tokens, kept, place, limit)
@@ -135,11 +139,13 @@ class Trial:
         try:
             try_pass(self.engine, batch, trained)
         except (MemoryError, RuntimeError) as error:
-            if not is_for_memory(error):
+            # Others wait within the pass, who cannot be told.
+            if not is_for_memory(error) or self.engine.weights.shards is not None:
                 raise
             return None
         # Both moments come into being with the first update.
-        return peak_bytes(device) + 8 * trained.num_trained
+        held = peak_bytes(device) + 8 * trained.num_trained // trained.num_parts
+        return held if self.engine.weights.shards is None else max(self.engine.collective.gathered(held))
 
 
 def bytes_beside(model: PreTrainedModel, others: Iterable[PreTrainedModel]) -> int:

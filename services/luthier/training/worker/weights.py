@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -9,6 +10,8 @@ from transformers import PreTrainedModel
 
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.lora import LoraSpec, insert_lora
+from luthier.training.recipes.divided_weights import DividedWeights
+from luthier.training.recipes.shards import Division
 from luthier.training.recipes.weights import Adapter, AllWeights, Weights, fresh_score
 from luthier.training.worker.order import Desk
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
@@ -19,26 +22,32 @@ REFERENCE = "reference"
 """Name of the adapter that it began as, where it is compared with that."""
 
 
-def weights_of(desk: Desk, model: PreTrainedModel, *, is_compared: bool) -> Weights:
+def weights_of(
+    desk: Desk, model: PreTrainedModel, *, is_compared: bool, division: Division | None = None
+) -> Weights:
     """Return the weights of a task's job, bound to its base model, as they are before the first step.
+
+    With a division the model is divided then.
 
     A task that resumes begins with those of its checkpoint: what the job began from is fetched again only where what
     is learnt is compared with it.
 
     Raises:
         InvalidArgument: a target matches no linear layer, a pattern no target (MODULE_PATTERN_INVALID), or the model
-            has no such module to train whole (TRAINED_MODULE_INVALID).
+            has no such module to train whole (TRAINED_MODULE_INVALID), or one that is divided is to train one so
+            (SHARDING_INVALID).
+        FailedPrecondition: SHARDING_INVALID, the model cannot be divided.
         DataLoss: what the job begins from does not fit the model.
     """
     spec = desk.task.train
     begins = bool(spec.start_files) and not spec.checkpoint_files
     folder = desk.scratch / "start"
     if spec.job.HasField("full"):
-        weights = AllWeights(model, score=_score(spec.job, model))
+        weights = _all_weights(spec.job, model, division)
         # Answers that are drawn on the way cannot be scored before the first step, as other rows are.
         keeps_start = is_compared and spec.job.HasField("reinforcement")
         if begins or (keeps_start and spec.start_files):
-            _fetch_start(desk, folder, weights.files)
+            _fetch_start(desk, folder, weights.needs)
             weights.load(folder)
         if keeps_start:
             weights.keep_start()
@@ -46,7 +55,7 @@ def weights_of(desk: Desk, model: PreTrainedModel, *, is_compared: bool) -> Weig
     _insert(spec.job, model)
     has_reference = bool(spec.start_files) and is_compared
     if begins or has_reference:
-        _fetch_start(desk, folder, Adapter.files)
+        _fetch_start(desk, folder, Adapter.needs)
     if has_reference:
         load_adapter(model, folder, REFERENCE)
     adapter = Adapter(
@@ -54,18 +63,28 @@ def weights_of(desk: Desk, model: PreTrainedModel, *, is_compared: bool) -> Weig
         ADAPTER,
         base_model=spec.job.base_model,
         reference=REFERENCE if has_reference else None,
-        score=_score(spec.job, model),
+        score=_score(spec.job, model, division),
         seed=spec.job.hyperparameters.seed,
+        division=division,
     )
     if begins:
         adapter.begin_from(folder)
     return adapter
 
 
-def _fetch_start(desk: Desk, folder: Path, names: tuple[str, ...]) -> None:
+def _all_weights(
+    job: FineTuningJob, model: PreTrainedModel, division: Division | None
+) -> AllWeights | DividedWeights:
+    score = _score(job, model, division)
+    if division is None:
+        return AllWeights(model, score=score)
+    return DividedWeights(model, division, score=score)
+
+
+def _fetch_start(desk: Desk, folder: Path, needs: Callable[[str], bool]) -> None:
     spec = desk.task.train
     for file in spec.start_files:
-        if file.path in names:
+        if needs(file.path):
             desk.fetch_into(folder, file)
     if not spec.checkpoint_files:
         desk.log(f"begins from {spec.job.start_from}")
@@ -85,6 +104,9 @@ def _insert(job: FineTuningJob, model: PreTrainedModel) -> None:
     insert_lora(model, spec, seed=job.hyperparameters.seed, name=ADAPTER)
 
 
-def _score(job: FineTuningJob, model: PreTrainedModel) -> nn.Parameter | None:
+def _score(job: FineTuningJob, model: PreTrainedModel, division: Division | None) -> nn.Parameter | None:
     """Return the head of a reward model, None for a model of words."""
-    return fresh_score(model, job.hyperparameters.seed) if job.HasField("reward_model") else None
+    if not job.HasField("reward_model"):
+        return None
+    device = model.device if division is None else division.device
+    return fresh_score(model, job.hyperparameters.seed, device)

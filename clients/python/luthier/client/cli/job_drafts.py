@@ -177,6 +177,12 @@ _JOB_OPTIONS = (
         help="Steps between validations. [default: an epoch]",
     ),
     field_option(
+        "--sharding",
+        field="sharding",
+        type=click.Choice(["replicated", "fsdp2"]),
+        help="What each rank holds of the model; fsdp2: a part, on at least 2 ranks. [default: all]",
+    ),
+    field_option(
         "--require-device",
         field="requirements.device",
         type=click.Choice(["cpu", "cuda", "rocm", "gpu"]),

@@ -19,7 +19,7 @@ from luthier.client.names import short
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, MetricPoint
+    from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, MetricPoint, RunRecord
 
 
 @click.group(cls=SuggestingGroup)
@@ -227,6 +227,7 @@ def _facts(job: FineTuningJob) -> Table:
             ("metrics", mapping(job.latest_metrics)),
             ("attempts", job.num_attempts),
             ("device", record.device),
+            ("ranks", _ranks(record)),
             ("passes", passes(record.micro_batch_tokens, record.activation_checkpointing)),
             ("memory", memory(record.memory)),
             ("kernels", mapping(record.kernels)),
@@ -235,6 +236,14 @@ def _facts(job: FineTuningJob) -> Table:
             ("labels", mapping(job.labels)),
         ]
     )
+
+
+def _ranks(record: RunRecord) -> str:
+    """Return on how many ranks a job runs, if on several, and what each holds; empty before."""
+    from luthier.v1.fine_tuning_job_pb2 import SHARDING_FSDP2
+
+    held = "a part of the model" if record.sharding == SHARDING_FSDP2 else "the whole model"
+    return f"{record.num_ranks}, each with {held}" if record.num_ranks > 1 else ""
 
 
 def _trained(job: FineTuningJob) -> str:
