@@ -250,8 +250,9 @@ def what_would(job: FineTuningJob, trained: Trained, rows: Rows, place: Place, l
         trained, Rows(longest=1, largest=1, scored_share=1.0, num_tokens=0), 1, "FULL", place, limit
     )
     needed = round(least.footprint.peak / USABLE)
-    smaller = "an adapter, or a smaller base model" if trained.is_whole else "a smaller base model"
-    return f"no pass would: it needs a device of at least {mib(needed)}, {smaller}"
+    smaller = "an adapter, a smaller base model" if trained.is_whole else "a smaller base model"
+    ranks = "more ranks" if trained.num_parts > 1 else "ranks that divide the model (sharding FSDP2)"
+    return f"no pass would: it needs a device of at least {mib(needed)}, {smaller}, or {ranks}"
 
 
 def _longest_that_fits(trained: Trained, rows: Rows, place: Place, limit: int) -> int:

@@ -12,11 +12,14 @@ from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, Reason
 from luthier.training.models import repository
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_NONE,
+    SHARDING_FSDP2,
+    SHARDING_REPLICATED,
     DeviceClass,
     FineTuningPlan,
     FullConfig,
     Hyperparameters,
     LoraConfig,
+    RankRange,
 )
 from luthier.v1.model_pb2 import ModelFile
 from luthier.v1.training_service_pb2 import PlanFineTuningJobRequest
@@ -101,7 +104,7 @@ async def test_what_does_not_fit_is_refused_with_what_would(bench: Bench) -> Non
     assert caught.value.reason == Reason.DOES_NOT_FIT
     assert caught.value.metadata["memory_bytes"] == str(3 << 30)
     assert int(caught.value.metadata["peak_bytes"]) > 3 << 30
-    assert "an adapter, or a smaller base model" in caught.value.message
+    assert "an adapter, a smaller base model, or ranks that divide the model (sharding FSDP2)" in caught.value.message
     fits = await planned(bench, small)
     assert fits.memory.peak_bytes <= 0.9 * (3 << 30)
 
@@ -157,3 +160,17 @@ async def test_a_broken_config_is_data_loss(bench: Bench) -> None:
     await give_config(bench, "{")
     with pytest.raises(DataLoss, match=r"config\.json of a stored model cannot be read"):
         await planned(bench)
+
+
+async def test_ranks_that_divide_a_model_take_less_each(bench: Bench) -> None:
+    """Counted for the least ranks of a job: a worker with no more may take it."""
+    await give_config(bench)
+    ranks = RankRange(min_ranks=4, max_ranks=64)
+    whole, parts = [
+        (await planned(bench, full=FullConfig(), ranks=ranks, sharding=sharding)).memory
+        for sharding in (SHARDING_REPLICATED, SHARDING_FSDP2)
+    ]
+    assert parts.optimiser_bytes == whole.optimiser_bytes // 4
+    assert parts.weights_bytes < whole.weights_bytes
+    assert parts.activations_bytes == whole.activations_bytes
+    assert parts.peak_bytes < whole.peak_bytes
