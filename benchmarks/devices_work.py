@@ -198,6 +198,11 @@ class LocalDesk:
         target.hardlink_to(self.fetch(file))
         return target
 
+    def handed(self, step: int, paths: Sequence[Path]) -> list[Path]:
+        """Return the paths, which are here."""
+        del step
+        return list(paths)
+
     def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
         """Keep the files of a checkpoint in place of the one before."""
         del metrics

@@ -104,7 +104,10 @@ async def test_what_does_not_fit_is_refused_with_what_would(bench: Bench) -> Non
     assert caught.value.reason == Reason.DOES_NOT_FIT
     assert caught.value.metadata["memory_bytes"] == str(3 << 30)
     assert int(caught.value.metadata["peak_bytes"]) > 3 << 30
-    assert "an adapter, a smaller base model, or ranks that divide the model (sharding FSDP2)" in caught.value.message
+    assert (
+        "an adapter, a smaller base model, or ranks that divide the model (sharding FSDP2)"
+        in caught.value.message
+    )
     fits = await planned(bench, small)
     assert fits.memory.peak_bytes <= 0.9 * (3 << 30)
 

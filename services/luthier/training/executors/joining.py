@@ -78,6 +78,7 @@ class RankDesk:
         self.check = desk.check
         self.fetch = desk.fetch
         self.fetch_into = desk.fetch_into
+        self.handed = desk.handed
         self._desk = desk
         self._collective = collective
 
@@ -113,7 +114,7 @@ class RankDesk:
             self._desk.run_record(record)
 
     def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
-        """Begin to make the first rank's files the checkpoint to resume from."""
+        """Begin to make files, of all ranks, the checkpoint to resume from: the first rank does."""
         if self._is_first:
             self._desk.begin_checkpoint(step, paths, metrics)
 

@@ -32,7 +32,7 @@ from luthier.training.recipes.whole_file import write_whole
 class DividedWeights:
     """Every weight of a model that it divides, as float32 masters, which are rounded on their way into a pass.
 
-    Memory besides activations: 16 bytes a weight, divided by the ranks, and two layers and what is in no layer whole.
+    Memory besides activations: 16 bytes a weight, divided by the ranks, and some layers and what is in no layer whole.
     `model.safetensors` and `config.json` are what transformers loads, put together by the first rank one tensor at a
     time; masters are written by each rank. With a `score` head it is a reward model; each rank has that whole.
     """

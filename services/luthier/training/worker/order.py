@@ -117,6 +117,10 @@ class Desk(Protocol):
         """Put a file of the task's own service into a folder under its own path; do not change it there."""
         ...
 
+    def handed(self, step: int, paths: Sequence[Path]) -> list[Path]:
+        """Return where the driver finds files of a checkpoint that this rank wrote: what the first one is to begin."""
+        ...
+
     def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
         """Begin to make files, under their names, the checkpoint to resume from; one at a time.
 

@@ -40,9 +40,11 @@ class Staging:
         self.stored()
         folder = self._desk.scratch / f"step-{course.step}"
         own = checkpoint.save(folder, self._engine, course, self._run)
-        # Where ranks write files of their own, the checkpoint begins when all have.
-        parts = self._engine.collective.gathered(own) if self._engine.weights.keeps_parts else [own]
-        paths = [path for part in parts for path in part]
+        paths = own
+        if self._engine.weights.keeps_parts:
+            # The checkpoint begins when every rank has written its files.
+            parts = self._engine.collective.gathered(self._desk.handed(course.step, own))
+            paths = [path for part in parts for path in part]
         self._desk.begin_checkpoint(course.step, [*paths, *self._extra], course.metrics)
         self._folder = folder
 
