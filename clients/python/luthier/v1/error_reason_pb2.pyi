@@ -186,6 +186,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A job takes at least so many ranks, and no step of it has work for all of them."""
     ERROR_REASON_RANKS_DIVERGED: _ErrorReason.ValueType  # 158
     """The ranks of a run no longer have the same weights."""
+    ERROR_REASON_SHARDING_INVALID: _ErrorReason.ValueType  # 170
+    """What a job trains cannot be divided among ranks in the way that it says."""
     ERROR_REASON_DOES_NOT_FIT: _ErrorReason.ValueType  # 150
     """A job does not fit into the memory of the device that it is planned for; the message says what would."""
 
@@ -358,6 +360,8 @@ ERROR_REASON_TOO_MANY_RANKS: ErrorReason.ValueType  # 157
 """A job takes at least so many ranks, and no step of it has work for all of them."""
 ERROR_REASON_RANKS_DIVERGED: ErrorReason.ValueType  # 158
 """The ranks of a run no longer have the same weights."""
+ERROR_REASON_SHARDING_INVALID: ErrorReason.ValueType  # 170
+"""What a job trains cannot be divided among ranks in the way that it says."""
 ERROR_REASON_DOES_NOT_FIT: ErrorReason.ValueType  # 150
 """A job does not fit into the memory of the device that it is planned for; the message says what would."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

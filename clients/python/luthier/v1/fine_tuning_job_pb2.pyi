@@ -111,6 +111,34 @@ DETERMINISM_BEST_EFFORT: Determinism.ValueType  # 2
 """Equal within rounding."""
 Global___Determinism: _TypeAlias = Determinism  # noqa: Y015
 
+class _Sharding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ShardingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sharding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SHARDING_UNSPECIFIED: _Sharding.ValueType  # 0
+    """REPLICATED."""
+    SHARDING_REPLICATED: _Sharding.ValueType  # 1
+    """All of it: gradients are summed once a step. The fastest, where it fits."""
+    SHARDING_FSDP2: _Sharding.ValueType  # 2
+    """A part of every weight, gradient and moment; a layer is put together while it computes (torch FSDP2). Memory falls with the
+    number of ranks, of which it takes at least 2; each pass exchanges all weights. No lora.trained_modules.
+    """
+
+class Sharding(_Sharding, metaclass=_ShardingEnumTypeWrapper):
+    """Sharding is what of a model each rank holds. The same steps are made either way, with losses that are equal within rounding."""
+
+SHARDING_UNSPECIFIED: Sharding.ValueType  # 0
+"""REPLICATED."""
+SHARDING_REPLICATED: Sharding.ValueType  # 1
+"""All of it: gradients are summed once a step. The fastest, where it fits."""
+SHARDING_FSDP2: Sharding.ValueType  # 2
+"""A part of every weight, gradient and moment; a layer is put together while it computes (torch FSDP2). Memory falls with the
+number of ranks, of which it takes at least 2; each pass exchanges all weights. No lora.trained_modules.
+"""
+Global___Sharding: _TypeAlias = Sharding  # noqa: Y015
+
 @_typing.final
 class LoraConfig(_message.Message):
     """LoraConfig says which low-rank adapter is trained."""
@@ -886,6 +914,7 @@ class RunRecord(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     BEST_EFFORT_REASON_FIELD_NUMBER: _builtins.int
     NUM_RANKS_FIELD_NUMBER: _builtins.int
+    SHARDING_FIELD_NUMBER: _builtins.int
     code_version: _builtins.str
     """Version of Luthier."""
     base_model_digest: _builtins.str
@@ -912,6 +941,8 @@ class RunRecord(_message.Message):
     """Why no more than BEST_EFFORT is promised, for people. Empty where more is, and in records of before this was kept."""
     num_ranks: _builtins.int
     """Ranks that share each step's work, whose sums depend on their number in their last bits. 0 in records of before it: one."""
+    sharding: Global___Sharding.ValueType
+    """What of the model each of them holds. Unset in records of before it: all of it."""
     @_builtins.property
     def kernels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Implementation that ran, by operator."""
@@ -942,10 +973,11 @@ class RunRecord(_message.Message):
         memory: Global___MemoryEstimate | None = ...,
         best_effort_reason: _builtins.str = ...,
         num_ranks: _builtins.int = ...,
+        sharding: Global___Sharding.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_checkpointing", b"activation_checkpointing", "base_model_digest", b"base_model_digest", "best_effort_reason", b"best_effort_reason", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "memory", b"memory", "micro_batch_tokens", b"micro_batch_tokens", "num_ranks", b"num_ranks", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "torch_version", b"torch_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_checkpointing", b"activation_checkpointing", "base_model_digest", b"base_model_digest", "best_effort_reason", b"best_effort_reason", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "memory", b"memory", "micro_batch_tokens", b"micro_batch_tokens", "num_ranks", b"num_ranks", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "sharding", b"sharding", "torch_version", b"torch_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1103,6 +1135,7 @@ class FineTuningJob(_message.Message):
     MIXED_RENDERINGS_FIELD_NUMBER: _builtins.int
     RENDERING_SHARE_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
+    SHARDING_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
@@ -1148,6 +1181,8 @@ class FineTuningJob(_message.Message):
     """The step of the best checkpoint so far. 0 without selection, and before the first validation."""
     rendering_share: _builtins.float
     """The share of `rendering` itself; with those of mixed_renderings it adds up to 1. 0 means the rest of them."""
+    sharding: Global___Sharding.ValueType
+    """What of the model each of its ranks holds. Unset means all of it. With FSDP2 min_ranks is 2 where it is not said."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
@@ -1282,6 +1317,7 @@ class FineTuningJob(_message.Message):
         mixed_renderings: _abc.Iterable[Global___RenderingShare] | None = ...,
         rendering_share: _builtins.float = ...,
         ranks: Global___RankRange | None = ...,
+        sharding: Global___Sharding.ValueType = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
@@ -1289,7 +1325,7 @@ class FineTuningJob(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "reinforcement", b"reinforcement", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015
