@@ -175,13 +175,14 @@ def test_gradients_are_sums_over_ranks_of_adapters_that_nothing_rounds(
     run = make_run("sft", batch_tokens=192)
     wanted = gradients_of(run.engine(OneRank()), run, OneRank())
 
-    def found(collective: Collective) -> dict[str, Tensor]:
+    def found(collective: Collective) -> dict[str, Any]:
         run = make_run("sft", batch_tokens=192)
-        return gradients_of(run.engine(collective), run, collective)
+        whole = gradients_of(run.engine(collective), run, collective)
+        return {name: gradient.numpy() for name, gradient in whole.items()}
 
     for name, gradient in divided(2, tmp_path, found)[1].items():
         scale = wanted[name].abs().max()
-        assert (gradient - wanted[name]).abs().max() <= 1e-5 * scale, name
+        assert (torch.from_numpy(gradient) - wanted[name]).abs().max() <= 1e-5 * scale, name
 
 
 def test_a_rank_holds_its_part_and_layers_are_whole_only_while_they_compute(
@@ -214,7 +215,7 @@ def test_a_rank_holds_its_part_and_layers_are_whole_only_while_they_compute(
     for total, parts, factors, is_tied, all_parts, seen in divided(2, tmp_path, held):
         assert all_parts, "also after a pass without a gradient, which FSDP leaves whole at its root"
         assert is_tied
-        assert total / 2 <= parts - factors <= total / 2 + 8
+        assert abs(parts - factors - total / 2) <= 32, "of an odd number of words one has a row more"
         (one,) = seen
         assert one == (torch.nn.Parameter, torch.bfloat16, torch.float32, ((32, 32), (4, 32)))
 
@@ -287,7 +288,7 @@ def test_a_rank_makes_passes_alone_while_it_has_all_weights(make_run: RunMaker, 
 
     (none, first, num_exchanges), (some, second, _) = divided(2, tmp_path, work)
     assert (none, len(some)) == ([], 3)
-    assert {*some, first, second} == {pytest.approx(wanted["train_loss"], rel=1e-3)}
+    assert [*some, first, second] == pytest.approx([wanted["train_loss"]] * 5, rel=1e-3)
     assert num_exchanges == 3, "two layers, and what is in none"
 
 

@@ -6,6 +6,7 @@ of a single part. Each rank writes by itself, so that nobody waits for another.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import tempfile
@@ -26,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from luthier.errors import DataLoss
 
+_SAID = "__metadata__"
 _FILE_BYTES = 256 << 20
 """Of a file, all of which is held twice while it is written."""
 
@@ -54,6 +56,7 @@ def write_parts(folder: Path, stem: str, tensors: Mapping[str, Tensor], rank: in
         )
         dcp.save(dict(tensors), storage_writer=writer, planner=_Own(), no_dist=True)
         for number, path in enumerate(sorted(Path(aside).iterdir())):
+            _order_header(path)
             written.append(path.replace(folder / f"{stem}-part-{rank:05d}-{number:05d}.safetensors"))
     return written
 
@@ -88,6 +91,18 @@ class _Own(DefaultSavePlanner):
         """Return the plan itself: files say themselves what they hold."""
         self.global_plan, self.metadata = all_plans, Metadata(state_dict_metadata={})
         return self.global_plan, self.metadata
+
+
+def _order_header(path: Path) -> None:
+    """Bring what a file says of itself into one order: safetensors has it in any, and equal parts have equal bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header[_SAID] = dict(sorted(header[_SAID].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the same words in another order"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _numbered(tensors: Mapping[str, Tensor]) -> dict[str, int]:
