@@ -52,9 +52,9 @@ async def test_an_adapter_of_a_divided_model_outlives_a_rank_and_loses_no_bit(
     site: Site, model_folder: Path, children: Children
 ) -> None:
     async with working(site, model_folder, crew_of(children, 2)):
-        alone = await site.ended((await site.create_job("alone", asked(is_divided=False, num_epochs=8))).name)
-        whole = await site.ended((await site.create_job("whole", asked(num_epochs=8))).name)
-        hurt = await disturbed(site, signal.SIGKILL, 1, asked(num_epochs=8))
+        alone = await site.ended((await site.create_job("alone", asked(is_divided=False, num_epochs=4))).name)
+        whole = await site.ended((await site.create_job("whole", asked(num_epochs=4))).name)
+        hurt = await disturbed(site, signal.SIGKILL, 1, asked(num_epochs=4))
         for job in (alone, whole, hurt.job):
             assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
         assert (whole.run_record.sharding, whole.run_record.num_ranks) == (SHARDING_FSDP2, 2)

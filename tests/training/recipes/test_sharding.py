@@ -66,12 +66,13 @@ def assert_close(found: list[dict[str, float]], wanted: list[dict[str, float]]) 
 def test_every_method_makes_the_steps_of_one_rank_and_the_same_bits_again(
     make_run: RunMaker, kind: str, tmp_path: Path
 ) -> None:
-    alone = {method: make_run(method, kind).made(OneRank(), tmp_path / method) for method in KINDS}
+    short = {"max_steps": 3}
+    alone = {method: make_run(method, kind, **short).made(OneRank(), tmp_path / method) for method in KINDS}
 
     def twice(collective: Collective) -> dict[str, list[Made]]:
         def made(method: str, name: str) -> Made:
             folder = tmp_path / name / f"{method}-{collective.rank}"
-            return make_run(method, kind, alone[method].rollouts).made(collective, folder)
+            return make_run(method, kind, alone[method].rollouts, **short).made(collective, folder)
 
         return {method: [made(method, name) for name in ("first", "second")] for method in KINDS}
 
@@ -116,12 +117,13 @@ def test_three_ranks_of_which_some_have_nothing_to_do_make_the_steps_of_one(
     assert three[0].steps == three[1].steps == three[2].steps
 
 
-WAYS = ((2, True, 1, False), (1, False, 2, True), (2, True, 3, True), (3, True, 2, False))
+WAYS = ((2, True, 1, False), (1, False, 2, True), (2, True, 3, True))
 """Ranks before and after, and whether they divide the model."""
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kind", ["adapter", "all"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("adapter", torch.bfloat16), ("all", torch.bfloat16), ("all", torch.float32)]
+)
 def test_a_checkpoint_goes_on_on_other_ranks_divided_or_not(
     make_run: RunMaker, kind: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -142,8 +144,8 @@ def test_a_checkpoint_goes_on_on_other_ranks_divided_or_not(
         made_steps: list[dict[str, float]] = found[0].steps
         return made_steps
 
-    # Each is some second of real processes: the ways that differ in what reads what.
-    ways = WAYS if (kind, dtype) == ("all", torch.bfloat16) else WAYS[:2]
+    # A model of float32 is its own masters, and is read from another file.
+    ways = WAYS[:2] if dtype == torch.float32 else WAYS
     for number, (before, is_divided, after, goes_on_divided) in enumerate(ways):
         first = steps(before, is_divided, f"{number}-before", end_step=3)
         begin = tmp_path / f"{number}-before-stored"
