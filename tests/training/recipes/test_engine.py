@@ -16,10 +16,9 @@ from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.lm.readouts import FusedLoss, TokenLogprobs, TokenScores
 from luthier.training.recipes import engine as recipe_engine
-from luthier.training.recipes import masters as recipe_masters
 from luthier.training.recipes.collective import OneRank
 from luthier.training.recipes.engine import Engine, OptimiserSettings, Sum
-from luthier.training.recipes.masters import pieces
+from luthier.training.recipes.masters import mastered, pieces
 from luthier.training.recipes.objectives import supervised
 from luthier.training.recipes.weights import Adapter
 
@@ -320,7 +319,7 @@ def test_pieces_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_master_adds_up_gradients_of_another_type(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(6)
     weight = nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))
-    master = recipe_masters._mastered(weight)
+    master = mastered(weight)
     master.grad = torch.zeros(shape)
     passes = [torch.randn(shape, generator=generator).bfloat16() for _ in range(3)]
     for one in passes:
