@@ -11,6 +11,7 @@ from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound, Reason
 from luthier.v1.fine_tuning_job_pb2 import (
+    SHARDING_FSDP2,
     FineTuningJob,
     FullConfig,
     Hyperparameters,
@@ -235,6 +236,11 @@ async def test_a_checkpoint_of_all_weights_is_gone_on_with_by_all_weights(bench:
             {"start_from": ADAPTER, "reward_model": RewardModelConfig()},
             InvalidArgument,
             "start_from: must be an adapter that trains no lm_head: a reward model has none, and .*/adapter brings one",
+        ),
+        (
+            {"start_from": ADAPTER, "sharding": SHARDING_FSDP2},
+            InvalidArgument,
+            "must be an adapter that trains no module whole with sharding SHARDING_FSDP2, .*/adapter trains",
         ),
         ({"base_model": "", "start_from": ""}, InvalidArgument, "must name a base model, or start_from"),
         (
