@@ -114,6 +114,7 @@ struct ProductTask {
   }
 
   void run(int64_t task) const {
+    [[maybe_unused]] const typename Path::Session session{};
     const int64_t column = task % num_panels() * P, row = task / num_panels() * row_block();
     const int64_t columns = p.num_columns - column < P ? p.num_columns - column : P;
     const int64_t rows = p.num_rows - row < row_block() ? p.num_rows - row : row_block();
@@ -226,6 +227,7 @@ void gram_panel(const Gram& p, int64_t column) {
   typedef typename Path::Scalar Scalar;
   typedef typename Path::Item Item;
   constexpr int64_t kRows = Path::pair == 2 ? 256 : 64;
+  [[maybe_unused]] const typename Path::Session session{};
   const int64_t columns = p.num_columns - column < P ? p.num_columns - column : P;
   const int vectors = vectors_for(columns), rank_vectors = vectors_for(p.rank);
   Cutter cutter{nullptr};
