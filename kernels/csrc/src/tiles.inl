@@ -39,7 +39,7 @@ struct TileAt {
 
 // Where the parts of a product that fill no tile are laid out for one, zeros behind them.
 struct alignas(64) TileSpace {
-  uint16_t rows[2][kTileItems], columns[kTileItems];
+  uint16_t rows[2][kTileItems], columns[2][kTileItems];
   float sums[4][kTile * kTile];
 };
 
@@ -83,6 +83,21 @@ void leave_sums(const float* sums, float* c, int64_t c_stride, int64_t rows, boo
   }
 }
 
+// One step of the four sums: tiles 0 to 3 are added to, 4 to 7 loaded.
+template <int columns>
+void multiply_step(TileAt top, TileAt bottom, TileAt left, TileAt right) {
+  _tile_loadd(6, left.items, left.stride_bytes);
+  _tile_loadd(4, top.items, top.stride_bytes);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(5, bottom.items, bottom.stride_bytes);
+  _tile_dpbf16ps(2, 5, 6);
+  if constexpr (columns > 1) {
+    _tile_loadd(7, right.items, right.stride_bytes);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
 // Two tiles of rows times one or two of the columns, the first of them `s`.
 template <int columns>
 void multiply_square(Rows<TilePath> a, const uint16_t* b, int vectors, int s, int64_t steps, float* c, int64_t c_stride,
@@ -91,22 +106,23 @@ void multiply_square(Rows<TilePath> a, const uint16_t* b, int vectors, int s, in
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t step = 0; step < steps; step += kTile) {
+  int64_t step = 0;
+  if (a.step_stride == kPair) {
+    const int64_t row_bytes = a.row_stride * kPair, column_bytes = vectors * kTileBytes;
+    const uint16_t *top = a.items, *bottom = a.items + kTile * a.row_stride, *left = b + s * L * kPair;
+    for (; step + kTile <= steps; step += kTile) {
+      multiply_step<columns>({top, row_bytes}, {bottom, row_bytes}, {left, column_bytes},
+                             {left + L * kPair, column_bytes});
+      top += kTile * kPair, bottom += kTile * kPair, left += kTile * vectors * L * kPair;
+    }
+  }
+  for (; step < steps; step += kTile) {
     const int64_t count = steps - step < kTile ? steps - step : kTile;
     const TileAt top = tile_of_rows(a, step, kTile, count, space.rows[0]);
     const TileAt bottom = tile_of_rows(a.from(kTile), step, kTile, count, space.rows[1]);
-    _tile_loadd(4, top.items, top.stride_bytes);
-    _tile_loadd(5, bottom.items, bottom.stride_bytes);
-    const TileAt left = tile_of_columns(b, vectors, s, step, count, space.columns);
-    _tile_loadd(6, left.items, left.stride_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(2, 5, 6);
-    if constexpr (columns > 1) {
-      const TileAt right = tile_of_columns(b, vectors, s + 1, step, count, space.columns);
-      _tile_loadd(7, right.items, right.stride_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+    const TileAt left = tile_of_columns(b, vectors, s, step, count, space.columns[0]);
+    const TileAt right = columns > 1 ? tile_of_columns(b, vectors, s + 1, step, count, space.columns[1]) : left;
+    multiply_step<columns>(top, bottom, left, right);
   }
   float *first = c + s * L, *second = first + kTile * c_stride;
   const int64_t stride_bytes = c_stride * int64_t{sizeof(float)};
@@ -143,7 +159,7 @@ void multiply_line(Rows<TilePath> a, const uint16_t* b, int64_t steps, float* c,
     const int64_t count = steps - step < kTile ? steps - step : kTile;
     const TileAt left = tile_of_rows(a, step, rows, count, space.rows[0]);
     _tile_loadd(4, left.items, left.stride_bytes);
-    const auto columns = [&](int s) { return tile_of_columns(b, vectors, s, step, count, space.columns); };
+    const auto columns = [&](int s) { return tile_of_columns(b, vectors, s, step, count, space.columns[0]); };
     const TileAt first = columns(0);
     _tile_loadd(5, first.items, first.stride_bytes);
     _tile_dpbf16ps(0, 4, 5);
