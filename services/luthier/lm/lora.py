@@ -165,6 +165,10 @@ class LoraLinear(nn.Module):
             scale=0.0 if self.switch.is_muted else self.scales[name],
         )
 
+    def merged_weight(self, name: str) -> Tensor:
+        """The weight [O, I] that does what this layer does with update `name`, float32."""
+        return torch.addmm(self.weight.float(), self.lora_B[name], self.lora_A[name], alpha=self.scales[name])
+
     def dropout(self) -> Dropout | None:
         """What is dropped of this layer's input on its way into the update; None: nothing."""
         dropout = self.switch.dropout

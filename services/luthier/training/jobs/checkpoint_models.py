@@ -42,6 +42,10 @@ class CheckpointModels:
         except NotFound:
             return None
 
+    async def trains(self, connection: AsyncConnection, name: str) -> str:
+        """Return the name of the job that will make a model of a name; empty: none that has not ended."""
+        return await repository.job_that_trains(connection, name)
+
     async def _get(self, connection: AsyncConnection, name: str) -> SeenModel:
         checkpoint = await self._checkpoints.get(connection, name)
         job = await self._jobs.get(connection, parent_of(name))

@@ -82,6 +82,10 @@ class Starts:
         reference = Reference(name=name, uid=model.uid, digest=model.message.digest)
         if model.message.kind == Model.KIND_REWARD:
             raise _refused("start_from", f"must be a model of words, got {name!r}, a reward model")
+        if model.message.kind == Model.KIND_EXPORT:
+            made_from = model.message.start_from
+            what = f"a file for other programs; it was made from {made_from}"
+            raise _refused("start_from", f"must be a model of words, got {name!r}, {what}")
         if model.message.kind != Model.KIND_ADAPTER:
             return Start(reference=reference, base=reference, files=())
         return Start(

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
+from luthier.lm.made import GgufType
 from luthier.lm.sources import Source
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2, rendering_pb2
 from luthier.work.events import Severity
@@ -65,6 +66,27 @@ class RegisterOrder:
     """One REGISTER_MODEL task: what `register_source` is given."""
 
     source: Source
+    directory: Path
+    scratch: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeOrder:
+    """One MERGE or EXPORT task.
+
+    Attributes:
+        model: folder with the files of the model with all its weights.
+        adapter: folder with those of the adapter that is added to it; None: none.
+        form: of the GGUF file to write; None: merged weights.
+        title: name that an exported file gives its model.
+        directory: where to write, made if missing.
+        scratch: a folder for whatever else it needs.
+    """
+
+    model: Path
+    adapter: Path | None
+    form: GgufType | None
+    title: str
     directory: Path
     scratch: Path
 
