@@ -8,7 +8,6 @@ from torch import nn
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound, Reason
 from luthier.lm.attention import packed_forward
 from luthier.lm.lora import (
-    LoraLinear,
     LoraSpec,
     activate,
     adapter_parameters,
@@ -19,6 +18,7 @@ from luthier.lm.lora import (
     target_modules,
     use_adapter,
 )
+from luthier.lm.lora_layer import LoraLinear
 from luthier.lm.packed import pack
 
 ModelMaker = Callable[..., Any]

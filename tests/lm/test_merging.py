@@ -14,7 +14,8 @@ from tests.lm.made_models import adapter_folder, model_folder
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
-from luthier.lm.lora import LoraLinear, LoraSpec
+from luthier.lm.lora import LoraSpec
+from luthier.lm.lora_layer import LoraLinear
 from luthier.lm.made import Made
 from luthier.lm.merging import MERGED_BOUND, UNROUNDED_BOUND, merge_files
 
@@ -27,6 +28,7 @@ SPECS = {
     "patterns": LoraSpec(
         rank=4, alpha=8, rank_pattern=(("q_proj", 8), ("layers.1.mlp.up_proj", 2)), alpha_pattern=(("v_proj", 32),)
     ),
+    "dora": LoraSpec(rank=4, alpha=8, use_dora=True, use_rslora=True),
     "tied weights": LoraSpec(rank=4, alpha=8, trained_modules=("embed_tokens",)),
 }
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from luthier.lm.lora import LoraLinear, find_adapter, remove_adapter, trained_weights
+from luthier.lm.lora import find_adapter, remove_adapter, trained_weights
+from luthier.lm.lora_layer import LoraLinear
 
 
 @torch.no_grad()

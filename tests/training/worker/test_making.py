@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from luthier.errors import Reason
 from luthier.errors.status import status_to_failure
-from luthier.lm.lora import LoraLinear
+from luthier.lm.lora_layer import LoraLinear
 from luthier.v1 import model_pb2, model_service_pb2
 from luthier.v1.fine_tuning_job_pb2 import LoraConfig
 from luthier.v1.model_pb2 import EXPORT_FORMAT_GGUF_F16, EXPORT_FORMAT_GGUF_Q8_0, Model

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -42,10 +43,12 @@ class Weights(Protocol):
             in which autograd sums in float32.
         files: names of the files that `save` writes.
         result_files: those of them that are the run's result: what others load.
+        rates: what the learning rate of some parameters is multiplied by, by name; of all others by 1.
     """
 
     model: PreTrainedModel
     parameters: Mapping[str, nn.Parameter]
+    rates: Mapping[str, float]
     files: tuple[str, ...]
     result_files: tuple[str, ...]
 
@@ -83,7 +86,7 @@ class Adapter:
     Weights that it trains whole have float32 masters, as all weights have: what the files hold. `base_model` is the
     name that PEFT's config gives the base, `reference` that of the adapter that it began as: a second one in the model,
     which nobody trains; None: it began as nothing. `score` is the head of a reward model. `seed` decides what the
-    adapter's dropout drops.
+    adapter's dropout drops. `b_rate_ratio` is how many times the learning rate of the factors A those of B have (LoRA+).
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
@@ -98,6 +101,7 @@ class Adapter:
         reference: str | None = None,
         score: nn.Parameter | None = None,
         seed: int = 0,
+        b_rate_ratio: float = 1.0,
     ) -> None:
         assert reference != name, "the reference is another adapter, as this one changes"
         if reference is not None:
@@ -109,6 +113,9 @@ class Adapter:
             for key, weight in self._weights.items()
         }
         self.parameters: Mapping[str, nn.Parameter] = _with_score(self._masters, score)
+        self.rates: Mapping[str, float] = (
+            {key: b_rate_ratio for key in self._weights if key.endswith(".lora_B")} if b_rate_ratio != 1 else {}
+        )
         self._name = name
         self._score = score
         self._base_model = base_model
@@ -171,6 +178,7 @@ class AllWeights:
     """
 
     result_files: tuple[str, ...] = (CONFIG_NAME, MODEL_NAME)
+    rates: Mapping[str, float] = MappingProxyType({})
     _start: Mapping[str, Tensor] | None = None
 
     def __init__(self, model: PreTrainedModel, *, score: nn.Parameter | None = None) -> None:
