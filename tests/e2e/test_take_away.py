@@ -103,6 +103,8 @@ def check_cards(client: Client, folder: Path) -> None:
         assert "perplexity" in card
         assert ("Compared with what it was made from" in card) == (name in ("support-1-merged", "support-1-gguf"))
         assert "could not be asked" not in card
+        assert "held-out tokens by each engine" in card
+        assert ("| this model |" in card) == (name in ("support-1-merged", "support-1-gguf"))
     assert not (folder / "base" / "README.md").exists()
 
 
@@ -131,6 +133,8 @@ with torch.no_grad():
     ]
     spread = max(found[0]) - min(found[0])
     assert max(abs(one - other) for one, other in zip(*found, strict=True)) < 0.05 * spread
+    (page,) = re.findall(r"```python\n(.*?)```", (README.parent / "docs" / "models.md").read_text(), re.DOTALL)
+    run(environment, folder, page)
     gguf = """
 import gguf
 reader = gguf.GGUFReader("support-1-gguf/model-q8_0.gguf")

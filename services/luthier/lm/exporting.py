@@ -11,8 +11,9 @@ from luthier.errors import InvalidArgument
 from luthier.lm.comparing import Behaviour, behaviour, compared, comparison_rows
 from luthier.lm.gguf_files import require_writable, write_gguf
 from luthier.lm.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
+from luthier.lm.held_out import plain_logprobs
 from luthier.lm.load import eos_token_ids, load_gguf, load_model
-from luthier.lm.made import Check, GgufType, Made
+from luthier.lm.made import Check, GgufType, HeldOut, Made
 from luthier.lm.merge import plain_state
 from luthier.lm.merging import Rows, merge_into, require_close
 from luthier.lm.model_config import read_config
@@ -34,12 +35,14 @@ class ExportSource:
         adapter: folder of an adapter to add to them; None: none. A chat template in it takes the place of the model's.
         form: of the file.
         title: name that the file gives its model.
+        held_out: tokens that what the file holds is to score.
     """
 
     model: Path
     adapter: Path | None
     form: GgufType
     title: str
+    held_out: HeldOut = ()
 
 
 def export_files(source: ExportSource, directory: Path, check: Callable[[], None] = lambda: None) -> Made:
@@ -70,11 +73,13 @@ def export_files(source: ExportSource, directory: Path, check: Callable[[], None
     )
     del model
     check()
+    held = load_gguf(path)
     figures = Check(
-        **asdict(compared(behaviour(load_gguf(path), rows), reference)),
+        **asdict(compared(behaviour(held, rows), reference)),
         bound=BOUNDS[source.form],
         effect=effect,
         unrounded_difference=moved,
+        held_out_logprobs=plain_logprobs(held, source.held_out),
     )
     require_close(figures, f"{path.name}")
     warnings += _other_tokens(path, bundle, tokenizer)

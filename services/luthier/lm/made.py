@@ -12,6 +12,17 @@ EXPORTABLE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutRow:
+    """Tokens, and the places of those that are scored, from 1, in rising order."""
+
+    token_ids: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+HeldOut = tuple[HeldOutRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """How what was made was compared with what it was made from; attributes as in `luthier.v1.WeightsCheck`."""
 
@@ -22,6 +33,7 @@ class Check:
     unrounded_difference: float = 0.0
     num_greedy_tokens: int
     num_equal_greedy_tokens: int
+    held_out_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,10 @@ from luthier.lm.comparing import (
     logits_of,
     relative_difference,
 )
+from luthier.lm.held_out import plain_logprobs
 from luthier.lm.load import load_model
 from luthier.lm.lora import use_adapter
-from luthier.lm.made import Check, Made
+from luthier.lm.made import Check, HeldOut, Made
 from luthier.lm.merge import merge_adapter, plain_state, round_weights
 from luthier.text.tokenizer import TokenizerBundle
 
@@ -35,11 +36,17 @@ _WEIGHTS_NAME = "model.safetensors"
 Rows = tuple[tuple[int, ...], ...]
 
 
-def merge_files(base: Path, adapter: Path, directory: Path, check: Callable[[], None] = lambda: None) -> Made:
+def merge_files(
+    base: Path,
+    adapter: Path,
+    directory: Path,
+    check: Callable[[], None] = lambda: None,
+    held_out: HeldOut = (),
+) -> Made:
     """Write the weights of a base with an adapter added into `directory` (made if missing), bfloat16.
 
     Takes 4 bytes a weight, and 2 more while the file is written. `check` is called between its parts; what it raises
-    ends it.
+    ends it. Tokens of `held_out` are scored by the result.
 
     Raises:
         InvalidArgument: MODEL_INVALID; the files of either cannot be used.
@@ -56,6 +63,7 @@ def merge_files(base: Path, adapter: Path, directory: Path, check: Callable[[], 
         bound=MERGED_BOUND,
         effect=merged.effect,
         unrounded_difference=merged.unrounded_difference,
+        held_out_logprobs=plain_logprobs(model, held_out),
     )
     require_close(figures, "the merged weights, rounded to bfloat16")
     check()

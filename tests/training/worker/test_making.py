@@ -151,3 +151,33 @@ async def test_the_same_request_merges_once(worked: Site) -> None:
         model_service_pb2.ListModelsRequest(parent=PARENT, filter='kind = "WEIGHTS"'), metadata=worked.metadata
     )
     assert [model.name for model in listed.models] == [first.name]
+
+
+async def test_the_same_held_out_tokens_are_scored_by_every_engine(worked: Site, tmp_path: Path) -> None:
+    job = await worked.ended(f"{PARENT}/fineTuningJobs/one")
+    held_out = job.run_record.held_out
+    assert held_out.step == job.progress.completed
+    trained = [value for row in held_out.rows for value in row.trainer_logprobs]
+    sampled = [value for row in held_out.rows for value in row.sampler_logprobs]
+    assert len(trained) == len(sampled) == 64
+    assert 0 < held_out.mean_difference < 0.05
+    validation = {row.input_ids for row in worked.data.rows if row.split == "VALIDATION"}
+    assert all(tuple(row.token_ids) in validation for row in held_out.rows)
+    base, adapter = [
+        await downloaded(worked, f"{PARENT}/models/{name}", tmp_path / name) for name in ("tiny", "one")
+    ]
+    model: Any = PeftModel.from_pretrained(loaded(base), str(adapter))
+    expected = []
+    with torch.no_grad():
+        for row in held_out.rows:
+            logprobs = model(torch.tensor([list(row.token_ids)])).logits[0].log_softmax(-1)
+            expected += [float(logprobs[place - 1, row.token_ids[place]]) for place in row.positions]
+    assert trained == pytest.approx(expected, abs=0.2)
+    for made in (await worked.merge(f"{PARENT}/models/one", "m"), await export(worked, f"{PARENT}/models/one", "e")):
+        assert made.state == Model.STATE_READY, made.error
+        assert list(made.check.held_out_logprobs) == pytest.approx(expected, abs=0.1)
+        assert 0 < made.check.held_out_difference < 0.05
+    # Of another step than the one that was scored nothing is compared.
+    checkpoint = (await worked.checkpoints(job.name))[0]
+    assert checkpoint.step != held_out.step
+    assert not (await worked.merge(checkpoint.name, "earlier")).check.held_out_logprobs

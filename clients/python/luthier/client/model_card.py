@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TypeVar
 
 from luthier.client.escaping import escaped
@@ -111,6 +112,7 @@ def written(found: Found) -> str:
         _data(found),
         _training(found),
         _compared(model),
+        _held_out(found),
         _scores(found),
         "\n".join(f"- could not be asked when this was written: {_text(one)}" for one in found.missing),
         "Made with Luthier.",
@@ -183,6 +185,24 @@ def _compared(model: Model) -> str:
         f"`{short(model.start_from)}` by {check.difference:.2g} of their spread (at most {check.bound:g} is allowed).{learnt} "
         f"Of {check.num_greedy_tokens} tokens of greedy answers {check.num_equal_greedy_tokens} are the same."
     )
+
+
+def _held_out(found: Found) -> str:
+    """What each engine finds of the same held-out tokens."""
+    if found.job is None or not found.job.run_record.HasField("held_out"):
+        return ""
+    kept = found.job.run_record.held_out
+    trained = [value for row in kept.rows for value in row.trainer_logprobs]
+    sampled = [value for row in kept.rows for value in row.sampler_logprobs]
+    rows = [
+        (f"training, step {kept.step}", f"{fmean(trained):.4f}", ""),
+        (f"generation, step {kept.step}", f"{fmean(sampled):.4f}", f"{kept.mean_difference:.2g}"),
+    ]
+    check = found.model.check
+    if check.held_out_logprobs:
+        rows.append(("this model", f"{fmean(check.held_out_logprobs):.4f}", f"{check.held_out_difference:.2g}"))
+    heads = ("computed by", "mean log-probability", "mean difference to training")
+    return f"## The same {len(trained)} held-out tokens by each engine\n\n" + _table(*heads, rows=rows)
 
 
 def _scores(found: Found) -> str:

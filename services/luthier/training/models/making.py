@@ -16,6 +16,7 @@ from luthier.training.models.rules import State
 from luthier.training.models.service import ModelService
 from luthier.training.names import is_checkpoint
 from luthier.training.weights import Origin, SeenModel, StoredModel, weight_files
+from luthier.v1.fine_tuning_job_pb2 import HeldOutScores
 from luthier.v1.model_pb2 import Model
 from luthier.v1.model_service_pb2 import ExportModelRequest, MergeModelRequest
 from luthier.work.families import Needs, Work, referred
@@ -32,6 +33,10 @@ class Jobs(Protocol):
 
     async def trains(self, connection: AsyncConnection, name: str) -> str:
         """Return the job that will make a model of this name; empty: none that has not ended."""
+        ...
+
+    async def held_out(self, connection: AsyncConnection, model: Model) -> HeldOutScores | None:
+        """Return what was found of held-out tokens at a model's step; None where it is not known."""
         ...
 
 
@@ -85,6 +90,10 @@ class ModelMaking:
             )
             work = Work(kind=TaskKind.EXPORT)
             return await self._add(connection, made, private, work, (source.uid, base.uid))
+
+    async def held_out(self, connection: AsyncConnection, model: Model) -> HeldOutScores | None:
+        """Return what its job found of held-out tokens with the weights that a model was made from, if anything."""
+        return await self._jobs.held_out(connection, model) if model.fine_tuning_job else None
 
     async def merged(self, connection: AsyncConnection, uid: str, result: MergeResult) -> None:
         """The model is READY, with all its weights. Raises InvalidArgument MODEL_INVALID for other files."""

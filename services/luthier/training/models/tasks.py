@@ -29,8 +29,12 @@ class MergeHandler(FamilyTasks[Model, ModelPrivate]):
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to merge."""
-        private = (await self._models.family.of_uid(connection, task.uid)).private
-        spec = task_pb2.MergeSpec(base_model_files=private.source_files, adapter_files=private.adapter_files)
+        stored = await self._models.family.of_uid(connection, task.uid)
+        spec = task_pb2.MergeSpec(
+            base_model_files=stored.private.source_files,
+            adapter_files=stored.private.adapter_files,
+            held_out=await self._making.held_out(connection, stored.message),
+        )
         return task_pb2.Task(merge=spec)
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
@@ -69,6 +73,7 @@ class ExportHandler(FamilyTasks[Model, ModelPrivate]):
             adapter_files=stored.private.adapter_files,
             format=stored.message.export_format,
             title=stored.message.display_name or stored.message.start_from.rpartition("/")[2],
+            held_out=await self._making.held_out(connection, stored.message),
         )
         return task_pb2.Task(export=spec)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
+from statistics import fmean
 
 from luthier.errors import Reason, ResourceExhausted
-from luthier.lm.made import GgufType, Made
+from luthier.lm.made import GgufType, HeldOutRow, Made
 from luthier.training.worker.order import MakeOrder
 from luthier.v1 import model_pb2
+from luthier.v1.fine_tuning_job_pb2 import HeldOutScores
 from luthier.work.children import Children
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
@@ -37,9 +38,13 @@ def make_here(order: MakeOrder, check: Callable[[], None]) -> Made:
     try:
         if order.form is None:
             assert order.adapter is not None, "what is merged is an adapter"
-            return merge_files(order.model, order.adapter, order.directory, check)
+            return merge_files(order.model, order.adapter, order.directory, check, order.held_out)
         source = ExportSource(
-            model=order.model, adapter=order.adapter, form=order.form, title=order.title
+            model=order.model,
+            adapter=order.adapter,
+            form=order.form,
+            title=order.title,
+            held_out=order.held_out,
         )
         return export_files(source, order.directory, check)
     except (MemoryError, RuntimeError) as error:
@@ -68,11 +73,12 @@ def run_merge(context: TaskContext, make: Make) -> task_pb2.TaskResult:
         Unavailable: STALLED or CRASHED, the process that computed.
     """
     spec = context.task.merge
-    made = _made(context, make, spec.base_model_files, spec.adapter_files)
+    order = _order(context, spec.base_model_files, spec.adapter_files, spec.held_out)
+    made = _made(context, make, order, spec.base_model_files)
     # The configuration is the base's own, byte for byte.
     config = [_blob(file) for file in spec.base_model_files if file.path == "config.json"]
     result = task_pb2.MergeResult(
-        files=[*config, *_stored(context, made)], check=_check(made), warnings=made.warnings
+        files=[*config, *_stored(context, made)], check=_check(made, spec.held_out), warnings=made.warnings
     )
     return task_pb2.TaskResult(merge=result)
 
@@ -83,36 +89,46 @@ def run_export(context: TaskContext, make: Make) -> task_pb2.TaskResult:
     Raises as `run_merge`, and InvalidArgument EXPORT_NOT_POSSIBLE.
     """
     spec = context.task.export
-    made = _made(context, make, spec.model_files, spec.adapter_files, _FORMS[spec.format], spec.title)
+    plain = _order(context, spec.model_files, spec.adapter_files, spec.held_out)
+    order = replace(plain, form=_FORMS[spec.format], title=spec.title)
+    made = _made(context, make, order, spec.model_files)
     result = task_pb2.ExportResult(
-        files=_stored(context, made), check=_check(made), warnings=made.warnings
+        files=_stored(context, made), check=_check(made, spec.held_out), warnings=made.warnings
     )
     return task_pb2.TaskResult(export=result)
 
 
-def _made(
+def _order(
     context: TaskContext,
-    make: Make,
     model_files: Sequence[model_pb2.ModelFile],
     adapter_files: Sequence[task_pb2.BlobFile],
-    form: GgufType | None = None,
-    title: str = "",
-) -> Made:
+    held_out: HeldOutScores,
+) -> MakeOrder:
+    """Fetch the files, and return what is to be done with them."""
     wanted = [(context.scratch / "model", _blob(file)) for file in model_files]
     wanted += [(context.scratch / "adapter", file) for file in adapter_files]
     for number, (folder, file) in enumerate(wanted):
         context.check()
         context.progress("reading", number, len(wanted), "files")
         context.fetch_into(folder, file)
-    context.progress("computing", 0, 0, "weights")
-    order = MakeOrder(
+    return MakeOrder(
         model=context.scratch / "model",
         adapter=context.scratch / "adapter" if adapter_files else None,
-        form=form,
-        title=title,
+        form=None,
+        title="",
         directory=context.scratch / "made",
         scratch=context.scratch,
+        held_out=tuple(
+            HeldOutRow(token_ids=tuple(row.token_ids), positions=tuple(row.positions))
+            for row in held_out.rows
+        ),
     )
+
+
+def _made(
+    context: TaskContext, make: Make, order: MakeOrder, model_files: Sequence[model_pb2.ModelFile]
+) -> Made:
+    context.progress("computing", 0, 0, "weights")
     try:
         made = make(order, context)
     except ResourceExhausted as error:
@@ -121,7 +137,7 @@ def _made(
         size = sum(file.size_bytes for file in model_files)
         raise ResourceExhausted(
             f"{context.task.subject} must fit in the worker's memory: files of {size} bytes take some "
-            f"{(4 if form else 2) * size} while they are compared; {error.message}",
+            f"{(2 if order.form is None else 4) * size} while they are compared; {error.message}",
             reason=Reason.OUT_OF_MEMORY,
             metadata={"size_bytes": str(size)},
         ) from error
@@ -139,8 +155,13 @@ def _stored(context: TaskContext, made: Made) -> list[task_pb2.BlobFile]:
     return files
 
 
-def _check(made: Made) -> model_pb2.WeightsCheck:
-    return model_pb2.WeightsCheck(**asdict(made.check))
+def _check(made: Made, held_out: HeldOutScores) -> model_pb2.WeightsCheck:
+    check = model_pb2.WeightsCheck(**asdict(made.check))
+    trained = [value for row in held_out.rows for value in row.trainer_logprobs]
+    if trained:
+        pairs = zip(trained, made.check.held_out_logprobs, strict=True)
+        check.held_out_difference = fmean(abs(one - other) for one, other in pairs)
+    return check
 
 
 def _blob(file: model_pb2.ModelFile) -> task_pb2.BlobFile:

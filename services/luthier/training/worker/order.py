@@ -9,7 +9,7 @@ from typing import Protocol
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
-from luthier.lm.made import GgufType
+from luthier.lm.made import GgufType, HeldOut
 from luthier.lm.sources import Source
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2, rendering_pb2
 from luthier.work.events import Severity
@@ -81,6 +81,7 @@ class MakeOrder:
         title: name that an exported file gives its model.
         directory: where to write, made if missing.
         scratch: a folder for whatever else it needs.
+        held_out: tokens that the result is to score.
     """
 
     model: Path
@@ -89,6 +90,7 @@ class MakeOrder:
     title: str
     directory: Path
     scratch: Path
+    held_out: HeldOut = ()
 
 
 class Desk(Protocol):
