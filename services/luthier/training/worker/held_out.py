@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 
 from luthier.lm.held_out import sampler_logprobs
@@ -35,7 +36,9 @@ def held_out_scores(engine: Engine, corpus: Corpus, step: int) -> HeldOutScores 
             )
         if not left:
             break
-    if not scores.rows:
+    values = [value for row in scores.rows for value in (*row.trainer_logprobs, *row.sampler_logprobs)]
+    # A model that gives no numbers has no scores: what follows from that is for whoever evaluates it.
+    if not values or not all(map(math.isfinite, values)):
         return None
     scores.mean_difference = fmean(
         abs(one - other)
