@@ -89,14 +89,19 @@ def rendering() -> Rendering:
         tokens=LengthStatistics(count=1200, sum=345678),
         supervised_tokens=LengthStatistics(sum=45678),
     )
-    return Rendering(name=RENDERING, dataset_version=f"{PARENT}/datasets/d/versions/v", split_statistics=[train])
+    return Rendering(
+        name=RENDERING, dataset_version=f"{PARENT}/datasets/d/versions/v", split_statistics=[train]
+    )
 
 
 def evaluation(name: str, model: str, uid: str) -> Evaluation:
     score = ScoreEstimate(score="exact_match", value=0.5, lower=0.4, upper=0.6, kind=SCORE_KIND_BINARY)
     return Evaluation(
         name=f"{PARENT}/evaluations/{name}",
-        arms=[EvaluationArm(arm_id="tuned", model=model), EvaluationArm(arm_id="base", model=f"{PARENT}/models/b")],
+        arms=[
+            EvaluationArm(arm_id="tuned", model=model),
+            EvaluationArm(arm_id="base", model=f"{PARENT}/models/b"),
+        ],
         arm_results=[ArmResult(arm_id="tuned", scores=[score]), ArmResult(arm_id="base")],
         references=[Reference(name=model, uid=uid)],
     )
@@ -147,7 +152,10 @@ async def test_a_download_has_a_card_of_what_the_services_know(
     assert "of-another" not in card
     assert "of-a-former-one" not in card, "its model had the name before"
     assert "tokens_per_second" not in card
-    assert {path.name for path in (tmp_path / "sync").iterdir()} == {"README.md", *(name.split("/")[0] for name in FILES)}
+    assert {path.name for path in (tmp_path / "sync").iterdir()} == {
+        "README.md",
+        *(name.split("/")[0] for name in FILES),
+    }
     # What is there already stays as it is, card included.
     (tmp_path / "sync" / "README.md").write_text("mine")
     client.models.download("merged", tmp_path / "sync")
@@ -162,14 +170,21 @@ def test_what_is_gone_or_away_is_named_in_the_card_and_the_download_goes_on(
     del services.answers["GetFineTuningJob"]
     client.models.download("merged", tmp_path / "m")
     card = (tmp_path / "m" / "README.md").read_text()
-    assert f"could not be asked when this was written: {JOB}: the test does not answer GetFineTuningJob" in card
-    assert "could not be asked when this was written: evaluations: the test does not answer ListEvaluations" in card
+    assert (
+        f"could not be asked when this was written: {JOB}: the test does not answer GetFineTuningJob" in card
+    )
+    assert (
+        "could not be asked when this was written: evaluations: the test does not answer ListEvaluations"
+        in card
+    )
     assert "## Data" not in card
 
 
 def test_a_base_model_has_its_publishers_card_alone(services: Any, client: Client, tmp_path: Path) -> None:
     ModelStore(services)
-    services.answers["GetModel"] = lambda request, context: Model(name=request.name, uid=UID, kind=Model.KIND_BASE)
+    services.answers["GetModel"] = lambda request, context: Model(
+        name=request.name, uid=UID, kind=Model.KIND_BASE
+    )
     client.models.download("base", tmp_path / "base")
     assert not (tmp_path / "base" / "README.md").exists()
 
@@ -177,9 +192,18 @@ def test_a_base_model_has_its_publishers_card_alone(services: Any, client: Clien
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (Model(name=MODEL, kind=Model.KIND_ADAPTER, base_model=f"{PARENT}/models/b"), "A LoRA adapter in PEFT's layout on `b`."),
-        (Model(name=MODEL, kind=Model.KIND_EXPORT, export_format=EXPORT_FORMAT_GGUF_Q8_0), "A file for other programs (GGUF_Q8_0)."),
-        (Model(name=MODEL, display_name="Mine \x1b[31m", kind=Model.KIND_REWARD), "# Mine \\x1b[31m\n\nA reward model: it values answers."),
+        (
+            Model(name=MODEL, kind=Model.KIND_ADAPTER, base_model=f"{PARENT}/models/b"),
+            "A LoRA adapter in PEFT's layout on `b`.",
+        ),
+        (
+            Model(name=MODEL, kind=Model.KIND_EXPORT, export_format=EXPORT_FORMAT_GGUF_Q8_0),
+            "A file for other programs (GGUF_Q8_0).",
+        ),
+        (
+            Model(name=MODEL, display_name="Mine \x1b[31m", kind=Model.KIND_REWARD),
+            "# Mine \\x1b[31m\n\nA reward model: it values answers.",
+        ),
     ],
 )
 def test_a_card_says_what_a_model_is(model: Model, words: str) -> None:

@@ -65,7 +65,7 @@ def test_a_tuned_model_is_taken_away_in_every_form(whole: Shared, environment: P
     cluster, rendering = whole.cluster, whole.rendering
     with cluster.client() as client:
         client.jobs.create(job(rendering, 30, tuned_model_id="support-1"), job_id="take")
-        with pytest.raises(FailedPrecondition, match="support-1 must be READY, .*/take still trains it"):
+        with pytest.raises(FailedPrecondition, match=r"support-1 must be READY, .*/take still trains it"):
             client.models.merge("support-1")
         client.jobs.wait("take", timeout_seconds=WAIT)
         version = client.renderings.get(rendering).dataset_version
@@ -83,7 +83,15 @@ def test_a_tuned_model_is_taken_away_in_every_form(whole: Shared, environment: P
         (tmp_path / "tiny").rename(tmp_path / "base")
         forms = ("safetensors", "gguf-f16", "gguf-q8_0", "peft")
         for form in forms:
-            shown = luthier(cluster, "models", "export", "support-1", str(tmp_path / f"support-1-{form}"), "--format", form)
+            shown = luthier(
+                cluster,
+                "models",
+                "export",
+                "support-1",
+                str(tmp_path / f"support-1-{form}"),
+                "--format",
+                form,
+            )
             assert "logits differ by" in shown or form == "peft"
         (tmp_path / "support-1-safetensors").rename(tmp_path / "support-1-merged")
         (tmp_path / "support-1-gguf-q8_0").rename(tmp_path / "support-1-gguf")
@@ -101,7 +109,9 @@ def check_cards(client: Client, folder: Path) -> None:
         assert "| method | supervised |" in card
         assert re.search(r"\| train \| \d+ \| [\d,]+ \| [\d,]+ \|", card), card
         assert "perplexity" in card
-        assert ("Compared with what it was made from" in card) == (name in ("support-1-merged", "support-1-gguf"))
+        assert ("Compared with what it was made from" in card) == (
+            name in ("support-1-merged", "support-1-gguf")
+        )
         assert "could not be asked" not in card
         assert "held-out tokens by each engine" in card
         assert ("| this model |" in card) == (name in ("support-1-merged", "support-1-gguf"))
@@ -110,15 +120,21 @@ def check_cards(client: Client, folder: Path) -> None:
 
 def check_refusals(client: Client) -> None:
     made = next(one for one in client.models.list() if one.kind == Model.KIND_EXPORT)
-    with pytest.raises(InvalidArgument, match="must be a model of words, got .*a file for other programs"):
+    with pytest.raises(InvalidArgument, match=r"must be a model of words, got .*a file for other programs"):
         list(client.generate(made.name, TURNS, max_new_tokens=4))
-    with pytest.raises(InvalidArgument, match="must be an adapter of a model of words, got .*of kind WEIGHTS"):
+    with pytest.raises(
+        InvalidArgument, match=r"must be an adapter of a model of words, got .*of kind WEIGHTS"
+    ):
         client.models.merge("support-1-merged")
 
 
 def check_loading(environment: Path, folder: Path) -> None:
     """The ways of the README, word for word, in an environment without Luthier."""
-    blocks = [one for one in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "./support-1" in one]
+    blocks = [
+        one
+        for one in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+        if "./support-1" in one
+    ]
     assert len(blocks) == 2
     ask = """
 import json, torch
@@ -133,7 +149,9 @@ with torch.no_grad():
     ]
     spread = max(found[0]) - min(found[0])
     assert max(abs(one - other) for one, other in zip(*found, strict=True)) < 0.05 * spread
-    (page,) = re.findall(r"```python\n(.*?)```", (README.parent / "docs" / "models.md").read_text(), re.DOTALL)
+    (page,) = re.findall(
+        r"```python\n(.*?)```", (README.parent / "docs" / "models.md").read_text(), re.DOTALL
+    )
     run(environment, folder, page)
     gguf = """
 import gguf

@@ -18,7 +18,9 @@ NAME = "projects/p/models/m"
         (Model.KIND_EXPORT, "a file for other programs; it was made from projects/p/models/tuned"),
     ],
 )
-def test_a_model_that_gives_no_words_is_refused_with_what_it_is(kind: Model.Kind.ValueType, words: str) -> None:
+def test_a_model_that_gives_no_words_is_refused_with_what_it_is(
+    kind: Model.Kind.ValueType, words: str
+) -> None:
     model = Model(name=NAME, kind=kind, start_from="projects/p/models/tuned")
     with pytest.raises(InvalidArgument) as caught:
         require_askable(model, "evaluation.arms[0].model")

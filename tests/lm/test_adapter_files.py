@@ -195,7 +195,9 @@ def test_magnitudes_belong_to_dora_alone(tiny_model: ModelMaker, tmp_path: Path,
     insert_lora(model, LoraSpec(rank=4, alpha=8, use_dora=use_dora), seed=1)
     save_adapter(model, "default", tmp_path)
     change_config(tmp_path, use_dora=not use_dora)
-    with pytest.raises(InvalidArgument, match="must have lora_magnitude_vector exactly where use_dora is true, it is"):
+    with pytest.raises(
+        InvalidArgument, match="must have lora_magnitude_vector exactly where use_dora is true, it is"
+    ):
         load_adapter(tiny_model(), tmp_path, "x")
 
 

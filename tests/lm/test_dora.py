@@ -57,7 +57,10 @@ def test_muted_has_the_bits_of_an_update_of_zero(tiny_model: ModelMaker, dtype: 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_gradients_are_those_of_peft(tiny_model: ModelMaker, family: str) -> None:
-    ours, config = tiny_model(family), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", use_dora=True)
+    ours, config = (
+        tiny_model(family),
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", use_dora=True),
+    )
     insert_lora(ours, SPEC, seed=1)
     fill(ours)
     theirs: Any = peft.get_peft_model(tiny_model(family), config).train()
@@ -65,7 +68,9 @@ def test_gradients_are_those_of_peft(tiny_model: ModelMaker, family: str) -> Non
         f"base_model.model.{key.replace('.lora_magnitude_vector', '.lora_magnitude_vector.default.weight')}": value
         for key, value in adapter_parameters(ours, "default").items()
     }
-    state = {key if key.endswith(".weight") else f"{key}.default.weight": value for key, value in state.items()}
+    state = {
+        key if key.endswith(".weight") else f"{key}.default.weight": value for key, value in state.items()
+    }
     for name, parameter in theirs.named_parameters():
         if "lora_" in name:
             parameter.data.copy_(state.pop(name).data)

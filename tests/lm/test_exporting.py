@@ -147,7 +147,10 @@ def test_a_beginning_of_sequence_is_written_where_texts_begin_with_it(base: Path
     stored = json.loads((base / "tokenizer.json").read_text())
     stored["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
     }
@@ -171,7 +174,9 @@ def test_how_texts_are_cut_has_llama_cpps_name(tiny_model: ModelMaker, tmp_path:
     assert fields["tokenizer.ggml.pre"].contents() == name
 
 
-def test_where_transformers_cuts_otherwise_than_the_file_says_it_is_told(tiny_model: ModelMaker, tmp_path: Path) -> None:
+def test_where_transformers_cuts_otherwise_than_the_file_says_it_is_told(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
     """Of smollm it knows nothing, and does not part digits."""
     digits = pre_tokenizers.Digits(individual_digits=True)
     cut = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -198,11 +203,20 @@ def test_a_file_that_holds_something_else_is_refused(
     ("changes", "message"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, f"one of {', '.join(EXPORTABLE)}, got 'GemmaForCausalLM'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "the rope type must be default, got 'llama3'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "the rope type must be default, got 'linear'"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+            "the rope type must be default, got 'llama3'",
+        ),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
+            "the rope type must be default, got 'linear'",
+        ),
         ({"attention_bias": True}, "attention_bias must be false, got True"),
         ({"hidden_act": "gelu"}, "hidden_act must be silu, got 'gelu'"),
-        ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, "at least the 256 tokens of the context"),
+        (
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 64},
+            "at least the 256 tokens of the context",
+        ),
         ({"architectures": ["Qwen2ForCausalLM"], "head_dim": 16}, "head_dim must be 8"),
         ({"architectures": ["Qwen3ForCausalLM"]}, "head_dim must be 128, got 8"),
     ],
@@ -222,13 +236,26 @@ def test_a_model_that_gguf_cannot_hold_is_refused_before_its_weights_are_read(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, "a byte-level BPE, got WordLevel"),
+        (
+            {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}},
+            "a byte-level BPE, got WordLevel",
+        ),
         ({"pre_tokenizer": None}, "must be a byte-level BPE that puts no space before texts"),
         (
-            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+            {
+                "pre_tokenizer": {
+                    "type": "ByteLevel",
+                    "add_prefix_space": True,
+                    "trim_offsets": True,
+                    "use_regex": True,
+                }
+            },
             "puts no space before texts",
         ),
-        ({"normalizer": {"type": "Lowercase"}}, "cuts texts as gpt-2, smollm, gpt-4o, llama-bpe, qwen2, tekken do"),
+        (
+            {"normalizer": {"type": "Lowercase"}},
+            "cuts texts as gpt-2, smollm, gpt-4o, llama-bpe, qwen2, tekken do",
+        ),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_has_no_name_for_is_refused(
@@ -246,14 +273,18 @@ def test_a_weight_beyond_16_bits_is_refused(tiny_model: ModelMaker, tmp_path: Pa
     model = tiny_model(vocab_size=270)
     model.model.layers[0].mlp.up_proj.weight.data[3, 5] = 1e5
     base = model_folder(model, tmp_path / "base")
-    with pytest.raises(InvalidArgument, match=r"every weight of blk.0.ffn_up.weight must be at most 65504") as caught:
+    with pytest.raises(
+        InvalidArgument, match=r"every weight of blk.0.ffn_up.weight must be at most 65504"
+    ) as caught:
         exported(base, tmp_path / "out")
     assert caught.value.reason == Reason.EXPORT_NOT_POSSIBLE
 
 
 def test_transformers_alone_reads_the_file(base: Path, tmp_path: Path) -> None:
     exported(base, tmp_path / "out")
-    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model-f16.gguf", dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", gguf_file="model-f16.gguf", dtype=torch.float32
+    )
     with torch.no_grad():
         assert relative(model(IDS).logits, logits(base)) < 1e-4
 

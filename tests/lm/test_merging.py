@@ -26,7 +26,10 @@ SPECS = {
     "rslora": LoraSpec(rank=4, alpha=8, use_rslora=True),
     "some modules": LoraSpec(rank=4, alpha=8, targets=("q_proj", "down_proj")),
     "patterns": LoraSpec(
-        rank=4, alpha=8, rank_pattern=(("q_proj", 8), ("layers.1.mlp.up_proj", 2)), alpha_pattern=(("v_proj", 32),)
+        rank=4,
+        alpha=8,
+        rank_pattern=(("q_proj", 8), ("layers.1.mlp.up_proj", 2)),
+        alpha_pattern=(("v_proj", 32),),
     ),
     "dora": LoraSpec(rank=4, alpha=8, use_dora=True, use_rslora=True),
     "tied weights": LoraSpec(rank=4, alpha=8, trained_modules=("embed_tokens",)),
@@ -59,7 +62,9 @@ def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_merged_weights_compute_what_peft_computes_with_the_adapter(base: Path, tmp_path: Path, name: str) -> None:
+def test_merged_weights_compute_what_peft_computes_with_the_adapter(
+    base: Path, tmp_path: Path, name: str
+) -> None:
     adapter = adapter_folder(base, tmp_path / "adapter", SPECS[name])
     made = merged(base, adapter, tmp_path / "merged")
     expected = logits(base, adapter)
@@ -75,13 +80,18 @@ def test_merged_weights_compute_what_peft_computes_with_the_adapter(base: Path, 
     assert made.warnings == ()
 
 
-def test_untied_heads_and_embeddings_take_the_place_of_the_bases(tiny_model: ModelMaker, tmp_path: Path) -> None:
+def test_untied_heads_and_embeddings_take_the_place_of_the_bases(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
     base = model_folder(tiny_model(vocab_size=262, tie_word_embeddings=False), tmp_path / "base")
     spec = LoraSpec(rank=4, alpha=8, trained_modules=("embed_tokens", "lm_head"))
     adapter = adapter_folder(base, tmp_path / "adapter", spec)
     merged(base, adapter, tmp_path / "merged")
     assert relative(logits(tmp_path / "merged"), logits(base, adapter)) < MERGED_BOUND
-    own, trained = load_file(tmp_path / "merged" / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
+    own, trained = (
+        load_file(tmp_path / "merged" / "model.safetensors"),
+        load_file(adapter / "adapter_model.safetensors"),
+    )
     for module in ("lm_head", "model.embed_tokens"):
         expected = trained[f"base_model.model.{module}.weight"].to(torch.bfloat16)
         assert torch.equal(own[f"{module}.weight"], expected)
@@ -117,7 +127,9 @@ def test_what_computes_something_else_is_refused(
         return torch.lerp(layer.weight, right(layer, name), factor)
 
     monkeypatch.setattr(LoraLinear, "merged_weight", wrong)
-    with pytest.raises(FailedPrecondition, match=r"must differ .* by at most 0.001 of their spread") as caught:
+    with pytest.raises(
+        FailedPrecondition, match=r"must differ .* by at most 0.001 of their spread"
+    ) as caught:
         merge_files(base, adapter, tmp_path / "merged")
     assert caught.value.reason == Reason.WEIGHTS_DIFFER
     assert not (tmp_path / "merged").exists()

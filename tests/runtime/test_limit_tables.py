@@ -55,8 +55,8 @@ RESULTS: Mapping[str, LimitTable] = {
     "register_model": models.RESULT_LIMITS,
     "train": jobs.RESULT_LIMITS,
     "evaluate": evaluations.RESULT_LIMITS,
-    "merge": models.MERGE_RESULT_LIMITS,
-    "export": models.EXPORT_RESULT_LIMITS,
+    "merge": models.MAKING_RESULT_LIMITS,
+    "export": models.MAKING_RESULT_LIMITS,
 }
 KINDS: Mapping[str, FieldDescriptor] = {
     field.name: field for field in TaskResult.DESCRIPTOR.oneofs_by_name["result"].fields

@@ -31,7 +31,7 @@ from luthier.training.models import repository
 from luthier.training.models.making import ModelMaking
 from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import RegisterModelHandler
-from luthier.training.models.tasks import ExportHandler, MergeHandler
+from luthier.training.models.tasks import KINDS, MakingHandler
 from luthier.training.recipes.batches import RowLength
 from luthier.training.recipes.survey import PackedLengths
 from luthier.training.weights import StoredModel
@@ -380,8 +380,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
     checkpoints = CheckpointModels(database, models, jobs.family)
     making = ModelMaking(database, models, checkpoints)
-    queue.register(TaskKind.MERGE, MergeHandler(models, making))
-    queue.register(TaskKind.EXPORT, ExportHandler(models, making))
+    for kind in KINDS:
+        queue.register(kind, MakingHandler(models, making))
     made = Bench(
         database=database,
         blobs=blobs,

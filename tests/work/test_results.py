@@ -36,8 +36,8 @@ LIMITS: Mapping[TaskKind, LimitTable] = {
     TaskKind.REGISTER_MODEL: models.RESULT_LIMITS,
     TaskKind.TRAIN: jobs.RESULT_LIMITS,
     TaskKind.EVALUATE: evaluations.RESULT_LIMITS,
-    TaskKind.MERGE: models.MERGE_RESULT_LIMITS,
-    TaskKind.EXPORT: models.EXPORT_RESULT_LIMITS,
+    TaskKind.MERGE: models.MAKING_RESULT_LIMITS,
+    TaskKind.EXPORT: models.MAKING_RESULT_LIMITS,
 }
 DIGEST = "0123456789abcdef" * 4
 FILE = BlobFile(path="a/b", sha256=DIGEST, size_bytes=3)

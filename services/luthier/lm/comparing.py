@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from luthier.text.tokenizer import TokenizerBundle
 
 _TEXTS = (
-    "The harbour lay still in the early light, and 3 of the 12 boats had not come back. Nobody on the quay spoke of it.",
+    "The harbour lay still in the early light, and 3 of the 12 boats had not come back. Nobody spoke of it.",
     "def area(width: float, height: float) -> float:\n    return width * height  # square metres\n",
-    "Question: which is heavier, a litre of oil or a litre of water?\nAnswer: Water, as it is denser; oil floats on it.",
+    "Question: which is heavier, a litre of oil or a litre of water?\nAnswer: Water, as it is denser: oil floats.",
 )
 _MAX_TEXT = 48
 _NUM_MADE_UP = 32

@@ -13,7 +13,9 @@ from luthier.errors import InvalidArgument, Reason
 from luthier.text.tokenizer import TokenizerBundle
 
 # Of several names for one expression, the one under which llama.cpp has it first.
-_BY_EXPRESSION = {GGUF_PRE_TOKENIZER_SPLITS[name]: name for name in ("tekken", "gpt-4o", "qwen2", "llama-bpe")}
+_BY_EXPRESSION = {
+    GGUF_PRE_TOKENIZER_SPLITS[name]: name for name in ("tekken", "gpt-4o", "qwen2", "llama-bpe")
+}
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 

@@ -265,7 +265,8 @@ def dropping(model: PreTrainedModel, batch: PackedBatch, probability: float, see
 def adapter_parameters(model: PreTrainedModel, name: str) -> dict[str, nn.Parameter]:
     """Every trainable tensor of an adapter, keyed `<module>.lora_A` and `<module>.lora_B`, in sorted order.
 
-    With DoRA there is `<module>.lora_magnitude_vector` too. Behind them those that it trains whole, keyed `<module>.weight`, one for the embedding and the head if it is both.
+    With DoRA there is `<module>.lora_magnitude_vector` too. Behind them those that it trains whole, keyed
+    `<module>.weight`, one for the embedding and the head if it is both.
 
     Raises:
         NotFound: the model has no adapter of that name.

@@ -26,9 +26,9 @@ _PIECE_ELEMENTS = 1 << 18
 class Factors(NamedTuple):
     """What an adapter has of one module: A [R, I], B [O, R], and with DoRA the lengths of the weight's rows, [O]."""
 
-    a_RI: Tensor
-    b_OR: Tensor
-    magnitude_O: Tensor | None = None
+    a: Tensor
+    b: Tensor
+    magnitude: Tensor | None = None
 
 
 class AdapterSwitch:
@@ -112,7 +112,9 @@ class LoraLinear(nn.Module):
 
     def merged_weight(self, name: str) -> Tensor:
         """The weight [O, I] that does what this layer does with update `name`, float32."""
-        added = torch.addmm(self.weight.float(), self.lora_B[name], self.lora_A[name], alpha=self.scales[name])
+        added = torch.addmm(
+            self.weight.float(), self.lora_B[name], self.lora_A[name], alpha=self.scales[name]
+        )
         if name not in self.lora_magnitude_vector:
             return added
         lengths_O1 = torch.linalg.vector_norm(added, dim=1, keepdim=True)
@@ -134,7 +136,7 @@ class LoraLinear(nn.Module):
         return linear(x, self.weight, self.bias)
 
     def _with_magnitude(self, x: Tensor, name: str) -> Tensor:
-        """What DoRA computes, in plain torch: no kernel has been shown to win, as the product with W is what takes time.
+        """What DoRA computes, in plain torch around our product with W.
 
         A muted update has the bits of one that is zero.
         """
@@ -142,13 +144,15 @@ class LoraLinear(nn.Module):
         if not self.switch.is_muted:
             a_RI, b_OR = self.lora_A[name].to(x.dtype), self.lora_B[name].to(x.dtype)
             update = functional.linear(functional.linear(x, a_RI), b_OR).float() * self.scales[name]
-            share_O = self.lora_magnitude_vector[name] / self._lengths(name, is_learning=torch.is_grad_enabled())
+            share_O = self.lora_magnitude_vector[name] / self._lengths(
+                name, is_learning=torch.is_grad_enabled()
+            )
             output = ((output.float() + update) * share_O).to(x.dtype)
         return output if self.bias is None else output + self.bias
 
     @torch.no_grad()
     def _lengths(self, name: str, *, is_learning: bool) -> Tensor:
-        """The lengths [O] of the rows of the weight with an update; no gradient passes through them, as in DoRA's paper.
+        """The lengths [O] of the rows of the weight with an update; as in DoRA's paper no gradient passes through them.
 
         They are kept while answers are drawn, which asks for them at each token, and not while anything is learnt.
         """

@@ -129,5 +129,6 @@ def _warnings(figures: Check) -> list[str]:
         return []
     return [
         f"the adapter moves the logits by {figures.effect:.2g} of their spread, rounding its sum with the base to "
-        f"bfloat16 moves them by {figures.difference:.2g}: little of what was learnt is left; the adapter itself has all"
+        f"bfloat16 moves them by {figures.difference:.2g}: little of what was learnt is left; the "
+        "adapter itself has all"
     ]

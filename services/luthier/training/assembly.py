@@ -19,7 +19,8 @@ from luthier.training.models import repository as model_rows
 from luthier.training.models.making import ModelMaking
 from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import ModelServicer, RegisterModelHandler
-from luthier.training.models.tasks import ExportHandler, MergeHandler
+from luthier.training.models.tasks import KINDS as MAKING_KINDS
+from luthier.training.models.tasks import MakingHandler
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
@@ -84,8 +85,7 @@ def assemble(
     released = ReleasedBlobs(parts.database, parts.blobs)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
-        TaskKind.MERGE: MergeHandler(models, making),
-        TaskKind.EXPORT: ExportHandler(models, making),
+        **dict.fromkeys(MAKING_KINDS, MakingHandler(models, making)),
         TaskKind.TRAIN: TrainHandler(jobs.family, parts.log, models, parts.blobs, released, jobs.rollouts),
     }
     return Training(

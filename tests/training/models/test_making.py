@@ -74,7 +74,10 @@ async def test_a_merge_is_a_model_with_all_its_weights_and_says_where_it_is_from
     task, spec = await bench.claim(TaskKind.MERGE)
     base = await bench.models.ready(bench.MODEL)
     assert list(spec.merge.base_model_files) == list(base.private.files)
-    assert [file.path for file in spec.merge.adapter_files] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert [file.path for file in spec.merge.adapter_files] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     result = task_pb2.MergeResult(files=await merged_files(bench), check=CHECK, warnings=["little is left"])
     ready = await finish(bench, task, merge=result)
     assert (ready.state, ready.base_model, ready.start_from) == (Model.STATE_READY, "", ADAPTER)
@@ -109,7 +112,9 @@ async def test_a_merge_has_the_template_that_its_adapter_was_taught_by(bench: An
     await bench.queue.finish(task.task_id, task.epoch, Outcome(result=result))
     await merge(bench)
     task, _ = await bench.claim(TaskKind.MERGE)
-    ready = await finish(bench, task, merge=task_pb2.MergeResult(files=await merged_files(bench), check=CHECK))
+    ready = await finish(
+        bench, task, merge=task_pb2.MergeResult(files=await merged_files(bench), check=CHECK)
+    )
     assert ready.has_chat_template
     model = await bench.models.ready(NEW)
     stream = bench.models.read_file(model, "chat_template.jinja", 0)
@@ -142,14 +147,21 @@ async def test_a_checkpoint_is_merged_while_its_job_goes_on_and_is_held_meanwhil
     await commit(bench, task, 6, await adapter_of(bench, 6))
     assert (await bench.jobs.checkpoint(name)).step == 3, "the policy passes over what is held"
     merging, spec = await bench.claim(TaskKind.MERGE)
-    assert [file.path for file in spec.merge.adapter_files] == ["adapter_config.json", "adapter_model.safetensors"]
-    ready = await finish(bench, merging, merge=task_pb2.MergeResult(files=await merged_files(bench), check=CHECK))
+    assert [file.path for file in spec.merge.adapter_files] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    ready = await finish(
+        bench, merging, merge=task_pb2.MergeResult(files=await merged_files(bench), check=CHECK)
+    )
     assert (ready.start_from, ready.fine_tuning_job, ready.step) == (name, JOB, 3)
 
 
 async def test_a_model_that_a_job_still_trains_is_refused_with_what_would_be_right(bench: Any) -> None:
     await bench.create("one", tuned_model_id="later")
-    with pytest.raises(FailedPrecondition, match=f"later must be READY, {JOB} still trains it; wait") as caught:
+    with pytest.raises(
+        FailedPrecondition, match=f"later must be READY, {JOB} still trains it; wait"
+    ) as caught:
         await merge(bench, "projects/default/models/later")
     assert caught.value.reason == Reason.WRONG_STATE
     await bench.cancel(JOB)
@@ -177,7 +189,9 @@ async def test_merging_refuses_what_is_wrong(bench: Any, changes: dict[str, Any]
 @pytest.mark.parametrize(("kind", "word"), [(Model.KIND_REWARD, "REWARD"), (Model.KIND_EXPORT, "EXPORT")])
 async def test_merging_refuses_other_kinds(bench: Any, kind: Any, word: str) -> None:
     await bench.add_model("projects/default/models/other", kind=kind)
-    with pytest.raises(InvalidArgument, match=f"must be an adapter of a model of words, got .*, of kind {word}"):
+    with pytest.raises(
+        InvalidArgument, match=f"must be an adapter of a model of words, got .*, of kind {word}"
+    ):
         await merge(bench, "projects/default/models/other")
 
 
@@ -233,7 +247,9 @@ async def test_an_export_is_a_file_that_is_downloaded(bench: Any) -> None:
         "chat_template.jinja",
     ]
     assert (spec.export.format, spec.export.title) == (EXPORT_FORMAT_GGUF_F16, "one")
-    result = task_pb2.ExportResult(files=[await conftest.stored(bench, "gguf", "model-f16.gguf")], check=CHECK)
+    result = task_pb2.ExportResult(
+        files=[await conftest.stored(bench, "gguf", "model-f16.gguf")], check=CHECK
+    )
     ready = await finish(bench, task, export=result)
     assert (ready.state, ready.start_from, ready.check) == (Model.STATE_READY, ADAPTER, CHECK)
     assert (ready.architecture, ready.has_chat_template) == ("LlamaForCausalLM", True)
@@ -289,11 +305,15 @@ async def test_an_export_is_no_base_of_jobs_nor_their_beginning(bench: Any) -> N
     await bench.add_model("projects/default/models/written", **written)
     for field in ("base_model", "start_from"):
         changes = {"base_model": "", field: "projects/default/models/written"}
-        with pytest.raises(InvalidArgument, match=rf"{field}: must be .*written', .*a file for other programs"):
+        with pytest.raises(
+            InvalidArgument, match=rf"{field}: must be .*written', .*a file for other programs"
+        ):
             await bench.create("two", **changes)
 
 
-async def test_an_adapter_of_before_templates_were_kept_is_merged_with_the_one_that_it_was_taught_by(bench: Any) -> None:
+async def test_an_adapter_of_before_templates_were_kept_is_merged_with_the_one_that_it_was_taught_by(
+    bench: Any,
+) -> None:
     """Then its private row does not say whose template it is."""
     await tuned(bench)
     stored = await bench.models.ready(ADAPTER)

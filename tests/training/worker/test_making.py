@@ -74,12 +74,15 @@ async def test_a_merged_model_computes_what_its_adapter_does_and_is_a_base_for_m
     assert merged.state == Model.STATE_READY, merged.error
     assert merged.check.effect > 3 * merged.check.difference
     base, adapter, whole = [
-        await downloaded(worked, f"{PARENT}/models/{name}", tmp_path / name) for name in ("tiny", "one", "merged")
+        await downloaded(worked, f"{PARENT}/models/{name}", tmp_path / name)
+        for name in ("tiny", "one", "merged")
     ]
     with_adapter = logits(PeftModel.from_pretrained(loaded(base), str(adapter)))
     distance = (logits(loaded(whole)) - with_adapter).norm() / (logits(loaded(base)) - with_adapter).norm()
     assert distance < 0.3
-    assert AutoTokenizer.from_pretrained(whole).encode("the end") == AutoTokenizer.from_pretrained(base).encode("the end")
+    assert AutoTokenizer.from_pretrained(whole).encode("the end") == AutoTokenizer.from_pretrained(
+        base
+    ).encode("the end")
     # All that a base is good for: an adapter on it, all weights from it, and that again merged.
     on_top = await ended(worked, "two", going_on(merged.name))
     assert on_top.base_model == merged.name
@@ -100,7 +103,10 @@ async def test_a_checkpoint_and_an_adapter_gone_on_with_are_merged(worked: Site)
 
 
 async def test_an_export_is_downloaded_and_registers_again(worked: Site, tmp_path: Path) -> None:
-    for form, name in ((EXPORT_FORMAT_GGUF_F16, "model-f16.gguf"), (EXPORT_FORMAT_GGUF_Q8_0, "model-q8_0.gguf")):
+    for form, name in (
+        (EXPORT_FORMAT_GGUF_F16, "model-f16.gguf"),
+        (EXPORT_FORMAT_GGUF_Q8_0, "model-q8_0.gguf"),
+    ):
         made = await export(worked, f"{PARENT}/models/one", name[6:-5].replace("_", "-"), form)
         assert made.state == Model.STATE_READY, made.error
         assert made.check.num_greedy_tokens == 64
@@ -148,7 +154,8 @@ async def test_the_same_request_merges_once(worked: Site) -> None:
     first, second = [await worked.models.MergeModel(request, metadata=worked.metadata) for _ in range(2)]
     assert first.name == second.name
     listed = await worked.models.ListModels(
-        model_service_pb2.ListModelsRequest(parent=PARENT, filter='kind = "WEIGHTS"'), metadata=worked.metadata
+        model_service_pb2.ListModelsRequest(parent=PARENT, filter='kind = "WEIGHTS"'),
+        metadata=worked.metadata,
     )
     assert [model.name for model in listed.models] == [first.name]
 
@@ -173,7 +180,10 @@ async def test_the_same_held_out_tokens_are_scored_by_every_engine(worked: Site,
             logprobs = model(torch.tensor([list(row.token_ids)])).logits[0].log_softmax(-1)
             expected += [float(logprobs[place - 1, row.token_ids[place]]) for place in row.positions]
     assert trained == pytest.approx(expected, abs=0.2)
-    for made in (await worked.merge(f"{PARENT}/models/one", "m"), await export(worked, f"{PARENT}/models/one", "e")):
+    for made in (
+        await worked.merge(f"{PARENT}/models/one", "m"),
+        await export(worked, f"{PARENT}/models/one", "e"),
+    ):
         assert made.state == Model.STATE_READY, made.error
         assert list(made.check.held_out_logprobs) == pytest.approx(expected, abs=0.1)
         assert 0 < made.check.held_out_difference < 0.05

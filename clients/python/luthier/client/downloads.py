@@ -154,7 +154,9 @@ def _holds_already(target: Path, files: Sequence[ModelFile], name: str) -> bool:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    if present - {model_card.CARD} == {file.path for file in files} - {model_card.CARD} and all(_is_file(target / file.path, file) for file in files):
+    if present - {model_card.CARD} == {file.path for file in files} - {model_card.CARD} and all(
+        _is_file(target / file.path, file) for file in files
+    ):
         return True
     raise AlreadyExists(
         f"{target} is there and is not {name}; give a new or an empty directory",

@@ -84,15 +84,15 @@ async def find(scope: Scope, model: Model) -> Found:
         )
         renderings += [] if found is None else [found]
     evaluations = await asked("evaluations", _evaluations(once, model))
-    return Found(
-        model=model, job=job, renderings=renderings, evaluations=evaluations or (), missing=missing
-    )
+    return Found(model=model, job=job, renderings=renderings, evaluations=evaluations or (), missing=missing)
 
 
 async def _evaluations(scope: Scope, model: Model) -> list[Evaluation]:
     uids = {model.uid, *(one.uid for one in model.references if one.name == model.start_from)}
     request = ListEvaluationsRequest(parent=project(scope.project), filter='state = "SUCCEEDED"')
-    listing = pages(scope, lambda stubs: stubs.evaluation.ListEvaluations, request, lambda page: page.evaluations)
+    listing = pages(
+        scope, lambda stubs: stubs.evaluation.ListEvaluations, request, lambda page: page.evaluations
+    )
     return [one async for one in listing if uids & _asked(one).keys()]
 
 
@@ -155,7 +155,9 @@ def _data(found: Found) -> str:
         for rendering in found.renderings
         for one in rendering.split_statistics
     ]
-    return "## Data\n\n" + _table("rendering", "split", "records", "tokens", "learnt", rows=rows) if rows else ""
+    return (
+        "## Data\n\n" + _table("rendering", "split", "records", "tokens", "learnt", rows=rows) if rows else ""
+    )
 
 
 def _training(found: Found) -> str:
@@ -170,7 +172,11 @@ def _training(found: Found) -> str:
         ("seed", str(chosen.seed)),
         ("software", f"Luthier {job.run_record.code_version}, torch {job.run_record.torch_version}"),
         ("device", job.run_record.device),
-        *((name, f"{job.latest_metrics[name]:.4g}") for name in sorted(job.latest_metrics) if name.endswith("loss")),
+        *(
+            (name, f"{job.latest_metrics[name]:.4g}")
+            for name in sorted(job.latest_metrics)
+            if name.endswith("loss")
+        ),
     ]
     return "## Training\n\n" + _table("setting", "value", rows=[one for one in facts if one[1]])
 
@@ -182,8 +188,8 @@ def _compared(model: Model) -> str:
     learnt = f" What was learnt moves them by {check.effect:.2g}." if check.effect else ""
     return (
         f"## Compared with what it was made from\n\nAt {check.num_positions} positions its logits differ from those of "
-        f"`{short(model.start_from)}` by {check.difference:.2g} of their spread (at most {check.bound:g} is allowed).{learnt} "
-        f"Of {check.num_greedy_tokens} tokens of greedy answers {check.num_equal_greedy_tokens} are the same."
+        f"`{short(model.start_from)}` by {check.difference:.2g} of their spread (at most {check.bound:g} is allowed)."
+        f"{learnt} Of {check.num_greedy_tokens} tokens of greedy answers {check.num_equal_greedy_tokens} are the same."
     )
 
 
@@ -200,14 +206,21 @@ def _held_out(found: Found) -> str:
     ]
     check = found.model.check
     if check.held_out_logprobs:
-        rows.append(("this model", f"{fmean(check.held_out_logprobs):.4f}", f"{check.held_out_difference:.2g}"))
+        rows.append(
+            ("this model", f"{fmean(check.held_out_logprobs):.4f}", f"{check.held_out_difference:.2g}")
+        )
     heads = ("computed by", "mean log-probability", "mean difference to training")
     return f"## The same {len(trained)} held-out tokens by each engine\n\n" + _table(*heads, rows=rows)
 
 
 def _scores(found: Found) -> str:
     rows = [
-        (f"`{short(evaluation.name)}`", f"{arm.arm_id} (`{short(arm.model)}`)", score.score, estimate_words(score))
+        (
+            f"`{short(evaluation.name)}`",
+            f"{arm.arm_id} (`{short(arm.model)}`)",
+            score.score,
+            estimate_words(score),
+        )
         for evaluation in found.evaluations
         for arm in evaluation.arms
         for result in evaluation.arm_results

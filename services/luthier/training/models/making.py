@@ -85,9 +85,7 @@ class ModelMaking:
             made = rules.exported_from(source.message, base.message, request)
             made.name = _name_of(request)
             added = rules.adapter_files(source.private.files) if source.message.base_model else []
-            private = ModelPrivate(
-                source_files=base.private.files, adapter_files=added, source_uid=base.uid
-            )
+            private = ModelPrivate(source_files=base.private.files, adapter_files=added, source_uid=base.uid)
             work = Work(kind=TaskKind.EXPORT)
             return await self._add(connection, made, private, work, (source.uid, base.uid))
 
@@ -98,9 +96,7 @@ class ModelMaking:
     async def merged(self, connection: AsyncConnection, uid: str, result: MergeResult) -> None:
         """The model is READY, with all its weights. Raises InvalidArgument MODEL_INVALID for other files."""
         stored = await self._models.family.of_uid(connection, uid)
-        origin = Origin(
-            base_uid=stored.private.source_uid, has_own_template=stored.private.has_own_template
-        )
+        origin = Origin(base_uid=stored.private.source_uid, has_own_template=stored.private.has_own_template)
         seen = await self._models.tuned(connection, stored.message, origin, result.files)
         changed = seen.message
         changed.state = stored.message.state

@@ -64,16 +64,14 @@ RESULT_LIMITS: LimitTable = {
 """What a worker may say of a base model that it took in."""
 
 _CHECK: LimitTable = {f"check.{field.name}": ANY for field in WeightsCheck.DESCRIPTOR.fields}
-MERGE_RESULT_LIMITS: LimitTable = {
+MAKING_RESULT_LIMITS: LimitTable = {
     "files": count(MAX_FILES, "files", least=1),
     **under("files[]", FILE),
     "check": REQUIRED,
     **_CHECK,
     **WARNINGS,
 }
-"""What a worker may say of weights that it merged."""
-EXPORT_RESULT_LIMITS: LimitTable = MERGE_RESULT_LIMITS
-"""What a worker may say of a model that it wrote in another form: the same."""
+"""What a worker may say of weights that it merged, or of a model that it wrote in another form."""
 MAKING_LIMITS: LimitTable = {"display_name": DISPLAY_NAME}
 """What a caller may say of a model that is to be made from another one."""
 
@@ -146,7 +144,9 @@ def require_base(model: Model, field: str) -> None:
 def refuse_export(model: Model, field: str) -> None:
     """Raise InvalidArgument for a model that is a file for other programs; `field` is where it was named."""
     if model.kind == Model.KIND_EXPORT:
-        description = f"must be no export, got {model.name!r}, which is a file for other programs; it was made from "
+        description = (
+            f"must be no export, got {model.name!r}, which is a file for other programs; it was made from "
+        )
         violation = FieldViolation(field=field, description=f"{description}{model.start_from}")
         raise InvalidArgument.of_fields(violation)
 
@@ -276,7 +276,9 @@ def merged_from(source: Model, request: MergeModelRequest) -> Model:
     if source.kind != Model.KIND_ADAPTER:
         kind = Model.Kind.Name(source.kind).removeprefix("KIND_")
         what = "has all its weights" if not source.base_model else "values answers"
-        description = f"must be an adapter of a model of words, got {source.name!r}, of kind {kind}: it {what}"
+        description = (
+            f"must be an adapter of a model of words, got {source.name!r}, of kind {kind}: it {what}"
+        )
         raise InvalidArgument.of_fields(FieldViolation(field="name", description=description))
     made = _made_from(source, request)
     made.kind = Model.KIND_WEIGHTS
@@ -326,7 +328,9 @@ def adapter_files(files: Iterable[ModelFile]) -> list[BlobFile]:
     ]
 
 
-def exported(model: Model, has_chat_template: bool, files: Sequence[BlobFile]) -> tuple[Model, list[ModelFile]]:
+def exported(
+    model: Model, has_chat_template: bool, files: Sequence[BlobFile]
+) -> tuple[Model, list[ModelFile]]:
     """Return an exported model that has these files, in order of paths, READY, and them."""
     kept = [
         ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)

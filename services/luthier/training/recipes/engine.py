@@ -238,6 +238,4 @@ def _groups(weights: Weights, weight_decay: float) -> list[dict[str, Any]]:
     for name, one in weights.parameters.items():
         decay = weight_decay if one.dim() > 1 else 0.0
         groups.setdefault((weights.rates.get(name, 1.0), decay), []).append(one)
-    return [
-        {"params": part, "weight_decay": decay, "rate": rate} for (rate, decay), part in groups.items()
-    ]
+    return [{"params": part, "weight_decay": decay, "rate": rate} for (rate, decay), part in groups.items()]

@@ -2,9 +2,8 @@
 
 Letters: E hidden size, L layers, H query heads, G key/value heads, D head size, F size between the MLP's products,
 V vocabulary, T tokens of the largest pass, N tokens that are scored in it, P weights, A weights of an adapter's
-factors, R ranks of all its modules together, S outputs of all modules whose rows' lengths are trained (DoRA), W weights that an
-adapter trains whole. An element of the model and of
-activations has 2 bytes (bfloat16).
+factors, R ranks of all its modules together, S outputs of all modules whose rows' lengths are trained (DoRA), W weights
+that an adapter trains whole. An element of the model and of activations has 2 bytes (bfloat16).
 
 Memory, in bytes:
 
@@ -15,8 +14,8 @@ Memory, in bytes:
     activations     2 T L times what a layer keeps of a token, and once what is passing through a layer
       NONE          4 E + 2 H D + 2 G D + 3 F: both norms' inputs and outputs, turned queries and keys, values, what
                     attention gave, gate, up and their product; E more for each norm behind a block (Gemma 2), H D + G D
-                    where heads are normed (Qwen 3); 8 H bytes of attention's statistics; R / L of low ranks; 4 S / L bytes of
-                    what lengths are multiplied with
+                    where heads are normed (Qwen 3); 8 H bytes of attention's statistics; R / L of low ranks; 4 S / L
+                    bytes of what lengths are multiplied with
       SELECTIVE     3 E + 2 H D + 2 G D + 2 F: the input, and what products and attention gave
       FULL          E: the input
       trained norms 6 E bytes more for each norm of a layer, which plain torch computes in float32

@@ -86,7 +86,7 @@ class Adapter:
     Weights that it trains whole have float32 masters, as all weights have: what the files hold. `base_model` is the
     name that PEFT's config gives the base, `reference` that of the adapter that it began as: a second one in the model,
     which nobody trains; None: it began as nothing. `score` is the head of a reward model. `seed` decides what the
-    adapter's dropout drops. `b_rate_ratio` is how many times the learning rate of the factors A those of B have (LoRA+).
+    adapter's dropout drops. The factors B learn at `b_rate_ratio` times the rate of the factors A (LoRA+).
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
@@ -114,7 +114,9 @@ class Adapter:
         }
         self.parameters: Mapping[str, nn.Parameter] = _with_score(self._masters, score)
         self.rates: Mapping[str, float] = (
-            {key: b_rate_ratio for key in self._weights if key.endswith(".lora_B")} if b_rate_ratio != 1 else {}
+            {key: b_rate_ratio for key in self._weights if key.endswith(".lora_B")}
+            if b_rate_ratio != 1
+            else {}
         )
         self._name = name
         self._score = score

@@ -133,10 +133,7 @@ def _train(
             rollouts = stack.enter_context(graded)
         result = _steps(desk, corpus, settings, run, begun, loss, rollouts)
     if records is None and not spec.job.HasField("reward_model"):
-        held_out = held_out_scores(engine, corpus, result.step)
-        if held_out is not None:
-            record.held_out.CopyFrom(held_out)
-            desk.run_record(record)
+        recorder.scores(record, held_out_scores(engine, corpus, result.step))
     return result
 
 

@@ -47,6 +47,16 @@ class RunRecorder:
         self.desk.run_record(record)
         return record
 
+    def scores(
+        self,
+        record: fine_tuning_job_pb2.RunRecord,
+        held_out: fine_tuning_job_pb2.HeldOutScores | None,
+    ) -> None:
+        """Add what both engines find of held-out tokens, if there are any, to what is kept."""
+        if held_out is not None:
+            record.held_out.CopyFrom(held_out)
+            self.desk.run_record(record)
+
     def _record(self, fit: Fit, changed: Sequence[str]) -> fine_tuning_job_pb2.RunRecord:
         self.chosen[:] = [fit]
         record = run_record(
