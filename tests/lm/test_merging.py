@@ -20,6 +20,7 @@ from luthier.lm.made import Made
 from luthier.lm.merging import MERGED_BOUND, UNROUNDED_BOUND, merge_files
 
 ModelMaker = Callable[..., Any]
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 IDS = torch.tensor([[5, 9, 11, 40, 3, 17, 60, 2]])
 SPECS = {
     "plain": LoraSpec(rank=4, alpha=8),

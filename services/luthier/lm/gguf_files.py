@@ -5,6 +5,7 @@ it has the writer, the names and the quantisation.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +90,18 @@ def write_gguf(
     architecture = _ARCHITECTURES[config["architectures"][0]]
     tensors = dict(_named(architecture, config, state))
     writer: Any = gguf.GGUFWriter(path, architecture)
-    _add_settings(writer, config, tokenizer, form, title)
-    tokenizer.add_to(writer)
     kinds = {name: _kind(tensor, form) for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        _announce(writer, name, tensor, kinds[name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, tensor in tensors.items():
-        check()
-        writer.write_tensor_data(_bytes(name, tensor, kinds[name]))
-    writer.close()
+    with closing(writer):
+        _add_settings(writer, config, tokenizer, form, title)
+        tokenizer.add_to(writer)
+        for name, tensor in tensors.items():
+            _announce(writer, name, tensor, kinds[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors.items():
+            check()
+            writer.write_tensor_data(_bytes(name, tensor, kinds[name]))
     uneven = sum(kind == GGMLQuantizationType.F16 for kind in kinds.values())
     if form == "F16" or not uneven:
         return ()

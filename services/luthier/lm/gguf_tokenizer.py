@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from gguf import TokenType
@@ -39,11 +38,11 @@ class GgufTokenizer:
     kinds: Sequence[TokenType]
     merges: Sequence[str]
     cut: str
-    special_ids: Mapping[str, int] = MappingProxyType({})
-    end_of_turn_id: int | None = None
-    adds_bos: bool = False
-    adds_eos: bool = False
-    chat_template: str = ""
+    special_ids: Mapping[str, int]
+    end_of_turn_id: int | None
+    adds_bos: bool
+    adds_eos: bool
+    chat_template: str
 
     def add_to(self, writer: Any) -> None:
         """Write it into a file's metadata."""

@@ -22,6 +22,7 @@ from luthier.v1 import model_pb2, model_service_pb2
 from luthier.v1.fine_tuning_job_pb2 import LoraConfig
 from luthier.v1.model_pb2 import EXPORT_FORMAT_GGUF_F16, EXPORT_FORMAT_GGUF_Q8_0, Model
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 IDS = torch.tensor([[5, 9, 11, 40, 3, 17, 60, 2]])
 
 
