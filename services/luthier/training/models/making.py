@@ -107,7 +107,8 @@ class ModelMaking:
     async def exported(self, connection: AsyncConnection, uid: str, result: ExportResult) -> None:
         """The model is READY to be downloaded."""
         stored = await self._models.family.of_uid(connection, uid)
-        sources = {file.path for file in (*stored.private.source_files, *stored.private.adapter_files)}
+        sources = {file.path for file in stored.private.source_files}
+        sources |= {file.path for file in stored.private.adapter_files}
         changed, files = rules.exported(stored.message, rules.TEMPLATE_PATH in sources, result.files)
         changed.check.CopyFrom(result.check)
         changed.warnings.extend(result.warnings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,10 @@ from luthier.client.names import short
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from luthier.client.models import ExportFormat
     from luthier.v1.model_pb2 import Model
+
+_GGUF: Mapping[str, ExportFormat] = {"gguf-q8_0": "gguf-q8_0", "gguf-f16": "gguf-f16"}
 
 
 @click.group(cls=SuggestingGroup)
@@ -69,7 +72,7 @@ def merge(session: Session, name: str, new: str) -> None:
 @click.option(
     "--format",
     "chosen",
-    type=click.Choice(["gguf-q8_0", "gguf-f16", "safetensors", "peft"]),
+    type=click.Choice([*_GGUF, "safetensors", "peft"]),
     default="gguf-q8_0",
     show_default=True,
     help="GGUF in 8 or 16 bits, all weights as transformers has them, or an adapter as PEFT has it.",
@@ -82,8 +85,8 @@ def export(session: Session, name: str, directory: Path, chosen: str) -> None:
         raise click.UsageError(f"--format peft is for adapters; {short(source.name)} has all its weights")
     if chosen == "safetensors" and source.base_model:
         source = _made(session, session.client.models.merge(name))
-    elif chosen == "gguf-f16" or chosen == "gguf-q8_0":  # noqa: PLR1714 - told apart by types
-        source = _made(session, session.client.models.export(name, chosen))
+    elif chosen in _GGUF:
+        source = _made(session, session.client.models.export(name, _GGUF[chosen]))
     session.show(source, _facts)
     _bring(session, source.name, directory)
 
