@@ -365,8 +365,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     log = EventLog(database, heartbeat_seconds=0.2)
     metrics = WorkMetrics(CollectorRegistry(), tuple(TaskKind))
     queue = Queue(database, log, metrics)
-    roots = tmp_path / "roots"
-    roots.mkdir()
+    (roots := tmp_path / "roots").mkdir()
     models = ModelService(database, log, queue, blobs, [roots])
     renderings = MemoryRenderings()
     keeper = MemoryKeeper()
