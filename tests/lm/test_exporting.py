@@ -15,11 +15,11 @@ from tests.lm.made_models import MERGES, TEMPLATE, TOKENS, adapter_folder, model
 from tests.lm.test_merging import relative
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.lm import exporting, gguf_files
 from luthier.lm.exporting import BOUNDS, ExportSource, export_files
-from luthier.lm.gguf_tokenizer import GGUF_PRE_TOKENIZER_SPLITS
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec
 from luthier.lm.made import EXPORTABLE, GgufType, Made

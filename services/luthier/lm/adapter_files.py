@@ -361,7 +361,7 @@ def _check_factors(model: PreTrainedModel, factors: dict[str, Factors], spec: Lo
         layer = model.get_submodule(module)
         assert isinstance(layer, nn.Linear | LoraLinear)
         rank = strengths[module].rank
-        expected = [(rank, layer.in_features), (layer.out_features, rank)]
+        expected: list[tuple[int, ...]] = [(rank, layer.in_features), (layer.out_features, rank)]
         expected += [(layer.out_features,)] if spec.use_dora else []
         shapes = [tuple(tensor.shape) for tensor in found if tensor is not None]
         if shapes != expected:

@@ -107,8 +107,9 @@ def _cut(stored: Mapping[str, Any]) -> str:
         raise _not_possible("a byte-level BPE", _described(model))
     normalizer = (stored.get("normalizer") or {}).get("type")
     before = stored.get("pre_tokenizer") or {}
-    parts = before.get("pretokenizers") if before.get("type") == "Sequence" else [before]
-    kinds = [part.get("type") for part in parts or ()]
+    is_list = before.get("type") == "Sequence"
+    parts: list[Any] = list(before.get("pretokenizers") or ()) if is_list else [before]
+    kinds = [part.get("type") for part in parts]
     if not kinds or kinds[-1] != "ByteLevel" or parts[-1].get("add_prefix_space"):
         raise _not_possible("a byte-level BPE that puts no space before texts", str(kinds))
     name = _name(parts[:-1], uses_own=parts[-1].get("use_regex", True))
@@ -128,7 +129,7 @@ def _name(parts: Sequence[Mapping[str, Any]], *, uses_own: bool) -> str | None:
         return "smollm" if digits else None if kinds else "gpt-2"
     if kinds != ["Split"] or parts[0].get("behavior") != "Isolated" or parts[0].get("invert"):
         return None
-    return _BY_EXPRESSION.get((parts[0].get("pattern") or {}).get("Regex"))
+    return _BY_EXPRESSION.get(str((parts[0].get("pattern") or {}).get("Regex")))
 
 
 def _described(model: Mapping[str, Any]) -> str:

@@ -118,7 +118,8 @@ class LoraLinear(nn.Module):
         if name not in self.lora_magnitude_vector:
             return added
         lengths_O1 = torch.linalg.vector_norm(added, dim=1, keepdim=True)
-        return added * (self.lora_magnitude_vector[name][:, None] / lengths_O1)
+        merged: Tensor = added * (self.lora_magnitude_vector[name][:, None] / lengths_O1)
+        return merged
 
     def dropout(self) -> Dropout | None:
         """What is dropped of this layer's input on its way into the update; None: nothing."""
@@ -174,6 +175,6 @@ def row_lengths(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> 
     num_rows = max(1, _PIECE_ELEMENTS // weight_OI.shape[1])
     parts = [
         torch.linalg.vector_norm(torch.addmm(rows.float(), b_PR, a_RI, alpha=scale), dim=1)
-        for rows, b_PR in zip(weight_OI.split(num_rows), b_OR.split(num_rows), strict=True)
+        for rows, b_PR in zip(torch.split(weight_OI, num_rows), torch.split(b_OR, num_rows), strict=True)
     ]
     return torch.cat(parts)

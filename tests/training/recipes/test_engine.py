@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -299,6 +300,7 @@ class Bare:
 
     files: tuple[str, ...] = ()
     result_files: tuple[str, ...] = ()
+    rates: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = parameters
