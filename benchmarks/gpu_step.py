@@ -26,6 +26,7 @@ from luthier.kernels.tables import Impl, force_impl
 from luthier.lm.attention import IMPLEMENTATION
 from luthier.lm.blocks import use_kernels
 from luthier.lm.lora import Adapter, LoraSpec, adapter_parameters, attach, target_modules
+from luthier.lm.lora_layer import Factors
 from luthier.lm.packed import WEIGHT, PackedBatch, named_positions, pack
 from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes.engine import Engine, OptimiserSettings
@@ -115,7 +116,7 @@ def _ours(work: Work, impl: Impl, *, is_wide: bool = False) -> Program:
     model.set_attn_implementation(IMPLEMENTATION)
     use_kernels(model)
     adapter = Adapter(name=ADAPTER, spec=work.spec, modules=tuple(sorted(work.factors)))
-    attach(model, adapter, {name: (a.clone(), b.clone()) for name, (a, b) in work.factors.items()}, {})
+    attach(model, adapter, {name: Factors(a.clone(), b.clone()) for name, (a, b) in work.factors.items()}, {})
     settings = OptimiserSettings(weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
     engine = Engine(AdapterWeights(model, ADAPTER, base_model=""), settings, model.device)
     if is_wide:

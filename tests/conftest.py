@@ -49,6 +49,7 @@ TOGETHER = {
     "tests/e2e/test_generation.py": "cluster",
     "tests/e2e/test_main_path.py": "cluster",
     "tests/e2e/test_taught.py": "cluster",
+    "tests/e2e/test_take_away.py": "cluster",
     "tests/e2e/test_weights.py": "cluster",
     "tests/golden/test_deletion.py": "deletion",
     "tests/daemon/test_luthierd.py": "luthierd",

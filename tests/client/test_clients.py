@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "renderings.create": (Rendering(dataset_version="d/v", model="m"),),
     "renderings.list": (),
     "models.register_base": (Model(gguf_path="/m.gguf"),),
+    "models.export": ("m", "gguf-f16"),
     "models.list": (),
     "models.download": ("m", "/nonexistent/folder"),
     "jobs.plan": (FineTuningJob(base_model="m", rendering="r"),),

@@ -146,7 +146,7 @@ def _problem(text: str, source: str = "job.yaml") -> str:
         (
             "lora: {xyz: 1}",
             "lora.xyz is no field of LoraConfig; its fields: rank, alpha, target_modules, use_rslora, dropout, "
-            "rank_pattern, alpha_pattern, trained_modules",
+            "rank_pattern, alpha_pattern, trained_modules, use_dora, lora_plus_ratio",
         ),
         ("lora: {use_rslora: no}", "job.yaml:1: lora.use_rslora must be true or false, got no"),
         ("lora: {use_rslora: 'true'}", 'lora.use_rslora must be true or false, got "true"'),

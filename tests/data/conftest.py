@@ -104,6 +104,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
                 self._model("other-tokenizer", tokenizer_digest="0" * 64),
                 self._model("registering", state=model_pb2.Model.STATE_REGISTERING),
                 self._model("adapter", kind=model_pb2.Model.KIND_ADAPTER, base_model=MODEL),
+                self._model("exported", kind=model_pb2.Model.KIND_EXPORT),
             )
         }
 

@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from luthier.errors import InvalidArgument, NotFound
 from luthier.lm.adapter_files import adapter_config, adapter_state, load_adapter, save_adapter
@@ -150,6 +151,53 @@ def test_load_adapter_refuses_unsupported_features_by_name(
     save_adapter(with_adapter(tiny_model()), "default", tmp_path)
     change_config(tmp_path, **{key: value})
     with pytest.raises(InvalidArgument, match=key):
+        load_adapter(tiny_model(), tmp_path, "x")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_dora_loads_in_peft_with_equal_logits(
+    tiny_model: ModelMaker, tmp_path: Path, family: str, *, use_rslora: bool
+) -> None:
+    ours = tiny_model(family)
+    insert_lora(ours, LoraSpec(rank=4, alpha=8, use_rslora=use_rslora, use_dora=True), seed=1)
+    fill(adapter_parameters(ours, "default"))
+    save_adapter(ours, "default", tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path).eval()
+    with use_adapter(ours, "default"):
+        logits = ours(IDS).logits
+    torch.testing.assert_close(logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits, tiny_model(family)(IDS).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_dora_that_peft_trained_loads_here_with_equal_logits(
+    tiny_model: ModelMaker, tmp_path: Path, family: str
+) -> None:
+    """Its dropout, which the two of us would apply otherwise, says how it was trained."""
+    theirs = peft_model(tiny_model(family), use_dora=True, lora_dropout=0.1, rank_pattern={"q_proj": 2})
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = tiny_model(family)
+    assert load_adapter(ours, tmp_path / "theirs", "tuned").spec.use_dora
+    with use_adapter(ours, "tuned"):
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    save_adapter(ours, "tuned", tmp_path / "ours")
+    written, again = (
+        load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("theirs", "ours")
+    )
+    assert written.keys() == again.keys()
+    assert all(torch.equal(written[key], again[key]) for key in written)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_magnitudes_belong_to_dora_alone(tiny_model: ModelMaker, tmp_path: Path, *, use_dora: bool) -> None:
+    model = tiny_model()
+    insert_lora(model, LoraSpec(rank=4, alpha=8, use_dora=use_dora), seed=1)
+    save_adapter(model, "default", tmp_path)
+    change_config(tmp_path, use_dora=not use_dora)
+    with pytest.raises(
+        InvalidArgument, match="must have lora_magnitude_vector exactly where use_dora is true, it is"
+    ):
         load_adapter(tiny_model(), tmp_path, "x")
 
 

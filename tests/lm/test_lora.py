@@ -8,7 +8,6 @@ from torch import nn
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound, Reason
 from luthier.lm.attention import packed_forward
 from luthier.lm.lora import (
-    LoraLinear,
     LoraSpec,
     activate,
     adapter_parameters,
@@ -19,6 +18,7 @@ from luthier.lm.lora import (
     target_modules,
     use_adapter,
 )
+from luthier.lm.lora_layer import AdapterSwitch, Factors, LoraLinear
 from luthier.lm.packed import pack
 
 ModelMaker = Callable[..., Any]
@@ -134,10 +134,8 @@ def test_insert_lora_refuses_a_name_that_is_taken_or_malformed(tiny_model: Model
 def test_lora_linear_gradients_equal_float64_autograd(bias: bool) -> None:
     torch.manual_seed(3)
     linear = nn.Linear(12, 7, bias=bias).requires_grad_(requires_grad=False)
-    from luthier.lm.lora import AdapterSwitch
-
     layer = LoraLinear(linear, AdapterSwitch(), "layer")
-    layer.add("a", torch.randn(3, 12), torch.randn(7, 3), 0.5)
+    layer.add("a", Factors(torch.randn(3, 12), torch.randn(7, 3)), 0.5)
     layer.switch.active = "a"
     x = torch.randn(2, 5, 12, requires_grad=True)
     upstream = torch.randn(2, 5, 7)

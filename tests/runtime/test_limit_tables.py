@@ -26,6 +26,7 @@ from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GradeSamplesR
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_pb2 import Model
+from luthier.v1.model_service_pb2 import ExportModelRequest, MergeModelRequest
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.upload_pb2 import Upload
 from luthier.work.results import CHECKPOINT_LIMITS, ROLLOUTS_LIMITS
@@ -41,6 +42,8 @@ TABLES: Mapping[str, tuple[type[Message], LimitTable]] = {
     "jobs": (FineTuningJob, jobs.LIMITS),
     "references of jobs": (FineTuningJob, jobs.REFERENCES),
     "models": (Model, models.LIMITS),
+    "merges": (MergeModelRequest, models.MAKING_LIMITS),
+    "exports": (ExportModelRequest, models.MAKING_LIMITS),
     "evaluations": (Evaluation, evaluations.LIMITS),
     "generation": (GenerateTextRequest, generation.LIMITS),
     "grading": (GradeSamplesRequest, grading.LIMITS),
@@ -52,6 +55,8 @@ RESULTS: Mapping[str, LimitTable] = {
     "register_model": models.RESULT_LIMITS,
     "train": jobs.RESULT_LIMITS,
     "evaluate": evaluations.RESULT_LIMITS,
+    "merge": models.MAKING_RESULT_LIMITS,
+    "export": models.MAKING_RESULT_LIMITS,
 }
 KINDS: Mapping[str, FieldDescriptor] = {
     field.name: field for field in TaskResult.DESCRIPTOR.oneofs_by_name["result"].fields

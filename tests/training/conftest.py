@@ -28,8 +28,10 @@ from luthier.training.jobs.planning import SplitLengths
 from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService, Outside
 from luthier.training.models import repository
+from luthier.training.models.making import ModelMaking
 from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import RegisterModelHandler
+from luthier.training.models.tasks import KINDS, MakingHandler
 from luthier.training.recipes.batches import RowLength
 from luthier.training.recipes.survey import PackedLengths
 from luthier.training.weights import StoredModel
@@ -77,9 +79,11 @@ class TokenRow:
 def tiny_llama() -> Callable[..., PreTrainedModel]:
     """Makes a two-layer model; equal arguments give equal weights."""
 
-    def make(dtype: torch.dtype = torch.float32, attention: str = IMPLEMENTATION) -> PreTrainedModel:
+    def make(
+        dtype: torch.dtype = torch.float32, attention: str = IMPLEMENTATION, vocab_size: int = VOCABULARY
+    ) -> PreTrainedModel:
         config = LlamaConfig(
-            vocab_size=VOCABULARY,
+            vocab_size=vocab_size,
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=2,
@@ -193,6 +197,7 @@ class Bench:
     models: ModelService
     jobs: JobService
     checkpoints: CheckpointModels
+    making: ModelMaking
     renderings: MemoryRenderings
     keeper: MemoryKeeper
     elsewhere: Elsewhere
@@ -358,21 +363,23 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(url)
     blobs = LocalBlobStore(tmp_path / "blobs")
     log = EventLog(database, heartbeat_seconds=0.2)
-    metrics = WorkMetrics(CollectorRegistry(), (TaskKind.TRAIN, TaskKind.REGISTER_MODEL))
+    metrics = WorkMetrics(CollectorRegistry(), tuple(TaskKind))
     queue = Queue(database, log, metrics)
-    roots = tmp_path / "roots"
-    roots.mkdir()
+    (roots := tmp_path / "roots").mkdir()
     models = ModelService(database, log, queue, blobs, [roots])
     renderings = MemoryRenderings()
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"renderings": keeper})
-    outside = Outside(
-        renderings=renderings, elsewhere=elsewhere, rewards=RewardAddresses(["127.0.0.1", "[::1]:7"])
-    )
+    rewards = RewardAddresses(["127.0.0.1", "[::1]:7"])
+    outside = Outside(renderings=renderings, elsewhere=elsewhere, rewards=rewards)
     jobs = JobService(database, log, queue, models, outside, blobs)
-    released = ReleasedBlobs(database, blobs)
-    queue.register(TaskKind.TRAIN, TrainHandler(jobs.family, log, models, blobs, released, jobs.rollouts))
+    training = (jobs.family, log, models, blobs, ReleasedBlobs(database, blobs), jobs.rollouts)
+    queue.register(TaskKind.TRAIN, TrainHandler(*training))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
+    checkpoints = CheckpointModels(database, models, jobs.family)
+    making = ModelMaking(database, models, checkpoints)
+    for kind in KINDS:
+        queue.register(kind, MakingHandler(models, making))
     made = Bench(
         database=database,
         blobs=blobs,
@@ -380,7 +387,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         queue=queue,
         models=models,
         jobs=jobs,
-        checkpoints=CheckpointModels(database, models, jobs.family),
+        checkpoints=checkpoints,
+        making=making,
         renderings=renderings,
         keeper=keeper,
         elsewhere=elsewhere,

@@ -13,6 +13,7 @@ from luthier.lm.kept import CHECKPOINTINGS
 from luthier.training.fitting import Rows, fit_of, fits_of, trained_of, what_would, work_of
 from luthier.training.jobs.rules import resolved
 from luthier.training.recipes.batches import PlanTotals
+from luthier.training.recipes.footprint import activation_bytes
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_SELECTIVE,
     SHARDING_FSDP2,
@@ -50,6 +51,15 @@ def test_an_adapter_has_the_factors_of_its_targets_and_ranks() -> None:
     assert found.sum_of_ranks == 10 * 4 + 4
     with pytest.raises(InvalidArgument, match="must match a module that the adapter changes"):
         trained_of(job(lora=LoraConfig(rank_pattern={"nothing": 3})), SHAPE)
+
+
+def test_dora_has_a_length_for_each_output_and_keeps_what_it_is_multiplied_with() -> None:
+    plain, dora = (trained_of(job(lora=LoraConfig(rank=2, use_dora=used)), SHAPE) for used in (False, True))
+    outputs = sum(SHAPE.linear(module).outputs for module in SHAPE.modules())
+    assert (plain.num_scaled, dora.num_scaled) == (0, outputs)
+    assert dora.num_factors == plain.num_factors + outputs
+    more = activation_bytes(dora, 100, "NONE", "GPU") - activation_bytes(plain, 100, "NONE", "GPU")
+    assert more == pytest.approx(1.05 * 100 * 4 * outputs, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def test_one_that_can_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "service"), [("RENDER", "data"), ("REGISTER_MODEL", "training"), ("EVALUATE", "evaluation")]
+    ("kind", "service"),
+    [("RENDER", "data"), ("REGISTER_MODEL", "training"), ("MERGE", "training"), ("EVALUATE", "evaluation")],
 )
 def test_without_a_worker_of_the_kind_it_says_which_to_start(kind: str, service: str) -> None:
     failure = failure_of(TaskKind(kind), NONE, [worker("a", CPU)])

@@ -21,6 +21,8 @@ from luthier.worker.v1.task_pb2 import (
     BlobFile,
     BuildVersionResult,
     EvaluateResult,
+    ExportResult,
+    MergeResult,
     RegisterModelResult,
     RenderResult,
     Shard,
@@ -34,11 +36,14 @@ LIMITS: Mapping[TaskKind, LimitTable] = {
     TaskKind.REGISTER_MODEL: models.RESULT_LIMITS,
     TaskKind.TRAIN: jobs.RESULT_LIMITS,
     TaskKind.EVALUATE: evaluations.RESULT_LIMITS,
+    TaskKind.MERGE: models.MAKING_RESULT_LIMITS,
+    TaskKind.EXPORT: models.MAKING_RESULT_LIMITS,
 }
 DIGEST = "0123456789abcdef" * 4
 FILE = BlobFile(path="a/b", sha256=DIGEST, size_bytes=3)
 ERROR = dataset_pb2.RecordError(filename="a.jsonl", line=2, path="p", reason="MISSING_FIELD", message="m")
 LENGTHS = rendering_pb2.LengthStatistics(count=1, sum=2, minimum=2, maximum=2, mean=2.0)
+CHECK = model_pb2.WeightsCheck(num_positions=9, difference=0.01, bound=0.05, held_out_logprobs=[-1.5])
 FAILED = Failure(code="INVALID_ARGUMENT", reason="INVALID_RECORDS", message="why")
 
 
@@ -129,6 +134,8 @@ def whole_results() -> Mapping[str, Any]:
         "register_model": registered(),
         "train": TrainResult(files=[FILE], step=3, metrics={"train_loss": 0.5}),
         "evaluate": evaluated(),
+        "merge": MergeResult(files=[FILE], check=CHECK, warnings=["w"]),
+        "export": ExportResult(files=[FILE], check=CHECK, warnings=["w"]),
     }
 
 

@@ -24,3 +24,9 @@ def require_askable(model: Model, field: str) -> None:
     if model.kind == Model.KIND_REWARD:
         description = f"must be a model of words, got {model.name!r}, a reward model: it values answers"
         raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
+    if model.kind == Model.KIND_EXPORT:
+        description = (
+            f"must be a model of words, got {model.name!r}, a file for other programs; it was made from "
+        )
+        violation = FieldViolation(field=field, description=f"{description}{model.start_from}")
+        raise InvalidArgument.of_fields(violation)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from luthier.errors import InvalidArgument, NotFound, Reason
 from luthier.lm.lora import (
     Adapter,
-    LoraLinear,
     LoraSpec,
     Targets,
     adapter_parameters,
@@ -23,6 +22,7 @@ from luthier.lm.lora import (
     trained_weights,
     use_adapter,
 )
+from luthier.lm.lora_layer import Factors, LoraLinear
 from luthier.lm.module_patterns import Patterns
 from luthier.lm.trained_weights import TRAINABLE, distinct, given_weights, is_tied, trainable_modules
 
@@ -33,7 +33,8 @@ PEFT_VERSION = "0.21.2"
 _PREFIX = "base_model.model."
 SCORE_KEY = f"{_PREFIX}score.weight"
 """PEFT's name of a reward model's head."""
-_ENDS = {".lora_A.weight": 0, ".lora_B.weight": 1}
+_MAGNITUDE = "lora_magnitude_vector"
+_ENDS = {".lora_A.weight": 0, ".lora_B.weight": 1, f".{_MAGNITUDE}": 2}
 
 # What PEFT writes for a plain LoRA; a key that differs means a feature, and is refused unless it is in _FREE.
 _PLAIN: dict[str, Any] = {
@@ -101,6 +102,7 @@ _FREE = frozenset(
         "revision",
         "target_modules",
         "task_type",
+        "use_dora",
         "use_rslora",
     }
 )
@@ -127,7 +129,7 @@ def adapter_state(
     parameters, weights = adapter_parameters(model, name), trained_weights(model, name)
     firsts = distinct(weights)
     state = {
-        f"{_PREFIX}{key}.weight": masters.get(key, parameter).detach()
+        _PREFIX + (key if key.endswith(_MAGNITUDE) else f"{key}.weight"): masters.get(key, parameter).detach()
         for key, parameter in parameters.items()
         if key not in firsts
     }
@@ -162,6 +164,7 @@ def adapter_config(
         "r": spec.rank,
         "rank_pattern": dict(spec.rank_pattern),
         "target_modules": _shortest_targets(model, adapter),
+        "use_dora": spec.use_dora,
         "use_rslora": spec.use_rslora,
     }
 
@@ -246,7 +249,7 @@ def _attached(model: PreTrainedModel, name: str, config: dict[str, Any], state: 
     with use_adapter(model, None):
         tensors = _pop_weights(model, spec, state, keeps_tied=keeps_tied)
         weights = given_weights(model, tensors, keeps_tied=keeps_tied)
-    factors = _pair_factors(state)
+    factors = _pair_factors(state, use_dora=spec.use_dora)
     _check_factors(model, factors, spec)
     adapter = Adapter(name=name, spec=spec, modules=tuple(sorted(factors)))
     return attach(model, adapter, factors, weights)
@@ -288,6 +291,7 @@ def _read_config(config: dict[str, Any]) -> LoraSpec:
         alpha=config["lora_alpha"],
         targets=_read_targets(config.get("target_modules")),
         use_rslora=bool(config.get("use_rslora", False)),
+        use_dora=bool(config.get("use_dora", False)),
         dropout=config.get("lora_dropout", 0.0),
         rank_pattern=_read_patterns(config, "rank_pattern"),
         alpha_pattern=_read_patterns(config, "alpha_pattern"),
@@ -319,8 +323,8 @@ def _read_targets(targets: str | list[str] | None) -> Targets:
     return (targets,) if isinstance(targets, str) else tuple(sorted(targets))
 
 
-def _pair_factors(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    halves: dict[str, list[Tensor | None]] = {}
+def _pair_factors(state: dict[str, Tensor], *, use_dora: bool) -> dict[str, Factors]:
+    parts: dict[str, list[Tensor | None]] = {}
     for key, tensor in state.items():
         end = next((end for end in _ENDS if key.endswith(end)), None)
         if end is None or not key.startswith(_PREFIX):
@@ -329,21 +333,26 @@ def _pair_factors(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
                 reason=Reason.MODEL_INVALID,
             )
         module = key.removeprefix(_PREFIX).removesuffix(end)
-        halves.setdefault(module, [None, None])[_ENDS[end]] = tensor
+        parts.setdefault(module, [None, None, None])[_ENDS[end]] = tensor
     factors = {}
-    for module, (a_RI, b_OR) in halves.items():
+    for module, (a_RI, b_OR, magnitude_O) in parts.items():
         if a_RI is None or b_OR is None:
             raise InvalidArgument(
                 f"module {module} must have both lora_A and lora_B, one is missing",
                 reason=Reason.MODEL_INVALID,
             )
-        factors[module] = (a_RI, b_OR)
+        if (magnitude_O is not None) != use_dora:
+            raise InvalidArgument(
+                f"module {module} must have {_MAGNITUDE} exactly where use_dora is true, it is {str(use_dora).lower()}",
+                reason=Reason.MODEL_INVALID,
+            )
+        factors[module] = Factors(a_RI, b_OR, magnitude_O)
     return factors
 
 
-def _check_factors(model: PreTrainedModel, factors: dict[str, tuple[Tensor, Tensor]], spec: LoraSpec) -> None:
+def _check_factors(model: PreTrainedModel, factors: dict[str, Factors], spec: LoraSpec) -> None:
     linear, strengths = set(target_modules(model, "all-linear")), spec.strengths(sorted(factors))
-    for module, (a_RI, b_OR) in factors.items():
+    for module, found in factors.items():
         if module not in linear:
             raise InvalidArgument(
                 f"the adapter changes {module}, which is not a linear layer of the model",
@@ -352,8 +361,9 @@ def _check_factors(model: PreTrainedModel, factors: dict[str, tuple[Tensor, Tens
         layer = model.get_submodule(module)
         assert isinstance(layer, nn.Linear | LoraLinear)
         rank = strengths[module].rank
-        expected = [(rank, layer.in_features), (layer.out_features, rank)]
-        shapes = [tuple(a_RI.shape), tuple(b_OR.shape)]
+        expected: list[tuple[int, ...]] = [(rank, layer.in_features), (layer.out_features, rank)]
+        expected += [(layer.out_features,)] if spec.use_dora else []
+        shapes = [tuple(tensor.shape) for tensor in found if tensor is not None]
         if shapes != expected:
             raise InvalidArgument(
                 f"the factors of {module} must have shapes {expected}, got {shapes}",

@@ -19,7 +19,7 @@ from luthier.kernels.lora_linear import lora_linear_multi
 from luthier.kernels.rms_norm import rms_norm
 from luthier.kernels.rope import rope
 from luthier.lm.attention import attention
-from luthier.lm.lora import LoraLinear
+from luthier.lm.lora_layer import LoraLinear
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GgufConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from luthier.errors import InvalidArgument, Reason, ResourceExhausted
@@ -39,6 +44,27 @@ def load_model(
     with _fitting(device):
         options = {"dtype": dtype, "attn_implementation": IMPLEMENTATION, **_placed(device)}
         return _ready(load_weights(directory, **options), device)
+
+
+def load_gguf(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load the model that a GGUF file holds, its weights expanded, as `load_model` loads others.
+
+    Raises:
+        InvalidArgument: the file cannot be read, or has not exactly the weights of its model (reason MODEL_INVALID).
+    """
+    return _ready(open_gguf(path, dtype, attn_implementation=IMPLEMENTATION), "cpu")
+
+
+def open_gguf(path: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """Let transformers read a GGUF file, expanding what is quantised.
+
+    Raises:
+        InvalidArgument: as `load_gguf`.
+    """
+    expanded = GgufConfig(dequantize=True)
+    return load_weights(
+        path.parent, gguf_file=path.name, dtype=dtype, quantization_config=expanded, **options
+    )
 
 
 @contextmanager

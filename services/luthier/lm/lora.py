@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
-from luthier.kernels.linear import linear
-from luthier.kernels.lora_linear import Dropout, Projection, lora_linear, token_number
+from luthier.kernels.lora_linear import Dropout, token_number
+from luthier.lm.lora_layer import AdapterSwitch, Factors, LoraLinear, row_lengths
 from luthier.lm.module_patterns import Patterns, assigned, require_one_value
 from luthier.lm.packed import PackedBatch
-from luthier.lm.trained_weights import ExchangedWeights, distinct, fresh_weights
+from luthier.lm.trained_weights import distinct, fresh_weights
 
 MAX_RANK = 512
 
@@ -42,7 +42,8 @@ class LoraSpec:
     except the vocabulary head. The update is scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank)
     (arXiv:2312.03732); modules that a pattern matches have the rank, or the alpha, that stands there.
     `dropout` is the share of inputs that are dropped where it is trained, see `dropping`. `trained_modules` are those
-    of `TRAINABLE` whose weight is trained whole.
+    of `TRAINABLE` whose weight is trained whole. With `use_dora` (arXiv:2402.09353) each module has the lengths of its
+    weight's rows as parameters, and the update changes their directions.
 
     Raises:
         InvalidArgument: a rank outside 1..512, an alpha not positive, no target, or dropout outside [0, 1).
@@ -56,6 +57,7 @@ class LoraSpec:
     rank_pattern: Patterns[int] = ()
     alpha_pattern: Patterns[float] = ()
     trained_modules: tuple[str, ...] = ()
+    use_dora: bool = False
 
     def __post_init__(self) -> None:
         for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
@@ -93,91 +95,6 @@ class Adapter:
     modules: tuple[str, ...]
 
 
-class AdapterSwitch:
-    """Which adapter a model's forward uses now, and what it drops; one object shared by all its `LoraLinear`s.
-
-    The update of an active adapter that `is_muted` is computed and counts for nothing.
-    """
-
-    __slots__ = ("active", "adapters", "dropout", "is_muted", "weights")
-
-    def __init__(self) -> None:
-        self.active: str | None = None
-        self.dropout: Dropout | None = None
-        self.is_muted = False
-        self.adapters: dict[str, Adapter] = {}
-        self.weights = ExchangedWeights()
-
-    def choose(self, name: str | None) -> None:
-        """Make an adapter active, or the base."""
-        self.active = name
-        self.weights.put(None if self.is_muted else name)
-
-    def mute(self, *, is_muted: bool) -> None:
-        """Let the active adapter count for nothing, or for something again."""
-        self.is_muted = is_muted
-        self.choose(self.active)
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer with named low-rank updates, of which at most one is active.
-
-    `weight` and `bias` are the parameters of the layer that it replaces (the same objects), so the names of
-    the base model's state dict stay as they are. `lora_A[name]` is [R, I] and `lora_B[name]` [O, R], both
-    float32.
-    """
-
-    def __init__(self, linear: nn.Linear, switch: AdapterSwitch, name: str) -> None:
-        super().__init__()
-        # Of 32 bits: what tells layers apart where masks are drawn.
-        self.stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
-        self.weight = linear.weight
-        self.bias = linear.bias
-        self.lora_A = nn.ParameterDict()
-        self.lora_B = nn.ParameterDict()
-        self.scales: dict[str, float] = {}
-        self.switch = switch
-
-    def add(self, name: str, a_RI: Tensor, b_OR: Tensor, scale: float) -> None:
-        """Add an update under `name`; its factors become float32 parameters on the device of the weight."""
-        device = self.weight.device
-        self.lora_A[name] = nn.Parameter(a_RI.to(device=device, dtype=torch.float32))
-        self.lora_B[name] = nn.Parameter(b_OR.to(device=device, dtype=torch.float32))
-        self.scales[name] = scale
-
-    def remove(self, name: str) -> None:
-        """Forget the update `name`; no effect when this layer has none of that name."""
-        if name in self.scales:
-            del self.lora_A[name], self.lora_B[name], self.scales[name]
-
-    def projection(self) -> Projection | None:
-        """This layer with the active adapter's update, for the LoRA kernels; None where it has none."""
-        name = self.switch.active
-        if name is None or name not in self.scales:
-            return None
-        return Projection(
-            weight=self.weight,
-            bias=self.bias,
-            a=self.lora_A[name],
-            b=self.lora_B[name],
-            scale=0.0 if self.switch.is_muted else self.scales[name],
-        )
-
-    def dropout(self) -> Dropout | None:
-        """What is dropped of this layer's input on its way into the update; None: nothing."""
-        dropout = self.switch.dropout
-        return None if dropout is None else replace(dropout, stream=self.stream)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., I] -> [..., O], with the active adapter's update where this layer has one."""
-        projection = self.projection()
-        if projection is None:
-            return linear(x, self.weight, self.bias)
-        return lora_linear(x, projection, dropout=self.dropout())
-
-
 def insert_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int, name: str = "default") -> Adapter:
     """Add a fresh adapter: A as PEFT draws it (Kaiming uniform, a = sqrt(5)), B zero, base frozen.
 
@@ -201,7 +118,8 @@ def insert_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int, name: str 
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         a_RI = torch.empty(strength.rank, linear.in_features)
         nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5), generator=generator)
-        factors[module] = (a_RI, torch.zeros(linear.out_features, strength.rank))
+        b_OR = torch.zeros(linear.out_features, strength.rank)
+        factors[module] = Factors(a_RI, b_OR, _lengths(linear.weight, a_RI, b_OR) if spec.use_dora else None)
     with use_adapter(model, None):
         weights = fresh_weights(model, spec.trained_modules)
     return attach(model, Adapter(name=name, spec=spec, modules=tuple(sorted(factors))), factors, weights)
@@ -210,10 +128,10 @@ def insert_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int, name: str 
 def attach(
     model: PreTrainedModel,
     adapter: Adapter,
-    factors: Mapping[str, tuple[Tensor, Tensor]],
+    factors: Mapping[str, Factors],
     weights: Mapping[str, nn.Parameter],
 ) -> Adapter:
-    """Put given factors (module name -> A [R, I], B [O, R]) into the model under the adapter's name.
+    """Put given factors, by module name, into the model under the adapter's name.
 
     `weights` are those that it has in place of the base's, by module name, in the type of the base's.
 
@@ -233,13 +151,18 @@ def attach(
             linear = model.get_submodule(module)
             if isinstance(linear, nn.Linear):
                 model.set_submodule(module, LoraLinear(linear, switch, module))
-            _lora_linear(model, module).add(adapter.name, *factors[module], strength.scale)
+            _lora_linear(model, module).add(adapter.name, factors[module], strength.scale)
         switch.weights.add(model, adapter.name, weights)
     switch.adapters[adapter.name] = adapter
     for name in switch.adapters:
         for parameter in adapter_parameters(model, name).values():
             parameter.requires_grad_()
     return adapter
+
+
+def _lengths(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
+    """The lengths [O] with which DoRA begins, computed where they are computed again at each pass."""
+    return row_lengths(weight_OI, a_RI.to(weight_OI.device), b_OR.to(weight_OI.device), 1.0)
 
 
 def remove_adapter(model: PreTrainedModel, name: str) -> None:
@@ -342,7 +265,8 @@ def dropping(model: PreTrainedModel, batch: PackedBatch, probability: float, see
 def adapter_parameters(model: PreTrainedModel, name: str) -> dict[str, nn.Parameter]:
     """Every trainable tensor of an adapter, keyed `<module>.lora_A` and `<module>.lora_B`, in sorted order.
 
-    Behind them those that it trains whole, keyed `<module>.weight`, one for the embedding and the head if it is both.
+    With DoRA there is `<module>.lora_magnitude_vector` too. Behind them those that it trains whole, keyed
+    `<module>.weight`, one for the embedding and the head if it is both.
 
     Raises:
         NotFound: the model has no adapter of that name.
@@ -352,6 +276,8 @@ def adapter_parameters(model: PreTrainedModel, name: str) -> dict[str, nn.Parame
         layer = _lora_linear(model, module)
         parameters[f"{module}.lora_A"] = layer.lora_A[name]
         parameters[f"{module}.lora_B"] = layer.lora_B[name]
+        if name in layer.lora_magnitude_vector:
+            parameters[f"{module}.lora_magnitude_vector"] = layer.lora_magnitude_vector[name]
     return parameters | distinct(trained_weights(model, name))
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hub_errors
-from transformers import GgufConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
-from luthier.lm.load import eos_token_ids, load_weights
+from luthier.lm.load import eos_token_ids, load_weights, open_gguf
 from luthier.lm.model_config import ARCHITECTURES, check_config, read_config, read_object
 from luthier.lm.source_files import INDEX_SUFFIX, staged_file, staged_folder
 from luthier.lm.sources import TOKENIZER_FILES, GgufSource, HubSource, RegisteredFiles, Source
@@ -89,12 +89,7 @@ def _open_gguf(path: Path) -> PreTrainedModel:
         raise InvalidArgument(
             f"a GGUF file must begin with the bytes GGUF, {path.name} does not", reason=Reason.MODEL_INVALID
         )
-    return load_weights(
-        path.parent,
-        gguf_file=path.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
+    return open_gguf(path, torch.bfloat16)
 
 
 def _open_directory(path: Path) -> PreTrainedModel:

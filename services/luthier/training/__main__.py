@@ -29,7 +29,7 @@ def settings_of(config: Config) -> ServiceSettings:
         metrics_address=config.metrics_address,
         projects=config.projects,
         migrations=MIGRATIONS,
-        kinds=(TaskKind.REGISTER_MODEL, TaskKind.TRAIN),
+        kinds=(TaskKind.REGISTER_MODEL, TaskKind.TRAIN, TaskKind.MERGE, TaskKind.EXPORT),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
     )

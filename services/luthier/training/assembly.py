@@ -16,8 +16,11 @@ from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService, Outside, Renderings
 from luthier.training.jobs.servicer import TrainingServicer
 from luthier.training.models import repository as model_rows
+from luthier.training.models.making import ModelMaking
 from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import ModelServicer, RegisterModelHandler
+from luthier.training.models.tasks import KINDS as MAKING_KINDS
+from luthier.training.models.tasks import MakingHandler
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
@@ -78,14 +81,16 @@ def assemble(
     outside = Outside(renderings=renderings, elsewhere=parts.elsewhere, rewards=rewards)
     jobs = JobService(parts.database, parts.log, parts.queue, models, outside, parts.blobs)
     checkpoints = CheckpointModels(parts.database, models, jobs.family)
+    making = ModelMaking(parts.database, models, checkpoints)
     released = ReleasedBlobs(parts.database, parts.blobs)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
+        **dict.fromkeys(MAKING_KINDS, MakingHandler(models, making)),
         TaskKind.TRAIN: TrainHandler(jobs.family, parts.log, models, parts.blobs, released, jobs.rollouts),
     }
     return Training(
         jobs=TrainingServicer(jobs, parts.page_tokens, parts.projects),
-        models=ModelServicer(models, checkpoints, parts.page_tokens, parts.projects),
+        models=ModelServicer(models, making, checkpoints, parts.page_tokens, parts.projects),
         handlers=handlers,
         families={"models": model_rows.models(), "checkpoints": checkpoints},
         released=released,

@@ -122,6 +122,8 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
     factors = sum(
         rank * (shape.linear(module).inputs + shape.linear(module).outputs) for module, rank in ranks.items()
     )
+    # With DoRA each has a length for each of its outputs, and what is multiplied by it is kept.
+    outputs = sum(shape.linear(module).outputs for module in ranks) if job.lora.use_dora else 0
     modules = frozenset(job.lora.trained_modules)
     words = shape.vocabulary * shape.hidden
     has_head = is_whole or "lm_head" in modules or ("embed_tokens" in modules and shape.is_tied)
@@ -133,8 +135,9 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
     return Trained(
         shape=shape,
         is_whole=is_whole,
-        num_factors=factors,
+        num_factors=factors + outputs,
         sum_of_ranks=sum(ranks.values()),
+        num_scaled=outputs,
         num_whole=words * (1 if shape.is_tied else len(modules)) if modules else 0,
         has_trained_head=has_head and read != "VALUES",
         read=read,

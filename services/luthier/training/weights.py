@@ -34,7 +34,7 @@ class SeenModel:
     private: ModelPrivate
 
 
-def weight_files(model: StoredModel) -> list[BlobFile]:
+def weight_files(model: StoredModel | SeenModel) -> list[BlobFile]:
     """Return the files of a model besides those of its tokenizer."""
     return [
         BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)

@@ -15,6 +15,8 @@ _WORK_OF = {
     TaskKind.RENDER: "data",
     TaskKind.REGISTER_MODEL: "training",
     TaskKind.TRAIN: "training",
+    TaskKind.MERGE: "training",
+    TaskKind.EXPORT: "training",
     TaskKind.EVALUATE: "evaluation",
 }
 """The service whose workers take a kind of task."""

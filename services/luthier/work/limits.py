@@ -38,6 +38,8 @@ LIMITS: Mapping[TaskKind, Limits] = MappingProxyType(
         # The size of what the Hub sends is not known beforehand.
         TaskKind.REGISTER_MODEL: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
         TaskKind.TRAIN: Limits(stall_seconds=1800.0),
+        TaskKind.MERGE: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
+        TaskKind.EXPORT: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
         # Its runner adds `answering_seconds` once it knows the records; the base is for what it fetches and waits for.
         TaskKind.EVALUATE: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
     }
@@ -50,6 +52,8 @@ SLOTS: Mapping[TaskKind, int] = MappingProxyType(
         TaskKind.REGISTER_MODEL: 2,
         TaskKind.TRAIN: 1,
         TaskKind.EVALUATE: 1,
+        TaskKind.MERGE: 1,
+        TaskKind.EXPORT: 1,
     }
 )
 """Tasks of a kind that one worker runs at a time: one where a task takes the memory of a model in training."""

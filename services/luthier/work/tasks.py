@@ -19,6 +19,8 @@ class TaskKind(StrEnum):
     REGISTER_MODEL = "REGISTER_MODEL"
     TRAIN = "TRAIN"
     EVALUATE = "EVALUATE"
+    MERGE = "MERGE"
+    EXPORT = "EXPORT"
 
 
 class TaskState(StrEnum):

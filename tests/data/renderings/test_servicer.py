@@ -287,6 +287,12 @@ REFUSED_RENDERINGS: list[tuple[dict[str, Any], type[LuthierError], str, str]] = 
         f"its base model is {PROJECT}/models/base",
     ),
     (
+        {"model": f"{PROJECT}/models/exported"},
+        InvalidArgument,
+        Reason.INVALID_FIELD,
+        f"must be a base model, got the export {PROJECT}/models/exported",
+    ),
+    (
         {"model": f"{PROJECT}/models/registering"},
         FailedPrecondition,
         Reason.WRONG_STATE,

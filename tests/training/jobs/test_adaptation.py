@@ -60,6 +60,21 @@ def test_a_rank_by_pattern_leaves_alpha_as_it_is() -> None:
     ("changes", "field", "message"),
     [
         (
+            {"lora": LoraConfig(use_dora=True, dropout=0.1)},
+            "dropout",
+            "must be 0 with use_dora, got 0.1",
+        ),
+        (
+            {"lora": LoraConfig(lora_plus_ratio=0.5)},
+            "lora_plus_ratio",
+            "must be 0 or in [1, 1000], got 0.5",
+        ),
+        (
+            {"lora": LoraConfig(lora_plus_ratio=1001)},
+            "lora_plus_ratio",
+            "must be 0 or in [1, 1000], got 1001.0",
+        ),
+        (
             {"lora": LoraConfig(trained_modules=["norm"])},
             "trained_modules[0]",
             "must be embed_tokens or lm_head, got 'norm'",

@@ -28,7 +28,7 @@ CONTEXT: Any = None
 
 @pytest.fixture
 def models(bench: Any) -> ModelServicer:
-    return ModelServicer(bench.models, bench.checkpoints, TOKENS, PROJECTS)
+    return ModelServicer(bench.models, bench.making, bench.checkpoints, TOKENS, PROJECTS)
 
 
 async def commit(bench: Any, task: Any, step: int, files: list[task_pb2.BlobFile], **metrics: float) -> None:

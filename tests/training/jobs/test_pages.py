@@ -67,7 +67,9 @@ async def test_a_token_of_a_deleted_job_is_refused_for_the_new_one_of_its_name(
 
 
 async def test_a_download_does_not_go_on_in_another_model_of_the_name(bench: Any) -> None:
-    download = ModelServicer(bench.models, bench.checkpoints, TOKENS, PROJECTS).DownloadModelFile
+    download = ModelServicer(
+        bench.models, bench.making, bench.checkpoints, TOKENS, PROJECTS
+    ).DownloadModelFile
     context: Any = None
     uid = (await bench.model(bench.MODEL)).uid
     request = DownloadModelFileRequest(name=bench.MODEL, path="tokenizer.json", start_offset=3, uid=uid)
@@ -82,7 +84,7 @@ async def test_a_download_does_not_go_on_in_another_model_of_the_name(bench: Any
 
 
 async def test_a_token_of_a_deleted_models_files_is_refused_for_the_new_one_of_its_name(bench: Any) -> None:
-    list_files = ModelServicer(bench.models, bench.checkpoints, TOKENS, PROJECTS).ListModelFiles
+    list_files = ModelServicer(bench.models, bench.making, bench.checkpoints, TOKENS, PROJECTS).ListModelFiles
     request: Any = ListModelFilesRequest(parent=bench.MODEL, page_size=1)
     context: Any = None
     first = await list_files(request, context)

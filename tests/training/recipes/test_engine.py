@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -56,6 +57,27 @@ def trained(engine: Engine, batches: Sequence[Sequence[PackedBatch]]) -> list[fl
         losses.append(sum(one["train_loss"] for one in sums) / learnt(step))
         engine.update(rate)
     return losses
+
+
+@pytest.mark.parametrize("ratio", [1.0, 16.0])
+def test_second_factors_learn_at_their_own_rate(
+    tiny_llama: ModelMaker, batches: list[list[PackedBatch]], ratio: float
+) -> None:
+    """The first step of AdamW moves each number by the rate."""
+    model = tiny_llama()
+    insert_lora(model, LoraSpec(rank=4, alpha=8.0), seed=11)
+    weights = Adapter(model, "default", base_model="tiny", b_rate_ratio=ratio)
+    with torch.no_grad():
+        for name, parameter in weights.parameters.items():
+            if name.endswith("lora_B"):
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    before = {name: parameter.detach().clone() for name, parameter in weights.parameters.items()}
+    engine = Engine(weights, OptimiserSettings(weight_decay=0.0, max_grad_norm=0.0), CPU)
+    engine.accumulate(batches[0][0], FusedLoss(), supervised(learnt(batches[0])))
+    engine.update(1e-3)
+    for name, parameter in weights.parameters.items():
+        moved = (parameter - before[name]).abs().max().item()
+        assert moved == pytest.approx(1e-3 * (ratio if name.endswith("lora_B") else 1.0), rel=0.02), name
 
 
 class PlainLora(nn.Module):
@@ -278,6 +300,7 @@ class Bare:
 
     files: tuple[str, ...] = ()
     result_files: tuple[str, ...] = ()
+    rates: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = parameters

@@ -21,12 +21,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from luthier.lm.made import Made
 from luthier.runtime.keys import read_or_create_keys
 from luthier.training.__main__ import build, settings_of
 from luthier.training.config import Config
 from luthier.training.recipes.course import TIMED_METRICS
 from luthier.training.worker.computing import computed
-from luthier.training.worker.order import Desk, TrainOrder
+from luthier.training.worker.making import Make, make_here, run_export, run_merge
+from luthier.training.worker.order import Desk, MakeOrder, TrainOrder
 from luthier.training.worker.register import Register, register_here, run_register
 from luthier.training.worker.train import Compute, Trainer
 from luthier.v1 import (
@@ -152,6 +154,11 @@ def compute_here(order: TrainOrder, desk: Desk, context: TaskContext) -> task_pb
     return computed(order, desk, torch.device("cpu"))
 
 
+def make_with_check(order: MakeOrder, context: TaskContext) -> Made:
+    """Merge or export in this very process."""
+    return make_here(order, context.check)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """A running Training service, its stubs, and what a worker needs."""
@@ -170,6 +177,7 @@ class Site:
         stopping: asyncio.Event | None = None,
         register: Register = register_here,
         compute: Compute | None = None,
+        make: Make = make_with_check,
     ) -> AsyncIterator[None]:
         """Run a worker for the length of the block, or until `stopping` is set."""
         stopping = stopping or asyncio.Event()
@@ -184,6 +192,8 @@ class Site:
         with channel(self.data_address) as data_channel:
             runners: Mapping[TaskKind, Runner] = {
                 TaskKind.REGISTER_MODEL: partial(run_register, register=register),
+                TaskKind.MERGE: partial(run_merge, make=make),
+                TaskKind.EXPORT: partial(run_export, make=make),
                 TaskKind.TRAIN: Trainer(
                     data_channel, compute or compute_here, RewardAddresses(("127.0.0.1",))
                 ),
@@ -203,12 +213,21 @@ class Site:
         """Register a model and wait for the end."""
         request = model_service_pb2.RegisterBaseModelRequest(parent=PARENT, model_id=model_id, model=source)
         made = await self.models.RegisterBaseModel(request, metadata=self.metadata)
-        watch = model_service_pb2.WatchModelRequest(name=made.name)
+        return await self.made(made.name)
+
+    async def made(self, name: str) -> model_pb2.Model:
+        """Wait for the end of a model's making, and return it."""
+        watch = model_service_pb2.WatchModelRequest(name=name)
         async for _ in self.models.WatchModel(watch, metadata=self.metadata):
             pass
-        name = model_service_pb2.GetModelRequest(name=made.name)
-        model: model_pb2.Model = await self.models.GetModel(name, metadata=self.metadata)
+        request = model_service_pb2.GetModelRequest(name=name)
+        model: model_pb2.Model = await self.models.GetModel(request, metadata=self.metadata)
         return model
+
+    async def merge(self, name: str, model_id: str) -> model_pb2.Model:
+        """Merge an adapter or a checkpoint, and wait for the end."""
+        request = model_service_pb2.MergeModelRequest(name=name, model_id=model_id)
+        return await self.made((await self.models.MergeModel(request, metadata=self.metadata)).name)
 
     async def create(self, job_id: str, **hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
         """Create a job on the registered model."""

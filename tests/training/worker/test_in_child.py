@@ -18,12 +18,13 @@ from tests.training.worker.conftest import Site
 
 from luthier.errors.status import status_to_failure
 from luthier.training.executors.inline import InChild
+from luthier.training.worker.making import make_in
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in
 from luthier.v1 import model_pb2
 from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
-from luthier.v1.model_service_pb2 import WatchModelRequest
+from luthier.v1.model_service_pb2 import CancelModelRequest, MergeModelRequest, WatchModelRequest
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
 from luthier.work.child import NURSERY_NAME
 from luthier.work.child_watch import Patience
@@ -245,3 +246,68 @@ print([name for name in {CONNECTS} if name in sys.modules])
 def test_a_driver_has_no_torch_and_a_child_nothing_that_connects(code: str, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == said
+
+
+async def adapter(site: Site, folder: Path) -> str:
+    """Train one in this process, and return its name."""
+    site.data.tokenizer_digest = (await site.register(folder)).tokenizer_digest
+    return (await site.ended((await site.create("one")).name)).tuned_model
+
+
+async def test_a_merge_whose_process_dies_is_made_again(
+    site: Site, model_folder: Path, trained: Trained
+) -> None:
+    async with site.worker():
+        name = await adapter(site, model_folder)
+        here = await site.merge(name, "here")
+    await asyncio.to_thread(trained.children.require_ready)
+    (child,) = pids()
+    os.kill(child, signal.SIGSTOP)
+    async with site.worker(make=make_in(trained.children)):
+        merging = asyncio.create_task(site.merge(name, "there"))
+        await until(lambda: trained.children.num_running)
+        os.kill(child, signal.SIGKILL)
+        there = await merging
+    assert there.state == model_pb2.Model.STATE_READY, there.error
+    assert (there.digest, there.check) == (here.digest, here.check)
+    request = WatchModelRequest(name=there.name)
+    events = [event async for event in site.models.WatchModel(request, metadata=site.metadata)]
+    assert changes(events) == [(AttemptChange.KIND_LOST, "CRASHED"), (AttemptChange.KIND_SUCCEEDED, "")]
+
+
+async def test_a_merge_is_cancelled_with_the_process_that_computes(
+    site: Site, model_folder: Path, trained: Trained
+) -> None:
+    async with site.worker():
+        name = await adapter(site, model_folder)
+    await asyncio.to_thread(trained.children.require_ready)
+    (child,) = pids()
+    os.kill(child, signal.SIGSTOP)
+    async with site.worker(make=make_in(trained.children)):
+        made = await site.models.MergeModel(MergeModelRequest(name=name), metadata=site.metadata)
+        await until(lambda: trained.children.num_running)
+        await site.models.CancelModel(CancelModelRequest(name=made.name), metadata=site.metadata)
+        async with asyncio.timeout(10.0):
+            model = await site.made(made.name)
+    assert model.state == model_pb2.Model.STATE_CANCELLED
+    await until(lambda: child not in pids())
+
+
+async def test_a_merge_that_does_not_fit_into_memory_says_what_it_takes(
+    site: Site, model_folder: Path, trained: Trained
+) -> None:
+    async with site.worker():
+        name = await adapter(site, model_folder)
+    await asyncio.to_thread(trained.children.require_ready)
+    (child,) = pids()
+    os.kill(child, signal.SIGSTOP)
+    async with site.worker(make=make_in(trained.children)):
+        merging = asyncio.create_task(site.merge(name, "there"))
+        await until(lambda: trained.children.num_running)
+        trained.kills.counted += 1
+        os.kill(child, signal.SIGKILL)
+        model = await merging
+    assert model.state == model_pb2.Model.STATE_FAILED
+    failure = status_to_failure(model.error)
+    assert failure.reason == "OUT_OF_MEMORY"
+    assert "models/there must fit in the worker's memory: files of " in failure.message

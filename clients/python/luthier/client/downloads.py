@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from luthier.client import names
+from luthier.client import model_card, names
 from luthier.client.flows import ResumedStream, Scope, call, pages, replaced
 from luthier.client.transfers import ProgressCallback, TransferProgress
 from luthier.errors import AlreadyExists, DataLoss, Reason
@@ -31,6 +31,9 @@ async def download(
 ) -> Path:
     """Bring the files of a READY model into `directory`, which appears whole or not at all, and return it.
 
+    A model that was tuned, merged or exported comes with a model card, `README.md`: what it was made from, its data and
+    scores, as the services know them now.
+
     The bytes come into `<directory>.partial` first; a download that was broken off goes on there, also in
     another process. Each file is checked against its sha256. A directory that holds these files already is
     left as it is. All files are those of the model that has the name at the beginning.
@@ -42,7 +45,7 @@ async def download(
     """
     name = names.weights(scope.project, model)
     target = Path(directory)
-    uid = (await call(scope, lambda stubs: stubs.models.GetModel, GetModelRequest(name=name))).uid
+    found = await call(scope, lambda stubs: stubs.models.GetModel, GetModelRequest(name=name))
     listing = pages(
         scope,
         lambda stubs: stubs.models.ListModelFiles,
@@ -56,9 +59,10 @@ async def download(
         return target
     staging = target.with_name(target.name + ".partial")
     for file in files:
-        wanted = DownloadModelFileRequest(name=name, uid=uid, path=file.path)
+        wanted = DownloadModelFileRequest(name=name, uid=found.uid, path=file.path)
         await _fetch(scope, wanted, file, staging, progress)
-    await scope.driver.work(lambda: _move_into_place(staging, target, files))
+    card = model_card.written(await model_card.find(scope, found)) if model_card.has_card(found) else ""
+    await scope.driver.work(lambda: _move_into_place(staging, target, files, card))
     return target
 
 
@@ -150,7 +154,9 @@ def _holds_already(target: Path, files: Sequence[ModelFile], name: str) -> bool:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    if present == {file.path for file in files} and all(_is_file(target / file.path, file) for file in files):
+    if present - {model_card.CARD} == {file.path for file in files} - {model_card.CARD} and all(
+        _is_file(target / file.path, file) for file in files
+    ):
         return True
     raise AlreadyExists(
         f"{target} is there and is not {name}; give a new or an empty directory",
@@ -158,11 +164,13 @@ def _holds_already(target: Path, files: Sequence[ModelFile], name: str) -> bool:
     )
 
 
-def _move_into_place(staging: Path, target: Path, files: Sequence[ModelFile]) -> None:
+def _move_into_place(staging: Path, target: Path, files: Sequence[ModelFile], card: str) -> None:
     wanted = {staging / file.path for file in files}
     for path in [path for path in staging.rglob("*") if path.is_file() and path not in wanted]:
         path.unlink()
     staging.mkdir(parents=True, exist_ok=True)
+    if card and staging / model_card.CARD not in wanted:
+        (staging / model_card.CARD).write_text(card, encoding="utf-8")
     if target.exists():
         target.rmdir()
     shutil.move(staging, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
@@ -11,12 +11,16 @@ from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import model_service_pb2 as api
-from luthier.v1.model_pb2 import Model, ModelFile
+from luthier.v1.model_pb2 import EXPORT_FORMAT_GGUF_F16, EXPORT_FORMAT_GGUF_Q8_0, Model, ModelFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from luthier.v1.event_pb2 import Event
+
+ExportFormat = Literal["gguf-f16", "gguf-q8_0"]
+"""How a model is written for other programs."""
+_FORMATS = {"gguf-f16": EXPORT_FORMAT_GGUF_F16, "gguf-q8_0": EXPORT_FORMAT_GGUF_Q8_0}
 
 
 def register_base(scope: Scope, model: Model, *, model_id: str = "") -> Flow[Model]:
@@ -30,6 +34,47 @@ def register_base(scope: Scope, model: Model, *, model_id: str = "") -> Flow[Mod
         parent=names.project(scope.project), model=model, model_id=model_id
     )
     return call(scope, lambda stubs: stubs.models.RegisterBaseModel, request)
+
+
+def merge(
+    scope: Scope,
+    name: str,
+    *,
+    model_id: str = "",
+    display_name: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> Flow[Model]:
+    """Make a model with all its weights from an adapter, or from a checkpoint of one. Follow it with `wait`."""
+    request = api.MergeModelRequest(
+        name=names.weights(scope.project, name), model_id=model_id, display_name=display_name, labels=labels
+    )
+    return call(scope, lambda stubs: stubs.models.MergeModel, request)
+
+
+def export(
+    scope: Scope,
+    name: str,
+    format: ExportFormat,  # noqa: A002 - the name on the wire
+    *,
+    model_id: str = "",
+    display_name: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> Flow[Model]:
+    """Write a model, an adapter or a checkpoint as a file for other programs.
+
+    `format` is "gguf-f16" or "gguf-q8_0". Follow the export with `wait`, then `download` it.
+
+    Raises:
+        InvalidArgument: EXPORT_NOT_POSSIBLE; models of this architecture have no such form.
+    """
+    request = api.ExportModelRequest(
+        name=names.weights(scope.project, name),
+        format=_FORMATS[format],
+        model_id=model_id,
+        display_name=display_name,
+        labels=labels,
+    )
+    return call(scope, lambda stubs: stubs.models.ExportModel, request)
 
 
 def get(scope: Scope, name: str) -> Flow[Model]:
@@ -53,7 +98,7 @@ def list_all(
 
 
 def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[Model]:
-    """Ask a base model that is being registered to stop. One that has ended is returned unchanged."""
+    """Ask a model that is being registered, merged or exported to stop. One that has ended is returned unchanged."""
     request = api.CancelModelRequest(name=names.child(scope.project, "models", name), etag=etag)
     return call(scope, lambda stubs: stubs.models.CancelModel, request)
 
@@ -108,6 +153,8 @@ class Models(SyncResource):
     """Models."""
 
     register_base = method(register_base)
+    merge = method(merge)
+    export = method(export)
     get = method(get)
     list = stream_method(list_all)
     cancel = method(cancel)
@@ -122,6 +169,8 @@ class AsyncModels(AsyncResource):
     """Models."""
 
     register_base = async_method(register_base)
+    merge = async_method(merge)
+    export = async_method(export)
     get = async_method(get)
     list = async_stream_method(list_all)
     cancel = async_method(cancel)

@@ -223,6 +223,8 @@ def _run(run: TuningRun) -> str:
         ("Ranks by module", _by_module(job.lora.rank_pattern)),
         ("Alphas by module", _by_module(job.lora.alpha_pattern)),
         ("Trained whole", ", ".join(job.lora.trained_modules)),
+        ("DoRA", "yes" * job.lora.use_dora),
+        ("LoRA+", f"{job.lora.lora_plus_ratio:g}" if job.lora.lora_plus_ratio else ""),
         ("Dropout", f"{job.lora.dropout:g}" if job.lora.dropout else ""),
         ("Adapted modules", ", ".join(job.lora.target_modules)),
         ("Step size", batch if settings.WhichOneof("batch_size") else ""),

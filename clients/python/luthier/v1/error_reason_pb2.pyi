@@ -190,6 +190,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """What a job trains cannot be divided among ranks in the way that it says."""
     ERROR_REASON_DOES_NOT_FIT: _ErrorReason.ValueType  # 150
     """A job does not fit into the memory of the device that it is planned for; the message says what would."""
+    ERROR_REASON_EXPORT_NOT_POSSIBLE: _ErrorReason.ValueType  # 190
+    """A model has no such form here: of its architecture, its settings or its tokenizer; the message says which have."""
+    ERROR_REASON_WEIGHTS_DIFFER: _ErrorReason.ValueType  # 191
+    """A model that was made from another one computes something else than that, by more than is allowed."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -364,4 +368,8 @@ ERROR_REASON_SHARDING_INVALID: ErrorReason.ValueType  # 170
 """What a job trains cannot be divided among ranks in the way that it says."""
 ERROR_REASON_DOES_NOT_FIT: ErrorReason.ValueType  # 150
 """A job does not fit into the memory of the device that it is planned for; the message says what would."""
+ERROR_REASON_EXPORT_NOT_POSSIBLE: ErrorReason.ValueType  # 190
+"""A model has no such form here: of its architecture, its settings or its tokenizer; the message says which have."""
+ERROR_REASON_WEIGHTS_DIFFER: ErrorReason.ValueType  # 191
+"""A model that was made from another one computes something else than that, by more than is allowed."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

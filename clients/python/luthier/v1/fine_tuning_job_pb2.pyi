@@ -193,6 +193,8 @@ class LoraConfig(_message.Message):
     RANK_PATTERN_FIELD_NUMBER: _builtins.int
     ALPHA_PATTERN_FIELD_NUMBER: _builtins.int
     TRAINED_MODULES_FIELD_NUMBER: _builtins.int
+    USE_DORA_FIELD_NUMBER: _builtins.int
+    LORA_PLUS_RATIO_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the update, 1 to 512. Unset means 16."""
     alpha: _builtins.float
@@ -203,6 +205,14 @@ class LoraConfig(_message.Message):
     """Share of a module's inputs that each training pass drops on their way into the update, below 1. What is dropped depends
     on the seed, the step, the row, the token and the module, not on how rows are packed; an adapter that is gone on with
     takes no dropout over. 0 means none.
+    """
+    use_dora: _builtins.bool
+    """Train the lengths of the rows of each adapted weight apart from their directions, which the update changes (DoRA,
+    arXiv:2402.09353), as PEFT's use_dora. Takes longer a step, as no kernel of ours does it. Not with dropout.
+    """
+    lora_plus_ratio: _builtins.float
+    """How many times the learning rate of an update's first factor (A) its second one (B) has (LoRA+, arXiv:2402.12354, which takes 16),
+    1 to 1,000. It says how an adapter is trained, not what it is, and is not taken over by one that is gone on with. 0 means 1.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -237,10 +247,12 @@ class LoraConfig(_message.Message):
         rank_pattern: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         alpha_pattern: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         trained_modules: _abc.Iterable[_builtins.str] | None = ...,
+        use_dora: _builtins.bool = ...,
+        lora_plus_ratio: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "alpha_pattern", b"alpha_pattern", "dropout", b"dropout", "rank", b"rank", "rank_pattern", b"rank_pattern", "target_modules", b"target_modules", "trained_modules", b"trained_modules", "use_rslora", b"use_rslora"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "alpha_pattern", b"alpha_pattern", "dropout", b"dropout", "lora_plus_ratio", b"lora_plus_ratio", "rank", b"rank", "rank_pattern", b"rank_pattern", "target_modules", b"target_modules", "trained_modules", b"trained_modules", "use_dora", b"use_dora", "use_rslora", b"use_rslora"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -874,6 +886,82 @@ class DeviceClass(_message.Message):
 Global___DeviceClass: _TypeAlias = DeviceClass  # noqa: Y015
 
 @_typing.final
+class HeldOutRow(_message.Message):
+    """HeldOutRow is a validation row, or its end, and what two engines find of tokens in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    TRAINER_LOGPROBS_FIELD_NUMBER: _builtins.int
+    SAMPLER_LOGPROBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its tokens, at most 256."""
+
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places of the tokens that are scored, from 0, in rising order."""
+
+    @_builtins.property
+    def trainer_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Natural log-probability of each of them as training computes it: rows packed, no cache."""
+
+    @_builtins.property
+    def sampler_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The same as generation computes it: token after token, over a cache."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        trainer_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        sampler_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["positions", b"positions", "sampler_logprobs", b"sampler_logprobs", "token_ids", b"token_ids", "trainer_logprobs", b"trainer_logprobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldOutRow: _TypeAlias = HeldOutRow  # noqa: Y015
+
+@_typing.final
+class HeldOutScores(_message.Message):
+    """HeldOutScores are log-probabilities of up to 64 tokens that nothing was learnt from, by each engine that may compute with the
+    weights: they show whether what is sampled is what was trained. A merged or exported model has its own in its `check`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    MEAN_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Step whose weights they are of."""
+    mean_difference: _builtins.float
+    """Mean of the absolute differences between trainer and sampler."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldOutRow]:
+        """The shortest validation rows, up to 64 learnt tokens."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        rows: _abc.Iterable[Global___HeldOutRow] | None = ...,
+        mean_difference: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mean_difference", b"mean_difference", "rows", b"rows", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldOutScores: _TypeAlias = HeldOutScores  # noqa: Y015
+
+@_typing.final
 class RunRecord(_message.Message):
     """RunRecord says exactly what ran, so that a run can be judged and repeated."""
 
@@ -915,6 +1003,7 @@ class RunRecord(_message.Message):
     BEST_EFFORT_REASON_FIELD_NUMBER: _builtins.int
     NUM_RANKS_FIELD_NUMBER: _builtins.int
     SHARDING_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
     code_version: _builtins.str
     """Version of Luthier."""
     base_model_digest: _builtins.str
@@ -955,6 +1044,12 @@ class RunRecord(_message.Message):
     def memory(self) -> Global___MemoryEstimate:
         """What such passes are expected to take."""
 
+    @_builtins.property
+    def held_out(self) -> Global___HeldOutScores:
+        """What training and generation find of the same tokens after the last step. Unset before it, without validation rows, for reward
+        models and reinforcement, and in records of before this was kept.
+        """
+
     def __init__(
         self,
         *,
@@ -974,10 +1069,11 @@ class RunRecord(_message.Message):
         best_effort_reason: _builtins.str = ...,
         num_ranks: _builtins.int = ...,
         sharding: Global___Sharding.ValueType = ...,
+        held_out: Global___HeldOutScores | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held_out", b"held_out", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_checkpointing", b"activation_checkpointing", "base_model_digest", b"base_model_digest", "best_effort_reason", b"best_effort_reason", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "memory", b"memory", "micro_batch_tokens", b"micro_batch_tokens", "num_ranks", b"num_ranks", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "sharding", b"sharding", "torch_version", b"torch_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_checkpointing", b"activation_checkpointing", "base_model_digest", b"base_model_digest", "best_effort_reason", b"best_effort_reason", "code_version", b"code_version", "determinism", b"determinism", "device", b"device", "held_out", b"held_out", "kernel_table_digest", b"kernel_table_digest", "kernels", b"kernels", "memory", b"memory", "micro_batch_tokens", b"micro_batch_tokens", "num_ranks", b"num_ranks", "num_threads", b"num_threads", "rendering_digest", b"rendering_digest", "renderings", b"renderings", "sharding", b"sharding", "torch_version", b"torch_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

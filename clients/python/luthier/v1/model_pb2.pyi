@@ -22,6 +22,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ExportFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
+    """Never used."""
+    EXPORT_FORMAT_GGUF_F16: _ExportFormat.ValueType  # 1
+    """One GGUF file with its tensors in 16-bit floats: what a bfloat16 weight is, but for what is below 6e-5."""
+    EXPORT_FORMAT_GGUF_Q8_0: _ExportFormat.ValueType  # 2
+    """One GGUF file with its matrices in 8 bits, 32 weights a scale."""
+
+class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
+    """ExportFormat is a form in which other programs read a model."""
+
+EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
+"""Never used."""
+EXPORT_FORMAT_GGUF_F16: ExportFormat.ValueType  # 1
+"""One GGUF file with its tensors in 16-bit floats: what a bfloat16 weight is, but for what is below 6e-5."""
+EXPORT_FORMAT_GGUF_Q8_0: ExportFormat.ValueType  # 2
+"""One GGUF file with its matrices in 8 bits, 32 weights a scale."""
+Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
+
 @_typing.final
 class HubSource(_message.Message):
     """HubSource is a model on the Hugging Face Hub."""
@@ -101,8 +125,74 @@ class Taught(_message.Message):
 Global___Taught: _TypeAlias = Taught  # noqa: Y015
 
 @_typing.final
+class WeightsCheck(_message.Message):
+    """WeightsCheck is how a model that was made from another one was compared with that, before it became READY."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_POSITIONS_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    UNROUNDED_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    NUM_GREEDY_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_EQUAL_GREEDY_TOKENS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    num_positions: _builtins.int
+    """Positions of texts at which logits were compared."""
+    difference: _builtins.float
+    """How far its logits are from those of the model that it was made from, of an adapter with the adapter on: root mean square of
+    the differences, divided by that of the logits around the mean of their position. Both are computed in float32.
+    """
+    bound: _builtins.float
+    """Most that difference may be: with more it would have FAILED."""
+    effect: _builtins.float
+    """What the adapter does to the logits of its base, measured as difference is: a difference near it means that little of what was
+    learnt is left. 0 where there is no adapter.
+    """
+    unrounded_difference: _builtins.float
+    """The same as difference before its weights were rounded to the type that it keeps them in; what is left is how it was computed. 0
+    where there is no adapter.
+    """
+    num_greedy_tokens: _builtins.int
+    """Tokens of greedy answers to a few prompts that it was asked for, as was the model that it was made from."""
+    num_equal_greedy_tokens: _builtins.int
+    """Those of them up to the first that differs in each answer: all of them where answers are the same."""
+    held_out_difference: _builtins.float
+    """Mean of the absolute differences between these and what training found of the same tokens. 0 where there are none."""
+    @_builtins.property
+    def held_out_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Natural log-probabilities, computed in float32, of the tokens that run_record.held_out of its job names, in that order. Empty where
+        the job has none, is gone, or has them of another step than the model's.
+        """
+
+    def __init__(
+        self,
+        *,
+        num_positions: _builtins.int = ...,
+        difference: _builtins.float = ...,
+        bound: _builtins.float = ...,
+        effect: _builtins.float = ...,
+        unrounded_difference: _builtins.float = ...,
+        num_greedy_tokens: _builtins.int = ...,
+        num_equal_greedy_tokens: _builtins.int = ...,
+        held_out_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        held_out_difference: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "difference", b"difference", "effect", b"effect", "held_out_difference", b"held_out_difference", "held_out_logprobs", b"held_out_logprobs", "num_equal_greedy_tokens", b"num_equal_greedy_tokens", "num_greedy_tokens", b"num_greedy_tokens", "num_positions", b"num_positions", "unrounded_difference", b"unrounded_difference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightsCheck: _TypeAlias = WeightsCheck  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
-    """Model is a set of weights: a base model, an adapter that a job tuned on one, or all weights that a job tuned."""
+    """Model is a set of weights: a base model, an adapter that a job tuned on one, or all weights that a job tuned; or a file for other
+    programs, made from one of these.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -126,6 +216,8 @@ class Model(_message.Message):
         """Asked to stop; its worker has not heard of it yet."""
         STATE_CANCELLED: Model._State.ValueType  # 6
         """Stopped on request."""
+        STATE_MAKING: Model._State.ValueType  # 7
+        """A training worker makes it from another model."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a model."""
@@ -144,6 +236,8 @@ class Model(_message.Message):
     """Asked to stop; its worker has not heard of it yet."""
     STATE_CANCELLED: Model.State.ValueType  # 6
     """Stopped on request."""
+    STATE_MAKING: Model.State.ValueType  # 7
+    """A training worker makes it from another model."""
 
     class _Kind:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -158,13 +252,15 @@ class Model(_message.Message):
         KIND_ADAPTER: Model._Kind.ValueType  # 2
         """A LoRA adapter in PEFT's layout, on `base_model`."""
         KIND_WEIGHTS: Model._Kind.ValueType  # 3
-        """All weights of a model, tuned by `fine_tuning_job`, in transformers' layout and with its tokenizer: it is used wherever a base
-        model is.
+        """All weights of a model, tuned by `fine_tuning_job` or merged from an adapter of it, in transformers' layout and with its
+        tokenizer: it is used wherever a base model is.
         """
         KIND_REWARD: Model._Kind.ValueType  # 4
         """A reward model: it values answers, and is not asked. An adapter with a head on `base_model`, or without one all weights of a
         sequence classifier.
         """
+        KIND_EXPORT: Model._Kind.ValueType  # 5
+        """A file for other programs, in `export_format`, made from `start_from`: it is downloaded, and not asked, trained nor evaluated."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kind of a model."""
@@ -176,13 +272,15 @@ class Model(_message.Message):
     KIND_ADAPTER: Model.Kind.ValueType  # 2
     """A LoRA adapter in PEFT's layout, on `base_model`."""
     KIND_WEIGHTS: Model.Kind.ValueType  # 3
-    """All weights of a model, tuned by `fine_tuning_job`, in transformers' layout and with its tokenizer: it is used wherever a base
-    model is.
+    """All weights of a model, tuned by `fine_tuning_job` or merged from an adapter of it, in transformers' layout and with its
+    tokenizer: it is used wherever a base model is.
     """
     KIND_REWARD: Model.Kind.ValueType  # 4
     """A reward model: it values answers, and is not asked. An adapter with a head on `base_model`, or without one all weights of a
     sequence classifier.
     """
+    KIND_EXPORT: Model.Kind.ValueType  # 5
+    """A file for other programs, in `export_format`, made from `start_from`: it is downloaded, and not asked, trained nor evaluated."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -230,6 +328,8 @@ class Model(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     TAUGHT_FIELD_NUMBER: _builtins.int
     START_FROM_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    EXPORT_FORMAT_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
@@ -250,7 +350,7 @@ class Model(_message.Message):
     base_model: _builtins.str
     """Base model of an adapter. Empty for models that have all their weights."""
     fine_tuning_job: _builtins.str
-    """Job that tuned it. Empty for base models."""
+    """Job that tuned it, or what it was merged or exported from. Empty for base models."""
     step: _builtins.int
     """Optimiser step it was taken at. 0 for base models."""
     digest: _builtins.str
@@ -268,7 +368,11 @@ class Model(_message.Message):
     etag: _builtins.str
     """Changes with every change of the resource."""
     start_from: _builtins.str
-    """Model or checkpoint that its job began from. Empty for base models, and for adapters that began anew on base_model."""
+    """Model or checkpoint that its job began from; of a merged or exported model the one that it was made from. Empty for base models,
+    and for adapters that began anew on base_model.
+    """
+    export_format: Global___ExportFormat.ValueType
+    """Form of an export. Unset for other kinds."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
@@ -303,6 +407,12 @@ class Model(_message.Message):
     @_builtins.property
     def taught(self) -> Global___Taught:
         """How it was taught. Unset for base models, and for adapters tuned before this was kept."""
+
+    @_builtins.property
+    def check(self) -> Global___WeightsCheck:
+        """How it was compared with the model that it was made from. Unset for models that were neither merged nor exported, and until
+        READY.
+        """
 
     @_builtins.property
     def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
@@ -347,13 +457,15 @@ class Model(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         taught: Global___Taught | None = ...,
         start_from: _builtins.str = ...,
+        check: Global___WeightsCheck | None = ...,
+        export_format: Global___ExportFormat.ValueType = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "taught", b"taught", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "create_time", b"create_time", "delete_time", b"delete_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "taught", b"taught", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "references", b"references", "source", b"source", "start_from", b"start_from", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "check", b"check", "context_length", b"context_length", "create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "export_format", b"export_format", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "references", b"references", "source", b"source", "start_from", b"start_from", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "directory", "gguf_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

@@ -43,6 +43,16 @@ class ModelServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_model__service__pb2.RegisterBaseModelRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_model__pb2.Model.FromString,
                 _registered_method=True)
+        self.MergeModel = channel.unary_unary(
+                '/luthier.v1.ModelService/MergeModel',
+                request_serializer=luthier_dot_v1_dot_model__service__pb2.MergeModelRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
+        self.ExportModel = channel.unary_unary(
+                '/luthier.v1.ModelService/ExportModel',
+                request_serializer=luthier_dot_v1_dot_model__service__pb2.ExportModelRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/luthier.v1.ModelService/GetModel',
                 request_serializer=luthier_dot_v1_dot_model__service__pb2.GetModelRequest.SerializeToString,
@@ -94,6 +104,31 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MergeModel(self, request, context):
+        """Make a model with all its weights, of kind WEIGHTS, from an adapter or a checkpoint of one and its base. Weights are added up in
+        float32 and rounded once; logits of the result are compared with those of the adapter before it is READY (see
+        WeightsCheck). Returns at once; follow it with WatchModel.
+
+        Errors: NOT_FOUND: no model and no checkpoint has this name. INVALID_ARGUMENT: a field is not valid, or it is no adapter of a
+        model of words. FAILED_PRECONDITION WRONG_STATE: it is not READY, or a job still trains it. ALREADY_EXISTS: the id is
+        taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportModel(self, request, context):
+        """Write a model of words, an adapter with its base in one, or a checkpoint as a file for other programs; the file is read again
+        and compared with the model before it is READY (see WeightsCheck). Returns at once; follow it with WatchModel, then
+        download its files.
+
+        Errors: as of MergeModel; INVALID_ARGUMENT EXPORT_NOT_POSSIBLE: models of this architecture have no such form here, the message
+        names those that have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Read one model, or a checkpoint of a job as the model that it would be: READY, with its uid, asked, evaluated and downloaded by
         its name wherever a model is.
@@ -114,7 +149,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelModel(self, request, context):
-        """Ask a base model that is being registered to stop. One that has ended or is stopping is returned unchanged.
+        """Ask a model that is being registered, merged or exported to stop. One that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
         """
@@ -126,8 +161,8 @@ class ModelServiceServicer(object):
         """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
-        tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
-        being registered; cancel it first.
+        tuned model stands on it, or a rendering, job, evaluation, merge or export that has not ended needs it. FAILED_PRECONDITION
+        WRONG_STATE: it is being registered or made; cancel it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +203,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
             'RegisterBaseModel': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterBaseModel,
                     request_deserializer=luthier_dot_v1_dot_model__service__pb2.RegisterBaseModelRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__pb2.Model.SerializeToString,
+            ),
+            'MergeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeModel,
+                    request_deserializer=luthier_dot_v1_dot_model__service__pb2.MergeModelRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__pb2.Model.SerializeToString,
+            ),
+            'ExportModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportModel,
+                    request_deserializer=luthier_dot_v1_dot_model__service__pb2.ExportModelRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_model__pb2.Model.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
@@ -234,6 +279,60 @@ class ModelService(object):
             target,
             '/luthier.v1.ModelService/RegisterBaseModel',
             luthier_dot_v1_dot_model__service__pb2.RegisterBaseModelRequest.SerializeToString,
+            luthier_dot_v1_dot_model__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.ModelService/MergeModel',
+            luthier_dot_v1_dot_model__service__pb2.MergeModelRequest.SerializeToString,
+            luthier_dot_v1_dot_model__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.ModelService/ExportModel',
+            luthier_dot_v1_dot_model__service__pb2.ExportModelRequest.SerializeToString,
             luthier_dot_v1_dot_model__pb2.Model.FromString,
             options,
             channel_credentials,

@@ -42,6 +42,23 @@ class ModelServiceStub:
 
     Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
     """
+    MergeModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.MergeModelRequest, _model_pb2.Model]
+    """Make a model with all its weights, of kind WEIGHTS, from an adapter or a checkpoint of one and its base. Weights are added up in
+    float32 and rounded once; logits of the result are compared with those of the adapter before it is READY (see
+    WeightsCheck). Returns at once; follow it with WatchModel.
+
+    Errors: NOT_FOUND: no model and no checkpoint has this name. INVALID_ARGUMENT: a field is not valid, or it is no adapter of a
+    model of words. FAILED_PRECONDITION WRONG_STATE: it is not READY, or a job still trains it. ALREADY_EXISTS: the id is
+    taken.
+    """
+    ExportModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ExportModelRequest, _model_pb2.Model]
+    """Write a model of words, an adapter with its base in one, or a checkpoint as a file for other programs; the file is read again
+    and compared with the model before it is READY (see WeightsCheck). Returns at once; follow it with WatchModel, then
+    download its files.
+
+    Errors: as of MergeModel; INVALID_ARGUMENT EXPORT_NOT_POSSIBLE: models of this architecture have no such form here, the message
+    names those that have.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_pb2.Model]
     """Read one model, or a checkpoint of a job as the model that it would be: READY, with its uid, asked, evaluated and downloaded by
     its name wherever a model is.
@@ -54,7 +71,7 @@ class ModelServiceStub:
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
     CancelModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CancelModelRequest, _model_pb2.Model]
-    """Ask a base model that is being registered to stop. One that has ended or is stopping is returned unchanged.
+    """Ask a model that is being registered, merged or exported to stop. One that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
     """
@@ -62,8 +79,8 @@ class ModelServiceStub:
     """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
-    tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
-    being registered; cancel it first.
+    tuned model stands on it, or a rendering, job, evaluation, merge or export that has not ended needs it. FAILED_PRECONDITION
+    WRONG_STATE: it is being registered or made; cancel it first.
     """
     WatchModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]
     """Stream a model's events from a number on; ends after the event of a final state.
@@ -95,6 +112,23 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
     """
+    MergeModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.MergeModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """Make a model with all its weights, of kind WEIGHTS, from an adapter or a checkpoint of one and its base. Weights are added up in
+    float32 and rounded once; logits of the result are compared with those of the adapter before it is READY (see
+    WeightsCheck). Returns at once; follow it with WatchModel.
+
+    Errors: NOT_FOUND: no model and no checkpoint has this name. INVALID_ARGUMENT: a field is not valid, or it is no adapter of a
+    model of words. FAILED_PRECONDITION WRONG_STATE: it is not READY, or a job still trains it. ALREADY_EXISTS: the id is
+    taken.
+    """
+    ExportModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ExportModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """Write a model of words, an adapter with its base in one, or a checkpoint as a file for other programs; the file is read again
+    and compared with the model before it is READY (see WeightsCheck). Returns at once; follow it with WatchModel, then
+    download its files.
+
+    Errors: as of MergeModel; INVALID_ARGUMENT EXPORT_NOT_POSSIBLE: models of this architecture have no such form here, the message
+    names those that have.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Read one model, or a checkpoint of a job as the model that it would be: READY, with its uid, asked, evaluated and downloaded by
     its name wherever a model is.
@@ -107,7 +141,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
     CancelModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CancelModelRequest, _model_pb2.Model]  # type: ignore[assignment]
-    """Ask a base model that is being registered to stop. One that has ended or is stopping is returned unchanged.
+    """Ask a model that is being registered, merged or exported to stop. One that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
     """
@@ -115,8 +149,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
-    tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
-    being registered; cancel it first.
+    tuned model stands on it, or a rendering, job, evaluation, merge or export that has not ended needs it. FAILED_PRECONDITION
+    WRONG_STATE: it is being registered or made; cancel it first.
     """
     WatchModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a model's events from a number on; ends after the event of a final state.
@@ -153,6 +187,35 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def MergeModel(
+        self,
+        request: _model_service_pb2.MergeModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """Make a model with all its weights, of kind WEIGHTS, from an adapter or a checkpoint of one and its base. Weights are added up in
+        float32 and rounded once; logits of the result are compared with those of the adapter before it is READY (see
+        WeightsCheck). Returns at once; follow it with WatchModel.
+
+        Errors: NOT_FOUND: no model and no checkpoint has this name. INVALID_ARGUMENT: a field is not valid, or it is no adapter of a
+        model of words. FAILED_PRECONDITION WRONG_STATE: it is not READY, or a job still trains it. ALREADY_EXISTS: the id is
+        taken.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportModel(
+        self,
+        request: _model_service_pb2.ExportModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """Write a model of words, an adapter with its base in one, or a checkpoint as a file for other programs; the file is read again
+        and compared with the model before it is READY (see WeightsCheck). Returns at once; follow it with WatchModel, then
+        download its files.
+
+        Errors: as of MergeModel; INVALID_ARGUMENT EXPORT_NOT_POSSIBLE: models of this architecture have no such form here, the message
+        names those that have.
+        """
+
+    @_abc_1.abstractmethod
     def GetModel(
         self,
         request: _model_service_pb2.GetModelRequest,
@@ -181,7 +244,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.CancelModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
-        """Ask a base model that is being registered to stop. One that has ended or is stopping is returned unchanged.
+        """Ask a model that is being registered, merged or exported to stop. One that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
         """
@@ -195,8 +258,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Delete a model. Its name may be used again; what was made from it keeps its uid and digest.
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
-        tuned model stands on it, or a rendering, job or evaluation that has not ended needs it. FAILED_PRECONDITION WRONG_STATE: it is
-        being registered; cancel it first.
+        tuned model stands on it, or a rendering, job, evaluation, merge or export that has not ended needs it. FAILED_PRECONDITION
+        WRONG_STATE: it is being registered or made; cancel it first.
         """
 
     @_abc_1.abstractmethod

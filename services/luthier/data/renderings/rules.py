@@ -192,9 +192,17 @@ def _kind_violations(rendering: Rendering) -> Iterator[FieldViolation]:
         yield FieldViolation(field="rendering.length_policy", description=description)
 
 
+_UNRENDERABLE = {
+    Model.KIND_ADAPTER: "adapter",
+    Model.KIND_REWARD: "reward model",
+    Model.KIND_EXPORT: "export",
+}
+"""Kinds of models that records are not rendered for, in words."""
+
+
 def _require_renderable(model: Model) -> None:
-    if model.kind in (Model.KIND_ADAPTER, Model.KIND_REWARD):
-        kind = "reward model" if model.kind == Model.KIND_REWARD else "adapter"
+    kind = _UNRENDERABLE.get(model.kind)
+    if kind is not None:
         base = f"; its base model is {model.base_model}" if model.base_model else ""
         description = f"must be a base model, got the {kind} {model.name}{base}"
         raise InvalidArgument.of_fields(FieldViolation(field="rendering.model", description=description))

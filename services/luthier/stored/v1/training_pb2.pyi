@@ -29,18 +29,40 @@ class ModelPrivate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILES_FIELD_NUMBER: _builtins.int
+    SOURCE_FILES_FIELD_NUMBER: _builtins.int
+    ADAPTER_FILES_FIELD_NUMBER: _builtins.int
+    HAS_OWN_TEMPLATE_FIELD_NUMBER: _builtins.int
+    SOURCE_UID_FIELD_NUMBER: _builtins.int
+    has_own_template: _builtins.bool
+    """Whether the template that an adapter was taught by is its base model's own, as in FineTuningJobPrivate. False in adapters of
+    before this was kept.
+    """
+    source_uid: _builtins.str
+    """uid of the model whose source_files those are."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
         """Its files, in order of paths. Set when READY."""
+
+    @_builtins.property
+    def source_files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
+        """Files to make it from, of one that is merged or exported: those of the model with all its weights. Empty once it is READY."""
+
+    @_builtins.property
+    def adapter_files(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.BlobFile]:
+        """Files of the adapter that is added to those. Empty once it is READY, and where there is none."""
 
     def __init__(
         self,
         *,
         files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
+        source_files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
+        adapter_files: _abc.Iterable[_task_pb2.BlobFile] | None = ...,
+        has_own_template: _builtins.bool = ...,
+        source_uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "files", b"files", "has_own_template", b"has_own_template", "source_files", b"source_files", "source_uid", b"source_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

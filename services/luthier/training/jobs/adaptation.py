@@ -11,6 +11,7 @@ from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
 MAX_TARGETS = 256
 MAX_PATTERNS = 64
+MAX_RATIO = 1000
 TRAINABLE = ("embed_tokens", "lm_head")
 _LORA = "fine_tuning_job.lora"
 _RANK = whole(1, 512)
@@ -22,6 +23,9 @@ LIMITS: LimitTable = {
     "lora.rank": _RANK,
     "lora.alpha": _ALPHA,
     "lora.dropout": SHARE,
+    "lora.lora_plus_ratio": Limit(
+        rule="must be 0 or in [1, 1000]", allows=lambda ratio: ratio == 0 or 1 <= ratio <= MAX_RATIO
+    ),
     "lora.rank_pattern": count(MAX_PATTERNS, "patterns"),
     "lora.alpha_pattern": count(MAX_PATTERNS, "patterns"),
     "lora.trained_modules[]": Limit(
@@ -36,6 +40,10 @@ def lora_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
     if len(set(trained)) < len(trained):
         yield FieldViolation(
             field=f"{_LORA}.trained_modules", description=f"must name each module once, got {trained}"
+        )
+    if job.lora.use_dora and job.lora.dropout:
+        yield FieldViolation(
+            field=f"{_LORA}.dropout", description=f"must be 0 with use_dora, got {job.lora.dropout:g}"
         )
     if "lm_head" in trained and job.HasField("reward_model"):
         yield FieldViolation(

@@ -1,4 +1,4 @@
-"""Checkpoints seen as the models that they would be: asked, evaluated and downloaded wherever a model is."""
+"""Checkpoints seen as the models that they would be, and what else models ask of jobs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.tuned import origin_of, tuned_model
 from luthier.training.weights import SeenModel
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
-from luthier.work.families import Family
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, HeldOutScores
+from luthier.v1.model_pb2 import Model
+from luthier.work.families import Family, referred
 
 
 class CheckpointModels:
@@ -41,6 +42,19 @@ class CheckpointModels:
             return await self._get(connection, name)
         except NotFound:
             return None
+
+    async def trains(self, connection: AsyncConnection, name: str) -> str:
+        """Return the name of the job that will make a model of a name; empty: none that has not ended."""
+        return await repository.job_that_trains(connection, name)
+
+    async def held_out(self, connection: AsyncConnection, model: Model) -> HeldOutScores | None:
+        """Return what a model's job found of held-out tokens; None: nothing, at another step, or it is gone."""
+        try:
+            job = await self._jobs.of_uid(connection, referred(model, model.fine_tuning_job).uid)
+        except NotFound:
+            return None
+        record = job.message.run_record
+        return record.held_out if record.HasField("held_out") and record.held_out.step == model.step else None
 
     async def _get(self, connection: AsyncConnection, name: str) -> SeenModel:
         checkpoint = await self._checkpoints.get(connection, name)

@@ -25,6 +25,7 @@ VALIDATION_REWARD = "validation_reward"
 _ALL = 1_000_000
 _NAME = re.compile(r".*/step-(?P<step>0|[1-9][0-9]{0,17})")
 
+_ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 JobRows = Rows[FineTuningJob, FineTuningJobPrivate]
 
 
@@ -42,6 +43,18 @@ def jobs() -> JobRows:
         },
         progress_fields=("progress", "latest_metrics", WAITING),
     )
+
+
+async def job_that_trains(connection: AsyncConnection, model: str) -> str:
+    """Return the name of the job that has not ended and will make the model of a name; empty: there is none."""
+    jobs, (parent, _, model_id) = fine_tuning_jobs.c, model.rpartition("/models/")
+    statement = select(jobs.name, jobs.message).where(
+        jobs.parent == parent, jobs.delete_time_us.is_(None), jobs.state.not_in(_ENDED)
+    )
+    for name, serialised in (await connection.execute(statement)).all():
+        if FineTuningJob.FromString(serialised).tuned_model_id == model_id:
+            return str(name)
+    return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ from luthier.worker.v1.task_pb2 import BlobFile
 ADAPTER_CONFIG = "adapter_config.json"
 """How PEFT calls what says an adapter's rank and targets: a start that has it is one."""
 _MAX_CONFIG_BYTES = 1 << 20
-_OF_TRAINING = frozenset({"dropout"})
+_OF_TRAINING = frozenset({"dropout", "lora_plus_ratio"})
 """Settings of an adapter that say how it is trained, not what it is: a job that goes on with it has its own."""
 
 
@@ -83,6 +83,10 @@ class Starts:
         reference = Reference(name=name, uid=model.uid, digest=model.message.digest)
         if model.message.kind == Model.KIND_REWARD:
             raise _refused("start_from", f"must be a model of words, got {name!r}, a reward model")
+        if model.message.kind == Model.KIND_EXPORT:
+            made_from = model.message.start_from
+            what = f"a file for other programs; it was made from {made_from}"
+            raise _refused("start_from", f"must be a model of words, got {name!r}, {what}")
         if model.message.kind != Model.KIND_ADAPTER:
             return Start(reference=reference, base=reference, files=())
         return Start(
@@ -177,6 +181,7 @@ class Starts:
             alpha=found.lora_alpha,
             target_modules=found.target_modules,
             use_rslora=found.use_rslora,
+            use_dora=found.use_dora,
             rank_pattern=found.rank_pattern,
             alpha_pattern=found.alpha_pattern,
             trained_modules=found.modules_to_save or (),
@@ -188,6 +193,7 @@ class _AdapterConfig(msgspec.Struct):
     lora_alpha: float
     target_modules: list[str]
     use_rslora: bool = False
+    use_dora: bool = False
     rank_pattern: dict[str, int] = msgspec.field(default_factory=dict)
     alpha_pattern: dict[str, float] = msgspec.field(default_factory=dict)
     modules_to_save: list[str] | None = None
@@ -208,7 +214,7 @@ def _base_of(job: Stored[FineTuningJob, FineTuningJobPrivate]) -> Reference:
 
 
 def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
-    """Return the adapter's settings, with the job's own dropout.
+    """Return the adapter's settings, with what the job says of how it is trained.
 
     Raises InvalidArgument for another one that is said and differs.
     """
@@ -221,7 +227,7 @@ def _same_lora(wanted: FineTuningJob, start: LoraConfig) -> LoraConfig:
         for field, said in wanted.lora.ListFields()
         if field.name not in _OF_TRAINING and not _same(said, getattr(start, field.name))
     )
-    start.dropout = wanted.lora.dropout
+    start.dropout, start.lora_plus_ratio = wanted.lora.dropout, wanted.lora.lora_plus_ratio
     return start
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.lm.made import EXPORTABLE
 from luthier.runtime.digests import files_digest
 from luthier.runtime.field_limits import (
     ANY,
@@ -22,10 +23,18 @@ from luthier.runtime.field_limits import (
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.result_limits import FILE, TEXT, TOKEN_IDS, WARNINGS
-from luthier.v1.model_pb2 import Model, ModelFile
+from luthier.v1.model_pb2 import (
+    EXPORT_FORMAT_UNSPECIFIED,
+    ExportFormat,
+    Model,
+    ModelFile,
+    WeightsCheck,
+)
+from luthier.v1.model_service_pb2 import ExportModelRequest, MergeModelRequest
+from luthier.v1.reference_pb2 import Reference
 from luthier.worker.v1.task_pb2 import BlobFile, RegisterModelResult
 
-_TEMPLATE_PATH = "chat_template.jinja"
+TEMPLATE_PATH = "chat_template.jinja"
 """Where a tokenizer bundle, and a tuned model's download, keep the chat template."""
 _REPO_ID = matching(re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?"), "like HuggingFaceTB/SmolLM2-135M-Instruct")
 _REVISION = matching(re.compile(r"[\w./-]{0,200}"), "a commit, tag or branch")
@@ -54,10 +63,34 @@ RESULT_LIMITS: LimitTable = {
 }
 """What a worker may say of a base model that it took in."""
 
+_CHECK: LimitTable = {f"check.{field.name}": ANY for field in WeightsCheck.DESCRIPTOR.fields}
+MAKING_RESULT_LIMITS: LimitTable = {
+    "files": count(MAX_FILES, "files", least=1),
+    **under("files[]", FILE),
+    "check": REQUIRED,
+    **_CHECK,
+    **WARNINGS,
+}
+"""What a worker may say of weights that it merged, or of a model that it wrote in another form."""
+MAKING_LIMITS: LimitTable = {"display_name": DISPLAY_NAME}
+"""What a caller may say of a model that is to be made from another one."""
+
 State = Model.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
-    State.STATE_QUEUED: (State.STATE_REGISTERING, State.STATE_FAILED, State.STATE_CANCELLED),
+    State.STATE_QUEUED: (
+        State.STATE_REGISTERING,
+        State.STATE_MAKING,
+        State.STATE_FAILED,
+        State.STATE_CANCELLED,
+    ),
     State.STATE_REGISTERING: (
+        State.STATE_QUEUED,
+        State.STATE_READY,
+        State.STATE_FAILED,
+        State.STATE_CANCELLING,
+        State.STATE_CANCELLED,
+    ),
+    State.STATE_MAKING: (
         State.STATE_QUEUED,
         State.STATE_READY,
         State.STATE_FAILED,
@@ -99,12 +132,23 @@ def require_base(model: Model, field: str) -> None:
     if model.kind == Model.KIND_REWARD:
         description = f"must be a model of words, got {model.name!r}, a reward model"
         raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
+    refuse_export(model, field)
     if model.kind == Model.KIND_ADAPTER:
         description = (
             f"must be a model with all its weights, got {model.name!r}, an adapter on {model.base_model}; "
             "start_from goes on with it"
         )
         raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
+
+
+def refuse_export(model: Model, field: str) -> None:
+    """Raise InvalidArgument for a model that is a file for other programs; `field` is where it was named."""
+    if model.kind == Model.KIND_EXPORT:
+        description = (
+            f"must be no export, got {model.name!r}, which is a file for other programs; it was made from "
+        )
+        violation = FieldViolation(field=field, description=f"{description}{model.start_from}")
+        raise InvalidArgument.of_fields(violation)
 
 
 def registered_files(result: RegisterModelResult) -> list[ModelFile]:
@@ -161,8 +205,8 @@ def taught_bundle(
     if taught.chat_template and not keeps_template:
         data = taught.chat_template.encode()
         sha256 = hashlib.sha256(data).hexdigest()
-        files[_TEMPLATE_PATH] = ModelFile(
-            path=_TEMPLATE_PATH, sha256=sha256, size_bytes=len(data), tokenizer=True
+        files[TEMPLATE_PATH] = ModelFile(
+            path=TEMPLATE_PATH, sha256=sha256, size_bytes=len(data), tokenizer=True
         )
     return list(files.values())
 
@@ -196,7 +240,7 @@ def tuned(wanted: Model, base: Model, files: Sequence[ModelFile]) -> Model:
     filled.CopyFrom(wanted)
     filled.state = State.STATE_READY
     filled.digest = _digest(files)
-    filled.has_chat_template = any(file.path == _TEMPLATE_PATH and file.tokenizer for file in files)
+    filled.has_chat_template = any(file.path == TEMPLATE_PATH and file.tokenizer for file in files)
     if not wanted.base_model:
         filled.tokenizer_digest = _digest(file for file in files if file.tokenizer)
         filled.architecture = base.architecture
@@ -220,3 +264,100 @@ def _source_violations(model: Model) -> Iterator[FieldViolation]:
     if model.WhichOneof("source") is None:
         description = "must be one of hub, directory and gguf_path, got none"
         yield FieldViolation(field="model.source", description=description, reason=Reason.FIELD_REQUIRED)
+
+
+def merged_from(source: Model, request: MergeModelRequest) -> Model:
+    """Return what merging an adapter will make, QUEUED, as far as that is known before.
+
+    Raises:
+        InvalidArgument: a field is wrong, or the source is no adapter of a model of words.
+    """
+    _check_making(request)
+    if source.kind != Model.KIND_ADAPTER:
+        kind = Model.Kind.Name(source.kind).removeprefix("KIND_")
+        what = "has all its weights" if not source.base_model else "values answers"
+        description = (
+            f"must be an adapter of a model of words, got {source.name!r}, of kind {kind}: it {what}"
+        )
+        raise InvalidArgument.of_fields(FieldViolation(field="name", description=description))
+    made = _made_from(source, request)
+    made.kind = Model.KIND_WEIGHTS
+    return made
+
+
+def exported_from(source: Model, base: Model, request: ExportModelRequest) -> Model:
+    """Return what exporting a model will make, QUEUED; `base` is the model that has all its weights.
+
+    Raises:
+        InvalidArgument: a field is wrong, it is no model of words, or EXPORT_NOT_POSSIBLE for its architecture.
+    """
+    _check_making(request)
+    if request.format == EXPORT_FORMAT_UNSPECIFIED:
+        known = ", ".join(name.removeprefix("EXPORT_FORMAT_") for name in ExportFormat.keys()[1:])
+        violation = FieldViolation(
+            field="format", description=f"must be one of {known}, got nothing", reason=Reason.FIELD_REQUIRED
+        )
+        raise InvalidArgument.of_fields(violation)
+    refuse_export(source, "name")
+    if source.kind == Model.KIND_REWARD:
+        description = f"must be a model of words, got {source.name!r}, a reward model"
+        raise InvalidArgument.of_fields(FieldViolation(field="name", description=description))
+    if base.architecture not in EXPORTABLE:
+        description = (
+            f"must be a model of architecture {', '.join(EXPORTABLE)} for a GGUF file, got {source.name!r}, of "
+            f"{base.architecture}; as safetensors every model can be downloaded"
+        )
+        raise InvalidArgument.of_fields(
+            FieldViolation(field="name", description=description, reason=Reason.EXPORT_NOT_POSSIBLE)
+        )
+    made = _made_from(source, request)
+    made.kind = Model.KIND_EXPORT
+    made.export_format = request.format
+    made.architecture = base.architecture
+    made.num_parameters = base.num_parameters
+    made.context_length = base.context_length
+    return made
+
+
+def adapter_files(files: Iterable[ModelFile]) -> list[BlobFile]:
+    """Return those files of an adapter that say what it does: its weights, and the template that it was taught by."""
+    return [
+        BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+        for file in files
+        if not file.tokenizer or file.path == TEMPLATE_PATH
+    ]
+
+
+def exported(
+    model: Model, has_chat_template: bool, files: Sequence[BlobFile]
+) -> tuple[Model, list[ModelFile]]:
+    """Return an exported model that has these files, in order of paths, READY, and them."""
+    kept = [
+        ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+        for file in sorted(files, key=lambda file: file.path)
+    ]
+    filled = Model()
+    filled.CopyFrom(model)
+    filled.digest = _digest(kept)
+    filled.has_chat_template = has_chat_template
+    return filled, kept
+
+
+def _check_making(request: MergeModelRequest | ExportModelRequest) -> None:
+    refuse([*limit_violations(request, MAKING_LIMITS), *label_violations(request.labels, "labels")])
+
+
+def _made_from(source: Model, request: MergeModelRequest | ExportModelRequest) -> Model:
+    """Return a new model that is made of another one: what it says of its origin."""
+    made = Model(
+        display_name=request.display_name,
+        labels=request.labels,
+        state=State.STATE_QUEUED,
+        start_from=source.name,
+        fine_tuning_job=source.fine_tuning_job,
+        step=source.step,
+        taught=source.taught if source.HasField("taught") else None,
+        references=[Reference(name=source.name, uid=source.uid, digest=source.digest)],
+    )
+    made.references.extend(one for one in source.references if one.name != source.name)
+    return made

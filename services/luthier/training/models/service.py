@@ -143,7 +143,8 @@ class ModelService:
         bundle = rules.taught_bundle(wanted, base.message, base.private.files, keeps_template=keeps)
         files = rules.tuned_files(wanted, bundle, base.private.files, brought)
         model = rules.tuned(wanted, base.message, files)
-        return SeenModel(uid=wanted.uid, message=model, private=ModelPrivate(files=files))
+        private = ModelPrivate(files=files, has_own_template=origin.has_own_template)
+        return SeenModel(uid=wanted.uid, message=model, private=private)
 
     async def add_tuned(
         self, connection: AsyncConnection, wanted: Model, origin: Origin, tuned: Sequence[BlobFile]

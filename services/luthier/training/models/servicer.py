@@ -14,6 +14,7 @@ from luthier.runtime.names import check_name, require_project
 from luthier.runtime.paging import MAX_PAGE_SIZE, PageTokens, fingerprint, page_size
 from luthier.runtime.server import Registration, of_families
 from luthier.stored.v1.training_pb2 import ModelPrivate
+from luthier.training.models.making import ModelMaking
 from luthier.training.models.rules import RESULT_LIMITS, State
 from luthier.training.models.service import ModelService
 from luthier.training.names import MODEL, WEIGHTS, is_checkpoint
@@ -50,11 +51,13 @@ class ModelServicer:
     def __init__(
         self,
         models: ModelService,
+        making: ModelMaking,
         checkpoints: CheckpointModels,
         page_tokens: PageTokens,
         projects: Container[str],
     ) -> None:
         self._models = models
+        self._making = making
         self._checkpoints = checkpoints
         self._page_tokens = page_tokens
         self._projects = projects
@@ -74,6 +77,20 @@ class ModelServicer:
         """Queue the registration of a base model."""
         require_project(request.parent, self._projects)
         return await self._models.register(request)
+
+    async def MergeModel(
+        self, request: model_service_pb2.MergeModelRequest, context: Context
+    ) -> model_pb2.Model:
+        """Queue the merge of an adapter."""
+        check_name(WEIGHTS, request.name, self._projects)
+        return await self._making.merge(request)
+
+    async def ExportModel(
+        self, request: model_service_pb2.ExportModelRequest, context: Context
+    ) -> model_pb2.Model:
+        """Queue the writing of a model in another form."""
+        check_name(WEIGHTS, request.name, self._projects)
+        return await self._making.export(request)
 
     async def GetModel(self, request: model_service_pb2.GetModelRequest, context: Context) -> model_pb2.Model:
         """Read one model, or a checkpoint as the model that it would be."""

@@ -7,7 +7,7 @@ is taken from a forward pass is a readout, what is learnt from that an objective
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -88,7 +88,7 @@ class Engine:
         self._device = device
         self._num_updates = 0
         self._optimiser = torch.optim.AdamW(
-            _groups(weights.parameters.values(), settings.weight_decay),
+            _groups(weights, settings.weight_decay),
             lr=0.0,
             betas=BETAS,
             eps=EPSILON,
@@ -169,7 +169,7 @@ class Engine:
             for gradient in gradients:
                 gradient.mul_(limit / norm)
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=False)
         self.weights.publish()
@@ -270,10 +270,10 @@ def _squares(gradient: Tensor) -> Tensor:
     return torch.cat([rows.square().flatten(1).sum(dim=1) for rows in pieces(gradient)])
 
 
-def _groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    every = list(parameters)
-    parts = [
-        ([one for one in every if one.dim() > 1], weight_decay),
-        ([one for one in every if one.dim() <= 1], 0.0),
-    ]
-    return [{"params": part, "weight_decay": decay} for part, decay in parts if part]
+def _groups(weights: Weights, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters by what their learning rate is multiplied by, and whether they decay."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, one in weights.parameters.items():
+        decay = weight_decay if one.dim() > 1 else 0.0
+        groups.setdefault((weights.rates.get(name, 1.0), decay), []).append(one)
+    return [{"params": part, "weight_decay": decay, "rate": rate} for (rate, decay), part in groups.items()]

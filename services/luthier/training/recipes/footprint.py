@@ -2,8 +2,9 @@
 
 Letters: E hidden size, L layers, H query heads, G key/value heads, D head size, F size between the MLP's products,
 V vocabulary, T tokens of the largest pass, N tokens that are scored in it, P weights, A weights of an adapter's
-factors, R ranks of all its modules together, W weights that an adapter trains whole, S ranks that divide the model, U
-weights of a layer or of what is in none. An element of the model and of activations has 2 bytes (bfloat16).
+factors, R ranks of all its modules together, O outputs of all modules whose rows' lengths are trained (DoRA), W weights
+that an adapter trains whole, S ranks that divide the model, U weights of a layer or of what is in none. An element of
+the model and of activations has 2 bytes (bfloat16).
 
 Memory, in bytes:
 
@@ -14,7 +15,8 @@ Memory, in bytes:
     activations     2 T L times what a layer keeps of a token, and once what is passing through a layer
       NONE          4 E + 2 H D + 2 G D + 3 F: both norms' inputs and outputs, turned queries and keys, values, what
                     attention gave, gate, up and their product; E more for each norm behind a block (Gemma 2), H D + G D
-                    where heads are normed (Qwen 3); 8 H bytes of attention's statistics; R / L of low ranks
+                    where heads are normed (Qwen 3); 8 H bytes of attention's statistics; R / L of low ranks; 4 O / L
+                    bytes of what lengths are multiplied with
       SELECTIVE     3 E + 2 H D + 2 G D + 2 F: the input, and what products and attention gave
       FULL          E: the input
       trained norms 6 E bytes more for each norm of a layer, which plain torch computes in float32
@@ -96,6 +98,7 @@ class Trained:
         is_whole: whether all weights are trained; else an adapter is.
         num_factors: A.
         sum_of_ranks: R.
+        num_scaled: O.
         num_whole: W.
         has_trained_head: whether the matrix that makes logits is trained.
         read: what is read at the end of a pass.
@@ -111,6 +114,7 @@ class Trained:
     is_whole: bool
     num_factors: int = 0
     sum_of_ranks: int = 0
+    num_scaled: int = 0
     num_whole: int = 0
     has_trained_head: bool = False
     read: Read = "LOSS"
@@ -242,7 +246,7 @@ def _kept_by_none(trained: Trained) -> int:
     elements += trained.sum_of_ranks // shape.layers
     # In float32 what goes in and what is normed; what goes in is then not kept besides.
     norms = 6 * E * shape.norms if trained.is_whole else 0
-    return _ELEMENT * elements + norms + 8 * shape.heads
+    return _ELEMENT * elements + norms + 8 * shape.heads + 4 * trained.num_scaled // shape.layers
 
 
 def _logits_bytes(trained: Trained, num_scored: int, place: Place) -> int:

@@ -65,10 +65,12 @@ class Weights(Protocol):
         shards: how the model is divided among ranks; None: each has all of it.
         divided: of parameters that are parts the whole, as all ranks have it together. Their gradients come summed.
         keeps_parts: whether each rank writes its parts into files of its own.
+        rates: what the learning rate of some parameters is multiplied by, by name; of all others by 1.
     """
 
     model: PreTrainedModel
     parameters: Mapping[str, nn.Parameter]
+    rates: Mapping[str, float]
     result_files: tuple[str, ...]
     shards: Shards | None
     divided: Mapping[str, Tensor]
@@ -115,7 +117,7 @@ class Adapter:
     Weights that it trains whole have float32 masters, as all weights have: what the files hold. `base_model` is the
     name that PEFT's config gives the base, `reference` that of the adapter that it began as: a second one in the model,
     which nobody trains; None: it began as nothing. `score` is the head of a reward model. `seed` decides what the
-    adapter's dropout drops.
+    adapter's dropout drops. The factors B learn at `b_rate_ratio` times the rate of the factors A (LoRA+).
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
@@ -131,6 +133,7 @@ class Adapter:
         score: nn.Parameter | None = None,
         seed: int = 0,
         division: Division | None = None,
+        b_rate_ratio: float = 1.0,
     ) -> None:
         assert reference != name, "the reference is another adapter, as this one changes"
         if reference is not None:
@@ -141,6 +144,11 @@ class Adapter:
         self.divided: Mapping[str, Tensor] = {} if self.shards is None else self._weights
         self._masters = {key: self._master(weight) for key, weight in self._weights.items()}
         self.parameters: Mapping[str, nn.Parameter] = with_score(self._masters, score)
+        self.rates: Mapping[str, float] = (
+            {key: b_rate_ratio for key in self._weights if key.endswith(".lora_B")}
+            if b_rate_ratio != 1
+            else {}
+        )
         self._name = name
         self._score = score
         self._base_model = base_model
@@ -228,6 +236,7 @@ class AllWeights:
     shards: Shards | None = None
     divided: Mapping[str, Tensor] = MappingProxyType({})
     keeps_parts = False
+    rates: Mapping[str, float] = MappingProxyType({})
     _start: Mapping[str, Tensor] | None = None
 
     def __init__(self, model: PreTrainedModel, *, score: nn.Parameter | None = None) -> None:

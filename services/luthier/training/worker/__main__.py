@@ -10,6 +10,7 @@ from luthier.errors import LuthierError
 from luthier.training.executors.inline import InChild
 from luthier.training.executors.ranks import require_choice, require_devices
 from luthier.training.executors.torchrun import Crew, Torchrun
+from luthier.training.worker.making import make_in, run_export, run_merge
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in, run_register
 from luthier.training.worker.train import Compute, Trainer
@@ -40,6 +41,8 @@ def main() -> None:
             raise SystemExit(f"error: {error.message}") from error
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=register_in(children)),
+            TaskKind.MERGE: partial(run_merge, make=make_in(children)),
+            TaskKind.EXPORT: partial(run_export, make=make_in(children)),
             TaskKind.TRAIN: Trainer(
                 data_channel, executor_of(config, children), RewardAddresses(config.reward_addresses)
             ),

@@ -1,4 +1,4 @@
-"""The process of one training or registration: `python -m luthier.training.worker.child`.
+"""The process of one training, registration, merge or export: `python -m luthier.training.worker.child`.
 
 `luthier.work.nursery` starts the process that it is forked from. It has torch and the device; no connection, no
 credential and no setting. What it needs it asks of its driver.
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from luthier.grading.outcomes import GradingError
 from luthier.lm.importing import uncollected
+from luthier.lm.made import Made
 from luthier.lm.sources import RegisteredFiles
 from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full
 from luthier.training.executors.ranks import RankOrder
-from luthier.training.worker.order import RegisterOrder, Setup, TrainOrder
+from luthier.training.worker.order import MakeOrder, RegisterOrder, Setup, TrainOrder
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.child import Line, Work, serve
 from luthier.work.events import Severity
@@ -42,6 +43,7 @@ def begin(setup: Setup) -> None:
         # Here no device can be opened, so one that is not there is refused at once: transformers takes much longer.
         if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
             choose_device(setup.device)
+        import luthier.lm.exporting
         import luthier.lm.register
         import luthier.training.executors.joining
         import luthier.training.worker.computing  # noqa: F401
@@ -57,6 +59,7 @@ def prepare(setup: Setup) -> Work:
     from luthier.lm.register import register_source
     from luthier.training.executors.joining import RankDesk, joined
     from luthier.training.worker.computing import computed
+    from luthier.training.worker.making import make_here
 
     device = torch.device(setup.device)
     if setup.num_threads:
@@ -70,9 +73,11 @@ def prepare(setup: Setup) -> Work:
             return computed(order.order, desk, own_device, collective)
 
     def work(
-        line: Line, order: TrainOrder | RankOrder | RegisterOrder
-    ) -> task_pb2.TrainResult | RegisteredFiles:
+        line: Line, order: TrainOrder | RankOrder | RegisterOrder | MakeOrder
+    ) -> task_pb2.TrainResult | RegisteredFiles | Made:
         try:
+            if isinstance(order, MakeOrder):
+                return make_here(order, line.alive)
             if isinstance(order, RegisterOrder):
                 return register_source(order.source, order.directory, scratch=order.scratch)
             return train(line, order)

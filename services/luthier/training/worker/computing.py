@@ -47,6 +47,7 @@ from luthier.training.recipes.survey import (
 )
 from luthier.training.worker.determinism import demand_determinism
 from luthier.training.worker.failures import named_errors
+from luthier.training.worker.held_out import held_out_scores
 from luthier.training.worker.item_fields import ItemCheck
 from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
 from luthier.training.worker.order import Desk, TrainOrder
@@ -124,7 +125,7 @@ def _train(
         changed = ", ".join(begun.changed)
         text = f"since the run began, {changed} changed: its results may differ from an undisturbed run's"
         desk.log(text, "WARNING")
-    recorder.chosen_is(fit, changed=begun.changed)
+    record = recorder.chosen_is(fit, changed=begun.changed)
     settings = replace(settings, batches=batches)
     with ExitStack() as stack:
         rollouts: Rollouts | None = None
@@ -135,7 +136,10 @@ def _train(
             rendering = order.renderings[0].rendering
             graded = rollouts_of(desk, records, rendering, model, loaded, fit.micro_batch_tokens, longest)
             rollouts = stack.enter_context(graded)
-        return _steps(desk, corpus, settings, run, begun, loss, rollouts)
+        result = _steps(desk, corpus, settings, run, begun, loss, rollouts)
+    if records is None and not spec.job.HasField("reward_model"):
+        recorder.scores(record, held_out_scores(engine, corpus, result.step))
+    return result
 
 
 def _fit(

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
+from luthier.lm.made import GgufType, HeldOut
 from luthier.lm.sources import Source
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2, rendering_pb2
 from luthier.work.events import Severity
@@ -67,6 +68,29 @@ class RegisterOrder:
     source: Source
     directory: Path
     scratch: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeOrder:
+    """One MERGE or EXPORT task.
+
+    Attributes:
+        model: folder with the files of the model with all its weights.
+        adapter: folder with those of the adapter that is added to it; None: none.
+        form: of the GGUF file to write; None: merged weights.
+        title: name that an exported file gives its model.
+        directory: where to write, made if missing.
+        scratch: a folder for whatever else it needs.
+        held_out: tokens that the result is to score.
+    """
+
+    model: Path
+    adapter: Path | None
+    form: GgufType | None
+    title: str
+    directory: Path
+    scratch: Path
+    held_out: HeldOut = ()
 
 
 class Desk(Protocol):

@@ -36,12 +36,26 @@ class RunRecorder:
         """Keep what a trial is expected to take: a process that is ended for want of memory says nothing any more."""
         self.desk.run_record(self._record(fit, ()))
 
-    def chosen_is(self, fit: Fit, *, changed: Sequence[str] = ()) -> None:
-        """Keep what passes are from now on, in whatever attempt; `changed` is what is not as when the run began."""
+    def chosen_is(self, fit: Fit, *, changed: Sequence[str] = ()) -> fine_tuning_job_pb2.RunRecord:
+        """Keep what passes are from now on, in whatever attempt; returns what is kept.
+
+        `changed` is what is not as when the run began.
+        """
         record = self._record(fit, changed)
         record.micro_batch_tokens = fit.micro_batch_tokens
         record.activation_checkpointing = named_kept(fit.kept)
         self.desk.run_record(record)
+        return record
+
+    def scores(
+        self,
+        record: fine_tuning_job_pb2.RunRecord,
+        held_out: fine_tuning_job_pb2.HeldOutScores | None,
+    ) -> None:
+        """Add what both engines find of held-out tokens, if there are any, to what is kept."""
+        if held_out is not None:
+            record.held_out.CopyFrom(held_out)
+            self.desk.run_record(record)
 
     def _record(self, fit: Fit, changed: Sequence[str]) -> fine_tuning_job_pb2.RunRecord:
         self.chosen[:] = [fit]

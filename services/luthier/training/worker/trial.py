@@ -35,7 +35,7 @@ class Recorder(Protocol):
         """Keep what a trial is expected to take."""
         ...
 
-    def chosen_is(self, fit: Fit) -> None:
+    def chosen_is(self, fit: Fit) -> object:
         """Keep what passes are from now on, in whatever attempt."""
         ...
 

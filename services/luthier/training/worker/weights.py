@@ -66,6 +66,7 @@ def weights_of(
         score=_score(spec.job, model, division),
         seed=spec.job.hyperparameters.seed,
         division=division,
+        b_rate_ratio=spec.job.lora.lora_plus_ratio or 1.0,
     )
     if begins:
         adapter.begin_from(folder)
@@ -96,6 +97,7 @@ def _insert(job: FineTuningJob, model: PreTrainedModel) -> None:
         alpha=job.lora.alpha,
         targets=tuple(job.lora.target_modules) or "all-linear",
         use_rslora=job.lora.use_rslora,
+        use_dora=job.lora.use_dora,
         dropout=job.lora.dropout,
         rank_pattern=tuple(sorted(job.lora.rank_pattern.items())),
         alpha_pattern=tuple(sorted(job.lora.alpha_pattern.items())),

@@ -43,6 +43,10 @@ class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.Val
     """Run a fine-tuning job."""
     TASK_KIND_EVALUATE: _TaskKind.ValueType  # 5
     """Run an evaluation."""
+    TASK_KIND_MERGE: _TaskKind.ValueType  # 6
+    """Add an adapter to its base."""
+    TASK_KIND_EXPORT: _TaskKind.ValueType  # 7
+    """Write a model in another form."""
 
 class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper):
     """TaskKind says what a task does."""
@@ -59,6 +63,10 @@ TASK_KIND_TRAIN: TaskKind.ValueType  # 4
 """Run a fine-tuning job."""
 TASK_KIND_EVALUATE: TaskKind.ValueType  # 5
 """Run an evaluation."""
+TASK_KIND_MERGE: TaskKind.ValueType  # 6
+"""Add an adapter to its base."""
+TASK_KIND_EXPORT: TaskKind.ValueType  # 7
+"""Write a model in another form."""
 Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
 @_typing.final
@@ -107,6 +115,8 @@ class Task(_message.Message):
     REGISTER_MODEL_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     epoch: _builtins.int
@@ -137,6 +147,14 @@ class Task(_message.Message):
     def evaluate(self) -> Global___EvaluateSpec:
         """Evaluate."""
 
+    @_builtins.property
+    def merge(self) -> Global___MergeSpec:
+        """Merge."""
+
+    @_builtins.property
+    def export(self) -> Global___ExportSpec:
+        """Export."""
+
     def __init__(
         self,
         *,
@@ -150,12 +168,14 @@ class Task(_message.Message):
         register_model: Global___RegisterModelSpec | None = ...,
         train: Global___TrainSpec | None = ...,
         evaluate: Global___EvaluateSpec | None = ...,
+        merge: Global___MergeSpec | None = ...,
+        export: Global___ExportSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "register_model", b"register_model", "render", b"render", "spec", b"spec", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "build_version", b"build_version", "epoch", b"epoch", "evaluate", b"evaluate", "register_model", b"register_model", "render", b"render", "spec", b"spec", "subject", b"subject", "task", b"task", "token", b"token", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "build_version", b"build_version", "epoch", b"epoch", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "subject", b"subject", "task", b"task", "token", b"token", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate", "merge", "export"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
@@ -172,6 +192,8 @@ class TaskResult(_message.Message):
     REGISTER_MODEL_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def build_version(self) -> Global___BuildVersionResult:
         """Of BUILD_VERSION."""
@@ -192,6 +214,14 @@ class TaskResult(_message.Message):
     def evaluate(self) -> Global___EvaluateResult:
         """Of EVALUATE."""
 
+    @_builtins.property
+    def merge(self) -> Global___MergeResult:
+        """Of MERGE."""
+
+    @_builtins.property
+    def export(self) -> Global___ExportResult:
+        """Of EXPORT."""
+
     def __init__(
         self,
         *,
@@ -200,12 +230,14 @@ class TaskResult(_message.Message):
         register_model: Global___RegisterModelResult | None = ...,
         train: Global___TrainResult | None = ...,
         evaluate: Global___EvaluateResult | None = ...,
+        merge: Global___MergeResult | None = ...,
+        export: Global___ExportResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "register_model", b"register_model", "render", b"render", "result", b"result", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "result", b"result", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "register_model", b"register_model", "render", b"render", "result", b"result", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "result", b"result", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate", "merge", "export"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -756,6 +788,160 @@ class GraderModel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GraderModel: _TypeAlias = GraderModel  # noqa: Y015
+
+@_typing.final
+class MergeSpec(_message.Message):
+    """MergeSpec says what to merge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FILES_FIELD_NUMBER: _builtins.int
+    ADAPTER_FILES_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def base_model_files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
+        """Files of the base model, blobs of the same service."""
+
+    @_builtins.property
+    def adapter_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
+        """Files of the adapter, blobs of the same service, in PEFT's layout."""
+
+    @_builtins.property
+    def held_out(self) -> _fine_tuning_job_pb2.HeldOutScores:
+        """Tokens to score. Unset: none."""
+
+    def __init__(
+        self,
+        *,
+        base_model_files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
+        adapter_files: _abc.Iterable[Global___BlobFile] | None = ...,
+        held_out: _fine_tuning_job_pb2.HeldOutScores | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held_out", b"held_out"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_model_files", b"base_model_files", "held_out", b"held_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeSpec: _TypeAlias = MergeSpec  # noqa: Y015
+
+@_typing.final
+class MergeResult(_message.Message):
+    """MergeResult is a model with all its weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
+        """Its files in transformers' layout."""
+
+    @_builtins.property
+    def check(self) -> _model_pb2.WeightsCheck:
+        """How it was compared with the adapter."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What may not be meant, for people."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___BlobFile] | None = ...,
+        check: _model_pb2.WeightsCheck | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "files", b"files", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeResult: _TypeAlias = MergeResult  # noqa: Y015
+
+@_typing.final
+class ExportSpec(_message.Message):
+    """ExportSpec says what to write."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FILES_FIELD_NUMBER: _builtins.int
+    ADAPTER_FILES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    format: _model_pb2.ExportFormat.ValueType
+    """Form of the file."""
+    title: _builtins.str
+    """Name that the file gives its model."""
+    @_builtins.property
+    def model_files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
+        """Files of the model with all its weights, blobs of the same service."""
+
+    @_builtins.property
+    def adapter_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
+        """Files of the adapter that is merged into it on the way, with the chat template that it was taught by where that is not the
+        model's own. Empty: none.
+        """
+
+    @_builtins.property
+    def held_out(self) -> _fine_tuning_job_pb2.HeldOutScores:
+        """Tokens to score. Unset: none."""
+
+    def __init__(
+        self,
+        *,
+        model_files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
+        adapter_files: _abc.Iterable[Global___BlobFile] | None = ...,
+        format: _model_pb2.ExportFormat.ValueType = ...,
+        title: _builtins.str = ...,
+        held_out: _fine_tuning_job_pb2.HeldOutScores | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held_out", b"held_out"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "format", b"format", "held_out", b"held_out", "model_files", b"model_files", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSpec: _TypeAlias = ExportSpec  # noqa: Y015
+
+@_typing.final
+class ExportResult(_message.Message):
+    """ExportResult is a written model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
+        """Its files."""
+
+    @_builtins.property
+    def check(self) -> _model_pb2.WeightsCheck:
+        """How it was compared with the model."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What may not be meant, for people."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___BlobFile] | None = ...,
+        check: _model_pb2.WeightsCheck | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "files", b"files", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportResult: _TypeAlias = ExportResult  # noqa: Y015
 
 @_typing.final
 class StepRollouts(_message.Message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,15 @@ from luthier.client.names import short
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from luthier.client.models import ExportFormat
     from luthier.v1.model_pb2 import Model
+
+_GGUF: Mapping[str, ExportFormat] = {"gguf-q8_0": "gguf-q8_0", "gguf-f16": "gguf-f16"}
 
 
 @click.group(cls=SuggestingGroup)
 def models() -> None:
-    """Register base models; list and download models."""
+    """Register base models; merge, export, list and download models."""
 
 
 @models.command()
@@ -51,6 +54,51 @@ def register(session: Session, name: str, gguf: str | None, directory: str | Non
     session.hint(f"renderings create DATASET/VERSION --model {short(done.name)}")
 
 
+@models.command()
+@click.argument("name")
+@click.argument("new", required=False, default="")
+@pass_session
+def merge(session: Session, name: str, new: str) -> None:
+    """Make a model with all its weights from the adapter NAME, or a checkpoint JOB/step-N, under the name NEW."""
+    started = session.client.models.merge(name, model_id=new)
+    done = _made(session, started)
+    session.show(done, _facts)
+    session.hint(f"models download {short(done.name)} DIRECTORY")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--format",
+    "chosen",
+    type=click.Choice([*_GGUF, "safetensors", "peft"]),
+    default="gguf-q8_0",
+    show_default=True,
+    help="GGUF in 8 or 16 bits, all weights as transformers has them, or an adapter as PEFT has it.",
+)
+@pass_session
+def export(session: Session, name: str, directory: Path, chosen: str) -> None:
+    """Write the model, adapter or checkpoint NAME in a form for other programs, and bring it into DIRECTORY."""
+    source = session.client.models.get(name)
+    if chosen == "peft" and not source.base_model:
+        raise click.UsageError(f"--format peft is for adapters; {short(source.name)} has all its weights")
+    if chosen == "safetensors" and source.base_model:
+        source = _made(session, session.client.models.merge(name))
+    elif chosen in _GGUF:
+        source = _made(session, session.client.models.export(name, _GGUF[chosen]))
+    session.show(source, _facts)
+    _bring(session, source.name, directory)
+
+
+def _made(session: Session, started: Model) -> Model:
+    """Return a model that is made from another one, once it is READY."""
+    from luthier.client.cli.following import follow
+
+    stop = f"models cancel {short(started.name)}"
+    return follow(session, started.name, session.client.models.wait, stop=stop)
+
+
 @models.command("list")
 @pass_session
 def list_models(session: Session) -> None:
@@ -70,7 +118,7 @@ def show(session: Session, name: str) -> None:
 @click.argument("name")
 @pass_session
 def cancel(session: Session, name: str) -> None:
-    """Ask a base model that is being registered to stop."""
+    """Ask a model that is being registered, merged or exported to stop."""
     session.show(session.client.models.cancel(name), _facts)
 
 
@@ -90,14 +138,20 @@ def download(session: Session, name: str, directory: Path) -> None:
 
     Repeat the command after a break.
     """
-    from luthier.client.cli.live import transfer
-
-    with transfer(session, "download") as progress:
-        folder = session.client.models.download(name, directory, progress=progress)
+    folder = _bring(session, name, directory)
     if session.as_json:
         session.show_list(session.client.models.files(name), _table)
     else:
         click.echo(folder)
+
+
+def _bring(session: Session, name: str, directory: Path) -> Path:
+    """Download a model and return its folder."""
+    from luthier.client.cli.live import transfer
+
+    with transfer(session, "download") as progress:
+        folder: Path = session.client.models.download(name, directory, progress=progress)
+    return folder
 
 
 def _table(models: Iterable[Model]) -> Table:
@@ -141,7 +195,20 @@ def _facts(model: Model) -> Table:
             ("parameters", number(model.num_parameters) if model.num_parameters else ""),
             ("context", f"{number(model.context_length)} tokens" if model.context_length else ""),
             ("digest", model.digest),
+            ("compared", _compared(model)),
             ("warnings", "\n".join(model.warnings)),
             ("labels", mapping(model.labels)),
         ]
     )
+
+
+def _compared(model: Model) -> str:
+    """Say how a model that was made from another one differs from that; empty for others."""
+    if not model.HasField("check"):
+        return ""
+    check = model.check
+    told = [f"logits differ by {check.difference:.2g} of their spread (at most {check.bound:g})"]
+    if check.effect:
+        told.append(f"what was learnt moves them by {check.effect:.2g}")
+    told.append(f"{check.num_equal_greedy_tokens} of {check.num_greedy_tokens} greedy tokens are the same")
+    return "\n".join(told)

@@ -1,0 +1,123 @@
+"""A model as a file for other programs, read again and compared with the model before anybody has it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from luthier.errors import InvalidArgument
+from luthier.lm.comparing import Behaviour, behaviour, compared, comparison_rows
+from luthier.lm.gguf_files import require_writable, write_gguf
+from luthier.lm.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
+from luthier.lm.held_out import plain_logprobs
+from luthier.lm.load import eos_token_ids, load_gguf, load_model
+from luthier.lm.made import Check, GgufType, HeldOut, Made
+from luthier.lm.merge import plain_state
+from luthier.lm.merging import Rows, merge_into, require_close
+from luthier.lm.model_config import read_config
+from luthier.lm.probe_texts import probe_texts
+from luthier.lm.tokenizer_files import open_converted
+from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, TokenizerBundle
+
+BOUNDS: dict[GgufType, float] = {"F16": 0.01, "Q8_0": 0.1}
+"""Most that a form may make of the difference: see docs/models.md for what was measured."""
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSource:
+    """What to write.
+
+    Attributes:
+        model: folder of the model with all its weights.
+        adapter: folder of an adapter to add to them; None: none. A chat template in it takes the place of the model's.
+        form: of the file.
+        title: name that the file gives its model.
+        held_out: tokens that what the file holds is to score.
+    """
+
+    model: Path
+    adapter: Path | None
+    form: GgufType
+    title: str
+    held_out: HeldOut = ()
+
+
+def export_files(source: ExportSource, directory: Path, check: Callable[[], None] = lambda: None) -> Made:
+    """Write a model as one GGUF file into `directory` (made if missing), and compare what it holds with the model.
+
+    An adapter is added in float32, and the sum rounded to the form of the file alone. Takes 8 bytes a weight. `check`
+    is called between its parts; what it raises ends it.
+
+    Raises:
+        InvalidArgument: EXPORT_NOT_POSSIBLE, or MODEL_INVALID; the files cannot be used.
+        FailedPrecondition: WEIGHTS_DIFFER; what the file holds computes something else.
+    """
+    config = read_config(source.model)
+    require_writable(config)
+    bundle = _bundle(source)
+    content = (source.model / TOKENIZER_FILE).read_bytes()
+    gguf_tokenizer(content, bundle, 0)  # refuses before weights are read
+    model = load_model(source.model, dtype=torch.float32)
+    rows = comparison_rows(bundle, model.config.vocab_size)
+    check()
+    reference, effect, moved = _reference(model, source, rows, check)
+    tokenizer = gguf_tokenizer(content, bundle, model.config.vocab_size, sorted(eos_token_ids(model)))
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"model-{source.form.lower()}.gguf"
+    said = {**model.config.to_dict(), **config}
+    warnings = write_gguf(
+        path, said, plain_state(model, torch.float32), tokenizer, source.form, source.title, check
+    )
+    del model
+    check()
+    held = load_gguf(path)
+    figures = Check(
+        **asdict(compared(behaviour(held, rows), reference)),
+        bound=BOUNDS[source.form],
+        effect=effect,
+        unrounded_difference=moved,
+        held_out_logprobs=plain_logprobs(held, source.held_out),
+    )
+    require_close(figures, f"{path.name}")
+    warnings += _other_tokens(path, bundle, tokenizer)
+    return Made(files=((path.name, path),), check=figures, warnings=warnings)
+
+
+def _reference(
+    model: PreTrainedModel, source: ExportSource, rows: Rows, check: Callable[[], None]
+) -> tuple[Behaviour, float, float]:
+    """Return what the file has to compute, and what merging an adapter on the way did; the model has it then."""
+    if source.adapter is None:
+        return behaviour(model, rows), 0.0, 0.0
+    merged = merge_into(model, source.adapter, rows, check)
+    return merged.reference, merged.effect, merged.unrounded_difference
+
+
+def _bundle(source: ExportSource) -> TokenizerBundle:
+    files = {name: (source.model / name) for name in BUNDLE_FILES}
+    if source.adapter is not None:
+        files |= {name: source.adapter / name for name in BUNDLE_FILES if (source.adapter / name).is_file()}
+    return TokenizerBundle({name: path.read_bytes() for name, path in files.items() if path.is_file()})
+
+
+def _other_tokens(path: Path, bundle: TokenizerBundle, tokenizer: GgufTokenizer) -> tuple[str, ...]:
+    """Say where the file, read by transformers, gives other tokens than the model's own tokenizer.
+
+    llama.cpp cuts texts by the name that the file has for it; transformers does not know all of these names.
+    """
+    try:
+        read = open_converted(path.parent, gguf_file=path.name)
+    except InvalidArgument as error:
+        return (f"transformers cannot read the tokenizer of {path.name} ({error.message}); llama.cpp may",)
+    for text in probe_texts(token for token in tokenizer.tokens if token in bundle.special_texts):
+        expected = list(bundle.encode(text).ids)
+        got = read(text, add_special_tokens=False)["input_ids"]
+        if got != expected:
+            return (
+                f"transformers reads the tokenizer of {path.name} so that {text!r} gives {got[:_SHOWN]}, not "
+                f"{expected[:_SHOWN]}: it does not cut texts as {tokenizer.cut} does; llama.cpp is told to",
+            )
+    return ()
