@@ -131,7 +131,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ROWS_NOT_OF_METHOD: _ErrorReason.ValueType  # 100
     """The rendering's rows are not of the kind that the job's method learns from."""
     ERROR_REASON_METRIC_NOT_MEASURED: _ErrorReason.ValueType  # 101
-    """What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
+    """What a job, a verdict or a gate is to judge by is not measured: there are no validation rows, or no metric that gives it."""
     ERROR_REASON_RENDERING_KIND_MISMATCH: _ErrorReason.ValueType  # 95
     """Records do not suit the kind of the rendering, or the rendering's kind does not suit the job."""
     ERROR_REASON_TEMPLATE_FIELD_MISSING: _ErrorReason.ValueType  # 105
@@ -188,6 +188,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The ranks of a run no longer have the same weights."""
     ERROR_REASON_DOES_NOT_FIT: _ErrorReason.ValueType  # 150
     """A job does not fit into the memory of the device that it is planned for; the message says what would."""
+    ERROR_REASON_ALIAS_BLOCKED: _ErrorReason.ValueType  # 180
+    """An alias may not move to a model: what its evaluation shows does not open a gate of the alias."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -303,7 +305,7 @@ ERROR_REASON_OUTPUT_NOT_FINITE: ErrorReason.ValueType  # 80
 ERROR_REASON_ROWS_NOT_OF_METHOD: ErrorReason.ValueType  # 100
 """The rendering's rows are not of the kind that the job's method learns from."""
 ERROR_REASON_METRIC_NOT_MEASURED: ErrorReason.ValueType  # 101
-"""What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
+"""What a job, a verdict or a gate is to judge by is not measured: there are no validation rows, or no metric that gives it."""
 ERROR_REASON_RENDERING_KIND_MISMATCH: ErrorReason.ValueType  # 95
 """Records do not suit the kind of the rendering, or the rendering's kind does not suit the job."""
 ERROR_REASON_TEMPLATE_FIELD_MISSING: ErrorReason.ValueType  # 105
@@ -360,4 +362,6 @@ ERROR_REASON_RANKS_DIVERGED: ErrorReason.ValueType  # 158
 """The ranks of a run no longer have the same weights."""
 ERROR_REASON_DOES_NOT_FIT: ErrorReason.ValueType  # 150
 """A job does not fit into the memory of the device that it is planned for; the message says what would."""
+ERROR_REASON_ALIAS_BLOCKED: ErrorReason.ValueType  # 180
+"""An alias may not move to a model: what its evaluation shows does not open a gate of the alias."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
