@@ -82,7 +82,7 @@ def test_error_of_records_hints_at_what_helps(services: Any, run: Run, skippable
 def test_wrong_usage_ends_with_2_and_says_what_was_meant(run: Run) -> None:
     typo = run("datasest", "list")
     assert typo.exit_code == 2
-    assert "Did you mean datasets?" in typo.stderr
+    assert "Did you mean datasets or aliases?" in typo.stderr
     assert "Did you mean create?" in run("jobs", "creat").stderr
     assert run("jobs", "create").exit_code == 2
     assert run("evaluations", "create", "--version", "d/v", "--arm", "nonsense").exit_code == 2

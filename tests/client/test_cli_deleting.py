@@ -16,6 +16,7 @@ from click.testing import Result
 from luthier.v1.dataset_pb2 import Dataset, DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.model_alias_pb2 import ModelAlias
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 
@@ -33,6 +34,7 @@ JOB = "projects/default/fineTuningJobs/j"
         ("models", "m", "DeleteModel", "projects/default/models/m", Model),
         ("jobs", "j", "DeleteFineTuningJob", "projects/default/fineTuningJobs/j", FineTuningJob),
         ("evaluations", "e", "DeleteEvaluation", "projects/default/evaluations/e", Evaluation),
+        ("aliases", "a", "DeleteModelAlias", "projects/default/modelAliases/a", ModelAlias),
     ],
 )
 def test_delete_asks_for_the_resource_and_says_that_it_is_gone(

@@ -78,7 +78,7 @@ def test_evaluations_show_compares_the_arms(services: Any, run: Run) -> None:
     assert re.search(r"exact_match +25\.0 % \[15\.0, 35\.0\] +75\.0 % \[65\.0, 85\.0\]", output)
     assert re.search(r"perplexity \(lower is better\) +3\.5 \[3, 4\]", output)
     assert re.search(r"text compared in +NFC", output)
-    assert re.search(r"tuned - base-3 +\+50\.0 pp \[\+30\.0, \+70\.0\] +0\.001 +48 +better", output)
+    assert re.search(r"tuned - base-3 +\+50\.0 pp \[\+30\.0, \+70\.0\] +95 % +0\.001 +48 +better", output)
 
 
 def test_evaluations_show_what_could_not_be_answered(services: Any, run: Run) -> None:

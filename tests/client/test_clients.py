@@ -23,6 +23,7 @@ from luthier.v1.dataset_pb2 import Dataset
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.grader_pb2 import Grader, Sample
+from luthier.v1.model_alias_pb2 import ModelAlias
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 
@@ -45,6 +46,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "evaluations.create": (Evaluation(dataset_version="d/v", arms=[EvaluationArm(model="m")]),),
     "evaluations.list": (),
     "evaluations.grade": (Grader(name="g"), [Sample(output_text="a")]),
+    "aliases.create": (ModelAlias(),),
+    "aliases.list": (),
+    "aliases.move": ("a", "m"),
     "generate": ("m", "hello"),
 }
 

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from luthier.client.report import ReportData, TuningRun, headline_comparison, render_report
+from luthier.client.report import ReportData, TuningRun, render_report
 from luthier.client.report_charts import interval_chart, loss_curve
+from luthier.client.report_verdict import headline_comparison
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.dataset_pb2 import SPLIT_TEST
 from luthier.v1.evaluation_pb2 import (

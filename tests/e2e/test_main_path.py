@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.conftest import SERVICES, WAIT, Cluster, Shared, all_methods, job, public_methods
 
 from luthier.client import Client
+from luthier.errors import FailedPrecondition, Reason
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.evaluation_pb2 import (
     EVALUATION_METRIC_FIELD_MATCH,
@@ -19,6 +20,7 @@ from luthier.v1.evaluation_pb2 import (
     Evaluation,
     EvaluationArm,
 )
+from luthier.v1.model_alias_pb2 import Gate, ModelAlias, ScoreGate
 from luthier.work.peers import bearer
 
 pytestmark = pytest.mark.e2e
@@ -76,6 +78,33 @@ def check_evaluation(client: Client, rendering: str, tuned: str) -> None:
     assert [answer.arm_id for answer in predictions[0].answers] == ["zero", "three", "tuned"]
     pairs = {(one.candidate_arm_id, one.baseline_arm_id) for one in done.comparisons}
     assert pairs == {("three", "zero"), ("tuned", "zero"), ("tuned", "three")}
+    assert (done.verdict.score, done.verdict.candidate_arm_id) == ("field_match.record", "tuned")
+    assert done.verdict.sentence
+    assert list(done.contamination.versions) == [version]
+    assert done.contamination.num_training_records > 0
+    assert not done.contamination.unknown_models
+    check_alias(client, done, tuned, perplexity["tuned"])
+
+
+def check_alias(client: Client, evaluation: Evaluation, tuned: str, perplexity: float) -> None:
+    """A gate of a real evaluation, and a model that is held by another service while an alias stands for it."""
+    for name, most in (("strict", perplexity / 2), ("production", perplexity * 2)):
+        gate = Gate(score=ScoreGate(score="perplexity", most=most))
+        client.aliases.create(ModelAlias(gates=[gate]), model_alias_id=name)
+    with pytest.raises(FailedPrecondition) as caught:
+        client.aliases.move("strict", tuned, evaluation=evaluation.name)
+    assert caught.value.reason == Reason.ALIAS_BLOCKED
+    client.aliases.move("production", tuned, evaluation=evaluation.name)
+    with pytest.raises(FailedPrecondition) as caught:
+        client.models.delete(tuned)
+    assert caught.value.reason == Reason.RESOURCE_IN_USE
+    turns = [ChatMessage(role="user", content="colour of thing 1?")]
+    said = [
+        "".join(piece.text for piece in client.generate(one, turns, max_new_tokens=8))
+        for one in ("@production", tuned)
+    ]
+    assert said[0] == said[1]
+    assert [move.model for move in client.aliases.moves("production")] == [tuned]
 
 
 def check_generation(client: Client, tuned: str) -> None:

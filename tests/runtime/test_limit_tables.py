@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from luthier.data.datasets import rules as datasets
 from luthier.data.renderings import rules as renderings
 from luthier.data.uploads import rules as uploads
+from luthier.evaluation.aliases import rules as aliases
 from luthier.evaluation.evaluations import rules as evaluations
 from luthier.evaluation.generation import rules as generation
 from luthier.evaluation.grading import rules as grading
@@ -25,6 +26,7 @@ from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GradeSamplesRequest
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.grader_pb2 import Grader
+from luthier.v1.model_alias_pb2 import ModelAlias
 from luthier.v1.model_pb2 import Model
 from luthier.v1.model_service_pb2 import ExportModelRequest, MergeModelRequest
 from luthier.v1.rendering_pb2 import Rendering
@@ -47,6 +49,7 @@ TABLES: Mapping[str, tuple[type[Message], LimitTable]] = {
     "evaluations": (Evaluation, evaluations.LIMITS),
     "generation": (GenerateTextRequest, generation.LIMITS),
     "grading": (GradeSamplesRequest, grading.LIMITS),
+    "aliases": (ModelAlias, aliases.LIMITS),
     "graders": (Grader, checks.LIMITS),
 }
 RESULTS: Mapping[str, LimitTable] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from luthier.evaluation import schema
+from luthier.evaluation.aliases.service import AliasService
+from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.config import Config
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
@@ -33,13 +35,15 @@ def build(parts: Parts, config: Config) -> Hosted:
     evaluations = EvaluationService(
         parts.database, parts.log, parts.queue, peers, parts.blobs, parts.elsewhere
     )
-    generations = GenerationService(exchange, peers, parts.task_tokens, config.projects)
+    aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
+    generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)
     grading = GradingService(RewardAddresses(config.reward_addresses), config.projects)
     parts.at_end(grading.close)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens, config.projects),
         GenerationServicer(generations),
         GradingServicer(grading),
+        AliasesServicer(aliases, parts.page_tokens, config.projects),
     )
     return Hosted(
         registrations=[registered],

@@ -5,10 +5,12 @@ from __future__ import annotations
 from luthier.runtime.names import AnyOf, Pattern
 
 EVALUATION = Pattern("projects/{project}/evaluations/{evaluation}")
+ALIAS = Pattern("projects/{project}/modelAliases/{model_alias}")
+MODEL = Pattern("projects/{project}/models/{model}")
 VERSION = Pattern("projects/{project}/datasets/{dataset}/versions/{version}")
 WEIGHTS = AnyOf(
     (
-        Pattern("projects/{project}/models/{model}"),
+        MODEL,
         Pattern("projects/{project}/fineTuningJobs/{fine_tuning_job}/checkpoints/{checkpoint}"),
     )
 )

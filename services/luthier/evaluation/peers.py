@@ -15,9 +15,11 @@ from luthier.v1 import (
     data_service_pb2,
     data_service_pb2_grpc,
     dataset_pb2,
+    fine_tuning_job_pb2,
     model_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
+    rendering_pb2,
     training_service_pb2,
     training_service_pb2_grpc,
 )
@@ -45,6 +47,22 @@ class GrpcPeers:
         )
         return version
 
+    async def rendering(self, name: str) -> rendering_pb2.Rendering:
+        """Return a rendering. Raises NotFound, and Unavailable when the Data service is away."""
+        request = data_service_pb2.GetRenderingRequest(name=name)
+        rendering: rendering_pb2.Rendering = await self._ask(
+            self._data.GetRendering, request, "the Data service"
+        )
+        return rendering
+
+    async def job(self, name: str) -> fine_tuning_job_pb2.FineTuningJob:
+        """Return a job. Raises NotFound, and Unavailable when the Training service is away."""
+        request = training_service_pb2.GetFineTuningJobRequest(name=name)
+        job: fine_tuning_job_pb2.FineTuningJob = await self._ask(
+            self._jobs.GetFineTuningJob, request, "the Training service"
+        )
+        return job
+
     async def model(self, name: str) -> model_pb2.Model:
         """Return a model; one that does not say how it was taught says it as its job's rendering still does.
 
@@ -62,12 +80,10 @@ class GrpcPeers:
     async def _taught_by(self, job_name: str, job_uid: str) -> model_pb2.Taught | None:
         """Return what a job taught, as its rendering still says; None when one of them is gone or another one."""
         try:
-            wanted = training_service_pb2.GetFineTuningJobRequest(name=job_name)
-            job = await self._ask(self._jobs.GetFineTuningJob, wanted, "the Training service")
+            job = await self.job(job_name)
             if job.uid != job_uid:
                 return None
-            request = data_service_pb2.GetRenderingRequest(name=job.rendering)
-            rendering = await self._ask(self._data.GetRendering, request, "the Data service")
+            rendering = await self.rendering(job.rendering)
         except NotFound:
             return None
         if rendering.digest != job.run_record.rendering_digest:

@@ -12,6 +12,15 @@ metadata = MetaData()
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 
 evaluations = message_table("evaluations", metadata)
+model_aliases = message_table("model_aliases", metadata, has_state=False)
+
+alias_moves = Table(
+    "alias_moves",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("move", LargeBinary, nullable=False),
+)
 
 predictions = Table(
     "predictions",

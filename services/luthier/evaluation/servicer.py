@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.evaluations.servicer import EvaluationsServicer
 from luthier.evaluation.generation.servicer import GenerationServicer
 from luthier.evaluation.grading.servicer import GradingServicer
@@ -14,8 +15,11 @@ POLICY: Policy = {f"/{SERVICE.full_name}/{method.name}": frozenset({"key"}) for 
 
 
 def registration(
-    evaluations: EvaluationsServicer, generation: GenerationServicer, grading: GradingServicer
+    evaluations: EvaluationsServicer,
+    generation: GenerationServicer,
+    grading: GradingServicer,
+    aliases: AliasesServicer,
 ) -> Registration:
     """Return how to add the service to a server."""
     add = evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server
-    return of_families(SERVICE, add, (evaluations, generation, grading))
+    return of_families(SERVICE, add, (evaluations, generation, grading, aliases))

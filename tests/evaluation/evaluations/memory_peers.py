@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from luthier.errors import NotFound
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetStatistics, DatasetVersion, SplitStatistics
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model, Taught
+from luthier.v1.rendering_pb2 import Rendering
 
 PARENT = "projects/default"
 BASE, TUNED, OTHER = (f"{PARENT}/models/{name}" for name in ("base", "tuned", "other"))
@@ -33,6 +35,12 @@ class MemoryPeers:
             digest="dv",
             statistics=DatasetStatistics(splits=splits),
         )
+
+    async def job(self, name: str) -> FineTuningJob:
+        raise NotFound(f"{name} does not exist")
+
+    async def rendering(self, name: str) -> Rendering:
+        raise NotFound(f"{name} does not exist")
 
     async def model(self, name: str) -> Model:
         known = {BASE: "", TUNED: BASE, OTHER: ""}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.evaluation.judged import evaluated
 
 from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.evaluation.evaluations.rules import (
@@ -19,6 +20,7 @@ from luthier.evaluation.evaluations.rules import (
     scored,
     spec,
 )
+from luthier.evaluation.evaluations.verdict_rules import set_roles
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_VALIDATION
 from luthier.v1.evaluation_pb2 import (
@@ -26,6 +28,7 @@ from luthier.v1.evaluation_pb2 import (
     CORRECTNESS_UNSPECIFIED,
     CORRECTNESS_WRONG,
     EVALUATION_METRIC_EXACT_MATCH,
+    EVALUATION_METRIC_FIELD_MATCH,
     EVALUATION_METRIC_PERPLEXITY,
     EVALUATION_METRIC_UNSPECIFIED,
     ArmResult,
@@ -35,6 +38,8 @@ from luthier.v1.evaluation_pb2 import (
     Prediction,
     ScoreEstimate,
 )
+from luthier.v1.model_pb2 import Model
+from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, ScoreGuard
 from luthier.work.lifecycle import Lifecycle
 from luthier.worker.v1.task_pb2 import Asking, BlobFile, EvaluateResult
 
@@ -121,8 +126,11 @@ def test_what_is_not_set_has_its_default_and_what_is_set_stays() -> None:
         256,
         State.STATE_QUEUED,
     )
+    assert filled.primary_score == "exact_match"
     assert empty == Evaluation(), "a message is never changed in place"
+    assert resolved(wanted(metrics=[EVALUATION_METRIC_FIELD_MATCH])).primary_score == "field_match.record"
     chosen = wanted(
+        primary_score="perplexity",
         split=SPLIT_VALIDATION,
         metrics=[EVALUATION_METRIC_PERPLEXITY],
         max_new_tokens=33,
@@ -238,3 +246,99 @@ def test_a_stored_prediction_says_whether_its_answers_are_right() -> None:
         stored.answers.add(scores={name: value})
     found = [one.correctness for one in judged(stored).answers]
     assert found == [CORRECTNESS_RIGHT, CORRECTNESS_WRONG, CORRECTNESS_UNSPECIFIED]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "said"),
+    [
+        (
+            {"primary_score": "field_match.record"},
+            "evaluation.primary_score",
+            "must be a score that the metrics give (exact_match), got 'field_match.record'",
+        ),
+        (
+            {"metrics": [EVALUATION_METRIC_FIELD_MATCH], "primary_score": "field_match.field"},
+            "evaluation.primary_score",
+            "must be a score that the metrics give (field_match.fields, field_match.record, field_match.parsed, "
+            "field_match.field.NAME), got 'field_match.field'",
+        ),
+        (
+            {"smallest_difference": -0.1},
+            "evaluation.smallest_difference",
+            "must be a number of at least 0, got -0.1",
+        ),
+        (
+            {"candidate_arm_id": "none"},
+            "evaluation.candidate_arm_id",
+            "must be one of the arms zero, got 'none'",
+        ),
+        (
+            {"guards": [Guard(score=ScoreGuard(score="bleu", max_loss=1))]},
+            "evaluation.guards[0].score.score",
+            "must be a score that the metrics give (exact_match), got 'bleu'",
+        ),
+        (
+            {"guards": [Guard(score=ScoreGuard(score="exact_match", baseline_arm_id="x"))]},
+            "evaluation.guards[0].score.baseline_arm_id",
+            "must be one of the arms zero, got 'x'",
+        ),
+        ({"guards": [Guard()]}, "evaluation.guards[0].score", "must be set, got nothing"),
+    ],
+)
+def test_a_verdict_about_what_is_not_there_is_refused(
+    changes: dict[str, object], field: str, said: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check(resolved(wanted(**changes)))
+    assert [(one.field, one.description) for one in caught.value.violations] == [(field, said)]
+
+
+ROLES = {
+    "base": Model(name="base"),
+    "adapter": Model(name="adapter", base_model="base"),
+    "whole": Model(name="whole", fine_tuning_job="j"),
+    "on-whole": Model(name="on-whole", base_model="whole"),
+}
+
+
+@pytest.mark.parametrize(
+    ("models", "tuned"),
+    [
+        (["base", "adapter"], ["adapter"]),
+        (["base", "whole"], ["whole"]),
+        (["whole", "on-whole"], ["on-whole"]),
+        (["base", "base"], []),
+    ],
+)
+def test_an_arm_is_tuned_where_a_job_made_its_model_of_what_others_are(
+    models: list[str], tuned: list[str]
+) -> None:
+    evaluation = wanted(
+        arms=[EvaluationArm(arm_id=f"{name}-{index}", model=name) for index, name in enumerate(models)]
+    )
+    set_roles(evaluation, ROLES)
+    assert [arm.model for arm in evaluation.arms if arm.tuned] == tuned
+    last = [arm.arm_id for arm in evaluation.arms if arm.tuned][-1:]
+    assert evaluation.candidate_arm_id == "".join(last)
+
+
+def test_only_a_tuned_arm_is_judged_and_none_is_held_against_itself() -> None:
+    arms = [EvaluationArm(arm_id="zero", model="base"), EvaluationArm(arm_id="tuned", model="adapter")]
+    said = r"candidate_arm_id: must be an arm of a tuned model \(tuned\), got 'zero'"
+    with pytest.raises(InvalidArgument, match=said):
+        set_roles(wanted(arms=arms, candidate_arm_id="zero"), ROLES)
+    guard = Guard(score=ScoreGuard(score="exact_match", baseline_arm_id="tuned"))
+    with pytest.raises(InvalidArgument, match="must be another arm than the one that is judged, got 'tuned'"):
+        set_roles(wanted(arms=arms, guards=[guard]), ROLES)
+
+
+def test_an_outcome_carries_its_verdict_and_an_older_evaluation_has_none() -> None:
+    evaluation = evaluated({"zero": 0}, tuned=30, count=48)
+    result = EvaluateResult(
+        arm_results=[ArmResult(arm_id=arm.arm_id) for arm in evaluation.arms],
+        comparisons=evaluation.comparisons,
+    )
+    del evaluation.comparisons[:]
+    assert scored(evaluation, result).verdict.outcome == EvaluationVerdict.OUTCOME_FINE_TUNE_WINS
+    evaluation.primary_score = ""
+    assert not scored(evaluation, result).HasField("verdict")

@@ -25,6 +25,7 @@ from luthier.worker.v1.task_pb2 import ModelReference
 from luthier.worker.v1.worker_service_pb2 import GenerationOrder
 
 BASE, TUNED = "projects/default/models/base", "projects/default/models/tuned"
+ALIAS = "projects/default/modelAliases/production"
 HI = Conversation(messages=[ChatMessage(role="user", content="hi")])
 
 
@@ -60,6 +61,11 @@ class MemoryModels:
             raise NotFound(f"{name} does not exist")
         return self.models[name]
 
+    async def model_of(self, name: str) -> str:
+        if name != ALIAS:
+            raise NotFound(f"{name} does not exist")
+        return TUNED
+
 
 @dataclass
 class Bench:
@@ -88,7 +94,7 @@ class Bench:
         return "".join(piece.text for piece in await self.pieces(request))
 
     async def pieces(self, request: GenerateTextRequest) -> list[GenerateTextResponse]:
-        service = GenerationService(self.exchange, self.peers, self.tokens, ("default",))
+        service = GenerationService(self.exchange, self.peers, self.peers, self.tokens, ("default",))
         worker = asyncio.create_task(self.say_yes())
         await asyncio.sleep(0)
         try:
@@ -100,6 +106,16 @@ class Bench:
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+async def test_an_alias_is_asked_as_the_model_that_it_stands_for(bench: Bench) -> None:
+    wanted = wish()
+    wanted.model = ALIAS
+    assert await bench.ask(wanted) == "yes"
+    assert bench.orders[0].adapter.name == TUNED
+    wanted.model = f"{ALIAS}-2"
+    with pytest.raises(NotFound, match="production-2 does not exist"):
+        await bench.ask(wanted)
 
 
 async def test_an_order_names_both_models_and_its_token_opens_only_them(bench: Bench) -> None:

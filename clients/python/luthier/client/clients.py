@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from luthier.client.aliases import Aliases, AsyncAliases
 from luthier.client.async_driver import AsyncDriver, AsyncResource, async_stream_method
 from luthier.client.config import ClientConfig, ConfigArguments, read_config
 from luthier.client.datasets import AsyncDatasets, Datasets
@@ -37,6 +38,7 @@ class Client(SyncResource):
         self.models = Models(driver)
         self.jobs = Jobs(driver)
         self.evaluations = Evaluations(driver)
+        self.aliases = Aliases(driver)
 
     def __enter__(self) -> Client:
         return self
@@ -68,6 +70,7 @@ class AsyncClient(AsyncResource):
         self.models = AsyncModels(driver)
         self.jobs = AsyncJobs(driver)
         self.evaluations = AsyncEvaluations(driver)
+        self.aliases = AsyncAliases(driver)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -184,7 +184,7 @@ def generate(
     request.CopyFrom(
         model if isinstance(model, api.GenerateTextRequest) else api.GenerateTextRequest(model=model)
     )
-    request.model = names.weights(scope.project, request.model)
+    request.model = names.askable(scope.project, request.model)
     beside = api.GenerateTextRequest(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )

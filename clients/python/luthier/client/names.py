@@ -32,6 +32,16 @@ def weights(project_id: str, name: str) -> str:
     return checkpoint(project_id, name) if "/" in name else child(project_id, "models", name)
 
 
+def alias(project_id: str, name: str) -> str:
+    """Return the name of an alias of a model; an `@` before a short name is left out."""
+    return child(project_id, "modelAliases", name.removeprefix("@"))
+
+
+def askable(project_id: str, name: str) -> str:
+    """Return the name of what can be asked: as `weights`, or of an alias from `@alias`."""
+    return alias(project_id, name) if name.startswith("@") else weights(project_id, name)
+
+
 def short(name: str) -> str:
     """Return the short form of a resource name, the one that `child`, `version` and `checkpoint` take."""
     return "/".join(name.split("/")[3::2]) if name.startswith("projects/") else name

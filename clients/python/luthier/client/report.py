@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from luthier.client.askings import asked_with
 from luthier.client.escaping import escaped_html
 from luthier.client.names import short
+from luthier.client.report_answers import answer_section
 from luthier.client.report_charts import interval_chart, loss_curve
+from luthier.client.report_parts import estimate_cell, facts_table, section, table
 from luthier.client.report_style import STYLE
+from luthier.client.report_verdict import comparison_section, headline
 from luthier.client.scores import (
-    difference_words,
     estimate_words,
-    is_right,
-    is_share,
     lower_is_better,
     main_score,
+    rows_apart,
     scores_of,
     text_form_words,
-    verdict_word,
 )
 from luthier.v1.dataset_pb2 import Split
-from luthier.v1.evaluation_pb2 import ArmPrediction, Comparison, Evaluation, Prediction
+from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 from luthier.v1.fine_tuning_job_pb2 import Determinism, FineTuningJob, LearningRateSchedule, MetricPoint
 from luthier.v1.model_pb2 import Model
 
 if TYPE_CHECKING:
     from luthier.client import Client
-
-_MAX_CARDS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +71,12 @@ def render_report(data: ReportData) -> str:
     evaluation = data.evaluation
     title = evaluation.display_name or short(evaluation.name)
     sections = (
-        _headline(evaluation),
+        headline(evaluation),
         "".join(f'<p class="warning">{escaped_html(warning)}</p>' for warning in evaluation.warnings),
         _results(evaluation),
-        _comparisons(evaluation),
+        comparison_section(evaluation),
         *(_run(run) for run in data.runs),
-        _answers(evaluation, data.predictions),
+        answer_section(evaluation, data.predictions),
         _provenance(evaluation, data.models),
     )
     return (
@@ -86,9 +84,19 @@ def render_report(data: ReportData) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escaped_html(title)}: evaluation</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"{_header(evaluation, title)}\n{''.join(sections)}\n"
-        "<footer>Made by Luthier. Intervals are 95 % intervals: Wilson's for scores that are right or wrong,"
-        " bootstrap for others and for differences; comparisons are paired on the same records.</footer>\n"
+        f"<footer>Made by Luthier. {_methods(evaluation)}</footer>\n"
         "</main>\n</body>\n</html>\n"
+    )
+
+
+def _methods(evaluation: Evaluation) -> str:
+    alone = "Intervals of scores are 95 % intervals: Wilson's where they are right or wrong, bootstrap for others."
+    paired = "Comparisons are paired on the same records"
+    if not any(comparison.method for comparison in evaluation.comparisons):
+        return f"{alone} {paired}, with 95 % bootstrap intervals."
+    return (
+        f"{alone} {paired}; interval, p and verdict of each are of one test, corrected (Holm) for how many comparisons "
+        "there are: the more they are, the higher the confidence of the interval."
     )
 
 
@@ -107,50 +115,13 @@ def _header(evaluation: Evaluation, title: str) -> str:
     return f"<header><h1>{escaped_html(title)}</h1><p>{line}</p></header>"
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escaped_html(title)}</h2>{body}</section>\n" if body else ""
-
-
-def _headline(evaluation: Evaluation) -> str:
-    """The last arm against the best of the others, on the strictest score there is."""
-    comparison = headline_comparison(evaluation)
-    if comparison is None:
-        return ""
-    word = verdict_word(comparison.verdict)
-    unit = " percentage points" if is_share(comparison) else ""
-    scale = 100 if is_share(comparison) else 1
-    numbers = (
-        f"{scale * comparison.difference:+.1f}{unit} [{scale * comparison.lower:+.1f},"
-        f" {scale * comparison.upper:+.1f}]"
-    )
-    return (
-        f'<section class="headline {_verdict_class(word)}">'
-        f"<b>{escaped_html(comparison.candidate_arm_id)}</b> against <b>{escaped_html(comparison.baseline_arm_id)}</b>:"
-        f" <strong>{escaped_html(numbers)}</strong> {_badge(word)}"
-        f"<small>{escaped_html(comparison.score)}, {comparison.count} pairs, paired 95 % interval</small>"
-        "</section>\n"
-    )
-
-
-def headline_comparison(evaluation: Evaluation) -> Comparison | None:
-    """Return the last arm's comparison with its strongest rival on the strictest score; None without one."""
-    if not evaluation.comparisons:
-        return None
-    last = evaluation.arms[-1].arm_id if evaluation.arms else evaluation.comparisons[-1].candidate_arm_id
-    its = [comparison for comparison in evaluation.comparisons if comparison.candidate_arm_id == last]
-    score = main_score(its)
-    rivals = [comparison for comparison in its if comparison.score == score]
-    if not rivals:
-        return None
-    weakest = max if lower_is_better(rivals[0]) else min
-    return weakest(rivals, key=lambda comparison: comparison.difference)
-
-
 def _results(evaluation: Evaluation) -> str:
     scores = scores_of(evaluation)
     if not scores:
         return ""
-    main = main_score(entry for result in evaluation.arm_results for entry in result.scores) or scores[0]
+    judged = evaluation.verdict.score if evaluation.verdict.score in scores else None
+    measured = (entry for result in evaluation.arm_results for entry in result.scores)
+    main = judged or main_score(measured) or scores[0]
     estimates = [
         (result.arm_id, estimate)
         for result in evaluation.arm_results
@@ -165,8 +136,11 @@ def _results(evaluation: Evaluation) -> str:
             for result in evaluation.arm_results
         ]
         better = " <small>lower is better</small>" if any(e and lower_is_better(e) for e in found) else ""
-        cells = [_estimate(estimate_words(entry)) if entry else "" for entry in found]
+        cells = [estimate_cell(estimate_words(entry)) if entry else "" for entry in found]
         rows.append([f"<code>{escaped_html(score)}</code>{better}", *cells])
+    for words, entries in rows_apart(evaluation):
+        cells = [estimate_cell(estimate_words(entry)) if entry else "" for entry in entries]
+        rows.append([escaped_html(words), *cells])
     asked = [asked_with(result) for result in evaluation.arm_results]
     if any(asked):
         rows.append(["asked with", *map(escaped_html, asked)])
@@ -176,29 +150,7 @@ def _results(evaluation: Evaluation) -> str:
     chart = f"<h3>{escaped_html(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"
     form = text_form_words(evaluation)
     compared = f"<p>Texts are compared in the Unicode form {escaped_html(form)}.</p>" if form else ""
-    return _section("Results", chart + _table(head, rows, numbers_from=1) + compared)
-
-
-def _estimate(text: str) -> str:
-    value, _, bounds = text.partition(" [")
-    return f"{escaped_html(value)} <small>[{escaped_html(bounds)}</small>"
-
-
-def _comparisons(evaluation: Evaluation) -> str:
-    rows = []
-    for entry in evaluation.comparisons:
-        rows.append(
-            [
-                f"<code>{escaped_html(entry.score)}</code>",
-                f"{escaped_html(entry.candidate_arm_id)} − {escaped_html(entry.baseline_arm_id)}",
-                _badge(verdict_word(entry.verdict)),
-                _estimate(difference_words(entry)),
-                f"{entry.p_value:.2g}" if entry.HasField("p_value") else "",
-                f"{entry.count:,}",
-            ]
-        )
-    head = ["Score", "Compared", "Verdict", "Difference", "p (McNemar)", "Pairs"]
-    return _section("Paired comparisons", _table(head, rows, numbers_from=3) if rows else "")
+    return section("Results", chart + table(head, rows, numbers_from=1) + compared)
 
 
 def _by_module(patterns: Mapping[str, float]) -> str:
@@ -247,55 +199,15 @@ def _run(run: TuningRun) -> str:
         ("A resumed run is", _enum_word(Determinism, record.determinism)),
     ]
     body = loss_curve(run.metrics)
-    body += f'<div class="columns"><div><h3>Job</h3>{_facts(facts)}</div>'
-    body += f"<div><h3>Run record</h3>{_facts(facts_of_record)}</div></div>"
-    return _section(f"Training: {short(job.name)}", body)
+    body += f'<div class="columns"><div><h3>Job</h3>{facts_table(facts)}</div>'
+    body += f"<div><h3>Run record</h3>{facts_table(facts_of_record)}</div></div>"
+    return section(f"Training: {short(job.name)}", body)
 
 
 def _enum_word(enum: object, value: int) -> str:
     names: Sequence[str] = enum.keys()  # type: ignore[attr-defined]
     prefix = names[0].removesuffix("UNSPECIFIED")
     return names[value].removeprefix(prefix).replace("_", " ").lower() if value else ""
-
-
-def _answers(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
-    cards = "".join(_card(prediction) for prediction in predictions[:_MAX_CARDS])
-    counts = []
-    for arm in evaluation.arms:
-        said = [a for p in predictions for a in p.answers if a.arm_id == arm.arm_id]
-        marks = [is_right(answer) for answer in said if not answer.HasField("error")]
-        if any(mark is not None for mark in marks):
-            counts.append(
-                f"{escaped_html(arm.arm_id)} {sum(mark is True for mark in marks)}/{len(marks)} right"
-            )
-    if len(predictions) > _MAX_CARDS:
-        counts.append(f"the first {_MAX_CARDS} of {len(predictions):,} are shown")
-    summary = f"<p>{' · '.join(counts)}</p>" if counts else ""
-    return _section("Answers side by side", summary + cards if cards else "")
-
-
-def _card(prediction: Prediction) -> str:
-    turns = "\n".join(
-        f"<b>{escaped_html(turn.role)}</b> {escaped_html(turn.content)}" for turn in prediction.prompt
-    )
-    reference = f'<div class="answer"><h4>reference</h4><pre>{escaped_html(prediction.reference)}</pre></div>'
-    place = f"{prediction.filename}:{prediction.line}"
-    answers = "".join(_answer(answer, place) for answer in prediction.answers)
-    return (
-        f'<div class="prediction"><p class="question">{turns}</p>'
-        f'<div class="answers">{reference}{answers}</div></div>'
-    )
-
-
-def _answer(answer: ArmPrediction, place: str) -> str:
-    right, text = is_right(answer), answer.text
-    kind, mark = ("", "") if right is None else ("right", "✓ right") if right else ("wrong", "✗ wrong")
-    if answer.HasField("error"):
-        kind, mark, text = "wrong", "no answer", f"{place}: {answer.error.message}"
-    return (
-        f'<div class="answer {kind}"><h4>{escaped_html(answer.arm_id)}<span>{mark}</span></h4>'
-        f"<pre>{escaped_html(text)}</pre></div>"
-    )
 
 
 def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
@@ -320,39 +232,8 @@ def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
         ]
         for name, model in models.items()
     ]
-    body = _facts(facts) + "<h3>Arms</h3>" + _table(["Arm", "Model", "Shots"], arms, numbers_from=2)
+    body = facts_table(facts) + "<h3>Arms</h3>" + table(["Arm", "Model", "Shots"], arms, numbers_from=2)
     if rows:
         head = ["Model", "Kind", "Architecture", "Parameters", "Digest"]
-        body += "<h3>Models</h3>" + _table(head, rows)
-    return _section("Where it comes from", body)
-
-
-def _facts(pairs: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(
-        f"<tr><th>{escaped_html(label)}</th><td><code>{escaped_html(value)}</code></td></tr>"
-        for label, value in pairs
-        if value
-    )
-    return f'<table class="facts">{rows}</table>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None) -> str:
-    """A table of cells that are HTML already; columns from `numbers_from` on stand to the right."""
-
-    def kind(column: int) -> str:
-        return ' class="number"' if numbers_from is not None and column >= numbers_from else ""
-
-    top = "".join(f"<th{kind(column)}>{escaped_html(title)}</th>" for column, title in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind(column)}>{cell}</td>" for column, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
-
-
-def _badge(word: str) -> str:
-    return f'<span class="badge {_verdict_class(word)}">{escaped_html(word)}</span>'
-
-
-def _verdict_class(word: str) -> str:
-    return word if word in ("better", "worse") else ""
+        body += "<h3>Models</h3>" + table(head, rows)
+    return section("Where it comes from", body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from luthier.v1.evaluation_pb2 import (
     CORRECTNESS_RIGHT,
@@ -32,6 +32,22 @@ def lower_is_better(result: ScoreEstimate | Comparison) -> bool:
 def scores_of(evaluation: Evaluation) -> list[str]:
     """Return the scores of an evaluation, each once, in the order that the service gives them."""
     return list(dict.fromkeys(entry.score for result in evaluation.arm_results for entry in result.scores))
+
+
+def rows_apart(evaluation: Evaluation) -> Iterator[tuple[str, list[ScoreEstimate | None]]]:
+    """Yield the main score over records that tuned arms learnt from, and over all others, with a value for each arm.
+
+    Nothing where no such record is there.
+    """
+    found = evaluation.contamination
+    for words, apart in (("not learnt from", found.clean), ("learnt from", found.contaminated)):
+        by_arm = {one.arm_id: {entry.score: entry for entry in one.scores} for one in apart}
+        known = list(dict.fromkeys(name for scores in by_arm.values() for name in scores))
+        measured = (entry for scores in by_arm.values() for entry in scores.values())
+        name = evaluation.verdict.score if evaluation.verdict.score in known else main_score(measured)
+        if name is not None:
+            entries = [by_arm.get(result.arm_id, {}).get(name) for result in evaluation.arm_results]
+            yield f"{name}, records {words}", entries
 
 
 def text_form_words(evaluation: Evaluation) -> str:

@@ -131,7 +131,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ROWS_NOT_OF_METHOD: _ErrorReason.ValueType  # 100
     """The rendering's rows are not of the kind that the job's method learns from."""
     ERROR_REASON_METRIC_NOT_MEASURED: _ErrorReason.ValueType  # 101
-    """What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
+    """What a job, a verdict or a gate is to judge by is not measured: there are no validation rows, or no metric that gives it."""
     ERROR_REASON_RENDERING_KIND_MISMATCH: _ErrorReason.ValueType  # 95
     """Records do not suit the kind of the rendering, or the rendering's kind does not suit the job."""
     ERROR_REASON_TEMPLATE_FIELD_MISSING: _ErrorReason.ValueType  # 105
@@ -190,6 +190,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """What a job trains cannot be divided among ranks in the way that it says."""
     ERROR_REASON_DOES_NOT_FIT: _ErrorReason.ValueType  # 150
     """A job does not fit into the memory of the device that it is planned for; the message says what would."""
+    ERROR_REASON_ALIAS_BLOCKED: _ErrorReason.ValueType  # 180
+    """An alias may not move to a model: what its evaluation shows does not open a gate of the alias."""
     ERROR_REASON_EXPORT_NOT_POSSIBLE: _ErrorReason.ValueType  # 190
     """A model has no such form here: of its architecture, its settings or its tokenizer; the message says which have."""
     ERROR_REASON_WEIGHTS_DIFFER: _ErrorReason.ValueType  # 191
@@ -309,7 +311,7 @@ ERROR_REASON_OUTPUT_NOT_FINITE: ErrorReason.ValueType  # 80
 ERROR_REASON_ROWS_NOT_OF_METHOD: ErrorReason.ValueType  # 100
 """The rendering's rows are not of the kind that the job's method learns from."""
 ERROR_REASON_METRIC_NOT_MEASURED: ErrorReason.ValueType  # 101
-"""What a job is to be judged by is not measured: it has no validation rows, or its method has no such metric."""
+"""What a job, a verdict or a gate is to judge by is not measured: there are no validation rows, or no metric that gives it."""
 ERROR_REASON_RENDERING_KIND_MISMATCH: ErrorReason.ValueType  # 95
 """Records do not suit the kind of the rendering, or the rendering's kind does not suit the job."""
 ERROR_REASON_TEMPLATE_FIELD_MISSING: ErrorReason.ValueType  # 105
@@ -368,6 +370,8 @@ ERROR_REASON_SHARDING_INVALID: ErrorReason.ValueType  # 170
 """What a job trains cannot be divided among ranks in the way that it says."""
 ERROR_REASON_DOES_NOT_FIT: ErrorReason.ValueType  # 150
 """A job does not fit into the memory of the device that it is planned for; the message says what would."""
+ERROR_REASON_ALIAS_BLOCKED: ErrorReason.ValueType  # 180
+"""An alias may not move to a model: what its evaluation shows does not open a gate of the alias."""
 ERROR_REASON_EXPORT_NOT_POSSIBLE: ErrorReason.ValueType  # 190
 """A model has no such form here: of its architecture, its settings or its tokenizer; the message says which have."""
 ERROR_REASON_WEIGHTS_DIFFER: ErrorReason.ValueType  # 191

@@ -14,6 +14,7 @@ from luthier.v1 import chat_pb2 as _chat_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import event_pb2 as _event_pb2
 from luthier.v1 import reference_pb2 as _reference_pb2
+from luthier.v1 import verdict_pb2 as _verdict_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -114,11 +115,11 @@ class _ScoreKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreKind.V
     SCORE_KIND_UNSPECIFIED: _ScoreKind.ValueType  # 0
     """Not said: a result that is older than this field, of a score that is not known any more."""
     SCORE_KIND_BINARY: _ScoreKind.ValueType  # 1
-    """Each record is right (1) or wrong (0): Wilson's interval, McNemar's test."""
+    """Each record is right (1) or wrong (0): Wilson's interval; differences as COMPARISON_METHOD_SCORE_TEST."""
     SCORE_KIND_FRACTION: _ScoreKind.ValueType  # 2
-    """Each record has a share from 0 to 1: bootstrap intervals."""
+    """Each record has a share from 0 to 1: bootstrap interval; differences as COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD."""
     SCORE_KIND_REAL: _ScoreKind.ValueType  # 3
-    """Any number: bootstrap intervals."""
+    """Any number: bootstrap interval; differences as COMPARISON_METHOD_STUDENT."""
 
 class ScoreKind(_ScoreKind, metaclass=_ScoreKindEnumTypeWrapper):
     """ScoreKind says what values a score has, and so what can be said of it."""
@@ -126,11 +127,11 @@ class ScoreKind(_ScoreKind, metaclass=_ScoreKindEnumTypeWrapper):
 SCORE_KIND_UNSPECIFIED: ScoreKind.ValueType  # 0
 """Not said: a result that is older than this field, of a score that is not known any more."""
 SCORE_KIND_BINARY: ScoreKind.ValueType  # 1
-"""Each record is right (1) or wrong (0): Wilson's interval, McNemar's test."""
+"""Each record is right (1) or wrong (0): Wilson's interval; differences as COMPARISON_METHOD_SCORE_TEST."""
 SCORE_KIND_FRACTION: ScoreKind.ValueType  # 2
-"""Each record has a share from 0 to 1: bootstrap intervals."""
+"""Each record has a share from 0 to 1: bootstrap interval; differences as COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD."""
 SCORE_KIND_REAL: ScoreKind.ValueType  # 3
-"""Any number: bootstrap intervals."""
+"""Any number: bootstrap interval; differences as COMPARISON_METHOD_STUDENT."""
 Global___ScoreKind: _TypeAlias = ScoreKind  # noqa: Y015
 
 class _ScoreDirection:
@@ -190,7 +191,7 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
     """Never used."""
     VERDICT_BETTER: _Verdict.ValueType  # 1
-    """The interval of the difference lies wholly on the better side of zero."""
+    """The interval of the difference lies wholly on the better side of zero: exactly where its p-value says so."""
     VERDICT_WORSE: _Verdict.ValueType  # 2
     """The interval of the difference lies wholly on the worse side of zero."""
     VERDICT_INCONCLUSIVE: _Verdict.ValueType  # 3
@@ -204,7 +205,7 @@ class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
 """Never used."""
 VERDICT_BETTER: Verdict.ValueType  # 1
-"""The interval of the difference lies wholly on the better side of zero."""
+"""The interval of the difference lies wholly on the better side of zero: exactly where its p-value says so."""
 VERDICT_WORSE: Verdict.ValueType  # 2
 """The interval of the difference lies wholly on the worse side of zero."""
 VERDICT_INCONCLUSIVE: Verdict.ValueType  # 3
@@ -212,6 +213,62 @@ VERDICT_INCONCLUSIVE: Verdict.ValueType  # 3
 VERDICT_INSUFFICIENT_EVIDENCE: Verdict.ValueType  # 4
 """Fewer than 10 pairs."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+class _ComparisonMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ComparisonMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ComparisonMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPARISON_METHOD_UNSPECIFIED: _ComparisonMethod.ValueType  # 0
+    """Older than this field: percentile bootstrap intervals, and p-values of the exact McNemar test where the score is BINARY."""
+    COMPARISON_METHOD_SCORE_TEST: _ComparisonMethod.ValueType  # 1
+    """Score test of a difference of two paired shares (Tango 1998), its variance times n / (n - 1). At zero: McNemar's statistic."""
+    COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD: _ComparisonMethod.ValueType  # 2
+    """The larger p-value of Student's paired test and of the empirical likelihood of differences that may be -1 to 1."""
+    COMPARISON_METHOD_STUDENT: _ComparisonMethod.ValueType  # 3
+    """Student's paired test; of perplexities over the jackknife's pseudo-values of the records."""
+
+class ComparisonMethod(_ComparisonMethod, metaclass=_ComparisonMethodEnumTypeWrapper):
+    """ComparisonMethod is the one test that gives a comparison's interval and its p-value."""
+
+COMPARISON_METHOD_UNSPECIFIED: ComparisonMethod.ValueType  # 0
+"""Older than this field: percentile bootstrap intervals, and p-values of the exact McNemar test where the score is BINARY."""
+COMPARISON_METHOD_SCORE_TEST: ComparisonMethod.ValueType  # 1
+"""Score test of a difference of two paired shares (Tango 1998), its variance times n / (n - 1). At zero: McNemar's statistic."""
+COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD: ComparisonMethod.ValueType  # 2
+"""The larger p-value of Student's paired test and of the empirical likelihood of differences that may be -1 to 1."""
+COMPARISON_METHOD_STUDENT: ComparisonMethod.ValueType  # 3
+"""Student's paired test; of perplexities over the jackknife's pseudo-values of the records."""
+Global___ComparisonMethod: _TypeAlias = ComparisonMethod  # noqa: Y015
+
+class _ContaminationKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContaminationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContaminationKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTAMINATION_KIND_UNSPECIFIED: _ContaminationKind.ValueType  # 0
+    """Never used."""
+    CONTAMINATION_KIND_EXACT: _ContaminationKind.ValueType  # 1
+    """The very record."""
+    CONTAMINATION_KIND_NORMALISED: _ContaminationKind.ValueType  # 2
+    """The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside."""
+    CONTAMINATION_KIND_NGRAM: _ContaminationKind.ValueType  # 3
+    """At least half of its runs of 13 words stand in one training record."""
+
+class ContaminationKind(_ContaminationKind, metaclass=_ContaminationKindEnumTypeWrapper):
+    """ContaminationKind says how much of an evaluation's record stands in a training version."""
+
+CONTAMINATION_KIND_UNSPECIFIED: ContaminationKind.ValueType  # 0
+"""Never used."""
+CONTAMINATION_KIND_EXACT: ContaminationKind.ValueType  # 1
+"""The very record."""
+CONTAMINATION_KIND_NORMALISED: ContaminationKind.ValueType  # 2
+"""The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside."""
+CONTAMINATION_KIND_NGRAM: ContaminationKind.ValueType  # 3
+"""At least half of its runs of 13 words stand in one training record."""
+Global___ContaminationKind: _TypeAlias = ContaminationKind  # noqa: Y015
 
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -276,6 +333,7 @@ class EvaluationArm(_message.Message):
     NUM_SHOTS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
+    TUNED_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """Short name, [a-z][a-z0-9-]{0,62}, unique within the evaluation."""
     model: _builtins.str
@@ -286,6 +344,8 @@ class EvaluationArm(_message.Message):
     """Jinja chat template to ask this arm with, on purpose another one than `template` would choose. Empty: `template` chooses."""
     template: Global___ArmTemplate.ValueType
     """Which template to ask with. Unset: the one that suits the model. Must be unset beside chat_template."""
+    tuned: _builtins.bool
+    """Whether its model was tuned by a job. An arm that is not is a prompting arm. False in evaluations older than this field."""
     def __init__(
         self,
         *,
@@ -294,10 +354,11 @@ class EvaluationArm(_message.Message):
         num_shots: _builtins.int = ...,
         chat_template: _builtins.str = ...,
         template: Global___ArmTemplate.ValueType = ...,
+        tuned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "template", b"template", "tuned", b"tuned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,7 +480,10 @@ Global___ArmResult: _TypeAlias = ArmResult  # noqa: Y015
 
 @_typing.final
 class Comparison(_message.Message):
-    """Comparison is a paired comparison of two arms on the same records."""
+    """Comparison is a paired comparison of two arms on the same records. One test gives interval and p-value, so that they never
+    contradict each other. Those of the evaluation's verdict are corrected by Holm for each other, unless all of them are better; all others for
+    one another.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -434,6 +498,10 @@ class Comparison(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     DIRECTION_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    ADJUSTED_P_VALUE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PRIMARY_FIELD_NUMBER: _builtins.int
     WHOLE_ANSWER_FIELD_NUMBER: _builtins.int
     candidate_arm_id: _builtins.str
     """The arm that is judged."""
@@ -444,11 +512,11 @@ class Comparison(_message.Message):
     difference: _builtins.float
     """Mean of candidate minus baseline."""
     lower: _builtins.float
-    """Lower bound of the paired 95 % bootstrap interval."""
+    """Lower bound of the paired interval of this `confidence`."""
     upper: _builtins.float
-    """Upper bound of the paired 95 % bootstrap interval."""
+    """Upper bound of that interval."""
     p_value: _builtins.float
-    """Exact McNemar p-value where the score is BINARY. Unset elsewhere."""
+    """Two-sided p-value, not corrected. Unset in results older than `method` where the score is not BINARY."""
     count: _builtins.int
     """Pairs counted."""
     verdict: Global___Verdict.ValueType
@@ -457,6 +525,14 @@ class Comparison(_message.Message):
     """What values the score has."""
     direction: Global___ScoreDirection.ValueType
     """Which values are better."""
+    confidence: _builtins.float
+    """Confidence of the interval. Above 0.95 where it is corrected for other comparisons. 0: older than this field, 0.95."""
+    adjusted_p_value: _builtins.float
+    """p-value corrected for the comparisons beside it, to be held against 0.05. Unset where nothing is corrected."""
+    method: Global___ComparisonMethod.ValueType
+    """The test that was made."""
+    primary: _builtins.bool
+    """Whether the evaluation's verdict rests on it."""
     whole_answer: _builtins.bool
     """Whether the score says of each answer that the whole of it is right."""
     def __init__(
@@ -473,17 +549,164 @@ class Comparison(_message.Message):
         verdict: Global___Verdict.ValueType = ...,
         kind: Global___ScoreKind.ValueType = ...,
         direction: Global___ScoreDirection.ValueType = ...,
+        confidence: _builtins.float = ...,
+        adjusted_p_value: _builtins.float | None = ...,
+        method: Global___ComparisonMethod.ValueType = ...,
+        primary: _builtins.bool = ...,
         whole_answer: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "p_value", b"p_value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_p_value", b"_p_value", "adjusted_p_value", b"adjusted_p_value", "p_value", b"p_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "baseline_arm_id", b"baseline_arm_id", "candidate_arm_id", b"candidate_arm_id", "count", b"count", "difference", b"difference", "direction", b"direction", "kind", b"kind", "lower", b"lower", "p_value", b"p_value", "score", b"score", "upper", b"upper", "verdict", b"verdict", "whole_answer", b"whole_answer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_p_value", b"_p_value", "adjusted_p_value", b"adjusted_p_value", "baseline_arm_id", b"baseline_arm_id", "candidate_arm_id", b"candidate_arm_id", "confidence", b"confidence", "count", b"count", "difference", b"difference", "direction", b"direction", "kind", b"kind", "lower", b"lower", "method", b"method", "p_value", b"p_value", "primary", b"primary", "score", b"score", "upper", b"upper", "verdict", b"verdict", "whole_answer", b"whole_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adjusted_p_value: _TypeAlias = _typing.Literal["adjusted_p_value"]  # noqa: Y015
+    _WhichOneofArgType__adjusted_p_value: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value"]  # noqa: Y015
     _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
     _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adjusted_p_value) -> _WhichOneofReturnType__adjusted_p_value | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
 
 Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+@_typing.final
+class ContaminatedRecord(_message.Message):
+    """ContaminatedRecord is a record of an evaluation that a training version holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    RECORD_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """Position among the records asked, from 0."""
+    record_id: _builtins.str
+    """sha256 of the record, in hex."""
+    kind: Global___ContaminationKind.ValueType
+    """How much of it is there: the strictest that holds."""
+    overlap: _builtins.float
+    """Share of its runs of words that stand there; 1 unless the kind is NGRAM."""
+    version: _builtins.str
+    """The training version."""
+    filename: _builtins.str
+    """File that the training record came from."""
+    line: _builtins.int
+    """Its line there, from 1. 0 means not known."""
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        record_id: _builtins.str = ...,
+        kind: Global___ContaminationKind.ValueType = ...,
+        overlap: _builtins.float = ...,
+        version: _builtins.str = ...,
+        filename: _builtins.str = ...,
+        line: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "kind", b"kind", "line", b"line", "overlap", b"overlap", "record_id", b"record_id", "row", b"row", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContaminatedRecord: _TypeAlias = ContaminatedRecord  # noqa: Y015
+
+@_typing.final
+class ArmScores(_message.Message):
+    """ArmScores are the scores of an arm over some of the records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARM_ID_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    arm_id: _builtins.str
+    """The arm."""
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreEstimate]:
+        """Its scores over them."""
+
+    def __init__(
+        self,
+        *,
+        arm_id: _builtins.str = ...,
+        scores: _abc.Iterable[Global___ScoreEstimate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArmScores: _TypeAlias = ArmScores  # noqa: Y015
+
+@_typing.final
+class Contamination(_message.Message):
+    """Contamination says which records of an evaluation the tuned arms' training versions hold, and scores them apart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    NUM_TRAINING_RECORDS_FIELD_NUMBER: _builtins.int
+    NUM_EXACT_FIELD_NUMBER: _builtins.int
+    NUM_NORMALISED_FIELD_NUMBER: _builtins.int
+    NUM_NGRAM_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    CLEAN_FIELD_NUMBER: _builtins.int
+    CONTAMINATED_FIELD_NUMBER: _builtins.int
+    UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
+    num_training_records: _builtins.int
+    """Their records."""
+    num_exact: _builtins.int
+    """Records of the evaluation that are there, by kind; each is counted once."""
+    num_normalised: _builtins.int
+    """As above."""
+    num_ngram: _builtins.int
+    """As above."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The versions whose train split was read: those that the tuned arms' models, and the models they went on from, learnt from."""
+
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContaminatedRecord]:
+        """The first 1,000 of them."""
+
+    @_builtins.property
+    def clean(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmScores]:
+        """Scores over the records that are not there. Empty where all are alike."""
+
+    @_builtins.property
+    def contaminated(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmScores]:
+        """Scores over those that are. Empty where none is."""
+
+    @_builtins.property
+    def unknown_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models of which nobody knows any more what they learnt from: their job, rendering or version is gone."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[_builtins.str] | None = ...,
+        num_training_records: _builtins.int = ...,
+        num_exact: _builtins.int = ...,
+        num_normalised: _builtins.int = ...,
+        num_ngram: _builtins.int = ...,
+        records: _abc.Iterable[Global___ContaminatedRecord] | None = ...,
+        clean: _abc.Iterable[Global___ArmScores] | None = ...,
+        contaminated: _abc.Iterable[Global___ArmScores] | None = ...,
+        unknown_models: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean", b"clean", "contaminated", b"contaminated", "num_exact", b"num_exact", "num_ngram", b"num_ngram", "num_normalised", b"num_normalised", "num_training_records", b"num_training_records", "records", b"records", "unknown_models", b"unknown_models", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contamination: _TypeAlias = Contamination  # noqa: Y015
 
 @_typing.final
 class Evaluation(_message.Message):
@@ -594,6 +817,12 @@ class Evaluation(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    PRIMARY_SCORE_FIELD_NUMBER: _builtins.int
+    SMALLEST_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_ARM_ID_FIELD_NUMBER: _builtins.int
+    GUARDS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    CONTAMINATION_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
@@ -621,6 +850,16 @@ class Evaluation(_message.Message):
     """Digest of the dataset version."""
     etag: _builtins.str
     """Changes with every change of the resource; how far it has come is none."""
+    primary_score: _builtins.str
+    """Score that the verdict is about, one that the metrics give, e.g. field_match.fields. Empty: that of the first metric which
+    says whether a whole answer is right, or its only one: exact_match, field_match.record, perplexity.
+    """
+    smallest_difference: _builtins.float
+    """Smallest difference of the primary score that matters, in its own unit: 0.02 is two percentage points of a share. 0: not said, so
+    that the verdict is never NO_DIFFERENCE.
+    """
+    candidate_arm_id: _builtins.str
+    """The tuned arm that the verdict is about. Empty: the last tuned arm."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
@@ -672,6 +911,20 @@ class Evaluation(_message.Message):
         """
 
     @_builtins.property
+    def guards(self) -> _containers.RepeatedCompositeFieldContainer[_verdict_pb2.Guard]:
+        """What must not get worse, at most 16."""
+
+    @_builtins.property
+    def verdict(self) -> _verdict_pb2.EvaluationVerdict:
+        """Whether tuning was worth it. Set when SUCCEEDED; unset in evaluations older than this field."""
+
+    @_builtins.property
+    def contamination(self) -> Global___Contamination:
+        """Records that the tuned arms learnt from. They count in `arm_results` and, apart, here; not in `comparisons`, nor in the verdict. Unset
+        without a tuned arm, and in evaluations older than this field: nobody looked.
+        """
+
+    @_builtins.property
     def references(self) -> _containers.RepeatedCompositeFieldContainer[_reference_pb2.Reference]:
         """What it was made from, as that was then."""
 
@@ -712,13 +965,19 @@ class Evaluation(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        primary_score: _builtins.str = ...,
+        smallest_difference: _builtins.float = ...,
+        candidate_arm_id: _builtins.str = ...,
+        guards: _abc.Iterable[_verdict_pb2.Guard] | None = ...,
+        verdict: _verdict_pb2.EvaluationVerdict | None = ...,
+        contamination: Global___Contamination | None = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "comparisons", b"comparisons", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "progress", b"progress", "references", b"references", "seed", b"seed", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "guards", b"guards", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import warnings
 from luthier.v1 import evaluation_pb2 as luthier_dot_v1_dot_evaluation__pb2
 from luthier.v1 import evaluation_service_pb2 as luthier_dot_v1_dot_evaluation__service__pb2
 from luthier.v1 import event_pb2 as luthier_dot_v1_dot_event__pb2
+from luthier.v1 import model_alias_pb2 as luthier_dot_v1_dot_model__alias__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
 GRPC_VERSION = grpc.__version__
@@ -77,6 +78,36 @@ class EvaluationServiceStub(object):
                 '/luthier.v1.EvaluationService/GenerateText',
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.FromString,
+                _registered_method=True)
+        self.CreateModelAlias = channel.unary_unary(
+                '/luthier.v1.EvaluationService/CreateModelAlias',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.CreateModelAliasRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__alias__pb2.ModelAlias.FromString,
+                _registered_method=True)
+        self.GetModelAlias = channel.unary_unary(
+                '/luthier.v1.EvaluationService/GetModelAlias',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GetModelAliasRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__alias__pb2.ModelAlias.FromString,
+                _registered_method=True)
+        self.ListModelAliases = channel.unary_unary(
+                '/luthier.v1.EvaluationService/ListModelAliases',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasesRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasesResponse.FromString,
+                _registered_method=True)
+        self.MoveModelAlias = channel.unary_unary(
+                '/luthier.v1.EvaluationService/MoveModelAlias',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.MoveModelAliasRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__alias__pb2.ModelAlias.FromString,
+                _registered_method=True)
+        self.ListModelAliasMoves = channel.unary_unary(
+                '/luthier.v1.EvaluationService/ListModelAliasMoves',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasMovesRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasMovesResponse.FromString,
+                _registered_method=True)
+        self.DeleteModelAlias = channel.unary_unary(
+                '/luthier.v1.EvaluationService/DeleteModelAlias',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.DeleteModelAliasRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__alias__pb2.ModelAlias.FromString,
                 _registered_method=True)
         self.GradeSamples = channel.unary_stream(
                 '/luthier.v1.EvaluationService/GradeSamples',
@@ -163,10 +194,69 @@ class EvaluationServiceServicer(object):
         the generation.
 
         Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
-        much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
+        much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, has no chat template and was
         not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
         STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
         generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateModelAlias(self, request, context):
+        """Create an alias that stands for no model yet.
+
+        Errors: INVALID_ARGUMENT: a field is not valid, METRIC_NOT_MEASURED: a gate is of a score that there is none of. ALREADY_EXISTS:
+        the id is taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelAlias(self, request, context):
+        """Read one alias, and with it the model that it stands for now.
+
+        Errors: NOT_FOUND: no alias has this name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModelAliases(self, request, context):
+        """Page through the aliases of a project.
+
+        Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveModelAlias(self, request, context):
+        """Move an alias to a model, if an evaluation of that very model opens all its gates. The model cannot be deleted while an alias
+        stands for it.
+
+        Errors: INVALID_ARGUMENT: a name is not valid, or an alias with gates is to move without an evaluation. NOT_FOUND: alias, model or
+        evaluation does not exist. FAILED_PRECONDITION: model or evaluation is not READY or SUCCEEDED, or the evaluation is of another
+        model (WRONG_STATE); METRIC_NOT_MEASURED: the evaluation has not what a gate wants; ALIAS_BLOCKED: a gate is shut. ABORTED: etag does not
+        fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModelAliasMoves(self, request, context):
+        """Page through the moves of an alias, from the first.
+
+        Errors: NOT_FOUND: no alias has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelAlias(self, request, context):
+        """Delete an alias, with its history. The model that it stands for stays. Its name may be used again.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,6 +316,36 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.GenerateText,
                     request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.SerializeToString,
+            ),
+            'CreateModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateModelAlias,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.CreateModelAliasRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__alias__pb2.ModelAlias.SerializeToString,
+            ),
+            'GetModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelAlias,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GetModelAliasRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__alias__pb2.ModelAlias.SerializeToString,
+            ),
+            'ListModelAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModelAliases,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasesRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasesResponse.SerializeToString,
+            ),
+            'MoveModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveModelAlias,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.MoveModelAliasRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__alias__pb2.ModelAlias.SerializeToString,
+            ),
+            'ListModelAliasMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModelAliasMoves,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasMovesRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasMovesResponse.SerializeToString,
+            ),
+            'DeleteModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelAlias,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.DeleteModelAliasRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__alias__pb2.ModelAlias.SerializeToString,
             ),
             'GradeSamples': grpc.unary_stream_rpc_method_handler(
                     servicer.GradeSamples,
@@ -451,6 +571,168 @@ class EvaluationService(object):
             '/luthier.v1.EvaluationService/GenerateText',
             luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
             luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/CreateModelAlias',
+            luthier_dot_v1_dot_evaluation__service__pb2.CreateModelAliasRequest.SerializeToString,
+            luthier_dot_v1_dot_model__alias__pb2.ModelAlias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/GetModelAlias',
+            luthier_dot_v1_dot_evaluation__service__pb2.GetModelAliasRequest.SerializeToString,
+            luthier_dot_v1_dot_model__alias__pb2.ModelAlias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModelAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/ListModelAliases',
+            luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasesRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/MoveModelAlias',
+            luthier_dot_v1_dot_evaluation__service__pb2.MoveModelAliasRequest.SerializeToString,
+            luthier_dot_v1_dot_model__alias__pb2.ModelAlias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModelAliasMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/ListModelAliasMoves',
+            luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasMovesRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__service__pb2.ListModelAliasMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/DeleteModelAlias',
+            luthier_dot_v1_dot_evaluation__service__pb2.DeleteModelAliasRequest.SerializeToString,
+            luthier_dot_v1_dot_model__alias__pb2.ModelAlias.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,6 +8,7 @@ from grpc import aio as _aio
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import evaluation_service_pb2 as _evaluation_service_pb2
 from luthier.v1 import event_pb2 as _event_pb2
+from luthier.v1 import model_alias_pb2 as _model_alias_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -82,10 +83,45 @@ class EvaluationServiceStub:
     the generation.
 
     Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
-    much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
+    much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, has no chat template and was
     not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
     STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
     generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+    """
+    CreateModelAlias: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateModelAliasRequest, _model_alias_pb2.ModelAlias]
+    """Create an alias that stands for no model yet.
+
+    Errors: INVALID_ARGUMENT: a field is not valid, METRIC_NOT_MEASURED: a gate is of a score that there is none of. ALREADY_EXISTS:
+    the id is taken.
+    """
+    GetModelAlias: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetModelAliasRequest, _model_alias_pb2.ModelAlias]
+    """Read one alias, and with it the model that it stands for now.
+
+    Errors: NOT_FOUND: no alias has this name.
+    """
+    ListModelAliases: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListModelAliasesRequest, _evaluation_service_pb2.ListModelAliasesResponse]
+    """Page through the aliases of a project.
+
+    Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+    """
+    MoveModelAlias: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.MoveModelAliasRequest, _model_alias_pb2.ModelAlias]
+    """Move an alias to a model, if an evaluation of that very model opens all its gates. The model cannot be deleted while an alias
+    stands for it.
+
+    Errors: INVALID_ARGUMENT: a name is not valid, or an alias with gates is to move without an evaluation. NOT_FOUND: alias, model or
+    evaluation does not exist. FAILED_PRECONDITION: model or evaluation is not READY or SUCCEEDED, or the evaluation is of another
+    model (WRONG_STATE); METRIC_NOT_MEASURED: the evaluation has not what a gate wants; ALIAS_BLOCKED: a gate is shut. ABORTED: etag does not
+    fit.
+    """
+    ListModelAliasMoves: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListModelAliasMovesRequest, _evaluation_service_pb2.ListModelAliasMovesResponse]
+    """Page through the moves of an alias, from the first.
+
+    Errors: NOT_FOUND: no alias has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+    """
+    DeleteModelAlias: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.DeleteModelAliasRequest, _model_alias_pb2.ModelAlias]
+    """Delete an alias, with its history. The model that it stands for stays. Its name may be used again.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
     """
     GradeSamples: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.GradeSamplesRequest, _evaluation_service_pb2.GradeSamplesResponse]
     """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
@@ -148,10 +184,45 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     the generation.
 
     Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
-    much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
+    much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, has no chat template and was
     not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
     STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
     generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+    """
+    CreateModelAlias: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateModelAliasRequest, _model_alias_pb2.ModelAlias]  # type: ignore[assignment]
+    """Create an alias that stands for no model yet.
+
+    Errors: INVALID_ARGUMENT: a field is not valid, METRIC_NOT_MEASURED: a gate is of a score that there is none of. ALREADY_EXISTS:
+    the id is taken.
+    """
+    GetModelAlias: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetModelAliasRequest, _model_alias_pb2.ModelAlias]  # type: ignore[assignment]
+    """Read one alias, and with it the model that it stands for now.
+
+    Errors: NOT_FOUND: no alias has this name.
+    """
+    ListModelAliases: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListModelAliasesRequest, _evaluation_service_pb2.ListModelAliasesResponse]  # type: ignore[assignment]
+    """Page through the aliases of a project.
+
+    Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+    """
+    MoveModelAlias: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.MoveModelAliasRequest, _model_alias_pb2.ModelAlias]  # type: ignore[assignment]
+    """Move an alias to a model, if an evaluation of that very model opens all its gates. The model cannot be deleted while an alias
+    stands for it.
+
+    Errors: INVALID_ARGUMENT: a name is not valid, or an alias with gates is to move without an evaluation. NOT_FOUND: alias, model or
+    evaluation does not exist. FAILED_PRECONDITION: model or evaluation is not READY or SUCCEEDED, or the evaluation is of another
+    model (WRONG_STATE); METRIC_NOT_MEASURED: the evaluation has not what a gate wants; ALIAS_BLOCKED: a gate is shut. ABORTED: etag does not
+    fit.
+    """
+    ListModelAliasMoves: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListModelAliasMovesRequest, _evaluation_service_pb2.ListModelAliasMovesResponse]  # type: ignore[assignment]
+    """Page through the moves of an alias, from the first.
+
+    Errors: NOT_FOUND: no alias has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+    """
+    DeleteModelAlias: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.DeleteModelAliasRequest, _model_alias_pb2.ModelAlias]  # type: ignore[assignment]
+    """Delete an alias, with its history. The model that it stands for stays. Its name may be used again.
+
+    Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
     """
     GradeSamples: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.GradeSamplesRequest, _evaluation_service_pb2.GradeSamplesResponse]  # type: ignore[assignment]
     """Try a grader on given answers; the grades are streamed as they come. Nothing is stored. What cannot be graded is an error of its
@@ -259,10 +330,81 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         the generation.
 
         Errors: INVALID_ARGUMENT: a field is not valid or the prompt is too long; TEMPLATE_INVALID: the chat template fails or takes too
-        much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, has no chat template and was
+        much time or memory. NOT_FOUND: the model does not exist. FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, has no chat template and was
         not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
         STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
         generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateModelAlias(
+        self,
+        request: _evaluation_service_pb2.CreateModelAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_alias_pb2.ModelAlias, _abc.Awaitable[_model_alias_pb2.ModelAlias]]:
+        """Create an alias that stands for no model yet.
+
+        Errors: INVALID_ARGUMENT: a field is not valid, METRIC_NOT_MEASURED: a gate is of a score that there is none of. ALREADY_EXISTS:
+        the id is taken.
+        """
+
+    @_abc_1.abstractmethod
+    def GetModelAlias(
+        self,
+        request: _evaluation_service_pb2.GetModelAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_alias_pb2.ModelAlias, _abc.Awaitable[_model_alias_pb2.ModelAlias]]:
+        """Read one alias, and with it the model that it stands for now.
+
+        Errors: NOT_FOUND: no alias has this name.
+        """
+
+    @_abc_1.abstractmethod
+    def ListModelAliases(
+        self,
+        request: _evaluation_service_pb2.ListModelAliasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.ListModelAliasesResponse, _abc.Awaitable[_evaluation_service_pb2.ListModelAliasesResponse]]:
+        """Page through the aliases of a project.
+
+        Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def MoveModelAlias(
+        self,
+        request: _evaluation_service_pb2.MoveModelAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_alias_pb2.ModelAlias, _abc.Awaitable[_model_alias_pb2.ModelAlias]]:
+        """Move an alias to a model, if an evaluation of that very model opens all its gates. The model cannot be deleted while an alias
+        stands for it.
+
+        Errors: INVALID_ARGUMENT: a name is not valid, or an alias with gates is to move without an evaluation. NOT_FOUND: alias, model or
+        evaluation does not exist. FAILED_PRECONDITION: model or evaluation is not READY or SUCCEEDED, or the evaluation is of another
+        model (WRONG_STATE); METRIC_NOT_MEASURED: the evaluation has not what a gate wants; ALIAS_BLOCKED: a gate is shut. ABORTED: etag does not
+        fit.
+        """
+
+    @_abc_1.abstractmethod
+    def ListModelAliasMoves(
+        self,
+        request: _evaluation_service_pb2.ListModelAliasMovesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.ListModelAliasMovesResponse, _abc.Awaitable[_evaluation_service_pb2.ListModelAliasMovesResponse]]:
+        """Page through the moves of an alias, from the first.
+
+        Errors: NOT_FOUND: no alias has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteModelAlias(
+        self,
+        request: _evaluation_service_pb2.DeleteModelAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_alias_pb2.ModelAlias, _abc.Awaitable[_model_alias_pb2.ModelAlias]]:
+        """Delete an alias, with its history. The model that it stands for stays. Its name may be used again.
+
+        Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit.
         """
 
     @_abc_1.abstractmethod

@@ -8,6 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
+from luthier.evaluation.evaluations.verdict_rules import (
+    VERDICT_LIMITS,
+    default_score,
+    set_roles,
+    verdict_violations,
+)
+from luthier.evaluation.evaluations.verdicts import verdict_of
 from luthier.evaluation.names import VERSION, WEIGHTS
 from luthier.grading.metrics.scores import find_score, is_right
 from luthier.runtime.field_limits import (
@@ -21,6 +28,7 @@ from luthier.runtime.field_limits import (
     limit_violations,
     matching,
     named,
+    not_negative,
     num_bytes,
     refuse,
     under,
@@ -37,6 +45,7 @@ from luthier.v1.evaluation_pb2 import (
     CORRECTNESS_WRONG,
     EVALUATION_METRIC_EXACT_MATCH,
     ArmTemplate,
+    ContaminationKind,
     Evaluation,
     EvaluationArm,
     EvaluationMetric,
@@ -56,6 +65,7 @@ DEFAULT_NEW_TOKENS = 256
 MAX_SCORES = 256
 """Of an arm. A worker gives a hundred fields scores of their own."""
 MAX_COMPARISONS = 10_000
+MAX_TRAINING_VERSIONS = 256
 MAX_RECORDS = (1 << 31) - 1
 _DATE = matching(re.compile(r"\d{4}-\d{2}-\d{2}"), "a date, YYYY-MM-DD")
 LIMITS: LimitTable = {
@@ -67,8 +77,10 @@ LIMITS: LimitTable = {
     "max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
     "metrics[]": named(EvaluationMetric.DESCRIPTOR),
     "display_name": DISPLAY_NAME,
+    **VERDICT_LIMITS,
 }
 """Of an evaluation with every default filled in."""
+_PROBABILITY = not_negative(1)
 _OF_A_SCORE: LimitTable = {
     "score": (REQUIRED, TEXT),
     "lower": ANY,
@@ -78,13 +90,39 @@ _OF_A_SCORE: LimitTable = {
     "direction": named(ScoreDirection.DESCRIPTOR),
     "whole_answer": UNSAID,
 }
+_ESTIMATE: LimitTable = {**_OF_A_SCORE, "value": ANY, "text_form": ANY}
+_APART: LimitTable = {
+    "arm_id": demanded(ID_LIMIT),
+    "scores": count(MAX_SCORES, "scores"),
+    **under("scores[]", _ESTIMATE),
+}
+_CONTAMINATION: LimitTable = {
+    "versions": count(MAX_TRAINING_VERSIONS, "versions"),
+    "versions[]": (REQUIRED, TEXT),
+    "num_training_records": ANY,
+    "num_exact": ANY,
+    "num_normalised": ANY,
+    "num_ngram": ANY,
+    "records": count(1000, "records"),
+    "records[].row": ANY,
+    "records[].record_id": DIGEST,
+    "records[].kind": named(ContaminationKind.DESCRIPTOR),
+    "records[].overlap": demanded(_PROBABILITY),
+    "records[].version": (REQUIRED, TEXT),
+    "records[].filename": TEXT,
+    "records[].line": ANY,
+    "clean": count(MAX_ARMS, "arms"),
+    **under("clean[]", _APART),
+    "contaminated": count(MAX_ARMS, "arms"),
+    **under("contaminated[]", _APART),
+    "unknown_models": count(MAX_ARMS, "models"),
+    "unknown_models[]": (REQUIRED, TEXT),
+}
 RESULT_LIMITS: LimitTable = {
     "arm_results": count(MAX_ARMS, "arms", least=1),
     "arm_results[].arm_id": demanded(ID_LIMIT),
     "arm_results[].scores": count(MAX_SCORES, "scores"),
-    **under("arm_results[].scores[]", _OF_A_SCORE),
-    "arm_results[].scores[].value": ANY,
-    "arm_results[].scores[].text_form": ANY,
+    **under("arm_results[].scores[]", _ESTIMATE),
     "arm_results[].num_generated_tokens": ANY,
     "arm_results[].num_prompt_tokens": ANY,
     "arm_results[].duration_seconds": ANY,
@@ -98,11 +136,16 @@ RESULT_LIMITS: LimitTable = {
     "comparisons[].baseline_arm_id": demanded(ID_LIMIT),
     **under("comparisons[]", _OF_A_SCORE),
     "comparisons[].difference": ANY,
-    "comparisons[].p_value": Limit(rule="must be in 0..1", allows=lambda value: 0 <= value <= 1),
+    "comparisons[].p_value": _PROBABILITY,
     "comparisons[].verdict": named(Verdict.DESCRIPTOR),
+    "comparisons[].confidence": Limit(rule="must be in (0, 1)", allows=lambda value: 0 < value < 1),
+    "comparisons[].adjusted_p_value": _PROBABILITY,
+    "comparisons[].method": ANY,
+    "comparisons[].primary": ANY,
     "num_records": demanded(whole(1, MAX_RECORDS)),
     "predictions": REQUIRED,
     **under("predictions", FILE),
+    **under("contamination", _CONTAMINATION),
     **WARNINGS,
 }
 """What a worker may say of an evaluation that it ran, or could not run to its end."""
@@ -139,6 +182,7 @@ def resolved(evaluation: Evaluation) -> Evaluation:
     filled.max_new_tokens = evaluation.max_new_tokens or DEFAULT_NEW_TOKENS
     if not evaluation.metrics:
         filled.metrics.append(EVALUATION_METRIC_EXACT_MATCH)
+    filled.primary_score = evaluation.primary_score or default_score(filled.metrics)
     return filled
 
 
@@ -149,6 +193,7 @@ def check(evaluation: Evaluation) -> None:
             *limit_violations(evaluation, LIMITS, "evaluation"),
             *_arms_violations(evaluation.arms),
             *_metric_violations(evaluation.metrics),
+            *verdict_violations(evaluation),
             *label_violations(evaluation.labels, "evaluation.labels"),
         ]
     )
@@ -188,8 +233,12 @@ def shared_base(arms: Sequence[EvaluationArm], models: Mapping[str, Model]) -> s
 
 
 def pinned(evaluation: Evaluation, version: DatasetVersion, models: Mapping[str, Model]) -> Evaluation:
-    """Return an evaluation with the uids and digests of all that it builds on."""
+    """Return an evaluation with the uids and digests of all that it builds on, and what its arms are to its verdict.
+
+    Raises InvalidArgument where the arm that is to be judged is not tuned.
+    """
     filled = _copy(evaluation)
+    set_roles(filled, models)
     filled.references.add(name=version.name, uid=version.uid, digest=version.digest)
     for name, model in models.items():
         filled.references.add(name=name, uid=model.uid, digest=model.digest)
@@ -215,11 +264,13 @@ def spec(evaluation: Evaluation, private: EvaluationPrivate, answers: Sequence[B
         base_model=reference(private.base_model),
         arms=arms,
         checkpoint_files=answers,
+        training_versions=private.training_versions,
+        unknown_models=private.unknown_models,
     )
 
 
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
-    """Return an evaluation with its outcome; its results say which scores judge a whole answer.
+    """Return an evaluation with its outcome and its verdict; its results say which scores judge a whole answer.
 
     Raises InvalidArgument for results of other arms than it has.
     """
@@ -229,11 +280,18 @@ def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     filled.comparisons.extend(result.comparisons)
     filled.warnings.extend(result.warnings)
     filled.num_records = result.num_records
+    if result.HasField("contamination"):
+        filled.contamination.CopyFrom(result.contamination)
     for arm in filled.arm_results:
         for estimate in arm.scores:
             estimate.whole_answer = _judges_whole_answer(estimate.score)
+    for apart in (*filled.contamination.clean, *filled.contamination.contaminated):
+        for estimate in apart.scores:
+            estimate.whole_answer = _judges_whole_answer(estimate.score)
     for comparison in filled.comparisons:
         comparison.whole_answer = _judges_whole_answer(comparison.score)
+    if filled.primary_score:
+        filled.verdict.CopyFrom(verdict_of(filled))
     return filled
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import Protocol
 
 from google.protobuf.message import DecodeError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,38 +14,26 @@ from luthier.errors.status import failure_to_status
 from luthier.evaluation.asking import askings
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.rules import State
+from luthier.evaluation.lineage import Origins, learnt_from
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.names import child_name
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate, PredictionFile
-from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.v1.event_pb2 import Progress
-from luthier.v1.model_pb2 import Model
+from luthier.v1.reference_pb2 import Reference
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import RowFile, found_rows, read_rows
 from luthier.work.tasks import TaskKind
-from luthier.worker.v1.task_pb2 import BlobFile, EvaluateResult, EvaluateSpec
+from luthier.worker.v1.task_pb2 import BlobFile, EvaluateResult, EvaluateSpec, TrainingVersion
 
 StoredEvaluation = Stored[Evaluation, EvaluationPrivate]
-
-
-class Peers(Protocol):
-    """The other services, as far as evaluations need them."""
-
-    async def version(self, name: str) -> DatasetVersion:
-        """Return a dataset version. Raises NotFound."""
-        ...
-
-    async def model(self, name: str) -> Model:
-        """Return a model; one that was tuned says how it was taught where anybody knows. Raises NotFound."""
-        ...
 
 
 class EvaluationService:
@@ -57,7 +44,7 @@ class EvaluationService:
         database: Database,
         log: EventLog,
         tasks: Tasks,
-        peers: Peers,
+        peers: Origins,
         blobs: BlobStore,
         elsewhere: Elsewhere,
     ) -> None:
@@ -87,19 +74,20 @@ class EvaluationService:
         rules.check_references(request.parent, evaluation)
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
-        evaluation, private = await self._pinned(evaluation)
-        work = Work(
-            kind=TaskKind.EVALUATE,
-            resources=(evaluation.dataset_version, *sorted(evaluation.model_digests)),
-        )
+        evaluation, private, learnt = await self._pinned(evaluation)
+        versions = dict.fromkeys((evaluation.dataset_version, *(one.name for one in learnt)))
+        work = Work(kind=TaskKind.EVALUATE, resources=(*versions, *sorted(evaluation.model_digests)))
         async with (
-            self._elsewhere.holding(name, evaluation.references) as holds,
+            self._elsewhere.holding(name, (*evaluation.references, *learnt)) as holds,
             self._database.transaction() as connection,
         ):
             needs = Needs(elsewhere=holds)
             return (await self.family.add(connection, evaluation, private, work, needs)).message
 
-    async def _pinned(self, evaluation: Evaluation) -> tuple[Evaluation, EvaluationPrivate]:
+    async def _pinned(
+        self, evaluation: Evaluation
+    ) -> tuple[Evaluation, EvaluationPrivate, Sequence[Reference]]:
+        """Return an evaluation with all that it builds on, and the versions that its tuned models learnt from."""
         version = await self._peers.version(evaluation.dataset_version)
         require_ready(version)
         rules.require_records(evaluation, version)
@@ -116,8 +104,15 @@ class EvaluationService:
             require_ready(model)
         today = datetime.now(UTC).date()
         asked = askings(evaluation.arms, models, models[base_model], today)
-        private = EvaluationPrivate(base_model=base_model, askings=asked)
-        return rules.pinned(evaluation, version, models), private
+        filled = rules.pinned(evaluation, version, models)
+        learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
+        private = EvaluationPrivate(
+            base_model=base_model,
+            askings=asked,
+            training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
+            unknown_models=learnt.unknown,
+        )
+        return filled, private, learnt.versions
 
     async def predictions(
         self, evaluation: StoredEvaluation, first_row: int, limit: int, limit_bytes: int
@@ -231,6 +226,8 @@ class EvaluationService:
         return EvaluationPrivate(
             base_model=private.base_model,
             askings=private.askings,
+            training_versions=private.training_versions,
+            unknown_models=private.unknown_models,
             predictions=PredictionFile(
                 sha256=file.sha256, size_bytes=file.size_bytes, num_rows=file.num_rows
             ),

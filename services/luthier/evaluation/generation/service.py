@@ -11,7 +11,7 @@ from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.asking import as_taught
 from luthier.evaluation.generation import rules
 from luthier.evaluation.generation.exchange import Exchange
-from luthier.evaluation.names import WEIGHTS
+from luthier.evaluation.names import ALIAS, WEIGHTS
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of, require_project
@@ -31,14 +31,28 @@ class Models(Protocol):
         ...
 
 
+class Aliases(Protocol):
+    """Where generation finds what aliases stand for."""
+
+    async def model_of(self, name: str) -> str:
+        """Return the name of the model that an alias stands for now. Raises NotFound, FailedPrecondition."""
+        ...
+
+
 class GenerationService:
     """Looks the models up and places the order."""
 
     def __init__(
-        self, exchange: Exchange, models: Models, task_tokens: TaskTokens, projects: Container[str]
+        self,
+        exchange: Exchange,
+        models: Models,
+        aliases: Aliases,
+        task_tokens: TaskTokens,
+        projects: Container[str],
     ) -> None:
         self._exchange = exchange
         self._models = models
+        self._aliases = aliases
         self._task_tokens = task_tokens
         self._projects = projects
 
@@ -52,10 +66,13 @@ class GenerationService:
             Unavailable: no worker is there.
             ResourceExhausted: too many orders wait.
         """
-        WEIGHTS.parse(request.model, field="model")
+        names = ALIAS if "/modelAliases/" in request.model else WEIGHTS
+        names.parse(request.model, field="model")
         require_project(f"projects/{project_of(request.model)}", self._projects, field="model")
         wanted = rules.resolved(request)
         rules.check(wanted)
+        if names is ALIAS:
+            wanted.model = await self._aliases.model_of(wanted.model)
         model = await self._ready(wanted.model)
         require_askable(model, "model")
         base = await self._ready(model.base_model) if model.base_model else model

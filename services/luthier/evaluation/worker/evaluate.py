@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
 from luthier.evaluation.worker.arm import ROWS_A_BATCH, ArmAnswers, ArmRunner
+from luthier.evaluation.worker.contamination import TrainingRecords
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.outcome import result_of, write_answers
@@ -35,6 +36,7 @@ class Evaluator:
 
     def __init__(self, data_address: str, models: Models, commit_seconds: float = COMMIT_SECONDS) -> None:
         self._splits = Splits(data_address)
+        self._training = TrainingRecords(data_address)
         self._models = models
         self._commit_seconds = commit_seconds
 
@@ -82,6 +84,7 @@ class Evaluator:
     def close(self) -> None:
         """Hang up."""
         self._splits.close()
+        self._training.close()
 
     def _asked(
         self,
@@ -130,7 +133,8 @@ class Evaluator:
     ) -> task_pb2.TaskResult:
         context.progress("scoring", 0, 0, "arms")
         path = context.scratch / "predictions"
-        outcome = result_of(context.task.evaluate.evaluation.seed, grading, questions, answers, path)
+        learnt = self._training.look_up(context, questions)
+        outcome = result_of(context.task.evaluate.evaluation, grading, questions, answers, learnt, path)
         outcome.warnings.extend(_unknown(context.task.evaluate.arms))
         for warning in outcome.warnings:
             context.log(warning, "WARNING")

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from luthier.evaluation.worker.arm import ArmAnswers
+from luthier.evaluation.worker.comparing import comparisons_of
+from luthier.evaluation.worker.contamination import Learnt, clean_answers, scored_apart, warnings_of
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading
-from luthier.evaluation.worker.scoring import Answer, compare, estimates
+from luthier.evaluation.worker.scoring import Answer, estimates
 from luthier.text.records import ChatRecord
 from luthier.text.rendering import reference_text
 from luthier.v1 import chat_pb2, evaluation_pb2
@@ -17,29 +19,33 @@ from luthier.worker.v1 import task_pb2
 
 
 def result_of(
-    seed: int,
+    evaluation: evaluation_pb2.Evaluation,
     grading: Grading,
     questions: Sequence[Question],
     answers: Mapping[str, ArmAnswers],
+    learnt: Learnt | None,
     path: Path,
 ) -> task_pb2.EvaluateResult:
-    """Return the outcome of an evaluation, less its `predictions`, which are written to `path`."""
+    """Return the outcome of an evaluation, less its `predictions`, which are written to `path`.
+
+    `learnt` are the records that tuned models learnt from: they count in no comparison. None: nobody looked.
+    """
     scored = {arm_id: _scored(said, questions, grading) for arm_id, said in answers.items()}
     arms = list(answers)
-    comparisons = [
-        one
-        for later, candidate in enumerate(arms)
-        for baseline in arms[:later]
-        for one in compare(candidate, scored[candidate], baseline, scored[baseline], seed)
-    ]
+    held = learnt.held if learnt else {}
     said = {arm_id: answers[arm_id].records for arm_id in arms}
     failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
+    apart = scored_apart(learnt, scored, evaluation.seed) if learnt else None
+    learnt_warnings = warnings_of(apart, len(questions)) if apart else ()
     unknown = [warning for arm_id in arms for warning in _unknown_ending(arm_id, answers[arm_id])]
     return task_pb2.EvaluateResult(
-        arm_results=[_arm_result(arm_id, answers[arm_id], scored[arm_id], seed) for arm_id in arms],
-        comparisons=comparisons,
+        arm_results=[
+            _arm_result(arm_id, answers[arm_id], scored[arm_id], evaluation.seed) for arm_id in arms
+        ],
+        comparisons=comparisons_of(evaluation, clean_answers(scored, held)),
         num_records=write_answers(grading, questions, said, path),
-        warnings=[*failures, *unknown, *grading.warnings],
+        warnings=[*failures, *unknown, *grading.warnings, *learnt_warnings],
+        contamination=apart,
     )
 
 

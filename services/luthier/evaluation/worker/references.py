@@ -15,6 +15,7 @@ from luthier.v1 import evaluation_pb2
 FIELD_SCORE = "field_match.field."
 MAX_FIELDS = 100
 MAX_FIELD_CHARACTERS = 100
+_SHOWN_CHARACTERS = 500
 _MAX_COMPARED_FIELDS = 6000
 """Fields times pairs of arms: about 300 bytes each keep an evaluation below half of what one message may hold."""
 
@@ -42,6 +43,7 @@ def grading_of(evaluation: evaluation_pb2.Evaluation, questions: Sequence[Questi
 
     Raises:
         InvalidArgument: INVALID_RECORDS, a reference does not suit a metric; the message names its file and line.
+            METRIC_NOT_MEASURED, the verdict is to be about a field that no reference has.
     """
     metrics = _text_metrics(evaluation)
     found: Counter[str] = Counter()
@@ -51,11 +53,32 @@ def grading_of(evaluation: evaluation_pb2.Evaluation, questions: Sequence[Questi
             found.update(score_answer(metrics, reference, reference).keys())
         except ValueError as error:
             raise InvalidArgument(f"{question.place}: {error}", reason=Reason.INVALID_RECORDS) from error
-    fields = [name for name, _ in found.most_common() if name.startswith(FIELD_SCORE)]
-    short = [name for name in fields if len(name) <= len(FIELD_SCORE) + MAX_FIELD_CHARACTERS]
+    judged = _judged_fields(evaluation, found)
+    others = (name for name, _ in found.most_common() if name.startswith(FIELD_SCORE) and name not in judged)
+    fields = [*judged, *others]
+    short = [
+        name for name in fields if name in judged or len(name) <= len(FIELD_SCORE) + MAX_FIELD_CHARACTERS
+    ]
     pairs = len(evaluation.arms) * (len(evaluation.arms) - 1) // 2
-    shown = short[: min(MAX_FIELDS, _MAX_COMPARED_FIELDS // max(1, pairs))]
+    shown = short[: max(len(judged), min(MAX_FIELDS, _MAX_COMPARED_FIELDS // max(1, pairs)))]
     return Grading(metrics=metrics, fields=frozenset(shown), warnings=_left_out(len(fields), len(shown)))
+
+
+def _judged_fields(evaluation: evaluation_pb2.Evaluation, found: Counter[str]) -> list[str]:
+    """Return the fields' scores that a verdict or a guard is about: they are shown whatever else is."""
+    wanted = dict.fromkeys([evaluation.primary_score, *(guard.score.score for guard in evaluation.guards)])
+    judged = [name for name in wanted if name.startswith(FIELD_SCORE)]
+    for name in judged:
+        if name not in found:
+            known = ", ".join(
+                sorted(one.removeprefix(FIELD_SCORE) for one in found if one.startswith(FIELD_SCORE))
+            )
+            raise InvalidArgument(
+                f"{name} is not measured: no reference has that field; they have {known[:_SHOWN_CHARACTERS]}",
+                reason=Reason.METRIC_NOT_MEASURED,
+                metadata={"score": name},
+            )
+    return judged
 
 
 def _left_out(num_fields: int, num_shown: int) -> tuple[str, ...]:

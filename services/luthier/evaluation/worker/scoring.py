@@ -1,4 +1,4 @@
-"""From answers to scores, intervals and comparisons."""
+"""From answers to scores with intervals, and to differences of two arms."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from luthier.errors import FailedPrecondition, Reason
-from luthier.grading.metrics.intervals import (
-    Interval,
-    bootstrap_difference,
-    bootstrap_mean,
-    bootstrap_perplexity,
-    bootstrap_perplexity_difference,
-    mcnemar,
-    verdict,
-    wilson,
+from luthier.grading.metrics.intervals import Interval, bootstrap_mean, bootstrap_perplexity, wilson
+from luthier.grading.metrics.paired import (
+    PairedDifference,
+    binary_difference,
+    perplexity_difference,
+    real_difference,
+    share_difference,
 )
 from luthier.grading.metrics.scores import PERPLEXITY, ScoreKind, score_named
 from luthier.grading.metrics.text_form import TEXT_FORM
 from luthier.v1 import evaluation_pb2
+
+_DIFFERENCES = {
+    ScoreKind.BINARY: binary_difference,
+    ScoreKind.FRACTION: share_difference,
+    ScoreKind.REAL: real_difference,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.Score
         FailedPrecondition: LOSS_NOT_FINITE, a reference has no finite likelihood.
     """
     found = []
-    for name in _names(answers):
+    for name in names_of(answers):
         values = [answer.scores[name] for answer in answers if name in answer.scores]
         found.append(_estimate(name, values, seed))
     if any(answer.num_tokens for answer in answers):
@@ -51,29 +55,19 @@ def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.Score
     return found
 
 
-def compare(
-    candidate_id: str,
-    candidate: Sequence[Answer],
-    baseline_id: str,
-    baseline: Sequence[Answer],
-    seed: int,
-) -> list[evaluation_pb2.Comparison]:
-    """Compare two arms on each score that both have, record by record. Raises as `estimates`."""
-    compared = []
-    for name in _names(candidate):
+def differences(
+    candidate: Sequence[Answer], baseline: Sequence[Answer]
+) -> Iterator[tuple[str, PairedDifference]]:
+    """Yield each score that both arms have with its difference, record by record. Raises as `estimates`."""
+    for name in names_of(candidate):
         pairs = [
             (left.scores[name], right.scores[name])
             for left, right in zip(candidate, baseline, strict=True)
             if name in left.scores and name in right.scores
         ]
-        if not pairs:
-            continue
-        left, right = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        difference = bootstrap_difference(left, right, seed=seed)
-        message = _comparison(candidate_id, baseline_id, name, difference)
-        if score_named(name).kind is ScoreKind.BINARY:
-            message.p_value = mcnemar(left, right)
-        compared.append(message)
+        if pairs:
+            left, right = zip(*pairs, strict=True)
+            yield name, _DIFFERENCES[score_named(name).kind](left, right)
     measured = [
         (left, right)
         for left, right in zip(candidate, baseline, strict=True)
@@ -82,12 +76,11 @@ def compare(
     if measured:
         mine, other = (_references(side) for side in zip(*measured, strict=True))
         with _named_failure():
-            difference = bootstrap_perplexity_difference(mine, other, seed=seed)
-        compared.append(_comparison(candidate_id, baseline_id, PERPLEXITY, difference))
-    return compared
+            yield PERPLEXITY, perplexity_difference(mine, other)
 
 
-def _names(answers: Sequence[Answer]) -> list[str]:
+def names_of(answers: Sequence[Answer]) -> list[str]:
+    """Return the scores of texts that an arm has, each once."""
     return list(dict.fromkeys(name for answer in answers for name in answer.scores))
 
 
@@ -124,31 +117,13 @@ def _message(name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
         upper=interval.upper,
         count=interval.count,
         kind=evaluation_pb2.ScoreKind.Value(f"SCORE_KIND_{score.kind}"),
-        direction=_direction(higher_is_better=score.higher_is_better),
+        direction=direction_of(higher_is_better=score.higher_is_better),
         text_form=evaluation_pb2.TextForm.Value(form),
     )
 
 
-def _comparison(
-    candidate_id: str, baseline_id: str, name: str, difference: Interval
-) -> evaluation_pb2.Comparison:
-    score = score_named(name)
-    shown = verdict(difference, higher_is_better=score.higher_is_better)
-    return evaluation_pb2.Comparison(
-        candidate_arm_id=candidate_id,
-        baseline_arm_id=baseline_id,
-        score=name,
-        difference=difference.value,
-        lower=difference.lower,
-        upper=difference.upper,
-        count=difference.count,
-        verdict=evaluation_pb2.Verdict.Value(f"VERDICT_{shown}"),
-        kind=evaluation_pb2.ScoreKind.Value(f"SCORE_KIND_{score.kind}"),
-        direction=_direction(higher_is_better=score.higher_is_better),
-    )
-
-
-def _direction(*, higher_is_better: bool) -> evaluation_pb2.ScoreDirection.ValueType:
+def direction_of(*, higher_is_better: bool) -> evaluation_pb2.ScoreDirection.ValueType:
+    """Return a direction as messages say it."""
     if higher_is_better:
         return evaluation_pb2.SCORE_DIRECTION_HIGHER_IS_BETTER
     return evaluation_pb2.SCORE_DIRECTION_LOWER_IS_BETTER

@@ -1,4 +1,4 @@
-"""Intervals and tests over records: how sure a mean, a difference or a ratio is.
+"""Intervals over records: how sure a mean or a ratio of one arm is. Differences of arms are in `paired`.
 
 SciPy is imported where it is used: it takes over a second, and a worker is to answer before it scores.
 Shape suffixes: N records, R resamples.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 NUM_RESAMPLES = 10_000
 MIN_PAIRS = 10
@@ -24,7 +24,7 @@ _MAX_MEAN_NLL = 700.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """An estimate and its 95 % interval over `count` records."""
+    """An estimate and its interval over `count` records."""
 
     value: float
     lower: float
@@ -57,27 +57,6 @@ def bootstrap_mean(values: Sequence[float], *, seed: int, num_resamples: int = N
     return _bootstrap((_checked(values),), np.mean, seed, num_resamples)
 
 
-def bootstrap_difference(
-    candidate: Sequence[float],
-    baseline: Sequence[float],
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
-) -> Interval:
-    """Return the mean of candidate minus baseline, paired by record, with its percentile bootstrap interval.
-
-    Records are resampled, never the two sides apart: what makes a record hard for both cancels out.
-
-    Raises:
-        ValueError: the two have different lengths, or there is no record.
-    """
-    if len(candidate) != len(baseline):
-        raise ValueError(
-            f"pairs must be complete, got {len(candidate)} candidates and {len(baseline)} baselines"
-        )
-    return bootstrap_mean(_checked(candidate) - _checked(baseline), seed=seed, num_resamples=num_resamples)  # type: ignore[arg-type]
-
-
 def bootstrap_perplexity(
     nll: Sequence[float], num_tokens: Sequence[int], *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> Interval:
@@ -87,47 +66,6 @@ def bootstrap_perplexity(
         ValueError: there is no record, a value is not finite, or the perplexity is beyond the range of float64.
     """
     return _bootstrap((_checked(nll), _checked(num_tokens)), _perplexity, seed, num_resamples)
-
-
-def bootstrap_perplexity_difference(
-    candidate: tuple[Sequence[float], Sequence[int]],
-    baseline: tuple[Sequence[float], Sequence[int]],
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
-) -> Interval:
-    """Return perplexity of candidate minus that of baseline, paired by record; each is (nll in nats, tokens).
-
-    Each side has tokens of its own: two arms may be asked with different templates.
-    """
-    sides = [_checked(side) for arm in (candidate, baseline) for side in arm]
-
-    def difference(
-        nll_RN: Array, tokens_RN: Array, other_nll_RN: Array, other_tokens_RN: Array, axis: int
-    ) -> Array:
-        return _perplexity(nll_RN, tokens_RN, axis) - _perplexity(other_nll_RN, other_tokens_RN, axis)
-
-    return _bootstrap(sides, difference, seed, num_resamples)
-
-
-def mcnemar(candidate: Sequence[float], baseline: Sequence[float]) -> float:
-    """Return the exact two-sided McNemar p-value of paired right-or-wrong scores (1.0 or 0.0).
-
-    Under the null each of the records on which the two disagree is a fair coin.
-
-    Raises:
-        ValueError: the two have different lengths, or a score is neither 0 nor 1.
-    """
-    wrong = [score for score in (*candidate, *baseline) if score not in (0.0, 1.0)]
-    if wrong or len(candidate) != len(baseline):
-        raise ValueError(
-            f"scores must be pairs of 0 and 1, got {len(candidate)}, {len(baseline)} and {wrong[:3]}"
-        )
-    gained = sum(left > right for left, right in zip(candidate, baseline, strict=True))
-    lost = sum(left < right for left, right in zip(candidate, baseline, strict=True))
-    from scipy import stats
-
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def verdict(difference: Interval, *, higher_is_better: bool = True) -> Verdict:
@@ -141,6 +79,20 @@ def verdict(difference: Interval, *, higher_is_better: bool = True) -> Verdict:
     return "INCONCLUSIVE"
 
 
+def perplexity_of(nll: ArrayLike, num_tokens: ArrayLike) -> Array:
+    """Return exp(nll / tokens), element by element; nll in nats.
+
+    Raises:
+        ValueError: one of them is beyond the range of float64.
+    """
+    mean_nll = np.asarray(nll, dtype=np.float64) / np.asarray(num_tokens, dtype=np.float64)
+    highest = float(mean_nll.max())
+    if highest > _MAX_MEAN_NLL:
+        raise ValueError(f"perplexity must be in the range of float64, got exp({highest:g})")
+    power: Array = np.exp(mean_nll)
+    return power
+
+
 def _checked(values: Sequence[float] | Sequence[int] | Array) -> Array:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
@@ -152,12 +104,7 @@ def _checked(values: Sequence[float] | Sequence[int] | Array) -> Array:
 
 
 def _perplexity(nll_RN: Array, tokens_RN: Array, axis: int) -> Array:
-    mean_nll_R = nll_RN.sum(axis=axis) / tokens_RN.sum(axis=axis)
-    highest = float(mean_nll_R.max())
-    if highest > _MAX_MEAN_NLL:
-        raise ValueError(f"perplexity must be in the range of float64, got exp({highest:g})")
-    power: Array = np.exp(mean_nll_R)
-    return power
+    return perplexity_of(nll_RN.sum(axis=axis), tokens_RN.sum(axis=axis))
 
 
 def _bootstrap(

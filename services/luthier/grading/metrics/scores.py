@@ -22,10 +22,12 @@ class ScoreKind(StrEnum):
 class Score:
     """What a score is. A `name` that ends with a dot stands for all names that begin with it.
 
-    `compares_text`: texts are compared for it, in `TEXT_FORM`. `whole_answer`: it says that the whole answer is right.
+    `metric`: which gives it. `compares_text`: texts are compared for it, in `TEXT_FORM`. `whole_answer`: it says that
+    the whole answer is right.
     """
 
     name: str
+    metric: str
     kind: ScoreKind
     higher_is_better: bool = True
     compares_text: bool = True
@@ -34,12 +36,18 @@ class Score:
 
 PERPLEXITY = "perplexity"
 _SCORES = (
-    Score(name="exact_match", kind=ScoreKind.BINARY, whole_answer=True),
-    Score(name="field_match.fields", kind=ScoreKind.FRACTION),
-    Score(name="field_match.record", kind=ScoreKind.BINARY, whole_answer=True),
-    Score(name="field_match.parsed", kind=ScoreKind.BINARY, compares_text=False),
-    Score(name="field_match.field.", kind=ScoreKind.BINARY),
-    Score(name=PERPLEXITY, kind=ScoreKind.REAL, higher_is_better=False, compares_text=False),
+    Score(name="exact_match", metric="EXACT_MATCH", kind=ScoreKind.BINARY, whole_answer=True),
+    Score(name="field_match.fields", metric="FIELD_MATCH", kind=ScoreKind.FRACTION),
+    Score(name="field_match.record", metric="FIELD_MATCH", kind=ScoreKind.BINARY, whole_answer=True),
+    Score(name="field_match.parsed", metric="FIELD_MATCH", kind=ScoreKind.BINARY, compares_text=False),
+    Score(name="field_match.field.", metric="FIELD_MATCH", kind=ScoreKind.BINARY),
+    Score(
+        name=PERPLEXITY,
+        metric="PERPLEXITY",
+        kind=ScoreKind.REAL,
+        higher_is_better=False,
+        compares_text=False,
+    ),
 )
 _BY_NAME = {score.name: score for score in _SCORES}
 _FAMILIES = tuple(score for score in _SCORES if score.name.endswith("."))
@@ -67,6 +75,17 @@ def score_named(name: str) -> Score:
     if score is None:
         raise ValueError(f"score must be one of {', '.join(_BY_NAME)}, got {name!r}")
     return score
+
+
+def main_score(metric: str) -> str:
+    """Return the score that a metric is first of all about: one that judges the whole answer, else its first."""
+    own = [score for score in _SCORES if score.metric == metric]
+    return min(own, key=lambda score: not score.whole_answer).name
+
+
+def scores_given(metrics: Sequence[str]) -> list[str]:
+    """Return what scores these metrics give; one that ends with a dot stands for all names that begin with it."""
+    return [score.name for score in _SCORES if score.metric in metrics]
 
 
 def is_right(scores: Mapping[str, float]) -> bool | None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from luthier.worker.v1 import task_pb2 as luthier_dot_worker_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"luthier/stored/v1/evaluation.proto\x12\x11luthier.stored.v1\x1a\x1cluthier/worker/v1/task.proto\"\xac\x01\n\x11\x45valuationPrivate\x12\x1d\n\nbase_model\x18\x01 \x01(\tR\tbaseModel\x12\x33\n\x07\x61skings\x18\x02 \x03(\x0b\x32\x19.luthier.worker.v1.AskingR\x07\x61skings\x12\x43\n\x0bpredictions\x18\x03 \x01(\x0b\x32!.luthier.stored.v1.PredictionFileR\x0bpredictions\"b\n\x0ePredictionFile\x12\x16\n\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1d\n\nsize_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x19\n\x08num_rows\x18\x03 \x01(\x03R\x07numRowsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"luthier/stored/v1/evaluation.proto\x12\x11luthier.stored.v1\x1a\x1cluthier/worker/v1/task.proto\"\xa4\x02\n\x11\x45valuationPrivate\x12\x1d\n\nbase_model\x18\x01 \x01(\tR\tbaseModel\x12\x33\n\x07\x61skings\x18\x02 \x03(\x0b\x32\x19.luthier.worker.v1.AskingR\x07\x61skings\x12\x43\n\x0bpredictions\x18\x03 \x01(\x0b\x32!.luthier.stored.v1.PredictionFileR\x0bpredictions\x12O\n\x11training_versions\x18\x46 \x03(\x0b\x32\".luthier.worker.v1.TrainingVersionR\x10trainingVersions\x12%\n\x0eunknown_models\x18G \x03(\tR\runknownModels\"\x13\n\x11ModelAliasPrivate\"b\n\x0ePredictionFile\x12\x16\n\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1d\n\nsize_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x19\n\x08num_rows\x18\x03 \x01(\x03R\x07numRowsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'luthier.stored.v1.evaluatio
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVALUATIONPRIVATE']._serialized_start=88
-  _globals['_EVALUATIONPRIVATE']._serialized_end=260
-  _globals['_PREDICTIONFILE']._serialized_start=262
-  _globals['_PREDICTIONFILE']._serialized_end=360
+  _globals['_EVALUATIONPRIVATE']._serialized_end=380
+  _globals['_MODELALIASPRIVATE']._serialized_start=382
+  _globals['_MODELALIASPRIVATE']._serialized_end=401
+  _globals['_PREDICTIONFILE']._serialized_start=403
+  _globals['_PREDICTIONFILE']._serialized_end=501
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,8 @@ class EvaluationPrivate(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     ASKINGS_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
+    TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """Base model that all arms share; the evaluation has its digest."""
     @_builtins.property
@@ -38,20 +40,47 @@ class EvaluationPrivate(_message.Message):
     def predictions(self) -> Global___PredictionFile:
         """Its predictions. Unset until there are some, and where they are rows of the database: evaluations of older versions."""
 
+    @_builtins.property
+    def training_versions(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.TrainingVersion]:
+        """Dataset versions that its tuned models learnt from. Empty: older than this field, or there are none."""
+
+    @_builtins.property
+    def unknown_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tuned models of which nobody knows what they learnt from."""
+
     def __init__(
         self,
         *,
         base_model: _builtins.str = ...,
         askings: _abc.Iterable[_task_pb2.Asking] | None = ...,
         predictions: Global___PredictionFile | None = ...,
+        training_versions: _abc.Iterable[_task_pb2.TrainingVersion] | None = ...,
+        unknown_models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "predictions", b"predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "predictions", b"predictions", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvaluationPrivate: _TypeAlias = EvaluationPrivate  # noqa: Y015
+
+@_typing.final
+class ModelAliasPrivate(_message.Message):
+    """ModelAliasPrivate is what only the service knows of an alias: nothing, its moves have rows of their own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelAliasPrivate: _TypeAlias = ModelAliasPrivate  # noqa: Y015
 
 @_typing.final
 class PredictionFile(_message.Message):

@@ -1155,6 +1155,8 @@ class EvaluateSpec(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     ARMS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FILES_FIELD_NUMBER: _builtins.int
+    TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
         """The evaluation, all defaults filled in."""
@@ -1173,6 +1175,14 @@ class EvaluateSpec(_message.Message):
         length. Empty: begin at the beginning.
         """
 
+    @_builtins.property
+    def training_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingVersion]:
+        """Dataset versions that the tuned arms' models learnt from. Empty: nobody looks for records of theirs."""
+
+    @_builtins.property
+    def unknown_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tuned models of which nobody knows what they learnt from."""
+
     def __init__(
         self,
         *,
@@ -1180,14 +1190,42 @@ class EvaluateSpec(_message.Message):
         base_model: Global___ModelReference | None = ...,
         arms: _abc.Iterable[Global___ArmModel] | None = ...,
         checkpoint_files: _abc.Iterable[Global___BlobFile] | None = ...,
+        training_versions: _abc.Iterable[Global___TrainingVersion] | None = ...,
+        unknown_models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvaluateSpec: _TypeAlias = EvaluateSpec  # noqa: Y015
+
+@_typing.final
+class TrainingVersion(_message.Message):
+    """TrainingVersion is a dataset version that a model learnt from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    digest: _builtins.str
+    """Its digest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingVersion: _TypeAlias = TrainingVersion  # noqa: Y015
 
 @_typing.final
 class AnsweredRecord(_message.Message):
@@ -1284,6 +1322,7 @@ class EvaluateResult(_message.Message):
     NUM_RECORDS_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    CONTAMINATION_FIELD_NUMBER: _builtins.int
     num_records: _builtins.int
     """Records asked."""
     @_builtins.property
@@ -1304,6 +1343,10 @@ class EvaluateResult(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What did not go as wished, as in luthier.v1.Evaluation."""
 
+    @_builtins.property
+    def contamination(self) -> _evaluation_pb2.Contamination:
+        """Records that the tuned arms learnt from. Unset where nobody looked."""
+
     def __init__(
         self,
         *,
@@ -1312,10 +1355,11 @@ class EvaluateResult(_message.Message):
         num_records: _builtins.int = ...,
         predictions: Global___BlobFile | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        contamination: _evaluation_pb2.Contamination | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

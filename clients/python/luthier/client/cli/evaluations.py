@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
+from luthier.client.cli.evaluation_results import compare, diff, export, report
 from luthier.client.cli.grading import grade
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, Prediction
-
-_VERDICT_STYLES = {"better": "bold green", "worse": "bold red"}
+    from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
+    from luthier.v1.verdict_pb2 import Guard
 
 
 @click.group(cls=SuggestingGroup)
@@ -30,7 +30,8 @@ def evaluations() -> None:
     """Compare models and prompts on the same held-out records."""
 
 
-evaluations.add_command(grade)
+for command in (grade, compare, diff, export, report):
+    evaluations.add_command(command)
 
 
 def _kind() -> type[Evaluation]:
@@ -91,6 +92,29 @@ def _kind() -> type[Evaluation]:
 @field_option(
     "--seed", field="seed", type=int, help="Seed of the choice of records and examples. [default: 0]"
 )
+@field_option(
+    "--primary-score",
+    field="primary_score",
+    help="Score that the verdict is about, e.g. field_match.fields. [default: that of the first metric]",
+)
+@field_option(
+    "--smallest-difference",
+    field="smallest_difference",
+    type=click.FloatRange(min=0),
+    help="Smallest difference of that score that matters: 0.02 is two percentage points. [default: not said]",
+)
+@field_option(
+    "--candidate", field="candidate_arm_id", help="The arm that is judged. [default: the last tuned]"
+)
+@field_option(
+    "--guard",
+    "guards",
+    field="guards",
+    is_read=False,
+    multiple=True,
+    metavar="SCORE=LOSS[:ARM]",
+    help="A score that may lose at most LOSS against ARM. [default of ARM: every prompting arm]",
+)
 @click.option("--name", default="", help="Id of the evaluation. [default: made by the service]")
 @click.option("--watch", "watches", is_flag=True, help="Watch the evaluation until it is done.")
 @pass_session
@@ -102,8 +126,12 @@ def create(
     watches: bool,
     arms: tuple[str, ...],
     templates: tuple[str, ...],
+    guards: tuple[str, ...],
 ) -> None:
     """Start an evaluation of the given arms on the same records."""
+    if guards:
+        del draft.message.guards[:]
+        draft.message.guards.extend(_guard(text) for text in guards)
     if arms:
         del draft.message.arms[:]
         draft.message.arms.extend(_arm(text) for text in arms)
@@ -124,6 +152,19 @@ def _arm(text: str) -> EvaluationArm:
     if not equals or not arm_id or not model or (colon and not shots.isdecimal()):
         raise click.BadParameter(f"must be ID=MODEL or ID=MODEL:SHOTS, got {text!r}", param_hint="--arm")
     return EvaluationArm(arm_id=arm_id, model=model, num_shots=int(shots or 0))
+
+
+def _guard(text: str) -> Guard:
+    from luthier.v1.verdict_pb2 import Guard, ScoreGuard
+
+    score, _, limit = text.partition("=")
+    loss, _, arm_id = limit.partition(":")
+    try:
+        max_loss = float(loss)
+    except ValueError as error:
+        problem = f"must be SCORE=LOSS or SCORE=LOSS:ARM, got {text!r}"
+        raise click.BadParameter(problem, param_hint="--guard") from error
+    return Guard(score=ScoreGuard(score=score, max_loss=max_loss, baseline_arm_id=arm_id))
 
 
 def _choose_templates(arms: Iterable[EvaluationArm], templates: Iterable[str]) -> None:
@@ -200,133 +241,19 @@ def delete(session: Session, name: str, etag: str) -> None:
 @pass_session
 def predictions(session: Session, name: str, limit: int) -> None:
     """Show what each arm answered, record by record, beside the right answer."""
+    from luthier.client.cli.evaluation_views import prediction_table
+
     found = session.client.evaluations.predictions(name, page_size=min(limit, 1000))
-    session.show_list(islice(found, limit), _prediction_table)
-
-
-@evaluations.command()
-@click.argument("name")
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("report.html"),
-    show_default=True,
-)
-@pass_session
-def report(session: Session, name: str, output: Path) -> None:
-    """Write an HTML report.
-
-    Loss curve, scores with intervals, answers side by side. One file, opens anywhere.
-    """
-    from luthier.client.report import collect_report, render_report
-
-    output.write_text(render_report(collect_report(session.client, name)), encoding="utf-8")
-    click.echo(output)
+    session.show_list(islice(found, limit), prediction_table)
 
 
 def _table(evaluations: Iterable[Evaluation]) -> Table:
-    from luthier.client.cli.views import state, table, when
+    from luthier.client.cli.evaluation_views import evaluation_table
 
-    made = table("NAME", "STATE", "VERSION", "ARMS", "#RECORDS", "CREATED (UTC)")
-    for evaluation in evaluations:
-        made.add_row(
-            short(evaluation.name),
-            state(evaluation),
-            short(evaluation.dataset_version),
-            ", ".join(arm.arm_id for arm in evaluation.arms),
-            str(evaluation.num_records or ""),
-            when(evaluation.create_time),
-        )
-    return made
+    return evaluation_table(evaluations)
 
 
 def _facts(evaluation: Evaluation) -> Group:
-    from rich.console import Group
-    from rich.text import Text
+    from luthier.client.cli.evaluation_views import evaluation_facts
 
-    from luthier.client.askings import asked_with
-    from luthier.client.cli.views import facts, failure, split_name, state, waiting
-    from luthier.client.scores import text_form_words
-
-    head = facts(
-        [
-            ("evaluation", short(evaluation.name)),
-            ("state", state(evaluation)),
-            ("failure", failure(evaluation)),
-            ("waiting", waiting(evaluation)),
-            ("version", f"{short(evaluation.dataset_version)} {split_name(evaluation.split)}"),
-            ("records", evaluation.num_records),
-            ("text compared in", text_form_words(evaluation)),
-            ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{a.num_shots}" for a in evaluation.arms)),
-        ]
-    )
-    asked = [(f"asked {result.arm_id}", asked_with(result)) for result in evaluation.arm_results]
-    parts: list[Any] = [head, *(Text(f"warning: {warning}", "yellow") for warning in evaluation.warnings)]
-    if any(words for _, words in asked):
-        parts.append(facts(asked))
-    for made in (_score_table(evaluation), _comparison_table(evaluation)):
-        if made.row_count:
-            parts += [Text(""), made]
-    return Group(*parts)
-
-
-def _score_table(evaluation: Evaluation) -> Table:
-    """A row for each score, a column for each arm: estimate and 95 % interval."""
-    from luthier.client.cli.views import table
-    from luthier.client.scores import estimate_words, lower_is_better, scores_of
-
-    made = table("SCORE", *(f"#{result.arm_id}" for result in evaluation.arm_results))
-    for score in scores_of(evaluation):
-        found = [
-            next((entry for entry in result.scores if entry.score == score), None)
-            for result in evaluation.arm_results
-        ]
-        better = " (lower is better)" if any(entry and lower_is_better(entry) for entry in found) else ""
-        made.add_row(f"{score}{better}", *(estimate_words(entry) if entry else "" for entry in found))
-    if any(result.num_errors for result in evaluation.arm_results):
-        made.add_row(
-            "records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)
-        )
-    return made
-
-
-def _comparison_table(evaluation: Evaluation) -> Table:
-    from rich.text import Text
-
-    from luthier.client.cli.views import table
-    from luthier.client.scores import difference_words, verdict_word
-
-    made = table("SCORE", "COMPARED", "#DIFFERENCE", "#P", "#PAIRS", "VERDICT")
-    for entry in evaluation.comparisons:
-        word = verdict_word(entry.verdict)
-        made.add_row(
-            entry.score,
-            f"{entry.candidate_arm_id} - {entry.baseline_arm_id}",
-            difference_words(entry),
-            f"{entry.p_value:.2g}" if entry.HasField("p_value") else "",
-            str(entry.count),
-            Text(word, _VERDICT_STYLES.get(word, "yellow")),
-        )
-    return made
-
-
-def _prediction_table(predictions: Iterable[Prediction]) -> Table:
-    from rich.text import Text
-
-    from luthier.client.cli.views import table
-    from luthier.client.scores import is_right
-
-    made = table("#ROW", "WHO", "", "ANSWER")
-    for prediction in predictions:
-        question = prediction.prompt[-1].content if prediction.prompt else ""
-        made.add_row(str(prediction.row), "question", "", Text(question, "dim"))
-        made.add_row("", "reference", "", prediction.reference)
-        for answer in prediction.answers:
-            if answer.HasField("error"):
-                why = f"{prediction.filename}:{prediction.line}: {answer.error.message}"
-                made.add_row("", answer.arm_id, Text("!", "red"), Text(why, "red"))
-                continue
-            right = is_right(answer)
-            mark = Text("") if right is None else Text("\u2713", "green") if right else Text("\u2717", "red")
-            made.add_row("", answer.arm_id, mark, answer.text)
-    return made
+    return evaluation_facts(evaluation)

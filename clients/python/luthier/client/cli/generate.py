@@ -11,7 +11,7 @@ from luthier.client.cli.session import Session, pass_session
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("--model", required=True, help="Base model or tuned model that answers.")
+@click.option("--model", required=True, help="Base model, tuned model or @ALIAS that answers.")
 @click.option("--system", help="System message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option(
@@ -59,7 +59,11 @@ def _say_what_is_not_known(session: Session, model: str, source: int) -> None:
     """Name a tuned model that was asked as its base, because nothing says any more how it was taught."""
     from luthier.v1.evaluation_pb2 import TEMPLATE_SOURCE_BASE
 
-    if source == TEMPLATE_SOURCE_BASE and session.client.models.get(model).base_model:
+    if source != TEMPLATE_SOURCE_BASE:
+        return
+    if model.startswith("@"):
+        model = session.client.aliases.get(model).current.model
+    if session.client.models.get(model).base_model:
         click.secho(
             f"warning: nothing says any more how {model} was taught; it was asked with the base model's template",
             err=True,

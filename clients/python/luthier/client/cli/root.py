@@ -54,6 +54,10 @@ class _Root(LazyGroup):
             f"{_COMMANDS}.evaluations:evaluations",
             "Compare models on held-out records; write a report.",
         ),
+        "aliases": (
+            f"{_COMMANDS}.aliases:aliases",
+            "Name models by their role, e.g. production; guard each move by gates.",
+        ),
         "generate": (f"{_COMMANDS}.generate:generate", "Let a model answer, word by word."),
     }
 

@@ -1,0 +1,157 @@
+"""`luthier evaluations compare`, `diff`, `export` and `report`: what an evaluation that ended shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from luthier.client.cli.session import Session, pass_session
+from luthier.client.names import short
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from luthier.client.disagreements import Disagreement
+    from luthier.v1.evaluation_pb2 import Evaluation, Prediction
+
+
+@click.command()
+@click.argument("name")
+@click.option("--score", "scores", multiple=True, help="A score to compare on. [default: all]")
+@pass_session
+def compare(session: Session, name: str, scores: tuple[str, ...]) -> None:
+    """Show the verdict of an evaluation in a sentence, and every comparison behind it."""
+    from luthier.client.scores import scores_of
+
+    found = session.client.evaluations.get(name)
+    known = scores_of(found)
+    for score in scores:
+        if score not in known:
+            problem = f"must be one of {', '.join(known) or 'none'}, got {score!r}"
+            raise click.BadParameter(problem, param_hint="--score")
+    if scores:
+        kept = [one for one in found.comparisons if one.score in scores]
+        del found.comparisons[:]
+        found.comparisons.extend(kept)
+    session.show(found, _compared)
+    session.hint(f"evaluations diff {short(found.name)}")
+
+
+def _compared(evaluation: Evaluation) -> Group:
+    from rich.console import Group
+
+    from luthier.client.cli.evaluation_views import comparison_table, verdict_parts
+
+    return Group(*verdict_parts(evaluation), comparison_table(evaluation.comparisons))
+
+
+@click.command()
+@click.argument("name")
+@click.argument("arms", nargs=-1, metavar="[CANDIDATE BASELINE]")
+@click.option("--score", default="", help="Score that tells. [default: whether the whole answer is right]")
+@click.option(
+    "--only",
+    type=click.Choice(["gained", "lost", "differs"]),
+    help="Records that CANDIDATE alone has right, or BASELINE alone. [default: all on which they disagree]",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Records to show.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write them all to a file in place of showing some: .jsonl or .parquet.",
+)
+@pass_session
+def diff(
+    session: Session,
+    name: str,
+    arms: tuple[str, ...],
+    score: str,
+    only: str | None,
+    limit: int,
+    output: Path | None,
+) -> None:
+    """Show where arms CANDIDATE and BASELINE of an evaluation disagree. Default: the two that decided its verdict."""
+    from luthier.client.cli.evaluation_views import disagreement_table
+
+    evaluation = session.client.evaluations.get(name)
+    found = (
+        one for one in _disagreements(session, evaluation, arms, score) if only is None or one.side == only
+    )
+    if output is not None:
+        _write(session, (one.prediction for one in found), output)
+        return
+    if session.as_json:
+        session.show_list((one.prediction for one in islice(found, limit)), disagreement_table)
+        return
+    shown = disagreement_table(islice(found, limit))
+    if shown.row_count:
+        session.out.print(shown)
+    else:
+        session.note("nothing found")
+
+
+def _disagreements(
+    session: Session, evaluation: Evaluation, arms: tuple[str, ...], score: str
+) -> Iterator[Disagreement]:
+    from luthier.client.disagreements import contest_of, disagreements
+    from luthier.client.verdicts import judged_arms
+    from luthier.errors import InvalidArgument
+
+    if len(arms) not in (0, 2):
+        raise click.UsageError(f"give both CANDIDATE and BASELINE, or neither, got {len(arms)} arms")
+    candidate, baseline = arms or judged_arms(evaluation)
+    try:
+        contest = contest_of(evaluation, candidate, baseline, score)
+    except InvalidArgument as error:
+        raise click.UsageError(error.message) from error
+    predictions = session.client.evaluations.predictions(evaluation.name, page_size=200)
+    return disagreements(predictions, contest)
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="File to write: .jsonl or .parquet.",
+)
+@pass_session
+def export(session: Session, name: str, output: Path) -> None:
+    """Write every answer of an evaluation to a file, a row for each record and arm."""
+    _write(session, session.client.evaluations.predictions(name, page_size=200), output)
+
+
+def _write(session: Session, predictions: Iterator[Prediction], output: Path) -> None:
+    from luthier.client.prediction_files import SUFFIXES, write_predictions
+
+    if output.suffix not in SUFFIXES:
+        problem = f"must end with {' or '.join(SUFFIXES)}, got {output.name!r}"
+        raise click.BadParameter(problem, param_hint="--output")
+    count = write_predictions(predictions, output)
+    session.note(f"{count:,} rows")
+    click.echo(output)
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+)
+@pass_session
+def report(session: Session, name: str, output: Path) -> None:
+    """Write an HTML report.
+
+    The verdict, scores with intervals, loss curve, answers side by side. One file, opens anywhere.
+    """
+    from luthier.client.report import collect_report, render_report
+
+    output.write_text(render_report(collect_report(session.client, name)), encoding="utf-8")
+    click.echo(output)

@@ -1,0 +1,70 @@
+"""The answers of a report, side by side; those on which the two arms that matter disagree come first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from luthier.client.disagreements import contest_of, disagreements
+from luthier.client.escaping import escaped_html
+from luthier.client.report_parts import section
+from luthier.client.scores import is_right
+from luthier.client.verdicts import judged_arms
+from luthier.v1.evaluation_pb2 import ArmPrediction, Evaluation, Prediction
+
+_MAX_CARDS = 200
+
+
+def answer_section(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
+    """Return the first answers, and how many of each arm are right."""
+    first, num_disagreed = _ordered(evaluation, predictions)
+    cards = "".join(_card(prediction) for prediction in first[:_MAX_CARDS])
+    counts = []
+    for arm in evaluation.arms:
+        said = [a for p in predictions for a in p.answers if a.arm_id == arm.arm_id]
+        marks = [is_right(answer) for answer in said if not answer.HasField("error")]
+        if any(mark is not None for mark in marks):
+            counts.append(
+                f"{escaped_html(arm.arm_id)} {sum(mark is True for mark in marks)}/{len(marks)} right"
+            )
+    if num_disagreed:
+        candidate, baseline = judged_arms(evaluation)
+        arms = f"{escaped_html(candidate)} and {escaped_html(baseline)}"
+        counts.append(f"{num_disagreed:,} on which {arms} disagree come first")
+    if len(predictions) > _MAX_CARDS:
+        counts.append(f"the first {_MAX_CARDS} of {len(predictions):,} are shown")
+    summary = f"<p>{' · '.join(counts)}</p>" if counts else ""
+    return section("Answers side by side", summary + cards if cards else "")
+
+
+def _ordered(evaluation: Evaluation, predictions: Sequence[Prediction]) -> tuple[Sequence[Prediction], int]:
+    """Return the predictions, those first on which the judged arm and its rival disagree, and how many these are."""
+    candidate, baseline = judged_arms(evaluation)
+    if not candidate:
+        return predictions, 0
+    contest = contest_of(evaluation, candidate, baseline)
+    rows = {one.prediction.row for one in disagreements(predictions, contest)}
+    return sorted(predictions, key=lambda prediction: prediction.row not in rows), len(rows)
+
+
+def _card(prediction: Prediction) -> str:
+    turns = "\n".join(
+        f"<b>{escaped_html(turn.role)}</b> {escaped_html(turn.content)}" for turn in prediction.prompt
+    )
+    reference = f'<div class="answer"><h4>reference</h4><pre>{escaped_html(prediction.reference)}</pre></div>'
+    place = f"{prediction.filename}:{prediction.line}"
+    answers = "".join(_answer(answer, place) for answer in prediction.answers)
+    return (
+        f'<div class="prediction"><p class="question">{turns}</p>'
+        f'<div class="answers">{reference}{answers}</div></div>'
+    )
+
+
+def _answer(answer: ArmPrediction, place: str) -> str:
+    right, text = is_right(answer), answer.text
+    kind, mark = ("", "") if right is None else ("right", "✓ right") if right else ("wrong", "✗ wrong")
+    if answer.HasField("error"):
+        kind, mark, text = "wrong", "no answer", f"{place}: {answer.error.message}"
+    return (
+        f'<div class="answer {kind}"><h4>{escaped_html(answer.arm_id)}<span>{mark}</span></h4>'
+        f"<pre>{escaped_html(text)}</pre></div>"
+    )

@@ -1,0 +1,98 @@
+"""What a report says first: the verdict in one sentence; and the comparisons behind it."""
+
+from __future__ import annotations
+
+from luthier.client.escaping import escaped_html
+from luthier.client.report_parts import estimate_cell, section, table
+from luthier.client.scores import difference_words, is_share, lower_is_better, main_score, verdict_word
+from luthier.client.verdicts import confidence_words, outcome_class, p_value_words
+from luthier.v1.evaluation_pb2 import Comparison, Evaluation
+from luthier.v1.verdict_pb2 import GuardResult
+
+_STANDINGS = {GuardResult.STANDING_HELD: "better", GuardResult.STANDING_BROKEN: "worse"}
+
+
+def headline(evaluation: Evaluation) -> str:
+    """Return the verdict; of an evaluation without one, the last arm against the best of the others."""
+    if evaluation.HasField("verdict"):
+        return _verdict(evaluation)
+    return _older_headline(evaluation)
+
+
+def _verdict(evaluation: Evaluation) -> str:
+    verdict = evaluation.verdict
+    guards = "".join(
+        f"<small>{_badge(_standing_word(result), _STANDINGS.get(result.standing, ''))}"
+        f" {escaped_html(result.sentence)}</small>"
+        for result in verdict.guards
+    )
+    return (
+        f'<section class="headline {outcome_class(verdict)}"><strong>{escaped_html(verdict.sentence)}</strong>'
+        f"{guards}</section>\n"
+    )
+
+
+def _standing_word(result: GuardResult) -> str:
+    return "guard " + GuardResult.Standing.Name(result.standing).removeprefix("STANDING_").lower()
+
+
+def _older_headline(evaluation: Evaluation) -> str:
+    comparison = headline_comparison(evaluation)
+    if comparison is None:
+        return ""
+    word = verdict_word(comparison.verdict)
+    unit = " percentage points" if is_share(comparison) else ""
+    scale = 100 if is_share(comparison) else 1
+    numbers = (
+        f"{scale * comparison.difference:+.1f}{unit} [{scale * comparison.lower:+.1f},"
+        f" {scale * comparison.upper:+.1f}]"
+    )
+    return (
+        f'<section class="headline {_verdict_class(word)}">'
+        f"<b>{escaped_html(comparison.candidate_arm_id)}</b> against <b>{escaped_html(comparison.baseline_arm_id)}</b>:"
+        f" <strong>{escaped_html(numbers)}</strong> {_badge(word)}"
+        f"<small>{escaped_html(comparison.score)}, {comparison.count} pairs, paired 95 % interval</small>"
+        "</section>\n"
+    )
+
+
+def headline_comparison(evaluation: Evaluation) -> Comparison | None:
+    """Return the last arm's comparison with its strongest rival on the strictest score; None without one."""
+    if not evaluation.comparisons:
+        return None
+    last = evaluation.arms[-1].arm_id if evaluation.arms else evaluation.comparisons[-1].candidate_arm_id
+    its = [comparison for comparison in evaluation.comparisons if comparison.candidate_arm_id == last]
+    score = main_score(its)
+    rivals = [comparison for comparison in its if comparison.score == score]
+    if not rivals:
+        return None
+    weakest = max if lower_is_better(rivals[0]) else min
+    return weakest(rivals, key=lambda comparison: comparison.difference)
+
+
+def comparison_section(evaluation: Evaluation) -> str:
+    """Return every comparison, those first that the verdict rests on."""
+    rows = []
+    for entry in sorted(evaluation.comparisons, key=lambda one: not one.primary):
+        rows.append(
+            [
+                f"<code>{escaped_html(entry.score)}</code>",
+                f"{escaped_html(entry.candidate_arm_id)} − {escaped_html(entry.baseline_arm_id)}",
+                _badge(verdict_word(entry.verdict)),
+                estimate_cell(difference_words(entry)),
+                confidence_words(entry),
+                p_value_words(entry),
+                f"{entry.count:,}",
+            ]
+        )
+    head = ["Score", "Compared", "Verdict", "Difference", "Confidence", "p", "Pairs"]
+    return section("Paired comparisons", table(head, rows, numbers_from=3) if rows else "")
+
+
+def _badge(word: str, kind: str | None = None) -> str:
+    style = _verdict_class(word) if kind is None else kind
+    return f'<span class="badge {style}">{escaped_html(word)}</span>'
+
+
+def _verdict_class(word: str) -> str:
+    return word if word in ("better", "worse") else ""

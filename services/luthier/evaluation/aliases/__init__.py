@@ -1,0 +1,1 @@
+"""Aliases of models: names for roles, which move from model to model through gates."""

@@ -1,0 +1,20 @@
+"""Amounts of scores in words: shares in percentage points, others as they are."""
+
+from __future__ import annotations
+
+
+def amount(value: float, *, is_share: bool, signed: bool = False) -> str:
+    """Return an amount of a score, e.g. `+2.0 pp` of a share."""
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.1f} pp" if is_share else f"{value:{sign}.4g}"
+
+
+def spread(lower: float, upper: float, *, is_share: bool) -> str:
+    """Return an interval of differences, e.g. `[-1.0, +3.2]`."""
+    scale, form = (100, "+.1f") if is_share else (1, "+.4g")
+    return f"[{scale * lower:{form}}, {scale * upper:{form}}]"
+
+
+def reached(value: float, *, is_share: bool) -> str:
+    """Return a score, e.g. `91.7 %` of a share."""
+    return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"

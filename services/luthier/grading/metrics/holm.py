@@ -1,0 +1,40 @@
+"""Many comparisons at once: Holm's correction, with the confidence at which each interval says what its verdict says.
+
+Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Stat. 1979; the intervals:
+K. Strassburger and F. Bretz, "Compatible simultaneous lower confidence bounds for the Holm procedure", Stat. Med. 2008.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrected:
+    """A p-value that may be held against alpha as it is, and the confidence of the interval that agrees with it."""
+
+    p_value: float
+    confidence: float
+
+
+def corrected(p_values: Sequence[float], alpha: float = ALPHA) -> list[Corrected]:
+    """Return each p-value corrected for all of them.
+
+    At most alpha of such families call anything different that is not. An interval of the given confidence leaves zero
+    out exactly where the corrected p-value is at most alpha, if it and the p-value are of one test.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    found: dict[int, Corrected] = {}
+    highest, open_factor = 0.0, 0
+    for rank, index in enumerate(order):
+        factor = len(p_values) - rank
+        highest = min(1.0, max(highest, factor * p_values[index]))
+        if highest > alpha and not open_factor:
+            # All that are not called different share the level of the first of them.
+            open_factor = factor
+        level = alpha / (open_factor or factor)
+        found[index] = Corrected(p_value=highest, confidence=1 - level)
+    return [found[index] for index in range(len(p_values))]

@@ -1,0 +1,169 @@
+"""The difference between two arms on the same records: one method for each kind of score.
+
+A difference has p-values and intervals of one and the same test, so that an interval of confidence 1 - alpha leaves
+zero out exactly where the p-value is at most alpha:
+
+| kind | method |
+|---|---|
+| BINARY | the score test of `paired_binary` |
+| FRACTION | the larger p-value of Student's test and the empirical likelihood, `paired_share` |
+| REAL | Student's test of differences, or of the jackknife's pseudo-values where the score is no mean of records |
+
+SciPy is imported where it is used: it takes over a second, and a worker is to answer before it scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.grading.metrics import paired_binary, paired_share
+from luthier.grading.metrics.intervals import Interval, perplexity_of
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedDifference:
+    """Mean of candidate minus baseline over `count` records, its two-sided p-value against zero, and its test's bounds.
+
+    `bounds` takes a confidence, e.g. 0.95.
+    """
+
+    value: float
+    count: int
+    p_value: float
+    bounds: Callable[[float], tuple[float, float]]
+
+    def interval(self, confidence: float) -> Interval:
+        """Return the difference with its interval of this confidence; the estimate is never outside of it."""
+        lower, upper = self.bounds(confidence)
+        return Interval(
+            value=self.value,
+            lower=min(lower, self.value),
+            upper=max(upper, self.value),
+            count=self.count,
+        )
+
+
+def binary_difference(candidate: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
+    """Compare scores that are 0 or 1.
+
+    Raises:
+        ValueError: the two have different lengths, there is no record, or a score is neither 0 nor 1.
+    """
+    left, right = _pairs(candidate, baseline)
+    wrong = [score for score in (*left, *right) if score not in (0.0, 1.0)]
+    if wrong:
+        raise ValueError(f"scores must be 0 or 1, got {wrong[:3]}")
+    gained, lost, count = int((left > right).sum()), int((left < right).sum()), len(left)
+
+    def bounds(confidence: float) -> tuple[float, float]:
+        lower, upper = paired_binary.bounds(gained, lost, count, confidence)
+        return float(lower), float(upper)
+
+    return PairedDifference(
+        value=(gained - lost) / count,
+        count=count,
+        p_value=float(paired_binary.p_values(gained, lost, count)),
+        bounds=bounds,
+    )
+
+
+def share_difference(candidate: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
+    """Compare scores from 0 to 1.
+
+    Raises:
+        ValueError: the two have different lengths, there is no record, or a score lies elsewhere.
+    """
+    left, right = _pairs(candidate, baseline)
+    wrong = [score for score in (*left, *right) if not 0 <= score <= 1]
+    if wrong:
+        raise ValueError(f"scores must be in 0..1, got {wrong[:3]}")
+    differences = left - right
+    return PairedDifference(
+        value=float(differences.mean()),
+        count=len(differences),
+        p_value=float(paired_share.p_values(differences)[0]),
+        bounds=lambda confidence: paired_share.bounds(differences, confidence),
+    )
+
+
+def real_difference(candidate: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
+    """Compare scores that are any number.
+
+    Raises:
+        ValueError: the two have different lengths, there is no record, or a score is not finite.
+    """
+    left, right = _pairs(candidate, baseline)
+    differences = left - right
+    return _student(float(differences.mean()), differences)
+
+
+def perplexity_difference(
+    candidate: tuple[Sequence[float], Sequence[int]], baseline: tuple[Sequence[float], Sequence[int]]
+) -> PairedDifference:
+    """Compare perplexities of references; each side is (negative log-likelihood in nats, tokens) by record.
+
+    Each side has tokens of its own: two arms may be asked with different templates. A perplexity is no mean of records,
+    so the jackknife's pseudo-values stand for them (J. Tukey, "Bias and confidence in not-quite large samples", 1958).
+
+    Raises:
+        ValueError: the sides have different lengths, there is no record, a value is not finite, or a perplexity is
+            beyond the range of float64.
+    """
+    left, right = (_pairs(*side) for side in (candidate, baseline))
+    if len(left[0]) != len(right[0]):
+        raise ValueError(
+            f"pairs must be complete, got {len(left[0])} candidates and {len(right[0])} baselines"
+        )
+    values, pseudo = zip(*(_jackknifed(nll, tokens) for nll, tokens in (left, right)), strict=True)
+    return _student(values[0] - values[1], pseudo[0] - pseudo[1])
+
+
+def _jackknifed(nll: Array, tokens: Array) -> tuple[float, Array]:
+    """Return a perplexity, and its pseudo-value of each record."""
+    count = len(nll)
+    value = float(perplexity_of(nll.sum(), tokens.sum()))
+    if count == 1:
+        return value, np.array([value])
+    without = perplexity_of(nll.sum() - nll, tokens.sum() - tokens)
+    return value, count * value - (count - 1) * without
+
+
+def _student(value: float, values: Array) -> PairedDifference:
+    """Return Student's test of `values` around `value`."""
+    count = len(values)
+    centred = values - values.mean() + value
+
+    def bounds(confidence: float) -> tuple[float, float]:
+        from scipy import special
+
+        if count == 1:
+            return -np.inf, np.inf
+        error = float(centred.std(ddof=1) / np.sqrt(count))
+        half = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
+        return value - half, value + half
+
+    p_value = float(paired_share.student_p_values(centred[None, :])[0])
+    return PairedDifference(value=value, count=count, p_value=p_value, bounds=bounds)
+
+
+def _pairs(
+    candidate: Sequence[float] | Sequence[int], baseline: Sequence[float] | Sequence[int]
+) -> tuple[Array, Array]:
+    if len(candidate) != len(baseline):
+        raise ValueError(
+            f"pairs must be complete, got {len(candidate)} candidates and {len(baseline)} baselines"
+        )
+    left, right = (np.asarray(side, dtype=np.float64) for side in (candidate, baseline))
+    if len(left) == 0:
+        raise ValueError("there must be at least one record, got none")
+    for side in (left, right):
+        wrong = np.flatnonzero(~np.isfinite(side))
+        if len(wrong):
+            raise ValueError(f"values must be finite, the one at {wrong[0]} is {side[wrong[0]]}")
+    return left, right

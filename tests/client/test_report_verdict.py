@@ -1,0 +1,132 @@
+"""What a report says first, and in which order it shows answers."""
+
+from __future__ import annotations
+
+import re
+
+from luthier.client.report import ReportData, render_report
+from luthier.v1.evaluation_pb2 import (
+    COMPARISON_METHOD_SCORE_TEST,
+    CORRECTNESS_RIGHT,
+    CORRECTNESS_WRONG,
+    SCORE_KIND_BINARY,
+    VERDICT_BETTER,
+    VERDICT_INCONCLUSIVE,
+    ArmResult,
+    Comparison,
+    Evaluation,
+    EvaluationArm,
+    Prediction,
+    ScoreEstimate,
+)
+from luthier.v1.verdict_pb2 import EvaluationVerdict, GuardResult
+
+SENTENCE = "Inconclusive: 48 records do not tell tuned from few on <exact_match>: +4.2 pp [-8.0, +16.0]."
+
+
+def evaluation() -> Evaluation:
+    return Evaluation(
+        name="projects/default/evaluations/e",
+        arms=[EvaluationArm(arm_id=arm) for arm in ("zero", "few", "tuned")],
+        arm_results=[
+            ArmResult(
+                arm_id=arm,
+                scores=[
+                    ScoreEstimate(score="exact_match", value=0.5, lower=0.4, upper=0.6, whole_answer=True),
+                    ScoreEstimate(score="field_match.fields", value=0.7, lower=0.6, upper=0.8),
+                ],
+            )
+            for arm in ("zero", "few", "tuned")
+        ],
+        verdict=EvaluationVerdict(
+            outcome=EvaluationVerdict.OUTCOME_INCONCLUSIVE,
+            sentence=SENTENCE,
+            score="field_match.fields",
+            candidate_arm_id="tuned",
+            rival_arm_id="few",
+            guards=[GuardResult(standing=GuardResult.STANDING_BROKEN, sentence="tuned loses <much>")],
+        ),
+    )
+
+
+def comparison(score: str, *, primary: bool, adjusted: float | None = None) -> Comparison:
+    return Comparison(
+        candidate_arm_id="tuned",
+        baseline_arm_id="few",
+        score=score,
+        difference=0.2,
+        lower=0.1,
+        upper=0.3,
+        p_value=0.01,
+        adjusted_p_value=adjusted,
+        confidence=0.95 if adjusted is None else 0.99,
+        count=48,
+        kind=SCORE_KIND_BINARY,
+        method=COMPARISON_METHOD_SCORE_TEST,
+        primary=primary,
+        verdict=VERDICT_BETTER if adjusted is None else VERDICT_INCONCLUSIVE,
+    )
+
+
+def prediction(row: int, *, few: bool, tuned: bool) -> Prediction:
+    made = Prediction(row=row)
+    made.prompt.add(role="user", content=f"question {row}")
+    for arm_id, right in (("few", few), ("tuned", tuned)):
+        mark = CORRECTNESS_RIGHT if right else CORRECTNESS_WRONG
+        made.answers.add(arm_id=arm_id, text="x", correctness=mark)
+    return made
+
+
+def test_the_first_thing_is_the_verdict_in_one_sentence() -> None:
+    html = render_report(ReportData(evaluation=evaluation()))
+    body = html[html.index("</header>") :]
+    first = body[body.index("<section") : body.index("</section>")]
+    assert first.startswith('<section class="headline "><strong>Inconclusive: 48 records do not tell')
+    assert "&lt;exact_match&gt;" in first
+    assert '<span class="badge worse">guard broken</span> tuned loses &lt;much&gt;' in first
+    assert "against" not in first
+
+
+def test_the_chart_is_of_the_score_that_the_verdict_is_about() -> None:
+    html = render_report(ReportData(evaluation=evaluation()))
+    assert "<h3>field_match.fields</h3>" in html
+
+
+def test_primary_comparisons_come_first_with_the_p_value_and_the_confidence_of_their_verdict() -> None:
+    found = evaluation()
+    found.comparisons.extend(
+        [
+            comparison("exact_match", primary=False, adjusted=0.31),
+            comparison("field_match.fields", primary=True),
+        ]
+    )
+    html = render_report(ReportData(evaluation=found))
+    table = html[html.index("Paired comparisons") :]
+    rows = re.findall(r"<tr><td><code>([\w.]+)</code>.*?</tr>", table, re.DOTALL)
+    assert rows == ["field_match.fields", "exact_match"]
+    row = table[table.index("<code>exact_match</code>") :]
+    assert re.search(r"99 %</td><td[^>]*>0\.31</td>", row)
+    assert "corrected (Holm)" in html
+
+
+def test_an_evaluation_older_than_its_methods_says_what_was_done_then() -> None:
+    found = evaluation()
+    found.ClearField("verdict")
+    older = comparison("exact_match", primary=False)
+    older.ClearField("method")
+    found.comparisons.append(older)
+    html = render_report(ReportData(evaluation=found))
+    assert "with 95 % bootstrap intervals" in html
+    assert "<b>tuned</b> against <b>few</b>" in html
+
+
+def test_answers_on_which_the_two_arms_disagree_come_first() -> None:
+    predictions = [
+        prediction(0, few=True, tuned=True),
+        prediction(1, few=False, tuned=True),
+        prediction(2, few=False, tuned=False),
+        prediction(3, few=True, tuned=False),
+    ]
+    html = render_report(ReportData(evaluation=evaluation(), predictions=predictions))
+    assert re.findall(r"question (\d)", html) == ["1", "3", "0", "2"]
+    assert "2 on which tuned and few disagree come first" in html

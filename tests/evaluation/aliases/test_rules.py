@@ -1,0 +1,193 @@
+"""Gates: what may be asked for, and when one is open."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.evaluation.aliases.rules import check, moved, require_evaluation
+from luthier.v1.evaluation_pb2 import (
+    SCORE_KIND_BINARY,
+    SCORE_KIND_REAL,
+    ArmResult,
+    ArmScores,
+    Evaluation,
+    EvaluationArm,
+    ScoreEstimate,
+)
+from luthier.v1.model_alias_pb2 import Gate, ModelAlias, ScoreGate, VerdictGate
+from luthier.v1.model_pb2 import Model
+from luthier.v1.verdict_pb2 import EvaluationVerdict
+
+BASE, TUNED = (f"projects/default/models/{name}" for name in ("base", "tuned"))
+MODEL = Model(name=TUNED, uid="u1", digest="d" * 64)
+WINS = EvaluationVerdict.OUTCOME_FINE_TUNE_WINS
+
+
+def least(score: str, value: float, *, whole: bool = False) -> Gate:
+    return Gate(score=ScoreGate(score=score, least=value, whole_interval=whole))
+
+
+def alias(*gates: Gate) -> ModelAlias:
+    return ModelAlias(name="projects/default/modelAliases/production", gates=gates)
+
+
+def evaluation(**changes: object) -> Evaluation:
+    def result(arm_id: str, value: float) -> ArmResult:
+        record = ScoreEstimate(
+            score="exact_match",
+            value=value,
+            lower=value - 0.1,
+            upper=value + 0.1,
+            count=48,
+            kind=SCORE_KIND_BINARY,
+        )
+        loss = ScoreEstimate(score="perplexity", value=3, lower=2, upper=4, count=48, kind=SCORE_KIND_REAL)
+        return ArmResult(arm_id=arm_id, scores=[record, loss])
+
+    made = Evaluation(
+        name="projects/default/evaluations/e",
+        uid="e1",
+        state=Evaluation.STATE_SUCCEEDED,
+        arms=[
+            EvaluationArm(arm_id="zero", model=BASE),
+            EvaluationArm(arm_id="tuned", model=TUNED, tuned=True),
+        ],
+        arm_results=[result("zero", 0.3), result("tuned", 0.9)],
+        candidate_arm_id="tuned",
+        verdict=EvaluationVerdict(outcome=WINS, sentence="Fine-tuning wins.", candidate_arm_id="tuned"),
+    )
+    made.references.add(name=TUNED, uid="u1")
+    made.references.add(name=BASE, uid="u0")
+    made.MergeFrom(Evaluation(**changes))  # type: ignore[arg-type]
+    return made
+
+
+def test_an_open_gate_lets_it_move_and_says_why() -> None:
+    changed = moved(alias(least("exact_match", 0.85)), MODEL, evaluation())
+    current = changed.current
+    assert (current.number, current.model, current.model_uid, current.evaluation_uid) == (
+        1,
+        TUNED,
+        "u1",
+        "e1",
+    )
+    (result,) = current.gates
+    assert result.open
+    assert result.sentence == (
+        "exact_match of arm tuned must be at least 85.0 %, it is 90.0 % [80.0 %, 100.0 %] on 48 records"
+    )
+    assert current.move_time.seconds > 0
+    assert moved(changed, MODEL, evaluation()).current.number == 2
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        (least("exact_match", 0.95), "exact_match of arm tuned must be at least 95.0 %, it is 90.0 %"),
+        (least("exact_match", 0.85, whole=True), "the whole interval of exact_match of arm tuned must be"),
+        (
+            Gate(score=ScoreGate(score="perplexity", most=2.5)),
+            "perplexity of arm tuned must be at most 2.5, it is 3",
+        ),
+        (
+            Gate(verdict=VerdictGate(outcomes=[EvaluationVerdict.OUTCOME_NO_DIFFERENCE])),
+            "the verdict must be NO_DIFFERENCE, it is FINE_TUNE_WINS: Fine-tuning wins",
+        ),
+    ],
+)
+def test_a_shut_gate_blocks_it_with_the_numbers(gate: Gate, said: str) -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        moved(alias(least("exact_match", 0.1), gate), MODEL, evaluation())
+    assert caught.value.reason == Reason.ALIAS_BLOCKED
+    assert "1 of 2 gates are shut" in caught.value.message
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("gate", "changes", "said"),
+    [
+        (
+            least("field_match.record", 0.5),
+            {},
+            "wants field_match.record, which projects/default/evaluations/e has not measured: arm tuned has "
+            "exact_match, perplexity",
+        ),
+        (
+            Gate(verdict=VerdictGate(outcomes=[WINS])),
+            {"verdict": EvaluationVerdict(candidate_arm_id="zero")},
+            "wants a verdict on arm tuned, which projects/default/evaluations/e has not measured: it is about arm zero",
+        ),
+    ],
+)
+def test_a_gate_on_what_was_not_measured_is_no_shut_gate(
+    gate: Gate, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(FailedPrecondition, match=said.replace("(", r"\(")) as caught:
+        moved(alias(gate), MODEL, evaluation(**changes))
+    assert caught.value.reason == Reason.METRIC_NOT_MEASURED
+
+
+def test_records_that_the_model_learnt_from_open_no_gate() -> None:
+    found = evaluation()
+    clean = ScoreEstimate(
+        score="exact_match", value=0.5, lower=0.3, upper=0.7, count=20, kind=SCORE_KIND_BINARY
+    )
+    found.contamination.clean.append(ArmScores(arm_id="tuned", scores=[clean]))
+    with pytest.raises(FailedPrecondition, match=r"it is 50\.0 % \[30\.0 %, 70\.0 %\] on 20 records"):
+        moved(alias(least("exact_match", 0.85)), MODEL, found)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "said"),
+    [
+        (
+            Model(name=TUNED, uid="another"),
+            {},
+            "must have asked projects/default/models/tuned with uid another",
+        ),
+        (
+            Model(name=f"{BASE}-2", uid="u0"),
+            {},
+            "it asked projects/default/models/base, projects/default/models/tuned",
+        ),
+        (MODEL, {"state": Evaluation.STATE_FAILED}, "must be SUCCEEDED to open a gate, it is FAILED"),
+    ],
+)
+def test_an_evaluation_of_something_else_opens_nothing(
+    model: Model, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(FailedPrecondition, match=said) as caught:
+        moved(alias(least("exact_match", 0.1)), model, evaluation(**changes))
+    assert caught.value.reason == Reason.WRONG_STATE
+
+
+def test_an_alias_with_gates_wants_an_evaluation_and_one_without_does_not() -> None:
+    with pytest.raises(InvalidArgument, match="has 1 gates; got nothing"):
+        require_evaluation(alias(least("exact_match", 0.1)), "")
+    require_evaluation(alias(), "")
+    assert moved(alias(), MODEL, None).current.evaluation == ""
+
+
+def test_every_fault_of_a_gate_is_named() -> None:
+    bad = alias(
+        Gate(),
+        Gate(score=ScoreGate(score="exact_match")),
+        Gate(score=ScoreGate(least=float("nan"))),
+        least("rouge", 0.5),
+        Gate(verdict=VerdictGate()),
+        Gate(verdict=VerdictGate(outcomes=[EvaluationVerdict.OUTCOME_UNSPECIFIED])),
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        check(bad)
+    named = {(one.field, one.reason) for one in caught.value.violations}
+    path = "model_alias.gates"
+    assert named == {
+        (f"{path}[0]", Reason.FIELD_REQUIRED),
+        (f"{path}[1].score.threshold", Reason.FIELD_REQUIRED),
+        (f"{path}[2].score.score", Reason.FIELD_REQUIRED),
+        (f"{path}[2].score.least", Reason.INVALID_FIELD),
+        (f"{path}[3].score.score", Reason.METRIC_NOT_MEASURED),
+        (f"{path}[4].verdict.outcomes", Reason.FIELD_REQUIRED),
+        (f"{path}[5].verdict.outcomes[0]", Reason.INVALID_FIELD),
+    }

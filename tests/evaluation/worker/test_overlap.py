@@ -1,0 +1,101 @@
+"""Which records training records repeat: exactly, but for their form, or by runs of words; and which they do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.evaluation.worker.overlap import Held, Kind, Overlaps, Place, Words
+
+PLACE = Place(version="d/v1", filename="train.jsonl", line=7)
+LONG = (
+    "The board of Nordwind said on Tuesday that revenue for the third quarter rose to 412 million euros "
+    "while costs fell by a tenth against the year before"
+)
+
+
+def words(question: str, answer: str = "yes", record_id: str = "a") -> Words:
+    return Words(record_id=record_id, question=question, answer=answer)
+
+
+def held(asked: Words, *shown: Words) -> Held | None:
+    overlaps = Overlaps([words("something else altogether", record_id="other"), asked])
+    for number, one in enumerate(shown, start=1):
+        overlaps.show(one, Place(version="d/v1", filename="train.jsonl", line=number))
+    assert set(overlaps.held) <= {1}
+    return overlaps.held.get(1)
+
+
+def test_the_same_record_is_exact() -> None:
+    assert held(words("what?"), words("what?")) == Held(
+        kind=Kind.EXACT, overlap=1.0, place=Place(version="d/v1", filename="train.jsonl", line=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("WHAT  is\nthis?!", "Yes."), ("what is this", "yes"), ("\uff37hat is this", "\u00a0yes")],
+)
+def test_another_form_of_the_same_words_is_normalised(question: str, answer: str) -> None:
+    found = held(words("What is this?", "yes"), words(question, answer, "b"))
+    assert found is not None
+    assert found.kind == Kind.NORMALISED
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is this?", "no"),
+        ("What is that?", "yes"),
+        ("yes", "What is this?"),
+    ],
+)
+def test_other_words_are_nothing(question: str, answer: str) -> None:
+    assert held(words("What is this?", "yes"), words(question, answer, "b")) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("3 + 2", "3 - 2"), ("is 12.5 it", "is 125 it"), ("at -5", "at 5"), ("a > b", "a < b")]
+)
+def test_a_sign_that_changes_what_is_said_is_not_form(one: str, other: str) -> None:
+    assert held(words(one), words(other, record_id="b")) is None
+
+
+def test_records_of_no_words_are_not_all_alike() -> None:
+    assert held(words("?", "!"), words("...", "?", "b")) is None
+
+
+def test_half_of_the_runs_of_words_in_one_record_is_enough() -> None:
+    part = " ".join(LONG.split()[:22])
+    found = held(words(LONG, ""), words(f"{part} and then nothing more", "", "b"))
+    assert found is not None
+    assert found.kind == Kind.NGRAM
+    num_runs = len(LONG.split()) - 12
+    assert found.overlap == pytest.approx(10 / num_runs)
+    less = " ".join(LONG.split()[:18])
+    assert held(words(LONG, ""), words(less, "", "b")) is None
+
+
+def test_two_records_do_not_make_a_half_together() -> None:
+    first, last = " ".join(LONG.split()[:18]), " ".join(LONG.split()[-18:])
+    assert held(words(LONG, ""), words(first, "", "b"), words(last, "", "c")) is None
+
+
+def test_a_phrase_shorter_than_a_run_says_nothing() -> None:
+    assert (
+        held(words("one two three four five", "six"), words("one two three four five", "seven", "b")) is None
+    )
+
+
+def test_the_strictest_that_holds_is_told_and_the_first_place_of_it() -> None:
+    asked = words(LONG, "yes", "a")
+    found = held(
+        asked, words(LONG, "no", "b"), words(LONG.upper(), "yes", "c"), words(LONG, "yes", "a"), asked
+    )
+    assert found is not None
+    assert (found.kind, found.place.line) == (Kind.EXACT, 3)
+
+
+def test_two_records_of_the_evaluation_are_both_found() -> None:
+    overlaps = Overlaps([words("What is this?", record_id="a"), words("what is this", record_id="b")])
+    overlaps.show(words("What is this?", record_id="a"), PLACE)
+    assert {row: one.kind for row, one in overlaps.held.items()} == {0: Kind.EXACT, 1: Kind.NORMALISED}

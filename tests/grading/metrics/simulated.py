@@ -1,0 +1,95 @@
+"""Data sets of two arms whose true difference is known, with seeds that were fixed before anything was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.grading.metrics import paired_binary, paired_share
+
+Array = NDArray[np.float64]
+COUNTS = (12, 48, 200)
+DISCORDANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
+ALPHA = 0.05
+_SEED = 20261129
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """`count` records, on a share `discordance` of which the arms differ, `tilt` of those in favour of the candidate.
+
+    `sizes`: by how much they differ there, each as likely as the others. A single size of 1: scores of right or wrong.
+    """
+
+    count: int
+    discordance: float
+    tilt: float
+    sizes: tuple[float, ...] = (1.0,)
+
+    @property
+    def truth(self) -> float:
+        return self.discordance * (2 * self.tilt - 1) * float(np.mean(self.sizes))
+
+    def differences(self, num_sets: int) -> Array:
+        """Return candidate minus baseline, a row for each data set."""
+        key = [_SEED, self.count, round(1000 * self.discordance), round(1000 * self.tilt), len(self.sizes)]
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        shape = (num_sets, self.count)
+        signs = np.where(generator.random(shape) < self.tilt, 1.0, -1.0)
+        differ = generator.random(shape) < self.discordance
+        found: Array = differ * signs * generator.choice(np.array(self.sizes), shape)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Share of data sets whose interval holds the truth, and in which the candidate is called better."""
+
+    coverage: float
+    wins: float
+
+
+def cases(sizes: tuple[float, ...] = (1.0,), tilts: tuple[float, ...] = (0.5, 0.75, 1.0)) -> Iterator[Case]:
+    for count in COUNTS:
+        for discordance in DISCORDANCES:
+            for tilt in tilts:
+                yield Case(count=count, discordance=discordance, tilt=tilt, sizes=sizes)
+
+
+def measured(case: Case, num_sets: int) -> Measured:
+    """Draw data sets and test each of them."""
+    differences = case.differences(num_sets)
+    if case.sizes == (1.0,):
+        gained, lost = (differences > 0).sum(axis=1), (differences < 0).sum(axis=1)
+        at_truth = paired_binary.p_values(gained, lost, case.count, case.truth)
+        at_zero = paired_binary.p_values(gained, lost, case.count)
+    else:
+        at_truth = paired_share.p_values(differences, case.truth)
+        at_zero = paired_share.p_values(differences)
+    wins = (at_zero <= ALPHA) & (differences.mean(axis=1) > 0)
+    return Measured(coverage=float((at_truth > ALPHA).mean()), wins=float(wins.mean()))
+
+
+def table(num_sets: int) -> Iterator[str]:
+    """Yield the lines of a table for people: the range of the coverage over tilts, and false wins, by discordance."""
+    head = " | ".join(f"{100 * discordance:.0f} %" for discordance in DISCORDANCES)
+    yield f"| | records | {head} |"
+    yield "|---" * (2 + len(DISCORDANCES)) + "|"
+    for name, sizes in (("right or wrong", (1.0,)), ("shares", (0.2, 0.4, 0.6, 0.8, 1.0))):
+        for count in COUNTS:
+            cells = []
+            for discordance in DISCORDANCES:
+                found = [
+                    measured(Case(count=count, discordance=discordance, tilt=tilt, sizes=sizes), num_sets)
+                    for tilt in (0.5, 0.75, 1.0)
+                ]
+                coverage = sorted(100 * one.coverage for one in found)
+                cells.append(f"{coverage[0]:.1f} to {coverage[-1]:.1f}; {100 * found[0].wins:.2f}")
+            yield f"| {name} | {count} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    print("\n".join(table(10_000)))

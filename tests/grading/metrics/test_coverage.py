@@ -1,0 +1,95 @@
+"""How often intervals hold the truth, and how often a win is called where there is none.
+
+The whole, 10,000 data sets a case, is marked slow; the normal run takes 2,000. A share of 10,000 has an error of 0.0022
+at 0.95 and 0.0016 at 0.025; bounds are widened by two and a half of them, in the short run by four: it looks at as many
+cases, and is there to find what is plainly wrong.
+
+Records come whole: where few of them are discordant, an interval must hold more than 95 % if wins are to be as rare as
+stated (`test_few_discordant_records_leave_no_choice`). So the upper bound of the coverage is asserted from `MANY`
+discordant records on, the lower one everywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from tests.grading.metrics.simulated import ALPHA, COUNTS, Case, cases, measured
+
+from luthier.grading.metrics import paired_binary
+
+LEAST, MOST = 0.935, 0.965
+MANY = 14
+STATED = ALPHA / 2
+FIFTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+MOSTLY_SMALL = (0.2, 0.2, 0.2, 0.2, 1.0)
+SLOW = pytest.mark.slow
+
+
+def slack(num_sets: int, share: float) -> float:
+    errors = 2.5 if num_sets >= 10_000 else 4.0
+    return errors * float(np.sqrt(share * (1 - share) / num_sets))
+
+
+def check(case: Case, num_sets: int) -> None:
+    found = measured(case, num_sets)
+    assert found.coverage >= LEAST - slack(num_sets, 0.95), (case, found)
+    if case.count * case.discordance >= MANY:
+        assert found.coverage <= MOST + slack(num_sets, 0.95), (case, found)
+    if case.truth == 0:
+        assert found.wins <= STATED + slack(num_sets, STATED), (case, found)
+
+
+@pytest.mark.parametrize("num_sets", [2_000, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize("sizes", [(1.0,), FIFTHS, MOSTLY_SMALL], ids=["binary", "fifths", "mostly-small"])
+def test_intervals_hold_the_truth_as_often_as_they_say_and_wins_are_as_rare(
+    sizes: tuple[float, ...], num_sets: int
+) -> None:
+    for case in cases(sizes):
+        check(case, num_sets)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_right_or_wrong_is_exact_by_enumeration_as_well(count: int) -> None:
+    """All data sets with their probabilities, in place of those that a seed draws."""
+    gained, lost = (each.ravel() for each in np.indices((count + 1, count + 1)))
+    possible = gained + lost <= count
+    gained, lost = gained[possible], lost[possible]
+    wins = (paired_binary.p_values(gained, lost, count) <= ALPHA) & (gained > lost)
+    for discordance in np.linspace(0.05, 0.5, 46):
+        chance = probability(gained, lost, count, discordance, 0.5)
+        assert chance[wins].sum() <= STATED, discordance
+        for tilt in (0.5, 0.6, 0.75, 0.9, 1.0):
+            truth = discordance * (2 * tilt - 1)
+            held = paired_binary.p_values(gained, lost, count, truth) > ALPHA
+            coverage = probability(gained, lost, count, discordance, tilt)[held].sum()
+            assert coverage >= LEAST, (discordance, tilt)
+
+
+def test_few_discordant_records_leave_no_choice() -> None:
+    """At 12 records nobody can have a coverage of at most 96.5 % and as few false wins as stated."""
+    three_to_none = stats.binom.pmf(3, 12, 0.25) / 2**3
+    assert three_to_none > STATED, "who calls 3 to 0 a win has too many false wins at a discordance of 25 %"
+    at_most_three = stats.binom.cdf(3, 12, 0.05)
+    assert at_most_three > MOST, "so the interval holds zero whenever at most 3 records are discordant"
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_numbers_without_ties_are_covered_exactly(count: int) -> None:
+    from luthier.grading.metrics.paired_share import student_p_values
+
+    generator = np.random.Generator(np.random.Philox(count))
+    shape = (10_000, count)
+    for values in (generator.standard_normal(shape), generator.standard_t(3, shape)):
+        p_values = student_p_values(np.asarray(values))
+        coverage = float((p_values > ALPHA).mean())
+        assert LEAST <= coverage <= MOST + slack(10_000, 0.95)
+
+
+def probability(
+    gained: np.ndarray, lost: np.ndarray, count: int, discordance: float, tilt: float
+) -> np.ndarray:
+    """Return how likely each data set is."""
+    discordant = stats.binom.pmf(gained + lost, count, discordance)
+    found: np.ndarray = discordant * stats.binom.pmf(gained, gained + lost, tilt)
+    return found

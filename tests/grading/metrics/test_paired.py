@@ -1,0 +1,157 @@
+"""Differences of arms: intervals and p-values of one test, and those of SciPy where it has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from luthier.grading.metrics.intervals import bootstrap_perplexity
+from luthier.grading.metrics.paired import (
+    PairedDifference,
+    binary_difference,
+    perplexity_difference,
+    real_difference,
+    share_difference,
+)
+
+Compare = Callable[[Sequence[float], Sequence[float]], PairedDifference]
+KINDS = [binary_difference, share_difference, real_difference]
+RIGHT_OR_WRONG = st.lists(
+    st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1, max_size=40
+)
+FIFTHS = st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+SHARES = st.lists(st.tuples(FIFTHS, FIFTHS), min_size=1, max_size=40)
+CONFIDENCES = (0.8, 0.95, 0.999)
+
+
+def philox(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def sides(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [one for one, _ in pairs], [other for _, other in pairs]
+
+
+def agrees(difference: PairedDifference) -> None:
+    """An interval leaves zero out exactly where the p-value of the same test is small enough."""
+    for confidence in CONFIDENCES:
+        interval = difference.interval(confidence)
+        leaves_zero_out = interval.lower > 0 or interval.upper < 0
+        assert leaves_zero_out == (difference.p_value <= 1 - confidence), (difference, interval)
+        assert interval.lower <= interval.value <= interval.upper
+
+
+@given(RIGHT_OR_WRONG)
+@settings(max_examples=60, deadline=None)
+def test_interval_and_p_value_of_right_or_wrong_never_contradict(pairs: list[tuple[float, float]]) -> None:
+    agrees(binary_difference(*sides(pairs)))
+
+
+@given(SHARES)
+@settings(max_examples=60, deadline=None)
+def test_interval_and_p_value_of_shares_never_contradict(pairs: list[tuple[float, float]]) -> None:
+    agrees(share_difference(*sides(pairs)))
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=2, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_interval_and_p_value_of_numbers_never_contradict(pairs: list[tuple[float, float]]) -> None:
+    agrees(real_difference(*sides(pairs)))
+
+
+@pytest.mark.parametrize("compare", KINDS)
+@given(pairs=RIGHT_OR_WRONG)
+@settings(max_examples=30, deadline=None)
+def test_arms_in_the_other_order_give_the_opposite(
+    compare: Compare, pairs: list[tuple[float, float]]
+) -> None:
+    left, right = sides(pairs)
+    there, back = compare(left, right), compare(right, left)
+    assert there.p_value == pytest.approx(back.p_value)
+    assert there.interval(0.95).lower == pytest.approx(-back.interval(0.95).upper, abs=1e-9)
+    assert there.interval(0.95).upper == pytest.approx(-back.interval(0.95).lower, abs=1e-9)
+
+
+def test_numbers_have_the_p_value_and_the_interval_of_scipy() -> None:
+    generator = philox(3)
+    left, right = generator.normal(0.3, 1, 30), generator.normal(0, 1, 30)
+    wanted = stats.ttest_rel(left, right)
+    found = real_difference(left.tolist(), right.tolist())
+    assert found.p_value == pytest.approx(wanted.pvalue, rel=1e-12)
+    bounds = wanted.confidence_interval(0.9)
+    assert found.interval(0.9).lower == pytest.approx(bounds.low, rel=1e-12)
+    assert found.interval(0.9).upper == pytest.approx(bounds.high, rel=1e-12)
+
+
+def test_shares_that_scatter_widely_have_the_p_value_and_the_interval_of_scipy() -> None:
+    generator = philox(4)
+    left, right = generator.uniform(0.2, 1, 200), generator.uniform(0, 0.8, 200)
+    wanted = stats.ttest_rel(left, right)
+    found = share_difference(left.tolist(), right.tolist())
+    bounds = wanted.confidence_interval(0.95)
+    assert found.interval(0.95).lower == pytest.approx(bounds.low, abs=2e-3)
+    assert found.interval(0.95).upper == pytest.approx(bounds.high, abs=2e-3)
+    assert found.p_value >= wanted.pvalue
+
+
+@pytest.mark.parametrize("count", [12, 48])
+def test_shares_that_never_differ_leave_room_for_records_that_were_not_seen(count: int) -> None:
+    interval = share_difference([0.5] * count, [0.5] * count).interval(0.95)
+    # With weight w on a record that differs wholly, the others' likelihood is (1 - w) ** count.
+    quantile = stats.t.ppf(0.975, count - 1) ** 2 * count / (count - 1)
+    wanted = 1 - math.exp(-quantile / 2 / count)
+    assert (-interval.lower, interval.upper) == pytest.approx((wanted, wanted))
+
+
+def test_one_record_shows_nothing() -> None:
+    assert share_difference([1.0], [0.0]).interval(0.95).lower == -1.0
+    assert binary_difference([1.0], [0.0]).p_value == 1.0
+    assert real_difference([9.0], [0.0]).interval(0.95).lower == -math.inf
+
+
+def test_a_difference_of_perplexities_counts_the_tokens_of_each_side() -> None:
+    """Arms that are asked with different templates have references of different lengths."""
+    sides_ = ([4.0, 6.0], [4, 4]), ([4.0, 6.0], [5, 3])
+    difference = perplexity_difference(*sides_)
+    values = [bootstrap_perplexity(*side, seed=0).value for side in sides_]
+    assert difference.value == pytest.approx(values[0] - values[1])
+
+
+def test_perplexities_of_records_of_one_length_have_the_error_of_the_delta_method() -> None:
+    generator = philox(5)
+    tokens = [20] * 400
+    left, right = (20 * generator.normal(mean, 0.05, 400) for mean in (1.0, 1.1))
+    difference = perplexity_difference((left.tolist(), tokens), (right.tolist(), tokens))
+    slopes = np.exp(left.mean() / 20) * left / 20 - np.exp(right.mean() / 20) * right / 20
+    half = stats.t.ppf(0.975, 399) * slopes.std(ddof=1) / 20
+    interval = difference.interval(0.95)
+    assert (interval.upper - interval.lower) / 2 == pytest.approx(half, rel=0.01)
+    assert difference.p_value < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("compare", "candidate", "baseline", "message"),
+    [
+        (binary_difference, [1.0], [], "pairs must be complete, got 1 candidates and 0 baselines"),
+        (binary_difference, [0.5], [1.0], r"scores must be 0 or 1, got \[.*0\.5"),
+        (share_difference, [1.5], [1.0], r"scores must be in 0\.\.1, got"),
+        (share_difference, [], [], "at least one record, got none"),
+        (real_difference, [math.nan], [1.0], "the one at 0 is nan"),
+    ],
+)
+def test_what_are_no_pairs_is_refused(
+    compare: Compare, candidate: list[float], baseline: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(candidate, baseline)
+
+
+def test_a_perplexity_beyond_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"range of float64, got exp\(1000\)"):
+        perplexity_difference(([1000.0, 1.0], [1, 1000]), ([1.0, 1.0], [1, 1]))
