@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import field_info_pb2 as google_dot_api_dot_field__info__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
+from luthier.v1 import base_precision_pb2 as luthier_dot_v1_dot_base__precision__pb2
 from luthier.v1 import chat_pb2 as luthier_dot_v1_dot_chat__pb2
 from luthier.v1 import evaluation_pb2 as luthier_dot_v1_dot_evaluation__pb2
 from luthier.v1 import event_pb2 as luthier_dot_v1_dot_event__pb2
 from luthier.v1 import grader_pb2 as luthier_dot_v1_dot_grader__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#luthier/v1/evaluation_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x15luthier/v1/chat.proto\x1a\x1bluthier/v1/evaluation.proto\x1a\x16luthier/v1/event.proto\x1a\x17luthier/v1/grader.proto\"\xcd\x01\n\x17\x43reateEvaluationRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12<\n\nevaluation\x18\x02 \x01(\x0b\x32\x16.luthier.v1.EvaluationB\x04\xe2\x41\x01\x02R\nevaluation\x12)\n\revaluation_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0c\x65valuationId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"K\n\x14GetEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\"\xbd\x01\n\x16ListEvaluationsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x87\x01\n\x17ListEvaluationsResponse\x12>\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.luthier.v1.EvaluationB\x04\xe2\x41\x01\x03R\x0b\x65valuations\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x95\x01\n\x17\x43\x61ncelEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x92\x01\n\x16WatchEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\x99\x01\n\x16ListPredictionsRequest\x12\x37\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n\x17ListPredictionsResponse\x12>\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.luthier.v1.PredictionB\x04\xe2\x41\x01\x03R\x0bpredictions\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xaf\x02\n\x13GenerateTextRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x05model\x12\x44\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x18.luthier.v1.ConversationB\x04\xe2\x41\x01\x01H\x00R\x0c\x63onversation\x12\x1e\n\x06prompt\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x00R\x06prompt\x12*\n\x0emax_new_tokens\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x0cmaxNewTokens\x12&\n\x0btemperature\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0btemperature\x12\x19\n\x05top_p\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x04topP\x12\x18\n\x04seed\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04seedB\x07\n\x05input\"\xaa\x02\n\x14GenerateTextResponse\x12\x18\n\x04text\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x04text\x12\x43\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x18.luthier.v1.FinishReasonB\x04\xe2\x41\x01\x03R\x0c\x66inishReason\x12\x30\n\x11num_prompt_tokens\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x0fnumPromptTokens\x12\x36\n\x14num_generated_tokens\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x12numGeneratedTokens\x12I\n\x0ftemplate_source\x18\x05 \x01(\x0e\x32\x1a.luthier.v1.TemplateSourceB\x04\xe2\x41\x01\x03R\x0etemplateSource\"\x95\x01\n\x17\x44\x65leteEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x99\x01\n\x13GradeSamplesRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12\x30\n\x06grader\x18\x02 \x01(\x0b\x32\x12.luthier.v1.GraderB\x04\xe2\x41\x01\x02R\x06grader\x12\x32\n\x07samples\x18\x03 \x03(\x0b\x32\x12.luthier.v1.SampleB\x04\xe2\x41\x01\x02R\x07samples\"M\n\x14GradeSamplesResponse\x12\x35\n\x06grades\x18\x01 \x03(\x0b\x32\x17.luthier.v1.SampleGradeB\x04\xe2\x41\x01\x03R\x06grades2\x9d\x06\n\x11\x45valuationService\x12O\n\x10\x43reateEvaluation\x12#.luthier.v1.CreateEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12N\n\rGetEvaluation\x12 .luthier.v1.GetEvaluationRequest\x1a\x16.luthier.v1.Evaluation\"\x03\x90\x02\x01\x12_\n\x0fListEvaluations\x12\".luthier.v1.ListEvaluationsRequest\x1a#.luthier.v1.ListEvaluationsResponse\"\x03\x90\x02\x01\x12O\n\x10\x43\x61ncelEvaluation\x12#.luthier.v1.CancelEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12O\n\x10\x44\x65leteEvaluation\x12#.luthier.v1.DeleteEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12O\n\x0fWatchEvaluation\x12\".luthier.v1.WatchEvaluationRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12_\n\x0fListPredictions\x12\".luthier.v1.ListPredictionsRequest\x1a#.luthier.v1.ListPredictionsResponse\"\x03\x90\x02\x01\x12X\n\x0cGenerateText\x12\x1f.luthier.v1.GenerateTextRequest\x1a .luthier.v1.GenerateTextResponse\"\x03\x90\x02\x01\x30\x01\x12X\n\x0cGradeSamples\x12\x1f.luthier.v1.GradeSamplesRequest\x1a .luthier.v1.GradeSamplesResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#luthier/v1/evaluation_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1fluthier/v1/base_precision.proto\x1a\x15luthier/v1/chat.proto\x1a\x1bluthier/v1/evaluation.proto\x1a\x16luthier/v1/event.proto\x1a\x17luthier/v1/grader.proto\"\xcd\x01\n\x17\x43reateEvaluationRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12<\n\nevaluation\x18\x02 \x01(\x0b\x32\x16.luthier.v1.EvaluationB\x04\xe2\x41\x01\x02R\nevaluation\x12)\n\revaluation_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0c\x65valuationId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"K\n\x14GetEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\"\xbd\x01\n\x16ListEvaluationsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x87\x01\n\x17ListEvaluationsResponse\x12>\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.luthier.v1.EvaluationB\x04\xe2\x41\x01\x03R\x0b\x65valuations\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x95\x01\n\x17\x43\x61ncelEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x92\x01\n\x16WatchEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\x99\x01\n\x16ListPredictionsRequest\x12\x37\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n\x17ListPredictionsResponse\x12>\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.luthier.v1.PredictionB\x04\xe2\x41\x01\x03R\x0bpredictions\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xf7\x02\n\x13GenerateTextRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x05model\x12\x44\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x18.luthier.v1.ConversationB\x04\xe2\x41\x01\x01H\x00R\x0c\x63onversation\x12\x1e\n\x06prompt\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x00R\x06prompt\x12*\n\x0emax_new_tokens\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x0cmaxNewTokens\x12&\n\x0btemperature\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0btemperature\x12\x19\n\x05top_p\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x04topP\x12\x18\n\x04seed\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04seed\x12\x46\n\x0e\x62\x61se_precision\x18P \x01(\x0e\x32\x19.luthier.v1.BasePrecisionB\x04\xe2\x41\x01\x01R\rbasePrecisionB\x07\n\x05input\"\xaa\x02\n\x14GenerateTextResponse\x12\x18\n\x04text\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x04text\x12\x43\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x18.luthier.v1.FinishReasonB\x04\xe2\x41\x01\x03R\x0c\x66inishReason\x12\x30\n\x11num_prompt_tokens\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x0fnumPromptTokens\x12\x36\n\x14num_generated_tokens\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x12numGeneratedTokens\x12I\n\x0ftemplate_source\x18\x05 \x01(\x0e\x32\x1a.luthier.v1.TemplateSourceB\x04\xe2\x41\x01\x03R\x0etemplateSource\"\x95\x01\n\x17\x44\x65leteEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x99\x01\n\x13GradeSamplesRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12\x30\n\x06grader\x18\x02 \x01(\x0b\x32\x12.luthier.v1.GraderB\x04\xe2\x41\x01\x02R\x06grader\x12\x32\n\x07samples\x18\x03 \x03(\x0b\x32\x12.luthier.v1.SampleB\x04\xe2\x41\x01\x02R\x07samples\"M\n\x14GradeSamplesResponse\x12\x35\n\x06grades\x18\x01 \x03(\x0b\x32\x17.luthier.v1.SampleGradeB\x04\xe2\x41\x01\x03R\x06grades2\x9d\x06\n\x11\x45valuationService\x12O\n\x10\x43reateEvaluation\x12#.luthier.v1.CreateEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12N\n\rGetEvaluation\x12 .luthier.v1.GetEvaluationRequest\x1a\x16.luthier.v1.Evaluation\"\x03\x90\x02\x01\x12_\n\x0fListEvaluations\x12\".luthier.v1.ListEvaluationsRequest\x1a#.luthier.v1.ListEvaluationsResponse\"\x03\x90\x02\x01\x12O\n\x10\x43\x61ncelEvaluation\x12#.luthier.v1.CancelEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12O\n\x10\x44\x65leteEvaluation\x12#.luthier.v1.DeleteEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12O\n\x0fWatchEvaluation\x12\".luthier.v1.WatchEvaluationRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12_\n\x0fListPredictions\x12\".luthier.v1.ListPredictionsRequest\x1a#.luthier.v1.ListPredictionsResponse\"\x03\x90\x02\x01\x12X\n\x0cGenerateText\x12\x1f.luthier.v1.GenerateTextRequest\x1a .luthier.v1.GenerateTextResponse\"\x03\x90\x02\x01\x30\x01\x12X\n\x0cGradeSamples\x12\x1f.luthier.v1.GradeSamplesRequest\x1a .luthier.v1.GradeSamplesResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -98,6 +99,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATETEXTREQUEST'].fields_by_name['top_p']._serialized_options = b'\342A\001\001'
   _globals['_GENERATETEXTREQUEST'].fields_by_name['seed']._loaded_options = None
   _globals['_GENERATETEXTREQUEST'].fields_by_name['seed']._serialized_options = b'\342A\001\001'
+  _globals['_GENERATETEXTREQUEST'].fields_by_name['base_precision']._loaded_options = None
+  _globals['_GENERATETEXTREQUEST'].fields_by_name['base_precision']._serialized_options = b'\342A\001\001'
   _globals['_GENERATETEXTRESPONSE'].fields_by_name['text']._loaded_options = None
   _globals['_GENERATETEXTRESPONSE'].fields_by_name['text']._serialized_options = b'\342A\001\003'
   _globals['_GENERATETEXTRESPONSE'].fields_by_name['finish_reason']._loaded_options = None
@@ -134,32 +137,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONSERVICE'].methods_by_name['GenerateText']._serialized_options = b'\220\002\001'
   _globals['_EVALUATIONSERVICE'].methods_by_name['GradeSamples']._loaded_options = None
   _globals['_EVALUATIONSERVICE'].methods_by_name['GradeSamples']._serialized_options = b'\220\002\001'
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=242
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=447
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=449
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=524
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=527
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=716
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=719
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=854
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=857
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1006
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1009
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1155
-  _globals['_LISTPREDICTIONSREQUEST']._serialized_start=1158
-  _globals['_LISTPREDICTIONSREQUEST']._serialized_end=1311
-  _globals['_LISTPREDICTIONSRESPONSE']._serialized_start=1314
-  _globals['_LISTPREDICTIONSRESPONSE']._serialized_end=1449
-  _globals['_GENERATETEXTREQUEST']._serialized_start=1452
-  _globals['_GENERATETEXTREQUEST']._serialized_end=1755
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=1758
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=2056
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=2059
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=2208
-  _globals['_GRADESAMPLESREQUEST']._serialized_start=2211
-  _globals['_GRADESAMPLESREQUEST']._serialized_end=2364
-  _globals['_GRADESAMPLESRESPONSE']._serialized_start=2366
-  _globals['_GRADESAMPLESRESPONSE']._serialized_end=2443
-  _globals['_EVALUATIONSERVICE']._serialized_start=2446
-  _globals['_EVALUATIONSERVICE']._serialized_end=3243
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=275
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=480
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=482
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=557
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=560
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=749
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=752
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=887
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=890
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1039
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1042
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1188
+  _globals['_LISTPREDICTIONSREQUEST']._serialized_start=1191
+  _globals['_LISTPREDICTIONSREQUEST']._serialized_end=1344
+  _globals['_LISTPREDICTIONSRESPONSE']._serialized_start=1347
+  _globals['_LISTPREDICTIONSRESPONSE']._serialized_end=1482
+  _globals['_GENERATETEXTREQUEST']._serialized_start=1485
+  _globals['_GENERATETEXTREQUEST']._serialized_end=1860
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=1863
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=2161
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=2164
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=2313
+  _globals['_GRADESAMPLESREQUEST']._serialized_start=2316
+  _globals['_GRADESAMPLESREQUEST']._serialized_end=2469
+  _globals['_GRADESAMPLESRESPONSE']._serialized_start=2471
+  _globals['_GRADESAMPLESRESPONSE']._serialized_end=2548
+  _globals['_EVALUATIONSERVICE']._serialized_start=2551
+  _globals['_EVALUATIONSERVICE']._serialized_end=3348
 # @@protoc_insertion_point(module_scope)

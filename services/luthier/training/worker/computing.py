@@ -20,11 +20,13 @@ from luthier.lm.shape import shape_of
 from luthier.training.fitting import Fit
 from luthier.training.recipe_settings import (
     batch_settings,
+    precision_of,
     ranks_of,
     rendering_names,
     renderings_used,
     schedule_of,
     selection_of,
+    states_of,
 )
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, count_steps, plan_digest
@@ -98,7 +100,7 @@ def _train(
     desk.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
-    model = load_model(folder, device=device)
+    model = load_model(folder, device=device, precision=precision_of(spec.job.base_precision))
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
     run = _identity(spec.job, corpus, settings, loss, surroundings(model, collective.num_ranks))
@@ -368,6 +370,10 @@ def _identity(
             corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches, settings.mixture
         ),
         settings=settings_record(settings, loss),
-        optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
+        optimiser=OptimiserSettings(
+            weight_decay=chosen.weight_decay,
+            max_grad_norm=chosen.max_grad_norm,
+            states=states_of(chosen.optimiser_states),
+        ),
         surroundings=around,
     )

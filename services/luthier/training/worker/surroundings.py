@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from luthier.kernels import describe, table_digest
+from luthier.kernels.dequantise import is_quantised
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.engine import optimiser_kernel
 from luthier.training.worker.determinism import attention_of, best_effort_reason
@@ -31,11 +32,14 @@ def kernel_choices(model: PreTrainedModel) -> dict[str, str]:
 def surroundings(model: PreTrainedModel, num_ranks: int = 1) -> dict[str, str]:
     """Return all that the bits of a run's results depend on besides its settings and data.
 
-    One rank is not named: checkpoints of before there were several do not name it.
+    One rank is not named: checkpoints of before there were several do not name it; nor is what quantises nothing.
     """
     ranks = {"num_ranks": str(num_ranks)} if num_ranks > 1 else {}
+    is_quantised_base = any(map(is_quantised, model.parameters()))
+    quantiser = {"torchao_version": importlib.metadata.version("torchao")} if is_quantised_base else {}
     return {
         **ranks,
+        **quantiser,
         "code_version": importlib.metadata.version("luthier"),
         "device": _device(model),
         "torch_version": torch.__version__,
