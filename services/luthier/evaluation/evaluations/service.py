@@ -15,6 +15,7 @@ from luthier.errors.status import failure_to_status
 from luthier.evaluation.asking import askings
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.rules import State
+from luthier.evaluation.precision import shared_precision
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.names import child_name
 from luthier.storage.blobs import BlobStore
@@ -117,6 +118,7 @@ class EvaluationService:
         today = datetime.now(UTC).date()
         asked = askings(evaluation.arms, models, models[base_model], today)
         private = EvaluationPrivate(base_model=base_model, askings=asked)
+        evaluation.base_precision = shared_precision(evaluation.base_precision, evaluation.arms, models)
         return rules.pinned(evaluation, version, models), private
 
     async def predictions(
