@@ -53,8 +53,8 @@ class Sizes:
     steps: int = 30
     step_rows: int = 16
     heldout: int = 64
-    own_steps: int = 400
-    own_width: int = 256
+    own_steps: int = 200
+    own_width: int = 192
     own_layers: int = 4
 
 

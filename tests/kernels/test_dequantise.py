@@ -25,7 +25,8 @@ def held(name: str, *shape: int, dtype: torch.dtype = torch.bfloat16, seed: int 
     """A weight as torchao quantises it."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(*shape, generator=generator).mul(0.1).to(dtype)
-    return Int8Tensor.from_hp(weight, PerRow()) if name == "int8" else to_nf4(weight, 64, 4)
+    found: Tensor = Int8Tensor.from_hp(weight, PerRow()) if name == "int8" else to_nf4(weight, 64, 4)
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

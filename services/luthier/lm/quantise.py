@@ -82,21 +82,21 @@ def _int8(weight_NK: Tensor) -> Tensor:
     # Rows are independent of each other: in pieces, as each is widened on the way.
     rows = max(1, _PIECE_ELEMENTS // max(1, weight_NK.shape[1]))
     pieces = [Int8Tensor.from_hp(piece, PerRow()) for piece in torch.split(weight_NK, rows)]
-    if len(pieces) == 1:
-        return pieces[0]
-    return Int8Tensor(
+    found: Tensor = Int8Tensor(
         torch.cat([piece.qdata for piece in pieces]),
         torch.cat([piece.scale for piece in pieces]),
         pieces[0].block_size,
         weight_NK.dtype,
         zero_point=torch.cat([piece.zero_point for piece in pieces]),
     )
+    return found
 
 
 def _nf4(weight_NK: Tensor) -> Tensor:
-    """As torchao's `to_nf4`, but for blocks of zeros, which stay zeros; and in a fiftieth of its time.
+    """As torchao's `to_nf4`, but for blocks of zeros, which stay zeros.
 
-    There are only 65,536 numbers in bfloat16: torchao says once which code is the nearest to each.
+    There are only 65,536 numbers in bfloat16: torchao says once which code is the nearest to each, and is not asked for
+    the distances of each weight to all levels.
     """
     from torchao.quantization import NF4Tensor
     from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import SubclassTensorArgs
@@ -125,7 +125,8 @@ def _nf4(weight_NK: Tensor) -> Tensor:
         requires_grad=False,
     )
     sizes = (NF4_BLOCK, blocks.shape[0], together)
-    return NF4Tensor(meta, *sizes, eighths, factors, mean, torch.cat(codes), levels)
+    found: Tensor = NF4Tensor(meta, *sizes, eighths, factors, mean, torch.cat(codes), levels)
+    return found
 
 
 @functools.cache

@@ -16,7 +16,6 @@ from tests.training.worker.test_reinforcement import reinforcement
 from tests.training.worker.test_reward_models import JUDGE, judging
 from tests.training.worker.test_reward_models import registered as with_pairs
 from tests.training.worker.test_weights import downloaded, ended, model_of
-from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.kernels.dequantise import is_quantised
@@ -54,7 +53,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[PreTrainedModel]:
     return found
 
 
-def linears(model: PreTrainedModel) -> list[nn.Module]:
+def linears(model: PreTrainedModel) -> list[Any]:
     return [module for name, module in model.named_modules() if name.endswith("_proj")]
 
 

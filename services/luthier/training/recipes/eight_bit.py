@@ -75,7 +75,10 @@ class EightBitAdamW(torch.optim.Optimizer):
         adamw(
             [parameter],
             [parameter.grad],
-            *([mean], [square], [], [state["step"]]),
+            [mean],
+            [square],
+            [],
+            [state["step"]],
             foreach=False,
             fused=self._is_fused,
             amsgrad=False,
