@@ -33,7 +33,13 @@ from luthier.lm.rehearsal import rehearse
 from luthier.lm.shape import shape_of
 from luthier.training.fitting import fit_of, rows_of, trained_of, work_of
 from luthier.training.jobs.rules import resolved
-from luthier.training.recipe_settings import batch_settings, kept_of, schedule_of
+from luthier.training.recipe_settings import (
+    batch_settings,
+    kept_of,
+    precision_of,
+    schedule_of,
+    states_of,
+)
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import count_steps
 from luthier.training.recipes.corpus import Block, Corpus
@@ -44,12 +50,14 @@ from luthier.training.recipes.loop import Settings
 from luthier.training.recipes.units import CHOSEN, REJECTED, role_codes
 from luthier.training.recipes.weights import Adapter, AllWeights
 from luthier.training.worker.methods import loss_of, steps_of
+from luthier.v1.base_precision_pb2 import BasePrecision
 from luthier.v1.fine_tuning_job_pb2 import (
     ActivationCheckpointing,
     FineTuningJob,
     FullConfig,
     Hyperparameters,
     LoraConfig,
+    OptimiserStates,
     PreferenceConfig,
 )
 
@@ -60,13 +68,18 @@ PASS_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One way of training: an adapter or all weights, on pairs or not, rows of one length, what layers keep."""
+    """One way of training: an adapter or all weights, on pairs or not, rows of one length, what layers keep.
+
+    `precision` is what an adapter's base is held in, `states` what the optimiser's moments are.
+    """
 
     name: str
     is_whole: bool = False
     is_preference: bool = False
     row_tokens: int = 64
     kept: str = "NONE"
+    precision: str = "BFLOAT16"
+    states: str = "FLOAT32"
 
 
 CONFIGURATIONS = (
@@ -77,6 +90,9 @@ CONFIGURATIONS = (
     Configuration(name="adapter, pairs", is_preference=True, row_tokens=128),
     Configuration(name="all weights, short rows", is_whole=True),
     Configuration(name="all weights, long rows, FULL", is_whole=True, row_tokens=1024, kept="FULL"),
+    Configuration(name="adapter beside INT8, FULL", row_tokens=1024, kept="FULL", precision="INT8"),
+    Configuration(name="adapter beside NF4, short rows", precision="NF4"),
+    Configuration(name="all weights, moments of 8 bits", is_whole=True, states="INT8"),
 )
 
 
@@ -166,15 +182,16 @@ def run_here(configuration: Configuration, folder: Path) -> Found:
 def _trained(configuration: Configuration, folder: Path, scratch: Path) -> float:
     """Return the processor's seconds of a step; a checkpoint is taken at the end."""
     job, corpus = job_of(configuration), corpus_of(configuration)
-    model = load_model(folder)
+    model = load_model(folder, precision=precision_of(job.base_precision))
+    optimiser = OptimiserSettings(
+        weight_decay=0.0, max_grad_norm=1.0, states=states_of(job.hyperparameters.optimiser_states)
+    )
     if configuration.is_whole:
-        engine = Engine(
-            AllWeights(model), OptimiserSettings(weight_decay=0.0, max_grad_norm=1.0), model.device
-        )
+        engine = Engine(AllWeights(model), optimiser, model.device)
     else:
         insert_lora(model, LoraSpec(rank=job.lora.rank, alpha=job.lora.alpha), seed=1)
         weights = Adapter(model, "default", base_model="m")
-        engine = Engine(weights, OptimiserSettings(weight_decay=0.0, max_grad_norm=1.0), model.device)
+        engine = Engine(weights, optimiser, model.device)
     checkpoint_layers(model, kept_of(job.hyperparameters.activation_checkpointing))
     batches = batch_settings(job)
     settings = Settings(
@@ -187,7 +204,7 @@ def _trained(configuration: Configuration, folder: Path, scratch: Path) -> float
     identity = checkpoint.RunIdentity(
         plan_digest="",
         settings={},
-        optimiser=OptimiserSettings(weight_decay=0.0, max_grad_norm=1.0),
+        optimiser=optimiser,
         surroundings={},
     )
     for event in steps_of(loss_of(job), engine, corpus, settings, Course(), lambda: None):
@@ -224,12 +241,14 @@ def job_of(configuration: Configuration) -> FineTuningJob:
             activation_checkpointing=ActivationCheckpointing.Value(
                 f"ACTIVATION_CHECKPOINTING_{configuration.kept}"
             ),
+            optimiser_states=OptimiserStates.Value(f"OPTIMISER_STATES_{configuration.states}"),
         ),
     )
     if configuration.is_whole:
         job.full.CopyFrom(FullConfig())
     else:
         job.lora.CopyFrom(LoraConfig(rank=16))
+        job.base_precision = BasePrecision.Value(f"BASE_PRECISION_{configuration.precision}")
     if configuration.is_preference:
         job.preference.CopyFrom(PreferenceConfig())
     return resolved(job)

@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from kernel_cases import MODELS, SMALL, Case, Run, cases
+from kernel_cases_quantised import quantised_cases
 
 from luthier.kernels.dispatch import Isa, available_isas, force_isa
 from luthier.kernels.tables import OPS, table_path
@@ -79,7 +81,8 @@ def measure_isa(isa: Isa, repeats: int, seconds: float, only: str) -> list[dict[
     force_isa(isa)
     is_best = isa == available_isas()[-1]
     rows = []
-    for case in cases(list(DTYPES.values()), MODELS if is_best else [SMALL]):
+    problems = list(DTYPES.values()), MODELS if is_best else [SMALL]
+    for case in chain(cases(*problems), quantised_cases(*problems)):
         if only and only not in f"{case.op} {case.name}":
             continue
         # Other models' shapes in float32 would say nothing new.

@@ -175,8 +175,8 @@ def demo_model() -> Path:
     return folder
 
 
-def tiny_model(folder: Path, records: Sequence[Mapping[str, str]]) -> Path:
-    """A random model of two layers with a tokenizer made of the records' own words; a folder of both."""
+def tiny_tokenizer(folder: Path, records: Sequence[Mapping[str, str]]) -> int:
+    """Write a tokenizer made of the records' own words into a folder; returns the size of its vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -193,8 +193,13 @@ def tiny_model(folder: Path, records: Sequence[Mapping[str, str]]) -> Path:
     )
     wrapped.chat_template = _CHATML
     wrapped.save_pretrained(folder)
+    return int(tokenizer.get_vocab_size())
+
+
+def tiny_model(folder: Path, records: Sequence[Mapping[str, str]]) -> Path:
+    """A random model of two layers with a tokenizer made of the records' own words; a folder of both."""
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=tiny_tokenizer(folder, records),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

@@ -8,8 +8,10 @@
 #include <variant>
 #include <vector>
 
+#include "luthier/adamw_8bit.hpp"
 #include "luthier/attention.hpp"
 #include "luthier/cpuid.hpp"
+#include "luthier/dequantise.hpp"
 #include "luthier/elementwise.hpp"
 #include "luthier/linear_cross_entropy.hpp"
 #include "luthier/product.hpp"
@@ -175,6 +177,37 @@ luthier::Dropout dropout_of(const py::dict& p) {
           dtype_of(p["bfloat16"].cast<bool>())};
 }
 
+luthier::Dequantise dequantise_of(const py::dict& p) {
+  return {at<const void>(p["codes"].cast<uintptr_t>()),
+          at<const float>(p["levels"].cast<uintptr_t>()),
+          at<const float>(p["scales"].cast<uintptr_t>()),
+          at<void>(p["out"].cast<uintptr_t>()),
+          p["num_blocks"].cast<int64_t>(),
+          p["block"].cast<int64_t>(),
+          dtype_of(p["bfloat16"].cast<bool>())};
+}
+
+luthier::Moment8 moment_of(const py::dict& p) {
+  return {at<uint8_t>(p["codes"].cast<uintptr_t>()), at<float>(p["scales"].cast<uintptr_t>()),
+          at<const float>(p["values"].cast<uintptr_t>()), at<const uint8_t>(p["nearest"].cast<uintptr_t>())};
+}
+
+luthier::AdamW8 adamw_8bit_of(const py::dict& p) {
+  return {at<float>(p["weight"].cast<uintptr_t>()),
+          at<const float>(p["grad"].cast<uintptr_t>()),
+          moment_of(p["mean"]),
+          moment_of(p["square"]),
+          p["num_blocks"].cast<int64_t>(),
+          p["block"].cast<int64_t>(),
+          p["learning_rate"].cast<float>(),
+          p["decay"].cast<float>(),
+          p["beta1"].cast<float>(),
+          p["beta2"].cast<float>(),
+          p["epsilon"].cast<float>(),
+          p["correction1"].cast<float>(),
+          p["correction2"].cast<float>()};
+}
+
 // A function of (problem, isa, num_threads) that reads its problem from a dict and runs without the GIL.
 template <class Problem>
 void define(py::module_& module, const char* name, Problem (*read)(const py::dict&),
@@ -241,6 +274,8 @@ PYBIND11_MODULE(_core, module) {
   define(module, "rope", rope_of, luthier::rope);
   define(module, "gated", gated_of, luthier::gated);
   define(module, "dropout", dropout_of, luthier::dropout);
+  define(module, "dequantise", dequantise_of, luthier::dequantise);
+  define(module, "adamw_8bit", adamw_8bit_of, luthier::adamw_8bit);
   module.def(
       "rms_norm_gradient",
       [](const py::dict& forward, std::pair<uintptr_t, int64_t> grad_out, const std::string& isa, int num_threads) {

@@ -49,6 +49,7 @@ from luthier.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from luthier.v1.base_precision_pb2 import BasePrecision
 from luthier.work.cache import BlobCache
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
@@ -163,6 +164,7 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         self.states: dict[str, model_pb2.Model.State.ValueType] = {}
         self.eos_token_ids: dict[str, list[int]] = {}
         self.taught: dict[str, model_pb2.Taught] = {}
+        self.precisions: dict[str, BasePrecision.ValueType] = {}
 
     async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
         name = request.name.rsplit("/", 1)[-1]
@@ -177,6 +179,7 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
             has_chat_template=True,
             eos_token_ids=self.eos_token_ids.get(name, ()),
             taught=self.taught.get(name),
+            base_precision=self.precisions.get(name, 0),  # type: ignore[arg-type]
         )
 
     async def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802

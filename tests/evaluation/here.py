@@ -34,7 +34,7 @@ class Here:
 
     def begun(self, check: Check = lambda: None) -> Facts:
         check()
-        model, facts = loaded(self._order.folder, "cpu")
+        model, facts = loaded(self._order, "cpu")
         self.computing = Computing(model, self, self._ended)
         self._answering.start()
         return facts

@@ -1,6 +1,8 @@
 // Every operator of one instruction set, as a table. The file that includes this defines LUTHIER_KERNELS, the table's
 // name, and LUTHIER_BFLOAT16, the path of bfloat16 operands, besides what vector.inl asks for.
+#include "adamw_8bit.inl"
 #include "attention_gradient.inl"
+#include "dequantise.inl"
 #include "elementwise.inl"
 #include "kernels.hpp"
 #include "linear_cross_entropy.inl"
@@ -22,6 +24,8 @@ const Kernels LUTHIER_KERNELS = {
     {gated_of<float>, gated_of<uint16_t>},
     {dropout_of<float>, dropout_of<uint16_t>},
     {round_to_of<float>, round_to_of<uint16_t>},
+    {dequantise_of<float>, dequantise_of<uint16_t>},
+    adamw_8bit_of,
 };
 
 }  // namespace luthier::detail

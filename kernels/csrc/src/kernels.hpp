@@ -2,7 +2,9 @@
 
 #include "attention.hpp"
 #include "linear_cross_entropy.hpp"
+#include "luthier/adamw_8bit.hpp"
 #include "luthier/cpuid.hpp"
+#include "luthier/dequantise.hpp"
 #include "luthier/elementwise.hpp"
 #include "luthier/product.hpp"
 
@@ -23,6 +25,8 @@ struct Kernels {
   void (*gated[2])(const Gated&, int num_threads);
   void (*dropout[2])(const Dropout&, int num_threads);
   void (*round_to[2])(const Rounding*, int num_problems, int num_threads);
+  void (*dequantise[2])(const Dequantise&, int num_threads);
+  void (*adamw_8bit)(const AdamW8&, int num_threads);
 };
 
 extern const Kernels kernels_plain, kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_amx_bf16;

@@ -64,7 +64,9 @@ inline bool close(double got, double want, double allowed) {
 }
 
 // Each checks one instruction set with a number of threads, and returns how many problems it solved.
+int check_adamw_8bit(luthier::Isa isa, int threads);
 int check_attention(luthier::Isa isa, int threads);
+int check_dequantise(luthier::Isa isa, int threads);
 int check_elementwise(luthier::Isa isa, int threads);
 int check_linear_cross_entropy(luthier::Isa isa, int threads);
 int check_product(luthier::Isa isa, int threads);

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from luthier.kernels.dequantise import dense, is_quantised
+
 Face = Literal["cpu", "triton"]
 """Whose kernels run: C++ or Triton."""
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -27,7 +29,8 @@ _face: ContextVar[Face | None] = ContextVar("luthier_kernel_face", default=None)
 class KernelOp:
     """A torch custom op with kernels in C++ and, once `on_gpu` was called, in Triton.
 
-    Arguments are tensors, lists of tensors and plain values. Tensors on a GPU take the Triton kernel.
+    Arguments are tensors, lists of tensors and plain values. Tensors on a GPU take the Triton kernel. Where a kernel in
+    C++ takes a frozen weight, it may be quantised; all else is given what `dense` makes of it.
 
     Attributes:
         op: the op as torch knows it, for compilers, exporters and `torch.library.opcheck`.
@@ -67,7 +70,7 @@ class KernelOp:
         """Run the op; within `running_on`, with the kernels asked for there."""
         flat, layout = _flattened(arguments)
         if torch.compiler.is_compiling() or _is_watched(flat):
-            return self.op(*arguments)
+            return self.op(*_dense(arguments))
         if not torch.is_grad_enabled():
             return self._run(arguments)
         if self._function is None:
@@ -76,7 +79,8 @@ class KernelOp:
         return self._function.apply(*flat, layout)  # type: ignore[no-untyped-call]
 
     def _run(self, arguments: tuple[Any, ...]) -> Any:
-        return self._kernels[_face.get() or _face_of(arguments)](*arguments)
+        face = _face.get() or _face_of(arguments)
+        return self._kernels[face](*(arguments if face == "cpu" else _dense(arguments)))
 
     def _function_of(
         self, backward: Callable[..., Any], keep: Callable[..., None]
@@ -147,7 +151,19 @@ def _is_watched(flat: list[Any]) -> bool:
     tensors = [one for one in flat if isinstance(one, Tensor)]
     if is_in_torch_dispatch_mode() or torch.is_autocast_enabled(tensors[0].device.type):
         return True
-    return any(type(one) not in _PLAIN for one in tensors)
+    return any(type(one) not in _PLAIN and not is_quantised(one) for one in tensors)
+
+
+def _dense(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with what quantised weights stand for."""
+    return tuple(
+        [dense(one) for one in argument]
+        if isinstance(argument, list) and argument and isinstance(argument[0], Tensor)
+        else dense(argument)
+        if isinstance(argument, Tensor)
+        else argument
+        for argument in arguments
+    )
 
 
 def _tensors(arguments: tuple[Any, ...]) -> Iterator[Tensor]:

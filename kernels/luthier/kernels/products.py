@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
+from luthier.kernels.dequantise import dense
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 Term = tuple[Tensor, Tensor, bool]
-"""Rows [M, K], a matrix, and whether the matrix is transposed: [N, K], or [K, N]."""
+"""Rows [M, K], a matrix, which may be quantised, and whether the matrix is transposed: [N, K], or [K, N]."""
 
 
 def product(
@@ -19,8 +20,9 @@ def product(
 
     That is the type of the terms, or float32.
     """
-    # Kept until the product is done: a row-major copy of a matrix that is not so has no other owner.
-    held = [(rows_of(rows), rows_of(matrix), turned) for rows, matrix, turned in terms]
+    # Kept until the product is done: what is made of a quantised matrix, or of one that is not row-major, has no other
+    # owner.
+    held = [(rows_of(rows), rows_of(dense(matrix)), turned) for rows, matrix, turned in terms]
     _core.product(
         terms=[
             (*row_pointer(rows), *row_pointer(matrix), rows.shape[1], turned) for rows, matrix, turned in held

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Impl = Literal["auto", "cpu", "triton", "eager"]
 
 OPS = (
+    "adamw_8bit",
     "attention_varlen",
+    "dequantise",
     "gated_activation",
     "grouped_lora_linear",
     "linear",

@@ -17,9 +17,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from luthier.errors import InvalidArgument, Reason, ResourceExhausted
+from luthier.kernels.dequantise import is_quantised
 from luthier.lm.attention import IMPLEMENTATION
 from luthier.lm.blocks import use_kernels
 from luthier.lm.model_config import check_config, read_config
+from luthier.lm.precision import Precision
+from luthier.lm.quantise import quantise_linears
 
 _MAX_WORDS = 300
 _CLASSIFIER = "ForSequenceClassification"
@@ -27,9 +30,15 @@ _WEIGHTS_NAME = "model.safetensors"
 
 
 def load_model(
-    directory: Path, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+    directory: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    precision: Precision = "BFLOAT16",
 ) -> PreTrainedModel:
     """Load a model for training or generating onto a device: eval mode, frozen, with our attention.
+
+    In INT8 or NF4 its linear layers are quantised one by one, as `quantise_linears` does it: in bfloat16 they are
+    never in memory together, nor on the device.
 
     Files are memory-mapped, and each tensor goes straight to the device; nothing but safetensors and JSON is read, and
     no code that comes with a model runs.
@@ -37,13 +46,14 @@ def load_model(
     Raises:
         NotFound: there is no `config.json`.
         InvalidArgument: the architecture is not one of ours, or the weights are not exactly the model's
-            (reason MODEL_INVALID).
+            (reason MODEL_INVALID), or a layer cannot be quantised.
         ResourceExhausted: OUT_OF_MEMORY, they do not fit on the GPU.
     """
     check_config(read_config(directory))
     with _fitting(device):
-        options = {"dtype": dtype, "attn_implementation": IMPLEMENTATION, **_placed(device)}
-        return _ready(load_weights(directory, **options), device)
+        placed = _placed(device if precision == "BFLOAT16" else "cpu")
+        options = {"dtype": dtype, "attn_implementation": IMPLEMENTATION, **placed}
+        return _ready(load_weights(directory, **options), device, precision)
 
 
 def load_gguf(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -128,12 +138,24 @@ def load_reward_model(
     return RewardModel(model, score.to(device))
 
 
-def _ready(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+def _ready(
+    model: PreTrainedModel, device: torch.device | str, precision: Precision = "BFLOAT16"
+) -> PreTrainedModel:
     model.requires_grad_(requires_grad=False)
-    placed: Any = model
-    placed.to(device)
+    quantise_linears(model, precision, device)
+    _place(model, device)
     use_kernels(model)
     return model
+
+
+def _place(model: PreTrainedModel, device: torch.device | str) -> None:
+    """Move to a device what is not there; `Module.to` would make quantised weights anew."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not is_quantised(parameter):
+                parameter.data = parameter.data.to(device)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
 
 
 def load_weights(directory: Path, auto_class: Any = AutoModelForCausalLM, **options: Any) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """How much memory there is for this process, how much it holds, and what the C library does with what it frees."""
 
 import ctypes
+import mmap
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ _DEFAULT_BYTES = 128 * 1024
 _LARGEST_TRIM_BYTES = 2**31 - 1
 # The largest that glibc takes; activations of one operator are smaller.
 _LARGEST_MMAP_BYTES = 2**25
+# From Linux's mman.h.
+_MADV_DONTNEED = 4
 
 
 @contextmanager
@@ -85,6 +88,31 @@ def give_back(device: torch.device) -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+
+
+class FilePages:
+    """The files of weights that are mapped into this process now, whose pages can go before the mappings do."""
+
+    def __init__(self) -> None:
+        try:
+            lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        ranges = [line.split(maxsplit=1)[0].split("-") for line in lines if line.endswith(".safetensors")]
+        self._ranges = [(int(first, 16), int(end, 16)) for first, end in ranges]
+
+    def give_back(self, tensor: torch.Tensor) -> None:
+        """Give back the pages that a tensor alone is mapped from; where it is not, nothing.
+
+        Who reads it again reads the file again.
+        """
+        first, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        if not any(start <= first and first + size <= end for start, end in self._ranges):
+            return
+        page = mmap.PAGESIZE
+        whole, end = -(-first // page) * page, (first + size) // page * page
+        if end > whole:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(whole), ctypes.c_size_t(end - whole), _MADV_DONTNEED)
 
 
 def _of_status(name: str) -> int:

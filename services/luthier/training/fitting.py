@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
 from luthier.lm.module_patterns import assigned
 from luthier.lm.shape import ModelShape
-from luthier.training.recipe_settings import is_divided, kept_of, ranks_of
+from luthier.training.recipe_settings import is_divided, kept_of, precision_of, ranks_of, states_of
 from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.footprint import (
     Footprint,
@@ -19,6 +19,7 @@ from luthier.training.recipes.footprint import (
     Trained,
     Work,
     footprint,
+    has_8_bits,
 )
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_UNSPECIFIED,
@@ -126,6 +127,7 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
     outputs = sum(shape.linear(module).outputs for module in ranks) if job.lora.use_dora else 0
     modules = frozenset(job.lora.trained_modules)
     words = shape.vocabulary * shape.hidden
+    num_whole = words * (1 if shape.is_tied else len(modules)) if modules else 0
     has_head = is_whole or "lm_head" in modules or ("embed_tokens" in modules and shape.is_tied)
     read, draws = _read(job), job.HasField("reinforcement")
     compared = draws and job.reinforcement.kl_weight > 0
@@ -135,10 +137,12 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
     return Trained(
         shape=shape,
         is_whole=is_whole,
+        precision=precision_of(job.base_precision),
         num_factors=factors + outputs,
         sum_of_ranks=sum(ranks.values()),
         num_scaled=outputs,
-        num_whole=words * (1 if shape.is_tied else len(modules)) if modules else 0,
+        num_whole=num_whole,
+        num_in_8_bits=_num_in_8_bits(job, shape, ranks, num_whole),
         has_trained_head=has_head and read != "VALUES",
         read=read,
         has_reference=compared,
@@ -148,6 +152,21 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
         num_samples=job.reinforcement.num_samples,
         max_new_tokens=job.reinforcement.max_new_tokens,
     )
+
+
+def _num_in_8_bits(job: FineTuningJob, shape: ModelShape, ranks: Mapping[str, int], num_whole: int) -> int:
+    """Return how many of the weights that a job trains have moments of 8 bits: those of its large matrices."""
+    if states_of(job.hyperparameters.optimiser_states) == "FLOAT32":
+        return 0
+    words = shape.vocabulary * shape.hidden
+    if job.HasField("full"):
+        matrices = [one.inputs * one.outputs for one in shape.linears] * shape.layers
+        matrices += [words] * (1 if shape.is_tied else 2)
+    else:
+        linears = [(rank, shape.linear(module)) for module, rank in ranks.items()]
+        matrices = [rank * size for rank, one in linears for size in (one.inputs, one.outputs)]
+        matrices += [words] * (num_whole // words)
+    return sum(filter(has_8_bits, matrices))
 
 
 def _ranks(job: FineTuningJob, shape: ModelShape) -> dict[str, int]:

@@ -6,14 +6,17 @@ The service plans by it and the worker trains by it, so that both count the same
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
+from luthier.lm.precision import PRECISIONS, Precision
 from luthier.training.recipes.batches import BatchSettings, shares_reached
 from luthier.training.recipes.course import Selection
 from luthier.training.recipes.mixture import Measure, Mixture
 from luthier.training.recipes.schedule import RateCourse, Schedule, steps_of_ratio
 from luthier.training.recipes.survey import Survey
 from luthier.v1 import fine_tuning_job_pb2
+from luthier.v1.base_precision_pb2 import BasePrecision
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RenderingUse
 
 
@@ -53,6 +56,17 @@ def kept_of(chosen: fine_tuning_job_pb2.ActivationCheckpointing.ValueType) -> Ch
 def named_kept(kept: Checkpointing) -> fine_tuning_job_pb2.ActivationCheckpointing.ValueType:
     """Return how the API calls what layers keep."""
     return fine_tuning_job_pb2.ActivationCheckpointing.Value(f"ACTIVATION_CHECKPOINTING_{kept}")
+
+
+def precision_of(chosen: BasePrecision.ValueType) -> Precision:
+    """Return what a base model is held in; what is not said is BFLOAT16."""
+    name = BasePrecision.Name(chosen)
+    return next((one for one in PRECISIONS if name.endswith(f"_{one}")), "BFLOAT16")
+
+
+def states_of(chosen: fine_tuning_job_pb2.OptimiserStates.ValueType) -> Literal["FLOAT32", "INT8"]:
+    """Return what the optimiser's moments are held in; what is not said is FLOAT32."""
+    return "INT8" if chosen == fine_tuning_job_pb2.OPTIMISER_STATES_INT8 else "FLOAT32"
 
 
 def rendering_names(job: FineTuningJob) -> tuple[str, ...]:

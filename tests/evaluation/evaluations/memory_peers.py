@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from luthier.errors import NotFound
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_UNSPECIFIED, BasePrecision
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetStatistics, DatasetVersion, SplitStatistics
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.v1.rendering_pb2 import Rendering
 
 PARENT = "projects/default"
-BASE, TUNED, OTHER = (f"{PARENT}/models/{name}" for name in ("base", "tuned", "other"))
+BASE, TUNED, MORE, OTHER = (f"{PARENT}/models/{name}" for name in ("base", "tuned", "more", "other"))
 VERSION = f"{PARENT}/datasets/d/versions/v"
 
 
@@ -21,6 +22,7 @@ class MemoryPeers:
 
     state: dict[str, str] = field(default_factory=dict)
     taught: dict[str, Taught] = field(default_factory=dict)
+    precisions: dict[str, BasePrecision.ValueType] = field(default_factory=dict)
     templates: bool = True
 
     async def version(self, name: str) -> DatasetVersion:
@@ -43,7 +45,7 @@ class MemoryPeers:
         raise NotFound(f"{name} does not exist")
 
     async def model(self, name: str) -> Model:
-        known = {BASE: "", TUNED: BASE, OTHER: ""}
+        known = {BASE: "", TUNED: BASE, MORE: BASE, OTHER: ""}
         if name not in known:
             raise NotFound(f"{name} does not exist")
         return Model(
@@ -54,4 +56,5 @@ class MemoryPeers:
             base_model=known[name],
             has_chat_template=self.templates,
             taught=self.taught.get(name),
+            base_precision=self.precisions.get(name, BASE_PRECISION_UNSPECIFIED),
         )

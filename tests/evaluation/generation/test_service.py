@@ -12,6 +12,11 @@ from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, No
 from luthier.evaluation.generation.exchange import Exchange, Piece
 from luthier.evaluation.generation.service import GenerationService
 from luthier.runtime.auth import TaskTokens
+from luthier.v1.base_precision_pb2 import (
+    BASE_PRECISION_BFLOAT16,
+    BASE_PRECISION_INT8,
+    BASE_PRECISION_NF4,
+)
 from luthier.v1.chat_pb2 import ChatMessage, Conversation
 from luthier.v1.evaluation_pb2 import (
     FINISH_REASON_STOP,
@@ -133,6 +138,22 @@ async def test_a_base_model_is_its_own_base(bench: Bench) -> None:
     await bench.ask(wish(BASE))
     assert not bench.orders[0].HasField("adapter")
     assert bench.tokens.verify(bench.orders[0].token).resources == (BASE,)
+
+
+async def test_an_adapter_is_asked_beside_what_it_was_trained_beside_unless_else_is_said(
+    bench: Bench,
+) -> None:
+    bench.peers.models[TUNED].base_precision = BASE_PRECISION_NF4
+    await bench.ask(wish())
+    said = wish()
+    said.base_precision = BASE_PRECISION_INT8
+    await bench.ask(said)
+    await bench.ask(wish(BASE))
+    assert [order.base_precision for order in bench.orders] == [
+        BASE_PRECISION_NF4,
+        BASE_PRECISION_INT8,
+        BASE_PRECISION_BFLOAT16,
+    ]
 
 
 async def test_each_order_has_an_id_of_its_own(bench: Bench) -> None:

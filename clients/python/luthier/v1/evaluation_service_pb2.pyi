@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import chat_pb2 as _chat_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import grader_pb2 as _grader_pb2
@@ -279,6 +280,7 @@ class GenerateTextRequest(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A READY model, a checkpoint of a job, or an alias: the model that it stands for when the call comes."""
     prompt: _builtins.str
@@ -291,6 +293,8 @@ class GenerateTextRequest(_message.Message):
     """Sample from the smallest set of tokens with this probability, in (0, 1]. 0 means 1."""
     seed: _builtins.int
     """Seed of the sampling. The same seed, model and input give the same text on the same machine."""
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What the base model is held in. Unset means what an adapter was trained beside; BFLOAT16 for a model with all its weights."""
     @_builtins.property
     def conversation(self) -> _chat_pb2.Conversation:
         """Turns, put into the chat template that the model was taught with, or the base model's; the last one is the user's."""
@@ -305,10 +309,11 @@ class GenerateTextRequest(_message.Message):
         temperature: _builtins.float = ...,
         top_p: _builtins.float = ...,
         seed: _builtins.int = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "max_new_tokens", b"max_new_tokens", "model", b"model", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_precision", b"base_precision", "conversation", b"conversation", "input", b"input", "max_new_tokens", b"max_new_tokens", "model", b"model", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["conversation", "prompt"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import device_pb2 as _device_pb2
 from luthier.v1 import event_pb2 as _event_pb2
 from luthier.v1 import grader_pb2 as _grader_pb2
@@ -86,6 +87,36 @@ ACTIVATION_CHECKPOINTING_SELECTIVE: ActivationCheckpointing.ValueType  # 2
 ACTIVATION_CHECKPOINTING_FULL: ActivationCheckpointing.ValueType  # 3
 """A layer's input is kept, and the layer computed again: about a third more time."""
 Global___ActivationCheckpointing: _TypeAlias = ActivationCheckpointing  # noqa: Y015
+
+class _OptimiserStates:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OptimiserStatesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OptimiserStates.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPTIMISER_STATES_UNSPECIFIED: _OptimiserStates.ValueType  # 0
+    """The same as FLOAT32."""
+    OPTIMISER_STATES_FLOAT32: _OptimiserStates.ValueType  # 1
+    """8 bytes a weight."""
+    OPTIMISER_STATES_INT8: _OptimiserStates.ValueType  # 2
+    """2 bytes a weight: codes of 8 bits for values of blocks of 256, with a scale each (arXiv:2110.02861). Tensors of fewer than 4,096
+    weights, and those that are no whole blocks, stay in FLOAT32.
+    """
+
+class OptimiserStates(_OptimiserStates, metaclass=_OptimiserStatesEnumTypeWrapper):
+    """OptimiserStates is what AdamW's two moments of each weight are held in between updates. Masters of weights are float32 either way,
+    and so is each update.
+    """
+
+OPTIMISER_STATES_UNSPECIFIED: OptimiserStates.ValueType  # 0
+"""The same as FLOAT32."""
+OPTIMISER_STATES_FLOAT32: OptimiserStates.ValueType  # 1
+"""8 bytes a weight."""
+OPTIMISER_STATES_INT8: OptimiserStates.ValueType  # 2
+"""2 bytes a weight: codes of 8 bits for values of blocks of 256, with a scale each (arXiv:2110.02861). Tensors of fewer than 4,096
+weights, and those that are no whole blocks, stay in FLOAT32.
+"""
+Global___OptimiserStates: _TypeAlias = OptimiserStates  # noqa: Y015
 
 class _Determinism:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -697,6 +728,7 @@ class Hyperparameters(_message.Message):
     DECAY_STEPS_FIELD_NUMBER: _builtins.int
     DECAY_RATIO_FIELD_NUMBER: _builtins.int
     ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _builtins.int
+    OPTIMISER_STATES_FIELD_NUMBER: _builtins.int
     num_epochs: _builtins.int
     """Passes over the training rows of the job's own rendering. 0 means 1."""
     max_steps: _builtins.int
@@ -732,6 +764,8 @@ class Hyperparameters(_message.Message):
     """Share of all steps that these are, rounded up. WARMUP_STABLE_DECAY alone. Unset means 0.1."""
     activation_checkpointing: Global___ActivationCheckpointing.ValueType
     """How much of a pass is kept for its gradient. Unset: the worker chooses, as run_record says."""
+    optimiser_states: Global___OptimiserStates.ValueType
+    """What the optimiser's moments are held in: less memory and smaller checkpoints, and updates that are rounded. Unset means FLOAT32."""
     def __init__(
         self,
         *,
@@ -750,10 +784,11 @@ class Hyperparameters(_message.Message):
         decay_steps: _builtins.int = ...,
         decay_ratio: _builtins.float | None = ...,
         activation_checkpointing: Global___ActivationCheckpointing.ValueType = ...,
+        optimiser_states: Global___OptimiserStates.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "decay_ratio", b"decay_ratio", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "activation_checkpointing", b"activation_checkpointing", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "decay_ratio", b"decay_ratio", "decay_steps", b"decay_steps", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "micro_batch_tokens", b"micro_batch_tokens", "num_epochs", b"num_epochs", "seed", b"seed", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "activation_checkpointing", b"activation_checkpointing", "batch_rows", b"batch_rows", "batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "decay_ratio", b"decay_ratio", "decay_steps", b"decay_steps", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "micro_batch_tokens", b"micro_batch_tokens", "num_epochs", b"num_epochs", "optimiser_states", b"optimiser_states", "seed", b"seed", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decay_ratio: _TypeAlias = _typing.Literal["decay_ratio"]  # noqa: Y015
     _WhichOneofArgType__decay_ratio: _TypeAlias = _typing.Literal["_decay_ratio", b"_decay_ratio"]  # noqa: Y015
@@ -790,7 +825,9 @@ class MemoryEstimate(_message.Message):
     RUNTIME_BYTES_FIELD_NUMBER: _builtins.int
     PEAK_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
-    """Weights that the model computes with, those of reward models and of a reference that is kept beside them."""
+    """Weights that the model computes with, those of reward models and of a reference that is kept beside them; of a quantised base
+    model also the layers that are made bfloat16 for a product.
+    """
     adapters_bytes: _builtins.int
     """Weights of the adapter. 0 where all weights are trained."""
     gradients_bytes: _builtins.int
@@ -1232,6 +1269,7 @@ class FineTuningJob(_message.Message):
     RENDERING_SHARE_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
     SHARDING_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
@@ -1279,6 +1317,10 @@ class FineTuningJob(_message.Message):
     """The share of `rendering` itself; with those of mixed_renderings it adds up to 1. 0 means the rest of them."""
     sharding: Global___Sharding.ValueType
     """What of the model each of its ranks holds. Unset means all of it. With FSDP2 min_ranks is 2 where it is not said."""
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What the base model is held in while an adapter is trained beside it: INT8 or NF4 take less memory and more time. An adapter alone:
+    weights that train are never quantised. Unset means BFLOAT16, with start_from what that adapter was trained beside.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to filter by, at most 64."""
@@ -1414,6 +1456,7 @@ class FineTuningJob(_message.Message):
         rendering_share: _builtins.float = ...,
         ranks: Global___RankRange | None = ...,
         sharding: Global___Sharding.ValueType = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
@@ -1421,7 +1464,7 @@ class FineTuningJob(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "reinforcement", b"reinforcement", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "base_precision", b"base_precision", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels.dequantise.reference import frozen_linear
+
 _WIDE_COLUMNS = 8192
 """Columns of an output whose part of the weight is in float32 at a time."""
 
 
 def linear_reference(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-    """X weight^T + bias."""
-    return nn.functional.linear(x_MK, weight_NK, bias_N)
+    """X weight^T + bias; the weight may be quantised."""
+    return frozen_linear(x_MK, weight_NK, bias_N)
 
 
 def wide_linear_reference(x_MK: Tensor, weight_NK: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels.dequantise.reference import frozen_linear
+
 _ROUND_FACTORS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
@@ -68,6 +70,4 @@ def lora_linear_reference(
     """X W^T + bias + scale (dropped A^T) B^T, with A and B rounded to the type of x; `lora` is (A, B, scale)."""
     a_RK, b_NR, scale = lora
     low_MR = nn.functional.linear(dropped_MK, a_RK.to(x_MK.dtype))
-    return nn.functional.linear(x_MK, weight_NK, bias_N) + scale * nn.functional.linear(
-        low_MR, b_NR.to(x_MK.dtype)
-    )
+    return frozen_linear(x_MK, weight_NK, bias_N) + scale * nn.functional.linear(low_MR, b_NR.to(x_MK.dtype))

@@ -15,6 +15,7 @@ from luthier.evaluation.asking import askings
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.lineage import Origins, learnt_from
+from luthier.evaluation.precision import shared_precision
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.names import child_name
 from luthier.storage.blobs import BlobStore
@@ -104,6 +105,7 @@ class EvaluationService:
             require_ready(model)
         today = datetime.now(UTC).date()
         asked = askings(evaluation.arms, models, models[base_model], today)
+        evaluation.base_precision = shared_precision(evaluation.base_precision, evaluation.arms, models)
         filled = rules.pinned(evaluation, version, models)
         learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
         private = EvaluationPrivate(

@@ -12,6 +12,7 @@ from luthier.evaluation.asking import as_taught
 from luthier.evaluation.generation import rules
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.names import ALIAS, WEIGHTS
+from luthier.evaluation.precision import asked_in
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of, require_project
@@ -111,6 +112,7 @@ class GenerationService:
             seed=wanted.seed,
             token=self._task_tokens.mint(project, resources, 0, generation_id, _TOKEN_SECONDS),
             asking=as_taught(model, base, datetime.now(UTC).date()),
+            base_precision=asked_in(wanted.base_precision, model),
         )
         if wanted.WhichOneof("input") == "conversation":
             order.conversation.CopyFrom(wanted.conversation)

@@ -26,6 +26,7 @@ from luthier.errors import (
 )
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.generation.rules import is_last
+from luthier.evaluation.precision import precision_of
 from luthier.evaluation.worker.asking import Asker, Before
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
@@ -74,6 +75,7 @@ class ModelAnswers:
             Cancelled: `stopped` was set.
         """
         loaded: LoadedModel | None = None
+        precision = precision_of(order.base_precision)
 
         def check() -> None:
             if stopped.is_set():
@@ -83,7 +85,9 @@ class ModelAnswers:
             return order.token
 
         try:
-            with self._models.base(order.base_model, token, check, wait_seconds=_BASE_SECONDS) as loaded:
+            with self._models.base(
+                order.base_model, token, check, precision=precision, wait_seconds=_BASE_SECONDS
+            ) as loaded:
                 yield from self._answered(order, loaded, token, check)
         except LuthierError as error:
             goes_on = loaded is not None and loaded.engine.ended is None

@@ -41,7 +41,7 @@ def prepare(setup: Setup) -> Work:
         torch.set_num_threads(setup.num_threads)
 
     def work(line: Line, order: LoadOrder) -> None:
-        model, facts = loaded(order.folder, device)
+        model, facts = loaded(order, device)
         speaker = Speaker(line)
         # Without the engine's thread the process answers nothing more; the next one will.
         computing = Computing(model, speaker, ended=lambda: os._exit(1))

@@ -29,6 +29,7 @@ from luthier.evaluation.worker.order import (
     REMOVE_ADAPTER,
     UNFIT,
     Facts,
+    LoadOrder,
     Measured,
     Said,
 )
@@ -197,8 +198,8 @@ class Computing:
         remove_adapter(self.model, name)
 
 
-def loaded(folder: Path, device: torch.device | str) -> tuple[PreTrainedModel, Facts]:
-    """Load a base model of a folder's files onto a device.
+def loaded(order: LoadOrder, device: torch.device | str) -> tuple[PreTrainedModel, Facts]:
+    """Load a base model onto a device.
 
     Raises:
         LuthierError: as `load_model`.
@@ -206,7 +207,7 @@ def loaded(folder: Path, device: torch.device | str) -> tuple[PreTrainedModel, F
         Unavailable: CRASHED, the device failed.
     """
     try:
-        model = load_model(folder, device=device)
+        model = load_model(order.folder, device=device, precision=order.precision)
     except Exception as error:
         raise told(error, torch.device(device)) from error
     return model, Facts(eos_token_ids=eos_token_ids(model), device=model.device.type)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.evaluation.precision import precision_of
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
 from luthier.evaluation.worker.arm import ROWS_A_BATCH, ArmAnswers, ArmRunner
 from luthier.evaluation.worker.contamination import TrainingRecords
@@ -61,7 +62,11 @@ class Evaluator:
             with (
                 _sizes_named(evaluation),
                 self._models.base(
-                    spec.base_model, lambda: context.token, context.check, log=context.log
+                    spec.base_model,
+                    lambda: context.token,
+                    context.check,
+                    precision=precision_of(evaluation.base_precision),
+                    log=context.log,
                 ) as loaded,
             ):
                 answers = self._asked(context, loaded, answered, questions, shots)

@@ -19,6 +19,7 @@ from luthier.evaluation.worker.engine import Start
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.order import LoadOrder
 from luthier.evaluation.worker.room import Room
+from luthier.lm.precision import Precision
 from luthier.runtime.digests import contents_digest
 from luthier.text.tokenizer import BUNDLE_FILES
 from luthier.work.cache import BlobCache
@@ -38,9 +39,22 @@ _CHECK_SECONDS = 0.1
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """A base model as somebody wants it: its weights, and what they are held in."""
+
+    reference: task_pb2.ModelReference
+    precision: Precision = "BFLOAT16"
+
+    @property
+    def key(self) -> str:
+        """What two that are the same share."""
+        return f"{self.reference.digest}/{self.precision}"
+
+
 @dataclass(slots=True, kw_only=True)
 class _Held:
-    """A base model in memory, the bytes of its files, and how many use it."""
+    """A base model in memory, the bytes of its files, which it takes at most, and how many use it."""
 
     loaded: LoadedModel
     size_bytes: int
@@ -92,10 +106,13 @@ class Models:
         token: Token,
         check: Check = lambda: None,
         *,
+        precision: Precision = "BFLOAT16",
         wait_seconds: float = math.inf,
         log: Log = lambda _text, _severity: None,
     ) -> Iterator[LoadedModel]:
         """Keep a base model loaded for the length of a block; waits while others are used and leave it no memory.
+
+        One that is wanted in two precisions is there twice.
 
         With `wait_seconds` the wait for others' end is bounded, and so are those who wait with a bound: beyond
         `MAX_WAITING` they are refused at once. `log` is told where the model's process was at if that crashes or hangs.
@@ -105,7 +122,8 @@ class Models:
             Unavailable: CRASHED or STALLED, the process that loaded it.
             LuthierError: its files cannot be fetched or loaded, or what `check` raised meanwhile.
         """
-        held = self._taken(reference, token, check, wait_seconds)
+        wanted = _Base(reference=reference, precision=precision)
+        held = self._taken(wanted, token, check, wait_seconds)
         try:
             with held.loaded.engine.reporting(log):
                 yield held.loaded
@@ -159,67 +177,63 @@ class Models:
         self._texts.close()
         self._channel.close()
 
-    def _taken(
-        self, reference: task_pb2.ModelReference, token: Token, check: Check, wait_seconds: float
-    ) -> _Held:
+    def _taken(self, wanted: _Base, token: Token, check: Check, wait_seconds: float) -> _Held:
         """Return a base model with one more user. Raises as `base`."""
         with self._changed:
-            found = self._found(reference)
+            found = self._found(wanted)
         if found is not None:
             return found
-        files = list_model(self._channel, token, reference, check)
+        files = list_model(self._channel, token, wanted.reference, check)
         size_bytes = sum(file.size_bytes for file in files)
         while True:
             with self._changed:
-                found = self._found_or_free(reference, size_bytes, check, wait_seconds)
+                found = self._found_or_free(wanted, size_bytes, check, wait_seconds)
                 if found is None:
-                    self._loading = reference.digest
+                    self._loading = wanted.key
             # Somebody may take what nobody used while files come: then it waits as before.
-            if (held := found or self._loaded(reference, size_bytes, token, check)) is not None:
+            if (held := found or self._loaded(wanted, size_bytes, token, check)) is not None:
                 return held
 
-    def _loaded(
-        self, reference: task_pb2.ModelReference, size_bytes: int, token: Token, check: Check
-    ) -> _Held | None:
+    def _loaded(self, wanted: _Base, size_bytes: int, token: Token, check: Check) -> _Held | None:
         """Return a base model that was loaded, with one user; None where there is no room for it any more."""
         try:
-            return self._load(reference, size_bytes, token, check)
+            return self._load(wanted, size_bytes, token, check)
         finally:
             with self._changed:
                 self._loading = ""
                 self._changed.notify_all()
 
-    def _found(self, reference: task_pb2.ModelReference) -> _Held | None:
+    def _found(self, wanted: _Base) -> _Held | None:
         """Return a base model that is there, with one more user."""
-        held = self._held.get(reference.digest)
+        held = self._held.get(wanted.key)
         if held is None:
             return None
         if held.loaded.engine.ended is not None:
-            del self._held[reference.digest]
+            del self._held[wanted.key]
             return None
-        self._held.move_to_end(reference.digest)
+        self._held.move_to_end(wanted.key)
         held.users += 1
         return held
 
     def _found_or_free(
-        self, reference: task_pb2.ModelReference, size_bytes: int, check: Check, wait_seconds: float
+        self, wanted: _Base, size_bytes: int, check: Check, wait_seconds: float
     ) -> _Held | None:
         """Return a base model with one more user, or None once it may be loaded. Raises ResourceExhausted."""
-        if (held := self._found(reference)) is not None or self._is_free_for(size_bytes):
+        if (held := self._found(wanted)) is not None or self._is_free_for(size_bytes):
             return held
         bounded = math.isfinite(wait_seconds)
-        if bounded and self._num_waiting >= MAX_WAITING and self._loading != reference.digest:
-            raise _in_use(reference)
+        if bounded and self._num_waiting >= MAX_WAITING and self._loading != wanted.key:
+            raise _in_use(wanted.reference)
         self._num_waiting += bounded
         deadline = time.monotonic() + wait_seconds
         try:
             while True:
                 self._changed.wait(_CHECK_SECONDS)
-                if (held := self._found(reference)) is not None or self._is_free_for(size_bytes):
+                if (held := self._found(wanted)) is not None or self._is_free_for(size_bytes):
                     return held
                 check()
-                if time.monotonic() > deadline and self._loading != reference.digest:
-                    raise _in_use(reference)
+                if time.monotonic() > deadline and self._loading != wanted.key:
+                    raise _in_use(wanted.reference)
         finally:
             self._num_waiting -= bounded
 
@@ -235,13 +249,11 @@ class Models:
         on_processor = all(one.loaded.facts.device == "cpu" for one in held)
         return on_processor and self._room.fits(size_bytes, sum(one.size_bytes for one in held))
 
-    def _load(
-        self, reference: task_pb2.ModelReference, size_bytes: int, token: Token, check: Check
-    ) -> _Held | None:
-        with self._fetched(reference, token, check) as folder:
+    def _load(self, wanted: _Base, size_bytes: int, token: Token, check: Check) -> _Held | None:
+        with self._fetched(wanted.reference, token, check) as folder:
             if not self._make_room(size_bytes):
                 return None
-            place = self._start(LoadOrder(folder=folder))
+            place = self._start(LoadOrder(folder=folder, precision=wanted.precision))
             try:
                 facts = place.begun(check)
             except BaseException:
@@ -249,10 +261,10 @@ class Models:
                 raise
             files = {name: (folder / name).read_bytes() for name in BUNDLE_FILES if (folder / name).exists()}
         bundle = Bundle(key=contents_digest(files), read=lambda: files)
-        loaded = LoadedModel(reference.digest, place, facts, bundle, self._texts)
+        loaded = LoadedModel(wanted.reference.digest, place, facts, bundle, self._texts)
         held = _Held(loaded=loaded, size_bytes=size_bytes, users=1)
         with self._changed:
-            self._held[reference.digest] = held
+            self._held[wanted.key] = held
         return held
 
     def _make_room(self, size_bytes: int) -> bool:
@@ -269,7 +281,7 @@ class Models:
 
     def _popped_idle(self) -> _Held | None:
         """Take out what was used longest ago, of what nobody uses."""
-        idle = next((digest for digest, held in self._held.items() if not held.users), None)
+        idle = next((key for key, held in self._held.items() if not held.users), None)
         return None if idle is None else self._held.pop(idle)
 
     @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from luthier.lm.generate import FinishReason
+from luthier.lm.precision import Precision
 
 GENERATE = "generate"
 """Asks for a `GenerationRequest`; each part of the answer is a list of `Said`."""
@@ -38,9 +39,15 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOrder:
-    """A base model to load: a folder of its files, which may go once they are loaded."""
+    """A base model to load.
+
+    Attributes:
+        folder: its files, which may go once they are loaded.
+        precision: what its linear layers are held in.
+    """
 
     folder: Path
+    precision: Precision = "BFLOAT16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from luthier.training.fitting import (
 )
 from luthier.training.jobs.planning import statistics_of
 from luthier.training.jobs.reward_models import RewardModel
-from luthier.training.recipe_settings import is_divided, named_kept, ranks_of
+from luthier.training.recipe_settings import is_divided, named_kept, precision_of, ranks_of
 from luthier.training.recipes.footprint import Place, Speed, Trained, seconds
 from luthier.training.recipes.survey import Survey
 from luthier.training.weights import StoredModel
@@ -146,6 +146,7 @@ def _bytes_beside(job: FineTuningJob, rewards: Sequence[RewardModel]) -> int:
     for one in rewards:
         message: Model = one.model.message
         is_whole = not job.HasField("full") and not is_divided(job)
-        shares = message.base_model == job.base_model and is_whole
+        is_held_alike = precision_of(message.base_precision) == precision_of(job.base_precision)
+        shares = message.base_model == job.base_model and is_whole and is_held_alike
         total += 0 if shares else _ELEMENT * message.num_parameters
     return total

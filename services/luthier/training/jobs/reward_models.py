@@ -88,6 +88,7 @@ class RewardModels:
                 base = await self._base(connection, model.message)
                 one.base_model_files.extend(base.private.files)
                 one.base_model_digest = base.message.digest
+                one.base_precision = model.message.base_precision
             told.append(one)
         return told
 

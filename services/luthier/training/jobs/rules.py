@@ -26,6 +26,7 @@ from luthier.training.jobs.methods import LIMITS as METHOD_LIMITS
 from luthier.training.jobs.methods import fill_method, method_violations
 from luthier.training.jobs.mixing import LIMITS as MIXING_LIMITS
 from luthier.training.jobs.mixing import fill_shares, mixture_violations
+from luthier.training.jobs.precision import fill_precision, precision_violations
 from luthier.training.jobs.ranks import LIMITS as RANK_LIMITS
 from luthier.training.jobs.ranks import fill_ranks, rank_violations
 from luthier.training.names import MODEL, RENDERING, WEIGHTS
@@ -137,6 +138,7 @@ def check_job(job: FineTuningJob) -> None:
             *method_violations(job),
             *mixture_violations(job),
             *rank_violations(job),
+            *precision_violations(job),
             *label_violations(job.labels, f"{_ROOT}.labels"),
         ]
     )
@@ -151,6 +153,7 @@ def resolved(job: FineTuningJob) -> FineTuningJob:
     fill_method(filled)
     fill_shares(filled)
     fill_ranks(filled)
+    fill_precision(filled)
     if not filled.HasField("full"):
         fill_defaults(filled, {"lora.rank": 16})
         if not filled.lora.HasField("alpha"):

@@ -25,9 +25,11 @@ from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
+from luthier.training.jobs.precision import precision_violations
 from luthier.training.names import is_checkpoint
 from luthier.training.recipe_settings import is_divided
 from luthier.training.weights import StoredModel, weight_files
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_UNSPECIFIED, BasePrecision
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, LoraConfig
 from luthier.v1.model_pb2 import Model
 from luthier.v1.reference_pb2 import Reference
@@ -49,11 +51,13 @@ class Start:
         reference: it, as it is now.
         base: the model with all the weights that it is, or that it is of.
         files: those of an adapter or a checkpoint; empty for a model with all its weights.
+        base_precision: what the base of an adapter was held in while it was trained.
     """
 
     reference: Reference
     base: Reference
     files: Sequence[BlobFile]
+    base_precision: BasePrecision.ValueType = BASE_PRECISION_UNSPECIFIED
 
     @property
     def adapter_config(self) -> BlobFile | None:
@@ -93,6 +97,7 @@ class Starts:
             reference=reference,
             base=referred(model.message, model.message.base_model),
             files=weight_files(model),
+            base_precision=model.message.base_precision,
         )
 
     async def require(self, connection: AsyncConnection, start: Start) -> None:
@@ -125,6 +130,7 @@ class Starts:
             self._require_same_adaptation(wanted, start)
             if start.adapter_config is None:
                 job.full.SetInParent()
+                refuse(precision_violations(job))
             else:
                 lora = await self._lora(start.adapter_config)
                 if wanted.HasField("reward_model") and "lm_head" in lora.trained_modules:
@@ -140,6 +146,7 @@ class Starts:
                         f"{start.reference.name} trains {list(lora.trained_modules)}",
                     )
                 job.lora.CopyFrom(_same_lora(wanted, lora))
+                job.base_precision = wanted.base_precision or start.base_precision
         return job
 
     def _require_same_adaptation(self, wanted: FineTuningJob, start: Start) -> None:
@@ -166,6 +173,7 @@ class Starts:
             reference=Reference(name=name, uid=message.uid, digest=message.digest),
             base=_base_of(job),
             files=checkpoint.private.files,
+            base_precision=job.message.base_precision,
         )
 
     async def _lora(self, file: BlobFile) -> LoraConfig:

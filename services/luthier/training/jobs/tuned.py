@@ -22,6 +22,7 @@ def tuned_model(job: Stored[FineTuningJob, FineTuningJobPrivate], step: int) -> 
         name=f"{parent_of(message.name)}/models/{message.tuned_model_id}",
         kind=Model.KIND_REWARD if message.HasField("reward_model") else kind,
         base_model="" if full else message.base_model,
+        base_precision=message.base_precision,
         start_from=message.start_from or (message.base_model if full else ""),
         fine_tuning_job=message.name,
         step=step,

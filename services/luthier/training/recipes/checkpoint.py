@@ -1,7 +1,7 @@
 """Checkpoints: what a run needs to go on as if it had never stopped. The same state gives the same bytes.
 
 the files of the weights   an adapter as PEFT writes it, or a model as transformers does
-optimizer.safetensors      both moments of every trained tensor, float32
+optimizer.safetensors      both moments of every trained tensor, float32, or codes of 8 bits and scales
 trainer_state.json         where the run stands, its plan, settings and the step's metrics
 
 Of all weights of a model that is divided among ranks, masters and moments are in files of each rank's parts, in place

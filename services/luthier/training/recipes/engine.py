@@ -20,13 +20,13 @@ from luthier.errors import DataLoss, Reason, Unavailable
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective, OneRank
+from luthier.training.recipes.eight_bit import MOMENTS, EightBitAdamW, fresh_8_bits, parts_of
 from luthier.training.recipes.masters import pieces
 from luthier.training.recipes.weights import Weights
 
 T = TypeVar("T")
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 # at::internal::GRAIN_SIZE: torch cuts a sum to one number among its threads from this size on.
 _SERIAL_SUM = 32768
 
@@ -47,7 +47,7 @@ Objective = Callable[[ReadT, PackedBatch], Mapping[str, Sum]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimiserSettings:
-    """AdamW (arXiv:1711.05101) with betas 0.9 and 0.999; max_grad_norm 0 means no clipping.
+    """AdamW (arXiv:1711.05101) with betas 0.9 and 0.999; max_grad_norm 0 means no clipping; `states` are its moments.
 
     Weights decay, vectors do not: a norm's scale or a bias that shrinks changes what a layer computes, and regularises
     nothing. So have it transformers' Trainer and Megatron-LM; torchtune and torchtitan let all decay.
@@ -55,6 +55,7 @@ class OptimiserSettings:
 
     weight_decay: float
     max_grad_norm: float
+    states: Literal["FLOAT32", "INT8"] = "FLOAT32"
 
 
 def optimiser_kernel(device: torch.device) -> Literal["fused", "single_tensors"]:
@@ -87,14 +88,7 @@ class Engine:
         self._settings = settings
         self._device = device
         self._num_updates = 0
-        self._optimiser = torch.optim.AdamW(
-            _groups(weights, settings.weight_decay),
-            lr=0.0,
-            betas=BETAS,
-            eps=EPSILON,
-            foreach=False,
-            fused=optimiser_kernel(device) == "fused",
-        )
+        self._optimiser = _optimiser_of(weights, settings, device)
         # None of transformers' own dropout: the base has to compute what it was taught.
         weights.model.train(mode=False)
 
@@ -204,33 +198,39 @@ class Engine:
     def optimiser_state(self) -> dict[str, Tensor]:
         """Return the moments as `<parameter>.exp_avg` and `.exp_avg_sq`; their memory is the engine's.
 
-        Before the first update they are zeros, of which the engine has none yet.
+        Of 8 bits they are two tensors each, with `.codes` and `.scale` behind that name. Before the first update they
+        are zeros, of which the engine has none yet.
         """
-        state = self._optimiser.state
-        return {
-            f"{name}.{moment}": state[parameter][moment] if state[parameter] else torch.zeros_like(parameter)
-            for name, parameter in self.weights.parameters.items()
-            for moment in _MOMENTS
-        }
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.weights.parameters.items():
+            state = self._optimiser.state[parameter] or self._fresh(parameter)
+            for moment in MOMENTS:
+                found |= parts_of(f"{name}.{moment}", state[moment])
+        return found
+
+    def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the moments of a parameter before the first update."""
+        if self._settings.states == "INT8":
+            return fresh_8_bits(parameter)
+        return {moment: torch.zeros_like(parameter) for moment in MOMENTS}
 
     def load_optimiser_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Continue with the moments that `optimiser_state` gave after `step` updates.
 
         Raises:
-            DataLoss: tensors are missing, foreign or of another shape.
+            DataLoss: tensors are missing, foreign or of another shape or type.
         """
-        expected = {
-            f"{name}.{moment}": parameter.shape
-            for name, parameter in self.weights.parameters.items()
-            for moment in _MOMENTS
-        }
-        if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        fresh = {name: self._fresh(parameter) for name, parameter in self.weights.parameters.items()}
+        into: dict[str, Tensor] = {}
+        for name, moments in fresh.items():
+            for moment, value in moments.items():
+                into |= parts_of(f"{name}.{moment}", value)
+        if _forms(tensors) != _forms(into):
             raise DataLoss("the optimiser state must hold both moments of every trained tensor, and no other")
+        for name, tensor in into.items():
+            tensor.copy_(tensors[name])
         for name, parameter in self.weights.parameters.items():
-            moments = {
-                moment: tensors[f"{name}.{moment}"].to(parameter.device, copy=True) for moment in _MOMENTS
-            }
-            self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+            self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **fresh[name]}
         self._num_updates = step
 
     def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -263,6 +263,20 @@ def _square(gradients: list[Tensor]) -> float:
     # From a GPU in one piece: a transfer for each would wait for each.
     found = torch.stack(sums).tolist() if sums else []
     return math.fsum(found) if all(map(math.isfinite, found)) else math.nan
+
+
+def _optimiser_of(
+    weights: Weights, settings: OptimiserSettings, device: torch.device
+) -> torch.optim.Optimizer:
+    groups = _groups(weights.parameters.values(), settings.weight_decay)
+    is_fused = optimiser_kernel(device) == "fused"
+    if settings.states == "INT8":
+        return EightBitAdamW(groups, BETAS, EPSILON, is_fused=is_fused)
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, foreach=False, fused=is_fused)
+
+
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _squares(gradient: Tensor) -> Tensor:

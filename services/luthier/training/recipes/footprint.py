@@ -8,10 +8,13 @@ the model and of activations has 2 bytes (bfloat16).
 
 Memory, in bytes:
 
-    weights         2 P; a reference that is kept beside all weights 2 P more
+    weights         2 P; a reference that is kept beside all weights 2 P more. Of a base in INT8 or NF4 2 for what is no
+                    linear layer's, `lm.precision.weight_bytes` for each of those, and 2 for each weight that one
+                    product has at a time: those of layers with one input (gate and up)
     adapters        4 A + 2 W
     gradients       4 (A + W), or 4 P of all weights, which are summed in float32
-    optimiser       8 (A + W) of moments and 4 W of masters; 12 P of all weights
+    optimiser       8 (A + W) of moments and 4 W of masters; 12 P of all weights; 2.03 in place of 8 where
+                    moments have 8 bits
     activations     2 T L times what a layer keeps of a token, and once what is passing through a layer
       NONE          4 E + 2 H D + 2 G D + 3 F: both norms' inputs and outputs, turned queries and keys, values, what
                     attention gave, gate, up and their product; E more for each norm behind a block (Gemma 2), H D + G D
@@ -46,7 +49,8 @@ Time is products, in floating-point operations, over the rate of products, and b
                     FULL computes layers forward a second time, a reference once more
     bytes           what layers keep without checkpointing, as often as a device moves it for all that is no product,
                     again where it is computed again; 30 bytes for each weight that an update changes; all weights once
-                    for each token of an answer that is drawn
+                    for each token of an answer that is drawn. Quantised ones are read, and written in bfloat16,
+                    besides: for each such token, and twice a step, which has one pass at least
 
 Sources: activations as autograd keeps them for the operators of `luthier.kernels`; the way of counting is that of
 arXiv:2205.05198 (activations), arXiv:1910.02054 (optimiser) and arXiv:2001.08361 (operations). What was
@@ -60,6 +64,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luthier.lm.kept import Checkpointing
+from luthier.lm.precision import Precision, weight_bytes
 from luthier.lm.shape import ModelShape
 
 Read = Literal["LOSS", "LOGPROBS", "LOGPROBS_AND_ENTROPIES", "VALUES"]
@@ -83,6 +88,10 @@ _HOLES: Mapping[Checkpointing, tuple[float, float]] = {
 """What glibc leaves unused between what layers keep, of what NONE keeps of a layer and of what passes through one."""
 _ATTENTION = 1.6
 """How much longer an operation of attention takes than one of a product."""
+_MOMENT_BLOCK = 256
+"""As `kernels.adamw_8bit.BLOCK`."""
+_LEAST_IN_8_BITS = 4096
+"""Weights of a tensor whose moments may have 8 bits, as bitsandbytes and torchao have it."""
 _QUICK = 0.7
 """Of what is not products: what SELECTIVE computes again."""
 _UPDATE_BYTES = 30
@@ -96,10 +105,12 @@ class Trained:
     Attributes:
         shape: of the model.
         is_whole: whether all weights are trained; else an adapter is.
+        precision: what the base model's linear layers are held in.
         num_factors: A.
         sum_of_ranks: R.
         num_scaled: O.
         num_whole: W.
+        num_in_8_bits: weights whose moments have 8 bits.
         has_trained_head: whether the matrix that makes logits is trained.
         read: what is read at the end of a pass.
         has_reference: whether what is learnt is compared with the weights that the run began from: a pass more.
@@ -112,10 +123,12 @@ class Trained:
 
     shape: ModelShape
     is_whole: bool
+    precision: Precision = "BFLOAT16"
     num_factors: int = 0
     sum_of_ranks: int = 0
     num_scaled: int = 0
     num_whole: int = 0
+    num_in_8_bits: int = 0
     has_trained_head: bool = False
     read: Read = "LOSS"
     has_reference: bool = False
@@ -184,7 +197,7 @@ def footprint(
         weights=_weights_bytes(trained) + trained.other_bytes,
         adapters=0 if trained.is_whole else (4 * A + _ELEMENT * W) // S,
         gradients=4 * trained.num_trained // S + in_flight,
-        optimiser=(12 * P if trained.is_whole else 8 * (A + W) + 4 * W) // S,
+        optimiser=(moments_bytes(trained) + 4 * (P if trained.is_whole else W)) // S,
         activations=activation_bytes(trained, largest.num_tokens, kept, place),
         logits=_logits_bytes(trained, largest.num_scored, place),
         cache=cache,
@@ -192,11 +205,22 @@ def footprint(
     )
 
 
+def has_8_bits(num_weights: int) -> bool:
+    """Whether moments of 8 bits are worth it for a tensor of so many weights: there are many, and whole blocks."""
+    return num_weights >= _LEAST_IN_8_BITS and num_weights % _MOMENT_BLOCK == 0
+
+
+def moments_bytes(trained: Trained) -> int:
+    """Return the bytes of both moments of all weights that an update changes."""
+    in_8_bits = trained.num_in_8_bits
+    return 8 * (trained.num_trained - in_8_bits) + 2 * (in_8_bits + 4 * in_8_bits // _MOMENT_BLOCK)
+
+
 def _weights_bytes(trained: Trained) -> int:
     """Return what is there of the model to compute with, and of a reference."""
     P, S = trained.shape.num_parameters, trained.num_parts
     if S == 1:
-        return _ELEMENT * P * (2 if trained.keeps_reference else 1)
+        return _held_bytes(trained) * (2 if trained.keeps_reference else 1)
     layer, rest = _units(trained.shape)
     parts = 0 if trained.is_whole else _ELEMENT * P // S
     reference = (_ELEMENT + 4) * P // S if trained.keeps_reference else 0
@@ -207,6 +231,27 @@ def _units(shape: ModelShape) -> tuple[int, int]:
     """Return U: the weights of a layer, and those that are in none."""
     rest = shape.vocabulary * shape.hidden * (1 if shape.is_tied else 2) + shape.hidden
     return (shape.num_parameters - rest) // shape.layers, rest
+
+
+def _held_bytes(trained: Trained) -> int:
+    """Return the bytes of the model's weights, with what is made of quantised ones for the length of a product."""
+    shape = trained.shape
+    if trained.precision == "BFLOAT16":
+        return _ELEMENT * shape.num_parameters
+    together: dict[tuple[str, int], int] = {}
+    for one in shape.linears:
+        block = one.name.partition(".")[0], one.inputs
+        together[block] = together.get(block, 0) + one.inputs * one.outputs
+    kept = _ELEMENT * (shape.num_parameters - shape.num_products)
+    return kept + _quantised_bytes(trained) + _ELEMENT * max(together.values())
+
+
+def _quantised_bytes(trained: Trained) -> int:
+    """Return the bytes of the linear layers as they are held."""
+    linears = trained.shape.linears
+    return trained.shape.layers * sum(
+        weight_bytes(trained.precision, one.outputs, one.inputs) for one in linears
+    )
 
 
 def activation_bytes(trained: Trained, num_tokens: int, kept: Checkpointing, place: Place) -> int:
@@ -317,4 +362,7 @@ def seconds(trained: Trained, work: Work, kept: Checkpointing, speed: Speed) -> 
     moved = speed.moves * (1 + more) * shape.layers * _kept_by_none(trained) * work.num_tokens
     moved += _UPDATE_BYTES * trained.num_trained * work.num_steps
     moved += _ELEMENT * shape.num_parameters * work.num_drawn
+    if trained.precision != "BFLOAT16":
+        made = _quantised_bytes(trained) + _ELEMENT * shape.num_products
+        moved += made * (2 * work.num_steps + work.num_drawn)
     return passes / speed.operations + heads + moved / speed.bytes

@@ -21,11 +21,13 @@ from luthier.training.fitting import Fit
 from luthier.training.recipe_settings import (
     batch_settings,
     is_divided,
+    precision_of,
     ranks_of,
     rendering_names,
     renderings_used,
     schedule_of,
     selection_of,
+    states_of,
 )
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, count_steps, plan_digest
@@ -102,7 +104,8 @@ def _train(
     folder = _base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
     # What ranks divide comes to their devices unit by unit.
-    model = load_model(folder, device="cpu" if is_divided(spec.job) else device)
+    to = "cpu" if is_divided(spec.job) else device
+    model = load_model(folder, device=to, precision=precision_of(spec.job.base_precision))
     loss = loss_of(spec.job)
     settings = _settings(spec.job, batches, totals.num_steps, mixture)
     # The first rank grades for all.
@@ -380,6 +383,10 @@ def _identity(
             corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), settings.batches, settings.mixture
         ),
         settings=settings_record(settings, loss),
-        optimiser=OptimiserSettings(weight_decay=chosen.weight_decay, max_grad_norm=chosen.max_grad_norm),
+        optimiser=OptimiserSettings(
+            weight_decay=chosen.weight_decay,
+            max_grad_norm=chosen.max_grad_norm,
+            states=states_of(chosen.optimiser_states),
+        ),
         surroundings=around,
     )

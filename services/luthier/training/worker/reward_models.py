@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.adapter_files import load_reward_adapter
 from luthier.lm.load import load_model, load_reward_model
-from luthier.training.recipe_settings import is_divided
+from luthier.training.recipe_settings import is_divided, precision_of
 from luthier.training.recipes.rollouts import Rollout
 from luthier.training.recipes.valuing import Valuer
 from luthier.training.worker.answer_ends import AnswerEnds, AskText, answer_ends
@@ -41,14 +41,16 @@ def load_reward_models(desk: Desk, model: PreTrainedModel, device: torch.device)
     """Load the reward models of a task onto a device, and before anything trains its base model.
 
     An adapter on the base model of a run that trains an adapter is put into that very model, whose weights stay as they
-    are and are whole; any other one takes the memory of its own weights, and adapters of one base share it.
+    are and are whole, if it was taught beside one that was held alike; any other one takes the memory of its own
+    weights, and adapters of one base share it.
 
     Raises:
         LuthierError: files could not be read, or are not those of a reward model.
     """
     spec = desk.task.train
     is_apart = spec.job.HasField("full") or is_divided(spec.job)
-    bases = {} if is_apart else {spec.base_model_digest: model}
+    own = spec.base_model_digest, precision_of(spec.job.base_precision)
+    bases = {} if is_apart else {own: model}
     loaded = []
     for number, one in enumerate(spec.reward_models):
         desk.progress("loading reward models", number, len(spec.reward_models), "models")
@@ -57,9 +59,10 @@ def load_reward_models(desk: Desk, model: PreTrainedModel, device: torch.device)
             desk.fetch_into(folder, file)
         if one.base_model_files:
             name = f"reward-{number}"
-            if one.base_model_digest not in bases:
-                bases[one.base_model_digest] = _base(desk, one, device)
-            on = bases[one.base_model_digest]
+            base = one.base_model_digest, precision_of(one.base_precision)
+            if base not in bases:
+                bases[base] = _base(desk, one, device)
+            on = bases[base]
             _, head = load_reward_adapter(on, folder, name)
             valuer = Valuer(model=on, head=head.to(on.device), adapter=name)
         else:
@@ -71,7 +74,7 @@ def load_reward_models(desk: Desk, model: PreTrainedModel, device: torch.device)
 
 def _base(desk: Desk, one: task_pb2.GraderModel, device: torch.device) -> PreTrainedModel:
     folder = _fetched(desk, one.base_model_files, desk.scratch / f"base-{one.base_model_digest}")
-    return load_model(folder, device=device)
+    return load_model(folder, device=device, precision=precision_of(one.base_precision))
 
 
 def _fetched(desk: Desk, files: Iterable[ModelFile], folder: Path) -> Path:

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from luthier.kernels import describe, table_digest
+from luthier.kernels.dequantise import is_quantised
 from luthier.training.recipes import checkpoint
 from luthier.training.recipes.engine import optimiser_kernel
 from luthier.training.worker.determinism import attention_of, best_effort_reason
@@ -31,13 +32,16 @@ def kernel_choices(model: PreTrainedModel) -> dict[str, str]:
 def surroundings(model: PreTrainedModel, num_ranks: int = 1, *, is_divided: bool = False) -> dict[str, str]:
     """Return all that the bits of a run's results depend on besides its settings and data.
 
-    One rank is not named, nor that each has all of the model: checkpoints of before there was another way do not.
+    One rank is not named, nor that each has all of the model, nor what quantises nothing: checkpoints of before do not.
     """
     ranks = {"num_ranks": str(num_ranks)} if num_ranks > 1 else {}
     if is_divided:
         ranks["sharding"] = "FSDP2"
+    is_quantised_base = any(map(is_quantised, model.parameters()))
+    quantiser = {"torchao_version": importlib.metadata.version("torchao")} if is_quantised_base else {}
     return {
         **ranks,
+        **quantiser,
         "code_version": importlib.metadata.version("luthier"),
         "device": _device(model),
         "torch_version": torch.__version__,

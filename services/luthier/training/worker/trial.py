@@ -16,12 +16,13 @@ from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.failures import is_for_memory
 from luthier.lm.memory import give_back, peak_bytes, watch_peak
+from luthier.lm.quantise import stored_bytes
 from luthier.lm.shape import ModelShape
 from luthier.training.fitting import USABLE, Fit, Rows, fit_of, fits_of, mib, rows_of, trained_of, what_would
 from luthier.training.recipe_settings import kept_of
 from luthier.training.recipes.corpus import Corpus
 from luthier.training.recipes.engine import Engine
-from luthier.training.recipes.footprint import Place, Trained
+from luthier.training.recipes.footprint import Place, Trained, moments_bytes
 from luthier.training.recipes.loop import Settings
 from luthier.training.recipes.survey import Survey
 from luthier.training.recipes.trial import largest_batch, try_pass
@@ -144,7 +145,7 @@ class Trial:
                 raise
             return None
         # Both moments come into being with the first update.
-        held = peak_bytes(device) + 8 * trained.num_trained // trained.num_parts
+        held = peak_bytes(device) + moments_bytes(trained) // trained.num_parts
         return held if self.engine.weights.shards is None else max(self.engine.collective.gathered(held))
 
 
@@ -155,5 +156,5 @@ def bytes_beside(model: PreTrainedModel, others: Iterable[PreTrainedModel]) -> i
     for parameter in (parameter for other in others for parameter in other.parameters()):
         if id(parameter) not in seen:
             seen.add(id(parameter))
-            total += parameter.numel() * parameter.element_size()
+            total += stored_bytes(parameter)
     return total

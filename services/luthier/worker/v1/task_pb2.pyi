@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
@@ -756,10 +757,13 @@ class GraderModel(_message.Message):
     BASE_MODEL_FILES_FIELD_NUMBER: _builtins.int
     BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     TAUGHT_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Resource name, as graders say it."""
     base_model_digest: _builtins.str
     """Digest of that base model."""
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What that base model was held in meanwhile. Unset: BFLOAT16."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobFile]:
         """Its weights, blobs of the same service: an adapter with a head in PEFT's layout, or all weights of a sequence classifier."""
@@ -780,10 +784,11 @@ class GraderModel(_message.Message):
         base_model_files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
         base_model_digest: _builtins.str = ...,
         taught: _model_pb2.Taught | None = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["taught", b"taught"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "files", b"files", "model", b"model", "taught", b"taught"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "base_model_files", b"base_model_files", "base_precision", b"base_precision", "files", b"files", "model", b"model", "taught", b"taught"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

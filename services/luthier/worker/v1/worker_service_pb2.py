@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from luthier.v1 import base_precision_pb2 as luthier_dot_v1_dot_base__precision__pb2
 from luthier.v1 import chat_pb2 as luthier_dot_v1_dot_chat__pb2
 from luthier.v1 import device_pb2 as luthier_dot_v1_dot_device__pb2
 from luthier.v1 import evaluation_pb2 as luthier_dot_v1_dot_evaluation__pb2
@@ -31,7 +32,7 @@ from luthier.v1 import fine_tuning_job_pb2 as luthier_dot_v1_dot_fine__tuning__j
 from luthier.worker.v1 import task_pb2 as luthier_dot_worker_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&luthier/worker/v1/worker_service.proto\x12\x11luthier.worker.v1\x1a\x17google/rpc/status.proto\x1a\x15luthier/v1/chat.proto\x1a\x17luthier/v1/device.proto\x1a\x1bluthier/v1/evaluation.proto\x1a\x16luthier/v1/event.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x1cluthier/worker/v1/task.proto\"\xbd\x01\n\tEquipment\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0e\x32\x16.luthier.v1.DeviceKindR\x06\x64\x65vice\x12\x1f\n\x0b\x64\x65vice_name\x18\x02 \x01(\tR\ndeviceName\x12\x1f\n\x0bnum_devices\x18\x03 \x01(\x05R\nnumDevices\x12!\n\x0cmemory_bytes\x18\x04 \x01(\x03R\x0bmemoryBytes\x12\x1b\n\tnum_cores\x18\x05 \x01(\x05R\x08numCores\"\xf1\x01\n\x15RegisterWorkerRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12\x31\n\x05kinds\x18\x02 \x03(\x0e\x32\x1b.luthier.worker.v1.TaskKindR\x05kinds\x12!\n\x0c\x63ode_version\x18\x03 \x01(\tR\x0b\x63odeVersion\x12\x1a\n\x08instance\x18\x04 \x01(\tR\x08instance\x12\x12\n\x04lock\x18\x05 \x01(\tR\x04lock\x12:\n\tequipment\x18\x06 \x01(\x0b\x32\x1c.luthier.worker.v1.EquipmentR\tequipment\"{\n\x16RegisterWorkerResponse\x12#\n\rlease_seconds\x18\x01 \x01(\x01R\x0cleaseSeconds\x12<\n\x1aheartbeat_interval_seconds\x18\x02 \x01(\x01R\x18heartbeatIntervalSeconds\"\xb2\x01\n\x10\x43laimTaskRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12!\n\x0cwait_seconds\x18\x02 \x01(\x01R\x0bwaitSeconds\x12\x14\n\x05\x63laim\x18\x03 \x01(\tR\x05\x63laim\x12\x31\n\x05kinds\x18\x04 \x03(\x0e\x32\x1b.luthier.worker.v1.TaskKindR\x05kinds\x12\x1a\n\x08instance\x18\x05 \x01(\tR\x08instance\"@\n\x11\x43laimTaskResponse\x12+\n\x04task\x18\x01 \x01(\x0b\x32\x17.luthier.worker.v1.TaskR\x04task\"<\n\x10HeartbeatRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\"T\n\x11HeartbeatResponse\x12)\n\x10\x63\x61ncel_requested\x18\x01 \x01(\x08R\x0f\x63\x61ncelRequested\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"X\n\nLocalEvent\x12!\n\x0clocal_number\x18\x01 \x01(\x03R\x0blocalNumber\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x11.luthier.v1.EventR\x05\x65vent\"\xac\x01\n\x13ReportEventsRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x35\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1d.luthier.worker.v1.LocalEventR\x06\x65vents\x12\x34\n\nrun_record\x18\x04 \x01(\x0b\x32\x15.luthier.v1.RunRecordR\trunRecord\"B\n\x14ReportEventsResponse\x12*\n\x11last_local_number\x18\x01 \x01(\x03R\x0flastLocalNumber\"T\n\x10GrantBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x03(\tR\x06sha256\":\n\x11GrantBlobResponse\x12%\n\x0emissing_sha256\x18\x01 \x03(\tR\rmissingSha256\"f\n\x0ePutBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x12\n\x04\x64\x61ta\x18\x04 \x01(\x0cR\x04\x64\x61ta\"0\n\x0fPutBlobResponse\x12\x1d\n\nsize_bytes\x18\x01 \x01(\x03R\tsizeBytes\"j\n\x0eGetBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x16\n\x06offset\x18\x04 \x01(\x03R\x06offset\"%\n\x0fGetBlobResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\"\x99\x02\n\x17\x43ommitCheckpointRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12\x31\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x05\x66iles\x12Q\n\x07metrics\x18\x05 \x03(\x0b\x32\x37.luthier.worker.v1.CommitCheckpointRequest.MetricsEntryR\x07metrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\":\n\x18\x43ommitCheckpointResponse\x12\x1e\n\ncheckpoint\x18\x01 \x01(\tR\ncheckpoint\"\xa9\x01\n\x15\x43ommitRolloutsRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12/\n\x04\x66ile\x18\x04 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x04\x66ile\x12!\n\x0cnum_rollouts\x18\x05 \x01(\x03R\x0bnumRollouts\"\x18\n\x16\x43ommitRolloutsResponse\"\xbc\x01\n\x11\x46inishTaskRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x1c\n\tcancelled\x18\x04 \x01(\x08R\tcancelled\x12\x35\n\x06result\x18\x05 \x01(\x0b\x32\x1d.luthier.worker.v1.TaskResultR\x06result\"\x14\n\x12\x46inishTaskResponse\"F\n\x16TakeGenerationsRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n\x05slots\x18\x02 \x01(\x05R\x05slots\"\xcd\x03\n\x0fGenerationOrder\x12\x1e\n\ngeneration\x18\x01 \x01(\tR\ngeneration\x12@\n\nbase_model\x18\x02 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\tbaseModel\x12;\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\x07\x61\x64\x61pter\x12>\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x18.luthier.v1.ConversationH\x00R\x0c\x63onversation\x12\x18\n\x06prompt\x18\x05 \x01(\tH\x00R\x06prompt\x12$\n\x0emax_new_tokens\x18\x06 \x01(\x05R\x0cmaxNewTokens\x12 \n\x0btemperature\x18\x07 \x01(\x01R\x0btemperature\x12\x13\n\x05top_p\x18\x08 \x01(\x01R\x04topP\x12\x12\n\x04seed\x18\t \x01(\x03R\x04seed\x12\x14\n\x05token\x18\n \x01(\tR\x05token\x12\x31\n\x06\x61sking\x18\x0b \x01(\x0b\x32\x19.luthier.worker.v1.AskingR\x06\x61skingB\x07\n\x05input\"\x8f\x01\n\x17TakeGenerationsResponse\x12:\n\x05order\x18\x01 \x01(\x0b\x32\".luthier.worker.v1.GenerationOrderH\x00R\x05order\x12-\n\x11\x63\x61ncel_generation\x18\x02 \x01(\tH\x00R\x10\x63\x61ncelGenerationB\t\n\x07message\"\x92\x02\n\x15PushGenerationRequest\x12\x1e\n\ngeneration\x18\x01 \x01(\tR\ngeneration\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\x12=\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.luthier.v1.FinishReasonR\x0c\x66inishReason\x12*\n\x11num_prompt_tokens\x18\x04 \x01(\x05R\x0fnumPromptTokens\x12\x30\n\x14num_generated_tokens\x18\x05 \x01(\x05R\x12numGeneratedTokens\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\"\x18\n\x16PushGenerationResponse2\x89\t\n\rWorkerService\x12\x65\n\x0eRegisterWorker\x12(.luthier.worker.v1.RegisterWorkerRequest\x1a).luthier.worker.v1.RegisterWorkerResponse\x12V\n\tClaimTask\x12#.luthier.worker.v1.ClaimTaskRequest\x1a$.luthier.worker.v1.ClaimTaskResponse\x12V\n\tHeartbeat\x12#.luthier.worker.v1.HeartbeatRequest\x1a$.luthier.worker.v1.HeartbeatResponse\x12_\n\x0cReportEvents\x12&.luthier.worker.v1.ReportEventsRequest\x1a\'.luthier.worker.v1.ReportEventsResponse\x12V\n\tGrantBlob\x12#.luthier.worker.v1.GrantBlobRequest\x1a$.luthier.worker.v1.GrantBlobResponse\x12R\n\x07PutBlob\x12!.luthier.worker.v1.PutBlobRequest\x1a\".luthier.worker.v1.PutBlobResponse(\x01\x12R\n\x07GetBlob\x12!.luthier.worker.v1.GetBlobRequest\x1a\".luthier.worker.v1.GetBlobResponse0\x01\x12k\n\x10\x43ommitCheckpoint\x12*.luthier.worker.v1.CommitCheckpointRequest\x1a+.luthier.worker.v1.CommitCheckpointResponse\x12\x65\n\x0e\x43ommitRollouts\x12(.luthier.worker.v1.CommitRolloutsRequest\x1a).luthier.worker.v1.CommitRolloutsResponse\x12Y\n\nFinishTask\x12$.luthier.worker.v1.FinishTaskRequest\x1a%.luthier.worker.v1.FinishTaskResponse\x12j\n\x0fTakeGenerations\x12).luthier.worker.v1.TakeGenerationsRequest\x1a*.luthier.worker.v1.TakeGenerationsResponse0\x01\x12\x65\n\x0ePushGeneration\x12(.luthier.worker.v1.PushGenerationRequest\x1a).luthier.worker.v1.PushGenerationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&luthier/worker/v1/worker_service.proto\x12\x11luthier.worker.v1\x1a\x17google/rpc/status.proto\x1a\x1fluthier/v1/base_precision.proto\x1a\x15luthier/v1/chat.proto\x1a\x17luthier/v1/device.proto\x1a\x1bluthier/v1/evaluation.proto\x1a\x16luthier/v1/event.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x1cluthier/worker/v1/task.proto\"\xbd\x01\n\tEquipment\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0e\x32\x16.luthier.v1.DeviceKindR\x06\x64\x65vice\x12\x1f\n\x0b\x64\x65vice_name\x18\x02 \x01(\tR\ndeviceName\x12\x1f\n\x0bnum_devices\x18\x03 \x01(\x05R\nnumDevices\x12!\n\x0cmemory_bytes\x18\x04 \x01(\x03R\x0bmemoryBytes\x12\x1b\n\tnum_cores\x18\x05 \x01(\x05R\x08numCores\"\xf1\x01\n\x15RegisterWorkerRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12\x31\n\x05kinds\x18\x02 \x03(\x0e\x32\x1b.luthier.worker.v1.TaskKindR\x05kinds\x12!\n\x0c\x63ode_version\x18\x03 \x01(\tR\x0b\x63odeVersion\x12\x1a\n\x08instance\x18\x04 \x01(\tR\x08instance\x12\x12\n\x04lock\x18\x05 \x01(\tR\x04lock\x12:\n\tequipment\x18\x06 \x01(\x0b\x32\x1c.luthier.worker.v1.EquipmentR\tequipment\"{\n\x16RegisterWorkerResponse\x12#\n\rlease_seconds\x18\x01 \x01(\x01R\x0cleaseSeconds\x12<\n\x1aheartbeat_interval_seconds\x18\x02 \x01(\x01R\x18heartbeatIntervalSeconds\"\xb2\x01\n\x10\x43laimTaskRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12!\n\x0cwait_seconds\x18\x02 \x01(\x01R\x0bwaitSeconds\x12\x14\n\x05\x63laim\x18\x03 \x01(\tR\x05\x63laim\x12\x31\n\x05kinds\x18\x04 \x03(\x0e\x32\x1b.luthier.worker.v1.TaskKindR\x05kinds\x12\x1a\n\x08instance\x18\x05 \x01(\tR\x08instance\"@\n\x11\x43laimTaskResponse\x12+\n\x04task\x18\x01 \x01(\x0b\x32\x17.luthier.worker.v1.TaskR\x04task\"<\n\x10HeartbeatRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\"T\n\x11HeartbeatResponse\x12)\n\x10\x63\x61ncel_requested\x18\x01 \x01(\x08R\x0f\x63\x61ncelRequested\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"X\n\nLocalEvent\x12!\n\x0clocal_number\x18\x01 \x01(\x03R\x0blocalNumber\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x11.luthier.v1.EventR\x05\x65vent\"\xac\x01\n\x13ReportEventsRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x35\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1d.luthier.worker.v1.LocalEventR\x06\x65vents\x12\x34\n\nrun_record\x18\x04 \x01(\x0b\x32\x15.luthier.v1.RunRecordR\trunRecord\"B\n\x14ReportEventsResponse\x12*\n\x11last_local_number\x18\x01 \x01(\x03R\x0flastLocalNumber\"T\n\x10GrantBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x03(\tR\x06sha256\":\n\x11GrantBlobResponse\x12%\n\x0emissing_sha256\x18\x01 \x03(\tR\rmissingSha256\"f\n\x0ePutBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x12\n\x04\x64\x61ta\x18\x04 \x01(\x0cR\x04\x64\x61ta\"0\n\x0fPutBlobResponse\x12\x1d\n\nsize_bytes\x18\x01 \x01(\x03R\tsizeBytes\"j\n\x0eGetBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x16\n\x06offset\x18\x04 \x01(\x03R\x06offset\"%\n\x0fGetBlobResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\"\x99\x02\n\x17\x43ommitCheckpointRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12\x31\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x05\x66iles\x12Q\n\x07metrics\x18\x05 \x03(\x0b\x32\x37.luthier.worker.v1.CommitCheckpointRequest.MetricsEntryR\x07metrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\":\n\x18\x43ommitCheckpointResponse\x12\x1e\n\ncheckpoint\x18\x01 \x01(\tR\ncheckpoint\"\xa9\x01\n\x15\x43ommitRolloutsRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12/\n\x04\x66ile\x18\x04 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x04\x66ile\x12!\n\x0cnum_rollouts\x18\x05 \x01(\x03R\x0bnumRollouts\"\x18\n\x16\x43ommitRolloutsResponse\"\xbc\x01\n\x11\x46inishTaskRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x1c\n\tcancelled\x18\x04 \x01(\x08R\tcancelled\x12\x35\n\x06result\x18\x05 \x01(\x0b\x32\x1d.luthier.worker.v1.TaskResultR\x06result\"\x14\n\x12\x46inishTaskResponse\"F\n\x16TakeGenerationsRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n\x05slots\x18\x02 \x01(\x05R\x05slots\"\x8f\x04\n\x0fGenerationOrder\x12\x1e\n\ngeneration\x18\x01 \x01(\tR\ngeneration\x12@\n\nbase_model\x18\x02 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\tbaseModel\x12;\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\x07\x61\x64\x61pter\x12>\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x18.luthier.v1.ConversationH\x00R\x0c\x63onversation\x12\x18\n\x06prompt\x18\x05 \x01(\tH\x00R\x06prompt\x12$\n\x0emax_new_tokens\x18\x06 \x01(\x05R\x0cmaxNewTokens\x12 \n\x0btemperature\x18\x07 \x01(\x01R\x0btemperature\x12\x13\n\x05top_p\x18\x08 \x01(\x01R\x04topP\x12\x12\n\x04seed\x18\t \x01(\x03R\x04seed\x12\x14\n\x05token\x18\n \x01(\tR\x05token\x12\x31\n\x06\x61sking\x18\x0b \x01(\x0b\x32\x19.luthier.worker.v1.AskingR\x06\x61sking\x12@\n\x0e\x62\x61se_precision\x18P \x01(\x0e\x32\x19.luthier.v1.BasePrecisionR\rbasePrecisionB\x07\n\x05input\"\x8f\x01\n\x17TakeGenerationsResponse\x12:\n\x05order\x18\x01 \x01(\x0b\x32\".luthier.worker.v1.GenerationOrderH\x00R\x05order\x12-\n\x11\x63\x61ncel_generation\x18\x02 \x01(\tH\x00R\x10\x63\x61ncelGenerationB\t\n\x07message\"\x92\x02\n\x15PushGenerationRequest\x12\x1e\n\ngeneration\x18\x01 \x01(\tR\ngeneration\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\x12=\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.luthier.v1.FinishReasonR\x0c\x66inishReason\x12*\n\x11num_prompt_tokens\x18\x04 \x01(\x05R\x0fnumPromptTokens\x12\x30\n\x14num_generated_tokens\x18\x05 \x01(\x05R\x12numGeneratedTokens\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\"\x18\n\x16PushGenerationResponse2\x89\t\n\rWorkerService\x12\x65\n\x0eRegisterWorker\x12(.luthier.worker.v1.RegisterWorkerRequest\x1a).luthier.worker.v1.RegisterWorkerResponse\x12V\n\tClaimTask\x12#.luthier.worker.v1.ClaimTaskRequest\x1a$.luthier.worker.v1.ClaimTaskResponse\x12V\n\tHeartbeat\x12#.luthier.worker.v1.HeartbeatRequest\x1a$.luthier.worker.v1.HeartbeatResponse\x12_\n\x0cReportEvents\x12&.luthier.worker.v1.ReportEventsRequest\x1a\'.luthier.worker.v1.ReportEventsResponse\x12V\n\tGrantBlob\x12#.luthier.worker.v1.GrantBlobRequest\x1a$.luthier.worker.v1.GrantBlobResponse\x12R\n\x07PutBlob\x12!.luthier.worker.v1.PutBlobRequest\x1a\".luthier.worker.v1.PutBlobResponse(\x01\x12R\n\x07GetBlob\x12!.luthier.worker.v1.GetBlobRequest\x1a\".luthier.worker.v1.GetBlobResponse0\x01\x12k\n\x10\x43ommitCheckpoint\x12*.luthier.worker.v1.CommitCheckpointRequest\x1a+.luthier.worker.v1.CommitCheckpointResponse\x12\x65\n\x0e\x43ommitRollouts\x12(.luthier.worker.v1.CommitRolloutsRequest\x1a).luthier.worker.v1.CommitRolloutsResponse\x12Y\n\nFinishTask\x12$.luthier.worker.v1.FinishTaskRequest\x1a%.luthier.worker.v1.FinishTaskResponse\x12j\n\x0fTakeGenerations\x12).luthier.worker.v1.TakeGenerationsRequest\x1a*.luthier.worker.v1.TakeGenerationsResponse0\x01\x12\x65\n\x0ePushGeneration\x12(.luthier.worker.v1.PushGenerationRequest\x1a).luthier.worker.v1.PushGenerationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,62 +41,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._loaded_options = None
   _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_EQUIPMENT']._serialized_start=252
-  _globals['_EQUIPMENT']._serialized_end=441
-  _globals['_REGISTERWORKERREQUEST']._serialized_start=444
-  _globals['_REGISTERWORKERREQUEST']._serialized_end=685
-  _globals['_REGISTERWORKERRESPONSE']._serialized_start=687
-  _globals['_REGISTERWORKERRESPONSE']._serialized_end=810
-  _globals['_CLAIMTASKREQUEST']._serialized_start=813
-  _globals['_CLAIMTASKREQUEST']._serialized_end=991
-  _globals['_CLAIMTASKRESPONSE']._serialized_start=993
-  _globals['_CLAIMTASKRESPONSE']._serialized_end=1057
-  _globals['_HEARTBEATREQUEST']._serialized_start=1059
-  _globals['_HEARTBEATREQUEST']._serialized_end=1119
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1121
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1205
-  _globals['_LOCALEVENT']._serialized_start=1207
-  _globals['_LOCALEVENT']._serialized_end=1295
-  _globals['_REPORTEVENTSREQUEST']._serialized_start=1298
-  _globals['_REPORTEVENTSREQUEST']._serialized_end=1470
-  _globals['_REPORTEVENTSRESPONSE']._serialized_start=1472
-  _globals['_REPORTEVENTSRESPONSE']._serialized_end=1538
-  _globals['_GRANTBLOBREQUEST']._serialized_start=1540
-  _globals['_GRANTBLOBREQUEST']._serialized_end=1624
-  _globals['_GRANTBLOBRESPONSE']._serialized_start=1626
-  _globals['_GRANTBLOBRESPONSE']._serialized_end=1684
-  _globals['_PUTBLOBREQUEST']._serialized_start=1686
-  _globals['_PUTBLOBREQUEST']._serialized_end=1788
-  _globals['_PUTBLOBRESPONSE']._serialized_start=1790
-  _globals['_PUTBLOBRESPONSE']._serialized_end=1838
-  _globals['_GETBLOBREQUEST']._serialized_start=1840
-  _globals['_GETBLOBREQUEST']._serialized_end=1946
-  _globals['_GETBLOBRESPONSE']._serialized_start=1948
-  _globals['_GETBLOBRESPONSE']._serialized_end=1985
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1988
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=2269
-  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_start=2211
-  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_end=2269
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=2271
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=2329
-  _globals['_COMMITROLLOUTSREQUEST']._serialized_start=2332
-  _globals['_COMMITROLLOUTSREQUEST']._serialized_end=2501
-  _globals['_COMMITROLLOUTSRESPONSE']._serialized_start=2503
-  _globals['_COMMITROLLOUTSRESPONSE']._serialized_end=2527
-  _globals['_FINISHTASKREQUEST']._serialized_start=2530
-  _globals['_FINISHTASKREQUEST']._serialized_end=2718
-  _globals['_FINISHTASKRESPONSE']._serialized_start=2720
-  _globals['_FINISHTASKRESPONSE']._serialized_end=2740
-  _globals['_TAKEGENERATIONSREQUEST']._serialized_start=2742
-  _globals['_TAKEGENERATIONSREQUEST']._serialized_end=2812
-  _globals['_GENERATIONORDER']._serialized_start=2815
-  _globals['_GENERATIONORDER']._serialized_end=3276
-  _globals['_TAKEGENERATIONSRESPONSE']._serialized_start=3279
-  _globals['_TAKEGENERATIONSRESPONSE']._serialized_end=3422
-  _globals['_PUSHGENERATIONREQUEST']._serialized_start=3425
-  _globals['_PUSHGENERATIONREQUEST']._serialized_end=3699
-  _globals['_PUSHGENERATIONRESPONSE']._serialized_start=3701
-  _globals['_PUSHGENERATIONRESPONSE']._serialized_end=3725
-  _globals['_WORKERSERVICE']._serialized_start=3728
-  _globals['_WORKERSERVICE']._serialized_end=4889
+  _globals['_EQUIPMENT']._serialized_start=285
+  _globals['_EQUIPMENT']._serialized_end=474
+  _globals['_REGISTERWORKERREQUEST']._serialized_start=477
+  _globals['_REGISTERWORKERREQUEST']._serialized_end=718
+  _globals['_REGISTERWORKERRESPONSE']._serialized_start=720
+  _globals['_REGISTERWORKERRESPONSE']._serialized_end=843
+  _globals['_CLAIMTASKREQUEST']._serialized_start=846
+  _globals['_CLAIMTASKREQUEST']._serialized_end=1024
+  _globals['_CLAIMTASKRESPONSE']._serialized_start=1026
+  _globals['_CLAIMTASKRESPONSE']._serialized_end=1090
+  _globals['_HEARTBEATREQUEST']._serialized_start=1092
+  _globals['_HEARTBEATREQUEST']._serialized_end=1152
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1154
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1238
+  _globals['_LOCALEVENT']._serialized_start=1240
+  _globals['_LOCALEVENT']._serialized_end=1328
+  _globals['_REPORTEVENTSREQUEST']._serialized_start=1331
+  _globals['_REPORTEVENTSREQUEST']._serialized_end=1503
+  _globals['_REPORTEVENTSRESPONSE']._serialized_start=1505
+  _globals['_REPORTEVENTSRESPONSE']._serialized_end=1571
+  _globals['_GRANTBLOBREQUEST']._serialized_start=1573
+  _globals['_GRANTBLOBREQUEST']._serialized_end=1657
+  _globals['_GRANTBLOBRESPONSE']._serialized_start=1659
+  _globals['_GRANTBLOBRESPONSE']._serialized_end=1717
+  _globals['_PUTBLOBREQUEST']._serialized_start=1719
+  _globals['_PUTBLOBREQUEST']._serialized_end=1821
+  _globals['_PUTBLOBRESPONSE']._serialized_start=1823
+  _globals['_PUTBLOBRESPONSE']._serialized_end=1871
+  _globals['_GETBLOBREQUEST']._serialized_start=1873
+  _globals['_GETBLOBREQUEST']._serialized_end=1979
+  _globals['_GETBLOBRESPONSE']._serialized_start=1981
+  _globals['_GETBLOBRESPONSE']._serialized_end=2018
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=2021
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=2302
+  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_start=2244
+  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_end=2302
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=2304
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=2362
+  _globals['_COMMITROLLOUTSREQUEST']._serialized_start=2365
+  _globals['_COMMITROLLOUTSREQUEST']._serialized_end=2534
+  _globals['_COMMITROLLOUTSRESPONSE']._serialized_start=2536
+  _globals['_COMMITROLLOUTSRESPONSE']._serialized_end=2560
+  _globals['_FINISHTASKREQUEST']._serialized_start=2563
+  _globals['_FINISHTASKREQUEST']._serialized_end=2751
+  _globals['_FINISHTASKRESPONSE']._serialized_start=2753
+  _globals['_FINISHTASKRESPONSE']._serialized_end=2773
+  _globals['_TAKEGENERATIONSREQUEST']._serialized_start=2775
+  _globals['_TAKEGENERATIONSREQUEST']._serialized_end=2845
+  _globals['_GENERATIONORDER']._serialized_start=2848
+  _globals['_GENERATIONORDER']._serialized_end=3375
+  _globals['_TAKEGENERATIONSRESPONSE']._serialized_start=3378
+  _globals['_TAKEGENERATIONSRESPONSE']._serialized_end=3521
+  _globals['_PUSHGENERATIONREQUEST']._serialized_start=3524
+  _globals['_PUSHGENERATIONREQUEST']._serialized_end=3798
+  _globals['_PUSHGENERATIONRESPONSE']._serialized_start=3800
+  _globals['_PUSHGENERATIONRESPONSE']._serialized_end=3824
+  _globals['_WORKERSERVICE']._serialized_start=3827
+  _globals['_WORKERSERVICE']._serialized_end=4988
 # @@protoc_insertion_point(module_scope)

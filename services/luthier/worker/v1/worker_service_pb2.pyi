@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
+from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import chat_pb2 as _chat_pb2
 from luthier.v1 import device_pb2 as _device_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
@@ -754,6 +755,7 @@ class GenerationOrder(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     ASKING_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     """Id of the generation."""
     prompt: _builtins.str
@@ -768,6 +770,8 @@ class GenerationOrder(_message.Message):
     """Seed of the sampling."""
     token: _builtins.str
     """Credential for fetching the models' files."""
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What to hold the base model in. Unset: BFLOAT16."""
     @_builtins.property
     def base_model(self) -> _task_pb2.ModelReference:
         """The base model to load."""
@@ -798,10 +802,11 @@ class GenerationOrder(_message.Message):
         seed: _builtins.int = ...,
         token: _builtins.str = ...,
         asking: _task_pb2.Asking | None = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "conversation", b"conversation", "input", b"input", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "conversation", b"conversation", "generation", b"generation", "input", b"input", "max_new_tokens", b"max_new_tokens", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "token", b"token", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "base_precision", b"base_precision", "conversation", b"conversation", "generation", b"generation", "input", b"input", "max_new_tokens", b"max_new_tokens", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "token", b"token", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["conversation", "prompt"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

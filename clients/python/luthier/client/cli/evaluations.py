@@ -78,6 +78,12 @@ def _kind() -> type[Evaluation]:
     show_default=True,
 )
 @field_option(
+    "--base-precision",
+    field="base_precision",
+    type=click.Choice(["bfloat16", "int8", "nf4"]),
+    help="What the base model is held in for all arms. [default: as the adapters were trained]",
+)
+@field_option(
     "--max-records",
     field="max_records",
     type=click.IntRange(min=0),

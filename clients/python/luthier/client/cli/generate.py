@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -20,12 +21,19 @@ from luthier.client.cli.session import Session, pass_session
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy. [default: 0]")
 @click.option("--top-p", type=float, default=0.0, help="Share of probability to sample from. [default: 1]")
 @click.option("--seed", type=int, default=0, help="Seed of the sampling. [default: 0]")
+@click.option(
+    "--base-precision",
+    type=click.Choice(["bfloat16", "int8", "nf4"]),
+    help="What the base model is held in. [default: as the model was trained]",
+)
 @pass_session
 def generate(
-    session: Session, prompt: str | None, model: str, system: str | None, raw: bool, **sampling: float
+    session: Session, prompt: str | None, model: str, system: str | None, raw: bool, **options: Any
 ) -> None:
     """Answer PROMPT, or what comes on stdin. Ctrl-C stops the model too."""
+    from luthier.v1.base_precision_pb2 import BasePrecision
     from luthier.v1.chat_pb2 import ChatMessage
+    from luthier.v1.evaluation_service_pb2 import GenerateTextRequest
 
     if prompt in (None, "-"):
         prompt = sys.stdin.read()
@@ -35,14 +43,11 @@ def generate(
         raise click.UsageError("--system needs a chat template, --raw goes without one")
     messages = [ChatMessage(role="system", content=system)] if system else []
     messages.append(ChatMessage(role="user", content=prompt))
-    with session.client.generate(
-        model,
-        prompt if raw else messages,
-        max_new_tokens=int(sampling["max_new_tokens"]),
-        temperature=sampling["temperature"],
-        top_p=sampling["top_p"],
-        seed=int(sampling["seed"]),
-    ) as pieces:
+    precision = options.pop("base_precision")
+    request = GenerateTextRequest(model=model, **options)
+    if precision is not None:
+        request.base_precision = BasePrecision.Value(f"BASE_PRECISION_{precision.upper()}")
+    with session.client.generate(request, prompt if raw else messages) as pieces:
         source = 0
         for piece in pieces:
             source = piece.template_source

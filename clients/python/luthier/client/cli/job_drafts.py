@@ -117,6 +117,12 @@ _JOB_OPTIONS = (
         help="Linear module to adapt. [default: all but the head]",
     ),
     field_option(
+        "--base-precision",
+        field="base_precision",
+        type=click.Choice(["bfloat16", "int8", "nf4"]),
+        help="What the base model is held in beside an adapter; less memory, more time. [default: bfloat16]",
+    ),
+    field_option(
         "--epochs", field="hyperparameters.num_epochs", type=int, help="Passes over the rows. [default: 1]"
     ),
     field_option("--max-steps", field="hyperparameters.max_steps", type=int, help="Optimiser steps at most."),
@@ -156,6 +162,12 @@ _JOB_OPTIONS = (
         field="hyperparameters.activation_checkpointing",
         type=click.Choice(["none", "selective", "full"]),
         help="How much a pass keeps for its gradient; less memory, more time. [default: what fits]",
+    ),
+    field_option(
+        "--optimiser-states",
+        field="hyperparameters.optimiser_states",
+        type=click.Choice(["float32", "int8"]),
+        help="What the optimiser's moments are held in between updates. [default: float32]",
     ),
     field_option("--seed", field="hyperparameters.seed", type=int, help="Seed of the run. [default: 0]"),
     field_option(

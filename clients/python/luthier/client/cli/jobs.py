@@ -204,7 +204,17 @@ def _checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
 
 
 def _facts(job: FineTuningJob) -> Table:
-    from luthier.client.cli.views import facts, failure, mapping, memory, passes, state, waiting, when
+    from luthier.client.cli.views import (
+        facts,
+        failure,
+        mapping,
+        memory,
+        passes,
+        precision,
+        state,
+        waiting,
+        when,
+    )
 
     progress = (
         f"{job.progress.completed}/{job.progress.total} {job.progress.unit}" if job.progress.total else ""
@@ -220,6 +230,7 @@ def _facts(job: FineTuningJob) -> Table:
             ("begins from", short(job.start_from)),
             ("method", _method(job)),
             ("trains", _trained(job)),
+            ("base precision", precision(job.base_precision)),
             ("rendering", short(job.rendering)),
             ("mixed", ", ".join(f"{short(one.rendering)} {one.share:.0%}" for one in job.mixed_renderings)),
             ("tuned model", short(job.tuned_model)),

@@ -172,7 +172,7 @@ def _table(models: Iterable[Model]) -> Table:
 
 
 def _facts(model: Model) -> Table:
-    from luthier.client.cli.views import facts, failure, mapping, number, state, waiting
+    from luthier.client.cli.views import facts, failure, mapping, number, precision, state, waiting
     from luthier.v1.model_pb2 import Model
 
     source = model.WhichOneof("source")
@@ -186,6 +186,7 @@ def _facts(model: Model) -> Table:
             ("kind", Model.Kind.Name(model.kind).removeprefix("KIND_").lower()),
             ("source", "" if source is None else hub if source == "hub" else getattr(model, source)),
             ("base model", short(model.base_model)),
+            ("base precision", precision(model.base_precision)),
             ("begins from", short(model.start_from)),
             ("job", short(model.fine_tuning_job)),
             ("step", model.step),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumDescriptor
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from luthier.v1.base_precision_pb2 import BasePrecision
     from luthier.v1.chat_pb2 import ChatMessage
     from luthier.v1.dataset_pb2 import Dataset, DatasetSource, DatasetVersion, Record, RecordError
     from luthier.v1.fine_tuning_job_pb2 import (
@@ -285,6 +286,13 @@ def passes(micro_batch_tokens: int, checkpointing: ActivationCheckpointing.Value
         return ""
     kept = ActivationCheckpointing.Name(checkpointing).rpartition("_")[2].lower()
     return f"of at most {number(micro_batch_tokens)} tokens, activation checkpointing {kept}"
+
+
+def precision(chosen: BasePrecision.ValueType) -> str:
+    """Return what a base model is held in; empty where nothing says it."""
+    from luthier.v1.base_precision_pb2 import BasePrecision
+
+    return BasePrecision.Name(chosen).rpartition("_")[2].lower() if chosen else ""
 
 
 def _uses(renderings: Iterable[RenderingUse]) -> Table:

@@ -1,0 +1,55 @@
+"""Frozen weights of 8 or 4 bits, as torchao holds them, made into numbers that are multiplied with.
+
+`Int8Tensor` (a scale for each row) and `NF4Tensor` (arXiv:2305.14314: blocks of normal floats, whose scales have 8 bits
+themselves) stand wherever an operator takes a frozen weight. What is multiplied with is there for the length of a
+product alone: forward, and anew for the gradient.
+
+Shape suffixes: N outputs, K inputs. Importing this package imports neither torch nor torchao.
+"""
+
+from typing import TYPE_CHECKING
+
+from luthier.kernels.tables import Impl, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = {"Int8Tensor": "int8", "NF4Tensor": "nf4"}
+"""Classes of torchao's tensors -> the class of their problems in the table."""
+
+
+def is_quantised(weight: "Tensor") -> bool:
+    """Whether a tensor is one of torchao's of 8 or 4 bits. A look at its class: nothing is imported for it."""
+    found = type(weight)
+    return found.__name__ in FORMATS and found.__module__.startswith("torchao.")
+
+
+def dense(weight: "Tensor") -> "Tensor":
+    """The weight [N, K] as it is multiplied with: itself, or what `dequantise` makes of it."""
+    return dequantise(weight) if is_quantised(weight) else weight
+
+
+def dequantise(weight_NK: "Tensor", *, impl: Impl = "auto") -> "Tensor":
+    """A quantised weight as a tensor [N, K] of the type that it stands for, which is bfloat16 or float32.
+
+    `eager` is torchao's own, and `cpu` (C++) has the very same bits: a code's value times its scale, rounded once.
+    `auto` takes what the committed table measured as faster.
+
+    Raises:
+        ValueError: the weight is not quantised, or `impl` cannot run on it.
+    """
+    from luthier.kernels.operands import no_triton, refusal
+
+    if not is_quantised(weight_NK):
+        raise ValueError(
+            f"weight must be one of torchao's {', '.join(FORMATS)}, got {type(weight_NK).__name__}"
+        )
+    why = no_triton("dequantise", impl, weight_NK) or refusal(impl, weight_NK)
+    chosen = resolve("dequantise", impl, why, weight_NK, FORMATS[type(weight_NK).__name__])
+    if chosen == "eager":
+        from luthier.kernels.dequantise.reference import dequantise_reference
+
+        return dequantise_reference(weight_NK)
+    from luthier.kernels.dequantise.cpu import dequantise_cpu
+
+    return dequantise_cpu(weight_NK)

@@ -1,0 +1,80 @@
+"""What a job may say of what its base model is held in, and who else is told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.training.jobs.test_fits import give_config, planned
+from tests.training.jobs.test_starts import ADAPTER, adapter_files, full_files, run
+
+from luthier.errors import InvalidArgument
+from luthier.v1.base_precision_pb2 import (
+    BASE_PRECISION_BFLOAT16,
+    BASE_PRECISION_INT8,
+    BASE_PRECISION_NF4,
+    BASE_PRECISION_UNSPECIFIED,
+    BasePrecision,
+)
+from luthier.v1.fine_tuning_job_pb2 import FullConfig
+
+FIELD = "fine_tuning_job.base_precision"
+ONE = "projects/default/fineTuningJobs/one"
+
+
+@pytest.mark.parametrize("name", ["INT8", "NF4"])
+async def test_weights_that_train_are_never_quantised(bench: Any, name: str) -> None:
+    precision = BasePrecision.Value(f"BASE_PRECISION_{name}")
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.plan(full=FullConfig(), base_precision=precision)
+    assert [violation.field for violation in caught.value.violations] == [FIELD]
+    assert caught.value.message == (
+        f"{FIELD}: must be unset or BFLOAT16 with full: weights that train are never quantised; train an adapter "
+        f"(lora) beside a base model in {name} instead; got {name}"
+    )
+    await bench.plan(full=FullConfig(), base_precision=BASE_PRECISION_BFLOAT16)
+
+
+async def test_weights_of_a_checkpoint_that_is_gone_on_with_are_never_quantised(bench: Any) -> None:
+    await run(bench, "one", await full_files(bench), full=FullConfig())
+    start = f"{ONE}/checkpoints/step-5"
+    with pytest.raises(InvalidArgument, match=f"{FIELD}: must be unset or BFLOAT16 with full"):
+        await bench.create("two", base_model="", start_from=start, base_precision=BASE_PRECISION_NF4)
+    assert (await bench.create("two", base_model="", start_from=start)).HasField("full")
+
+
+async def test_an_adapter_without_a_word_is_trained_beside_bfloat16(bench: Any) -> None:
+    assert (await bench.plan()).resolved_job.base_precision == BASE_PRECISION_BFLOAT16
+    assert (await bench.plan(full=FullConfig())).resolved_job.base_precision == BASE_PRECISION_UNSPECIFIED
+
+
+@pytest.mark.parametrize("start", [ADAPTER, f"{ONE}/checkpoints/step-5"])
+async def test_what_goes_on_stays_beside_what_it_began_beside_unless_it_says_else(
+    bench: Any, start: str
+) -> None:
+    files = await adapter_files(bench)
+    await run(bench, "one", files, tuned_model_id="adapter", base_precision=BASE_PRECISION_NF4)
+    assert (await bench.model(ADAPTER)).base_precision == BASE_PRECISION_NF4
+    same = await bench.create("two", base_model="", start_from=start)
+    other = await bench.create("three", base_model="", start_from=start, base_precision=BASE_PRECISION_INT8)
+    assert (same.base_precision, other.base_precision) == (BASE_PRECISION_NF4, BASE_PRECISION_INT8)
+
+
+async def test_plans_count_what_the_base_model_is_held_in(bench: Any) -> None:
+    await give_config(bench)
+    plain, eight, four = [
+        await planned(bench, base_precision=one)
+        for one in (BASE_PRECISION_UNSPECIFIED, BASE_PRECISION_INT8, BASE_PRECISION_NF4)
+    ]
+    products, words = 16 * (1024 * 1024 * 3 + 3 * 1024 * 2816), 2 * 32_000 * 1024
+    # Gate and up are in bfloat16 at a time.
+    passing = 2 * 2 * 1024 * 2816
+    rest = plain.memory.weights_bytes - 2 * products
+    assert rest == 2 * (words + 33 * 1024)
+    outputs = 16 * (1024 * 2 + 512 * 2 + 2816 * 2 + 1024)
+    assert eight.memory.weights_bytes == rest + passing + products + 5 * outputs
+    assert four.memory.weights_bytes - rest - passing == pytest.approx(0.516 * products, rel=0.001)
+    others = [plan.memory.peak_bytes - plan.memory.weights_bytes for plan in (plain, eight, four)]
+    assert others[0] == others[1] == others[2]
+    assert plain.total_seconds < eight.total_seconds
+    assert plain.total_seconds < four.total_seconds < 1.5 * plain.total_seconds
