@@ -1,6 +1,6 @@
-"""What a step costs on 8 to 1,024 GPUs, replicated and sharded (fsdp2): arithmetic and a small simulation, no measurement.
+"""What a step costs on 8 to 1,024 GPUs, replicated and sharded (fsdp2): arithmetic and a small simulation.
 
-`python benchmarks/scaling.py` writes results/scaling.json and results/scaling.svg, puts its tables into
+No measurement. `python benchmarks/scaling.py` writes results/scaling.json and results/scaling.svg, puts its tables into
 docs/scaling.md, and ends with one line of JSON. The same call writes the same bytes.
 
 Letters as in `luthier.training.recipes.footprint`; N ranks, n machines of 8, S bytes of what is exchanged.
@@ -34,7 +34,15 @@ import scaling_report
 
 from luthier.lm.kept import Checkpointing
 from luthier.lm.shape import ModelShape, shape_of
-from luthier.training.recipes.footprint import Footprint, LargestPass, Speed, Trained, Work, footprint, seconds
+from luthier.training.recipes.footprint import (
+    Footprint,
+    LargestPass,
+    Speed,
+    Trained,
+    Work,
+    footprint,
+    seconds,
+)
 
 Sharding = Literal["replicated", "fsdp2"]
 RESULTS = Path(__file__).parent / "results"
@@ -47,6 +55,10 @@ STEP_TOKENS = (131_072, 2_097_152)
 RANK = 16
 ENOUGH = 0.5
 """Below this efficiency more GPUs are not worth it: half of them wait."""
+
+
+H100 = Speed(operations=0.4 * 989e12, trained_head=0.4 * 989e12, bytes=0.8 * 3.35e12, moves=1.5)
+"""What is assumed to be reached of a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +76,7 @@ class Machine:
 
     name: str
     memory: float = 80e9
-    speed: Speed = Speed(operations=0.4 * 989e12, trained_head=0.4 * 989e12, bytes=0.8 * 3.35e12, moves=1.5)
+    speed: Speed = H100
     inside: float = 0.8 * 450e9
     outside: float
     hop_seconds: float = 6e-6
@@ -166,11 +178,18 @@ class Outcome:
 
 def outcome(setting: Setting) -> Outcome:
     """Return what a setting comes to."""
-    fits = [(kept, memory) for kept in ("NONE", "SELECTIVE", "FULL") if (memory := memory_bytes(setting, kept))]
+    fits = [
+        (kept, memory) for kept in ("NONE", "SELECTIVE", "FULL") if (memory := memory_bytes(setting, kept))
+    ]
     chosen = [one for one in fits if one[1] <= 0.9 * setting.machine.memory]
     if not chosen:
         return Outcome(
-            kept="", memory=fits[-1][1], sent=sent_bytes(setting), step_seconds=0.0, waiting=0.0, efficiency=0.0
+            kept="",
+            memory=fits[-1][1],
+            sent=sent_bytes(setting),
+            step_seconds=0.0,
+            waiting=0.0,
+            efficiency=0.0,
         )
     kept, memory = chosen[0]
     busy = setting.passes_of_a_rank * pass_seconds(setting, setting.pass_tokens, kept)
@@ -189,7 +208,10 @@ def outcome(setting: Setting) -> Outcome:
 def memory_bytes(setting: Setting, kept: Checkpointing) -> float:
     """Return what a rank takes: as a plan counts it, and of what is sharded its share and two layers that are whole."""
     found: Footprint = footprint(
-        setting.trained, LargestPass(num_tokens=setting.pass_tokens, num_scored=setting.pass_tokens), kept, "GPU"
+        setting.trained,
+        LargestPass(num_tokens=setting.pass_tokens, num_scored=setting.pass_tokens),
+        kept,
+        "GPU",
     )
     if setting.sharding == "replicated":
         return found.peak
@@ -263,7 +285,11 @@ def step_seconds(setting: Setting, kept: Checkpointing) -> float:
     owned = setting.trained.num_trained / (1 if setting.sharding == "replicated" else setting.num_gpus)
     update = 30 * owned / setting.machine.speed.bytes
     if setting.sharding == "replicated":
-        return setting.passes_of_a_rank * computing + sum_seconds(setting, 4.0 * setting.trained.num_trained) + update
+        return (
+            setting.passes_of_a_rank * computing
+            + sum_seconds(setting, 4.0 * setting.trained.num_trained)
+            + update
+        )
     return setting.passes_of_a_rank * sharded_pass_seconds(setting, computing, kept) + update
 
 

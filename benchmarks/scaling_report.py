@@ -35,7 +35,10 @@ def as_json(rows: Sequence[Row]) -> str:
     """Return all rows, one a line, numbers of four digits."""
     lines = [
         json.dumps(
-            {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in asdict(row).items()}
+            {
+                name: float(f"{value:.4g}") if isinstance(value, float) else value
+                for name, value in asdict(row).items()
+            }
         )
         for row in rows
     ]
@@ -66,7 +69,9 @@ def tables(rows: Sequence[Row], enough: float) -> str:
     for machine in dict.fromkeys(row.machine for row in rows):
         for trains in dict.fromkeys(row.trains for row in rows):
             parts.append(f"**{trains}; between machines {machine}**\n")
-            parts.append(_table([row for row in rows if (row.machine, row.trains) == (machine, trains)], enough))
+            parts.append(
+                _table([row for row in rows if (row.machine, row.trains) == (machine, trains)], enough)
+            )
     return "\n".join(parts)
 
 
@@ -85,7 +90,9 @@ def _table(rows: Sequence[Row], enough: float) -> str:
             large = {row.num_gpus: row for row in ours if row.step_tokens == max(sizes)}
             cells = [_cell(large[count]) for count in SHOWN]
             stops = [
-                _stop(max(most[name] for name in most if name.endswith(f" {size} tokens, {model}, {sharding}")))
+                _stop(
+                    max(most[name] for name in most if name.endswith(f" {size} tokens, {model}, {sharding}"))
+                )
                 for size in sizes
             ]
             memory = f"{large[8].memory / 1e9:,.0f} GB {large[8].kept}".rstrip()
@@ -114,14 +121,16 @@ def size_text(size: float) -> str:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """Return efficiency by GPUs: a panel for each machine, what is trained and step, a line for each model and sharding."""
+    """Return efficiency by GPUs: panels by machine, what is trained and step, lines by model and sharding."""
     machines = list(dict.fromkeys(row.machine for row in rows))
     columns = list(dict.fromkeys((row.trains, row.step_tokens) for row in rows))
     models = list(dict.fromkeys(row.model for row in rows))
     parts = []
     for down, machine in enumerate(machines):
         for across, (trains, size) in enumerate(columns):
-            ours = [row for row in rows if (row.machine, row.trains, row.step_tokens) == (machine, trains, size)]
+            ours = [
+                row for row in rows if (row.machine, row.trains, row.step_tokens) == (machine, trains, size)
+            ]
             title = f"{trains}; {size:,} tokens; {machine}"
             parts.append(_panel(50 + across * 300, 50 + down * 240, title, ours, models))
     legend = "".join(
@@ -145,7 +154,9 @@ def _panel(left: int, top: int, title: str, rows: Sequence[Row], models: Sequenc
         y = top + height * (1 - share)
         parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y:g}" y2="{y:g}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 32}" y="{y + 4:g}">{share:.0%}</text>')
-    parts += [f'<text x="{place - 8:.0f}" y="{top + height + 15}">{count}</text>' for count, place in places.items()]
+    parts += [
+        f'<text x="{place - 8:.0f}" y="{top + height + 15}">{count}</text>' for count, place in places.items()
+    ]
     for model in models:
         for sharding in ("replicated", "fsdp2"):
             points = [

@@ -89,7 +89,12 @@ def test_a_pass_is_no_shorter_than_its_products_or_its_exchanges() -> None:
 
 def test_more_ranks_than_passes_are_idle_and_a_slower_network_is_never_quicker() -> None:
     few = replace(EIGHT, step_tokens=131_072)
-    assert [replace(few, num_gpus=count).pass_tokens for count in (8, 16, 64, 256)] == [8192, 8192, 2048, 1024]
+    assert [replace(few, num_gpus=count).pass_tokens for count in (8, 16, 64, 256)] == [
+        8192,
+        8192,
+        2048,
+        1024,
+    ]
     found = {count: outcome(replace(few, num_gpus=count)) for count in (128, 256, 512)}
     assert found[256].efficiency == pytest.approx(found[128].efficiency / 2, rel=0.02)
     for sharding in ("replicated", "fsdp2"):

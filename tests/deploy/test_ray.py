@@ -61,7 +61,10 @@ def problems(found: dict[str, Any]) -> list[str]:
 
 def containers() -> list[dict[str, Any]]:
     spec = manifest()["spec"]
-    templates = [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
+    templates = [
+        spec["headGroupSpec"]["template"],
+        *(group["template"] for group in spec["workerGroupSpecs"]),
+    ]
     return [container for template in templates for container in template["spec"]["containers"]]
 
 

@@ -73,7 +73,9 @@ def serve(service: str) -> None:
 @click.option(
     "--executor", help="How a training worker runs a training: inline, torchrun or ray. [default: inline]"
 )
-@click.option("--ranks", type=int, help="Ranks that torchrun has on this machine, ray on its cluster. [default: 1]")
+@click.option(
+    "--ranks", type=int, help="Ranks that torchrun has on this machine, ray on its cluster. [default: 1]"
+)
 @click.option(
     "--ray-address",
     metavar="HOST:PORT",

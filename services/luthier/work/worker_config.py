@@ -34,8 +34,8 @@ class WorkerConfig:
     """What torch computes on: auto, cpu, cuda, cuda:N, rocm, rocm:N. A data worker has no torch, and computes on the
     processor."""
     executor: str = "inline"
-    """How a training worker runs a training: inline, in one process; torchrun, on `ranks` ranks of this machine; ray, on
-    `ranks` ranks of a Ray cluster that this machine is a node of."""
+    """How a training worker runs a training: inline, in one process; torchrun, on `ranks` ranks of this machine; ray,
+    on `ranks` ranks of a Ray cluster that this machine is a node of."""
     ranks: int = 1
     """Ranks of the executors torchrun and ray, each on a processor or a GPU of its own. Jobs say how many they take."""
     ray_address: str = "auto"

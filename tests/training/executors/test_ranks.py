@@ -95,4 +95,7 @@ def test_a_worker_of_an_impossible_choice_does_not_start(
 def test_only_training_workers_have_ranks() -> None:
     found = CliRunner().invoke(main, ["worker", "evaluation", "--ranks", "2"])
     assert found.exit_code == 2
-    assert "--executor, --ranks and --ray-address are of training workers, not of evaluation workers" in found.output
+    assert (
+        "--executor, --ranks and --ray-address are of training workers, not of evaluation workers"
+        in found.output
+    )

@@ -67,7 +67,8 @@ def require_choice(executor: str, num_ranks: int) -> None:
     """
     if executor not in EXECUTORS:
         raise InvalidArgument(
-            f"a worker's executor (LUTHIER_WORKER_EXECUTOR) must be {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}, got {executor!r}"
+            f"a worker's executor (LUTHIER_WORKER_EXECUTOR) must be {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}, "
+            f"got {executor!r}"
         )
     if num_ranks < 1:
         raise InvalidArgument(f"a worker's ranks (LUTHIER_WORKER_RANKS) must be at least 1, got {num_ranks}")

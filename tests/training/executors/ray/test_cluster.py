@@ -20,6 +20,7 @@ from luthier.training.executors.ray.orders import Fleet
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
 from luthier.work.worker_config import WorkerConfig
 
+WORKER = (sys.executable, "-m", "luthier.daemon", "worker", "training", "--executor", "ray")
 FLEET = Fleet(address="10.0.0.1:6379", num_ranks=4)
 
 
@@ -48,7 +49,9 @@ def test_a_worker_without_ray_is_told_which_extra(
 
 
 def test_the_address_is_of_the_executor_ray() -> None:
-    found = CliRunner().invoke(main, ["worker", "training", "--executor", "torchrun", "--ray-address", "auto"])
+    found = CliRunner().invoke(
+        main, ["worker", "training", "--executor", "torchrun", "--ray-address", "auto"]
+    )
     assert found.exit_code == 2
     assert "--ray-address is of the executor ray, not of torchrun" in found.output
 
@@ -79,18 +82,24 @@ class TestWithRay:
             require_address(address)
 
     @pytest.mark.parametrize(
-        ("device", "num_threads", "room"), [("cpu", 1, 10), ("cpu", 4, 2), ("cpu", 16, 0), ("cuda", 1, 4), ("cuda", 4, 2)]
+        ("device", "num_threads", "room"),
+        [("cpu", 1, 10), ("cpu", 4, 2), ("cpu", 16, 0), ("cuda", 1, 4), ("cuda", 4, 2)],
     )
-    def test_a_node_has_room_for_what_all_of_a_rank_fits_on(self, device: str, num_threads: int, room: int) -> None:
+    def test_a_node_has_room_for_what_all_of_a_rank_fits_on(
+        self, device: str, num_threads: int, room: int
+    ) -> None:
         from luthier.training.executors.ray.cluster import Node
 
         fleet = Fleet(address="auto", num_ranks=1, device=device, num_threads=num_threads)
         assert Node(node_id="a", host="h", port=1, processors=10.5, gpus=4.0).room(fleet) == room
 
     @pytest.mark.parametrize(
-        ("least", "most", "nodes", "taken"), [(1, 8, 2, 4), (1, 8, 1, 2), (2, 0, 1, 2), (0, 0, 1, 1), (1, 3, 9, 3)]
+        ("least", "most", "nodes", "taken"),
+        [(1, 8, 2, 4), (1, 8, 1, 2), (2, 0, 1, 2), (0, 0, 1, 1), (1, 3, 9, 3)],
     )
-    def test_a_job_takes_what_worker_and_cluster_have(self, least: int, most: int, nodes: int, taken: int) -> None:
+    def test_a_job_takes_what_worker_and_cluster_have(
+        self, least: int, most: int, nodes: int, taken: int
+    ) -> None:
         from luthier.training.executors.ray.fit import ranks_now
 
         job = FineTuningJob(ranks=RankRange(min_ranks=least, max_ranks=most))
@@ -99,17 +108,26 @@ class TestWithRay:
     def test_a_cluster_that_shrank_below_the_least_ranks_says_what_it_has(self) -> None:
         from luthier.training.executors.ray.fit import ranks_now
 
-        with pytest.raises(Unavailable, match=r"at least 4 ranks, the cluster 10.0.0.1:6379 has room for 2 now") as caught:
+        with pytest.raises(
+            Unavailable, match=r"at least 4 ranks, the cluster 10.0.0.1:6379 has room for 2 now"
+        ) as caught:
             ranks_now(FineTuningJob(ranks=RankRange(min_ranks=4)), FLEET, [_node("a")])
         assert caught.value.reason == "TOO_FEW_RANKS"
         assert caught.value.metadata == {"min_ranks": "4", "ranks": "2"}
-        assert "1 nodes that answer, 2 processors and 0 GPUs; add nodes, or lower ranks.min_ranks" in caught.value.message
+        assert (
+            "1 nodes that answer, 2 processors and 0 GPUs; add nodes, or lower ranks.min_ranks"
+            in caught.value.message
+        )
 
     def test_a_worker_that_has_too_few_itself_says_so(self) -> None:
         from luthier.training.executors.ray.fit import ranks_now
 
         with pytest.raises(Unavailable, match=r"this worker has 4: start one with --executor ray --ranks 5"):
-            ranks_now(FineTuningJob(ranks=RankRange(min_ranks=5)), FLEET, [_node(str(number)) for number in range(9)])
+            ranks_now(
+                FineTuningJob(ranks=RankRange(min_ranks=5)),
+                FLEET,
+                [_node(str(number)) for number in range(9)],
+            )
 
     def test_a_node_of_another_version_is_refused(self) -> None:
         from luthier.training.executors.ray.cluster import require_version
@@ -129,8 +147,7 @@ class TestWithRay:
             taken.bind(("127.0.0.1", 0))  # and nobody listens
             address = f"127.0.0.1:{taken.getsockname()[1]}"
             found = subprocess.run(
-                [sys.executable, "-m", "luthier.daemon", "worker", "training"]
-                + ["--executor", "ray", "--ranks", "2", "--ray-address", address],
+                [*WORKER, "--ranks", "2", "--ray-address", address],
                 env={**os.environ, "LUTHIER_HOME": str(tmp_path)},
                 capture_output=True,
                 text=True,

@@ -1,4 +1,4 @@
-"""Jobs on a real cluster of two nodes, whose parts are killed: the attempt is lost, and the job goes on on what is left.
+"""Jobs on a real cluster of two nodes, parts of which are killed: the attempt is lost, and the job goes on.
 
 The tests share the cluster and run in this order: the last one takes a node away.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.training.executors.ray.clusters import LocalCluster, descendants_of, is_running
+from tests.training.executors.ray.clusters import LocalCluster
 from tests.training.executors.test_torchrun import assert_close, texts, wanted
 from tests.training.worker.conftest import Site
 from tests.training.worker.test_in_child import assert_same, changes
@@ -100,7 +100,10 @@ def test_a_worker_is_told_what_its_cluster_has(cluster: LocalCluster, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--ranks", "3"), "at most the 2 that the cluster 127.0.0.1:PORT has room for, with 1 CPU each: it has 2 nodes"),
+        (
+            ("--ranks", "3"),
+            "at most the 2 that the cluster 127.0.0.1:PORT has room for, with 1 CPU each: it has 2 nodes",
+        ),
         (("--ranks", "2", "--device", "cuda"), "at most the 0 that the cluster"),
         (("--ranks", "2", "--device", "cuda:1"), "auto, cpu, cuda or rocm with the executor ray"),
     ],
@@ -130,7 +133,9 @@ async def test_a_job_runs_on_both_nodes_and_comes_to_the_same_after_the_loss_of_
         assert whole.state == FineTuningJob.STATE_SUCCEEDED, whole.error
         assert whole.run_record.num_ranks == 2
         for node in cluster.nodes:
-            assert [path for path in (node.home / "cache").iterdir() if len(path.name) == 64], "fetched by digest"
+            assert [path for path in (node.home / "cache").iterdir() if len(path.name) == 64], (
+                "fetched by digest"
+            )
             assert not list((node.home / "ray").glob("*/*")), "what an attempt left is deleted"
 
         for hurt, words in (("kill", "rank 1 of 2 is lost"), ("stop", "rank 1 of 2 hangs")):
@@ -153,7 +158,9 @@ async def test_a_job_runs_on_both_nodes_and_comes_to_the_same_after_the_loss_of_
         async for event in site.watch(short.name):
             if event.attempt_change.kind == AttemptChange.KIND_LOST:
                 break
-        await site.jobs.CancelFineTuningJob(CancelFineTuningJobRequest(name=short.name), metadata=site.metadata)
+        await site.jobs.CancelFineTuningJob(
+            CancelFineTuningJobRequest(name=short.name), metadata=site.metadata
+        )
         assert event.attempt_change.reason == "TOO_FEW_RANKS"
         assert "takes at least 2 ranks, the cluster" in event.attempt_change.message
         assert "has room for 1 now: it has 1 nodes that answer" in event.attempt_change.message

@@ -62,7 +62,13 @@ def joined_cluster(address: str) -> Iterator[None]:
     require_address(address)
     if address != "auto":
         _require_answer(address)
-    put({"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_METRICS_ENABLED": "0"})
+    put(
+        {
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_TRAIN_METRICS_ENABLED": "0",
+        }
+    )
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -75,10 +81,14 @@ def require_address(address: str) -> None:
     """Check what a worker is told of its cluster. Raises InvalidArgument."""
     if address == "auto" or re.fullmatch(r"[\w.\-]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}", address):
         return
-    more = "; Ray's client does not carry ray.train, so the worker must run on a node" if "ray://" in address else ""
+    more = (
+        "; Ray's client does not carry ray.train, so the worker must run on a node"
+        if "ray://" in address
+        else ""
+    )
     raise InvalidArgument(
-        "the cluster of a worker (--ray-address, LUTHIER_WORKER_RAY_ADDRESS) must be auto or the host:port of its head, "
-        f"got {address!r}{more}"
+        "the cluster of a worker (--ray-address, LUTHIER_WORKER_RAY_ADDRESS) must be auto or the host:port of its "
+        f"head, got {address!r}{more}"
     )
 
 
@@ -158,7 +168,9 @@ def _told(nodes: Sequence[Node], fleet: Fleet) -> dict[str, Any]:
         try:
             told = ray.get(answer, timeout=_TELL_SECONDS)
         except RayError as error:
-            raise Unavailable(f"the node {host} must run luthier's ranks, it cannot: {last_line(error)}") from error
+            raise Unavailable(
+                f"the node {host} must run luthier's ranks, it cannot: {last_line(error)}"
+            ) from error
         if error_text := told.get("error"):
             raise InvalidArgument(f"on the node {host}: {error_text}")
         require_version(host, told.pop("version"))
@@ -171,7 +183,8 @@ def require_version(host: str, version: str) -> None:
     ours = importlib.metadata.version("luthier")
     if version != ours:
         raise Unavailable(
-            f"each node must have luthier {ours}, as its driver has, {host} has {version}", reason=Reason.CRASHED
+            f"each node must have luthier {ours}, as its driver has, {host} has {version}",
+            reason=Reason.CRASHED,
         )
 
 
@@ -211,8 +224,8 @@ def _answers(host: str, port: int, seconds: float) -> bool:
 
 def _nowhere(address: str, why: str) -> Unavailable:
     return Unavailable(
-        f"a Ray cluster must be at {address} (--ray-address, LUTHIER_WORKER_RAY_ADDRESS) and this machine a node of it, "
-        f"there is none: {' '.join(why.split())[:300]}; start one with `ray start --head`, then join it with "
+        f"a Ray cluster must be at {address} (--ray-address, LUTHIER_WORKER_RAY_ADDRESS) and this machine a node of "
+        f"it, there is none: {' '.join(why.split())[:300]}; start one with `ray start --head`, then join it with "
         "`ray start --address=HOST:PORT`",
         reason=Reason.CRASHED,
     )

@@ -90,7 +90,10 @@ def found_fleet(config: WorkerConfig) -> tuple[Fleet, ChosenDevice]:
     num_threads = config.num_threads or 1
     found = _asked(config, num_threads)
     fleet = Fleet(
-        address=config.ray_address, num_ranks=config.ranks, device=found.pop("device_kind"), num_threads=num_threads
+        address=config.ray_address,
+        num_ranks=config.ranks,
+        device=found.pop("device_kind"),
+        num_threads=num_threads,
     )
     return fleet, ChosenDevice(name="cpu", equipment=Equipment(**found), num_available=config.ranks)
 
@@ -98,7 +101,9 @@ def found_fleet(config: WorkerConfig) -> tuple[Fleet, ChosenDevice]:
 def _asked(config: WorkerConfig, num_threads: int) -> dict[str, Any]:
     words = (config.ray_address, config.device, str(config.ranks), str(num_threads))
     command = ("-P", "-m", "luthier.training.executors.ray.cluster", *words)
-    found = answer_of(command, f"the Ray cluster {config.ray_address}", "LUTHIER_WORKER_EXECUTOR=inline asks none")
+    found = answer_of(
+        command, f"the Ray cluster {config.ray_address}", "LUTHIER_WORKER_EXECUTOR=inline asks none"
+    )
     if error := found.get("error"):
         raise InvalidArgument(error)
     return found
@@ -109,8 +114,11 @@ def _require_ray() -> None:
         found = importlib.metadata.version("ray")
     except importlib.metadata.PackageNotFoundError as error:
         raise InvalidArgument(
-            "the executor ray needs Ray, which is not installed: pip install 'luthier[ray]', on every node of the cluster"
+            "the executor ray needs Ray, which is not installed: pip install 'luthier[ray]', on every node of the "
+            "cluster"
         ) from error
     if tuple(int(part) for part in found.split(".")[:2]) < _LEAST_VERSION:
         least = ".".join(map(str, _LEAST_VERSION))
-        raise InvalidArgument(f"the executor ray needs Ray >= {least}, got {found}: pip install -U 'luthier[ray]'")
+        raise InvalidArgument(
+            f"the executor ray needs Ray >= {least}, got {found}: pip install -U 'luthier[ray]'"
+        )

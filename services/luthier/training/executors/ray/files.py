@@ -40,13 +40,14 @@ class NodeFiles:
         with exclusive(self._taking):
             return self._cache.take(sha256, target, lambda: self._pieces(sha256, size()))
 
-    def send(self, paths: Sequence[Path], folder: str) -> list[Path]:
-        """Return where files are on the driver's machine, under their names in a folder, once they are there.
+    def send(self, paths: Sequence[Path], folder: str) -> None:
+        """Send files to the driver's machine, under their names in a folder there; returns once they are there.
 
         Raises:
             DataLoss: other bytes have come.
         """
-        return [self._sent(path, f"{folder}/{path.name}") for path in paths]
+        for path in paths:
+            self._send(path, f"{folder}/{path.name}")
 
     def _pieces(self, sha256: str, size_bytes: int) -> Iterator[bytes]:
         for number in range(math.ceil(size_bytes / PIECE_BYTES)):
@@ -54,7 +55,7 @@ class NodeFiles:
             [piece] = ray.get(self._post.piece.remote(sha256, number))
             yield ray.get(piece)
 
-    def _sent(self, path: Path, place: str) -> Path:
+    def _send(self, path: Path, place: str) -> None:
         with path.open("rb") as file:
             sha256 = digest_of(file)
             file.seek(0)
@@ -64,11 +65,10 @@ class NodeFiles:
                 offset += len(data)
                 if not data:
                     break
-        target, found = ray.get(self._post.kept.remote(place))
+        found = ray.get(self._post.kept.remote(place))
         if found != sha256:
             raise DataLoss(
                 reason=Reason.CHECKSUM_MISMATCH,
                 message=f"the bytes of {path.name} that came to the driver have sha256 {found}, expected {sha256}",
                 metadata={"sha256": sha256},
             )
-        return Path(target)

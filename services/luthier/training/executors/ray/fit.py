@@ -5,6 +5,7 @@ Its end, of whatever kind, is the end of all that it started in the cluster: it 
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import uuid
@@ -16,9 +17,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from luthier.errors import LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.runtime.config import put
@@ -104,7 +104,8 @@ class _Run:
         self._attempt = uuid.uuid4().hex
         here = on_node(ray.get_runtime_context().get_node_id())
         beside = ray.remote(num_cpus=0, max_restarts=0)
-        self._post = beside(Post).options(label_selector=here).remote(given.order.scratch / "ranks")
+        self._place = given.order.scratch / "ranks"
+        self._post = beside(Post).options(label_selector=here).remote(self._place)
         self._sentries = {
             node.host: beside(Sentry)
             .options(label_selector=on_node(node.node_id))
@@ -119,6 +120,9 @@ class _Run:
         self._complained_at = 0.0
         self._result: task_pb2.TrainResult | None = None
         self._serving: list[Future[None]] = []
+        self._come: set[Path] = set()
+        self._checkpoint: Letter | None = None
+        self._is_begun = threading.Event()
 
     def result(self) -> task_pb2.TrainResult:
         """Run to the end of all ranks, or to the first failure. Raises as `fitted`."""
@@ -126,13 +130,16 @@ class _Run:
         fit: Future[None] = Future()
         part = self._part()
         # A thread that nobody waits for: where this process is ended, all is.
-        threading.Thread(target=_settle, args=(fit, partial(self._fit, part)), name="fit", daemon=True).start()
+        threading.Thread(
+            target=_settle, args=(fit, partial(self._fit, part)), name="fit", daemon=True
+        ).start()
         began = time.monotonic()
         server = ThreadPoolExecutor(1, "serving")
         while self._result is None or len(self._gone) < self._num_ranks:
             letters, self._sights = self._heard()
             for letter in letters:
                 self._take(letter, server)
+            self._begin_checkpoint()
             self._judge(fit, began)
         self._leave(fit)
         return self._result
@@ -144,7 +151,8 @@ class _Run:
                 version = ray.get(sentry.version.remote(), timeout=self._given.fleet.place_seconds)
             except RayError as error:
                 raise Unavailable(
-                    f"the node {host} must run luthier's ranks, it cannot: {last_line(error)}", reason=Reason.CRASHED
+                    f"the node {host} must run luthier's ranks, it cannot: {last_line(error)}",
+                    reason=Reason.CRASHED,
                 ) from error
             require_version(host, version)
 
@@ -153,6 +161,7 @@ class _Run:
             attempt=self._attempt,
             task=self._given.order.task,
             rows=tuple(self._offered(rows) for rows in self._given.order.renderings),
+            place=self._place,
             num_ranks=self._num_ranks,
             device=self._given.fleet.device,
             num_threads=self._given.fleet.num_threads,
@@ -199,9 +208,13 @@ class _Run:
         try:
             return ray.get(answer, timeout=seconds)
         except GetTimeoutError as error:
-            raise Unavailable(f"the post of the ranks did not answer for {seconds:g} s", reason=Reason.CRASHED) from error
+            raise Unavailable(
+                f"the post of the ranks did not answer for {seconds:g} s", reason=Reason.CRASHED
+            ) from error
         except RayError as error:
-            raise Unavailable(f"the post of the ranks is gone: {last_line(error)}", reason=Reason.CRASHED) from error
+            raise Unavailable(
+                f"the post of the ranks is gone: {last_line(error)}", reason=Reason.CRASHED
+            ) from error
 
     def _heard(self) -> tuple[list[Letter], dict[int, Shown]]:
         heard: tuple[list[Letter], dict[int, Shown]] = self._asked(self._post.taken.remote(_LISTEN_SECONDS))
@@ -220,9 +233,21 @@ class _Run:
             if not _is_consequence(error):
                 raise error
             self._complain(error)
+        elif letter.name == "come":
+            self._come.update(*letter.arguments)
+        elif letter.name == "begin_checkpoint":
+            self._checkpoint = letter
         else:
             # One after the other, and not here: the driver may wait for its service for as long as that is away.
             self._serving.append(server.submit(self._serve, letter))
+
+    def _begin_checkpoint(self) -> None:
+        """Begin the checkpoint that the first rank wants begun, if all of its files have come."""
+        if self._checkpoint is not None and self._come.issuperset(self._checkpoint.arguments[1]):
+            self._line.tell("begin_checkpoint", self._checkpoint.arguments)
+            self._come.clear()
+            self._checkpoint = None
+            self._is_begun.set()
 
     def _serve(self, letter: Letter) -> None:
         if letter.number is None:
@@ -238,10 +263,17 @@ class _Run:
             self._asked(self._post.offer.remote(file.sha256, path))
             return path.stat().st_size
         if letter.name == "checkpoint_stored":
-            while (files := self._line.ask("checkpoint_ready")) is None:
-                time.sleep(_POLL_SECONDS)
-            return files
+            return self._stored()
         return self._line.ask(letter.name, letter.arguments)
+
+    def _stored(self) -> Any:
+        """Return the files of the checkpoint that the first rank began, once the service has them."""
+        self._is_begun.wait()
+        self._is_begun.clear()
+        while (files := self._line.ask("checkpoint_ready")) is None:
+            time.sleep(_POLL_SECONDS)
+        shutil.rmtree(self._place, ignore_errors=True)
+        return files
 
     def _judge(self, fit: Future[None], began: float) -> None:
         """Return while the ranks go on together. Raises what ends them, the cause before what it led to."""
@@ -259,8 +291,8 @@ class _Run:
         waited = time.monotonic() - began
         if not self._sights and not self._gone and waited > self._given.fleet.bounds.begin_seconds:
             raise Unavailable(
-                f"none of {self._num_ranks} ranks has begun for {waited:.0f} s: their nodes do not reach one another, or "
-                "cannot load what they need",
+                f"none of {self._num_ranks} ranks has begun for {waited:.0f} s: their nodes do not reach one another, "
+                "or cannot load what they need",
                 reason=Reason.RANK_LOST,
             )
 
@@ -280,7 +312,7 @@ class _Run:
 def _settle(fit: Future[None], work: Callable[[], None]) -> None:
     try:
         work()
-    except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
+    except BaseException as error:  # whoever waits for it is told
         fit.set_exception(error)
     else:
         fit.set_result(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from luthier.training.executors.vigil import Bounds
 from luthier.training.worker.order import TrainOrder
@@ -62,6 +63,7 @@ class Part:
         attempt: names the folder of this attempt on each machine.
         task: with its specification.
         rows: of the job's own rendering, then of those that it mixes in.
+        place: the folder on the driver's machine where files of ranks go.
         num_ranks: that train together.
         device: of each, cpu or cuda.
         num_threads: torch's.
@@ -70,6 +72,7 @@ class Part:
     attempt: str
     task: task_pb2.Task
     rows: tuple[FarRows, ...]
+    place: Path
     num_ranks: int
     device: str
     num_threads: int

@@ -117,10 +117,9 @@ class Post:
         """Write a piece of a rank's file at a place in the folder."""
         await asyncio.to_thread(_write, path_below(self._folder, place), offset, data)
 
-    async def kept(self, place: str) -> tuple[Path, str]:
-        """Return where a rank's file is, and the digest of what has come."""
-        path = path_below(self._folder, place)
-        return path, await asyncio.to_thread(_digest, path)
+    async def kept(self, place: str) -> str:
+        """Return the digest of what has come of a rank's file."""
+        return await asyncio.to_thread(_digest, path_below(self._folder, place))
 
 
 def _read(path: Path, offset: int) -> bytes:

@@ -121,7 +121,7 @@ def _trained(part: Part, wire: Wire, folder: Path, files: NodeFiles) -> task_pb2
         for number, one in enumerate(part.rows)
     )
     order = TrainOrder(task=part.task, scratch=scratch, renderings=rows)
-    desk = FarDesk(wire, files, order)
+    desk = FarDesk(wire, files, order, part.place)
     # NCCL joins within the first exchange, which takes long and is nobody's fault.
     dist.all_reduce(torch.zeros(1, device=device))
     pulse = Pulse(pulse_path(folder, wire.rank))
@@ -161,9 +161,16 @@ class Wire:
 
 
 class FarDesk:
-    """The driver as a rank on another machine sees it: a `Desk`, whose files travel."""
+    """The driver as a rank on another machine sees it: a `Desk`, whose files travel.
 
-    def __init__(self, wire: Wire, files: NodeFiles, order: TrainOrder) -> None:
+    Args:
+        wire: to the driver.
+        files: of this rank.
+        order: of its training.
+        place: the folder on the driver's machine where files of ranks go.
+    """
+
+    def __init__(self, wire: Wire, files: NodeFiles, order: TrainOrder, place: Path) -> None:
         self._near = near = ChildDesk(wire, order)
         self.task = near.task
         self.scratch = near.scratch
@@ -175,8 +182,9 @@ class FarDesk:
         self.scored = near.scored
         self._wire = wire
         self._files = files
+        self._place = place
         self._threads = ThreadPoolExecutor(1, "sending")
-        self._sending: Future[None] | None = None
+        self._sending: list[Future[None]] = []
 
     def fetch(self, file: task_pb2.BlobFile) -> Path:
         """Return a file of the task's own service; do not change it."""
@@ -186,23 +194,34 @@ class FarDesk:
         """Put a file of the task's own service into a folder under its own path; do not change it there."""
         return self._taken(file, path_below(folder, file.path))
 
+    def handed(self, step: int, paths: Sequence[Path]) -> list[Path]:
+        """Begin to send files of a checkpoint, and return where the driver will find them; training goes on."""
+        folder = f"step-{step}"
+        self._sending.append(self._threads.submit(self._send, list(paths), folder))
+        return [self._place / folder / path.name for path in paths]
+
     def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
-        """Begin to send files, and to make them the checkpoint to resume from; training goes on meanwhile."""
-        self._sending = self._threads.submit(self._send, step, list(paths), dict(metrics))
+        """Have files be the checkpoint to resume from once they have all come, those that another rank handed too."""
+        own = [path for path in paths if not path.is_relative_to(self._place)]
+        places = dict(zip(own, self.handed(step, own), strict=True))
+        self._near.begin_checkpoint(step, [places.get(path, path) for path in paths], metrics)
 
     def checkpoint_stored(self) -> list[task_pb2.BlobFile]:
         """Return the files of the checkpoint that was begun, once it is the one to resume from."""
-        assert self._sending is not None, "a checkpoint was begun"
-        self._sending.result()
+        for sending in self._sending:
+            sending.result()
+        self._sending.clear()
         return self._near.checkpoint_stored()
 
     def commit_rollouts(self, step: int, path: Path) -> None:
         """Keep what a step drew from its model, a file of `work.row_file`."""
-        [place] = self._files.send([path], f"rollouts-{step}")
-        self._near.commit_rollouts(step, place)
+        folder = f"rollouts-{step}"
+        self._files.send([path], folder)
+        self._near.commit_rollouts(step, self._place / folder / path.name)
 
-    def _send(self, step: int, paths: list[Path], metrics: dict[str, float]) -> None:
-        self._near.begin_checkpoint(step, self._files.send(paths, f"step-{step}"), metrics)
+    def _send(self, paths: list[Path], folder: str) -> None:
+        self._files.send(paths, folder)
+        self._wire.tell("come", ([self._place / folder / path.name for path in paths],))
 
     def _taken(self, file: task_pb2.BlobFile, target: Path) -> Path:
         return self._files.take(file.sha256, target, lambda: int(self._wire.ask("bring", (file,))))
