@@ -178,9 +178,8 @@ class Outcome:
 
 def outcome(setting: Setting) -> Outcome:
     """Return what a setting comes to."""
-    fits = [
-        (kept, memory) for kept in ("NONE", "SELECTIVE", "FULL") if (memory := memory_bytes(setting, kept))
-    ]
+    kinds: tuple[Checkpointing, ...] = ("NONE", "SELECTIVE", "FULL")
+    fits = [(kept, memory_bytes(setting, kept)) for kept in kinds]
     chosen = [one for one in fits if one[1] <= 0.9 * setting.machine.memory]
     if not chosen:
         return Outcome(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 from pathlib import Path
 
@@ -56,5 +55,5 @@ def test_what_attempts_left_on_a_node_is_known_by_nobody_holding_it(tmp_path: Pa
     (tmp_path / "before").mkdir()
     _held(tmp_path / "killed").close()
     assert sorted(path.name for path in _left(tmp_path)) == ["before", "killed"]
-    fcntl.flock(held, fcntl.LOCK_UN)
+    held.close()
     assert len(list(_left(tmp_path))) == 3

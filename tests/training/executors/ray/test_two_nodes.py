@@ -32,7 +32,7 @@ from luthier.work.worker_config import WorkerConfig
 
 pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.slow
-EPOCHS = 12
+EPOCHS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,7 +193,7 @@ def last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=0)  # type: ignore[untyped-decorator]  # Ray is not looked into
 def _equipment_there(device: str) -> dict[str, Any]:
     equipment = asdict(processor())
     version = importlib.metadata.version("luthier")

@@ -178,7 +178,7 @@ class _Run:
         put({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(fleet.place_seconds)})
         ids = ",".join(node.node_id for node in self._nodes)
         is_gpu = fleet.device == "cuda"
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             rank.train,
             train_loop_config={"part": part, "post": self._post},
             torch_config=rank.RankConfig(),
@@ -307,6 +307,14 @@ class _Run:
             ray.get([sentry.leave.remote() for sentry in self._sentries.values()], timeout=_ANSWER_SECONDS)
         except (RayError, TimeoutError) as error:
             self._line.tell("log", (f"the ranks have not ended in order: {last_line(error)}", "WARNING"))
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray is not looked into
+    def _create_default_callbacks(self) -> list[Any]:
+        # An actor that outlives its driver, to free room that Ray frees by itself when a driver is gone. Without Ray's
+        # dashboard it never learns of that, and one would stay for each attempt that is ended.
+        found = super()._create_default_callbacks()
+        return [one for one in found if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
 
 def _settle(fit: Future[None], work: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,14 @@ class Sentry:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _see(self) -> None:
-        while not _STOP.wait(_SEE_SECONDS):
+        while True:
+            time.sleep(_SEE_SECONDS)
             sights = {}
             for path in self._folder.glob("pulse-*[0-9]"):
                 if (one := shown(path)) is not None:
                     sights[int(path.name.rpartition("-")[2])] = one
             if sights:
                 self._post.see.remote(sights)
-
-
-_STOP = threading.Event()
 
 
 def _held(folder: Path) -> Any:
