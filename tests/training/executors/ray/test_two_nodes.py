@@ -125,7 +125,7 @@ def test_a_worker_whose_cluster_has_no_room_does_not_start(
     assert words in found.stderr.replace(cluster.address, "127.0.0.1:PORT")
 
 
-async def test_a_job_runs_on_both_nodes_and_comes_to_the_same_after_the_loss_of_a_rank_or_a_node(
+async def test_a_job_runs_on_both_nodes_and_comes_to_the_same_bits_after_the_loss_of_a_rank(
     site: Site, model_folder: Path, children: Children, cluster: LocalCluster
 ) -> None:
     async with working(site, model_folder, children, cluster):
@@ -145,6 +145,15 @@ async def test_a_job_runs_on_both_nodes_and_comes_to_the_same_after_the_loss_of_
             assert found.job.run_record.num_ranks == 2
             await assert_same(site, whole.name, job.name)
 
+
+async def test_a_job_goes_on_on_the_node_that_is_left(
+    site: Site, model_folder: Path, children: Children, cluster: LocalCluster
+) -> None:
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        here = await site.ended((await site.create("here", micro_batch_tokens=48, num_epochs=EPOCHS)).name)
+        assert here.state == FineTuningJob.STATE_SUCCEEDED, here.error
+    async with site.worker(compute=OnRay(children, Fleet(address=cluster.address, num_ranks=2))):
         job = await site.create_job("node", wanted(1, 2, num_epochs=EPOCHS))
         found = await hurt_by(site, cluster, job, "node")
         _check_lost(found, "of 2")
@@ -152,7 +161,7 @@ async def test_a_job_runs_on_both_nodes_and_comes_to_the_same_after_the_loss_of_
         told = [text for text in texts(found.events) if "trains on 1 ranks in place of 2" in text]
         assert len(told) == 1
         assert "the cluster has 1 nodes that answer, 1 processors" in told[0]
-        assert_close(await site.metrics(job.name), await site.metrics(whole.name))
+        assert_close(await site.metrics(job.name), await site.metrics(here.name))
 
         short = await site.create_job("short", wanted(2, 2))
         async for event in site.watch(short.name):
