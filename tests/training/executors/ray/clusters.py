@@ -21,7 +21,7 @@ _QUIET = {
     # Else what it starts gives way to all that a machine does besides, tests in other processes too.
     "RAY_worker_niceness": "0",
 }
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +136,8 @@ def _started(which: list[str], host: str, home: Path) -> LocalNode:
         "--max-worker-port=0",
         "--dashboard-agent-listen-port=0",
         "--disable-usage-stats",
+        "--no-monitor",
+        "--include-log-monitor=false",
         "--block",
     ]
     environ = {name: text for name, text in os.environ.items() if not name.startswith(("LUTHIER_", "RAY_"))}
