@@ -268,7 +268,7 @@ def _square(gradients: list[Tensor]) -> float:
 def _optimiser_of(
     weights: Weights, settings: OptimiserSettings, device: torch.device
 ) -> torch.optim.Optimizer:
-    groups = _groups(weights.parameters.values(), settings.weight_decay)
+    groups = _groups(weights, settings.weight_decay)
     is_fused = optimiser_kernel(device) == "fused"
     if settings.states == "INT8":
         return EightBitAdamW(groups, BETAS, EPSILON, is_fused=is_fused)

@@ -142,7 +142,11 @@ class Desk(Protocol):
         ...
 
     def handed(self, step: int, paths: Sequence[Path]) -> list[Path]:
-        """Return where the driver finds files of a checkpoint that this rank wrote: what the first one is to begin."""
+        """Return where files of a rank are for who begins the checkpoint of a step, which waits until they are there.
+
+        Ranks of one machine see one another's files; others begin to send them. They stay as they are until
+        `checkpoint_stored`.
+        """
         ...
 
     def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
