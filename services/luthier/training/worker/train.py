@@ -104,10 +104,6 @@ class TaskDesk:
         self._context.run_record(record)
         self.record = record
 
-    def handed(self, step: int, paths: Sequence[Path]) -> list[Path]:  # noqa: ARG002
-        """Return the paths, which are here."""
-        return list(paths)
-
     def scored(
         self, grader: grader_pb2.RemoteGrader, samples: Sequence[grader_pb2.Sample], most_errors: int
     ) -> list[float | GradingError]:
