@@ -14,6 +14,7 @@ STEP = "metrics"
 _CALLS = (
     "progress",
     "metrics",
+    "measured",
     "log",
     "run_record",
     "fetch",

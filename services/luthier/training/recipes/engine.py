@@ -20,6 +20,7 @@ from luthier.errors import DataLoss, Reason, Unavailable
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective, OneRank
+from luthier.training.recipes.phases import PhaseClock
 from luthier.training.recipes.weights import Weights, pieces
 
 BETAS = (0.9, 0.999)
@@ -70,6 +71,7 @@ class Engine:
     Everything that it computes is bitwise the same in every run on one machine with the same settings and number of
     ranks: all tensors are visited in order of their names, and no sum to one number is divided among threads.
     `collective` are the ranks, each with an engine of the same weights and batches of its own; None: this one alone.
+    `clock` is told by who drives it what its time is spent on.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Engine:
     ) -> None:
         self.weights = weights
         self.collective = collective or OneRank()
+        self.clock = PhaseClock()
         self._settings = settings
         self._device = device
         self._num_updates = 0
