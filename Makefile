@@ -27,6 +27,9 @@ check-all: setup ## everything, the slow tests included
 bench: setup ## measure the kernels
 	$(BIN)/python benchmarks/kernels.py
 
+metrics: setup ## write docs/metrics.md, the dashboards and the rules of deploy/ from their code
+	$(BIN)/python -m deploy.write
+
 protos: .venv-protos/done ## regenerate the code of protos/ with the pinned generator
 	mkdir -p build
 	$(BIN)/buf build protos -o build/protos.binpb
@@ -55,4 +58,4 @@ landed: setup ## take the protos as they are for what must stay readable from no
 	$(GEN)/pip install -q grpcio-tools==1.80.1 mypy-protobuf==5.1.0
 	touch $@
 
-.PHONY: help setup demo example test check check-all bench protos landed
+.PHONY: help setup demo example test check check-all bench metrics protos landed

@@ -39,7 +39,7 @@ from luthier.v1 import fine_tuning_job_pb2, model_pb2, rendering_pb2
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN
 from luthier.work.events import Severity
 from luthier.work.row_file import write_rows
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 RENDERING = "projects/bench/renderings/rows"
 _WORDS = 4096
@@ -175,6 +175,9 @@ class LocalDesk:
         """Nobody asks."""
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
+        """Nobody asks."""
+
+    def measured(self, figures: worker_service_pb2.TaskFigures) -> None:
         """Nobody asks."""
 
     def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:

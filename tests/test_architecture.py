@@ -27,7 +27,7 @@ EXCEPTIONS: dict[str, str] = {
 
 
 def sources() -> Iterator[Path]:
-    for root in (*SOURCE_ROOTS, "tests", "examples", "benchmarks"):
+    for root in (*SOURCE_ROOTS, "tests", "examples", "benchmarks", "deploy"):
         for path in sorted((ROOT / root).rglob("*.py")):
             if "_pb2" not in path.name and "build" not in path.parts:
                 yield path

@@ -6,18 +6,23 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Reason
 from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
+from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
 
 ABSENT = "0" * 64
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "measured"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
-    return LocalBlobStore(tmp_path / "store") if request.param == "local" else MemoryBlobStore()
+    if request.param == "memory":
+        return MemoryBlobStore()
+    local = LocalBlobStore(tmp_path / "store")
+    return MeasuredBlobs(local, BlobMetrics(CollectorRegistry())) if request.param == "measured" else local
 
 
 def sha256(data: bytes) -> str:

@@ -246,3 +246,54 @@ async def test_cancel_during_the_commit_sees_it_through_and_calls_back(database:
         written = len(await values(database)) - before
         outcomes.add((written, len(called)))
     assert outcomes <= {(0, 0), (1, 1)}, "called back exactly when committed"
+
+
+class Stopwatch:
+    """Writes down what an observer of a database is told."""
+
+    def __init__(self) -> None:
+        self.queries: list[float] = []
+        self.commits: list[float] = []
+        self.waits: list[float] = []
+        self.queried, self.committed, self.waited = (
+            self.queries.append,
+            self.commits.append,
+            self.waits.append,
+        )
+
+
+async def test_an_observer_hears_how_long_statements_commits_and_waits_take(database: Database) -> None:
+    watch = Stopwatch()
+    database.observe(watch)
+
+    async def slow() -> None:
+        async with database.transaction() as connection:
+            await add(connection, 1)
+            await asyncio.sleep(0.2)
+
+    async def quick() -> None:
+        await asyncio.sleep(0.05)
+        async with database.transaction() as connection:
+            await add(connection, 2)
+
+    await asyncio.gather(slow(), quick())
+    assert len(watch.waits) == len(watch.commits) == 2
+    assert watch.waits[0] < 0.1 <= watch.waits[1], "who comes second waits for the first"
+    assert all(0 < seconds < 1 for seconds in watch.commits)
+    before = len(watch.queries)
+    assert len(await database.rows(text("SELECT x FROM t"))) == 2
+    assert await values(database) == [1, 2]
+    assert len(watch.queries) >= before + 2, "in threads and on the loop"
+    assert all(seconds >= 0 for seconds in watch.queries)
+
+
+async def test_what_is_rolled_back_is_no_commit(database: Database) -> None:
+    watch = Stopwatch()
+    database.observe(watch)
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction() as connection:
+            await add(connection, 1)
+            raise ZeroDivisionError
+    async with database.unit_of_work():
+        pass
+    assert watch.commits == []

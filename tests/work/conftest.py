@@ -23,8 +23,10 @@ from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
+from luthier.work.queue_figures import QueueFigures
 from luthier.work.requirements import Requirements
 from luthier.work.tasks import NewTask, Task, TaskKind
+from luthier.work.workers import Workers
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 
@@ -196,6 +198,11 @@ class Bench:
             events = await self.log.read(connection, uid_of(subject), 1, 1000)
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         return [attempt_kind(event) or str(event.WhichOneof("payload")) for event in events]
+
+    async def look(self, workers: Workers | None = None) -> None:
+        """Show in the metrics how the queue stands."""
+        metrics = self.queue.metrics
+        await QueueFigures(self.database, workers or Workers(metrics), metrics).look()
 
     def successor(self, settings: QueueSettings | None = None) -> Queue:
         """The queue of a restarted service on the same database."""

@@ -300,7 +300,7 @@ async def test_count_shows_unfinished_tasks_by_state(bench: Bench) -> None:
     await bench.enqueue("jobs/a")
     await bench.enqueue("jobs/b")
     await bench.claim()
-    await bench.queue.count()
+    await bench.look()
     for state in ("QUEUED", "LEASED"):
         labels = {"kind": "TRAIN", "state": state}
         assert bench.registry.get_sample_value("luthier_tasks", labels) == 1.0
@@ -372,7 +372,7 @@ async def test_finished_tasks_cost_a_count_and_a_claim_nothing(bench: Bench) -> 
 
     event.listen(bench.database._engine.sync_engine, "before_cursor_execute", record)
     await bench.enqueue("jobs/live")
-    await bench.queue.count()
+    await bench.look()
     assert await bench.queue.claim("w@1", [TaskKind.TRAIN, TaskKind.RENDER], 0.0, "c") is not None
     await bench.queue.recover()
     await bench.queue.release_worker("x", "1")

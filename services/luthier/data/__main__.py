@@ -9,6 +9,7 @@ from luthier.data.assembly import assemble
 from luthier.data.config import Config
 from luthier.data.peers import ModelPeer
 from luthier.data.renderings.token_texts import TokenTexts
+from luthier.data.row_series import RowSeries
 from luthier.data.servicer import POLICY
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
@@ -25,6 +26,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     models = ModelPeer(training, parts.task_tokens)
     token_texts = TokenTexts(parts.blobs, TextPool())
     parts.at_end(token_texts.close)
+    parts.work_metrics.observers.append(RowSeries(parts.metrics.registry))
     data = assemble(parts, models, token_texts, config.max_upload_bytes)
     return Hosted(
         registrations=[data.registration],

@@ -11,6 +11,7 @@ from luthier.evaluation.config import Config
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
 from luthier.evaluation.generation.exchange import Exchange
+from luthier.evaluation.generation.metrics import GenerationMetrics
 from luthier.evaluation.generation.service import GenerationService
 from luthier.evaluation.generation.servicer import GenerationServicer
 from luthier.evaluation.grading.service import GradingService
@@ -31,7 +32,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     parts.holds_at(data, "the Data service", "versions")
     parts.holds_at(training, "the Training service", "models", "checkpoints")
     peers = GrpcPeers(data, training, parts.task_tokens)
-    exchange = Exchange()
+    exchange = Exchange(metrics=GenerationMetrics(parts.metrics.registry))
     evaluations = EvaluationService(
         parts.database, parts.log, parts.queue, peers, parts.blobs, parts.elsewhere
     )

@@ -20,12 +20,12 @@ from typing import Literal
 
 from google.protobuf import descriptor_pool
 from prometheus_client import CollectorRegistry
-from prometheus_client import Counter as MetricCounter
-from prometheus_client import Gauge as MetricGauge
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.runtime.auth import Kind, current_principal
 from luthier.runtime.calls import Call, CallType
+from luthier.runtime.catalogue import calls
+from luthier.runtime.metric import reason_label
 from luthier.runtime.pacing import StepAside, Traffic
 
 Pool = Literal["probes", "probe_streams", "workers", "reads", "writes", "streams"]
@@ -104,24 +104,13 @@ class AdmissionMetrics:
     """Counts who was refused because something was used up, and shows who is in."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._refused = MetricCounter(
-            "luthier_calls_refused",
-            "Calls refused with RESOURCE_EXHAUSTED; with a pool: at the door, because none of its slots was free.",
-            ["pool", "reason"],
-            registry=registry,
-        )
-        self.running = MetricGauge(
-            "luthier_calls_running", "Calls that hold a slot.", ["pool"], registry=registry
-        )
-        self.waiting = MetricGauge(
-            "luthier_calls_waiting", "Calls that wait for a slot.", ["pool"], registry=registry
-        )
+        self._refused = calls.REFUSED.counter(registry)
+        self.running = calls.RUNNING.gauge(registry)
+        self.waiting = calls.WAITING.gauge(registry)
 
     def refused(self, pool: str, reason: str) -> None:
         """Count a refusal at the door of a pool, or by whoever answers a call that came in (no pool)."""
-        # Reasons that workers hand on are theirs to choose, the series are not.
-        known = reason if reason in Reason.__members__ else "OTHER"
-        self._refused.labels(pool, known).inc()
+        self._refused.labels(pool, reason_label(reason)).inc()
 
     def follow(self, pool: Pool, gate: Gate) -> None:
         """Create a pool's series, and show its gate whenever somebody looks."""

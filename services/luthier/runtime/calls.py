@@ -27,6 +27,8 @@ CallType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
 
 
 Metadata = Iterable[tuple[str, str | bytes]]
+Measure = Callable[[float], object]
+"""Told a size in bytes."""
 
 
 def call_type(handler: grpc.RpcMethodHandler[Any, Any]) -> CallType:
@@ -40,7 +42,8 @@ def call_type(handler: grpc.RpcMethodHandler[Any, Any]) -> CallType:
 class Call:
     """A call in progress. Stages fill in what later stages, the log and the metrics need.
 
-    `shed_by` names the pool that had no slot for it.
+    `shed_by` names the pool that had no slot for it; `measure_received` and `measure_sent` are told the size of each
+    message.
     """
 
     method: str
@@ -60,6 +63,8 @@ class Call:
     interrupted: bool = False
     shed_by: str = ""
     steps_aside: StepsAside | None = None
+    measure_received: Measure = lambda _: None
+    measure_sent: Measure = lambda _: None
     trailers: dict[str, str] = field(default_factory=dict)
 
     async def receive(self) -> None:
@@ -94,6 +99,7 @@ class Call:
 
     def decoded(self, data: bytes) -> Any:
         """Return one message of the request, as the door lets it in. Raises InvalidArgument for bytes that are none."""
+        self.measure_received(len(data))
         try:
             message = self.deserialize(data)
         except DecodeError as error:
@@ -159,6 +165,7 @@ class StagedInterceptor(aio.ServerInterceptor):
         deserialize = handler.request_deserializer
         assert deserialize is not None, "methods of generated servicers have a deserializer"
         run = self._run_stream if handler.response_streaming else self._run_unary
+        serializer = _Serializer(handler.response_serializer)
 
         async def staged(messages: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> Any:
             call = Call(
@@ -170,6 +177,7 @@ class StagedInterceptor(aio.ServerInterceptor):
                 deserialize=deserialize,
                 task=asyncio.current_task(),
             )
+            serializer.call = call
             return await run(call, behavior)
 
         # To gRPC every request is a stream: on the wire it is, and the stages come before the first message.
@@ -181,7 +189,7 @@ class StagedInterceptor(aio.ServerInterceptor):
         return wrap(
             staged,
             request_deserializer=None,
-            response_serializer=_unless_serialised(handler.response_serializer),
+            response_serializer=serializer,
         )
 
     async def _run_unary(self, call: Call, behavior: Callable[..., Any]) -> Any:
@@ -233,14 +241,19 @@ class _Writing:
         return getattr(self._call.context, name)
 
 
-def _unless_serialised(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
-    """Pass bytes through: a replayed answer is stored as it went over the wire."""
-    assert serialize is not None, "methods of generated servicers have a serializer"
+class _Serializer:
+    """Passes bytes through, as a replayed answer is stored as it went over the wire, and has sizes measured."""
 
-    def serializer(response: Any) -> bytes:
-        return response if isinstance(response, bytes) else serialize(response)
+    def __init__(self, serialize: Callable[[Any], bytes] | None) -> None:
+        assert serialize is not None, "methods of generated servicers have a serializer"
+        self._serialize = serialize
+        self.call: Call | None = None
 
-    return serializer
+    def __call__(self, response: Any) -> bytes:
+        data = response if isinstance(response, bytes) else self._serialize(response)
+        if self.call is not None:
+            self.call.measure_sent(len(data))
+        return data
 
 
 def _behavior(handler: grpc.RpcMethodHandler[Any, Any], type_: CallType) -> Callable[..., Any]:

@@ -15,9 +15,9 @@ from luthier.errors import Internal, LuthierError, ResourceExhausted, Unavailabl
 from luthier.errors.reasons import Reason
 from luthier.runtime.admission import HEALTH_SERVICE, AdmissionMetrics
 from luthier.runtime.auth import Authenticator, Policy, confine, current_principal, permit, set_principal
+from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.calls import Call, Stage
 from luthier.runtime.logs import bind
-from luthier.runtime.metrics import ServerMetrics
 from luthier.runtime.status import printable, to_code, to_trailer
 
 REQUEST_ID_KEY = "x-request-id"
@@ -71,7 +71,7 @@ async def request_id_stage(call: Call) -> AsyncIterator[None]:
         yield
 
 
-def metrics_stage(metrics: ServerMetrics) -> Stage:
+def metrics_stage(metrics: CallMetrics) -> Stage:
     """Return the stage that counts and times calls."""
 
     @asynccontextmanager

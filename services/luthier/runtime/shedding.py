@@ -17,9 +17,9 @@ from grpc import aio
 from luthier.errors import LuthierError
 from luthier.runtime.admission import HEALTH_SERVICE, Admission, Pool, overloaded
 from luthier.runtime.auth import Authenticator
+from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.calls import CallType, Metadata, Refusal, first_value
 from luthier.runtime.interceptors import AccessLog
-from luthier.runtime.metrics import ServerMetrics
 from luthier.runtime.status import printable, to_trailer
 
 _RETRY_TENTHS = (2, 10)
@@ -29,7 +29,7 @@ class Shedding:
     """Ends unary calls that would find no slot. Called for every call, before its stages."""
 
     def __init__(
-        self, authenticator: Authenticator, admission: Admission, metrics: ServerMetrics, log: AccessLog
+        self, authenticator: Authenticator, admission: Admission, metrics: CallMetrics, log: AccessLog
     ) -> None:
         self._authenticator = authenticator
         self._admission = admission

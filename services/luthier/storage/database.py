@@ -1,13 +1,14 @@
 """The SQL database of a service: one writer at a time, units of work, callbacks after the commit."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from sqlite3 import SQLITE_CANTOPEN, SQLITE_FULL, SQLITE_IOERR
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import URL, Executable, create_engine, event, make_url
 from sqlalchemy.engine import Connection, Engine, ExceptionContext, RowMapping
@@ -68,6 +69,32 @@ def configure_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
+class DatabaseObserver(Protocol):
+    """Told how long a database takes, from any thread. Must be quick, and must not raise."""
+
+    def queried(self, seconds: float) -> None:
+        """A statement ended."""
+        ...
+
+    def committed(self, seconds: float) -> None:
+        """A transaction that wrote was committed."""
+        ...
+
+    def waited(self, seconds: float) -> None:
+        """A transaction that writes began after such a wait for others of this process."""
+        ...
+
+
+def _time_statements(engine: Engine, observer: DatabaseObserver) -> None:
+    @event.listens_for(engine, "before_cursor_execute")
+    def _begins(connection: Connection, *_: object) -> None:
+        connection.info["began"] = time.perf_counter()
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def _ends(connection: Connection, *_: object) -> None:
+        observer.queried(time.perf_counter() - connection.info["began"])
+
+
 def _is_full(error: BaseException, folder: Path) -> bool:
     """Tell whether SQLite found no room: it says so, or it failed on a disk that has none."""
     code = getattr(error, "sqlite_errorcode", None)
@@ -123,6 +150,14 @@ class Database:
         self._writers = self._engine.execution_options(luthier_write=True)
         self._writing = asyncio.Lock()
         self._has_reserve = False
+        self._observer: DatabaseObserver | None = None
+
+    def observe(self, observer: DatabaseObserver) -> None:
+        """Have an observer told from now on, at most one."""
+        assert self._observer is None, "a database has one observer"
+        self._observer = observer
+        for engine in (self._engine.sync_engine, self._reader):
+            _time_statements(engine, observer)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -259,7 +294,10 @@ class Database:
         if unit.connection is None:
             if self._has_reserve and not makes_room and self.disk.free_bytes() < NO_ROOM_BYTES:
                 raise disk_full("what is left is for cancelling")
+            began = time.perf_counter()
             await self._writing.acquire()
+            if self._observer is not None:
+                self._observer.waited(time.perf_counter() - began)
             try:
                 connection = await self._writers.connect()
             except BaseException:
@@ -276,7 +314,10 @@ class Database:
             if unit.connection is None:
                 unit.committed = True
             else:
+                began = time.perf_counter()
                 await _finished(unit.commit())
+                if self._observer is not None:
+                    self._observer.committed(time.perf_counter() - began)
         finally:
             if unit.connection is not None:
                 try:

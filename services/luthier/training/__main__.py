@@ -9,6 +9,7 @@ from luthier.runtime.logs import configure
 from luthier.training.assembly import assemble
 from luthier.training.config import Config
 from luthier.training.jobs import servicer as jobs
+from luthier.training.jobs.series import JobSeries
 from luthier.training.models import servicer as models
 from luthier.training.peers import DataRenderings
 from luthier.training.schema import MIGRATIONS
@@ -43,6 +44,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     channel = parts.channel(config.data_address)
     parts.holds_at(channel, "the Data service", "renderings")
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
+    parts.work_metrics.observers.append(JobSeries(parts.metrics.registry))
     training = assemble(parts, renderings, config.roots, RewardAddresses(config.reward_addresses))
     return Hosted(
         registrations=[jobs.registration(training.jobs), models.registration(training.models)],

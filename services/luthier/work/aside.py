@@ -17,7 +17,7 @@ from luthier.work.holds import Holds
 from luthier.work.leases import Leases
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
-from luthier.work.tasks import Task, TaskKind, TaskState
+from luthier.work.tasks import Outcome, Task, TaskKind, TaskState
 
 MAX_DELAYS = 8
 """A task is put off this often, for about four minutes in all, before its reason counts as lasting."""
@@ -106,6 +106,8 @@ class Aside:
             ended = await self._tasks.end(connection, task.task_id)
             self._database.after_commit(lambda: self._leases.end(task.task_id))
             self._database.after_commit(self._metrics.set_aside.labels(task.kind.value).inc)
+            outcome = Outcome(failure=failure or Failure.of(_internal(RuntimeError("it cannot be told"))))
+            self._database.after_commit(lambda: self._metrics.task_ended(task, outcome))
             if failure is not None:
                 await self._handlers[task.kind].failed(connection, ended, failure, None)
             else:

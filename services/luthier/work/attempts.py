@@ -60,7 +60,7 @@ class Attempts:
         event = attempt_changed(kind, worker, message, reason, attempt=task.attempt)
         await self.log.append(connection, task.uid, [event])
         if kind != "STARTED":
-            self.metrics.attempts.labels(task.kind.value, kind.lower()).inc()
+            self.database.after_commit(lambda: self.metrics.attempt_ended(task, kind.lower(), reason))
 
     async def lose(
         self,
@@ -92,6 +92,7 @@ class Attempts:
             seconds = self._retry_seconds(losses) if counts else 0.0
             task = await self._tasks.requeue(connection, task.task_id, losses, seconds)
             await self.handlers[task.kind].lost(connection, task)
+            self.database.after_commit(lambda: self.metrics.task_lost(task))
             self.database.after_commit(lambda: self.announce_after(seconds))
 
     async def end(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
@@ -122,6 +123,7 @@ class Attempts:
     async def _close(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
         task = await self._tasks.end(connection, task.task_id)
         handler = self.handlers[task.kind]
+        self.database.after_commit(lambda: self.metrics.task_ended(task, outcome))
         if outcome.failure is not None:
             await handler.failed(connection, task, outcome.failure, outcome.result)
         elif outcome.cancelled:

@@ -16,6 +16,7 @@ from luthier.errors import InvalidArgument, LuthierError, Reason, Unavailable
 from luthier.work import child_ends
 from luthier.work.child_watch import Always, Overseer, Patience, Watch
 from luthier.work.nursery import Calls, Child, Connected, Nursery, Program, Send
+from luthier.work.worker_figures import NURSERY, ChildCounts
 
 __all__ = ["Calls", "Children", "Connected", "Program", "Send"]
 
@@ -32,6 +33,7 @@ class Children:
 
     Attributes:
         num_running: how many of them work just now.
+        counts: how many were given work, and how many failed.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Children:
         self._nursery: Nursery | None = None
         self._spare: Child | None = None
         self.num_running = 0
+        self.counts = ChildCounts()
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -106,12 +109,17 @@ class Children:
             MemoryError: there was not enough of it.
         """
         child = self._taken()
+        self.counts.began()
         allowed = patience or self._patience
         try:
             _prepare(child, self._patience, overseer)
             watch = Watch(child.pid, allowed, overseer, step)
             return child.run(order, calls, overseer, watch, connected)
+        except LuthierError as error:
+            self.counts.failed(error.reason)
+            raise
         finally:
+            self.counts.ended()
             try:
                 child.end()
             finally:
@@ -136,6 +144,7 @@ class Children:
                 "the process that others are forked from is gone, another begins",
                 extra={"pid": process.pid, "exit_code": process.code},
             )
+            self.counts.failed(NURSERY)
             self._nursery.end()
             self._nursery = None
         if self._nursery is None:

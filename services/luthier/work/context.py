@@ -27,7 +27,7 @@ from luthier.work.limited import Check
 from luthier.work.retry import HEAR_SECONDS
 from luthier.work.row_file import count_rows
 from luthier.work.session import TaskSession
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 T = TypeVar("T")
 _PINNED = ".pinned"
@@ -189,6 +189,10 @@ class TaskContext:
         """Report values measured at `step`."""
         self._add(event_pb2.Event(step=step, metrics=event_pb2.MetricValues(values=values)))
 
+    def measured(self, figures: worker_service_pb2.TaskFigures) -> None:
+        """Report what was measured of the attempt, with the next events: for operators, and not kept."""
+        self._loop.call_soon_threadsafe(self._session.keep_figures, figures)
+
     def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
         """Report a line for people."""
         self._add(line(text, severity, step=step))
@@ -258,7 +262,12 @@ class TaskContext:
         assert self._storing is None, "a checkpoint is being stored"
         self._activity += 1
         named = {path.name: path for path in paths}
-        call = self._stored_named(named, lambda files: self._session.commit_checkpoint(step, files, metrics))
+        began = time.monotonic()
+
+        def commit(files: list[task_pb2.BlobFile]) -> Awaitable[str]:
+            return self._session.commit_checkpoint(step, files, metrics, time.monotonic() - began)
+
+        call = self._stored_named(named, commit)
         self._storing = asyncio.run_coroutine_threadsafe(call, self._loop)
 
     def checkpoint_stored(self, check: Check | None = None) -> list[task_pb2.BlobFile]:

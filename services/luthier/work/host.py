@@ -32,12 +32,15 @@ from luthier.work.hold_servicer import SERVICE as HOLD_SERVICE
 from luthier.work.hold_servicer import Holdable, HoldServicer
 from luthier.work.holds import Holds
 from luthier.work.log import EventLog
+from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
 from luthier.work.metrics import WorkMetrics
 from luthier.work.peers import aio_channel
 from luthier.work.queue import Queue, QueueSettings
+from luthier.work.queue_figures import QueueFigures
 from luthier.work.requests import SqlRequestLog
 from luthier.work.servicer import POLICY as WORKER_POLICY
 from luthier.work.servicer import Generations, WorkerServicer
+from luthier.work.store_metrics import DatabaseMetrics, show_disk
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import WaitingTasks
 from luthier.work.workers import Workers
@@ -92,17 +95,20 @@ class Parts:
     ) -> None:
         self.database = database
         reserve = database.disk.reserve
-        self.blobs: BlobStore = LocalBlobStore(
-            settings.folder / "blobs", min_free_bytes=reserve.min_free_bytes
-        )
+        self.metrics = MetricsServer(settings.metrics_address)
+        registry = self.metrics.registry
+        database.observe(DatabaseMetrics(registry))
+        show_disk(registry, database.disk)
+        blobs = LocalBlobStore(settings.folder / "blobs", min_free_bytes=reserve.min_free_bytes)
+        self.blobs: BlobStore = MeasuredBlobs(blobs, BlobMetrics(registry))
         self.log = EventLog(database)
         self.projects = frozenset(settings.projects)
         self.task_tokens = TaskTokens(keys.token_secret)
         self.page_tokens = PageTokens(keys.token_secret.encode())
-        self.metrics = MetricsServer(settings.metrics_address)
-        work_metrics = WorkMetrics(self.metrics.registry, settings.kinds)
-        self.workers = Workers(work_metrics, settings.queue.lease_seconds)
-        self.queue = Queue(database, self.log, work_metrics, settings.queue)
+        self.work_metrics = WorkMetrics(registry, settings.kinds)
+        self.workers = Workers(self.work_metrics, settings.queue.lease_seconds)
+        self.queue = Queue(database, self.log, self.work_metrics, settings.queue)
+        self.figures = QueueFigures(database, self.workers, self.work_metrics)
         self._keepers: dict[str, Keeper] = {}
         self.elsewhere = Elsewhere(database, self._keepers)
         self._looked_at = time.time()
@@ -219,7 +225,7 @@ def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:
     """Return what every service does beside its calls."""
     return [
         Chore(work=parts.expire, interval_seconds=_EXPIRY_SECONDS),
-        Chore(work=parts.queue.count, interval_seconds=_EXPIRY_SECONDS),
+        Chore(work=parts.figures.look, interval_seconds=_EXPIRY_SECONDS),
         Chore(work=parts.elsewhere.sweep, interval_seconds=_HOLDS_SECONDS),
         Chore(work=request_log.forget_old, interval_seconds=_FORGET_SECONDS),
         Chore(work=parts.queue.forget_finished, interval_seconds=_FORGET_SECONDS),

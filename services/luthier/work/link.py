@@ -33,7 +33,8 @@ class WorkerLink:
     """One worker process's line to its service.
 
     `call` repeats a call unless the answer is final: work in hand goes on through a restart of the service,
-    through its overload, and through faults that pass.
+    through its overload, and through faults that pass. `figures` measures the worker: claims and heartbeats bring
+    what is new of it.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class WorkerLink:
         self._registered = asyncio.Lock()
         self.heartbeat_seconds = 1.0
         self.lease_seconds = 30.0
+        self.figures: Callable[[], worker_service_pb2.WorkerFigures | None] = lambda: None
 
     async def register(self) -> None:
         """Make this worker known to the service, waiting for the service if need be.
@@ -137,6 +139,7 @@ class WorkerLink:
             claim=claim or uuid.uuid4().hex,
             kinds=[task_pb2.TaskKind.Value(f"TASK_KIND_{kind}") for kind in kinds],
             instance=self._instance,
+            figures=self.figures(),
         )
         backoff = Backoff()
         while True:

@@ -18,13 +18,23 @@ def memory_bytes(proc: Path = _PROC, groups: Path = _GROUPS) -> int:
 
     What others hold just now is not taken off: it changes, and a worker is asked once.
     """
-    found = re.search(r"^MemTotal:\s+(\d+) kB$", _text(proc / "meminfo"), re.MULTILINE)
-    whole = int(found[1]) * 1024 if found is not None else 0
+    whole = (_number(proc / "meminfo", r"^MemTotal:\s+(\d+) kB$") or 0) * 1024
     limits = [
         *_limits(_above(groups, _group(proc, "")), "memory.max"),
         *_limits(_above(groups / "memory", _group(proc, "memory")), "memory.limit_in_bytes"),
     ]
     return min([whole, *limits]) if whole else 0
+
+
+def available_bytes(proc: Path = _PROC, groups: Path = _GROUPS) -> int | None:
+    """Return the memory that this process and its children may still take; None where the system does not tell.
+
+    That is what the machine has available or, where it is less, what the control groups of this process leave it
+    (version 2).
+    """
+    found = _number(proc / "meminfo", r"^MemAvailable:\s+(\d+) kB$")
+    left = [] if found is None else [found * 1024]
+    return min([*left, *_left_in_groups(proc, groups)], default=None)
 
 
 def num_cores(proc: Path = _PROC, groups: Path = _GROUPS) -> int:
@@ -76,3 +86,17 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def _left_in_groups(proc: Path, groups: Path) -> Iterator[int]:
+    for group in _above(groups, _group(proc, "")):
+        limit, used = _number(group / "memory.max", r"^(\d+)$"), _number(group / "memory.current", r"^(\d+)$")
+        if limit is not None and used is not None:
+            # Files that are only read make room when asked to.
+            cached = _number(group / "memory.stat", r"^inactive_file (\d+)$") or 0
+            yield limit - used + cached
+
+
+def _number(path: Path, pattern: str) -> int | None:
+    found = re.search(pattern, _text(path), re.MULTILINE)
+    return None if found is None else int(found[1])

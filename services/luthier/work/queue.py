@@ -71,7 +71,7 @@ class Queue:
         self._database = database
         self._log = log
         self._handlers: dict[TaskKind, TaskHandler] = {}
-        self._metrics = metrics
+        self.metrics = metrics
         self._tasks = Tasks()
         self._leases = leases or Leases(self.settings.lease_seconds)
         self._arrival = asyncio.Event()
@@ -185,7 +185,7 @@ class Queue:
         except Exception as error:
             raise Unclaimable(task, error) from error
         spec = await self._specified(connection, task)
-        wait = self._metrics.queue_wait_seconds.labels(task.kind.value)
+        wait = self.metrics.queue_wait_seconds.labels(task.kind.value)
         self._database.after_commit(lambda: wait.observe(waited_seconds))
         return spec
 
@@ -366,7 +366,7 @@ class Queue:
         if only_overdue:
             if not self._leases.is_overdue(task.task_id):
                 return  # its worker spoke while this transaction was waited for
-            self._database.after_commit(self._metrics.leases_expired.inc)
+            self._database.after_commit(self.metrics.leases_expired.inc)
         # A holder that never spoke may not know that it is one: the answer to its claim was lost.
         await self._attempts.lose(connection, now, why, counts=now.heard)
 
@@ -382,11 +382,6 @@ class Queue:
                 )
             if number < FORGET_BATCH:
                 return
-
-    async def count(self) -> None:
-        """Show the number of unfinished tasks in the metrics."""
-        async with self._database.reading() as connection:
-            self._metrics.show_counts(await self._tasks.count(connection))
 
     def _announce_after(self, seconds: float) -> None:
         if seconds > 0:

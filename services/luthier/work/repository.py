@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason
@@ -30,6 +29,29 @@ class QueuedGroup:
     kind: TaskKind
     required: Requirements
     said: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingGroup:
+    """Unfinished tasks that are alike.
+
+    Attributes:
+        kind: what they do.
+        project: whose they are.
+        state: QUEUED or LEASED.
+        required: what a worker must have to be given one.
+        number: how many.
+        num_put_off: those of them that are not handed out yet.
+        oldest_seconds: since the first of them was queued.
+    """
+
+    kind: TaskKind
+    project: str
+    state: TaskState
+    required: Requirements
+    number: int
+    num_put_off: int
+    oldest_seconds: float
 
 
 class Tasks:
@@ -241,15 +263,49 @@ class Tasks:
         statement = update(tasks).where(tasks.c.task_id == task_id).values(**values).returning(tasks)
         return _task((await connection.execute(statement)).one())
 
-    async def count(self, connection: AsyncConnection) -> Mapping[tuple[str, str], int]:
-        """Return the number of tasks by (kind, state), finished ones left out."""
-        statement = (
-            select(tasks.c.kind, tasks.c.state, func.count())
-            # Not `!= DONE`: only equality finds the index, and finished tasks are nearly all of them.
-            .where(tasks.c.state.in_([TaskState.QUEUED, TaskState.LEASED]))
-            .group_by(tasks.c.kind, tasks.c.state)
+    async def standing(self, connection: AsyncConnection) -> list[StandingGroup]:
+        """Return how many unfinished tasks there are of each group, and since when the first of them waits."""
+        columns = tasks.c
+        alike = (
+            columns.kind,
+            columns.project,
+            columns.state,
+            columns.required_device,
+            columns.required_memory_bytes,
         )
-        return {(kind, state): number for kind, state, number in await connection.execute(statement)}
+        now_us = _now_us()
+        statement = (
+            select(
+                *alike,
+                func.count().label("number"),
+                func.sum(case((columns.not_before_us > now_us, 1), else_=0)).label("put_off"),
+                func.min(columns.queued_at_us).label("since_us"),
+            )
+            # Not `!= DONE`: only equality finds the index, and finished tasks are nearly all of them.
+            .where(columns.state.in_([TaskState.QUEUED, TaskState.LEASED]))
+            .group_by(*alike)
+        )
+        return [
+            StandingGroup(
+                kind=TaskKind(row.kind),
+                project=row.project,
+                state=TaskState(row.state),
+                required=Requirements(device=row.required_device, memory_bytes=row.required_memory_bytes),
+                number=row.number,
+                num_put_off=row.put_off,
+                oldest_seconds=max(0.0, (now_us - row.since_us) / 1e6),
+            )
+            for row in await connection.execute(statement)
+        ]
+
+    async def held_by(self, connection: AsyncConnection) -> dict[str, int]:
+        """Return how many tasks each holder of a lease has."""
+        statement = (
+            select(tasks.c.worker, func.count().label("number"))
+            .where(tasks.c.state == TaskState.LEASED)
+            .group_by(tasks.c.worker)
+        )
+        return {row.worker: row.number for row in await connection.execute(statement)}
 
 
 def _now_us() -> int:

@@ -43,6 +43,7 @@ CHECKPOINT_LIMITS: LimitTable = {
     "files": count(MAX_FILES, "files", least=1),
     **under("files[]", FILE),
     "metrics": (count(MAX_METRICS, "metrics"), _METRIC_NAME),
+    "seconds": Limit(rule="must not be negative", allows=lambda seconds: seconds >= 0),
 }
 """What a worker may say of a checkpoint, whatever kind of task it is of."""
 MAX_ROLLOUTS = 1 << 20

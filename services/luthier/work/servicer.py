@@ -100,6 +100,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                 f"kinds must be among those that the worker registered, got {', '.join(foreign)}",
                 metadata={"worker": worker.worker_id},
             )
+        if request.HasField("figures"):
+            self._workers.measured(worker.holder, request.figures)
         wait_seconds = min(request.wait_seconds, MAX_WAIT_SECONDS)
         with self._workers.waiting(worker):
             claimed = await self._queue.claim(
@@ -120,6 +122,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> worker_service_pb2.HeartbeatResponse:
         """Renew a lease."""
         task = await self._heard(request)
+        if request.HasField("figures"):
+            self._workers.measured(task.worker, request.figures)
         return worker_service_pb2.HeartbeatResponse(
             cancel_requested=task.cancel_requested, token=self._token(task)
         )
@@ -142,6 +146,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             numbered.append((local.local_number, event))
         run_record = request.run_record if request.HasField("run_record") else None
         last = await self._queue.report(request.task, request.epoch, numbered, run_record)
+        fresh = [event for number, event in numbered if number > task.last_local_number]
+        self._queue.metrics.reported(task, fresh, request.figures if request.HasField("figures") else None)
         return worker_service_pb2.ReportEventsResponse(last_local_number=last)
 
     async def GrantBlob(
@@ -185,8 +191,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.CommitCheckpointRequest, context: Context
     ) -> worker_service_pb2.CommitCheckpointResponse:
         """Make a checkpoint the one to resume from."""
-        await self._heard(request)
+        task = await self._heard(request)
         checkpoint = await self._queue.commit_checkpoint(request, partial(self._require_blobs, request))
+        self._queue.metrics.checkpointed(task, request)
         return worker_service_pb2.CommitCheckpointResponse(checkpoint=checkpoint)
 
     async def CommitRollouts(
@@ -287,6 +294,7 @@ def _worker(request: worker_service_pb2.RegisterWorkerRequest) -> Worker:
         kinds=tuple(_kinds(request.kinds)),
         lock=request.lock,
         equipment=_equipment(request.equipment),
+        version=request.code_version[:_MAX_NAME_CHARACTERS],
     )
 
 

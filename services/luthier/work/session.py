@@ -50,6 +50,7 @@ class TaskSession:
         self._last_number = 0
         self._pending: deque[worker_service_pb2.LocalEvent] = deque()
         self._run_record: fine_tuning_job_pb2.RunRecord | None = None
+        self._figures: worker_service_pb2.TaskFigures | None = None
         self._more = asyncio.Event()
         self._sending = asyncio.Lock()
 
@@ -79,7 +80,9 @@ class TaskSession:
                 self._note(error)
 
     async def _beat_once(self) -> None:
-        request = worker_service_pb2.HeartbeatRequest(task=self.task.task, epoch=self.task.epoch)
+        request = worker_service_pb2.HeartbeatRequest(
+            task=self.task.task, epoch=self.task.epoch, figures=self._link.figures()
+        )
         response = await self._link.call(self._link.stub.Heartbeat, request)
         self.cancel_requested = self.cancel_requested or response.cancel_requested
         self.token = response.token
@@ -114,6 +117,10 @@ class TaskSession:
         self._pending.append(worker_service_pb2.LocalEvent(local_number=self._last_number, event=event))
         self._more.set()
 
+    def keep_figures(self, figures: worker_service_pb2.TaskFigures) -> None:
+        """Send what was measured of the attempt with the next events, in place of what was measured before."""
+        self._figures = figures
+
     async def keep_run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
         """Send what exactly runs, after everything reported before it. Raises as `flush`."""
         self._run_record = record
@@ -146,8 +153,9 @@ class TaskSession:
         events: Sequence[worker_service_pb2.LocalEvent],
         record: fine_tuning_job_pb2.RunRecord | None,
     ) -> None:
+        figures, self._figures = self._figures, None
         request = worker_service_pb2.ReportEventsRequest(
-            task=self.task.task, epoch=self.task.epoch, events=events, run_record=record
+            task=self.task.task, epoch=self.task.epoch, events=events, run_record=record, figures=figures
         )
         try:
             await self._call(self._link.stub.ReportEvents, request)
@@ -232,16 +240,27 @@ class TaskSession:
             await asyncio.sleep(backoff.after(error))
 
     async def commit_checkpoint(
-        self, step: int, files: Sequence[task_pb2.BlobFile], metrics: Mapping[str, float]
+        self,
+        step: int,
+        files: Sequence[task_pb2.BlobFile],
+        metrics: Mapping[str, float],
+        seconds: float = 0.0,
     ) -> str:
         """Commit a checkpoint after everything reported before it; returns its resource name.
+
+        `seconds`: since its copy began; 0: not known.
 
         Raises:
             LuthierError: the service refused.
         """
         await self.flush()
         request = worker_service_pb2.CommitCheckpointRequest(
-            task=self.task.task, epoch=self.task.epoch, step=step, files=files, metrics=metrics
+            task=self.task.task,
+            epoch=self.task.epoch,
+            step=step,
+            files=files,
+            metrics=metrics,
+            seconds=seconds,
         )
         return (await self._call(self._link.stub.CommitCheckpoint, request)).checkpoint
 

@@ -24,6 +24,7 @@ from luthier.work.place import taken_place
 from luthier.work.requirements import Equipment
 from luthier.work.running import Runner, RunnerStuck, Workshop, run_task
 from luthier.work.tasks import TaskKind
+from luthier.work.worker_figures import ChildCounts, Measured
 from luthier.worker.v1 import task_pb2
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class WorkerSettings:
         slots: tasks of a kind that it runs at a time.
         limits: how long tasks of a kind may take and stand still.
         equipment: what it computes with, told to the service.
+        counts: of its children.
     """
 
     service_address: str
@@ -61,6 +63,7 @@ class WorkerSettings:
     slots: Mapping[TaskKind, int] = field(default_factory=lambda: SLOTS)
     limits: Mapping[TaskKind, Limits] = field(default_factory=lambda: LIMITS)
     equipment: Equipment = field(default_factory=Equipment)
+    counts: ChildCounts = field(default_factory=ChildCounts)
 
 
 async def run_worker(settings: WorkerSettings, runners: Mapping[TaskKind, Runner]) -> None:
@@ -108,6 +111,7 @@ async def work_until(
             place.lock,
             settings.equipment,
         )
+        link.figures = Measured(settings.counts)
         await _unless(stopping, link.register())
         companions = [asyncio.ensure_future(run(link, cache)) for run in settings.companions]
         for companion in companions:

@@ -11,13 +11,14 @@ from luthier.errors import AlreadyExists, FailedPrecondition, Reason
 from luthier.work.metrics import WorkMetrics
 from luthier.work.requirements import Equipment
 from luthier.work.tasks import TaskKind
+from luthier.worker.v1.worker_service_pb2 import WorkerFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
     """A registered worker; `instance` tells its processes apart, `lock` names what it alone holds, if anything.
 
-    `equipment` is what it computes with.
+    `equipment` is what it computes with, `version` that of its code.
     """
 
     worker_id: str
@@ -25,6 +26,7 @@ class Worker:
     kinds: tuple[TaskKind, ...]
     lock: str = ""
     equipment: Equipment = field(default_factory=Equipment)
+    version: str = ""
 
     @property
     def holder(self) -> str:
@@ -58,6 +60,7 @@ class Workers:
         self._workers: dict[str, Worker] = {}
         self._heard: dict[str, float] = {}
         self._waiting: dict[str, int] = {}
+        self._figures: dict[str, WorkerFigures] = {}
 
     def register(self, worker: Worker, leases: Mapping[str, float] | None = None) -> None:
         """Make a worker known, in place of its former process if that one is gone.
@@ -78,6 +81,8 @@ class Workers:
             if instance != worker.instance and seconds > 0 and not (lock and lock == worker.lock):
                 raise _taken(worker.worker_id, seconds)
         self._workers[worker.worker_id] = worker
+        if former is None or former.instance != worker.instance:
+            self._figures.pop(worker.worker_id, None)
         self.heard(worker.holder)
         self.show()
 
@@ -103,6 +108,16 @@ class Workers:
         worker = self._workers.get(worker_id)
         if worker is not None and worker.holder == holder:
             self._heard[worker_id] = self._clock()
+
+    def measured(self, holder: str, figures: WorkerFigures) -> None:
+        """Keep what a worker measured of itself; one that is not the registered process of its id does not count."""
+        worker = self._workers.get(holder_parts(holder)[0])
+        if worker is not None and worker.holder == holder:
+            self._figures[worker.worker_id] = figures
+
+    def figures(self, worker_id: str) -> WorkerFigures | None:
+        """Return what a worker measured of itself last; None: it never said."""
+        return self._figures.get(worker_id)
 
     @contextmanager
     def waiting(self, worker: Worker) -> Iterator[None]:

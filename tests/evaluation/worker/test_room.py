@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from luthier.evaluation.worker import room
-from luthier.evaluation.worker.room import available_bytes, fits_in_memory, memory_is_short
+from luthier.evaluation.worker.room import fits_in_memory, memory_is_short
+from luthier.work.machine import available_bytes
 
 GIB = 1 << 30
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from luthier.data.worker.build_task import version_builder
@@ -33,6 +34,7 @@ def main() -> None:
             TaskKind.RENDER: renderer(config.training_address, compute),
         }
         settings = worker_settings(config, "data", config.data_address, processor())
+        settings = replace(settings, counts=children.counts)
         asyncio.run(run_worker(settings, runners))
 
 

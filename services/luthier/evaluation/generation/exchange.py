@@ -7,8 +7,11 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
+from prometheus_client import CollectorRegistry
+
 from luthier.errors import Failure, NotFound, Reason, ResourceExhausted, Unavailable
 from luthier.errors.status import failure_to_status, status_to_failure
+from luthier.evaluation.generation.metrics import GenerationMetrics
 from luthier.evaluation.generation.rules import is_last
 from luthier.runtime.names import project_of
 from luthier.worker.v1.worker_service_pb2 import (
@@ -66,11 +69,15 @@ class Exchange:
     generation is stopped; when a worker goes away its callers are told to try again.
     """
 
-    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, max_waiting: int = MAX_WAITING, metrics: GenerationMetrics | None = None) -> None:
         self._max_waiting = max_waiting
+        self._metrics = metrics or GenerationMetrics(CollectorRegistry())
         self._waiting: deque[GenerationOrder] = deque()
         self._takers: list[_Taker] = []
         self._answers: dict[str, asyncio.Queue[Piece]] = {}
+        self._metrics.follow(
+            lambda: len(self._waiting), lambda: sum(len(taker.active) for taker in tuple(self._takers))
+        )
 
     async def generate(self, order: GenerationOrder) -> AsyncIterator[Piece]:
         """Yield the pieces of an answer, the last one with its finish reason.
@@ -96,15 +103,18 @@ class Exchange:
         self._answers[order.generation] = answers
         self._waiting.append(order)
         self._dispatch()
+        timing = self._metrics.begun()
         try:
             while True:
                 piece = await answers.get()
+                timing.take(piece)
                 if piece.HasField("error"):
                     raise status_to_failure(piece.error).to_error()
                 yield piece
                 if is_last(piece):
                     return
         finally:
+            timing.end()
             self._forget(order)
 
     def _forget(self, order: GenerationOrder) -> None:

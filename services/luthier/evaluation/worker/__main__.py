@@ -49,7 +49,7 @@ def main() -> None:
             await asyncio.sleep(_RELIEVE_SECONDS)
             await asyncio.to_thread(models.relieve)
 
-    settings = replace(settings, companions=(companion, relieve))
+    settings = replace(settings, companions=(companion, relieve), counts=children.counts)
     evaluator = Evaluator(config.data_address, models)
     # No other process begins when those that hold models are ended.
     with closing(models), closing(evaluator), children:

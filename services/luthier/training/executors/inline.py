@@ -13,6 +13,7 @@ STEP = "metrics"
 _CALLS = (
     "progress",
     "metrics",
+    "measured",
     "log",
     "run_record",
     "fetch",

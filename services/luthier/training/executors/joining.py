@@ -22,7 +22,7 @@ from luthier.training.recipes.process_group import Replicas
 from luthier.training.worker.order import Desk
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.events import Severity
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 _WAIT = timedelta(days=30)
 """The first rank may wait for its service for as long as that is away: who waits too long is the driver's to say."""
@@ -100,6 +100,11 @@ class RankDesk:
         """Report values measured at `step`, which all ranks have."""
         if self._is_first:
             self._desk.metrics(step, values)
+
+    def measured(self, figures: worker_service_pb2.TaskFigures) -> None:
+        """Report what was measured of the first rank."""
+        if self._is_first:
+            self._desk.measured(figures)
 
     def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
         """Report a line for people; other ranks than the first write what they would say into the worker's log."""

@@ -22,6 +22,7 @@ from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective, OneRank
 from luthier.training.recipes.eight_bit import MOMENTS, EightBitAdamW, fresh_8_bits, parts_of
 from luthier.training.recipes.masters import pieces
+from luthier.training.recipes.phases import PhaseClock
 from luthier.training.recipes.weights import Weights
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class Engine:
     ranks: all tensors are visited in order of their names, and no sum to one number is divided among threads.
     `collective` are the ranks, each with an engine of the same weights and batches of its own; None: this one alone. Of
     a model that is divided among them each has its parts, and all make every pass together, one without gradients too.
+    `clock` is told by who drives it what its time is spent on.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Engine:
     ) -> None:
         self.weights = weights
         self.collective = collective or OneRank()
+        self.clock = PhaseClock()
         self._settings = settings
         self._device = device
         self._num_updates = 0

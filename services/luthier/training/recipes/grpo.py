@@ -74,7 +74,8 @@ def train(
         check=check,
     )
     for step in loop.steps():
-        drawn = drawer.of_step(step, _most_errors(loop, loss))
+        with engine.clock.within("sampling"):
+            drawn = drawer.of_step(step, _most_errors(loop, loss))
         loop.fail(count_failed(drawn.rollouts))
         require_scores(drawn.rollouts, loop.course.grader_errors, loss)
         require_a_score(drawn.rollouts, f"step {step.step}")
@@ -82,7 +83,8 @@ def train(
         metrics = _learn(loop, drawer, step, drawn)
         yield from _warnings(step.step, metrics, loss, is_cut=all_cut(drawn.rollouts))
         if loop.is_validated(step):
-            answers = drawer.of_validation(loop.validations[0], _most_errors(loop, loss))
+            with engine.clock.within("validation"):
+                answers = drawer.of_validation(loop.validations[0], _most_errors(loop, loss))
             loop.fail(count_failed(answers))
             require_scores(answers, loop.course.grader_errors, loss)
             yield from _failures(step.step, "validation answers", answers)
@@ -102,6 +104,7 @@ def _most_errors(loop: Loop, loss: Grpo) -> int:
 def _learn(loop: Loop, drawer: Drawer, step: Step, drawn: Drawn) -> dict[str, float]:
     """Change the weights once by what a step drew, if it teaches anything; returns the step's metrics."""
     engine, loss, began, gaps = drawer.engine, drawer.loss, time.perf_counter(), [0.0]
+    engine.clock.enter("compute")
     taught = learnt(drawn.rollouts, loss)
     num_learnt = sum(len(one.token_ids) for one in taught)
     counts = policy_counts(loss, num_learnt, loss_divisor(drawn.rollouts, loss))

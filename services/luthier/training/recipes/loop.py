@@ -155,15 +155,20 @@ class Loop:
         for step in iterate_steps(lengths, self._settings.batches, done, self._settings.mixture):
             if self.course.is_stopped:
                 return
+            self._engine.clock.enter("data")
             self._started = time.perf_counter()
             self._tally = Tally()
             yield step
 
     def batches(self, step: Step) -> Iterator[PackedBatch]:
         """Yield the micro-batches of a step that this rank takes."""
+        clock = self._engine.clock
         for rows, counts in dealt(step.micro_batches, self._engine.collective):
+            clock.enter("data")
             self._check()
-            yield replace(self._corpus.pack(rows), counts=counts)
+            batch = replace(self._corpus.pack(rows), counts=counts)
+            clock.enter("compute")
+            yield batch
 
     def add(self, batch: PackedBatch, totals: Mapping[str, float]) -> None:
         """Take in what a micro-batch of the step came to."""
@@ -175,6 +180,7 @@ class Loop:
         Raises:
             FailedPrecondition: LOSS_NOT_FINITE; the message names the step and the rows.
         """
+        self._engine.clock.enter("compute")  # also where a rank had no batch: it waits for those that had
         means = self._tally.means(counts, self._engine.collective)
         rows = tuple(row for batch in step.micro_batches for row in batch)
         if not all(map(math.isfinite, means.values())):
@@ -240,7 +246,9 @@ class Loop:
         found: dict[str, float] = {}
         for number, batches in enumerate(self.validations if self.is_validated(step) else ()):
             rows = [row for batch in batches for row in batch]
-            for metric, value in measure(batches).items():
+            with self._engine.clock.within("validation"):
+                measured_values = measure(batches)
+            for metric, value in measured_values.items():
                 name = f"{metric}_{number}" if number else metric
                 self.require_finite(name, value, step, rows)
                 found[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from luthier.errors import LuthierError
@@ -46,6 +47,7 @@ def main() -> None:
             ),
         }
         settings = worker_settings(config, "training", config.training_address, device.equipment)
+        settings = replace(settings, counts=children.counts)
         asyncio.run(run_worker(settings, runners))
 
 

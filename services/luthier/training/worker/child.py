@@ -22,7 +22,7 @@ from luthier.training.worker.order import MakeOrder, RegisterOrder, Setup, Train
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.child import Line, Work, serve
 from luthier.work.events import Severity
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 
 def main() -> None:
@@ -142,6 +142,10 @@ class ChildDesk:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Report values measured at `step`."""
         self._line.tell("metrics", (step, dict(values)))
+
+    def measured(self, figures: worker_service_pb2.TaskFigures) -> None:
+        """Report what was measured of the attempt, for operators."""
+        self._line.tell("measured", (figures,))
 
     def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
         """Report a line for people."""

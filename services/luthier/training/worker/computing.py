@@ -51,6 +51,7 @@ from luthier.training.worker.determinism import demand_determinism
 from luthier.training.worker.failures import named_errors
 from luthier.training.worker.held_out import held_out_scores
 from luthier.training.worker.item_fields import ItemCheck
+from luthier.training.worker.measuring import Measuring
 from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
 from luthier.training.worker.order import Desk, TrainOrder
 from luthier.training.worker.reference import give_reference
@@ -231,12 +232,14 @@ def _steps(
 ) -> task_pb2.TrainResult:
     """Make all steps that are left, telling of each and storing the checkpoints that are due."""
     engine, course, num_steps = begun.engine, begun.course, settings.schedule.num_steps
+    measuring = Measuring(desk, engine.clock, engine.weights.model.device)
     desk.progress("training", course.step, num_steps, "steps")
     staging = Staging(desk, engine, run, begun.extra)
     metrics: Mapping[str, float] = course.metrics
     step = first_step = course.step
     began = time.monotonic()
     for event in steps_of(loss, engine, corpus, settings, course, desk.check, rollouts):
+        engine.clock.enter("checkpoint" if isinstance(event, CheckpointDue) else "waiting")
         if isinstance(event, Warned):
             desk.log(event.text, "WARNING", step=event.step)
             continue
@@ -245,6 +248,7 @@ def _steps(
             staging.take(course)
             continue
         step, metrics = event.step, event.metrics
+        measuring.tell()
         desk.metrics(step, metrics)
         step_seconds = (time.monotonic() - began) / (step - first_step)
         remaining_seconds = step_seconds * (num_steps - step)

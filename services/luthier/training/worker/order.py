@@ -13,7 +13,7 @@ from luthier.lm.made import GgufType, HeldOut
 from luthier.lm.sources import Source
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2, rendering_pb2
 from luthier.work.events import Severity
-from luthier.worker.v1 import task_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 _MAX_CHARACTERS = 1000
 
@@ -125,6 +125,10 @@ class Desk(Protocol):
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Report values measured at `step`."""
+        ...
+
+    def measured(self, figures: worker_service_pb2.TaskFigures) -> None:
+        """Report what was measured of the attempt, for operators."""
         ...
 
     def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:

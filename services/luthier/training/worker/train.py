@@ -83,6 +83,7 @@ class TaskDesk:
         self.check = context.check
         self.progress = context.progress
         self.metrics = context.metrics
+        self.measured = context.measured
         self.log = context.log
         self.fetch = context.fetch
         self.fetch_into = context.fetch_into

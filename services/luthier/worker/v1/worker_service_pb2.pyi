@@ -65,6 +65,122 @@ class Equipment(_message.Message):
 Global___Equipment: _TypeAlias = Equipment  # noqa: Y015
 
 @_typing.final
+class WorkerFigures(_message.Message):
+    """WorkerFigures are what a worker measures of itself, for operators. Nothing depends on them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NumChildFailuresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_CHILDREN_FIELD_NUMBER: _builtins.int
+    NUM_CHILD_STARTS_FIELD_NUMBER: _builtins.int
+    NUM_CHILD_FAILURES_FIELD_NUMBER: _builtins.int
+    resident_bytes: _builtins.int
+    """Memory that it and its children hold in bytes, pages that they share counted in each. 0: not known."""
+    available_bytes: _builtins.int
+    """Memory of its machine, or less where a control group says so, that nobody needs just now, in bytes. 0: not known."""
+    num_children: _builtins.int
+    """Children that are at work."""
+    num_child_starts: _builtins.int
+    """Children that it has given work since its process began."""
+    @_builtins.property
+    def num_child_failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Children that ended before their work did since its process began, by reason: CRASHED, STALLED or OUT_OF_MEMORY; NURSERY: the
+        process that they are forked from. Other keys are passed over.
+        """
+
+    def __init__(
+        self,
+        *,
+        resident_bytes: _builtins.int = ...,
+        available_bytes: _builtins.int = ...,
+        num_children: _builtins.int = ...,
+        num_child_starts: _builtins.int = ...,
+        num_child_failures: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "num_child_failures", b"num_child_failures", "num_child_starts", b"num_child_starts", "num_children", b"num_children", "resident_bytes", b"resident_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerFigures: _TypeAlias = WorkerFigures  # noqa: Y015
+
+@_typing.final
+class TaskFigures(_message.Message):
+    """TaskFigures are what a worker measures of one attempt, for operators. Nothing depends on them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PhaseSecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PHASE_SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_USE_FIELD_NUMBER: _builtins.int
+    peak_memory_bytes: _builtins.int
+    """The most memory that it has held in bytes: of its process on a CPU, of its device on a GPU. 0: not known."""
+    device_use: _builtins.float
+    """CPU time by wall time and thread, since the figures before, from 0 to 1. 0: not known, as on GPUs."""
+    @_builtins.property
+    def phase_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Seconds of the attempt by phase since its first step began: data, compute, sampling, validation, checkpoint, waiting. Other
+        keys are passed over.
+        """
+
+    def __init__(
+        self,
+        *,
+        phase_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        peak_memory_bytes: _builtins.int = ...,
+        device_use: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_use", b"device_use", "peak_memory_bytes", b"peak_memory_bytes", "phase_seconds", b"phase_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskFigures: _TypeAlias = TaskFigures  # noqa: Y015
+
+@_typing.final
 class RegisterWorkerRequest(_message.Message):
     """RegisterWorkerRequest makes a worker known."""
 
@@ -149,6 +265,7 @@ class ClaimTaskRequest(_message.Message):
     CLAIM_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """The worker."""
     wait_seconds: _builtins.float
@@ -163,6 +280,10 @@ class ClaimTaskRequest(_message.Message):
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_task_pb2.TaskKind.ValueType]:
         """Kinds that the worker has a free slot for. Empty: all that it registered."""
 
+    @_builtins.property
+    def figures(self) -> Global___WorkerFigures:
+        """What it measures of itself. Unset: nothing new."""
+
     def __init__(
         self,
         *,
@@ -171,10 +292,11 @@ class ClaimTaskRequest(_message.Message):
         claim: _builtins.str = ...,
         kinds: _abc.Iterable[_task_pb2.TaskKind.ValueType] | None = ...,
         instance: _builtins.str = ...,
+        figures: Global___WorkerFigures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "instance", b"instance", "kinds", b"kinds", "wait_seconds", b"wait_seconds", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "figures", b"figures", "instance", b"instance", "kinds", b"kinds", "wait_seconds", b"wait_seconds", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,19 +334,25 @@ class HeartbeatRequest(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     epoch: _builtins.int
     """Epoch of the lease."""
+    @_builtins.property
+    def figures(self) -> Global___WorkerFigures:
+        """What the worker measures of itself. Unset: nothing new."""
+
     def __init__(
         self,
         *,
         task: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        figures: Global___WorkerFigures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "figures", b"figures", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,6 +422,7 @@ class ReportEventsRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     RUN_RECORD_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     epoch: _builtins.int
@@ -306,6 +435,10 @@ class ReportEventsRequest(_message.Message):
     def run_record(self) -> _fine_tuning_job_pb2.RunRecord:
         """What exactly runs, in place of what was said before; sent by TRAIN tasks before their first step, which waits for it. Unset otherwise."""
 
+    @_builtins.property
+    def figures(self) -> Global___TaskFigures:
+        """What was measured of the attempt. Unset: nothing new."""
+
     def __init__(
         self,
         *,
@@ -313,10 +446,11 @@ class ReportEventsRequest(_message.Message):
         epoch: _builtins.int = ...,
         events: _abc.Iterable[Global___LocalEvent] | None = ...,
         run_record: _fine_tuning_job_pb2.RunRecord | None = ...,
+        figures: Global___TaskFigures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["run_record", b"run_record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "run_record", b"run_record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "events", b"events", "run_record", b"run_record", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "events", b"events", "figures", b"figures", "run_record", b"run_record", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,12 +677,15 @@ class CommitCheckpointRequest(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     epoch: _builtins.int
     """Epoch of the lease."""
     step: _builtins.int
     """Optimiser steps made, or answers kept so far in all checkpoints of an evaluation."""
+    seconds: _builtins.float
+    """Time since its copy began, in seconds. 0: not said."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.BlobFile]:
         """Its files. Of an evaluation: the answers that no earlier checkpoint has."""
@@ -565,10 +702,11 @@ class CommitCheckpointRequest(_message.Message):
         step: _builtins.int = ...,
         files: _abc.Iterable[_task_pb2.BlobFile] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "files", b"files", "metrics", b"metrics", "step", b"step", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "files", b"files", "metrics", b"metrics", "seconds", b"seconds", "step", b"step", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

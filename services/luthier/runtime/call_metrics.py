@@ -1,0 +1,125 @@
+"""Prometheus metrics of a service's calls, under the names of go-grpc-middleware where it has names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+from luthier.errors import Reason
+from luthier.runtime.calls import Call, CallType
+from luthier.runtime.catalogue import calls
+from luthier.runtime.metric import reason_label
+
+CODES = {
+    code: "".join(word.capitalize() for word in code.name.split("_")) if code.name != "OK" else "OK"
+    for code in grpc.StatusCode
+} | {grpc.StatusCode.CANCELLED: "Canceled"}
+"""Go's spelling of the codes: INVALID_ARGUMENT is InvalidArgument, CANCELLED has one l."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Method:
+    """The series of one method, found once and not for each call."""
+
+    labels: tuple[str, str, str]
+    started: Counter
+    received: Counter
+    sent: Counter
+    seconds: Histogram
+    received_bytes: Histogram
+    sent_bytes: Histogram
+    handled: dict[grpc.StatusCode, Counter] = field(default_factory=dict)
+    in_flight: int = 0
+
+
+class CallMetrics(Collector):
+    """Counts and times calls. For one event loop; it is read from any thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._started = calls.STARTED.counter(registry)
+        self._handled = calls.HANDLED.counter(registry)
+        self._failed = calls.FAILED.counter(registry)
+        self._received = calls.RECEIVED.counter(registry)
+        self._sent = calls.SENT.counter(registry)
+        self._seconds = calls.SECONDS.histogram(registry)
+        self._stream_seconds = calls.STREAM_SECONDS.histogram(registry)
+        self._received_bytes = calls.RECEIVED_BYTES.histogram(registry)
+        self._sent_bytes = calls.SENT_BYTES.histogram(registry)
+        self._methods: dict[str, _Method] = {}
+        registry.register(self)
+
+    def describe(self) -> Iterator[Family]:
+        """Yield what `collect` does, without series."""
+        yield calls.IN_FLIGHT.family()
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the calls in progress by method."""
+        family = calls.IN_FLIGHT.family()
+        for method in list(self._methods.values()):
+            family.add_metric(method.labels, method.in_flight)
+        yield family
+
+    def prepare(self, method: str, call_type: CallType) -> None:
+        """Create a method's series at zero, so that rates are right from the first call."""
+        self._count_handled(self._method(method, call_type), grpc.StatusCode.OK, 0)
+
+    def started(self, call: Call) -> None:
+        """Count a call that begins, and have the sizes of its messages measured."""
+        method = self._method(call.method, call.type)
+        method.started.inc()
+        method.in_flight += 1
+        call.measure_received = method.received_bytes.observe
+        call.measure_sent = method.sent_bytes.observe
+
+    def shed(self, method: str, call_type: CallType) -> None:
+        """Count a call that was refused as it came."""
+        found = self._method(method, call_type)
+        found.started.inc()
+        self._count_handled(found, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        self._count_failed(found, grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED)
+        found.seconds.observe(0.0)
+
+    def handled(self, call: Call, seconds: float) -> None:
+        """Count a call that ended after `seconds`."""
+        method = self._method(call.method, call.type)
+        method.in_flight -= 1
+        self._count_handled(method, call.code)
+        if call.code is not grpc.StatusCode.OK:
+            self._count_failed(method, call.code, call.reason)
+        method.received.inc(call.received)
+        method.sent.inc(call.sent)
+        method.seconds.observe(seconds)
+
+    def _count_handled(self, method: _Method, code: grpc.StatusCode, number: int = 1) -> None:
+        counter = method.handled.get(code)
+        if counter is None:
+            counter = method.handled[code] = self._handled.labels(*method.labels, CODES[code])
+        counter.inc(number)
+
+    def _count_failed(self, method: _Method, code: grpc.StatusCode, reason: str) -> None:
+        self._failed.labels(method.labels[1], CODES[code], reason_label(reason)).inc()
+
+    def _method(self, name: str, call_type: CallType) -> _Method:
+        found = self._methods.get(name)
+        if found is None:
+            found = self._methods[name] = self._made(name, call_type)
+        return found
+
+    def _made(self, name: str, call_type: CallType) -> _Method:
+        _, service, method = name.split("/")
+        labels = (call_type, service, method)
+        timed = self._seconds if call_type == "unary" else self._stream_seconds
+        return _Method(
+            labels=labels,
+            started=self._started.labels(*labels),
+            received=self._received.labels(*labels),
+            sent=self._sent.labels(*labels),
+            seconds=timed.labels(*labels),
+            received_bytes=self._received_bytes.labels(service, call_type),
+            sent_bytes=self._sent_bytes.labels(service, call_type),
+        )

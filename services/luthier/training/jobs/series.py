@@ -1,0 +1,144 @@
+"""Prometheus series of jobs that train: of each while it does, and no longer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+from luthier.runtime.catalogue import training
+from luthier.runtime.metric import Metric
+from luthier.training.jobs.handler import TRAINING_PHASE
+from luthier.v1.event_pb2 import Event
+from luthier.work.tasks import Outcome, Task, TaskKind
+from luthier.worker.v1.worker_service_pb2 import CommitCheckpointRequest, TaskFigures
+
+_REPORTED: Mapping[str, Metric] = {"train_loss": training.LOSS, "grad_norm": training.GRADIENT_NORM}
+"""Which metric of a step is shown as which."""
+_TAUGHT: Mapping[str, Metric] = {**_REPORTED, "validation_loss": training.VALIDATION_LOSS}
+_DRAWN: Mapping[str, Metric] = {
+    **_REPORTED,
+    "reward_mean": training.REWARD,
+    "kl": training.KL,
+    "sampler_trainer_gap": training.GAP,
+}
+_ADDED: Mapping[str, Metric] = {
+    "num_tokens": training.TOKENS,
+    "num_supervised_tokens": training.SUPERVISED_TOKENS,
+}
+_OF_JOBS = tuple(
+    metric
+    for metric in vars(training).values()
+    if isinstance(metric, Metric) and metric not in (training.JOBS, training.PHASE_SECONDS)
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Series:
+    """What is shown of one job: a value of each metric that is known, and the seconds of each phase."""
+
+    values: dict[Metric, float] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+class JobSeries(Collector):
+    """Shows jobs from what their workers report: an observer of tasks. At most `most` of them at a time.
+
+    Told on the event loop, read from any thread.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        most: int = training.MOST_JOBS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._most = most
+        self._clock = clock
+        self._jobs: dict[str, _Series] = {}
+        registry.register(self)
+
+    def reported(self, task: Task, events: Sequence[Event], figures: TaskFigures | None) -> None:
+        """Take in what a step came to. A job has series from its first step on."""
+        if task.kind is not TaskKind.TRAIN:
+            return
+        for event in events:
+            kind = event.WhichOneof("payload")
+            if kind == "metrics":
+                self._step(task.subject, event)
+            elif kind == "progress" and event.progress.phase == TRAINING_PHASE:
+                self._expect(task.subject, event.progress.remaining_seconds)
+        series = self._jobs.get(task.subject)
+        if series is not None and figures is not None:
+            _measure(series, figures)
+
+    def checkpointed(self, task: Task, request: CommitCheckpointRequest) -> None:
+        """Note when that was."""
+        series = self._jobs.get(task.subject)
+        if series is not None:
+            series.values[training.CHECKPOINT_TIME] = self._clock()
+
+    def ended(self, task: Task, outcome: Outcome | None) -> None:
+        """Forget a job that trains no more, or begins again."""
+        self._jobs.pop(task.subject, None)
+
+    def describe(self) -> Iterator[Family]:
+        """Yield what `collect` does, without series."""
+        return (metric.family() for metric in (training.JOBS, *_OF_JOBS, training.PHASE_SECONDS))
+
+    def collect(self) -> Iterator[Family]:
+        """Yield all that is known."""
+        # In one step of the interpreter each: the event loop changes both meanwhile.
+        jobs = [(job, dict(one.values), dict(one.phases)) for job, one in list(self._jobs.items())]
+        number = training.JOBS.family()
+        number.add_metric((), len(jobs))
+        yield number
+        for metric in _OF_JOBS:
+            family = metric.family()
+            for job, values, _ in jobs:
+                if metric in values:
+                    family.add_metric((job,), values[metric])
+            yield family
+        family = training.PHASE_SECONDS.family()
+        for job, _, phases in jobs:
+            for phase, seconds in phases.items():
+                family.add_metric((job, phase), seconds)
+        yield family
+
+    def _step(self, job: str, event: Event) -> None:
+        series = self._jobs.get(job)
+        if series is None:
+            if len(self._jobs) >= self._most:
+                return
+            series = self._jobs[job] = _Series()
+        now, shown, told = self._clock(), series.values, event.metrics.values
+        shown.setdefault(training.CHECKPOINT_TIME, now)
+        shown[training.STEP], shown[training.LAST_STEP] = event.step, now
+        # Reinforcement alone draws; it validates by reward, and has no other loss.
+        for name, metric in (_DRAWN if "sampling_seconds" in told else _TAUGHT).items():
+            if name in told:
+                shown[metric] = told[name]
+        for name, metric in _ADDED.items():
+            shown[metric] = shown.get(metric, 0.0) + told.get(name, 0.0)
+        speed = told.get("tokens_per_second", 0.0)
+        if speed > 0:
+            shown[training.STEP_SECONDS] = told.get("num_tokens", 0.0) / speed
+
+    def _expect(self, job: str, remaining_seconds: float) -> None:
+        series = self._jobs.get(job)
+        if series is not None:
+            series.values[training.EXPECTED_END] = self._clock() + remaining_seconds
+
+
+def _measure(series: _Series, figures: TaskFigures) -> None:
+    for phase in training.PHASES:
+        if phase in figures.phase_seconds:
+            series.phases[phase] = figures.phase_seconds[phase]
+    if figures.peak_memory_bytes:
+        series.values[training.MEMORY] = figures.peak_memory_bytes
+    if figures.device_use:
+        series.values[training.DEVICE_USE] = figures.device_use
