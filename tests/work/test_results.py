@@ -18,6 +18,7 @@ from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2, rendering_pb2
 from luthier.work.results import check_result, require_kind
 from luthier.work.tasks import Outcome, Task, TaskKind, TaskState
 from luthier.worker.v1.task_pb2 import (
+    AnswerShareResult,
     BlobFile,
     BuildVersionResult,
     EvaluateResult,
@@ -34,6 +35,7 @@ LIMITS: Mapping[TaskKind, LimitTable] = {
     TaskKind.REGISTER_MODEL: models.RESULT_LIMITS,
     TaskKind.TRAIN: jobs.RESULT_LIMITS,
     TaskKind.EVALUATE: evaluations.RESULT_LIMITS,
+    TaskKind.ANSWER_SHARE: evaluations.SHARE_LIMITS,
 }
 DIGEST = "0123456789abcdef" * 4
 FILE = BlobFile(path="a/b", sha256=DIGEST, size_bytes=3)
@@ -129,6 +131,7 @@ def whole_results() -> Mapping[str, Any]:
         "register_model": registered(),
         "train": TrainResult(files=[FILE], step=3, metrics={"train_loss": 0.5}),
         "evaluate": evaluated(),
+        "answer_share": AnswerShareResult(num_records=3, predictions=FILE),
     }
 
 
