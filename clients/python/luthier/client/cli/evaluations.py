@@ -91,6 +91,12 @@ def _kind() -> type[Evaluation]:
 @field_option(
     "--seed", field="seed", type=int, help="Seed of the choice of records and examples. [default: 0]"
 )
+@field_option(
+    "--max-workers",
+    field="max_workers",
+    type=click.IntRange(min=0),
+    help="Workers that arms and records are dealt to at most, 1 to 64; the result is the same. [default: 1]",
+)
 @click.option("--name", default="", help="Id of the evaluation. [default: made by the service]")
 @click.option("--watch", "watches", is_flag=True, help="Watch the evaluation until it is done.")
 @pass_session
