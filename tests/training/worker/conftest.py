@@ -46,6 +46,7 @@ from luthier.v1 import (
 from luthier.work.context import TaskContext
 from luthier.work.host import hosting
 from luthier.work.peers import channel
+from luthier.work.requirements import Equipment
 from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
@@ -170,6 +171,7 @@ class Site:
         stopping: asyncio.Event | None = None,
         register: Register = register_here,
         compute: Compute | None = None,
+        equipment: Equipment = Equipment(),  # noqa: B008 - it never changes
     ) -> AsyncIterator[None]:
         """Run a worker for the length of the block, or until `stopping` is set."""
         stopping = stopping or asyncio.Event()
@@ -180,6 +182,7 @@ class Site:
             work_folder=self.home / "work",
             cache_folder=self.home / "cache",
             cache_bytes=1 << 30,
+            equipment=equipment,
         )
         with channel(self.data_address) as data_channel:
             runners: Mapping[TaskKind, Runner] = {

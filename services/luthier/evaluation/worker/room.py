@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from luthier.work.machine import available_bytes
 
 _BESIDE_BYTES = 2 << 30
 """What a process takes beside its model's weights: libraries, and caches of what it generates."""
@@ -47,41 +47,3 @@ class Room:
 
     fits: Callable[[int, int], bool] = fits_in_memory
     is_short: Callable[[], bool] = memory_is_short
-
-
-def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the memory that this process and its children may still take; None where the system does not tell.
-
-    That is what the machine has available or, where it is less, what the control groups of this process leave it
-    (version 2).
-    """
-    found = _number(proc / "meminfo", r"^MemAvailable:\s+(\d+) kB$")
-    left = [] if found is None else [found * 1024]
-    return min([*left, *_left_in_groups(proc, groups)], default=None)
-
-
-def _left_in_groups(proc: Path, groups: Path) -> Iterator[int]:
-    path = re.search(r"^0::(/.*)$", _read(proc / "self" / "cgroup"), re.MULTILINE)
-    if path is None:
-        return
-    folder = groups / path[1].lstrip("/")
-    for group in (folder, *folder.parents):
-        if not group.is_relative_to(groups):
-            return
-        limit, used = _number(group / "memory.max", r"^(\d+)$"), _number(group / "memory.current", r"^(\d+)$")
-        if limit is not None and used is not None:
-            # Files that are only read make room when asked to.
-            cached = _number(group / "memory.stat", r"^inactive_file (\d+)$") or 0
-            yield limit - used + cached
-
-
-def _number(path: Path, pattern: str) -> int | None:
-    found = re.search(pattern, _read(path), re.MULTILINE)
-    return None if found is None else int(found[1])
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
