@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from luthier.errors import LuthierError
@@ -44,7 +45,8 @@ def main() -> None:
                 data_channel, executor_of(config, children), RewardAddresses(config.reward_addresses)
             ),
         }
-        settings = worker_settings(config, "training", config.training_address, device.equipment)
+        equipment = replace(device.equipment, num_ranks=config.ranks)
+        settings = worker_settings(config, "training", config.training_address, equipment)
         asyncio.run(run_worker(settings, runners))
 
 
