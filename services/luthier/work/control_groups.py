@@ -36,7 +36,7 @@ class MemoryLimit:
         return self.most - self.held + self.reclaimable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Names:
     """What the files of a version are called."""
 
@@ -45,8 +45,10 @@ class _Names:
     reclaimable: str
 
 
-_VERSION_2 = _Names("memory.max", "memory.current", "inactive_file")
-_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = _Names(most="memory.max", held="memory.current", reclaimable="inactive_file")
+_VERSION_1 = _Names(
+    most="memory.limit_in_bytes", held="memory.usage_in_bytes", reclaimable="total_inactive_file"
+)
 
 
 def memory_limits(proc: Path = PROC, groups: Path = GROUPS) -> Iterator[MemoryLimit]:
@@ -82,15 +84,15 @@ def oom_kills(proc: Path = PROC, groups: Path = GROUPS) -> int:
 
     Those of this process's group where the kernel counts them, else those of the machine; 0 where it counts none.
     """
-    counters = (
-        *(folder / "memory.events" for folder in [*_folders_2(proc, groups)][:-1][:1]),
-        # The root of version 1 has no limit of its own, and what ends there is of the machine.
-        *(folder / "memory.oom_control" for folder in [*_folders_1(proc, groups, "memory")][:-1][:1]),
-        proc / "vmstat",
-    )
-    return next(
-        (found for path in counters if (found := number_in(path, r"^oom_kill (\d+)$")) is not None), 0
-    )
+    own_2, own_1 = next(_folders_2(proc, groups)), next(_folders_1(proc, groups, "memory"), None)
+    counters = [own_2 / "memory.events"]
+    # The root of version 1 has no limit of its own, and what ends there is of the machine.
+    if own_1 is not None and own_1 != groups / "memory":
+        counters.append(own_1 / "memory.oom_control")
+    for path in (*counters, proc / "vmstat"):
+        if (found := number_in(path, r"^oom_kill (\d+)$")) is not None:
+            return found
+    return 0
 
 
 def number_in(path: Path, pattern: str) -> int | None:
