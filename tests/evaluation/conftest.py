@@ -221,6 +221,7 @@ def digest_of(folder: Path) -> str:
 class Site:
     """The Evaluation service, its peers, and calls to it with the API key."""
 
+    LEASE_SECONDS: ClassVar[float] = 30.0
     PARENT: ClassVar[str] = PROJECT
     VERSION: ClassVar[str] = VERSION
 
@@ -245,6 +246,7 @@ class Site:
             evaluation_address="127.0.0.1:0",
             reward_addresses=("127.0.0.1",),
             metrics_address="127.0.0.1:0",
+            lease_seconds=self.LEASE_SECONDS,
         )
         port = await self._stack.enter_async_context(
             hosting(settings_of(config), lambda parts: build(parts, config))
@@ -298,10 +300,10 @@ class Site:
         gc.collect()
 
     @asynccontextmanager
-    async def worker(self, start: Start = Here, room: Room = NO_ROOM) -> AsyncIterator[None]:
+    async def worker(self, start: Start = Here, room: Room = NO_ROOM, name: str = "") -> AsyncIterator[None]:
         """Run an evaluation worker for the length of a block; in this process, with one base model at a time."""
         cache = BlobCache(self.home / "cache", 1 << 30)
-        held = Models(self.peers_address, cache, self.home / "laid-out", start, room)
+        held = Models(self.peers_address, cache, self.home / f"laid-out{name}", start, room)
         answers = ModelAnswers(held)
         taking = asyncio.Event()
 
@@ -311,9 +313,9 @@ class Site:
 
         worker_settings = WorkerSettings(
             service_address=self.address,
-            worker_id="evaluation",
+            worker_id=f"evaluation{name}",
             credential=self.keys.worker_key,
-            work_folder=self.home / "work",
+            work_folder=self.home / f"work{name}",
             cache_folder=self.home / "cache",
             cache_bytes=1 << 30,
             companions=(companion,),
@@ -321,14 +323,15 @@ class Site:
         stopping = asyncio.Event()
         evaluator = Evaluator(self.peers_address, held)
         with closing(held), closing(evaluator):
-            work = asyncio.create_task(work_until(worker_settings, {TaskKind.EVALUATE: evaluator}, stopping))
+            runners = dict.fromkeys((TaskKind.EVALUATE, TaskKind.ANSWER_SHARE), evaluator)
+            work = asyncio.create_task(work_until(worker_settings, runners, stopping))
             await taking.wait()
             await asyncio.sleep(0.1)
             try:
                 yield
             finally:
                 stopping.set()
-                await asyncio.wait_for(work, 20)
+                await asyncio.wait_for(work, 60)
 
     async def call(self, method: str, request: Any, *, key: str | None = None) -> Any:
         """Make a unary call; raise what the service answered as the error tree."""
@@ -357,9 +360,8 @@ class Site:
 
     async def ended(self, name: str) -> evaluation_pb2.Evaluation:
         """Wait for an evaluation's end and return it."""
-        request = evaluation_service_pb2.WatchEvaluationRequest(name=name)
-        async for _ in self.stream("WatchEvaluation", request):
-            pass
+        watch = evaluation_service_pb2.WatchEvaluationRequest(name=name)
+        _ = [event async for event in self.stream("WatchEvaluation", watch)]
         return await self.get(name)
 
     async def until_running(self, name: str) -> None:
@@ -373,21 +375,19 @@ class Site:
     async def predictions(self, name: str) -> list[evaluation_pb2.Prediction]:
         """Read all answers of an evaluation."""
         request = evaluation_service_pb2.ListPredictionsRequest(parent=name, page_size=1000)
-        listed = await self.call("ListPredictions", request)
-        return list(listed.predictions)
+        return list((await self.call("ListPredictions", request)).predictions)
 
     async def said(self, model: str, prompt: str, **fields: Any) -> str:
         """Generate text and return the whole answer."""
-        request = evaluation_service_pb2.GenerateTextRequest(
-            model=f"{PROJECT}/models/{model}", prompt=prompt, **fields
-        )
+        name = f"{PROJECT}/models/{model}"
+        request = evaluation_service_pb2.GenerateTextRequest(model=name, prompt=prompt, **fields)
         return "".join([piece.text async for piece in self.stream("GenerateText", request)])
 
     async def stream(self, method: str, request: Any) -> AsyncIterator[Any]:
         """Make a call that streams."""
         metadata = bearer(self.keys.api_key)
         try:
-            async for message in getattr(self.stub, method)(request, metadata=metadata, timeout=60):
+            async for message in getattr(self.stub, method)(request, metadata=metadata, timeout=240):
                 yield message
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from error

@@ -40,8 +40,16 @@ def test_a_peak_is_what_was_held_since_it_was_watched() -> None:
     before = memory.peak_bytes(device)
     held = torch.ones(16 << 20)
     assert memory.peak_bytes(device) >= before + (60 << 20)
-    assert memory.limit_bytes(device) > memory.resident_bytes() > held.numel() * 4
+    assert memory.resident_bytes() > held.numel() * 4
     del held
     memory.give_back(device)
     memory.watch_peak(device)
     assert memory.peak_bytes(device) < before + (32 << 20)
+
+
+def test_what_may_be_held_is_what_is_held_and_an_equal_part_of_what_is_left() -> None:
+    device = torch.device("cpu")
+    assert memory.limit_bytes(device, None) == 0
+    for available, sharing, more in ((3 << 30, 1, 3 << 30), (3 << 30, 2, 3 << 29), (-5, 1, 0)):
+        held = memory.resident_bytes()
+        assert abs(memory.limit_bytes(device, available, sharing) - held - more) < 16 << 20

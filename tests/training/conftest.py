@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
+from tests.training.crew import Crew
 from tests.work.keepers import MemoryKeeper
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -201,6 +202,7 @@ class Bench:
     renderings: MemoryRenderings
     keeper: MemoryKeeper
     elsewhere: Elsewhere
+    crew: Crew
     roots: Path
 
     PARENT: ClassVar[str] = "projects/default"
@@ -370,8 +372,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     renderings = MemoryRenderings()
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"renderings": keeper})
-    rewards = RewardAddresses(["127.0.0.1", "[::1]:7"])
-    outside = Outside(renderings=renderings, elsewhere=elsewhere, rewards=rewards)
+    crew = Crew()
+    outside = Outside(
+        renderings=renderings,
+        elsewhere=elsewhere,
+        rewards=RewardAddresses(["127.0.0.1", "[::1]:7"]),
+        workers=crew,
+    )
     jobs = JobService(database, log, queue, models, outside, blobs)
     training = (jobs.family, log, models, blobs, ReleasedBlobs(database, blobs), jobs.rollouts)
     queue.register(TaskKind.TRAIN, TrainHandler(*training))
@@ -392,6 +399,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         renderings=renderings,
         keeper=keeper,
         elsewhere=elsewhere,
+        crew=crew,
         roots=roots,
     )
     await made.add_model()

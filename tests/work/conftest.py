@@ -89,6 +89,11 @@ class RecordingHandler:
             raise error
         self.calls.append(("started", task.attempt))
 
+    async def reporting(
+        self, connection: AsyncConnection, task: Task, events: Sequence[event_pb2.Event]
+    ) -> None:
+        """Events are recorded as they come."""
+
     async def reported(
         self,
         connection: AsyncConnection,

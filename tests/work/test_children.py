@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from luthier.errors import Cancelled, Internal, InvalidArgument, LuthierError, ResourceExhausted, Unavailable
-from luthier.work.child_ends import End, oom_kills
+from luthier.work.child_ends import End
 from luthier.work.child_watch import Patience
 from luthier.work.children import Children, Program
+from luthier.work.control_groups import oom_kills
 
 # Does what its order says, with nothing imported that takes long.
 CHILD = """
@@ -40,6 +41,8 @@ def work(line, order):
     if what == "ask":
         line.tell("told", (1,), {"more": 2})
         return line.ask("asked", (20, 22)), os.getpid(), os.environ.get("LUTHIER_HOME"), os.environ["OF_IT"]
+    if what == "score":
+        return int(Path("/proc/self/oom_score_adj").read_text())
     if what == "crash":
         ctypes.string_at(0)
     if what == "leave":
@@ -229,6 +232,11 @@ def test_another_end_while_the_kernel_counts_one_is_none_for_want_of_memory() ->
     ended = End(code=-signal.SIGSEGV, oom_kills=1, peak_bytes=3 << 20).error()
     assert (ended.reason, ended.code) == ("CRASHED", "UNAVAILABLE")
     assert "it held up to 3 MiB of the machine's" in ended.message
+
+
+def test_the_kernel_is_asked_to_end_a_child_before_its_driver(run: Run) -> None:
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert run("score") == max(own, 500)
 
 
 def test_this_kernel_counts_what_it_ends_for_want_of_memory() -> None:

@@ -48,6 +48,28 @@ def test_without_the_device_it_says_what_there_is() -> None:
     )
 
 
+def test_without_the_ranks_it_says_which_worker_to_start() -> None:
+    wide = Equipment(device="CPU", memory_bytes=16 * GIB, num_ranks=2)
+    workers = [worker("a", CPU), worker("b", wide)]
+    assert failure_of(TaskKind.TRAIN, Requirements(num_ranks=2), workers) is None
+    failure = failure_of(TaskKind.TRAIN, Requirements(num_ranks=4), workers)
+    assert failure is not None
+    assert failure.metadata["requirement"] == "ranks"
+    assert failure.message == (
+        "no worker that is there can do it: it requires a device and at least 4 ranks; a has CPU (a processor) with "
+        "16.0 GiB, b has CPU with 16.0 GiB and 2 ranks; start one: luthierd worker training --executor torchrun "
+        "--ranks 4"
+    )
+
+
+def test_what_one_has_of_device_and_another_of_memory_is_told_by_who_has_the_device() -> None:
+    large = Equipment(device="CPU", memory_bytes=64 * GIB, num_ranks=8)
+    small = Equipment(device="CUDA", memory_bytes=8 * GIB)
+    failure = failure_of(TaskKind.TRAIN, A_GPU, [worker("a", large), worker("b", small)])
+    assert failure is not None
+    assert failure.metadata["requirement"] == "memory"
+
+
 def test_without_the_memory_it_says_so() -> None:
     small = Equipment(device="CUDA", device_name="a GPU", memory_bytes=8 * GIB)
     failure = failure_of(TaskKind.TRAIN, A_GPU, [worker(f"w{number}", small) for number in range(6)])

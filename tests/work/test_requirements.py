@@ -18,6 +18,7 @@ from luthier.worker.v1 import worker_service_pb2
 CPU = Equipment(device="CPU", device_name="a processor", num_devices=1, memory_bytes=16 * GIB, num_cores=4)
 CUDA = Equipment(device="CUDA", device_name="a GPU", num_devices=2, memory_bytes=80 * GIB, num_cores=16)
 ROCM = Equipment(device="ROCM", num_devices=1, memory_bytes=64 * GIB)
+WIDE = Equipment(device="CPU", num_ranks=4)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +54,23 @@ def test_both_are_said_for_people() -> None:
     assert str(CPU) == "has CPU (a processor) with 16.0 GiB"
     assert str(CUDA) == "has 2 x CUDA (a GPU) with 80.0 GiB"
     assert str(Equipment()) == "does not say what it has"
+    assert str(WIDE) == "has CPU and 4 ranks"
+    assert str(Requirements(num_ranks=1)) == "a device"
+    assert (
+        str(Requirements(num_ranks=4, memory_bytes=GIB))
+        == "a device with at least 1.0 GiB and at least 4 ranks"
+    )
 
 
-@pytest.mark.parametrize("has", [CPU, CUDA, ROCM, Equipment()])
+@pytest.mark.parametrize(
+    ("least", "has", "is_met"),
+    [(0, 0, True), (1, 0, True), (2, 0, False), (2, 1, False), (2, 2, True), (2, 8, True)],
+)
+def test_ranks_are_met_by_as_many(least: int, has: int, is_met: bool) -> None:
+    assert Equipment(num_ranks=has).meets(Requirements(num_ranks=least)) == is_met
+
+
+@pytest.mark.parametrize("has", [CPU, CUDA, ROCM, WIDE, Equipment()])
 def test_equipment_goes_over_the_wire_as_it_is(has: Equipment) -> None:
     wire = equipment_message(has).SerializeToString()
     assert read_equipment(worker_service_pb2.Equipment.FromString(wire)) == has

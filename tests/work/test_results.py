@@ -18,6 +18,7 @@ from luthier.v1 import dataset_pb2, evaluation_pb2, model_pb2, rendering_pb2
 from luthier.work.results import check_result, require_kind
 from luthier.work.tasks import Outcome, Task, TaskKind, TaskState
 from luthier.worker.v1.task_pb2 import (
+    AnswerShareResult,
     BlobFile,
     BuildVersionResult,
     EvaluateResult,
@@ -38,6 +39,7 @@ LIMITS: Mapping[TaskKind, LimitTable] = {
     TaskKind.EVALUATE: evaluations.RESULT_LIMITS,
     TaskKind.MERGE: models.MAKING_RESULT_LIMITS,
     TaskKind.EXPORT: models.MAKING_RESULT_LIMITS,
+    TaskKind.ANSWER_SHARE: evaluations.SHARE_LIMITS,
 }
 DIGEST = "0123456789abcdef" * 4
 FILE = BlobFile(path="a/b", sha256=DIGEST, size_bytes=3)
@@ -136,6 +138,7 @@ def whole_results() -> Mapping[str, Any]:
         "evaluate": evaluated(),
         "merge": MergeResult(files=[FILE], check=CHECK, warnings=["w"]),
         "export": ExportResult(files=[FILE], check=CHECK, warnings=["w"]),
+        "answer_share": AnswerShareResult(num_records=3, predictions=FILE),
     }
 
 

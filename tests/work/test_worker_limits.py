@@ -143,7 +143,7 @@ async def test_a_runner_that_stands_still_is_lost_and_its_process_ends(site: Sit
             name: await site.parts.queue._tasks.of_resource(connection, uid_of(name))
             for name in ("jobs/a", "models/m")
         }
-    assert [(task.state, task.losses) for task in tasks.values() if task is not None] == [
+    assert [(task.state, task.losses) for (task,) in tasks.values()] == [
         ("QUEUED", 1),
         ("QUEUED", 0),
     ]

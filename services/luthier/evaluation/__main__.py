@@ -8,6 +8,7 @@ from luthier.evaluation import schema
 from luthier.evaluation.aliases.service import AliasService
 from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.config import Config
+from luthier.evaluation.evaluations.dealing import ShareHandler
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
 from luthier.evaluation.generation.exchange import Exchange
@@ -48,7 +49,10 @@ def build(parts: Parts, config: Config) -> Hosted:
     )
     return Hosted(
         registrations=[registered],
-        handlers={TaskKind.EVALUATE: EvaluateHandler(evaluations)},
+        handlers={
+            TaskKind.EVALUATE: EvaluateHandler(evaluations),
+            TaskKind.ANSWER_SHARE: ShareHandler(evaluations, parts.blobs),
+        },
         policy=POLICY,
         generations=exchange,
     )
@@ -63,7 +67,7 @@ def settings_of(config: Config) -> ServiceSettings:
         metrics_address=config.metrics_address,
         projects=config.projects,
         migrations=schema.MIGRATIONS,
-        kinds=(TaskKind.EVALUATE,),
+        kinds=(TaskKind.EVALUATE, TaskKind.ANSWER_SHARE),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
     )

@@ -34,9 +34,18 @@ answer_files = Table(
     "answer_files",
     metadata,
     Column("owner", String, primary_key=True),
+    Column("share", Integer, primary_key=True, autoincrement=False, server_default="0"),
     Column("step", BigInteger, primary_key=True, autoincrement=False),
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("path", String, nullable=False),
     Column("sha256", String, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
+)
+
+shares = Table(
+    "shares",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("share", LargeBinary, nullable=False),
 )

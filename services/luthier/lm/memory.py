@@ -41,19 +41,16 @@ def freed_memory_kept() -> Iterator[None]:
         library.malloc_trim(0)
 
 
-def limit_bytes(device: torch.device, sharing: int = 1) -> int:
+def limit_bytes(device: torch.device, available: int | None, sharing: int = 1) -> int:
     """Most memory that this process may hold on a device, what it holds already counted; 0: nobody says.
 
-    It is one of `sharing` processes that take what is free in equal parts.
-
-    On a processor what the machine has free, or less where a control group (version 2) limits it; what the kernel keeps
-    of files counts as free.
+    On a processor `available` is left, None: that is not known. It is one of `sharing` processes that take what is free
+    in equal parts.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free // sharing + torch.cuda.memory_reserved(device))
-    rooms = [*_machine_room(), *_group_rooms()]
-    return resident_bytes() + max(0, min(rooms)) // sharing if rooms else 0
+    return 0 if available is None else resident_bytes() + max(0, available) // sharing
 
 
 def resident_bytes() -> int:
@@ -117,33 +114,6 @@ class FilePages:
 
 def _of_status(name: str) -> int:
     return _kilobytes(Path("/proc/self/status"), name)
-
-
-def _machine_room() -> list[int]:
-    found = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
-    return [found] if found else []
-
-
-def _group_rooms() -> Iterator[int]:
-    """Yield what each control group above this process leaves it, where one has a limit."""
-    try:
-        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8")
-    except OSError:
-        return
-    found = re.search(r"^0::/(.*)$", groups, re.MULTILINE)
-    root = Path("/sys/fs/cgroup")
-    group = root / (found[1] if found is not None else "")
-    for folder in (group, *group.parents):
-        if not folder.is_relative_to(root):
-            return
-        try:
-            most = (folder / "memory.max").read_text(encoding="ascii").strip()
-            held = int((folder / "memory.current").read_text(encoding="ascii"))
-            kept = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-        except (OSError, ValueError):
-            continue
-        if most != "max":
-            yield int(most) - held + (int(kept[1]) if kept is not None else 0)
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -28,6 +28,7 @@ from luthier.work.hold_servicer import Holdable
 from luthier.work.log import EventLog
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
+from luthier.work.waiting import Present
 
 
 class Parts(Protocol):
@@ -48,6 +49,10 @@ class Parts(Protocol):
     @property
     def queue(self) -> Tasks:
         """Work for its workers."""
+
+    @property
+    def workers(self) -> Present:
+        """Which of them are heard of."""
 
     @property
     def elsewhere(self) -> Elsewhere:
@@ -78,7 +83,9 @@ def assemble(
 ) -> Training:
     """Put the service together on real adapters or a test's."""
     models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)
-    outside = Outside(renderings=renderings, elsewhere=parts.elsewhere, rewards=rewards)
+    outside = Outside(
+        renderings=renderings, elsewhere=parts.elsewhere, rewards=rewards, workers=parts.workers
+    )
     jobs = JobService(parts.database, parts.log, parts.queue, models, outside, parts.blobs)
     checkpoints = CheckpointModels(parts.database, models, jobs.family)
     making = ModelMaking(parts.database, models, checkpoints)

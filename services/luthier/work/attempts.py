@@ -57,7 +57,7 @@ class Attempts:
     ) -> None:
         """Log how the current attempt of a task stands."""
         worker = holder_parts(task.worker)[0]
-        event = attempt_changed(kind, worker, message, reason, attempt=task.attempt)
+        event = attempt_changed(kind, worker, message, reason, attempt=task.attempt, share=task.share)
         await self.log.append(connection, task.uid, [event])
         if kind != "STARTED":
             self.database.after_commit(lambda: self.metrics.attempt_ended(task, kind.lower(), reason))

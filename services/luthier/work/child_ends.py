@@ -68,22 +68,6 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def oom_kills() -> int:
-    """Return how many processes the kernel has ended for want of memory.
-
-    Those of this process's control group where the kernel counts them (version 2), else those of the machine; 0 where
-    it counts none.
-    """
-    for path in (_group_events(), Path("/proc/vmstat")):
-        try:
-            found = re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        if found is not None:
-            return int(found[1])
-    return 0
-
-
 def peak_bytes(pid: int) -> int:
     """Return the most memory that a process has held so far; 0 when it is gone."""
     try:
@@ -98,12 +82,3 @@ def dumped(stacks: IO[bytes]) -> str:
     stacks.seek(0)
     text = stacks.read(_DUMP_CHARACTERS + 1).decode(errors="replace").strip()
     return text if len(text) <= _DUMP_CHARACTERS else f"{text[:_DUMP_CHARACTERS]}…"
-
-
-def _group_events() -> Path:
-    try:
-        groups = Path("/proc/self/cgroup").read_text()
-    except OSError:
-        groups = ""
-    found = re.search(r"^0::/(.*)$", groups, re.MULTILINE)
-    return Path("/sys/fs/cgroup") / (found[1] if found is not None else "") / "memory.events"

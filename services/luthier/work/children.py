@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from luthier.errors import InvalidArgument, LuthierError, Reason, Unavailable
-from luthier.work import child_ends
+from luthier.work import control_groups
 from luthier.work.child_watch import Always, Overseer, Patience, Watch
 from luthier.work.nursery import Calls, Child, Connected, Nursery, Program, Send
 from luthier.work.worker_figures import NURSERY, ChildCounts
@@ -40,7 +40,7 @@ class Children:
         self,
         program: Program,
         patience: Patience | None = None,
-        oom_kills: Callable[[], int] = child_ends.oom_kills,
+        oom_kills: Callable[[], int] = control_groups.oom_kills,
     ) -> None:
         self._program = program
         self._patience = patience or Patience()

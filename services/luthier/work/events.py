@@ -26,20 +26,20 @@ def line(text: str, severity: Severity = "INFO", *, step: int = 0, attempt: int 
 
 
 def attempt_changed(
-    kind: AttemptKind, worker: str, message: str = "", reason: str = "", *, attempt: int
+    kind: AttemptKind, worker: str, message: str = "", reason: str = "", *, attempt: int, share: int = 0
 ) -> Event:
     """Return that an attempt began or ended, and why: for people and for programs."""
     number = AttemptChange.Kind.Value(f"KIND_{kind}")
     change = AttemptChange(kind=number, worker=worker, message=message, reason=reason)
-    return Event(attempt=attempt, attempt_change=change)
+    return Event(attempt=attempt, share=share, attempt_change=change)
 
 
-def reported(told: Event, attempt: int) -> Event | None:
+def reported(told: Event, attempt: int, share: int = 0) -> Event | None:
     """Return what a worker reported as it is recorded; None for kinds that only the service writes.
 
     A line without a severity is one of the normal course of work.
     """
-    event = Event(step=told.step, attempt=attempt)
+    event = Event(step=told.step, attempt=attempt, share=share)
     match told.WhichOneof("payload"):
         case "progress":
             event.progress.CopyFrom(told.progress)

@@ -80,11 +80,15 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a worker is to do for a new resource, and must have for it; its token may read `resources` at others."""
+    """What a worker is to do for a resource, and must have for it; its token may read `resources` at others.
+
+    `share`: which share of the whole, from 1; 0: the whole.
+    """
 
     kind: TaskKind
     resources: tuple[str, ...] = ()
     required: Requirements = field(default_factory=Requirements)
+    share: int = 0
 
 
 class DerivedMessage(ResourceMessage, Protocol):
@@ -208,17 +212,26 @@ class Family(Generic[M, P]):
             await self._holds.add(connection, needs.lasting, stored, lasting=True)
             await elsewhere.record(connection, needs.elsewhere, stored)
         if work is not None:
-            name = stored.message.name
-            new = NewTask(
-                kind=work.kind,
-                uid=stored.uid,
-                subject=name,
-                project=project_of(name),
-                resources=work.resources,
-                required=work.required,
-            )
-            await self._tasks.enqueue(connection, new)
+            await self.assign(connection, stored, work)
         return stored
+
+    async def assign(self, connection: AsyncConnection, stored: Stored[M, P], work: Work) -> None:
+        """Queue work for a resource that is there."""
+        name = stored.message.name
+        new = NewTask(
+            kind=work.kind,
+            uid=stored.uid,
+            subject=name,
+            project=project_of(name),
+            resources=work.resources,
+            required=work.required,
+            share=work.share,
+        )
+        await self._tasks.enqueue(connection, new)
+
+    async def stop(self, connection: AsyncConnection, uid: str) -> None:
+        """Stop what is queued or done for a resource, in the caller's transaction."""
+        await self._tasks.request_cancel(connection, uid)
 
     async def move(
         self,

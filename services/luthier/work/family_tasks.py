@@ -58,6 +58,11 @@ class FamilyTasks(Generic[M, P]):
         """It stopped on request; what is known of it all the same is let go."""
         await self._move(connection, task, self._states.cancelled)
 
+    async def reporting(
+        self, connection: AsyncConnection, task: Task, events: Sequence[event_pb2.Event]
+    ) -> None:
+        """Events are recorded as they come."""
+
     async def reported(
         self,
         connection: AsyncConnection,

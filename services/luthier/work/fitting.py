@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from luthier.errors import Failure, Reason
-from luthier.work.requirements import Equipment, Requirements
+from luthier.work.requirements import Equipment, Requirements, Unmet
 from luthier.work.tasks import TaskKind
 
 _NAMED = 4
@@ -18,6 +18,7 @@ _WORK_OF = {
     TaskKind.MERGE: "training",
     TaskKind.EXPORT: "training",
     TaskKind.EVALUATE: "evaluation",
+    TaskKind.ANSWER_SHARE: "evaluation",
 }
 """The service whose workers take a kind of task."""
 
@@ -41,23 +42,36 @@ class Equipped(Protocol):
 def failure_of(kind: TaskKind, required: Requirements, workers: Sequence[Equipped]) -> Failure | None:
     """Return why none of some workers can be given a task; None where one can.
 
-    `metadata["requirement"]` names the first that nobody meets: kind, device or memory.
+    `metadata["requirement"]` names the first that nobody meets who meets those before it: kind, device, memory, ranks.
     """
     able = sorted((one for one in workers if kind in one.kinds), key=lambda one: one.worker_id)
-    if any(one.equipment.meets(required) for one in able):
+    lacks = [one.equipment.unmet(required) for one in able]
+    if () in lacks:
         return None
     if not able:
         service = _WORK_OF[kind]
         return _unmet(
             kind, "kind", f"no {service} worker is there to do it; start one: luthierd worker {service}"
         )
-    has_device = any(required.device in one.equipment.devices_met for one in able)
     told = [f"{one.worker_id} {one.equipment}" for one in able[:_NAMED]]
     more = [f"{len(able) - _NAMED} more"] if len(able) > _NAMED else []
     text = f"no worker that is there can do it: it requires {required}; {', '.join([*told, *more])}"
-    return _unmet(kind, "memory" if has_device else "device", text)
+    wanting = _wanting(lacks)
+    if wanting == "ranks":
+        text += f"; start one: luthierd worker training --executor torchrun --ranks {required.num_ranks}"
+    return _unmet(kind, wanting, text)
 
 
-def _unmet(kind: TaskKind, requirement: Literal["kind", "device", "memory"], text: str) -> Failure:
+def _wanting(lacks: Sequence[Sequence[Unmet]]) -> Unmet:
+    """Return the first of what is required that nobody has who has what comes before it."""
+    before: Sequence[Unmet] = ("device", "memory")
+    for name in before:
+        lacks = [one for one in lacks if name not in one]
+        if not lacks:
+            return name
+    return "ranks"
+
+
+def _unmet(kind: TaskKind, requirement: Literal["kind"] | Unmet, text: str) -> Failure:
     metadata = {"requirement": requirement, "kind": kind.value}
     return Failure(code="UNAVAILABLE", reason=Reason.NO_FITTING_WORKER, message=text, metadata=metadata)

@@ -31,6 +31,8 @@ _DEVICE = re.compile(r"/dev/(nvidia|kfd|dri/|accel)")
 _THREADS_END_SECONDS = 5.0
 """For threads that are told to end and that nobody waits for, as transformers' when it has loaded a model."""
 _LOOK_SECONDS = 0.0005
+_OOM_SCORE = 500
+"""Counts as half of the machine's memory held besides, of a group's where that has a limit."""
 
 Say = Callable[[Connection, int | Exception], None]
 """Tells a driver of its child, by the line to it: its process number, or why there is none."""
@@ -181,6 +183,17 @@ def _join(between: int, driver: int) -> None:
         time.sleep(_LOOK_SECONDS)
     end_with_parent(driver)
     os.setpgid(0, 0)
+    _offer_to_end()
+
+
+def _offer_to_end() -> None:
+    """Have the kernel end this process, for want of memory, rather than one that holds a lease or that others need.
+
+    Its end has a reason that its task tells; without its driver nobody could.
+    """
+    path = Path("/proc/self/oom_score_adj")
+    with suppress(OSError, ValueError):  # a system without it chooses for itself
+        path.write_text(str(max(_OOM_SCORE, int(path.read_text()))), encoding="ascii")
 
 
 def _no_fork(why: str) -> Unavailable:

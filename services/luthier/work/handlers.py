@@ -35,6 +35,12 @@ class TaskHandler(Protocol):
         """A worker claimed the task."""
         ...
 
+    async def reporting(
+        self, connection: AsyncConnection, task: Task, events: Sequence[event_pb2.Event]
+    ) -> None:
+        """A worker reports events, which will stand in the log as this leaves them."""
+        ...
+
     async def reported(
         self,
         connection: AsyncConnection,

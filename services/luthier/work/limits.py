@@ -42,6 +42,7 @@ LIMITS: Mapping[TaskKind, Limits] = MappingProxyType(
         TaskKind.EXPORT: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
         # Its runner adds `answering_seconds` once it knows the records; the base is for what it fetches and waits for.
         TaskKind.EVALUATE: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
+        TaskKind.ANSWER_SHARE: Limits(stall_seconds=1800.0, base_seconds=12 * 3600.0),
     }
 )
 
@@ -54,9 +55,13 @@ SLOTS: Mapping[TaskKind, int] = MappingProxyType(
         TaskKind.EVALUATE: 1,
         TaskKind.MERGE: 1,
         TaskKind.EXPORT: 1,
+        TaskKind.ANSWER_SHARE: 1,
     }
 )
 """Tasks of a kind that one worker runs at a time: one where a task takes the memory of a model in training."""
+
+IN_SLOTS_OF: Mapping[TaskKind, TaskKind] = MappingProxyType({TaskKind.ANSWER_SHARE: TaskKind.EVALUATE})
+"""Kinds that take the slots of another one: it is the same work."""
 
 
 SECONDS_PER_ANSWER = 600.0

@@ -18,7 +18,7 @@ from typing import Any
 
 from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.runtime import config
-from luthier.work import child_ends
+from luthier.work import control_groups
 from luthier.work.child import DUMP_SIGNAL, Answer, Call, Done, Message, Ready, Refused, Started
 from luthier.work.child_ends import End, dumped
 from luthier.work.child_watch import Always, Overseer, Patience, Stalled, Watch
@@ -68,7 +68,7 @@ class Nursery:
         oom_kills: counts the processes that the kernel has ended for want of memory.
     """
 
-    def __init__(self, program: Program, oom_kills: Callable[[], int] = child_ends.oom_kills) -> None:
+    def __init__(self, program: Program, oom_kills: Callable[[], int] = control_groups.oom_kills) -> None:
         self.oom_kills = oom_kills
         self._stacks = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._said = ""

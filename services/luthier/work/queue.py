@@ -106,16 +106,16 @@ class Queue:
         return task
 
     async def request_cancel(self, connection: AsyncConnection, uid: str) -> None:
-        """Stop the task of a resource: at once when it is queued, by its worker when it is leased.
+        """Stop the tasks of a resource: at once those that are queued, by their workers those that are leased.
 
-        A finished task is left alone.
+        Finished tasks are left alone.
         """
-        task = await self._tasks.of_resource(connection, uid)
-        if task is None or task.state is TaskState.DONE:
-            return
-        task = await self._tasks.change(connection, task.task_id, cancel_requested=True)
-        if task.state is TaskState.QUEUED:
-            await self._attempts.end(connection, task, Outcome(cancelled=True))
+        for seen in await self._tasks.of_resource(connection, uid):
+            if seen.state is TaskState.DONE:
+                continue
+            task = await self._tasks.change(connection, seen.task_id, cancel_requested=True)
+            if task.state is TaskState.QUEUED:
+                await self._attempts.end(connection, task, Outcome(cancelled=True))
 
     async def claim(
         self,
@@ -236,6 +236,7 @@ class Queue:
             if fresh:
                 task = await self._tasks.change(connection, task_id, last_local_number=fresh[-1][0])
             events = [event for _, event in fresh]
+            await self._handlers[task.kind].reporting(connection, task, events)
             await self._log.append(connection, task.uid, events)
             if events or run_record is not None:
                 await self._handlers[task.kind].reported(connection, task, events, run_record)

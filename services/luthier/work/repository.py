@@ -58,7 +58,7 @@ class Tasks:
     """The tasks table; every method runs in the caller's transaction."""
 
     async def add(self, connection: AsyncConnection, new: NewTask) -> Task:
-        """Store a queued task."""
+        """Store a queued task, as old as the oldest of its resource: what remains of some work waits no turn anew."""
         task = Task(
             task_id=uuid.uuid4().hex,
             kind=new.kind,
@@ -74,13 +74,16 @@ class Tasks:
             last_local_number=0,
             losses=0,
             heard=False,
+            share=new.share,
         )
+        oldest = select(func.min(tasks.c.queued_at_us)).where(tasks.c.uid == new.uid)
         row = {name: getattr(task, name) for name in Task.__slots__}
         row |= {
             "resources": list(new.resources),
-            "queued_at_us": _now_us(),
+            "queued_at_us": (await connection.execute(oldest)).scalar() or _now_us(),
             "required_device": new.required.device,
             "required_memory_bytes": new.required.memory_bytes,
+            "required_ranks": new.required.num_ranks,
         }
         await connection.execute(insert(tasks).values(**row))
         return task
@@ -106,10 +109,10 @@ class Tasks:
             )
         return task
 
-    async def of_resource(self, connection: AsyncConnection, uid: str) -> Task | None:
-        """Return the task that works for a resource, or None."""
-        row = (await connection.execute(select(tasks).where(tasks.c.uid == uid))).first()
-        return _task(row) if row is not None else None
+    async def of_resource(self, connection: AsyncConnection, uid: str) -> list[Task]:
+        """Return the tasks that work for a resource, the whole first, then by share."""
+        statement = select(tasks).where(tasks.c.uid == uid).order_by(tasks.c.share)
+        return [_task(row) for row in await connection.execute(statement)]
 
     async def leased(self, connection: AsyncConnection) -> list[Task]:
         """Return all tasks under a lease."""
@@ -146,6 +149,7 @@ class Tasks:
                 tasks.c.not_before_us <= _now_us(),
                 tasks.c.required_device.in_(list(wanted.equipment.devices_met)),
                 tasks.c.required_memory_bytes <= wanted.equipment.memory_bytes,
+                tasks.c.required_ranks <= wanted.equipment.ranks_met,
             )
             .order_by(func.coalesce(held.c.number, 0), tasks.c.queued_at_us)
             .limit(1)
@@ -171,13 +175,16 @@ class Tasks:
 
     async def queued_groups(self, connection: AsyncConnection) -> list[QueuedGroup]:
         """Return each group of queued tasks that is there."""
-        columns = (tasks.c.kind, tasks.c.required_device, tasks.c.required_memory_bytes, tasks.c.said)
+        required = (tasks.c.required_device, tasks.c.required_memory_bytes, tasks.c.required_ranks)
+        columns = (tasks.c.kind, tasks.c.said, *required)
         statement = select(*columns).where(tasks.c.state == TaskState.QUEUED).distinct()
         return [
             QueuedGroup(
-                kind=TaskKind(kind), required=Requirements(device=device, memory_bytes=memory), said=said
+                kind=TaskKind(kind),
+                required=Requirements(device=device, memory_bytes=memory, num_ranks=ranks),
+                said=said,
             )
-            for kind, device, memory, said in await connection.execute(statement)
+            for kind, said, device, memory, ranks in await connection.execute(statement)
         ]
 
     async def say(
@@ -195,6 +202,7 @@ class Tasks:
                 tasks.c.kind == group.kind,
                 tasks.c.required_device == group.required.device,
                 tasks.c.required_memory_bytes == group.required.memory_bytes,
+                tasks.c.required_ranks == group.required.num_ranks,
                 tasks.c.said == group.said,
             )
             .limit(most)
@@ -328,4 +336,5 @@ def _task(row: Row[Any]) -> Task:
         last_local_number=row.last_local_number,
         losses=row.losses,
         heard=row.heard,
+        share=row.share,
     )

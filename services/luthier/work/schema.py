@@ -49,7 +49,9 @@ tasks = Table(
     Column("required_memory_bytes", BigInteger, nullable=False, server_default="0"),
     Column("said", String, nullable=False, server_default=""),
     Column("told", Boolean, nullable=False, server_default=false()),
-    UniqueConstraint("uid", name="uq_tasks_uid"),
+    Column("share", Integer, nullable=False, server_default="0"),
+    Column("required_ranks", Integer, nullable=False, server_default="0"),
+    UniqueConstraint("uid", "share", name="uq_tasks_uid_share"),
     Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
     Index("ix_tasks_state_ended", "state", "ended_at_us"),
 )

@@ -135,7 +135,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         task = await self._heard(request)
         numbered = []
         for local in request.events:
-            event = reported(local.event, task.attempt)
+            event = reported(local.event, task.attempt, task.share)
             if event is None:
                 kind = local.event.WhichOneof("payload")
                 raise InvalidArgument(

@@ -21,6 +21,7 @@ class TaskKind(StrEnum):
     EVALUATE = "EVALUATE"
     MERGE = "MERGE"
     EXPORT = "EXPORT"
+    ANSWER_SHARE = "ANSWER_SHARE"
 
 
 class TaskState(StrEnum):
@@ -37,11 +38,12 @@ class NewTask:
 
     Attributes:
         kind: what to do.
-        uid: uid of the resource that the task works for; one task a resource.
+        uid: uid of the resource that the task works for.
         subject: the resource's name.
         project: project id of the subject.
         resources: names of resources at other services that the task's token may read.
         required: what a worker must have to be given it.
+        share: which share of the resource's work it is, from 1; 0: the whole. One task a resource and share.
     """
 
     kind: TaskKind
@@ -50,6 +52,7 @@ class NewTask:
     project: str
     resources: tuple[str, ...] = ()
     required: Requirements = field(default_factory=Requirements)
+    share: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,7 @@ class Task:
         last_local_number: highest event number recorded from the current epoch.
         losses: attempts lost since it was queued or since its last checkpoint; those given back not counted.
         heard: whether the holder ever spoke of the task: if not, the answer to its claim may have been lost.
+        share: which share of the resource's work it is, from 1; 0: the whole.
     """
 
     task_id: str
@@ -87,6 +91,7 @@ class Task:
     last_local_number: int
     losses: int
     heard: bool
+    share: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,8 +104,9 @@ class WaitingTasks:
         Where one of them cannot, the next look tries again; other groups are told all the same.
         """
         named = {"kind": group.kind.value, "detail": failure.message if failure is not None else ""}
+        told: set[str] = set()
         try:
-            while await self._tell_some(group, failure) == _BATCH:
+            while await self._tell_some(group, failure, told) == _BATCH:
                 pass
         except Exception as error:  # whatever it is: it is of this group
             if isinstance(error, LuthierError) and error.reason == Reason.DISK_FULL:
@@ -116,13 +117,15 @@ class WaitingTasks:
         if failure is not None:
             _logger.warning("tasks wait for a worker", extra=named)
 
-    async def _tell_some(self, group: QueuedGroup, failure: Failure | None) -> int:
+    async def _tell_some(self, group: QueuedGroup, failure: Failure | None, told: set[str]) -> int:
+        """Return how many tasks changed; `told` are resources whose log has it from another of their tasks."""
         text = failure.message if failure is not None else ""
         status = failure_to_status(failure) if failure is not None else None
         async with self._database.transaction() as connection:
             changed = await self._tasks.say(connection, group, text, _BATCH)
             for task, is_first in changed:
                 await self._handlers[task.kind].waits(connection, task, status)
-                if is_first:
+                if is_first and task.uid not in told:
+                    told.add(task.uid)
                     await self._log.append(connection, task.uid, [line(text, "WARNING")])
         return len(changed)

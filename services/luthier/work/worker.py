@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from luthier.errors import LuthierError
 from luthier.work.cache import BlobCache
-from luthier.work.limits import LIMITS, SLOTS, Limits, kind_of
+from luthier.work.limits import IN_SLOTS_OF, LIMITS, SLOTS, Limits, kind_of
 from luthier.work.link import WorkerLink
 from luthier.work.peers import aio_channel
 from luthier.work.place import taken_place
@@ -180,8 +180,10 @@ class _Bench:
 
     async def _claim_again(self) -> None:
         """Wait for the kinds that have a free slot; a claim that waits for fewer goes on under the same id."""
-        taken = Counter(self._running.values())
-        free = tuple(kind for kind in self._runners if taken[kind] < self._settings.slots[kind])
+        taken = Counter(IN_SLOTS_OF.get(kind, kind) for kind in self._running.values())
+        free = tuple(
+            kind for kind in self._runners if taken[IN_SLOTS_OF.get(kind, kind)] < self._settings.slots[kind]
+        )
         if self._claim is not None:
             if free == self._claimed_kinds:
                 return

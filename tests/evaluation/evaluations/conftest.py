@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from tests.evaluation.evaluations.memory_peers import BASE, PARENT, TUNED, VERSION, MemoryPeers
 from tests.work.keepers import MemoryKeeper
 
+from luthier.evaluation.evaluations.dealing import ShareHandler
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.evaluations.servicer import EvaluateHandler
 from luthier.evaluation.schema import MIGRATIONS
@@ -59,10 +60,12 @@ class Bench:
 
     async def predictions(self, name: str, first_row: int, limit: int, limit_bytes: int) -> list[Prediction]:
         evaluation = await self.service.family.read(name)
-        return await self.service.predictions(evaluation, first_row, limit, limit_bytes)
+        return await self.service.predictions.read(evaluation, first_row, limit, limit_bytes)
 
-    async def claim(self) -> tuple[Task, task_pb2.Task]:
-        claimed = await self.queue.claim("w@1", [TaskKind.EVALUATE], 0.0)
+    async def claim(
+        self, kind: TaskKind = TaskKind.EVALUATE, worker: str = "w@1"
+    ) -> tuple[Task, task_pb2.Task]:
+        claimed = await self.queue.claim(worker, [kind], 0.0)
         assert claimed is not None
         return claimed
 
@@ -82,10 +85,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     upgrade(url, (schema.MIGRATIONS, MIGRATIONS))
     database = Database(url)
     log, peers, blobs = EventLog(database), MemoryPeers(), MemoryBlobStore()
-    queue = Queue(database, log, WorkMetrics(CollectorRegistry(), (TaskKind.EVALUATE,)), QueueSettings())
+    kinds = (TaskKind.EVALUATE, TaskKind.ANSWER_SHARE)
+    queue = Queue(database, log, WorkMetrics(CollectorRegistry(), kinds), QueueSettings())
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"versions": keeper, "models": keeper})
     service = EvaluationService(database, log, queue, peers, blobs, elsewhere)
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
+    queue.register(TaskKind.ANSWER_SHARE, ShareHandler(service, blobs))
     yield Bench(service, queue, blobs, log, database, peers, keeper, elsewhere)
     await database.close()

@@ -135,6 +135,7 @@ def test_what_is_not_set_has_its_default_and_what_is_set_stays() -> None:
         metrics=[EVALUATION_METRIC_PERPLEXITY],
         max_new_tokens=33,
         max_records=5,
+        max_workers=3,
         seed=-3,
         display_name="x",
         state=State.STATE_QUEUED,

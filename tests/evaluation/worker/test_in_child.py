@@ -31,7 +31,8 @@ from tests.evaluation.worker.test_resume import (
 
 from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.errors.status import status_to_failure
-from luthier.evaluation.worker import arm, evaluate
+from luthier.evaluation import shares
+from luthier.evaluation.worker import evaluate
 from luthier.evaluation.worker.engine import Place, in_children
 from luthier.evaluation.worker.order import LoadOrder, Setup
 from luthier.evaluation.worker.room import Room
@@ -106,7 +107,7 @@ async def working(site: Any, engines: Engines, room: Room = NO_ROOM) -> AsyncIte
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arm, "ROWS_A_BATCH", ROWS)
+    monkeypatch.setattr(shares, "ROWS_A_BATCH", ROWS)
     monkeypatch.setattr(
         "tests.evaluation.conftest.Evaluator", partial(evaluate.Evaluator, commit_seconds=0.0)
     )

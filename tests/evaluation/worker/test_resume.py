@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from luthier.evaluation.worker import arm
+from luthier.evaluation import shares
 from luthier.evaluation.worker.engine import EngineClient
 from luthier.lm.generate import GenerationRequest
 from luthier.v1 import evaluation_pb2, evaluation_service_pb2
@@ -29,8 +29,9 @@ WANTED: dict[str, Any] = {
 # The worker as it is, but with small batches that are committed at once: records enough to be killed among.
 WORKER = """
 import functools
-from luthier.evaluation.worker import __main__ as program, arm
-arm.ROWS_A_BATCH = 3
+from luthier.evaluation import shares
+from luthier.evaluation.worker import __main__ as program
+shares.ROWS_A_BATCH = 3
 program.Evaluator = functools.partial(program.Evaluator, commit_seconds=0.0)
 program.main()
 """
@@ -71,7 +72,7 @@ async def until_answered(site: Any, name: str, count: int) -> None:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arm, "ROWS_A_BATCH", ROWS)
+    monkeypatch.setattr(shares, "ROWS_A_BATCH", ROWS)
 
 
 @contextmanager
@@ -136,7 +137,7 @@ async def test_answers_before_a_cancel_are_kept(site: Any) -> None:
     assert known.items() <= said.items()
 
 
-def environment(site: Any) -> dict[str, str]:
+def environment(site: Any, name: str = "") -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
     return clean | {
         "LUTHIER_HOME": str(site.home),
@@ -144,16 +145,17 @@ def environment(site: Any) -> dict[str, str]:
         "LUTHIER_TRAINING_ADDRESS": site.peers_address,
         "LUTHIER_EVALUATION_ADDRESS": site.address,
         "LUTHIER_WORKER_NUM_THREADS": "1",
+        "LUTHIER_WORKER_NAME": name,
         "OMP_NUM_THREADS": "1",
     }
 
 
 @contextmanager
-def process(site: Any) -> Iterator[subprocess.Popen[bytes]]:
+def process(site: Any, name: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """A real evaluation worker."""
     with (site.home / "worker.log").open("ab") as log:
         running = subprocess.Popen(
-            [sys.executable, "-c", WORKER], env=environment(site), stdout=log, stderr=log
+            [sys.executable, "-c", WORKER], env=environment(site, name), stdout=log, stderr=log
         )
     try:
         yield running
@@ -162,10 +164,11 @@ def process(site: Any) -> Iterator[subprocess.Popen[bytes]]:
         running.wait()
 
 
-def committed(site: Any) -> int:
-    """Answers that the service keeps."""
+def committed(site: Any, share: int = 0) -> int:
+    """Answers that the service keeps of the whole, or of a share."""
     with sqlite3.connect(site.home / "evaluation" / "evaluation.db") as database:
-        return int(database.execute("select coalesce(max(step), 0) from answer_files").fetchone()[0])
+        kept = database.execute("select coalesce(max(step), 0) from answer_files where share = ?", (share,))
+        return int(kept.fetchone()[0])
 
 
 @pytest.mark.long

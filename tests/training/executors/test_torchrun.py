@@ -27,6 +27,7 @@ from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
 from luthier.work.children import Children, Program
+from luthier.work.requirements import Equipment
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def wanted(least: int = 2, most: int = 2, **hyperparameters: Any) -> FineTuningJ
 
 @asynccontextmanager
 async def working(site: Site, folder: Path, compute: Compute) -> AsyncIterator[None]:
-    async with site.worker(compute=compute):
+    async with site.worker(compute=compute, equipment=Equipment(num_ranks=3)):
         site.data.tokenizer_digest = (await site.register(folder)).tokenizer_digest
         yield
 
@@ -157,9 +158,10 @@ def is_running(pid: int) -> bool:
         return False
 
 
-async def test_a_worker_with_too_few_ranks_gives_a_job_back(
+async def test_a_worker_that_has_fewer_ranks_than_it_said_gives_a_job_back(
     site: Site, model_folder: Path, children: Children
 ) -> None:
+    """As one does with a job that was queued before workers said how many they have."""
     async with working(site, model_folder, InChild(children)):
         job = await site.create_job("many", wanted(2, 4))
         async for event in site.watch(job.name):

@@ -48,6 +48,7 @@ from luthier.v1 import (
 from luthier.work.context import TaskContext
 from luthier.work.host import hosting
 from luthier.work.peers import channel
+from luthier.work.requirements import Equipment
 from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
@@ -178,6 +179,7 @@ class Site:
         register: Register = register_here,
         compute: Compute | None = None,
         make: Make = make_with_check,
+        equipment: Equipment = Equipment(),  # noqa: B008 - it never changes
     ) -> AsyncIterator[None]:
         """Run a worker for the length of the block, or until `stopping` is set."""
         stopping = stopping or asyncio.Event()
@@ -188,6 +190,7 @@ class Site:
             work_folder=self.home / "work",
             cache_folder=self.home / "cache",
             cache_bytes=1 << 30,
+            equipment=equipment,
         )
         with channel(self.data_address) as data_channel:
             runners: Mapping[TaskKind, Runner] = {

@@ -826,6 +826,7 @@ class Evaluation(_message.Message):
     CONTAMINATION_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    MAX_WORKERS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -862,6 +863,10 @@ class Evaluation(_message.Message):
     """
     candidate_arm_id: _builtins.str
     """The tuned arm that the verdict is about. Empty: the last tuned arm."""
+    max_workers: _builtins.int
+    """Workers that arms and records are dealt to at most, 1 to 64. 0 means one. Answers and scores do not depend on it; fewer workers
+    take shares one after the other.
+    """
     base_precision: _base_precision_pb2.BasePrecision.ValueType
     """What the base model is held in for all arms, the base model's own among them, so that they differ in nothing else. Unset means what
     the adapters were trained beside, BFLOAT16 where there is none; adapters that differ in it are refused unless it is said.
@@ -940,7 +945,7 @@ class Evaluation(_message.Message):
 
     @_builtins.property
     def waiting(self) -> _status_pb2.Status:
-        """Why nobody works on it though it is queued: reason NO_FITTING_WORKER, once for a minute no worker was heard of that can. The
+        """Why nobody works on it, or on a share of it, though that is queued: reason NO_FITTING_WORKER, once for a minute no worker was heard of that can. The
         message says what is required and what the workers have. Unset otherwise; its coming and going is no change of the resource.
         """
 
@@ -979,12 +984,13 @@ class Evaluation(_message.Message):
         contamination: Global___Contamination | None = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        max_workers: _builtins.int = ...,
         waiting: _status_pb2.Status | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "guards", b"guards", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "guards", b"guards", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

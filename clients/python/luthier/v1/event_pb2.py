@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16luthier/v1/event.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xe8\x04\n\x05\x45vent\x12 \n\x08sequence\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x08sequence\x12?\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\teventTime\x12\x1e\n\x07\x61ttempt\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x07\x61ttempt\x12\x18\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04step\x12\x42\n\x0cstate_change\x18\x05 \x01(\x0b\x32\x17.luthier.v1.StateChangeB\x04\xe2\x41\x01\x03H\x00R\x0bstateChange\x12\x38\n\x08progress\x18\x06 \x01(\x0b\x32\x14.luthier.v1.ProgressB\x04\xe2\x41\x01\x03H\x00R\x08progress\x12:\n\x07metrics\x18\x07 \x01(\x0b\x32\x18.luthier.v1.MetricValuesB\x04\xe2\x41\x01\x03H\x00R\x07metrics\x12G\n\ncheckpoint\x18\x08 \x01(\x0b\x32\x1f.luthier.v1.CheckpointCommittedB\x04\xe2\x41\x01\x03H\x00R\ncheckpoint\x12-\n\x03log\x18\t \x01(\x0b\x32\x13.luthier.v1.LogLineB\x04\xe2\x41\x01\x03H\x00R\x03log\x12H\n\x0e\x61ttempt_change\x18\n \x01(\x0b\x32\x19.luthier.v1.AttemptChangeB\x04\xe2\x41\x01\x03H\x00R\rattemptChange\x12;\n\theartbeat\x18\x0b \x01(\x0b\x32\x15.luthier.v1.HeartbeatB\x04\xe2\x41\x01\x03H\x00R\theartbeatB\t\n\x07payload\"y\n\x0bStateChange\x12\x1a\n\x05state\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x05state\x12\x1e\n\x07message\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03R\x05\x65rror\"\xb3\x01\n\x08Progress\x12\x1a\n\x05phase\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x05phase\x12\"\n\tcompleted\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\tcompleted\x12\x1a\n\x05total\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x05total\x12\x18\n\x04unit\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x04unit\x12\x31\n\x11remaining_seconds\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x03R\x10remainingSeconds\"\x8d\x01\n\x0cMetricValues\x12\x42\n\x06values\x18\x01 \x03(\x0b\x32$.luthier.v1.MetricValues.ValuesEntryB\x04\xe2\x41\x01\x03R\x06values\x1a\x39\n\x0bValuesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\";\n\x13\x43heckpointCommitted\x12$\n\ncheckpoint\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\ncheckpoint\"\xc6\x01\n\x07LogLine\x12>\n\x08severity\x18\x01 \x01(\x0e\x32\x1c.luthier.v1.LogLine.SeverityB\x04\xe2\x41\x01\x03R\x08severity\x12\x18\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x04text\"a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\"\x9d\x02\n\rAttemptChange\x12\x38\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.luthier.v1.AttemptChange.KindB\x04\xe2\x41\x01\x03R\x04kind\x12\x1c\n\x06worker\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x06worker\x12\x1e\n\x07message\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\x12\x1c\n\x06reason\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x06reason\"v\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_STARTED\x10\x01\x12\x12\n\x0eKIND_SUCCEEDED\x10\x02\x12\x0f\n\x0bKIND_FAILED\x10\x03\x12\r\n\tKIND_LOST\x10\x04\x12\x12\n\x0eKIND_CANCELLED\x10\x05\"\x0b\n\tHeartbeatb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16luthier/v1/event.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x84\x05\n\x05\x45vent\x12 \n\x08sequence\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x08sequence\x12?\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\teventTime\x12\x1e\n\x07\x61ttempt\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x07\x61ttempt\x12\x18\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x04step\x12\x1a\n\x05share\x18< \x01(\x05\x42\x04\xe2\x41\x01\x03R\x05share\x12\x42\n\x0cstate_change\x18\x05 \x01(\x0b\x32\x17.luthier.v1.StateChangeB\x04\xe2\x41\x01\x03H\x00R\x0bstateChange\x12\x38\n\x08progress\x18\x06 \x01(\x0b\x32\x14.luthier.v1.ProgressB\x04\xe2\x41\x01\x03H\x00R\x08progress\x12:\n\x07metrics\x18\x07 \x01(\x0b\x32\x18.luthier.v1.MetricValuesB\x04\xe2\x41\x01\x03H\x00R\x07metrics\x12G\n\ncheckpoint\x18\x08 \x01(\x0b\x32\x1f.luthier.v1.CheckpointCommittedB\x04\xe2\x41\x01\x03H\x00R\ncheckpoint\x12-\n\x03log\x18\t \x01(\x0b\x32\x13.luthier.v1.LogLineB\x04\xe2\x41\x01\x03H\x00R\x03log\x12H\n\x0e\x61ttempt_change\x18\n \x01(\x0b\x32\x19.luthier.v1.AttemptChangeB\x04\xe2\x41\x01\x03H\x00R\rattemptChange\x12;\n\theartbeat\x18\x0b \x01(\x0b\x32\x15.luthier.v1.HeartbeatB\x04\xe2\x41\x01\x03H\x00R\theartbeatB\t\n\x07payload\"y\n\x0bStateChange\x12\x1a\n\x05state\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x05state\x12\x1e\n\x07message\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03R\x05\x65rror\"\xb3\x01\n\x08Progress\x12\x1a\n\x05phase\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x05phase\x12\"\n\tcompleted\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03R\tcompleted\x12\x1a\n\x05total\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x05total\x12\x18\n\x04unit\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x04unit\x12\x31\n\x11remaining_seconds\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x03R\x10remainingSeconds\"\x8d\x01\n\x0cMetricValues\x12\x42\n\x06values\x18\x01 \x03(\x0b\x32$.luthier.v1.MetricValues.ValuesEntryB\x04\xe2\x41\x01\x03R\x06values\x1a\x39\n\x0bValuesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\";\n\x13\x43heckpointCommitted\x12$\n\ncheckpoint\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\ncheckpoint\"\xc6\x01\n\x07LogLine\x12>\n\x08severity\x18\x01 \x01(\x0e\x32\x1c.luthier.v1.LogLine.SeverityB\x04\xe2\x41\x01\x03R\x08severity\x12\x18\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x04text\"a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\"\x9d\x02\n\rAttemptChange\x12\x38\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.luthier.v1.AttemptChange.KindB\x04\xe2\x41\x01\x03R\x04kind\x12\x1c\n\x06worker\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x06worker\x12\x1e\n\x07message\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x07message\x12\x1c\n\x06reason\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x06reason\"v\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_STARTED\x10\x01\x12\x12\n\x0eKIND_SUCCEEDED\x10\x02\x12\x0f\n\x0bKIND_FAILED\x10\x03\x12\r\n\tKIND_LOST\x10\x04\x12\x12\n\x0eKIND_CANCELLED\x10\x05\"\x0b\n\tHeartbeatb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENT'].fields_by_name['attempt']._serialized_options = b'\342A\001\003'
   _globals['_EVENT'].fields_by_name['step']._loaded_options = None
   _globals['_EVENT'].fields_by_name['step']._serialized_options = b'\342A\001\003'
+  _globals['_EVENT'].fields_by_name['share']._loaded_options = None
+  _globals['_EVENT'].fields_by_name['share']._serialized_options = b'\342A\001\003'
   _globals['_EVENT'].fields_by_name['state_change']._loaded_options = None
   _globals['_EVENT'].fields_by_name['state_change']._serialized_options = b'\342A\001\003'
   _globals['_EVENT'].fields_by_name['progress']._loaded_options = None
@@ -91,25 +93,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTEMPTCHANGE'].fields_by_name['reason']._loaded_options = None
   _globals['_ATTEMPTCHANGE'].fields_by_name['reason']._serialized_options = b'\342A\001\003'
   _globals['_EVENT']._serialized_start=130
-  _globals['_EVENT']._serialized_end=746
-  _globals['_STATECHANGE']._serialized_start=748
-  _globals['_STATECHANGE']._serialized_end=869
-  _globals['_PROGRESS']._serialized_start=872
-  _globals['_PROGRESS']._serialized_end=1051
-  _globals['_METRICVALUES']._serialized_start=1054
-  _globals['_METRICVALUES']._serialized_end=1195
-  _globals['_METRICVALUES_VALUESENTRY']._serialized_start=1138
-  _globals['_METRICVALUES_VALUESENTRY']._serialized_end=1195
-  _globals['_CHECKPOINTCOMMITTED']._serialized_start=1197
-  _globals['_CHECKPOINTCOMMITTED']._serialized_end=1256
-  _globals['_LOGLINE']._serialized_start=1259
-  _globals['_LOGLINE']._serialized_end=1457
-  _globals['_LOGLINE_SEVERITY']._serialized_start=1360
-  _globals['_LOGLINE_SEVERITY']._serialized_end=1457
-  _globals['_ATTEMPTCHANGE']._serialized_start=1460
-  _globals['_ATTEMPTCHANGE']._serialized_end=1745
-  _globals['_ATTEMPTCHANGE_KIND']._serialized_start=1627
-  _globals['_ATTEMPTCHANGE_KIND']._serialized_end=1745
-  _globals['_HEARTBEAT']._serialized_start=1747
-  _globals['_HEARTBEAT']._serialized_end=1758
+  _globals['_EVENT']._serialized_end=774
+  _globals['_STATECHANGE']._serialized_start=776
+  _globals['_STATECHANGE']._serialized_end=897
+  _globals['_PROGRESS']._serialized_start=900
+  _globals['_PROGRESS']._serialized_end=1079
+  _globals['_METRICVALUES']._serialized_start=1082
+  _globals['_METRICVALUES']._serialized_end=1223
+  _globals['_METRICVALUES_VALUESENTRY']._serialized_start=1166
+  _globals['_METRICVALUES_VALUESENTRY']._serialized_end=1223
+  _globals['_CHECKPOINTCOMMITTED']._serialized_start=1225
+  _globals['_CHECKPOINTCOMMITTED']._serialized_end=1284
+  _globals['_LOGLINE']._serialized_start=1287
+  _globals['_LOGLINE']._serialized_end=1485
+  _globals['_LOGLINE_SEVERITY']._serialized_start=1388
+  _globals['_LOGLINE_SEVERITY']._serialized_end=1485
+  _globals['_ATTEMPTCHANGE']._serialized_start=1488
+  _globals['_ATTEMPTCHANGE']._serialized_end=1773
+  _globals['_ATTEMPTCHANGE_KIND']._serialized_start=1655
+  _globals['_ATTEMPTCHANGE_KIND']._serialized_end=1773
+  _globals['_HEARTBEAT']._serialized_start=1775
+  _globals['_HEARTBEAT']._serialized_end=1786
 # @@protoc_insertion_point(module_scope)

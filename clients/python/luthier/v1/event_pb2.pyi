@@ -33,6 +33,7 @@ class Event(_message.Message):
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     STATE_CHANGE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
@@ -43,9 +44,11 @@ class Event(_message.Message):
     sequence: _builtins.int
     """Number of the entry within its resource, from 1. In a heartbeat: the last number sent so far, 0 if none."""
     attempt: _builtins.int
-    """Attempt that reported the entry, from 1. 0 where no attempt was running."""
+    """Attempt that reported the entry, from 1; each share of dealt work counts its own. 0 where no attempt was running."""
     step: _builtins.int
     """Optimiser step the entry speaks of, from 1. 0 where steps do not apply."""
+    share: _builtins.int
+    """Share that the entry speaks of, from 1, where the work is dealt to several workers. 0: the whole."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When the service recorded the entry."""
@@ -85,6 +88,7 @@ class Event(_message.Message):
         event_time: _timestamp_pb2.Timestamp | None = ...,
         attempt: _builtins.int = ...,
         step: _builtins.int = ...,
+        share: _builtins.int = ...,
         state_change: Global___StateChange | None = ...,
         progress: Global___Progress | None = ...,
         metrics: Global___MetricValues | None = ...,
@@ -95,7 +99,7 @@ class Event(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_change", b"attempt_change", "checkpoint", b"checkpoint", "event_time", b"event_time", "heartbeat", b"heartbeat", "log", b"log", "metrics", b"metrics", "payload", b"payload", "progress", b"progress", "state_change", b"state_change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_change", b"attempt_change", "checkpoint", b"checkpoint", "event_time", b"event_time", "heartbeat", b"heartbeat", "log", b"log", "metrics", b"metrics", "payload", b"payload", "progress", b"progress", "sequence", b"sequence", "state_change", b"state_change", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_change", b"attempt_change", "checkpoint", b"checkpoint", "event_time", b"event_time", "heartbeat", b"heartbeat", "log", b"log", "metrics", b"metrics", "payload", b"payload", "progress", b"progress", "sequence", b"sequence", "share", b"share", "state_change", b"state_change", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["state_change", "progress", "metrics", "checkpoint", "log", "attempt_change", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015

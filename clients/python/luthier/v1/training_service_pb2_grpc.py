@@ -107,8 +107,7 @@ class TrainingServiceServicer(object):
 
     def PlanFineTuningJob(self, request, context):
         """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
-        same checks as CreateFineTuningJob, which knows of no device: there the worker finds what does not fit, and fails the job with
-        OUT_OF_MEMORY before its first step.
+        same checks as CreateFineTuningJob. Without `device`, a warning says where no worker that is there has the memory.
 
         Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
         one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
@@ -122,9 +121,11 @@ class TrainingServiceServicer(object):
     def CreateFineTuningJob(self, request, context):
         """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
         here, what only the length of each row shows is found while the job is PREPARING and fails it with the same reason.
-        Follow it with WatchFineTuningJob.
+        Follow it with WatchFineTuningJob. What is sure to be too large for every training worker that is there and could be given it is
+        refused too; else the worker finds what does not fit, and fails the job with OUT_OF_MEMORY before its first step.
 
-        Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken.
+        Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken. FAILED_PRECONDITION DOES_NOT_FIT is of the workers there, as
+        long as there are some and all of them tell their memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

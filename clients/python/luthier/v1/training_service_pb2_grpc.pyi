@@ -39,8 +39,7 @@ class TrainingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrainingServiceAsyncStub: ...
     PlanFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.PlanFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningPlan]
     """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
-    same checks as CreateFineTuningJob, which knows of no device: there the worker finds what does not fit, and fails the job with
-    OUT_OF_MEMORY before its first step.
+    same checks as CreateFineTuningJob. Without `device`, a warning says where no worker that is there has the memory.
 
     Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
     one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
@@ -50,9 +49,11 @@ class TrainingServiceStub:
     CreateFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
     here, what only the length of each row shows is found while the job is PREPARING and fails it with the same reason.
-    Follow it with WatchFineTuningJob.
+    Follow it with WatchFineTuningJob. What is sure to be too large for every training worker that is there and could be given it is
+    refused too; else the worker finds what does not fit, and fails the job with OUT_OF_MEMORY before its first step.
 
-    Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken.
+    Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken. FAILED_PRECONDITION DOES_NOT_FIT is of the workers there, as
+    long as there are some and all of them tell their memory.
     """
     GetFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Read one job.
@@ -118,8 +119,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PlanFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.PlanFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningPlan]  # type: ignore[assignment]
     """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
-    same checks as CreateFineTuningJob, which knows of no device: there the worker finds what does not fit, and fails the job with
-    OUT_OF_MEMORY before its first step.
+    same checks as CreateFineTuningJob. Without `device`, a warning says where no worker that is there has the memory.
 
     Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
     one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
@@ -129,9 +129,11 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     CreateFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CreateFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
     here, what only the length of each row shows is found while the job is PREPARING and fails it with the same reason.
-    Follow it with WatchFineTuningJob.
+    Follow it with WatchFineTuningJob. What is sure to be too large for every training worker that is there and could be given it is
+    refused too; else the worker finds what does not fit, and fails the job with OUT_OF_MEMORY before its first step.
 
-    Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken.
+    Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken. FAILED_PRECONDITION DOES_NOT_FIT is of the workers there, as
+    long as there are some and all of them tell their memory.
     """
     GetFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Read one job.
@@ -200,8 +202,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningPlan, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningPlan]]:
         """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
-        same checks as CreateFineTuningJob, which knows of no device: there the worker finds what does not fit, and fails the job with
-        OUT_OF_MEMORY before its first step.
+        same checks as CreateFineTuningJob. Without `device`, a warning says where no worker that is there has the memory.
 
         Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
         one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
@@ -217,9 +218,11 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
         """Queue a job. Returns at once, whatever the size of the rendering: what its statistics show to be impossible is refused
         here, what only the length of each row shows is found while the job is PREPARING and fails it with the same reason.
-        Follow it with WatchFineTuningJob.
+        Follow it with WatchFineTuningJob. What is sure to be too large for every training worker that is there and could be given it is
+        refused too; else the worker finds what does not fit, and fails the job with OUT_OF_MEMORY before its first step.
 
-        Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken.
+        Errors: as PlanFineTuningJob, and ALREADY_EXISTS: the id is taken. FAILED_PRECONDITION DOES_NOT_FIT is of the workers there, as
+        long as there are some and all of them tell their memory.
         """
 
     @_abc_1.abstractmethod

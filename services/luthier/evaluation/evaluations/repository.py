@@ -8,10 +8,10 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.evaluation.schema import answer_files, predictions
+from luthier.evaluation.schema import answer_files, predictions, shares
 from luthier.evaluation.schema import evaluations as table
 from luthier.storage.stored import Rows
-from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate, ShareRow
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.work.families import WAITING
 from luthier.worker.v1.task_pb2 import BlobFile
@@ -25,15 +25,16 @@ def evaluations() -> EvaluationRows:
 
 
 class AnswerFiles:
-    """Answers that workers kept while an evaluation runs, in the order of their checkpoints."""
+    """Answers that workers kept while an evaluation runs, in the order of their checkpoints; share 0 is the whole."""
 
     async def add(
-        self, connection: AsyncConnection, owner: str, step: int, files: Sequence[BlobFile]
+        self, connection: AsyncConnection, owner: str, share: int, step: int, files: Sequence[BlobFile]
     ) -> None:
         """Keep the files of a checkpoint; the same step again changes nothing."""
         rows = [
             {
                 "owner": owner,
+                "share": share,
                 "step": step,
                 "position": position,
                 "path": file.path,
@@ -45,19 +46,47 @@ class AnswerFiles:
         if rows:
             await connection.execute(insert(answer_files).on_conflict_do_nothing(), rows)
 
-    async def read(self, connection: AsyncConnection, owner: str) -> list[BlobFile]:
-        """Return all files of an evaluation."""
+    async def read(self, connection: AsyncConnection, owner: str, share: int | None = None) -> list[BlobFile]:
+        """Return the files of a share of an evaluation, None: of all that it has."""
         columns = answer_files.c
         statement = (
             select(columns.path, columns.sha256, columns.size_bytes)
             .where(columns.owner == owner)
-            .order_by(columns.step, columns.position)
+            .order_by(columns.share, columns.step, columns.position)
         )
+        if share is not None:
+            statement = statement.where(columns.share == share)
         return [BlobFile(**row) for row in (await connection.execute(statement)).mappings()]
 
     async def forget(self, connection: AsyncConnection, owner: str) -> None:
         """Drop the files of an evaluation that has ended."""
         await connection.execute(delete(answer_files).where(answer_files.c.owner == owner))
+
+
+class Shares:
+    """How the shares of evaluations stand, until the evaluation has ended."""
+
+    async def put(self, connection: AsyncConnection, owner: str, row: ShareRow) -> None:
+        """Store how a share stands now."""
+        values = {
+            "owner": owner,
+            "number": row.share.number,
+            "share": row.SerializeToString(deterministic=True),
+        }
+        statement = insert(shares).values(values)
+        replaced = statement.on_conflict_do_update(
+            index_elements=["owner", "number"], set_={"share": values["share"]}
+        )
+        await connection.execute(replaced)
+
+    async def read(self, connection: AsyncConnection, owner: str) -> list[ShareRow]:
+        """Return the shares of an evaluation by number; none: it was not dealt, or has ended."""
+        statement = select(shares.c.share).where(shares.c.owner == owner).order_by(shares.c.number)
+        return [ShareRow.FromString(one) for one in (await connection.execute(statement)).scalars()]
+
+    async def forget(self, connection: AsyncConnection, owner: str) -> None:
+        """Drop the shares of an evaluation that has ended."""
+        await connection.execute(delete(shares).where(shares.c.owner == owner))
 
 
 class Predictions:

@@ -56,11 +56,19 @@ from luthier.v1.evaluation_pb2 import (
     Verdict,
 )
 from luthier.v1.model_pb2 import Model
-from luthier.worker.v1.task_pb2 import ArmModel, BlobFile, EvaluateResult, EvaluateSpec, ModelReference
+from luthier.worker.v1.task_pb2 import (
+    AnswerShare,
+    ArmModel,
+    BlobFile,
+    EvaluateResult,
+    EvaluateSpec,
+    ModelReference,
+)
 
 MAX_ARMS = 16
 MAX_SHOTS = 64
 MAX_NEW_TOKENS = 8192
+MAX_WORKERS = 64
 DEFAULT_NEW_TOKENS = 256
 MAX_SCORES = 256
 """Of an arm. A worker gives a hundred fields scores of their own."""
@@ -75,6 +83,7 @@ LIMITS: LimitTable = {
     "arms[].chat_template": num_bytes(MAX_TEMPLATES_BYTES),
     "max_records": Limit(rule="must not be negative", allows=lambda value: value >= 0),
     "max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
+    "max_workers": whole(1, MAX_WORKERS),
     "metrics[]": named(EvaluationMetric.DESCRIPTOR),
     "display_name": DISPLAY_NAME,
     **VERDICT_LIMITS,
@@ -149,6 +158,12 @@ RESULT_LIMITS: LimitTable = {
     **WARNINGS,
 }
 """What a worker may say of an evaluation that it ran, or could not run to its end."""
+SHARE_LIMITS: LimitTable = {
+    "num_records": demanded(whole(1, MAX_RECORDS)),
+    "predictions": REQUIRED,
+    **under("predictions", FILE),
+}
+"""What a worker may say of a share of an evaluation, answered or not."""
 
 State = Evaluation.State
 # A lost attempt goes back to QUEUED; work that ended before it heard of a cancel has ended all the same.
@@ -180,6 +195,7 @@ def resolved(evaluation: Evaluation) -> Evaluation:
     filled.state = State.STATE_QUEUED
     filled.split = evaluation.split or SPLIT_TEST
     filled.max_new_tokens = evaluation.max_new_tokens or DEFAULT_NEW_TOKENS
+    filled.max_workers = evaluation.max_workers or 1
     if not evaluation.metrics:
         filled.metrics.append(EVALUATION_METRIC_EXACT_MATCH)
     filled.primary_score = evaluation.primary_score or default_score(filled.metrics)
@@ -210,8 +226,8 @@ def check_references(parent: str, evaluation: Evaluation) -> None:
         same_project(parent, arm.model, f"{path}.model")
 
 
-def require_records(evaluation: Evaluation, version: DatasetVersion) -> None:
-    """Raise FailedPrecondition WRONG_STATE unless the version has records in the split that is asked."""
+def require_records(evaluation: Evaluation, version: DatasetVersion) -> int:
+    """Return how many records are asked. Raises FailedPrecondition WRONG_STATE where their split has none."""
     found = {_split(one.split): one.num_records for one in version.statistics.splits}
     split = _split(evaluation.split)
     if not found.get(split):
@@ -220,6 +236,7 @@ def require_records(evaluation: Evaluation, version: DatasetVersion) -> None:
             reason=Reason.WRONG_STATE,
             metadata={"dataset_version": version.name, "split": split},
         )
+    return min(found[split], evaluation.max_records or found[split])
 
 
 def shared_base(arms: Sequence[EvaluationArm], models: Mapping[str, Model]) -> str:
@@ -247,8 +264,13 @@ def pinned(evaluation: Evaluation, version: DatasetVersion, models: Mapping[str,
     return filled
 
 
-def spec(evaluation: Evaluation, private: EvaluationPrivate, answers: Sequence[BlobFile]) -> EvaluateSpec:
-    """Return what a worker needs to run an evaluation, going on after the answers that are there."""
+def spec(
+    evaluation: Evaluation,
+    private: EvaluationPrivate,
+    answers: Sequence[BlobFile],
+    share: AnswerShare | None = None,
+) -> EvaluateSpec:
+    """Return what a worker needs to run an evaluation or a share of it, going on after the answers that are there."""
 
     def reference(name: str) -> ModelReference:
         return ModelReference(name=name, digest=evaluation.model_digests[name])
@@ -266,6 +288,7 @@ def spec(evaluation: Evaluation, private: EvaluationPrivate, answers: Sequence[B
         checkpoint_files=answers,
         training_versions=private.training_versions,
         unknown_models=private.unknown_models,
+        share=share,
     )
 
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import accumulate
 
-from google.protobuf.message import DecodeError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import DataLoss, FailedPrecondition, Failure, Reason
+from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.asking import askings
 from luthier.evaluation.evaluations import repository, rules
+from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.lineage import Origins, learnt_from
 from luthier.evaluation.precision import shared_precision
 from luthier.evaluation.ready import require_askable, require_ready
+from luthier.evaluation.shares import dealt
 from luthier.runtime.names import child_name
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.storage.stored import Stored
-from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate, PredictionFile
-from luthier.v1.evaluation_pb2 import Evaluation, Prediction
+from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate, PredictionFile, ShareRow
+from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.v1.event_pb2 import Progress
 from luthier.v1.reference_pb2 import Reference
@@ -30,11 +29,9 @@ from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
-from luthier.work.row_file import RowFile, found_rows, read_rows
+from luthier.work.row_file import found_rows
 from luthier.work.tasks import TaskKind
-from luthier.worker.v1.task_pb2 import BlobFile, EvaluateResult, EvaluateSpec, TrainingVersion
-
-StoredEvaluation = Stored[Evaluation, EvaluationPrivate]
+from luthier.worker.v1.task_pb2 import AnswerShare, BlobFile, EvaluateResult, EvaluateSpec, TrainingVersion
 
 
 class EvaluationService:
@@ -54,13 +51,14 @@ class EvaluationService:
         self._blobs = blobs
         self._elsewhere = elsewhere
         self._rows = repository.evaluations()
-        self._predictions = repository.Predictions()
         self._answers = repository.AnswerFiles()
+        self._shares = repository.Shares()
         lifecycle = Lifecycle(Evaluation.State.DESCRIPTOR, rules.TRANSITIONS)
         self.family = Family(self._rows, lifecycle, database, log, tasks)
+        self.predictions = PredictionReader(database, blobs, lifecycle)
 
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:
-        """Queue an evaluation.
+        """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
         Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound for a version or a model, FailedPrecondition
         when one of them is not READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and
@@ -75,23 +73,42 @@ class EvaluationService:
         rules.check_references(request.parent, evaluation)
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
-        evaluation, private, learnt = await self._pinned(evaluation)
-        versions = dict.fromkeys((evaluation.dataset_version, *(one.name for one in learnt)))
-        work = Work(kind=TaskKind.EVALUATE, resources=(*versions, *sorted(evaluation.model_digests)))
+        evaluation, private, learnt, num_records = await self._pinned(evaluation)
+        arms = [arm.arm_id for arm in evaluation.arms]
+        shares = dealt(arms, num_records, evaluation.max_workers)
         async with (
             self._elsewhere.holding(name, (*evaluation.references, *learnt)) as holds,
             self._database.transaction() as connection,
         ):
             needs = Needs(elsewhere=holds)
-            return (await self.family.add(connection, evaluation, private, work, needs)).message
+            stored = await self.family.add(connection, evaluation, private, needs=needs)
+            await self._queue(connection, stored, shares)
+            return stored.message
+
+    async def _queue(
+        self, connection: AsyncConnection, evaluation: StoredEvaluation, shares: Sequence[AnswerShare]
+    ) -> None:
+        """Queue a task for each share; a single one is the whole, whose worker scores it too."""
+        if len(shares) == 1:
+            await self.close(connection, evaluation)
+            return
+        for share in shares:
+            row = ShareRow(share=share, state=ShareRow.STATE_QUEUED)
+            await self._shares.put(connection, evaluation.uid, row)
+            work = _work(evaluation, TaskKind.ANSWER_SHARE, share.number)
+            await self.family.assign(connection, evaluation, work)
+
+    async def close(self, connection: AsyncConnection, evaluation: StoredEvaluation) -> None:
+        """Queue what is left of an evaluation: answers that it does not have, and its outcome."""
+        await self.family.assign(connection, evaluation, _work(evaluation, TaskKind.EVALUATE))
 
     async def _pinned(
         self, evaluation: Evaluation
-    ) -> tuple[Evaluation, EvaluationPrivate, Sequence[Reference]]:
-        """Return an evaluation with all that it builds on, and the versions that its tuned models learnt from."""
+    ) -> tuple[Evaluation, EvaluationPrivate, Sequence[Reference], int]:
+        """Return an evaluation with all that it builds on, what its tuned models learnt from, and its number of records."""
         version = await self._peers.version(evaluation.dataset_version)
         require_ready(version)
-        rules.require_records(evaluation, version)
+        num_records = rules.require_records(evaluation, version)
         models = {
             name: await self._peers.model(name)
             for name in dict.fromkeys(arm.model for arm in evaluation.arms)
@@ -114,35 +131,7 @@ class EvaluationService:
             training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
             unknown_models=learnt.unknown,
         )
-        return filled, private, learnt.versions
-
-    async def predictions(
-        self, evaluation: StoredEvaluation, first_row: int, limit: int, limit_bytes: int
-    ) -> list[Prediction]:
-        """Return predictions from a row on: at most `limit`, and one at least of what `limit_bytes` hold.
-
-        Raises:
-            FailedPrecondition: it has not SUCCEEDED, nor ended otherwise after some of them.
-            DataLoss: they are not what was stored.
-        """
-        message, private = evaluation.message, evaluation.private
-        if private.HasField("predictions"):
-            kept = private.predictions
-            file = RowFile(sha256=kept.sha256, size_bytes=kept.size_bytes, num_rows=kept.num_rows)
-            rows = await read_rows(self._blobs, file, first_row, limit, limit_bytes)
-            return [_prediction(row) for row in rows]
-        if message.state != State.STATE_SUCCEEDED:
-            state = self.family.lifecycle.name(message.state)
-            raise FailedPrecondition(
-                f"{message.name} must be SUCCEEDED to have predictions, it is {state}",
-                reason=Reason.WRONG_STATE,
-                metadata={"name": message.name, "state": state},
-            )
-        async with self._database.reading() as connection:
-            rows = await self._predictions.read(connection, evaluation.uid, first_row, limit)
-        total_bytes = accumulate(map(len, rows))
-        fitting = max(1, sum(size <= limit_bytes for size in total_bytes))
-        return [_prediction(row) for row in rows[:fitting]]
+        return filled, private, learnt.versions, num_records
 
     async def spec(self, connection: AsyncConnection, uid: str) -> EvaluateSpec:
         """Return what a worker is to do, with the answers that earlier attempts kept."""
@@ -151,11 +140,19 @@ class EvaluationService:
         return rules.spec(evaluation.message, evaluation.private, answers)
 
     async def keep_answers(
-        self, connection: AsyncConnection, uid: str, step: int, files: Sequence[BlobFile]
+        self, connection: AsyncConnection, uid: str, share: int, step: int, files: Sequence[BlobFile]
     ) -> None:
-        """Keep answers for the attempts after this one. The same step again changes nothing."""
+        """Keep answers for the attempts after this one; share 0 is the whole. The same step again changes nothing."""
         evaluation = await self.family.of_uid(connection, uid)
-        await self._answers.add(connection, evaluation.uid, step, files)
+        await self._answers.add(connection, evaluation.uid, share, step, files)
+
+    async def begin(self, connection: AsyncConnection, uid: str) -> None:
+        """A worker began, with the whole or with a share: others may be at work already."""
+        evaluation = await self.family.of_uid(connection, uid)
+        if evaluation.message.state == State.STATE_RUNNING:
+            await self.family.show_waiting(connection, uid, None)
+        else:
+            await self.family.move(connection, evaluation, State.STATE_RUNNING)
 
     async def advance(self, connection: AsyncConnection, uid: str, progress: Progress) -> None:
         """Show how far the evaluation has come."""
@@ -180,14 +177,14 @@ class EvaluationService:
         await self.family.move(
             connection, evaluation, State.STATE_SUCCEEDED, changed=changed, private=private
         )
-        await self._answers.forget(connection, evaluation.uid)
+        await self._forget(connection, uid)
 
     async def fail(
         self, connection: AsyncConnection, uid: str, failure: Failure, result: EvaluateResult | None
     ) -> None:
         """Store why it failed, and the answers that came before. Raises as `succeed`."""
         evaluation = await self.family.of_uid(connection, uid)
-        changed, private = await self._with_answers(evaluation, result)
+        changed, private = await self._with_answers(connection, evaluation, result)
         changed.error.CopyFrom(failure_to_status(failure))
         await self.family.move(
             connection,
@@ -197,25 +194,36 @@ class EvaluationService:
             private=private,
             why=failure.message,
         )
-        await self._answers.forget(connection, evaluation.uid)
+        await self._forget(connection, uid)
 
     async def end_cancelled(
         self, connection: AsyncConnection, uid: str, result: EvaluateResult | None
     ) -> None:
         """It stopped on request; store the answers that came before. Raises as `succeed`."""
         evaluation = await self.family.of_uid(connection, uid)
-        changed, private = await self._with_answers(evaluation, result)
+        changed, private = await self._with_answers(connection, evaluation, result)
         await self.family.move(
             connection, evaluation, State.STATE_CANCELLED, changed=changed, private=private
         )
-        await self._answers.forget(connection, evaluation.uid)
+        await self._forget(connection, uid)
+
+    async def _forget(self, connection: AsyncConnection, uid: str) -> None:
+        """Drop what only an evaluation needs that has not ended."""
+        await self._answers.forget(connection, uid)
+        await self._shares.forget(connection, uid)
 
     async def _with_answers(
-        self, evaluation: StoredEvaluation, result: EvaluateResult | None
+        self, connection: AsyncConnection, evaluation: StoredEvaluation, result: EvaluateResult | None
     ) -> tuple[Evaluation, EvaluationPrivate]:
+        """Return an evaluation with the answers that a result brings, or else with those of its shares."""
         changed = evaluation.copy()
         if result is None or not result.HasField("predictions"):
-            return changed, evaluation.private
+            private = evaluation.copy_private()
+            for row in await self._shares.read(connection, evaluation.uid):
+                if row.HasField("predictions"):
+                    private.parts.append(row.predictions)
+            changed.num_records = sum(map(len, covered(private.parts)))
+            return changed, private
         changed.num_records = result.num_records
         return changed, await self._with_predictions(evaluation.private, result)
 
@@ -236,8 +244,8 @@ class EvaluationService:
         )
 
 
-def _prediction(row: bytes) -> Prediction:
-    try:
-        return rules.judged(Prediction.FromString(row))
-    except DecodeError as error:
-        raise DataLoss(f"a stored prediction of {len(row)} bytes cannot be read: {error}") from error
+def _work(evaluation: StoredEvaluation, kind: TaskKind, share: int = 0) -> Work:
+    message = evaluation.message
+    learnt = (one.name for one in evaluation.private.training_versions)
+    versions = dict.fromkeys((message.dataset_version, *learnt))
+    return Work(kind=kind, resources=(*versions, *sorted(message.model_digests)), share=share)

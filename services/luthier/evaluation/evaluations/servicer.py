@@ -65,7 +65,7 @@ class EvaluationsServicer:
         first_row, bound = row_page_arguments(
             self._page_tokens, "ListPredictions", (evaluation.uid,), request.page_token
         )
-        found = await self._evaluations.predictions(evaluation, first_row, limit, PAGE_BYTES)
+        found = await self._evaluations.predictions.read(evaluation, first_row, limit, PAGE_BYTES)
         next_row = first_row + len(found)
         more = next_row < evaluation.message.num_records
         token = self._page_tokens.encode((str(next_row),), bound) if more else ""
@@ -83,6 +83,10 @@ class EvaluateHandler(FamilyTasks[Evaluation, EvaluationPrivate]):
         )
         super().__init__(evaluations.family, states)
         self._evaluations = evaluations
+
+    async def started(self, connection: AsyncConnection, task: Task) -> None:
+        """A worker began, or goes on where the shares of others end."""
+        await self._evaluations.begin(connection, task.uid)
 
     async def specify(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:
         """Say what to evaluate."""
@@ -109,7 +113,7 @@ class EvaluateHandler(FamilyTasks[Evaluation, EvaluationPrivate]):
         metrics: Mapping[str, float],
     ) -> str:
         """Keep answers for the attempts after this one."""
-        await self._evaluations.keep_answers(connection, task.uid, step, files)
+        await self._evaluations.keep_answers(connection, task.uid, task.share, step, files)
         return f"{task.subject}/checkpoints/{step}"
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:

@@ -53,7 +53,8 @@ def main() -> None:
     evaluator = Evaluator(config.data_address, models)
     # No other process begins when those that hold models are ended.
     with closing(models), closing(evaluator), children:
-        asyncio.run(run_worker(settings, {TaskKind.EVALUATE: evaluator}))
+        runners = {TaskKind.EVALUATE: evaluator, TaskKind.ANSWER_SHARE: evaluator}
+        asyncio.run(run_worker(settings, runners))
 
 
 def program_of(config: WorkerConfig, device: ChosenDevice) -> Program:

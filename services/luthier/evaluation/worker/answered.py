@@ -11,6 +11,8 @@ from google.protobuf import proto
 from google.protobuf.message import DecodeError
 
 from luthier.errors import DataLoss
+from luthier.evaluation import shares
+from luthier.evaluation.worker.wanted import spec_of
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
 
@@ -33,7 +35,7 @@ class Answered:
         self._pending: list[task_pb2.AnsweredBatch] = []
         self._committed_at = time.monotonic()
         self._num_records = 0
-        for file in context.task.evaluate.checkpoint_files:
+        for file in spec_of(context.task).checkpoint_files:
             for batch in _read(context.fetch(file)):
                 self._keep(batch)
 
@@ -42,9 +44,10 @@ class Answered:
         """Answers so far, of all arms together."""
         return self._num_records
 
-    def has(self, arm_id: str, first_row: int) -> bool:
-        """Tell whether a batch was answered."""
-        return (arm_id, first_row) in self._batches
+    def missing(self, arm_id: str, rows: range) -> list[int]:
+        """Return the first rows of the batches of an arm that were not answered, of those that some rows are."""
+        firsts = range(rows.start, rows.stop, shares.ROWS_A_BATCH)
+        return [first for first in firsts if (arm_id, first) not in self._batches]
 
     def add(self, batch: task_pb2.AnsweredBatch) -> None:
         """Keep a batch, and commit what is not committed when it is time.

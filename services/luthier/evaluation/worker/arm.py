@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
 from luthier.errors.status import failure_to_status, status_to_failure
+from luthier.evaluation import shares
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.asking import Before
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.order import Measured
 from luthier.evaluation.worker.questions import Asked, Question, ask, failure_of
+from luthier.evaluation.worker.wanted import spec_of
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.score import SequenceScore
 from luthier.text.endings import Stops
@@ -25,7 +27,6 @@ from luthier.v1 import evaluation_pb2
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
 
-ROWS_A_BATCH = 64
 TOKENS_A_TURN = 2048
 """Tokens of references measured before interactive requests have their turn."""
 
@@ -63,7 +64,7 @@ class ArmRunner:
         answered: what is answered so far.
         asking: how the arm is asked.
         phase: what the arm is called in progress.
-        num_answers: answers that the evaluation will have, of all arms together.
+        num_answers: answers that the task will have, of all arms together.
     """
 
     def __init__(
@@ -85,13 +86,14 @@ class ArmRunner:
         self._answered = answered
         self._phase = phase
         self._num_steps = 0
-        self._evaluation = context.task.evaluate.evaluation
+        self._evaluation = spec_of(context.task).evaluation
 
-    def run(self, arm_id: str, questions: Sequence[Question], shots: Sequence[SingleRecord]) -> ArmAnswers:
-        """Answer every question that has no answer yet.
+    def run(
+        self, arm_id: str, questions: Sequence[Question], shots: Sequence[SingleRecord], rows: range
+    ) -> ArmAnswers:
+        """Answer those of `rows` that have no answer yet, whole batches; return what the arm has said to any.
 
-        Raises:
-            LuthierError: no record could be answered, with the reason of the first.
+        All questions are rendered, as what their prompts begin with is read once for all of them.
         """
         began = time.monotonic()
         asker = self._loaded.asker(self._asking, self._context.check)
@@ -99,15 +101,12 @@ class ArmRunner:
         asked = ask(asker, questions, shots, measured=measured)
         seconds = time.monotonic() - began
         stops = asker.stops(_asked_first(asked, questions, shots))
-        for first in range(0, len(questions), ROWS_A_BATCH):
-            if not self._answered.has(arm_id, first):
-                rows = range(first, min(first + ROWS_A_BATCH, len(questions)))
-                self._answered.add(
-                    self._batch(_Batch(arm_id=arm_id, rows=rows, asked=asked, stops=stops.token_ids))
-                )
+        for first in self._answered.missing(arm_id, rows):
+            together = range(first, min(first + shares.ROWS_A_BATCH, len(questions)))
+            batch = _Batch(arm_id=arm_id, rows=together, asked=asked, stops=stops.token_ids)
+            self._answered.add(self._batch(batch))
         batches = self._answered.of(arm_id)
         records = [record for batch in batches for record in batch.records]
-        _require_an_answer(arm_id, records, questions)
         return ArmAnswers(
             records=records,
             num_prompt_tokens=asked.num_prompt_tokens(
@@ -258,9 +257,10 @@ def _failed(row: int, failure: Failure) -> task_pb2.AnsweredRecord:
     return task_pb2.AnsweredRecord(row=row, error=failure_to_status(failure))
 
 
-def _require_an_answer(
+def require_an_answer(
     arm_id: str, records: Sequence[task_pb2.AnsweredRecord], questions: Sequence[Question]
 ) -> None:
+    """Raise with the reason of the first record where an arm could answer none of all."""
     if any(not record.HasField("error") for record in records):
         return
     first = status_to_failure(records[0].error)

@@ -7,8 +7,9 @@ from contextlib import contextmanager, suppress
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.precision import precision_of
+from luthier.evaluation.shares import ROWS_A_BATCH
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
-from luthier.evaluation.worker.arm import ROWS_A_BATCH, ArmAnswers, ArmRunner
+from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner, require_an_answer
 from luthier.evaluation.worker.contamination import TrainingRecords
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
@@ -16,6 +17,7 @@ from luthier.evaluation.worker.outcome import result_of, write_answers
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading, grading_of
 from luthier.evaluation.worker.splits import Splits
+from luthier.evaluation.worker.wanted import Wanted, spec_of
 from luthier.text.records import SingleRecord
 from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
@@ -27,7 +29,7 @@ _OF_THE_BASE = (evaluation_pb2.TEMPLATE_SOURCE_UNSPECIFIED, evaluation_pb2.TEMPL
 
 
 class Evaluator:
-    """The runner of EVALUATE tasks.
+    """The runner of EVALUATE and ANSWER_SHARE tasks: these want answers, those the outcome too.
 
     Args:
         data_address: host:port of the Data service.
@@ -42,19 +44,19 @@ class Evaluator:
         self._commit_seconds = commit_seconds
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
-        """Run the evaluation of a task, going on after the answers that earlier attempts committed.
+        """Run the evaluation of a task, or a share of it, going on after the answers that are committed.
 
         Raises:
             Unavailable: CRASHED or STALLED, the model's process; what was answered is kept for the next attempt.
             TaskFailed: why it failed, and what was answered; OUT_OF_MEMORY among others.
             LuthierError: why it failed.
         """
-        spec = context.task.evaluate
+        spec = spec_of(context.task)
         evaluation = spec.evaluation
         context.progress("loading", 0, 0, "arms")
         questions = self._splits.read(context, evaluation.split, evaluation.max_records, evaluation.seed)
-        num_answers = len(questions) * len(spec.arms)
-        context.announce(answering_seconds(num_answers, evaluation.max_new_tokens))
+        wanted = Wanted(spec, len(questions))
+        context.announce(answering_seconds(wanted.num_answers, evaluation.max_new_tokens))
         grading = grading_of(evaluation, questions)
         shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
@@ -69,12 +71,12 @@ class Evaluator:
                     log=context.log,
                 ) as loaded,
             ):
-                answers = self._asked(context, loaded, answered, questions, shots)
+                answers = self._asked(context, loaded, answered, questions, shots, wanted)
             answered.commit()
         except TaskCancelled as error:
             if not answered.num_records:
                 raise
-            raise TaskStopped(self._known(context, grading, questions, answered)) from error
+            raise TaskStopped(self._known(context, grading, questions, answered, wanted)) from error
         except LuthierError as error:
             if _is_lost(error):
                 # Another attempt follows, which need not ask again what was answered.
@@ -83,7 +85,9 @@ class Evaluator:
                 raise Unavailable(error.message, reason=error.reason, metadata=error.metadata) from error
             if error.reason == Reason.LEASE_LOST or not answered.num_records:
                 raise
-            raise TaskFailed(error, self._known(context, grading, questions, answered)) from error
+            raise TaskFailed(error, self._known(context, grading, questions, answered, wanted)) from error
+        if wanted.is_share:
+            return self._known(context, grading, questions, answered, wanted)
         return self._result(context, grading, questions, answers)
 
     def close(self) -> None:
@@ -98,11 +102,14 @@ class Evaluator:
         answered: Answered,
         questions: Sequence[Question],
         shots: Sequence[SingleRecord],
+        wanted: Wanted,
     ) -> dict[str, ArmAnswers]:
-        arms = context.task.evaluate.arms
         answers = {}
-        for number, arm in enumerate(arms, start=1):
-            adapter = arm.adapter if arm.HasField("adapter") else None
+        for number, arm in enumerate(wanted.arms, start=1):
+            arm_id = arm.arm.arm_id
+            # Who only scores what others have answered needs no adapter.
+            asks = bool(answered.missing(arm_id, wanted.rows(arm_id)))
+            adapter = arm.adapter if asks and arm.HasField("adapter") else None
             with self._models.adapter(loaded, adapter, lambda: context.token, context.check) as name:
                 runner = ArmRunner(
                     context,
@@ -110,10 +117,13 @@ class Evaluator:
                     name,
                     answered,
                     asking=arm.asking,
-                    phase=f"arm {arm.arm.arm_id}, {number} of {len(arms)}",
-                    num_answers=len(arms) * len(questions),
+                    phase=f"arm {arm_id}, {number} of {len(wanted.arms)}",
+                    num_answers=wanted.num_answers,
                 )
-                answers[arm.arm.arm_id] = runner.run(arm.arm.arm_id, questions, shots[: arm.arm.num_shots])
+                examples = shots[: arm.arm.num_shots]
+                answers[arm_id] = runner.run(arm_id, questions, examples, wanted.rows(arm_id))
+            if not wanted.is_share:
+                require_an_answer(arm_id, answers[arm_id].records, questions)
         return answers
 
     def _shots(self, context: TaskContext, evaluation: evaluation_pb2.Evaluation) -> list[SingleRecord]:
@@ -147,15 +157,24 @@ class Evaluator:
         return task_pb2.TaskResult(evaluate=outcome)
 
     def _known(
-        self, context: TaskContext, grading: Grading, questions: Sequence[Question], answered: Answered
+        self,
+        context: TaskContext,
+        grading: Grading,
+        questions: Sequence[Question],
+        answered: Answered,
+        wanted: Wanted,
     ) -> task_pb2.TaskResult:
         path = context.scratch / "predictions"
-        arms = [arm.arm.arm_id for arm in context.task.evaluate.arms]
         said = {
-            arm_id: [record for batch in answered.of(arm_id) for record in batch.records] for arm_id in arms
+            arm.arm.arm_id: [record for batch in answered.of(arm.arm.arm_id) for record in batch.records]
+            for arm in wanted.arms
         }
-        outcome = task_pb2.EvaluateResult(num_records=write_answers(grading, questions, said, path))
-        outcome.predictions.CopyFrom(context.store(path, "predictions"))
+        num_records = write_answers(grading, questions, said, path, wanted.records)
+        stored = context.store(path, "predictions")
+        if wanted.is_share:
+            answers = task_pb2.AnswerShareResult(num_records=num_records, predictions=stored)
+            return task_pb2.TaskResult(answer_share=answers)
+        outcome = task_pb2.EvaluateResult(num_records=num_records, predictions=stored)
         return task_pb2.TaskResult(evaluate=outcome)
 
 

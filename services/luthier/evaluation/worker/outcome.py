@@ -43,7 +43,7 @@ def result_of(
             _arm_result(arm_id, answers[arm_id], scored[arm_id], evaluation.seed) for arm_id in arms
         ],
         comparisons=comparisons_of(evaluation, clean_answers(scored, held)),
-        num_records=write_answers(grading, questions, said, path),
+        num_records=write_answers(grading, questions, said, path, range(len(questions))),
         warnings=[*failures, *unknown, *grading.warnings, *learnt_warnings],
         contamination=apart,
     )
@@ -54,14 +54,18 @@ def write_answers(
     questions: Sequence[Question],
     said: Mapping[str, Sequence[task_pb2.AnsweredRecord]],
     path: Path,
+    rows: range,
 ) -> int:
-    """Write what the arms said, as far as they came, as a file of predictions; return how many they are."""
+    """Write what the arms said to some records, as far as they came, as a file of predictions; return their number."""
     by_row = {arm_id: {record.row: record for record in records} for arm_id, records in said.items()}
     predictions = (
         _prediction(
-            row, question, {arm_id: found[row] for arm_id, found in by_row.items() if row in found}, grading
+            row,
+            questions[row],
+            {arm_id: found[row] for arm_id, found in by_row.items() if row in found},
+            grading,
         )
-        for row, question in enumerate(questions)
+        for row in rows
     )
     return write_rows(path, (one.SerializeToString(deterministic=True) for one in predictions))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.errors import FailedPrecondition
 from luthier.evaluation.worker.questions import Question, choose
+from luthier.evaluation.worker.wanted import spec_of
 from luthier.text.records import record_from_json
 from luthier.text.rendering import RenderingError
 from luthier.text.units import reference_record
@@ -123,14 +124,14 @@ class Splits:
     ) -> Any:
         """Open the stream at a row, of the version that was pinned: each time, for streams break and versions go."""
         self._require_pinned(context)
-        name = context.task.evaluate.evaluation.dataset_version
+        name = spec_of(context.task).evaluation.dataset_version
         request = data_service_pb2.ReadRecordsRequest(
             name=name, split=split, start_row=start_row, ids_only=ids_only
         )
         return self._data.ReadRecords(request, metadata=bearer(context.token), timeout=_READ_SECONDS)
 
     def _require_pinned(self, context: TaskContext) -> None:
-        evaluation = context.task.evaluate.evaluation
+        evaluation = spec_of(context.task).evaluation
         request = data_service_pb2.GetDatasetVersionRequest(name=evaluation.dataset_version)
         version: dataset_pb2.DatasetVersion = asked(
             lambda: self._data.GetDatasetVersion.future(

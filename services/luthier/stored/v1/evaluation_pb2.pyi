@@ -7,6 +7,8 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from luthier.worker.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
 import sys
@@ -30,6 +32,7 @@ class EvaluationPrivate(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """Base model that all arms share; the evaluation has its digest."""
     @_builtins.property
@@ -48,6 +51,12 @@ class EvaluationPrivate(_message.Message):
     def unknown_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tuned models of which nobody knows what they learnt from."""
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictionFile]:
+        """In place of `predictions`, what the shares of an evaluation that did not succeed had answered. Of one record several may have the
+        answers of some arms.
+        """
+
     def __init__(
         self,
         *,
@@ -56,10 +65,11 @@ class EvaluationPrivate(_message.Message):
         predictions: Global___PredictionFile | None = ...,
         training_versions: _abc.Iterable[_task_pb2.TrainingVersion] | None = ...,
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
+        parts: _abc.Iterable[Global___PredictionFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "predictions", b"predictions", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "parts", b"parts", "predictions", b"predictions", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,23 +101,102 @@ class PredictionFile(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     NUM_ROWS_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
     sha256: _builtins.str
     """Digest in hex."""
     size_bytes: _builtins.int
     """Size in bytes."""
     num_rows: _builtins.int
     """Predictions in it."""
+    first_row: _builtins.int
+    """Position of the first one among the records asked."""
     def __init__(
         self,
         *,
         sha256: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         num_rows: _builtins.int = ...,
+        first_row: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_rows", b"num_rows", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_row", b"first_row", "num_rows", b"num_rows", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictionFile: _TypeAlias = PredictionFile  # noqa: Y015
+
+@_typing.final
+class ShareRow(_message.Message):
+    """ShareRow is how a share of an evaluation stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ShareRow._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: ShareRow._State.ValueType  # 0
+        """Never used."""
+        STATE_QUEUED: ShareRow._State.ValueType  # 1
+        """Waiting for a worker."""
+        STATE_RUNNING: ShareRow._State.ValueType  # 2
+        """A worker answers."""
+        STATE_ANSWERED: ShareRow._State.ValueType  # 3
+        """All its answers are there."""
+        STATE_ENDED: ShareRow._State.ValueType  # 4
+        """Ended without all of them."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """State of a share."""
+
+    STATE_UNSPECIFIED: ShareRow.State.ValueType  # 0
+    """Never used."""
+    STATE_QUEUED: ShareRow.State.ValueType  # 1
+    """Waiting for a worker."""
+    STATE_RUNNING: ShareRow.State.ValueType  # 2
+    """A worker answers."""
+    STATE_ANSWERED: ShareRow.State.ValueType  # 3
+    """All its answers are there."""
+    STATE_ENDED: ShareRow.State.ValueType  # 4
+    """Ended without all of them."""
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NUM_ANSWERED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    state: Global___ShareRow.State.ValueType
+    """Where it stands."""
+    num_answered: _builtins.int
+    """Answers that its attempt has, those of earlier ones included."""
+    @_builtins.property
+    def share(self) -> _task_pb2.AnswerShare:
+        """What it is."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why it failed. Unset when it did not."""
+
+    @_builtins.property
+    def predictions(self) -> Global___PredictionFile:
+        """What it answered, once it has ended. Unset: nothing."""
+
+    def __init__(
+        self,
+        *,
+        share: _task_pb2.AnswerShare | None = ...,
+        state: Global___ShareRow.State.ValueType = ...,
+        num_answered: _builtins.int = ...,
+        error: _status_pb2.Status | None = ...,
+        predictions: Global___PredictionFile | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "predictions", b"predictions", "share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "num_answered", b"num_answered", "predictions", b"predictions", "share", b"share", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareRow: _TypeAlias = ShareRow  # noqa: Y015

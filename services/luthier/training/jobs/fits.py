@@ -26,6 +26,7 @@ from luthier.training.fitting import (
 from luthier.training.jobs.planning import statistics_of
 from luthier.training.jobs.reward_models import RewardModel
 from luthier.training.recipe_settings import is_divided, named_kept, precision_of, ranks_of
+from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.footprint import Place, Speed, Trained, seconds
 from luthier.training.recipes.survey import Survey
 from luthier.training.weights import StoredModel
@@ -81,32 +82,38 @@ def check_device(device: DeviceClass) -> None:
     refuse(limit_violations(device, DEVICE_LIMITS, "device"))
 
 
-def add_fit(
-    plan: FineTuningPlan,
-    device: DeviceClass,
-    shape: ModelShape,
-    found: Survey,
-    renderings: Sequence[Rendering],
-    rewards: Sequence[RewardModel],
-) -> None:
-    """Say in a plan what its job takes on a device, which passes fit there, and how long its steps take.
+def trained_in(job: FineTuningJob, shape: ModelShape, rewards: Sequence[RewardModel]) -> Trained:
+    """Return what a job trains, beside the reward models that its worker holds.
 
     Raises:
-        FailedPrecondition: DOES_NOT_FIT, with what would.
         InvalidArgument: a pattern of ranks fits no module (MODULE_PATTERN_INVALID).
     """
-    job, totals = plan.resolved_job, found.totals
-    assert totals is not None, "the steps were counted"
-    is_gpu = device.kind == DeviceClass.KIND_GPU
-    place: Place = "GPU" if is_gpu else "CPU"
-    trained = trained_of(job, shape, _bytes_beside(job, rewards))
+    return trained_of(job, shape, _bytes_beside(job, rewards))
+
+
+def counted_rows(job: FineTuningJob, found: Survey, renderings: Sequence[Rendering]) -> Rows:
+    """Return what is known of a job's rows, whose steps were counted, for the most ranks that it takes."""
+    assert found.totals is not None, "the steps were counted"
     longest = max(part.longest.num_tokens for part in (found, *found.mixed) if part.longest is not None)
     held = sum(
         statistics_of(rendering, split).tokens.sum
         for rendering in renderings
         for split in (SPLIT_TRAIN, SPLIT_VALIDATION)
     )
-    rows = rows_of(job, totals, longest, held, ranks_of(job)[1])
+    return rows_of(job, found.totals, longest, held, ranks_of(job)[1])
+
+
+def add_fit(
+    plan: FineTuningPlan, device: DeviceClass, trained: Trained, rows: Rows, totals: PlanTotals
+) -> None:
+    """Say in a plan what its job takes on a device, which passes fit there, and how long its steps take.
+
+    Raises:
+        FailedPrecondition: DOES_NOT_FIT, with what would.
+    """
+    job = plan.resolved_job
+    is_gpu = device.kind == DeviceClass.KIND_GPU
+    place: Place = "GPU" if is_gpu else "CPU"
     fit = _chosen(job, trained, rows, place, device)
     plan.memory.CopyFrom(memory_message(fit.footprint))
     plan.micro_batch_tokens, plan.activation_checkpointing = fit.micro_batch_tokens, named_kept(fit.kept)

@@ -94,6 +94,9 @@ class TrainHandler:
             changed.start_time.GetCurrentTime()
         await self._move(connection, job, State.STATE_PREPARING, changed)
 
+    async def reporting(self, connection: AsyncConnection, task: Task, events: Sequence[Event]) -> None:
+        """Events are recorded as they come."""
+
     async def reported(
         self,
         connection: AsyncConnection,

@@ -17,7 +17,7 @@ from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository, rules
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.counting import survey_elsewhere
-from luthier.training.jobs.fits import add_fit, check_device, shape_in
+from luthier.training.jobs.fits import add_fit, check_device, counted_rows, shape_in, trained_in
 from luthier.training.jobs.planning import (
     SplitLengths,
     check_counts,
@@ -36,10 +36,12 @@ from luthier.training.jobs.reward_models import (
     reward_warnings,
 )
 from luthier.training.jobs.rollouts import KeptRollouts
+from luthier.training.jobs.room import least_rows, require_worker_with_room, room_warnings
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.names import RENDERING
-from luthier.training.recipe_settings import batch_settings, mixture_of, rendering_names
+from luthier.training.recipe_settings import batch_settings, mixture_of, ranks_of, rendering_names
+from luthier.training.recipes.footprint import Trained
 from luthier.training.weights import StoredModel
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import Rendering
@@ -52,6 +54,7 @@ from luthier.work.log import EventLog
 from luthier.work.requirements import read_requirements
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
+from luthier.work.waiting import Present
 
 MAX_PLANS = 8
 """Plans that are counted or wait for it; more are refused."""
@@ -79,11 +82,13 @@ class Outside:
         renderings: where jobs find their rows.
         elsewhere: what they hold of other services.
         rewards: which reward services their graders may ask.
+        workers: which workers are heard of.
     """
 
     renderings: Renderings
     elsewhere: Elsewhere
     rewards: RewardAddresses
+    workers: Present
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,7 @@ class JobService:
         self._renderings = outside.renderings
         self._elsewhere = outside.elsewhere
         self._rewards = outside.rewards
+        self._workers = outside.workers
         self._counting = asyncio.Semaphore(1)
         self._num_plans = 0
         lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
@@ -202,15 +208,24 @@ class JobService:
         context_length = checked.base_model.message.context_length
         made = make_plan(checked.job, checked.renderings, found, context_length)
         made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
-        shape = await shape_in(self._blobs, checked.base_model)
-        if shape is not None:
-            add_fit(made, request.device, shape, found, checked.renderings, checked.reward_models)
+        trained = await self._trained(checked)
+        if trained is not None and found.totals is not None:
+            rows = counted_rows(checked.job, found, checked.renderings)
+            add_fit(made, request.device, trained, rows, found.totals)
+            if not request.HasField("device"):
+                made.warnings.extend(room_warnings(self._workers.present(), checked.job, trained, rows))
         return made
+
+    async def _trained(self, checked: CheckedJob) -> Trained | None:
+        """Return what a job trains; None where the base model's files do not say its sizes. Raises as `trained_in`."""
+        shape = await shape_in(self._blobs, checked.base_model)
+        return None if shape is None else trained_in(checked.job, shape, checked.reward_models)
 
     async def create(self, request: CreateFineTuningJobRequest) -> FineTuningJob:
         """Queue a job; its worker looks at the rows while it is PREPARING.
 
-        Raises as `check`, AlreadyExists when a job or the tuned model's name is taken, ResourceExhausted DISK_FULL.
+        Raises as `check`, FailedPrecondition DOES_NOT_FIT where it is too large for every worker that is there and
+        could be given it, AlreadyExists when a job or the tuned model's name is taken, ResourceExhausted DISK_FULL.
         """
         chosen_id = request.fine_tuning_job_id or new_id("job")
         name = child_name(
@@ -219,6 +234,9 @@ class JobService:
         self._database.disk.require_room()
         checked = await self.check(request.parent, request.fine_tuning_job)
         job = checked.job
+        if (trained := await self._trained(checked)) is not None:
+            rows = least_rows(job, checked.renderings)
+            require_worker_with_room(self._workers.present(), job, trained, rows)
         job.name = name
         job.state = State.STATE_QUEUED
         job.tuned_model_id = job.tuned_model_id or chosen_id
@@ -237,7 +255,7 @@ class JobService:
         for one in checked.reward_models:
             message = one.model.message
             job.references.add(name=message.name, uid=one.model.uid, digest=message.digest)
-        required = read_requirements(job.requirements)
+        required = read_requirements(job.requirements, ranks_of(job)[0])
         work = Work(kind=TaskKind.TRAIN, resources=rendering_names(job), required=required)
         async with (
             self._elsewhere.holding(name, read) as holds,

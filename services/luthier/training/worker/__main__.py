@@ -46,7 +46,8 @@ def main() -> None:
                 data_channel, executor(children), RewardAddresses(config.reward_addresses)
             ),
         }
-        settings = worker_settings(config, "training", config.training_address, device.equipment)
+        equipment = replace(device.equipment, num_ranks=config.ranks)
+        settings = worker_settings(config, "training", config.training_address, equipment)
         settings = replace(settings, counts=children.counts)
         asyncio.run(run_worker(settings, runners))
 

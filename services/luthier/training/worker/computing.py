@@ -64,7 +64,7 @@ from luthier.training.worker.surroundings import surroundings
 from luthier.training.worker.trial import Trial, bytes_beside
 from luthier.training.worker.weights import weights_of
 from luthier.v1 import fine_tuning_job_pb2
-from luthier.work.machine import memory_bytes
+from luthier.work.machine import available_bytes, memory_bytes
 from luthier.worker.v1 import task_pb2
 
 
@@ -168,7 +168,7 @@ def _fit(
     # What is free is known once all have loaded; ranks of a machine share its memory, each has its own GPU's.
     collective.gathered(None)
     sharing = collective.num_ranks if model.device.type == "cpu" else 1
-    limits = collective.gathered(limit_bytes(model.device, sharing))
+    limits = collective.gathered(limit_bytes(model.device, available_bytes(), sharing))
     trial = Trial(
         desk=desk,
         engine=engine,

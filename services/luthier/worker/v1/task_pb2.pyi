@@ -43,11 +43,13 @@ class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.Val
     TASK_KIND_TRAIN: _TaskKind.ValueType  # 4
     """Run a fine-tuning job."""
     TASK_KIND_EVALUATE: _TaskKind.ValueType  # 5
-    """Run an evaluation."""
+    """Run an evaluation, or what is left of it once its shares are answered."""
     TASK_KIND_MERGE: _TaskKind.ValueType  # 6
     """Add an adapter to its base."""
     TASK_KIND_EXPORT: _TaskKind.ValueType  # 7
     """Write a model in another form."""
+    TASK_KIND_ANSWER_SHARE: _TaskKind.ValueType  # 60
+    """Answer a share of an evaluation."""
 
 class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper):
     """TaskKind says what a task does."""
@@ -63,11 +65,13 @@ TASK_KIND_REGISTER_MODEL: TaskKind.ValueType  # 3
 TASK_KIND_TRAIN: TaskKind.ValueType  # 4
 """Run a fine-tuning job."""
 TASK_KIND_EVALUATE: TaskKind.ValueType  # 5
-"""Run an evaluation."""
+"""Run an evaluation, or what is left of it once its shares are answered."""
 TASK_KIND_MERGE: TaskKind.ValueType  # 6
 """Add an adapter to its base."""
 TASK_KIND_EXPORT: TaskKind.ValueType  # 7
 """Write a model in another form."""
+TASK_KIND_ANSWER_SHARE: TaskKind.ValueType  # 60
+"""Answer a share of an evaluation."""
 Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
 @_typing.final
@@ -118,6 +122,7 @@ class Task(_message.Message):
     EVALUATE_FIELD_NUMBER: _builtins.int
     MERGE_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
+    ANSWER_SHARE_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     epoch: _builtins.int
@@ -156,6 +161,10 @@ class Task(_message.Message):
     def export(self) -> Global___ExportSpec:
         """Export."""
 
+    @_builtins.property
+    def answer_share(self) -> Global___EvaluateSpec:
+        """Answer a share of an evaluation: the specification of the whole, with `share` set."""
+
     def __init__(
         self,
         *,
@@ -171,12 +180,13 @@ class Task(_message.Message):
         evaluate: Global___EvaluateSpec | None = ...,
         merge: Global___MergeSpec | None = ...,
         export: Global___ExportSpec | None = ...,
+        answer_share: Global___EvaluateSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_share", b"answer_share", "build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "build_version", b"build_version", "epoch", b"epoch", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "subject", b"subject", "task", b"task", "token", b"token", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_share", b"answer_share", "attempt", b"attempt", "build_version", b"build_version", "epoch", b"epoch", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "subject", b"subject", "task", b"task", "token", b"token", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate", "merge", "export"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate", "merge", "export", "answer_share"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
@@ -195,6 +205,7 @@ class TaskResult(_message.Message):
     EVALUATE_FIELD_NUMBER: _builtins.int
     MERGE_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
+    ANSWER_SHARE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def build_version(self) -> Global___BuildVersionResult:
         """Of BUILD_VERSION."""
@@ -223,6 +234,10 @@ class TaskResult(_message.Message):
     def export(self) -> Global___ExportResult:
         """Of EXPORT."""
 
+    @_builtins.property
+    def answer_share(self) -> Global___AnswerShareResult:
+        """Of ANSWER_SHARE."""
+
     def __init__(
         self,
         *,
@@ -233,12 +248,13 @@ class TaskResult(_message.Message):
         evaluate: Global___EvaluateResult | None = ...,
         merge: Global___MergeResult | None = ...,
         export: Global___ExportResult | None = ...,
+        answer_share: Global___AnswerShareResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "result", b"result", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_share", b"answer_share", "build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "result", b"result", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "result", b"result", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_share", b"answer_share", "build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "result", b"result", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate", "merge", "export"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate", "merge", "export", "answer_share"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -1162,6 +1178,7 @@ class EvaluateSpec(_message.Message):
     CHECKPOINT_FILES_FIELD_NUMBER: _builtins.int
     TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
         """The evaluation, all defaults filled in."""
@@ -1188,6 +1205,10 @@ class EvaluateSpec(_message.Message):
     def unknown_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tuned models of which nobody knows what they learnt from."""
 
+    @_builtins.property
+    def share(self) -> Global___AnswerShare:
+        """What of it is to be answered. Unset: everything, and the outcome is wanted."""
+
     def __init__(
         self,
         *,
@@ -1197,14 +1218,101 @@ class EvaluateSpec(_message.Message):
         checkpoint_files: _abc.Iterable[Global___BlobFile] | None = ...,
         training_versions: _abc.Iterable[Global___TrainingVersion] | None = ...,
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
+        share: Global___AnswerShare | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvaluateSpec: _TypeAlias = EvaluateSpec  # noqa: Y015
+
+@_typing.final
+class AnswerShare(_message.Message):
+    """AnswerShare is what one worker answers of an evaluation that is dealt to several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Its number, from 1."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmRows]:
+        """Which answers, in the order of the evaluation's arms, each arm once at most."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        rows: _abc.Iterable[Global___ArmRows] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerShare: _TypeAlias = AnswerShare  # noqa: Y015
+
+@_typing.final
+class ArmRows(_message.Message):
+    """ArmRows is a range of the records that an arm is asked. It begins and ends between batches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARM_ID_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    arm_id: _builtins.str
+    """The arm."""
+    first_row: _builtins.int
+    """Position of the first record among the records asked."""
+    num_rows: _builtins.int
+    """Records."""
+    def __init__(
+        self,
+        *,
+        arm_id: _builtins.str = ...,
+        first_row: _builtins.int = ...,
+        num_rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "first_row", b"first_row", "num_rows", b"num_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArmRows: _TypeAlias = ArmRows  # noqa: Y015
+
+@_typing.final
+class AnswerShareResult(_message.Message):
+    """AnswerShareResult is what a share answered. Its answers themselves are committed as checkpoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_RECORDS_FIELD_NUMBER: _builtins.int
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    num_records: _builtins.int
+    """Records from the first to the last of which an arm was asked."""
+    @_builtins.property
+    def predictions(self) -> Global___BlobFile:
+        """Blob with the luthier.v1.Prediction of each of these records, with the answers of this share alone, as EvaluateResult says."""
+
+    def __init__(
+        self,
+        *,
+        num_records: _builtins.int = ...,
+        predictions: Global___BlobFile | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_records", b"num_records", "predictions", b"predictions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerShareResult: _TypeAlias = AnswerShareResult  # noqa: Y015
 
 @_typing.final
 class TrainingVersion(_message.Message):

@@ -37,6 +37,7 @@ class Equipment(_message.Message):
     NUM_DEVICES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     NUM_CORES_FIELD_NUMBER: _builtins.int
+    NUM_RANKS_FIELD_NUMBER: _builtins.int
     device: _device_pb2.DeviceKind.ValueType
     """Kind of its device. Unset: it does not say, and is given nothing that requires a device or memory."""
     device_name: _builtins.str
@@ -47,6 +48,8 @@ class Equipment(_message.Message):
     """Memory of one of them in bytes; on CPU what it may take of the machine's. 0: it does not say."""
     num_cores: _builtins.int
     """Processor cores that it may use. 0: it does not say."""
+    num_ranks: _builtins.int
+    """Ranks that it trains a job on at most. 0: one."""
     def __init__(
         self,
         *,
@@ -55,10 +58,11 @@ class Equipment(_message.Message):
         num_devices: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         num_cores: _builtins.int = ...,
+        num_ranks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_name", b"device_name", "memory_bytes", b"memory_bytes", "num_cores", b"num_cores", "num_devices", b"num_devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_name", b"device_name", "memory_bytes", b"memory_bytes", "num_cores", b"num_cores", "num_devices", b"num_devices", "num_ranks", b"num_ranks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

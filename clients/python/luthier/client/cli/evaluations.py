@@ -121,6 +121,12 @@ def _kind() -> type[Evaluation]:
     metavar="SCORE=LOSS[:ARM]",
     help="A score that may lose at most LOSS against ARM. [default of ARM: every prompting arm]",
 )
+@field_option(
+    "--max-workers",
+    field="max_workers",
+    type=click.IntRange(min=0),
+    help="Workers that arms and records are dealt to at most, 1 to 64; the result is the same. [default: 1]",
+)
 @click.option("--name", default="", help="Id of the evaluation. [default: made by the service]")
 @click.option("--watch", "watches", is_flag=True, help="Watch the evaluation until it is done.")
 @pass_session

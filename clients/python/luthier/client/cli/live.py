@@ -106,7 +106,8 @@ class EventSummary:
         elif kind == "checkpoint":
             return f"checkpoint {short(event.checkpoint.checkpoint)}"
         elif kind == "attempt_change" and event.attempt_change.kind == AttemptChange.KIND_LOST:
-            return f"attempt {event.attempt} was lost: {event.attempt_change.message}"
+            of_share = f" of share {event.share}" if event.share else ""
+            return f"attempt {event.attempt}{of_share} was lost: {event.attempt_change.message}"
         elif kind == "log" and event.log.severity >= LogLine.SEVERITY_WARNING:
             severity = LogLine.Severity.Name(event.log.severity).removeprefix("SEVERITY_").lower()
             return f"{severity}: {event.log.text}"
