@@ -105,7 +105,7 @@ class EvaluationService:
     async def _pinned(
         self, evaluation: Evaluation
     ) -> tuple[Evaluation, EvaluationPrivate, Sequence[Reference], int]:
-        """Return an evaluation with all that it builds on, what its tuned models learnt from, and its number of records."""
+        """Return an evaluation with all that it builds on, what its tuned models learnt from, and its record count."""
         version = await self._peers.version(evaluation.dataset_version)
         require_ready(version)
         num_records = rules.require_records(evaluation, version)
