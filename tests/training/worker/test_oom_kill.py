@@ -38,6 +38,13 @@ def glutton(group: MemoryGroup) -> Iterator[None]:
         running.wait()
 
 
+async def until_step(site: Site, name: str, step: int) -> None:
+    """Wait until a job has made so many steps."""
+    async for event in site.watch(name):
+        if event.HasField("metrics") and event.step >= step:
+            return
+
+
 @pytest.mark.long
 @pytest.mark.e2e
 async def test_a_training_that_the_kernel_ends_for_want_of_memory_fails_with_out_of_memory(
@@ -46,16 +53,13 @@ async def test_a_training_that_the_kernel_ends_for_want_of_memory_fails_with_out
     with memory_group() as group, real_worker(site, "small", group=group) as worker:
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
         made = await site.create("starved", num_epochs=10_000)
-        async with asyncio.timeout(300):
-            async for event in site.watch(made.name):
-                if event.HasField("metrics") and event.step == 3:
-                    break
-            group.limit(group.held_bytes() + (16 << 20))
-            with glutton(group):
-                job = await site.ended(made.name)
-            assert group.kills() >= 1
-            group.free()
-            again = await site.ended((await site.create("fed")).name)
+        await until_step(site, made.name, 3)
+        group.limit(group.held_bytes() + (16 << 20))
+        with glutton(group):
+            job = await asyncio.wait_for(site.ended(made.name), 300)
+        assert group.kills() >= 1
+        group.free()
+        again = await asyncio.wait_for(site.ended((await site.create("fed")).name), 300)
         assert worker.poll() is None, "the worker itself goes on"
         events = [event async for event in site.watch(made.name)]
     assert job.state == FineTuningJob.STATE_FAILED

@@ -216,6 +216,13 @@ class JobService:
                 made.warnings.extend(room_warnings(self._workers.present(), checked.job, trained, rows))
         return made
 
+    async def _require_room(self, checked: CheckedJob) -> None:
+        """Refuse a job that is too large for every worker that is there. Raises as `require_worker_with_room`."""
+        trained = await self._trained(checked)
+        if trained is not None:
+            rows = least_rows(checked.job, checked.renderings)
+            require_worker_with_room(self._workers.present(), checked.job, trained, rows)
+
     async def _trained(self, checked: CheckedJob) -> Trained | None:
         """Return what a job trains; None where the base model's files do not say its sizes. Raises as `trained_in`."""
         shape = await shape_in(self._blobs, checked.base_model)
@@ -234,9 +241,7 @@ class JobService:
         self._database.disk.require_room()
         checked = await self.check(request.parent, request.fine_tuning_job)
         job = checked.job
-        if (trained := await self._trained(checked)) is not None:
-            rows = least_rows(job, checked.renderings)
-            require_worker_with_room(self._workers.present(), job, trained, rows)
+        await self._require_room(checked)
         job.name = name
         job.state = State.STATE_QUEUED
         job.tuned_model_id = job.tuned_model_id or chosen_id
