@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -276,8 +277,8 @@ def test_batches_are_taken_on_the_device_of_the_engine(
 class Bare:
     """Weights without a model that computes: what an optimiser changes, and nothing else."""
 
-    files: tuple[str, ...] = ()
-    result_files: tuple[str, ...] = ()
+    shards = None
+    divided: Mapping[str, torch.Tensor] = MappingProxyType({})
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = parameters
