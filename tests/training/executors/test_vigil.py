@@ -219,5 +219,5 @@ def test_ranks_that_do_not_reach_one_another_are_lost_though_both_live(tmp_path:
 
 
 def _exchange(ranks: Replicas, group: dist.ProcessGroup) -> None:
-    with ranks._meeting(0):
+    with ranks.exchange(0):
         dist.all_reduce(torch.ones(1), group=group)

@@ -298,9 +298,9 @@ def test_batches_are_taken_on_the_device_of_the_engine(
 class Bare:
     """Weights without a model that computes: what an optimiser changes, and nothing else."""
 
-    files: tuple[str, ...] = ()
-    result_files: tuple[str, ...] = ()
     rates: Mapping[str, float] = MappingProxyType({})
+    shards = None
+    divided: Mapping[str, torch.Tensor] = MappingProxyType({})
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = parameters

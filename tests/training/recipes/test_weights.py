@@ -195,4 +195,4 @@ def test_the_result_of_all_weights_is_what_others_load(make_engine: EngineMaker,
     stored = load_file(tmp_path / "saved" / MODEL_NAME)
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     assert "lm_head.weight" not in stored
-    assert Adapter.result_files == Adapter.files == ("adapter_config.json", "adapter_model.safetensors")
+    assert Adapter.result_files == ("adapter_config.json", "adapter_model.safetensors")

@@ -238,7 +238,8 @@ class Engine:
 
     def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return those of parts, which come summed over the ranks, and those of this rank's own passes."""
-        parts, own = [], []
+        parts: list[Tensor] = []
+        own: list[Tensor] = []
         for name, parameter in self.weights.parameters.items():
             assert parameter.grad is not None, f"{name} has lost its gradient"
             (parts if name in self.weights.divided else own).append(parameter.grad)

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from luthier.errors import DataLoss
@@ -54,7 +55,7 @@ def write_parts(folder: Path, stem: str, tensors: Mapping[str, Tensor], rank: in
         writer = HuggingFaceStorageWriter(
             aside, fqn_to_index_mapping=_numbered(tensors), save_distributed=True
         )
-        dcp.save(dict(tensors), storage_writer=writer, planner=_Own(), no_dist=True)
+        save(dict(tensors), storage_writer=writer, planner=_Own(), no_dist=True)
         for number, path in enumerate(sorted(Path(aside).iterdir())):
             _order_header(path)
             written.append(path.replace(folder / f"{stem}-part-{rank:05d}-{number:05d}.safetensors"))
@@ -79,9 +80,7 @@ def read_parts(files: Sequence[Path], into: Mapping[str, Tensor]) -> None:
         except Exception as error:
             raise DataLoss(f"{files[0].name} and the others cannot be read: {error}") from error
         _require(found, into, files)
-        dcp.load(
-            {name: tensor.detach() for name, tensor in into.items()}, storage_reader=reader, no_dist=True
-        )
+        load({name: tensor.detach() for name, tensor in into.items()}, storage_reader=reader, no_dist=True)
 
 
 class _Own(DefaultSavePlanner):

@@ -94,7 +94,7 @@ class Shards:
         An optimiser that changes it changes what all ranks compute with next.
         """
         assert isinstance(weight, DTensor), "the model was divided before"
-        part = nn.Parameter(weight.detach().to_local())
+        part = nn.Parameter(_local(weight))
         part.grad = torch.zeros_like(part)
         # Where there is a gradient, FSDP adds to it: in float32, pass by pass.
         weight.grad = self.divided(part.grad, weight)
@@ -123,7 +123,7 @@ class Shards:
             if not isinstance(tensor, DTensor):
                 tensor.copy_(tensors[name])
                 continue
-            part = tensor.detach().to_local()
+            part = _local(tensor)
             chunks = torch.chunk(tensors[name], self._collective.num_ranks, dim=0)
             if self._collective.rank < len(chunks):
                 part.copy_(chunks[self._collective.rank])
@@ -185,7 +185,10 @@ class _AllGather:
     ) -> dist.Work | None:
         """Put the parts of all ranks together."""
         with self._collective.exchange(output_tensor.nbytes, is_awaited=False):
-            return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+            work: dist.Work | None = dist.all_gather_single(
+                output_tensor, input_tensor, group=group, async_op=async_op
+            )
+        return work
 
 
 class _ReduceScatter:
@@ -208,9 +211,17 @@ class _ReduceScatter:
     ) -> dist.Work | None:
         """Sum what all ranks have into the parts."""
         with self._collective.exchange(input_tensor.nbytes, is_awaited=False):
-            return dist.reduce_scatter_single(
+            work: dist.Work | None = dist.reduce_scatter_single(
                 output_tensor, input_tensor, op=op, group=group, async_op=async_op
             )
+        return work
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of what is divided, in the same memory."""
+    found: Any = tensor.detach()
+    part: Tensor = found.to_local()
+    return part
 
 
 def _own(found: Any) -> Any:

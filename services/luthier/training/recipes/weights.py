@@ -62,8 +62,6 @@ class Weights(Protocol):
         parameters: what the optimiser changes: float32, by name, in sorted order. Each has a gradient from the start,
             in which autograd sums in float32. Of a divided model they are this rank's parts.
         result_files: names of those files of `save` that are the run's result: what others load.
-        shards: how the model is divided among ranks; None: each has all of it.
-        divided: of parameters that are parts the whole, as all ranks have it together. Their gradients come summed.
         keeps_parts: whether each rank writes its parts into files of its own.
         rates: what the learning rate of some parameters is multiplied by, by name; of all others by 1.
     """
@@ -72,9 +70,17 @@ class Weights(Protocol):
     parameters: Mapping[str, nn.Parameter]
     rates: Mapping[str, float]
     result_files: tuple[str, ...]
-    shards: Shards | None
-    divided: Mapping[str, Tensor]
     keeps_parts: bool
+
+    @property
+    def shards(self) -> Shards | None:
+        """How the model is divided among ranks; None: each has all of it."""
+        ...
+
+    @property
+    def divided(self) -> Mapping[str, Tensor]:
+        """Of parameters that are parts the whole, as all ranks have it together; their gradients come summed."""
+        ...
 
     def publish(self) -> None:
         """Let the model compute with what the parameters are now."""
@@ -349,7 +355,7 @@ def _divided_beside(model: PreTrainedModel, name: str, reference: str | None, di
         )
     if reference is not None:
         for weight in adapter_parameters(model, reference).values():
-            weight.requires_grad_(requires_grad=False)
+            weight.requires_grad = False
     return Shards(model, division, has_masters=False)
 
 

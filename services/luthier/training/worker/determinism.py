@@ -29,7 +29,7 @@ def demand_determinism(device: torch.device) -> None:
 
 def attention_of(model: PreTrainedModel) -> str:
     """Return what the model's packed batches take for attention on its device."""
-    config = model.config
+    config: Any = model.config
     # What the model computes in: of one that is divided among ranks the weights are wider than that.
     dtype = config.dtype or model.dtype
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "evaluation_0008"
-down_revision = "evaluation_0006"
+down_revision = "evaluation_0007"
 branch_labels = None
 depends_on = None
 
