@@ -1,158 +1,197 @@
-"""What children and ranks cost: a training in a child against the bare recipe, two ranks against one, a rank killed.
+"""What issue 17's promises cost on this machine: children, ranks, checkpoints, quantised bases, and how plans hold.
 
-`python benchmarks/devices.py` trains a random model of its own, both sides of each comparison in turn, and ends with
-one line of JSON, of medians over all rounds:
+`python benchmarks/devices.py` measures part by part, both sides of each comparison in turn, and ends with one line of
+JSON, of medians over all rounds:
 
-    child_step_ratio    seconds of a step in a child of the executor inline, as its driver hears them, by those of the
-                        bare recipe in a process of its own; as many threads
-    ranks2_vs_rank1     of two ranks of one thread each, by those of one rank of two threads; the same work
-    rank_kill_seconds   from the SIGKILL of one of two ranks to the first step of the attempt after it, a tiny model,
-                        the driver's part: without the queue between them, which takes milliseconds
+    child_step_ratio        seconds of a step in a child of the executor inline, as its driver hears them, by those of
+                            the bare recipe in a process of its own; as many threads
+    ranks2_vs_rank1         of two ranks of one thread each, by those of one rank of two threads; the same work
+    rank_kill_seconds       from the SIGKILL of one of two ranks to the first step of the attempt after it, a tiny
+                            model, the driver's part: without the queue between them, which takes milliseconds
+    checkpoint_stall_steps  how much longer the step behind a checkpoint of 500 MB takes, in steps (`devices_stall.py`)
+    int8_bytes_ratio,       bytes of base weights by those in bfloat16 (`devices_bytes.py`)
+    nf4_bytes_ratio
+    plan_memory_error,      the largest of what a plan is off by, over all configurations of `calibration.py`
+    plan_time_error
 
-It needs two processors, and nothing else that works on them. `--fast` is a smoke run.
+What could not be measured is null there, and `missing` says why. All details, the machine and its load (`/proc/loadavg`
+around each part) go to `results/devices.json` once all parts were asked for. It needs two processors, and nothing else
+that works on them. `--only child,ranks` measures some parts. `--fast` is a smoke run on tiny models, whose figures mean
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import os
-import signal
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import count, pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import devices_plan
+import devices_ranks
+import devices_stall
 import torch
-from devices_work import LocalDesk, Size, Work
 
-from luthier.errors import Unavailable
-from luthier.training.executors.inline import InChild
-from luthier.training.executors.pulse import shown
-from luthier.training.executors.torchrun import Crew, Torchrun
-from luthier.training.worker.order import Setup, TrainOrder
-from luthier.work.children import Children, Program
+from luthier.kernels.dispatch import current_isa
+from luthier.work.machine import memory_bytes, num_cores, processor_name
 
-SIZE = Size(width=512, layers=6, row_tokens=128, steps=12)
-TINY = Size(width=64, layers=2, row_tokens=16, steps=200)
-_SKIPPED_STEPS = 2
-"""The first ones find kernels and threads cold."""
-_numbers = count()
+RESULTS = Path(__file__).parent / "results" / "devices.json"
+Found = Mapping[str, Any]
 
 
-def children_of(threads: int) -> Children:
-    """Return what starts children of so many threads, as a training worker does."""
-    setup = Setup(device="cpu", num_threads=threads, log_level="WARNING")
-    environment = {"OMP_NUM_THREADS": str(threads)}
-    command = ("-P", "-m", "luthier.training.worker.child")
-    return Children(Program(command=command, setup=setup, environment=environment))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a run measures: in a folder that is its own, so many rounds; `is_fast`: on tiny models."""
+
+    folder: Path
+    rounds: int
+    is_fast: bool
 
 
-def desk_of(work: Work, ranks: int = 1, checkpoint_interval: int = 1000) -> LocalDesk:
-    """Return a desk with an order of its own."""
-    scratch = work.folder / f"attempt-{next(_numbers)}"
-    order = work.order(scratch, ranks, checkpoint_interval)
-    return LocalDesk(work=work, order=order, kept=work.folder / f"{scratch.name}-kept")
+class MissingError(Exception):
+    """A part cannot be measured here; the text says why."""
 
 
-def run(compute: Callable[[TrainOrder, Any, Any], Any], desk: LocalDesk) -> list[float]:
-    """Train by an executor; returns the seconds of each step but the first."""
-    compute(desk.order, desk, desk)
-    return [after - before for before, after in pairwise(desk.step_times)]
+def _child(asked: Asked) -> Found:
+    return devices_ranks.child_cost(asked.folder, asked.rounds, is_fast=asked.is_fast)
 
 
-def bare(work: Work, threads: int) -> list[float]:
-    """Make the same steps by the recipe alone, in a process of its own."""
-    torch.save(desk_of(work).order, work.folder / "order.pt")
-    script = Path(__file__).with_name("devices_work.py")
-    command = [sys.executable, str(script), str(work.folder), str(threads)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+def _ranks(asked: Asked) -> Found:
+    return devices_ranks.ranks_cost(asked.folder, asked.rounds, is_fast=asked.is_fast)
+
+
+def _kill(asked: Asked) -> Found:
+    return devices_ranks.kill_cost(asked.folder, asked.rounds, is_fast=asked.is_fast)
+
+
+def _stall(asked: Asked) -> Found:
+    size = devices_stall.FAST if asked.is_fast else devices_stall.SIZE
+    return devices_stall.measured(asked.folder, size)
+
+
+def _bytes(asked: Asked) -> Found:
+    try:
+        module = importlib.import_module("devices_bytes")
+    except ModuleNotFoundError as error:
+        if error.name != "devices_bytes":
+            raise
+        raise MissingError("benchmarks/devices_bytes.py is not there: no base is quantised yet") from error
+    found: Found = module.measured(asked.folder, is_fast=asked.is_fast)
     return found
 
 
-def ratio(
-    left: Callable[[], Sequence[float]], right: Callable[[], Sequence[float]], rounds: int
-) -> dict[str, float]:
-    """Return the medians of both sides' steps, from rounds in which they take turns, and the left by the right."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds):
-        for side, measure in ((0, left), (1, right)) if turn % 2 == 0 else ((1, right), (0, left)):
-            found[side].extend(measure()[_SKIPPED_STEPS:])
-    medians = [statistics.median(one) for one in found]
-    return {"left": medians[0], "right": medians[1], "ratio": medians[0] / medians[1]}
+def _plan(asked: Asked) -> Found:
+    return devices_plan.measured(asked.folder, is_fast=asked.is_fast)
 
 
-def kill_seconds(work: Work, children: Children) -> float:
-    """Kill the second of two ranks after a checkpoint, and try again at once; returns the seconds to the next step."""
-    executor = Torchrun(children, Crew(num_ranks=2, num_threads=1))
-    desk = desk_of(work, ranks=2, checkpoint_interval=5)
-    killed: list[float] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of the benchmark; `keys` are the figures that it gives, by what they are in its details."""
 
-    def kill() -> None:
-        while not desk.checkpoint_step:
-            time.sleep(0.01)
-        pulse = shown(desk.order.scratch / "meeting" / "pulse-1")
-        assert pulse is not None, "a rank that stores a checkpoint shows a pulse"
-        killed.append(time.perf_counter())
-        os.kill(pulse.pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        executor(desk.order, desk, desk)  # type: ignore[arg-type]
-    except Unavailable as error:
-        print(f"lost: {error.message}", file=sys.stderr)
-    killer.join()
-    again = desk_of(work, ranks=2, checkpoint_interval=5)
-    spec = again.order.task.train
-    spec.checkpoint_files.extend(desk.checkpoint.values())
-    spec.checkpoint_step = desk.checkpoint_step
-    again.checkpoint, again.kept = dict(desk.checkpoint), desk.kept
-    executor(again.order, again, again)  # type: ignore[arg-type]
-    return again.step_times[0] - killed[0]
+    measure: Callable[[Asked], Found]
+    keys: Mapping[str, str]
 
 
-def measured(folder: Path, rounds: int, size: Size, tiny: Size) -> dict[str, Any]:
-    """Return all figures."""
-    work = Work(folder / "work", size)
-    with children_of(2) as two, children_of(1) as one:
-        for children in (one, two):
-            children.require_ready()
-        in_child: Any = InChild(two)
-        on_two_ranks: Any = Torchrun(one, Crew(num_ranks=2, num_threads=1))
-        child = ratio(lambda: run(in_child, desk_of(work)), lambda: bare(work, 2), rounds)
-        ranks = ratio(
-            lambda: run(on_two_ranks, desk_of(work, 2)), lambda: run(in_child, desk_of(work)), rounds
-        )
-        lives = Work(folder / "tiny", tiny)
-        kills = [kill_seconds(lives, one) for _ in range(rounds)]
-    return {"child": child, "ranks": ranks, "kills": kills}
+PARTS: Mapping[str, Part] = {
+    "child": Part(measure=_child, keys={"child_step_ratio": "ratio"}),
+    "ranks": Part(measure=_ranks, keys={"ranks2_vs_rank1": "ratio"}),
+    "kill": Part(measure=_kill, keys={"rank_kill_seconds": "seconds"}),
+    "stall": Part(measure=_stall, keys={"checkpoint_stall_steps": "stall_steps"}),
+    "bytes": Part(
+        measure=_bytes,
+        keys={"int8_bytes_ratio": "int8_bytes_ratio", "nf4_bytes_ratio": "nf4_bytes_ratio"},
+    ),
+    "plan": Part(
+        measure=_plan,
+        keys={"plan_memory_error": "plan_memory_error", "plan_time_error": "plan_time_error"},
+    ),
+}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fast", action="store_true", help="a smoke run on tiny models")
-    arguments = parser.parse_args()
-    size = replace(TINY, steps=6) if arguments.fast else SIZE
-    with tempfile.TemporaryDirectory() as folder:
-        found = measured(Path(folder), 1 if arguments.fast else arguments.rounds, size, TINY)
-    print(json.dumps(found, indent=1), file=sys.stderr)
-    summary = {
-        "child_step_ratio": round(found["child"]["ratio"], 3),
-        "ranks2_vs_rank1": round(found["ranks"]["ratio"], 3),
-        "rank_kill_seconds": round(statistics.median(found["kills"]), 2),
+def load_average() -> list[float]:
+    """Return how many processes wanted a processor in the last minute, 5 and 15 minutes."""
+    return [float(word) for word in Path("/proc/loadavg").read_text(encoding="ascii").split()[:3]]
+
+
+def measured(asked: Asked, names: Sequence[str]) -> dict[str, Found]:
+    """Measure some parts; a part that cannot be measured says why in `missing`, one that fails is an error."""
+    found: dict[str, Found] = {}
+    for name in names:
+        folder = asked.folder / name
+        folder.mkdir()
+        before, began = load_average(), time.monotonic()
+        try:
+            part = PARTS[name].measure(Asked(folder=folder, rounds=asked.rounds, is_fast=asked.is_fast))
+        except MissingError as error:
+            part = {"missing": str(error)}
+        around = {"load_before": before, "load_after": load_average()}
+        found[name] = {**part, **around, "took_seconds": round(time.monotonic() - began, 1)}
+        print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
+    return found
+
+
+def summary_of(found: Mapping[str, Found]) -> dict[str, Any]:
+    """Return all figures; null is what was not measured, and `missing` says why."""
+    summary: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for name, part in PARTS.items():
+        details = found.get(name, {"missing": "it was not asked for"})
+        for key, detail in part.keys.items():
+            if "missing" in details:
+                summary[key], missing[key] = None, details["missing"]
+            else:
+                summary[key] = round(details[detail], 3)
+    return {**summary, "missing": missing} if missing else summary
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures are true for."""
+    return {
+        "processor": processor_name(),
+        "instruction_set": current_isa(),
+        "cores": num_cores(),
+        "memory_bytes": memory_bytes(),
+        "torch": torch.__version__,
+        "load": load_average(),
     }
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; `parts` becomes the names of parts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="in which both sides take a turn (default 3)")
+    parser.add_argument("--only", default=",".join(PARTS), metavar="A,B", help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="the file to write")
+    parser.add_argument("--fast", action="store_true", help="a smoke run on tiny models; writes no file")
+    arguments = parser.parse_args(argv)
+    arguments.parts = arguments.only.split(",")
+    if unknown := [name for name in arguments.parts if name not in PARTS]:
+        parser.error(f"--only must be of {', '.join(PARTS)}, got {', '.join(map(repr, unknown))}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the details, print the figures."""
+    arguments = parse(argv)
+    is_fast: bool = arguments.fast
+    around = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Asked(folder=Path(folder), rounds=1 if is_fast else arguments.rounds, is_fast=is_fast)
+        found = measured(asked, arguments.parts)
+    summary = summary_of(found)
+    if not is_fast and set(arguments.parts) == set(PARTS):
+        document = {"machine": around, "rounds": asked.rounds, "parts": found, **summary}
+        arguments.results.write_text(json.dumps(document, indent=2) + "\n")
     print(json.dumps(summary))
 
 

@@ -22,6 +22,7 @@ import pyarrow
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from luthier.grading.outcomes import GradingError
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.training.jobs.rules import resolved
@@ -219,7 +220,7 @@ class LocalDesk:
     def commit_rollouts(self, step: int, path: Path) -> None:
         """There are none."""
 
-    def scored(self, *asked: Any) -> list[float]:
+    def scored(self, *asked: Any) -> list[float | GradingError]:
         """There is nothing to score."""
         raise NotImplementedError(asked)
 

@@ -1,14 +1,17 @@
 """What a GPU has to show before anything is said of it: one command, at most 8 minutes, one file of JSON.
 
-`python benchmarks/gpu_check.py --model FOLDER_OR_GGUF` runs, each as a process of its own that may fail or hang alone:
+`python benchmarks/gpu_check.py` runs, each as a process of its own that may fail or hang alone:
 
 - `kernels`: the operators' tests and those of training on the device, `pytest -m gpu`;
 - `job`: 30 steps, a kill and a resume, an evaluation and an answer through real services (`gpu_check_job.py`);
+- `plan`: memory and time of runs on the device against what plans say of it (`gpu_check_plan.py`);
 - `step`: a step of Llama 3.1 8B with LoRA against its peers (`gpu.py --only training_step`).
 
+The job tunes `--model FOLDER_OR_GGUF`, or a random model of SmolLM2 135M's sizes where none is brought.
 `--only A,B` runs some, `--results FILE` writes another file; after each part it is written anew, so that it holds what
-was found whatever comes then. A part that no time is left for is named so. `--dry-run` goes the whole way on the
-processor, on a tiny model that it makes: the tests are only collected, steps are few, the peers' shapes small.
+was found whatever comes then. A part that no time is left for is named so. `--device cpu` goes the whole way on the
+processor, on a tiny random model, and writes no file: the tests are only collected, steps are few, the peers'
+shapes small.
 """
 
 from __future__ import annotations
@@ -39,19 +42,19 @@ class Plan:
     """What is checked.
 
     Attributes:
-        is_dry: whether on the processor, in small.
+        device: what is computed on; cpu: all is small.
         model: folder or GGUF of the model that the job tunes.
         folder: for what is needed on the way.
     """
 
-    is_dry: bool
+    device: str
     model: Path
     folder: Path
 
     @property
-    def device(self) -> str:
-        """What is computed on."""
-        return "cpu" if self.is_dry else "cuda:0"
+    def is_dry(self) -> bool:
+        """Whether on the processor, in small."""
+        return self.device == "cpu"
 
     @property
     def patience(self) -> float:
@@ -108,6 +111,10 @@ def _read_last_line(_: Plan, done: subprocess.CompletedProcess[str]) -> Found:
     return found
 
 
+def _plan_command(plan: Plan) -> list[str]:
+    return [sys.executable, str(HERE / "gpu_check_plan.py"), "--device", plan.device]
+
+
 def _step_command(plan: Plan) -> list[str]:
     models = "SmolLM2-135M" if plan.is_dry else "Llama-3.1-8B"
     how = ["--dry-run"] if plan.is_dry else ["--results", str(plan.folder / "step.json"), "--repeats", "5"]
@@ -123,9 +130,10 @@ def _read_step(plan: Plan, done: subprocess.CompletedProcess[str]) -> Found:
 
 
 PARTS = (
-    Part(name="kernels", limit_seconds=130.0, command=_kernels_command, read=_read_kernels),
-    Part(name="job", limit_seconds=200.0, command=_job_command, read=_read_last_line),
-    Part(name="step", limit_seconds=160.0, command=_step_command, read=_read_step),
+    Part(name="kernels", limit_seconds=120.0, command=_kernels_command, read=_read_kernels),
+    Part(name="job", limit_seconds=170.0, command=_job_command, read=_read_last_line),
+    Part(name="plan", limit_seconds=60.0, command=_plan_command, read=_read_last_line),
+    Part(name="step", limit_seconds=140.0, command=_step_command, read=_read_step),
 )
 
 
@@ -187,8 +195,23 @@ def surroundings() -> Found:
     return gpu.surroundings()
 
 
-def make_tiny_model(folder: Path) -> Path:
-    """Make a random model of two layers with a tokenizer of bytes, in transformers' layout."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Of a Llama model: hidden states, what is between its MLP's products, layers, heads of queries and of keys."""
+
+    hidden: int = 64
+    inner: int = 128
+    layers: int = 2
+    heads: int = 4
+    key_heads: int = 2
+
+
+TINY = Sizes()
+SMOLLM2_135M = Sizes(hidden=576, inner=1536, layers=30, heads=9, key_heads=3)
+
+
+def make_model(folder: Path, sizes: Sizes = TINY) -> Path:
+    """Make a random model with a tokenizer of bytes, in transformers' layout."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -205,11 +228,11 @@ def make_tiny_model(folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.inner,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.key_heads,
         max_position_embeddings=512,
         eos_token_id=2,
     )
@@ -227,20 +250,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Check training on this machine's GPU.", allow_abbrev=False)
     names = [part.name for part in PARTS]
-    parser.add_argument("--model", type=Path, metavar="FOLDER_OR_GGUF", help="the model that the job tunes")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER_OR_GGUF",
+        help="the model that the job tunes (default: a random one)",
+    )
     parser.add_argument("--only", default=",".join(names), metavar="A,B", help=f"some of {', '.join(names)}")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="the file to write")
-    parser.add_argument("--dry-run", action="store_true", help="on the processor, in small; writes no file")
+    parser.add_argument(
+        "--device", default="cuda:0", choices=("cuda:0", "cpu"), help="cpu: all parts in small, and no file"
+    )
     arguments = parser.parse_args(argv)
     chosen = arguments.only.split(",")
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--only must be of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
     arguments.parts = [part for part in PARTS if part.name in chosen]
-    if (
-        not arguments.dry_run
-        and "job" in chosen
-        and (arguments.model is None or not arguments.model.exists())
-    ):
+    if arguments.model is not None and not arguments.model.exists():
         parser.error(f"--model must be a folder or a GGUF file that is there, got {arguments.model}")
     return arguments
 
@@ -248,29 +274,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, write what was found, print it in a line."""
     arguments = parse(argv)
-    is_dry: bool = arguments.dry_run
+    device: str = arguments.device
+    is_dry = device == "cpu"
     if not is_dry:
         import torch
 
         if not torch.cuda.is_available():
             print(
                 f"benchmarks/gpu_check.py needs a GPU that torch can use; torch {torch.__version__} sees none. "
-                "--dry-run goes the whole way without one.",
+                "--device cpu goes the whole way without one.",
                 file=sys.stderr,
             )
             return 2
     machine = surroundings()
+    brought = arguments.model.name if arguments.model else "random"
 
     def keep(found: Found) -> None:
         if not is_dry:
-            text = json.dumps({"machine": machine, "parts": found}, indent=2)
+            text = json.dumps({"machine": machine, "model": brought, "parts": found}, indent=2)
             arguments.results.write_text(text + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
-        model = make_tiny_model(Path(folder) / "tiny") if is_dry else arguments.model
-        plan = Plan(is_dry=is_dry, model=model, folder=Path(folder))
+        model = arguments.model or make_model(Path(folder) / "random", TINY if is_dry else SMOLLM2_135M)
+        plan = Plan(device=device, model=model, folder=Path(folder))
         found = check(plan, arguments.parts, keep, LIMIT_SECONDS * plan.patience)
-    print(json.dumps({"dry_run": is_dry, "machine": machine, "parts": found}))
+    print(json.dumps({"device": device, "machine": machine, "model": brought, "parts": found}))
     return int(any(one["status"] != "done" for one in found.values()))
 
 

@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from service_processes import WAIT_SECONDS, Stack, running
 
-from luthier.client import Client, ConfigArguments
+from luthier.client import Client
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetSource
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
@@ -33,120 +27,9 @@ from luthier.v1.fine_tuning_job_pb2 import Determinism, FineTuningJob, Hyperpara
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 
-SERVICES = ("data", "training", "evaluation")
-WAIT_SECONDS = 240.0
 _COLOURS = ("red", "green", "blue")
 _TRAIN_RECORDS = 400
 _TEST_RECORDS = 24
-
-
-@dataclass(kw_only=True)
-class Stack:
-    """Three services and their workers, on free ports of this machine.
-
-    Attributes:
-        home: of all of them.
-        device: what the workers with models compute on.
-        processes: those that run, by name.
-    """
-
-    home: Path
-    device: str
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _addresses: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
-        ports = [one.getsockname()[1] for one in sockets]
-        for one in sockets:
-            one.close()
-        for place, name in enumerate(SERVICES):
-            self._addresses[f"{name.upper()}_ADDRESS"] = f"127.0.0.1:{ports[place]}"
-            self._addresses[f"{name.upper()}_METRICS_ADDRESS"] = f"127.0.0.1:{ports[place + 3]}"
-
-    def start(self, *words: str) -> None:
-        """Start `luthierd` with these words."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
-        settings = {f"LUTHIER_{name}": value for name, value in self._addresses.items()}
-        environment = {**clean, "LUTHIER_HOME": str(self.home), **settings}
-        name = " ".join(words[:2])
-        with (self.home / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "luthier.daemon", *words],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def start_training_worker(self) -> None:
-        """Start it, also again."""
-        self.start("worker", "training", "--device", self.device)
-
-    def await_serving(self, service: str) -> None:
-        """Return once a service serves. Raises RuntimeError with its log when it does not."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        with grpc.insecure_channel(self._addresses[f"{service.upper()}_ADDRESS"]) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            while not _serves(stub):
-                if time.monotonic() > deadline or self.processes[f"serve {service}"].poll() is not None:
-                    raise RuntimeError(f"{service} does not serve:\n{self.logs()}")
-                time.sleep(0.05)
-
-    def client(self) -> Client:
-        """Return a client of the services."""
-        return Client(
-            ConfigArguments(
-                home=self.home,
-                data_address=self._addresses["DATA_ADDRESS"],
-                training_address=self._addresses["TRAINING_ADDRESS"],
-                evaluation_address=self._addresses["EVALUATION_ADDRESS"],
-            )
-        )
-
-    def logs(self) -> str:
-        """Return the end of each log."""
-        return "\n".join(
-            f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}"
-            for path in sorted(self.home.glob("*.log"))
-        )
-
-    def stop(self) -> None:
-        """End every process."""
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _serves(stub: health_pb2_grpc.HealthStub) -> bool:
-    try:
-        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
-    except grpc.RpcError:
-        return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-@contextmanager
-def running(home: Path, device: str) -> Iterator[Stack]:
-    """Run services and workers for the length of a block."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    stack = Stack(home=home, device=device)
-    try:
-        for service in SERVICES:
-            stack.start("serve", service)
-        for service in SERVICES:
-            stack.await_serving(service)
-        stack.start("worker", "data")
-        stack.start_training_worker()
-        stack.start("worker", "evaluation", "--device", device)
-        yield stack
-    finally:
-        stack.stop()
 
 
 def write_chats(path: Path, numbers: range) -> Path:
@@ -210,7 +93,7 @@ def killed_job(stack: Stack, client: Client, wanted: FineTuningJob) -> FineTunin
     worker = stack.processes["worker training"]
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    stack.start_training_worker()
+    stack.start_worker("training")
     return client.jobs.wait("killed", timeout_seconds=WAIT_SECONDS)
 
 

@@ -1,36 +1,132 @@
-"""The benchmark of children and ranks: the same work on both sides, and the right figures of what was measured."""
+"""The benchmark of devices names each of its figures, and what is missing, and refuses what it cannot do."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import importlib
+import json
 from pathlib import Path
+from typing import Any
 
 import devices
 import pytest
-import torch
-from devices_work import LocalDesk, Work, bare_seconds
+from devices import PARTS, Asked, MissingError, Part
 
-from luthier.training.worker.computing import computed
-
-
-def test_the_bare_recipe_and_the_desk_make_the_same_steps(tmp_path: Path) -> None:
-    work = Work(tmp_path / "work", replace(devices.TINY, steps=4))
-    torch.save(devices.desk_of(work).order, work.folder / "order.pt")
-    assert len(bare_seconds(work.folder)) == 3
-    desk: LocalDesk = devices.desk_of(work, checkpoint_interval=2)
-    computed(desk.order, desk, torch.device("cpu"))  # type: ignore[arg-type]
-    assert len(desk.step_times) == 4
-    assert desk.checkpoint_step == 4
-    again = devices.desk_of(work, checkpoint_interval=2)
-    again.order.task.train.checkpoint_files.extend(desk.checkpoint.values())
-    again.order.task.train.checkpoint_step = 4
-    again.checkpoint, again.kept = dict(desk.checkpoint), desk.kept
-    assert computed(again.order, again, torch.device("cpu")).step == 4  # type: ignore[arg-type]
-    assert again.step_times == [], "it goes on behind the last step"
+KEYS = (
+    "child_step_ratio",
+    "ranks2_vs_rank1",
+    "rank_kill_seconds",
+    "checkpoint_stall_steps",
+    "int8_bytes_ratio",
+    "nf4_bytes_ratio",
+    "plan_memory_error",
+    "plan_time_error",
+)
 
 
-def test_a_ratio_is_of_medians_without_the_first_steps_of_each_round() -> None:
-    left = iter([[9.0, 9.0, 1.0, 3.0], [9.0, 9.0, 2.0]])
-    right = iter([[8.0, 8.0, 4.0], [8.0, 8.0, 4.0, 4.0]])
-    found = devices.ratio(lambda: next(left), lambda: next(right), rounds=2)
-    assert found == pytest.approx({"left": 2.0, "right": 4.0, "ratio": 0.5})
+def found_of(value: float) -> dict[str, dict[str, Any]]:
+    return {name: dict.fromkeys(part.keys.values(), value) for name, part in PARTS.items()}
+
+
+def test_the_figures_are_those_of_the_details() -> None:
+    summary = devices.summary_of(found_of(0.12345))
+    assert tuple(summary) == KEYS
+    assert set(summary.values()) == {0.123}
+
+
+def test_what_was_not_measured_is_null_and_named_with_the_reason() -> None:
+    found = found_of(1.0) | {"bytes": {"missing": "nothing is quantised"}}
+    del found["stall"]
+    summary = devices.summary_of(found)
+    assert [key for key in KEYS if summary[key] is None] == [
+        "checkpoint_stall_steps",
+        "int8_bytes_ratio",
+        "nf4_bytes_ratio",
+    ]
+    assert summary["missing"] == {
+        "checkpoint_stall_steps": "it was not asked for",
+        "int8_bytes_ratio": "nothing is quantised",
+        "nf4_bytes_ratio": "nothing is quantised",
+    }
+
+
+def asked_in(folder: Path) -> Asked:
+    return Asked(folder=folder, rounds=1, is_fast=True)
+
+
+def test_a_part_that_cannot_be_measured_leaves_the_others_and_one_that_fails_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(_: Asked) -> dict[str, Any]:
+        raise MissingError("there is none")
+
+    def failing(_: Asked) -> dict[str, Any]:
+        raise RuntimeError("it is broken")
+
+    parts = {
+        "child": Part(measure=lambda asked: {"ratio": 1.0, "at": asked.folder.name}, keys={}),
+        "bytes": Part(measure=lacking, keys={}),
+        "plan": Part(measure=failing, keys={}),
+    }
+    monkeypatch.setattr(devices, "PARTS", parts)
+    found = devices.measured(asked_in(tmp_path), ["child", "bytes"])
+    assert (found["child"]["ratio"], found["child"]["at"]) == (1.0, "child")
+    assert found["bytes"]["missing"] == "there is none"
+    for part in found.values():
+        assert len(part["load_before"]) == len(part["load_after"]) == 3
+    with pytest.raises(RuntimeError, match="it is broken"):
+        devices.measured(asked_in(tmp_path), ["plan"])
+
+
+def test_figures_of_bytes_are_missing_only_where_their_module_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    found = devices.measured(asked_in(tmp_path), ["bytes"])
+    assert "devices_bytes.py is not there" in found["bytes"]["missing"]
+
+    def broken(name: str) -> Any:
+        raise ModuleNotFoundError("No module named 'torchao'", name="torchao")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(ModuleNotFoundError, match="torchao"):
+        devices.measured(asked_in(tmp_path / "again"), ["bytes"])
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_file_is_written_where_all_parts_were_measured(
+    is_whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "measured", lambda _, names: {name: found_of(1.0)[name] for name in names})
+    results = tmp_path / "results.json"
+    words = ["--results", str(results)]
+    devices.main(words if is_whole else [*words, "--only", "child,plan"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(KEYS) <= set(printed)
+    assert results.exists() == is_whole
+    if is_whole:
+        kept = json.loads(results.read_text())
+        assert {key: kept[key] for key in KEYS} == printed
+        assert {"processor", "instruction_set", "cores", "load"} <= set(kept["machine"])
+
+
+@pytest.mark.parametrize("words", [["--only", "child,lunch"], ["--rounds", "0"]])
+def test_what_it_cannot_do_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        devices.parse(words)
+    assert "must be" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_fast_run_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    devices.main(["--fast", "--results", str(tmp_path / "none")])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    measured = [key for key in KEYS if key not in summary.get("missing", {})]
+    assert set(KEYS) - set(measured) <= {"int8_bytes_ratio", "nf4_bytes_ratio"}
+    assert all(isinstance(summary[key], float) for key in measured)
+    assert summary["rank_kill_seconds"] > 0 < summary["child_step_ratio"]
+    assert not (tmp_path / "none").exists(), "figures of tiny models are not kept"

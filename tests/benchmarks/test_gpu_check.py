@@ -26,7 +26,7 @@ def part(name: str, code: str, limit_seconds: float = 60.0) -> Part:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return Plan(is_dry=False, model=tmp_path, folder=tmp_path)
+    return Plan(device="cuda:0", model=tmp_path, folder=tmp_path)
 
 
 def test_each_part_is_kept_and_one_that_hangs_is_ended_with_all_that_it_started(
@@ -89,24 +89,84 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "needs a GPU that torch can use" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--only", "job,lunch"], ["--only", "job"], ["--model", "/none such"]])
-def test_what_it_cannot_do_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--only", "job,lunch"], "--only must be of kernels, job, plan, step, got 'lunch'"),
+        (["--model", "/none such"], "--model must be a folder or a GGUF file that is there, got /none such"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(
+    words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         gpu_check.parse(words)
-    assert "must be" in capsys.readouterr().err
+    assert text in capsys.readouterr().err
+
+
+def test_a_device_computes_what_the_processor_does_in_small(tmp_path: Path) -> None:
+    """What each part runs, and reads, on a device: no machine of ours has one to run it on."""
+    on_device = Plan(device="cuda:0", model=tmp_path, folder=tmp_path)
+    commands = {part.name: part.command(on_device) for part in PARTS}
+    assert list(commands) == ["kernels", "job", "plan", "step"]
+    assert "--collect-only" not in commands["kernels"]
+    assert [one for one in commands["kernels"] if one.endswith(".py")], "tests outside of kernels are named"
+    for name, flags in {"job": ("--device", "cuda:0"), "plan": ("--device", "cuda:0")}.items():
+        place = commands[name].index(flags[0])
+        assert commands[name][place + 1] == flags[1]
+    assert "--dry-run" not in commands["step"]
+    for command in commands.values():
+        for word in command:
+            assert not word.endswith(".py") or (Path(gpu_check.HERE.parent) / word).exists(), word
+
+
+def test_the_step_on_a_device_has_the_rows_beside_its_summary(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "step.json").write_text(json.dumps({"rows": [{"op": "training_step"}]}))
+    done = subprocess.CompletedProcess([], 0, 'noise\n{"training_step": 0.7}\n', "")
+    assert gpu_check._read_step(plan, done) == {"training_step": 0.7, "rows": [{"op": "training_step"}]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["kernels", "job"])
-def test_the_dry_run_goes_the_whole_way(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status = gpu_check.main(["--dry-run", "--only", name])
-    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["parts"][name]
+@pytest.mark.parametrize("name", [part.name for part in PARTS])
+def test_the_way_over_the_processor_goes_through_each_part(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = gpu_check.main(["--device", "cpu", "--only", name])
+    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    found = told["parts"][name]
     assert status == 0, found
-    if name == "kernels":
-        assert found["collected"] > 10
-        return
+    assert (told["device"], told["model"]) == ("cpu", "random")
+    SEEN[name](found)
+
+
+def _job_seen(found: dict[str, Any]) -> None:
     assert (found["checkpoints"], found["same_bits"]) == (3, True)
     assert (found["whole"]["num_attempts"], found["killed"]["num_attempts"]) == (1, 2)
     assert found["whole"]["determinism"] == "BITWISE"
     assert found["whole"]["last_loss"] < found["whole"]["first_loss"]
     assert set(found["scores"]) == {"base", "tuned"}
+
+
+def _plan_seen(found: dict[str, Any]) -> None:
+    assert [run["name"] for run in found["runs"]] == [
+        "adapter, NONE",
+        "adapter, SELECTIVE",
+        "adapter, FULL",
+        "all weights, FULL",
+    ]
+    assert all(run["planned_memory_bytes"] > 0 < run["step_seconds"] for run in found["runs"])
+    assert found["largest_time_error"] is not None
+
+
+def _step_seen(found: dict[str, Any]) -> None:
+    assert found["dry_run"] is True
+    assert found["stopped"] is None
+
+
+SEEN = {
+    "kernels": lambda found: found["collected"] > 10 or pytest.fail(str(found)),
+    "job": _job_seen,
+    "plan": _plan_seen,
+    "step": _step_seen,
+}

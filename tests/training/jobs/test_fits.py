@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.training.conftest import Bench, lengths_of
 
 from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, Reason
+from luthier.kernels.dispatch import Isa
+from luthier.training.jobs import fits
 from luthier.training.models import repository
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_NONE,
@@ -83,6 +85,40 @@ async def test_a_plan_is_for_the_device_that_is_asked_for(bench: Bench) -> None:
         kind=DeviceClass.KIND_CPU, operations_per_second=2 * slow.device.operations_per_second
     )
     assert slow.total_seconds / 2 < (await planned(bench, twice)).total_seconds < slow.total_seconds
+
+
+async def test_a_processor_unasked_is_that_of_this_machine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await give_config(bench)
+    plans: dict[tuple[Isa, int], FineTuningPlan] = {}
+    for isa, cores in (("avx2", 1), ("avx2", 4), ("amx_bf16", 1)):
+        monkeypatch.setattr(fits, "current_isa", lambda isa=isa: isa)
+        monkeypatch.setattr(fits, "num_cores", lambda cores=cores: cores)
+        plans[isa, cores] = await planned(bench)
+        rate = fits.processor_speed(isa, cores).operations
+        assert plans[isa, cores].device.operations_per_second == rate
+    one, four, tiles = plans.values()
+    assert four.total_seconds == pytest.approx(one.total_seconds / 4)
+    assert tiles.total_seconds < one.total_seconds
+    assert tiles.memory == one.memory
+
+
+@pytest.mark.parametrize("isa", get_args(Isa))
+def test_every_instruction_set_has_its_speed(isa: Isa) -> None:
+    slowest = fits.processor_speed("plain", 1)
+    speed = fits.processor_speed(isa, 2)
+    assert speed.operations >= 2 * slowest.operations
+    assert min(speed.trained_head, speed.bytes, speed.moves) > 0
+
+
+def test_a_processor_of_another_rate_moves_bytes_no_faster() -> None:
+    said = fits.speed_of(DeviceClass(operations_per_second=3e12))
+    here = fits.speed_of(DeviceClass())
+    assert said is not None
+    assert here is not None
+    assert (said.operations, said.bytes) == (3e12, here.bytes)
+    assert said.trained_head / said.operations == pytest.approx(here.trained_head / here.operations)
 
 
 async def test_all_weights_and_answers_that_are_drawn_take_more(bench: Bench) -> None:

@@ -828,7 +828,8 @@ class DeviceClass(_message.Message):
     """Its memory. A job that would not fit is refused. 0: not known, nothing is refused."""
     operations_per_second: _builtins.float
     """Operations a second of its matrix products in bfloat16: of a GPU the peak that its maker says, of which 40 % is counted on; of
-    a processor what it reaches. 0: of a GPU not known, no time is told; of a processor what two threads with AVX2 reach.
+    a processor what it reaches. 0: of a GPU not known, no time is told; of a processor what that of the service's machine is
+    expected to reach, by its instruction set and its cores.
     """
     def __init__(
         self,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from luthier.training.executors.ranks import ranks_for
-from luthier.training.worker.order import TrainOrder
-from luthier.training.worker.train import TaskDesk
+from luthier.training.worker.order import Desk, TrainOrder
+from luthier.work.child_watch import Overseer
 from luthier.work.children import Calls, Children
-from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
 
 STEP = "metrics"
@@ -31,7 +30,7 @@ class InChild:
     def __init__(self, children: Children) -> None:
         self._children = children
 
-    def __call__(self, order: TrainOrder, desk: TaskDesk, context: TaskContext) -> task_pb2.TrainResult:
+    def __call__(self, order: TrainOrder, desk: Desk, context: Overseer) -> task_pb2.TrainResult:
         """Return what the process made.
 
         Raises:
@@ -43,6 +42,6 @@ class InChild:
         return result
 
 
-def calls_of(desk: TaskDesk) -> Calls:
+def calls_of(desk: Desk) -> Calls:
     """Return what a training may tell its driver and ask of it."""
     return {name: getattr(desk, name) for name in _CALLS}

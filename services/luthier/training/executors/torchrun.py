@@ -13,18 +13,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.training.executors.inline import STEP, InChild, calls_of
 from luthier.training.executors.ranks import RankOrder, pulse_path, ranks_for
 from luthier.training.executors.vigil import Bounds, Vigil
-from luthier.training.worker.order import RenderingRows, TrainOrder
-from luthier.training.worker.train import TaskDesk
-from luthier.work.child_watch import Patience
+from luthier.training.worker.order import Desk, RenderingRows, TrainOrder
+from luthier.work.child_watch import Overseer, Patience
 from luthier.work.children import Calls, Children
-from luthier.work.context import TaskContext
 from luthier.work.events import Severity
+from luthier.work.limited import Check
 from luthier.work.machine import num_cores
 from luthier.worker.v1 import task_pb2
 
@@ -51,6 +50,14 @@ class Crew:
     patience: Patience = field(default_factory=Patience)
 
 
+class GroupOverseer(Overseer, Protocol):
+    """Who wants the work of several ranks: a task's context."""
+
+    def checkpoint_stored(self, check: Check | None = None) -> list[task_pb2.BlobFile]:
+        """Return the files of the checkpoint that was begun, once the service has it, as long as `check` wants it."""
+        ...
+
+
 class Torchrun:
     """Trains on as many ranks as a job takes and a worker has, each one of `children`; on one as `InChild` does."""
 
@@ -59,7 +66,7 @@ class Torchrun:
         self._crew = crew
         self._inline = InChild(children)
 
-    def __call__(self, order: TrainOrder, desk: TaskDesk, context: TaskContext) -> task_pb2.TrainResult:
+    def __call__(self, order: TrainOrder, desk: Desk, context: GroupOverseer) -> task_pb2.TrainResult:
         """Return what the first rank made, the others gone.
 
         Raises:
@@ -86,7 +93,7 @@ class _Group:
     """The ranks of one training. A thread of this process waits for each of them."""
 
     def __init__(
-        self, children: Children, crew: Crew, order: TrainOrder, context: TaskContext, num_ranks: int
+        self, children: Children, crew: Crew, order: TrainOrder, context: GroupOverseer, num_ranks: int
     ) -> None:
         self._children = children
         self._crew = crew
@@ -111,7 +118,7 @@ class _Group:
         self._gone: set[int] = set()
         self._bringing = threading.Lock()
 
-    def result(self, desk: TaskDesk) -> task_pb2.TrainResult:
+    def result(self, desk: Desk) -> task_pb2.TrainResult:
         """Run them to the end of the first one, or to the first failure. Raises as `Torchrun`."""
         # Who waits for the service hears that another rank is lost.
         stored = partial(self._context.checkpoint_stored, self.heed)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, Reason
+from luthier.kernels.dispatch import Isa, current_isa
 from luthier.lm.shape import ModelShape, shape_of
 from luthier.runtime.field_limits import LimitTable, limit_violations, not_negative, refuse, whole
 from luthier.storage.blobs import BlobStore
@@ -32,12 +33,19 @@ from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION
 from luthier.v1.fine_tuning_job_pb2 import DeviceClass, FineTuningJob, FineTuningPlan
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
+from luthier.work.machine import num_cores
 
 CONFIG_NAME = "config.json"
 _MAX_CONFIG_BYTES = 1 << 20
 _ELEMENT = 2
-_PROCESSOR = Speed(operations=65e9, trained_head=55e9, bytes=14e9, moves=20.0)
-"""What a core with AVX2 reaches in our products, and moving bytes (benchmarks/calibration.py)."""
+_CORE: Mapping[Isa, Speed] = {
+    "plain": Speed(operations=17e9, trained_head=6e9, bytes=14e9, moves=20.0),
+    "avx2": Speed(operations=65e9, trained_head=55e9, bytes=14e9, moves=20.0),
+    "avx512": Speed(operations=75e9, trained_head=40e9, bytes=14e9, moves=20.0),
+    "avx512_bf16": Speed(operations=75e9, trained_head=40e9, bytes=14e9, moves=20.0),
+    "amx_bf16": Speed(operations=700e9, trained_head=60e9, bytes=14e9, moves=20.0),
+}
+"""What a core reaches in training's products, and moving bytes, by its instruction set (benchmarks/calibration.py)."""
 _PEAK_SHARE = 0.4
 """Of a GPU's peak that training reaches: 35 % of an H100's were measured at 8B, others report 40 to 50 %."""
 _OPERATIONS_A_BYTE = 250.0
@@ -104,7 +112,7 @@ def add_fit(
     plan.micro_batch_tokens, plan.activation_checkpointing = fit.micro_batch_tokens, named_kept(fit.kept)
     plan.device.CopyFrom(device)
     plan.device.kind = DeviceClass.KIND_GPU if is_gpu else DeviceClass.KIND_CPU
-    speed = _speed(device, is_gpu=is_gpu)
+    speed = speed_of(device)
     if speed is not None:
         plan.device.operations_per_second = device.operations_per_second or speed.operations
         plan.total_seconds = seconds(trained, work_of(job, totals), fit.kept, speed)
@@ -130,14 +138,36 @@ def _chosen(job: FineTuningJob, trained: Trained, rows: Rows, place: Place, devi
     )
 
 
-def _speed(device: DeviceClass, *, is_gpu: bool) -> Speed | None:
+def processor_speed(isa: Isa, cores: int) -> Speed:
+    """Return what so many cores with an instruction set reach together."""
+    core = _CORE[isa]
+    return Speed(
+        operations=cores * core.operations,
+        trained_head=cores * core.trained_head,
+        bytes=cores * core.bytes,
+        moves=core.moves,
+    )
+
+
+def speed_of(device: DeviceClass) -> Speed | None:
+    """Return what a plan counts on; None of a GPU whose operations a second are not said.
+
+    A processor of which nothing is said is this machine's, on which workers run where nobody has put them elsewhere.
+    """
     said = device.operations_per_second
-    if not is_gpu:
-        return replace(_PROCESSOR, operations=said or _PROCESSOR.operations)
+    if device.kind != DeviceClass.KIND_GPU:
+        here = processor_speed(current_isa(), num_cores())
+        return _at_rate(here, said) if said else here
     if not said:
         return None
     reached = _PEAK_SHARE * said
     return Speed(operations=reached, trained_head=reached, bytes=said / _OPERATIONS_A_BYTE)
+
+
+def _at_rate(speed: Speed, operations: float) -> Speed:
+    """Return a processor's speed with another rate of products; memory is as fast as it was."""
+    head = speed.trained_head * operations / speed.operations
+    return replace(speed, operations=operations, trained_head=head)
 
 
 def _bytes_beside(job: FineTuningJob, rewards: Sequence[RewardModel]) -> int:

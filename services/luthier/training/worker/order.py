@@ -70,15 +70,17 @@ class RegisterOrder:
 
 
 class Desk(Protocol):
-    """What a training may tell its driver and ask of it. What the driver cannot do ends the training.
+    """What a training may tell its driver and ask of it. What the driver cannot do ends the training."""
 
-    Attributes:
-        task: as ordered.
-        scratch: as ordered.
-    """
+    @property
+    def task(self) -> task_pb2.Task:
+        """As ordered."""
+        ...
 
-    task: task_pb2.Task
-    scratch: Path
+    @property
+    def scratch(self) -> Path:
+        """As ordered."""
+        ...
 
     def check(self) -> None:
         """Go on, if the work is still wanted. Call it between units of work, often: it shows signs of life."""

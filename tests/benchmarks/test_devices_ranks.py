@@ -1,0 +1,73 @@
+"""Children and ranks are compared by the same work on both sides, and a rank is killed for real."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import devices_ranks
+import pytest
+import torch
+from devices_work import LocalDesk, Work, bare_seconds
+
+from luthier.training.worker.computing import computed
+
+
+def test_the_bare_recipe_and_the_desk_make_the_same_steps(tmp_path: Path) -> None:
+    work = Work(tmp_path / "work", replace(devices_ranks.TINY, steps=4))
+    torch.save(devices_ranks.desk_of(work).order, work.folder / "order.pt")
+    assert len(bare_seconds(work.folder)) == 3
+    desk: LocalDesk = devices_ranks.desk_of(work, checkpoint_interval=2)
+    computed(desk.order, desk, torch.device("cpu"))
+    assert len(desk.step_times) == 4
+    assert desk.checkpoint_step == 4
+    again = devices_ranks.desk_of(work, checkpoint_interval=2)
+    again.order.task.train.checkpoint_files.extend(desk.checkpoint.values())
+    again.order.task.train.checkpoint_step = 4
+    again.checkpoint, again.kept = dict(desk.checkpoint), desk.kept
+    assert computed(again.order, again, torch.device("cpu")).step == 4
+    assert again.step_times == [], "it goes on behind the last step"
+
+
+def test_a_bare_recipe_that_fails_says_why(tmp_path: Path) -> None:
+    work = Work(tmp_path / "work", replace(devices_ranks.TINY, steps=2))
+    (work.folder / "model" / "config.json").write_text("{")
+    with pytest.raises(RuntimeError, match="the bare recipe ended with 1: "):
+        devices_ranks.bare(work, 1)
+
+
+def test_a_ratio_is_of_medians_without_the_first_steps_of_each_round() -> None:
+    left = iter([[9.0, 9.0, 1.0, 3.0], [9.0, 9.0, 2.0]])
+    right = iter([[8.0, 8.0, 4.0], [8.0, 8.0, 4.0, 4.0]])
+    found = devices_ranks.ratio(lambda: next(left), lambda: next(right), rounds=2)
+    by_round = found.pop("by_round")
+    assert found == pytest.approx({"left": 2.0, "right": 4.0, "ratio": 0.5})
+    assert by_round == pytest.approx([0.5, 0.5])
+
+
+def test_both_sides_begin_in_turns() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> list[float]:
+        order.append(name)
+        return [1.0, 1.0, 1.0]
+
+    devices_ranks.ratio(lambda: side("left"), lambda: side("right"), rounds=3)
+    assert order == ["left", "right", "right", "left", "left", "right"]
+
+
+@pytest.mark.long
+def test_the_next_attempt_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
+    found = devices_ranks.kill_cost(tmp_path, 1, is_fast=True)
+    assert found["by_round"] == [found["seconds"]]
+    assert 0 < found["seconds"] < 120
+
+
+def test_a_training_that_loses_no_rank_is_no_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices_ranks, "Torchrun", lambda *_: lambda order, desk, context: None)
+    monkeypatch.setattr(devices_ranks, "_kill_second", lambda *_: None)
+    work = Work(tmp_path / "work", replace(devices_ranks.TINY, steps=2))
+    with pytest.raises(RuntimeError, match="must lose its killed rank"):
+        devices_ranks.kill_seconds(work, None)  # type: ignore[arg-type]  # nobody is started
