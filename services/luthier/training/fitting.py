@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from luthier.kernels.dispatch import current_isa
+from luthier.kernels.linear_cross_entropy import shape_class
+from luthier.kernels.tables import entries
 from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
 from luthier.lm.module_patterns import assigned
 from luthier.lm.shape import ModelShape
@@ -136,12 +139,20 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0) -> T
         num_whole=words * (1 if shape.is_tied else len(modules)) if modules else 0,
         has_trained_head=has_head and read != "VALUES",
         read=read,
+        holds_logits=read != "VALUES" and not has_head and _holds_logits(shape, read),
         has_reference=compared,
         keeps_reference=is_whole and draws and compared,
         other_bytes=other_bytes,
         num_samples=job.reinforcement.num_samples,
         max_new_tokens=job.reinforcement.max_new_tokens,
     )
+
+
+def _holds_logits(shape: ModelShape, read: Read) -> bool:
+    """Whether this machine's tables leave the head of a bfloat16 model to plain torch, which makes its logits."""
+    op = "linear_cross_entropy" if read == "LOSS" else "linear_logprob"
+    key = f"{current_isa()}/bfloat16/{shape_class(FEW_TOKENS, shape.vocabulary)}"
+    return entries(op).get(key, "eager") == "eager"
 
 
 def _ranks(job: FineTuningJob, shape: ModelShape) -> dict[str, int]:
