@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.kernels.linear import linear
 from luthier.kernels.linear_cross_entropy import LossOptions, LossSum, linear_cross_entropy
 from luthier.kernels.linear_logprob import linear_logprob
 from luthier.kernels.tables import Impl
@@ -99,7 +100,7 @@ class FusedLossAndHits:
         head_VE = head_weight(model)
         # A cap rises with what it caps, and changes no order.
         hits = [
-            (nn.functional.linear(hidden_TE[rows], head_VE).argmax(dim=1) == batch.input_ids[rows + 1]).sum()
+            (linear(hidden_TE[rows], head_VE).argmax(dim=1) == batch.input_ids[rows + 1]).sum()
             for rows in torch.split(rows_N, _ROWS_PER_MATMUL)
         ]
         return LossAndHits(loss, torch.stack(hits).sum())
