@@ -10,6 +10,7 @@ from tests.training.recipes.test_footprint import FACTORS, SHAPE
 
 from luthier.errors import InvalidArgument
 from luthier.lm.kept import CHECKPOINTINGS
+from luthier.training import fitting
 from luthier.training.fitting import Rows, fit_of, fits_of, trained_of, what_would, work_of
 from luthier.training.jobs.rules import resolved
 from luthier.training.recipes.batches import PlanTotals
@@ -101,6 +102,19 @@ def test_modules_that_are_trained_whole_are_counted_once_where_they_are_one_weig
 ) -> None:
     found = trained_of(job(lora=LoraConfig(rank=2, trained_modules=modules)), replace(SHAPE, is_tied=tied))
     assert (found.num_whole, found.has_trained_head) == (whole, head)
+
+
+@pytest.mark.parametrize("method", [{}, {"preference": PreferenceConfig()}])
+def test_logits_are_held_where_the_tables_leave_the_head_to_plain_torch(
+    method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "current_isa", lambda: "avx2")
+    assert not trained_of(job(**method), SHAPE).holds_logits
+    monkeypatch.setattr(fitting, "entries", lambda _: {})
+    assert trained_of(job(**method), SHAPE).holds_logits, "what was not measured is plain torch's"
+    # That of a trained head is counted by itself, and values take none.
+    assert not trained_of(job(full=FullConfig(), **method), SHAPE).holds_logits
+    assert not trained_of(job(reward_model=RewardModelConfig()), SHAPE).holds_logits
 
 
 def test_prompts_count_once_an_answer() -> None:

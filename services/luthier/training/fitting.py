@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from luthier.kernels.dispatch import current_isa
+from luthier.kernels.linear_cross_entropy import shape_class
+from luthier.kernels.tables import entries
 from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
 from luthier.lm.module_patterns import assigned
 from luthier.lm.shape import ModelShape
@@ -145,6 +148,7 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
         num_in_8_bits=_num_in_8_bits(job, shape, ranks, num_whole),
         has_trained_head=has_head and read != "VALUES",
         read=read,
+        holds_logits=read != "VALUES" and not has_head and _holds_logits(shape, read),
         has_reference=compared,
         keeps_reference=is_whole and draws and compared,
         other_bytes=other_bytes,
@@ -167,6 +171,13 @@ def _num_in_8_bits(job: FineTuningJob, shape: ModelShape, ranks: Mapping[str, in
         matrices = [rank * size for rank, one in linears for size in (one.inputs, one.outputs)]
         matrices += [words] * (num_whole // words)
     return sum(filter(has_8_bits, matrices))
+
+
+def _holds_logits(shape: ModelShape, read: Read) -> bool:
+    """Whether this machine's tables leave the head of a bfloat16 model to plain torch, which makes its logits."""
+    op = "linear_cross_entropy" if read == "LOSS" else "linear_logprob"
+    key = f"{current_isa()}/bfloat16/{shape_class(FEW_TOKENS, shape.vocabulary)}"
+    return entries(op).get(key, "eager") == "eager"
 
 
 def _ranks(job: FineTuningJob, shape: ModelShape) -> dict[str, int]:

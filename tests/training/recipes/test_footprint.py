@@ -125,6 +125,13 @@ def test_a_gpu_makes_logits_up_to_their_budget() -> None:
     assert large.logits == 10**6 * 64 * 6 + 512 * 2**20
 
 
+def test_plain_torch_makes_logits_on_a_processor_too() -> None:
+    without = footprint(ADAPTER, PASS, "NONE")
+    held = footprint(replace(ADAPTER, holds_logits=True), PASS, "NONE")
+    assert held.logits - without.logits == 16 * 1000 * 50
+    assert held == replace(without, logits=held.logits)
+
+
 def test_time_is_products_and_bytes() -> None:
     endless = replace(SPEED, bytes=1e30)
     seen = 1.6 * 4 * 10 * 4 * 16 * 50_000

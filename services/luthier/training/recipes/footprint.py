@@ -113,6 +113,7 @@ class Trained:
         num_in_8_bits: weights whose moments have 8 bits.
         has_trained_head: whether the matrix that makes logits is trained.
         read: what is read at the end of a pass.
+        holds_logits: whether plain torch makes the logits of a frozen head on a processor, as our kernels hold none.
         has_reference: whether what is learnt is compared with the weights that the run began from: a pass more.
         keeps_reference: whether these are kept beside those that train.
         other_bytes: of reward models that are loaded beside.
@@ -131,6 +132,7 @@ class Trained:
     num_in_8_bits: int = 0
     has_trained_head: bool = False
     read: Read = "LOSS"
+    holds_logits: bool = False
     has_reference: bool = False
     keeps_reference: bool = False
     other_bytes: int = 0
@@ -301,7 +303,8 @@ def _logits_bytes(trained: Trained, num_scored: int, place: Place) -> int:
     gradients = {"LOSS": 1, "LOGPROBS": 1, "LOGPROBS_AND_ENTROPIES": 2}[trained.read]
     rows = num_scored * E * (_ELEMENT + 4 * gradients)
     if not trained.has_trained_head:
-        chunk = 0 if place == "CPU" else min(_BUDGET_BYTES, _LOGIT_BYTES * V * num_scored)
+        is_held = place == "GPU" or trained.holds_logits
+        chunk = min(_BUDGET_BYTES, _LOGIT_BYTES * V * num_scored) if is_held else 0
         return rows + chunk
     chunk = min(_BUDGET_BYTES, _LOGIT_BYTES * V * num_scored)
     head = V * E * (4 + 4 + _ELEMENT if trained.read == "LOSS" else _ELEMENT)
