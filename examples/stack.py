@@ -207,8 +207,8 @@ def proven(evaluation: Evaluation, found: Comparison, what: str) -> bool:
     rate, wins = rates(evaluation, found.score), found.lower > 0
     say(
         f"\n{what}: {found.candidate_arm_id} {rate[found.candidate_arm_id]:.1%}, {found.baseline_arm_id} "
-        f"{rate[found.baseline_arm_id]:.1%}; difference {found.difference:+.1%}, paired {100 * found.confidence:.4g} % interval "
-        f"[{found.lower:+.1%}, {found.upper:+.1%}] on {found.count} records: "
+        f"{rate[found.baseline_arm_id]:.1%}; difference {found.difference:+.1%}, "
+        f"paired {100 * found.confidence:.4g} % interval [{found.lower:+.1%}, {found.upper:+.1%}] on {found.count} records: "
         f"{found.candidate_arm_id + ' won.' if wins else 'no proof that ' + found.candidate_arm_id + ' won.'}"
     )
     return wins
