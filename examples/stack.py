@@ -208,7 +208,8 @@ def proven(evaluation: Evaluation, found: Comparison, what: str) -> bool:
     say(
         f"\n{what}: {found.candidate_arm_id} {rate[found.candidate_arm_id]:.1%}, {found.baseline_arm_id} "
         f"{rate[found.baseline_arm_id]:.1%}; difference {found.difference:+.1%}, "
-        f"paired {100 * found.confidence:.4g} % interval [{found.lower:+.1%}, {found.upper:+.1%}] on {found.count} records: "
+        f"paired {100 * found.confidence:.4g} % interval [{found.lower:+.1%}, {found.upper:+.1%}] "
+        f"on {found.count} records: "
         f"{found.candidate_arm_id + ' won.' if wins else 'no proof that ' + found.candidate_arm_id + ' won.'}"
     )
     return wins
