@@ -91,6 +91,15 @@ def test_wide_bits_depend_neither_on_threads_nor_on_other_rows(
     assert torch.equal(torch.cat(alone), whole)
 
 
+def test_bits_of_many_rows_are_those_of_fewer(isa: Isa) -> None:
+    # Panels are packed once for many rows, and rows go by tiles of 16 and 32 where there are tiles.
+    x, weight, _ = (one.detach().bfloat16() for one in inputs((300,), 70, 2100))
+    whole = wide_linear(x, weight, impl="cpu")
+    torch.testing.assert_close(whole.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
+    for first, last in ((0, 15), (3, 19), (7, 39), (20, 276), (40, 300)):
+        assert torch.equal(wide_linear(x[first:last], weight, impl="cpu"), whole[first:last])
+
+
 def test_wide_products_of_other_types_are_those_of_linear() -> None:
     x, weight, _ = (one.detach() for one in inputs((7,), 33, 16))
     assert torch.equal(wide_linear(x, weight), linear(x, weight))

@@ -194,6 +194,7 @@ struct AttentionForward {
 
 template <class Path>
 void attention_of(const Attention& problem, const AttentionTask& task) {
+  [[maybe_unused]] const typename Path::Session session{};
   AttentionForward<Path>(problem, task).run();
 }
 

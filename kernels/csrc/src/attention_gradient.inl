@@ -145,6 +145,7 @@ struct AttentionBackward {
 
 template <class Path>
 void attention_gradient_of(const AttentionGradient& problem, const AttentionTask& task) {
+  [[maybe_unused]] const typename Path::Session session{};
   AttentionBackward<Path>(problem, task).run();
 }
 

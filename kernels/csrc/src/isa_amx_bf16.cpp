@@ -2,5 +2,5 @@
 #define LUTHIER_VECTORS 4
 #define LUTHIER_REGISTERS 32
 #define LUTHIER_KERNELS kernels_amx_bf16
-#define LUTHIER_BFLOAT16 FloatPath<uint16_t>
+#define LUTHIER_BFLOAT16 TilePath
 #include "all.inl"

@@ -210,6 +210,7 @@ struct LossPass {
 
 template <class Path>
 void loss_of(const LinearCrossEntropy& problem, const LossTask& task) {
+  [[maybe_unused]] const typename Path::Session session{};
   LossPass<Path>(problem, task).run();
 }
 

@@ -8,13 +8,15 @@ namespace luthier::detail {
 namespace {
 
 // A path says how operands of type Scalar are multiplied. Items are what is packed; a step along the contracted
-// dimension takes `pair` of them.
+// dimension takes `pair` of them. Whoever multiplies holds a Session of the path meanwhile.
 template <class Stored>
 struct FloatPath {
   typedef Stored Scalar;
   typedef float Item;
   typedef Vec Packed;
   static constexpr int pair = 1;
+  static constexpr bool has_tiles = false;
+  struct Session {};
   static Vec multiply_add(Vec acc, Vec b, const float* a) { return acc + b * *a; }
   // L steps of one row, from `count` elements.
   static Vec steps_of_row(const Scalar* p, int64_t count) { return load_some(p, count); }
@@ -31,6 +33,8 @@ struct PairPath {
   typedef uint16_t Item;
   typedef Bits Packed;
   static constexpr int pair = 2;
+  static constexpr bool has_tiles = false;
+  struct Session {};
   static Vec multiply_add(Vec acc, Bits b, const uint16_t* a) {
     int32_t bits;
     std::memcpy(&bits, a, 4);
@@ -136,18 +140,6 @@ void multiply_panel(Rows<Path> a, const typename Path::Item* b, int64_t steps, f
                            accumulate);
 }
 
-// c[rows][vectors * L] (+)= a b, with b a packed panel of `vectors` registers.
-template <class Path>
-void multiply(Rows<Path> a, const typename Path::Item* b, int vectors, int64_t steps, float* c, int64_t c_stride,
-              int64_t rows, bool accumulate) {
-  if (vectors == 1) return multiply_panel<Path, 1>(a, b, steps, c, c_stride, rows, accumulate);
-  if (vectors == 2) return multiply_panel<Path, 2>(a, b, steps, c, c_stride, rows, accumulate);
-#if LUTHIER_VECTORS > 2
-  if (vectors == 3) return multiply_panel<Path, 3>(a, b, steps, c, c_stride, rows, accumulate);
-  if (vectors == 4) return multiply_panel<Path, 4>(a, b, steps, c, c_stride, rows, accumulate);
-#endif
-}
-
 // Packs b[contracted][columns] (rows `stride` apart).
 template <class Path>
 void pack_columns(const typename Path::Scalar* b, int64_t stride, int64_t contracted, int64_t columns, int vectors,
@@ -235,6 +227,27 @@ Rows<Path> row_operand(const typename Path::Scalar* a, int64_t stride, int64_t r
 template <class Path>
 int64_t row_operand_items(int64_t rows, int64_t contracted) {
   return stands<Path>(contracted) ? 0 : rows * ((contracted + Path::pair + L - 1) / L * L);
+}
+
+}  // namespace
+}  // namespace luthier::detail
+
+#include "tiles.inl"
+
+namespace luthier::detail {
+namespace {
+
+// c[rows][vectors * L] (+)= a b, with b a packed panel of `vectors` registers.
+template <class Path>
+void multiply(Rows<Path> a, const typename Path::Item* b, int vectors, int64_t steps, float* c, int64_t c_stride,
+              int64_t rows, bool accumulate) {
+  if constexpr (Path::has_tiles) return multiply_tiles(a, b, vectors, steps, c, c_stride, rows, accumulate);
+  if (vectors == 1) return multiply_panel<Path, 1>(a, b, steps, c, c_stride, rows, accumulate);
+  if (vectors == 2) return multiply_panel<Path, 2>(a, b, steps, c, c_stride, rows, accumulate);
+#if LUTHIER_VECTORS > 2
+  if (vectors == 3) return multiply_panel<Path, 3>(a, b, steps, c, c_stride, rows, accumulate);
+  if (vectors == 4) return multiply_panel<Path, 4>(a, b, steps, c, c_stride, rows, accumulate);
+#endif
 }
 
 // Scratch memory cut into aligned parts: first measured with memory == nullptr, then handed out.

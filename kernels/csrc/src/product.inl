@@ -66,6 +66,54 @@ struct WideRows {
   }
 };
 
+// Packs steps [k, k + part) of the columns [column, column + columns) of a term.
+template <class Path>
+void pack_panel(const Term& term, int64_t column, int64_t k, int64_t part, int64_t columns, int vectors,
+                typename Path::Item* panel) {
+  const auto* matrix = static_cast<const typename Path::Scalar*>(term.matrix);
+  const int64_t stride = term.matrix_stride;
+  if (term.transposed)
+    pack_rows<Path>(matrix + column * stride + k, stride, part, columns, vectors, panel);
+  else
+    pack_columns<Path>(matrix + k * stride + column, stride, part, columns, vectors, panel);
+}
+
+// The panels of all terms, packed once for all blocks of rows, of which each would pack them again. Only where products
+// are so quick that packing is felt, and where they are not more than `kMostPackedItems`.
+constexpr int64_t kPackedRowBlock = 256, kMostPackedItems = int64_t{1} << 24;
+
+template <class Path>
+struct PackedPanels {
+  typedef typename Path::Scalar Scalar;
+  typedef typename Path::Item Item;
+  const Product& p;
+  Item* memory;
+
+  int64_t num_panels() const { return (p.num_columns + P - 1) / P; }
+  static int64_t items_of_panel(const Term& term) { return panel_items<Path>(term.contracted, LUTHIER_VECTORS); }
+
+  // Of the first `terms` terms.
+  int64_t items(int terms) const {
+    int64_t sum = 0;
+    for (int t = 0; t < terms; ++t) sum += num_panels() * items_of_panel(p.terms[t]);
+    return sum;
+  }
+
+  bool pays() const {
+    return Path::has_tiles && p.num_rows > kPackedRowBlock && items(p.num_terms) <= kMostPackedItems;
+  }
+
+  Item* at(int term, int64_t column) const { return memory + items(term) + column / P * items_of_panel(p.terms[term]); }
+
+  void pack(int64_t index) const {
+    const int t = static_cast<int>(index / num_panels());
+    const Term& term = p.terms[t];
+    const int64_t column = index % num_panels() * P, rest = p.num_columns - column < P ? p.num_columns - column : P;
+    const int64_t columns = term.num_columns - column < rest ? term.num_columns - column : rest;
+    if (columns > 0) pack_panel<Path>(term, column, 0, term.contracted, columns, vectors_for(rest), at(t, column));
+  }
+};
+
 template <class Path>
 struct ProductTask {
   typedef typename Path::Scalar Scalar;
@@ -73,11 +121,12 @@ struct ProductTask {
   const Product& p;
   int num_threads;
   const WideRows<Path>& wide;
+  const PackedPanels<Path>& packed;
 
   int64_t num_panels() const { return (p.num_columns + P - 1) / P; }
   // Rows are cut finer while there are fewer tasks than threads could share evenly.
   int64_t row_block() const {
-    int64_t block = kRowBlock;
+    int64_t block = packed.memory ? kPackedRowBlock : kRowBlock;
     while (block > 48 && num_panels() * ((p.num_rows + block - 1) / block) < 4 * num_threads) block /= 2;
     return block;
   }
@@ -114,13 +163,14 @@ struct ProductTask {
   }
 
   void run(int64_t task) const {
+    [[maybe_unused]] const typename Path::Session session{};
     const int64_t column = task % num_panels() * P, row = task / num_panels() * row_block();
     const int64_t columns = p.num_columns - column < P ? p.num_columns - column : P;
     const int64_t rows = p.num_rows - row < row_block() ? p.num_rows - row : row_block();
     const int vectors = vectors_for(columns);
     Cutter cutter{nullptr};
     for (int pass = 0; pass < 2; ++pass) {
-      Item* panel = cutter.take<Item>(most_panel_items(vectors));
+      Item* panel = cutter.take<Item>(packed.memory ? 0 : most_panel_items(vectors));
       Item* space = cutter.take<Item>(most_row_items(rows));
       float* sums = cutter.take<float>(rows * P);
       if (pass == 0) {
@@ -148,15 +198,15 @@ struct ProductTask {
     if (first >= end || columns <= 0) return;
     const Scalar* a = static_cast<const Scalar*>(term.rows) + first * term.rows_stride;
     float* own_sums = sums + (first - w.row) * P;
-    const Scalar* b = static_cast<const Scalar*>(term.matrix);
     for (int64_t k = 0; k < term.contracted; k += kContractedBlock<Path>) {
       const int64_t part = term.contracted - k < kContractedBlock<Path> ? term.contracted - k : kContractedBlock<Path>;
-      if (term.transposed)
-        pack_rows<Path>(b + w.column * term.matrix_stride + k, term.matrix_stride, part, columns, vectors, panel);
+      const Item* columns_of = panel;
+      if (packed.memory)
+        columns_of = packed.at(t, w.column) + k * vectors * L;
       else
-        pack_columns<Path>(b + k * term.matrix_stride + w.column, term.matrix_stride, part, columns, vectors, panel);
+        pack_panel<Path>(term, w.column, k, part, columns, vectors, panel);
       const Rows<Path> operand = row_operand_at(t, first, k, a, end - first, part, space);
-      multiply<Path>(operand, panel, vectors, steps_for<Path>(part), own_sums, P, end - first, accumulate);
+      multiply<Path>(operand, columns_of, vectors, steps_for<Path>(part), own_sums, P, end - first, accumulate);
       accumulate = true;
     }
   }
@@ -169,20 +219,32 @@ struct ProductTask {
   }
 
   void finish(const Window& w, const float* sums, bool empty) const {
-    for (int64_t r = 0; r < w.rows; ++r)
-      for (int64_t c = 0; c < w.columns; c += L) {
-        const int64_t count = w.columns - c;
-        Vec value = empty ? Vec{} : load(sums + r * P + c);
-        if (p.bias) value += load_some(static_cast<const Scalar*>(p.bias) + w.column + c, count);
-        if (p.addend)
-          value +=
-              load_some(static_cast<const Scalar*>(p.addend) + (w.row + r) * p.addend_stride + w.column + c, count);
-        const int64_t at = (w.row + r) * p.out_stride + w.column + c;
-        if (p.float_out)
-          store_some(static_cast<float*>(p.out) + at, value, count);
-        else
-          store_some(static_cast<Scalar*>(p.out) + at, value, count);
-      }
+    const bool plain = !empty && !p.bias && !p.addend && !p.float_out && w.columns == P;
+    for (int64_t r = 0; r < w.rows; ++r) {
+      if (plain)
+        round_row(sums + r * P, static_cast<Scalar*>(p.out) + (w.row + r) * p.out_stride + w.column);
+      else
+        finish_row(w, r, empty ? nullptr : sums + r * P);
+    }
+  }
+
+  static void round_row(const float* sums, Scalar* out) {
+    for (int s = 0; s < LUTHIER_VECTORS; ++s) store(out + s * L, load(sums + s * L));
+  }
+
+  void finish_row(const Window& w, int64_t r, const float* sums) const {
+    for (int64_t c = 0; c < w.columns; c += L) {
+      const int64_t count = w.columns - c;
+      Vec value = sums ? load(sums + c) : Vec{};
+      if (p.bias) value += load_some(static_cast<const Scalar*>(p.bias) + w.column + c, count);
+      if (p.addend)
+        value += load_some(static_cast<const Scalar*>(p.addend) + (w.row + r) * p.addend_stride + w.column + c, count);
+      const int64_t at = (w.row + r) * p.out_stride + w.column + c;
+      if (p.float_out)
+        store_some(static_cast<float*>(p.out) + at, value, count);
+      else
+        store_some(static_cast<Scalar*>(p.out) + at, value, count);
+    }
   }
 };
 
@@ -196,7 +258,15 @@ void product_of(const Product& problem, int num_threads) {
         wide.num_chunks(), num_threads,
         [](void* context, int64_t chunk) { static_cast<WideRows<Path>*>(context)->widen(chunk); }, &wide);
   }
-  ProductTask<Path> task{problem, num_threads, wide};
+  PackedPanels<Path> packed{problem, nullptr};
+  if (packed.pays()) {
+    packed.memory = reinterpret_cast<typename Path::Item*>(
+        shared_scratch(packed.items(problem.num_terms) * int64_t{sizeof(typename Path::Item)}));
+    parallel(
+        packed.num_panels() * problem.num_terms, num_threads,
+        [](void* context, int64_t index) { static_cast<PackedPanels<Path>*>(context)->pack(index); }, &packed);
+  }
+  ProductTask<Path> task{problem, num_threads, wide, packed};
   parallel(
       task.num_tasks(), num_threads,
       [](void* context, int64_t index) { static_cast<ProductTask<Path>*>(context)->run(index); }, &task);
@@ -226,6 +296,7 @@ void gram_panel(const Gram& p, int64_t column) {
   typedef typename Path::Scalar Scalar;
   typedef typename Path::Item Item;
   constexpr int64_t kRows = Path::pair == 2 ? 256 : 64;
+  [[maybe_unused]] const typename Path::Session session{};
   const int64_t columns = p.num_columns - column < P ? p.num_columns - column : P;
   const int vectors = vectors_for(columns), rank_vectors = vectors_for(p.rank);
   Cutter cutter{nullptr};

@@ -99,8 +99,8 @@ void check_parts(const Shape& s, int64_t base, luthier::Isa isa, int threads) {
 }  // namespace
 
 int check_product(luthier::Isa isa, int threads) {
-  const Shape shapes[] = {{1, 1, 1, 1},      {7, 33, 65, 5},   {0, 4, 4, 2},
-                          {53, 130, 17, 66}, {3, 70, 2050, 1}, {41, 270, 300, 3}};
+  const Shape shapes[] = {{1, 1, 1, 1},     {7, 33, 65, 5},    {0, 4, 4, 2},      {53, 130, 17, 66},
+                          {3, 70, 2050, 1}, {41, 270, 300, 3}, {290, 70, 100, 33}};
   for (const Shape& shape : shapes) {
     check<float>(shape, isa, threads);
     check<uint16_t>(shape, isa, threads);
@@ -109,5 +109,5 @@ int check_product(luthier::Isa isa, int threads) {
       check_parts<uint16_t>(shape, base, isa, threads);
     }
   }
-  return 48;
+  return 56;
 }

@@ -5,8 +5,7 @@ from typing import Literal, get_args
 
 from luthier.kernels import _core
 
-# amx_bf16 is what processors with tiles (AMX) run. Torch multiplies bfloat16 with tiles there and no kernel of ours
-# does, so that it has entries of its own in the tables.
+# amx_bf16 is what processors with tiles (AMX) run: bfloat16 is multiplied on them, by torch too.
 Isa = Literal["plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 
 _forced: Isa | None = None
