@@ -139,10 +139,10 @@ import json, torch
 from transformers import AutoTokenizer
 text = AutoTokenizer.from_pretrained("./base")("colour of thing 1?", return_tensors="pt")["input_ids"]
 with torch.no_grad():
-    print(json.dumps([{model}.float()(text).logits[0, -1].tolist()]))
+    print(json.dumps([{model}(text).logits[0, -1].float().tolist()]))
 """
     found = [
-        json.loads(run(environment, folder, block + ask.format(model=model)).splitlines()[-1])[0]
+        json.loads(run(environment, folder, block + ask.format(model=f"{model}.float()")).splitlines()[-1])[0]
         for block, model in zip(blocks, ("tuned", "model"), strict=True)
     ]
     spread = max(found[0]) - min(found[0])
