@@ -113,8 +113,6 @@ def check_cards(client: Client, folder: Path) -> None:
             name in ("support-1-merged", "support-1-gguf")
         )
         assert "could not be asked" not in card
-        assert "held-out tokens by each engine" in card
-        assert ("| this model |" in card) == (name in ("support-1-merged", "support-1-gguf"))
     assert not (folder / "base" / "README.md").exists()
 
 
@@ -141,10 +139,10 @@ import json, torch
 from transformers import AutoTokenizer
 text = AutoTokenizer.from_pretrained("./base")("colour of thing 1?", return_tensors="pt")["input_ids"]
 with torch.no_grad():
-    print(json.dumps([{model}.float()(text).logits[0, -1].tolist()]))
+    print(json.dumps([{model}(text).logits[0, -1].float().tolist()]))
 """
     found = [
-        json.loads(run(environment, folder, block + ask.format(model=model)).splitlines()[-1])[0]
+        json.loads(run(environment, folder, block + ask.format(model=f"{model}.float()")).splitlines()[-1])[0]
         for block, model in zip(blocks, ("tuned", "model"), strict=True)
     ]
     spread = max(found[0]) - min(found[0])
