@@ -183,3 +183,5 @@ def test_the_page_on_monitoring_lists_every_alert_with_its_severities() -> None:
     assert listed == wanted
     for board in DASHBOARDS:
         assert f"| {board.title.removeprefix('Luthier / ')} |" in page
+        assert f"dashboards/{board.uid}.svg" in page
+        assert "Drawn without Grafana" in (ROOT / "docs" / "dashboards" / f"{board.uid}.svg").read_text()
