@@ -49,7 +49,7 @@ from luthier.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
-from luthier.v1.base_precision_pb2 import BasePrecision
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_UNSPECIFIED, BasePrecision
 from luthier.work.cache import BlobCache
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
@@ -179,7 +179,7 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
             has_chat_template=True,
             eos_token_ids=self.eos_token_ids.get(name, ()),
             taught=self.taught.get(name),
-            base_precision=self.precisions.get(name, 0),  # type: ignore[arg-type]
+            base_precision=self.precisions.get(name, BASE_PRECISION_UNSPECIFIED),
         )
 
     async def ListModelFiles(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -349,14 +349,12 @@ class Site:
         ]
         wanted = evaluation_pb2.Evaluation(dataset_version=VERSION, arms=arms, **fields)
         request = evaluation_service_pb2.CreateEvaluationRequest(parent=PROJECT, evaluation=wanted)
-        made: evaluation_pb2.Evaluation = await self.call("CreateEvaluation", request)
-        return made
+        return await self.call("CreateEvaluation", request)  # type: ignore[no-any-return]
 
     async def get(self, name: str) -> evaluation_pb2.Evaluation:
         """Read an evaluation."""
         request = evaluation_service_pb2.GetEvaluationRequest(name=name)
-        found: evaluation_pb2.Evaluation = await self.call("GetEvaluation", request)
-        return found
+        return await self.call("GetEvaluation", request)  # type: ignore[no-any-return]
 
     async def ended(self, name: str) -> evaluation_pb2.Evaluation:
         """Wait for an evaluation's end and return it."""

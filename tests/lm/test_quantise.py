@@ -141,16 +141,14 @@ def test_an_adapter_learns_beside_quantised_weights_as_beside_the_numbers_that_t
     found = []
     for is_dense in (False, True):
         model = load_model(tmp_path, precision=precision)
-        if is_dense:
-            for module in model.modules():
-                if isinstance(module, nn.Linear):
-                    module.weight = nn.Parameter(dense(module.weight.detach()), requires_grad=False)
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        for module in linears if is_dense else ():
+            module.weight = nn.Parameter(dense(module.weight.detach()), requires_grad=False)
         insert_lora(model, LoraSpec(rank=4, alpha=8.0), seed=1)
         activate(model, "default")
         parameters = adapter_parameters(model, "default")
-        for name, parameter in parameters.items():
-            if name.endswith("lora_B"):
-                parameter.data.normal_(generator=torch.Generator().manual_seed(3))
+        for parameter in [one for name, one in parameters.items() if name.endswith("lora_B")]:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(3))
         loss = read(model, batch(), FusedLoss()).loss_sum
         loss.backward()  # type: ignore[no-untyped-call]
         found.append((loss.detach(), {name: one.grad for name, one in parameters.items()}))

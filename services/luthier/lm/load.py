@@ -142,8 +142,12 @@ def _ready(
     model: PreTrainedModel, device: torch.device | str, precision: Precision = "BFLOAT16"
 ) -> PreTrainedModel:
     model.requires_grad_(requires_grad=False)
-    quantise_linears(model, precision, device)
-    _place(model, device)
+    if precision == "BFLOAT16":
+        placed: Any = model
+        placed.to(device)
+    else:
+        quantise_linears(model, precision, device)
+        _place(model, device)
     use_kernels(model)
     return model
 
