@@ -9,7 +9,7 @@ of one run and in turns.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from gpu_check import Sizes, make_model
 from gpu_check_job import prepare
 from service_processes import WAIT_SECONDS, running
 
+from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, Hyperparameters
 
 _SKIPPED_STEPS = 2
@@ -69,19 +70,23 @@ def measured(folder: Path, size: StallSize) -> dict[str, Any]:
     with running(folder / "home", "cpu", ("data", "training")) as stack, stack.client() as client:
         try:
             made = client.jobs.create(_job(prepare(stack, client, model), size), job_id="stall")
-            seen = Seen(steps={}, commits={})
-            for event in client.jobs.watch(made.name):
-                moment = event.event_time.ToNanoseconds() / 1e9
-                match event.WhichOneof("payload"):
-                    case "metrics":
-                        seen.steps[event.step] = moment
-                    case "checkpoint":
-                        seen.commits[event.step] = moment
+            seen = _seen(client.jobs.watch(made.name))
             client.jobs.wait("stall", timeout_seconds=WAIT_SECONDS)
             size_bytes = max(one.size_bytes for one in client.jobs.checkpoints("stall"))
         except Exception as error:
             raise RuntimeError(f"the job of the stall failed: {error}\n{stack.logs()}") from error
     return {"checkpoint_bytes": size_bytes, **costs(seen)}
+
+
+def _seen(events: Iterable[Event]) -> Seen:
+    steps: dict[int, float] = {}
+    commits: dict[int, float] = {}
+    kept = {"metrics": steps, "checkpoint": commits}
+    for event in events:
+        moments = kept.get(event.WhichOneof("payload") or "")
+        if moments is not None:
+            moments[event.step] = event.event_time.ToNanoseconds() / 1e9
+    return Seen(steps=steps, commits=commits)
 
 
 def _job(rendering: str, size: StallSize) -> FineTuningJob:

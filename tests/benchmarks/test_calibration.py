@@ -46,8 +46,10 @@ def test_a_summary_has_the_largest_errors() -> None:
             expected_memory=100,
             seconds=seconds,
             expected_seconds=1.0,
+            planned_seconds=1.0,
             runtime=1,
             operations=1.0,
+            trained_head=1.0,
             bytes=1.0,
         )
 

@@ -95,7 +95,8 @@ async def test_a_processor_unasked_is_that_of_this_machine(
 ) -> None:
     await give_config(bench)
     plans: dict[tuple[Isa, int], FineTuningPlan] = {}
-    for isa, cores in (("avx2", 1), ("avx2", 4), ("amx_bf16", 1)):
+    machines: list[tuple[Isa, int]] = [("avx2", 1), ("avx2", 4), ("amx_bf16", 1)]
+    for isa, cores in machines:
         monkeypatch.setattr(fits, "current_isa", lambda isa=isa: isa)
         monkeypatch.setattr(fits, "num_cores", lambda cores=cores: cores)
         plans[isa, cores] = await planned(bench)
