@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ class Ranks:
         self.folder = folder
         self.state = [[NOBODY, 0, 0, 0, 0] for _ in range(count)]
         self.now = 0.0
-        paths = [pulse_path(folder, rank) for rank in range(count)]
-        self.vigil = Vigil(paths, Bounds(bytes_per_second=1e6), lambda: self.now)
+        looks = [partial(shown, pulse_path(folder, rank)) for rank in range(count)]
+        self.vigil = Vigil(looks, Bounds(bytes_per_second=1e6), lambda: self.now)
 
     def show(self) -> None:
         for rank, values in enumerate(self.state):
@@ -111,7 +112,8 @@ def test_a_rank_that_is_done_need_not_beat(tmp_path: Path) -> None:
 
 def test_a_rank_that_does_not_begin_is_named(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, 1)
-    ranks.vigil = Vigil([pulse_path(tmp_path, 0), tmp_path / "never"], clock=lambda: ranks.now)
+    looks = [partial(shown, path) for path in (pulse_path(tmp_path, 0), tmp_path / "never")]
+    ranks.vigil = Vigil(looks, clock=lambda: ranks.now)
     ranks.look(590.0, (0,))
     assert lost(ranks, 20.0, (0,)).message == "rank 1 of 2 did not begin with the others"
 
@@ -154,7 +156,7 @@ def beating(path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_process_that_is_stopped_is_lost_in_time(tmp_path: Path) -> None:
     path = tmp_path / "pulse"
-    vigil = Vigil([path])
+    vigil = Vigil([partial(shown, path)])
     with beating(path) as process:
         while shown(path) is None:
             time.sleep(0.05)
@@ -203,7 +205,8 @@ def test_ranks_that_do_not_reach_one_another_are_lost_though_both_live(tmp_path:
             _cut(_sockets() - before)
         waiting = threading.Thread(target=_exchange, args=(ranks, group), daemon=True)
         waiting.start()
-        vigil = Vigil([pulse_path(tmp_path, rank) for rank in (0, 1)], Bounds(apart_seconds=2.0))
+        looks = [partial(shown, pulse_path(tmp_path, rank)) for rank in (0, 1)]
+        vigil = Vigil(looks, Bounds(apart_seconds=2.0))
         try:
             _watch(vigil, 30.0)
         except Unavailable as error:

@@ -29,6 +29,7 @@ class Shown:
         entered: exchanges that it began.
         left: exchanges that it ended.
         num_bytes: what the last one begun moves.
+        cpu: time that its process has had of the processors, as the kernel of its machine says; empty: it says none.
     """
 
     pid: int
@@ -36,6 +37,7 @@ class Shown:
     entered: int
     left: int
     num_bytes: int
+    cpu: tuple[str, ...] = ()
 
 
 class Pulse:
@@ -80,10 +82,17 @@ class Pulse:
 
 
 def shown(path: Path) -> Shown | None:
-    """Return what a rank shows; None before it begins."""
+    """Return what a rank of this machine shows; None before it begins."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     pid, beats, entered, left, num_bytes = _LAYOUT.unpack(data)
-    return Shown(pid=pid, beats=beats, entered=entered, left=left, num_bytes=num_bytes)
+    return Shown(pid=pid, beats=beats, entered=entered, left=left, num_bytes=num_bytes, cpu=_cpu(pid))
+
+
+def _cpu(pid: int) -> tuple[str, ...]:
+    try:
+        return tuple(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+    except OSError:
+        return ()

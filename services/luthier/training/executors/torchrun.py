@@ -17,6 +17,7 @@ from typing import Any
 
 from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.training.executors.inline import STEP, InChild, calls_of
+from luthier.training.executors.pulse import shown
 from luthier.training.executors.ranks import RankOrder, pulse_path, ranks_for
 from luthier.training.executors.vigil import Bounds, Vigil
 from luthier.training.worker.order import RenderingRows, TrainOrder
@@ -105,7 +106,8 @@ class _Group:
             )
             for rank in range(num_ranks)
         ]
-        self._vigil = Vigil([pulse_path(self._meeting, rank) for rank in range(num_ranks)], crew.bounds)
+        looks = [partial(shown, pulse_path(self._meeting, rank)) for rank in range(num_ranks)]
+        self._vigil = Vigil(looks, crew.bounds)
         self._verdict: LuthierError | None = None
         self._over = threading.Event()
         self._gone: set[int] = set()

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from luthier.errors import Reason, Unavailable
-from luthier.training.executors.pulse import Shown, shown
+from luthier.training.executors.pulse import Shown
 
+Look = Callable[[], Shown | None]
+"""Returns what one rank shows just now; None: it has not begun."""
 _LOOK_SECONDS = 0.5
 
 
@@ -37,21 +38,21 @@ class Vigil:
     Looks are counted, not only timed: a driver that was itself stopped for a while has seen nothing meanwhile.
 
     Args:
-        paths: where each rank shows its pulse, by rank.
+        looks: at each rank, by its number.
         bounds: what they may do.
         clock: seconds that only grow.
     """
 
     def __init__(
-        self, paths: Sequence[Path], bounds: Bounds | None = None, clock: Callable[[], float] = time.monotonic
+        self, looks: Sequence[Look], bounds: Bounds | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._paths = paths
+        self._looks = looks
         self._bounds = bounds or Bounds()
         self._clock = clock
         self._lock = threading.Lock()
         self._looked_at = -_LOOK_SECONDS
-        self._signs: list[tuple[object, ...]] = [() for _ in paths]
-        self._still = [_Since() for _ in paths]
+        self._signs: list[tuple[object, ...]] = [() for _ in looks]
+        self._still = [_Since() for _ in looks]
         self._met: tuple[object, ...] = ()
         self._apart = _Since()
         self._missing = _Since()
@@ -67,18 +68,18 @@ class Vigil:
             if now - self._looked_at < _LOOK_SECONDS:
                 return
             self._looked_at = now
-            found = {rank: shown(path) for rank, path in enumerate(self._paths) if rank not in gone}
+            found = {rank: look() for rank, look in enumerate(self._looks) if rank not in gone}
             begun = {rank: one for rank, one in found.items() if one is not None}
             for rank, one in begun.items():
                 self._require_life(rank, one, now)
             if begun and len(begun) < len(found):
                 if self._missing.seconds(now) > self._bounds.begin_seconds:
                     raise self._lost(sorted(found.keys() - begun.keys()), "did not begin with the others")
-            elif len(begun) == len(self._paths):
+            elif len(begun) == len(self._looks):
                 self._require_reach(begun, now)
 
     def _require_life(self, rank: int, one: Shown, now: float) -> None:
-        signs = (one.beats, one.entered, one.left, _cpu(one.pid))
+        signs = (one.beats, one.entered, one.left, one.cpu)
         if signs != self._signs[rank]:
             self._signs[rank] = signs
             self._still[rank] = _Since()
@@ -101,7 +102,7 @@ class Vigil:
     def _lost(self, ranks: Sequence[int], how: str) -> Unavailable:
         named = ", ".join(map(str, ranks))
         return Unavailable(
-            f"rank {named} of {len(self._paths)} {how}",
+            f"rank {named} of {len(self._looks)} {how}",
             reason=Reason.RANK_LOST,
             metadata={"rank": named.replace(" ", "")},
         )
@@ -120,10 +121,3 @@ class _Since:
             self._seconds += min(now - self._last, 2 * _LOOK_SECONDS)
         self._last = now
         return self._seconds
-
-
-def _cpu(pid: int) -> tuple[str, ...]:
-    try:
-        return tuple(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
-    except OSError:
-        return ()
