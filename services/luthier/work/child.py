@@ -204,7 +204,7 @@ def _error_of(begin: Callable[[Any], None], setup: Any) -> Exception | None:
     try:
         begin(setup)
     except Exception as error:
-        return _named(error)
+        return named(error)
     return None
 
 
@@ -214,10 +214,10 @@ def _answer(prepare: Callable[[Any], Work], setup: Any, line: Line) -> Done | Re
         line.send(Ready())
         return Done(value=work(line, line.next()))
     except Exception as error:
-        return Refused(error=_named(error))
+        return Refused(error=named(error))
 
 
-def _named(error: Exception) -> Exception:
+def named(error: Exception) -> Exception:
     """Return what the driver is told of an error: what nobody foresaw fails the work by name."""
     if isinstance(error, LuthierError | MemoryError):
         return error

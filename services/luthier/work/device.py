@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ def chosen_device(wanted: str, drivers: tuple[str, ...] = _DRIVERS) -> ChosenDev
         )
     if wanted == "cpu" or (wanted == "auto" and not any(map(os.path.exists, drivers))):
         return _told(_processors())
-    found = _asked(wanted)
+    found = answer_of((*_PROBE, wanted), "the devices of this machine", "LUTHIER_WORKER_DEVICE=cpu asks none")
     if error := found.get("error"):
         raise InvalidArgument(error)
     for warning in found["warnings"]:
@@ -109,11 +110,20 @@ def _told(chosen: ChosenDevice) -> ChosenDevice:
     return chosen
 
 
-def _asked(wanted: str) -> dict[str, Any]:
-    command = [sys.executable, *_PROBE, wanted]
+def answer_of(command: Sequence[str], about: str, remedy: str) -> dict[str, Any]:
+    """Return what a process that asks prints last, a line of JSON; it has ended then.
+
+    Args:
+        command: arguments of the interpreter.
+        about: what it asks about, for people.
+        remedy: what asks nothing, for people.
+
+    Raises:
+        Unavailable: it does not answer, or fails.
+    """
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, *command],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -123,14 +133,13 @@ def _asked(wanted: str) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired as error:
         raise Unavailable(
-            f"the devices of this machine must be known within {_PROBE_SECONDS:g} s, the driver of one hangs; "
-            "LUTHIER_WORKER_DEVICE=cpu asks none"
+            f"{about} must be known within {_PROBE_SECONDS:g} s, asking for it hangs; {remedy}"
         ) from error
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise Unavailable(
-            f"the devices of this machine cannot be asked for: the process that asks ended with {done.returncode} and "
+            f"{about} cannot be asked for: the process that asks ended with {done.returncode} and "
             f"said {last[:500]}"
         )
     found: dict[str, Any] = json.loads(lines[-1])

@@ -77,6 +77,7 @@ class RankDesk:
         self.check = desk.check
         self.fetch = desk.fetch
         self.fetch_into = desk.fetch_into
+        self.handed = desk.handed
         self._desk = desk
         self._collective = collective
 

@@ -117,6 +117,14 @@ class Desk(Protocol):
         """Put a file of the task's own service into a folder under its own path; do not change it there."""
         ...
 
+    def handed(self, step: int, paths: Sequence[Path]) -> list[Path]:
+        """Return where files of a rank are for who begins the checkpoint of a step, which waits until they are there.
+
+        Ranks of one machine see one another's files; others begin to send them. They stay as they are until
+        `checkpoint_stored`.
+        """
+        ...
+
     def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
         """Begin to make files, under their names, the checkpoint to resume from; one at a time.
 

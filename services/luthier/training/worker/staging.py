@@ -41,7 +41,9 @@ class Staging:
         folder = self._desk.scratch / f"step-{course.step}"
         checkpoint.save(folder, self._engine, course, self._run)
         paths = [folder / name for name in checkpoint.files_of(self._engine.weights)]
-        self._desk.begin_checkpoint(course.step, [*paths, *self._extra], course.metrics)
+        # Of several ranks the first one alone has written.
+        own = self._desk.handed(course.step, [path for path in paths if path.exists()])
+        self._desk.begin_checkpoint(course.step, [*own, *self._extra], course.metrics)
         self._folder = folder
 
     def stored(self) -> Sequence[task_pb2.BlobFile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 
@@ -92,6 +93,11 @@ class TaskDesk:
         """What was last kept of what runs."""
         self._context = context
         self._allowed = allowed
+
+    def handed(self, step: int, paths: Sequence[Path]) -> list[Path]:
+        """Return the files: whoever computes at this desk sees them where they are."""
+        del step
+        return list(paths)
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
         """Keep with the job what exactly runs; it is there when this returns."""
