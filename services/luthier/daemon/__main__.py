@@ -71,19 +71,33 @@ def serve(service: str) -> None:
     help="What it computes on: auto, cpu, cuda, cuda:N, rocm, rocm:N. Wins over LUTHIER_WORKER_DEVICE. [default: auto]",
 )
 @click.option(
-    "--executor", help="How a training worker runs a training: inline or torchrun. [default: inline]"
+    "--executor", help="How a training worker runs a training: inline, torchrun or ray. [default: inline]"
 )
-@click.option("--ranks", type=int, help="Ranks of this machine that torchrun trains on. [default: 1]")
-def worker(service: str, device: str | None, executor: str | None, ranks: int | None) -> None:
+@click.option(
+    "--ranks", type=int, help="Ranks that torchrun has on this machine, ray on its cluster. [default: 1]"
+)
+@click.option(
+    "--ray-address",
+    metavar="HOST:PORT",
+    help="The cluster of the executor ray; auto: the one that this machine is a node of. [default: auto]",
+)
+def worker(
+    service: str, device: str | None, executor: str | None, ranks: int | None, ray_address: str | None
+) -> None:
     """Run one worker of a service in the foreground."""
     if device is not None and service == "data":
         raise click.UsageError("--device is for training and evaluation workers: a data worker has no model")
-    if (executor is not None or ranks is not None) and service != "training":
-        raise click.UsageError(f"--executor and --ranks are of training workers, not of {service} workers")
+    if {executor, ranks, ray_address} != {None} and service != "training":
+        raise click.UsageError(
+            f"--executor, --ranks and --ray-address are of training workers, not of {service} workers"
+        )
+    if ray_address is not None and executor not in (None, "ray"):
+        raise click.UsageError(f"--ray-address is of the executor ray, not of {executor}")
     chosen = {
         "LUTHIER_WORKER_DEVICE": device,
         "LUTHIER_WORKER_EXECUTOR": executor,
         "LUTHIER_WORKER_RANKS": ranks,
+        "LUTHIER_WORKER_RAY_ADDRESS": ray_address,
     }
     # As if it stood there: the worker, and what it starts, read one place.
     put({name: str(value) for name, value in chosen.items() if value is not None})

@@ -34,9 +34,12 @@ class WorkerConfig:
     """What torch computes on: auto, cpu, cuda, cuda:N, rocm, rocm:N. A data worker has no torch, and computes on the
     processor."""
     executor: str = "inline"
-    """How a training worker runs a training: inline, in one process; torchrun, on `ranks` ranks of this machine."""
+    """How a training worker runs a training: inline, in one process; torchrun, on `ranks` ranks of this machine; ray,
+    on `ranks` ranks of a Ray cluster that this machine is a node of."""
     ranks: int = 1
-    """Ranks of the executor torchrun, each on a processor or a GPU of its own. Jobs say how many they take."""
+    """Ranks of the executors torchrun and ray, each on a processor or a GPU of its own. Jobs say how many they take."""
+    ray_address: str = "auto"
+    """The cluster of the executor ray, `host:port` of its head; auto means the one that this machine is a node of."""
     name: str = ""
     """Added to the worker's id; needed when several workers of a kind serve one service."""
     drain_seconds: float = 20.0

@@ -37,9 +37,9 @@ def test_too_few_ranks_are_another_workers_chance() -> None:
 @pytest.mark.parametrize(
     ("executor", "ranks", "words"),
     [
-        ("slurm", 1, "must be inline or torchrun, got 'slurm'"),
+        ("slurm", 1, "must be inline, torchrun or ray, got 'slurm'"),
         ("torchrun", 0, "must be at least 1, got 0"),
-        ("inline", 2, "must be 1 with the executor inline, got 2: choose torchrun"),
+        ("inline", 2, "must be 1 with the executor inline, got 2: choose torchrun or ray"),
     ],
 )
 def test_a_choice_that_is_impossible_is_refused(executor: str, ranks: int, words: str) -> None:
@@ -79,7 +79,7 @@ def ended(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--executor", "slurm"), "must be inline or torchrun, got 'slurm'"),
+        (("--executor", "slurm"), "must be inline, torchrun or ray, got 'slurm'"),
         (("--executor", "torchrun", "--ranks", "4000"), "processors that it may use, got 4000"),
     ],
     ids=["executor", "ranks"],
@@ -95,4 +95,7 @@ def test_a_worker_of_an_impossible_choice_does_not_start(
 def test_only_training_workers_have_ranks() -> None:
     found = CliRunner().invoke(main, ["worker", "evaluation", "--ranks", "2"])
     assert found.exit_code == 2
-    assert "--executor and --ranks are of training workers, not of evaluation workers" in found.output
+    assert (
+        "--executor, --ranks and --ray-address are of training workers, not of evaluation workers"
+        in found.output
+    )

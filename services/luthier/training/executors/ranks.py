@@ -10,7 +10,7 @@ from luthier.training.recipe_settings import ranks_of
 from luthier.training.worker.order import TrainOrder
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
-EXECUTORS = ("inline", "torchrun")
+EXECUTORS = ("inline", "torchrun", "ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ def pulse_path(meeting: Path, rank: int) -> Path:
     return meeting / f"pulse-{rank}"
 
 
-def ranks_for(job: FineTuningJob, num_ranks: int) -> int:
-    """Return on how many of a worker's ranks a job is trained.
+def ranks_for(job: FineTuningJob, num_ranks: int, executor: str = "torchrun") -> int:
+    """Return on how many of a worker's ranks a job is trained; `executor` is one that has as many as it takes.
 
     Raises:
         Unavailable: TOO_FEW_RANKS; another worker may have as many as the job takes.
@@ -51,7 +51,7 @@ def ranks_for(job: FineTuningJob, num_ranks: int) -> int:
     least, most = ranks_of(job)
     if num_ranks < least:
         raise Unavailable(
-            f"the job takes at least {least} ranks, this worker has {num_ranks}: start one with --executor torchrun "
+            f"the job takes at least {least} ranks, this worker has {num_ranks}: start one with --executor {executor} "
             f"--ranks {least}, or lower ranks.min_ranks",
             reason=Reason.TOO_FEW_RANKS,
             metadata={"min_ranks": str(least), "ranks": str(num_ranks)},
@@ -67,14 +67,15 @@ def require_choice(executor: str, num_ranks: int) -> None:
     """
     if executor not in EXECUTORS:
         raise InvalidArgument(
-            f"a worker's executor (LUTHIER_WORKER_EXECUTOR) must be {' or '.join(EXECUTORS)}, got {executor!r}"
+            f"a worker's executor (LUTHIER_WORKER_EXECUTOR) must be {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}, "
+            f"got {executor!r}"
         )
     if num_ranks < 1:
         raise InvalidArgument(f"a worker's ranks (LUTHIER_WORKER_RANKS) must be at least 1, got {num_ranks}")
     if executor == "inline" and num_ranks > 1:
         raise InvalidArgument(
             f"a worker's ranks (LUTHIER_WORKER_RANKS) must be 1 with the executor inline, got {num_ranks}: choose "
-            "torchrun for several"
+            "torchrun or ray for several"
         )
 
 

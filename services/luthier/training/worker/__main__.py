@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from luthier.errors import LuthierError
 from luthier.training.executors.inline import InChild
 from luthier.training.executors.ranks import require_choice, require_devices
+from luthier.training.executors.ray.driver import OnRay, found_fleet
 from luthier.training.executors.torchrun import Crew, Torchrun
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in, run_register
 from luthier.training.worker.train import Compute, Trainer
 from luthier.work.children import Children, Program
-from luthier.work.device import ChosenDevice
+from luthier.work.device import ChosenDevice, chosen_device
 from luthier.work.peers import channel
 from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
-from luthier.work.worker_config import WorkerConfig, device_of, read_worker_config, worker_settings
+from luthier.work.worker_config import WorkerConfig, read_worker_config, worker_settings
 
 
 def main() -> None:
     """Work for the Training service. This process computes nothing, and has no torch."""
     config = read_worker_config()
-    device = device_of(config)
     try:
-        require_choice(config.executor, config.ranks)
-        kind = device.name.partition(":")[0]
-        require_devices(kind, device.num_available, config.device, config.ranks, device.name)
+        device, executor = chosen(config)
     except LuthierError as error:
         raise SystemExit(f"error: {error.message}") from error
     with Children(program_of(config, device)) as children, channel(config.data_address) as data_channel:
@@ -41,7 +39,7 @@ def main() -> None:
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=register_in(children)),
             TaskKind.TRAIN: Trainer(
-                data_channel, executor_of(config, children), RewardAddresses(config.reward_addresses)
+                data_channel, executor(children), RewardAddresses(config.reward_addresses)
             ),
         }
         settings = worker_settings(config, "training", config.training_address, device.equipment)
@@ -60,11 +58,22 @@ def program_of(config: WorkerConfig, device: ChosenDevice) -> Program:
     )
 
 
-def executor_of(config: WorkerConfig, children: Children) -> Compute:
-    """Return what trains: the executor that is chosen, which `require_choice` knows."""
+def chosen(config: WorkerConfig) -> tuple[ChosenDevice, Callable[[Children], Compute]]:
+    """Return what a worker computes on, and what trains there with its processes.
+
+    Raises:
+        LuthierError: what is chosen is impossible; the message says why.
+    """
+    require_choice(config.executor, config.ranks)
+    if config.executor == "ray":
+        fleet, device = found_fleet(config)
+        return device, partial(OnRay, fleet=fleet)
+    device = chosen_device(config.device)
+    kind = device.name.partition(":")[0]
+    require_devices(kind, device.num_available, config.device, config.ranks, device.name)
     if config.executor == "inline":
-        return InChild(children)
-    return Torchrun(children, Crew(num_ranks=config.ranks, num_threads=config.num_threads))
+        return device, InChild
+    return device, partial(Torchrun, crew=Crew(num_ranks=config.ranks, num_threads=config.num_threads))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from luthier.grading.outcomes import GradingError
 from luthier.lm.importing import uncollected
@@ -15,6 +16,7 @@ from luthier.lm.sources import RegisteredFiles
 from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full
 from luthier.training.executors.ranks import RankOrder
+from luthier.training.executors.ray.orders import RayOrder
 from luthier.training.worker.order import RegisterOrder, Setup, TrainOrder
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.child import Line, Work, serve
@@ -62,7 +64,12 @@ def prepare(setup: Setup) -> Work:
     if setup.num_threads:
         torch.set_num_threads(setup.num_threads)
 
-    def train(line: Line, order: TrainOrder | RankOrder) -> task_pb2.TrainResult:
+    def train(line: Line, order: TrainOrder | RankOrder | RayOrder) -> task_pb2.TrainResult:
+        if isinstance(order, RayOrder):
+            # A library that not every worker has, and not before a fork.
+            from luthier.training.executors.ray.fit import fitted
+
+            return fitted(line, order)
         if isinstance(order, TrainOrder):
             return computed(order, ChildDesk(line, order), device)
         with joined(order, device) as (collective, own_device):
@@ -70,14 +77,14 @@ def prepare(setup: Setup) -> Work:
             return computed(order.order, desk, own_device, collective)
 
     def work(
-        line: Line, order: TrainOrder | RankOrder | RegisterOrder
+        line: Line, order: TrainOrder | RankOrder | RayOrder | RegisterOrder
     ) -> task_pb2.TrainResult | RegisteredFiles:
         try:
             if isinstance(order, RegisterOrder):
                 return register_source(order.source, order.directory, scratch=order.scratch)
             return train(line, order)
         except Exception as error:
-            scratch = order.order.scratch if isinstance(order, RankOrder) else order.scratch
+            scratch = order.order.scratch if isinstance(order, RankOrder | RayOrder) else order.scratch
             if full := found_full(error, scratch):
                 raise full from error
             raise
@@ -85,10 +92,26 @@ def prepare(setup: Setup) -> Work:
     return work
 
 
+class Telling(Protocol):
+    """A line to a driver: `work.child.Line`, or one that comes from further away."""
+
+    def alive(self) -> None:
+        """Say that the work goes on; it costs nothing when called often."""
+        ...
+
+    def tell(self, name: str, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None) -> None:
+        """Tell the driver something that it does not answer."""
+        ...
+
+    def ask(self, name: str, arguments: Sequence[Any] = ()) -> Any:
+        """Return what the driver answers."""
+        ...
+
+
 class ChildDesk:
     """The driver as the process that trains sees it: a `Desk` at the other end of a line."""
 
-    def __init__(self, line: Line, order: TrainOrder) -> None:
+    def __init__(self, line: Telling, order: TrainOrder) -> None:
         self.task = order.task
         self.scratch = order.scratch
         self._line = line
@@ -132,6 +155,11 @@ class ChildDesk:
         """Put a file of the task's own service into a folder under its own path; do not change it there."""
         path: Path = self._line.ask("fetch_into", (folder, file))
         return path
+
+    def handed(self, step: int, paths: Sequence[Path]) -> list[Path]:
+        """Return the files: who begins the checkpoint sees them where they are."""
+        del step
+        return list(paths)
 
     def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
         """Begin to make files, under their names, the checkpoint to resume from; one at a time."""

@@ -1,0 +1,83 @@
+"""What Ray says of an end, in reasons that a program can switch on; and a checkpoint that is not waited for."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra ray")
+
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+
+from luthier.errors import Unavailable
+from luthier.training.executors.ray.driver import _unless_stored
+from luthier.training.executors.ray.fit import _lost
+from luthier.work.context import TaskContext
+from luthier.worker.v1 import task_pb2
+
+
+def group_error(failures: dict[int, Exception]) -> WorkerGroupError:
+    return WorkerGroupError("two ranks failed", failures)
+
+
+def test_a_rank_that_ray_finds_dead_is_named_before_one_that_complains() -> None:
+    dead = WorkerHealthCheckFailedError("a check failed", ActorDiedError())
+    found = _lost(group_error({0: RuntimeError("connection closed by peer"), 1: dead}), 2)
+    assert found is not None
+    assert (found.reason, found.code, found.metadata) == ("RANK_LOST", "UNAVAILABLE", {"rank": "1"})
+    assert found.message.startswith("rank 1 of 2 is lost: ")
+
+
+def test_complaints_alone_name_nobody() -> None:
+    assert _lost(group_error({0: RuntimeError("connection closed by peer")}), 2) is None
+
+
+def test_a_rank_that_ray_ends_for_want_of_memory_fails_the_job() -> None:
+    found = _lost(group_error({0: WorkerHealthCheckFailedError("x", OutOfMemoryError("memory is short"))}), 2)
+    assert found is not None
+    assert (found.reason, found.code) == ("OUT_OF_MEMORY", "RESOURCE_EXHAUSTED")
+
+
+def test_ranks_that_find_no_room_are_too_few() -> None:
+    found = _lost(ControllerError(WorkerGroupStartupTimeoutError(4)), 4)
+    assert found is not None
+    assert (found.reason, found.code) == ("TOO_FEW_RANKS", "UNAVAILABLE")
+    assert "no room for 4 ranks" in found.message
+
+
+def test_ranks_that_cannot_be_started_are_lost() -> None:
+    found = _lost(ControllerError(RuntimeError("a trace\nno such module")), 2)
+    assert found is not None
+    assert (found.reason, found.message) == ("RANK_LOST", "the ranks could not be started: no such module")
+
+
+class Storing:
+    """A context of which a checkpoint is being stored."""
+
+    def __init__(self) -> None:
+        self.stored: Future[list[task_pb2.BlobFile]] = Future()
+        self.is_wanted = True
+
+    def heed(self) -> None:
+        if not self.is_wanted:
+            raise Unavailable("not wanted")
+
+    def checkpoint_stored(self, check: Any) -> list[task_pb2.BlobFile]:
+        while not self.stored.done():
+            check()
+        return self.stored.result()
+
+
+def test_a_checkpoint_that_is_not_stored_yet_is_none_and_holds_up_nobody() -> None:
+    storing = Storing()
+    ready = _unless_stored(cast(TaskContext, storing))
+    assert ready() is None
+    storing.is_wanted = False
+    with pytest.raises(Unavailable, match="not wanted"):
+        ready()
+    storing.stored.set_result([task_pb2.BlobFile(path="adapter")])
+    assert [file.path for file in ready() or ()] == ["adapter"]
