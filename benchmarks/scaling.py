@@ -23,6 +23,7 @@ Letters as in `luthier.training.recipes.footprint`; N ranks, n machines of 8, S 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -318,20 +319,18 @@ def sharded_pass_seconds(setting: Setting, computing: float, kept: Checkpointing
 
 def settings() -> Iterator[Setting]:
     """Yield all settings."""
-    for machine in MACHINES:
-        for is_whole in (False, True):
-            for step_tokens in STEP_TOKENS:
-                for model in MODELS:
-                    for sharding in ("replicated", "fsdp2"):
-                        for num_gpus in GPUS:
-                            yield Setting(
-                                model=model,
-                                is_whole=is_whole,
-                                sharding="replicated" if sharding == "replicated" else "fsdp2",
-                                machine=machine,
-                                num_gpus=num_gpus,
-                                step_tokens=step_tokens,
-                            )
+    ways: tuple[Sharding, ...] = ("replicated", "fsdp2")
+    for machine, is_whole, step_tokens, model, sharding, num_gpus in itertools.product(
+        MACHINES, (False, True), STEP_TOKENS, MODELS, ways, GPUS
+    ):
+        yield Setting(
+            model=model,
+            is_whole=is_whole,
+            sharding=sharding,
+            machine=machine,
+            num_gpus=num_gpus,
+            step_tokens=step_tokens,
+        )
 
 
 def rows() -> list[scaling_report.Row]:

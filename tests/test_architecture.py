@@ -146,7 +146,13 @@ KNOWN_TO_RULES = (
 )
 
 
-PURE = ("luthier.grading.", "luthier.lm.kept", "luthier.lm.made", "luthier.lm.module_patterns", "luthier.lm.precision")
+PURE = (
+    "luthier.grading.",
+    "luthier.lm.kept",
+    "luthier.lm.made",
+    "luthier.lm.module_patterns",
+    "luthier.lm.precision",
+)
 
 
 def pure_imports(path: Path, service: str) -> Iterator[str]:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_NF4
 from luthier.v1.fine_tuning_job_pb2 import (
+    OPTIMISER_STATES_INT8,
     SHARDING_FSDP2,
     SHARDING_REPLICATED,
     Hyperparameters,
@@ -96,6 +98,19 @@ async def test_what_ranks_cannot_divide_is_refused_by_its_field(
     assert caught.value.message == message
     if trained or least:
         await bench.plan(sharding=SHARDING_REPLICATED, ranks=ranks, lora=lora, **CUT)
+
+
+async def test_what_is_quantised_is_not_divided(bench: Any) -> None:
+    hyperparameters = Hyperparameters(optimiser_states=OPTIMISER_STATES_INT8)
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.plan(
+            sharding=SHARDING_FSDP2, base_precision=BASE_PRECISION_NF4, hyperparameters=hyperparameters
+        )
+    assert [one.field for one in caught.value.violations] == [
+        "fine_tuning_job.base_precision",
+        "fine_tuning_job.hyperparameters.optimiser_states",
+    ]
+    assert "got BASE_PRECISION_NF4" in caught.value.message
 
 
 @pytest.mark.parametrize(("most", "filled"), [(0, (2, 2)), (8, (2, 8))])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from luthier.errors import FieldViolation
 from luthier.runtime.field_limits import LimitTable, whole
-from luthier.training.recipe_settings import is_divided, ranks_of
+from luthier.training.recipe_settings import is_divided, precision_of, ranks_of, states_of
 from luthier.training.recipes.survey import Survey, require_ranks, steps_with_idle_ranks
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
@@ -38,6 +38,24 @@ def rank_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
             field="fine_tuning_job.lora.trained_modules",
             description="must be empty with sharding SHARDING_FSDP2, which divides no weights that an adapter puts in "
             f"place of the model's, got {list(job.lora.trained_modules)}",
+        )
+    if divided:
+        yield from _undivided(job)
+
+
+def _undivided(job: FineTuningJob) -> Iterator[FieldViolation]:
+    """Yield what ranks that divide a model cannot hold parts of yet."""
+    if precision_of(job.base_precision) != "BFLOAT16":
+        yield FieldViolation(
+            field="fine_tuning_job.base_precision",
+            description="must be BASE_PRECISION_BFLOAT16 with sharding SHARDING_FSDP2, which divides no quantised "
+            f"weights, got BASE_PRECISION_{precision_of(job.base_precision)}",
+        )
+    if states_of(job.hyperparameters.optimiser_states) != "FLOAT32":
+        yield FieldViolation(
+            field="fine_tuning_job.hyperparameters.optimiser_states",
+            description="must be OPTIMISER_STATES_FLOAT32 with sharding SHARDING_FSDP2, which divides no moments of 8 "
+            "bits, got OPTIMISER_STATES_INT8",
         )
 
 

@@ -39,12 +39,10 @@ class Staging:
         """Copy where a run stands, and begin to store that."""
         self.stored()
         folder = self._desk.scratch / f"step-{course.step}"
-        own = checkpoint.save(folder, self._engine, course, self._run)
-        paths = own
+        paths = self._desk.handed(course.step, checkpoint.save(folder, self._engine, course, self._run))
         if self._engine.weights.keeps_parts:
             # The checkpoint begins when every rank has written its files.
-            parts = self._engine.collective.gathered(self._desk.handed(course.step, own))
-            paths = [path for part in parts for path in part]
+            paths = [path for part in self._engine.collective.gathered(paths) for path in part]
         self._desk.begin_checkpoint(course.step, [*paths, *self._extra], course.metrics)
         self._folder = folder
 

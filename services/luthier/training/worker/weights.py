@@ -8,6 +8,8 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.errors import FailedPrecondition, Reason
+from luthier.kernels.dequantise import is_quantised
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.training.recipes.divided_weights import DividedWeights
@@ -36,10 +38,16 @@ def weights_of(
         InvalidArgument: a target matches no linear layer, a pattern no target (MODULE_PATTERN_INVALID), or the model
             has no such module to train whole (TRAINED_MODULE_INVALID), or one that is divided is to train one so
             (SHARDING_INVALID).
-        FailedPrecondition: SHARDING_INVALID, the model cannot be divided.
+        FailedPrecondition: SHARDING_INVALID, the model cannot be divided, or is quantised.
         DataLoss: what the job begins from does not fit the model.
     """
     spec = desk.task.train
+    if division is not None and any(map(is_quantised, model.parameters())):
+        raise FailedPrecondition(
+            "a base model that ranks divide must be held in BFLOAT16, this one is quantised, as that of the adapter was "
+            "which the job goes on with: say base_precision BASE_PRECISION_BFLOAT16, or sharding SHARDING_REPLICATED",
+            reason=Reason.SHARDING_INVALID,
+        )
     begins = bool(spec.start_files) and not spec.checkpoint_files
     folder = desk.scratch / "start"
     if spec.job.HasField("full"):

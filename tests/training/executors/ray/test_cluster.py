@@ -25,7 +25,12 @@ FLEET = Fleet(address="10.0.0.1:6379", num_ranks=4)
 
 
 def config_of(folder: Path, **said: Any) -> WorkerConfig:
-    shared = {"log_level": "INFO", "data_address": "", "training_address": "", "evaluation_address": ""}
+    shared: dict[str, Any] = {
+        "log_level": "INFO",
+        "data_address": "",
+        "training_address": "",
+        "evaluation_address": "",
+    }
     return WorkerConfig(home=folder, reward_addresses=(), executor="ray", **shared, **said)
 
 

@@ -29,6 +29,7 @@ from luthier.training.executors.ranks import pulse_path
 from luthier.training.executors.ray.files import NodeFiles
 from luthier.training.executors.ray.orders import Part
 from luthier.training.executors.ray.sentry import node_home
+from luthier.training.recipe_settings import is_divided
 from luthier.training.worker.child import ChildDesk
 from luthier.training.worker.order import RenderingRows, TrainOrder
 from luthier.work.cache import BlobCache
@@ -128,7 +129,7 @@ def _trained(part: Part, wire: Wire, folder: Path, files: NodeFiles) -> task_pb2
     try:
         if part.num_ranks == 1:
             return computed(order, desk, device)
-        collective = Replicas(device, pulse)
+        collective = Replicas(device, pulse, passes_together=is_divided(part.task.train.job))
         return computed(order, RankDesk(desk, collective), device, collective)
     finally:
         pulse.close()
@@ -177,6 +178,7 @@ class FarDesk:
         self.check = near.check
         self.progress = near.progress
         self.metrics = near.metrics
+        self.measured = near.measured
         self.log = near.log
         self.run_record = near.run_record
         self.scored = near.scored
