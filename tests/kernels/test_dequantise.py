@@ -163,11 +163,11 @@ def test_no_product_keeps_a_weight_in_bfloat16_for_its_gradient(name: str, produ
     assert product == "linear" or sizes, "the factors are kept"
 
 
-class _Seen(TorchDispatchMode):
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
     """Notes the operators that are called."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, op: Any, types: Any, inputs: Any = (), options: Any = None) -> Any:

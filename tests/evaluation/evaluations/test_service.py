@@ -25,9 +25,9 @@ from luthier.errors import (
     ResourceExhausted,
 )
 from luthier.errors.status import status_to_failure
+from luthier.evaluation.evaluations.predictions import StoredEvaluation
 from luthier.evaluation.evaluations.repository import evaluations
 from luthier.evaluation.evaluations.rules import State
-from luthier.evaluation.evaluations.service import StoredEvaluation
 from luthier.evaluation.schema import predictions
 from luthier.storage.disk import Disk
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate

@@ -54,13 +54,12 @@ def said(folders: dict[str, Path], precision: Precision) -> str:
     load_adapter(model, folders["tuned"], "a")
     bundle = TokenizerBundle.load(folders["base"])
     engine = Engine(model)
-    prompt = tuple(bundle.tokenizer.encode("what colour").ids)
+    prompt = (*bundle.prefix_ids, *bundle.encode("what colour").ids)
     engine.submit(GenerationRequest(request_id="r", prompts=(prompt,), max_new_tokens=16, adapter="a"))
     tokens: list[int] = []
     while engine.wait(0):
         tokens += [token for event in engine.step() for token in event.token_ids]
-    text: str = bundle.tokenizer.decode(tokens)
-    return text
+    return bundle.decode(tokens)
 
 
 async def test_a_tuned_model_is_asked_beside_what_it_was_trained_beside(

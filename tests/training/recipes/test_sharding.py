@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from luthier.errors import FailedPrecondition, InvalidArgument, Unavailable
 from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.kept import CHECKPOINTINGS
-from luthier.lm.lora import LoraLinear, LoraSpec, insert_lora
+from luthier.lm.lora import LoraSpec, insert_lora
+from luthier.lm.lora_layer import LoraLinear
 from luthier.lm.readouts import FusedLoss, read
 from luthier.training.recipes.batches import iterate_steps
 from luthier.training.recipes.collective import Collective, OneRank, dealt

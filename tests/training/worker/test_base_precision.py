@@ -163,7 +163,7 @@ async def test_a_reward_model_values_beside_what_it_was_trained_beside(
 ) -> None:
     """In the model that trains, where both are held alike; else beside one of its own."""
     loaded: list[str] = []
-    real = reward_models.load_model
+    real = load_model
 
     def load(folder: Path, *, device: Any, precision: Any) -> PreTrainedModel:
         loaded.append(precision)

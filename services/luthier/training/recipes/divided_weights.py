@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class DividedWeights:
 
     result_files: tuple[str, ...] = (CONFIG_NAME, MODEL_NAME)
     keeps_parts = True
+    rates: Mapping[str, float] = MappingProxyType({})
     _start: Mapping[str, Tensor] | None = None
 
     def __init__(

@@ -44,8 +44,9 @@ def weights_of(
     spec = desk.task.train
     if division is not None and any(map(is_quantised, model.parameters())):
         raise FailedPrecondition(
-            "a base model that ranks divide must be held in BFLOAT16, this one is quantised, as that of the adapter was "
-            "which the job goes on with: say base_precision BASE_PRECISION_BFLOAT16, or sharding SHARDING_REPLICATED",
+            "a base model that ranks divide must be held in BFLOAT16, this one is quantised, as that was which the "
+            "adapter learnt beside that the job goes on with: say base_precision BASE_PRECISION_BFLOAT16, or sharding "
+            "SHARDING_REPLICATED",
             reason=Reason.SHARDING_INVALID,
         )
     begins = bool(spec.start_files) and not spec.checkpoint_files
