@@ -14,7 +14,7 @@ JSON, of medians over all rounds:
     plan_memory_error,      the largest of what a plan is off by, over all configurations of `calibration.py`
     plan_time_error
 
-What could not be measured is null there, and `missing` says why. All details, the machine and its load (`/proc/loadavg`
+What was not asked for is null there. All details, the machine and its load (`/proc/loadavg`
 around each part) go to `results/devices.json` once all parts were asked for. It needs two processors, and nothing else
 that works on them. `--only child,ranks` measures some parts. `--fast` is a smoke run on tiny models, whose figures mean
 nothing.
@@ -23,7 +23,6 @@ nothing.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import devices_bytes
 import devices_plan
 import devices_ranks
 import devices_stall
@@ -54,10 +54,6 @@ class Asked:
     is_fast: bool
 
 
-class MissingError(Exception):
-    """A part cannot be measured here; the text says why."""
-
-
 def _child(asked: Asked) -> Found:
     return devices_ranks.child_cost(asked.folder, asked.rounds, is_fast=asked.is_fast)
 
@@ -76,14 +72,7 @@ def _stall(asked: Asked) -> Found:
 
 
 def _bytes(asked: Asked) -> Found:
-    try:
-        module = importlib.import_module("devices_bytes")
-    except ModuleNotFoundError as error:
-        if error.name != "devices_bytes":
-            raise
-        raise MissingError("benchmarks/devices_bytes.py is not there: no base is quantised yet") from error
-    found: Found = module.measured(asked.folder, is_fast=asked.is_fast)
-    return found
+    return devices_bytes.measured(asked.folder, is_fast=asked.is_fast)
 
 
 def _plan(asked: Asked) -> Found:
@@ -120,16 +109,13 @@ def load_average() -> list[float]:
 
 
 def measured(asked: Asked, names: Sequence[str]) -> dict[str, Found]:
-    """Measure some parts; a part that cannot be measured says why in `missing`, one that fails is an error."""
+    """Measure some parts; one that fails is an error."""
     found: dict[str, Found] = {}
     for name in names:
         folder = asked.folder / name
         folder.mkdir()
         before, began = load_average(), time.monotonic()
-        try:
-            part = PARTS[name].measure(Asked(folder=folder, rounds=asked.rounds, is_fast=asked.is_fast))
-        except MissingError as error:
-            part = {"missing": str(error)}
+        part = PARTS[name].measure(Asked(folder=folder, rounds=asked.rounds, is_fast=asked.is_fast))
         around = {"load_before": before, "load_after": load_average()}
         found[name] = {**part, **around, "took_seconds": round(time.monotonic() - began, 1)}
         print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
@@ -137,17 +123,12 @@ def measured(asked: Asked, names: Sequence[str]) -> dict[str, Found]:
 
 
 def summary_of(found: Mapping[str, Found]) -> dict[str, Any]:
-    """Return all figures; null is what was not measured, and `missing` says why."""
-    summary: dict[str, Any] = {}
-    missing: dict[str, str] = {}
-    for name, part in PARTS.items():
-        details = found.get(name, {"missing": "it was not asked for"})
-        for key, detail in part.keys.items():
-            if "missing" in details:
-                summary[key], missing[key] = None, details["missing"]
-            else:
-                summary[key] = round(details[detail], 3)
-    return {**summary, "missing": missing} if missing else summary
+    """Return all figures; null is what was not asked for."""
+    return {
+        key: round(found[name][detail], 3) if name in found else None
+        for name, part in PARTS.items()
+        for key, detail in part.keys.items()
+    }
 
 
 def machine() -> dict[str, Any]:

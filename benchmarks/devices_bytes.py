@@ -1,6 +1,6 @@
 """What the weights of a base model take in 8 and 4 bits, by bfloat16; and what a process holds that loads it so.
 
-`ratios(folder)` is for `devices.py`. `python benchmarks/devices_bytes.py [FOLDER]` prints the same of a model's folder,
+`measured` is for `devices.py`. `python benchmarks/devices_bytes.py [FOLDER]` prints the same of a model's folder,
 or of a random model of SmolLM2-135M's shape, as a line of JSON:
 
     int8_bytes_ratio, nf4_bytes_ratio    bytes of all weights, embedding and head among them, by those in bfloat16
@@ -47,13 +47,18 @@ def ratios(folder: Path) -> dict[str, Any]:
     }
 
 
-def write_model(folder: Path) -> Path:
+def measured(folder: Path, *, is_fast: bool) -> dict[str, Any]:
+    """Return the figures of a random model, which is written into a folder; `is_fast`: of two of its layers."""
+    return ratios(write_model(folder / "model", 2 if is_fast else 30, 4096 if is_fast else 49152))
+
+
+def write_model(folder: Path, num_layers: int = 30, vocabulary: int = 49152) -> Path:
     """Write a random model of SmolLM2-135M's shape."""
     config = LlamaConfig(
-        vocab_size=49152,
+        vocab_size=vocabulary,
         hidden_size=576,
         intermediate_size=1536,
-        num_hidden_layers=30,
+        num_hidden_layers=num_layers,
         num_attention_heads=9,
         num_key_value_heads=3,
         tie_word_embeddings=True,

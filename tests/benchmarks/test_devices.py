@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import devices
 import pytest
-from devices import PARTS, Asked, MissingError, Part
+from devices import PARTS, Asked, Part
 
 KEYS = (
     "child_step_ratio",
@@ -33,67 +32,41 @@ def test_the_figures_are_those_of_the_details() -> None:
     assert set(summary.values()) == {0.123}
 
 
-def test_what_was_not_measured_is_null_and_named_with_the_reason() -> None:
-    found = found_of(1.0) | {"bytes": {"missing": "nothing is quantised"}}
+def test_what_was_not_asked_for_is_null() -> None:
+    found = found_of(1.0)
     del found["stall"]
     summary = devices.summary_of(found)
-    assert [key for key in KEYS if summary[key] is None] == [
-        "checkpoint_stall_steps",
-        "int8_bytes_ratio",
-        "nf4_bytes_ratio",
-    ]
-    assert summary["missing"] == {
-        "checkpoint_stall_steps": "it was not asked for",
-        "int8_bytes_ratio": "nothing is quantised",
-        "nf4_bytes_ratio": "nothing is quantised",
-    }
+    assert [key for key in KEYS if summary[key] is None] == ["checkpoint_stall_steps"]
 
 
 def asked_in(folder: Path) -> Asked:
     return Asked(folder=folder, rounds=1, is_fast=True)
 
 
-def test_a_part_that_cannot_be_measured_leaves_the_others_and_one_that_fails_does_not(
+def test_each_part_has_a_folder_and_one_that_fails_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lacking(_: Asked) -> dict[str, Any]:
-        raise MissingError("there is none")
-
     def failing(_: Asked) -> dict[str, Any]:
         raise RuntimeError("it is broken")
 
     parts = {
         "child": Part(measure=lambda asked: {"ratio": 1.0, "at": asked.folder.name}, keys={}),
-        "bytes": Part(measure=lacking, keys={}),
         "plan": Part(measure=failing, keys={}),
     }
     monkeypatch.setattr(devices, "PARTS", parts)
-    found = devices.measured(asked_in(tmp_path), ["child", "bytes"])
+    found = devices.measured(asked_in(tmp_path), ["child"])
     assert (found["child"]["ratio"], found["child"]["at"]) == (1.0, "child")
-    assert found["bytes"]["missing"] == "there is none"
-    for part in found.values():
-        assert len(part["load_before"]) == len(part["load_after"]) == 3
+    assert len(found["child"]["load_before"]) == len(found["child"]["load_after"]) == 3
     with pytest.raises(RuntimeError, match="it is broken"):
         devices.measured(asked_in(tmp_path), ["plan"])
 
 
-def test_figures_of_bytes_are_missing_only_where_their_module_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def absent(name: str) -> Any:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
-    found = devices.measured(asked_in(tmp_path), ["bytes"])
-    assert "devices_bytes.py is not there" in found["bytes"]["missing"]
-
-    def broken(name: str) -> Any:
-        raise ModuleNotFoundError("No module named 'torchao'", name="torchao")
-
-    monkeypatch.setattr(importlib, "import_module", broken)
-    (tmp_path / "again").mkdir()
-    with pytest.raises(ModuleNotFoundError, match="torchao"):
-        devices.measured(asked_in(tmp_path / "again"), ["bytes"])
+def test_quantised_weights_are_fewer_bytes(tmp_path: Path) -> None:
+    found = devices.measured(asked_in(tmp_path), ["bytes"])["bytes"]
+    # A small model's embedding, which stays as it is, is much of it.
+    assert found["nf4_bytes_ratio"] < found["int8_bytes_ratio"] < 0.9
+    assert found["peak_bytes"].keys() == {"BFLOAT16", "INT8", "NF4"}
+    assert min(found["peak_bytes"].values()) > 0
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
