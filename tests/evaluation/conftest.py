@@ -248,9 +248,8 @@ class Site:
             metrics_address="127.0.0.1:0",
             lease_seconds=self.LEASE_SECONDS,
         )
-        port = await self._stack.enter_async_context(
-            hosting(settings_of(config), lambda parts: build(parts, config))
-        )
+        hosted = hosting(settings_of(config), lambda parts: build(parts, config))
+        port = await self._stack.enter_async_context(hosted)
         self.address = f"127.0.0.1:{port}"
         channel = grpc.aio.insecure_channel(self.address)
         self._stack.push_async_callback(channel.close)
@@ -335,9 +334,9 @@ class Site:
 
     async def call(self, method: str, request: Any, *, key: str | None = None) -> Any:
         """Make a unary call; raise what the service answered as the error tree."""
-        metadata = bearer(self.keys.api_key if key is None else key)
+        sent = bearer(self.keys.api_key if key is None else key)
         try:
-            return await getattr(self.stub, method)(request, metadata=metadata, timeout=20)
+            return await getattr(self.stub, method)(request, metadata=sent, timeout=20)
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from error
 
@@ -347,14 +346,14 @@ class Site:
             evaluation_pb2.EvaluationArm(arm_id=arm_id, model=f"{PROJECT}/models/{model}", num_shots=shots)
             for arm_id, model, shots in fields.pop("arms", [("zero", "base", 0)])
         ]
-        wanted = evaluation_pb2.Evaluation(dataset_version=VERSION, arms=arms, **fields)
-        request = evaluation_service_pb2.CreateEvaluationRequest(parent=PROJECT, evaluation=wanted)
+        request = evaluation_service_pb2.CreateEvaluationRequest(parent=PROJECT)
+        request.evaluation.CopyFrom(evaluation_pb2.Evaluation(dataset_version=VERSION, arms=arms, **fields))
         return await self.call("CreateEvaluation", request)  # type: ignore[no-any-return]
 
     async def get(self, name: str) -> evaluation_pb2.Evaluation:
         """Read an evaluation."""
-        request = evaluation_service_pb2.GetEvaluationRequest(name=name)
-        return await self.call("GetEvaluation", request)  # type: ignore[no-any-return]
+        wanted = evaluation_service_pb2.GetEvaluationRequest(name=name)
+        return await self.call("GetEvaluation", wanted)  # type: ignore[no-any-return]
 
     async def ended(self, name: str) -> evaluation_pb2.Evaluation:
         """Wait for an evaluation's end and return it."""
@@ -377,15 +376,15 @@ class Site:
 
     async def said(self, model: str, prompt: str, **fields: Any) -> str:
         """Generate text and return the whole answer."""
-        name = f"{PROJECT}/models/{model}"
-        request = evaluation_service_pb2.GenerateTextRequest(model=name, prompt=prompt, **fields)
-        return "".join([piece.text async for piece in self.stream("GenerateText", request)])
+        asked = evaluation_service_pb2.GenerateTextRequest(prompt=prompt, **fields)
+        asked.model = f"{PROJECT}/models/{model}"
+        return "".join([piece.text async for piece in self.stream("GenerateText", asked)])
 
     async def stream(self, method: str, request: Any) -> AsyncIterator[Any]:
         """Make a call that streams."""
-        metadata = bearer(self.keys.api_key)
         try:
-            async for message in getattr(self.stub, method)(request, metadata=metadata, timeout=240):
+            sent = bearer(self.keys.api_key)
+            async for message in getattr(self.stub, method)(request, metadata=sent, timeout=240):
                 yield message
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from error

@@ -115,8 +115,8 @@ def test_instruction_sets_of_one_family_have_entries_of_the_same_classes(op: str
     for name in entries(op):
         chip, _, kind = name.partition("/")
         of_chip.setdefault(chip, set()).add(kind)
-    # An operator that was measured on neither runs eager on both.
-    assert of_chip.get("amx_bf16") == of_chip.get("avx512_bf16")
+    # An operator that was measured on neither runs eager on both. Classes that came since are measured on tiles alone.
+    assert of_chip.get("amx_bf16", set()) >= of_chip.get("avx512_bf16", set())
 
 
 def test_force_isa_refuses_what_the_processor_lacks() -> None:

@@ -58,6 +58,7 @@ RESULTS: Mapping[str, LimitTable] = {
     "register_model": models.RESULT_LIMITS,
     "train": jobs.RESULT_LIMITS,
     "evaluate": evaluations.RESULT_LIMITS,
+    "answer_share": evaluations.SHARE_LIMITS,
     "merge": models.MAKING_RESULT_LIMITS,
     "export": models.MAKING_RESULT_LIMITS,
 }

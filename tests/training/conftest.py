@@ -365,26 +365,18 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(url)
     blobs = LocalBlobStore(tmp_path / "blobs")
     log = EventLog(database, heartbeat_seconds=0.2)
-    metrics = WorkMetrics(CollectorRegistry(), tuple(TaskKind))
-    queue = Queue(database, log, metrics)
+    queue = Queue(database, log, WorkMetrics(CollectorRegistry(), tuple(TaskKind)))
     (roots := tmp_path / "roots").mkdir()
     models = ModelService(database, log, queue, blobs, [roots])
-    renderings = MemoryRenderings()
-    keeper = MemoryKeeper()
+    renderings, keeper = MemoryRenderings(), MemoryKeeper()
     elsewhere = Elsewhere(database, {"renderings": keeper})
-    crew = Crew()
-    outside = Outside(
-        renderings=renderings,
-        elsewhere=elsewhere,
-        rewards=RewardAddresses(["127.0.0.1", "[::1]:7"]),
-        workers=crew,
-    )
+    crew, rewards = Crew(), RewardAddresses(["127.0.0.1", "[::1]:7"])
+    outside = Outside(renderings=renderings, elsewhere=elsewhere, rewards=rewards, workers=crew)
     jobs = JobService(database, log, queue, models, outside, blobs)
     training = (jobs.family, log, models, blobs, ReleasedBlobs(database, blobs), jobs.rollouts)
     queue.register(TaskKind.TRAIN, TrainHandler(*training))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
-    checkpoints = CheckpointModels(database, models, jobs.family)
-    making = ModelMaking(database, models, checkpoints)
+    making = ModelMaking(database, models, checkpoints := CheckpointModels(database, models, jobs.family))
     for kind in KINDS:
         queue.register(kind, MakingHandler(models, making))
     made = Bench(

@@ -109,7 +109,9 @@ def test_a_driver_that_kills_or_hangs_who_asks_is_told_of(
         raise subprocess.TimeoutExpired(command, 1)
 
     monkeypatch.setattr(subprocess, "run", hangs)
-    with pytest.raises(Unavailable, match="the driver of one hangs"):
+    with pytest.raises(
+        Unavailable, match="known within 300 s, asking for it hangs; LUTHIER_WORKER_DEVICE=cpu"
+    ):
         chosen_device("cuda")
 
 

@@ -68,14 +68,12 @@ def rendered() -> RenderResult:
         num_records=1,
         records=[rendering_pb2.RenderingFindingRecord(filename="a.jsonl", line=1, message="m")],
     )
+    splits = [rendering_pb2.RenderingSplitStatistics(split=dataset_pb2.SPLIT_TEST, tokens=LENGTHS)]
+    unlearnt = rendering_pb2.UnsupervisedRecord(record_id=DIGEST, filename="a.jsonl", line=1, message="m")
     return RenderResult(
         shards=[Shard(file=FILE, num_rows=3)],
-        split_statistics=[
-            rendering_pb2.RenderingSplitStatistics(split=dataset_pb2.SPLIT_TEST, tokens=LENGTHS)
-        ],
-        unsupervised_records=[
-            rendering_pb2.UnsupervisedRecord(record_id=DIGEST, filename="a.jsonl", line=1, message="m")
-        ],
+        split_statistics=splits,
+        unsupervised_records=[unlearnt],
         warnings=["w"],
         digest=DIGEST,
         tokenizer=FILE,

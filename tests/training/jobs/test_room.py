@@ -31,7 +31,7 @@ async def test_a_job_that_is_too_large_for_every_worker_is_refused_with_what_wou
     assert error.metadata["memory_bytes"] == str(2 * GIB)
     assert int(error.metadata["peak_bytes"]) > 2 * GIB
     assert "a job must fit into the memory of a training worker that is there: at the least " in error.message
-    assert "an adapter, or a smaller base model, or start a worker with more" in error.message
+    assert "(sharding FSDP2), or start a worker with more" in error.message
     assert error.message.endswith("there are: a has CPU (a processor) with 2.0 GiB, b has CPU with 1.0 GiB")
     assert await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.0) is None, "nothing was queued"
 
@@ -90,7 +90,7 @@ async def test_a_plan_says_that_no_worker_has_the_memory_and_its_figures_all_the
     plan = await planned(bench, full=FullConfig())
     assert plan.memory.peak_bytes > 2 * GIB
     (warning,) = [text for text in plan.warnings if "no training worker that is there" in text]
-    assert "an adapter, or a smaller base model" in warning
+    assert "an adapter, a smaller base model, or ranks that divide the model" in warning
     assert warning.endswith("there are: a has CPU (a processor) with 2.0 GiB")
     bench.crew.workers = [worker("a", LARGE)]
     assert not [text for text in (await planned(bench, full=FullConfig())).warnings if "worker" in text]

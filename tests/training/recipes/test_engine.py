@@ -66,7 +66,8 @@ def test_second_factors_learn_at_their_own_rate(
     """The first step of AdamW moves each number by the rate."""
     model = tiny_llama()
     insert_lora(model, LoraSpec(rank=4, alpha=8.0), seed=11)
-    weights = Adapter(model, "default", base_model="tiny", b_rate_ratio=ratio)
+    weights = Adapter(model, "default", base_model="tiny")
+    weights.hasten(ratio)
     with torch.no_grad():
         for name, parameter in weights.parameters.items():
             if name.endswith("lora_B"):

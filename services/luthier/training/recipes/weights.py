@@ -123,7 +123,7 @@ class Adapter:
     Weights that it trains whole have float32 masters, as all weights have: what the files hold. `base_model` is the
     name that PEFT's config gives the base, `reference` that of the adapter that it began as: a second one in the model,
     which nobody trains; None: it began as nothing. `score` is the head of a reward model. `seed` decides what the
-    adapter's dropout drops. The factors B learn at `b_rate_ratio` times the rate of the factors A (LoRA+).
+    adapter's dropout drops.
     """
 
     result_files: tuple[str, ...] = (adapter_files.CONFIG_NAME, adapter_files.WEIGHTS_NAME)
@@ -139,7 +139,6 @@ class Adapter:
         score: nn.Parameter | None = None,
         seed: int = 0,
         division: Division | None = None,
-        b_rate_ratio: float = 1.0,
     ) -> None:
         assert reference != name, "the reference is another adapter, as this one changes"
         if reference is not None:
@@ -150,11 +149,7 @@ class Adapter:
         self.divided: Mapping[str, Tensor] = {} if self.shards is None else self._weights
         self._masters = {key: self._master(weight) for key, weight in self._weights.items()}
         self.parameters: Mapping[str, nn.Parameter] = with_score(self._masters, score)
-        self.rates: Mapping[str, float] = (
-            {key: b_rate_ratio for key in self._weights if key.endswith(".lora_B")}
-            if b_rate_ratio != 1
-            else {}
-        )
+        self.rates: Mapping[str, float] = {}
         self._name = name
         self._score = score
         self._base_model = base_model
@@ -163,6 +158,10 @@ class Adapter:
         self._dropout = find_adapter(model, name).spec.dropout
         activate(model, name)
         with_gradients(self.parameters)
+
+    def hasten(self, b_rate_ratio: float) -> None:
+        """Have the factors B learn at so many times the rate of the factors A (LoRA+, arXiv:2402.12354)."""
+        self.rates = {key: b_rate_ratio for key in self._weights if key.endswith(".lora_B")}
 
     def _master(self, weight: nn.Parameter) -> nn.Parameter:
         if self.shards is not None:

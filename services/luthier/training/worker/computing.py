@@ -124,7 +124,7 @@ def _train(
     if collective.num_ranks > 1:
         _check_ranks(desk, count_steps(corpus.lengths("TRAIN"), batches, mixture), collective.num_ranks)
     begun = _begin(desk, engine, run, corpus, loss, fit.micro_batch_tokens)
-    run = _as_begun(desk, run, begun.changed)
+    run = recorder.as_begun(run, begun.changed)
     record = recorder.chosen_is(fit, changed=begun.changed)
     settings = replace(settings, batches=batches)
     with ExitStack() as stack:
@@ -140,17 +140,6 @@ def _train(
     if records is None and not spec.job.HasField("reward_model"):
         recorder.scores(record, held_out_scores(engine, corpus, result.step))
     return result
-
-
-def _as_begun(desk: Desk, run: checkpoint.RunIdentity, changed: Sequence[str]) -> checkpoint.RunIdentity:
-    """Return what a run is known by, and say what is not as it was when it began."""
-    if not changed:
-        return run
-    text = (
-        f"since the run began, {', '.join(changed)} changed: its results may differ from an undisturbed run's"
-    )
-    desk.log(text, "WARNING")
-    return replace(run, bitwise=False)
 
 
 def _fit(

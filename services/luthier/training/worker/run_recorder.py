@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
 from luthier.training.fitting import Fit, memory_message
 from luthier.training.recipe_settings import named_kept
+from luthier.training.recipes.checkpoint import RunIdentity
 from luthier.training.worker.order import Desk
 from luthier.training.worker.surroundings import run_record
 from luthier.v1 import fine_tuning_job_pb2
@@ -46,6 +47,15 @@ class RunRecorder:
         record.activation_checkpointing = named_kept(fit.kept)
         self.desk.run_record(record)
         return record
+
+    def as_begun(self, run: RunIdentity, changed: Sequence[str]) -> RunIdentity:
+        """Return what a run is known by from now on, and say what is not as it was when it began."""
+        if not changed:
+            return run
+        text = ", ".join(changed)
+        text = f"since the run began, {text} changed: its results may differ from an undisturbed run's"
+        self.desk.log(text, "WARNING")
+        return replace(run, bitwise=False)
 
     def scores(
         self,

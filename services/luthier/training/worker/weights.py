@@ -75,8 +75,9 @@ def weights_of(
         score=_score(spec.job, model, division),
         seed=spec.job.hyperparameters.seed,
         division=division,
-        b_rate_ratio=spec.job.lora.lora_plus_ratio or 1.0,
     )
+    if spec.job.lora.lora_plus_ratio:
+        adapter.hasten(spec.job.lora.lora_plus_ratio)
     if begins:
         adapter.begin_from(folder)
     return adapter
