@@ -206,6 +206,6 @@ def test_weights_are_never_all_in_memory_in_bfloat16(tiny_model: ModelMaker, tmp
         held[precision] = int(done.stdout.splitlines()[-1])
     assert size > 100_000
     assert held["BFLOAT16"] > 0.95 * size
-    # Besides what is held for good, a layer of 8 MiB on its way, and what is made of pieces of it.
-    assert held["INT8"] < 0.75 * size, held
+    # Besides what is held for good: a layer of 8 MiB on its way, what is made of pieces of it, and torchao's modules.
+    assert held["INT8"] < 0.95 * size, held
     assert held["NF4"] < 0.5 * size, held

@@ -9,6 +9,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from peft import PeftModel
@@ -247,20 +248,18 @@ async def test_the_head_of_a_model_whose_embedding_it_is_is_not_trained_alone(
     )
 
 
-async def test_a_pattern_that_matches_no_module_fails_the_job_and_names_what_would(
+async def test_a_pattern_that_matches_no_module_is_refused_where_a_worker_tells_its_memory(
     site: Site, model_folder: Path
 ) -> None:
     wanted = job_of()
     wanted.lora.rank_pattern["query"] = 2
     async with site.worker():
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
-        job = await site.ended((await site.create_job("one", wanted)).name)
-    assert job.state == FineTuningJob.STATE_FAILED
-    assert (
-        "the pattern 'query' of rank_pattern must match a module that the adapter changes"
-        in job.error.message
-    )
-    assert "'q_proj'" in job.error.message
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await site.create_job("one", wanted)
+    said = caught.value.details() or ""
+    assert "the pattern 'query' of rank_pattern must match a module that the adapter changes" in said
+    assert "'q_proj'" in said
 
 
 async def test_all_weights_of_a_checkpoint_are_gone_on_with_in_full_precision(
