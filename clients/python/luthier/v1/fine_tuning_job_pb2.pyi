@@ -1085,7 +1085,7 @@ class RunRecord(_message.Message):
     @_builtins.property
     def held_out(self) -> Global___HeldOutScores:
         """What training and generation find of the same tokens after the last step. Unset before it, without validation rows, for reward
-        models and reinforcement, and in records of before this was kept.
+        models, reinforcement and models that ranks divide, and in records of before this was kept.
         """
 
     def __init__(

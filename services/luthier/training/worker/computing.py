@@ -137,7 +137,7 @@ def _train(
             graded = rollouts_of(desk, records, rendering, model, loaded, fit.micro_batch_tokens, longest)
             rollouts = stack.enter_context(graded)
         result = _steps(desk, corpus, settings, run, begun, loss, rollouts)
-    if records is None and not spec.job.HasField("reward_model"):
+    if records is None and not spec.job.HasField("reward_model") and weights.shards is None:
         recorder.scores(record, held_out_scores(engine, corpus, result.step))
     return result
 
