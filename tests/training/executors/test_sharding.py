@@ -27,6 +27,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
     RankRange,
 )
 from luthier.work.children import Children, Program
+from luthier.work.requirements import Equipment
 
 __all__ = ["prompts"]
 
@@ -100,7 +101,7 @@ async def test_a_reward_adapter_of_the_same_base_judges_by_a_base_of_its_own(
         job.hyperparameters.micro_batch_tokens = 80
         return job
 
-    async with prompts.worker(compute=crew_of(children, 2)):
+    async with prompts.worker(compute=crew_of(children, 2), equipment=Equipment(num_ranks=2)):
         await registered(prompts, model_folder, token_rows)
         judge = await ended(prompts, "judge", on_two(judging()))
         steers = {"num_epochs": 2, "learning_rate": 5e-2}
