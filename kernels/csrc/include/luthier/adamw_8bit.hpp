@@ -15,8 +15,8 @@ struct Moment8 {
                            // any float with that upper half; 0 where there is none
 };
 
-// An update of AdamW (arXiv:1711.05101) in place, block by block: moments are widened, changed, used, and rounded to the
-// nearest value of what their block's greatest is 1 of.
+// An update of AdamW (arXiv:1711.05101) in place, block by block: moments are widened, changed, used, and rounded to
+// the nearest value of what their block's greatest is 1 of.
 struct AdamW8 {
   float* weight;      // [num_blocks][block]
   const float* grad;  // likewise
