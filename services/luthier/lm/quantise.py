@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
 from luthier.kernels.dequantise import is_quantised
-from luthier.lm.memory import FilePages
+from luthier.lm.memory import FilePages, give_back
 from luthier.lm.precision import NF4_BLOCK, Precision, scales_together
 
 _PIECE_ELEMENTS = 1 << 18
@@ -49,6 +49,8 @@ def quantise_linears(model: PreTrainedModel, precision: Precision, device: torch
             ) from error
         module.weight = nn.Parameter(held, requires_grad=False)
         pages.give_back(before)
+        # Each is made by way of larger pieces: glibc would keep their memory, as much again as the weights take.
+        give_back(before.device)
 
 
 @torch.no_grad()
