@@ -142,3 +142,13 @@ def _scanned_once_a_launch() -> Iterator[None]:
 
     with scanned_once_a_launch():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _default_type_kept() -> Iterator[None]:
+    """No test leaves torch computing in another type: the tests after it would fail, and not this one."""
+    yield
+    if torch := sys.modules.get("torch"):
+        found = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        assert found == torch.float32, f"torch's default type must still be float32, got {found}"

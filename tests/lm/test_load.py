@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def test_load_model_gives_the_saved_weights_frozen_in_eval_mode(
     assert not loaded.training
     assert loaded.config._attn_implementation == IMPLEMENTATION
     assert loaded.lm_head.weight is loaded.base_model.embed_tokens.weight
+
+
+def test_loading_in_several_threads_leaves_the_process_as_it_was(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
+    """transformers changes the default type and whether weights are tied, for all threads, while it loads."""
+    folder = saved(tiny_model(), tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        loaded = list(threads.map(lambda _: load_model(folder), range(24)))
+    assert torch.get_default_dtype() == torch.float32
+    assert all(one.lm_head.weight is one.base_model.embed_tokens.weight for one in loaded)
+    assert load_model(folder).lm_head.weight.dtype == torch.bfloat16
 
 
 def test_load_model_is_bfloat16_unless_told_otherwise(tiny_model: ModelMaker, tmp_path: Path) -> None:

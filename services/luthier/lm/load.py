@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,10 @@ from luthier.lm.quantise import quantise_linears
 _MAX_WORDS = 300
 _CLASSIFIER = "ForSequenceClassification"
 _WEIGHTS_NAME = "model.safetensors"
+
+# `from_pretrained` changes the process while it works (torch's default dtype, whether weights are tied) and puts back
+# what it found: two at a time would put back what the other one set.
+_ONE_AT_A_TIME = Lock()
 
 
 def load_model(
@@ -172,16 +177,17 @@ def load_weights(directory: Path, auto_class: Any = AutoModelForCausalLM, **opti
     # A worker's standard error is its log.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        loaded: Any = auto_class.from_pretrained(
-            directory,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            # Reported below with its name, instead of raised without.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+        with _ONE_AT_A_TIME:
+            loaded: Any = auto_class.from_pretrained(
+                directory,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                # Reported below with its name, instead of raised without.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     # Parsers of foreign files fail with whatever they stumble over: struct.error, KeyError, RuntimeError.
