@@ -9,7 +9,10 @@ import calibration
 import pytest
 from calibration import CONFIGURATIONS, Configuration, Found, summary_of
 
+# A run must not take more than it was told. What a plan says too much only refuses early: on tiles glibc leaves less
+# memory unused than plans say for all processors.
 MEMORY_ERROR = 0.15
+MEMORY_SPARED = 0.25
 TIME_ERROR = 0.4
 
 
@@ -20,13 +23,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def assert_memory_holds(found: Found) -> None:
+    taken_more = found.memory / found.expected_memory - 1
+    assert -MEMORY_SPARED <= taken_more <= MEMORY_ERROR, asdict(found)
+
+
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
 def test_a_plan_holds_for_a_real_run(model: Path, configuration: Configuration) -> None:
     found = calibration.measured(configuration, model)
     assert found.memory > 100 << 20, "libraries are not what is measured"
-    assert found.memory_error <= MEMORY_ERROR, asdict(found)
+    assert_memory_holds(found)
     assert found.time_error <= TIME_ERROR, asdict(found)
 
 
@@ -34,7 +42,7 @@ def test_a_run_that_keeps_its_inputs_alone_takes_what_the_plan_says(model: Path)
     """The one of all configurations that is quick enough for every day; time is not looked at."""
     (configuration,) = [one for one in CONFIGURATIONS if one.name == "adapter, long rows, FULL"]
     found = calibration.measured(replace(configuration, row_tokens=64), model)
-    assert found.memory_error <= MEMORY_ERROR, asdict(found)
+    assert_memory_holds(found)
     assert found.expected_seconds > 0 < found.seconds
 
 
