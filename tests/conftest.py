@@ -80,8 +80,11 @@ def shared(test: str) -> str:
 
 
 def num_processes(text: str) -> int:
-    """Read a number of processes; `auto` is one more than there are cores: often one waits for a service."""
-    return len(os.sched_getaffinity(0)) + 1 if text == "auto" else int(text)
+    """Read a number of processes; `auto` is two more than there are cores, and at most four.
+
+    Often one waits for a service, and each may have workers that take memory.
+    """
+    return min(4, len(os.sched_getaffinity(0)) + 2) if text == "auto" else int(text)
 
 
 @pytest.hookimpl(tryfirst=True)
