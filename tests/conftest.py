@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -100,7 +99,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds `--isa`: the kernels' tests run with these instruction sets alone; and `--processes`."""
     parser.addoption(
-        "--processes", type=num_processes, default=0, help="run the tests in as many; auto: as many as are quickest"
+        "--processes",
+        type=num_processes,
+        default=0,
+        help="run the tests in as many; auto: as many as are quickest",
     )
     parser.addoption(
         "--isa", action="append", help="only this instruction set (may be repeated; default: all)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 import warnings
 from collections import deque
@@ -96,10 +97,12 @@ class _Processes:
                 self._start(place)
             yield self
         finally:
+            # One that has nobody to tell ends what its tests share; Ctrl-C has reached it by itself.
+            for line in self._by_line:
+                line.close()
+            deadline = time.monotonic() + _END_SECONDS
             for process in self._by_line.values():
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-                os.waitpid(process.pid, 0)
+                _end(process.pid, deadline)
 
     def hear(self) -> bool:
         """Take in what is said next; returns whether any process goes on."""
@@ -171,7 +174,7 @@ class _Work:
         self._line = line
 
     def run(self, place: int) -> None:
-        """Run what is given until there is no more."""
+        """Run what is given until there is no more, or nobody to tell of it."""
         config = self._session.config
         plugins = config.pluginmanager
         for name in ("terminalreporter", "lfplugin", "nfplugin", "stepwiseplugin"):
@@ -179,6 +182,13 @@ class _Work:
         plugins.register(self, "forked")
         _capture_anew(plugins.getplugin("capturemanager"))
         _use_folder(config, place)
+        try:
+            self._run()
+        finally:
+            # What is shared, where it stopped in between.
+            self._session._setupstate.teardown_exact(None)
+
+    def _run(self) -> None:
         given = deque(self._next())
         while given and not self._session.shouldfail and not self._session.shouldstop:
             at = given.popleft()
@@ -188,8 +198,6 @@ class _Work:
             following = self._session.items[given[0]] if given else None
             item = self._session.items[at]
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        # What is shared, where it stopped in between.
-        self._session._setupstate.teardown_exact(None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Say how a phase of a test went."""
@@ -224,13 +232,21 @@ def _forked(work: Callable[[], int]) -> int:
     code = 1
     try:
         code = work()
-    except KeyboardInterrupt:
-        pass
+    except (KeyboardInterrupt, EOFError, ConnectionError):
+        pass  # nobody waits for more
     except BaseException:
         os.write(errors, traceback.format_exc().encode())
     finally:
         # What was registered for the end of the process that collected is not for this one.
         os._exit(code)
+
+
+def _end(pid: int, deadline: float) -> None:
+    """Wait until a process has ended, from the deadline on by force."""
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _capture_anew(manager: Any) -> None:

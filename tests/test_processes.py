@@ -1,10 +1,13 @@
-"""Tests in several processes: each runs once, what is together stays together, and a process that dies fails its test."""
+"""Tests in several processes: each runs once, groups stay together, and a process that dies fails its test."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -76,15 +79,28 @@ def test_comes_after_all():
 """
 
 
+WAITING = """
+import time
+import pytest
+
+@pytest.mark.parametrize("number", range(2))
+def test_waits(told, number):
+    time.sleep(600)
+
+def test_waits_too(told):
+    time.sleep(600)
+"""
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", "."]
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
     """What pytest printed, and what the tests told."""
     folder = tmp_path_factory.mktemp("some")
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", "."]
     done = subprocess.run(
-        [*command, f"--basetemp={folder / 'temporary'}", "."],
+        [*PYTEST, f"--basetemp={folder / 'temporary'}", "."],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -131,6 +147,31 @@ def test_run_sets_up_and_tears_down_what_a_session_shares_in_each_process(
     began, ended = ({pid for pid, _ in of(told, kind)} for kind in ("set up", "torn down"))
     died = {pid for pid, (name,) in of(told, "ran") if name == "test_some.py::test_dies[1]"}
     assert began - ended == died
+
+
+def test_run_ends_with_what_is_shared_torn_down_where_it_is_interrupted(tmp_path: Path) -> None:
+    """Two processes are in tests that do not end; Ctrl-C reaches all three."""
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_some.py").write_text(WAITING)
+    with subprocess.Popen(
+        [*PYTEST, f"--basetemp={tmp_path / 'temporary'}", "."],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as running:
+        told = tmp_path / "told"
+        deadline = time.monotonic() + 60
+        while not (told.exists() and told.read_text().count('["ran"') == 2) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        printed, _ = running.communicate(timeout=60)
+    assert running.returncode == pytest.ExitCode.INTERRUPTED, printed
+    found = [json.loads(line) for line in told.read_text().splitlines()]
+    began, ended = ({pid for pid, _ in of(found, kind)} for kind in ("set up", "torn down"))
+    assert began == ended
+    assert len(ended) == 2
 
 
 def test_group_puts_together_what_has_one_name_in_the_order_of_the_first() -> None:
