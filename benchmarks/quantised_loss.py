@@ -42,7 +42,7 @@ from luthier.training.recipes.weights import Adapter, AllWeights, Weights
 RESULTS = Path(__file__).parent / "results"
 _CPU = torch.device("cpu")
 _SEED = 0
-_RATE = 2e-4
+_RATE = 5e-3
 _OWN_RATE = 1e-3
 
 
@@ -178,6 +178,8 @@ def main() -> None:
     parser.add_argument("--model", choices=["both", "own", "demo"], default="both")
     parser.add_argument("--fast", action="store_true", help="a smoke run, of the own model alone")
     arguments = parser.parse_args()
+    # Losses do not depend on it, and two threads of which one waits for its processor take ten times as long.
+    torch.set_num_threads(1)
     sizes = FAST if arguments.fast else Sizes()
     document: dict[str, Any] = {}
     summary: dict[str, float] = {}
