@@ -44,8 +44,8 @@ def states_violations(job: FineTuningJob) -> Iterator[FieldViolation]:
     if job.requirements.device == DEVICE_KIND_CPU:
         yield FieldViolation(
             field="fine_tuning_job.requirements.device",
-            description="must be unset or a GPU with optimiser_states OFFLOADED: a processor has no other memory to hold "
-            "moments in; got CPU",
+            description="must be unset or a GPU with optimiser_states OFFLOADED: a processor has no other memory to "
+            "hold moments in; got CPU",
         )
 
 

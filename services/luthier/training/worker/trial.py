@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import LuthierError, Reason, Unavailable
