@@ -144,7 +144,8 @@ def test_moments_in_main_memory_change_no_bit_on_a_gpu(
 ) -> None:
     device, found = torch.device("cuda"), []
     for settings in (OPTIMISER, OFFLOADED):
-        engine = Engine(AllWeights(tiny_llama(torch.bfloat16).to(device)), settings, device)
+        model: Any = tiny_llama(torch.bfloat16)
+        engine = Engine(AllWeights(model.to(device)), settings, device)
         losses = trained(engine, batches)
         held = {one.device.type for one in engine.optimiser_state().values()}
         assert held == ({"cpu"} if settings.states == "OFFLOADED" else {"cuda"})
