@@ -147,6 +147,7 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
         num_scaled=outputs,
         num_whole=num_whole,
         num_in_8_bits=_num_in_8_bits(job, shape, ranks, num_whole),
+        offloads_moments=states_of(job.hyperparameters.optimiser_states) == "OFFLOADED",
         has_trained_head=has_head and read != "VALUES",
         read=read,
         holds_logits=read != "VALUES" and not has_head and _holds_logits(shape, read),
@@ -161,7 +162,7 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
 
 def _num_in_8_bits(job: FineTuningJob, shape: ModelShape, ranks: Mapping[str, int], num_whole: int) -> int:
     """Return how many of the weights that a job trains have moments of 8 bits: those of its large matrices."""
-    if states_of(job.hyperparameters.optimiser_states) == "FLOAT32":
+    if states_of(job.hyperparameters.optimiser_states) != "INT8":
         return 0
     words = shape.vocabulary * shape.hidden
     if job.HasField("full"):

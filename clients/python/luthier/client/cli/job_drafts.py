@@ -174,8 +174,9 @@ _JOB_OPTIONS = (
     field_option(
         "--optimiser-states",
         field="hyperparameters.optimiser_states",
-        type=click.Choice(["float32", "int8"]),
-        help="What the optimiser's moments are held in between updates. [default: float32]",
+        type=click.Choice(["float32", "int8", "offloaded"]),
+        help="What the optimiser's moments are held in between updates; offloaded: in main memory beside a GPU. "
+        "[default: float32]",
     ),
     field_option("--seed", field="hyperparameters.seed", type=int, help="Seed of the run. [default: 0]"),
     field_option(
