@@ -229,8 +229,8 @@ def _move_into_place(
     for path in [path for path in staging.rglob("*") if path.is_file() and path not in wanted]:
         path.unlink()
     staging.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():
-        (staging / path).write_bytes(text)
+    for written, text in texts.items():
+        (staging / written).write_bytes(text)
     if target.exists():
         target.rmdir()
     shutil.move(staging, target)
