@@ -12,7 +12,7 @@ import torch
 
 from luthier.errors import InvalidArgument, Reason
 from luthier.lm import draw
-from luthier.lm.decoding import plain_logits, scaled_logits
+from luthier.lm.passes import plain_logits, scaled_logits
 from luthier.lm.draw import draw_rows, row_generator
 from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest
