@@ -96,7 +96,10 @@ def attention(
 
 
 def _attend_apart(
-    module: nn.Module, heads: tuple[Tensor, Tensor, Tensor], joint: "Sequence[CachedRows]", options: dict[str, Any]
+    module: nn.Module,
+    heads: tuple[Tensor, Tensor, Tensor],
+    joint: "Sequence[CachedRows]",
+    options: dict[str, Any],
 ) -> Tensor:
     """Let each part's rows attend to what its cache holds, as if there were no other part."""
     outputs, start = [], 0

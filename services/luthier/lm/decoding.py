@@ -240,4 +240,3 @@ def compute_prefix(
         forward(model, Pass(tokens[:, start:end], columns[None], visible[None], cache))
         yield []
     return cache.keys_values()
-

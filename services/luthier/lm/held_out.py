@@ -24,9 +24,7 @@ def sampler_logprobs(model: PreTrainedModel, row: HeldOutRow) -> list[float]:
     for place in range(max(row.positions, default=0)):
         column = torch.tensor([[place]], device=model.device)
         visible = torch.ones(1, 1, place + 1, dtype=torch.bool, device=model.device)
-        logits_1V = forward(
-            model, Pass(ids_1T[:, place : place + 1], column, visible, cache, head=_logits)
-        )
+        logits_1V = forward(model, Pass(ids_1T[:, place : place + 1], column, visible, cache, head=_logits))
         if place + 1 in wanted:
             found.append(_logprob(logits_1V[0], row.token_ids[place + 1]))
     return found
