@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.lm.engine_requests import PROMPTS, collect, request, run, with_adapter
 
+from luthier.errors import ResourceExhausted
 from luthier.lm.blocks import use_kernels
 from luthier.lm.engine import Engine
 
@@ -134,6 +135,7 @@ def test_what_fails_in_company_fails_alone_and_the_others_go_on(
     while engine.wait(0):
         collect(engine.step(), answers, {})
     (failure,) = engine.take_failures().values()
+    assert isinstance(failure, ResourceExhausted)
     assert failure.reason == "OUT_OF_MEMORY"
     assert "1 at a time of up to 11 and 12 tokens do not" in failure.message
     for row in range(len(PROMPTS)):
