@@ -100,7 +100,7 @@ def _logits(model: PreTrainedModel, passes: Sequence[Pass], hidden: Sequence[Ten
     plain = [place for place, one in enumerate(passes) if one.head is plain_logits]
     if plain:
         together = plain_logits(model, torch.cat([hidden[place] for place in plain]))
-        found.update(zip(plain, together.split([len(hidden[place]) for place in plain]), strict=True))
+        found.update(zip(plain, torch.split(together, [len(hidden[place]) for place in plain]), strict=True))
     for place, one in enumerate(passes):
         if place not in found:
             found[place] = one.head(model, hidden[place])
