@@ -1,8 +1,9 @@
 """What plans say of memory and time against real runs, each in a process of its own.
 
 `python benchmarks/calibration.py` trains a small random model in several ways and ends with one line of JSON:
-`plan_memory_error` and `plan_time_error`, the largest of all configurations, and `full_memory_ratio`, what a pass takes
-whose layers keep their input alone by what it takes whose layers keep all. Memory is the most that the process held
+`plan_memory_error` and `plan_time_error`, the largest of all configurations, `plan_told_time_error`, the same of the
+time that a plan tells by the rates that it has of the instruction set, and `full_memory_ratio`, what a pass takes whose
+layers keep their input alone by what it takes whose layers keep all. Memory is the most that the process held
 above what its libraries take (VmHWM), time that of the processor for a step after the first one, so that others who
 use the machine do not count; the rates of products and of memory are measured in the same process before.
 """
@@ -333,6 +334,7 @@ def largest_errors(found: Sequence[Found]) -> dict[str, float]:
     return {
         "plan_memory_error": max(one.memory_error for one in found),
         "plan_time_error": max(one.time_error for one in found),
+        "plan_told_time_error": max(one.planned_time_error for one in found),
     }
 
 

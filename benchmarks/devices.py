@@ -11,8 +11,9 @@ JSON, of medians over all rounds:
     checkpoint_stall_steps  how much longer the step behind a checkpoint of 500 MB takes, in steps (`devices_stall.py`)
     int8_bytes_ratio,       bytes of base weights by those in bfloat16 (`devices_bytes.py`)
     nf4_bytes_ratio
-    plan_memory_error,      the largest of what a plan is off by, over all configurations of `calibration.py`
-    plan_time_error
+    plan_memory_error       the largest of what a plan is off by, over all configurations of `calibration.py`
+    plan_time_error         the same of a step's time, by the rates that each process reached just before
+    plan_told_time_error    the same of the time that a plan tells, by the rates that it has of the instruction set
 
 What was not asked for is null there. All details, the machine and its load (`/proc/loadavg`
 around each part) go to `results/devices.json` once all parts were asked for. It needs two processors, and nothing else
@@ -98,7 +99,11 @@ PARTS: Mapping[str, Part] = {
     ),
     "plan": Part(
         measure=_plan,
-        keys={"plan_memory_error": "plan_memory_error", "plan_time_error": "plan_time_error"},
+        keys={
+            "plan_memory_error": "plan_memory_error",
+            "plan_time_error": "plan_time_error",
+            "plan_told_time_error": "plan_told_time_error",
+        },
     ),
 }
 

@@ -54,7 +54,7 @@ def test_a_summary_has_the_largest_errors() -> None:
             expected_memory=100,
             seconds=seconds,
             expected_seconds=1.0,
-            planned_seconds=1.0,
+            planned_seconds=2.0,
             runtime=1,
             operations=1.0,
             trained_head=1.0,
@@ -67,6 +67,9 @@ def test_a_summary_has_the_largest_errors() -> None:
     told = summary_of(every)
     assert told["plan_memory_error"] == pytest.approx(0.25)
     assert told["plan_time_error"] == pytest.approx(0.2)
+    assert told["plan_told_time_error"] == pytest.approx(1.0), (
+        "what the plan tells is no better for rates of the moment"
+    )
     assert told["full_memory_ratio"] == pytest.approx(0.8)
     assert told["full_time_ratio"] == pytest.approx(1.25)
 

@@ -19,6 +19,7 @@ KEYS = (
     "nf4_bytes_ratio",
     "plan_memory_error",
     "plan_time_error",
+    "plan_told_time_error",
 )
 
 

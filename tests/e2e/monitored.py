@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from deploy.asking import Prometheus
 from deploy.grafana.dashboards import DASHBOARDS
-from deploy.pictures import Line, draw
+from deploy.pictures import Line, Times, draw
 from deploy.write import ROOT
 from tests.e2e.conftest import (
     SERVICES,
@@ -57,7 +57,7 @@ class Seen:
     """What each panel of each dashboard shows of a run, by the dashboard's uid and the panel's title."""
 
     panels: dict[str, dict[str, list[Line]]]
-    seconds: float
+    times: Times
 
 
 def monitored(home: Path) -> Seen:
@@ -78,7 +78,7 @@ def monitored(home: Path) -> Seen:
         panels = {
             board.uid: asked.panels(board, VARIABLES, began, ended, STEP_SECONDS) for board in DASHBOARDS
         }
-    return Seen(panels=panels, seconds=ended - began)
+    return Seen(panels=panels, times=Times(first=began, last=ended, step=STEP_SECONDS))
 
 
 @contextmanager
@@ -174,11 +174,11 @@ def draw_all(seen: Seen, folder: Path) -> None:
     """Draw each dashboard into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     note = (
-        f"Drawn without Grafana from the answers of a Prometheus that scraped a run of {seen.seconds:.0f} s "
+        f"Drawn without Grafana from the answers of a Prometheus that scraped a run of {seen.times.span:.0f} s "
         f"with a tiny model, its rates over {RATE_SECONDS} s."
     )
     for board in DASHBOARDS:
-        picture = draw(board, seen.panels[board.uid], note)
+        picture = draw(board, seen.panels[board.uid], seen.times, note)
         (folder / f"{board.uid}.svg").write_text(picture, encoding="utf-8")
 
 

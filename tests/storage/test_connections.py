@@ -1,5 +1,9 @@
 import asyncio
+import sqlite3
+import threading
 from pathlib import Path
+
+import pytest
 
 from luthier.storage.connections import connect
 
@@ -18,3 +22,34 @@ async def test_who_gives_up_a_close_does_not_hold_up_another(tmp_path: Path) -> 
     first.cancel()
     async with asyncio.timeout(10):
         await asyncio.gather(first, connection.close(), return_exceptions=True)
+
+
+async def test_what_is_opened_after_its_opener_was_cancelled_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    opened: list[sqlite3.Connection] = []
+    really = sqlite3.connect
+
+    def slow(database: str) -> sqlite3.Connection:
+        go_on.wait(10)
+        opened.append(really(database, check_same_thread=False))
+        return opened[0]
+
+    monkeypatch.setattr(sqlite3, "connect", slow)
+    connection = connect(str(tmp_path / "a.db"))
+
+    async def opens() -> None:
+        await connection
+
+    opener = asyncio.create_task(opens())
+    await asyncio.sleep(0.05)
+    opener.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opener
+    go_on.set()
+    stopped = connection.stop()
+    assert stopped is not None
+    await stopped
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")

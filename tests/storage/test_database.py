@@ -2,12 +2,15 @@
 # ruff: noqa: PT012
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator
+import gc
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import InvalidArgument
@@ -297,3 +300,72 @@ async def test_what_is_rolled_back_is_no_commit(database: Database) -> None:
     async with database.unit_of_work():
         pass
     assert watch.commits == []
+
+
+@contextmanager
+def nothing_dropped() -> Iterator[None]:
+    """No connection that was made in the block is forgotten while it is open."""
+    gc.collect()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+        gc.collect()
+    assert [str(one.message) for one in told if issubclass(one.category, ResourceWarning)] == []
+
+
+@pytest.mark.parametrize("opened", ["reading", "transaction"])
+async def test_who_is_cancelled_while_it_connects_leaves_no_connection_open(
+    tmp_path: Path, opened: str
+) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+
+    async def connects() -> None:
+        async with getattr(database, opened)():
+            raise AssertionError("it was cancelled")
+
+    @event.listens_for(database._engine.sync_engine, "connect", insert=True)
+    def _cancel(*_: object) -> None:
+        if (task := asyncio.current_task()) is not None:
+            task.cancel()
+
+    with nothing_dropped():
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(connects())
+        event.remove(database._engine.sync_engine, "connect", _cancel)
+        async with database.transaction() as connection:
+            await connection.execute(text("CREATE TABLE t (x INTEGER NOT NULL)"))
+        await database.close()
+
+
+@pytest.mark.parametrize("opened", ["reading", "transaction"])
+async def test_who_reads_or_writes_when_the_database_is_closed_leaves_no_connection_open(
+    tmp_path: Path, opened: str
+) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    with nothing_dropped():
+        async with getattr(database, opened)() as connection:
+            await connection.execute(text("SELECT 1"))
+            await database.close()
+
+
+async def test_a_reader_that_is_cancelled_gives_its_connection_back_before_it_ends(
+    tmp_path: Path,
+) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    reads = asyncio.Event()
+
+    async def read() -> None:
+        async with database.reading() as connection:
+            await connection.execute(text("SELECT 1"))
+            reads.set()
+            await asyncio.sleep(60)
+
+    reader = asyncio.create_task(read())
+    await reads.wait()
+    reader.cancel()
+    await asyncio.sleep(0)
+    reader.cancel()  # while it gives back
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert database._engine.sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await database.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.work.conftest import Bench
+from sqlalchemy import update
+from tests.work.conftest import Bench, new_task
 
 from luthier.errors import Failure
 from luthier.runtime.catalogue import queue, workers
@@ -13,6 +16,7 @@ from luthier.work.metrics import fault_of
 from luthier.work.queue_figures import REASONS
 from luthier.work.repository import Tasks
 from luthier.work.requirements import Equipment, Requirements
+from luthier.work.schema import tasks
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.work.workers import Worker, Workers
 from luthier.worker.v1.worker_service_pb2 import WorkerFigures
@@ -64,6 +68,12 @@ async def test_a_task_waits_for_a_worker_with_what_it_requires(bench: Bench) -> 
     assert why(bench) == {"NO_FITTING_WORKER": 1.0}
 
 
+async def test_a_task_waits_for_a_worker_with_as_many_ranks(bench: Bench) -> None:
+    await bench.enqueue(required=Requirements(num_ranks=4))
+    await bench.look(present(bench, "w"))
+    assert why(bench) == {"NO_FITTING_WORKER": 1.0}
+
+
 async def test_a_task_waits_its_turn_or_for_workers_that_are_busy(bench: Bench) -> None:
     there = present(bench, "w")
     await bench.enqueue("jobs/a")
@@ -107,6 +117,30 @@ async def test_nothing_is_shown_of_a_project_whose_tasks_are_gone(bench: Bench) 
     await bench.claim()
     await bench.look()
     assert series(bench.registry, queue.OLDEST.name) == {}
+
+
+async def test_what_closes_some_work_has_its_turn_and_waits_since_it_was_queued_itself(bench: Bench) -> None:
+    await queue_share(bench, "jobs/a", 1)
+    async with bench.database.transaction() as connection:
+        hour_us = 3600 * 1_000_000
+        ago = {"queued_at_us": tasks.c.queued_at_us - hour_us, "turn_at_us": tasks.c.turn_at_us - hour_us}
+        await connection.execute(update(tasks).values(ago))
+    await bench.claim()
+    await bench.enqueue("jobs/b")
+    await queue_share(bench, "jobs/a", 0)
+    waited = sum(series(bench.registry, f"{queue.QUEUE_WAIT.name}_sum").values())
+    assert waited > 3600
+    await bench.look()
+    assert max(series(bench.registry, queue.OLDEST.name).values()) < 60
+    closing = await bench.claim()
+    assert closing is not None
+    assert (closing.subject, closing.share) == ("jobs/a", 0), "jobs/b came later than its first share"
+    assert sum(series(bench.registry, f"{queue.QUEUE_WAIT.name}_sum").values()) < waited + 60
+
+
+async def queue_share(bench: Bench, subject: str, share: int) -> None:
+    async with bench.database.transaction() as connection:
+        await bench.queue.enqueue(connection, replace(new_task(subject), share=share))
 
 
 async def test_workers_are_shown_with_what_they_have_and_say(bench: Bench) -> None:

@@ -37,8 +37,10 @@ def test_tasks_of_an_earlier_release_are_taken_over(tmp_path: Path) -> None:
         found = new.execute(
             "SELECT task_id, claim, not_before_us, delays, ended_at_us, heard FROM tasks"
         ).fetchall()
+        turns = new.execute("SELECT DISTINCT turn_at_us FROM tasks").fetchall()
         required = new.execute(
             "SELECT DISTINCT required_device, required_memory_bytes, said, told FROM tasks"
         ).fetchall()
     assert sorted(found) == [("d", "", 0, 0, 77, 1), ("l", "", 0, 0, 0, 1), ("q", "", 0, 0, 0, 1)]
+    assert turns == [(77,)], "as old as they were"
     assert required == [("", 0, "", 0)], "any worker may do them, as before"

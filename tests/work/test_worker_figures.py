@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.work.hosted import serve
 from tests.work.test_queue_figures import series
 
@@ -56,6 +59,24 @@ def test_the_family_of_a_process_is_all_that_it_has_started() -> None:
         os.kill(grandchild, 9)
         child.communicate("")
     assert resident_bytes(child.pid) == 0
+
+
+def test_a_process_that_ends_while_its_family_is_looked_for_is_nobodys_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is seen among its parent's children, and is gone when its own are asked for."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        for name in ("scandir", "listdir"):
+            really = getattr(os, name)
+
+            def gone(path: object, really: Callable[[object], object] = really) -> object:
+                if str(path) == f"/proc/{child.pid}/task":
+                    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), str(path))
+                return really(path)
+
+            monkeypatch.setattr(os, name, gone)
+        assert child.pid in set(family_of(os.getpid()))
+        child.kill()
 
 
 async def test_a_workers_figures_and_its_tasks_are_shown_by_its_service(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ class Database:
         self._writers = self._engine.execution_options(luthier_write=True)
         self._writing = asyncio.Lock()
         self._has_reserve = False
+        self._is_closed = False
         self._observer: DatabaseObserver | None = None
 
     def observe(self, observer: DatabaseObserver) -> None:
@@ -160,7 +161,8 @@ class Database:
             _time_statements(engine, observer)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection: those that somebody has just now, when they come back."""
+        self._is_closed = True
         await self._engine.dispose()
         self._threads.shutdown()
         self._reader.dispose()
@@ -250,8 +252,18 @@ class Database:
         if unit is not None and unit.connection is not None and self._joins(unit):
             yield unit.connection
             return
-        async with self._engine.connect() as connection:
+        connection = await self._engine.connect()
+        try:
             yield connection
+        finally:
+            await _finished(self._give_back(connection))
+
+    async def _give_back(self, connection: AsyncConnection) -> None:
+        """Let go of a connection; what is not committed is rolled back."""
+        if self._is_closed:
+            # Its pool is gone: there it would stay open until somebody collects the garbage.
+            await connection.invalidate()
+        await connection.close()
 
     def is_writing(self) -> bool:
         """Tell whether the current task has a write transaction open, so that nobody else can write."""
@@ -321,8 +333,7 @@ class Database:
         finally:
             if unit.connection is not None:
                 try:
-                    # Closing rolls back what is not committed.
-                    await _finished(unit.connection.close())
+                    await _finished(self._give_back(unit.connection))
                 finally:
                     self._writing.release()
 

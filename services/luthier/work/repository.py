@@ -58,7 +58,7 @@ class Tasks:
     """The tasks table; every method runs in the caller's transaction."""
 
     async def add(self, connection: AsyncConnection, new: NewTask) -> Task:
-        """Store a queued task, as old as the oldest of its resource: what remains of some work waits no turn anew."""
+        """Store a queued task, whose turn is that of its resource's first: what remains of work waits none anew."""
         task = Task(
             task_id=uuid.uuid4().hex,
             kind=new.kind,
@@ -76,11 +76,13 @@ class Tasks:
             heard=False,
             share=new.share,
         )
-        oldest = select(func.min(tasks.c.queued_at_us)).where(tasks.c.uid == new.uid)
+        now_us = _now_us()
+        first = select(func.min(tasks.c.turn_at_us)).where(tasks.c.uid == new.uid)
         row = {name: getattr(task, name) for name in Task.__slots__}
         row |= {
             "resources": list(new.resources),
-            "queued_at_us": (await connection.execute(oldest)).scalar() or _now_us(),
+            "queued_at_us": now_us,
+            "turn_at_us": (await connection.execute(first)).scalar() or now_us,
             "required_device": new.required.device,
             "required_memory_bytes": new.required.memory_bytes,
             "required_ranks": new.required.num_ranks,
@@ -130,8 +132,8 @@ class Tasks:
     async def take_next(self, connection: AsyncConnection, wanted: Wanted) -> tuple[Task, float] | None:
         """Lease the task whose turn it is of those that the worker can do; returns it and the seconds it waited.
 
-        Projects take turns: the one that holds the fewest leases of a kind comes first, then the task queued
-        longest. A task that requires more than the worker has takes nobody's turn.
+        Projects take turns: the one that holds the fewest leases of a kind comes first, then the task whose turn is the
+        oldest. A task that requires more than the worker has takes nobody's turn.
         """
         held = (
             select(tasks.c.kind, tasks.c.project, func.count().label("number"))
@@ -151,7 +153,7 @@ class Tasks:
                 tasks.c.required_memory_bytes <= wanted.equipment.memory_bytes,
                 tasks.c.required_ranks <= wanted.equipment.ranks_met,
             )
-            .order_by(func.coalesce(held.c.number, 0), tasks.c.queued_at_us)
+            .order_by(func.coalesce(held.c.number, 0), tasks.c.turn_at_us)
             .limit(1)
         )
         row = (await connection.execute(statement)).first()
@@ -228,6 +230,7 @@ class Tasks:
             task_id,
             state=TaskState.QUEUED,
             queued_at_us=now_us,
+            turn_at_us=now_us,
             not_before_us=now_us + round(seconds * 1e6) if seconds else 0,
             losses=losses,
         )
@@ -280,6 +283,7 @@ class Tasks:
             columns.state,
             columns.required_device,
             columns.required_memory_bytes,
+            columns.required_ranks,
         )
         now_us = _now_us()
         statement = (
@@ -298,7 +302,11 @@ class Tasks:
                 kind=TaskKind(row.kind),
                 project=row.project,
                 state=TaskState(row.state),
-                required=Requirements(device=row.required_device, memory_bytes=row.required_memory_bytes),
+                required=Requirements(
+                    device=row.required_device,
+                    memory_bytes=row.required_memory_bytes,
+                    num_ranks=row.required_ranks,
+                ),
                 number=row.number,
                 num_put_off=row.put_off,
                 oldest_seconds=max(0.0, (now_us - row.since_us) / 1e6),

@@ -79,8 +79,13 @@ class Measured:
 def family_of(pid: int) -> Iterator[int]:
     """Yield a process and all that it and its children have started, as far as they are there."""
     yield pid
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in _text(tasks).split():
+    tasks = Path(f"/proc/{pid}/task")
+    try:
+        threads = os.listdir(tasks)
+    except OSError:  # it has ended meanwhile
+        return
+    for thread in threads:
+        for child in _text(tasks / thread / "children").split():
             yield from family_of(int(child))
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.training.conftest import Bench, lengths_of
 from tests.training.jobs.test_fits import GPU, give_config, planned
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.v1.device_pb2 import DEVICE_KIND_GPU, Requirements
-from luthier.v1.fine_tuning_job_pb2 import DeviceClass, FineTuningJob, FullConfig, LoraConfig, RankRange
+from luthier.v1.fine_tuning_job_pb2 import (
+    SHARDING_FSDP2,
+    DeviceClass,
+    FineTuningJob,
+    FullConfig,
+    LoraConfig,
+    RankRange,
+)
 from luthier.work.requirements import GIB, Equipment
 from luthier.work.tasks import TaskKind
 from luthier.work.workers import Worker
@@ -82,6 +91,20 @@ async def test_ranks_on_a_processor_share_its_memory(bench: Bench) -> None:
     assert caught.value.reason == Reason.DOES_NOT_FIT
     bench.crew.workers = [worker("a", Equipment(device="CUDA", memory_bytes=memory, num_ranks=2))]
     assert await bench.create("three", full=FullConfig(), ranks=RankRange(min_ranks=2))
+
+
+async def test_ranks_that_divide_a_model_are_counted_as_the_worker_has_them(bench: Bench) -> None:
+    await give_config(bench)
+    ranks = RankRange(min_ranks=2, max_ranks=8)
+    two = await planned(bench, full=FullConfig(), sharding=SHARDING_FSDP2, ranks=ranks)
+    memory = round(0.75 * two.memory.peak_bytes)
+    few = Equipment(device="CUDA", memory_bytes=memory, num_ranks=2)
+    bench.crew.workers = [worker("a", few)]
+    with pytest.raises(FailedPrecondition) as caught:
+        await bench.create("one", full=FullConfig(), sharding=SHARDING_FSDP2, ranks=ranks)
+    assert caught.value.reason == Reason.DOES_NOT_FIT
+    bench.crew.workers = [worker("a", few), worker("b", replace(few, num_ranks=8))]
+    assert await bench.create("two", full=FullConfig(), sharding=SHARDING_FSDP2, ranks=ranks)
 
 
 async def test_a_plan_says_that_no_worker_has_the_memory_and_its_figures_all_the_same(bench: Bench) -> None:

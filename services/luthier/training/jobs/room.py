@@ -13,7 +13,7 @@ from luthier.errors import FailedPrecondition, Reason
 from luthier.training.fitting import Fit, Rows, fits_of, what_would
 from luthier.training.jobs.planning import num_idle, statistics_of
 from luthier.training.jobs.reinforcement import answer_tokens
-from luthier.training.recipe_settings import ranks_of
+from luthier.training.recipe_settings import is_divided, ranks_of
 from luthier.training.recipes.footprint import Place, Trained
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
@@ -97,15 +97,17 @@ def _short(
         return None
     able.sort(key=lambda one: (-_limit(job, one.equipment), one.worker_id))
     for one in able:
-        place, limit, own = _place(one.equipment), _limit(job, one.equipment), _own(job, rows, one.equipment)
-        if any(is_enough(fit) for fit in fits_of(job, trained, own, place, limit)):
+        place, limit = _place(one.equipment), _limit(job, one.equipment)
+        part, own = _part(job, trained, one.equipment), _own(job, rows, one.equipment)
+        if any(is_enough(fit) for fit in fits_of(job, part, own, place, limit)):
             return None
     most = able[0].equipment
-    place, limit, own = _place(most), _limit(job, most), _own(job, rows, most)
-    *_, least = fits_of(job, trained, own, place, limit)
+    place, limit = _place(most), _limit(job, most)
+    part, own = _part(job, trained, most), _own(job, rows, most)
+    *_, least = fits_of(job, part, own, place, limit)
     named = [f"{one.worker_id} {one.equipment}" for one in able[:_NAMED]]
     more = [f"{len(able) - _NAMED} more"] if len(able) > _NAMED else []
-    would = what_would(job, trained, own, place, limit)
+    would = what_would(job, part, own, place, limit)
     return _Short(fit=least, would=would, workers=", ".join([*named, *more]))
 
 
@@ -121,6 +123,11 @@ def _limit(job: FineTuningJob, equipment: Equipment) -> int:
     """Return the bytes of a rank: each has a GPU of its own, those on a processor share the machine's memory."""
     shared_by = _ranks(job, equipment) if _place(equipment) == "CPU" else 1
     return equipment.memory_bytes // shared_by
+
+
+def _part(job: FineTuningJob, trained: Trained, equipment: Equipment) -> Trained:
+    """Return what each of a worker's ranks trains: of a model that they divide its part, the smaller the more."""
+    return replace(trained, num_parts=_ranks(job, equipment)) if is_divided(job) else trained
 
 
 def _own(job: FineTuningJob, rows: Rows, equipment: Equipment) -> Rows:
