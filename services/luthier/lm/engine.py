@@ -14,7 +14,7 @@ from luthier.lm.cache import Prefix
 from luthier.lm.decoding import Batch, Events, compute_prefix, require_room
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest
 from luthier.lm.lora import find_adapter, use_adapter
-from luthier.lm.passes import forward_together
+from luthier.lm.passes import Pass, forward_together
 
 _logger = logging.getLogger(__name__)
 _PREFIXES_KEPT = 4
@@ -220,37 +220,57 @@ class Engine:
         self._turns += 1
         for group in groups:
             group.last_turn = self._turns
+        try:
+            with use_adapter(self._model, adapter):
+                return self._written(groups)
+        except Exception as error:  # the adapter has left the model
+            for group in groups:
+                self._fail(group, error)
+            return []
+
+    def _written(self, groups: Sequence[_Group]) -> Events:
         events: Events = []
-        with use_adapter(self._model, adapter):
-            for group, logits in self._logits(groups):
-                assert group.batch is not None
-                try:
-                    events += group.batch.take(logits)
-                except Exception as error:  # it belongs to whoever asked, not to the others of this pass
-                    self._fail(group, error)
-                else:
-                    self._drop_if_done(group)
+        for group, logits in self._logits(groups):
+            assert group.batch is not None
+            try:
+                events += group.batch.take(logits)
+            except Exception as error:  # it belongs to whoever asked, not to the others of this pass
+                self._fail(group, error)
+            else:
+                self._drop_if_done(group)
         return events
 
     def _logits(self, groups: Sequence[_Group]) -> list[tuple[_Group, Tensor]]:
-        """The logits of each group; those that fail alone are dropped, whatever failed in company."""
-        passes = [group.batch.next_pass() for group in groups if group.batch is not None]
-        lengths = [one.cache.get_seq_length() for one in passes]
+        """The logits of each group; those that fail alone too are dropped."""
+        passes = [(group, one) for group in groups if (one := self._next_pass(group)) is not None]
+        lengths = [one.cache.get_seq_length() for _, one in passes]
+        if not passes:
+            return []
         try:
-            return list(zip(groups, forward_together(self._model, passes), strict=True))
+            found = forward_together(self._model, [one for _, one in passes])
         except Exception as error:  # it belongs to one of them
-            if len(groups) == 1:
-                self._fail(groups[0], error)
+            if len(passes) == 1:
+                self._fail(passes[0][0], error)
                 return []
-            _logger.warning("%d requests fail together and are tried alone", len(groups), exc_info=error)
-        found = []
-        for group, one, length in zip(groups, passes, lengths, strict=True):
+            _logger.warning("%d requests fail together and are tried alone", len(passes), exc_info=error)
+        else:
+            return [(group, logits) for (group, _), logits in zip(passes, found, strict=True)]
+        alone = []
+        for (group, one), length in zip(passes, lengths, strict=True):
             one.cache.rewind(length)
             try:
-                found.append((group, forward_together(self._model, [one])[0]))
+                alone.append((group, forward_together(self._model, [one])[0]))
             except Exception as error:  # it belongs to whoever asked
                 self._fail(group, error)
-        return found
+        return alone
+
+    def _next_pass(self, group: _Group) -> Pass | None:
+        assert group.batch is not None
+        try:
+            return group.batch.next_pass()
+        except Exception as error:  # it belongs to whoever asked
+            self._fail(group, error)
+            return None
 
     def _fail(self, group: _Group, error: Exception) -> None:
         request = group.request
