@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchao.quantization import Int8Tensor, PerRow, to_nf4
 
 from luthier.kernels.dequantise import dense, dequantise, is_quantised
+from luthier.kernels.dequantise.cpu import dense_for_product
 from luthier.kernels.dispatch import Isa
 from luthier.kernels.grouped_lora_linear import LoraAdapter, Segment, grouped_lora_linear
 from luthier.kernels.linear import linear
@@ -48,6 +50,21 @@ def test_cpu_bits_do_not_depend_on_threads(
 ) -> None:
     weight = held(name, 256, 256)
     same_for_threads(lambda: [dequantise(weight, impl="cpu")])
+
+
+def test_products_share_the_memory_of_what_they_multiply_with_and_threads_do_not() -> None:
+    large, small, plain = held("int8", 64, 96), held("nf4", 32, 96), torch.ones(4, 4)
+    first = dense_for_product([large, plain, small])
+    assert first[1] is plain
+    for weight, found in zip((large, small), first[::2], strict=True):
+        assert torch.equal(found, dequantise(weight, impl="eager"))
+        assert found.data_ptr() % 64 == 0, "C++ loads whole lines"
+    [again] = dense_for_product([small])
+    assert again.data_ptr() == first[0].data_ptr()
+    with ThreadPoolExecutor(1) as other:
+        [elsewhere] = other.submit(dense_for_product, [large]).result()
+    assert torch.equal(again, dequantise(small, impl="eager")), "another thread's product changes nothing"
+    assert torch.equal(elsewhere, dequantise(large, impl="eager"))
 
 
 def test_what_is_not_quantised_stays_as_it_is() -> None:

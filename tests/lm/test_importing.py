@@ -41,3 +41,9 @@ def test_torch_is_imported_so_by_workers(worker: str) -> None:
     """A worker's module itself imports no torch: its `main` does, where nothing is searched."""
     program = f"import sys, luthier.{worker}.worker.__main__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_nothing_is_said_of_libraries_that_quantising_has_in_vain() -> None:
+    program = "import luthier.lm.load, torchao, torchao.optim, torchao.quantization"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

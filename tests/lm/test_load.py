@@ -48,7 +48,7 @@ def test_loading_in_several_threads_leaves_the_process_as_it_was(
     with ThreadPoolExecutor(4) as threads:
         loaded = list(threads.map(lambda _: load_model(folder), range(24)))
     assert torch.get_default_dtype() == torch.float32
-    assert all(one.lm_head.weight is one.base_model.embed_tokens.weight for one in loaded)
+    assert all(one.lm_head.weight is one.get_input_embeddings().weight for one in loaded)
     assert load_model(folder).lm_head.weight.dtype == torch.bfloat16
 
 

@@ -74,6 +74,7 @@ async def test_sizes_of_messages_are_measured(site: Site) -> None:
 
 def ended(reason: str, code: grpc.StatusCode) -> Call:
     call = object.__new__(Call)
+    call.trace_id = ""
     call.method, call.type, call.code, call.reason = f"/{SERVICE}/Create", "unary", code, reason
     call.received = call.sent = 1
     return call

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.dequantise import dense
+from luthier.kernels.dequantise.cpu import dense_for_product
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 Term = tuple[Tensor, Tensor, bool]
@@ -22,7 +22,11 @@ def product(
     """
     # Kept until the product is done: what is made of a quantised matrix, or of one that is not row-major, has no other
     # owner.
-    held = [(rows_of(rows), rows_of(dense(matrix)), turned) for rows, matrix, turned in terms]
+    matrices = dense_for_product([matrix for _, matrix, _ in terms])
+    held = [
+        (rows_of(rows), rows_of(matrix), turned)
+        for (rows, _, turned), matrix in zip(terms, matrices, strict=True)
+    ]
     _core.product(
         terms=[
             (*row_pointer(rows), *row_pointer(matrix), rows.shape[1], turned) for rows, matrix, turned in held

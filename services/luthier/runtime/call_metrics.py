@@ -22,6 +22,9 @@ CODES = {
 """Go's spelling of the codes: INVALID_ARGUMENT is InvalidArgument, CANCELLED has one l."""
 
 
+Exemplar = dict[str, str]
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Method:
     """The series of one method, found once and not for each call."""
@@ -90,10 +93,10 @@ class CallMetrics(Collector):
         method.in_flight -= 1
         self._count_handled(method, call.code)
         if call.code is not grpc.StatusCode.OK:
-            self._count_failed(method, call.code, call.reason)
+            self._count_failed(method, call.code, call.reason, _exemplar(call))
         method.received.inc(call.received)
         method.sent.inc(call.sent)
-        method.seconds.observe(seconds)
+        method.seconds.observe(seconds, _exemplar(call))
 
     def _count_handled(self, method: _Method, code: grpc.StatusCode, number: int = 1) -> None:
         counter = method.handled.get(code)
@@ -101,8 +104,10 @@ class CallMetrics(Collector):
             counter = method.handled[code] = self._handled.labels(*method.labels, CODES[code])
         counter.inc(number)
 
-    def _count_failed(self, method: _Method, code: grpc.StatusCode, reason: str) -> None:
-        self._failed.labels(method.labels[1], CODES[code], reason_label(reason)).inc()
+    def _count_failed(
+        self, method: _Method, code: grpc.StatusCode, reason: str, exemplar: Exemplar | None = None
+    ) -> None:
+        self._failed.labels(method.labels[1], CODES[code], reason_label(reason)).inc(exemplar=exemplar)
 
     def _method(self, name: str, call_type: CallType) -> _Method:
         found = self._methods.get(name)
@@ -123,3 +128,8 @@ class CallMetrics(Collector):
             received_bytes=self._received_bytes.labels(service, call_type),
             sent_bytes=self._sent_bytes.labels(service, call_type),
         )
+
+
+def _exemplar(call: Call) -> Exemplar | None:
+    """Return what leads from a series to a trace of a call that it counts; scrapers that take OpenMetrics see it."""
+    return {"trace_id": call.trace_id} if call.trace_id else None

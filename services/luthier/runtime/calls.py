@@ -42,7 +42,8 @@ def call_type(handler: grpc.RpcMethodHandler[Any, Any]) -> CallType:
 class Call:
     """A call in progress. Stages fill in what later stages, the log and the metrics need.
 
-    `shed_by` names the pool that had no slot for it; `measure_received` and `measure_sent` are told the size of each
+    `shed_by` names the pool that had no slot for it, `detail` says why it failed; `trace_id` is of the trace that keeps
+    it; `measure_received` and `measure_sent` are told the size of each
     message.
     """
 
@@ -58,6 +59,8 @@ class Call:
     principal: str = ""
     code: grpc.StatusCode = grpc.StatusCode.OK
     reason: str = ""
+    detail: str = ""
+    trace_id: str = ""
     received: int = 0
     sent: int = 0
     interrupted: bool = False

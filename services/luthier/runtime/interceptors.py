@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 from grpc import aio
@@ -26,6 +27,7 @@ _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 # The caller's clock ends a call a little before ours: its cancellation arrives with time left on our side.
 _DEADLINE_SLACK_SECONDS = 0.1
 _SHED_LINE_SECONDS = 1.0
+_MAX_DETAIL = 500
 _access = logging.getLogger("luthier.access")
 _log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class AccessLog:
 
     def _write(self, call: Call, started: float) -> None:
         level = logging.DEBUG if call.method.startswith(HEALTH_SERVICE) else logging.INFO
+        told = {"subject": _subject(call.request), "detail": call.detail[:_MAX_DETAIL]}
         _access.log(
             level,
             "%s %s",
@@ -135,8 +138,18 @@ class AccessLog:
                 "duration_seconds": round(time.perf_counter() - started, 6),
                 "messages_received": call.received,
                 "messages_sent": call.sent,
+                **{name: value for name, value in told.items() if value},
             },
         )
+
+
+def _subject(request: Any) -> str:
+    """Return the name of the resource that a request is about, or of its parent; empty: it names none."""
+    for field in ("name", "parent"):
+        value = getattr(request, field, "")
+        if isinstance(value, str) and value:
+            return value
+    return ""
 
 
 def error_stage(metrics: AdmissionMetrics) -> Stage:
@@ -231,6 +244,7 @@ async def request_stage(call: Call) -> AsyncIterator[None]:
 async def _abort(call: Call, error: LuthierError) -> None:
     call.code = to_code(error)
     call.reason = str(error.reason)
+    call.detail = printable(error.message)
     key, details = to_trailer(error, call.request_id)
     await call.context.abort(call.code, printable(error.message), (*call.trailers.items(), (key, details)))
 

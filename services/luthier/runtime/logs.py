@@ -25,6 +25,11 @@ def bind(**fields: str) -> Iterator[None]:
         _fields.reset(token)
 
 
+def bound() -> Mapping[str, str]:
+    """Return the fields that every line has here, for `bind` elsewhere."""
+    return _fields.get()
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, bound fields, extra fields, trace."""
 

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.runtime import tracing
 from luthier.runtime.addresses import is_loopback
 from luthier.runtime.admission import Admission, AdmissionMetrics, Limits
 from luthier.runtime.auth import Authenticator, Policy
@@ -35,6 +36,7 @@ from luthier.runtime.interceptors import (
 )
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.shedding import Shedding
+from luthier.runtime.trace_stage import trace_stage
 
 MAX_MESSAGE_BYTES = 4 << 20
 _FAREWELL_SECONDS = 1.0
@@ -190,6 +192,7 @@ def _interceptor(
     stages = (
         in_flight.stage,
         request_id_stage,
+        *((trace_stage,) if tracing.is_on() else ()),
         metrics_stage(metrics.calls),
         access_log.stage,
         error_stage(refusals),

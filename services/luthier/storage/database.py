@@ -72,8 +72,8 @@ def configure_sqlite(engine: Engine) -> None:
 class DatabaseObserver(Protocol):
     """Told how long a database takes, from any thread. Must be quick, and must not raise."""
 
-    def queried(self, seconds: float) -> None:
-        """A statement ended."""
+    def queried(self, seconds: float, statement: str) -> None:
+        """A statement ended. It has no values in it. In the context of who made it."""
         ...
 
     def committed(self, seconds: float) -> None:
@@ -91,8 +91,8 @@ def _time_statements(engine: Engine, observer: DatabaseObserver) -> None:
         connection.info["began"] = time.perf_counter()
 
     @event.listens_for(engine, "after_cursor_execute")
-    def _ends(connection: Connection, *_: object) -> None:
-        observer.queried(time.perf_counter() - connection.info["began"])
+    def _ends(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        observer.queried(time.perf_counter() - connection.info["began"], statement)
 
 
 def _is_full(error: BaseException, folder: Path) -> bool:

@@ -64,8 +64,12 @@ def precision_of(chosen: BasePrecision.ValueType) -> Precision:
     return next((one for one in PRECISIONS if name.endswith(f"_{one}")), "BFLOAT16")
 
 
-def states_of(chosen: fine_tuning_job_pb2.OptimiserStates.ValueType) -> Literal["FLOAT32", "INT8"]:
+def states_of(
+    chosen: fine_tuning_job_pb2.OptimiserStates.ValueType,
+) -> Literal["FLOAT32", "INT8", "OFFLOADED"]:
     """Return what the optimiser's moments are held in; what is not said is FLOAT32."""
+    if chosen == fine_tuning_job_pb2.OPTIMISER_STATES_OFFLOADED:
+        return "OFFLOADED"
     return "INT8" if chosen == fine_tuning_job_pb2.OPTIMISER_STATES_INT8 else "FLOAT32"
 
 

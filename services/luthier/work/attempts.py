@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure, Reason
+from luthier.runtime import tracing
 from luthier.storage.database import Database
 from luthier.work.events import AttemptKind, attempt_changed
 from luthier.work.handlers import TaskHandler
@@ -61,6 +62,23 @@ class Attempts:
         await self.log.append(connection, task.uid, [event])
         if kind != "STARTED":
             self.database.after_commit(lambda: self.metrics.attempt_ended(task, kind.lower(), reason))
+
+    async def begin(self, connection: AsyncConnection, task: Task) -> Task:
+        """Log that an attempt begins. It is part of what asked for the task, and has a link to the attempt before."""
+        await self.record(connection, task, "STARTED")
+        if not task.traceparent or not tracing.is_on():
+            return task
+        with tracing.span(
+            f"hand out {task.kind}",
+            parent=task.traceparent,
+            links=[task.attempt_traceparent] if task.attempt_traceparent else [],
+            attributes={
+                "luthier.subject": task.subject,
+                "luthier.attempt": task.attempt,
+                "luthier.worker": holder_parts(task.worker)[0],
+            },
+        ) as span:
+            return await self._tasks.change(connection, task.task_id, attempt_traceparent=span.traceparent)
 
     async def lose(
         self,

@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from luthier.errors import Internal, LuthierError
+from luthier.runtime.logs import bind
 from luthier.work.forking import forked, name_process
 from luthier.work.limited_child import end_with_parent
 
@@ -54,6 +55,14 @@ class Alive:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idle:
     """The child has nothing to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a child is to do, and the fields that its log's lines have while it does."""
+
+    value: Any
+    fields: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +221,9 @@ def _answer(prepare: Callable[[Any], Work], setup: Any, line: Line) -> Done | Re
     try:
         work = prepare(setup)
         line.send(Ready())
-        return Done(value=work(line, line.next()))
+        order: Order = line.next()
+        with bind(**order.fields):
+            return Done(value=work(line, order.value))
     except Exception as error:
         return Refused(error=named(error))
 

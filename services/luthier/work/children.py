@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from luthier.errors import InvalidArgument, LuthierError, Reason, Unavailable
+from luthier.runtime import tracing
 from luthier.work import control_groups
 from luthier.work.child_watch import Always, Overseer, Patience, Watch
 from luthier.work.nursery import Calls, Child, Connected, Nursery, Program, Send
@@ -112,9 +115,10 @@ class Children:
         self.counts.began()
         allowed = patience or self._patience
         try:
-            _prepare(child, self._patience, overseer)
-            watch = Watch(child.pid, allowed, overseer, step)
-            return child.run(order, calls, overseer, watch, connected)
+            with _kept(child):
+                _prepare(child, self._patience, overseer)
+                watch = Watch(child.pid, allowed, overseer, step)
+                return child.run(order, calls, overseer, watch, connected)
         except LuthierError as error:
             self.counts.failed(error.reason)
             raise
@@ -178,6 +182,19 @@ class Children:
             self.warm()
         except (OSError, LuthierError) as error:  # the work is done: whoever begins the next is told
             _logger.warning("no process could be prepared for the next work: %s", error)
+
+
+@contextmanager
+def _kept(child: Child) -> Iterator[None]:
+    """Keep the time that a child has as a span: what it tells meanwhile is of whoever wants it."""
+    began, failed = time.monotonic(), ""
+    try:
+        yield
+    except LuthierError as error:
+        failed = error.reason
+        raise
+    finally:
+        tracing.past("child", time.monotonic() - began, {"process.pid": child.pid}, failed=failed)
 
 
 def _prepare(child: Child, patience: Patience, overseer: Overseer) -> None:

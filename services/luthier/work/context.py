@@ -24,6 +24,7 @@ from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.cache import BlobCache
 from luthier.work.events import Severity, line
 from luthier.work.limited import Check
+from luthier.work.phase_spans import PhaseSpans
 from luthier.work.retry import HEAR_SECONDS
 from luthier.work.row_file import count_rows
 from luthier.work.session import TaskSession
@@ -90,6 +91,7 @@ class TaskContext:
         self._num_waiting = 0
         self._waiting_since: float | None = None
         self._storing: Future[list[task_pb2.BlobFile]] | None = None
+        self._phases = PhaseSpans()
 
     @property
     def token(self) -> str:
@@ -176,6 +178,7 @@ class TaskContext:
         step: int = 0,
     ) -> None:
         """Report progress; total 0 and remaining_seconds 0 mean not known."""
+        self._phases.enter(phase)
         progress = event_pb2.Progress(
             phase=phase,
             completed=completed,
@@ -283,6 +286,10 @@ class TaskContext:
         files = self._waited(storing, check or self.heed)
         self._storing = None
         return files
+
+    def end_phase(self) -> None:
+        """Say that the work is over."""
+        self._phases.end()
 
     def leave_checkpoint(self) -> None:
         """Let a checkpoint that is being stored when the work ends come to its end, or not: its files may go then."""

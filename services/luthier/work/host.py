@@ -19,6 +19,7 @@ from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.paging import PageTokens
 from luthier.runtime.server import Registration, ServerOptions, serving, stop_signal
+from luthier.runtime.tracing import traced
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.storage.disk import MIN_FREE_BYTES
@@ -268,8 +269,9 @@ async def _reserve(database: Database) -> None:
 async def host(settings: ServiceSettings, build: Build) -> None:
     """Serve until SIGTERM or SIGINT. Whatever the process creates is its owner's alone."""
     keep_private()
-    async with hosting(settings, build):
-        await stop_signal()
+    with traced(settings.name):
+        async with hosting(settings, build):
+            await stop_signal()
 
 
 async def _repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:

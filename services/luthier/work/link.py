@@ -48,7 +48,7 @@ class WorkerLink:
     ) -> None:
         self.stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
         self.worker_id = worker_id
-        self.metadata = bearer(credential)
+        self._credential = credential
         self._kinds = kinds
         self._lock = lock
         self._equipment = equipment or Equipment()
@@ -57,6 +57,11 @@ class WorkerLink:
         self.heartbeat_seconds = 1.0
         self.lease_seconds = 30.0
         self.figures: Callable[[], worker_service_pb2.WorkerFigures | None] = lambda: None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with a call."""
+        return bearer(self._credential)
 
     async def register(self) -> None:
         """Make this worker known to the service, waiting for the service if need be.

@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal, cast
 from prometheus_client import CollectorRegistry
 
 from luthier.errors import LuthierError, Reason
+from luthier.runtime import tracing
 from luthier.runtime.catalogue import stores
 from luthier.runtime.metric import reason_label
 from luthier.storage.blobs import Blob, BlobStore
@@ -59,6 +60,7 @@ class BlobMetrics:
     def took(self, operation: Operation, seconds: float) -> None:
         """Note how long an operation took."""
         self._seconds[operation].observe(seconds)
+        tracing.past(f"blob {operation}", seconds)
 
     def passed(self, operation: Operation, size_bytes: int) -> None:
         """Count bytes that were read or written."""

@@ -18,8 +18,9 @@ from typing import Any
 
 from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.runtime import config
+from luthier.runtime.logs import bound
 from luthier.work import control_groups
-from luthier.work.child import DUMP_SIGNAL, Answer, Call, Done, Message, Ready, Refused, Started
+from luthier.work.child import DUMP_SIGNAL, Answer, Call, Done, Message, Order, Ready, Refused, Started
 from luthier.work.child_ends import End, dumped
 from luthier.work.child_watch import Always, Overseer, Patience, Stalled, Watch
 from luthier.work.forking import adopt_orphans
@@ -173,7 +174,7 @@ class Child:
         """
         self._kills_before = self._oom_kills()  # a spare may have waited for days
         with self._ends_named(overseer, watch):
-            self._send(order)
+            self._send(Order(value=order, fields=bound()))
             connected(self._tell)
             while not isinstance(message := self._next(watch), Done):
                 if isinstance(message, Call):

@@ -10,6 +10,7 @@ import grpc
 
 from luthier.errors import LuthierError, PermissionDenied, Reason, Unauthenticated, Unavailable
 from luthier.errors.status import FailedCall, status_of_call, status_to_failure
+from luthier.runtime import tracing
 
 CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
@@ -46,8 +47,8 @@ def aio_channel(address: str) -> grpc.aio.Channel:
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
-    """Return the metadata that carries a credential."""
-    return (("authorization", f"Bearer {token}"),)
+    """Return the metadata that carries a credential, and the trace that the call is part of, if any."""
+    return (("authorization", f"Bearer {token}"), *tracing.carried())
 
 
 def error_of(call_error: grpc.RpcError) -> LuthierError:

@@ -175,11 +175,11 @@ class Queue:
         taken = await self._tasks.take_next(connection, wanted)
         if taken is None:
             return None
-        return taken[0], await self._begun(connection, *taken)
+        task = await self._attempts.begin(connection, taken[0])
+        return task, await self._begun(connection, task, taken[1])
 
     async def _begun(self, connection: AsyncConnection, task: Task, waited_seconds: float) -> task_pb2.Task:
         self._database.after_commit(lambda: self._leases.grant(task.task_id))
-        await self._attempts.record(connection, task, "STARTED")
         try:
             await self._handlers[task.kind].started(connection, task)
         except Exception as error:

@@ -11,6 +11,7 @@ from sqlalchemy import Row, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason
+from luthier.runtime import tracing
 from luthier.work.requirements import Requirements
 from luthier.work.schema import tasks
 from luthier.work.tasks import NewTask, Task, TaskKind, TaskState, Wanted
@@ -75,6 +76,7 @@ class Tasks:
             losses=0,
             heard=False,
             share=new.share,
+            traceparent=tracing.current().traceparent,
         )
         now_us = _now_us()
         first = select(func.min(tasks.c.turn_at_us)).where(tasks.c.uid == new.uid)
@@ -345,4 +347,6 @@ def _task(row: Row[Any]) -> Task:
         losses=row.losses,
         heard=row.heard,
         share=row.share,
+        traceparent=row.traceparent,
+        attempt_traceparent=row.attempt_traceparent,
     )

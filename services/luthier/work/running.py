@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from google.rpc import status_pb2
@@ -18,6 +20,8 @@ from google.rpc import status_pb2
 from luthier.errors import Internal, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.errors.failure import Failure
 from luthier.errors.status import failure_to_status, status_to_failure
+from luthier.runtime import tracing
+from luthier.runtime.logs import bind
 from luthier.storage.disk import found_full
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
@@ -55,11 +59,24 @@ class Workshop:
 
 
 async def run_task(workshop: Workshop, task: task_pb2.Task, runner: Runner) -> None:
-    """Run a task to its end and tell the service.
+    """Run a task to its end and tell the service; what its attempt does is part of the trace that asked for it.
 
     Raises:
         RunnerStuck: the runner neither goes on nor ends; the service was told, and the process must end.
     """
+    kind = kind_of(task)
+    told: tracing.Attributes = {
+        "luthier.subject": task.subject,
+        "luthier.attempt": task.attempt,
+        "luthier.task": task.task,
+    }
+    begins = tracing.span(f"attempt {kind}", parent=task.traceparent or None, attributes=told)
+    fields = {"task": task.task, "subject": task.subject, "attempt": str(task.attempt)}
+    with begins as span, bind(**fields, **({"trace_id": span.trace_id} if span.trace_id else {})):
+        await _run(workshop, task, runner, span)
+
+
+async def _run(workshop: Workshop, task: task_pb2.Task, runner: Runner, span: tracing.Span) -> None:
     session = TaskSession(workshop.link, task)
     scratch = Path(tempfile.mkdtemp(dir=workshop.folder))
     limits = workshop.limits[kind_of(task)]
@@ -67,24 +84,35 @@ async def run_task(workshop: Workshop, task: task_pb2.Task, runner: Runner) -> N
     context = TaskContext(
         session, loop, scratch, workshop.cache, workshop.draining, allowed_seconds(task, limits)
     )
-    extra = {"task": task.task, "subject": task.subject, "attempt": task.attempt}
-    _logger.info("task begins", extra=extra)
+    _logger.info("task begins")
     thread: _RunnerThread | None = None
     try:
         async with session.alive():
             thread = _RunnerThread(runner, context)
             outcome = await thread.outcome_within(limits)
+            _note_outcome(span, outcome)
             waits = _cleared_when_full(outcome, scratch)
             await _hand_in(session, outcome)
         if waits:
             await _pause(workshop.draining)
     except LuthierError as error:  # a lease that is lost, in nearly every case
-        _logger.warning("task dropped", extra={**extra, "detail": error.message})
+        _logger.warning("task dropped", extra={"reason": error.reason, "detail": error.message})
+        span.failed(error.reason)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if thread is not None and thread.is_alive():
         raise RunnerStuck(f"the runner of {task.subject} neither goes on nor ends")
-    _logger.info("task ends", extra=extra)
+    _logger.info("task ends")
+
+
+def _note_outcome(span: tracing.Span, outcome: Outcome) -> None:
+    """Say in trace and log how an attempt ended."""
+    if outcome.HasField("error"):
+        failure = status_to_failure(outcome.error)
+        span.failed(failure.reason)
+        _logger.warning("task failed", extra={"reason": failure.reason, "detail": failure.message})
+    elif outcome.cancelled:
+        span.note({"luthier.cancelled": "true"})
 
 
 class _RunnerThread:
@@ -94,7 +122,9 @@ class _RunnerThread:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._outcome: asyncio.Future[Outcome] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, args=(runner,), name="runner", daemon=True)
+        # In the context of who made it: its span, and the fields of its lines.
+        run = partial(copy_context().run, self._run, runner)
+        self._thread = threading.Thread(target=run, name="runner", daemon=True)
         self._thread.start()
 
     def is_alive(self) -> bool:
@@ -102,6 +132,7 @@ class _RunnerThread:
 
     def _run(self, runner: Runner) -> None:
         outcome = _outcome(runner, self._context)
+        self._context.end_phase()
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._deliver, outcome)
 

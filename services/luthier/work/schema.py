@@ -52,6 +52,8 @@ tasks = Table(
     Column("share", Integer, nullable=False, server_default="0"),
     Column("required_ranks", Integer, nullable=False, server_default="0"),
     Column("turn_at_us", BigInteger, nullable=False, server_default="0"),
+    Column("traceparent", String, nullable=False, server_default=""),
+    Column("attempt_traceparent", String, nullable=False, server_default=""),
     UniqueConstraint("uid", "share", name="uq_tasks_uid_share"),
     Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
     Index("ix_tasks_state_ended", "state", "ended_at_us"),

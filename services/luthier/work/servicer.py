@@ -115,6 +115,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         message.attempt = task.attempt
         message.subject = task.subject
         message.token = self._token(task)
+        message.traceparent = task.attempt_traceparent
         return worker_service_pb2.ClaimTaskResponse(task=message)
 
     async def Heartbeat(

@@ -75,6 +75,8 @@ class Task:
         losses: attempts lost since it was queued or since its last checkpoint; those given back not counted.
         heard: whether the holder ever spoke of the task: if not, the answer to its claim may have been lost.
         share: which share of the resource's work it is, from 1; 0: the whole.
+        traceparent: what asked for it; empty: nobody kept that.
+        attempt_traceparent: its last attempt; empty likewise.
     """
 
     task_id: str
@@ -92,6 +94,8 @@ class Task:
     losses: int
     heard: bool
     share: int = 0
+    traceparent: str = ""
+    attempt_traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

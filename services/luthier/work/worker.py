@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from luthier.errors import LuthierError
+from luthier.runtime.tracing import traced
 from luthier.work.cache import BlobCache
 from luthier.work.limits import IN_SLOTS_OF, LIMITS, SLOTS, Limits, kind_of
 from luthier.work.link import WorkerLink
@@ -77,7 +78,8 @@ async def run_worker(settings: WorkerSettings, runners: Mapping[TaskKind, Runner
         with suppress(ValueError, RuntimeError):  # signals belong to the main thread
             loop.add_signal_handler(number, stopping.set)
     try:
-        await work_until(settings, runners, stopping)
+        with traced(f"{settings.worker_id}-worker", str(os.getpid())):
+            await work_until(settings, runners, stopping)
     except RunnerStuck as stuck:
         # The interpreter would wait for the thread; the supervisor starts a new process.
         _logger.error("worker ends", extra={"detail": str(stuck)})

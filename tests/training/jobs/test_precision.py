@@ -16,7 +16,21 @@ from luthier.v1.base_precision_pb2 import (
     BASE_PRECISION_UNSPECIFIED,
     BasePrecision,
 )
-from luthier.v1.fine_tuning_job_pb2 import FullConfig
+from luthier.v1.device_pb2 import (
+    DEVICE_KIND_CPU,
+    DEVICE_KIND_CUDA,
+    DEVICE_KIND_GPU,
+    DEVICE_KIND_UNSPECIFIED,
+    Requirements,
+)
+from luthier.v1.fine_tuning_job_pb2 import (
+    OPTIMISER_STATES_FLOAT32,
+    OPTIMISER_STATES_OFFLOADED,
+    DeviceClass,
+    FullConfig,
+    Hyperparameters,
+    OptimiserStates,
+)
 
 FIELD = "fine_tuning_job.base_precision"
 ONE = "projects/default/fineTuningJobs/one"
@@ -78,3 +92,44 @@ async def test_plans_count_what_the_base_model_is_held_in(bench: Any) -> None:
     assert others[0] == others[1] == others[2]
     assert plain.total_seconds < eight.total_seconds
     assert plain.total_seconds < four.total_seconds < 1.5 * plain.total_seconds
+
+
+def holding(states: OptimiserStates.ValueType) -> Hyperparameters:
+    return Hyperparameters(optimiser_states=states)
+
+
+async def test_a_job_whose_moments_are_in_main_memory_requires_a_gpu(bench: Any) -> None:
+    offloaded = holding(OPTIMISER_STATES_OFFLOADED)
+    job = await bench.create("one", full=FullConfig(), hyperparameters=offloaded)
+    assert job.requirements.device == DEVICE_KIND_GPU
+    cuda = Requirements(device=DEVICE_KIND_CUDA)
+    job = await bench.create("two", full=FullConfig(), hyperparameters=offloaded, requirements=cuda)
+    assert job.requirements.device == DEVICE_KIND_CUDA
+    plain = await bench.plan(full=FullConfig(), hyperparameters=holding(OPTIMISER_STATES_FLOAT32))
+    assert plain.resolved_job.requirements.device == DEVICE_KIND_UNSPECIFIED
+
+
+async def test_moments_are_in_main_memory_beside_a_gpu_and_of_all_weights_alone(bench: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.plan(
+            hyperparameters=holding(OPTIMISER_STATES_OFFLOADED),
+            requirements=Requirements(device=DEVICE_KIND_CPU),
+        )
+    assert caught.value.message == (
+        "fine_tuning_job.hyperparameters.optimiser_states: must be unset, FLOAT32 or INT8 with lora, whose moments "
+        "take little beside the model, got OFFLOADED; full trains all weights; fine_tuning_job.requirements.device: "
+        "must be unset or a GPU with optimiser_states OFFLOADED: a processor has no other memory to hold moments in; "
+        "got CPU"
+    )
+
+
+async def test_plans_count_moments_that_are_in_main_memory(bench: Any) -> None:
+    await give_config(bench)
+    device = DeviceClass(kind=DeviceClass.KIND_GPU)
+    plain, less = [
+        await planned(bench, device, full=FullConfig(), hyperparameters=holding(states))
+        for states in (OPTIMISER_STATES_FLOAT32, OPTIMISER_STATES_OFFLOADED)
+    ]
+    num_weights = plain.memory.gradients_bytes // 4
+    assert plain.memory.optimiser_bytes == 12 * num_weights
+    assert less.memory.optimiser_bytes == 4 * num_weights + 8 * 32_000 * 1024

@@ -10,8 +10,10 @@ from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.v1.base_precision_pb2 import BASE_PRECISION_NF4
 from luthier.v1.fine_tuning_job_pb2 import (
     OPTIMISER_STATES_INT8,
+    OPTIMISER_STATES_OFFLOADED,
     SHARDING_FSDP2,
     SHARDING_REPLICATED,
+    FullConfig,
     Hyperparameters,
     LoraConfig,
     RankRange,
@@ -98,6 +100,16 @@ async def test_what_ranks_cannot_divide_is_refused_by_its_field(
     assert caught.value.message == message
     if trained or least:
         await bench.plan(sharding=SHARDING_REPLICATED, ranks=ranks, lora=lora, **CUT)
+
+
+async def test_moments_in_main_memory_are_not_divided(bench: Any) -> None:
+    hyperparameters = Hyperparameters(optimiser_states=OPTIMISER_STATES_OFFLOADED)
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.plan(sharding=SHARDING_FSDP2, full=FullConfig(), hyperparameters=hyperparameters)
+    assert caught.value.message == (
+        "fine_tuning_job.hyperparameters.optimiser_states: must be OPTIMISER_STATES_FLOAT32 with sharding "
+        "SHARDING_FSDP2, which divides no moments of 8 bits and none in main memory, got OPTIMISER_STATES_OFFLOADED"
+    )
 
 
 async def test_what_is_quantised_is_not_divided(bench: Any) -> None:

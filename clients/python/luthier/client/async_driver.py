@@ -25,6 +25,7 @@ from luthier.client.flows import (
     StreamPick,
     UnaryPick,
 )
+from luthier.client.spans import CallSpan, begun, calling
 from luthier.client.sync_driver import bound
 from luthier.client.wire_errors import from_rpc_error
 from luthier.errors import Unavailable
@@ -59,27 +60,33 @@ class AsyncDriver:
         """Make a unary call."""
         connection = self._connected()
         method: Any = pick(connection.stubs)
-        try:
-            response = await method(request, timeout=timeout_seconds, metadata=connection.metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        with calling(pick) as carried:
+            try:
+                response = await method(
+                    request, timeout=timeout_seconds, metadata=connection.metadata + carried
+                )
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
         return cast(M, response)
 
     async def send(self, pick: SendPick[Q, M], messages: Iterator[Q], timeout_seconds: float) -> M:
         """Make a client-streaming call. `messages` is read in threads."""
         connection = self._connected()
         method: Any = pick(connection.stubs)
-        call = method(timeout=timeout_seconds, metadata=connection.metadata)
-        try:
-            return cast(M, await _send(call, messages))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        with calling(pick) as carried:
+            call = method(timeout=timeout_seconds, metadata=connection.metadata + carried)
+            try:
+                return cast(M, await _send(call, messages))
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
 
     async def open(self, pick: StreamPick[Q, M], request: Q, timeout_seconds: float | None) -> OpenStream[M]:
         """Begin a server-streaming call."""
         connection = self._connected()
         method: Any = pick(connection.stubs)
-        return _Messages(method(request, timeout=timeout_seconds, metadata=connection.metadata))
+        span = begun(pick)
+        metadata = connection.metadata + span.metadata
+        return _Messages(method(request, timeout=timeout_seconds, metadata=metadata), span)
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -104,16 +111,23 @@ class AsyncDriver:
 @dataclass(frozen=True, slots=True)
 class _Messages(Generic[M]):
     running: grpc.aio.UnaryStreamCall[Any, M]
+    span: CallSpan
 
     async def receive(self) -> M | None:
         try:
             message = await self.running.read()
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        return None if message is grpc.aio.EOF else cast(M, message)
+            told = from_rpc_error(error)
+            self.span.end(told)
+            raise told from error
+        if message is grpc.aio.EOF:
+            self.span.end()
+            return None
+        return cast(M, message)
 
     def cancel(self) -> None:
         self.running.cancel()
+        self.span.end()
 
 
 async def _send(call: Any, messages: Iterator[Any]) -> Any:

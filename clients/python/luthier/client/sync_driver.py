@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from types import TracebackType
@@ -27,6 +27,7 @@ from luthier.client.flows import (
     StreamPick,
     UnaryPick,
 )
+from luthier.client.spans import CallSpan, begun, calling
 from luthier.client.wire_errors import from_rpc_error
 
 if TYPE_CHECKING:
@@ -52,28 +53,26 @@ class SyncDriver:
     async def invoke(self, pick: UnaryPick[Q, M], request: Q, timeout_seconds: float) -> M:
         """Make a unary call."""
         connection = self._connected()
-        try:
-            return pick(connection.stubs)(request, timeout=timeout_seconds, metadata=connection.metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        with calling(pick) as carried, _translated():
+            metadata = connection.metadata + carried
+            return pick(connection.stubs)(request, timeout=timeout_seconds, metadata=metadata)
 
     async def send(self, pick: SendPick[Q, M], messages: Iterator[Q], timeout_seconds: float) -> M:
         """Make a client-streaming call."""
         connection = self._connected()
         failures: list[Exception] = []
-        try:
+        with calling(pick) as carried, _translated(failures):
+            metadata = connection.metadata + carried
             return pick(connection.stubs)(
-                _guarded(messages, failures), timeout=timeout_seconds, metadata=connection.metadata
+                _guarded(messages, failures), timeout=timeout_seconds, metadata=metadata
             )
-        except grpc.RpcError as error:
-            raise failures[0] if failures else from_rpc_error(error) from error
 
     async def open(self, pick: StreamPick[Q, M], request: Q, timeout_seconds: float | None) -> OpenStream[M]:
         """Begin a server-streaming call."""
         connection = self._connected()
-        return _Messages(
-            pick(connection.stubs)(request, timeout=timeout_seconds, metadata=connection.metadata)
-        )
+        span = begun(pick)
+        metadata = connection.metadata + span.metadata
+        return _Messages(pick(connection.stubs)(request, timeout=timeout_seconds, metadata=metadata), span)
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -100,15 +99,31 @@ class SyncDriver:
 @dataclass(frozen=True, slots=True)
 class _Messages(Generic[M]):
     running: Any
+    span: CallSpan
 
     async def receive(self) -> M | None:
         try:
-            return cast("M | None", next(self.running, None))
+            message = cast("M | None", next(self.running, None))
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            told = from_rpc_error(error)
+            self.span.end(told)
+            raise told from error
+        if message is None:
+            self.span.end()
+        return message
 
     def cancel(self) -> None:
         self.running.cancel()
+        self.span.end()
+
+
+@contextmanager
+def _translated(failures: Sequence[Exception] = ()) -> Iterator[None]:
+    """Raise what a call raised as an error of the tree; where `failures` has one, that."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise failures[0] if failures else from_rpc_error(error) from error
 
 
 def _guarded(messages: Iterator[Q], failures: list[Exception]) -> Iterator[Q]:

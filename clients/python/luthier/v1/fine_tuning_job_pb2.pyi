@@ -102,6 +102,11 @@ class _OptimiserStatesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Optim
     """2 bytes a weight: codes of 8 bits for values of blocks of 256, with a scale each (arXiv:2110.02861). Tensors of fewer than 4,096
     weights, and those that are no whole blocks, stay in FLOAT32.
     """
+    OPTIMISER_STATES_OFFLOADED: _OptimiserStates.ValueType  # 3
+    """FLOAT32 in main memory, of a worker with a GPU, which has those of one tensor at a time: 8 bytes a weight less of its memory, 16
+    a weight over the bus in each update, and the same bits. With full alone, and not with SHARDING_FSDP2; requirements.device is a
+    GPU then.
+    """
 
 class OptimiserStates(_OptimiserStates, metaclass=_OptimiserStatesEnumTypeWrapper):
     """OptimiserStates is what AdamW's two moments of each weight are held in between updates. Masters of weights are float32 either way,
@@ -115,6 +120,11 @@ OPTIMISER_STATES_FLOAT32: OptimiserStates.ValueType  # 1
 OPTIMISER_STATES_INT8: OptimiserStates.ValueType  # 2
 """2 bytes a weight: codes of 8 bits for values of blocks of 256, with a scale each (arXiv:2110.02861). Tensors of fewer than 4,096
 weights, and those that are no whole blocks, stay in FLOAT32.
+"""
+OPTIMISER_STATES_OFFLOADED: OptimiserStates.ValueType  # 3
+"""FLOAT32 in main memory, of a worker with a GPU, which has those of one tensor at a time: 8 bytes a weight less of its memory, 16
+a weight over the bus in each update, and the same bits. With full alone, and not with SHARDING_FSDP2; requirements.device is a
+GPU then.
 """
 Global___OptimiserStates: _TypeAlias = OptimiserStates  # noqa: Y015
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.dequantise import dense
+from luthier.kernels.dequantise.cpu import dense_for_product
 from luthier.kernels.direct import kernel_op
 from luthier.kernels.lora_linear.cpu import dropped, fake_gradient_of_b
 from luthier.kernels.operands import row_pointer, rows_of, settings
@@ -138,7 +138,7 @@ def grouped_lora_linear_op(
     `factors` are all A, then all B; `numbers` all scales, then all probabilities of dropout; `segments` rows and
     adapter of each; `keys` seed, stream and first row of each.
     """
-    x_MK, weight_NK = rows_of(x_MK), rows_of(dense(weight_NK))
+    x_MK, weight_NK = rows_of(x_MK), rows_of(dense_for_product([weight_NK])[0])
     (M, K), N = x_MK.shape, weight_NK.shape[0]
     rounded = _rounded(factors, numbers, x_MK.dtype)
     parts, stand = parts_of(factors, numbers, segments, keys), _Factors(rounded, factors)
@@ -182,7 +182,7 @@ def grouped_lora_linear_backward_op(
 
     `saved` are x, weight, S and the rounded factors.
     """
-    x_MK, weight_NK, s_MR = rows_of(saved[0]), rows_of(dense(saved[1])), saved[2]
+    x_MK, weight_NK, s_MR = rows_of(saved[0]), rows_of(dense_for_product(saved[1:2])[0]), saved[2]
     grad_MN, N = rows_of(grad_MN), grad_MN.shape[1]
     parts, stand = parts_of(factors, numbers, segments, keys), _Factors(saved[3], factors)
     dy = row_pointer(grad_MN)

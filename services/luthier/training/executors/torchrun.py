@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -128,7 +129,10 @@ class _Group:
         of_all = {name: self._one_by_one(of_first[name]) for name in _OF_ALL}
         with ThreadPoolExecutor(self._num_ranks, "rank") as threads:
             runs = {
-                threads.submit(self._run, order, of_all if order.rank else {**of_first, **of_all}): order.rank
+                # Each in the context of the training: its span, and the fields of its lines.
+                threads.submit(
+                    copy_context().run, self._run, order, of_all if order.rank else {**of_first, **of_all}
+                ): order.rank
                 for order in self._orders
             }
             try:

@@ -55,7 +55,8 @@ def _undivided(job: FineTuningJob) -> Iterator[FieldViolation]:
         yield FieldViolation(
             field="fine_tuning_job.hyperparameters.optimiser_states",
             description="must be OPTIMISER_STATES_FLOAT32 with sharding SHARDING_FSDP2, which divides no moments of 8 "
-            "bits, got OPTIMISER_STATES_INT8",
+            "bits and none in main memory, got "
+            f"OPTIMISER_STATES_{states_of(job.hyperparameters.optimiser_states)}",
         )
 
 

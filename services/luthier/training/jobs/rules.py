@@ -26,7 +26,12 @@ from luthier.training.jobs.methods import LIMITS as METHOD_LIMITS
 from luthier.training.jobs.methods import fill_method, method_violations
 from luthier.training.jobs.mixing import LIMITS as MIXING_LIMITS
 from luthier.training.jobs.mixing import fill_shares, mixture_violations
-from luthier.training.jobs.precision import fill_precision, precision_violations
+from luthier.training.jobs.precision import (
+    fill_precision,
+    fill_states,
+    precision_violations,
+    states_violations,
+)
 from luthier.training.jobs.ranks import LIMITS as RANK_LIMITS
 from luthier.training.jobs.ranks import fill_ranks, rank_violations
 from luthier.training.names import MODEL, RENDERING, WEIGHTS
@@ -139,6 +144,7 @@ def check_job(job: FineTuningJob) -> None:
             *mixture_violations(job),
             *rank_violations(job),
             *precision_violations(job),
+            *states_violations(job),
             *label_violations(job.labels, f"{_ROOT}.labels"),
         ]
     )
@@ -154,6 +160,7 @@ def resolved(job: FineTuningJob) -> FineTuningJob:
     fill_shares(filled)
     fill_ranks(filled)
     fill_precision(filled)
+    fill_states(filled)
     if not filled.HasField("full"):
         fill_defaults(filled, {"lora.rank": 16})
         if not filled.lora.HasField("alpha"):

@@ -20,8 +20,8 @@ from luthier.errors import DataLoss, Reason, Unavailable
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective, OneRank
-from luthier.training.recipes.eight_bit import MOMENTS, EightBitAdamW, fresh_8_bits, parts_of
 from luthier.training.recipes.masters import pieces
+from luthier.training.recipes.moments import MOMENTS, HeldAdamW, States, fresh, parts_of
 from luthier.training.recipes.phases import PhaseClock
 from luthier.training.recipes.weights import Weights
 
@@ -56,7 +56,7 @@ class OptimiserSettings:
 
     weight_decay: float
     max_grad_norm: float
-    states: Literal["FLOAT32", "INT8"] = "FLOAT32"
+    states: States = "FLOAT32"
 
 
 def optimiser_kernel(device: torch.device) -> Literal["fused", "single_tensors"]:
@@ -206,16 +206,10 @@ class Engine:
         """
         found: dict[str, Tensor] = {}
         for name, parameter in self.weights.parameters.items():
-            state = self._optimiser.state[parameter] or self._fresh(parameter)
+            state = self._optimiser.state[parameter] or fresh(parameter, self._settings.states)
             for moment in MOMENTS:
                 found |= parts_of(f"{name}.{moment}", state[moment])
         return found
-
-    def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return the moments of a parameter before the first update."""
-        if self._settings.states == "INT8":
-            return fresh_8_bits(parameter)
-        return {moment: torch.zeros_like(parameter) for moment in MOMENTS}
 
     def load_optimiser_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Continue with the moments that `optimiser_state` gave after `step` updates.
@@ -223,9 +217,10 @@ class Engine:
         Raises:
             DataLoss: tensors are missing, foreign or of another shape or type.
         """
-        fresh = {name: self._fresh(parameter) for name, parameter in self.weights.parameters.items()}
+        states = self._settings.states
+        begun = {name: fresh(parameter, states) for name, parameter in self.weights.parameters.items()}
         into: dict[str, Tensor] = {}
-        for name, moments in fresh.items():
+        for name, moments in begun.items():
             for moment, value in moments.items():
                 into |= parts_of(f"{name}.{moment}", value)
         if _forms(tensors) != _forms(into):
@@ -233,7 +228,7 @@ class Engine:
         for name, tensor in into.items():
             tensor.copy_(tensors[name])
         for name, parameter in self.weights.parameters.items():
-            self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **fresh[name]}
+            self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **begun[name]}
         self._num_updates = step
 
     def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -274,8 +269,8 @@ def _optimiser_of(
 ) -> torch.optim.Optimizer:
     groups = _groups(weights, settings.weight_decay)
     is_fused = optimiser_kernel(device) == "fused"
-    if settings.states == "INT8":
-        return EightBitAdamW(groups, BETAS, EPSILON, is_fused=is_fused)
+    if settings.states != "FLOAT32":
+        return HeldAdamW(groups, settings.states, BETAS, EPSILON, is_fused=is_fused)
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, foreach=False, fused=is_fused)
 
 

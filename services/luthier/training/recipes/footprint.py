@@ -14,7 +14,8 @@ Memory, in bytes:
     adapters        4 A + 2 W
     gradients       4 (A + W), or 4 P of all weights, which are summed in float32
     optimiser       8 (A + W) of moments and 4 W of masters; 12 P of all weights; 2.03 in place of 8 where
-                    moments have 8 bits
+                    moments have 8 bits; where those of a GPU are in main memory 8 for each weight of the largest
+                    tensor, whose update they are there for
     activations     2 T L times what a layer keeps of a token, and once what is passing through a layer
       NONE          4 E + 2 H D + 2 G D + 3 F: both norms' inputs and outputs, turned queries and keys, values, what
                     attention gave, gate, up and their product; E more for each norm behind a block (Gemma 2), H D + G D
@@ -111,6 +112,7 @@ class Trained:
         num_scaled: O.
         num_whole: W.
         num_in_8_bits: weights whose moments have 8 bits.
+        offloads_moments: whether a GPU has moments only while it changes their weights.
         has_trained_head: whether the matrix that makes logits is trained.
         read: what is read at the end of a pass.
         holds_logits: whether plain torch makes the logits of a frozen head on a processor, as our kernels hold none.
@@ -130,6 +132,7 @@ class Trained:
     num_scaled: int = 0
     num_whole: int = 0
     num_in_8_bits: int = 0
+    offloads_moments: bool = False
     has_trained_head: bool = False
     read: Read = "LOSS"
     holds_logits: bool = False
@@ -199,7 +202,7 @@ def footprint(
         weights=_weights_bytes(trained) + trained.other_bytes,
         adapters=0 if trained.is_whole else (4 * A + _ELEMENT * W) // S,
         gradients=4 * trained.num_trained // S + in_flight,
-        optimiser=(moments_bytes(trained) + 4 * (P if trained.is_whole else W)) // S,
+        optimiser=(moments_bytes(trained, place) + 4 * (P if trained.is_whole else W)) // S,
         activations=activation_bytes(trained, largest.num_tokens, kept, place),
         logits=_logits_bytes(trained, largest.num_scored, place),
         cache=cache,
@@ -212,8 +215,11 @@ def has_8_bits(num_weights: int) -> bool:
     return num_weights >= _LEAST_IN_8_BITS and num_weights % _MOMENT_BLOCK == 0
 
 
-def moments_bytes(trained: Trained) -> int:
-    """Return the bytes of both moments of all weights that an update changes."""
+def moments_bytes(trained: Trained, place: Place) -> int:
+    """Return the most bytes of moments, both of each weight that an update changes, that are there at once."""
+    if trained.offloads_moments and place == "GPU":
+        shape = trained.shape
+        return 8 * max(shape.vocabulary * shape.hidden, *(one.inputs * one.outputs for one in shape.linears))
     in_8_bits = trained.num_in_8_bits
     return 8 * (trained.num_trained - in_8_bits) + 2 * (in_8_bits + 4 * in_8_bits // _MOMENT_BLOCK)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import LuthierError, Reason, Unavailable
@@ -78,7 +79,7 @@ class Trial:
             Unavailable: OUT_OF_MEMORY, the device has as much, but others hold it just now.
         """
         job, device = self.desk.task.train.job, self.engine.weights.model.device
-        place: Place = "GPU" if device.type == "cuda" else "CPU"
+        place = _place(device)
         num_ranks = self.engine.collective.num_ranks
         trained, rows, limit = trained_of(job, shape, other_bytes, num_ranks), self._rows(), self.limit
         if job.run_record.micro_batch_tokens:
@@ -145,8 +146,12 @@ class Trial:
                 raise
             return None
         # Both moments come into being with the first update.
-        held = peak_bytes(device) + moments_bytes(trained) // trained.num_parts
+        held = peak_bytes(device) + moments_bytes(trained, _place(device)) // trained.num_parts
         return held if self.engine.weights.shards is None else max(self.engine.collective.gathered(held))
+
+
+def _place(device: torch.device) -> Place:
+    return "GPU" if device.type == "cuda" else "CPU"
 
 
 def bytes_beside(model: PreTrainedModel, others: Iterable[PreTrainedModel]) -> int:

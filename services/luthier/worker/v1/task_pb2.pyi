@@ -123,6 +123,7 @@ class Task(_message.Message):
     MERGE_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
     ANSWER_SHARE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     epoch: _builtins.int
@@ -133,6 +134,8 @@ class Task(_message.Message):
     """Resource that the task works for."""
     token: _builtins.str
     """Credential for other services: project, the resources named in the specification, expiry and epoch."""
+    traceparent: _builtins.str
+    """What this attempt is part of, a W3C `traceparent`. Empty: of nothing that is kept."""
     @_builtins.property
     def build_version(self) -> Global___BuildVersionSpec:
         """Build a dataset version."""
@@ -181,10 +184,11 @@ class Task(_message.Message):
         merge: Global___MergeSpec | None = ...,
         export: Global___ExportSpec | None = ...,
         answer_share: Global___EvaluateSpec | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer_share", b"answer_share", "build_version", b"build_version", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_share", b"answer_share", "attempt", b"attempt", "build_version", b"build_version", "epoch", b"epoch", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "subject", b"subject", "task", b"task", "token", b"token", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_share", b"answer_share", "attempt", b"attempt", "build_version", b"build_version", "epoch", b"epoch", "evaluate", b"evaluate", "export", b"export", "merge", b"merge", "register_model", b"register_model", "render", b"render", "spec", b"spec", "subject", b"subject", "task", b"task", "token", b"token", "traceparent", b"traceparent", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["build_version", "render", "register_model", "train", "evaluate", "merge", "export", "answer_share"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015

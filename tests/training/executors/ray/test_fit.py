@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -13,9 +15,11 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
-from luthier.errors import Unavailable
+from luthier.errors import DataLoss, LuthierError, Unavailable
 from luthier.training.executors.ray.driver import _unless_stored
-from luthier.training.executors.ray.fit import _lost
+from luthier.training.executors.ray.fit import _lost, _Run
+from luthier.training.executors.ray.post import Letter
+from luthier.training.executors.ray.rank import FarDesk
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
 
@@ -81,3 +85,46 @@ def test_a_checkpoint_that_is_not_stored_yet_is_none_and_holds_up_nobody() -> No
         ready()
     storing.stored.set_result([task_pb2.BlobFile(path="adapter")])
     assert [file.path for file in ready() or ()] == ["adapter"]
+
+
+def test_a_rank_that_goes_after_its_work_is_done_loses_nothing() -> None:
+    said: list[Any] = []
+    run = SimpleNamespace(_line=SimpleNamespace(tell=lambda *call: said.append(call)), _sentries={})
+    fit: Future[None] = Future()
+    fit.set_exception(group_error({1: WorkerHealthCheckFailedError("a check failed", ActorDiedError())}))
+    _Run._leave(cast(_Run, run), fit)
+    [(name, (text, severity))] = said
+    assert (name, severity) == ("log", "WARNING")
+    assert text.startswith("the ranks have not ended in order: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (DataLoss("other bytes have come"), "DATA_LOSS", "other bytes have come"),
+        (OSError("no such host"), "UNAVAILABLE", "files of rank 1 have not come to its driver: no such host"),
+    ],
+)
+def test_a_file_that_does_not_come_ends_the_attempt_whoever_waits_for_it(
+    tmp_path: Path, error: Exception, code: str, words: str
+) -> None:
+    """A rank that is not the first never asks what became of its files."""
+    told: list[Letter] = []
+
+    def tell(name: str, arguments: tuple[Any, ...]) -> None:
+        told.append(Letter(rank=1, name=name, arguments=arguments))
+
+    def send(paths: list[Path], folder: str) -> None:
+        raise error
+
+    desk = FarDesk.__new__(FarDesk)
+    desk._wire = cast(Any, SimpleNamespace(rank=1, tell=tell))
+    desk._files = cast(Any, SimpleNamespace(send=send))
+    desk._place = tmp_path
+    with pytest.raises(type(error)):
+        desk._send([tmp_path / "part"], "step-3")
+    [letter] = told
+    run = SimpleNamespace(_given=SimpleNamespace(order=SimpleNamespace(scratch=tmp_path)))
+    with ThreadPoolExecutor(1) as server, pytest.raises(LuthierError, match=words) as raised:
+        _Run._take(cast(_Run, run), letter, server)
+    assert raised.value.code == code

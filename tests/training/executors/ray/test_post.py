@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 
@@ -12,8 +15,9 @@ pytest.importorskip("ray", reason="needs the extra ray")
 
 from luthier.errors import InvalidArgument
 from luthier.training.executors.pulse import Shown
+from luthier.training.executors.ray import sentry
 from luthier.training.executors.ray.post import Post
-from luthier.training.executors.ray.sentry import _held, _left
+from luthier.training.executors.ray.sentry import _held, _left, swept
 
 
 async def test_letters_come_in_their_order_and_each_answer_to_who_asked(tmp_path: Path) -> None:
@@ -57,3 +61,30 @@ def test_what_attempts_left_on_a_node_is_known_by_nobody_holding_it(tmp_path: Pa
     assert sorted(path.name for path in _left(tmp_path)) == ["before", "killed"]
     held.close()
     assert len(list(_left(tmp_path))) == 3
+
+
+def test_a_folder_that_is_being_made_is_nobodys_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two attempts that begin on one node at once: the second sweeps while the first has made its folder."""
+    is_made, goes_on = Event(), Event()
+
+    def held(folder: Path) -> Any:
+        folder.mkdir()
+        is_made.set()
+        assert goes_on.wait(10.0)
+        return _held(folder)
+
+    monkeypatch.setattr(sentry, "_held", held)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(swept, tmp_path, tmp_path / "first")
+        assert is_made.wait(10.0)
+        second = threads.submit(swept, tmp_path, tmp_path / "second")
+        with pytest.raises(TimeoutError):
+            second.result(0.3)
+        goes_on.set()
+        locks = [first.result(10.0), second.result(10.0)]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["first", "second"]
+    assert (tmp_path / "first" / ".lock").exists()
+    for lock in locks:
+        lock.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ import click
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
-from luthier.client.cli.job_drafts import drafted_job, given_mixture, job_kind, job_options
+from luthier.client.cli.job_drafts import drafted_job, job_kind, job_options
 from luthier.client.cli.reinforcement import rollouts
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -52,12 +53,7 @@ def plan(
 
     job = drafted_job(draft, reinforcement, full=full, reward_model=reward_model)
     session.show(session.client.jobs.plan(job, device=device_class(device)), plan_facts)
-    begin = f"--start-from {short(job.start_from)}" if job.start_from else f"--model {short(job.base_model)}"
-    flags = [f"--mix {shlex.quote(mixed.word)}" for mixed in given_mixture()]
-    flags += [*(["--full"] if full else []), *(["--reward-model"] if reward_model else [])]
-    flags += [f"--reinforcement {shlex.quote(reinforcement)}"] if reinforcement else []
-    words = [begin, f"--rendering {short(job.rendering)}", *flags, draft.words]
-    session.hint(f"jobs create {' '.join(filter(None, words))}")
+    session.hint(f"jobs create {draft.words}")
 
 
 @jobs.command()
@@ -83,7 +79,7 @@ def create(
     if watches:
         _watch(session, created.name)
         return
-    session.show(created, _facts)
+    session.show(created, partial(_facts, is_wide=session.is_wide))
     session.hint(f"jobs watch {short(created.name)}")
 
 
@@ -99,7 +95,7 @@ def list_jobs(session: Session) -> None:
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show a job."""
-    session.show(session.client.jobs.get(name), _facts)
+    session.show(session.client.jobs.get(name), partial(_facts, is_wide=session.is_wide))
 
 
 @jobs.command()
@@ -115,7 +111,7 @@ def _watch(session: Session, name: str) -> None:
 
     done = watch_resource(session, name, session.client.jobs.wait, stop=f"jobs cancel {short(name)}")
     if not session.as_json:
-        session.show(done, _facts)
+        session.show(done, partial(_facts, is_wide=session.is_wide))
         if done.HasField("reward_model"):
             session.hint(f"models download {short(done.tuned_model)}")
             return
@@ -131,7 +127,7 @@ def _watch(session: Session, name: str) -> None:
 @pass_session
 def cancel(session: Session, name: str) -> None:
     """Ask a job to stop; it does within one forward and backward pass. Its checkpoints remain."""
-    session.show(session.client.jobs.cancel(name), _facts)
+    session.show(session.client.jobs.cancel(name), partial(_facts, is_wide=session.is_wide))
 
 
 @jobs.command()
@@ -203,7 +199,7 @@ def _checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
     return made
 
 
-def _facts(job: FineTuningJob) -> Table:
+def _facts(job: FineTuningJob, *, is_wide: bool) -> Table:
     from luthier.client.cli.views import (
         facts,
         failure,
@@ -241,12 +237,18 @@ def _facts(job: FineTuningJob) -> Table:
             ("ranks", _ranks(record)),
             ("passes", passes(record.micro_batch_tokens, record.activation_checkpointing)),
             ("memory", memory(record.memory)),
-            ("kernels", mapping(record.kernels)),
+            ("kernels", mapping(record.kernels) if is_wide else _kernels(record.kernels)),
             ("started (UTC)", when(job.start_time)),
             ("ended (UTC)", when(job.end_time)),
             ("labels", mapping(job.labels)),
         ]
     )
+
+
+def _kernels(chosen: Mapping[str, str]) -> str:
+    """Return how many operators each implementation has; which they are is told by `-o wide`."""
+    counts = Counter(implementation.partition(" ")[0] for implementation in chosen.values())
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def _ranks(record: RunRecord) -> str:

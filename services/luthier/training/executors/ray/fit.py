@@ -17,11 +17,19 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError
-from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 
 from luthier.errors import LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.runtime.config import put
+from luthier.storage.disk import found_full
 from luthier.storage.files import digest_of
 from luthier.training.executors.pulse import Shown
 from luthier.training.executors.ranks import ranks_for
@@ -233,6 +241,10 @@ class _Run:
             if not _is_consequence(error):
                 raise error
             self._complain(error)
+        elif letter.name == "unsent":
+            # Else its checkpoint would be waited for without end: that rank need not ask for anything more.
+            [error] = letter.arguments
+            raise found_full(RuntimeError(error), self._given.order.scratch) or error
         elif letter.name == "come":
             self._come.update(*letter.arguments)
         elif letter.name == "begin_checkpoint":
@@ -301,11 +313,14 @@ class _Run:
             self._complaint, self._complained_at = error, time.monotonic()
 
     def _leave(self, fit: Future[None]) -> None:
-        """Let the ranks end in order, and clear what they left. What does not come to it ends with this process."""
+        """Let the ranks end in order, and clear what they left. What does not come to it ends with this process.
+
+        All that was to be made has been made: a rank or a node that goes now loses nothing.
+        """
         try:
             fit.result(_END_SECONDS)
             ray.get([sentry.leave.remote() for sentry in self._sentries.values()], timeout=_ANSWER_SECONDS)
-        except (RayError, TimeoutError) as error:
+        except (RayError, TrainingFailedError, TimeoutError) as error:
             self._line.tell("log", (f"the ranks have not ended in order: {last_line(error)}", "WARNING"))
 
 

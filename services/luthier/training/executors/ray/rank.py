@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, get_device
 
-from luthier.errors import Reason, Unavailable
+from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.lm.importing import uncollected
 from luthier.runtime.config import others, put, read
 from luthier.runtime.logs import configure
@@ -26,6 +26,7 @@ from luthier.storage.disk import found_full
 from luthier.storage.files import path_below
 from luthier.training.executors.pulse import Pulse
 from luthier.training.executors.ranks import pulse_path
+from luthier.training.executors.ray.cluster import last_line
 from luthier.training.executors.ray.files import NodeFiles
 from luthier.training.executors.ray.orders import Part
 from luthier.training.executors.ray.sentry import node_home
@@ -99,7 +100,8 @@ def train(given: Mapping[str, Any]) -> None:
     cache = BlobCache(config.home / "cache", config.cache_bytes)
     try:
         result = _trained(part, wire, folder, NodeFiles(wire.post, cache, folder / "taking", wire.alive))
-        wire.tell("done", (result,))
+        # A process that ends takes with it what it has not sent.
+        ray.get(wire.tell("done", (result,)))
     except Exception as error:
         # Whoever drives ends this process then: an end of its own would hide that of another rank from Ray.
         wire.ask("refused", (found_full(error, scratch) or named(error),))
@@ -148,10 +150,10 @@ class Wire:
         if time.monotonic() - self._said_at >= ALIVE_SECONDS:
             self.tell("alive")
 
-    def tell(self, name: str, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None) -> None:
-        """Tell the driver something that it does not answer."""
+    def tell(self, name: str, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None) -> Any:
+        """Tell the driver something that it does not answer; returns what can be waited for until the post has it."""
         self._said_at = time.monotonic()
-        self.post.tell.remote(self.rank, name, arguments, named)
+        return self.post.tell.remote(self.rank, name, arguments, named)
 
     def ask(self, name: str, arguments: Sequence[Any] = ()) -> Any:
         """Return what the driver answers. Raises Unavailable: CRASHED, there is no driver any more."""
@@ -222,8 +224,20 @@ class FarDesk:
         self._near.commit_rollouts(step, self._place / folder / path.name)
 
     def _send(self, paths: list[Path], folder: str) -> None:
-        self._files.send(paths, folder)
+        try:
+            self._files.send(paths, folder)
+        except Exception as error:
+            self._wire.tell("unsent", (self._unsent(error),))
+            raise
         self._wire.tell("come", ([self._place / folder / path.name for path in paths],))
+
+    def _unsent(self, error: Exception) -> LuthierError:
+        if isinstance(error, LuthierError):
+            return error
+        return Unavailable(
+            f"files of rank {self._wire.rank} have not come to its driver: {last_line(error)}",
+            reason=Reason.CRASHED,
+        )
 
     def _taken(self, file: task_pb2.BlobFile, target: Path) -> Path:
         return self._files.take(file.sha256, target, lambda: int(self._wire.ask("bring", (file,))))

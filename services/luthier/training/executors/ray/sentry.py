@@ -14,11 +14,13 @@ from typing import Any
 
 from luthier.runtime.config import read
 from luthier.runtime.home import keep_private
+from luthier.storage.files import exclusive
 from luthier.training.executors.pulse import shown
 from luthier.work.worker_config import WorkerConfig
 
 _SEE_SECONDS = 0.5
 _LOCK = ".lock"
+_SWEEPING = ".sweeping"
 _logger = logging.getLogger(__name__)
 
 
@@ -43,10 +45,8 @@ class Sentry:
     def __init__(self, post: Any, attempt: str) -> None:
         self._post = post
         home = node_home()
-        for folder in _left(home):
-            shutil.rmtree(folder, ignore_errors=True)
         self._folder = home / attempt
-        self._lock = _held(self._folder)
+        self._lock = swept(home, self._folder)
         threading.Thread(target=self._see, name="sentry", daemon=True).start()
 
     def version(self) -> str:
@@ -68,8 +68,19 @@ class Sentry:
                 self._post.see.remote(sights)
 
 
+def swept(home: Path, folder: Path) -> Any:
+    """Delete what attempts that are over have left in a home, and make a folder of it that is known to be in use.
+
+    It is in use for as long as what is returned is open. Of several sentries of a node one sweeps at a time: a folder
+    that another one has made and does not hold yet would look as if it were left.
+    """
+    with exclusive(home / _SWEEPING):
+        for left in _left(home):
+            shutil.rmtree(left, ignore_errors=True)
+        return _held(folder)
+
+
 def _held(folder: Path) -> Any:
-    """Make a folder that is known to be in use for as long as this process lives."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / _LOCK).open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
