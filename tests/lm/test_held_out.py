@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.lm.decoding import forward
 from luthier.lm.held_out import plain_logprobs, sampler_logprobs
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
 from luthier.lm.made import HeldOutRow
+from luthier.lm.passes import Pass, forward
 from luthier.lm.scoring import sequence_logprobs
 
 ModelMaker = Callable[..., Any]
@@ -39,9 +39,9 @@ def test_the_prompt_is_read_at_once_and_each_token_after_it_by_itself(
 ) -> None:
     widths = []
 
-    def counted(model: Any, inputs: Any, *others: Any) -> Any:
-        widths.append(inputs[0].shape[1])
-        return forward(model, inputs, *others)
+    def counted(model: Any, wanted: Pass) -> Any:
+        widths.append(wanted.ids.shape[1])
+        return forward(model, wanted)
 
     monkeypatch.setattr("luthier.lm.held_out.forward", counted)
     row = HeldOutRow(token_ids=ROW.token_ids, positions=(4, 6))

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.lm.cache import BatchCache
-from luthier.lm.decoding import forward, scaled_logits
 from luthier.lm.made import HeldOutRow
+from luthier.lm.passes import Pass, forward, scaled_logits
 
 
 @torch.no_grad()
@@ -30,8 +30,7 @@ def sampler_logprobs(model: PreTrainedModel, row: HeldOutRow) -> list[float]:
     for end in range(min(wanted), max(wanted) + 1):
         columns = torch.arange(begin, end, device=model.device)[None]
         visible = columns[:, :, None] >= torch.arange(end, device=model.device)
-        inputs = (ids_1T[:, begin:end], columns, visible)
-        logits_1V = forward(model, inputs, cache, None, _logits)
+        logits_1V = forward(model, Pass(ids_1T[:, begin:end], columns, visible, cache, head=_logits))
         if end in wanted:
             found.append(_logprob(logits_1V[0], row.token_ids[end]))
         begin = end
