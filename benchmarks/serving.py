@@ -24,11 +24,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from serving_first_token import FAST, SIZE, measure
@@ -41,7 +41,6 @@ from luthier.evaluation.shares import ROWS_A_BATCH
 from luthier.lm.engine import Engine
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.load import load_model
-from luthier.lm.memory import freed_memory_kept
 
 RESULTS = Path(__file__).parent / "results"
 NUM_PROMPTS = 200
@@ -53,26 +52,25 @@ _LONGEST_ANSWER = 128
 
 def evaluate_ours(task: DrawTask) -> Measured:
     """Answer all prompts as an evaluation asks for them."""
-    with freed_memory_kept():
-        engine = Engine(load_model(task.model))
-        shared = task.prompts[0][: task.num_shared]
-        own = tuple(prompt[task.num_shared :] for prompt in task.prompts)
+    engine = Engine(load_model(task.model))
+    shared = task.prompts[0][: task.num_shared]
+    own = tuple(prompt[task.num_shared :] for prompt in task.prompts)
 
-        def answer() -> int:
-            num_tokens = 0
-            for first in range(0, len(own), ROWS_A_BATCH):
-                rows = own[first : first + ROWS_A_BATCH]
-                engine.submit(
-                    GenerationRequest(
-                        request_id="rows", prompts=rows, shared_prefix=shared, max_new_tokens=task.new_tokens
-                    )
+    def answer() -> int:
+        num_tokens = 0
+        for first in range(0, len(own), ROWS_A_BATCH):
+            rows = own[first : first + ROWS_A_BATCH]
+            engine.submit(
+                GenerationRequest(
+                    request_id="rows", prompts=rows, shared_prefix=shared, max_new_tokens=task.new_tokens
                 )
-                while engine.wait(0):
-                    num_tokens += sum(len(event.token_ids) for event in engine.step())
-                _require_no_failure(engine)
-            return num_tokens
+            )
+            while engine.wait(0):
+                num_tokens += sum(len(event.token_ids) for event in engine.step())
+            _require_no_failure(engine)
+        return num_tokens
 
-        return _timed(task, answer)
+    return _timed(task, answer)
 
 
 def evaluate_transformers(task: DrawTask, dtype: str, rows: int) -> Measured:
@@ -122,51 +120,78 @@ def _timed(task: DrawTask, answer: Any) -> Measured:
     }
 
 
-def arrivals(task: DrawTask) -> list[tuple[float, tuple[int, ...], int]]:
-    """When each request comes, in seconds, its prompt, and how many tokens it asks for; always the same."""
+class Arrival(NamedTuple):
+    """A request: its number in the order of coming, when it comes in seconds, its prompt, and tokens of its answer."""
+
+    number: int
+    at: float
+    prompt: tuple[int, ...]
+    new_tokens: int
+
+
+def arrivals(task: DrawTask) -> list[Arrival]:
+    """Return the requests in the order in which they come; always the same."""
     draw = random.Random(3)
     times = sorted(draw.uniform(0, ARRIVAL_SECONDS * task.num_steps) for _ in task.prompts)
     longest = min(_LONGEST_ANSWER, 8 * task.new_tokens)
-    return [(at, prompt, draw.randint(8, longest)) for at, prompt in zip(times, task.prompts, strict=True)]
+    return [
+        Arrival(number, at, prompt, draw.randint(8, longest))
+        for number, (at, prompt) in enumerate(zip(times, task.prompts, strict=True))
+    ]
 
 
 def serve_continuously(task: DrawTask) -> Measured:
     """Admit each request when it comes."""
-    return _served(task, is_batched=False)
+
+    def admit(engine: Engine, come: Sequence[Arrival]) -> None:
+        for one in come:
+            engine.submit(_request(one.number, (one.prompt,), one.new_tokens))
+
+    return _served(task, admit, is_batched=False)
 
 
 def serve_in_batches(task: DrawTask) -> Measured:
-    """Admit what has come only when nothing is answered."""
-    return _served(task, is_batched=True)
+    """Admit what has come only when nothing is answered, as one batch that goes on until its longest answer ends."""
+
+    def admit(engine: Engine, come: Sequence[Arrival]) -> None:
+        longest = max(one.new_tokens for one in come)
+        engine.submit(_request(come[0].number, tuple(one.prompt for one in come), longest))
+
+    return _served(task, admit, is_batched=True)
 
 
-def _served(task: DrawTask, *, is_batched: bool) -> Measured:
+def _request(number: int, prompts: tuple[tuple[int, ...], ...], new_tokens: int) -> GenerationRequest:
+    return GenerationRequest(request_id=str(number), prompts=prompts, max_new_tokens=new_tokens)
+
+
+def _served(
+    task: DrawTask, admit: Callable[[Engine, Sequence[Arrival]], None], *, is_batched: bool
+) -> Measured:
+    """Answer all that come; an answer has ended with the last token that was asked for."""
     engine = Engine(load_model(task.model))
-    engine.submit(GenerationRequest(request_id="first", prompts=task.prompts[:1], max_new_tokens=2))
+    engine.submit(_request(0, task.prompts[:1], 2))
     while engine.wait(0):
         engine.step()
-    coming = dict(enumerate(arrivals(task)))
-    waiting, began, ended = sorted(coming), time.perf_counter(), dict[int, float]()
-    while len(ended) < len(coming):
+    waiting = arrivals(task)
+    every, began, latencies = list(waiting), time.perf_counter(), dict[int, float]()
+    while len(latencies) < len(every):
         now = time.perf_counter() - began
         if not is_batched or not engine.wait(0):
-            while waiting and coming[waiting[0]][0] <= now:
-                number = waiting.pop(0)
-                _, prompt, new_tokens = coming[number]
-                engine.submit(
-                    GenerationRequest(request_id=str(number), prompts=(prompt,), max_new_tokens=new_tokens)
-                )
+            come = [one for one in waiting if one.at <= now]
+            waiting = waiting[len(come) :]
+            if come:
+                admit(engine, come)
         for event in engine.step():
-            if event.finish_reason is not None:
-                ended[int(event.request_id)] = time.perf_counter() - began
+            one = every[int(event.request_id) + event.row]
+            if event.num_generated == one.new_tokens:
+                latencies[one.number] = time.perf_counter() - began - one.at
         _require_no_failure(engine)
         if not engine.wait(0) and waiting:
-            time.sleep(max(0.0, coming[waiting[0]][0] - (time.perf_counter() - began)))
-    latencies = [ended[number] - at for number, (at, _, _) in coming.items()]
+            time.sleep(max(0.0, waiting[0].at - (time.perf_counter() - began)))
     return {
-        "mean_latency_seconds": statistics.mean(latencies),
-        "largest_latency_seconds": max(latencies),
-        "tokens": sum(new_tokens for _, _, new_tokens in coming.values()),
+        "mean_latency_seconds": statistics.mean(latencies.values()),
+        "largest_latency_seconds": max(latencies.values()),
+        "tokens": sum(one.new_tokens for one in every),
         "threads": torch.get_num_threads(),
     }
 
@@ -178,7 +203,7 @@ EVALUATING: dict[str, Contender] = {
             run=partial(evaluate_transformers, dtype=dtype, rows=rows),
             configuration=f"transformers generate, {dtype}, padded batches of {rows}, greedy",
         )
-        for dtype, rows in (("bfloat16", 16), ("bfloat16", 64), ("float32", 64))
+        for dtype, rows in (("bfloat16", 16), ("bfloat16", 64), ("float32", 16), ("float32", 64))
     },
 }
 SERVING: dict[str, Contender] = {

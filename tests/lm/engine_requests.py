@@ -36,8 +36,8 @@ def run(engine: Any, *requests: GenerationRequest) -> Any:
     return answers, reasons
 
 
-def with_adapter(model: Any, name: str, seed: int) -> None:
-    insert_lora(model, LoraSpec(rank=4, alpha=8), seed=seed, name=name)
+def with_adapter(model: Any, name: str, seed: int, *, use_dora: bool = False) -> None:
+    insert_lora(model, LoraSpec(rank=4, alpha=8, use_dora=use_dora), seed=seed, name=name)
     generator = torch.Generator().manual_seed(seed)
     for parameter in adapter_parameters(model, name).values():
         parameter.data.normal_(std=0.3, generator=generator)

@@ -10,6 +10,7 @@ from tests.lm.engine_requests import PROMPTS, collect, request, run, with_adapte
 
 from luthier.errors import ResourceExhausted
 from luthier.lm.blocks import use_kernels
+from luthier.lm.decoding import Batch
 from luthier.lm.engine import Engine
 
 ModelMaker = Callable[..., Any]
@@ -42,9 +43,45 @@ def test_short_prompts_that_keep_coming_leave_turns_to_the_others(tiny_model: Mo
     for number in range(30):
         engine.submit(request(f"short {number}", prompts=((6,),), max_new_tokens=1))
     produced = [[event.request_id for event in engine.step()] for _ in range(40)]
-    # Four of them, a piece of the long one, four of them, and what writes.
-    assert [place for place, ids in enumerate(produced) if "writes" in ids][:3] == [8, 18, 28]
-    assert produced.index(["long"]) == 14, "what is left of it is short"
+    # Four of them, a piece of the long one, and what writes; what is left of the long one is short in the end.
+    assert [place for place, ids in enumerate(produced) if "writes" in ids][:3] == [4, 10, 15]
+    assert produced.index(["long"]) == 11
+
+
+def test_long_prompts_take_turns_and_are_read_beside_short_ones(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model(), prefill_tokens=8)
+    for name in ("first", "second"):
+        engine.submit(request(name, prompts=((7,) * 24,), max_new_tokens=1))
+    for number in range(30):
+        engine.submit(request(f"short {number}", prompts=((6,),), max_new_tokens=1))
+    produced = [[event.request_id for event in engine.step()] for _ in range(34)]
+    # A piece behind four short ones each, in turns: first, second, first, second, which have one piece left then.
+    assert [place for place, ids in enumerate(produced) if not ids] == [4, 9, 14, 19]
+    assert [produced.index([name]) for name in ("first", "second")] == [15, 20]
+
+
+def test_adapters_take_turns_whoever_keeps_asking(tiny_model: ModelMaker) -> None:
+    model = tiny_model()
+    with_adapter(model, "a", 1)
+    engine = Engine(model)
+    engine.submit(request("base", prompts=((5,),), max_new_tokens=20))
+    engine.step()
+    seen: list[str] = []
+    for number in range(12):
+        engine.submit(request(f"a{number}", prompts=((6,),), max_new_tokens=3, adapter="a"))
+        seen += [event.request_id for _ in range(2) for event in engine.step()]
+    assert seen.count("base") >= 5
+
+
+def test_an_adapter_that_leaves_takes_with_it_who_reads_its_prefix(tiny_model: ModelMaker) -> None:
+    model = tiny_model()
+    with_adapter(model, "a", 1)
+    engine = Engine(model, prefill_tokens=4)
+    engine.submit(request("reads", shared_prefix=tuple(range(30, 60)), adapter="a"))
+    engine.step()
+    engine.forget_adapter("a")
+    assert list(engine.take_failures()) == ["reads"]
+    assert not engine.wait(0)
 
 
 def test_a_prefix_is_computed_once_for_those_who_ask_at_the_same_time(
@@ -77,40 +114,53 @@ def test_a_prefix_is_computed_once_for_those_who_ask_at_the_same_time(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("adapter", [None, "a"])
+@pytest.mark.parametrize(
+    ("family", "adapter"), [("llama", None), ("llama", "a"), ("llama", "dora"), ("qwen3", None)]
+)
 def test_logits_in_company_have_the_bits_that_they_have_alone(
-    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, adapter: str | None
+    tiny_model: ModelMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    family: str,
+    adapter: str | None,
 ) -> None:
-    model = tiny_model().to(dtype)
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 1}
+    model = tiny_model(family, **sizes, num_attention_heads=9, num_key_value_heads=3).to(dtype)
     use_kernels(model)
-    with_adapter(model, "a", 1)
+    if adapter is not None:
+        with_adapter(model, adapter, 1, use_dora=adapter == "dora")
+    rows: list[int] = []
+    seen: dict[str, list[torch.Tensor]] = {}
     module: Any = importlib.import_module("luthier.lm.engine")
-    original = module.forward_together
-    seen: list[tuple[int, list[torch.Tensor]]] = []
+    together, take = module.forward_together, Batch.take
 
-    def noting(model: Any, passes: Any) -> Any:
-        found = original(model, passes)
-        seen.append((sum(len(one.ids) for one in passes), [logits.clone() for logits in found]))
-        return found
+    def counting(model: Any, passes: Any) -> Any:
+        rows.append(sum(len(one.ids) for one in passes))
+        return together(model, passes)
 
-    monkeypatch.setattr(module, "forward_together", noting)
+    def noting(batch: Any, logits: torch.Tensor) -> Any:
+        seen.setdefault(batch._request.request_id, []).append(logits.clone())
+        return take(batch, logits)
+
+    monkeypatch.setattr(module, "forward_together", counting)
+    monkeypatch.setattr(Batch, "take", noting)
 
     def asked(number: int) -> Any:
-        prompts = PROMPTS[: number % 3 + 1]
+        prompts = PROMPTS[:3] * (22 if number == 4 else 1) if number % 3 else PROMPTS[:1]
         prefix = tuple(range(30, 33 + number)) if number % 2 else ()
         return request(
             str(number), prompts=prompts, shared_prefix=prefix, adapter=adapter, max_new_tokens=4 + number
         )
 
-    run(Engine(model), *map(asked, range(9)))
-    most = max(rows for rows, _ in seen)
-    assert most == sum(number % 3 + 1 for number in range(9)), "all of them went on together"
-    together = sorted(one.flatten().view(torch.int32).tolist() for _, found in seen for one in found)
-    seen.clear()
-    for number in range(9):
-        run(Engine(model), asked(number))
-    alone = sorted(one.flatten().view(torch.int32).tolist() for _, found in seen for one in found)
-    assert together == alone
+    every = [asked(number) for number in range(7)]
+    run(Engine(model), *every)
+    assert max(rows) == sum(len(one.prompts) for one in every) > 64, "all of them went on together"
+    in_company, seen = seen, {}
+    for one in every:
+        run(Engine(model), one)
+    for one in every:
+        pairs = zip(in_company[one.request_id], seen[one.request_id], strict=True)
+        assert all(torch.equal(left, right) for left, right in pairs), one.request_id
 
 
 def test_what_fails_in_company_fails_alone_and_the_others_go_on(
@@ -119,9 +169,10 @@ def test_what_fails_in_company_fails_alone_and_the_others_go_on(
     model = tiny_model()
     expected, _ = run(Engine(model), request("good"))
     module: Any = importlib.import_module("luthier.lm.engine")
-    original = module.forward_together
+    original, together = module.forward_together, []
 
     def full(model: Any, passes: Any) -> Any:
+        together.append(len(passes))
         found = original(model, passes)  # keys and values are held by then
         if any(one.cache.get_seq_length() > 12 for one in passes):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -138,5 +189,6 @@ def test_what_fails_in_company_fails_alone_and_the_others_go_on(
     assert isinstance(failure, ResourceExhausted)
     assert failure.reason == "OUT_OF_MEMORY"
     assert "1 at a time of up to 11 and 12 tokens do not" in failure.message
+    assert together.count(2) == 2, "who failed together goes on alone"
     for row in range(len(PROMPTS)):
         assert answers["good", row] == expected["good", row][:4]

@@ -15,7 +15,7 @@ from luthier.errors import InvalidArgument, Reason
 from luthier.lm.cache import BatchCache, Prefix
 from luthier.lm.draw import draw, draw_rows, output_not_finite, row_generator
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest, TextAssembler
-from luthier.lm.passes import Head, Pass, forward, plain_logits, scaled_logits
+from luthier.lm.passes import Head, Pass, forward, forward_together, plain_logits, scaled_logits
 
 Events = list[GenerationEvent]
 
@@ -66,24 +66,33 @@ class Batch:
         self._valid_BK = columns >= padding_B[:, None]
         self._offset_B = len(request.shared_prefix) - padding_B
         self._tokens: list[int] = []
+        self._num_read = 0
 
     def run(self, prefill_tokens: int) -> Iterator[Events]:
         """Yields after each piece of work: `prefill_tokens` prompt tokens or a new token per row."""
         yield from self.read(prefill_tokens)
         while not self.done:
-            yield self.take(forward(self._model, self.next_pass()))
+            yield self.take(forward_together(self._model, [self.next_pass()])[0])
 
     def read(self, prefill_tokens: int) -> Generator[Events, None, None]:
         """Read the prompts; yields after each piece of `prefill_tokens`, after the last one every row's first token."""
-        B, C = self._prompt_BC.shape
-        step = max(1, prefill_tokens // B)
+        C = self._prompt_BC.shape[1]
+        step = self._columns_a_piece(prefill_tokens)
         for start in range(0, C, step):
             logits_BV = forward(self._model, self._pass(self._prompt_BC[:, start : start + step]))
+            self._num_read = start + step
             if start + step < C:
                 yield []
         if self._request.num_samples > 1:
             logits_BV = self._repeat(logits_BV)
         yield self.take(logits_BV)
+
+    def num_pieces(self, prefill_tokens: int) -> int:
+        """How many pieces of the prompts are not read."""
+        return -(-(self._prompt_BC.shape[1] - self._num_read) // self._columns_a_piece(prefill_tokens))
+
+    def _columns_a_piece(self, prefill_tokens: int) -> int:
+        return max(1, prefill_tokens // self._prompt_BC.shape[0])
 
     def next_pass(self) -> Pass:
         """What makes the logits of the rows' next tokens, once the prompts are read."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from luthier.errors import AlreadyExists, InvalidArgument, Reason, ResourceExhausted
+from luthier.errors import AlreadyExists, InvalidArgument, NotFound, Reason, ResourceExhausted
 from luthier.lm.cache import Prefix
 from luthier.lm.decoding import Batch, Events, compute_prefix, require_room
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest
@@ -35,9 +35,8 @@ class _Group:
         self.batch: Batch | None = None
         self.reading: Generator[Events, None, None] | None = None
         self.is_read = False
+        self.is_apart = False
         self.last_turn = 0
-        # Of the prompts, shorter ones padded.
-        self.num_unread = max(map(len, request.prompts)) * len(request.prompts)
 
     def cancelled(self) -> Events:
         if self.batch is not None:
@@ -59,8 +58,9 @@ class Engine:
     """Runs many requests at once, a pass of the model at every step.
 
     A pass reads a piece of one request's prompts, or makes the next token of every row of all requests of one adapter,
-    which begin and end between passes. What is read in one piece is read as soon as it comes; of longer prompts a piece
-    follows each pass that makes tokens. On a processor a request has the same bits alone and in company.
+    which begin and end between passes. What is read in one piece is read as soon as it comes, at most four of them
+    before the others have a turn; of longer prompts, in turns, a piece follows each pass that makes tokens. On a
+    processor a request has the same bits alone and in company, where C++ knows the model's type.
 
     `submit`, `cancel` and `wait` may be called from any thread; `step` from one thread only, which is also
     the only one that may touch the model meanwhile. `decode` turns token ids into text for the events (None:
@@ -135,7 +135,6 @@ class Engine:
             self._submitted.clear()
             for request_id in self._cancelled & self._groups.keys():
                 events += self._release(request_id).cancelled()
-            self._cancelled.clear()
             running = list(self._groups.values())
         readers = [group for group in running if not group.is_read and not self._waits(group)]
         writers = [group for group in running if group.is_read]
@@ -155,20 +154,26 @@ class Engine:
 
     def _reader(self, readers: Sequence[_Group], *, has_writers: bool) -> _Group | None:
         """The group whose turn it is to read; None: it is that of those that write."""
-        short = [group for group in readers if self._unread(group) <= self._prefill_tokens]
-        if short and (self._short_reads < _SHORT_READS or not has_writers):
+        short = [group for group in readers if self._is_short(group)]
+        long = [group for group in readers if group not in short]
+        if short and (self._short_reads < _SHORT_READS or not (long or has_writers)):
             self._short_reads += 1
             return short[0]
-        self._short_reads = 0
-        if readers and (self._may_read or not has_writers):
+        if long and (self._may_read or not has_writers):
             self._may_read = False
-            return readers[0]
-        self._may_read = True
+            if not has_writers:
+                self._short_reads = 0
+            return min(long, key=lambda group: group.last_turn)
+        self._may_read, self._short_reads = True, 0
         return None
 
-    def _unread(self, group: _Group) -> int:
-        is_known = group.batch is not None or group.key in self._prefixes
-        return group.num_unread + (0 if is_known else len(group.request.shared_prefix))
+    def _is_short(self, group: _Group) -> bool:
+        """Whether what is left to read of a group is one piece."""
+        if group.batch is not None:
+            return group.batch.num_pieces(self._prefill_tokens) == 1
+        prompts, prefix = group.request.prompts, group.request.shared_prefix
+        unread = max(map(len, prompts)) * len(prompts) + (0 if group.key in self._prefixes else len(prefix))
+        return unread <= self._prefill_tokens
 
     def take_failures(self) -> dict[str, Exception]:
         """The errors of requests that were dropped since the last call, by id; for the stepping thread."""
@@ -176,9 +181,12 @@ class Engine:
         return failures
 
     def forget_adapter(self, name: str) -> None:
-        """Drop the kept prefixes of an adapter that is about to leave the model; for the stepping thread."""
+        """Drop the prefixes of an adapter that is about to leave the model; for the stepping thread."""
         for key in [key for key in self._prefixes if key[0] == name]:
             del self._prefixes[key]
+        gone = NotFound(f"adapter {name!r} has left the model")
+        for group in [one for key, one in self._computing.items() if key[0] == name]:
+            self._fail(group, gone)
 
     def _read(self, group: _Group) -> Events:
         """Read a piece of a group's prefix or prompts; the last one makes the first token of its rows."""
@@ -190,8 +198,8 @@ class Engine:
         except Exception as error:  # it belongs to whoever asked
             self._fail(group, error)
             return []
-        if group.batch is not None:
-            group.num_unread -= self._prefill_tokens
+        self._turns += 1
+        group.last_turn = self._turns
         if events:
             group.is_read, group.reading = True, None
             self._drop_if_done(group)
@@ -215,15 +223,20 @@ class Engine:
 
     def _write(self, writers: Sequence[_Group]) -> Events:
         """Make the next token of all rows of the adapter that has waited for the longest."""
-        adapter = min(writers, key=lambda group: group.last_turn).request.adapter
-        groups = [group for group in writers if group.request.adapter == adapter]
+        first = min(writers, key=lambda group: group.last_turn)
+        adapter = first.request.adapter
+        groups = [
+            group
+            for group in writers
+            if group is first or not (group.is_apart or first.is_apart or group.request.adapter != adapter)
+        ]
         self._turns += 1
         for group in groups:
             group.last_turn = self._turns
         try:
             with use_adapter(self._model, adapter):
                 return self._written(groups)
-        except Exception as error:  # the adapter has left the model
+        except NotFound as error:  # the adapter has left the model
             for group in groups:
                 self._fail(group, error)
             return []
@@ -252,12 +265,13 @@ class Engine:
             if len(passes) == 1:
                 self._fail(passes[0][0], error)
                 return []
-            _logger.warning("%d requests fail together and are tried alone", len(passes), exc_info=error)
+            _logger.warning("%d requests fail together and go on alone", len(passes), exc_info=error)
         else:
             return [(group, logits) for (group, _), logits in zip(passes, found, strict=True)]
         alone = []
         for (group, one), length in zip(passes, lengths, strict=True):
             one.cache.rewind(length)
+            group.is_apart = True
             try:
                 alone.append((group, forward_together(self._model, [one])[0]))
             except Exception as error:  # it belongs to whoever asked
@@ -288,6 +302,7 @@ class Engine:
 
     def _release(self, request_id: str) -> _Group:
         group = self._groups.pop(request_id)
+        self._cancelled.discard(request_id)
         if self._computing.get(group.key) is group:
             del self._computing[group.key]
         return group

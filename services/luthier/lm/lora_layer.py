@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from luthier.kernels.linear import linear
 from luthier.kernels.lora_linear import Dropout, Projection, lora_linear
@@ -137,14 +136,14 @@ class LoraLinear(nn.Module):
         return linear(x, self.weight, self.bias)
 
     def _with_magnitude(self, x: Tensor, name: str) -> Tensor:
-        """What DoRA computes, in plain torch around our product with W.
+        """What DoRA computes, in plain torch around our products.
 
         A muted update has the bits of one that is zero.
         """
         output = linear(x, self.weight, None)
         if not self.switch.is_muted:
             a_RI, b_OR = self.lora_A[name].to(x.dtype), self.lora_B[name].to(x.dtype)
-            update = functional.linear(functional.linear(x, a_RI), b_OR).float() * self.scales[name]
+            update = linear(linear(x, a_RI), b_OR).float() * self.scales[name]
             share_O = self.lora_magnitude_vector[name] / self._lengths(
                 name, is_learning=torch.is_grad_enabled()
             )

@@ -95,7 +95,7 @@ def forward_together(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Ten
 
 
 def _logits(model: PreTrainedModel, passes: Sequence[Pass], hidden: Sequence[Tensor]) -> list[Tensor]:
-    """The logits of each pass; heads that are the same read their weights once."""
+    """The logits of each pass; plain heads read their weights once."""
     found: dict[int, Tensor] = {}
     plain = [place for place, one in enumerate(passes) if one.head is plain_logits]
     if plain:
