@@ -1,7 +1,7 @@
 """What each rank holds of a model that ranks divide, against one rank that has all of it, and against the plan.
 
-`python benchmarks/shards_memory.py` trains the random model of `calibration.py` (10 million weights) for three steps
-and takes a checkpoint, on one rank and divided between two, an adapter and all weights. Its last line is JSON:
+`python benchmarks/shards_memory.py` trains a random model of 39 million weights for three steps and takes a
+checkpoint, on one rank and divided between two, an adapter and all weights. Its last line is JSON:
 
     all_peak_ratio, adapter_peak_ratio    the most that a rank of two held, by what one alone did; libraries not counted
     plan_error                            the largest share of what a rank held that the plan was off by
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from calibration import SCALE, STEPS, Configuration, Scale, corpus_of, job_of, make_model
+from calibration import STEPS, Configuration, Scale, corpus_of, job_of, make_model
 from torch._C._distributed_c10d import FileStore
 
 from luthier.lm.checkpointing import checkpoint_layers
@@ -50,9 +50,11 @@ from luthier.training.worker.methods import loss_of, steps_of
 from luthier.v1.fine_tuning_job_pb2 import SHARDING_FSDP2, FineTuningJob, RankRange
 
 RESULTS = Path(__file__).parent / "results"
+SCALE = Scale(pass_tokens=512, hidden=512, heads=8)
+"""Of weights that take more than what a pass keeps: what is divided is to show."""
 CONFIGURATIONS = {
-    "all": Configuration(name="all", is_whole=True, row_tokens=1024, kept="FULL"),
-    "adapter": Configuration(name="adapter", row_tokens=1024, kept="FULL"),
+    "all": Configuration(name="all", is_whole=True, row_tokens=512, kept="FULL"),
+    "adapter": Configuration(name="adapter", row_tokens=512, kept="FULL"),
 }
 _CPU = torch.device("cpu")
 _WAIT = timedelta(minutes=30)
@@ -77,7 +79,7 @@ def job_on(configuration: Configuration, num_ranks: int, scale: Scale = SCALE) -
 
 def planned(configuration: Configuration, folder: Path, num_ranks: int) -> int:
     """Return what a plan says that each rank takes, without libraries."""
-    job, lengths = job_on(configuration, num_ranks), corpus_of(configuration).lengths("TRAIN")
+    job, lengths = job_on(configuration, num_ranks), corpus_of(configuration, SCALE).lengths("TRAIN")
     what = trained_of(job, shape_of(read_config(folder)), num_ranks=num_ranks)
     totals = count_steps(lengths, batch_settings(job))
     rows = rows_of(job, totals, configuration.row_tokens, sum(lengths.num_tokens), num_ranks)
@@ -122,16 +124,16 @@ def run_rank(name: str, folder: Path, rank: int, num_ranks: int) -> int:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     rehearse()
-    collective: Collective = OneRank()
-    if num_ranks > 1:
-        store = FileStore(str(folder / f"{name}-store"), num_ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=_WAIT)
-        collective = Replicas(_CPU, _Unwatched(), passes_together=True)
-    configuration = CONFIGURATIONS[name]
-    tiny = replace(SCALE, hidden=32, layers=1)
+    configuration, tiny = CONFIGURATIONS[name], replace(SCALE, hidden=32, layers=1)
     with tempfile.TemporaryDirectory() as scratch:
-        # What the first step of all imports, and the kernels' tables, are libraries too.
+        # Before ranks join: of several transformers lets only the first one write.
         make_model(Path(scratch), tiny)
+        collective: Collective = OneRank()
+        if num_ranks > 1:
+            store = FileStore(str(folder / f"{name}-store"), num_ranks)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=_WAIT)
+            collective = Replicas(_CPU, _Unwatched(), passes_together=True)
+        # What the first step of all imports, and the kernels' tables, are libraries too.
         trained(replace(configuration, row_tokens=32), Path(scratch), collective, tiny)
     give_back(_CPU)
     collective.gathered(None)
@@ -167,9 +169,9 @@ def measured(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
         for rank in range(num_ranks)
     ]
     ends = [one.communicate() for one in ranks]
-    for one, (_, said) in zip(ranks, ends, strict=True):
-        if one.returncode:
-            raise RuntimeError(f"a rank of {name} ended with code {one.returncode}: {said[-2000:]}")
+    if any(one.returncode for one in ranks):
+        # Of several the one that failed first is not known: the others have lost it.
+        raise RuntimeError("\n".join(f"a rank of {name} failed: {said[-2000:]}" for _, said in ends))
     held = [int(out.splitlines()[-1]) for out, _ in ends]
     plan = planned(CONFIGURATIONS[name], folder, num_ranks)
     return {
@@ -193,7 +195,7 @@ def main() -> None:
     document: dict[str, Any] = {}
     summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder))
+        make_model(Path(folder), SCALE)
         for name in [arguments.only] if arguments.only else CONFIGURATIONS:
             alone, both = (measured(name, Path(folder), num_ranks) for num_ranks in (1, 2))
             document[name] = {"1": alone, "2": both}
