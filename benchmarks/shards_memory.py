@@ -3,8 +3,10 @@
 `python benchmarks/shards_memory.py` trains a random model of 39 million weights for three steps and takes a
 checkpoint, on one rank and divided between two, an adapter and all weights. Its last line is JSON:
 
-    all_peak_ratio, adapter_peak_ratio    the most that a rank of two held, by what one alone did; libraries not counted
-    plan_error                            the largest share of what a rank held that the plan was off by
+    all_steps_ratio, adapter_steps_ratio    the most that a rank of two held in steps, by what one alone did; libraries
+                                            are not counted
+    all_peak_ratio, adapter_peak_ratio      the same with the checkpoint at the end, of which plans count nothing
+    plan_error                              the largest share of what a rank held in steps that the plan was off by
 
 The whole document is `benchmarks/results/shards_memory.json`; `--only all` measures one of them, and writes nothing.
 """
@@ -88,8 +90,8 @@ def planned(configuration: Configuration, folder: Path, num_ranks: int) -> int:
     return found.peak - found.runtime
 
 
-def trained(configuration: Configuration, folder: Path, collective: Collective, scale: Scale = SCALE) -> None:
-    """Make the steps on this rank, and a checkpoint."""
+def trained(configuration: Configuration, folder: Path, collective: Collective, scale: Scale = SCALE) -> int:
+    """Make the steps on this rank, and a checkpoint; returns the most that the process held before that."""
     job = job_on(configuration, collective.num_ranks, scale)
     model: Any = load_model(folder)
     division = Division(collective=collective, device=_CPU) if collective.num_ranks > 1 else None
@@ -103,11 +105,13 @@ def trained(configuration: Configuration, folder: Path, collective: Collective, 
         validation_interval_steps=0,
     )
     identity = checkpoint.RunIdentity(plan_digest="", settings={}, optimiser=optimiser, surroundings={})
-    corpus = corpus_of(configuration, scale)
+    corpus, peak = corpus_of(configuration, scale), 0
     with tempfile.TemporaryDirectory() as scratch:
         for event in steps_of(loss_of(job), engine, corpus, settings, Course(), lambda: None):
             if not isinstance(event, StepDone):
+                peak = peak_bytes(_CPU)
                 checkpoint.save(Path(scratch) / "last", engine, Course(step=STEPS), identity)
+    return peak
 
 
 def _weights(
@@ -119,8 +123,8 @@ def _weights(
     return Adapter(model, "default", base_model="m", division=division)
 
 
-def run_rank(name: str, folder: Path, rank: int, num_ranks: int) -> int:
-    """Be one rank; returns the most bytes that it held above what its libraries take."""
+def run_rank(name: str, folder: Path, rank: int, num_ranks: int) -> tuple[int, int]:
+    """Be one rank; returns the most bytes that it held above what its libraries take: by its steps, and in all."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     rehearse()
@@ -140,8 +144,8 @@ def run_rank(name: str, folder: Path, rank: int, num_ranks: int) -> int:
     watch_peak(_CPU)
     before = resident_bytes()
     with freed_memory_kept():
-        trained(configuration, folder, collective)
-    return peak_bytes(_CPU) - before
+        by_steps = trained(configuration, folder, collective)
+    return by_steps - before, peak_bytes(_CPU) - before
 
 
 def measured(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
@@ -172,12 +176,13 @@ def measured(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     if any(one.returncode for one in ranks):
         # Of several the one that failed first is not known: the others have lost it.
         raise RuntimeError("\n".join(f"a rank of {name} failed: {said[-2000:]}" for _, said in ends))
-    held = [int(out.splitlines()[-1]) for out, _ in ends]
+    held = [tuple(map(int, out.splitlines()[-1].split())) for out, _ in ends]
     plan = planned(CONFIGURATIONS[name], folder, num_ranks)
     return {
-        "peak_bytes": held,
+        "steps_bytes": [one for one, _ in held],
+        "peak_bytes": [one for _, one in held],
         "planned_bytes": plan,
-        "plan_error": round(max(abs(plan - one) / one for one in held), 4),
+        "plan_error": round(max(abs(plan - one) / one for one, _ in held), 4),
     }
 
 
@@ -190,7 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rank:
         rank, num_ranks = map(int, arguments.rank.split("/"))
-        print(run_rank(arguments.only, arguments.model, rank, num_ranks))
+        print(*run_rank(arguments.only, arguments.model, rank, num_ranks))
         return
     document: dict[str, Any] = {}
     summary: dict[str, float] = {}
@@ -199,7 +204,9 @@ def main() -> None:
         for name in [arguments.only] if arguments.only else CONFIGURATIONS:
             alone, both = (measured(name, Path(folder), num_ranks) for num_ranks in (1, 2))
             document[name] = {"1": alone, "2": both}
-            summary[f"{name}_peak_ratio"] = round(max(both["peak_bytes"]) / alone["peak_bytes"][0], 4)
+            for which in ("steps", "peak"):
+                ratio = max(both[f"{which}_bytes"]) / alone[f"{which}_bytes"][0]
+                summary[f"{name}_{which}_ratio"] = round(ratio, 4)
             print(f"{name}: {document[name]}", file=sys.stderr, flush=True)
     summary["plan_error"] = max(side["plan_error"] for one in document.values() for side in one.values())
     if not arguments.only:
