@@ -1,4 +1,4 @@
-"""Contenders that take turns, each run in a process of its own: what `generation.py` and `grpo_step.py` share.
+"""Contenders that take turns, each run in a process of its own: what benchmarks of drawing and answering share.
 
 A benchmark calls itself with `--child CONTENDER TASK RESULT`, and writes what that contender measured as JSON.
 """
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class DrawTask:
         new_tokens: tokens of each answer.
         num_steps: optimiser steps, each over all prompts; of generation: rounds.
         micro_batch_tokens: most tokens of a packed forward pass.
+        num_shared: tokens that all prompts begin with.
     """
 
     model: Path
@@ -47,6 +48,7 @@ class DrawTask:
     new_tokens: int
     num_steps: int
     micro_batch_tokens: int = 2048
+    num_shared: int = 0
 
     def save(self, path: Path) -> None:
         """Write the task as JSON."""
@@ -90,6 +92,13 @@ def make_task(folder: Path, num_prompts: int, *, model: Path | None, fast: bool,
         prompts=tuple(row.ids[: row.supervised.index(True)] for row in rows),
         **changes,
     )
+
+
+def with_shots(task: DrawTask, records: Sequence[object]) -> DrawTask:
+    """The same prompts, each behind the same examples: records as they are rendered whole."""
+    shots = [token for row in render_rows(records, task.model, len(records)) for token in row.ids]
+    prompts = tuple((*shots, *prompt) for prompt in task.prompts)
+    return replace(task, prompts=prompts, num_shared=len(shots))
 
 
 def run_child(script: Path, task: Path, name: str, contender: Contender) -> Measured:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what the tests need of Debian: promtool and prometheus, which check dashboards, rules and metrics.
+# Installs what the tests need of Debian: promtool and prometheus, which check dashboards, rules and metrics, and
+# systemd-analyze, which checks units.
 set -euo pipefail
-if command -v promtool >/dev/null && command -v prometheus >/dev/null; then
+if command -v promtool >/dev/null && command -v prometheus >/dev/null && command -v systemd-analyze >/dev/null; then
   exit 0
 fi
 as_root=()
@@ -9,4 +10,4 @@ if [ "$(id -u)" != 0 ]; then
   as_root=(sudo -n)
 fi
 "${as_root[@]}" apt-get update -qq
-DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -qq -y --no-install-recommends prometheus >/dev/null
+DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -qq -y --no-install-recommends prometheus systemd >/dev/null

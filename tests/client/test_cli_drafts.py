@@ -116,7 +116,7 @@ def test_file_comes_from_standard_input(creating: Creating, run: Run) -> None:
 
 def test_plan_hints_at_the_same_words(creating: Creating, run: Run, job_file: str) -> None:
     stderr = run("jobs", "plan", "-f", job_file, "--set", "display_name=a b").stderr
-    words = f"jobs create --model m --rendering r -f {job_file} --set 'display_name=a b'"
+    words = f"jobs create -f {job_file} --set 'display_name=a b'"
     assert stderr == f"next: luthier {words}\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -84,3 +85,47 @@ def test_jobs_say_how_ranks_share_a_model(services: Any, run: Run) -> None:
         name=request.name, run_record=record
     )
     assert "2, each with a part of the model" in run("jobs", "show", "one").stdout
+
+
+def test_what_comes_after_a_plan_is_the_job_that_was_planned(services: Any, run: Run) -> None:
+    planned: list[FineTuningJob] = []
+    created: list[FineTuningJob] = []
+
+    def plan(request: Any, context: Any) -> FineTuningPlan:
+        planned.append(request.fine_tuning_job)
+        return FineTuningPlan(num_steps=1)
+
+    def create(request: Any, context: Any) -> FineTuningJob:
+        created.append(request.fine_tuning_job)
+        return FineTuningJob(name="projects/default/fineTuningJobs/one")
+
+    services.answers |= {"PlanFineTuningJob": plan, "CreateFineTuningJob": create}
+    flags = (
+        "--rank 4 --alpha 8 --rslora --dora --target q_proj --target v_proj --base-precision nf4 --epochs 2"
+    )
+    flags += " --lr 3e-4 --schedule linear --warmup-steps 5 --batch-rows 8 --seed 7 --mix general=0.2"
+    flags += " --sharding fsdp2 --require-device gpu --set labels.team=nlp"
+    for words in (flags, "--full --preference dpo", "--reward-model --max-steps 3"):
+        result = run(
+            "jobs", "plan", "--model", "m", "--rendering", "r", *shlex.split(words), "--device", "cpu"
+        )
+        assert result.exit_code == 0, result.output
+        _, _, following = result.stderr.partition("next: luthier ")
+        assert run(*shlex.split(following)).exit_code == 0, following
+    assert created == planned
+    lora = created[0].lora
+    assert (lora.use_rslora, lora.use_dora, list(lora.target_modules)) == (True, True, ["q_proj", "v_proj"])
+    assert created[0].hyperparameters.learning_rate == 3e-4
+
+
+def test_kernels_are_one_line_and_all_of_them_where_one_asks(services: Any, run: Run) -> None:
+    kernels = {f"op_{number}": "amx_bf16 (tiles)" for number in range(9)} | {"rope": "eager"}
+    services.answers["GetFineTuningJob"] = lambda request, context: FineTuningJob(
+        name=request.name, run_record=RunRecord(kernels=kernels)
+    )
+    shown = run("jobs", "show", "one").stdout
+    (line,) = [one for one in shown.splitlines() if one.startswith("kernels")]
+    assert line.split(maxsplit=1)[1].strip() == "amx_bf16 9, eager 1"
+    assert "op_3" not in shown
+    assert "op_3=amx_bf16 (tiles)" in " ".join(run("jobs", "show", "one", "-o", "wide").stdout.split())
+    assert '"run_record"' in run("jobs", "show", "one", "-o", "json").stdout

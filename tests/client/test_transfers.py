@@ -1,6 +1,7 @@
 """Uploads and downloads that are broken off, on both stacks."""
 
 import hashlib
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.client.conftest import UID
 
 from luthier.client import AsyncClient, Client, TransferProgress
 from luthier.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
-from luthier.v1.model_pb2 import ModelFile
+from luthier.v1.model_pb2 import HubSource, Model, ModelFile
 from luthier.v1.model_service_pb2 import DownloadModelFileResponse, ListModelFilesResponse
 from luthier.v1.upload_pb2 import Upload
 
@@ -304,3 +305,51 @@ def test_download_refuses_paths_outside_the_folder(
         client.models.download("m", tmp_path / "out")
     assert caught.value.reason == "PATH_NOT_ALLOWED"
     assert services.calls["DownloadModelFile"] == 0
+
+
+CONFIG = b'{"base_model_name_or_path": "projects/default/models/base", "r": 4}'
+
+
+def adapter_store(services: Any, base: Model) -> None:
+    """A tuned model beside its base."""
+    store = ModelStore(services)
+    store.files = {"adapter_config.json": CONFIG, "adapter_model.safetensors": b"factors"}
+    store.listed = [
+        ModelFile(path=path, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for path, data in store.files.items()
+    ]
+    tuned = Model(name="projects/default/models/tuned", uid=UID, base_model=base.name)
+    known = {one.name: one for one in (tuned, base)}
+    services.answers["GetModel"] = lambda request, context: known[request.name]
+
+
+def config_of(folder: Path) -> Any:
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+async def test_an_adapter_names_its_base_as_peft_loads_it(
+    services: Any, client: Client, async_client: AsyncClient, tmp_path: Path
+) -> None:
+    hub = HubSource(repo_id="org/base", revision="0123abcd")
+    adapter_store(services, Model(name="projects/default/models/base", hub=hub))
+    client.models.download("tuned", tmp_path / "hub")
+    assert config_of(tmp_path / "hub") == {
+        "base_model_name_or_path": "org/base",
+        "revision": "0123abcd",
+        "r": 4,
+    }
+    await async_client.models.download("tuned", tmp_path / "own", base=tmp_path / "base")
+    assert config_of(tmp_path / "own")["base_model_name_or_path"] == str(tmp_path / "base")
+    calls = services.calls["DownloadModelFile"]
+    client.models.download("tuned", tmp_path / "hub")
+    assert services.calls["DownloadModelFile"] == calls + 1, "it is there: only what is written anew is read"
+    with pytest.raises(AlreadyExists):
+        client.models.download("tuned", tmp_path / "hub", base="another")
+
+
+def test_an_adapter_of_a_base_that_only_we_have_is_as_it_is_stored(
+    services: Any, client: Client, tmp_path: Path
+) -> None:
+    adapter_store(services, Model(name="projects/default/models/base", gguf_path="/x.gguf"))
+    client.models.download("tuned", tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_config.json").read_bytes() == CONFIG

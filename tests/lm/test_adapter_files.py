@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from luthier.client.adapter_base import based
 from luthier.errors import InvalidArgument, NotFound
 from luthier.lm.adapter_files import adapter_config, adapter_state, load_adapter, save_adapter
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
@@ -65,6 +66,21 @@ def test_what_we_train_loads_in_peft_with_equal_logits(
         logits = ours(IDS).logits
     torch.testing.assert_close(logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(logits, tiny_model(family)(IDS).logits, atol=1e-2)
+
+
+def test_an_adapter_that_names_its_base_loads_by_itself(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    """As a download writes it."""
+    base = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    ours = with_adapter(tiny_model())
+    save_adapter(ours, "default", tmp_path / "tuned", base_model="projects/default/models/base")
+    config = tmp_path / "tuned" / "adapter_config.json"
+    with pytest.raises(OSError, match="projects/default/models/base"):
+        peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "tuned"))
+    config.write_bytes(based(config.read_bytes(), str(tmp_path / "base"), ""))
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "tuned")).eval()
+    with use_adapter(ours, "default"):
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

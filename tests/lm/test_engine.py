@@ -5,49 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lm.engine_requests import PROMPTS, collect, request, run, with_adapter
 
 from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from luthier.lm.engine import Engine
-from luthier.lm.generate import FinishReason, GenerationRequest
-from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
+from luthier.lm.generate import FinishReason
+from luthier.lm.lora import adapter_parameters, use_adapter
 
 ModelMaker = Callable[..., Any]
 
-PROMPTS = ((5, 9, 11, 40, 3), (8,), (17, 21, 4, 60, 61, 62, 7, 9), (90, 1, 33))
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
-
-
-def request(request_id: str = "r", **changes: Any) -> Any:
-    settings: dict[str, Any] = {"request_id": request_id, "prompts": PROMPTS, "max_new_tokens": 12}
-    return GenerationRequest(**(settings | changes))
-
-
-def collect(events: Any, answers: Any, reasons: Any) -> None:
-    for event in events:
-        key = (event.request_id, event.row)
-        answers.setdefault(key, []).extend(event.token_ids)
-        assert event.num_generated == len(answers[key])
-        if event.finish_reason is not None:
-            assert key not in reasons
-            reasons[key] = event.finish_reason
-
-
-def run(engine: Any, *requests: GenerationRequest) -> Any:
-    for one in requests:
-        engine.submit(one)
-    answers: dict[Any, Any] = {}
-    reasons: dict[Any, Any] = {}
-    while engine.wait(0):
-        collect(engine.step(), answers, reasons)
-    assert answers.keys() == reasons.keys()
-    return answers, reasons
-
-
-def with_adapter(model: Any, name: str, seed: int) -> None:
-    insert_lora(model, LoraSpec(rank=4, alpha=8), seed=seed, name=name)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in adapter_parameters(model, name).values():
-        parameter.data.normal_(std=0.3, generator=generator)
 
 
 def greedy_by_transformers(model: Any, prompt: Any, new_tokens: Any) -> Any:
@@ -152,7 +119,8 @@ def test_cancel_ends_a_request_before_the_next_step_and_leaves_the_others(tiny_m
     engine.submit(request("gone"))
     answers: dict[Any, Any] = {}
     reasons: dict[Any, Any] = {}
-    for _ in range(3):
+    # Each is read, then all of them go on together.
+    for _ in range(4):
         collect(engine.step(), answers, reasons)
     engine.cancel("gone")
     engine.cancel("unknown")
@@ -200,14 +168,14 @@ def test_a_row_that_has_ended_does_not_end_the_others(
     ended = [row for (_, row) in reasons]
     assert ended
     monkeypatch.setattr("luthier.lm.decoding.Batch._compact", lambda batch: list(range(len(batch._rows))))
-    forward = importlib.import_module("luthier.lm.decoding").forward
+    forward = importlib.import_module("luthier.lm.passes").forward_together
 
     def broken(*inputs: Any) -> Any:
-        logits = forward(*inputs)
+        (logits,) = forward(*inputs)
         logits[ended] = float("nan")
-        return logits
+        return [logits]
 
-    monkeypatch.setattr("luthier.lm.decoding.forward", broken)
+    monkeypatch.setattr("luthier.lm.engine.forward_together", broken)
     while engine.wait(0):
         collect(engine.step(), answers, reasons)
     assert engine.take_failures() == {}
@@ -246,25 +214,6 @@ def test_cancel_before_the_first_step_answers_every_row(tiny_model: ModelMaker) 
     engine.cancel("r")
     assert [event.finish_reason for event in engine.step()] == [FinishReason.CANCELLED] * 4
     assert not engine.wait(0)
-
-
-def test_interactive_request_is_admitted_while_a_batch_runs(tiny_model: ModelMaker) -> None:
-    engine = Engine(tiny_model())
-    engine.submit(request("batch", max_new_tokens=40))
-    for _ in range(5):
-        engine.step()
-    engine.submit(request("chat", prompts=(PROMPTS[0],), max_new_tokens=3))
-    order = [{event.request_id for event in engine.step()} for _ in range(3)]
-    assert order == [{"batch", "chat"}] * 3
-    assert {event.request_id for event in engine.step()} == {"batch"}
-
-
-def test_long_prompts_are_computed_in_pieces_so_that_others_advance(tiny_model: ModelMaker) -> None:
-    engine = Engine(tiny_model(), prefill_tokens=8)
-    engine.submit(request("long", prompts=((7,) * 64,), max_new_tokens=1))
-    engine.submit(request("short", prompts=((5,),), max_new_tokens=7))
-    produced = [{event.request_id for event in engine.step()} for _ in range(8)]
-    assert produced == [{"short"}] * 7 + [{"long"}]
 
 
 def test_events_carry_text_that_adds_up(tiny_model: ModelMaker) -> Any:
@@ -308,15 +257,14 @@ def test_a_request_that_does_not_fit_on_a_gpu_is_named_and_the_others_go_on(
     tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(tiny_model())
-    advance = Engine._advance
+    reading = Engine._reading
 
     def full(self: Engine, group: Any) -> Any:
         if group.request.request_id == "large":
-            self._drop(group)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return advance(self, group)
+        yield from reading(self, group)
 
-    monkeypatch.setattr(Engine, "_advance", full)
+    monkeypatch.setattr(Engine, "_reading", full)
     engine.submit(request("large", shared_prefix=(30, 31)))
     answers, _ = run(engine, request("small"))
     (failure,) = engine.take_failures().values()

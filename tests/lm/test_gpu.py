@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lm.test_engine import PROMPTS, request, run, with_adapter
+from tests.lm.engine_requests import PROMPTS, request, run, with_adapter
 from tests.lm.test_load import saved
 
 from luthier.lm.device import choose_device

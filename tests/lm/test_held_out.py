@@ -11,6 +11,7 @@ import torch
 from luthier.lm.held_out import plain_logprobs, sampler_logprobs
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
 from luthier.lm.made import HeldOutRow
+from luthier.lm.passes import Pass, forward
 from luthier.lm.scoring import sequence_logprobs
 
 ModelMaker = Callable[..., Any]
@@ -31,6 +32,23 @@ def test_generation_and_a_plain_pass_find_what_scoring_finds(tiny_model: ModelMa
     assert sampled == pytest.approx(list(plain), abs=1e-4)
     assert sum(plain) == pytest.approx(expected.logprob, abs=1e-4)
     assert sampled != pytest.approx(sampler_logprobs(model, ROW), abs=1e-2), "the adapter counts"
+
+
+def test_the_prompt_is_read_at_once_and_each_token_after_it_by_itself(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths = []
+
+    def counted(model: Any, wanted: Pass) -> Any:
+        widths.append(wanted.ids.shape[1])
+        return forward(model, wanted)
+
+    monkeypatch.setattr("luthier.lm.held_out.forward", counted)
+    row = HeldOutRow(token_ids=ROW.token_ids, positions=(4, 6))
+    model = tiny_model()
+    assert sampler_logprobs(model, row) == pytest.approx(list(plain_logprobs(model, [row])), abs=1e-4)
+    assert widths == [4, 1, 1]
+    assert sampler_logprobs(model, HeldOutRow(token_ids=ROW.token_ids, positions=())) == []
 
 
 def test_rows_come_one_after_another(tiny_model: ModelMaker) -> None:

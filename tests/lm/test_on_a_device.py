@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.device_spy import DeviceSpy
-from tests.lm.test_engine import PROMPTS, request, run, with_adapter
+from tests.lm.engine_requests import PROMPTS, request, run, with_adapter
 
 from luthier.kernels.tables import force_impl
 from luthier.lm.engine import Engine

@@ -4,6 +4,9 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -35,6 +38,7 @@ _log = logging.getLogger(__name__)
 _MANY_ELEMENTS = 48 * 2**20
 
 _forced: Impl = "auto"
+_apart: ContextVar[bool] = ContextVar("rows_apart", default=False)
 
 
 def force_impl(impl: Impl) -> None:
@@ -52,6 +56,20 @@ def force_impl(impl: Impl) -> None:
 def forced() -> Impl:
     """What `auto` means in this process, as `force_impl` says."""
     return _forced
+
+
+@contextmanager
+def rows_apart() -> Iterator[None]:
+    """Let `auto` mean C++ on a processor, in this thread and for a block, wherever it can run and nothing is forced.
+
+    There the bits of a row depend on no other row, which torch's products do not promise: rows may be computed
+    together that must have the bits that they have alone.
+    """
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
 
 
 def table_path(op: str) -> Path:
@@ -106,6 +124,8 @@ def resolve(op: str, impl: Impl, refusal: str | None, x: "torch.Tensor", shape_c
             return "eager"
         if _forced != "auto":
             return _forced
+        if _apart.get() and x.device.type == "cpu":
+            return "cpu"
         return choose(op, f"{_chip(x)}/{str(x.dtype).removeprefix('torch.')}/{shape_class}")
     if impl != "eager" and refusal is not None:
         raise ValueError(refusal)

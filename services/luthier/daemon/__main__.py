@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import runpy
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import click
 
@@ -113,6 +115,22 @@ def fetch_demo_model() -> None:
         path = fetch_demo_model(read(Config, section="DAEMON").home)
         print(path)
         _say(f"next: luthier models register {MODEL_ID} --gguf {path}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine can do for Luthier and what is wrong with it. Exit code 1: there is a problem."""
+    with _clear_errors():
+        from luthier.daemon.doctor import examined
+
+        config = read(Config, section="DAEMON")
+        addresses = (config.data_address, config.training_address, config.evaluation_address)
+        has_problem = False
+        for found in examined(config.home, dict(zip(SERVICES, addresses, strict=True))):
+            has_problem = has_problem or found.level == "problem"
+            print(json.dumps(asdict(found)) if as_json else f"{found.level:<8} {found.what:<19} {found.text}")
+    sys.exit(int(has_problem))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ arguments:
 
 - `packed_bounds`: the batch is one row of sequences; each attends causally to itself alone;
 - `shared_prefix`: every row of the batch also attends to the keys and values of one common prefix;
+- `joint_rows`: the batch is the rows of several caches, each of which takes keys and values of its own rows;
 - neither: what transformers' own `sdpa` does, with its masks.
 
 Shape suffixes: B rows, T tokens of a packed row, Q queries, K keys, P prefix keys, H query heads, G
@@ -14,7 +15,7 @@ key/value heads, R = H / G, D head size, E hidden size, V vocabulary.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from luthier.errors import InvalidArgument, Reason
 from luthier.kernels.attention_varlen import attention_varlen
 from luthier.kernels.dispatch import current_isa
+
+if TYPE_CHECKING:
+    from luthier.lm.cache import CachedRows
 
 IMPLEMENTATION = "luthier_packed"
 """The name under which transformers knows `attention`."""
@@ -61,6 +65,8 @@ def attention(
         InvalidArgument: keys outnumber the sliding window of the layer beside a shared prefix.
     """
     bounds: Sequence[int] | None = options.pop("packed_bounds", None)
+    if joint := options.pop("joint_rows", None):
+        return _attend_apart(module, (query, key, value), joint, options), None
     prefix: Sequence[LayerKeysValues] | None = options.pop("shared_prefix", None)
     scale: float = options.get("scaling") or query.shape[3] ** -0.5
     window: int | None = options.get("sliding_window")
@@ -87,6 +93,24 @@ def attention(
         query, key, value = query.float(), key.float(), value.float()
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output.to(dtype), None
+
+
+def _attend_apart(
+    module: nn.Module,
+    heads: tuple[Tensor, Tensor, Tensor],
+    joint: "Sequence[CachedRows]",
+    options: dict[str, Any],
+) -> Tensor:
+    """Let each part's rows attend to what its cache holds, as if there were no other part."""
+    outputs, start = [], 0
+    for part in joint:
+        query, key, value = (one[start : start + part.num_rows] for one in heads)
+        key, value = part.cache.update(key, value, int(module.layer_idx))  # type: ignore[arg-type]
+        mask = part.visible[:, None]
+        output, _ = attention(module, query, key, value, mask, **options, shared_prefix=part.prefix)
+        outputs.append(output)
+        start += part.num_rows
+    return torch.cat(outputs)
 
 
 def _is_widened(query: Tensor) -> bool:

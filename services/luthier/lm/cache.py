@@ -5,12 +5,17 @@ Shape suffixes: B rows, G key/value heads, K tokens held, C capacity, D head siz
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+
+from luthier.lm.attention import LayerKeysValues
+
+Prefix = Sequence[LayerKeysValues]
+"""Keys and values [1, G, P, D] of each layer that all rows of a batch begin with."""
 
 
 class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -101,3 +106,24 @@ class BatchCache(Cache):
             (layer.keys[:, :, : layer.length].contiguous(), layer.values[:, :, : layer.length].contiguous())
             for layer in self.buffers
         ]
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens, as a pass that failed may have left some in some layers."""
+        for layer in self.buffers:
+            layer.length = min(layer.length, length)
+
+
+class CachedRows(NamedTuple):
+    """Rows of a pass that share a cache.
+
+    Attributes:
+        num_rows: how many.
+        cache: theirs.
+        visible: which keys each of their queries sees [B, Q, K].
+        prefix: what they see besides.
+    """
+
+    num_rows: int
+    cache: BatchCache
+    visible: Tensor
+    prefix: Prefix | None

@@ -3,7 +3,7 @@
 Shape suffixes: B rows, Q queries, K keys, C prompt columns, E hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,16 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
-from luthier.kernels.linear import wide_linear
-from luthier.lm.attention import LayerKeysValues, head_weight
-from luthier.lm.blocks import final_softcap
-from luthier.lm.cache import BatchCache
+from luthier.lm.cache import BatchCache, Prefix
 from luthier.lm.draw import draw, draw_rows, output_not_finite, row_generator
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest, TextAssembler
+from luthier.lm.passes import Head, Pass, forward, plain_logits, scaled_logits
 
-Prefix = Sequence[LayerKeysValues]
-Head = Callable[[PreTrainedModel, Tensor], Tensor]
-"""Makes float32 logits [B, V] of hidden states [B, E]."""
 Events = list[GenerationEvent]
 
 
@@ -70,25 +65,36 @@ class Batch:
         columns = torch.arange(capacity, device=model.device)
         self._valid_BK = columns >= padding_B[:, None]
         self._offset_B = len(request.shared_prefix) - padding_B
+        self._tokens: list[int] = []
 
     def run(self, prefill_tokens: int) -> Iterator[Events]:
         """Yields after each piece of work: `prefill_tokens` prompt tokens or a new token per row."""
+        yield from self.read(prefill_tokens)
+        while not self.done:
+            yield self.take(forward(self._model, self.next_pass()))
+
+    def read(self, prefill_tokens: int) -> Generator[Events, None, None]:
+        """Read the prompts; yields after each piece of `prefill_tokens`, after the last one every row's first token."""
         B, C = self._prompt_BC.shape
         step = max(1, prefill_tokens // B)
         for start in range(0, C, step):
-            logits_BV = self._forward(self._prompt_BC[:, start : start + step])
+            logits_BV = forward(self._model, self._pass(self._prompt_BC[:, start : start + step]))
             if start + step < C:
                 yield []
         if self._request.num_samples > 1:
             logits_BV = self._repeat(logits_BV)
-        while True:
-            tokens, events = self._choose(logits_BV)
-            yield events
-            if self.done:
-                return
-            kept = self._compact()
-            tokens_BQ = torch.tensor([[tokens[row]] for row in kept], device=self._model.device)
-            logits_BV = self._forward(tokens_BQ)
+        yield self.take(logits_BV)
+
+    def next_pass(self) -> Pass:
+        """What makes the logits of the rows' next tokens, once the prompts are read."""
+        kept = self._compact()
+        ids_BQ = torch.tensor([[self._tokens[place]] for place in kept], device=self._model.device)
+        return self._pass(ids_BQ)
+
+    def take(self, logits_BV: Tensor) -> Events:
+        """Choose every row's next token."""
+        self._tokens, events = self._choose(logits_BV)
+        return events
 
     @property
     def done(self) -> bool:
@@ -111,7 +117,7 @@ class Batch:
         self._offset_B = self._offset_B.repeat_interleave(times)
         return logits_BV.repeat_interleave(times, dim=0)
 
-    def _forward(self, ids_BQ: Tensor) -> Tensor:
+    def _pass(self, ids_BQ: Tensor) -> Pass:
         start = self._cache.get_seq_length()
         end = start + ids_BQ.shape[1]
         columns = torch.arange(start, end, device=ids_BQ.device)
@@ -121,7 +127,7 @@ class Batch:
             # Padding attends to itself, so that its (unused) softmax is not 0 / 0.
             visible = (visible & (keys <= columns[:, None])) | (keys == columns[:, None])
         positions = (columns + self._offset_B[:, None]).clamp(min=0)
-        return forward(self._model, (ids_BQ, positions, visible), self._cache, self._prefix, self._head)
+        return Pass(ids_BQ, positions, visible, self._cache, self._prefix, self._head)
 
     def _choose(self, logits_BV: Tensor) -> tuple[list[int], Events]:
         request = self._request
@@ -231,45 +237,6 @@ def compute_prefix(
         end = min(start + prefill_tokens, len(ids))
         columns = torch.arange(start, end, device=model.device)
         visible = torch.arange(end, device=model.device) <= columns[:, None]
-        forward(model, (tokens[:, start:end], columns[None], visible[None]), cache, None)
+        forward(model, Pass(tokens[:, start:end], columns[None], visible[None], cache))
         yield []
     return cache.keys_values()
-
-
-def forward(
-    model: PreTrainedModel,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    cache: BatchCache,
-    prefix: Prefix | None,
-    head: Head | None = None,
-) -> Tensor:
-    """Run (ids [B, Q], positions [B, Q], visible [B, Q, K]); float32 logits [B, V] of the last column."""
-    ids, positions, visible = inputs
-    output = model.base_model(
-        input_ids=ids,
-        position_ids=positions,
-        attention_mask=visible[:, None],
-        cache=cache,
-        use_cache=True,
-        shared_prefix=prefix,
-    )
-    return (head or plain_logits)(model, output.last_hidden_state[:, -1])
-
-
-def plain_logits(model: PreTrainedModel, hidden_BE: Tensor) -> Tensor:
-    """Logits as the model's own head makes them, in its type."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    logits: Tensor = head(hidden_BE).float()
-    cap = final_softcap(model)
-    return torch.tanh(logits / cap) * cap if cap else logits
-
-
-def scaled_logits(model: PreTrainedModel, hidden_BE: Tensor, *, temperature: float) -> Tensor:
-    """Logits divided by a temperature, summed in float32 as our kernels sum those that are learnt.
-
-    Rounded to bfloat16, as a head's product is, a logit of 16 would be off by up to 1/16, and so would be the ratio of
-    what is learnt to what was drawn from.
-    """
-    logits_BV = wide_linear(hidden_BE / temperature, head_weight(model))
-    cap = final_softcap(model) / temperature
-    return torch.tanh(logits_BV / cap) * cap if cap else logits_BV

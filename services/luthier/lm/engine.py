@@ -1,27 +1,43 @@
 """One generation engine over one base model and its adapters, for interactive calls and batches at once."""
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, Reason, ResourceExhausted
-from luthier.lm.decoding import Batch, Events, Prefix, compute_prefix, require_room
+from luthier.lm.cache import Prefix
+from luthier.lm.decoding import Batch, Events, compute_prefix, require_room
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest
 from luthier.lm.lora import find_adapter, use_adapter
+from luthier.lm.passes import Pass, forward_together
 
+_logger = logging.getLogger(__name__)
 _PREFIXES_KEPT = 4
+_SHORT_READS = 4
+"""How many short prompts are read one after the other before those that are answered have a turn."""
+
+
+_Key = tuple[str | None, tuple[int, ...]]
+"""An adapter, and a prefix that is read with it."""
 
 
 class _Group:
-    """One admitted request: its batch (None while the prefix is computed) and the rest of its work."""
+    """One admitted request: its batch (None while its prefix is computed) and how far it is."""
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
+        self.key: _Key = (request.adapter, request.shared_prefix)
         self.batch: Batch | None = None
-        self.work: Generator[Events, None, None] | None = None
+        self.reading: Generator[Events, None, None] | None = None
+        self.is_read = False
+        self.last_turn = 0
+        # Of the prompts, shorter ones padded.
+        self.num_unread = max(map(len, request.prompts)) * len(request.prompts)
 
     def cancelled(self) -> Events:
         if self.batch is not None:
@@ -40,13 +56,16 @@ class _Group:
 
 
 class Engine:
-    """Runs many requests at once, one piece of each per step, in turn.
+    """Runs many requests at once, a pass of the model at every step.
+
+    A pass reads a piece of one request's prompts, or makes the next token of every row of all requests of one adapter,
+    which begin and end between passes. What is read in one piece is read as soon as it comes; of longer prompts a piece
+    follows each pass that makes tokens. On a processor a request has the same bits alone and in company.
 
     `submit`, `cancel` and `wait` may be called from any thread; `step` from one thread only, which is also
     the only one that may touch the model meanwhile. `decode` turns token ids into text for the events (None:
-    no text); `prefill_tokens` bounds the prompt tokens of one piece, and so how long an interactive request
-    waits for a batch. A prefix that several requests share is kept, for each adapter, until four others are
-    newer; requests that are submitted while it is being computed compute it for themselves.
+    no text); `prefill_tokens` bounds the prompt tokens of one piece, and so how long others wait for it. A prefix that
+    several requests share is computed once, for each adapter, and kept until four others are newer.
 
     Memory: keys and values for every row's prompt and new tokens, once more for each prefix kept. The caller
     bounds how many rows it submits.
@@ -61,7 +80,11 @@ class Engine:
         self._decode = decode
         self._prefill_tokens = prefill_tokens
         self._groups: dict[str, _Group] = {}
-        self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
+        self._prefixes: OrderedDict[_Key, Prefix] = OrderedDict()
+        self._computing: dict[_Key, _Group] = {}
+        self._turns = 0
+        self._short_reads = 0
+        self._may_read = True
         self._lock = threading.Condition()
         self._submitted: dict[str, GenerationRequest] = {}
         self._cancelled: set[str] = set()
@@ -100,11 +123,10 @@ class Engine:
             return frozenset(self._submitted) | frozenset(self._groups)
 
     def step(self) -> Events:
-        """One piece of work for every running request, in the order of their admission.
+        """Run one pass. Returns what rows produced in it; nothing when there is nothing to do.
 
-        A piece is a part of the prompts or one new token for each row. Returns what the rows produced;
-        nothing when there is nothing to do. A request that raises is dropped and its error kept for
-        `take_failures`; what the others produced is returned all the same.
+        A request that raises is dropped and its error kept for `take_failures`; what the others produced is returned
+        all the same.
         """
         events: Events = []
         with self._lock:
@@ -112,17 +134,41 @@ class Engine:
                 self._groups[request_id] = _Group(request)
             self._submitted.clear()
             for request_id in self._cancelled & self._groups.keys():
-                events += self._groups.pop(request_id).cancelled()
+                events += self._release(request_id).cancelled()
             self._cancelled.clear()
             running = list(self._groups.values())
-        for group in running:
-            try:
-                events += self._advance(group)
-            except torch.OutOfMemoryError as error:
-                self._failures[group.request.request_id] = _too_large(group.request, error)
-            except Exception as error:  # it belongs to whoever asked, not to the others of this step
-                self._failures[group.request.request_id] = error
+        readers = [group for group in running if not group.is_read and not self._waits(group)]
+        writers = [group for group in running if group.is_read]
+        reader = self._reader(readers, has_writers=bool(writers))
+        with torch.inference_mode():
+            if reader is not None:
+                events += self._read(reader)
+            elif writers:
+                events += self._write(writers)
         return events
+
+    def _waits(self, group: _Group) -> bool:
+        """Whether another one computes a group's prefix."""
+        if group.key in self._prefixes:
+            return False
+        return self._computing.get(group.key) not in (None, group)
+
+    def _reader(self, readers: Sequence[_Group], *, has_writers: bool) -> _Group | None:
+        """The group whose turn it is to read; None: it is that of those that write."""
+        short = [group for group in readers if self._unread(group) <= self._prefill_tokens]
+        if short and (self._short_reads < _SHORT_READS or not has_writers):
+            self._short_reads += 1
+            return short[0]
+        self._short_reads = 0
+        if readers and (self._may_read or not has_writers):
+            self._may_read = False
+            return readers[0]
+        self._may_read = True
+        return None
+
+    def _unread(self, group: _Group) -> int:
+        is_known = group.batch is not None or group.key in self._prefixes
+        return group.num_unread + (0 if is_known else len(group.request.shared_prefix))
 
     def take_failures(self) -> dict[str, Exception]:
         """The errors of requests that were dropped since the last call, by id; for the stepping thread."""
@@ -134,36 +180,117 @@ class Engine:
         for key in [key for key in self._prefixes if key[0] == name]:
             del self._prefixes[key]
 
-    def _advance(self, group: _Group) -> Events:
-        if group.work is None:
-            group.work = self._work(group)
+    def _read(self, group: _Group) -> Events:
+        """Read a piece of a group's prefix or prompts; the last one makes the first token of its rows."""
+        if group.reading is None:
+            group.reading = self._reading(group)
         try:
-            with torch.inference_mode(), use_adapter(self._model, group.request.adapter):
-                events = next(group.work)
-        except BaseException:
-            self._drop(group)
-            raise
-        if group.batch is not None and group.batch.done:
-            self._drop(group)
+            with use_adapter(self._model, group.request.adapter):
+                events = next(group.reading)
+        except Exception as error:  # it belongs to whoever asked
+            self._fail(group, error)
+            return []
+        if group.batch is not None:
+            group.num_unread -= self._prefill_tokens
+        if events:
+            group.is_read, group.reading = True, None
+            self._drop_if_done(group)
         return events
 
-    def _drop(self, group: _Group) -> None:
-        with self._lock:
-            del self._groups[group.request.request_id]
-
-    def _work(self, group: _Group) -> Generator[Events, None, None]:
-        request = group.request
-        prefix = None
+    def _reading(self, group: _Group) -> Generator[Events, None, None]:
+        request, prefix = group.request, None
         if request.shared_prefix:
-            key = (request.adapter, request.shared_prefix)
-            if key not in self._prefixes:
-                self._prefixes[key] = yield from compute_prefix(self._model, key[1], self._prefill_tokens)
-            self._prefixes.move_to_end(key)
-            prefix = self._prefixes[key]
+            if group.key not in self._prefixes:
+                self._computing[group.key] = group
+                self._prefixes[group.key] = yield from compute_prefix(
+                    self._model, request.shared_prefix, self._prefill_tokens
+                )
+                del self._computing[group.key]
+            self._prefixes.move_to_end(group.key)
+            prefix = self._prefixes[group.key]
             while len(self._prefixes) > _PREFIXES_KEPT:
                 self._prefixes.popitem(last=False)
         group.batch = Batch(self._model, request, self._decode, prefix)
-        yield from group.batch.run(self._prefill_tokens)
+        yield from group.batch.read(self._prefill_tokens)
+
+    def _write(self, writers: Sequence[_Group]) -> Events:
+        """Make the next token of all rows of the adapter that has waited for the longest."""
+        adapter = min(writers, key=lambda group: group.last_turn).request.adapter
+        groups = [group for group in writers if group.request.adapter == adapter]
+        self._turns += 1
+        for group in groups:
+            group.last_turn = self._turns
+        try:
+            with use_adapter(self._model, adapter):
+                return self._written(groups)
+        except Exception as error:  # the adapter has left the model
+            for group in groups:
+                self._fail(group, error)
+            return []
+
+    def _written(self, groups: Sequence[_Group]) -> Events:
+        events: Events = []
+        for group, logits in self._logits(groups):
+            assert group.batch is not None
+            try:
+                events += group.batch.take(logits)
+            except Exception as error:  # it belongs to whoever asked, not to the others of this pass
+                self._fail(group, error)
+            else:
+                self._drop_if_done(group)
+        return events
+
+    def _logits(self, groups: Sequence[_Group]) -> list[tuple[_Group, Tensor]]:
+        """The logits of each group; those that fail alone too are dropped."""
+        passes = [(group, one) for group in groups if (one := self._next_pass(group)) is not None]
+        lengths = [one.cache.get_seq_length() for _, one in passes]
+        if not passes:
+            return []
+        try:
+            found = forward_together(self._model, [one for _, one in passes])
+        except Exception as error:  # it belongs to one of them
+            if len(passes) == 1:
+                self._fail(passes[0][0], error)
+                return []
+            _logger.warning("%d requests fail together and are tried alone", len(passes), exc_info=error)
+        else:
+            return [(group, logits) for (group, _), logits in zip(passes, found, strict=True)]
+        alone = []
+        for (group, one), length in zip(passes, lengths, strict=True):
+            one.cache.rewind(length)
+            try:
+                alone.append((group, forward_together(self._model, [one])[0]))
+            except Exception as error:  # it belongs to whoever asked
+                self._fail(group, error)
+        return alone
+
+    def _next_pass(self, group: _Group) -> Pass | None:
+        assert group.batch is not None
+        try:
+            return group.batch.next_pass()
+        except Exception as error:  # it belongs to whoever asked
+            self._fail(group, error)
+            return None
+
+    def _fail(self, group: _Group, error: Exception) -> None:
+        request = group.request
+        is_memory = isinstance(error, torch.OutOfMemoryError)
+        self._failures[request.request_id] = _too_large(request, error) if is_memory else error
+        self._drop(group)
+
+    def _drop_if_done(self, group: _Group) -> None:
+        if group.batch is not None and group.batch.done:
+            self._drop(group)
+
+    def _drop(self, group: _Group) -> None:
+        with self._lock:
+            self._release(group.request.request_id)
+
+    def _release(self, request_id: str) -> _Group:
+        group = self._groups.pop(request_id)
+        if self._computing.get(group.key) is group:
+            del self._computing[group.key]
+        return group
 
     def check(self, request: GenerationRequest) -> None:
         """Return if `submit` would admit the request; it raises as `submit` does, from any thread."""
@@ -172,7 +299,7 @@ class Engine:
         require_room(self._model, request)
 
 
-def _too_large(request: GenerationRequest, error: torch.OutOfMemoryError) -> ResourceExhausted:
+def _too_large(request: GenerationRequest, error: Exception) -> ResourceExhausted:
     longest = max(map(len, request.prompts)) + len(request.shared_prefix)
     rows = len(request.prompts) * request.num_samples
     return ResourceExhausted(

@@ -11,23 +11,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.lm.cache import BatchCache
-from luthier.lm.decoding import forward, scaled_logits
 from luthier.lm.made import HeldOutRow
+from luthier.lm.passes import Pass, forward, scaled_logits
 
 
 @torch.no_grad()
 def sampler_logprobs(model: PreTrainedModel, row: HeldOutRow) -> list[float]:
-    """Return what generation finds of a row's tokens: each is fed after the one before, over a cache."""
+    """Return what generation finds of a row's tokens: all before the first wanted one are read at once, as a prompt is.
+
+    Each of the others is fed after the one before, over a cache.
+    """
+    if not row.positions:
+        return []
     ids_1T = torch.tensor([row.token_ids], device=model.device)
     cache = BatchCache(model.config.num_hidden_layers, len(row.token_ids))
     wanted, found = frozenset(row.positions), []
-    for place in range(max(row.positions, default=0)):
-        column = torch.tensor([[place]], device=model.device)
-        visible = torch.ones(1, 1, place + 1, dtype=torch.bool, device=model.device)
-        inputs = (ids_1T[:, place : place + 1], column, visible)
-        logits_1V = forward(model, inputs, cache, None, _logits)
-        if place + 1 in wanted:
-            found.append(_logprob(logits_1V[0], row.token_ids[place + 1]))
+    begin = 0
+    for end in range(min(wanted), max(wanted) + 1):
+        columns = torch.arange(begin, end, device=model.device)[None]
+        visible = columns[:, :, None] >= torch.arange(end, device=model.device)
+        logits_1V = forward(model, Pass(ids_1T[:, begin:end], columns, visible, cache, head=_logits))
+        if end in wanted:
+            found.append(_logprob(logits_1V[0], row.token_ids[end]))
+        begin = end
     return found
 
 

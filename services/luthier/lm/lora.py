@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
 from luthier.kernels.lora_linear import Dropout, token_number
 from luthier.lm.lora_layer import AdapterSwitch, Factors, LoraLinear, row_lengths
-from luthier.lm.module_patterns import Patterns, assigned, require_one_value
+from luthier.lm.module_patterns import Patterns, assigned, require_one_value, targeted
 from luthier.lm.packed import PackedBatch
 from luthier.lm.trained_weights import distinct, fresh_weights
 
@@ -304,14 +304,7 @@ def target_modules(model: PreTrainedModel, targets: Targets) -> tuple[str, ...]:
     ]
     if targets == "all-linear":
         return tuple(sorted(linear))
-    chosen: set[str] = set()
-    for target in targets:
-        matches = [name for name in linear if name == target or name.endswith("." + target)]
-        if not matches:
-            ends = sorted({name.rpartition(".")[2] for name in linear})
-            raise InvalidArgument(f"target {target!r} matches no linear layer of the model; it has {ends}")
-        chosen.update(matches)
-    return tuple(sorted(chosen))
+    return targeted(targets, linear)
 
 
 def _lora_linear(model: PreTrainedModel, module: str) -> LoraLinear:

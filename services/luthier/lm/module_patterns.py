@@ -31,6 +31,28 @@ def check_pattern(text: str) -> None:
     _compiled(text)
 
 
+def targeted(targets: Sequence[str], modules: Sequence[str]) -> tuple[str, ...]:
+    """Return those of a model's linear layers that are named, whole or by an end behind a dot, sorted.
+
+    Raises:
+        InvalidArgument: a target names none of them, as the head's name does (MODULE_PATTERN_INVALID).
+    """
+    chosen: set[str] = set()
+    for target in targets:
+        matches = [name for name in modules if name == target or name.endswith("." + target)]
+        if not matches:
+            ends = sorted({name.rpartition(".")[2] for name in modules})
+            whole = "; lm_head and embed_tokens are trained whole: trained_modules"
+            raise InvalidArgument(
+                f"target {target!r} matches no linear layer of the model; it has {ends}"
+                + (whole if target in ("lm_head", "embed_tokens") else ""),
+                reason=Reason.MODULE_PATTERN_INVALID,
+                metadata={"target": target},
+            )
+        chosen.update(matches)
+    return tuple(sorted(chosen))
+
+
 def assigned(field: str, patterns: Patterns[ValueT], modules: Sequence[str]) -> dict[str, ValueT]:
     """Return the value of each of the modules that a pattern matches; `field` is what the patterns are called.
 

@@ -10,7 +10,7 @@ from luthier.kernels.dispatch import current_isa
 from luthier.kernels.linear_cross_entropy import shape_class
 from luthier.kernels.tables import entries
 from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
-from luthier.lm.module_patterns import assigned
+from luthier.lm.module_patterns import assigned, targeted
 from luthier.lm.shape import ModelShape
 from luthier.training.recipe_settings import is_divided, kept_of, precision_of, ranks_of, states_of
 from luthier.training.recipes.batches import PlanTotals
@@ -119,7 +119,8 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
     Of a model that ranks divide a part is that of so many; 0: of the least that the job takes.
 
     Raises:
-        InvalidArgument: a pattern of ranks cannot be read or matches no module (MODULE_PATTERN_INVALID).
+        InvalidArgument: a pattern of ranks cannot be read or matches no module, or a target is none
+            (MODULE_PATTERN_INVALID).
     """
     is_whole = job.HasField("full")
     ranks = {} if is_whole else _ranks(job, shape)
@@ -182,13 +183,9 @@ def _holds_logits(shape: ModelShape, read: Read) -> bool:
 
 
 def _ranks(job: FineTuningJob, shape: ModelShape) -> dict[str, int]:
-    """Return the rank of each module that an adapter changes."""
+    """Return the rank of each module that an adapter changes. Raises as `trained_of`."""
     targets = tuple(job.lora.target_modules)
-    modules = [
-        module
-        for module in shape.modules()
-        if not targets or any(module == one or module.endswith(f".{one}") for one in targets)
-    ]
+    modules = targeted(targets, shape.modules()) if targets else shape.modules()
     others = assigned("rank_pattern", tuple(sorted(job.lora.rank_pattern.items())), modules)
     return {module: others.get(module, job.lora.rank) for module in modules}
 

@@ -27,7 +27,13 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.database = Database(f"sqlite+aiosqlite:///{root / 'data.db'}")
         self.blobs = LocalBlobStore(root / "blobs")
-        self.service = UploadService(self.database, self.blobs, LIMIT)
+        self.services: list[UploadService] = []
+        self.service = self.successor()
+
+    def successor(self) -> UploadService:
+        """Return a service that finds what those before it left, as after a start."""
+        self.services.append(UploadService(self.database, self.blobs, LIMIT))
+        return self.services[-1]
 
     async def started(self, size_bytes: int = 0, sha256: str = "") -> str:
         return (await self.start("a.jsonl", size_bytes, sha256)).name
@@ -41,8 +47,8 @@ class Bench:
             return (await self.service.completed(connection, name)).private.sha256
 
     async def settled(self) -> None:
-        """Wait for what is cleared away after a commit."""
-        await asyncio.gather(*self.service._clearing)
+        """Wait for what any of the services clears away after a commit."""
+        await asyncio.gather(*(task for service in self.services for task in service._clearing))
 
     async def staged_bytes(self, name: str) -> int:
         return await self.blobs.staged_size((await self.service.get(name)).uid)
@@ -169,7 +175,7 @@ async def test_get_finishes_what_a_crash_cut_short(
     with pytest.raises(ConnectionAbortedError):
         await bench.service.write(name, chunk(0, DATA, finish=True))
     monkeypatch.undo()
-    successor = UploadService(bench.database, bench.blobs, LIMIT)
+    successor = bench.successor()
     done = await successor.get(name)
     assert (done.state, done.persisted_size_bytes) == (State.STATE_COMPLETE, len(DATA))
     assert await bench.blobs.read_bytes(await bench.digest(name)) == DATA
@@ -183,7 +189,7 @@ async def test_recover_clears_away_what_is_staged_of_uploads_that_are_over(
     monkeypatch.setattr(bench.service, "_clear_later", lambda upload: None)
     upload = await bench.service.cancel(name, "")
     assert await bench.blobs.staged_size(upload.uid) == 4
-    await UploadService(bench.database, bench.blobs, LIMIT).recover()
+    await bench.successor().recover()
     assert await bench.blobs.staged_size(upload.uid) == 0
 
 

@@ -181,6 +181,21 @@ async def test_a_device_beyond_its_limits_is_refused_by_name(
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+@pytest.mark.parametrize(("target", "hint"), [("lm_head", "trained_modules"), ("q_prj", "'q_proj'")])
+async def test_a_target_that_is_no_linear_layer_is_refused_by_plan_and_job(
+    bench: Bench, target: str, hint: str
+) -> None:
+    await give_config(bench)
+    for ask in (
+        planned(bench, lora=LoraConfig(target_modules=[target])),
+        bench.create("one", lora=LoraConfig(target_modules=["v_proj", target])),
+    ):
+        with pytest.raises(InvalidArgument, match=f"target '{target}' matches no linear layer") as caught:
+            await ask
+        assert caught.value.reason == Reason.MODULE_PATTERN_INVALID
+        assert hint in caught.value.message
+
+
 async def test_a_pattern_that_fits_no_module_is_refused_by_the_plan(bench: Bench) -> None:
     await give_config(bench)
     with pytest.raises(InvalidArgument) as caught:

@@ -51,6 +51,11 @@ class Trained:
     kills: Kills
 
 
+@pytest.fixture(autouse=True)
+def few_scored() -> None:
+    """Score as many held-out tokens as children do."""
+
+
 @pytest.fixture(scope="module")
 def trained() -> Iterator[Trained]:
     """Shared by all tests: the spare child of one is the first of the next."""

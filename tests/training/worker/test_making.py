@@ -26,6 +26,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 IDS = torch.tensor([[5, 9, 11, 40, 3, 17, 60, 2]])
 
 
+@pytest.fixture(autouse=True)
+def few_scored() -> None:
+    """Score as many held-out tokens as a real job."""
+
+
 @pytest.fixture
 async def worked(
     site: Site, tmp_path: Path, tiny_llama: Callable[..., PreTrainedModel]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from luthier.client import model_card, names
+from luthier.client import adapter_base, model_card, names
 from luthier.client.flows import ResumedStream, Scope, call, pages, replaced
 from luthier.client.transfers import ProgressCallback, TransferProgress
-from luthier.errors import AlreadyExists, DataLoss, Reason
-from luthier.v1.model_pb2 import ModelFile
+from luthier.errors import AlreadyExists, DataLoss, NotFound, Reason
+from luthier.v1.model_pb2 import Model, ModelFile
 from luthier.v1.model_service_pb2 import (
     DownloadModelFileRequest,
     DownloadModelFileResponse,
@@ -27,12 +28,17 @@ async def download(
     model: str,
     directory: str | os.PathLike[str],
     *,
+    base: str | os.PathLike[str] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Path:
     """Bring the files of a READY model into `directory`, which appears whole or not at all, and return it.
 
     A model that was tuned, merged or exported comes with a model card, `README.md`: what it was made from, its data and
     scores, as the services know them now.
+
+    An adapter's `adapter_config.json` names its base model as `from_pretrained` takes it, so that PEFT's
+    `AutoPeftModelForCausalLM` loads the folder: `base`, a folder or a Hub id; without it the Hub id and commit that the
+    base was registered from, and where it was not from the Hub its name here.
 
     The bytes come into `<directory>.partial` first; a download that was broken off goes on there, also in
     another process. Each file is checked against its sha256. A directory that holds these files already is
@@ -55,15 +61,60 @@ async def download(
     files = [file async for file in listing]
     for file in files:
         _check_path(file.path)
-    if await scope.driver.work(lambda: _holds_already(target, files, name)):
+    texts = await _texts(scope, found, files, os.fspath(base) if base is not None else "")
+    if await scope.driver.work(lambda: _holds_already(target, files, name, texts)):
         return target
     staging = target.with_name(target.name + ".partial")
-    for file in files:
+    for file in (one for one in files if one.path not in texts):
         wanted = DownloadModelFileRequest(name=name, uid=found.uid, path=file.path)
         await _fetch(scope, wanted, file, staging, progress)
     card = model_card.written(await model_card.find(scope, found)) if model_card.has_card(found) else ""
-    await scope.driver.work(lambda: _move_into_place(staging, target, files, card))
+    texts |= {model_card.CARD: card.encode()} if card and not _has_card(files) else {}
+    await scope.driver.work(lambda: _move_into_place(staging, target, files, texts))
     return target
+
+
+async def _texts(scope: Scope, model: Model, files: Sequence[ModelFile], base: str) -> dict[str, bytes]:
+    """Return by their paths the files of a model that are written otherwise than they are stored."""
+    config = next((one for one in files if one.path == adapter_base.CONFIG), None)
+    if config is None or not model.base_model:
+        return {}
+    place, revision = base, ""
+    if not place:
+        wanted = GetModelRequest(name=model.base_model)
+        # It may be gone: the adapter is whole without it.
+        with suppress(NotFound):
+            place, revision = adapter_base.place_of(
+                await call(scope, lambda stubs: stubs.models.GetModel, wanted)
+            )
+    if not place:
+        return {}
+    stored = await _read(
+        scope, DownloadModelFileRequest(name=model.name, uid=model.uid, path=config.path), config
+    )
+    return {config.path: adapter_base.based(stored, place, revision)}
+
+
+async def _read(scope: Scope, wanted: DownloadModelFileRequest, file: ModelFile) -> bytes:
+    """Return the bytes of a small file. Raises DataLoss where they are not what the model states."""
+    data = bytearray()
+    stream = ResumedStream(
+        scope,
+        lambda stubs: stubs.models.DownloadModelFile,
+        lambda: replaced(wanted, start_offset=len(data)),
+    )
+    try:
+        while len(data) < file.size_bytes and (piece := await stream.receive()) is not None:
+            data += piece.data
+    finally:
+        stream.close()
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise _damaged(wanted.name, file)
+    return bytes(data)
+
+
+def _has_card(files: Sequence[ModelFile]) -> bool:
+    return any(file.path == model_card.CARD for file in files)
 
 
 async def _fetch(
@@ -86,11 +137,15 @@ async def _fetch(
         # The bytes that an earlier process left may have been damaged: once more from the beginning.
         part.unlink()
         if is_last:
-            raise DataLoss(
-                f"{file.path} of {name} does not have the sha256 {file.sha256} that its model states",
-                reason=Reason.CHECKSUM_MISMATCH,
-                metadata={"model": name, "path": file.path},
-            )
+            raise _damaged(name, file)
+
+
+def _damaged(name: str, file: ModelFile) -> DataLoss:
+    return DataLoss(
+        f"{file.path} of {name} does not have the sha256 {file.sha256} that its model states",
+        reason=Reason.CHECKSUM_MISMATCH,
+        metadata={"model": name, "path": file.path},
+    )
 
 
 async def _receive(
@@ -149,13 +204,16 @@ def _is_file(path: Path, file: ModelFile) -> bool:
         return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
 
 
-def _holds_already(target: Path, files: Sequence[ModelFile], name: str) -> bool:
-    """Whether the target is the model. False also when it is empty or not there."""
+def _holds_already(target: Path, files: Sequence[ModelFile], name: str, texts: Mapping[str, bytes]) -> bool:
+    """Whether the target is the model, with these texts. False also when it is empty or not there."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     if present - {model_card.CARD} == {file.path for file in files} - {model_card.CARD} and all(
-        _is_file(target / file.path, file) for file in files
+        (target / file.path).read_bytes() == texts[file.path]
+        if file.path in texts
+        else _is_file(target / file.path, file)
+        for file in files
     ):
         return True
     raise AlreadyExists(
@@ -164,13 +222,15 @@ def _holds_already(target: Path, files: Sequence[ModelFile], name: str) -> bool:
     )
 
 
-def _move_into_place(staging: Path, target: Path, files: Sequence[ModelFile], card: str) -> None:
+def _move_into_place(
+    staging: Path, target: Path, files: Sequence[ModelFile], texts: Mapping[str, bytes]
+) -> None:
     wanted = {staging / file.path for file in files}
     for path in [path for path in staging.rglob("*") if path.is_file() and path not in wanted]:
         path.unlink()
     staging.mkdir(parents=True, exist_ok=True)
-    if card and staging / model_card.CARD not in wanted:
-        (staging / model_card.CARD).write_text(card, encoding="utf-8")
+    for written, text in texts.items():
+        (staging / written).write_bytes(text)
     if target.exists():
         target.rmdir()
     shutil.move(staging, target)

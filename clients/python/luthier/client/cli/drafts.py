@@ -72,6 +72,7 @@ class Draft(Generic[M]):
 
     def __init__(self, session: Session, context: click.Context, kind: type[M]) -> None:
         self._fields = [one for one in context.command.params if isinstance(one, FieldOption | FieldArgument)]
+        self._context = context
         self._file: str | None = context.params["file"]
         self._assignments: tuple[str, ...] = context.params["assignments"]
         self.message = kind()
@@ -85,8 +86,12 @@ class Draft(Generic[M]):
 
     @property
     def words(self) -> str:
-        """The file and the assignments as they are typed."""
-        words = [] if self._file is None else ["-f", self._file]
+        """Flags, file and assignments as they are typed, for another command that takes them."""
+        words: list[str] = []
+        for option in self._fields:
+            if isinstance(option, FieldOption) and not _is_default(self._context, option):
+                words += _typed(option, self._context.params[str(option.name)])
+        words += [] if self._file is None else ["-f", self._file]
         return shlex.join([*words, *(word for text in self._assignments for word in ("--set", text))])
 
     def finish(self) -> M:
@@ -183,6 +188,14 @@ _SET = click.option(
     help="Set a field of the message, e.g. labels.team=nlp, arms[0].num_shots=3, metrics[]=perplexity. Wins over file "
     "and flags, a later one over an earlier one.",
 )
+
+
+def _typed(option: FieldOption, value: Any) -> Iterator[str]:
+    """Yield the words of a flag that was given; a value that is more than its word has that as `word`."""
+    for one in value if isinstance(value, tuple) else (value,):
+        yield option.opts[-1]
+        if not option.is_flag:
+            yield str(getattr(one, "word", one))
 
 
 def _is_default(context: click.Context, parameter: click.Parameter) -> bool:

@@ -55,12 +55,6 @@ def _finite(text: str) -> float | None:
     return None
 
 
-def given_mixture() -> Sequence[Mixed]:
-    """Return what the running command was given to mix in by flags."""
-    given: Sequence[Mixed] = click.get_current_context().params["mixed"]
-    return given
-
-
 _JOB_OPTIONS = (
     field_option(
         "--model",
@@ -111,6 +105,18 @@ _JOB_OPTIONS = (
         help="Scale of the adapter is alpha / rank. [default: 2 x rank]",
     ),
     field_option(
+        "--rslora",
+        field="lora.use_rslora",
+        is_flag=True,
+        help="Scale of the adapter is alpha / the square root of rank.",
+    ),
+    field_option(
+        "--dora",
+        field="lora.use_dora",
+        is_flag=True,
+        help="Train lengths and directions of the adapted weights apart. Slower.",
+    ),
+    field_option(
         "--target",
         field="lora.target_modules",
         multiple=True,
@@ -140,7 +146,9 @@ _JOB_OPTIONS = (
         help="Rows in a step, in place of --batch-tokens; prompts with --reinforcement.",
     ),
     field_option(
+        "--lr",
         "--learning-rate",
+        "learning_rate",
         field="hyperparameters.learning_rate",
         type=float,
         help="Peak learning rate. [default: by method, 2e-4 for an adapter, a tenth with --full]",
@@ -232,7 +240,8 @@ def drafted_job(
     job = draft.message
     if job.tuned_model_id and job.tuned_model_id == short(job.name):
         job.tuned_model_id = ""
-    if given_mixture():
+    given = click.get_current_context().params
+    if given["mixed"]:
         # What the file says of the job's own share is of another mixture.
         job.rendering_share = 0
     if full:
@@ -241,7 +250,6 @@ def drafted_job(
                 "--full trains all weights: give no --rank, --alpha, --target, and no lora"
             )
         job.full.SetInParent()
-    given = click.get_current_context().params
     is_preference = job.HasField("preference") or given["preference"] is not None
     is_reinforcement = job.HasField("reinforcement") or reinforcement is not None
     if is_preference + reward_model + is_reinforcement > 1:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +13,7 @@ import click
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
-from luthier.client.cli.job_drafts import drafted_job, given_mixture, job_kind, job_options
+from luthier.client.cli.job_drafts import drafted_job, job_kind, job_options
 from luthier.client.cli.reinforcement import rollouts
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -52,12 +54,7 @@ def plan(
 
     job = drafted_job(draft, reinforcement, full=full, reward_model=reward_model)
     session.show(session.client.jobs.plan(job, device=device_class(device)), plan_facts)
-    begin = f"--start-from {short(job.start_from)}" if job.start_from else f"--model {short(job.base_model)}"
-    flags = [f"--mix {shlex.quote(mixed.word)}" for mixed in given_mixture()]
-    flags += [*(["--full"] if full else []), *(["--reward-model"] if reward_model else [])]
-    flags += [f"--reinforcement {shlex.quote(reinforcement)}"] if reinforcement else []
-    words = [begin, f"--rendering {short(job.rendering)}", *flags, draft.words]
-    session.hint(f"jobs create {' '.join(filter(None, words))}")
+    session.hint(f"jobs create {draft.words}")
 
 
 @jobs.command()
@@ -83,7 +80,7 @@ def create(
     if watches:
         _watch(session, created.name)
         return
-    session.show(created, _facts)
+    session.show(created, partial(_facts, is_wide=session.is_wide))
     session.hint(f"jobs watch {short(created.name)}")
 
 
@@ -99,7 +96,7 @@ def list_jobs(session: Session) -> None:
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show a job."""
-    session.show(session.client.jobs.get(name), _facts)
+    session.show(session.client.jobs.get(name), partial(_facts, is_wide=session.is_wide))
 
 
 @jobs.command()
@@ -115,7 +112,7 @@ def _watch(session: Session, name: str) -> None:
 
     done = watch_resource(session, name, session.client.jobs.wait, stop=f"jobs cancel {short(name)}")
     if not session.as_json:
-        session.show(done, _facts)
+        session.show(done, partial(_facts, is_wide=session.is_wide))
         if done.HasField("reward_model"):
             session.hint(f"models download {short(done.tuned_model)}")
             return
@@ -131,7 +128,7 @@ def _watch(session: Session, name: str) -> None:
 @pass_session
 def cancel(session: Session, name: str) -> None:
     """Ask a job to stop; it does within one forward and backward pass. Its checkpoints remain."""
-    session.show(session.client.jobs.cancel(name), _facts)
+    session.show(session.client.jobs.cancel(name), partial(_facts, is_wide=session.is_wide))
 
 
 @jobs.command()
@@ -147,6 +144,20 @@ def delete(session: Session, name: str, etag: str) -> None:
 def metrics(session: Session, name: str) -> None:
     """Show a job's metrics by step."""
     session.show_list(session.client.jobs.metrics(name, page_size=1000), _metric_table)
+
+
+@jobs.command()
+@click.argument("name")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@pass_session
+def tensorboard(session: Session, name: str, directory: Path) -> None:
+    """Write a job's metrics and settings into DIRECTORY, for `tensorboard --logdir`."""
+    from luthier.client.run_files import write_tensorboard
+
+    points = session.client.jobs.metrics(name, page_size=1000)
+    count = write_tensorboard(session.client.jobs.get(name), points, directory)
+    session.note(f"{count:,} values")
+    click.echo(directory)
 
 
 @jobs.command()
@@ -203,7 +214,7 @@ def _checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
     return made
 
 
-def _facts(job: FineTuningJob) -> Table:
+def _facts(job: FineTuningJob, *, is_wide: bool) -> Table:
     from luthier.client.cli.views import (
         facts,
         failure,
@@ -241,12 +252,18 @@ def _facts(job: FineTuningJob) -> Table:
             ("ranks", _ranks(record)),
             ("passes", passes(record.micro_batch_tokens, record.activation_checkpointing)),
             ("memory", memory(record.memory)),
-            ("kernels", mapping(record.kernels)),
+            ("kernels", mapping(record.kernels) if is_wide else _kernels(record.kernels)),
             ("started (UTC)", when(job.start_time)),
             ("ended (UTC)", when(job.end_time)),
             ("labels", mapping(job.labels)),
         ]
     )
+
+
+def _kernels(chosen: Mapping[str, str]) -> str:
+    """Return how many operators each implementation has; which they are is told by `-o wide`."""
+    counts = Counter(implementation.partition(" ")[0] for implementation in chosen.values())
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def _ranks(record: RunRecord) -> str:

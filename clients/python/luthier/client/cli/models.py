@@ -132,25 +132,30 @@ def delete(session: Session, name: str, etag: str) -> None:
 @models.command()
 @click.argument("name")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--base",
+    metavar="FOLDER|HUB-ID",
+    help="What PEFT is to load an adapter's base model from. [default: the Hub, if it is from there]",
+)
 @pass_session
-def download(session: Session, name: str, directory: Path) -> None:
+def download(session: Session, name: str, directory: Path, base: str | None) -> None:
     """Bring the files of model NAME into DIRECTORY, for `from_pretrained` or PEFT.
 
     Repeat the command after a break.
     """
-    folder = _bring(session, name, directory)
+    folder = _bring(session, name, directory, base)
     if session.as_json:
         session.show_list(session.client.models.files(name), _table)
     else:
         click.echo(folder)
 
 
-def _bring(session: Session, name: str, directory: Path) -> Path:
+def _bring(session: Session, name: str, directory: Path, base: str | None = None) -> Path:
     """Download a model and return its folder."""
     from luthier.client.cli.live import transfer
 
     with transfer(session, "download") as progress:
-        folder: Path = session.client.models.download(name, directory, progress=progress)
+        folder: Path = session.client.models.download(name, directory, base=base, progress=progress)
     return folder
 
 

@@ -271,6 +271,7 @@ def _facts(rendering: Rendering) -> Group:
                 "kind",
                 RenderingKind.Name(rendering.kind).removeprefix(_KIND).lower() if rendering.kind else "",
             ),
+            ("today is", rendering.template_date),
             ("rows", "one for each answer" if rendering.split_turns else ""),
             ("digest", rendering.digest),
             ("cannot be rendered", number(rendering.num_errors) if rendering.num_errors else ""),

@@ -23,10 +23,11 @@ _PATIENCE_SECONDS = 10.0
 
 
 class Session:
-    """One run of the command line."""
+    """One run of the command line; `is_wide`: with details that most people do not need."""
 
     def __init__(self, *, as_json: bool, options: Mapping[str, str | None]) -> None:
         self.as_json = as_json
+        self.is_wide = False
         self._options = options
         self._client: Client | None = None
 
@@ -119,16 +120,29 @@ class Session:
 
 
 def pass_session(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the session, and let --json stand behind the command too."""
+    """Give a command the session, and let --json and -o stand behind the command too."""
 
     def switch(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
             ctx.ensure_object(Session).as_json = True
 
-    option = click.option(
+    def choose(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+        session = ctx.ensure_object(Session)
+        session.as_json = session.as_json or value == "json"
+        session.is_wide = value == "wide"
+
+    json_option = click.option(
         "--json", is_flag=True, expose_value=False, callback=switch, help="Write proto JSON to stdout."
     )
-    return option(click.pass_obj(function))
+    output = click.option(
+        "-o",
+        "shown_as",
+        type=click.Choice(["wide", "json"]),
+        expose_value=False,
+        callback=choose,
+        help="wide: with all details; json: as --json.",
+    )
+    return output(json_option(click.pass_obj(function)))
 
 
 def _console(*, stderr: bool) -> Console:

@@ -1,0 +1,222 @@
+"""What this machine can do for Luthier, and what is wrong with it: looked at without changing anything."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import platform
+import socket
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from luthier.errors import LuthierError
+from luthier.kernels.dispatch import current_isa
+from luthier.kernels.tables import OPS, entries
+from luthier.storage.disk import MIN_FREE_BYTES, Disk
+from luthier.work.device import chosen_device
+from luthier.work.machine import available_bytes, memory_bytes, num_cores, processor_name
+
+Level = Literal["ok", "warning", "problem"]
+_GIB = 1 << 30
+_FEW_BYTES = 2 * _GIB
+_ANSWER_SECONDS = 3.0
+_HUB = ("huggingface.co", 443)
+_TIME_ERROR = 5
+"""What adjtimex says of a clock that nothing keeps right."""
+_PACKAGES = ("luthier", "luthier-client", "grpcio", "protobuf", "torch", "transformers", "torchao", "triton")
+_OF_WORKERS = ("torch", "transformers", "torchao")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What was found of one thing.
+
+    Attributes:
+        what: the thing.
+        level: problem: something that Luthier does will fail; warning: it may, or be slow.
+        text: what was found; of what is not ok, with what would be right.
+    """
+
+    what: str
+    level: Level
+    text: str
+
+
+def _ok(what: str, text: str) -> Finding:
+    return Finding(what=what, level="ok", text=text)
+
+
+def _warning(what: str, text: str) -> Finding:
+    return Finding(what=what, level="warning", text=text)
+
+
+def _problem(what: str, text: str) -> Finding:
+    return Finding(what=what, level="problem", text=text)
+
+
+def examined(home: Path, addresses: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what is found of everything; `addresses` are those of the services by their names.
+
+    Raises nothing: what cannot be looked at is a finding.
+    """
+    looks: Mapping[str, Callable[[], Finding]] = {
+        "versions": versions,
+        "processor": processor,
+        "kernels": kernels,
+        "device": device,
+        "memory": memory,
+        "home": partial(folder, home),
+        "disk": partial(disk, home),
+        **{f"{name} service": partial(service, name, address) for name, address in addresses.items()},
+        "clock": clock,
+        "hub": partial(hub, *_HUB),
+    }
+    for what, look in looks.items():
+        try:
+            yield look()
+        except (LuthierError, OSError) as error:
+            yield _problem(what, str(error))
+
+
+def versions() -> Finding:
+    """Say which versions are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    text = ", ".join(
+        [f"python {platform.python_version()}", *(f"{name} {one}" for name, one in found.items())]
+    )
+    if found.get("luthier") != found.get("luthier-client"):
+        return _problem("versions", f"luthier and luthier-client must be of one version: {text}")
+    if missing := [name for name in _OF_WORKERS if name not in found]:
+        return _warning(
+            "versions",
+            f"{text}; without {', '.join(missing)} no model is trained or asked here: pip install 'luthier[worker]'",
+        )
+    return _ok("versions", text)
+
+
+def processor() -> Finding:
+    """Say what the processor is, and what of it kernels use."""
+    isa = current_isa()
+    text = f"{processor_name()}, {num_cores()} cores, kernels run {isa}"
+    if isa == "plain":
+        return _warning("processor", f"{text}: without AVX2 training takes many times as long")
+    return _ok("processor", text)
+
+
+def kernels() -> Finding:
+    """Say of how many operators it was measured which implementation wins on this instruction set."""
+    isa = current_isa()
+    measured = [op for op in OPS if any(key.startswith(f"{isa}/") for key in entries(op))]
+    text = f"{len(measured)} of {len(OPS)} operators are measured on {isa}"
+    if not measured:
+        return _warning(
+            "kernels", f"{text}: plain torch is taken; benchmarks/kernels.py --write-tables measures them"
+        )
+    return _ok("kernels", text)
+
+
+def device() -> Finding:
+    """Say what a worker with the device `auto` computes on."""
+    found = chosen_device("auto")
+    return _ok("device", f"a worker takes {found.name}: it {found.equipment}")
+
+
+def memory() -> Finding:
+    """Say what memory this process may take, and what is free of it."""
+    whole, free = memory_bytes(), available_bytes()
+    if not whole or free is None:
+        return _warning("memory", "the system does not tell how much there is")
+    text = f"{free / _GIB:.1f} of {whole / _GIB:.1f} GiB are free"
+    if free < _FEW_BYTES:
+        return _warning("memory", f"{text}: a worker needs about {_FEW_BYTES // _GIB} GiB beside its model")
+    return _ok("memory", text)
+
+
+def folder(home: Path) -> Finding:
+    """Say whether the home is a folder that may hold the state."""
+    if not home.exists():
+        parent = next(one for one in home.parents if one.exists())
+        return _ok("home", f"{home} is made by the first start, in {parent}")
+    mode = home.stat().st_mode
+    if not home.is_dir() or mode & (stat.S_IWOTH | stat.S_ISVTX):
+        return _problem(
+            "home",
+            f"{home} must be a folder that nobody else may write (mode {stat.S_IMODE(mode):04o}): set LUTHIER_HOME",
+        )
+    return _ok("home", f"{home}, mode {stat.S_IMODE(mode):04o}")
+
+
+def disk(home: Path, min_free_bytes: int = MIN_FREE_BYTES) -> Finding:
+    """Say what room there is on the disk of the home."""
+    there = next(one for one in (home, *home.parents) if one.exists())
+    found = Disk(there, min_free_bytes)
+    text = f"{found.free_bytes() / _GIB:.1f} GiB are free at {there}"
+    if not found.has_room():
+        return _problem(
+            "disk", f"{text}, less than the floor of {min_free_bytes / _GIB:.1f} GiB: nothing new begins"
+        )
+    if found.free_bytes() < 5 * min_free_bytes:
+        return _warning(
+            "disk", f"{text}: few checkpoints fit before the floor of {min_free_bytes / _GIB:.1f} GiB"
+        )
+    return _ok("disk", text)
+
+
+def service(name: str, address: str) -> Finding:
+    """Say whether a service serves at its address, or could."""
+    what = f"{name} service"
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except ConnectionRefusedError:
+        return _ok(what, f"{address} is free: the service does not run")
+    except OSError as error:
+        return _problem(what, f"{address} cannot be reached: {error}")
+    options = [("grpc.enable_retries", 0)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=_ANSWER_SECONDS
+            )
+        except grpc.RpcError:
+            setting = f"LUTHIER_{name.upper()}_ADDRESS"
+            return _problem(
+                what, f"something else listens at {address}: stop it, or set {setting} to another port"
+            )
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        return _warning(what, f"{address} answers that it does not serve: it starts or stops")
+    return _ok(what, f"serves at {address}")
+
+
+def clock() -> Finding:
+    """Say whether something keeps the clock right: leases do not need it, tokens and certificates do."""
+    libc = ctypes.CDLL(None)
+    # A struct timex of zeros asks and sets nothing; it has 208 bytes on 64 bits.
+    if libc.adjtimex(ctypes.create_string_buffer(256)) == _TIME_ERROR:
+        return _warning(
+            "clock", "nothing keeps the clock right: processes on several machines need chrony or ntpd"
+        )
+    return _ok("clock", "is kept right")
+
+
+def hub(host: str, port: int) -> Finding:
+    """Say whether base models can come from the Hub."""
+    try:
+        socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        return _warning(
+            "hub", f"{host} cannot be reached ({error}): register base models from a folder or a GGUF file"
+        )
+    return _ok("hub", f"{host} can be reached")

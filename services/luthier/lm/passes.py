@@ -1,0 +1,107 @@
+"""Passes of a model over caches: of one request, or of the next tokens of several at once.
+
+Shape suffixes: B rows, Q queries, K keys, E hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from luthier.kernels.linear import wide_linear
+from luthier.kernels.tables import rows_apart
+from luthier.lm.attention import head_weight
+from luthier.lm.blocks import final_softcap
+from luthier.lm.cache import BatchCache, CachedRows, Prefix
+
+Head = Callable[[PreTrainedModel, Tensor], Tensor]
+"""Makes float32 logits [B, V] of hidden states [B, E]."""
+
+
+def plain_logits(model: PreTrainedModel, hidden_BE: Tensor) -> Tensor:
+    """Logits as the model's own head makes them, in its type."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    logits: Tensor = head(hidden_BE).float()
+    cap = final_softcap(model)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def scaled_logits(model: PreTrainedModel, hidden_BE: Tensor, *, temperature: float) -> Tensor:
+    """Logits divided by a temperature, summed in float32 as our kernels sum those that are learnt.
+
+    Rounded to bfloat16, as a head's product is, a logit of 16 would be off by up to 1/16, and so would be the ratio of
+    what is learnt to what was drawn from.
+    """
+    logits_BV = wide_linear(hidden_BE / temperature, head_weight(model))
+    cap = final_softcap(model) / temperature
+    return torch.tanh(logits_BV / cap) * cap if cap else logits_BV
+
+
+class Pass(NamedTuple):
+    """What a pass computes.
+
+    Attributes:
+        ids: tokens [B, Q].
+        positions: of each of them in its sequence [B, Q].
+        visible: which keys each of them sees [B, Q, K], those of `cache` with its own behind them.
+        cache: takes their keys and values.
+        prefix: keys and values that all of them see besides.
+        head: makes logits of the last column.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    visible: Tensor
+    cache: BatchCache
+    prefix: Prefix | None = None
+    head: Head = plain_logits
+
+
+def forward(model: PreTrainedModel, one: Pass) -> Tensor:
+    """Run a pass: float32 logits [B, V] of the last column."""
+    output = model.base_model(
+        input_ids=one.ids,
+        position_ids=one.positions,
+        attention_mask=one.visible[:, None],
+        cache=one.cache,
+        use_cache=True,
+        shared_prefix=one.prefix,
+    )
+    return one.head(model, output.last_hidden_state[:, -1])
+
+
+def forward_together(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Tensor]:
+    """Run several passes of one token a row as one, which reads the weights once: the logits of each.
+
+    On a processor the bits of each are those that it has alone: its rows attend to their own keys as they would alone,
+    and what all rows go through treats every row by itself.
+    """
+    with rows_apart():
+        if len(passes) == 1:
+            return [forward(model, passes[0])]
+        parts = [CachedRows(len(one.ids), one.cache, one.visible, one.prefix) for one in passes]
+        ids = torch.cat([one.ids for one in passes])
+        output = model.base_model(
+            input_ids=ids,
+            position_ids=torch.cat([one.positions for one in passes]),
+            # Each part has its own; transformers makes none where it is given one of four dimensions.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
+            use_cache=False,
+            joint_rows=parts,
+        )
+        return _logits(model, passes, output.last_hidden_state[:, -1].split([len(one.ids) for one in passes]))
+
+
+def _logits(model: PreTrainedModel, passes: Sequence[Pass], hidden: Sequence[Tensor]) -> list[Tensor]:
+    """The logits of each pass; heads that are the same read their weights once."""
+    found: dict[int, Tensor] = {}
+    plain = [place for place, one in enumerate(passes) if one.head is plain_logits]
+    if plain:
+        together = plain_logits(model, torch.cat([hidden[place] for place in plain]))
+        found.update(zip(plain, torch.split(together, [len(hidden[place]) for place in plain]), strict=True))
+    for place, one in enumerate(passes):
+        if place not in found:
+            found[place] = one.head(model, hidden[place])
+    return [found[place] for place in range(len(passes))]

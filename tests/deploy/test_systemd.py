@@ -1,0 +1,74 @@
+"""The units of systemd are what systemd itself finds right, and run commands that there are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from deploy.write import ROOT
+from tests.daemon.test_luthierd import LUTHIERD
+
+UNITS = ROOT / "deploy" / "systemd"
+INSTALLED = "/opt/luthier/bin/luthierd"
+KINDS = ("data", "training", "evaluation")
+
+
+def installed(folder: Path) -> Path:
+    """The units as on a machine where the command is installed: here it is elsewhere."""
+    for unit in UNITS.iterdir():
+        (folder / unit.name).write_text(unit.read_text().replace(INSTALLED, LUTHIERD))
+    return folder
+
+
+def verify(folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("systemd-analyze") is None:
+        pytest.fail("systemd-analyze is missing: bash tests/debian.sh installs what the tests need of Debian")
+    return subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *(str(folder / name) for name in names)],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{folder}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def told(done: subprocess.CompletedProcess[str], folder: Path) -> list[str]:
+    """What is said of our units; the machine's own are none of our concern."""
+    return [line for line in done.stderr.splitlines() if "luthier" in line.replace(str(folder), "")]
+
+
+def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
+    folder = installed(tmp_path)
+    names = [f"luthier{of}@{kind}.service" for of in ("", "-worker") for kind in KINDS]
+    done = verify(folder, "luthier.target", *names)
+    assert (done.returncode, told(done, folder)) == (0, [])
+
+
+def test_a_unit_that_is_wrong_is_found(tmp_path: Path) -> None:
+    folder = installed(tmp_path)
+    unit = folder / "luthier@.service"
+    unit.write_text(unit.read_text().replace("Restart=always", "Restart=sometimes"))
+    done = verify(folder, "luthier@data.service")
+    assert "sometimes" in done.stderr
+
+
+def test_the_target_wants_every_service_and_worker() -> None:
+    wanted = re.findall(r"luthier\S*@\w+\.service", (UNITS / "luthier.target").read_text())
+    assert sorted(wanted) == sorted(f"luthier{of}@{kind}.service" for of in ("", "-worker") for kind in KINDS)
+
+
+def test_a_worker_outlives_what_the_kernel_ends_for_want_of_memory() -> None:
+    text = (UNITS / "luthier-worker@.service").read_text()
+    assert {"OOMPolicy=continue", "KillMode=mixed"} <= set(text.splitlines())
+
+
+def test_the_page_says_what_every_alert_asks_for() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    missing = [
+        one.name for one in (ROOT / "docs" / "runbooks").iterdir() if f"(runbooks/{one.name})" not in page
+    ]
+    assert missing == []
