@@ -13,7 +13,7 @@ import pytest
 from tests.training.worker.conftest import MODEL, PARENT, RENDERING, Site, job_of, stop_after_a_checkpoint
 
 from luthier.errors import NotFound
-from luthier.training import fitting
+from luthier.lm.module_patterns import targeted
 from luthier.v1 import (
     event_pb2,
     fine_tuning_job_pb2,
@@ -214,8 +214,9 @@ async def test_a_module_that_the_model_lacks_is_refused_or_fails_a_job_of_before
             await site.create_job("one", wanted)
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         # A job that was queued when targets were not looked at before it began.
-        taken = fitting.targeted
-        monkeypatch.setattr(fitting, "targeted", lambda targets, modules: taken(["q_proj"], modules))
+        monkeypatch.setattr(
+            "luthier.training.fitting.targeted", lambda targets, modules: targeted(["q_proj"], modules)
+        )
         ended = await site.ended((await site.create_job("one", wanted)).name)
     assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_FAILED
     assert "target 'c_attn' matches no linear layer" in ended.error.message
