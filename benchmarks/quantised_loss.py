@@ -19,7 +19,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +136,7 @@ def own_model(folder: Path, sizes: Sizes) -> Path:
 
 
 def compared(model: Path, sizes: Sizes, rate: float) -> dict[Precision, dict[str, float]]:
-    """Return what comes of training beside each precision of a model: losses, seconds, bytes of weights."""
+    """Return what comes of training beside each precision of a model: losses, bytes of weights."""
     rows = render_rows(
         news("train", sizes.steps * sizes.step_rows, _SEED), model, sizes.steps * sizes.step_rows
     )
@@ -150,15 +149,12 @@ def compared(model: Path, sizes: Sizes, rate: float) -> dict[Precision, dict[str
         adapter = Adapter(loaded, "default", base_model="base")
         settings = OptimiserSettings(weight_decay=0.0, max_grad_norm=MAX_GRAD_NORM)
         before = loss_of(Engine(adapter, settings, _CPU), heldout)
-        began = time.perf_counter()
         engine = learn(adapter, steps, rate)
-        seconds = (time.perf_counter() - began) / len(steps)
         trained = {id(one) for one in adapter.parameters.values()}
         size = sum(stored_bytes(one) for one in loaded.parameters() if id(one) not in trained)
         found[precision] = {
             "loss_before": before,
             "loss": loss_of(engine, heldout),
-            "step_seconds": seconds,
             "weights_bytes": size,
         }
         print(f"{model.name} {precision}: {found[precision]}", file=sys.stderr, flush=True)

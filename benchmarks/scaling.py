@@ -27,7 +27,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,6 @@ import scaling_report
 from luthier.lm.kept import Checkpointing
 from luthier.lm.shape import ModelShape, shape_of
 from luthier.training.recipes.footprint import (
-    Footprint,
     LargestPass,
     Speed,
     Trained,
@@ -206,21 +205,12 @@ def outcome(setting: Setting) -> Outcome:
 
 
 def memory_bytes(setting: Setting, kept: Checkpointing) -> float:
-    """Return what a rank takes: as a plan counts it, and of what is sharded its share and two layers that are whole."""
-    found: Footprint = footprint(
-        setting.trained,
-        LargestPass(num_tokens=setting.pass_tokens, num_scored=setting.pass_tokens),
-        kept,
-        "GPU",
-    )
-    if setting.sharding == "replicated":
-        return found.peak
-    lasting = found.weights + found.adapters + found.gradients + found.optimiser
-    in_flight = 2 * layer_bytes(setting) + root_bytes(setting)
-    if setting.is_whole:
-        # The float32 gradients of one layer and of the ends, before they are given away.
-        in_flight += given_bytes(setting) + 2 * root_bytes(setting)
-    return found.peak - lasting * (1 - 1 / setting.num_gpus) + in_flight
+    """Return what a rank takes, as a plan counts it."""
+    trained = setting.trained
+    if setting.sharding == "fsdp2":
+        trained = replace(trained, num_parts=setting.num_gpus)
+    largest = LargestPass(num_tokens=setting.pass_tokens, num_scored=setting.pass_tokens)
+    return footprint(trained, largest, kept, "GPU").peak
 
 
 def layer_bytes(setting: Setting) -> float:

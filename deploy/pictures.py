@@ -204,7 +204,7 @@ def _placed(names: Sequence[str], num_others: int, width: int) -> Iterator[_Name
     left, line = 0, 0
     for name in [*names, *([f"and {num_others} more"] if num_others else [])]:
         short = name if len(name) <= 40 else f"{name[:39]}…"
-        needed = 22 + 6 * len(short)
+        needed = 22 + 7 * len(short)
         if left and left + needed > width:
             left, line = 0, line + 1
         yield short, line, left
@@ -235,4 +235,9 @@ def shown(value: float, unit: str) -> str:
     if abs(value) < step:
         return f"{value:.3g} {word}".strip()
     power = min(4, int(math.log(abs(value), step)))
-    return f"{value / step**power:.3g} {'kMGT'[power - 1]}{word}"
+    scaled = value / step**power
+    return (
+        f"{scaled:.3g} {'kMGT'[power - 1]}{word}"
+        if scaled < 999
+        else f"{scaled:.0f} {'kMGT'[power - 1]}{word}"
+    )

@@ -219,4 +219,4 @@ def test_create_says_what_the_verdict_is_to_be_about(services: Any, run: Run) ->
     ]
     refused = run("evaluations", "create", "--version", "d/v", "--arm", "tuned=t", "--guard", "parsed")
     assert refused.exit_code == 2
-    assert "must be SCORE=LOSS or SCORE=LOSS:ARM, got 'parsed'" in refused.output
+    assert "must be SCORE=LOSS, SCORE=LOSS:ARM or drift=LEAST, got 'parsed'" in refused.output

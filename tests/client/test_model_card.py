@@ -72,6 +72,8 @@ def job() -> FineTuningJob:
     )
     return FineTuningJob(
         name=JOB,
+        uid="u-job",
+        references=[Reference(name=RENDERING, uid="u-rendering")],
         rendering=RENDERING,
         lora=LoraConfig(rank=8),
         hyperparameters=Hyperparameters(learning_rate=2e-4, seed=3),
@@ -90,7 +92,10 @@ def rendering() -> Rendering:
         supervised_tokens=LengthStatistics(sum=45678),
     )
     return Rendering(
-        name=RENDERING, dataset_version=f"{PARENT}/datasets/d/versions/v", split_statistics=[train]
+        name=RENDERING,
+        uid="u-rendering",
+        dataset_version=f"{PARENT}/datasets/d/versions/v",
+        split_statistics=[train],
     )
 
 
@@ -178,6 +183,28 @@ def test_what_is_gone_or_away_is_named_in_the_card_and_the_download_goes_on(
         in card
     )
     assert "## Data" not in card
+
+
+@pytest.mark.parametrize("replaced", ["GetFineTuningJob", "GetRendering"])
+def test_what_took_over_a_name_is_not_told_of_as_what_the_model_was_made_from(
+    services: Any, client: Client, tmp_path: Path, replaced: str
+) -> None:
+    ModelStore(services)
+    answer(services, merged())
+    former = services.answers[replaced]
+
+    def another(request: Any, context: Any) -> Any:
+        found = former(request, context)
+        found.uid = "u-another"
+        return found
+
+    services.answers[replaced] = another
+    client.models.download("merged", tmp_path / "m")
+    card = (tmp_path / "m" / "README.md").read_text()
+    name = JOB if replaced == "GetFineTuningJob" else RENDERING
+    assert f"could not be asked when this was written: {name}: the name means another one by now" in card
+    assert "## Data" not in card
+    assert ("## Training" in card) == (replaced == "GetRendering")
 
 
 def test_a_base_model_has_its_publishers_card_alone(services: Any, client: Client, tmp_path: Path) -> None:

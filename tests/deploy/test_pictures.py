@@ -7,7 +7,7 @@ import xml.etree.ElementTree as Xml
 from collections.abc import Sequence
 
 from deploy.grafana.builder import Dashboard, Panel, Query, Row
-from deploy.pictures import Line, Times, draw
+from deploy.pictures import Line, Times, draw, shown
 
 TIMES = Times(first=100.0, last=200.0, step=10.0)
 Places = list[tuple[float, float]]
@@ -49,6 +49,14 @@ def test_lines_that_add_up_stand_on_one_another() -> None:
     assert [place[1] for place in above] < [place[1] for place in below]
     (first, second), _ = drawn(lines)
     assert first[0] == second[0], "otherwise equal values are one place"
+
+
+def test_values_are_read_as_people_write_them() -> None:
+    said = [
+        shown(value, unit) for value, unit in ((1010 * 1024, "bytes"), (1024, "bytes"), (0.5, "percentunit"))
+    ]
+    assert said == ["1010 kB", "1 kB", "50 %"]
+    assert [shown(value, "short") for value in (12, 1234, 999_900)] == ["12", "1.23 k", "1000 k"]
 
 
 def test_the_largest_are_drawn_and_each_of_them_is_named() -> None:

@@ -72,9 +72,9 @@ def monitored(home: Path) -> Seen:
             with cluster.client() as client:
                 work(cluster, client)
             time.sleep(RATE_SECONDS)  # what came last is seen, and its rate
+            ended = time.time()  # and not how all of it is stopped
         finally:
             cluster.stop()
-        ended = time.time()
         panels = {
             board.uid: asked.panels(board, VARIABLES, began, ended, STEP_SECONDS) for board in DASHBOARDS
         }

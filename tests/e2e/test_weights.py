@@ -10,7 +10,7 @@ from tests.e2e.conftest import WAIT, Shared, job
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.client import Client
-from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.errors import FailedPrecondition
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.evaluation_pb2 import EVALUATION_METRIC_PERPLEXITY, Evaluation, EvaluationArm
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig
@@ -21,7 +21,7 @@ TURNS = [ChatMessage(role="user", content="colour of thing 1?")]
 
 
 def perplexity(client: Client, version: str, *models: str) -> list[float]:
-    """Evaluate models that share their base weights."""
+    """Evaluate models; those that a job tuned are known as such, whatever they stand on."""
     evaluation = Evaluation(
         dataset_version=version,
         arms=[EvaluationArm(arm_id=f"arm{at}", model=model) for at, model in enumerate(models)],
@@ -53,8 +53,8 @@ def test_weights_are_used_wherever_a_base_is_and_checkpoints_wherever_a_model_is
             perplexity(client, version, "weights"),
         )
         assert base * 0.8 > halfway[0] > whole_way[0]
-        with pytest.raises(InvalidArgument, match="all arms must share one base model, got arm0: "):
-            perplexity(client, version, "tiny", "weights")
+        together = perplexity(client, version, "weights", "tiny", "full/step-10")
+        assert together == [*whole_way, base, *halfway], "whatever else is asked, on whatever base"
 
         for name in ("weights", "full/step-10"):
             pieces = list(client.generate(name, TURNS, max_new_tokens=4))

@@ -35,17 +35,22 @@ def contender(
     *,
     chat_template: str = "",
     template: ArmTemplate.ValueType = ArmTemplate.ARM_TEMPLATE_UNSPECIFIED,
+    base: str = "base",
 ) -> Contender:
     """An arm and its model, which is of the same name."""
     arm = EvaluationArm(arm_id=arm_id, model=arm_id, chat_template=chat_template, template=template)
-    return arm, Model(name=arm_id, taught=taught)
+    return arm, Model(name=arm_id, base_model=base, taught=taught)
 
 
 def ask(*contenders: Contender, base_has_template: bool = True) -> dict[str, Asking]:
     arms = [arm for arm, _ in contenders]
     models = {model.name: model for _, model in contenders}
-    base = Model(has_chat_template=base_has_template, eos_token_ids=EOS)
-    found = askings(arms, models, base, TODAY)
+    below = [
+        Model(name="base", tokenizer_digest="t1", has_chat_template=base_has_template, eos_token_ids=EOS),
+        Model(name="twin", tokenizer_digest="t1", has_chat_template=base_has_template, eos_token_ids=[7]),
+        Model(name="alien", tokenizer_digest="t2", has_chat_template=base_has_template, eos_token_ids=[8]),
+    ]
+    found = askings(arms, {**{one.name: one for one in below}, **models}, TODAY)
     return dict(zip(models, found, strict=True))
 
 
@@ -81,7 +86,7 @@ def test_a_base_without_a_template_is_asked_as_the_first_tuned_arm_was_taught_an
 def test_an_arm_can_name_another_template_on_purpose() -> None:
     found = ask(
         contender("own", FIRST, chat_template="mine"),
-        contender("base", FIRST, template=ARM_TEMPLATE_BASE),
+        contender("plain", FIRST, template=ARM_TEMPLATE_BASE),
         contender("zero", template=ARM_TEMPLATE_TAUGHT),
     )
     assert found["own"] == Asking(
@@ -92,10 +97,64 @@ def test_an_arm_can_name_another_template_on_purpose() -> None:
         stop_token_ids=[2],
         eos_token_ids=EOS,
     )
-    assert found["base"] == Asking(
+    assert found["plain"] == Asking(
         template_source=TEMPLATE_SOURCE_BASE, template_date="2026-11-28", eos_token_ids=EOS
     )
     assert (found["zero"].template_source, found["zero"].chat_template) == (TEMPLATE_SOURCE_TAUGHT, "first")
+
+
+def test_arms_on_several_bases_are_asked_each_as_its_own_base_says() -> None:
+    found = ask(
+        contender("one"), contender("two", base="alien"), contender("taught", FIRST), contender("b", base="")
+    )
+    assert [list(found[arm].eos_token_ids) for arm in ("one", "two", "taught", "b")] == [EOS, [8], EOS, []]
+
+
+def test_what_was_taught_is_taken_over_by_a_model_on_another_base_with_the_same_tokenizer() -> None:
+    found = ask(
+        contender("foreign", Taught(chat_template="foreign", tokenizer_digest="t2"), base="alien"),
+        contender("first", FIRST),
+        contender("zero", template=ARM_TEMPLATE_TAUGHT, base="twin"),
+        contender("lacking", base="twin"),
+        contender("lacking-alien", base="alien"),
+        base_has_template=False,
+    )
+    for arm_id, template, eos in (
+        ("zero", "first", [7]),
+        ("lacking", "first", [7]),
+        ("lacking-alien", "foreign", [8]),
+    ):
+        assert (found[arm_id].chat_template, list(found[arm_id].eos_token_ids)) == (template, eos), arm_id
+
+
+def test_a_base_takes_over_what_a_model_with_all_its_weights_was_taught_from_it() -> None:
+    """Whose tokenizer bundle is another one: its chat template is part of it."""
+    whole = Model(
+        name="whole",
+        tokenizer_digest="t1 with another template",
+        taught=Taught(chat_template="new", tokenizer_digest="t1"),
+    )
+    found = ask(
+        contender("zero", template=ARM_TEMPLATE_TAUGHT), (EvaluationArm(arm_id="whole", model="whole"), whole)
+    )
+    assert (found["zero"].template_source, found["zero"].chat_template) == (TEMPLATE_SOURCE_TAUGHT, "new")
+
+
+def test_what_was_taught_in_other_tokens_is_not_taken_over_and_the_arm_is_told_so() -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        ask(contender("zero", template=ARM_TEMPLATE_TAUGHT, base="alien"), contender("first", FIRST))
+    assert caught.value.reason == Reason.CHAT_TEMPLATE_MISSING
+    assert (
+        "no arm's model says one for the tokenizer of alien: those that do have other tokenizers (first); give it a "
+        "chat_template" in caught.value.message
+    )
+
+
+def test_a_bases_own_template_says_nothing_to_a_model_on_another_base() -> None:
+    own = Taught(template_date="2026-01-01", tokenizer_digest="t1")
+    assert ask(contender("own", own), contender("zero", template=ARM_TEMPLATE_TAUGHT))["zero"]
+    with pytest.raises(FailedPrecondition, match="arm zero wants"):
+        ask(contender("own", own), contender("zero", template=ARM_TEMPLATE_TAUGHT, base="twin"))
 
 
 def test_another_template_changes_no_tokens_before_plain_text_that_were_taught() -> None:

@@ -118,6 +118,29 @@ async def test_what_is_gone_or_another_one_makes_the_model_unknown_and_keeps_the
     assert (await learnt_from([model], origins)).unknown == ("model",)
 
 
+async def test_a_model_that_took_over_an_ancestors_name_is_not_followed() -> None:
+    origins = origins_with_base()
+    tuned(origins, "first", ["a"])
+    second = tuned(origins, "second", ["c"], start_from="first")
+    second.references.append(reference("first"))
+    tuned(origins, "first", ["foreign"])
+    origins.add(origins.found["first"], number=2)
+    found = await learnt_from([second], origins)
+    assert {one.name for one in found.versions} == {"c"}
+    assert found.unknown == ("second",)
+
+
+async def test_a_base_that_is_gone_keeps_nobody_from_following_what_the_model_went_on_from() -> None:
+    origins = origins_with_base()
+    tuned(origins, "first", ["a"], base="there")
+    origins.add(Model(name="there"))
+    second = tuned(origins, "second", ["c"], start_from="first")
+    del origins.found["base"]
+    found = await learnt_from([second], origins)
+    assert {one.name for one in found.versions} == {"a", "c"}
+    assert found.unknown == ("second",)
+
+
 async def test_an_adapter_that_no_job_tuned_is_unknown() -> None:
     origins = origins_with_base()
     assert (await learnt_from([Model(name="x", base_model="base")], origins)).unknown == ("x",)

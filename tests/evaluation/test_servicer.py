@@ -101,10 +101,13 @@ async def test_create_refuses_and_leaves_nothing(site: Any) -> None:
     assert list((await site.call("ListEvaluations", listing(site))).evaluations) == []
 
 
-async def test_arms_of_two_bases_are_refused_by_name(site: Any) -> None:
+async def test_arms_of_two_bases_have_each_its_own_and_all_are_referred_to(site: Any) -> None:
     arms = [arm(site, "a", "tuned"), arm(site, "b", "other")]
-    with pytest.raises(InvalidArgument, match=r"a: .*models/base, b: .*models/other"):
-        await site.call("CreateEvaluation", creation(site, arms=arms))
+    made = await site.call("CreateEvaluation", creation(site, arms=arms))
+    assert [one.base_model.rsplit("/", 1)[-1] for one in made.arms] == ["base", "other"]
+    references = {one.name.rsplit("/", 1)[-1]: one.uid for one in made.references}
+    assert references.keys() == {"v1", "tuned", "other", "base"}
+    assert all(references.values())
 
 
 async def test_a_model_that_is_not_ready_is_refused(site: Any) -> None:

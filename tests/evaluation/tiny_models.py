@@ -36,12 +36,12 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
-def write_base(folder: Path, seed: int) -> None:
+def write_base(folder: Path, seed: int, hidden_size: int = 32) -> None:
     """Write a random two-layer Llama in transformers' layout."""
     config = LlamaConfig(
         vocab_size=400,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 3 // 2,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -67,4 +67,11 @@ def write_adapter(base: Path, folder: Path, seed: int, trained_modules: tuple[st
     for name, tensor in adapter_state(model, "a").items():
         if "lora_A" not in name:  # B begins as zero, with which the adapter would change nothing
             tensor.normal_(std=0.3, generator=generator)
+    save_adapter(model, "a", folder)
+
+
+def write_null_adapter(base: Path, folder: Path) -> None:
+    """Write an adapter that changes nothing."""
+    model = load_model(base)
+    insert_lora(model, LoraSpec(rank=4, alpha=16, targets="all-linear"), seed=0, name="a")
     save_adapter(model, "a", folder)

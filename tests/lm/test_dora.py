@@ -9,9 +9,12 @@ import peft
 import pytest
 import torch
 
+from luthier.kernels.dequantise import dense
 from luthier.lm.attention import packed_forward
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, muted, use_adapter
 from luthier.lm.lora_layer import LoraLinear, row_lengths
+from luthier.lm.precision import Precision
+from luthier.lm.quantise import quantised
 
 ModelMaker = Callable[..., Any]
 IDS = torch.tensor([[5, 9, 11, 40, 3, 17]])
@@ -92,6 +95,19 @@ def test_lengths_are_those_of_the_rows_however_they_are_cut(monkeypatch: pytest.
     torch.testing.assert_close(row_lengths(weight, a, b, 0.5), expected)
     monkeypatch.setattr("luthier.lm.lora_layer._PIECE_ELEMENTS", 100)
     torch.testing.assert_close(row_lengths(weight, a, b, 0.5), expected)
+
+
+@pytest.mark.parametrize("precision", ["INT8", "NF4"])
+def test_lengths_beside_a_quantised_weight_are_those_of_the_numbers_that_it_stands_for(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    monkeypatch.setattr("luthier.lm.lora_layer._PIECE_ELEMENTS", 1000)
+    draw = torch.Generator().manual_seed(0)
+    weight, a, b = (torch.randn(*shape, generator=draw) for shape in ((64, 128), (3, 128), (64, 3)))
+    held = quantised(weight.bfloat16(), precision)
+    assert not torch.equal(dense(held).float(), weight.bfloat16().float())
+    expected = (dense(held).float() + 0.5 * b @ a).norm(dim=1)
+    torch.testing.assert_close(row_lengths(held, a, b, 0.5), expected)
 
 
 def test_lengths_are_kept_while_nothing_is_learnt_and_never_after_a_change(

@@ -13,6 +13,7 @@ from luthier.data.datasets import rules as datasets
 from luthier.data.renderings import rules as renderings
 from luthier.data.uploads import rules as uploads
 from luthier.evaluation.aliases import rules as aliases
+from luthier.evaluation.evaluations import result_rules as evaluation_results
 from luthier.evaluation.evaluations import rules as evaluations
 from luthier.evaluation.generation import rules as generation
 from luthier.evaluation.grading import rules as grading
@@ -57,8 +58,8 @@ RESULTS: Mapping[str, LimitTable] = {
     "render": renderings.RESULT_LIMITS,
     "register_model": models.RESULT_LIMITS,
     "train": jobs.RESULT_LIMITS,
-    "evaluate": evaluations.RESULT_LIMITS,
-    "answer_share": evaluations.SHARE_LIMITS,
+    "evaluate": evaluation_results.RESULT_LIMITS,
+    "answer_share": evaluation_results.SHARE_LIMITS,
     "merge": models.MAKING_RESULT_LIMITS,
     "export": models.MAKING_RESULT_LIMITS,
 }

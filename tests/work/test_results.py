@@ -10,7 +10,7 @@ import pytest
 from luthier.data.datasets import rules as datasets
 from luthier.data.renderings import rules as renderings
 from luthier.errors import Failure, InvalidArgument, Reason
-from luthier.evaluation.evaluations import rules as evaluations
+from luthier.evaluation.evaluations import result_rules as evaluations
 from luthier.runtime.field_limits import LimitTable
 from luthier.training.jobs import rules as jobs
 from luthier.training.models import rules as models

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.bases import base_name, has_tokens_of
 from luthier.v1.evaluation_pb2 import (
     ARM_TEMPLATE_BASE,
     ARM_TEMPLATE_TAUGHT,
@@ -48,20 +49,16 @@ def as_taught(model: Model, base: Model, today: date) -> Asking:
     )
 
 
-def askings(
-    arms: Sequence[EvaluationArm], models: Mapping[str, Model], base: Model, today: date
-) -> list[Asking]:
-    """Return how each arm of an evaluation is asked; `models` has the arms' models by name.
+def askings(arms: Sequence[EvaluationArm], models: Mapping[str, Model], today: date) -> list[Asking]:
+    """Return how each arm of an evaluation is asked; `models` has the arms' models, and those below them, by name.
 
     Raises:
-        FailedPrecondition: CHAT_TEMPLATE_MISSING, an arm wants what a tuned arm was taught and none says it.
+        FailedPrecondition: CHAT_TEMPLATE_MISSING, an arm wants what a tuned arm was taught and none says it in tokens
+            that the arm has.
         InvalidArgument: their templates are too large together.
     """
     taught = [models[arm.model] for arm in arms if models[arm.model].HasField("taught")]
-    first = next((model for model in taught if model.taught.chat_template), None)
-    if first is None and base.has_chat_template:
-        first = next(iter(taught), None)
-    found = [_asking(arm, models[arm.model], first, base, today) for arm in arms]
+    found = [_asking(arm, models, taught, today) for arm in arms]
     size_bytes = sum(len(asking.chat_template.encode()) for asking in found)
     if size_bytes > MAX_TEMPLATES_BYTES:
         description = (
@@ -72,8 +69,10 @@ def askings(
     return found
 
 
-def _asking(arm: EvaluationArm, model: Model, first: Model | None, base: Model, today: date) -> Asking:
-    """`first` is the first tuned model that says how it was taught."""
+def _asking(arm: EvaluationArm, models: Mapping[str, Model], taught: Sequence[Model], today: date) -> Asking:
+    """`taught` are the tuned models that say how they were taught."""
+    model = models[arm.model]
+    base = models[base_name(model)]
     own = as_taught(model, base, today)
     if arm.chat_template:
         own.template_source = TEMPLATE_SOURCE_ARM
@@ -81,9 +80,17 @@ def _asking(arm: EvaluationArm, model: Model, first: Model | None, base: Model, 
         return own
     if arm.template == ARM_TEMPLATE_BASE:
         return as_base(base, today)
+    first = _first_taught(model, models, taught)
     if arm.template == ARM_TEMPLATE_TAUGHT and first is None:
+        others = ", ".join(one.name for one in taught)
+        why = (
+            f"those that do have other tokenizers ({others}); give it a chat_template"
+            if taught
+            else "none does"
+        )
         raise FailedPrecondition(
-            f"arm {arm.arm_id} wants the template that a tuned arm was taught with, and no arm's model says one",
+            f"arm {arm.arm_id} wants the template that a tuned arm was taught with, and no arm's model says one for "
+            f"the tokenizer of {base.name}: {why}",
             reason=Reason.CHAT_TEMPLATE_MISSING,
             metadata={"arm_id": arm.arm_id},
         )
@@ -91,3 +98,17 @@ def _asking(arm: EvaluationArm, model: Model, first: Model | None, base: Model, 
     if first is not None and (arm.template == ARM_TEMPLATE_TAUGHT or lacks):
         return as_taught(first, base, today)
     return own
+
+
+def _first_taught(model: Model, models: Mapping[str, Model], taught: Sequence[Model]) -> Model | None:
+    """Return the first tuned model whose way of being asked another model can take over; None: there is none.
+
+    Tokens before and after an answer are kept as numbers, so that both must have one tokenizer. One that was taught
+    with its base's own template says nothing to a model on another base.
+    """
+    base = models[base_name(model)]
+    fitting = [one for one in taught if has_tokens_of(one, model, models)]
+    first = next((one for one in fitting if one.taught.chat_template), None)
+    if first is not None or not base.has_chat_template:
+        return first
+    return next((one for one in fitting if base_name(one) == base.name), None)

@@ -55,12 +55,15 @@ async def learnt_from(models: Iterable[Model], origins: Origins) -> LearntFrom:
         root = roots[model.name]
         try:
             versions |= {version.name: version for version in await _versions(model, origins)}
-            names = [name for name in _ancestors(model) if name not in seen]
-            roots |= dict.fromkeys(names, root)
-            seen.update(names)
-            wanted += [await origins.model(name) for name in names]
         except (_Gone, NotFound):
             unknown[root] = None
+        for name in [name for name in _ancestors(model) if name not in seen]:
+            roots[name] = root
+            seen.add(name)
+            try:
+                wanted.append(await _ancestor(model, name, origins))
+            except (_Gone, NotFound):
+                unknown[root] = None
     kept = tuple(versions.values())[:MAX_VERSIONS]
     if len(versions) > MAX_VERSIONS:
         unknown |= dict.fromkeys(asked_for)
@@ -74,6 +77,12 @@ class _Gone(Exception):
 def _ancestors(model: Model) -> Iterator[str]:
     if model.fine_tuning_job:
         yield from filter(None, dict.fromkeys((model.base_model, model.start_from)))
+
+
+async def _ancestor(model: Model, name: str, origins: Origins) -> Model:
+    found = await origins.model(name)
+    _require_same(model.references, found)
+    return found
 
 
 async def _versions(model: Model, origins: Origins) -> list[Reference]:
@@ -94,7 +103,9 @@ async def _versions(model: Model, origins: Origins) -> list[Reference]:
     return found
 
 
-def _require_same(references: Iterable[Reference], found: FineTuningJob | Rendering | DatasetVersion) -> None:
+def _require_same(
+    references: Iterable[Reference], found: Model | FineTuningJob | Rendering | DatasetVersion
+) -> None:
     """Raise unless a resource is the one that another was made from; what is older than uids is taken at its name."""
     uids = {reference.uid for reference in references if reference.name == found.name}
     if uids - {""} and found.uid not in uids:

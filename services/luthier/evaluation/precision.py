@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from luthier.errors import FieldViolation, InvalidArgument
+from luthier.evaluation.bases import bases_of
 from luthier.lm.precision import PRECISIONS, Precision
 from luthier.v1.base_precision_pb2 import BASE_PRECISION_BFLOAT16, BasePrecision
 from luthier.v1.evaluation_pb2 import EvaluationArm
@@ -27,7 +28,8 @@ def shared_precision(
 ) -> BasePrecision.ValueType:
     """Return what the base of all arms is held in: what is said, else what their adapters were trained beside.
 
-    Raises InvalidArgument when nothing is said and they were not trained beside the same.
+    Raises InvalidArgument when nothing is said and they were not trained beside the same, or not beside BFLOAT16 and
+    other arms stand on other base models.
     """
     tuned = {arm.arm_id: models[arm.model] for arm in arms if models[arm.model].base_model}
     found = {asked_in(said, model): arm_id for arm_id, model in tuned.items()}
@@ -40,4 +42,14 @@ def shared_precision(
         raise InvalidArgument.of_fields(
             FieldViolation(field="evaluation.base_precision", description=description)
         )
-    return next(iter(found), said or BASE_PRECISION_BFLOAT16)
+    chosen = next(iter(found), said or BASE_PRECISION_BFLOAT16)
+    if not said and chosen != BASE_PRECISION_BFLOAT16 and len(bases_of(arms, models)) > 1:
+        shown = f"{found[chosen]}: {precision_of(chosen)}"
+        description = (
+            "must be set, as arms stand on several base models, all of which are held alike, and an adapter was "
+            f"trained beside one that was held in another way than BFLOAT16; got {shown}"
+        )
+        raise InvalidArgument.of_fields(
+            FieldViolation(field="evaluation.base_precision", description=description)
+        )
+    return chosen

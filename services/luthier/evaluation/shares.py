@@ -14,7 +14,7 @@ def dealt(arm_ids: Sequence[str], num_records: int, most: int) -> list[AnswerSha
     """Return at most `most` shares, as alike in their batches as can be; none is empty.
 
     Batches are in the order of the arms and then of the records, and a share is a run of them: so it is of few arms,
-    and whoever has arms over several base models puts those of one base beside each other.
+    and of few base models where those of one base stand beside each other.
     """
     batches = [(arm_id, first) for arm_id in arm_ids for first in range(0, num_records, ROWS_A_BATCH)]
     count = min(most, len(batches))

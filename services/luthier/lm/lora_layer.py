@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels.dequantise import dense
 from luthier.kernels.linear import linear
 from luthier.kernels.lora_linear import Dropout, Projection, lora_linear
 from luthier.lm.trained_weights import ExchangedWeights
@@ -170,8 +171,12 @@ class LoraLinear(nn.Module):
 
 @torch.no_grad()
 def row_lengths(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-    """The Euclidean lengths [O], float32, of the rows of W + scale * B A, some rows at a time."""
+    """The Euclidean lengths [O], float32, of the rows of W + scale * B A, some rows at a time.
+
+    A quantised weight counts as the numbers that it stands for, which are there as a whole meanwhile.
+    """
     num_rows = max(1, _PIECE_ELEMENTS // weight_OI.shape[1])
+    weight_OI = dense(weight_OI)
     parts = [
         torch.linalg.vector_norm(torch.addmm(rows.float(), b_PR, a_RI, alpha=scale), dim=1)
         for rows, b_PR in zip(torch.split(weight_OI, num_rows), torch.split(b_OR, num_rows), strict=True)

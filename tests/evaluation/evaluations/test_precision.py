@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.evaluation.evaluations.conftest import Bench
-from tests.evaluation.evaluations.memory_peers import BASE, MORE, TUNED
+from tests.evaluation.evaluations.memory_peers import BASE, MORE, OTHER, TUNED
 
 from luthier.errors import InvalidArgument
 from luthier.v1.base_precision_pb2 import (
@@ -46,3 +46,24 @@ async def test_adapters_that_differ_in_it_are_refused_unless_it_is_said(bench: B
     made = await bench.create(arms=ARMS, base_precision=BASE_PRECISION_BFLOAT16)
     assert made.base_precision == BASE_PRECISION_BFLOAT16
     bench.peers.precisions[MORE] = BASE_PRECISION_NF4
+
+
+async def test_beside_another_base_an_adapter_of_a_quantised_one_needs_it_to_be_said(bench: Bench) -> None:
+    """Else a model with all its weights would be asked in 4 bits, and nobody would have wanted that."""
+    arms = [EvaluationArm(arm_id="tuned", model=TUNED), EvaluationArm(arm_id="whole", model=OTHER)]
+    bench.peers.precisions[TUNED] = BASE_PRECISION_NF4
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.create(arms=arms)
+    assert caught.value.message == (
+        "evaluation.base_precision: must be set, as arms stand on several base models, all of which are held alike, "
+        "and an adapter was trained beside one that was held in another way than BFLOAT16; got tuned: NF4"
+    )
+    made = await bench.create(arms=arms, base_precision=BASE_PRECISION_NF4)
+    assert made.base_precision == BASE_PRECISION_NF4
+
+
+async def test_arms_on_several_bases_are_asked_in_bfloat16_where_nothing_else_was_trained(
+    bench: Bench,
+) -> None:
+    arms = [EvaluationArm(arm_id="tuned", model=TUNED), EvaluationArm(arm_id="whole", model=OTHER)]
+    assert (await bench.create(arms=arms)).base_precision == BASE_PRECISION_BFLOAT16

@@ -283,7 +283,7 @@ def test_a_stored_prediction_says_whether_its_answers_are_right() -> None:
             "evaluation.guards[0].score.baseline_arm_id",
             "must be one of the arms zero, got 'x'",
         ),
-        ({"guards": [Guard()]}, "evaluation.guards[0].score", "must be set, got nothing"),
+        ({"guards": [Guard()]}, "evaluation.guards[0]", "must be one of score and drift, got none"),
     ],
 )
 def test_a_verdict_about_what_is_not_there_is_refused(

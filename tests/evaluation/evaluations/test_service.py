@@ -50,11 +50,40 @@ async def test_an_evaluation_from_before_askings_were_kept_is_asked_as_its_base(
     made = await bench.create()
     async with bench.database.transaction() as connection:
         stored = await bench.service.family.get(connection, made.name)
-        old = EvaluationPrivate(base_model=stored.private.base_model)
-        await evaluations().update(connection, stored, stored.copy(), old)
+        await evaluations().update(connection, stored, stored.copy(), EvaluationPrivate())
     _, spec = await bench.claim()
     assert [arm.arm for arm in spec.evaluate.arms] == list(made.arms)
     assert not any(arm.HasField("asking") for arm in spec.evaluate.arms)
+
+
+async def test_each_arm_has_its_base_and_shares_have_those_of_one_base_together(bench: Bench) -> None:
+    arms = [("zero", BASE), ("far", OTHER), ("tuned", TUNED)]
+    made = await bench.create(
+        arms=[EvaluationArm(arm_id=one, model=model) for one, model in arms], max_workers=3
+    )
+    assert [arm.base_model for arm in made.arms] == [BASE, OTHER, BASE]
+    dealt = [(await bench.claim(TaskKind.ANSWER_SHARE))[1].answer_share for _ in range(3)]
+    assert [[row.arm_id for row in spec.share.rows] for spec in dealt] == [["zero"], ["tuned"], ["far"]]
+    for spec in dealt:
+        assert not spec.HasField("base_model"), "a worker that knows only one base cannot ask them"
+        assert [arm.base_model.name for arm in spec.arms] == [BASE, OTHER, BASE]
+        assert [arm.adapter.name for arm in spec.arms] == ["", "", TUNED]
+
+
+async def test_an_evaluation_from_before_arms_said_their_bases_has_one(bench: Bench) -> None:
+    made = await bench.create()
+    async with bench.database.transaction() as connection:
+        stored = await bench.service.family.get(connection, made.name)
+        old = stored.copy()
+        for arm in old.arms:
+            arm.ClearField("base_model")
+        await evaluations().update(connection, stored, old, EvaluationPrivate(base_model=BASE))
+    _, spec = await bench.claim()
+    assert spec.evaluate.base_model.name == BASE
+    assert [(arm.base_model.name, arm.adapter.name) for arm in spec.evaluate.arms] == [
+        (BASE, ""),
+        (BASE, TUNED),
+    ]
 
 
 async def test_the_way_each_arm_is_asked_is_pinned_at_creation(bench: Bench) -> None:
@@ -106,9 +135,12 @@ async def test_an_adapter_alone_brings_its_base_model(bench: Bench) -> None:
         ),
         ({"arms": [EvaluationArm(arm_id="a", model=f"{PARENT}/models/none")]}, NotFound, "does not exist"),
         (
-            {"arms": [EvaluationArm(arm_id="a", model=BASE), EvaluationArm(arm_id="b", model=OTHER)]},
+            {
+                "arms": [EvaluationArm(arm_id="a", model=BASE), EvaluationArm(arm_id="b", model=OTHER)],
+                "metrics": [evaluation_pb2.EVALUATION_METRIC_PERPLEXITY],
+            },
             InvalidArgument,
-            "all arms must share one base model",
+            "must not have PERPLEXITY where arms have different tokenizers",
         ),
         ({"labels": {"Bad Key": "x"}}, InvalidArgument, "got 'Bad Key'"),
         ({"display_name": "a\x1b[31m"}, InvalidArgument, "evaluation.display_name: must hold no control"),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.evaluation.conftest import digest_of
 from tests.evaluation.here import NO_ROOM, Here
+from tests.evaluation.peer_servers import digest_of
 
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models

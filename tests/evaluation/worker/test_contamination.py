@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from typing import Any
 
+import pytest
+
 from luthier.evaluation.evaluations.repository import evaluations
+from luthier.evaluation.worker.contamination import TrainingRecords
 from luthier.storage.database import Database
 from luthier.text.records import ChatRecord, Message
 from luthier.v1 import evaluation_pb2
+from luthier.v1.evaluation_service_pb2 import CancelEvaluationRequest
+from luthier.work.context import TaskContext
 from luthier.worker.v1.task_pb2 import TrainingVersion
 
 ARMS = [("zero", "base", 0), ("tuned", "tuned", 0)]
@@ -87,6 +95,30 @@ async def test_a_training_version_that_is_another_one_by_now_fails_the_evaluatio
         done = await site.ended(made.name)
     assert done.state == evaluation_pb2.Evaluation.STATE_FAILED
     assert f"{site.VERSION} must have digest {'e' * 64}" in done.error.message
+    said = {answer.arm_id: answer.text for answer in (await site.predictions(done.name))[0].answers}
+    assert said.keys() == {"zero", "tuned"}, "what was answered is kept"
+
+
+async def test_a_cancel_while_training_records_are_read_keeps_the_answers(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_reading = threading.Event()
+
+    def without_end(_records: TrainingRecords, context: TaskContext, *_questions: Any) -> None:
+        is_reading.set()
+        while True:
+            context.check()
+            time.sleep(0.05)
+
+    monkeypatch.setattr(TrainingRecords, "look_up", without_end)
+    made = await site.evaluate(arms=ARMS, max_new_tokens=4)
+    async with site.worker():
+        assert await asyncio.to_thread(is_reading.wait, 60)
+        await site.call("CancelEvaluation", CancelEvaluationRequest(name=made.name))
+        done = await site.ended(made.name)
+    assert done.state == evaluation_pb2.Evaluation.STATE_CANCELLED
+    assert done.num_records == 12
+    assert all(len(one.answers) == 2 for one in await site.predictions(done.name))
 
 
 async def test_a_model_of_which_nobody_knows_what_it_learnt_from_is_named(site: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.evaluation.conftest import thing
+from tests.evaluation.peer_servers import thing
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.errors.status import status_to_failure

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.evaluation.conftest import digest_of
 from tests.evaluation.here import Here
+from tests.evaluation.peer_servers import digest_of
 from tests.evaluation.tiny_models import write_base
 from tests.evaluation.worker.conftest import Bench
 

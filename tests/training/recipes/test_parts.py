@@ -91,6 +91,20 @@ def test_large_parts_are_in_files_of_their_own(tmp_path: Path, monkeypatch: pyte
     assert write_parts(tmp_path, "none", {}, 0) == []
 
 
+def test_however_large_a_model_is_there_are_not_many_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that has more than 1,000 would be refused when all of it is written."""
+    monkeypatch.setattr(parts, "_FILE_BYTES", 100)
+    monkeypatch.setattr(parts, "_MOST_FILES", 4)
+    many = {f"weight-{number:02d}": torch.full((100,), float(number)) for number in range(40)}
+    written = write_parts(tmp_path, "some", many, 0)
+    assert len(written) == 4
+    found = {name: torch.zeros(100) for name in many}
+    read_parts(written, found)
+    assert all(torch.equal(found[name], tensor) for name, tensor in many.items())
+
+
 def test_equal_parts_have_equal_bytes(tmp_path: Path) -> None:
     """What safetensors says of a file has another order each time."""
     found = set()

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from tests.training.worker.conftest import MODEL, PARENT, RENDERING, Site, job_of, stop_after_a_checkpoint
 
 from luthier.errors import NotFound
+from luthier.lm.module_patterns import targeted
 from luthier.v1 import (
     event_pb2,
     fine_tuning_job_pb2,
@@ -201,11 +203,20 @@ async def test_steps_go_on_while_a_checkpoint_is_stored(
     assert steps == [6, 9, 10]
 
 
-async def test_a_module_that_the_model_lacks_fails_the_job(site: Site, model_folder: Path) -> None:
+async def test_a_module_that_the_model_lacks_is_refused_or_fails_a_job_of_before(
+    site: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with site.worker():
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
         wanted = job_of()
         wanted.lora.target_modules.append("c_attn")
+        with pytest.raises(grpc.aio.AioRpcError, match="target 'c_attn' matches no linear layer") as refused:
+            await site.create_job("one", wanted)
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        # A job that was queued when targets were not looked at before it began.
+        monkeypatch.setattr(
+            "luthier.training.fitting.targeted", lambda targets, modules: targeted(["q_proj"], modules)
+        )
         ended = await site.ended((await site.create_job("one", wanted)).name)
     assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_FAILED
     assert "target 'c_attn' matches no linear layer" in ended.error.message

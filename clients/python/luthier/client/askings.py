@@ -1,4 +1,4 @@
-"""In words, with which chat template a model was asked."""
+"""In words, what stands below an arm, and with which chat template it was asked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from luthier.v1.evaluation_pb2 import (
     TEMPLATE_SOURCE_BASE,
     TEMPLATE_SOURCE_TAUGHT,
     ArmResult,
+    Evaluation,
 )
 
 _DIGEST_CHARACTERS = 8
@@ -15,6 +16,12 @@ _WORDS = {
     TEMPLATE_SOURCE_TAUGHT: "the template that was taught",
     TEMPLATE_SOURCE_ARM: "the arm's template",
 }
+
+
+def bases_below(evaluation: Evaluation) -> dict[str, str]:
+    """Return the base model of each arm by its id, where an evaluation's arms stand on several; else nothing."""
+    found = {arm.arm_id: arm.base_model for arm in evaluation.arms}
+    return found if len(set(found.values())) > 1 else {}
 
 
 def asked_with(result: ArmResult) -> str:

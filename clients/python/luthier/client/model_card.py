@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TypeVar
 
+from luthier.client.drift import divergence_words, retained_words, text_loss_words
 from luthier.client.escaping import escaped
 from luthier.client.flows import Flow, Scope, call, pages
 from luthier.client.names import project, short
@@ -22,6 +23,7 @@ from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.evaluation_service_pb2 import ListEvaluationsRequest
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import ExportFormat, Model
+from luthier.v1.reference_pb2 import Reference
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.training_service_pb2 import GetFineTuningJobRequest
 
@@ -35,6 +37,7 @@ _KINDS = {
     Model.KIND_EXPORT: "A file for other programs",
 }
 T = TypeVar("T")
+R = TypeVar("R", FineTuningJob, Rendering)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,19 +75,30 @@ async def find(scope: Scope, model: Model) -> Found:
             missing.append(f"{what}: {error.message}")
             return None
 
-    job = None
+    job: FineTuningJob | None = None
     if model.fine_tuning_job:
         request = GetFineTuningJobRequest(name=model.fine_tuning_job)
         flow = call(once, lambda stubs: stubs.training.GetFineTuningJob, request)
-        job = await asked(model.fine_tuning_job, flow)
+        job = _same(model.references, await asked(model.fine_tuning_job, flow), missing)
     renderings = []
-    for name in () if job is None else (job.rendering, *(one.rendering for one in job.mixed_renderings)):
+    learnt = job or FineTuningJob()
+    for name in filter(None, (learnt.rendering, *(one.rendering for one in learnt.mixed_renderings))):
         found = await asked(
             name, call(once, lambda stubs: stubs.data.GetRendering, GetRenderingRequest(name=name))
         )
-        renderings += [] if found is None else [found]
+        kept = _same(learnt.references, found, missing)
+        renderings += [] if kept is None else [kept]
     evaluations = await asked("evaluations", _evaluations(once, model))
     return Found(model=model, job=job, renderings=renderings, evaluations=evaluations or (), missing=missing)
+
+
+def _same(references: Iterable[Reference], found: R | None, missing: list[str]) -> R | None:
+    """Return a resource if it is the one that another was made from; one that only has its name is missing."""
+    uids = {one.uid for one in references if found is not None and one.name == found.name} - {""}
+    if found is None or not uids or found.uid in uids:
+        return found
+    missing.append(f"{found.name}: the name means another one by now")
+    return None
 
 
 async def _evaluations(scope: Scope, model: Model) -> list[Evaluation]:
@@ -114,6 +128,7 @@ def written(found: Found) -> str:
         _compared(model),
         _held_out(found),
         _scores(found),
+        _drift(found),
         "\n".join(f"- could not be asked when this was written: {_text(one)}" for one in found.missing),
         "Made with Luthier.",
     ]
@@ -230,6 +245,27 @@ def _scores(found: Found) -> str:
     if not rows:
         return ""
     return "## Scores\n\n" + _table("evaluation", "arm", "score", "value [95 % interval]", rows=rows)
+
+
+def _drift(found: Found) -> str:
+    """What the model, or what it was made from, retains of what others could do before."""
+    rows = [
+        (
+            f"`{short(evaluation.name)}`",
+            f"{one.arm_id} (`{short(arm.model)}`), from {one.baseline_arm_id}",
+            retained_words(one),
+            divergence_words(one),
+            text_loss_words(one),
+        )
+        for evaluation in found.evaluations
+        for arm in evaluation.arms
+        for one in evaluation.drift_results
+        if one.arm_id == arm.arm_id
+    ]
+    if not rows:
+        return ""
+    heads = ("evaluation", "arm", "retained of general abilities", "divergence", "general text")
+    return "## What was forgotten\n\n" + _table(*heads, rows=rows)
 
 
 def _table(*heads: str, rows: Iterable[Sequence[str]]) -> str:

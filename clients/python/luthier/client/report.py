@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from luthier.client.askings import asked_with
+from luthier.client.askings import asked_with, bases_below
 from luthier.client.escaping import escaped_html
 from luthier.client.names import short
 from luthier.client.report_answers import answer_section
 from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.client.report_parts import estimate_cell, facts_table, section, table
 from luthier.client.report_style import STYLE
-from luthier.client.report_verdict import comparison_section, headline
+from luthier.client.report_verdict import comparison_section, drift_section, headline
 from luthier.client.scores import (
     estimate_words,
     lower_is_better,
@@ -74,6 +74,7 @@ def render_report(data: ReportData) -> str:
         headline(evaluation),
         "".join(f'<p class="warning">{escaped_html(warning)}</p>' for warning in evaluation.warnings),
         _results(evaluation),
+        drift_section(evaluation),
         comparison_section(evaluation),
         *(_run(run) for run in data.runs),
         answer_section(evaluation, data.predictions),
@@ -211,10 +212,17 @@ def _enum_word(enum: object, value: int) -> str:
 
 
 def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
+    below = bases_below(evaluation)
     arms = [
-        [escaped_html(arm.arm_id), f"<code>{escaped_html(short(arm.model))}</code>", str(arm.num_shots)]
+        [
+            escaped_html(arm.arm_id),
+            f"<code>{escaped_html(short(arm.model))}</code>",
+            *([f"<code>{escaped_html(short(below[arm.arm_id]))}</code>"] if below else []),
+            str(arm.num_shots),
+        ]
         for arm in evaluation.arms
     ]
+    columns = ["Arm", "Model", *(["On"] if below else []), "Shots"]
     facts = [
         ("Evaluation", evaluation.name),
         ("Dataset version", evaluation.dataset_version),
@@ -232,7 +240,7 @@ def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
         ]
         for name, model in models.items()
     ]
-    body = facts_table(facts) + "<h3>Arms</h3>" + table(["Arm", "Model", "Shots"], arms, numbers_from=2)
+    body = facts_table(facts) + "<h3>Arms</h3>" + table(columns, arms, numbers_from=len(columns) - 1)
     if rows:
         head = ["Model", "Kind", "Architecture", "Parameters", "Digest"]
         body += "<h3>Models</h3>" + table(head, rows)

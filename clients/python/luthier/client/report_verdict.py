@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
 from luthier.client.escaping import escaped_html
 from luthier.client.report_parts import estimate_cell, section, table
 from luthier.client.scores import difference_words, is_share, lower_is_better, main_score, verdict_word
@@ -87,6 +88,29 @@ def comparison_section(evaluation: Evaluation) -> str:
         )
     head = ["Score", "Compared", "Verdict", "Difference", "Confidence", "p", "Pairs"]
     return section("Paired comparisons", table(head, rows, numbers_from=3) if rows else "")
+
+
+def drift_section(evaluation: Evaluation) -> str:
+    """Return what each tuned arm retains of general abilities, whole and by skill, and how far it has moved."""
+    skills = list(dict.fromkeys(skill for one in evaluation.drift_results for skill, _ in skill_words(one)))
+    rows = []
+    for one in evaluation.drift_results:
+        words = dict(skill_words(one))
+        rows.append(
+            [
+                f"{escaped_html(one.arm_id)} from {escaped_html(one.baseline_arm_id)}",
+                escaped_html(retained_words(one)),
+                *(escaped_html(words.get(skill, "")) for skill in skills),
+                escaped_html(divergence_words(one)),
+                escaped_html(text_loss_words(one)),
+            ]
+        )
+    head = ["Arm", "Retained", *(skill.capitalize() for skill in skills), "Divergence", "General text"]
+    told = (
+        "<p>Of the general suite's questions that the arm it is held against has right, those that the tuned arm has "
+        "right too. Divergence: how much less likely it finds what that arm says itself.</p>"
+    )
+    return section("What was forgotten", told + table(head, rows, numbers_from=1) if rows else "")
 
 
 def _badge(word: str, kind: str | None = None) -> str:

@@ -40,7 +40,7 @@ class _EvaluationMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Eval
     EVALUATION_METRIC_FIELD_MATCH: _EvaluationMetric.ValueType  # 2
     """Both read as JSON objects: share of the reference's fields that are right, and whether the whole record is."""
     EVALUATION_METRIC_PERPLEXITY: _EvaluationMetric.ValueType  # 3
-    """Perplexity of the reference text under the model."""
+    """Perplexity of the reference text under the model. It is per token: all arms must have one tokenizer."""
 
 class EvaluationMetric(_EvaluationMetric, metaclass=_EvaluationMetricEnumTypeWrapper):
     """EvaluationMetric is a score of a prediction against its reference."""
@@ -52,7 +52,7 @@ EVALUATION_METRIC_EXACT_MATCH: EvaluationMetric.ValueType  # 1
 EVALUATION_METRIC_FIELD_MATCH: EvaluationMetric.ValueType  # 2
 """Both read as JSON objects: share of the reference's fields that are right, and whether the whole record is."""
 EVALUATION_METRIC_PERPLEXITY: EvaluationMetric.ValueType  # 3
-"""Perplexity of the reference text under the model."""
+"""Perplexity of the reference text under the model. It is per token: all arms must have one tokenizer."""
 Global___EvaluationMetric: _TypeAlias = EvaluationMetric  # noqa: Y015
 
 class _TemplateSource:
@@ -90,21 +90,25 @@ class _ArmTemplate:
 class _ArmTemplateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ArmTemplate.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ARM_TEMPLATE_UNSPECIFIED: _ArmTemplate.ValueType  # 0
-    """A tuned model as it was taught; a base model with its own or, where it has none, with that of the first tuned arm."""
+    """A tuned model as it was taught; a base model with its own or, where it has none, with that of the first tuned arm with the same
+    tokenizer.
+    """
     ARM_TEMPLATE_BASE: _ArmTemplate.ValueType  # 1
     """The base model's own and the date of today, also for a tuned model."""
     ARM_TEMPLATE_TAUGHT: _ArmTemplate.ValueType  # 2
-    """As the first tuned arm was taught, also for the base model."""
+    """As the first tuned arm with the same tokenizer was taught, also for the base model."""
 
 class ArmTemplate(_ArmTemplate, metaclass=_ArmTemplateEnumTypeWrapper):
     """ArmTemplate says which chat template an arm is asked with when it gives none itself."""
 
 ARM_TEMPLATE_UNSPECIFIED: ArmTemplate.ValueType  # 0
-"""A tuned model as it was taught; a base model with its own or, where it has none, with that of the first tuned arm."""
+"""A tuned model as it was taught; a base model with its own or, where it has none, with that of the first tuned arm with the same
+tokenizer.
+"""
 ARM_TEMPLATE_BASE: ArmTemplate.ValueType  # 1
 """The base model's own and the date of today, also for a tuned model."""
 ARM_TEMPLATE_TAUGHT: ArmTemplate.ValueType  # 2
-"""As the first tuned arm was taught, also for the base model."""
+"""As the first tuned arm with the same tokenizer was taught, also for the base model."""
 Global___ArmTemplate: _TypeAlias = ArmTemplate  # noqa: Y015
 
 class _ScoreKind:
@@ -335,10 +339,11 @@ class EvaluationArm(_message.Message):
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
     TUNED_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """Short name, [a-z][a-z0-9-]{0,62}, unique within the evaluation."""
     model: _builtins.str
-    """A READY model of the same project, or a checkpoint of a job of it. All arms must share the weights below their adapters."""
+    """A READY model of the same project, or a checkpoint of a job of it. Arms may stand on different base models: one is loaded at a time."""
     num_shots: _builtins.int
     """Examples from the train split put before each question, the same for all, chosen by the seed. 0 to 64."""
     chat_template: _builtins.str
@@ -347,6 +352,8 @@ class EvaluationArm(_message.Message):
     """Which template to ask with. Unset: the one that suits the model. Must be unset beside chat_template."""
     tuned: _builtins.bool
     """Whether its model was tuned by a job. An arm that is not is a prompting arm. False in evaluations older than this field."""
+    base_model: _builtins.str
+    """Model that has the weights below its adapter, or all of them. Empty in evaluations older than this field: all arms shared one."""
     def __init__(
         self,
         *,
@@ -356,10 +363,11 @@ class EvaluationArm(_message.Message):
         chat_template: _builtins.str = ...,
         template: Global___ArmTemplate.ValueType = ...,
         tuned: _builtins.bool = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "template", b"template", "tuned", b"tuned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "base_model", b"base_model", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "template", b"template", "tuned", b"tuned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,6 +718,146 @@ class Contamination(_message.Message):
 Global___Contamination: _TypeAlias = Contamination  # noqa: Y015
 
 @_typing.final
+class DriftProbe(_message.Message):
+    """DriftProbe says how it is measured what tuned arms have forgotten: a general suite of questions, which comes with the service, is
+    put to an arm that nobody tuned and to the tuned ones, without examples.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASELINE_ARM_ID_FIELD_NUMBER: _builtins.int
+    MAX_QUESTIONS_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    baseline_arm_id: _builtins.str
+    """Arm that the tuned arms are held against. Empty: the first prompting arm."""
+    max_questions: _builtins.int
+    """Questions asked at most, chosen by the evaluation's seed. 0 means all."""
+    max_new_tokens: _builtins.int
+    """Longest answer in tokens. 0 means 64."""
+    def __init__(
+        self,
+        *,
+        baseline_arm_id: _builtins.str = ...,
+        max_questions: _builtins.int = ...,
+        max_new_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_arm_id", b"baseline_arm_id", "max_new_tokens", b"max_new_tokens", "max_questions", b"max_questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriftProbe: _TypeAlias = DriftProbe  # noqa: Y015
+
+@_typing.final
+class SkillDrift(_message.Message):
+    """SkillDrift is what an arm kept of one skill of the general suite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKILL_FIELD_NUMBER: _builtins.int
+    NUM_ASKED_FIELD_NUMBER: _builtins.int
+    NUM_KNOWN_FIELD_NUMBER: _builtins.int
+    NUM_KEPT_FIELD_NUMBER: _builtins.int
+    NUM_GAINED_FIELD_NUMBER: _builtins.int
+    skill: _builtins.str
+    """The skill: facts, arithmetic, grammar, instructions or refusals."""
+    num_asked: _builtins.int
+    """Questions that both arms answered, rightly or not."""
+    num_known: _builtins.int
+    """Those that the baseline has right."""
+    num_kept: _builtins.int
+    """Those of them that the arm has right too."""
+    num_gained: _builtins.int
+    """Those that the arm alone has right."""
+    def __init__(
+        self,
+        *,
+        skill: _builtins.str = ...,
+        num_asked: _builtins.int = ...,
+        num_known: _builtins.int = ...,
+        num_kept: _builtins.int = ...,
+        num_gained: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_asked", b"num_asked", "num_gained", b"num_gained", "num_kept", b"num_kept", "num_known", b"num_known", "skill", b"skill"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkillDrift: _TypeAlias = SkillDrift  # noqa: Y015
+
+@_typing.final
+class DriftResult(_message.Message):
+    """DriftResult says how far a tuned arm has drifted from the baseline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARM_ID_FIELD_NUMBER: _builtins.int
+    BASELINE_ARM_ID_FIELD_NUMBER: _builtins.int
+    RETAINED_FIELD_NUMBER: _builtins.int
+    SKILLS_FIELD_NUMBER: _builtins.int
+    DIVERGENCE_FIELD_NUMBER: _builtins.int
+    GREEDY_DIVERGENCE_FIELD_NUMBER: _builtins.int
+    NUM_DRAWN_TOKENS_FIELD_NUMBER: _builtins.int
+    TEXT_LOSS_FIELD_NUMBER: _builtins.int
+    BASELINE_TEXT_BITS_FIELD_NUMBER: _builtins.int
+    arm_id: _builtins.str
+    """The tuned arm."""
+    baseline_arm_id: _builtins.str
+    """The arm that it is held against."""
+    num_drawn_tokens: _builtins.int
+    """Tokens that were drawn for `divergence`."""
+    baseline_text_bits: _builtins.float
+    """Bits for each byte that the baseline takes."""
+    @_builtins.property
+    def retained(self) -> Global___ScoreEstimate:
+        """Of the suite's questions that the baseline has right, the share that the arm still has right, with Wilson's interval. Unset where the
+        baseline has none right.
+        """
+
+    @_builtins.property
+    def skills(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkillDrift]:
+        """The same by skill, in the order of the suite."""
+
+    @_builtins.property
+    def divergence(self) -> Global___ScoreEstimate:
+        """Estimate of the Kullback-Leibler divergence of the arm from the baseline, in nats per token: how much less likely the arm finds what the
+        baseline itself said to the suite's questions when it was drawn at temperature 1. Unset where their tokens differ.
+        """
+
+    @_builtins.property
+    def greedy_divergence(self) -> Global___ScoreEstimate:
+        """The same of the baseline's most likely answers, the ones that were graded: how much less likely they are, in nats per token."""
+
+    @_builtins.property
+    def text_loss(self) -> Global___ScoreEstimate:
+        """Bits for each byte of general text, paragraphs that come with the suite, that the arm takes more than the baseline does. Below 0: fewer.
+        Whatever tokens the two have.
+        """
+
+    def __init__(
+        self,
+        *,
+        arm_id: _builtins.str = ...,
+        baseline_arm_id: _builtins.str = ...,
+        retained: Global___ScoreEstimate | None = ...,
+        skills: _abc.Iterable[Global___SkillDrift] | None = ...,
+        divergence: Global___ScoreEstimate | None = ...,
+        greedy_divergence: Global___ScoreEstimate | None = ...,
+        num_drawn_tokens: _builtins.int = ...,
+        text_loss: Global___ScoreEstimate | None = ...,
+        baseline_text_bits: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["divergence", b"divergence", "greedy_divergence", b"greedy_divergence", "retained", b"retained", "text_loss", b"text_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "baseline_arm_id", b"baseline_arm_id", "baseline_text_bits", b"baseline_text_bits", "divergence", b"divergence", "greedy_divergence", b"greedy_divergence", "num_drawn_tokens", b"num_drawn_tokens", "retained", b"retained", "skills", b"skills", "text_loss", b"text_loss"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriftResult: _TypeAlias = DriftResult  # noqa: Y015
+
+@_typing.final
 class Evaluation(_message.Message):
     """Evaluation pits arms against each other on the same held-out records."""
 
@@ -828,6 +976,8 @@ class Evaluation(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     MAX_WORKERS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    DRIFT_RESULTS_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/evaluations/{evaluation}."""
@@ -869,7 +1019,8 @@ class Evaluation(_message.Message):
     """
     base_precision: _base_precision_pb2.BasePrecision.ValueType
     """What the base model is held in for all arms, the base model's own among them, so that they differ in nothing else. Unset means what
-    the adapters were trained beside, BFLOAT16 where there is none; adapters that differ in it are refused unless it is said.
+    the adapters were trained beside, BFLOAT16 where there is none; adapters that differ in it are refused unless it is said, and so are
+    several base models with an adapter that was not trained beside BFLOAT16.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -949,6 +1100,14 @@ class Evaluation(_message.Message):
         message says what is required and what the workers have. Unset otherwise; its coming and going is no change of the resource.
         """
 
+    @_builtins.property
+    def drift(self) -> Global___DriftProbe:
+        """Whether and how it is measured what the tuned arms have forgotten. Unset: it is not."""
+
+    @_builtins.property
+    def drift_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriftResult]:
+        """How far each tuned arm has drifted, in the order of the arms. Set when SUCCEEDED, if `drift` is."""
+
     def __init__(
         self,
         *,
@@ -986,11 +1145,13 @@ class Evaluation(_message.Message):
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         max_workers: _builtins.int = ...,
         waiting: _status_pb2.Status | None = ...,
+        drift: Global___DriftProbe | None = ...,
+        drift_results: _abc.Iterable[Global___DriftResult] | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "drift", b"drift", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "guards", b"guards", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "guards", b"guards", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

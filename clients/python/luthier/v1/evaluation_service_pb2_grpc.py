@@ -124,8 +124,9 @@ class EvaluationServiceServicer(object):
     def CreateEvaluation(self, request, context):
         """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: version or model does not exist.
-        FAILED_PRECONDITION: version or model is not READY, or arms do not share a base model. ALREADY_EXISTS: the id is taken.
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
+        version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
+        template that an arm could take over. ALREADY_EXISTS: the id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,9 @@ class EvaluationServiceStub:
     CreateEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_pb2.Evaluation]
     """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: version or model does not exist.
-    FAILED_PRECONDITION: version or model is not READY, or arms do not share a base model. ALREADY_EXISTS: the id is taken.
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
+    version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
+    template that an arm could take over. ALREADY_EXISTS: the id is taken.
     """
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]
     """Read one evaluation.
@@ -142,8 +143,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     CreateEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
     """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: version or model does not exist.
-    FAILED_PRECONDITION: version or model is not READY, or arms do not share a base model. ALREADY_EXISTS: the id is taken.
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
+    version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
+    template that an arm could take over. ALREADY_EXISTS: the id is taken.
     """
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
     """Read one evaluation.
@@ -246,8 +248,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_evaluation_pb2.Evaluation, _abc.Awaitable[_evaluation_pb2.Evaluation]]:
         """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project. NOT_FOUND: version or model does not exist.
-        FAILED_PRECONDITION: version or model is not READY, or arms do not share a base model. ALREADY_EXISTS: the id is taken.
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
+        version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
+        template that an arm could take over. ALREADY_EXISTS: the id is taken.
         """
 
     @_abc_1.abstractmethod

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18luthier/v1/verdict.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\"w\n\nScoreGuard\x12\x1a\n\x05score\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05score\x12\x1f\n\x08max_loss\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x07maxLoss\x12,\n\x0f\x62\x61seline_arm_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\rbaselineArmId\"H\n\x05Guard\x12\x34\n\x05score\x18\x01 \x01(\x0b\x32\x16.luthier.v1.ScoreGuardB\x04\xe2\x41\x01\x01H\x00R\x05scoreB\t\n\x07guarded\"\x88\x02\n\x0bGuardResult\x12-\n\x05guard\x18\x01 \x01(\x0b\x32\x11.luthier.v1.GuardB\x04\xe2\x41\x01\x03R\x05guard\x12\x42\n\x08standing\x18\x02 \x01(\x0e\x32 .luthier.v1.GuardResult.StandingB\x04\xe2\x41\x01\x03R\x08standing\x12 \n\x08sentence\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x08sentence\"d\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x11\n\rSTANDING_HELD\x10\x01\x12\x13\n\x0fSTANDING_BROKEN\x10\x02\x12\x16\n\x12STANDING_UNDECIDED\x10\x03\"\xbf\x04\n\x11\x45valuationVerdict\x12\x45\n\x07outcome\x18\x01 \x01(\x0e\x32%.luthier.v1.EvaluationVerdict.OutcomeB\x04\xe2\x41\x01\x03R\x07outcome\x12 \n\x08sentence\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x08sentence\x12\x1a\n\x05score\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x05score\x12.\n\x10\x63\x61ndidate_arm_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x0e\x63\x61ndidateArmId\x12&\n\x0crival_arm_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\nrivalArmId\x12\x30\n\x11prompting_arm_ids\x18\x06 \x03(\tB\x04\xe2\x41\x01\x03R\x0fpromptingArmIds\x12\x37\n\x15num_records_to_settle\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x12numRecordsToSettle\x12\x35\n\x06guards\x18\x08 \x03(\x0b\x32\x17.luthier.v1.GuardResultB\x04\xe2\x41\x01\x03R\x06guards\"\xaa\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16OUTCOME_FINE_TUNE_WINS\x10\x01\x12\x1e\n\x1aOUTCOME_PROMPTING_SUFFICES\x10\x02\x12\x19\n\x15OUTCOME_NO_DIFFERENCE\x10\x03\x12\x18\n\x14OUTCOME_INCONCLUSIVE\x10\x04\x12\x15\n\x11OUTCOME_REGRESSED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18luthier/v1/verdict.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\"w\n\nScoreGuard\x12\x1a\n\x05score\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05score\x12\x1f\n\x08max_loss\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x07maxLoss\x12,\n\x0f\x62\x61seline_arm_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\rbaselineArmId\"5\n\nDriftGuard\x12\'\n\x0cmin_retained\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0bminRetained\"~\n\x05Guard\x12\x34\n\x05score\x18\x01 \x01(\x0b\x32\x16.luthier.v1.ScoreGuardB\x04\xe2\x41\x01\x01H\x00R\x05score\x12\x34\n\x05\x64rift\x18\x64 \x01(\x0b\x32\x16.luthier.v1.DriftGuardB\x04\xe2\x41\x01\x01H\x00R\x05\x64riftB\t\n\x07guarded\"\x88\x02\n\x0bGuardResult\x12-\n\x05guard\x18\x01 \x01(\x0b\x32\x11.luthier.v1.GuardB\x04\xe2\x41\x01\x03R\x05guard\x12\x42\n\x08standing\x18\x02 \x01(\x0e\x32 .luthier.v1.GuardResult.StandingB\x04\xe2\x41\x01\x03R\x08standing\x12 \n\x08sentence\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x08sentence\"d\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x11\n\rSTANDING_HELD\x10\x01\x12\x13\n\x0fSTANDING_BROKEN\x10\x02\x12\x16\n\x12STANDING_UNDECIDED\x10\x03\"\xbf\x04\n\x11\x45valuationVerdict\x12\x45\n\x07outcome\x18\x01 \x01(\x0e\x32%.luthier.v1.EvaluationVerdict.OutcomeB\x04\xe2\x41\x01\x03R\x07outcome\x12 \n\x08sentence\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x08sentence\x12\x1a\n\x05score\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x05score\x12.\n\x10\x63\x61ndidate_arm_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03R\x0e\x63\x61ndidateArmId\x12&\n\x0crival_arm_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03R\nrivalArmId\x12\x30\n\x11prompting_arm_ids\x18\x06 \x03(\tB\x04\xe2\x41\x01\x03R\x0fpromptingArmIds\x12\x37\n\x15num_records_to_settle\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x12numRecordsToSettle\x12\x35\n\x06guards\x18\x08 \x03(\x0b\x32\x17.luthier.v1.GuardResultB\x04\xe2\x41\x01\x03R\x06guards\"\xaa\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16OUTCOME_FINE_TUNE_WINS\x10\x01\x12\x1e\n\x1aOUTCOME_PROMPTING_SUFFICES\x10\x02\x12\x19\n\x15OUTCOME_NO_DIFFERENCE\x10\x03\x12\x18\n\x14OUTCOME_INCONCLUSIVE\x10\x04\x12\x15\n\x11OUTCOME_REGRESSED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREGUARD'].fields_by_name['max_loss']._serialized_options = b'\342A\001\001'
   _globals['_SCOREGUARD'].fields_by_name['baseline_arm_id']._loaded_options = None
   _globals['_SCOREGUARD'].fields_by_name['baseline_arm_id']._serialized_options = b'\342A\001\001'
+  _globals['_DRIFTGUARD'].fields_by_name['min_retained']._loaded_options = None
+  _globals['_DRIFTGUARD'].fields_by_name['min_retained']._serialized_options = b'\342A\001\001'
   _globals['_GUARD'].fields_by_name['score']._loaded_options = None
   _globals['_GUARD'].fields_by_name['score']._serialized_options = b'\342A\001\001'
+  _globals['_GUARD'].fields_by_name['drift']._loaded_options = None
+  _globals['_GUARD'].fields_by_name['drift']._serialized_options = b'\342A\001\001'
   _globals['_GUARDRESULT'].fields_by_name['guard']._loaded_options = None
   _globals['_GUARDRESULT'].fields_by_name['guard']._serialized_options = b'\342A\001\003'
   _globals['_GUARDRESULT'].fields_by_name['standing']._loaded_options = None
@@ -64,14 +68,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONVERDICT'].fields_by_name['guards']._serialized_options = b'\342A\001\003'
   _globals['_SCOREGUARD']._serialized_start=73
   _globals['_SCOREGUARD']._serialized_end=192
-  _globals['_GUARD']._serialized_start=194
-  _globals['_GUARD']._serialized_end=266
-  _globals['_GUARDRESULT']._serialized_start=269
-  _globals['_GUARDRESULT']._serialized_end=533
-  _globals['_GUARDRESULT_STANDING']._serialized_start=433
-  _globals['_GUARDRESULT_STANDING']._serialized_end=533
-  _globals['_EVALUATIONVERDICT']._serialized_start=536
-  _globals['_EVALUATIONVERDICT']._serialized_end=1111
-  _globals['_EVALUATIONVERDICT_OUTCOME']._serialized_start=941
-  _globals['_EVALUATIONVERDICT_OUTCOME']._serialized_end=1111
+  _globals['_DRIFTGUARD']._serialized_start=194
+  _globals['_DRIFTGUARD']._serialized_end=247
+  _globals['_GUARD']._serialized_start=249
+  _globals['_GUARD']._serialized_end=375
+  _globals['_GUARDRESULT']._serialized_start=378
+  _globals['_GUARDRESULT']._serialized_end=642
+  _globals['_GUARDRESULT_STANDING']._serialized_start=542
+  _globals['_GUARDRESULT_STANDING']._serialized_end=642
+  _globals['_EVALUATIONVERDICT']._serialized_start=645
+  _globals['_EVALUATIONVERDICT']._serialized_end=1220
+  _globals['_EVALUATIONVERDICT_OUTCOME']._serialized_start=1050
+  _globals['_EVALUATIONVERDICT_OUTCOME']._serialized_end=1220
 # @@protoc_insertion_point(module_scope)

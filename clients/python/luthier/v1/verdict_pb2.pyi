@@ -50,26 +50,56 @@ class ScoreGuard(_message.Message):
 Global___ScoreGuard: _TypeAlias = ScoreGuard  # noqa: Y015
 
 @_typing.final
+class DriftGuard(_message.Message):
+    """DriftGuard says how much of what the baseline can do the candidate must still be able to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_RETAINED_FIELD_NUMBER: _builtins.int
+    min_retained: _builtins.float
+    """Smallest share, in [0, 1], of the general suite's questions that the baseline has right which the candidate must have right too.
+    0: any share is enough.
+    """
+    def __init__(
+        self,
+        *,
+        min_retained: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_retained", b"min_retained"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriftGuard: _TypeAlias = DriftGuard  # noqa: Y015
+
+@_typing.final
 class Guard(_message.Message):
     """Guard is something that must not get worse by tuning."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SCORE_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def score(self) -> Global___ScoreGuard:
         """A score of the evaluation."""
+
+    @_builtins.property
+    def drift(self) -> Global___DriftGuard:
+        """What the candidate keeps of general abilities. The evaluation must measure drift."""
 
     def __init__(
         self,
         *,
         score: Global___ScoreGuard | None = ...,
+        drift: Global___DriftGuard | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["guarded", b"guarded", "score", b"score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "guarded", b"guarded", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guarded", b"guarded", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "guarded", b"guarded", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_guarded: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofReturnType_guarded: _TypeAlias = _typing.Literal["score", "drift"]  # noqa: Y015
     _WhichOneofArgType_guarded: _TypeAlias = _typing.Literal["guarded", b"guarded"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_guarded) -> _WhichOneofReturnType_guarded | None: ...
 
@@ -90,7 +120,7 @@ class GuardResult(_message.Message):
         STANDING_UNSPECIFIED: GuardResult._Standing.ValueType  # 0
         """Never used."""
         STANDING_HELD: GuardResult._Standing.ValueType  # 1
-        """The loss is within the limit, even at the worse end of its interval."""
+        """The loss, or of drift the share, is within the limit, even at the worse end of its interval."""
         STANDING_BROKEN: GuardResult._Standing.ValueType  # 2
         """The loss is beyond the limit, even at the better end of its interval."""
         STANDING_UNDECIDED: GuardResult._Standing.ValueType  # 3
@@ -102,7 +132,7 @@ class GuardResult(_message.Message):
     STANDING_UNSPECIFIED: GuardResult.Standing.ValueType  # 0
     """Never used."""
     STANDING_HELD: GuardResult.Standing.ValueType  # 1
-    """The loss is within the limit, even at the worse end of its interval."""
+    """The loss, or of drift the share, is within the limit, even at the worse end of its interval."""
     STANDING_BROKEN: GuardResult.Standing.ValueType  # 2
     """The loss is beyond the limit, even at the better end of its interval."""
     STANDING_UNDECIDED: GuardResult.Standing.ValueType  # 3

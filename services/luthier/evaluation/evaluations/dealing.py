@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from luthier.errors import Failure, FieldViolation, InvalidArgument
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.evaluation.evaluations import repository, rules
-from luthier.evaluation.evaluations.rules import SHARE_LIMITS, State
+from luthier.evaluation.evaluations.result_rules import SHARE_LIMITS
+from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.shares import all_rows, num_answers
 from luthier.storage.blobs import BlobStore

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
+from luthier.evaluation.bases import base_name
+from luthier.evaluation.evaluations.drift_rules import resolve_drift
 from luthier.evaluation.evaluations.verdict_rules import (
     VERDICT_LIMITS,
     default_score,
@@ -18,25 +19,18 @@ from luthier.evaluation.evaluations.verdicts import verdict_of
 from luthier.evaluation.names import VERSION, WEIGHTS
 from luthier.grading.metrics.scores import find_score, is_right
 from luthier.runtime.field_limits import (
-    ANY,
-    DIGEST,
-    REQUIRED,
     Limit,
     LimitTable,
     count,
     demanded,
     limit_violations,
-    matching,
     named,
-    not_negative,
     num_bytes,
     refuse,
-    under,
     whole,
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.names import ID_LIMIT, same_project
-from luthier.runtime.result_limits import FILE, TEXT, UNSAID, WARNINGS
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
 from luthier.v1.evaluation_pb2 import (
@@ -45,15 +39,10 @@ from luthier.v1.evaluation_pb2 import (
     CORRECTNESS_WRONG,
     EVALUATION_METRIC_EXACT_MATCH,
     ArmTemplate,
-    ContaminationKind,
     Evaluation,
     EvaluationArm,
     EvaluationMetric,
     Prediction,
-    ScoreDirection,
-    ScoreKind,
-    TemplateSource,
-    Verdict,
 )
 from luthier.v1.model_pb2 import Model
 from luthier.worker.v1.task_pb2 import (
@@ -70,12 +59,6 @@ MAX_SHOTS = 64
 MAX_NEW_TOKENS = 8192
 MAX_WORKERS = 64
 DEFAULT_NEW_TOKENS = 256
-MAX_SCORES = 256
-"""Of an arm. A worker gives a hundred fields scores of their own."""
-MAX_COMPARISONS = 10_000
-MAX_TRAINING_VERSIONS = 256
-MAX_RECORDS = (1 << 31) - 1
-_DATE = matching(re.compile(r"\d{4}-\d{2}-\d{2}"), "a date, YYYY-MM-DD")
 LIMITS: LimitTable = {
     "arms": count(MAX_ARMS, "arms", least=1),
     "arms[].arm_id": demanded(ID_LIMIT),
@@ -89,82 +72,6 @@ LIMITS: LimitTable = {
     **VERDICT_LIMITS,
 }
 """Of an evaluation with every default filled in."""
-_PROBABILITY = not_negative(1)
-_OF_A_SCORE: LimitTable = {
-    "score": (REQUIRED, TEXT),
-    "lower": ANY,
-    "upper": ANY,
-    "count": ANY,
-    "kind": named(ScoreKind.DESCRIPTOR),
-    "direction": named(ScoreDirection.DESCRIPTOR),
-    "whole_answer": UNSAID,
-}
-_ESTIMATE: LimitTable = {**_OF_A_SCORE, "value": ANY, "text_form": ANY}
-_APART: LimitTable = {
-    "arm_id": demanded(ID_LIMIT),
-    "scores": count(MAX_SCORES, "scores"),
-    **under("scores[]", _ESTIMATE),
-}
-_CONTAMINATION: LimitTable = {
-    "versions": count(MAX_TRAINING_VERSIONS, "versions"),
-    "versions[]": (REQUIRED, TEXT),
-    "num_training_records": ANY,
-    "num_exact": ANY,
-    "num_normalised": ANY,
-    "num_ngram": ANY,
-    "records": count(1000, "records"),
-    "records[].row": ANY,
-    "records[].record_id": DIGEST,
-    "records[].kind": named(ContaminationKind.DESCRIPTOR),
-    "records[].overlap": demanded(_PROBABILITY),
-    "records[].version": (REQUIRED, TEXT),
-    "records[].filename": TEXT,
-    "records[].line": ANY,
-    "clean": count(MAX_ARMS, "arms"),
-    **under("clean[]", _APART),
-    "contaminated": count(MAX_ARMS, "arms"),
-    **under("contaminated[]", _APART),
-    "unknown_models": count(MAX_ARMS, "models"),
-    "unknown_models[]": (REQUIRED, TEXT),
-}
-RESULT_LIMITS: LimitTable = {
-    "arm_results": count(MAX_ARMS, "arms", least=1),
-    "arm_results[].arm_id": demanded(ID_LIMIT),
-    "arm_results[].scores": count(MAX_SCORES, "scores"),
-    **under("arm_results[].scores[]", _ESTIMATE),
-    "arm_results[].num_generated_tokens": ANY,
-    "arm_results[].num_prompt_tokens": ANY,
-    "arm_results[].duration_seconds": ANY,
-    "arm_results[].num_cut": ANY,
-    "arm_results[].template_source": named(TemplateSource.DESCRIPTOR),
-    "arm_results[].template_digest": DIGEST,
-    "arm_results[].template_date": demanded(_DATE),
-    "arm_results[].num_errors": ANY,
-    "comparisons": count(MAX_COMPARISONS, "comparisons"),
-    "comparisons[].candidate_arm_id": demanded(ID_LIMIT),
-    "comparisons[].baseline_arm_id": demanded(ID_LIMIT),
-    **under("comparisons[]", _OF_A_SCORE),
-    "comparisons[].difference": ANY,
-    "comparisons[].p_value": _PROBABILITY,
-    "comparisons[].verdict": named(Verdict.DESCRIPTOR),
-    "comparisons[].confidence": Limit(rule="must be in (0, 1)", allows=lambda value: 0 < value < 1),
-    "comparisons[].adjusted_p_value": _PROBABILITY,
-    "comparisons[].method": ANY,
-    "comparisons[].primary": ANY,
-    "num_records": demanded(whole(1, MAX_RECORDS)),
-    "predictions": REQUIRED,
-    **under("predictions", FILE),
-    **under("contamination", _CONTAMINATION),
-    **WARNINGS,
-}
-"""What a worker may say of an evaluation that it ran, or could not run to its end."""
-SHARE_LIMITS: LimitTable = {
-    "num_records": demanded(whole(1, MAX_RECORDS)),
-    "predictions": REQUIRED,
-    **under("predictions", FILE),
-}
-"""What a worker may say of a share of an evaluation, answered or not."""
-
 State = Evaluation.State
 # A lost attempt goes back to QUEUED; work that ended before it heard of a cancel has ended all the same.
 TRANSITIONS: Mapping[int, Sequence[int]] = {
@@ -199,6 +106,7 @@ def resolved(evaluation: Evaluation) -> Evaluation:
     if not evaluation.metrics:
         filled.metrics.append(EVALUATION_METRIC_EXACT_MATCH)
     filled.primary_score = evaluation.primary_score or default_score(filled.metrics)
+    resolve_drift(filled)
     return filled
 
 
@@ -239,16 +147,6 @@ def require_records(evaluation: Evaluation, version: DatasetVersion) -> int:
     return min(found[split], evaluation.max_records or found[split])
 
 
-def shared_base(arms: Sequence[EvaluationArm], models: Mapping[str, Model]) -> str:
-    """Return the name of the base model of all arms. Raises InvalidArgument when they have several."""
-    bases = {models[arm.model].base_model or arm.model: arm.arm_id for arm in arms}
-    if len(bases) > 1:
-        shown = ", ".join(f"{arm_id}: {base}" for base, arm_id in bases.items())
-        description = f"all arms must share one base model, got {shown}"
-        raise InvalidArgument.of_fields(FieldViolation(field="evaluation.arms", description=description))
-    return next(iter(bases))
-
-
 def pinned(evaluation: Evaluation, version: DatasetVersion, models: Mapping[str, Model]) -> Evaluation:
     """Return an evaluation with the uids and digests of all that it builds on, and what its arms are to its verdict.
 
@@ -256,6 +154,8 @@ def pinned(evaluation: Evaluation, version: DatasetVersion, models: Mapping[str,
     """
     filled = _copy(evaluation)
     set_roles(filled, models)
+    for arm in filled.arms:
+        arm.base_model = base_name(models[arm.model])
     filled.references.add(name=version.name, uid=version.uid, digest=version.digest)
     for name, model in models.items():
         filled.references.add(name=name, uid=model.uid, digest=model.digest)
@@ -275,21 +175,29 @@ def spec(
     def reference(name: str) -> ModelReference:
         return ModelReference(name=name, digest=evaluation.model_digests[name])
 
-    arms = [
-        ArmModel(arm=arm, adapter=reference(arm.model) if arm.model != private.base_model else None)
-        for arm in evaluation.arms
-    ]
+    arms = [_arm(arm, base_of(arm, private), reference) for arm in evaluation.arms]
     for arm, asking in zip(arms, private.askings, strict=False):
         arm.asking.CopyFrom(asking)
+    bases = {arm.base_model.name for arm in arms}
     return EvaluateSpec(
         evaluation=evaluation,
-        base_model=reference(private.base_model),
+        base_model=arms[0].base_model if len(bases) == 1 else None,
         arms=arms,
         checkpoint_files=answers,
         training_versions=private.training_versions,
         unknown_models=private.unknown_models,
         share=share,
     )
+
+
+def base_of(arm: EvaluationArm, private: EvaluationPrivate) -> str:
+    """Return the name of the base model of an arm, of an evaluation however old."""
+    return arm.base_model or private.base_model
+
+
+def _arm(arm: EvaluationArm, base: str, reference: Callable[[str], ModelReference]) -> ArmModel:
+    adapter = reference(arm.model) if arm.model != base else None
+    return ArmModel(arm=arm, base_model=reference(base), adapter=adapter)
 
 
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
@@ -303,6 +211,7 @@ def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     filled.comparisons.extend(result.comparisons)
     filled.warnings.extend(result.warnings)
     filled.num_records = result.num_records
+    filled.drift_results.extend(result.drift_results)
     if result.HasField("contamination"):
         filled.contamination.CopyFrom(result.contamination)
     for arm in filled.arm_results:
@@ -332,12 +241,18 @@ def _require_its_arms(evaluation: Evaluation, result: EvaluateResult) -> None:
     if found != wanted:
         description = f"must be of the arms {', '.join(wanted)}, got {', '.join(found) or 'none'}"
         raise InvalidArgument.of_fields(FieldViolation(field="arm_results", description=description))
-    for index, one in enumerate(result.comparisons):
-        if foreign := {one.candidate_arm_id, one.baseline_arm_id} - set(wanted):
+    pairs = [
+        (f"comparisons[{index}]", {one.candidate_arm_id, one.baseline_arm_id})
+        for index, one in enumerate(result.comparisons)
+    ]
+    pairs += [
+        (f"drift_results[{index}]", {one.arm_id, one.baseline_arm_id})
+        for index, one in enumerate(result.drift_results)
+    ]
+    for field, arms in pairs:
+        if foreign := arms - set(wanted):
             description = f"must be of the arms {', '.join(wanted)}, got {', '.join(sorted(foreign))}"
-            raise InvalidArgument.of_fields(
-                FieldViolation(field=f"comparisons[{index}]", description=description)
-            )
+            raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
 
 
 def _copy(evaluation: Evaluation) -> Evaluation:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.asking import askings
+from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
@@ -74,8 +76,8 @@ class EvaluationService:
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
         evaluation, private, learnt, num_records = await self._pinned(evaluation)
-        arms = [arm.arm_id for arm in evaluation.arms]
-        shares = dealt(arms, num_records, evaluation.max_workers)
+        arms = chain(*side_by_side(evaluation.arms, lambda arm: arm.base_model))
+        shares = dealt([arm.arm_id for arm in arms], num_records, evaluation.max_workers)
         async with (
             self._elsewhere.holding(name, (*evaluation.references, *learnt)) as holds,
             self._database.transaction() as connection,
@@ -115,18 +117,17 @@ class EvaluationService:
         }
         for index, arm in enumerate(evaluation.arms):
             require_askable(models[arm.model], f"evaluation.arms[{index}].model")
-        base_model = rules.shared_base(evaluation.arms, models)
-        if base_model not in models:
-            models[base_model] = await self._peers.model(base_model)
+        for name in bases_of(evaluation.arms, models):
+            if name not in models:
+                models[name] = await self._peers.model(name)
         for model in models.values():
             require_ready(model)
-        today = datetime.now(UTC).date()
-        asked = askings(evaluation.arms, models, models[base_model], today)
+        require_same_tokens(evaluation, models)
+        asked = askings(evaluation.arms, models, datetime.now(UTC).date())
         evaluation.base_precision = shared_precision(evaluation.base_precision, evaluation.arms, models)
         filled = rules.pinned(evaluation, version, models)
         learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
         private = EvaluationPrivate(
-            base_model=base_model,
             askings=asked,
             training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
             unknown_models=learnt.unknown,

@@ -9,7 +9,8 @@ import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
-from luthier.evaluation.evaluations.rules import RESULT_LIMITS, State
+from luthier.evaluation.evaluations.result_rules import RESULT_LIMITS
+from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.names import EVALUATION
 from luthier.runtime.names import check_name, require_project

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.evaluations.drift_rules import DRIFT_LIMITS, drift_violations, set_baseline
 from luthier.grading.metrics.scores import find_score, main_score, scores_given
-from luthier.runtime.field_limits import REQUIRED, Limit, LimitTable, characters, count, demanded
+from luthier.runtime.field_limits import Limit, LimitTable, characters, count, demanded
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, EvaluationMetric
 from luthier.v1.model_pb2 import Model
 
@@ -18,9 +19,9 @@ VERDICT_LIMITS: LimitTable = {
     "primary_score": _SCORE,
     "smallest_difference": _AMOUNT,
     "guards": count(MAX_GUARDS, "guards"),
-    "guards[].score": REQUIRED,
     "guards[].score.score": demanded(_SCORE),
     "guards[].score.max_loss": _AMOUNT,
+    **DRIFT_LIMITS,
 }
 
 
@@ -38,11 +39,16 @@ def verdict_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
     if evaluation.candidate_arm_id and evaluation.candidate_arm_id not in arms:
         yield _unknown_arm("evaluation.candidate_arm_id", evaluation.candidate_arm_id, arms)
     for index, guard in enumerate(evaluation.guards):
+        if guard.WhichOneof("guarded") is None:
+            description = "must be one of score and drift, got none"
+            field = f"evaluation.guards[{index}]"
+            yield FieldViolation(field=field, description=description, reason=Reason.FIELD_REQUIRED)
         path, score = f"evaluation.guards[{index}].score", guard.score
         if score.score and not _is_given(score.score, given):
             yield _not_measured(f"{path}.score", score.score, given)
         if score.baseline_arm_id and score.baseline_arm_id not in arms:
             yield _unknown_arm(f"{path}.baseline_arm_id", score.baseline_arm_id, arms)
+    yield from drift_violations(evaluation)
 
 
 def tuned_arms(arms: Iterable[EvaluationArm], models: Mapping[str, Model]) -> set[str]:
@@ -59,7 +65,8 @@ def tuned_arms(arms: Iterable[EvaluationArm], models: Mapping[str, Model]) -> se
 def set_roles(evaluation: Evaluation, models: Mapping[str, Model]) -> None:
     """Say, in place, which arms of a new evaluation are tuned and which of them is judged.
 
-    Raises InvalidArgument where the arm that is to be judged is not tuned, or is held against itself.
+    Raises InvalidArgument where the arm that is to be judged is not tuned, or is held against itself, and as
+    `set_baseline`.
     """
     tuned = tuned_arms(evaluation.arms, models)
     for arm in evaluation.arms:
@@ -80,6 +87,7 @@ def set_roles(evaluation: Evaluation, models: Mapping[str, Model]) -> None:
             )
             field = f"evaluation.guards[{index}].score.baseline_arm_id"
             raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
+    set_baseline(evaluation)
 
 
 def _name(metric: EvaluationMetric.ValueType) -> str:

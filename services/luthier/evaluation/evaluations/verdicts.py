@@ -13,6 +13,7 @@ from enum import Enum, auto
 from statistics import NormalDist
 
 from luthier.evaluation.amounts import amount, spread
+from luthier.evaluation.evaluations.drift_rules import drift_guarded
 from luthier.v1.evaluation_pb2 import (
     SCORE_DIRECTION_LOWER_IS_BETTER,
     SCORE_KIND_REAL,
@@ -201,7 +202,9 @@ def _open(evaluation: Evaluation, unsettled: Sequence[Advantage]) -> EvaluationV
 
 
 def _guarded(evaluation: Evaluation, guard: Guard, prompting: Sequence[str]) -> GuardResult:
-    # Drift from the base model is to be a second kind of guard, with a branch of its own here.
+    if guard.WhichOneof("guarded") == "drift":
+        standing, sentence = drift_guarded(evaluation, guard.drift)
+        return GuardResult(guard=guard, standing=standing, sentence=sentence)
     assert guard.WhichOneof("guarded") == "score", "the door refuses a guard of nothing"
     wanted = guard.score
     arms = [wanted.baseline_arm_id] if wanted.baseline_arm_id else prompting

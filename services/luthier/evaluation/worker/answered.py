@@ -35,6 +35,7 @@ class Answered:
         self._pending: list[task_pb2.AnsweredBatch] = []
         self._committed_at = time.monotonic()
         self._num_records = 0
+        self._num_answers = 0
         for file in spec_of(context.task).checkpoint_files:
             for batch in _read(context.fetch(file)):
                 self._keep(batch)
@@ -42,7 +43,7 @@ class Answered:
     @property
     def num_records(self) -> int:
         """Answers so far, of all arms together."""
-        return self._num_records
+        return self._num_answers
 
     def missing(self, arm_id: str, rows: range) -> list[int]:
         """Return the first rows of the batches of an arm that were not answered, of those that some rows are."""
@@ -86,6 +87,8 @@ class Answered:
     def _keep(self, batch: task_pb2.AnsweredBatch) -> None:
         self._batches[batch.arm_id, batch.first_row] = batch
         self._num_records += len(batch.records)
+        # What was found of given tokens is a record without an answer.
+        self._num_answers += sum(bool(one.finish_reason) or one.HasField("error") for one in batch.records)
 
 
 def _read(path: Path) -> Iterator[task_pb2.AnsweredBatch]:

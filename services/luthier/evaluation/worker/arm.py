@@ -16,7 +16,6 @@ from luthier.evaluation.worker.asking import Before
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.order import Measured
 from luthier.evaluation.worker.questions import Asked, Question, ask, failure_of
-from luthier.evaluation.worker.wanted import spec_of
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.score import SequenceScore
 from luthier.text.endings import Stops
@@ -45,6 +44,27 @@ class ArmAnswers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """In what manner an arm is asked.
+
+    Attributes:
+        asking: with which template, and what ends an answer.
+        max_new_tokens: longest answer.
+        seed: of what is drawn at a temperature above 0.
+        temperature: 0 for the most likely answer.
+        is_measured: whether the likelihood of the right answer is measured too.
+        keeps_tokens: whether answers are kept as tokens too.
+    """
+
+    asking: task_pb2.Asking
+    max_new_tokens: int
+    seed: int
+    temperature: float = 0.0
+    is_measured: bool = False
+    keeps_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
     """Rows that are asked together."""
 
@@ -62,7 +82,7 @@ class ArmRunner:
         loaded: the base model.
         adapter: name of the arm's adapter, None for the base model itself.
         answered: what is answered so far.
-        asking: how the arm is asked.
+        manner: how the arm is asked.
         phase: what the arm is called in progress.
         num_answers: answers that the task will have, of all arms together.
     """
@@ -74,11 +94,11 @@ class ArmRunner:
         adapter: str | None,
         answered: Answered,
         *,
-        asking: task_pb2.Asking,
+        manner: Manner,
         phase: str,
         num_answers: int,
     ) -> None:
-        self._asking = asking
+        self._manner = manner
         self._num_answers = num_answers
         self._context = context
         self._loaded = loaded
@@ -86,7 +106,6 @@ class ArmRunner:
         self._answered = answered
         self._phase = phase
         self._num_steps = 0
-        self._evaluation = spec_of(context.task).evaluation
 
     def run(
         self, arm_id: str, questions: Sequence[Question], shots: Sequence[SingleRecord], rows: range
@@ -96,9 +115,9 @@ class ArmRunner:
         All questions are rendered, as what their prompts begin with is read once for all of them.
         """
         began = time.monotonic()
-        asker = self._loaded.asker(self._asking, self._context.check)
-        measured = evaluation_pb2.EVALUATION_METRIC_PERPLEXITY in self._evaluation.metrics
-        asked = ask(asker, questions, shots, measured=measured)
+        asking = self._manner.asking
+        asker = self._loaded.asker(asking, self._context.check)
+        asked = ask(asker, questions, shots, measured=self._manner.is_measured)
         seconds = time.monotonic() - began
         stops = asker.stops(_asked_first(asked, questions, shots))
         for first in self._answered.missing(arm_id, rows):
@@ -113,11 +132,26 @@ class ArmRunner:
                 record.row for record in records if not record.HasField("error")
             ),
             duration_seconds=seconds + sum(batch.duration_seconds for batch in batches),
-            template_source=self._asking.template_source or evaluation_pb2.TEMPLATE_SOURCE_BASE,
+            template_source=asking.template_source or evaluation_pb2.TEMPLATE_SOURCE_BASE,
             template_digest=asker.template_digest(),
             template_date=asker.template_date,
             stops=stops,
         )
+
+    def measure(
+        self, arm_id: str, references: Mapping[int, Rendered], num_rows: int
+    ) -> list[task_pb2.AnsweredRecord]:
+        """Return what the arm finds of given tokens, by row, where that is not known already."""
+        for first in self._answered.missing(arm_id, range(num_rows)):
+            began, rows = time.monotonic(), range(first, min(first + shares.ROWS_A_BATCH, num_rows))
+            records = [task_pb2.AnsweredRecord(row=row) for row in rows]
+            self._measure(references, [record for record in records if record.row in references])
+            seconds = time.monotonic() - began
+            batch = task_pb2.AnsweredBatch(
+                arm_id=arm_id, first_row=first, duration_seconds=seconds, records=records
+            )
+            self._answered.add(batch)
+        return [record for batch in self._answered.of(arm_id) for record in batch.records]
 
     def _batch(self, batch: _Batch) -> task_pb2.AnsweredBatch:
         began = time.monotonic()
@@ -126,7 +160,8 @@ class ArmRunner:
         records = {row: _failed(row, failure) for row, failure in failures.items()}
         records |= self._generated(batch, [row for row in batch.rows if row not in records])
         answered = [record for record in records.values() if not record.HasField("error")]
-        self._measure(batch, [record for record in answered if record.row in batch.asked.references])
+        references = batch.asked.references
+        self._measure(references, [record for record in answered if record.row in references])
         return task_pb2.AnsweredBatch(
             arm_id=batch.arm_id,
             first_row=batch.rows.start,
@@ -163,6 +198,8 @@ class ArmRunner:
                 record = records[rows[event.row]]
                 record.text += event.text
                 record.num_generated_tokens += len(event.token_ids)
+                if self._manner.keeps_tokens:
+                    record.token_ids.extend(event.token_ids)
                 if event.finish_reason is not None:
                     name = f"FINISH_REASON_{event.finish_reason}"
                     record.finish_reason = evaluation_pb2.FinishReason.Value(name)
@@ -184,10 +221,11 @@ class ArmRunner:
             request_id=f"{self._context.task.task}/{batch.arm_id}/{rows[0]}+{len(rows)}",
             prompts=tuple(batch.asked.prompts[row] for row in rows),
             shared_prefix=batch.asked.prefix,
-            max_new_tokens=self._evaluation.max_new_tokens,
+            max_new_tokens=self._manner.max_new_tokens,
             adapter=self._adapter,
             stop_token_ids=batch.stops,
-            seed=self._evaluation.seed,
+            temperature=self._manner.temperature,
+            seed=self._manner.seed,
             first_row=rows[0],
         )
 
@@ -195,9 +233,10 @@ class ArmRunner:
         done = self._answered.num_records + num_ended
         self._context.progress(self._phase, done, self._num_answers, "answers")
 
-    def _measure(self, batch: _Batch, records: Sequence[task_pb2.AnsweredRecord]) -> None:
+    def _measure(
+        self, references: Mapping[int, Rendered], records: Sequence[task_pb2.AnsweredRecord]
+    ) -> None:
         """Add the log-probability of their references to records."""
-        references = batch.asked.references
         for part in _turns(records, references):
             self._context.check()
             scores = self._loaded.engine.measure(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import NamedTuple
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.evaluation.bases import side_by_side
 from luthier.evaluation.precision import precision_of
 from luthier.evaluation.shares import ROWS_A_BATCH
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
-from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner, require_an_answer
+from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner, Manner, require_an_answer
 from luthier.evaluation.worker.contamination import TrainingRecords
+from luthier.evaluation.worker.drift import Drift
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.outcome import result_of, write_answers
@@ -26,6 +29,17 @@ from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
 _OF_THE_BASE = (evaluation_pb2.TEMPLATE_SOURCE_UNSPECIFIED, evaluation_pb2.TEMPLATE_SOURCE_BASE)
+
+
+class _Asked(NamedTuple):
+    """What the arms of one base model are asked with."""
+
+    context: TaskContext
+    loaded: LoadedModel
+    answered: Answered
+    wanted: Wanted
+    phase: str
+    num_answers: int
 
 
 class Evaluator:
@@ -60,19 +74,13 @@ class Evaluator:
         grading = grading_of(evaluation, questions)
         shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
+        drift = _drift(context, answered, wanted)
         try:
-            with (
-                _sizes_named(evaluation),
-                self._models.base(
-                    spec.base_model,
-                    lambda: context.token,
-                    context.check,
-                    precision=precision_of(evaluation.base_precision),
-                    log=context.log,
-                ) as loaded,
-            ):
-                answers = self._asked(context, loaded, answered, questions, shots, wanted)
+            with _sizes_named(evaluation):
+                answers = self._asked(context, answered, questions, shots, wanted, drift)
             answered.commit()
+            if not wanted.is_share:
+                return self._result(context, grading, questions, answers, drift)
         except TaskCancelled as error:
             if not answered.num_records:
                 raise
@@ -86,9 +94,7 @@ class Evaluator:
             if error.reason == Reason.LEASE_LOST or not answered.num_records:
                 raise
             raise TaskFailed(error, self._known(context, grading, questions, answered, wanted)) from error
-        if wanted.is_share:
-            return self._known(context, grading, questions, answered, wanted)
-        return self._result(context, grading, questions, answers)
+        return self._known(context, grading, questions, answered, wanted)
 
     def close(self) -> None:
         """Hang up."""
@@ -98,32 +104,74 @@ class Evaluator:
     def _asked(
         self,
         context: TaskContext,
-        loaded: LoadedModel,
         answered: Answered,
         questions: Sequence[Question],
         shots: Sequence[SingleRecord],
         wanted: Wanted,
+        drift: Drift | None,
     ) -> dict[str, ArmAnswers]:
-        answers = {}
-        for number, arm in enumerate(wanted.arms, start=1):
-            arm_id = arm.arm.arm_id
-            # Who only scores what others have answered needs no adapter.
-            asks = bool(answered.missing(arm_id, wanted.rows(arm_id)))
-            adapter = arm.adapter if asks and arm.HasField("adapter") else None
-            with self._models.adapter(loaded, adapter, lambda: context.token, context.check) as name:
-                runner = ArmRunner(
-                    context,
-                    loaded,
-                    name,
-                    answered,
-                    asking=arm.asking,
-                    phase=f"arm {arm_id}, {number} of {len(wanted.arms)}",
-                    num_answers=wanted.num_answers,
-                )
-                examples = shots[: arm.arm.num_shots]
-                answers[arm_id] = runner.run(arm_id, questions, examples, wanted.rows(arm_id))
-            if not wanted.is_share:
-                require_an_answer(arm_id, answers[arm_id].records, questions)
+        """Ask the arms of one base model after those of another; return what they said in the order of the arms."""
+        precision = precision_of(spec_of(context.task).evaluation.base_precision)
+        num_answers = wanted.num_answers + (drift.num_answers if drift else 0)
+        answers: dict[str, ArmAnswers] = {}
+        groups = side_by_side(wanted.arms, wanted.base_of)
+        for arms in drift.groups(groups) if drift else groups:
+            base = wanted.base(arms[0])
+            with self._models.base(
+                base, lambda: context.token, context.check, precision=precision, log=context.log
+            ) as loaded:
+                for arm in arms:
+                    phase = f"arm {arm.arm.arm_id}, {len(answers) + 1} of {len(wanted.arms)}"
+                    asked = _Asked(context, loaded, answered, wanted, phase, num_answers)
+                    answers[arm.arm.arm_id] = self._arm(asked, arm, questions, shots[: arm.arm.num_shots])
+                if drift:
+                    self._probe(context, loaded, arms, drift)
+        return {arm.arm.arm_id: answers[arm.arm.arm_id] for arm in wanted.arms}
+
+    def _probe(
+        self, context: TaskContext, loaded: LoadedModel, arms: Sequence[task_pb2.ArmModel], drift: Drift
+    ) -> None:
+        for arm in drift.of(arms):
+            with self._adapter(context, loaded, arm) as name:
+                drift.ask(loaded, arm, name)
+
+    def _adapter(
+        self, context: TaskContext, loaded: LoadedModel, arm: task_pb2.ArmModel, *, asks: bool = True
+    ) -> AbstractContextManager[str | None]:
+        adapter = arm.adapter if asks and arm.HasField("adapter") else None
+        return self._models.adapter(loaded, adapter, lambda: context.token, context.check)
+
+    def _arm(
+        self,
+        asked: _Asked,
+        arm: task_pb2.ArmModel,
+        questions: Sequence[Question],
+        examples: Sequence[SingleRecord],
+    ) -> ArmAnswers:
+        arm_id, context, wanted = arm.arm.arm_id, asked.context, asked.wanted
+        rows = wanted.rows(arm_id)
+        # Who only scores what others have answered needs no adapter.
+        asks = bool(asked.answered.missing(arm_id, rows))
+        evaluation = spec_of(context.task).evaluation
+        manner = Manner(
+            asking=arm.asking,
+            max_new_tokens=evaluation.max_new_tokens,
+            seed=evaluation.seed,
+            is_measured=evaluation_pb2.EVALUATION_METRIC_PERPLEXITY in evaluation.metrics,
+        )
+        with self._adapter(context, asked.loaded, arm, asks=asks) as name:
+            runner = ArmRunner(
+                context,
+                asked.loaded,
+                name,
+                asked.answered,
+                manner=manner,
+                phase=asked.phase,
+                num_answers=asked.num_answers,
+            )
+            answers = runner.run(arm_id, questions, examples, rows)
+        if not wanted.is_share:
+            require_an_answer(arm_id, answers.records, questions)
         return answers
 
     def _shots(self, context: TaskContext, evaluation: evaluation_pb2.Evaluation) -> list[SingleRecord]:
@@ -145,12 +193,16 @@ class Evaluator:
         grading: Grading,
         questions: Sequence[Question],
         answers: Mapping[str, ArmAnswers],
+        drift: Drift | None,
     ) -> task_pb2.TaskResult:
         context.progress("scoring", 0, 0, "arms")
         path = context.scratch / "predictions"
         learnt = self._training.look_up(context, questions)
         outcome = result_of(context.task.evaluate.evaluation, grading, questions, answers, learnt, path)
         outcome.warnings.extend(_unknown(context.task.evaluate.arms))
+        if drift:
+            outcome.drift_results.extend(drift.results())
+            outcome.warnings.extend(drift.warnings())
         for warning in outcome.warnings:
             context.log(warning, "WARNING")
         outcome.predictions.CopyFrom(context.store(path, "predictions"))
@@ -176,6 +228,16 @@ class Evaluator:
             return task_pb2.TaskResult(answer_share=answers)
         outcome = task_pb2.EvaluateResult(num_records=num_records, predictions=stored)
         return task_pb2.TaskResult(evaluate=outcome)
+
+
+def _drift(context: TaskContext, answered: Answered, wanted: Wanted) -> Drift | None:
+    """Return what measures drift where it is wanted: by whoever scores too, as it needs what the baseline says."""
+    evaluation = spec_of(context.task).evaluation
+    if wanted.is_share or not evaluation.HasField("drift"):
+        return None
+    drift = Drift(context, answered, evaluation, wanted.num_answers)
+    context.announce(answering_seconds(drift.num_answers, evaluation.drift.max_new_tokens))
+    return drift
 
 
 def _is_lost(error: LuthierError) -> bool:

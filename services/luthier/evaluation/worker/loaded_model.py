@@ -11,6 +11,8 @@ from luthier.errors import NotFound
 from luthier.evaluation.worker.asking import Asker, TextDecoder, asking_of
 from luthier.evaluation.worker.engine import EngineClient, Place
 from luthier.evaluation.worker.order import Facts
+from luthier.runtime.digests import contents_digest
+from luthier.text.tokenizer import TOKENIZER_FILE
 from luthier.work.limited import Check
 from luthier.work.text_pool import Bundle, TextPool
 from luthier.worker.v1 import task_pb2
@@ -35,6 +37,11 @@ class LoadedModel:
         self._is_loaded: OrderedDict[str, bool] = OrderedDict()
         self._users: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    @property
+    def tokens_digest(self) -> str:
+        """Two models of which this is the same have the same tokens, whatever their templates."""
+        return contents_digest({TOKENIZER_FILE: self._bundle.read()[TOKENIZER_FILE]})
 
     def asker(self, asking: task_pb2.Asking, check: Check = lambda: None) -> Asker:
         """Return what makes prompts for the model, asked in this way, for as long as `check` lets it."""

@@ -122,6 +122,30 @@ def _message(name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
     )
 
 
+def share_estimate(name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
+    """Return a share of questions as messages say it, of a score that is no metric's."""
+    return _plain(name, interval, evaluation_pb2.SCORE_KIND_BINARY, higher_is_better=True)
+
+
+def real_estimate(name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
+    """Return a number that is the better the lower it is as messages say it, of a score that is no metric's."""
+    return _plain(name, interval, evaluation_pb2.SCORE_KIND_REAL, higher_is_better=False)
+
+
+def _plain(
+    name: str, interval: Interval, kind: evaluation_pb2.ScoreKind.ValueType, *, higher_is_better: bool
+) -> evaluation_pb2.ScoreEstimate:
+    return evaluation_pb2.ScoreEstimate(
+        score=name,
+        value=interval.value,
+        lower=interval.lower,
+        upper=interval.upper,
+        count=interval.count,
+        kind=kind,
+        direction=direction_of(higher_is_better=higher_is_better),
+    )
+
+
 def direction_of(*, higher_is_better: bool) -> evaluation_pb2.ScoreDirection.ValueType:
     """Return a direction as messages say it."""
     if higher_is_better:

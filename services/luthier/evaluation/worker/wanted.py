@@ -20,6 +20,7 @@ class Wanted:
     """
 
     def __init__(self, spec: task_pb2.EvaluateSpec, num_records: int) -> None:
+        self._all_arms_base = spec.base_model
         self._share = spec.share if spec.HasField("share") else None
         self._num_records = num_records
         self.arms = [arm for arm in spec.arms if self.rows(arm.arm.arm_id)]
@@ -38,6 +39,14 @@ class Wanted:
     def records(self) -> range:
         """The records from the first to the last of which an arm is asked."""
         return range(self._num_records) if self._share is None else all_rows(self._share)
+
+    def base(self, arm: task_pb2.ArmModel) -> task_pb2.ModelReference:
+        """Return the base model of an arm."""
+        return arm.base_model if arm.HasField("base_model") else self._all_arms_base
+
+    def base_of(self, arm: task_pb2.ArmModel) -> str:
+        """Return what arms on the same weights share."""
+        return self.base(arm).digest
 
     def rows(self, arm_id: str) -> range:
         """Return which records an arm is asked."""

@@ -34,7 +34,7 @@ class EvaluationPrivate(_message.Message):
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
-    """Base model that all arms share; the evaluation has its digest."""
+    """Base model that all arms share. Empty where the evaluation's arms say theirs: older ones do not."""
     @_builtins.property
     def askings(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Asking]:
         """How each arm is asked, in the order of the arms. Empty: it is older than this field, and all are asked as the base model says."""

@@ -31,6 +31,8 @@ from luthier.errors import DataLoss
 _SAID = "__metadata__"
 _FILE_BYTES = 256 << 20
 """Of a file, all of which is held twice while it is written."""
+_MOST_FILES = 200
+"""Of all ranks together, but for each rank's last one: a checkpoint has 1,000 at most, masters and moments in them."""
 
 
 def part_files(folder: Path, stem: str) -> list[Path]:
@@ -46,7 +48,8 @@ def is_part(name: str, stem: str) -> bool:
 def write_parts(folder: Path, stem: str, tensors: Mapping[str, Tensor], rank: int) -> list[Path]:
     """Write what a rank holds of tensors, DTensors or whole ones, into a folder; returns the files.
 
-    A whole one should be written by one rank alone. Takes the memory of one file, 256 MiB or the largest part.
+    A whole one should be written by one rank alone. Takes twice the memory of one file, which is 256 MiB, or the 200th
+    part of all tensors, or the largest part.
     """
     if not tensors:
         return []
@@ -107,9 +110,12 @@ def _order_header(path: Path) -> None:
 def _numbered(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return into which file each tensor goes, from 1."""
     numbers, number, held = {}, 1, 0
+    # Of a DTensor that of all ranks together.
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    file_bytes = max(_FILE_BYTES, whole // _MOST_FILES)
     for name, tensor in tensors.items():
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        if held and held + local.nbytes > _FILE_BYTES:
+        if held and held + local.nbytes > file_bytes:
             number, held = number + 1, 0
         held += local.nbytes
         numbers[name] = number

@@ -1143,6 +1143,7 @@ class ArmModel(_message.Message):
     ARM_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     ASKING_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def arm(self) -> _evaluation_pb2.EvaluationArm:
         """The arm."""
@@ -1155,16 +1156,21 @@ class ArmModel(_message.Message):
     def asking(self) -> Global___Asking:
         """How it is asked. Unset: as the base model says."""
 
+    @_builtins.property
+    def base_model(self) -> Global___ModelReference:
+        """The base model below its adapter, or that it is. Unset: that of all arms."""
+
     def __init__(
         self,
         *,
         arm: _evaluation_pb2.EvaluationArm | None = ...,
         adapter: Global___ModelReference | None = ...,
         asking: Global___Asking | None = ...,
+        base_model: Global___ModelReference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "arm", b"arm", "asking", b"asking"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "arm", b"arm", "asking", b"asking", "base_model", b"base_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "arm", b"arm", "asking", b"asking"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "arm", b"arm", "asking", b"asking", "base_model", b"base_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1189,7 +1195,7 @@ class EvaluateSpec(_message.Message):
 
     @_builtins.property
     def base_model(self) -> Global___ModelReference:
-        """The base model of all arms."""
+        """The base model of all arms. Unset where they have several."""
 
     @_builtins.property
     def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmModel]:
@@ -1244,7 +1250,7 @@ class AnswerShare(_message.Message):
     """Its number, from 1."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmRows]:
-        """Which answers, in the order of the evaluation's arms, each arm once at most."""
+        """Which answers, in the order of the evaluation's arms, those of one base model beside each other; each arm once at most."""
 
     def __init__(
         self,
@@ -1357,6 +1363,7 @@ class AnsweredRecord(_message.Message):
     NLL_FIELD_NUMBER: _builtins.int
     NUM_REFERENCE_TOKENS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Position among the records asked, from 0."""
     text: _builtins.str
@@ -1373,6 +1380,10 @@ class AnsweredRecord(_message.Message):
     def error(self) -> _status_pb2.Status:
         """Why the record failed. Unset when it did not."""
 
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens of the answer, without what ended it. Empty where nobody asks what other models find of them."""
+
     def __init__(
         self,
         *,
@@ -1383,10 +1394,11 @@ class AnsweredRecord(_message.Message):
         nll: _builtins.float = ...,
         num_reference_tokens: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_reference_tokens", b"num_reference_tokens", "row", b"row", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_reference_tokens", b"num_reference_tokens", "row", b"row", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1403,7 +1415,7 @@ class AnsweredBatch(_message.Message):
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
-    """The arm."""
+    """The arm, or what of it: drift/ARM and more of the same are its answers to the general suite, and what it finds of the baseline's."""
     first_row: _builtins.int
     """First row of the batch."""
     duration_seconds: _builtins.float
@@ -1440,6 +1452,7 @@ class EvaluateResult(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     CONTAMINATION_FIELD_NUMBER: _builtins.int
+    DRIFT_RESULTS_FIELD_NUMBER: _builtins.int
     num_records: _builtins.int
     """Records asked."""
     @_builtins.property
@@ -1464,6 +1477,10 @@ class EvaluateResult(_message.Message):
     def contamination(self) -> _evaluation_pb2.Contamination:
         """Records that the tuned arms learnt from. Unset where nobody looked."""
 
+    @_builtins.property
+    def drift_results(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.DriftResult]:
+        """How far the tuned arms have drifted. Empty where nobody asked."""
+
     def __init__(
         self,
         *,
@@ -1473,10 +1490,11 @@ class EvaluateResult(_message.Message):
         predictions: Global___BlobFile | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         contamination: _evaluation_pb2.Contamination | None = ...,
+        drift_results: _abc.Iterable[_evaluation_pb2.DriftResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "drift_results", b"drift_results", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

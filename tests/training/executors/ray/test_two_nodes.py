@@ -28,11 +28,14 @@ from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
 from luthier.work.children import Children
+from luthier.work.requirements import Equipment
 from luthier.work.worker_config import WorkerConfig
 
 pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.slow
 EPOCHS = 8
+EQUIPMENT = Equipment(num_ranks=2)
+"""Jobs that ask for two ranks are given to nobody who does not say that it has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,7 @@ class Hurt:
 @asynccontextmanager
 async def working(site: Site, folder: Path, children: Children, cluster: LocalCluster) -> AsyncIterator[None]:
     fleet = Fleet(address=cluster.address, num_ranks=2)
-    async with site.worker(compute=OnRay(children, fleet)):
+    async with site.worker(compute=OnRay(children, fleet), equipment=EQUIPMENT):
         site.data.tokenizer_digest = (await site.register(folder)).tokenizer_digest
         yield
 
@@ -153,7 +156,8 @@ async def test_a_job_goes_on_on_the_node_that_is_left(
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
         here = await site.ended((await site.create("here", micro_batch_tokens=48, num_epochs=EPOCHS)).name)
         assert here.state == FineTuningJob.STATE_SUCCEEDED, here.error
-    async with site.worker(compute=OnRay(children, Fleet(address=cluster.address, num_ranks=2))):
+    compute = OnRay(children, Fleet(address=cluster.address, num_ranks=2))
+    async with site.worker(compute=compute, equipment=EQUIPMENT):
         job = await site.create_job("node", wanted(1, 2, num_epochs=EPOCHS))
         found = await hurt_by(site, cluster, job, "node")
         _check_lost(found, "of 2")

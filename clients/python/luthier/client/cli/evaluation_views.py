@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from luthier.client.askings import asked_with
+from luthier.client.askings import asked_with, bases_below
 from luthier.client.cli.views import facts, failure, split_name, state, table, waiting, when
+from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
 from luthier.client.names import short
 from luthier.client.scores import (
     difference_words,
@@ -80,6 +81,7 @@ def evaluation_facts(evaluation: Evaluation) -> Group:
             ("records", evaluation.num_records),
             ("text compared in", text_form_words(evaluation)),
             ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{a.num_shots}" for a in evaluation.arms)),
+            *((f"below {arm_id}", short(base)) for arm_id, base in bases_below(evaluation).items()),
         ]
     )
     asked = [(f"asked {result.arm_id}", asked_with(result)) for result in evaluation.arm_results]
@@ -90,7 +92,11 @@ def evaluation_facts(evaluation: Evaluation) -> Group:
     ]
     if any(words for _, words in asked):
         parts.append(facts(asked))
-    for made in (_score_table(evaluation), comparison_table(evaluation.comparisons)):
+    for made in (
+        _score_table(evaluation),
+        _drift_table(evaluation),
+        comparison_table(evaluation.comparisons),
+    ):
         if made.row_count:
             parts += [Text(""), made]
     return Group(*parts)
@@ -111,6 +117,26 @@ def _score_table(evaluation: Evaluation) -> Table:
     if any(result.num_errors for result in evaluation.arm_results):
         made.add_row(
             "records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)
+        )
+    return made
+
+
+def _drift_table(evaluation: Evaluation) -> Table:
+    """A row for each tuned arm: what it retains of general abilities, of each skill, and how far it has moved."""
+    skills = list(dict.fromkeys(skill for one in evaluation.drift_results for skill, _ in skill_words(one)))
+    made = table(
+        "DRIFT OF", "FROM", "#RETAINED", *(f"#{skill.upper()}" for skill in skills), "#DIVERGENCE", "#TEXT"
+    )
+    for one in evaluation.drift_results:
+        words = dict(skill_words(one))
+        cells = (words.get(skill, "") for skill in skills)
+        made.add_row(
+            one.arm_id,
+            one.baseline_arm_id,
+            retained_words(one),
+            *cells,
+            divergence_words(one),
+            text_loss_words(one),
         )
     return made
 

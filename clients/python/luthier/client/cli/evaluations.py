@@ -118,8 +118,22 @@ def _kind() -> type[Evaluation]:
     field="guards",
     is_read=False,
     multiple=True,
-    metavar="SCORE=LOSS[:ARM]",
-    help="A score that may lose at most LOSS against ARM. [default of ARM: every prompting arm]",
+    metavar="SCORE=LOSS[:ARM]|drift=LEAST",
+    help="A score that may lose at most LOSS against ARM, or the share of general abilities that --drift must find "
+    "retained. [default of ARM: every prompting arm]",
+)
+@field_option(
+    "--drift",
+    field="drift",
+    is_flag=True,
+    flag_value="{}",
+    default=None,
+    help="Measure what the tuned arms have forgotten of what a prompting arm can do.",
+)
+@field_option(
+    "--drift-baseline",
+    field="drift.baseline_arm_id",
+    help="The arm that they are held against; measures drift. [default: the first prompting arm]",
 )
 @field_option(
     "--max-workers",
@@ -167,16 +181,24 @@ def _arm(text: str) -> EvaluationArm:
 
 
 def _guard(text: str) -> Guard:
-    from luthier.v1.verdict_pb2 import Guard, ScoreGuard
+    from luthier.v1.verdict_pb2 import DriftGuard, Guard, ScoreGuard
 
     score, _, limit = text.partition("=")
-    loss, _, arm_id = limit.partition(":")
+    amount, colon, arm_id = limit.partition(":")
     try:
-        max_loss = float(loss)
+        number = float(amount)
     except ValueError as error:
-        problem = f"must be SCORE=LOSS or SCORE=LOSS:ARM, got {text!r}"
-        raise click.BadParameter(problem, param_hint="--guard") from error
-    return Guard(score=ScoreGuard(score=score, max_loss=max_loss, baseline_arm_id=arm_id))
+        raise _no_guard(text) from error
+    if score != "drift":
+        return Guard(score=ScoreGuard(score=score, max_loss=number, baseline_arm_id=arm_id))
+    if colon:
+        raise _no_guard(text)
+    return Guard(drift=DriftGuard(min_retained=number))
+
+
+def _no_guard(text: str) -> click.BadParameter:
+    problem = f"must be SCORE=LOSS, SCORE=LOSS:ARM or drift=LEAST, got {text!r}"
+    return click.BadParameter(problem, param_hint="--guard")
 
 
 def _choose_templates(arms: Iterable[EvaluationArm], templates: Iterable[str]) -> None:

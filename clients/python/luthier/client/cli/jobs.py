@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -143,6 +144,20 @@ def delete(session: Session, name: str, etag: str) -> None:
 def metrics(session: Session, name: str) -> None:
     """Show a job's metrics by step."""
     session.show_list(session.client.jobs.metrics(name, page_size=1000), _metric_table)
+
+
+@jobs.command()
+@click.argument("name")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@pass_session
+def tensorboard(session: Session, name: str, directory: Path) -> None:
+    """Write a job's metrics and settings into DIRECTORY, for `tensorboard --logdir`."""
+    from luthier.client.run_files import write_tensorboard
+
+    points = session.client.jobs.metrics(name, page_size=1000)
+    count = write_tensorboard(session.client.jobs.get(name), points, directory)
+    session.note(f"{count:,} values")
+    click.echo(directory)
 
 
 @jobs.command()

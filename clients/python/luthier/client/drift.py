@@ -1,0 +1,37 @@
+"""Drift in words: what a tuned arm retains of general abilities, and how far its answers have moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luthier.client.scores import estimate_words
+from luthier.v1.evaluation_pb2 import DriftResult
+
+
+def retained_words(result: DriftResult) -> str:
+    """Return `91.2 % [83.4, 95.5] of 80`; says so where the baseline can do none of it."""
+    if not result.HasField("retained"):
+        return f"nothing to retain: {result.baseline_arm_id} has no question right"
+    return f"{estimate_words(result.retained)} of {result.retained.count:,}"
+
+
+def skill_words(result: DriftResult) -> Iterator[tuple[str, str]]:
+    """Yield each skill with `kept of known` and how many the arm has right that the baseline has not."""
+    for skill in result.skills:
+        gained = f", {skill.num_gained:,} gained" if skill.num_gained else ""
+        yield skill.skill, f"{skill.num_kept:,} of {skill.num_known:,}{gained}"
+
+
+def divergence_words(result: DriftResult) -> str:
+    """Return the divergence with its interval, in nats per token; says so where it was not measured."""
+    if not result.HasField("divergence"):
+        return "not measured: other tokens" if result.HasField("retained") else "not measured"
+    return f"{estimate_words(result.divergence)} nats per token"
+
+
+def text_loss_words(result: DriftResult) -> str:
+    """Return by how many bits a byte general text became less likely; says so where that was not measured."""
+    if not result.HasField("text_loss"):
+        return "not measured"
+    loss = result.text_loss
+    return f"{loss.value:+.3g} [{loss.lower:+.3g}, {loss.upper:+.3g}] on {result.baseline_text_bits:.3g} bits a byte"

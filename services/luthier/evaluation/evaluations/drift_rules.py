@@ -1,0 +1,90 @@
+"""What may be asked of drift: what tuned arms are held against, and how much they must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.amounts import reached
+from luthier.runtime.field_limits import LimitTable, demanded, not_negative, whole
+from luthier.v1.evaluation_pb2 import DriftResult, Evaluation
+from luthier.v1.verdict_pb2 import DriftGuard, GuardResult
+
+DEFAULT_NEW_TOKENS = 64
+MAX_NEW_TOKENS = 1024
+MAX_QUESTIONS = 1000
+LEAST_KNOWN = 10
+"""Below so many questions that the baseline has right nothing is said."""
+DRIFT_LIMITS: LimitTable = {
+    "drift.max_questions": whole(0, MAX_QUESTIONS),
+    "drift.max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
+    "guards[].drift.min_retained": not_negative(1),
+}
+_BASELINE = "evaluation.drift.baseline_arm_id"
+Standing = GuardResult.Standing
+
+
+def resolve_drift(filled: Evaluation) -> None:
+    """Fill in, in place, what a new evaluation's probe does not say and no model has to be known for."""
+    if filled.HasField("drift"):
+        filled.drift.max_new_tokens = filled.drift.max_new_tokens or DEFAULT_NEW_TOKENS
+
+
+def drift_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
+    """Yield what is asked of drift and cannot be answered, as far as no model has to be known for that."""
+    arms = [arm.arm_id for arm in evaluation.arms]
+    baseline = evaluation.drift.baseline_arm_id
+    if baseline and baseline not in arms:
+        description = f"must be one of the arms {', '.join(arms)}, got {baseline!r}"
+        yield FieldViolation(field=_BASELINE, description=description)
+    for index, guard in enumerate(evaluation.guards):
+        if guard.HasField("drift") and not evaluation.HasField("drift"):
+            yield FieldViolation(
+                field=f"evaluation.guards[{index}].drift",
+                description="must be of an evaluation that measures drift; set evaluation.drift",
+                reason=Reason.METRIC_NOT_MEASURED,
+            )
+
+
+def set_baseline(evaluation: Evaluation) -> None:
+    """Say, in place, what the tuned arms of a new evaluation are held against; its arms have their roles.
+
+    Raises InvalidArgument where there is no such arm, or none beside it to be judged.
+    """
+    if not evaluation.HasField("drift"):
+        return
+    prompting = [arm.arm_id for arm in evaluation.arms if not arm.tuned]
+    baseline = evaluation.drift.baseline_arm_id or next(iter(prompting), "")
+    if not baseline:
+        raise _refused(_BASELINE, "must be set, as no arm is of a model that nobody tuned; got nothing")
+    if not evaluation.candidate_arm_id:
+        raise _refused(
+            "evaluation.drift", "must be unset without a tuned arm, there is none to have forgotten"
+        )
+    if baseline == evaluation.candidate_arm_id:
+        raise _refused(_BASELINE, f"must be another arm than the one that is judged, got {baseline!r}")
+    evaluation.drift.baseline_arm_id = baseline
+
+
+def drift_guarded(evaluation: Evaluation, guard: DriftGuard) -> tuple[Standing.ValueType, str]:
+    """Return where a guard of drift stands for the judged arm, and that in a sentence."""
+    candidate = evaluation.candidate_arm_id
+    result = next((one for one in evaluation.drift_results if one.arm_id == candidate), DriftResult())
+    baseline, found = result.baseline_arm_id, result.retained
+    if found.count < LEAST_KNOWN:
+        words = f"{found.count} questions of the general suite right, fewer than the {LEAST_KNOWN} that tell anything"
+        return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} has {words}"
+    limit = reached(guard.min_retained, is_share=True)
+    seen = (
+        f"of what {baseline} can do: {reached(found.value, is_share=True)} "
+        f"[{reached(found.lower, is_share=True)}, {reached(found.upper, is_share=True)}] of {found.count:,} questions"
+    )
+    if found.upper < guard.min_retained:
+        return Standing.STANDING_BROKEN, f"{candidate} retains less than {limit} {seen}"
+    if found.lower >= guard.min_retained:
+        return Standing.STANDING_HELD, f"{candidate} retains at least {limit} {seen}"
+    return Standing.STANDING_UNDECIDED, f"{candidate} may retain less than {limit} {seen}"
+
+
+def _refused(field: str, description: str) -> InvalidArgument:
+    return InvalidArgument.of_fields(FieldViolation(field=field, description=description))

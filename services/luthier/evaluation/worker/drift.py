@@ -1,0 +1,243 @@
+"""What tuned arms have forgotten: a general suite put to a baseline and to them, and what they find of its answers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from luthier.evaluation.worker.answered import Answered
+from luthier.evaluation.worker.arm import ArmRunner, Manner
+from luthier.evaluation.worker.loaded_model import LoadedModel
+from luthier.evaluation.worker.questions import Question, ask, choose
+from luthier.evaluation.worker.scoring import real_estimate, share_estimate
+from luthier.grading.metrics.intervals import bootstrap_ratio, wilson
+from luthier.grading.suite import SKILLS, general_suite, general_texts
+from luthier.text.records import ChatRecord, Message
+from luthier.text.rendering import Rendered
+from luthier.v1.evaluation_pb2 import DriftResult, Evaluation, SkillDrift
+from luthier.work.context import TaskContext
+from luthier.work.limited import Check
+from luthier.worker.v1 import task_pb2
+
+RETAINED = "retained"
+DIVERGENCE = "divergence"
+GREEDY_DIVERGENCE = "greedy_divergence"
+TEXT_LOSS = "text_loss"
+_FILENAME = "general_suite.jsonl"
+Records = Sequence[task_pb2.AnsweredRecord]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Own:
+    """What the baseline said itself, as tokens: its most likely answers, then those that were drawn."""
+
+    tokens_digest: str
+    references: Mapping[int, Rendered]
+
+
+class Drift:
+    """Asks arms the general suite, the baseline before all others.
+
+    Args:
+        context: the task.
+        answered: what is answered so far, of this too.
+        evaluation: which measures drift.
+        num_others: answers that the task has besides.
+    """
+
+    def __init__(
+        self, context: TaskContext, answered: Answered, evaluation: Evaluation, num_others: int
+    ) -> None:
+        probe = evaluation.drift
+        self._context = context
+        self._answered = answered
+        self._evaluation = evaluation
+        self._baseline = probe.baseline_arm_id
+        self._questions = choose(suite_questions(), probe.max_questions, evaluation.seed)
+        arms = [arm.arm_id for arm in evaluation.arms if arm.tuned and arm.arm_id != self._baseline]
+        self.arm_ids = frozenset((self._baseline, *arms))
+        # The baseline is asked twice: for its most likely answers, and for some that are drawn.
+        self.num_answers = len(self._questions) * (len(self.arm_ids) + 1)
+        self._num_all = num_others + self.num_answers
+        self._said: dict[str, Records] = {}
+        self._found: dict[str, Records] = {}
+        self._read: dict[str, Records] = {}
+        self._own: _Own | None = None
+
+    def groups(self, groups: Iterable[list[task_pb2.ArmModel]]) -> list[list[task_pb2.ArmModel]]:
+        """Return arms by base models, that of the baseline first: what it says is shown to all others."""
+        return sorted(groups, key=lambda arms: all(arm.arm.arm_id != self._baseline for arm in arms))
+
+    def of(self, arms: Iterable[task_pb2.ArmModel]) -> list[task_pb2.ArmModel]:
+        """Return those arms that are asked, the baseline first."""
+        wanted = [arm for arm in arms if arm.arm.arm_id in self.arm_ids]
+        return sorted(wanted, key=lambda arm: arm.arm.arm_id != self._baseline)
+
+    def ask(self, loaded: LoadedModel, arm: task_pb2.ArmModel, adapter: str | None) -> None:
+        """Ask an arm the suite, and what it finds of the baseline's answers where its tokens are the same."""
+        arm_id = arm.arm.arm_id
+        is_baseline = arm_id == self._baseline
+        texts = _texts(loaded, arm, self._context.check)
+        likely = self._runner(loaded, arm, adapter, keeps_tokens=is_baseline)
+        self._said[arm_id] = likely.run(_key(arm_id), self._questions, (), self._rows).records
+        if is_baseline:
+            drawing = self._runner(loaded, arm, adapter, temperature=1.0, keeps_tokens=True)
+            drawn = drawing.run(_key(arm_id, "drawn"), self._questions, (), self._rows).records
+            self._own = self._as_tokens(loaded, arm, drawn)
+        if self._own is not None and loaded.tokens_digest == self._own.tokens_digest:
+            num_rows = 2 * len(self._questions)
+            self._found[arm_id] = likely.measure(_key(arm_id, "found"), self._own.references, num_rows)
+        self._read[arm_id] = likely.measure(_key(arm_id, "texts"), texts, len(texts))
+
+    def results(self) -> list[DriftResult]:
+        """Return how far each tuned arm has drifted, in the order of the arms."""
+        return [
+            self._result(arm.arm_id)
+            for arm in self._evaluation.arms
+            if arm.arm_id in self.arm_ids and arm.arm_id != self._baseline
+        ]
+
+    def warnings(self) -> Iterable[str]:
+        """Yield what keeps drift from being measured."""
+        for arm_id, records in self._said.items():
+            failed = [record for record in records if record.HasField("error")]
+            if failed:
+                yield (
+                    f"drift: arm {arm_id} could not answer {len(failed)} of {len(records)} questions of the general "
+                    f"suite, which count in nothing; the first: {failed[0].error.message}"
+                )
+
+    @property
+    def _rows(self) -> range:
+        return range(len(self._questions))
+
+    def _runner(
+        self,
+        loaded: LoadedModel,
+        arm: task_pb2.ArmModel,
+        adapter: str | None,
+        *,
+        temperature: float = 0.0,
+        keeps_tokens: bool = False,
+    ) -> ArmRunner:
+        manner = Manner(
+            asking=arm.asking,
+            max_new_tokens=self._evaluation.drift.max_new_tokens,
+            seed=self._evaluation.seed,
+            temperature=temperature,
+            keeps_tokens=keeps_tokens,
+        )
+        return ArmRunner(
+            self._context,
+            loaded,
+            adapter,
+            self._answered,
+            manner=manner,
+            phase=f"drift of arm {arm.arm.arm_id}",
+            num_answers=self._num_all,
+        )
+
+    def _as_tokens(self, loaded: LoadedModel, arm: task_pb2.ArmModel, drawn: Records) -> _Own:
+        """Return the baseline's answers behind their questions, each row's tokens of an answer chosen."""
+        asker = loaded.asker(arm.asking, self._context.check)
+        asked = ask(asker, self._questions, (), measured=False)
+        count, references = len(self._questions), dict[int, Rendered]()
+        for first, records in ((0, self._said[self._baseline]), (count, drawn)):
+            for record in records:
+                if record.token_ids and record.row in asked.prompts:
+                    prompt = (*asked.prefix, *asked.prompts[record.row])
+                    references[first + record.row] = _behind(prompt, record.token_ids)
+        return _Own(tokens_digest=loaded.tokens_digest, references=references)
+
+    def _result(self, arm_id: str) -> DriftResult:
+        result = DriftResult(arm_id=arm_id, baseline_arm_id=self._baseline)
+        by_skill = {skill: SkillDrift(skill=skill) for skill in SKILLS}
+        suite = general_suite()
+        for question, mine, other in zip(
+            self._questions, self._said[arm_id], self._said[self._baseline], strict=True
+        ):
+            if not (mine.HasField("error") or other.HasField("error")):
+                item = suite[question.row]
+                _count(by_skill[item.skill], item.is_right(mine.text), item.is_right(other.text))
+        result.skills.extend(one for one in by_skill.values() if one.num_asked)
+        num_known = sum(one.num_known for one in result.skills)
+        if num_known:
+            kept = wilson(sum(one.num_kept for one in result.skills), num_known)
+            result.retained.CopyFrom(share_estimate(RETAINED, kept))
+        if arm_id in self._found:
+            self._add_divergences(result, self._found[arm_id], self._found[self._baseline])
+        self._add_text_loss(result, self._read[arm_id], self._read[self._baseline])
+        return result
+
+    def _add_text_loss(self, result: DriftResult, mine: Records, baseline: Records) -> None:
+        read = [
+            (one.nll / math.log(2), other.nll / math.log(2), len(text.encode()))
+            for text, one, other in zip(general_texts(), mine, baseline, strict=True)
+            if not (one.HasField("error") or other.HasField("error"))
+        ]
+        if read:
+            sizes = [size for _, _, size in read]
+            losses = [one - other for one, other, _ in read]
+            interval = bootstrap_ratio(losses, sizes, seed=self._evaluation.seed)
+            result.text_loss.CopyFrom(real_estimate(TEXT_LOSS, interval))
+            result.baseline_text_bits = sum(other for _, other, _ in read) / sum(sizes)
+
+    def _add_divergences(self, result: DriftResult, mine: Records, baseline: Records) -> None:
+        pairs = [
+            (one, other)
+            for one, other in zip(mine, baseline, strict=True)
+            if one.num_reference_tokens and other.num_reference_tokens
+        ]
+        count = len(self._questions)
+        likely = [pair for pair in pairs if pair[0].row < count]
+        drawn = [pair for pair in pairs if pair[0].row >= count]
+        for name, found in ((GREEDY_DIVERGENCE, likely), (DIVERGENCE, drawn)):
+            if found:
+                losses = [one.nll - other.nll for one, other in found]
+                tokens = [one.num_reference_tokens for one, _ in found]
+                interval = bootstrap_ratio(losses, tokens, seed=self._evaluation.seed)
+                getattr(result, name).CopyFrom(real_estimate(name, interval))
+        result.num_drawn_tokens = sum(one.num_reference_tokens for one, _ in drawn)
+
+
+def _key(arm_id: str, part: str = "") -> str:
+    """Return under which name answers are kept: none that an arm may have."""
+    return "/".join(filter(None, ("drift", arm_id, part)))
+
+
+def suite_questions() -> list[Question]:
+    """Return the questions of the general suite, in its order."""
+    return [
+        Question(
+            record_id=hashlib.sha256(item.prompt.encode()).hexdigest(),
+            row=row,
+            record=ChatRecord(
+                messages=(
+                    Message(role="user", content=item.prompt),
+                    Message(role="assistant", content=item.reference),
+                )
+            ),
+            filename=_FILENAME,
+            line=row + 1,
+        )
+        for row, item in enumerate(general_suite())
+    ]
+
+
+def _texts(loaded: LoadedModel, arm: task_pb2.ArmModel, check: Check) -> dict[int, Rendered]:
+    asker = loaded.asker(arm.asking, check)
+    return {row: _behind((), asker.raw(text)) for row, text in enumerate(general_texts())}
+
+
+def _behind(prompt: Sequence[int], answer: Sequence[int]) -> Rendered:
+    mask = (*(False for _ in prompt), *(True for _ in answer))
+    return Rendered(input_ids=(*prompt, *answer), loss_mask=mask, ending_ids=(), num_asking=len(prompt))
+
+
+def _count(skill: SkillDrift, mine: bool, other: bool) -> None:
+    skill.num_asked += 1
+    skill.num_known += other
+    skill.num_kept += mine and other
+    skill.num_gained += mine and not other

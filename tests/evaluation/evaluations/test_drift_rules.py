@@ -1,0 +1,133 @@
+"""What may be asked of drift, and where its guard stands."""
+
+from __future__ import annotations
+
+import pytest
+from tests.evaluation.evaluations.conftest import Bench
+from tests.evaluation.evaluations.memory_peers import BASE, MORE, TUNED
+
+from luthier.errors import InvalidArgument, Reason
+from luthier.evaluation.evaluations.drift_rules import drift_guarded
+from luthier.v1.evaluation_pb2 import DriftProbe, DriftResult, Evaluation, EvaluationArm, ScoreEstimate
+from luthier.v1.verdict_pb2 import DriftGuard, Guard, GuardResult, ScoreGuard
+
+PROBE = DriftProbe()
+DRIFT_GUARD = Guard(drift=DriftGuard(min_retained=0.9))
+BASE_ARM, TUNED_ARM, MORE_ARM = (
+    EvaluationArm(arm_id=name.rsplit("/", 1)[-1], model=name) for name in (BASE, TUNED, MORE)
+)
+Standing = GuardResult.Standing
+
+
+async def test_what_is_not_said_has_its_default(bench: Bench) -> None:
+    made = await bench.create(arms=[TUNED_ARM, BASE_ARM], drift=PROBE, guards=[DRIFT_GUARD])
+    assert (made.drift.baseline_arm_id, made.drift.max_new_tokens, made.drift.max_questions) == (
+        "base",
+        64,
+        0,
+    )
+    assert made.candidate_arm_id == "tuned"
+    _, spec = await bench.claim()
+    assert spec.evaluate.evaluation.drift == made.drift
+
+
+async def test_an_evaluation_without_a_probe_has_none(bench: Bench) -> None:
+    assert not (await bench.create()).HasField("drift")
+
+
+async def test_a_tuned_arm_can_be_what_another_is_held_against(bench: Bench) -> None:
+    made = await bench.create(arms=[TUNED_ARM, MORE_ARM], drift=DriftProbe(baseline_arm_id="tuned"))
+    assert (made.drift.baseline_arm_id, made.candidate_arm_id) == ("tuned", "more")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        (
+            {"drift": DriftProbe(baseline_arm_id="none")},
+            "drift.baseline_arm_id",
+            "must be one of the arms zero, tuned, got 'none'",
+        ),
+        ({"drift": DriftProbe(max_questions=-1)}, "drift.max_questions", "must be in 0..1000, got -1"),
+        ({"drift": DriftProbe(max_new_tokens=2000)}, "drift.max_new_tokens", "must be in 1..1024, got 2000"),
+        ({"guards": [DRIFT_GUARD]}, "guards[0].drift", "must be of an evaluation that measures drift"),
+        (
+            {"drift": PROBE, "guards": [Guard(drift=DriftGuard(min_retained=1.5))]},
+            "guards[0].drift.min_retained",
+            "must be in 0..1, got 1.5",
+        ),
+        ({"guards": [Guard()]}, "guards[0]", "must be one of score and drift, got none"),
+        (
+            {"guards": [Guard(score=ScoreGuard())]},
+            "guards[0].score.score",
+            "must be at most 200 characters, got 0",
+        ),
+        (
+            {"drift": PROBE, "arms": [BASE_ARM]},
+            "drift",
+            "must be unset without a tuned arm, there is none to have forgotten",
+        ),
+        (
+            {"drift": PROBE, "arms": [TUNED_ARM, MORE_ARM]},
+            "drift.baseline_arm_id",
+            "must be set, as no arm is of a model that nobody tuned; got nothing",
+        ),
+        (
+            {"drift": DriftProbe(baseline_arm_id="tuned")},
+            "drift.baseline_arm_id",
+            "must be another arm than the one that is judged, got 'tuned'",
+        ),
+    ],
+)
+async def test_what_cannot_be_answered_is_refused(
+    bench: Bench, changes: dict[str, object], field: str, words: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.create(**changes)
+    assert [one.field for one in caught.value.violations] == [f"evaluation.{field}"]
+    assert words in caught.value.message
+
+
+async def test_a_guard_of_what_is_not_measured_says_so(bench: Bench) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.create(guards=[DRIFT_GUARD])
+    assert caught.value.violations[0].reason == Reason.METRIC_NOT_MEASURED
+
+
+@pytest.mark.parametrize(
+    ("retained", "standing", "words"),
+    [
+        (
+            (0.70, 0.60, 0.79, 100),
+            Standing.STANDING_BROKEN,
+            "tuned retains less than 90.0 % of what base can do",
+        ),
+        (
+            (0.97, 0.91, 0.99, 100),
+            Standing.STANDING_HELD,
+            "tuned retains at least 90.0 % of what base can do",
+        ),
+        ((0.93, 0.86, 0.97, 100), Standing.STANDING_UNDECIDED, "tuned may retain less than 90.0 %"),
+        (
+            (0.10, 0.00, 0.30, 9),
+            Standing.STANDING_UNDECIDED,
+            "base has 9 questions of the general suite right, fewer",
+        ),
+        (None, Standing.STANDING_UNDECIDED, "base has 0 questions of the general suite right"),
+    ],
+)
+def test_a_guard_stands_as_the_whole_interval_does(
+    retained: tuple[float, float, float, int] | None, standing: Standing.ValueType, words: str
+) -> None:
+    result = DriftResult(arm_id="tuned", baseline_arm_id="base")
+    if retained:
+        value, lower, upper, count = retained
+        result.retained.CopyFrom(ScoreEstimate(value=value, lower=lower, upper=upper, count=count))
+    evaluation = Evaluation(
+        candidate_arm_id="tuned",
+        drift=DriftProbe(baseline_arm_id="base"),
+        drift_results=[DriftResult(arm_id="other"), result],
+    )
+    found, sentence = drift_guarded(evaluation, DriftGuard(min_retained=0.9))
+    assert found == standing
+    assert sentence.startswith(words)
