@@ -16,7 +16,7 @@ example: setup ## run another example for real: NAME=preference (FAST=1: a tiny 
 	PYTHONPATH=examples:examples/earnings $(BIN)/python -m $(NAME).tune $(if $(FAST),--fast) $(if $(CONTROL),--control)
 
 test: setup ## the tests: no network, no real model
-	$(BIN)/python -m pytest -q --processes auto -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not gpu" tests
 
 check: setup ## what CI runs: tests, lint, types, protos, wheels in an empty environment, FAST demo
 	bash tests/check.sh check

@@ -28,7 +28,7 @@ protos() {
 
 tests() {
   if [ "$level" = check-all ]; then
-    "$bin/python" -m pytest -q --processes auto tests -m "not gpu"
+    "$bin/python" -m pytest -q -n auto --maxprocesses 4 tests -m "not gpu"
   else
     make --no-print-directory test
   fi

@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
-from tests import processes
+from xdist.scheduler import LoadScopeScheduling
 
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     # Without a GPU Triton's kernels are interpreted, on tensors in main memory. It settles that when it is imported,
@@ -20,12 +21,8 @@ if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
 # More processes than there are cores run the tests: threads that wait for one another must not spin meanwhile, and a
 # test that is not about threads is quickest with one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-if any(word.startswith("--processes") for word in sys.argv):
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # They are forked, which threads do not survive: Arrow starts one when it is loaded, for an allocator that nobody
-    # uses, and tokenizers starts some when one is trained.
-    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Hundreds of interpreters start in a run: each would compile all of our modules anew where no bytecode is kept.
 sys.dont_write_bytecode = False
@@ -72,38 +69,34 @@ SINGLY = (
 )
 
 
-def shared(test: str) -> str:
-    """Return the name that all tests have which one process runs: those of TOGETHER, a function's parameters."""
-    module = test.partition("::")[0]
-    return TOGETHER.get(module, test if module.startswith(SINGLY) else test.partition("[")[0])
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives tests to the first process that is free: those of TOGETHER, and a function's with all its parameters.
 
-
-def num_processes(text: str) -> int:
-    """Read a number of processes; `auto` is two more than there are cores, and at most four.
-
-    Often one waits for a service, and each may have workers that take memory.
+    In place of marks and `--dist loadgroup`, which xdist 3.8 ignores with pytest 9.2.
     """
-    return min(4, len(os.sched_getaffinity(0)) + 2) if text == "auto" else int(text)
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        alone = nodeid if module.startswith(SINGLY) else nodeid.partition("[")[0]
+        return TOGETHER.get(module, alone)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    """Run the tests in processes of their own, if it is said in how many."""
-    number = session.config.getoption("processes")
-    if number < 2 or session.testsfailed or session.config.option.collectonly:
-        return None
-    processes.run(session, number, processes.group(session.items, shared))
-    return True
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Have `-n auto` start one process more than there are cores: often one waits for a service or a worker."""
+    is_said = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ
+    return None if is_said else len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """Distribute the tests so whatever `--dist` says, in the order in which they were collected."""
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--isa`: the kernels' tests run with these instruction sets alone; and `--processes`."""
-    parser.addoption(
-        "--processes",
-        type=num_processes,
-        default=0,
-        help="run the tests in as many; auto: as many as are quickest",
-    )
+    """Adds `--isa`: the kernels' tests run with these instruction sets alone."""
     parser.addoption(
         "--isa", action="append", help="only this instruction set (may be repeated; default: all)"
     )
