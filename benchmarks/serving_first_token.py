@@ -138,7 +138,9 @@ def _begun(client: Client, version: str, size: Size) -> str:
     """Begin an evaluation; returns its name once answers are drawn."""
     wanted = Evaluation(
         dataset_version=version,
-        arms=[EvaluationArm(arm_id=f"shots-{shots}", model="base", num_shots=shots) for shots in (0, 3, 1, 2)],
+        arms=[
+            EvaluationArm(arm_id=f"shots-{shots}", model="base", num_shots=shots) for shots in (0, 3, 1, 2)
+        ],
         max_new_tokens=size.answer_tokens,
     )
     name = client.evaluations.create(wanted).name
