@@ -5,10 +5,24 @@ from __future__ import annotations
 import re
 
 _SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    *(
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    ),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _VALUES = {word: value for value, word in enumerate(_SMALL)} | {
     word: 10 * ten for ten, word in enumerate(_TENS, 2)
 }
@@ -18,10 +32,8 @@ _NUMBER = re.compile(rf"\b{_WORD}(?:(?:\s+and\s+|[\s-]+){_WORD})*\b", re.IGNOREC
 
 def last_number_in_words(text: str) -> int | None:
     """Return the last number below a million that is written in words; None when there is none."""
-    found = None
-    for found in _NUMBER.finditer(text):
-        pass
-    return None if found is None else _value(re.findall(rf"\b{_WORD}\b", found[0].lower()))
+    found = [match[0].lower() for match in _NUMBER.finditer(text)]
+    return _value(re.findall(rf"\b{_WORD}\b", found[-1])) if found else None
 
 
 def _value(words: list[str]) -> int:
