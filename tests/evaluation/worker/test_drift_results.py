@@ -79,7 +79,8 @@ def test_general_text_is_told_in_bits_a_byte_and_more_is_worse() -> None:
     worse = drifted(arm(read=read([2.5 * len(text.encode()) for text in TEXTS])))
     assert worse.baseline_text_bits == pytest.approx(2.0)
     assert (worse.text_loss.value, worse.text_loss.count) == (pytest.approx(0.5), len(TEXTS))
-    assert worse.text_loss.lower == worse.text_loss.upper == pytest.approx(0.5), "each byte lost the same"
+    bounds = (worse.text_loss.lower, worse.text_loss.upper)
+    assert bounds == (pytest.approx(0.5), pytest.approx(0.5)), "each byte lost the same"
     better = drifted(arm(read=read([1.5 * len(text.encode()) for text in TEXTS])))
     assert better.text_loss.value == pytest.approx(-0.5)
     extra = [100.0, *(0.0 for _ in TEXTS[1:])]
