@@ -166,10 +166,7 @@ def test_a_difference_of_rates_is_a_ratio_of_sums_with_students_interval_over_th
     pseudo = [4 * 6 / 75 - 3 * value for value in without]
     half = float(stats.t.ppf(0.975, 3)) * float(np.std(pseudo, ddof=1)) / 2
     interval = difference.interval(0.95)
-    assert (interval.lower, interval.upper) == (
-        pytest.approx(6 / 75 - half),
-        pytest.approx(6 / 75 + half),
-    )
+    assert (interval.lower, interval.upper) == pytest.approx((6 / 75 - half, 6 / 75 + half))
     assert rate_difference(baseline, mine, sizes).value == pytest.approx(-6 / 75)
 
 
