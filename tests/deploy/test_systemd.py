@@ -61,6 +61,26 @@ def test_the_target_wants_every_service_and_worker() -> None:
     assert sorted(wanted) == sorted(f"luthier{of}@{kind}.service" for of in ("", "-worker") for kind in KINDS)
 
 
+def test_each_service_and_worker_can_be_enabled_by_itself(tmp_path: Path) -> None:
+    if shutil.which("systemctl") is None:
+        pytest.fail("systemctl is missing: bash tests/debian.sh installs what the tests need of Debian")
+    folder = tmp_path / "etc" / "systemd" / "system"
+    folder.mkdir(parents=True)
+    installed(folder)
+    names = [f"luthier{of}@{kind}.service" for of in ("", "-worker") for kind in KINDS]
+    subprocess.run(["systemctl", f"--root={tmp_path}", "enable", *names], check=True, capture_output=True)
+    assert sorted(one.name for one in (folder / "multi-user.target.wants").iterdir()) == sorted(names)
+
+
+def test_an_upgrade_copies_what_nobody_writes_to_a_folder_of_its_own() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    steps = page.partition("## Upgrade")[2].strip().splitlines()
+    stop, copy = (line.strip() for line in steps[:2])
+    assert {f"'{unit.stem}*'" for unit in UNITS.glob("*@.service")} <= set(stop.split())
+    assert "cp -aT " in copy, "into a folder that is there it would copy below it"
+    assert "$(date " in copy
+
+
 def test_a_worker_outlives_what_the_kernel_ends_for_want_of_memory() -> None:
     text = (UNITS / "luthier-worker@.service").read_text()
     assert {"OOMPolicy=continue", "KillMode=mixed"} <= set(text.splitlines())
