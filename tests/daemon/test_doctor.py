@@ -130,6 +130,35 @@ def test_settings_of_what_is_looked_at_are_read(monkeypatch: pytest.MonkeyPatch,
     assert (found["disk"].level, "the floor of" in found["disk"].text) == ("problem", True)
 
 
+def test_traces_go_where_somebody_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LUTHIER_TRACES_ADDRESS", raising=False)
+    assert (doctor.traces().level, "kept nowhere" in doctor.traces().text) == ("ok", True)
+    monkeypatch.setenv("LUTHIER_TRACES_ADDRESS", free_address())
+    found = doctor.traces()
+    assert (found.level, "start a receiver" in found.text) == ("warning", True)
+    with socket.create_server(("127.0.0.1", 0)) as receiver:
+        address = f"127.0.0.1:{receiver.getsockname()[1]}"
+        monkeypatch.setenv("LUTHIER_TRACES_ADDRESS", address)
+        assert doctor.traces().text == f"are sent to {address}"
+
+
+@pytest.mark.parametrize("setting", ["LUTHIER_TRACES_ADDRESS", "data"])
+def test_an_address_that_is_none_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str
+) -> None:
+    for name in ("versions", "processor", "kernels", "memory", "clock"):
+        monkeypatch.setattr(doctor, name, lambda: doctor.Finding(what="x", level="ok", text=""))
+    monkeypatch.setattr(doctor, "device", lambda _: doctor.Finding(what="x", level="ok", text=""))
+    monkeypatch.setenv("HF_ENDPOINT", f"https://{free_address()}")
+    nowhere = "127.0.0.1:99999"
+    if setting != "data":
+        monkeypatch.setenv(setting, nowhere)
+    addresses = {"data": nowhere} if setting == "data" else {}
+    problems = [one for one in doctor.examined(tmp_path, addresses) if one.level == "problem"]
+    assert [one.what for one in problems] == ["data service" if setting == "data" else "traces"]
+    assert f"got '{nowhere}'" in problems[0].text
+
+
 @pytest.mark.parametrize(
     "endpoint", ["hf.example", "ftp://hf.example", "https://", "https://hf.example:much"]
 )
@@ -183,9 +212,18 @@ def test_the_command_ends_with_1_where_there_is_a_problem(tmp_path: Path) -> Non
         [LUTHIERD, "doctor", "--json"], env=settings, capture_output=True, text=True, check=False
     )
     found = {one["what"]: one for one in map(json.loads, well.stdout.splitlines())}
-    assert {"versions", "processor", "kernels", "device", "memory", "home", "disk", "clock", "hub"} <= set(
-        found
-    )
+    assert {
+        "versions",
+        "processor",
+        "kernels",
+        "device",
+        "memory",
+        "home",
+        "disk",
+        "clock",
+        "hub",
+        "traces",
+    } <= set(found)
     assert {"data service", "training service", "evaluation service"} <= set(found)
     assert [one for one in found.values() if one["level"] == "problem"] == [], well.stderr
     assert well.returncode == 0

@@ -81,6 +81,30 @@ def test_an_upgrade_copies_what_nobody_writes_to_a_folder_of_its_own() -> None:
     assert "$(date " in copy
 
 
+def test_the_doctor_is_asked_about_what_the_units_run() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text().replace("\\\n", "")
+    asked = [line for line in page.splitlines() if line.endswith(f"{INSTALLED} doctor")]
+    assert len(asked) == 2, "before the first start, and after an upgrade"
+    settings = set((UNITS / "luthier-worker@.service").read_text().splitlines())
+    for line in asked:
+        given = re.findall(r"-p (\S+=\S+)", line)
+        assert {"EnvironmentFile", "StateDirectory"} <= {one.partition("=")[0] for one in given}
+        user, home = re.findall(r"--uid=(\S+)", line), re.findall(r"-E (\S+)", line)
+        assert {*given, f"User={user[0]}", f"Environment={home[0]}"} <= settings
+
+
+def test_a_worker_of_ray_may_be_let_to_its_sockets(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    (block,) = re.findall(r"((?:    .+\n)*    PrivateTmp=no\n(?:    .+\n)*)", page)
+    folder = installed(tmp_path)
+    changed = folder / "luthier-worker@training.service.d"
+    changed.mkdir()
+    (changed / "override.conf").write_text(re.sub(r"^    ", "", block, flags=re.MULTILINE))
+    assert "ReadWritePaths=/tmp\n" in block, "all but the home is read-only where /tmp is not the unit's own"
+    done = verify(folder, "luthier-worker@training.service")
+    assert (done.returncode, told(done, folder)) == (0, [])
+
+
 def test_a_worker_outlives_what_the_kernel_ends_for_want_of_memory() -> None:
     text = (UNITS / "luthier-worker@.service").read_text()
     assert {"OOMPolicy=continue", "KillMode=mixed"} <= set(text.splitlines())

@@ -25,6 +25,8 @@ from luthier.kernels.dispatch import current_isa
 from luthier.kernels.tables import OPS, entries
 from luthier.runtime.config import others, read
 from luthier.runtime.home import require_own
+from luthier.runtime.server import check_loopback
+from luthier.runtime.tracing import traces_config
 from luthier.storage.disk import Disk
 from luthier.training.config import Config as TrainingConfig
 from luthier.work.device import chosen_device
@@ -86,6 +88,7 @@ def examined(home: Path, addresses: Mapping[str, str]) -> Iterator[Finding]:
         "home": partial(folder, home),
         "disk": lambda: disk(home, floor_bytes()),
         **{f"{name} service": partial(service, name, address) for name, address in addresses.items()},
+        "traces": traces,
         "clock": clock,
         "hub": lambda: hub(others().get("HF_ENDPOINT") or _HUB),
     }
@@ -206,6 +209,7 @@ def disk(home: Path, min_free_bytes: int) -> Finding:
 def service(name: str, address: str) -> Finding:
     """Say whether a service serves at its address, or could."""
     what = f"{name} service"
+    check_loopback(address)
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
@@ -227,6 +231,23 @@ def service(name: str, address: str) -> Finding:
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         return _warning(what, f"{address} answers that it does not serve: it starts or stops")
     return _ok(what, f"serves at {address}")
+
+
+def traces() -> Finding:
+    """Say where traces go, and whether somebody takes them there."""
+    address = traces_config().address
+    if not address:
+        return _ok("traces", "are kept nowhere: LUTHIER_TRACES_ADDRESS is empty")
+    host, _, port = address.removeprefix("https://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        return _warning(
+            "traces",
+            f"nobody takes them at {address} ({error}): start a receiver of OTLP over gRPC there, or unset "
+            "LUTHIER_TRACES_ADDRESS",
+        )
+    return _ok("traces", f"are sent to {address}")
 
 
 def clock() -> Finding:

@@ -208,7 +208,7 @@ def _otlp_tracer(config: TracesConfig, process: str, instance: str) -> Tracer:
 def _check(config: TracesConfig) -> None:
     host, _, port = config.address.removeprefix("https://").rpartition(":")
     is_safe = config.address.startswith("https://") or (bool(host) and is_loopback(host))
-    if not host or not port.isdigit() or not is_safe:
+    if not host or not port.isdigit() or int(port) > 65535 or not is_safe:
         raise InvalidArgument(
             "LUTHIER_TRACES_ADDRESS must be host:port on loopback or https://host:port, as names of jobs travel "
             f"there, got {config.address!r}"

@@ -161,7 +161,7 @@ def _note_lost(task: Task) -> None:
     """Say in the trace that an attempt is lost: the worker, whose span it is, may never send it."""
     if not task.attempt_traceparent:
         return
-    attributes = {
+    attributes: tracing.Attributes = {
         "luthier.subject": task.subject,
         "luthier.attempt": task.attempt,
         "luthier.worker": holder_parts(task.worker)[0],
