@@ -44,6 +44,7 @@ def test_the_prompt_is_read_at_once_and_each_token_after_it_by_itself(
         return forward(model, wanted)
 
     monkeypatch.setattr("luthier.lm.held_out.forward", counted)
+    monkeypatch.setattr("luthier.lm.passes.forward", counted)
     row = HeldOutRow(token_ids=ROW.token_ids, positions=(4, 6))
     model = tiny_model()
     assert sampler_logprobs(model, row) == pytest.approx(list(plain_logprobs(model, [row])), abs=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.lora import LoraSpec, activate, adapter_parameters, insert_lora
 from luthier.lm.packed import WEIGHT, pack
-from luthier.lm.passes import plain_logits, scaled_logits
+from luthier.lm.passes import Pass, forward, plain_logits, scaled_logits
 from luthier.lm.readouts import TokenLogprobs, read
 from luthier.lm.sampling import Answer, sample
 
@@ -126,15 +125,14 @@ def test_rows_do_not_depend_on_how_they_are_cut_nor_on_what_they_share(
 def test_a_prompt_is_read_once_for_all_its_samples(
     tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoding: Any = importlib.import_module("luthier.lm.decoding")
-    seen: list[tuple[int, int]] = []
-    original = decoding.forward
+    seen: list[tuple[int, ...]] = []
 
-    def counting(model: Any, inputs: Any, *more: Any) -> Any:
-        seen.append(tuple(inputs[0].shape))
-        return original(model, inputs, *more)
+    def counting(model: Any, wanted: Pass) -> Any:
+        seen.append(tuple(wanted.ids.shape))
+        return forward(model, wanted)
 
-    monkeypatch.setattr(decoding, "forward", counting)
+    for module in ("decoding", "passes"):
+        monkeypatch.setattr(f"luthier.lm.{module}.forward", counting)
     sample(tiny_model(), request(num_samples=5), limit_tokens=1 << 16)
     assert seen[0] == (4, 8)
     assert {shape for shape in seen[1:] if shape[0] == 20} == {(20, 1)}

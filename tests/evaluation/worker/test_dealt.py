@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
+import time
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -23,6 +26,8 @@ from tests.evaluation.worker.test_resume import (
 from luthier.errors import Reason
 from luthier.errors.status import status_to_failure
 from luthier.evaluation import shares
+from luthier.evaluation.worker.engine import EngineClient
+from luthier.lm.generate import GenerationEvent, GenerationRequest
 from luthier.v1 import evaluation_pb2, evaluation_service_pb2
 from luthier.v1.event_pb2 import AttemptChange, Event
 
@@ -105,8 +110,22 @@ async def test_shares_that_fail_stop_the_others_and_answers_are_kept(site: Any) 
     assert known.items() <= said.items()
 
 
-async def test_answers_of_all_shares_before_a_cancel_are_kept(site: Any) -> None:
+async def test_answers_of_all_shares_before_a_cancel_are_kept(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     by_one = await alone(site)
+    numbers, generate = itertools.count(), EngineClient.generate
+
+    def held(client: EngineClient, request: GenerationRequest, check: Any) -> Iterator[GenerationEvent]:
+        """Answer seven batches, and no other one for as long as it is wanted."""
+        if next(numbers) < 7:
+            yield from generate(client, request, check)
+            return
+        while True:
+            check()
+            time.sleep(0.05)
+
+    monkeypatch.setattr(EngineClient, "generate", held)
     async with site.worker(name="-0"), site.worker(name="-1"):
         made = await site.evaluate(**WANTED, max_workers=2)
         await until_answered(site, made.name, 13)
