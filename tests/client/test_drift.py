@@ -62,7 +62,13 @@ def test_words_say_what_is_retained_and_what_could_not_be_measured() -> None:
     assert text_loss_words(found) == "+0.25 [+0.2, +0.3] on 1.5 bits a byte"
     found.ClearField("divergence")
     assert divergence_words(found) == "not measured: other tokens"
-    nothing = DriftResult(arm_id="tuned", baseline_arm_id="zero")
+    found.num_drawn_tokens = 7
+    assert divergence_words(found) == "not measured: see the warnings"
+    unasked = DriftResult(arm_id="tuned", baseline_arm_id="zero")
+    assert retained_words(unasked) == "not measured: zero answered no question"
+    nothing = DriftResult(
+        arm_id="tuned", baseline_arm_id="zero", skills=[SkillDrift(skill="facts", num_asked=3)]
+    )
     assert retained_words(nothing) == "nothing to retain: zero has no question right"
     assert divergence_words(nothing) == text_loss_words(nothing) == "not measured"
 

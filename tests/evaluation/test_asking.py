@@ -145,7 +145,7 @@ def test_what_was_taught_in_other_tokens_is_not_taken_over_and_the_arm_is_told_s
         ask(contender("zero", template=ARM_TEMPLATE_TAUGHT, base="alien"), contender("first", FIRST))
     assert caught.value.reason == Reason.CHAT_TEMPLATE_MISSING
     assert (
-        "no arm's model says one for the tokenizer of alien: those that do have other tokenizers (first); give it a "
+        "no arm's model says one for the tokenizer of alien: those that do are not known to have it (first); give it a "
         "chat_template" in caught.value.message
     )
 

@@ -84,7 +84,7 @@ def _asking(arm: EvaluationArm, models: Mapping[str, Model], taught: Sequence[Mo
     if arm.template == ARM_TEMPLATE_TAUGHT and first is None:
         others = ", ".join(one.name for one in taught)
         why = (
-            f"those that do have other tokenizers ({others}); give it a chat_template"
+            f"those that do are not known to have it ({others}); give it a chat_template"
             if taught
             else "none does"
         )

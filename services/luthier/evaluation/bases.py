@@ -43,7 +43,7 @@ def require_same_tokens(evaluation: Evaluation, models: Mapping[str, Model]) -> 
         if not has_tokens_of(models[arm.model], models[first.model], models):
             shown = "; ".join(f"{one.arm_id}: {base_name(models[one.model])}" for one in (first, arm))
             description = (
-                "must not have PERPLEXITY where arms have different tokenizers, as it is per token; got "
+                "must not have PERPLEXITY where arms are not known to have one tokenizer, as it is per token; got "
                 f"{shown}; leave it out, or measure it in an evaluation of each"
             )
             raise InvalidArgument.of_fields(

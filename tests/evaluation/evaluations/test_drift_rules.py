@@ -8,7 +8,14 @@ from tests.evaluation.evaluations.memory_peers import BASE, MORE, TUNED
 
 from luthier.errors import InvalidArgument, Reason
 from luthier.evaluation.evaluations.drift_rules import drift_guarded
-from luthier.v1.evaluation_pb2 import DriftProbe, DriftResult, Evaluation, EvaluationArm, ScoreEstimate
+from luthier.v1.evaluation_pb2 import (
+    DriftProbe,
+    DriftResult,
+    Evaluation,
+    EvaluationArm,
+    ScoreEstimate,
+    SkillDrift,
+)
 from luthier.v1.verdict_pb2 import DriftGuard, Guard, GuardResult, ScoreGuard
 
 PROBE = DriftProbe()
@@ -94,6 +101,25 @@ async def test_a_guard_of_what_is_not_measured_says_so(bench: Bench) -> None:
     assert caught.value.violations[0].reason == Reason.METRIC_NOT_MEASURED
 
 
+async def test_an_arm_without_a_chat_template_has_no_suite_and_says_so_at_once(bench: Bench) -> None:
+    bench.peers.templates = False
+    with pytest.raises(InvalidArgument) as caught:
+        await bench.create(arms=[BASE_ARM, TUNED_ARM], drift=PROBE, guards=[DRIFT_GUARD])
+    (violation,) = caught.value.violations
+    assert (violation.field, violation.reason) == ("evaluation.drift", Reason.METRIC_NOT_MEASURED)
+    assert "got base, tuned without one; give it a chat_template" in violation.description
+    given = [
+        EvaluationArm(arm_id=arm.arm_id, model=arm.model, chat_template="{{ messages }}")
+        for arm in (BASE_ARM, TUNED_ARM)
+    ]
+    assert (await bench.create(arms=given, drift=PROBE)).HasField("drift")
+
+
+async def test_without_drift_no_arm_needs_a_chat_template(bench: Bench) -> None:
+    bench.peers.templates = False
+    assert not (await bench.create(arms=[BASE_ARM, TUNED_ARM])).HasField("drift")
+
+
 @pytest.mark.parametrize(
     ("retained", "standing", "words"),
     [
@@ -114,12 +140,15 @@ async def test_a_guard_of_what_is_not_measured_says_so(bench: Bench) -> None:
             "base has 9 questions of the general suite right, fewer",
         ),
         (None, Standing.STANDING_UNDECIDED, "base has 0 questions of the general suite right"),
+        ((), Standing.STANDING_UNDECIDED, "base answered no question of the general suite"),
     ],
 )
 def test_a_guard_stands_as_the_whole_interval_does(
-    retained: tuple[float, float, float, int] | None, standing: Standing.ValueType, words: str
+    retained: tuple[float, float, float, int] | tuple[()] | None, standing: Standing.ValueType, words: str
 ) -> None:
     result = DriftResult(arm_id="tuned", baseline_arm_id="base")
+    if retained != ():
+        result.skills.append(SkillDrift(skill="facts", num_asked=100))
     if retained:
         value, lower, upper, count = retained
         result.retained.CopyFrom(ScoreEstimate(value=value, lower=lower, upper=upper, count=count))

@@ -33,6 +33,8 @@ from luthier.v1.evaluation_pb2 import (
     EVALUATION_METRIC_UNSPECIFIED,
     ArmResult,
     Comparison,
+    DriftProbe,
+    DriftResult,
     Evaluation,
     EvaluationArm,
     Prediction,
@@ -240,6 +242,35 @@ def test_an_outcome_is_of_the_arms_that_were_asked(
         scored(evaluation, result)
 
 
+@pytest.mark.parametrize(
+    ("wants", "found", "said"),
+    [
+        (True, [("b", "a"), ("c", "a")], None),
+        (True, [], r"drift_results: must be of b from a, c from a, got none"),
+        (True, [("b", "a")], r"drift_results: must be of b from a, c from a, got b from a"),
+        (True, [("c", "a"), ("b", "a")], r"got c from a, b from a"),
+        (True, [("b", "a"), ("c", "b")], r"got b from a, c from b"),
+        (True, [("a", "a"), ("b", "a"), ("c", "a")], r"got a from a, b from a, c from a"),
+        (False, [], None),
+        (False, [("b", "a")], r"drift_results: must be of none, got b from a"),
+    ],
+)
+def test_an_outcome_has_the_drift_that_was_wanted_and_no_other(
+    wants: bool, found: list[tuple[str, str]], said: str | None
+) -> None:
+    arms = [EvaluationArm(arm_id=one, model="m", tuned=one != "a") for one in "abc"]
+    evaluation = wanted(arms=arms, drift=DriftProbe(baseline_arm_id="a") if wants else None)
+    result = EvaluateResult(
+        arm_results=[ArmResult(arm_id=one) for one in "abc"],
+        drift_results=[DriftResult(arm_id=arm, baseline_arm_id=baseline) for arm, baseline in found],
+    )
+    if said is None:
+        assert len(scored(evaluation, result).drift_results) == len(found)
+        return
+    with pytest.raises(InvalidArgument, match=said):
+        scored(evaluation, result)
+
+
 def test_a_stored_prediction_says_whether_its_answers_are_right() -> None:
     """Whatever the scores are called, and however old it is."""
     stored = Prediction()
@@ -307,7 +338,10 @@ ROLES = {
     [
         (["base", "adapter"], ["adapter"]),
         (["base", "whole"], ["whole"]),
+        (["whole"], ["whole"]),
         (["whole", "on-whole"], ["on-whole"]),
+        (["base", "whole", "on-whole"], ["whole", "on-whole"]),
+        (["on-whole", "whole", "base"], ["on-whole", "whole"]),
         (["base", "base"], []),
     ],
 )

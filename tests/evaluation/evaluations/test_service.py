@@ -140,7 +140,7 @@ async def test_an_adapter_alone_brings_its_base_model(bench: Bench) -> None:
                 "metrics": [evaluation_pb2.EVALUATION_METRIC_PERPLEXITY],
             },
             InvalidArgument,
-            "must not have PERPLEXITY where arms have different tokenizers",
+            "must not have PERPLEXITY where arms are not known to have one tokenizer",
         ),
         ({"labels": {"Bad Key": "x"}}, InvalidArgument, "got 'Bad Key'"),
         ({"display_name": "a\x1b[31m"}, InvalidArgument, "evaluation.display_name: must hold no control"),

@@ -9,7 +9,9 @@ from luthier.v1.evaluation_pb2 import DriftResult
 
 
 def retained_words(result: DriftResult) -> str:
-    """Return `91.2 % [83.4, 95.5] of 80`; says so where the baseline can do none of it."""
+    """Return `91.2 % [83.4, 95.5] of 80`; says so where the baseline can do none of it, or was not asked."""
+    if not any(skill.num_asked for skill in result.skills):
+        return f"not measured: {result.baseline_arm_id} answered no question"
     if not result.HasField("retained"):
         return f"nothing to retain: {result.baseline_arm_id} has no question right"
     return f"{estimate_words(result.retained)} of {result.retained.count:,}"
@@ -25,7 +27,7 @@ def skill_words(result: DriftResult) -> Iterator[tuple[str, str]]:
 def divergence_words(result: DriftResult) -> str:
     """Return the divergence with its interval, in nats per token; says so where it was not measured."""
     if not result.HasField("divergence"):
-        return "not measured: other tokens" if result.HasField("retained") else "not measured"
+        return _unmeasured(result)
     return f"{estimate_words(result.divergence)} nats per token"
 
 
@@ -35,3 +37,10 @@ def text_loss_words(result: DriftResult) -> str:
         return "not measured"
     loss = result.text_loss
     return f"{loss.value:+.3g} [{loss.lower:+.3g}, {loss.upper:+.3g}] on {result.baseline_text_bits:.3g} bits a byte"
+
+
+def _unmeasured(result: DriftResult) -> str:
+    """Say why there is no divergence: arms of the same tokens have found something of what was said, or failed."""
+    if result.num_drawn_tokens or result.HasField("greedy_divergence"):
+        return "not measured: see the warnings"
+    return "not measured: other tokens" if result.HasField("retained") else "not measured"

@@ -763,7 +763,7 @@ class SkillDrift(_message.Message):
     skill: _builtins.str
     """The skill: facts, arithmetic, grammar, instructions or refusals."""
     num_asked: _builtins.int
-    """Questions that both arms answered, rightly or not."""
+    """Questions that the baseline answered, rightly or not. Where the arm failed it counts as wrong."""
     num_known: _builtins.int
     """Those that the baseline has right."""
     num_kept: _builtins.int
@@ -807,13 +807,13 @@ class DriftResult(_message.Message):
     baseline_arm_id: _builtins.str
     """The arm that it is held against."""
     num_drawn_tokens: _builtins.int
-    """Tokens that were drawn for `divergence`."""
+    """Tokens that were drawn for `divergence` and that both arms have. 0 where their tokens differ."""
     baseline_text_bits: _builtins.float
     """Bits for each byte that the baseline takes."""
     @_builtins.property
     def retained(self) -> Global___ScoreEstimate:
         """Of the suite's questions that the baseline has right, the share that the arm still has right, with Wilson's interval. Unset where the
-        baseline has none right.
+        baseline has none right, or answered none.
         """
 
     @_builtins.property
@@ -823,7 +823,8 @@ class DriftResult(_message.Message):
     @_builtins.property
     def divergence(self) -> Global___ScoreEstimate:
         """Estimate of the Kullback-Leibler divergence of the arm from the baseline, in nats per token: how much less likely the arm finds what the
-        baseline itself said to the suite's questions when it was drawn at temperature 1. Unset where their tokens differ.
+        baseline itself said to the suite's questions when it was drawn at temperature 1. Unset where their tokens differ, and
+        where the arm has no finite likelihood for one of the answers, which is in the warnings.
         """
 
     @_builtins.property
@@ -833,7 +834,8 @@ class DriftResult(_message.Message):
     @_builtins.property
     def text_loss(self) -> Global___ScoreEstimate:
         """Bits for each byte of general text, paragraphs that come with the suite, that the arm takes more than the baseline does. Below 0: fewer.
-        Whatever tokens the two have.
+        Across tokenizers it is near, not exact: a tokenizer that puts a token before all text has the first word count, others do not.
+        Unset where the arm has no finite likelihood for one of the paragraphs, which is in the warnings.
         """
 
     def __init__(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.amounts import reached
+from luthier.evaluation.bases import base_name
 from luthier.runtime.field_limits import LimitTable, demanded, not_negative, whole
-from luthier.v1.evaluation_pb2 import DriftResult, Evaluation
+from luthier.v1.evaluation_pb2 import DriftResult, Evaluation, EvaluationArm
+from luthier.v1.model_pb2 import Model
 from luthier.v1.verdict_pb2 import DriftGuard, GuardResult
+from luthier.worker.v1.task_pb2 import Asking
 
 DEFAULT_NEW_TOKENS = 64
 MAX_NEW_TOKENS = 1024
@@ -66,11 +69,52 @@ def set_baseline(evaluation: Evaluation) -> None:
     evaluation.drift.baseline_arm_id = baseline
 
 
+def probed_arms(evaluation: Evaluation) -> list[EvaluationArm]:
+    """Return the tuned arms whose drift an evaluation measures: all of them but the baseline, in their order."""
+    if not evaluation.HasField("drift"):
+        return []
+    baseline = evaluation.drift.baseline_arm_id
+    return [arm for arm in evaluation.arms if arm.tuned and arm.arm_id != baseline]
+
+
+def require_templates(evaluation: Evaluation, askings: Sequence[Asking], models: Mapping[str, Model]) -> None:
+    """Raise InvalidArgument where the suite, which has turns, cannot be put to an arm of a pinned evaluation."""
+    probed = {arm.arm_id for arm in probed_arms(evaluation)} | {evaluation.drift.baseline_arm_id}
+    lacking = [
+        arm.arm_id
+        for arm, asking in zip(evaluation.arms, askings, strict=True)
+        if not (asking.chat_template or models[base_name(models[arm.model])].has_chat_template)
+    ]
+    if lacking and evaluation.HasField("drift") and not probed.isdisjoint(lacking):
+        shown = ", ".join(arm_id for arm_id in lacking if arm_id in probed)
+        description = (
+            f"must be unset where an arm has no chat template, as the general suite is put in turns; got {shown} "
+            "without one; give it a chat_template"
+        )
+        violation = FieldViolation(
+            field="evaluation.drift", description=description, reason=Reason.METRIC_NOT_MEASURED
+        )
+        raise InvalidArgument.of_fields(violation)
+
+
+def require_drift(evaluation: Evaluation, found: Iterable[DriftResult]) -> None:
+    """Raise InvalidArgument unless there is drift of exactly the arms whose drift was wanted, in their order."""
+    baseline = evaluation.drift.baseline_arm_id
+    wanted = [f"{arm.arm_id} from {baseline}" for arm in probed_arms(evaluation)]
+    got = [f"{one.arm_id} from {one.baseline_arm_id}" for one in found]
+    if got != wanted:
+        description = f"must be of {', '.join(wanted) or 'none'}, got {', '.join(got) or 'none'}"
+        raise InvalidArgument.of_fields(FieldViolation(field="drift_results", description=description))
+
+
 def drift_guarded(evaluation: Evaluation, guard: DriftGuard) -> tuple[Standing.ValueType, str]:
     """Return where a guard of drift stands for the judged arm, and that in a sentence."""
     candidate = evaluation.candidate_arm_id
     result = next((one for one in evaluation.drift_results if one.arm_id == candidate), DriftResult())
     baseline, found = result.baseline_arm_id, result.retained
+    if not any(skill.num_asked for skill in result.skills):
+        words = "answered no question of the general suite, so that nobody knows what there is to retain"
+        return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} {words}"
     if found.count < LEAST_KNOWN:
         words = f"{found.count} questions of the general suite right, fewer than the {LEAST_KNOWN} that tell anything"
         return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} has {words}"

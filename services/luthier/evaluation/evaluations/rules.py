@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.bases import base_name
-from luthier.evaluation.evaluations.drift_rules import resolve_drift
+from luthier.evaluation.evaluations.drift_rules import require_drift, resolve_drift
 from luthier.evaluation.evaluations.verdict_rules import (
     VERDICT_LIMITS,
     default_score,
@@ -203,7 +203,7 @@ def _arm(arm: EvaluationArm, base: str, reference: Callable[[str], ModelReferenc
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     """Return an evaluation with its outcome and its verdict; its results say which scores judge a whole answer.
 
-    Raises InvalidArgument for results of other arms than it has.
+    Raises InvalidArgument for results of other arms than it has, and for drift of others than it measures.
     """
     _require_its_arms(evaluation, result)
     filled = _copy(evaluation)
@@ -245,14 +245,11 @@ def _require_its_arms(evaluation: Evaluation, result: EvaluateResult) -> None:
         (f"comparisons[{index}]", {one.candidate_arm_id, one.baseline_arm_id})
         for index, one in enumerate(result.comparisons)
     ]
-    pairs += [
-        (f"drift_results[{index}]", {one.arm_id, one.baseline_arm_id})
-        for index, one in enumerate(result.drift_results)
-    ]
     for field, arms in pairs:
         if foreign := arms - set(wanted):
             description = f"must be of the arms {', '.join(wanted)}, got {', '.join(sorted(foreign))}"
             raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
+    require_drift(evaluation, result.drift_results)
 
 
 def _copy(evaluation: Evaluation) -> Evaluation:

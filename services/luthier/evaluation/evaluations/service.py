@@ -13,6 +13,7 @@ from luthier.errors.status import failure_to_status
 from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
+from luthier.evaluation.evaluations.drift_rules import require_templates
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.lineage import Origins, learnt_from
@@ -126,6 +127,7 @@ class EvaluationService:
         asked = askings(evaluation.arms, models, datetime.now(UTC).date())
         evaluation.base_precision = shared_precision(evaluation.base_precision, evaluation.arms, models)
         filled = rules.pinned(evaluation, version, models)
+        require_templates(filled, asked, models)
         learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
         private = EvaluationPrivate(
             askings=asked,

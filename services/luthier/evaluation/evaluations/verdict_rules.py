@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.evaluation.bases import bases_of
 from luthier.evaluation.evaluations.drift_rules import DRIFT_LIMITS, drift_violations, set_baseline
 from luthier.grading.metrics.scores import find_score, main_score, scores_given
 from luthier.runtime.field_limits import Limit, LimitTable, characters, count, demanded
@@ -52,9 +53,11 @@ def verdict_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
 
 
 def tuned_arms(arms: Iterable[EvaluationArm], models: Mapping[str, Model]) -> set[str]:
-    """Return the ids of the arms that are tuned: adapters, and weights of a job on which no other arm stands."""
+    """Return the ids of the arms that are tuned: adapters, and weights of a job but those that are below all arms."""
     arms = list(arms)
-    below = {models[arm.model].base_model for arm in arms}
+    bases = bases_of(arms, models)
+    shared = bases[0] if len(bases) == 1 else ""
+    below = {models[arm.model].base_model for arm in arms} & {shared}
     return {
         arm.arm_id
         for arm in arms

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.arm import ArmRunner, Manner
+from luthier.evaluation.worker.drift_results import ArmRecords, Records, drift_of, drift_warnings
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.questions import Question, ask, choose
-from luthier.evaluation.worker.scoring import real_estimate, share_estimate
-from luthier.grading.metrics.intervals import bootstrap_ratio, wilson
-from luthier.grading.suite import SKILLS, general_suite, general_texts
+from luthier.grading.suite import general_suite, general_texts
 from luthier.text.records import ChatRecord, Message
 from luthier.text.rendering import Rendered
-from luthier.v1.evaluation_pb2 import DriftResult, Evaluation, SkillDrift
+from luthier.v1.evaluation_pb2 import DriftResult, Evaluation
 from luthier.work.context import TaskContext
 from luthier.work.limited import Check
 from luthier.worker.v1 import task_pb2
 
-RETAINED = "retained"
-DIVERGENCE = "divergence"
-GREEDY_DIVERGENCE = "greedy_divergence"
-TEXT_LOSS = "text_loss"
 _FILENAME = "general_suite.jsonl"
-Records = Sequence[task_pb2.AnsweredRecord]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,21 +86,25 @@ class Drift:
 
     def results(self) -> list[DriftResult]:
         """Return how far each tuned arm has drifted, in the order of the arms."""
+        rows, baseline = [question.row for question in self._questions], self._records(self._baseline)
         return [
-            self._result(arm.arm_id)
+            drift_of(
+                DriftResult(arm_id=arm.arm_id, baseline_arm_id=self._baseline),
+                rows,
+                self._records(arm.arm_id),
+                baseline,
+            )
             for arm in self._evaluation.arms
             if arm.arm_id in self.arm_ids and arm.arm_id != self._baseline
         ]
 
-    def warnings(self) -> Iterable[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield what keeps drift from being measured."""
-        for arm_id, records in self._said.items():
-            failed = [record for record in records if record.HasField("error")]
-            if failed:
-                yield (
-                    f"drift: arm {arm_id} could not answer {len(failed)} of {len(records)} questions of the general "
-                    f"suite, which count in nothing; the first: {failed[0].error.message}"
-                )
+        for arm_id in self._said:
+            is_baseline = arm_id == self._baseline
+            yield from drift_warnings(arm_id, self._records(arm_id), is_baseline=is_baseline)
+        if self._own is not None and all(row < len(self._questions) for row in self._own.references):
+            yield f"drift: arm {self._baseline} drew no answer that has tokens, so that there is no divergence"
 
     @property
     def _rows(self) -> range:
@@ -151,55 +148,8 @@ class Drift:
                     references[first + record.row] = _behind(prompt, record.token_ids)
         return _Own(tokens_digest=loaded.tokens_digest, references=references)
 
-    def _result(self, arm_id: str) -> DriftResult:
-        result = DriftResult(arm_id=arm_id, baseline_arm_id=self._baseline)
-        by_skill = {skill: SkillDrift(skill=skill) for skill in SKILLS}
-        suite = general_suite()
-        for question, mine, other in zip(
-            self._questions, self._said[arm_id], self._said[self._baseline], strict=True
-        ):
-            if not (mine.HasField("error") or other.HasField("error")):
-                item = suite[question.row]
-                _count(by_skill[item.skill], item.is_right(mine.text), item.is_right(other.text))
-        result.skills.extend(one for one in by_skill.values() if one.num_asked)
-        num_known = sum(one.num_known for one in result.skills)
-        if num_known:
-            kept = wilson(sum(one.num_kept for one in result.skills), num_known)
-            result.retained.CopyFrom(share_estimate(RETAINED, kept))
-        if arm_id in self._found:
-            self._add_divergences(result, self._found[arm_id], self._found[self._baseline])
-        self._add_text_loss(result, self._read[arm_id], self._read[self._baseline])
-        return result
-
-    def _add_text_loss(self, result: DriftResult, mine: Records, baseline: Records) -> None:
-        read = [
-            (one.nll / math.log(2), other.nll / math.log(2), len(text.encode()))
-            for text, one, other in zip(general_texts(), mine, baseline, strict=True)
-            if not (one.HasField("error") or other.HasField("error"))
-        ]
-        if read:
-            sizes = [size for _, _, size in read]
-            losses = [one - other for one, other, _ in read]
-            interval = bootstrap_ratio(losses, sizes, seed=self._evaluation.seed)
-            result.text_loss.CopyFrom(real_estimate(TEXT_LOSS, interval))
-            result.baseline_text_bits = sum(other for _, other, _ in read) / sum(sizes)
-
-    def _add_divergences(self, result: DriftResult, mine: Records, baseline: Records) -> None:
-        pairs = [
-            (one, other)
-            for one, other in zip(mine, baseline, strict=True)
-            if one.num_reference_tokens and other.num_reference_tokens
-        ]
-        count = len(self._questions)
-        likely = [pair for pair in pairs if pair[0].row < count]
-        drawn = [pair for pair in pairs if pair[0].row >= count]
-        for name, found in ((GREEDY_DIVERGENCE, likely), (DIVERGENCE, drawn)):
-            if found:
-                losses = [one.nll - other.nll for one, other in found]
-                tokens = [one.num_reference_tokens for one, _ in found]
-                interval = bootstrap_ratio(losses, tokens, seed=self._evaluation.seed)
-                getattr(result, name).CopyFrom(real_estimate(name, interval))
-        result.num_drawn_tokens = sum(one.num_reference_tokens for one, _ in drawn)
+    def _records(self, arm_id: str) -> ArmRecords:
+        return ArmRecords(said=self._said[arm_id], found=self._found.get(arm_id), read=self._read[arm_id])
 
 
 def _key(arm_id: str, part: str = "") -> str:
@@ -234,10 +184,3 @@ def _texts(loaded: LoadedModel, arm: task_pb2.ArmModel, check: Check) -> dict[in
 def _behind(prompt: Sequence[int], answer: Sequence[int]) -> Rendered:
     mask = (*(False for _ in prompt), *(True for _ in answer))
     return Rendered(input_ids=(*prompt, *answer), loss_mask=mask, ending_ids=(), num_asking=len(prompt))
-
-
-def _count(skill: SkillDrift, mine: bool, other: bool) -> None:
-    skill.num_asked += 1
-    skill.num_known += other
-    skill.num_kept += mine and other
-    skill.num_gained += mine and not other

@@ -68,17 +68,6 @@ def bootstrap_perplexity(
     return _bootstrap((_checked(nll), _checked(num_tokens)), _perplexity, seed, num_resamples)
 
 
-def bootstrap_ratio(
-    amounts: Sequence[float], counts: Sequence[int], *, seed: int, num_resamples: int = NUM_RESAMPLES
-) -> Interval:
-    """Return the sum of amounts / sum of counts with its bootstrap interval over records.
-
-    Raises:
-        ValueError: there is no record, or a value is not finite.
-    """
-    return _bootstrap((_checked(amounts), _checked(counts)), _ratio, seed, num_resamples)
-
-
 def verdict(difference: Interval, *, higher_is_better: bool = True) -> Verdict:
     """Return what the interval of a paired difference (candidate minus baseline) shows."""
     if difference.count < MIN_PAIRS:
@@ -116,11 +105,6 @@ def _checked(values: Sequence[float] | Sequence[int] | Array) -> Array:
 
 def _perplexity(nll_RN: Array, tokens_RN: Array, axis: int) -> Array:
     return perplexity_of(nll_RN.sum(axis=axis), tokens_RN.sum(axis=axis))
-
-
-def _ratio(amounts_RN: Array, counts_RN: Array, axis: int) -> Array:
-    ratio: Array = amounts_RN.sum(axis=axis) / counts_RN.sum(axis=axis)
-    return ratio
 
 
 def _bootstrap(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,17 +121,34 @@ def perplexity_difference(
         raise ValueError(
             f"pairs must be complete, got {len(left[0])} candidates and {len(right[0])} baselines"
         )
-    values, pseudo = zip(*(_jackknifed(nll, tokens) for nll, tokens in (left, right)), strict=True)
+    values, pseudo = zip(*(_jackknifed(perplexity_of, *side) for side in (left, right)), strict=True)
     return _student(values[0] - values[1], pseudo[0] - pseudo[1])
 
 
-def _jackknifed(nll: Array, tokens: Array) -> tuple[float, Array]:
-    """Return a perplexity, and its pseudo-value of each record."""
-    count = len(nll)
-    value = float(perplexity_of(nll.sum(), tokens.sum()))
+def rate_difference(
+    candidate: Sequence[float], baseline: Sequence[float], sizes: Sequence[float]
+) -> PairedDifference:
+    """Compare amounts for each unit of records' sizes, which both sides have: sum of differences / sum of sizes.
+
+    A ratio of sums is no mean of records either, and is held as perplexities are.
+
+    Raises:
+        ValueError: the three have different lengths, there is no record, a value is not finite, or a size not above 0.
+    """
+    left, right = _pairs(candidate, baseline)
+    _, counts = _pairs(candidate, sizes)
+    if not (counts > 0).all():
+        raise ValueError(f"sizes must be above 0, got {counts.min():g}")
+    return _student(*_jackknifed(np.divide, left - right, counts))
+
+
+def _jackknifed(statistic: Callable[..., Any], amounts: Array, counts: Array) -> tuple[float, Array]:
+    """Return a statistic of two sums, and its pseudo-value of each record."""
+    count = len(amounts)
+    value = float(statistic(amounts.sum(), counts.sum()))
     if count == 1:
         return value, np.array([value])
-    without = perplexity_of(nll.sum() - nll, tokens.sum() - tokens)
+    without = statistic(amounts.sum() - amounts, counts.sum() - counts)
     return value, count * value - (count - 1) * without
 
 
