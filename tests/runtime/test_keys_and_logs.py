@@ -90,3 +90,13 @@ def test_a_log_line_is_json_with_bound_and_extra_fields() -> None:
     assert (first["level"], first["request_id"], first["job"]) == ("ERROR", "r1", "j1")
     assert "request_id" not in second
     assert "ValueError: inner" in second["trace"]
+
+
+def test_a_field_is_cut_however_long_what_it_says_is() -> None:
+    record = logging.makeLogRecord(
+        {"msg": "m", "subject": "s" * 4_000_000, "detail": "d" * 501, "number": 10**600}
+    )
+    with bind(project="p" * 4_000_000):
+        line = json.loads(JsonFormatter().format(record))
+    assert [len(line[name]) for name in ("subject", "detail", "project")] == [500, 500, 500]
+    assert line["number"] == 10**600

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+import time
+
 import pytest
 from tests.kept_spans import kept_spans
 
 from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.runtime import tracing
+from luthier.runtime.otel import otlp_tracer
 
 
 def test_nothing_is_kept_and_nothing_is_carried_where_nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,9 +45,42 @@ def test_settings_that_cannot_be_are_refused(
 
 def test_without_the_extra_the_setting_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_TRACES_ADDRESS", "127.0.0.1:4317")
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    # A part of it alone is there where another package asks for that.
+    for name in list(sys.modules):
+        if name.startswith("luthier.runtime.otel"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
     with pytest.raises(FailedPrecondition, match=r"pip install 'luthier\[otel\]'"), tracing.traced("data"):
         pass
+
+
+def test_an_sdk_that_keeps_nothing_is_refused_together_with_an_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
+    with tracing.traced("data"):
+        assert not tracing.is_on()
+    monkeypatch.setenv("LUTHIER_TRACES_ADDRESS", "127.0.0.1:4317")
+    with pytest.raises(InvalidArgument, match="OTEL_SDK_DISABLED=true"), tracing.traced("data"):
+        pass
+
+
+@pytest.mark.parametrize("answers", ["refused", "never"])
+def test_a_receiver_that_is_away_does_not_hold_the_end(
+    answers: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        if answers == "refused":
+            mute.close()
+        tracer = otlp_tracer(f"127.0.0.1:{port}", 1.0, "data", "")
+        with tracer.span("root", "internal", "", (), {}):
+            for _ in range(1500):  # three batches
+                tracer.past("part", 1.0, {}, "")
+        began = time.monotonic()
+        tracer.close(0.5)
+        assert time.monotonic() - began < 2.0
+    assert "the last spans are lost" in caplog.text
 
 
 def test_a_part_is_of_the_span_around_it_and_of_none_where_there_is_none() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import platform
 import socket
 import stat
@@ -12,22 +13,34 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from luthier.errors import LuthierError
+from luthier.data.config import Config as DataConfig
+from luthier.errors import InvalidArgument, LuthierError
+from luthier.evaluation.config import Config as EvaluationConfig
 from luthier.kernels.dispatch import current_isa
 from luthier.kernels.tables import OPS, entries
-from luthier.storage.disk import MIN_FREE_BYTES, Disk
+from luthier.runtime.config import others, read
+from luthier.runtime.home import require_own
+from luthier.runtime.server import check_loopback
+from luthier.runtime.tracing import traces_config
+from luthier.storage.disk import Disk
+from luthier.training.config import Config as TrainingConfig
 from luthier.work.device import chosen_device
 from luthier.work.machine import available_bytes, memory_bytes, num_cores, processor_name
+from luthier.work.worker_config import WorkerConfig
 
 Level = Literal["ok", "warning", "problem"]
 _GIB = 1 << 30
 _FEW_BYTES = 2 * _GIB
 _ANSWER_SECONDS = 3.0
-_HUB = ("huggingface.co", 443)
+_HUB = "https://huggingface.co"
+_HUB_PORTS = {"https": 443, "http": 80}
+_CONFIGS = {"DATA": DataConfig, "TRAINING": TrainingConfig, "EVALUATION": EvaluationConfig}
+_UNASKED = -1
 _TIME_ERROR = 5
 """What adjtimex says of a clock that nothing keeps right."""
 _PACKAGES = ("luthier", "luthier-client", "grpcio", "protobuf", "torch", "transformers", "torchao", "triton")
@@ -70,13 +83,14 @@ def examined(home: Path, addresses: Mapping[str, str]) -> Iterator[Finding]:
         "versions": versions,
         "processor": processor,
         "kernels": kernels,
-        "device": device,
+        "device": lambda: device(read(WorkerConfig, section="WORKER").device),
         "memory": memory,
         "home": partial(folder, home),
-        "disk": partial(disk, home),
+        "disk": lambda: disk(home, floor_bytes()),
         **{f"{name} service": partial(service, name, address) for name, address in addresses.items()},
+        "traces": traces,
         "clock": clock,
-        "hub": partial(hub, *_HUB),
+        "hub": lambda: hub(others().get("HF_ENDPOINT") or _HUB),
     }
     for what, look in looks.items():
         try:
@@ -127,10 +141,12 @@ def kernels() -> Finding:
     return _ok("kernels", text)
 
 
-def device() -> Finding:
-    """Say what a worker with the device `auto` computes on."""
-    found = chosen_device("auto")
-    return _ok("device", f"a worker takes {found.name}: it {found.equipment}")
+def device(wanted: str) -> Finding:
+    """Say what a worker with a device of this name computes on."""
+    found = chosen_device(wanted)
+    return _ok(
+        "device", f"a worker takes {found.name} (LUTHIER_WORKER_DEVICE is {wanted}): it {found.equipment}"
+    )
 
 
 def memory() -> Finding:
@@ -145,20 +161,36 @@ def memory() -> Finding:
 
 
 def folder(home: Path) -> Finding:
-    """Say whether the home is a folder that may hold the state."""
+    """Say whether the home is a folder that may hold the state of this process's user."""
     if not home.exists():
         parent = next(one for one in home.parents if one.exists())
+        if not _may_write(parent):
+            return _problem(
+                "home",
+                f"{home} cannot be made, user {os.geteuid()} may not write {parent}: make it that user's own, or set "
+                "LUTHIER_HOME",
+            )
         return _ok("home", f"{home} is made by the first start, in {parent}")
-    mode = home.stat().st_mode
-    if not home.is_dir() or mode & (stat.S_IWOTH | stat.S_ISVTX):
+    if not home.is_dir():
+        return _problem("home", f"{home} must be a folder: set LUTHIER_HOME")
+    require_own(home)
+    if not _may_write(home):
         return _problem(
-            "home",
-            f"{home} must be a folder that nobody else may write (mode {stat.S_IMODE(mode):04o}): set LUTHIER_HOME",
+            "home", f"user {os.geteuid()} may not write {home}: mend its mode, or what it is mounted from"
         )
-    return _ok("home", f"{home}, mode {stat.S_IMODE(mode):04o}")
+    return _ok("home", f"{home}, mode {stat.S_IMODE(home.stat().st_mode):04o}")
 
 
-def disk(home: Path, min_free_bytes: int = MIN_FREE_BYTES) -> Finding:
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def floor_bytes() -> int:
+    """Return the highest floor of the services, of what must stay free on the disk of the home."""
+    return max(read(config, section=section).min_free_bytes for section, config in _CONFIGS.items())
+
+
+def disk(home: Path, min_free_bytes: int) -> Finding:
     """Say what room there is on the disk of the home."""
     there = next(one for one in (home, *home.parents) if one.exists())
     found = Disk(there, min_free_bytes)
@@ -177,6 +209,7 @@ def disk(home: Path, min_free_bytes: int = MIN_FREE_BYTES) -> Finding:
 def service(name: str, address: str) -> Finding:
     """Say whether a service serves at its address, or could."""
     what = f"{name} service"
+    check_loopback(address)
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
@@ -184,12 +217,12 @@ def service(name: str, address: str) -> Finding:
         return _ok(what, f"{address} is free: the service does not run")
     except OSError as error:
         return _problem(what, f"{address} cannot be reached: {error}")
-    options = [("grpc.enable_retries", 0)]
+    # An address means host and port, whatever proxies the environment names.
+    options = [("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+    asked = health_pb2.HealthCheckRequest(service=f"luthier.v1.{name.capitalize()}Service")
     with grpc.insecure_channel(address, options=options) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=_ANSWER_SECONDS
-            )
+            answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=_ANSWER_SECONDS)
         except grpc.RpcError:
             setting = f"LUTHIER_{name.upper()}_ADDRESS"
             return _problem(
@@ -200,23 +233,57 @@ def service(name: str, address: str) -> Finding:
     return _ok(what, f"serves at {address}")
 
 
+def traces() -> Finding:
+    """Say where traces go, and whether somebody takes them there."""
+    address = traces_config().address
+    if not address:
+        return _ok("traces", "are kept nowhere: LUTHIER_TRACES_ADDRESS is empty")
+    host, _, port = address.removeprefix("https://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        return _warning(
+            "traces",
+            f"nobody takes them at {address} ({error}): start a receiver of OTLP over gRPC there, or unset "
+            "LUTHIER_TRACES_ADDRESS",
+        )
+    return _ok("traces", f"are sent to {address}")
+
+
 def clock() -> Finding:
     """Say whether something keeps the clock right: leases do not need it, tokens and certificates do."""
-    libc = ctypes.CDLL(None)
-    # A struct timex of zeros asks and sets nothing; it has 208 bytes on 64 bits.
-    if libc.adjtimex(ctypes.create_string_buffer(256)) == _TIME_ERROR:
+    state = _clock_state()
+    if state == _UNASKED:
+        return _warning(
+            "clock", "the system cannot be asked whether something keeps it right: see `timedatectl`"
+        )
+    if state == _TIME_ERROR:
         return _warning(
             "clock", "nothing keeps the clock right: processes on several machines need chrony or ntpd"
         )
     return _ok("clock", "is kept right")
 
 
-def hub(host: str, port: int) -> Finding:
-    """Say whether base models can come from the Hub."""
+def _clock_state() -> int:
+    libc = ctypes.CDLL(None)
+    # A struct timex of zeros asks and sets nothing; it has 208 bytes on 64 bits.
+    return int(libc.adjtimex(ctypes.create_string_buffer(256)))
+
+
+def hub(endpoint: str) -> Finding:
+    """Say whether base models can come from the Hub at an address, as HF_ENDPOINT has it."""
+    try:
+        url = urlsplit(endpoint)
+        host, port = url.hostname or "", url.port or _HUB_PORTS[url.scheme]
+    except (ValueError, KeyError):
+        host = ""
+    if not host:
+        raise InvalidArgument(f"HF_ENDPOINT must be an address such as {_HUB}, got {endpoint!r}")
     try:
         socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
     except OSError as error:
         return _warning(
-            "hub", f"{host} cannot be reached ({error}): register base models from a folder or a GGUF file"
+            "hub",
+            f"{endpoint} cannot be reached ({error}): register base models from a folder or a GGUF file",
         )
-    return _ok("hub", f"{host} can be reached")
+    return _ok("hub", f"{endpoint} can be reached")

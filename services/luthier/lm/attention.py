@@ -85,6 +85,8 @@ def attention(
         if _is_widened(query):
             own = (query.float(), key.float(), value.float(), attention_mask)
             prefix_key, prefix_value = prefix_key.float(), prefix_value.float()
+        if query.device.type == "cpu" and not softcap:
+            return _attend_merged(own, prefix_key, prefix_value, scale).to(query.dtype), None
         return _attend_with_prefix(own, prefix_key, prefix_value, (scale, softcap)).to(query.dtype), None
     if softcap:
         return _attend_capped((query, key, value), attention_mask, scale, softcap), None
@@ -178,6 +180,27 @@ def _attend_with_prefix(
     output = torch.matmul(weights[..., P:], value)
     output = output + torch.matmul(prefix_weights, prefix_value[0]).view(G, B, R * Q, D).transpose(0, 1)
     return output.reshape(B, H, Q, D).transpose(1, 2).contiguous()
+
+
+def _attend_merged(
+    own: tuple[Tensor, Tensor, Tensor, Tensor], prefix_key: Tensor, prefix_value: Tensor, scale: float
+) -> Tensor:
+    """The same on a processor: attention to the prefix and to a row's own keys, weighed by their sums of exponentials.
+
+    The operator behind `scaled_dot_product_attention` holds no scores and copies no keys; it alone tells those sums.
+    """
+    query, key, value, mask = own
+    B, H, Q, D = query.shape
+    bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    own_output, own_log_BHQ = attend(query, key, value, attn_mask=bias, scale=scale)
+    query_1HND = query.transpose(0, 1).reshape(1, H, B * Q, D)
+    output_1HND, log_1HN = attend(query_1HND, prefix_key, prefix_value, scale=scale)
+    prefix_output = output_1HND.view(H, B, Q, D).transpose(0, 1)
+    prefix_log_BHQ = log_1HN.view(H, B, Q).transpose(0, 1)
+    share = torch.sigmoid(own_log_BHQ - prefix_log_BHQ)[..., None]
+    merged = torch.lerp(prefix_output.float(), own_output.float(), share.float())
+    return merged.to(query.dtype).transpose(1, 2).contiguous()
 
 
 def _attend_joined(

@@ -25,11 +25,12 @@ def secure_home(home: Path) -> list[str]:
     folder of another user, and for one where everybody may write, as /tmp is.
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _require_own(home)
+    require_own(home)
     return [said for path in _state(home) if (said := _tightened(path))]
 
 
-def _require_own(home: Path) -> None:
+def require_own(home: Path) -> None:
+    """Raise FailedPrecondition for a home of another user, and for one where everybody may write."""
     status = home.stat()
     problem = ""
     if status.st_uid != os.geteuid():

@@ -27,7 +27,6 @@ _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 # The caller's clock ends a call a little before ours: its cancellation arrives with time left on our side.
 _DEADLINE_SLACK_SECONDS = 0.1
 _SHED_LINE_SECONDS = 1.0
-_MAX_DETAIL = 500
 _access = logging.getLogger("luthier.access")
 _log = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ class AccessLog:
 
     def _write(self, call: Call, started: float) -> None:
         level = logging.DEBUG if call.method.startswith(HEALTH_SERVICE) else logging.INFO
-        told = {"subject": _subject(call.request), "detail": call.detail[:_MAX_DETAIL]}
+        told = {"subject": _subject(call.request), "detail": call.detail}
         _access.log(
             level,
             "%s %s",

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 _fields: ContextVar[Mapping[str, str]] = ContextVar("luthier_log_fields", default={})  # noqa: B039 - never changed in place
+_MAX_FIELD = 500
+"""Characters of a field: what callers send is in some, and may be as long as a request."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -40,12 +42,16 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields.get(),
+            **{name: value[:_MAX_FIELD] for name, value in _fields.get().items()},
         }
-        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        line |= {name: _cut(value) for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _cut(value: object) -> object:
+    return value[:_MAX_FIELD] if isinstance(value, str) else value
 
 
 def configure(level: str) -> None:

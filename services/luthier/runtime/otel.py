@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -21,6 +23,8 @@ from luthier.runtime.tracing import HEADER, Attributes, Kind, Span
 
 _KINDS = {"internal": SpanKind.INTERNAL, "server": SpanKind.SERVER}
 _FORMAT = TraceContextTextMapPropagator()
+_SEND_SECONDS = 2.0
+_logger = logging.getLogger(__name__)
 
 
 class OtelSpan:
@@ -51,11 +55,18 @@ class OtelTracer:
         share: of traces that begin here those that are kept.
         process: what this one is, for `service.name`.
         instance: tells it from others that are alike.
+        abandon: makes the processor give up what it has not sent.
     """
 
     def __init__(
-        self, processor: SpanProcessor, share: float = 1.0, process: str = "test", instance: str = ""
+        self,
+        processor: SpanProcessor,
+        share: float = 1.0,
+        process: str = "test",
+        instance: str = "",
+        abandon: Callable[[], object] = lambda: None,
     ) -> None:
+        self._abandon = abandon
         resource = {
             "service.namespace": "luthier",
             "service.name": f"luthier-{process}",
@@ -104,16 +115,21 @@ class OtelTracer:
         return OtelSpan(found) if found.get_span_context().is_valid else None
 
     def close(self, seconds: float) -> None:
-        """Send what is not sent yet."""
-        self._provider.force_flush(round(seconds * 1000))
-        self._provider.shutdown()
+        """Send what is not sent yet, for so long at most: a receiver that is away must not hold up the end."""
+        # In a thread, as the SDK's own limits hold for each batch, or not at all.
+        sending = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        sending.start()
+        sending.join(seconds)
+        if sending.is_alive():
+            _logger.warning("the last spans are lost: their receiver does not take them")
+            self._abandon()
 
 
 def otlp_tracer(address: str, share: float, process: str, instance: str) -> OtelTracer:
     """Return what sends spans to a receiver of OTLP, from a thread of its own, a batch every few seconds."""
     is_secure = address.startswith("https://")
-    exporter = OTLPSpanExporter(endpoint=address, insecure=not is_secure)
-    return OtelTracer(BatchSpanProcessor(exporter), share, process, instance)
+    exporter = OTLPSpanExporter(endpoint=address, insecure=not is_secure, timeout=_SEND_SECONDS)
+    return OtelTracer(BatchSpanProcessor(exporter), share, process, instance, exporter.shutdown)
 
 
 def _context(parent: str) -> Context:

@@ -5,7 +5,7 @@ Whoever does something worth knowing says so here and needs to know no more: `ru
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.runtime.addresses import is_loopback
-from luthier.runtime.config import read
+from luthier.runtime.config import others, read
 
 HEADER = "traceparent"
 """Where a call carries the span that it is part of, as W3C Trace Context has it."""
@@ -163,31 +163,60 @@ def traced(process: str, instance: str = "") -> Iterator[None]:
         instance: tells it from others that are alike.
 
     Raises:
-        InvalidArgument: the address or the share is none.
+        InvalidArgument: the address or the share is none, or OpenTelemetry is told to keep nothing.
         FailedPrecondition: the extra `otel` is not installed.
     """
-    config = read(TracesConfig, section="TRACES")
+    config = traces_config()
     if not config.address:
         yield
         return
-    _check(config)
-    if importlib.util.find_spec("opentelemetry") is None:
+    with kept_by(_otlp_tracer(config, process, instance)):
+        yield
+
+
+def traces_config() -> TracesConfig:
+    """Return where the environment says that traces go, and look whether they can: the address may be empty.
+
+    Raises:
+        InvalidArgument: the address or the share is none, or OpenTelemetry is told to keep nothing.
+        FailedPrecondition: the extra `otel` is not installed.
+    """
+    config = read(TracesConfig, section="TRACES")
+    if config.address:
+        _check(config)
+        _require_otel()
+    return config
+
+
+def _require_otel() -> None:
+    try:
+        # All that it needs, of which other packages may have brought a part.
+        importlib.import_module("luthier.runtime.otel")
+    except ImportError as error:
         raise FailedPrecondition(
-            "LUTHIER_TRACES_ADDRESS needs the packages of the extra otel: pip install 'luthier[otel]'"
-        )
+            "LUTHIER_TRACES_ADDRESS needs the packages of the extra otel: pip install 'luthier[otel]' "
+            f"({error})"
+        ) from error
+
+
+def _otlp_tracer(config: TracesConfig, process: str, instance: str) -> Tracer:
     from luthier.runtime.otel import otlp_tracer
 
-    with kept_by(otlp_tracer(config.address, config.share, process, instance)):
-        yield
+    return otlp_tracer(config.address, config.share, process, instance)
 
 
 def _check(config: TracesConfig) -> None:
     host, _, port = config.address.removeprefix("https://").rpartition(":")
     is_safe = config.address.startswith("https://") or (bool(host) and is_loopback(host))
-    if not host or not port.isdigit() or not is_safe:
+    if not host or not port.isdigit() or int(port) > 65535 or not is_safe:
         raise InvalidArgument(
             "LUTHIER_TRACES_ADDRESS must be host:port on loopback or https://host:port, as names of jobs travel "
             f"there, got {config.address!r}"
+        )
+    if (others().get("OTEL_SDK_DISABLED") or "").strip().lower() == "true":
+        raise InvalidArgument(
+            "OTEL_SDK_DISABLED=true and LUTHIER_TRACES_ADDRESS cannot both be set: nothing would be kept where "
+            f"{config.address} is to get traces; unset one of them"
         )
     if not 0 <= config.share <= 1:
         raise InvalidArgument(f"LUTHIER_TRACES_SHARE must be in 0..1, got {config.share}")

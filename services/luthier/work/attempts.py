@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -67,7 +68,10 @@ class Attempts:
         """Log that an attempt begins. It is part of what asked for the task, and has a link to the attempt before."""
         await self.record(connection, task, "STARTED")
         if not task.traceparent or not tracing.is_on():
-            return task
+            if not task.attempt_traceparent:
+                return task
+            # Of the attempt before: this one is no part of it.
+            return await self._tasks.change(connection, task.task_id, attempt_traceparent="")
         with tracing.span(
             f"hand out {task.kind}",
             parent=task.traceparent,
@@ -96,6 +100,8 @@ class Attempts:
         losses = task.losses + counts
         self.database.after_commit(lambda: self.leases.end(task.task_id))
         await self.record(connection, task, "LOST", why, reason)
+        if reason == Reason.WORKER_LOST:
+            self.database.after_commit(partial(_note_lost, task))
         if task.cancel_requested:
             await self._close(connection, task, Outcome(cancelled=True))
         elif losses >= self.max_losses:
@@ -149,3 +155,16 @@ class Attempts:
         else:
             assert outcome.result is not None, "a finished task brings a result"
             await handler.succeeded(connection, task, outcome.result)
+
+
+def _note_lost(task: Task) -> None:
+    """Say in the trace that an attempt is lost: the worker, whose span it is, may never send it."""
+    if not task.attempt_traceparent:
+        return
+    attributes: tracing.Attributes = {
+        "luthier.subject": task.subject,
+        "luthier.attempt": task.attempt,
+        "luthier.worker": holder_parts(task.worker)[0],
+    }
+    with tracing.span(f"lost {task.kind}", parent=task.attempt_traceparent, attributes=attributes) as span:
+        span.failed(Reason.WORKER_LOST)

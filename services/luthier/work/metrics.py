@@ -11,26 +11,9 @@ from luthier.errors import Failure, Reason
 from luthier.runtime.catalogue import queue, work_done, workers
 from luthier.runtime.metric import NONE, Metric, Shown, reason_label
 from luthier.v1.event_pb2 import Event
+from luthier.work.faults import SERVICE_FAULTS
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.worker.v1.worker_service_pb2 import CommitCheckpointRequest, TaskFigures
-
-SERVICE_FAULTS = frozenset(
-    {
-        Reason.CHECKSUM_MISMATCH,
-        Reason.CRASHED,
-        Reason.DATA_CORRUPTED,
-        Reason.INTERNAL,
-        Reason.PEER_REFUSED,
-        Reason.RANK_LOST,
-        Reason.RANKS_DIVERGED,
-        Reason.SERVICE_UNAVAILABLE,
-        Reason.STALLED,
-        Reason.TOO_FEW_RANKS,
-        Reason.WORKER_LOST,
-    }
-)
-"""Reasons of failures that whoever asked for the work can do nothing about. OUT_OF_MEMORY is none: the work was too
-large for the machine, and says so."""
 
 SHOWN_OF_WORKERS: tuple[Metric, ...] = tuple(
     metric for metric in vars(workers).values() if isinstance(metric, Metric) and metric is not workers.UP

@@ -15,6 +15,7 @@ from luthier.storage.database import Database
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.aside import Aside, Unclaimable, is_passing_error
 from luthier.work.attempts import Attempts
+from luthier.work.faults import GIVEN_BACK
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
@@ -29,7 +30,6 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2
 FORGET_BATCH = 500
 _logger = logging.getLogger(__name__)
 _ROOM_SECONDS = 1.0
-_GIVEN_BACK = frozenset({Reason.SHUTTING_DOWN, Reason.DISK_FULL, Reason.PEER_REFUSED, Reason.OVERLOADED})
 
 
 async def _nothing() -> None:
@@ -303,7 +303,7 @@ class Queue:
             await require_blobs()
             failure = outcome.failure
             if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
-                counts = failure.reason not in _GIVEN_BACK
+                counts = failure.reason not in GIVEN_BACK
                 await self._attempts.lose(
                     connection, task, failure.message, counts=counts, reason=failure.reason
                 )

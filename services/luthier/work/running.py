@@ -25,6 +25,7 @@ from luthier.runtime.logs import bind
 from luthier.storage.disk import found_full
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
+from luthier.work.faults import ATTEMPT_FAULTS, GIVEN_BACK, ONLY_TIME_MENDS
 from luthier.work.limits import Limits, allowed_seconds, kind_of
 from luthier.work.link import WorkerLink
 from luthier.work.session import TaskSession
@@ -38,8 +39,8 @@ OVERTIME_GRACE_SECONDS = 120.0
 _LONGEST_LOOK_SECONDS = 5.0
 FULL_SECONDS = 15.0
 """What gave a task back for what only time mends takes none for so long."""
-_ONLY_TIME_MENDS = frozenset({Reason.DISK_FULL, Reason.OVERLOADED, Reason.PEER_REFUSED})
 _IDLE_SHARE = 0.01
+_WHERE_RECORDS_ARE = {"file": "filename", "line": "line"}
 _logger = logging.getLogger(__name__)
 
 
@@ -97,7 +98,7 @@ async def _run(workshop: Workshop, task: task_pb2.Task, runner: Runner, span: tr
             await _pause(workshop.draining)
     except LuthierError as error:  # a lease that is lost, in nearly every case
         _logger.warning("task dropped", extra={"reason": error.reason, "detail": error.message})
-        span.failed(error.reason)
+        _note_reason(span, error.reason, fails=error.reason not in GIVEN_BACK)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if thread is not None and thread.is_alive():
@@ -106,13 +107,33 @@ async def _run(workshop: Workshop, task: task_pb2.Task, runner: Runner, span: tr
 
 
 def _note_outcome(span: tracing.Span, outcome: Outcome) -> None:
-    """Say in trace and log how an attempt ended."""
+    """Say in trace and log how an attempt ended: an error in a trace is a fault of the service."""
     if outcome.HasField("error"):
         failure = status_to_failure(outcome.error)
-        span.failed(failure.reason)
-        _logger.warning("task failed", extra={"reason": failure.reason, "detail": failure.message})
+        _note_reason(span, failure.reason, fails=failure.reason in ATTEMPT_FAULTS)
+        extra = {"reason": failure.reason, **_printable(failure)}
+        if failure.reason not in GIVEN_BACK:
+            _logger.warning("task failed", extra=extra)
+        elif failure.reason in ONLY_TIME_MENDS:
+            _logger.warning("the task is given back", extra=extra)
+        else:
+            _logger.info("the task is given back", extra=extra)
     elif outcome.cancelled:
         span.note({"luthier.cancelled": "true"})
+
+
+def _note_reason(span: tracing.Span, reason: str, *, fails: bool) -> None:
+    span.note({"luthier.reason": str(reason)})
+    if fails:
+        span.failed(reason)
+
+
+def _printable(failure: Failure) -> Mapping[str, str]:
+    """Return what a log may hold of a failure: its words, but of records only where the first bad one is."""
+    if failure.reason != Reason.INVALID_RECORDS:
+        return {"detail": failure.message}
+    known = failure.metadata
+    return {name: known[key] for name, key in _WHERE_RECORDS_ARE.items() if key in known}
 
 
 class _RunnerThread:
@@ -187,9 +208,7 @@ def _cleared_when_full(outcome: Outcome, scratch: Path) -> bool:
     reason = status_to_failure(outcome.error).reason
     if reason == Reason.DISK_FULL:
         shutil.rmtree(scratch, ignore_errors=True)
-    if reason in _ONLY_TIME_MENDS:
-        _logger.warning("the task is given back", extra={"detail": outcome.error.message})
-    return reason in _ONLY_TIME_MENDS
+    return reason in ONLY_TIME_MENDS
 
 
 async def _pause(draining: threading.Event) -> None:

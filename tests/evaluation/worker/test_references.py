@@ -61,5 +61,6 @@ def test_long_names_and_many_arms_leave_room_in_a_message() -> None:
 
 
 def test_a_reference_that_does_not_suit_is_named_by_file_and_line() -> None:
-    with pytest.raises(InvalidArgument, match=r"^a\.jsonl:2: the reference must be a JSON object"):
+    with pytest.raises(InvalidArgument, match=r"^a\.jsonl:2: the reference must be a JSON object") as told:
         grading_of(evaluation(), questions({"a": 1}, ["b"]))
+    assert told.value.metadata == {"filename": "a.jsonl", "line": "2"}

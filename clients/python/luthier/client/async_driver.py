@@ -25,7 +25,7 @@ from luthier.client.flows import (
     StreamPick,
     UnaryPick,
 )
-from luthier.client.spans import CallSpan, begun, calling
+from luthier.client.spans import CallSpan, calling, opening
 from luthier.client.sync_driver import bound
 from luthier.client.wire_errors import from_rpc_error
 from luthier.errors import Unavailable
@@ -84,9 +84,9 @@ class AsyncDriver:
         """Begin a server-streaming call."""
         connection = self._connected()
         method: Any = pick(connection.stubs)
-        span = begun(pick)
-        metadata = connection.metadata + span.metadata
-        return _Messages(method(request, timeout=timeout_seconds, metadata=metadata), span)
+        with opening(pick) as span:
+            metadata = connection.metadata + span.metadata
+            return _Messages(method(request, timeout=timeout_seconds, metadata=metadata), span)
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""

@@ -54,9 +54,12 @@ class CallSpan:
         if error is not None:
             from opentelemetry.trace import Status, StatusCode
 
-            made.set_status(Status(StatusCode.ERROR, str(error)))
+            # Not its words: they may quote what was sent.
+            why = type(error).__name__
             if isinstance(error, LuthierError):
-                made.set_attributes({"luthier.reason": str(error.reason), "luthier.code": error.code})
+                why = str(error.reason)
+                made.set_attributes({"luthier.reason": why, "luthier.code": error.code})
+            made.set_status(Status(StatusCode.ERROR, why))
         made.end()
 
 
@@ -80,16 +83,24 @@ def begun(pick: Callable[[Stubs], Any]) -> CallSpan:
     from opentelemetry.propagate import inject
 
     inject(carrier, context=api.set_span_in_context(made))
-    return CallSpan(made, tuple(carrier.items()))
+    # gRPC refuses a call whose keys are not in lower case, and they are the same to whoever reads them.
+    return CallSpan(made, tuple((key.lower(), value) for key, value in carrier.items()))
+
+
+@contextmanager
+def opening(pick: Callable[[Stubs], Any]) -> Iterator[CallSpan]:
+    """Begin the span of a call that a block begins, and that goes on after it; a block that raises ends the span."""
+    span = begun(pick)
+    try:
+        yield span
+    except BaseException as error:
+        span.end(error)
+        raise
 
 
 @contextmanager
 def calling(pick: Callable[[Stubs], Any]) -> Iterator[Metadata]:
     """Keep a call of the length of a block as a span; yields the metadata that goes with it."""
-    span = begun(pick)
-    try:
+    with opening(pick) as span:
         yield span.metadata
-    except BaseException as error:
-        span.end(error)
-        raise
-    span.end()
+        span.end()

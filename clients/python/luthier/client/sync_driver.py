@@ -27,7 +27,7 @@ from luthier.client.flows import (
     StreamPick,
     UnaryPick,
 )
-from luthier.client.spans import CallSpan, begun, calling
+from luthier.client.spans import CallSpan, calling, opening
 from luthier.client.wire_errors import from_rpc_error
 
 if TYPE_CHECKING:
@@ -70,9 +70,11 @@ class SyncDriver:
     async def open(self, pick: StreamPick[Q, M], request: Q, timeout_seconds: float | None) -> OpenStream[M]:
         """Begin a server-streaming call."""
         connection = self._connected()
-        span = begun(pick)
-        metadata = connection.metadata + span.metadata
-        return _Messages(pick(connection.stubs)(request, timeout=timeout_seconds, metadata=metadata), span)
+        with opening(pick) as span:
+            metadata = connection.metadata + span.metadata
+            return _Messages(
+                pick(connection.stubs)(request, timeout=timeout_seconds, metadata=metadata), span
+            )
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""

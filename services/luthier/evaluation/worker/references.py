@@ -52,7 +52,11 @@ def grading_of(evaluation: evaluation_pb2.Evaluation, questions: Sequence[Questi
         try:
             found.update(score_answer(metrics, reference, reference).keys())
         except ValueError as error:
-            raise InvalidArgument(f"{question.place}: {error}", reason=Reason.INVALID_RECORDS) from error
+            raise InvalidArgument(
+                f"{question.place}: {error}",
+                reason=Reason.INVALID_RECORDS,
+                metadata={"filename": question.filename, "line": str(question.line)},
+            ) from error
     judged = _judged_fields(evaluation, found)
     others = (name for name, _ in found.most_common() if name.startswith(FIELD_SCORE) and name not in judged)
     fields = [*judged, *others]
