@@ -16,7 +16,8 @@ _WRONG = (
 _HELP = (
     r"(?:help|assist|support|provide|offer|comply|engage|condone|encourage|promote|participate|facilitate|share|"
     r"be (?:a )?part|do (?:that|this|it|so|such)|write (?:an?|that|this|such|any|instructions)|"
-    r"tell you (?:how|that|where)|give (?:you )?(?:any|an?|that|this|such|instructions|advice|information|steps|tips|help|guidance))\b"
+    r"tell you (?:how|that|where)|give (?:you )?(?:any|an?|that|this|such|instructions|advice|"
+    r"information|steps|tips|help|guidance))\b"
 )
 _CAN = (
     rf"(?:{_HELP}|(?:answer|respond|fulfil+|complete|generate|produce|create|explain|discuss|guide|instruct|teach|continue|"
