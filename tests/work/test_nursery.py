@@ -317,6 +317,19 @@ def test_a_child_that_says_a_lot_and_reads_nothing_is_ended(monkeypatch: pytest.
     assert tellings[1] < 0.5, "what follows half a message would be read as the rest of it"
 
 
+def test_who_calls_all_the_time_hears_that_the_work_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(_: Wanting) -> None:
+        raise Cancelled("it is not wanted")
+
+    monkeypatch.setattr(Wanting, "check", check)
+    watch = Watch(os.getpid(), PATIENCE, Wanting())
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        while time.monotonic() - began < 10:
+            watch.served()
+    assert watch.peak_bytes > 0
+
+
 def test_no_work_begins_after_the_end(made: Made, tmp_path: Path) -> None:
     children = made()
     children.close()

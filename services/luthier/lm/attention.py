@@ -191,7 +191,7 @@ def _attend_merged(
     """
     query, key, value, mask = own
     B, H, Q, D = query.shape
-    bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+    bias = mask.new_zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     own_output, own_log_BHQ = attend(query, key, value, attn_mask=bias, scale=scale)
     query_1HND = query.transpose(0, 1).reshape(1, H, B * Q, D)

@@ -106,8 +106,13 @@ class Watch:
             self._step_at = now
 
     def served(self) -> None:
-        """Note that the child waited for its driver until now."""
+        """Note that the child waited for its driver until now, and look at it: who calls all the time is never silent.
+
+        Raises:
+            LuthierError: as `look`.
+        """
         self._heard_at = self._computed_at = time.monotonic()
+        self.look()
 
     def look(self) -> None:
         """Look at the child, which says nothing just now.
