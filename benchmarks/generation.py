@@ -14,8 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,10 +22,9 @@ from typing import Any
 
 import torch
 from sft_step import surroundings
-from sft_step_meter import peak_rss_bytes
 from sft_step_task import ADAPTER
 from transformers import AutoModelForCausalLM
-from turns import OURS, Contender, DrawTask, Measured, child, in_turns, make_task
+from turns import OURS, Contender, DrawTask, Measured, child, in_turns, make_task, timed
 
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.generate import GenerationRequest
@@ -98,20 +96,10 @@ def run_transformers(task: DrawTask, dtype: str) -> Measured:
     return _timed(task, draw)
 
 
-def _timed(task: DrawTask, draw: Any) -> Measured:
+def _timed(task: DrawTask, draw: Callable[[int], int]) -> Measured:
     """Rounds after one that warms up."""
     draw(0)
-    seconds, tokens = [], []
-    for number in range(1, task.num_steps + 1):
-        began = time.perf_counter()
-        tokens.append(draw(number))
-        seconds.append(time.perf_counter() - began)
-    return {
-        "tokens": tokens,
-        "seconds": seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "threads": torch.get_num_threads(),
-    }
+    return timed(task.num_steps, draw)
 
 
 CONTENDERS: dict[str, Contender] = {

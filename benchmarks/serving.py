@@ -33,9 +33,8 @@ from typing import Any, NamedTuple
 import torch
 from serving_first_token import FAST, SIZE, measure
 from sft_step import made_up_records, surroundings
-from sft_step_meter import peak_rss_bytes
 from transformers import AutoModelForCausalLM
-from turns import OURS, Contender, DrawTask, Measured, child, in_turns, make_task, with_shots
+from turns import OURS, Contender, DrawTask, Measured, child, in_turns, make_task, timed, with_shots
 
 from luthier.evaluation.shares import ROWS_A_BATCH
 from luthier.lm.engine import Engine
@@ -56,7 +55,7 @@ def evaluate_ours(task: DrawTask) -> Measured:
     shared = task.prompts[0][: task.num_shared]
     own = tuple(prompt[task.num_shared :] for prompt in task.prompts)
 
-    def answer() -> int:
+    def answer(_: int) -> int:
         num_tokens = 0
         for first in range(0, len(own), ROWS_A_BATCH):
             rows = own[first : first + ROWS_A_BATCH]
@@ -70,7 +69,8 @@ def evaluate_ours(task: DrawTask) -> Measured:
             _require_no_failure(engine)
         return num_tokens
 
-    return _timed(task, answer)
+    # None before the first one: an evaluation answers once.
+    return timed(task.num_steps, answer)
 
 
 def evaluate_transformers(task: DrawTask, dtype: str, rows: int) -> Measured:
@@ -80,7 +80,7 @@ def evaluate_transformers(task: DrawTask, dtype: str, rows: int) -> Measured:
     )
     model.train(mode=False)
 
-    def answer() -> int:
+    def answer(_: int) -> int:
         num_tokens = 0
         for first in range(0, len(task.prompts), rows):
             batch = task.prompts[first : first + rows]
@@ -97,27 +97,13 @@ def evaluate_transformers(task: DrawTask, dtype: str, rows: int) -> Measured:
             num_tokens += int(drawn.shape[0] * (drawn.shape[1] - width))
         return num_tokens
 
-    return _timed(task, answer)
+    # None before the first one: an evaluation answers once.
+    return timed(task.num_steps, answer)
 
 
 def _require_no_failure(engine: Engine) -> None:
     for error in engine.take_failures().values():
         raise error
-
-
-def _timed(task: DrawTask, answer: Any) -> Measured:
-    """Rounds, no other one before: an evaluation answers once."""
-    seconds, tokens = [], []
-    for _ in range(task.num_steps):
-        began = time.perf_counter()
-        tokens.append(answer())
-        seconds.append(time.perf_counter() - began)
-    return {
-        "tokens": tokens,
-        "seconds": seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 class Arrival(NamedTuple):

@@ -10,12 +10,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from sft_step import made_up_records
+from sft_step_meter import peak_rss_bytes
 from sft_step_task import demo_model, fresh_adapter, render_rows, tiny_model
 
 # Peers are to stay on the processor and off the network, whatever the machine has.
@@ -99,6 +102,21 @@ def with_shots(task: DrawTask, records: Sequence[object]) -> DrawTask:
     shots = [token for row in render_rows(records, task.model, len(records)) for token in row.ids]
     prompts = tuple((*shots, *prompt) for prompt in task.prompts)
     return replace(task, prompts=prompts, num_shared=len(shots))
+
+
+def timed(num_rounds: int, draw: Callable[[int], int]) -> Measured:
+    """Time rounds from 1 on, each of which returns how many tokens it drew."""
+    seconds, tokens = [], []
+    for number in range(1, num_rounds + 1):
+        began = time.perf_counter()
+        tokens.append(draw(number))
+        seconds.append(time.perf_counter() - began)
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def run_child(script: Path, task: Path, name: str, contender: Contender) -> Measured:

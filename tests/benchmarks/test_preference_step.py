@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import preference_step
 import pytest
-import torch
 from preference_step import outcome_of, pair_of, summary_of, table
 from preference_step_contenders import CONTENDERS, OURS, Pair, PairTask, measure
 from sft_step_task import Row
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 import sft_step
-import torch
 from sft_step_contenders import DEFAULTS, METHODS, OURS, heldout_loss, measure
 from sft_step_costs import LOSS, OTHER, group_costs
 from sft_step_loop import packed_inputs
@@ -17,13 +15,7 @@ from sft_step_report import outcome_of, picture, summary_of, table
 from sft_step_task import IGNORED, MAX_ROW_TOKENS, ROWS_PER_STEP, Row, Task, render_rows
 from sft_step_trl import Variant, places
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

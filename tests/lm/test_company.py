@@ -12,6 +12,7 @@ from luthier.errors import ResourceExhausted
 from luthier.lm.blocks import use_kernels
 from luthier.lm.decoding import Batch
 from luthier.lm.engine import Engine
+from luthier.lm.lora import remove_adapter
 
 ModelMaker = Callable[..., Any]
 
@@ -73,15 +74,31 @@ def test_adapters_take_turns_whoever_keeps_asking(tiny_model: ModelMaker) -> Non
     assert seen.count("base") >= 5
 
 
-def test_an_adapter_that_leaves_takes_with_it_who_reads_its_prefix(tiny_model: ModelMaker) -> None:
+def test_whoever_reads_a_prefix_of_an_adapter_that_leaves_hears_of_it_in_the_next_step(
+    tiny_model: ModelMaker,
+) -> None:
     model = tiny_model()
     with_adapter(model, "a", 1)
+    wanted = request("reads", shared_prefix=tuple(range(30, 60)), adapter="a")
     engine = Engine(model, prefill_tokens=4)
-    engine.submit(request("reads", shared_prefix=tuple(range(30, 60)), adapter="a"))
+    engine.submit(wanted)
     engine.step()
     engine.forget_adapter("a")
+    remove_adapter(model, "a")
+    assert engine.wait(0), "who asked is told in a step alone"
+    assert engine.step() == []
     assert list(engine.take_failures()) == ["reads"]
     assert not engine.wait(0)
+
+    with_adapter(model, "a", 1)
+    engine.submit(wanted)
+    engine.step()
+    engine.forget_adapter("a")
+    remove_adapter(model, "a")
+    with_adapter(model, "a", 2)
+    anew, _ = run(engine)
+    alone, _ = run(Engine(model, prefill_tokens=4), wanted)
+    assert anew == alone, "nothing of the first adapter's is read on"
 
 
 def test_a_prefix_is_computed_once_for_those_who_ask_at_the_same_time(

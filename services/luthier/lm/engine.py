@@ -181,12 +181,14 @@ class Engine:
         return failures
 
     def forget_adapter(self, name: str) -> None:
-        """Drop the prefixes of an adapter that is about to leave the model; for the stepping thread."""
+        """Drop the prefixes of an adapter that is about to leave the model; for the stepping thread.
+
+        Whoever reads one begins anew, and fails in the next step if the model has no such adapter by then.
+        """
         for key in [key for key in self._prefixes if key[0] == name]:
             del self._prefixes[key]
-        gone = NotFound(f"adapter {name!r} has left the model")
-        for group in [one for key, one in self._computing.items() if key[0] == name]:
-            self._fail(group, gone)
+        for key in [key for key in self._computing if key[0] == name]:
+            self._computing.pop(key).reading = None
 
     def _read(self, group: _Group) -> Events:
         """Read a piece of a group's prefix or prompts; the last one makes the first token of its rows."""

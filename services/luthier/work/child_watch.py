@@ -115,7 +115,7 @@ class Watch:
         self.look()
 
     def look(self) -> None:
-        """Look at the child, which says nothing just now.
+        """Look at the child: again and again while it says nothing, and after each of its calls.
 
         Raises:
             Stalled: it does not go on.
