@@ -43,11 +43,11 @@ from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
 from luthier.v1.rendering_pb2 import LengthStatistics, Rendering, RenderingSplitStatistics
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
 from luthier.work import schema as work_schema
+from luthier.work.addresses import AllowedAddresses
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue
-from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import Task, TaskKind
 from luthier.worker.v1 import task_pb2
 
@@ -370,7 +370,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     models = ModelService(database, log, queue, blobs, [roots])
     renderings, keeper = MemoryRenderings(), MemoryKeeper()
     elsewhere = Elsewhere(database, {"renderings": keeper})
-    crew, rewards = Crew(), RewardAddresses(["127.0.0.1", "[::1]:7"])
+    crew, rewards = Crew(), AllowedAddresses(["127.0.0.1", "[::1]:7"])
     outside = Outside(renderings=renderings, elsewhere=elsewhere, rewards=rewards, workers=crew)
     jobs = JobService(database, log, queue, models, outside, blobs)
     training = (jobs.family, log, models, blobs, ReleasedBlobs(database, blobs), jobs.rollouts)

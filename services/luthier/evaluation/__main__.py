@@ -21,9 +21,10 @@ from luthier.evaluation.peers import GrpcPeers
 from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
+from luthier.work.addresses import AllowedAddresses
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.queue import QueueSettings
-from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 
 
@@ -35,11 +36,17 @@ def build(parts: Parts, config: Config) -> Hosted:
     peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange(metrics=GenerationMetrics(parts.metrics.registry))
     evaluations = EvaluationService(
-        parts.database, parts.log, parts.queue, peers, parts.blobs, parts.elsewhere
+        parts.database,
+        parts.log,
+        parts.queue,
+        peers,
+        parts.blobs,
+        parts.elsewhere,
+        JudgeAccess.of(config),
     )
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)
-    grading = GradingService(RewardAddresses(config.reward_addresses), config.projects)
+    grading = GradingService(AllowedAddresses(config.reward_addresses), config.projects)
     parts.at_end(grading.close)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens, config.projects),

@@ -13,9 +13,9 @@ from luthier.training.jobs.series import JobSeries
 from luthier.training.models import servicer as models
 from luthier.training.peers import DataRenderings
 from luthier.training.schema import MIGRATIONS
+from luthier.work.addresses import AllowedAddresses
 from luthier.work.host import Chore, Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
-from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 
 _SWEEP_SECONDS = 60.0
@@ -45,7 +45,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     parts.holds_at(channel, "the Data service", "renderings")
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
     parts.work_metrics.observers.append(JobSeries(parts.metrics.registry))
-    training = assemble(parts, renderings, config.roots, RewardAddresses(config.reward_addresses))
+    training = assemble(parts, renderings, config.roots, AllowedAddresses(config.reward_addresses))
     return Hosted(
         registrations=[jobs.registration(training.jobs), models.registration(training.models)],
         handlers=dict(training.handlers),

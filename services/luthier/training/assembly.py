@@ -21,12 +21,12 @@ from luthier.training.models.service import ModelService
 from luthier.training.models.servicer import ModelServicer, RegisterModelHandler
 from luthier.training.models.tasks import KINDS as MAKING_KINDS
 from luthier.training.models.tasks import MakingHandler
+from luthier.work.addresses import AllowedAddresses
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import Holdable
 from luthier.work.log import EventLog
-from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import Present
 
@@ -79,7 +79,7 @@ class Training:
 
 
 def assemble(
-    parts: Parts, renderings: Renderings, roots: Sequence[Path], rewards: RewardAddresses
+    parts: Parts, renderings: Renderings, roots: Sequence[Path], rewards: AllowedAddresses
 ) -> Training:
     """Put the service together on real adapters or a test's."""
     models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)

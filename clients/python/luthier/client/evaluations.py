@@ -29,11 +29,14 @@ _BYTES_A_CALL = 3 << 20
 def create(scope: Scope, evaluation: Evaluation, *, evaluation_id: str = "") -> Flow[Evaluation]:
     """Start an evaluation. Follow it with `watch` or `wait`.
 
-    `evaluation` names `dataset_version` and in its `arms` the models (short names will do).
+    `evaluation` names `dataset_version` and in its `arms` and `judges` the models (short names will do).
     """
     resolved = replaced(evaluation, dataset_version=names.version(scope.project, evaluation.dataset_version))
     for arm in resolved.arms:
         arm.model = names.weights(scope.project, arm.model)
+    for judge in resolved.judges:
+        if judge.model:
+            judge.model = names.weights(scope.project, judge.model)
     request = api.CreateEvaluationRequest(
         parent=names.project(scope.project), evaluation=resolved, evaluation_id=evaluation_id
     )

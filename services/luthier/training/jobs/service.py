@@ -46,13 +46,13 @@ from luthier.training.weights import StoredModel
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
+from luthier.work.addresses import AllowedAddresses
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live, told_apart
 from luthier.work.log import EventLog
 from luthier.work.requirements import read_requirements
-from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import Present
 
@@ -87,7 +87,7 @@ class Outside:
 
     renderings: Renderings
     elsewhere: Elsewhere
-    rewards: RewardAddresses
+    rewards: AllowedAddresses
     workers: Present
 
 

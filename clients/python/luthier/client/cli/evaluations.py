@@ -136,6 +136,16 @@ def _kind() -> type[Evaluation]:
     help="The arm that they are held against; measures drift. [default: the first prompting arm]",
 )
 @field_option(
+    "--judge",
+    "judges",
+    field="judges",
+    is_read=False,
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="A language model that judges the answers, in YAML or JSON; gives the score judge.ID.",
+)
+@field_option(
     "--max-workers",
     field="max_workers",
     type=click.IntRange(min=0),
@@ -153,11 +163,17 @@ def create(
     arms: tuple[str, ...],
     templates: tuple[str, ...],
     guards: tuple[str, ...],
+    judges: tuple[str, ...],
 ) -> None:
     """Start an evaluation of the given arms on the same records."""
     if guards:
         del draft.message.guards[:]
         draft.message.guards.extend(_guard(text) for text in guards)
+    if judges:
+        from luthier.client.cli.judging import read_judges
+
+        del draft.message.judges[:]
+        draft.message.judges.extend(read_judges(judges))
     if arms:
         del draft.message.arms[:]
         draft.message.arms.extend(_arm(text) for text in arms)
