@@ -29,6 +29,7 @@ TIMEOUT_SECONDS = 60.0
 MOST_FAILURES = 10
 """Calls in a row that fail for good, after which a judge is asked no more."""
 CALLS_AT_ONCE = 4
+_CUT_SECONDS = 0.05
 _MAX_ANSWER_BYTES = 1 << 20
 _MESSAGE_CHARACTERS = 500
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -83,8 +84,11 @@ class JudgeCalls:
                     self._hang_up(time.monotonic())
             except BaseException:
                 self._is_unwanted = True
-                threads.shutdown(wait=False, cancel_futures=True)
-                self._hang_up(math.inf)
+                for one in waiting:
+                    one.cancel()
+                # Again and again: one that is connecting has no line yet that could be cut.
+                while wait(waiting, timeout=_CUT_SECONDS).not_done:
+                    self._hang_up(math.inf)
                 raise
             return [one.result() for one in waiting]
 

@@ -16,6 +16,7 @@ from luthier.v1 import evaluation_service_pb2 as api
 from luthier.v1.chat_pb2 import ChatMessage, Conversation
 from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
+from luthier.v1.text_score_pb2 import TextToScore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,6 +219,22 @@ async def _generate(scope: Scope, request: api.GenerateTextRequest) -> StreamFlo
         await scope.driver.sleep(delay)
 
 
+def score_texts(
+    scope: Scope, model: str | api.ScoreTextsRequest, texts: Iterable[TextToScore] = ()
+) -> Flow[api.ScoreTextsResponse]:
+    """Find how likely a model is to go on with given texts, at most 64 a call; no chat template stands beside them.
+
+    In place of the model a whole request may be given, whose texts come before those given beside it.
+    """
+    request = api.ScoreTextsRequest()
+    request.CopyFrom(
+        model if isinstance(model, api.ScoreTextsRequest) else api.ScoreTextsRequest(model=model)
+    )
+    request.model = names.askable(scope.project, request.model)
+    request.texts.extend(texts)
+    return call(scope, lambda stubs: stubs.evaluation.ScoreTexts, request)
+
+
 def _name(scope: Scope, name: str) -> str:
     return names.child(scope.project, "evaluations", name)
 
@@ -234,6 +251,7 @@ class Evaluations(SyncResource):
     wait = method(wait_until_done)
     predictions = stream_method(list_predictions)
     grade = stream_method(grade_samples)
+    score_texts = method(score_texts)
 
 
 class AsyncEvaluations(AsyncResource):
@@ -248,3 +266,4 @@ class AsyncEvaluations(AsyncResource):
     wait = async_method(wait_until_done)
     predictions = async_stream_method(list_predictions)
     grade = async_stream_method(grade_samples)
+    score_texts = async_method(score_texts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.benchmarks import benchmark
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.evaluation_results import compare, diff, export, report
@@ -30,7 +31,7 @@ def evaluations() -> None:
     """Compare models and prompts on the same held-out records."""
 
 
-for command in (grade, compare, diff, export, report):
+for command in (grade, compare, diff, export, report, benchmark):
     evaluations.add_command(command)
 
 
