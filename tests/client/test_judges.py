@@ -119,6 +119,10 @@ def test_a_report_has_judges_only_where_there_are_some() -> None:
     page = render_report(ReportData(evaluation=found))
     for words in ("<h2>Judges</h2>", "75.0 % [60.0, 86.0] of 45", "30 wins, 9 ties (4 contradictions)"):
         assert words in page
+    row = Prediction(judgements=[Judgement(judge_id="<j>", arm_id="zero", number=4)])
+    assert "<li>judge &lt;j&gt;: zero: 4</li>" in render_report(
+        ReportData(evaluation=found, predictions=[row])
+    )
     del found.judge_results[:]
     assert "<h2>Judges</h2>" not in render_report(ReportData(evaluation=found))
 
