@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_ANSWER = re.compile(r"^\[answer( [AB])? (\w+)\]\n(.*?)\n\[end of answer\1 \2\]$", re.DOTALL | re.MULTILINE)
+_ANSWER = re.compile(r"^\[answer(| [AB]) (\w+)\]\n(.*?)\n\[end of answer\1 \2\]$", re.DOTALL | re.MULTILINE)
 _FAILURES = ("503", "drop", "429", "half an answer", "500")
 LOCK = threading.Lock()
 CALLS = itertools.count()
@@ -144,13 +144,12 @@ class Stub:
 @contextmanager
 def judge_stub() -> Iterator[Stub]:
     """Run a stub for the length of a block."""
-    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield Stub(int(process.stdout.readline()))
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield Stub(int(process.stdout.readline()))
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":

@@ -69,4 +69,4 @@ def test_a_refusal_names_the_setting_and_what_the_field_holds() -> None:
     with pytest.raises(
         InvalidArgument, match=r"of 127\.0\.0\.1, which LUTHIER_OTHER allows, got 'http://a/b'"
     ):
-        AllowedAddresses(["127.0.0.1"], "LUTHIER_OTHER").require("a:80", "f", "'http://a/b'")
+        AllowedAddresses(["127.0.0.1"], "LUTHIER_OTHER").require("a:80", "f", "http://a/b")

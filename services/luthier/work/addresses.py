@@ -48,7 +48,7 @@ class AllowedAddresses:
             return
         description = (
             f"must be host:port of {', '.join(self._entries) or 'nobody'}, which {self._setting} allows, "
-            f"got {shown or address!r}"
+            f"got {(shown or address)!r}"
         )
         raise InvalidArgument.of_fields(
             FieldViolation(field=field, description=description, reason=Reason.ADDRESS_NOT_ALLOWED)

@@ -121,7 +121,7 @@ class JudgeAccess:
             raise InvalidArgument.of_fields(
                 FieldViolation(field=f"{field}.url", description=str(error))
             ) from error
-        self._addresses.require(target.address, f"{field}.url", repr(endpoint.url))
+        self._addresses.require(target.address, f"{field}.url", endpoint.url)
         if endpoint.key:
             self._require_key(endpoint, target, field)
         return target

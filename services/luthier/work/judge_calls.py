@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class JudgeCalls:
         self._max_new_tokens = max_new_tokens
         self._timeout_seconds = endpoint.timeout_seconds or TIMEOUT_SECONDS
         self._lock = threading.Lock()
-        self._open: dict[http.client.HTTPConnection, float] = {}
+        self._open: dict[socket.socket, float] = {}
         self._is_unwanted = False
         self._num_failures = 0
         self._last_failure: LuthierError | None = None
@@ -137,8 +137,11 @@ class JudgeCalls:
                 connection.request(
                     "POST", f"{self._target.path}/chat/completions", self._body(prompt), headers
                 )
-                response = connection.getresponse()
-                data = response.read(_MAX_ANSWER_BYTES + 1)
+                with closing(connection.getresponse()) as response:
+                    data = response.read(_MAX_ANSWER_BYTES + 1)
+                    # A read of so many bytes does not say that the line broke.
+                    if response.length and len(data) <= _MAX_ANSWER_BYTES:
+                        raise http.client.IncompleteRead(data, response.length)
         except (OSError, http.client.HTTPException) as error:
             late = time.monotonic() > deadline
             words = (
@@ -161,23 +164,27 @@ class JudgeCalls:
             if target.scheme == "https"
             else http.client.HTTPConnection(host, target.port, timeout=seconds)
         )
-        with self._lock:
-            self._open[connection] = deadline
         try:
-            yield connection
-        finally:
+            connection.connect()
+            # An answer that ends the connection takes the line with it, so that only whoever opened it can cut it.
+            line = connection.sock
             with self._lock:
-                del self._open[connection]
+                self._open[line] = deadline
+            try:
+                yield connection
+            finally:
+                with self._lock:
+                    del self._open[line]
+        finally:
             connection.close()
 
     def _hang_up(self, now: float) -> None:
         """End calls that are beyond their time: each part of an answer may come in time and the whole never."""
         with self._lock:
-            late = [connection for connection, deadline in self._open.items() if deadline < now]
-        for connection in late:
-            if (sock := connection.sock) is not None:
+            late = [line for line, deadline in self._open.items() if deadline < now]
+            for line in late:
                 with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                    line.shutdown(socket.SHUT_RDWR)
 
     def _body(self, prompt: str) -> bytes:
         limits: dict[str, Any] = (

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from tests.evaluation.conftest import JUDGE_KEY, Site
 from tests.evaluation.tiny_models import write_base
-from tests.evaluation.worker.test_drift import teach
 from tests.evaluation.worker.test_resume import until_answered
 from tests.work.judge_stub import Stub, judge_stub
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from luthier.evaluation import shares
-from luthier.grading.judging import Matter, pairwise_prompt
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.judge_pb2 import (
     JUDGE_PREFERENCE_FIRST,
@@ -177,18 +177,23 @@ async def test_the_judgements_are_the_same_whoever_answers(
 
 @pytest.fixture(scope="module")
 def judging_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that was taught to find whatever stands first better."""
+    """A model that finds whatever stands first better: behind any token it says so, and behind that it ends."""
     folder = tmp_path_factory.mktemp("judge") / "judge"
-    write_base(folder, 5, hidden_size=64)
-    prompts = [
-        pairwise_prompt(Matter(criteria=CRITERIA, request="x", reference=None), *texts)
-        for texts in (("red", "blue 7"), ("a", "number"))
-    ]
-    texts = [
-        f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\nBetter: A<|im_end|>\n"
-        for prompt in prompts
-    ]
-    teach(folder, texts)
+    write_base(folder, 5)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["Better: A"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    verdict, end = (tokenizer.token_to_id(token) for token in ("Better: A", "<|im_end|>"))
+    model = AutoModelForCausalLM.from_pretrained(folder, tie_word_embeddings=False)
+    weights: Any = model.state_dict()
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")) or "embed" in name or "lm_head" in name:
+            weight.zero_()
+    weights["model.embed_tokens.weight"][:, 0] = 1.0
+    weights["model.embed_tokens.weight"][verdict, 1] = 10.0
+    weights["lm_head.weight"][verdict, 0] = 1.0
+    weights["lm_head.weight"][end, 1] = 10.0
+    model.save_pretrained(folder)
     return folder
 
 
@@ -205,17 +210,17 @@ async def test_a_model_of_ours_judges_and_one_that_cannot_is_only_errors(
             pairwise=PairwiseJudging(),
             max_new_tokens=12,
         )
-        for judge_id, model in (("taught", "judge"), ("random", "tuned"))
+        for judge_id, model in (("sure", "judge"), ("random", "tuned"))
     ]
     done = await run(site, *judges, max_records=4, arms=[ARMS[0], ARMS[2]])
-    taught, random = done.judge_results
-    assert (taught.num_asked, random.num_asked) == (8, 8)
-    assert taught.num_errors < 4, taught.errors
-    assert taught.position_bias.value == 1.0
+    sure, random = done.judge_results
+    assert (sure.num_asked, random.num_asked) == (8, 8)
+    assert sure.num_errors == 0, sure.errors
+    assert (sure.agreement.value, sure.position_bias.value) == (0.0, 1.0)
     assert {one.reason for one in random.errors} == {"JUDGE_ANSWER_INVALID"}
     assert random.num_errors == 8
     rows = await site.predictions(done.name)
-    made = [one for row in rows for one in row.judgements if one.judge_id == "taught"]
-    assert {one.preference for one in made if not one.HasField("error")} == {JUDGE_PREFERENCE_FIRST}
+    made = [one for row in rows for one in row.judgements if one.judge_id == "sure"]
+    assert {(one.preference, one.text) for one in made} == {(JUDGE_PREFERENCE_FIRST, "Better: A")}
     assert done.judges[0].base_model == f"{site.PARENT}/models/judge"
     assert done.judges[1].base_model == f"{site.PARENT}/models/base"

@@ -15,6 +15,7 @@ from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.evaluation_results import compare, diff, export, report
 from luthier.client.cli.grading import grade
 from luthier.client.cli.groups import SuggestingGroup
+from luthier.client.cli.judge_files import judge_option
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
 
@@ -136,16 +137,7 @@ def _kind() -> type[Evaluation]:
     field="drift.baseline_arm_id",
     help="The arm that they are held against; measures drift. [default: the first prompting arm]",
 )
-@field_option(
-    "--judge",
-    "judges",
-    field="judges",
-    is_read=False,
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    metavar="FILE",
-    help="A language model that judges the answers, in YAML or JSON; gives the score judge.ID.",
-)
+@judge_option
 @field_option(
     "--max-workers",
     field="max_workers",
@@ -164,17 +156,11 @@ def create(
     arms: tuple[str, ...],
     templates: tuple[str, ...],
     guards: tuple[str, ...],
-    judges: tuple[str, ...],
 ) -> None:
     """Start an evaluation of the given arms on the same records."""
     if guards:
         del draft.message.guards[:]
         draft.message.guards.extend(_guard(text) for text in guards)
-    if judges:
-        from luthier.client.cli.judging import read_judges
-
-        del draft.message.judges[:]
-        draft.message.judges.extend(read_judges(judges))
     if arms:
         del draft.message.arms[:]
         draft.message.arms.extend(_arm(text) for text in arms)

@@ -1,39 +1,19 @@
-"""Judges on the command line: files that say them, and how they look."""
+"""How judges look on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import click
 from rich.text import Text
 
 from luthier.client.cli.views import table
-from luthier.client.escaping import escaped, escaped_line
 from luthier.client.judges import agreement_words, bias_words, error_words, judgement_words, pair_words
-from luthier.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from luthier.v1.evaluation_pb2 import Evaluation, Prediction
-    from luthier.v1.judge_pb2 import Judge
-
-
-def read_judges(paths: Iterable[str]) -> list[Judge]:
-    """Read judges from files of YAML or JSON. Raises UsageError that names the file."""
-    from luthier.client.documents import MAX_BYTES
-    from luthier.client.message_files import read_message
-    from luthier.v1.judge_pb2 import Judge
-
-    found = []
-    for path in paths:
-        try:
-            with click.open_file(path, "rb") as file:
-                found.append(read_message(file.read(MAX_BYTES + 1), Judge, source=escaped_line(path)).message)
-        except InvalidArgument as error:
-            raise click.UsageError(escaped(error.message)) from error
-    return found
 
 
 def judge_table(evaluation: Evaluation) -> Table:
