@@ -81,7 +81,7 @@ def test_words_say_what_was_lost_and_what_the_order_does() -> None:
 
 
 def test_words_of_one_judgement_say_in_which_order_it_was_shown() -> None:
-    pair = {"judge_id": "j", "arm_id": "zero", "rival_arm_id": "tuned"}
+    pair: dict[str, Any] = {"judge_id": "j", "arm_id": "zero", "rival_arm_id": "tuned"}
     assert (
         judgement_words(Judgement(**pair, preference=JUDGE_PREFERENCE_FIRST))
         == "zero, then tuned: zero is better"

@@ -129,19 +129,9 @@ class JudgeCalls:
             time.sleep(min(left, HEAR_SECONDS))
 
     def _called(self, prompt: str, deadline: float) -> JudgeAnswer | LuthierError:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "luthier"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
         try:
             with self._connected(deadline) as connection:
-                connection.request(
-                    "POST", f"{self._target.path}/chat/completions", self._body(prompt), headers
-                )
-                with closing(connection.getresponse()) as response:
-                    data = response.read(_MAX_ANSWER_BYTES + 1)
-                    # A read of so many bytes does not say that the line broke.
-                    if response.length and len(data) <= _MAX_ANSWER_BYTES:
-                        raise http.client.IncompleteRead(data, response.length)
+                response, data = self._exchanged(connection, prompt)
         except (OSError, http.client.HTTPException) as error:
             late = time.monotonic() > deadline
             words = (
@@ -151,6 +141,20 @@ class JudgeCalls:
         if response.status != http.client.OK:
             raise self._refusal(response, data)
         return self._read(data)
+
+    def _exchanged(
+        self, connection: http.client.HTTPConnection, prompt: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "luthier"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        connection.request("POST", f"{self._target.path}/chat/completions", self._body(prompt), headers)
+        with closing(connection.getresponse()) as response:
+            data = response.read(_MAX_ANSWER_BYTES + 1)
+            # A read of so many bytes does not say that the line broke.
+            if response.length and len(data) <= _MAX_ANSWER_BYTES:
+                raise http.client.IncompleteRead(data, response.length)
+            return response, data
 
     @contextmanager
     def _connected(self, deadline: float) -> Iterator[http.client.HTTPConnection]:

@@ -52,7 +52,7 @@ _SHARES = frozenset(
 """Metrics of the harness whose values are shares from 0 to 1."""
 
 
-@register_model("luthier")  # type: ignore[untyped-decorator]
+@register_model("luthier")
 class LuthierLM(LM):  # type: ignore[misc]
     """A model, a checkpoint or an alias of ours as the harness asks it.
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 
-from luthier.errors import FieldViolation, InvalidArgument, LuthierError, Reason
+from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import as_taught
 from luthier.evaluation.bases import base_name
 from luthier.evaluation.names import WEIGHTS
@@ -26,7 +26,6 @@ from luthier.runtime.result_limits import TEXT
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 from luthier.v1.judge_pb2 import Judge, JudgeResult
 from luthier.v1.model_pb2 import Model
-from luthier.work.judge_access import JudgeAccess, target_of
 from luthier.worker.v1.task_pb2 import Asking
 
 MAX_JUDGES = 4
@@ -106,11 +105,6 @@ def judge_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
         if judge.HasField("rubric") and not scale.least < scale.most:
             description = f"must be above least, got {scale.most} and {scale.least}"
             yield FieldViolation(field=f"{field}.rubric.most", description=description)
-        if judge.endpoint.url:
-            try:
-                target_of(judge.endpoint.url)
-            except ValueError as error:
-                yield FieldViolation(field=f"{field}.endpoint.url", description=str(error))
 
 
 def check_judge_references(parent: str, evaluation: Evaluation) -> None:
@@ -120,19 +114,6 @@ def check_judge_references(parent: str, evaluation: Evaluation) -> None:
             field = f"evaluation.judges[{index}].model"
             WEIGHTS.parse(judge.model, field=field)
             same_project(parent, judge.model, field)
-
-
-def require_endpoints(evaluation: Evaluation, access: JudgeAccess) -> None:
-    """Raise InvalidArgument that names every endpoint that may not be asked, or not with its key."""
-    violations: list[FieldViolation] = []
-    for index, judge in enumerate(evaluation.judges):
-        if judge.HasField("endpoint"):
-            try:
-                access.require(judge.endpoint, f"evaluation.judges[{index}].endpoint")
-            except LuthierError as error:
-                violations.extend(error.violations)
-    if violations:
-        raise InvalidArgument.of_fields(*violations)
 
 
 def judging_arms(evaluation: Evaluation) -> list[EvaluationArm]:

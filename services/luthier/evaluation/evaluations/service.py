@@ -14,11 +14,11 @@ from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.drift_rules import require_templates
+from luthier.evaluation.evaluations.judge_endpoints import require_endpoints
 from luthier.evaluation.evaluations.judge_rules import (
     judge_askings,
     judge_field,
     judging_arms,
-    require_endpoints,
 )
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State

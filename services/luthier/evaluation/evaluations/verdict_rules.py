@@ -106,7 +106,7 @@ def _is_given(name: str, given: Sequence[str]) -> bool:
 
 def _not_measured(field: str, name: str, given: Sequence[str]) -> FieldViolation:
     shown = ", ".join(f"{one}NAME" if one.endswith(".") else one for one in given)
-    description = f"must be a score that the metrics or the judges give ({shown}), got {name!r}"
+    description = f"must be a score that the metrics give ({shown}), got {name!r}"
     return FieldViolation(field=field, description=description, reason=Reason.METRIC_NOT_MEASURED)
 
 

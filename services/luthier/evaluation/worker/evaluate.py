@@ -167,10 +167,19 @@ class Evaluator:
             with self._models.base(
                 base, lambda: context.token, context.check, precision=precision, log=context.log
             ) as loaded:
-                for judge in judges:
-                    with self._adapter(context, loaded, judge) as name:
-                        judging.ask_model(loaded, judge, name)
+                self._ask_judges(context, loaded, judges, judging)
         return judging.judged()
+
+    def _ask_judges(
+        self,
+        context: TaskContext,
+        loaded: LoadedModel,
+        judges: Sequence[task_pb2.ArmModel],
+        judging: Judging,
+    ) -> None:
+        for judge in judges:
+            with self._adapter(context, loaded, judge) as name:
+                judging.ask_model(loaded, judge, name)
 
     def _probe(
         self, context: TaskContext, loaded: LoadedModel, arms: Sequence[task_pb2.ArmModel], drift: Drift

@@ -152,22 +152,36 @@ class Judging:
             arm_id: {record.row: record.text for record in said if not record.HasField("error")}
             for arm_id, said in answers.items()
         }
-        rows = range(len(self._questions))
         matters = [_matter(judge, question.record) for question in self._questions]
         if judge.HasField("rubric"):
-            least, most = judge.rubric.least, judge.rubric.most
             for arm_id, texts in given.items():
-                for row in filter(texts.__contains__, rows):
-                    prompt = rubric_prompt(matters[row], texts[row], least, most)
-                    yield Item(row=row, arm_id=arm_id, prompt=prompt)
+                yield from _singles(judge, arm_id, texts, matters)
             return
         mine = judge.pairwise.arm_id
         for rival in (arm_id for arm_id in given if arm_id != mine):
-            for row in rows:
-                if row in given[mine] and row in given[rival]:
-                    for first, second in ((mine, rival), (rival, mine)):
-                        prompt = pairwise_prompt(matters[row], given[first][row], given[second][row])
-                        yield Item(row=row, arm_id=first, rival_arm_id=second, prompt=prompt)
+            yield from _pairs((mine, rival), given, matters)
+
+
+def _singles(
+    judge: Judge, arm_id: str, texts: Mapping[int, str], matters: Sequence[Matter]
+) -> Iterator[Item]:
+    least, most = judge.rubric.least, judge.rubric.most
+    for row, matter in enumerate(matters):
+        if row in texts:
+            prompt = rubric_prompt(matter, texts[row], least, most)
+            yield Item(row=row, arm_id=arm_id, prompt=prompt)
+
+
+def _pairs(
+    arms: tuple[str, str], given: Mapping[str, Mapping[int, str]], matters: Sequence[Matter]
+) -> Iterator[Item]:
+    """Yield two items, one in each order, for each record that both arms have answered."""
+    for row, matter in enumerate(matters):
+        if not all(row in given[arm_id] for arm_id in arms):
+            continue
+        for first, second in (arms, arms[::-1]):
+            prompt = pairwise_prompt(matter, given[first][row], given[second][row])
+            yield Item(row=row, arm_id=first, rival_arm_id=second, prompt=prompt)
 
 
 def _key(judge: Judge) -> str:
