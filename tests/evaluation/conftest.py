@@ -20,6 +20,7 @@ from tests.work.keepers import HoldsOfAnyone
 
 from luthier.evaluation.__main__ import build, settings_of
 from luthier.evaluation.config import Config
+from luthier.evaluation.outside import Outside
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.engine import Start
 from luthier.evaluation.worker.evaluate import Evaluator
@@ -41,6 +42,7 @@ from luthier.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
+from luthier.work.addresses import AllowedAddresses
 from luthier.work.cache import BlobCache
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
@@ -187,8 +189,11 @@ class Site:
             companions=(companion,),
         )
         stopping = asyncio.Event()
-        access = JudgeAccess(("127.0.0.1",), JUDGE_KEYS, {"JUDGE_KEY": JUDGE_KEY})
-        evaluator = Evaluator(self.peers_address, held, access)
+        outside = Outside(
+            judges=JudgeAccess(("127.0.0.1",), JUDGE_KEYS, {"JUDGE_KEY": JUDGE_KEY}),
+            rewards=AllowedAddresses(("127.0.0.1",)),
+        )
+        evaluator = Evaluator(self.peers_address, held, outside)
         with closing(held), closing(evaluator):
             runners = dict.fromkeys((TaskKind.EVALUATE, TaskKind.ANSWER_SHARE), evaluator)
             work = asyncio.create_task(work_until(worker_settings, runners, stopping))

@@ -17,6 +17,7 @@ from luthier.evaluation.generation.service import GenerationService
 from luthier.evaluation.generation.servicer import GenerationServicer
 from luthier.evaluation.grading.service import GradingService
 from luthier.evaluation.grading.servicer import GradingServicer
+from luthier.evaluation.outside import Outside
 from luthier.evaluation.peers import GrpcPeers
 from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
@@ -35,6 +36,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     parts.holds_at(training, "the Training service", "models", "checkpoints")
     peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange(metrics=GenerationMetrics(parts.metrics.registry))
+    rewards = AllowedAddresses(config.reward_addresses)
     evaluations = EvaluationService(
         parts.database,
         parts.log,
@@ -42,11 +44,11 @@ def build(parts: Parts, config: Config) -> Hosted:
         peers,
         parts.blobs,
         parts.elsewhere,
-        JudgeAccess.of(config),
+        Outside(judges=JudgeAccess.of(config), rewards=rewards),
     )
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)
-    grading = GradingService(AllowedAddresses(config.reward_addresses), config.projects)
+    grading = GradingService(rewards, config.projects)
     parts.at_end(grading.close)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens, config.projects),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from luthier.grading import templates
+from luthier.grading.asked import field_of, leaves
 from luthier.grading.outcomes import GradingError, Sample
 from luthier.grading.templates import Place, Template
 from luthier.v1.grader_pb2 import Grader
@@ -37,6 +38,20 @@ class ItemFields:
                 template.filled(sample)
             except GradingError as error:
                 raise GradingError(error.reason, f"{label}: {error.message}") from error
+
+
+def fields_read(grader: Grader, field: str) -> Iterator[tuple[str, str, str]]:
+    """Yield what a grader's own templates read of records: the template's field, what is written, the record's field.
+
+    `field` is the grader's own in a request; the message must have passed `checks.grader_violations`.
+    """
+    for path, leaf in leaves(grader):
+        kind = leaf.WhichOneof("kind")
+        message = getattr(leaf, kind or "")
+        for name in _TEMPLATES:
+            for part in templates.parsed(getattr(message, name, ""), name).parts:
+                if isinstance(part, Place) and part.namespace == "item" and part.steps:
+                    yield f"{field_of(field, path)}.{kind}.{name}", part.written, str(part.steps[0])
 
 
 def _item_templates(grader: Grader, path: str) -> Iterator[tuple[str, Template]]:

@@ -14,6 +14,7 @@ from tests.work.keepers import MemoryKeeper
 from luthier.evaluation.evaluations.dealing import ShareHandler
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.evaluations.servicer import EvaluateHandler
+from luthier.evaluation.outside import Outside
 from luthier.evaluation.schema import MIGRATIONS
 from luthier.storage.database import Database
 from luthier.storage.memory_blobs import MemoryBlobStore
@@ -22,6 +23,7 @@ from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, Prediction
 from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.v1.event_pb2 import StateChange
 from luthier.work import schema
+from luthier.work.addresses import AllowedAddresses
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.judge_access import JudgeAccess
 from luthier.work.log import EventLog
@@ -90,8 +92,11 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), kinds), QueueSettings())
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"versions": keeper, "models": keeper})
-    access = JudgeAccess(("127.0.0.1",), ("JUDGE_KEY@127.0.0.1",))
-    service = EvaluationService(database, log, queue, peers, blobs, elsewhere, access)
+    outside = Outside(
+        judges=JudgeAccess(("127.0.0.1",), ("JUDGE_KEY@127.0.0.1",)),
+        rewards=AllowedAddresses(("127.0.0.1",)),
+    )
+    service = EvaluationService(database, log, queue, peers, blobs, elsewhere, outside)
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
     queue.register(TaskKind.ANSWER_SHARE, ShareHandler(service, blobs))
     yield Bench(service, queue, blobs, log, database, peers, keeper, elsewhere)

@@ -14,7 +14,6 @@ from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.drift_rules import require_templates
-from luthier.evaluation.evaluations.judge_endpoints import require_endpoints
 from luthier.evaluation.evaluations.judge_rules import (
     judge_askings,
     judge_field,
@@ -23,6 +22,7 @@ from luthier.evaluation.evaluations.judge_rules import (
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.lineage import Origins, learnt_from
+from luthier.evaluation.outside import Outside
 from luthier.evaluation.precision import shared_precision
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.evaluation.shares import dealt
@@ -36,7 +36,6 @@ from luthier.v1.event_pb2 import Progress
 from luthier.v1.reference_pb2 import Reference
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
-from luthier.work.judge_access import JudgeAccess
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
@@ -55,13 +54,13 @@ class EvaluationService:
         peers: Origins,
         blobs: BlobStore,
         elsewhere: Elsewhere,
-        judges: JudgeAccess,
+        outside: Outside,
     ) -> None:
         self._database = database
         self._peers = peers
         self._blobs = blobs
         self._elsewhere = elsewhere
-        self._judges = judges
+        self._outside = outside
         self._rows = repository.evaluations()
         self._answers = repository.AnswerFiles()
         self._shares = repository.Shares()
@@ -72,9 +71,9 @@ class EvaluationService:
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:
         """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, and for judges ADDRESS_NOT_ALLOWED and KEY_NOT_ALLOWED),
-        NotFound for a version or a model, FailedPrecondition when one of them is not READY or there is nothing to ask,
-        AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another service is away.
+        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, and of judges and graders ADDRESS_NOT_ALLOWED and
+        KEY_NOT_ALLOWED), NotFound for a version or a model, FailedPrecondition when one of them is not READY or there
+        is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another service is away.
         """
         evaluation = rules.resolved(request.evaluation)
         name = child_name(
@@ -83,7 +82,7 @@ class EvaluationService:
         evaluation.name = name
         rules.check(evaluation)
         rules.check_references(request.parent, evaluation)
-        require_endpoints(evaluation, self._judges)
+        self._outside.require(evaluation)
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
         evaluation, private, learnt, num_records = await self._pinned(evaluation)
