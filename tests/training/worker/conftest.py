@@ -346,8 +346,6 @@ async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIte
         data_address=data_address,
         training_address="127.0.0.1:0",
         reward_addresses=("127.0.0.1",),
-        judge_addresses=(),
-        judge_keys=(),
         metrics_address="127.0.0.1:0",
     )
     async with hosting(settings_of(config), lambda parts: build(parts, config)) as port:
