@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+from grpc import aio
 from service_processes import WAIT_SECONDS, Stack, running
 from unary_calls import CALLS as READING
 from unary_calls import Call, Service, create_dataset, serving
@@ -47,6 +49,7 @@ ROOT = Path(__file__).parents[1]
 SIDES = ("off", "metrics", "traces")
 CALLS: dict[str, tuple[str, Call]] = {**READING, "CreateDataset": ("data", create_dataset)}
 IN_FLIGHT = 4
+_PAUSE_SECONDS = 0.01
 PROMISED = {"p50": 1.05, "throughput": 1 / 1.05, "step": 1.01}
 _SINK = """
 import sys, grpc
@@ -123,23 +126,36 @@ def turns_of(sides: Sequence[str], count: int) -> Iterator[Sequence[str]]:
 
 
 async def called(call: Call, service: Service, plan: Plan) -> dict[str, float]:
-    """Return the median milliseconds of calls one after the other, and calls a second of several at a time."""
+    """Return the median milliseconds of calls one after the other, and calls a second of several at a time.
+
+    Calls that the service refuses as too many are no answers: they are counted apart, and made again soon.
+    """
     taken = []
     for _ in range(plan.calls):
         began = time.perf_counter()
         await call(service)
         taken.append(time.perf_counter() - began)
-    count, began = 0, time.perf_counter()
+    count, refused, began = 0, 0, time.perf_counter()
 
     async def repeat() -> None:
-        nonlocal count
+        nonlocal count, refused
         while time.perf_counter() - began < plan.seconds:
-            await call(service)
-            count += 1
+            try:
+                await call(service)
+                count += 1
+            except aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    raise
+                refused += 1
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     await asyncio.gather(*(repeat() for _ in range(IN_FLIGHT)))
     spent = time.perf_counter() - began
-    return {"p50_ms": statistics.median(taken) * 1000, "per_second": count / spent}
+    return {
+        "p50_ms": statistics.median(taken) * 1000,
+        "per_second": max(count, 1) / spent,
+        "refused": float(refused),
+    }
 
 
 async def scraped(service: Service) -> None:
@@ -178,7 +194,12 @@ async def calls(folder: Path, plan: Plan, receiver: str) -> dict[str, Any]:
         for order in turns_of(SIDES, plan.turns):
             for call in CALLS:
                 found[call].append({side: await turn_of(call, side, services, plan) for side in order})
-    return {call: compared(turns, ("p50_ms", "per_second")) for call, turns in found.items()}
+    measured: dict[str, Any] = {}
+    for call, turns in found.items():
+        measured[call] = compared(turns, ("p50_ms", "per_second"))
+        for side in SIDES:
+            measured[call][side]["refused"] = sum(turn[side]["refused"] for turn in turns)
+    return measured
 
 
 def prepared(stack: Stack, plan: Plan, folder: Path) -> str:
