@@ -113,7 +113,7 @@ def test_at_a_terminal_an_error_ends_only_its_turn(asked: list[Any], arguments: 
     try:
         say("fail", b"SEQUENCE_TOO_LONG")
         say("three words here", b"3 words")
-        os.write(leader, b"\x04")
+        os.write(leader, b"/exit\n")
         assert process.wait(30) == 0
     finally:
         process.kill()
