@@ -16,6 +16,7 @@ from luthier.storage.blobs import (
     missing,
     nothing_staged,
 )
+from luthier.storage.inbox import not_left
 
 
 class MemoryBlobStore:
@@ -42,6 +43,13 @@ class MemoryBlobStore:
     async def put_bytes(self, data: bytes) -> Blob:
         """Store a blob."""
         return self._keep(data, None)
+
+    async def inbox(self) -> None:
+        """Return None: no file is taken."""
+
+    async def take(self, name: str, *, expected_digest: str) -> Blob:  # noqa: ARG002
+        """Raise NotFound."""
+        raise not_left(name)
 
     async def delete(self, digest: str) -> None:
         """Delete a blob."""
