@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import BinaryIO
 
 from luthier.errors import FailedPrecondition
@@ -44,8 +45,9 @@ class MemoryBlobStore:
         """Store a blob."""
         return self._keep(data, None)
 
-    async def inbox(self) -> None:
+    async def inbox(self) -> Path | None:
         """Return None: no file is taken."""
+        return None
 
     async def take(self, name: str, *, expected_digest: str) -> Blob:  # noqa: ARG002
         """Raise NotFound."""
