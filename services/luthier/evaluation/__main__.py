@@ -9,7 +9,7 @@ from luthier.evaluation.aliases.service import AliasService
 from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.config import Config
 from luthier.evaluation.evaluations.dealing import ShareHandler
-from luthier.evaluation.evaluations.service import EvaluationService
+from luthier.evaluation.evaluations.service import EvaluationService, Outside
 from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.metrics import GenerationMetrics
@@ -21,11 +21,12 @@ from luthier.evaluation.peers import GrpcPeers
 from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.judge_access import JudgeAccess
 from luthier.work.queue import QueueSettings
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
+from luthier.work.webhooks import assembly as webhooks
 
 
 def build(parts: Parts, config: Config) -> Hosted:
@@ -35,18 +36,12 @@ def build(parts: Parts, config: Config) -> Hosted:
     parts.holds_at(training, "the Training service", "models", "checkpoints")
     peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange(metrics=GenerationMetrics(parts.metrics.registry))
-    evaluations = EvaluationService(
-        parts.database,
-        parts.log,
-        parts.queue,
-        peers,
-        parts.blobs,
-        parts.elsewhere,
-        JudgeAccess.of(config),
-    )
+    webhook_config, targets = webhooks.read_targets()
+    outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets, judges=JudgeAccess.of(config))
+    evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)
-    grading = GradingService(AllowedAddresses(config.reward_addresses), config.projects)
+    grading = GradingService(RewardAddresses(config.reward_addresses), config.projects)
     parts.at_end(grading.close)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens, config.projects),
@@ -62,6 +57,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         },
         policy=POLICY,
         generations=exchange,
+        chores=webhooks.chores(webhooks.assemble(parts, config.home, webhook_config, targets)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 
@@ -41,7 +42,25 @@ from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
 from luthier.work.tasks import TaskKind
+from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1.task_pb2 import AnswerShare, BlobFile, EvaluateResult, EvaluateSpec, TrainingVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What lies outside of the service, as far as evaluations need it.
+
+    Attributes:
+        peers: where records and models are.
+        elsewhere: what they hold of other services.
+        webhooks: where they may tell that they have ended.
+        judges: which judges outside of Luthier may be asked.
+    """
+
+    peers: Origins
+    elsewhere: Elsewhere
+    webhooks: Targets
+    judges: JudgeAccess
 
 
 class EvaluationService:
@@ -52,16 +71,15 @@ class EvaluationService:
         database: Database,
         log: EventLog,
         tasks: Tasks,
-        peers: Origins,
         blobs: BlobStore,
-        elsewhere: Elsewhere,
-        judges: JudgeAccess,
+        outside: Outside,
     ) -> None:
         self._database = database
-        self._peers = peers
+        self._peers = outside.peers
         self._blobs = blobs
-        self._elsewhere = elsewhere
-        self._judges = judges
+        self._elsewhere = outside.elsewhere
+        self._webhooks = outside.webhooks
+        self._judges = outside.judges
         self._rows = repository.evaluations()
         self._answers = repository.AnswerFiles()
         self._shares = repository.Shares()
@@ -72,9 +90,10 @@ class EvaluationService:
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:
         """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, and for judges ADDRESS_NOT_ALLOWED and KEY_NOT_ALLOWED),
-        NotFound for a version or a model, FailedPrecondition when one of them is not READY or there is nothing to ask,
-        AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another service is away.
+        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, ADDRESS_NOT_ALLOWED for a webhook or a judge, and
+        KEY_NOT_ALLOWED for a judge), NotFound for a version or a model, FailedPrecondition when one of them is not READY
+        or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another service is
+        away.
         """
         evaluation = rules.resolved(request.evaluation)
         name = child_name(
@@ -84,6 +103,7 @@ class EvaluationService:
         rules.check(evaluation)
         rules.check_references(request.parent, evaluation)
         require_endpoints(evaluation, self._judges)
+        self._webhooks.require(evaluation.webhooks, "evaluation.webhooks")
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
         evaluation, private, learnt, num_records = await self._pinned(evaluation)

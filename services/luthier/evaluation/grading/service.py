@@ -18,11 +18,10 @@ from luthier.grading.outcomes import CODES
 from luthier.runtime.names import require_project
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.limited import Check, LimitReached, ProcessBroken
 from luthier.work.limited_child import Limits
 from luthier.work.limited_pool import LimitedPool
-from luthier.work.rewards import RewardError, scored
+from luthier.work.rewards import RewardAddresses, RewardError, scored
 
 T = TypeVar("T")
 CHILD = "luthier.evaluation.grading.child"
@@ -40,7 +39,7 @@ _Rewards = Mapping[str, Sequence[float | RewardError]]
 class GradingService:
     """Grades samples. Nothing is stored. Memory: what one request holds, and the processes."""
 
-    def __init__(self, allowed: AllowedAddresses, projects: Container[str]) -> None:
+    def __init__(self, allowed: RewardAddresses, projects: Container[str]) -> None:
         self._allowed = allowed
         self._projects = projects
         self._pool = LimitedPool(CHILD, SAMPLE_LIMITS, size=_PROCESSES, wait_seconds=_WAIT_SECONDS)
