@@ -19,8 +19,8 @@ from tests.evaluation.tiny_models import write_adapter, write_base
 from tests.work.keepers import HoldsOfAnyone
 
 from luthier.evaluation.__main__ import build, settings_of
+from luthier.evaluation.access import Access
 from luthier.evaluation.config import Config
-from luthier.evaluation.outside import Outside
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.engine import Start
 from luthier.evaluation.worker.evaluate import Evaluator
@@ -42,7 +42,6 @@ from luthier.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.cache import BlobCache
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
@@ -50,6 +49,7 @@ from luthier.work.judge_access import JudgeAccess
 from luthier.work.link import WorkerLink
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
 
@@ -189,11 +189,11 @@ class Site:
             companions=(companion,),
         )
         stopping = asyncio.Event()
-        outside = Outside(
+        access = Access(
             judges=JudgeAccess(("127.0.0.1",), JUDGE_KEYS, {"JUDGE_KEY": JUDGE_KEY}),
-            rewards=AllowedAddresses(("127.0.0.1",)),
+            rewards=RewardAddresses(("127.0.0.1",)),
         )
-        evaluator = Evaluator(self.peers_address, held, outside)
+        evaluator = Evaluator(self.peers_address, held, access)
         with closing(held), closing(evaluator):
             runners = dict.fromkeys((TaskKind.EVALUATE, TaskKind.ANSWER_SHARE), evaluator)
             work = asyncio.create_task(work_until(worker_settings, runners, stopping))

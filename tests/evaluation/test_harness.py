@@ -31,7 +31,7 @@ QUESTIONS = [
     }
     for number in range(12)
 ]
-TASKS = {
+TASKS: dict[str, dict[str, Any]] = {
     "things_choice": {
         "output_type": "multiple_choice",
         "doc_to_text": "{{question}}",

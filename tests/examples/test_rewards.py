@@ -18,8 +18,7 @@ from luthier.grading.graders import ReadGrader
 from luthier.grading.outcomes import GradingError
 from luthier.grading.outcomes import Sample as Answer
 from luthier.v1.grader_pb2 import Grader, RemoteGrader, Sample
-from luthier.work.addresses import AllowedAddresses
-from luthier.work.rewards import RewardError, scored
+from luthier.work.rewards import RewardAddresses, RewardError, scored
 
 FOLDER = Path(__file__).parents[2] / "examples" / "rewards"
 SAMPLES = [json.loads(line) for line in (FOLDER / "samples.jsonl").read_text().splitlines()]
@@ -36,7 +35,7 @@ def address() -> Iterator[str]:
 
 
 def rewards(address: str, samples: list[Sample]) -> list[float | RewardError]:
-    return scored(RemoteGrader(address=address), samples, AllowedAddresses(["127.0.0.1"]))
+    return scored(RemoteGrader(address=address), samples, RewardAddresses(["127.0.0.1"]))
 
 
 def test_the_example_scores_in_its_own_process(address: str) -> None:

@@ -17,10 +17,9 @@ from tests.work.reward_services import rewarding
 from luthier.errors import Cancelled, InvalidArgument, Reason
 from luthier.v1.grader_pb2 import RemoteGrader, Sample
 from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreResponse
-from luthier.work.addresses import AllowedAddresses
-from luthier.work.rewards import BATCH_BYTES, RewardError, scored
+from luthier.work.rewards import BATCH_BYTES, RewardAddresses, RewardError, scored
 
-LOOPBACK = AllowedAddresses(["127.0.0.1"])
+LOOPBACK = RewardAddresses(["127.0.0.1"])
 
 
 def samples(count: int) -> list[Sample]:
@@ -217,11 +216,62 @@ def test_who_does_not_want_it_any_more_is_heard_at_once() -> None:
         ends.set()
 
 
-@pytest.mark.parametrize("address", ["localhost:1", "unix:/tmp/socket", "127.0.0.1:1,evil.org:1", ""])
-def test_an_address_that_nobody_allowed_is_not_called(address: str) -> None:
+ALLOWED = RewardAddresses(["127.0.0.1", "localhost:7000", "[::1]", "rewards.example.com:443"])
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:1",
+        "127.0.0.1:65535",
+        "localhost:7000",
+        "LOCALHOST:7000",
+        "[::1]:9",
+        "rewards.example.com:443",
+    ],
+)
+def test_allowed_addresses_pass(address: str) -> None:
+    ALLOWED.require(address, "f")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:7001",
+        "127.0.0.2:1",
+        "rewards.example.com:80",
+        "rewards.example.com.evil.org:443",
+        "evil.org:1",
+        "127.0.0.1",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "unix:/tmp/socket",
+        "unix:5",
+        "dns:///127.0.0.1:1",
+        "127.0.0.1:1,evil.org:1",
+        "127.0.0.1:1\n",
+        "[::2]:9",
+        "",
+    ],
+)
+def test_other_addresses_are_refused_by_name(address: str) -> None:
     with pytest.raises(InvalidArgument, match="LUTHIER_REWARD_ADDRESSES allows") as caught:
-        scored(RemoteGrader(address=address), samples(1), LOOPBACK)
+        ALLOWED.require(address, "grader.remote.address")
     assert caught.value.reason == Reason.ADDRESS_NOT_ALLOWED
+    assert [one.field for one in caught.value.violations] == ["grader.remote.address"]
+    with pytest.raises(InvalidArgument):
+        scored(RemoteGrader(address=address), samples(1), ALLOWED)
+
+
+@pytest.mark.parametrize("entry", ["http://a", "a:b", "a:0", "a:70000", "", "a b", "*"])
+def test_an_entry_that_is_no_address_is_refused(entry: str) -> None:
+    with pytest.raises(InvalidArgument, match="must hold host or host:port"):
+        RewardAddresses([entry])
+
+
+def test_no_address_is_allowed_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidArgument, match="must be host:port of nobody"):
+        RewardAddresses([]).require("127.0.0.1:1", "f")
 
 
 def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.runtime.config import take
 from luthier.v1.judge_pb2 import JudgeEndpoint
-from luthier.work.addresses import AllowedAddresses, parts_of
+from luthier.work.addresses import AllowedAddresses, split
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _PORTS = {"http": 80, "https": 443}
@@ -62,7 +62,7 @@ def target_of(url: str) -> Target:
         parts, port = urlsplit(""), None
     host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc
     is_plain = url.isascii() and url.isprintable() and " " not in url and not {"?", "#", "@"} & set(url)
-    if not is_plain or parts.scheme not in _PORTS or parts_of(host) is None or port == 0:
+    if not is_plain or parts.scheme not in _PORTS or split(host) is None or port == 0:
         raise ValueError(
             "must be http:// or https:// with host, port and path alone, e.g. https://api.openai.com/v1, got "
             f"{url[:200]!r}"
@@ -87,17 +87,18 @@ class JudgeAccess:
     def __init__(
         self, addresses: Iterable[str], keys: Iterable[str], values: Mapping[str, str] | None = None
     ) -> None:
-        self._addresses = AllowedAddresses(addresses, "LUTHIER_JUDGE_ADDRESSES")
+        self._addresses = AllowedAddresses("LUTHIER_JUDGE_ADDRESSES", addresses)
         self._values = {} if values is None else dict(values)
-        self._hosts: dict[str, list[str]] = {}
+        hosts: dict[str, list[str]] = {}
         for entry in keys:
             key, _, address = entry.rpartition("@")
-            if not _is_key(key) or parts_of(address) is None:
+            if not _is_key(key) or split(address) is None:
                 raise InvalidArgument(
                     "LUTHIER_JUDGE_KEYS must hold VARIABLE@host:port or /path/of/file@host:port, e.g. "
                     f"OPENAI_API_KEY@api.openai.com:443, got {entry!r}"
                 )
-            self._hosts.setdefault(key, []).append(address)
+            hosts.setdefault(key, []).append(address)
+        self._hosts = {key: AllowedAddresses("LUTHIER_JUDGE_KEYS", found) for key, found in hosts.items()}
 
     @classmethod
     def of(cls, settings: Settings) -> JudgeAccess:
@@ -121,7 +122,9 @@ class JudgeAccess:
             raise InvalidArgument.of_fields(
                 FieldViolation(field=f"{field}.url", description=str(error))
             ) from error
-        self._addresses.require(target.address, f"{field}.url", endpoint.url)
+        if not self._addresses.allows(target.host, target.port):
+            description = f"must be {self._addresses.said()}, got {endpoint.url!r}"
+            raise _refused(f"{field}.url", description, Reason.ADDRESS_NOT_ALLOWED)
         if endpoint.key:
             self._require_key(endpoint, target, field)
         return target
@@ -147,14 +150,11 @@ class JudgeAccess:
         return text
 
     def _require_key(self, endpoint: JudgeEndpoint, target: Target, field: str) -> None:
-        hosts = self._hosts.get(endpoint.key, [])
-        if not AllowedAddresses(hosts).allows(target.address):
-            allowed = [
-                key for key, found in self._hosts.items() if AllowedAddresses(found).allows(target.address)
-            ]
+        allowed = sorted(key for key, hosts in self._hosts.items() if hosts.allows(target.host, target.port))
+        if endpoint.key not in allowed:
             description = (
                 f"must be one of the keys that LUTHIER_JUDGE_KEYS lets go to {target.address} "
-                f"({', '.join(sorted(allowed)) or 'none'}), got {endpoint.key[:200]!r}"
+                f"({', '.join(allowed) or 'none'}), got {endpoint.key[:200]!r}"
             )
             raise _refused(f"{field}.key", description)
         if target.scheme == "http" and target.host not in _LOOPBACK:
@@ -173,10 +173,8 @@ def _read(path: Path) -> str:
         return file.read(_MAX_KEY_BYTES).decode()
 
 
-def _refused(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument.of_fields(
-        FieldViolation(field=field, description=description, reason=Reason.KEY_NOT_ALLOWED)
-    )
+def _refused(field: str, description: str, reason: Reason = Reason.KEY_NOT_ALLOWED) -> InvalidArgument:
+    return InvalidArgument.of_fields(FieldViolation(field=field, description=description, reason=reason))
 
 
 def _unreadable(name: str, why: str) -> FailedPrecondition:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
-from luthier.errors import Reason
+from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.v1.grader_pb2 import RemoteGrader, Sample
 from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreResponse
 from luthier.v1.reward_service_pb2_grpc import RewardServiceStub
-from luthier.work.addresses import AllowedAddresses
+from luthier.work.addresses import AllowedAddresses, split
 from luthier.work.limited import Check
 from luthier.work.peers import CHANNEL_OPTIONS, Backoff, error_of
 from luthier.work.retry import HEAR_SECONDS, answered
@@ -42,10 +42,30 @@ class RewardError:
     message: str
 
 
+class RewardAddresses:
+    """The addresses that may be called. Raises InvalidArgument for an entry that is none."""
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self._allowed = AllowedAddresses("LUTHIER_REWARD_ADDRESSES", entries)
+
+    def require(self, address: str, field: str) -> None:
+        """Raise InvalidArgument ADDRESS_NOT_ALLOWED, naming the field, unless an address may be called."""
+        found = split(address)
+        if found is not None and found[1] is not None and self._allowed.allows(found[0], found[1]):
+            return
+        raise InvalidArgument.of_fields(
+            FieldViolation(
+                field=field,
+                description=f"must be {self._allowed.said()}, got {address!r}",
+                reason=Reason.ADDRESS_NOT_ALLOWED,
+            )
+        )
+
+
 def scored(
     grader: RemoteGrader,
     samples: Sequence[Sample],
-    allowed: AllowedAddresses,
+    allowed: RewardAddresses,
     check: Check = lambda: None,
     most_errors: int | None = None,
 ) -> list[float | RewardError]:

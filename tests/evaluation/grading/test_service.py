@@ -40,8 +40,8 @@ from luthier.runtime.config import read
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade, ScoreRange
 from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreResponse
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.limited_child import Limits
+from luthier.work.rewards import RewardAddresses
 
 PARENT = "projects/default"
 
@@ -298,7 +298,7 @@ async def test_hostile_samples_get_a_score_or_an_error_of_their_own(site: Site) 
 async def test_what_takes_too_much_is_refused_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(cpu_seconds=1, memory_bytes=1 << 30, wall_seconds=60.0)
     monkeypatch.setattr(samples_module, "SAMPLE_LIMITS", limits)
-    grading = GradingService(AllowedAddresses([]), ("default",))
+    grading = GradingService(RewardAddresses([]), ("default",))
     grader, long = heavy(14)
     grader = summed({"first": grader, "second": grader})  # more than the limit on fast processors too
     light = sample("x", "x")
@@ -391,7 +391,7 @@ def test_loopback_alone_is_allowed_unless_set_otherwise(tmp_path: Path) -> None:
         "[::1]",
     )
     environ = {"LUTHIER_REWARD_ADDRESSES": "rewards.internal:50051"}
-    allowed = AllowedAddresses(read(Config, section="EVALUATION", environ=environ).reward_addresses)
+    allowed = RewardAddresses(read(Config, section="EVALUATION", environ=environ).reward_addresses)
     allowed.require("rewards.internal:50051", "f")
     with pytest.raises(InvalidArgument, match=r"must be host:port of rewards\.internal:50051"):
         allowed.require("127.0.0.1:50051", "f")

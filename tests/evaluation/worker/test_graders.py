@@ -43,8 +43,7 @@ from luthier.v1.grader_pb2 import (
 )
 from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreResponse
 from luthier.v1.verdict_pb2 import Guard, ScoreGuard
-from luthier.work.addresses import AllowedAddresses
-from luthier.work.rewards import RewardError, scored
+from luthier.work.rewards import RewardAddresses, RewardError, scored
 from luthier.worker.v1 import task_pb2
 
 RECORDS = 12
@@ -118,7 +117,7 @@ class JobDesk:
     def scored(
         self, grader: RemoteGrader, samples: Sequence[Sample], most_errors: int
     ) -> list[float | GradingError]:
-        found = scored(grader, samples, AllowedAddresses(["127.0.0.1"]), self.check, most_errors)
+        found = scored(grader, samples, RewardAddresses(["127.0.0.1"]), self.check, most_errors)
         return [
             GradingError(one.reason, one.message) if isinstance(one, RewardError) else one for one in found
         ]

@@ -46,11 +46,11 @@ from luthier.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.context import TaskContext
 from luthier.work.host import hosting
 from luthier.work.peers import channel
 from luthier.work.requirements import Equipment
+from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
@@ -199,7 +199,7 @@ class Site:
                 TaskKind.MERGE: partial(run_merge, make=make),
                 TaskKind.EXPORT: partial(run_export, make=make),
                 TaskKind.TRAIN: Trainer(
-                    data_channel, compute or compute_here, AllowedAddresses(("127.0.0.1",))
+                    data_channel, compute or compute_here, RewardAddresses(("127.0.0.1",))
                 ),
             }
             work = asyncio.create_task(work_until(settings, runners, stopping))
@@ -346,8 +346,6 @@ async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIte
         data_address=data_address,
         training_address="127.0.0.1:0",
         reward_addresses=("127.0.0.1",),
-        judge_addresses=(),
-        judge_keys=(),
         metrics_address="127.0.0.1:0",
     )
     async with hosting(settings_of(config), lambda parts: build(parts, config)) as port:

@@ -18,6 +18,7 @@ from luthier.v1 import grader_pb2 as _grader_pb2
 from luthier.v1 import judge_pb2 as _judge_pb2
 from luthier.v1 import reference_pb2 as _reference_pb2
 from luthier.v1 import verdict_pb2 as _verdict_pb2
+from luthier.v1 import webhook_pb2 as _webhook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -989,6 +990,7 @@ class Evaluation(_message.Message):
     GRADERS_FIELD_NUMBER: _builtins.int
     GRADER_RESULTS_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    WEBHOOKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/evaluations/{evaluation}."""
     uid: _builtins.str
@@ -1137,6 +1139,10 @@ class Evaluation(_message.Message):
     def grader_results(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.GraderResult]:
         """What is known of each grader, in their order. Set when SUCCEEDED."""
 
+    @_builtins.property
+    def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[_webhook_pb2.Webhook]:
+        """Who is told when it has ended, at most 8. Empty: nobody. What became of it: ListEvaluationDeliveries."""
+
     def __init__(
         self,
         *,
@@ -1181,10 +1187,11 @@ class Evaluation(_message.Message):
         graders: _abc.Iterable[_grader_pb2.Grader] | None = ...,
         grader_results: _abc.Iterable[_grader_pb2.GraderResult] | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+        webhooks: _abc.Iterable[_webhook_pb2.Webhook] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "drift", b"drift", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "grader_results", b"grader_results", "graders", b"graders", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "grader_results", b"grader_results", "graders", b"graders", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings", "webhooks", b"webhooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,9 +42,9 @@ class EvaluationServiceStub:
     """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
     Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
-    ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a judge may not be asked there, or not with that key. NOT_FOUND: version or model does not
-    exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm
-    could take over. ALREADY_EXISTS: the id is taken.
+    ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+    or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+    CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
     """
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]
     """Read one evaluation.
@@ -79,6 +79,11 @@ class EvaluationServiceStub:
 
     Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
     page_size or page_token is not valid.
+    """
+    ListEvaluationDeliveries: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListEvaluationDeliveriesRequest, _evaluation_service_pb2.ListEvaluationDeliveriesResponse]
+    """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+    Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     GenerateText: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.GenerateTextRequest, _evaluation_service_pb2.GenerateTextResponse]
     """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
@@ -153,9 +158,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
     Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
-    ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a judge may not be asked there, or not with that key. NOT_FOUND: version or model does not
-    exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm
-    could take over. ALREADY_EXISTS: the id is taken.
+    ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+    or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+    CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
     """
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
     """Read one evaluation.
@@ -190,6 +195,11 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
     page_size or page_token is not valid.
+    """
+    ListEvaluationDeliveries: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListEvaluationDeliveriesRequest, _evaluation_service_pb2.ListEvaluationDeliveriesResponse]  # type: ignore[assignment]
+    """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+    Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     GenerateText: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.GenerateTextRequest, _evaluation_service_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
@@ -267,9 +277,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
         Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
-        ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a judge may not be asked there, or not with that key. NOT_FOUND: version or model does not
-        exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm
-        could take over. ALREADY_EXISTS: the id is taken.
+        ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+        or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+        CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
         """
 
     @_abc_1.abstractmethod
@@ -340,6 +350,17 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
         page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvaluationDeliveries(
+        self,
+        request: _evaluation_service_pb2.ListEvaluationDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.ListEvaluationDeliveriesResponse, _abc.Awaitable[_evaluation_service_pb2.ListEvaluationDeliveriesResponse]]:
+        """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+        Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
         """
 
     @_abc_1.abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
+from luthier.evaluation.access import Access
 from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
@@ -22,7 +24,6 @@ from luthier.evaluation.evaluations.judge_rules import (
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.lineage import Origins, learnt_from
-from luthier.evaluation.outside import Outside
 from luthier.evaluation.precision import shared_precision
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.evaluation.shares import dealt
@@ -40,7 +41,25 @@ from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
 from luthier.work.tasks import TaskKind
+from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1.task_pb2 import AnswerShare, BlobFile, EvaluateResult, EvaluateSpec, TrainingVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What lies outside of the service, as far as evaluations need it.
+
+    Attributes:
+        peers: where records and models are.
+        elsewhere: what they hold of other services.
+        webhooks: where they may tell that they have ended.
+        access: whom judges and graders may ask outside of Luthier.
+    """
+
+    peers: Origins
+    elsewhere: Elsewhere
+    webhooks: Targets
+    access: Access
 
 
 class EvaluationService:
@@ -51,16 +70,15 @@ class EvaluationService:
         database: Database,
         log: EventLog,
         tasks: Tasks,
-        peers: Origins,
         blobs: BlobStore,
-        elsewhere: Elsewhere,
         outside: Outside,
     ) -> None:
         self._database = database
-        self._peers = peers
+        self._peers = outside.peers
         self._blobs = blobs
-        self._elsewhere = elsewhere
-        self._outside = outside
+        self._elsewhere = outside.elsewhere
+        self._webhooks = outside.webhooks
+        self._access = outside.access
         self._rows = repository.evaluations()
         self._answers = repository.AnswerFiles()
         self._shares = repository.Shares()
@@ -71,9 +89,10 @@ class EvaluationService:
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:
         """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, and of judges and graders ADDRESS_NOT_ALLOWED and
-        KEY_NOT_ALLOWED), NotFound for a version or a model, FailedPrecondition when one of them is not READY or there
-        is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another service is away.
+        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, ADDRESS_NOT_ALLOWED for a webhook, a judge or a grader,
+        and KEY_NOT_ALLOWED for a judge), NotFound for a version or a model, FailedPrecondition when one of them is not
+        READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another
+        service is away.
         """
         evaluation = rules.resolved(request.evaluation)
         name = child_name(
@@ -82,7 +101,8 @@ class EvaluationService:
         evaluation.name = name
         rules.check(evaluation)
         rules.check_references(request.parent, evaluation)
-        self._outside.require(evaluation)
+        self._access.require(evaluation)
+        self._webhooks.require(evaluation.webhooks, "evaluation.webhooks")
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
         evaluation, private, learnt, num_records = await self._pinned(evaluation)

@@ -16,9 +16,8 @@ from luthier.grading.asked import remote_addresses, remote_graders
 from luthier.runtime.names import require_project
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import SampleGrade
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.limited import Check, LimitReached, ProcessBroken
-from luthier.work.rewards import RewardError, scored
+from luthier.work.rewards import RewardAddresses, RewardError, scored
 
 T = TypeVar("T")
 MAX_GRADINGS = 8
@@ -33,7 +32,7 @@ _Rewards = Mapping[str, Sequence[float | RewardError]]
 class GradingService:
     """Grades samples. Nothing is stored. Memory: what one request holds, and the processes."""
 
-    def __init__(self, allowed: AllowedAddresses, projects: Container[str]) -> None:
+    def __init__(self, allowed: RewardAddresses, projects: Container[str]) -> None:
         self._allowed = allowed
         self._projects = projects
         self._pool = grading_pool(_PROCESSES, _WAIT_SECONDS)

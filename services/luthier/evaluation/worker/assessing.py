@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from luthier.evaluation.access import Access
 from luthier.evaluation.bases import side_by_side
-from luthier.evaluation.outside import Outside
 from luthier.evaluation.precision import precision_of
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.arm import ArmAnswers
@@ -49,7 +49,7 @@ class Means:
     """What assessing takes: models in memory, who may be asked outside, and processes that grade."""
 
     models: Models
-    outside: Outside
+    access: Access
     pool: LimitedPool
 
 
@@ -84,14 +84,14 @@ class Assessing:
         if wanted.is_share:
             return
         if evaluation.judges:
-            judging = Judging(context, answered, evaluation, questions, means.outside.judges)
+            judging = Judging(context, answered, evaluation, questions, means.access.judges)
             wanted.expect(judging.num_answers)
             most_tokens = max(judge.max_new_tokens for judge in evaluation.judges)
             context.announce(answering_seconds(judging.num_answers, most_tokens) + judging.endpoint_seconds)
             self._judging = judging
         if evaluation.graders:
             self._graders = Graders(
-                context, answered, evaluation, questions, means.outside.rewards, means.pool
+                context, answered, evaluation, questions, means.access.rewards, means.pool
             )
             context.announce(self._graders.seconds)
 

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.evaluation.access import NOBODY, Access
 from luthier.evaluation.bases import side_by_side
 from luthier.evaluation.grading.samples import grading_pool
-from luthier.evaluation.outside import NOBODY, Outside
 from luthier.evaluation.precision import precision_of
 from luthier.evaluation.shares import ROWS_A_BATCH
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
@@ -54,7 +54,7 @@ class Evaluator:
     Args:
         data_address: host:port of the Data service.
         models: the models in memory.
-        outside: whom judges and graders may ask outside of Luthier.
+        access: whom judges and graders may ask outside of Luthier.
         commit_seconds: time between commits of answers at least.
     """
 
@@ -62,14 +62,14 @@ class Evaluator:
         self,
         data_address: str,
         models: Models,
-        outside: Outside = NOBODY,
+        access: Access = NOBODY,
         commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
         self._splits = Splits(data_address)
         self._training = TrainingRecords(data_address)
         self._models = models
         self._pool = grading_pool(_GRADING_PROCESSES, _GRADING_WAIT_SECONDS)
-        self._means = Means(models=models, outside=outside, pool=self._pool)
+        self._means = Means(models=models, access=access, pool=self._pool)
         self._commit_seconds = commit_seconds
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:

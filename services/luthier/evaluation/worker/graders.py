@@ -16,11 +16,10 @@ from luthier.grading.item_fields import ItemFields
 from luthier.grading.outcomes import GradingError
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.grader_pb2 import Grader, RemoteGrader, Sample, SampleGrade
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.context import TaskContext
 from luthier.work.limited import LimitReached, ProcessBroken
 from luthier.work.limited_pool import LimitedPool
-from luthier.work.rewards import BATCH_SIZE, TIMEOUT_SECONDS, RewardError, scored
+from luthier.work.rewards import BATCH_SIZE, TIMEOUT_SECONDS, RewardAddresses, RewardError, scored
 from luthier.worker.v1 import task_pb2
 
 MOST_ERRORS = 64
@@ -51,7 +50,7 @@ class Graders:
         answered: Answered,
         evaluation: Evaluation,
         questions: Sequence[Question],
-        allowed: AllowedAddresses,
+        allowed: RewardAddresses,
         pool: LimitedPool,
     ) -> None:
         # Before arms work for hours whose answers could not be graded.
@@ -142,7 +141,7 @@ class _Asker:
     """One grader of one evaluation, asked batch after batch."""
 
     def __init__(
-        self, grader: Grader, allowed: AllowedAddresses, pool: LimitedPool, context: TaskContext
+        self, grader: Grader, allowed: RewardAddresses, pool: LimitedPool, context: TaskContext
     ) -> None:
         self.grader = grader
         self._context = context
@@ -171,7 +170,7 @@ class _Asker:
 class _Service:
     """A reward service, which is asked no more after too many answers in a row without a score."""
 
-    def __init__(self, remote: RemoteGrader, allowed: AllowedAddresses, context: TaskContext) -> None:
+    def __init__(self, remote: RemoteGrader, allowed: RewardAddresses, context: TaskContext) -> None:
         self._remote = remote
         self._allowed = allowed
         self._context = context

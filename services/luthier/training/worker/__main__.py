@@ -16,10 +16,10 @@ from luthier.training.worker.making import make_in, run_export, run_merge
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in, run_register
 from luthier.training.worker.train import Compute, Trainer
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.children import Children, Program
 from luthier.work.device import ChosenDevice, chosen_device
 from luthier.work.peers import channel
+from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
@@ -43,7 +43,7 @@ def main() -> None:
             TaskKind.MERGE: partial(run_merge, make=make_in(children)),
             TaskKind.EXPORT: partial(run_export, make=make_in(children)),
             TaskKind.TRAIN: Trainer(
-                data_channel, executor(children), AllowedAddresses(config.reward_addresses)
+                data_channel, executor(children), RewardAddresses(config.reward_addresses)
             ),
         }
         equipment = replace(device.equipment, num_ranks=config.ranks)

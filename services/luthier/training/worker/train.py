@@ -16,9 +16,8 @@ from luthier.training.worker.order import RenderingRows, TrainOrder, out_of_memo
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.renderings import store_rows
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.context import TaskContext
-from luthier.work.rewards import RewardError, scored
+from luthier.work.rewards import RewardAddresses, RewardError, scored
 from luthier.worker.v1 import task_pb2
 
 Compute = Callable[[TrainOrder, "TaskDesk", TaskContext], task_pb2.TrainResult]
@@ -29,11 +28,11 @@ class Trainer:
     """Runs TRAIN tasks with the rows of one Data service."""
 
     def __init__(
-        self, data_channel: grpc.Channel, compute: Compute, allowed: AllowedAddresses | None = None
+        self, data_channel: grpc.Channel, compute: Compute, allowed: RewardAddresses | None = None
     ) -> None:
         self._data_channel = data_channel
         self._compute = compute
-        self._allowed = allowed or AllowedAddresses(())
+        self._allowed = allowed or RewardAddresses(())
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
         """Train, from the task's checkpoint on if it has one.
@@ -78,7 +77,7 @@ class Trainer:
 class TaskDesk:
     """A task's context as a training sees it: a `Desk`."""
 
-    def __init__(self, context: TaskContext, allowed: AllowedAddresses) -> None:
+    def __init__(self, context: TaskContext, allowed: RewardAddresses) -> None:
         self.task = context.task
         self.scratch = context.scratch
         self.check = context.check

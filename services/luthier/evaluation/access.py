@@ -9,12 +9,12 @@ from functools import partial
 from luthier.errors import FieldViolation, InvalidArgument, LuthierError
 from luthier.grading.asked import remote_addresses
 from luthier.v1.evaluation_pb2 import Evaluation
-from luthier.work.addresses import AllowedAddresses
 from luthier.work.judge_access import JudgeAccess
+from luthier.work.rewards import RewardAddresses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outside:
+class Access:
     """What the operator allows.
 
     Attributes:
@@ -23,7 +23,7 @@ class Outside:
     """
 
     judges: JudgeAccess
-    rewards: AllowedAddresses
+    rewards: RewardAddresses
 
     def require(self, evaluation: Evaluation) -> None:
         """Raise InvalidArgument that names every judge and grader that may not be asked, or not with its key."""
@@ -45,4 +45,4 @@ class Outside:
                 yield partial(self.rewards.require, address, field)
 
 
-NOBODY = Outside(judges=JudgeAccess((), ()), rewards=AllowedAddresses(()))
+NOBODY = Access(judges=JudgeAccess((), ()), rewards=RewardAddresses(()))
