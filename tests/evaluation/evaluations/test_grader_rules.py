@@ -16,6 +16,7 @@ from luthier.text.records import (
     CompletionPair,
     CompletionRecord,
     Message,
+    Record,
     record_to_json,
 )
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
@@ -116,7 +117,7 @@ async def test_what_cannot_grade_is_refused_by_its_field(
 def test_the_fields_of_records_are_those_that_records_are_written_with() -> None:
     turn = (Message(role="user", content="?"),)
     tools = ({"type": "function"},)
-    written = [
+    written: list[Record] = [
         ChatRecord(messages=turn, tools=tools, label=True),
         CompletionRecord(prompt="a", completion="b", label=False),
         ChatPair(messages=turn, chosen=turn, rejected=turn, tools=tools),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import statistics
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -279,9 +279,6 @@ async def test_a_worker_that_stops_leaves_grades_to_the_next(
     def slow(request: ScoreRequest, context: Any) -> ScoreResponse:
         held.wait(0.3)
         return by_length(request, context)
-
-    held = asyncio.Event()
-    import threading
 
     held = threading.Event()
     with rewarding(slow) as (address, rewards):
