@@ -91,9 +91,9 @@ class EvaluationService:
         """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
         Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, ADDRESS_NOT_ALLOWED for a webhook or a judge, and
-        KEY_NOT_ALLOWED for a judge), NotFound for a version or a model, FailedPrecondition when one of them is not READY
-        or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another service is
-        away.
+        KEY_NOT_ALLOWED for a judge), NotFound for a version or a model, FailedPrecondition when one of them is not
+        READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another
+        service is away.
         """
         evaluation = rules.resolved(request.evaluation)
         name = child_name(
