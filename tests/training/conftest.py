@@ -186,6 +186,9 @@ class MemoryRenderings:
     async def lengths(self, name: str) -> SplitLengths:
         return self.rows[name]
 
+    async def place(self, name: str, row: int) -> str:
+        return f"{name.rpartition('/')[2]}.jsonl:{row + 1}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:

@@ -38,6 +38,7 @@ from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.overlap import overlap
+from luthier.training.recipes.position import FILE_NAME, Mark
 from luthier.training.recipes.rollouts import Rollouts
 from luthier.training.recipes.shards import Division
 from luthier.training.recipes.survey import (
@@ -57,7 +58,7 @@ from luthier.training.worker.order import Desk, TrainOrder
 from luthier.training.worker.reference import give_reference
 from luthier.training.worker.reward_models import LoadedRewardModel, load_reward_models
 from luthier.training.worker.rollouts import Records, RolloutsElsewhere, rollouts_of, stop_tokens
-from luthier.training.worker.rows import read_corpus, read_rows
+from luthier.training.worker.rows import RowPlaces, read_corpus, read_rows, row_placed
 from luthier.training.worker.run_recorder import RunRecorder
 from luthier.training.worker.staging import Staging
 from luthier.training.worker.surroundings import surroundings
@@ -95,12 +96,12 @@ def _train(
 ) -> task_pb2.TrainResult:
     """Train; `chosen` is told what its passes are."""
     spec = order.task.train
-    corpus, mixture, records = _rows(order, desk)
+    corpus, mixture, records, places = _rows(order, desk)
     batches = batch_settings(spec.job)
     found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches, mixture)
     repeated = overlap(corpus)
     if repeated is not None:
-        desk.log(repeated.text(mixture), "WARNING")
+        desk.log(repeated.text(lambda row: row_placed(row, mixture, places)), "WARNING")
     desk.progress("loading model", 0, 0, "files")
     folder = _base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
@@ -117,6 +118,7 @@ def _train(
     around = surroundings(model, collective.num_ranks, is_divided=weights.shards is not None)
     run = _identity(spec.job, corpus, settings, loss, around)
     engine = Engine(weights, run.optimiser, model.device, collective)
+    engine.mark = Mark(desk.scratch / FILE_NAME, mixture)
     recorder = RunRecorder(desk=desk, model=model, used=used, num_ranks=collective.num_ranks, chosen=chosen)
     fit = _fit(desk, engine, corpus, settings, found, loaded, recorder)
     # As passes are cut here; what the run is known by has them as the job says.
@@ -185,8 +187,10 @@ def _capacity_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def _rows(order: TrainOrder, desk: Desk) -> tuple[Corpus, Mixture | None, Records | None]:
-    """Return the rows of a task, how its renderings are mixed, and the records that graders look at.
+def _rows(
+    order: TrainOrder, desk: Desk
+) -> tuple[Corpus, Mixture | None, Records | None, tuple[RowPlaces, ...]]:
+    """Return the rows of a task, how its renderings are mixed, the records that graders look at, and places of rows.
 
     There are records where answers are to be drawn to them.
 
@@ -196,18 +200,20 @@ def _rows(order: TrainOrder, desk: Desk) -> tuple[Corpus, Mixture | None, Record
     """
     job = order.task.train.job
     if not job.HasField("reinforcement"):
-        return *read_rows(order, desk.check), None
-    chosen, records = job.reinforcement, Records()
+        corpus, mixture, places = read_rows(order, desk.check)
+        return corpus, mixture, None, places
+    chosen, records, of_rows = job.reinforcement, Records(), RowPlaces()
     fields = ItemCheck(chosen.grader, desk.check)
 
     def see(batch: Any) -> None:
         records.add(batch)
         fields.add(batch)
+        of_rows.add(batch)
 
     corpus = read_corpus(order.renderings[0], desk.check, see)
     fields.require()
     corpus.expect_answers(chosen.max_new_tokens)
-    return corpus, None, records
+    return corpus, None, records, (of_rows,)
 
 
 def _steps(
@@ -221,6 +227,7 @@ def _steps(
 ) -> task_pb2.TrainResult:
     """Make all steps that are left, telling of each and storing the checkpoints that are due."""
     engine, course, num_steps = begun.engine, begun.course, settings.schedule.num_steps
+    engine.mark.leave()
     measuring = Measuring(desk, engine.clock, engine.weights.model.device)
     desk.progress("training", course.step, num_steps, "steps")
     staging = Staging(desk, engine, run, begun.extra)
@@ -242,6 +249,7 @@ def _steps(
         step_seconds = (time.monotonic() - began) / (step - first_step)
         remaining_seconds = step_seconds * (num_steps - step)
         desk.progress("training", step, num_steps, "steps", remaining_seconds=remaining_seconds, step=step)
+    engine.mark.close()
     files = staging.stored()
     if course.is_stopped:
         desk.log(
