@@ -48,7 +48,7 @@ FILES = {
 }
 
 
-KINDS = {
+KINDS: dict[str, list[tuple[str, ...]]] = {
     "SUPERVISED": [("",)],
     "PROMPT": [("prompt",)],
     "PREFERENCE": [("chosen", "rejected")],
