@@ -48,7 +48,13 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "homes").iterdir())[-1]
 """A home with models, versions and renderings that are READY, and whatever else was made of them."""
-PUBLIC = [method for service in SERVICES for method in described_methods(service)]
+PUBLIC_OF = {
+    method.input_type.full_name: (service, method)
+    for service in SERVICES
+    for method in described_methods(service)
+    if "worker" not in method.full_name
+}
+"""The service and the method that take a request."""
 DEEP = {
     *("PreviewRendering", "ReadRendering", "ListRecords", "CreateDatasetVersion", "CreateRendering"),
     *("PlanFineTuningJob", "CreateFineTuningJob", "ReadFineTuningJobMetrics", "MergeModel", "ListModelFiles"),
@@ -135,14 +141,14 @@ async def served(home: Path) -> AsyncIterator[Sites]:
 def meant(home: Path) -> tuple[list[str], list[Message]]:
     """Return the names of all that is in a golden home, and requests that meant something there."""
     recorded = read_answers(GOLDEN, home)
-    methods = {f"{method.containing_service.full_name}/{method.name}": method for method in PUBLIC}
+    methods = {path_of(method): method for _, method in PUBLIC_OF.values()}
     requests: list[Message] = []
     for one in recorded:
-        kind = GetMessageClass(methods[one["rpc"]].input_type)
+        kind = GetMessageClass(methods[f"/{one['rpc']}"].input_type)
         request = json_format.ParseDict(one["request"], kind(), ignore_unknown_fields=True)
-        for field in request.DESCRIPTOR.fields:
-            if field.name.endswith("_id"):  # there is something of that name already
-                request.ClearField(field.name)
+        for known in request.DESCRIPTOR.fields:
+            if known.name.endswith("_id"):  # there is something of that name already
+                request.ClearField(known.name)
         requests.append(request)
     names = sorted(set(re.findall(r'"(projects/[^"/ ]+(?:/[^"/ ]+)*)"', json.dumps(recorded))))
     return names, [*requests, *_later_requests()]
@@ -165,6 +171,7 @@ def _later_requests() -> Iterator[Message]:
     alias.model_alias.gates.add()
     yield alias
     yield evaluation_service_pb2.MoveModelAliasRequest(name=f"{parent}/modelAliases/made", model=model)
+    yield evaluation_service_pb2.GetModelAliasRequest(name=f"{parent}/modelAliases/made")
     jobs = f"{parent}/fineTuningJobs"
     yield training_service_pb2.ListRolloutsRequest(parent=f"{jobs}/taught", page_size=3, step=2)
     yield training_service_pb2.ListFineTuningJobEventsRequest(parent=f"{jobs}/taught", page_size=3)
@@ -289,10 +296,24 @@ def attempts(fuzzer: Fuzzer, sites: Sites, service: str) -> Iterator[Attempt]:
         yield Attempt(service=service, method=method, sent=sent, metadata=metadata)
 
 
+async def asked_as_meant(sites: Sites, requests: list[Message]) -> list[str | None]:
+    """Make each request that means something as it is: what is drawn from them comes as far; return what went wrong."""
+    secret = (("authorization", f"Bearer {sites.keys.api_key}"),)
+    found = []
+    for request in requests:
+        service, method = PUBLIC_OF[request.DESCRIPTOR.full_name]
+        if not method.name.startswith("Watch"):
+            sent = [request.SerializeToString()]
+            attempt = Attempt(service=service, method=method, sent=sent, metadata=secret)
+            found.append(await attempt.wrong_answer(sites))
+    return found
+
+
 async def fuzzed(sites: Sites, home: Path, seed: int, rounds: int) -> list[str]:
     """Call every method `rounds` times; return what went wrong."""
     names, requests = meant(home)
     fuzzer = Fuzzer(seed, [*await seeded(sites), *names], requests)
+    wrong = await asked_as_meant(sites, requests)
     # Few at a time: what is refused because others run tells nothing.
     limiter = asyncio.Semaphore(3)
 
@@ -300,7 +321,6 @@ async def fuzzed(sites: Sites, home: Path, seed: int, rounds: int) -> list[str]:
         async with limiter:
             return await attempt.wrong_answer(sites)
 
-    wrong: list[str | None] = []
     for _ in range(rounds):
         drawn = [attempt for service in SERVICES for attempt in attempts(fuzzer, sites, service)]
         wrong += await asyncio.gather(*(made(attempt) for attempt in drawn))

@@ -119,21 +119,25 @@ def test_a_real_file_is_rendered_in_its_kind(
     )
     assert {tuple(row["role"] for row in unit) for unit in units.values()} <= set(KINDS[kind])
     for unit in [*units.values()][:40]:
-        record = records[unit[0]["record_id"]]
-        assert all(row["filename"] == name and row["record_id"] == unit[0]["record_id"] for row in unit)
-        said = [learnt(row, bundle_files) for row in unit]
-        if kind == "PROMPT":
-            assert said == [""]
-        elif isinstance(record, ChatPair):
-            assert said == [f"{side[-1].content}<|im_end|>" for side in (record.chosen, record.rejected)]
-        else:
-            assert isinstance(record, ChatRecord)
-            answers = [turn for turn in record.messages if turn.role == "assistant"]
-            if kind == "UNPAIRED":
-                answers = answers[-1:]  # a label is of the last one
-            assert all((turn.content or "") in said[0] for turn in answers)
-            assert said[0].count("<|im_end|>") == len(answers)
-            assert said[0].count("<call>") == sum(len(turn.tool_calls) for turn in answers)
+        assert all(row["filename"] == name for row in unit)
+        (record_id,) = {row["record_id"] for row in unit}
+        check_learnt(records[record_id], kind, [learnt(row, bundle_files) for row in unit])
+
+
+def check_learnt(record: Any, kind: str, said: list[str]) -> None:
+    """What is learnt of a unit's rows is what its record answers."""
+    if kind == "PROMPT":
+        assert said == [""]
+    elif isinstance(record, ChatPair):
+        assert said == [f"{side[-1].content}<|im_end|>" for side in (record.chosen, record.rejected)]
+    else:
+        assert isinstance(record, ChatRecord)
+        answers = [turn for turn in record.messages if turn.role == "assistant"]
+        if kind == "UNPAIRED":
+            answers = answers[-1:]  # a label is of the last one
+        assert all((turn.content or "") in said[0] for turn in answers)
+        assert said[0].count("<|im_end|>") == len(answers)
+        assert said[0].count("<call>") == sum(len(turn.tool_calls) for turn in answers)
 
 
 @pytest.mark.parametrize("name", FILES)
