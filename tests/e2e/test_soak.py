@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,35 @@ NUM_STREAMS, NUM_CONNECTIONS, AT_ONCE = 2_000, 500, 50
 
 
 class Killer:
-    """Kills by chance and starts again what it killed."""
+    """Kills by chance and starts again what it killed.
+
+    It is the supervisor too: a worker whose first process is killed while it starts ends, and has to be started again.
+    """
 
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self._cluster = cluster
         self._random = random.Random(seed)
+        self._acting = threading.Lock()
         self.killed: Counter[str] = Counter()
+        self.num_restarts = 0
+
+    @contextmanager
+    def supervising(self) -> Iterator[None]:
+        """Start again workers that end by themselves, for the length of a block."""
+        over = threading.Event()
+
+        def supervise() -> None:
+            while not over.wait(0.3):
+                with self._acting:
+                    self.num_restarts += sum(map(self._cluster.restart_ended, TUNING_WORKERS))
+
+        thread = threading.Thread(target=supervise)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def strike(self, count: int) -> None:
         """Kill so many processes, at random moments of which most are within a job of this test."""
@@ -53,12 +78,16 @@ class Killer:
             (victim,) = self._random.choices(list(every), list(every.values()))
             lost += victim in (CHILD, "training-worker")
             self.killed[victim] += 1
-            if victim != CHILD:
-                self._cluster.kill(victim)
-                self._cluster.start(victim)
-                continue
+            with self._acting:
+                self._kill(victim)
+
+    def _kill(self, victim: str) -> None:
+        if victim == CHILD:
             for _, pid in training_processes(self._cluster.pid("training-worker"))[:1]:
                 os.kill(pid, signal.SIGKILL)
+            return
+        self._cluster.kill(victim)
+        self._cluster.start(victim)
 
 
 def versioned(client: Client, folder: Path, name: str) -> tuple[DatasetVersion, Rendering]:
@@ -99,7 +128,7 @@ def test_services_and_workers_killed_at_random_lose_no_event_and_change_no_bit(
     names = [f"soak-{number}" for number in range(ROUNDS)]
     watched: dict[str, list[Event]] = {name: [] for name in names}
     began = time.monotonic()
-    with cluster.client() as client:
+    with killer.supervising(), cluster.client() as client:
         wanted = job(tuning.rendering, STEPS, checkpoint_interval_steps=INTERVAL, max_checkpoints=10)
         client.jobs.create(wanted, job_id="soak-alone")
         client.jobs.wait("soak-alone", timeout_seconds=WAIT)
@@ -116,13 +145,15 @@ def test_services_and_workers_killed_at_random_lose_no_event_and_change_no_bit(
             watcher.join(WAIT)
             assert (version.state, rendering.state) == (DatasetVersion.STATE_READY, Rendering.STATE_READY)
             assert rendering.digest == alone.digest
-        cluster.running(*SERVICES, *TUNING_WORKERS)
         check_whole(client, names)
         for name in names:
             assert [event.sequence for event in watched[name]] == list(range(1, len(watched[name]) + 1))
             assert_same_run(client, "soak-alone", name)
         attempts = sum(client.jobs.get(name).num_attempts for name in names)
-    print(f"{time.monotonic() - began:.0f} s, {dict(killer.killed)}, {attempts} attempts of {ROUNDS} jobs")
+    print(
+        f"{time.monotonic() - began:.0f} s, {dict(killer.killed)}, {attempts} attempts of {ROUNDS} jobs, "
+        f"{killer.num_restarts} workers ended while they began"
+    )
     assert sum(killer.killed.values()) == KILLS
     assert attempts > ROUNDS, "some kill must have cost an attempt"
 
