@@ -206,5 +206,6 @@ def test_streams_and_connections_that_are_left_leave_nothing(tuning: Shared) -> 
         after = held(pid)
         client.jobs.cancel(name)
     print(f"KiB resident and descriptors: before {before}, after {after}")
-    assert after[1] <= before[1] + 5
+    # Connections to the database come and go, some descriptors each; one in a hundred that stays would be more.
+    assert after[1] - before[1] < (NUM_STREAMS + NUM_CONNECTIONS) // 100
     assert after[0] - before[0] < 16 * 1024, "8 KiB of each that is kept would be more"

@@ -159,7 +159,8 @@ def test_a_template_that_never_ends_holds_up_no_other_model_and_no_stop(whole: S
         evaluation = client.evaluations.create(
             Evaluation(dataset_version=version, arms=[slow], max_new_tokens=2, max_records=1)
         )
-        seconds, states = [], []
+        seconds: list[float] = []
+        states: list[int] = []
         while (failed := client.evaluations.get(evaluation.name)).state in (
             Evaluation.STATE_QUEUED,
             Evaluation.STATE_RUNNING,
