@@ -3,7 +3,7 @@
 # systemd-analyze, which checks units, and the compilers and libraries with which Go, Java and Python of no package of
 # ours call the services (tests/clients.sh): some 100 MB to fetch, 560 MB on disk.
 set -euo pipefail
-packages=(prometheus systemd)
+packages=(prometheus systemd openssl)
 packages+=(protobuf-compiler protobuf-compiler-grpc)
 packages+=(golang-go protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev
   golang-google-protobuf-dev golang-github-golang-protobuf-1-5-dev golang-google-genproto-dev)
