@@ -63,7 +63,7 @@ from luthier.training.worker.run_recorder import RunRecorder
 from luthier.training.worker.staging import Staging
 from luthier.training.worker.surroundings import surroundings
 from luthier.training.worker.trial import Trial, bytes_beside
-from luthier.training.worker.weights import weights_of
+from luthier.training.worker.weights import base_model_folder, weights_of
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.machine import available_bytes, memory_bytes
 from luthier.worker.v1 import task_pb2
@@ -108,7 +108,7 @@ def _train(
     if repeated is not None:
         desk.log(repeated.text(lambda row: row_placed(row, mixture, places)), "WARNING")
     desk.progress("loading model", 0, 0, "files")
-    folder = _base_model_folder(desk)
+    folder = base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
     # What ranks divide comes to their devices unit by unit.
     to = "cpu" if is_divided(spec.job) else device
@@ -357,17 +357,6 @@ def _check_ranks(desk: Desk, totals: PlanTotals, num_ranks: int) -> None:
             f"{idle} of {totals.num_steps} steps have fewer forward passes than the run's {num_ranks} ranks"
         )
         desk.log(f"{text}, some of which are idle then", "WARNING")
-
-
-def _base_model_folder(desk: Desk) -> Path:
-    files = desk.task.train.base_model_files
-    folder = desk.scratch / "base"
-    for number, file in enumerate(files):
-        desk.check()
-        desk.progress("loading model", number, len(files), "files")
-        wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-        desk.fetch_into(folder, wanted)
-    return folder
 
 
 def _settings(
