@@ -145,7 +145,8 @@ class Fuzzer:
                 _set_fields(message) or [(message, message.DESCRIPTOR.fields[0])]
             )
             if self.random.random() < 0.3:
-                field = self.random.choice(inner.DESCRIPTOR.fields)
+                every: list[Any] = list(inner.DESCRIPTOR.fields)
+                field = self.random.choice(every)
             if self.random.random() < 0.9 or field.name not in ("name", "parent"):
                 inner.ClearField(field.name)
                 self._set(inner, field, _MAX_DEPTH - 1)
