@@ -49,9 +49,10 @@ def fields_read(grader: Grader, field: str) -> Iterator[tuple[str, str, str]]:
         kind = leaf.WhichOneof("kind")
         message = getattr(leaf, kind or "")
         for name in _TEMPLATES:
-            for part in templates.parsed(getattr(message, name, ""), name).parts:
-                if isinstance(part, Place) and part.namespace == "item" and part.steps:
-                    yield f"{field_of(field, path)}.{kind}.{name}", part.written, str(part.steps[0])
+            place = f"{field_of(field, path)}.{kind}.{name}"
+            deeper = (part for part in _item_parts(getattr(message, name, ""), name) if part.steps)
+            for part in deeper:
+                yield place, part.written, str(part.steps[0])
 
 
 def _item_templates(grader: Grader, path: str) -> Iterator[tuple[str, Template]]:
@@ -63,11 +64,12 @@ def _item_templates(grader: Grader, path: str) -> Iterator[tuple[str, Template]]
         return
     message = getattr(grader, kind)
     for field in _TEMPLATES:
-        text = getattr(message, field, "")
-        parts = tuple(
-            part
-            for part in templates.parsed(text, field).parts
-            if isinstance(part, Place) and part.namespace == "item"
-        )
+        parts = tuple(_item_parts(getattr(message, field, ""), field))
         if parts:
             yield f"grader {path or grader.name or kind}", Template(field=field, parts=parts)
+
+
+def _item_parts(text: str, field: str) -> Iterator[Place]:
+    for part in templates.parsed(text, field).parts:
+        if isinstance(part, Place) and part.namespace == "item":
+            yield part
