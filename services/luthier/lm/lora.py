@@ -141,7 +141,7 @@ def attach(
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter.name):
         raise InvalidArgument(f"an adapter's name must match [A-Za-z0-9_-]+, got {adapter.name!r}")
-    switch = _switch(model) or AdapterSwitch()
+    switch = adapter_switch(model) or AdapterSwitch()
     if adapter.name in switch.adapters:
         raise AlreadyExists(f"the model already has an adapter named {adapter.name!r}")
     strengths = adapter.spec.strengths(adapter.modules)
@@ -172,7 +172,7 @@ def remove_adapter(model: PreTrainedModel, name: str) -> None:
         NotFound: the model has no adapter of that name.
     """
     adapter = find_adapter(model, name)
-    switch = _switch(model)
+    switch = adapter_switch(model)
     assert switch is not None
     if switch.active == name:
         switch.choose(None)
@@ -188,7 +188,7 @@ def find_adapter(model: PreTrainedModel, name: str) -> Adapter:
     Raises:
         NotFound: the model has no such adapter; the message lists those it has.
     """
-    switch = _switch(model)
+    switch = adapter_switch(model)
     adapters = {} if switch is None else switch.adapters
     if name not in adapters:
         raise NotFound(f"the model has no adapter {name!r}; it has {sorted(adapters)}")
@@ -203,7 +203,7 @@ def activate(model: PreTrainedModel, name: str | None) -> None:
     """
     if name is not None:
         find_adapter(model, name)
-    switch = _switch(model)
+    switch = adapter_switch(model)
     if switch is not None:
         switch.choose(name)
 
@@ -215,7 +215,7 @@ def use_adapter(model: PreTrainedModel, name: str | None) -> Iterator[None]:
     Raises:
         NotFound: the model has no adapter of that name.
     """
-    switch = _switch(model)
+    switch = adapter_switch(model)
     before = None if switch is None else switch.active
     activate(model, name)
     try:
@@ -231,7 +231,7 @@ def muted(model: PreTrainedModel) -> Iterator[None]:
 
     An update of zero has the very same bits.
     """
-    switch = _switch(model)
+    switch = adapter_switch(model)
     assert switch is not None, "the model has an adapter"
     switch.mute(is_muted=True)
     try:
@@ -247,7 +247,7 @@ def dropping(model: PreTrainedModel, batch: PackedBatch, probability: float, see
     A token's mask is the same whatever its row is packed with. Layers that take the same input in one pass, as query,
     key and value do, share a mask.
     """
-    switch = _switch(model)
+    switch = adapter_switch(model)
     assert switch is not None, "the model has an adapter"
     first, *others = zip(batch.cu_seqlens, batch.rows, strict=False)
     switch.dropout = Dropout(
@@ -313,5 +313,6 @@ def _lora_linear(model: PreTrainedModel, module: str) -> LoraLinear:
     return layer
 
 
-def _switch(model: PreTrainedModel) -> AdapterSwitch | None:
+def adapter_switch(model: PreTrainedModel) -> AdapterSwitch | None:
+    """What says which adapter a model uses; None: it has never had one."""
     return next((module.switch for module in model.modules() if isinstance(module, LoraLinear)), None)
