@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luthier.kernels.attention_decode import Cached, NewTokens, attention_decode, implementation
 from luthier.kernels.dispatch import Isa
-from luthier.kernels.tables import force_impl
+from luthier.kernels.tables import Impl, force_impl
 
 
 class Shape(NamedTuple):
@@ -33,19 +33,20 @@ class Problem(NamedTuple):
         def copied(tensors: Any) -> Any:
             return None if tensors is None else tuple(one.to(dtype, copy=True) for one in tensors)
 
-        new = NewTokens(*copied(self.new[:3]), copied(self.new.angles))
-        caches = [Cached(*copied((one.key_BGCD, one.value_BGCD)), copied(one.prefix)) for one in self.caches]
+        query, key, value, angles = self.new
+        new = NewTokens(*copied((query, key, value)), angles=copied(angles))
+        caches = [
+            Cached(*copied((one.key_BGCD, one.value_BGCD)), prefix=copied(one.prefix)) for one in self.caches
+        ]
         return Problem(new, caches, self.held, self.first)
 
     def of_cache(self, index: int) -> Problem:
         """The problem of the rows of one cache alone, over a copy of it."""
         start = sum(one.layout.num_rows for one in self.caches[:index])
         rows = slice(start, start + self.caches[index].layout.num_rows)
-        angles = self.new.angles
-        new = NewTokens(
-            *(one[rows] for one in self.new[:3]),
-            None if angles is None else (angles[0][rows], angles[1][rows]),
-        )
+        query, key, value, angles = self.new
+        turned = None if angles is None else (angles[0][rows], angles[1][rows])
+        new = NewTokens(query[rows], key[rows], value[rows], turned)
         part = Problem(new, [self.caches[index]], [self.held[index]], self.first[rows])
         return part.to(self.new.query.dtype)
 
@@ -134,11 +135,10 @@ def test_cpu_bits_depend_neither_on_padding_nor_on_other_rows(isa: Isa) -> None:
     whole = problem.to(torch.bfloat16).run()
     for row, first in enumerate(problem.first):
         one = problem.caches[0]
-        own = Cached(
-            *(part[row : row + 1, :, first:].contiguous() for part in (one.key_BGCD, one.value_BGCD)),
-            one.prefix,
-        )
-        new = NewTokens(*(part[row : row + 1] for part in problem.new[:3]))
+        key, value = (part[row : row + 1, :, first:].contiguous() for part in (one.key_BGCD, one.value_BGCD))
+        own = Cached(key, value, one.prefix)
+        query, key, value = (part[row : row + 1] for part in problem.new[:3])
+        new = NewTokens(query, key, value)
         alone = Problem(new, [own], [600 - first], [0]).run()
         assert torch.equal(alone, whole[row : row + 1])
 
@@ -148,7 +148,7 @@ def test_cpu_takes_views_that_lie_apart(isa: Isa) -> None:
     wanted = problem.to(torch.bfloat16).run()
     joined = torch.cat(problem.new[:3], dim=2)
     heads = [one.shape[2] for one in problem.new[:3]]
-    query, key, value = joined.split(heads, dim=2)
+    query, key, value = torch.split(joined, heads, dim=2)
     assert not query.is_contiguous()
     apart = problem.to(torch.bfloat16)._replace(new=NewTokens(query, key, value))
     assert torch.equal(apart.run(), wanted)
@@ -178,9 +178,10 @@ def test_cpu_keeps_what_is_no_number_within_its_row(isa: Isa, value: float) -> N
 
 def test_no_rows_give_no_output(isa: Isa) -> None:
     empty = torch.empty(0, 1, 2, 8)
-    for impl in ("cpu", "eager"):
+    impls: tuple[Impl, ...] = ("cpu", "eager")
+    for impl in impls:
         new = NewTokens(torch.empty(0, 1, 4, 8), empty, empty)
-        assert attention_decode(new, [], [], [], scale=1.0, impl=impl).shape == (0, 1, 4, 8)  # type: ignore[arg-type]
+        assert attention_decode(new, [], [], [], scale=1.0, impl=impl).shape == (0, 1, 4, 8)
 
 
 def test_auto_takes_what_can_run() -> None:

@@ -66,10 +66,8 @@ def test_attention_goes_over_the_caches_of_its_layer(isa: Isa, turns: bool) -> N
             angles=(angles[0][:3], angles[1][:3]),
         )
     )
-    new = NewTokens(
-        *(one[:3, None] for one in heads),
-        (angles[0][:3, None], angles[1][:3, None]) if turns else None,
-    )
+    query, key, value = (one[:3, None] for one in heads)
+    new = NewTokens(query, key, value, (angles[0][:3, None], angles[1][:3, None]) if turns else None)
     want = attention_decode(new, [copies[1]], [6], [0, 2, 1], scale=0.25, softcap=2.0, impl="cpu")
     assert torch.equal(out[:3], want[:, 0])
     assert torch.equal(caches[1].key_BGCD, copies[1].key_BGCD)
