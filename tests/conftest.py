@@ -47,6 +47,7 @@ TOGETHER = {
     "tests/e2e/test_no_worker.py": "cluster",
     "tests/e2e/test_own_file.py": "cluster",
     "tests/e2e/test_generation.py": "cluster",
+    "tests/e2e/test_typescript.py": "cluster",
     "tests/e2e/test_main_path.py": "cluster",
     "tests/e2e/test_taught.py": "cluster",
     "tests/e2e/test_take_away.py": "cluster",
