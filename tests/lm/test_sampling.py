@@ -16,7 +16,7 @@ from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.lora import LoraSpec, activate, adapter_parameters, insert_lora
 from luthier.lm.packed import WEIGHT, pack
-from luthier.lm.passes import Pass, forward, plain_logits, scaled_logits
+from luthier.lm.passes import Pass, forward, forward_together, plain_logits, scaled_logits
 from luthier.lm.readouts import TokenLogprobs, read
 from luthier.lm.sampling import Answer, sample
 

@@ -70,7 +70,7 @@ struct DecodePart {
   const DecodeTask& task;
   const AttentionDecode& p = work.problem;
   const CachedRows& held = p.caches[task.cache];
-  const int64_t keys = task.end - task.begin, padded = round_up(keys, P);
+  const int64_t keys = task.end - task.begin, padded = round_up(keys, L);
   const bool is_prefix = task.num_rows > 0;
   const DecodeRow& own = work.rows[is_prefix ? 0 : task.row];
   const int64_t num_queries = (is_prefix ? task.num_rows : 1) * work.group;
@@ -89,7 +89,7 @@ struct DecodePart {
     query_space = cutter.take<Item>(row_operand_items<Path>(num_queries, p.head_dim));
     weights = cutter.take<Item>(num_queries * padded);
     scores = cutter.take<float>(num_queries * padded);
-    key_items = cutter.take<Item>(panel_items<Path>(p.head_dim, LUTHIER_VECTORS) * (padded / P));
+    key_items = cutter.take<Item>(panel_items<Path>(p.head_dim, LUTHIER_VECTORS));
     values = {cutter.take<Item>(DimPanels<Path>::size(keys, p.head_dim)), keys, p.head_dim};
   }
 
@@ -128,16 +128,24 @@ struct DecodePart {
     const Scalar* queries =
         static_cast<const Scalar*>(work.queries) + (work.caches[task.cache].queries + first_query()) * p.head_dim;
     const Rows<Path> operand = row_operand<Path>(queries, p.head_dim, num_queries, p.head_dim, query_space);
-    const auto packed =
-        keys_as_columns<Path>(tokens(held.prefix_key, held.key), p.head_dim, keys, p.head_dim, key_items);
+    score(operand);
     values.pack(tokens(held.prefix_value, held.value), p.head_dim);
-    for (int64_t key = 0; key < padded; key += P)
-      multiply<Path>(operand, packed.panel(key / P), LUTHIER_VECTORS, steps_for<Path>(p.head_dim), scores + key, padded,
-                     num_queries, false);
     float* statistics = work.statistics + first_scores() * 2;
     for (int64_t q = 0; q < num_queries; ++q) weigh(q, statistics + q * 2);
     values.multiply_by({weights, padded, Path::pair}, 0, steps_for<Path>(keys),
                        work.sums + first_scores() * work.columns, work.columns, num_queries, false);
+  }
+
+  // Panel by panel, the last one as narrow as it can be.
+  void score(Rows<Path> queries) const {
+    const Scalar* rows = tokens(held.prefix_key, held.key);
+    for (int64_t key = 0; key < keys; key += P) {
+      const int64_t columns = keys - key < P ? keys - key : P;
+      const int vectors = vectors_for(columns);
+      pack_rows<Path>(rows + key * p.head_dim, p.head_dim, p.head_dim, columns, vectors, key_items);
+      multiply<Path>(queries, key_items, vectors, steps_for<Path>(p.head_dim), scores + key, padded, num_queries,
+                     false);
+    }
   }
 
   void weigh(int64_t query, float* statistics) const {
