@@ -24,6 +24,8 @@ from luthier.lm.trained_weights import distinct, fresh_weights
 
 MAX_RANK = 512
 
+_SWITCH = "luthier_adapter_switch"
+
 Targets = tuple[str, ...] | Literal["all-linear"]
 
 
@@ -145,6 +147,7 @@ def attach(
     if adapter.name in switch.adapters:
         raise AlreadyExists(f"the model already has an adapter named {adapter.name!r}")
     strengths = adapter.spec.strengths(adapter.modules)
+    model.__dict__[_SWITCH] = switch
     with use_adapter(model, None):
         model.requires_grad_(requires_grad=False)
         for module, strength in strengths.items():
@@ -315,4 +318,6 @@ def _lora_linear(model: PreTrainedModel, module: str) -> LoraLinear:
 
 def adapter_switch(model: PreTrainedModel) -> AdapterSwitch | None:
     """What says which adapter a model uses; None: it has never had one."""
-    return next((module.switch for module in model.modules() if isinstance(module, LoraLinear)), None)
+    # Every token that is made asks for it: a look at all modules takes as long as some layers.
+    switch: AdapterSwitch | None = model.__dict__.get(_SWITCH)
+    return switch
