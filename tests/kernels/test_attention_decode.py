@@ -33,11 +33,12 @@ class Problem(NamedTuple):
         def copied(tensors: Any) -> Any:
             return None if tensors is None else tuple(one.to(dtype, copy=True) for one in tensors)
 
-        query, key, value, angles = self.new
-        new = NewTokens(*copied((query, key, value)), angles=copied(angles))
-        caches = [
-            Cached(*copied((one.key_BGCD, one.value_BGCD)), prefix=copied(one.prefix)) for one in self.caches
-        ]
+        query, key, value = copied(self.new[:3])
+        new = NewTokens(query, key, value, copied(self.new.angles))
+        caches = []
+        for one in self.caches:
+            key, value = copied((one.key_BGCD, one.value_BGCD))
+            caches.append(Cached(key, value, copied(one.prefix)))
         return Problem(new, caches, self.held, self.first)
 
     def of_cache(self, index: int) -> Problem:
