@@ -4,7 +4,7 @@ BIN := .venv/bin
 GEN := .venv-protos/bin
 TS := clients/typescript
 # The TypeScript client is built and tested where Node is.
-WITH_NODE := $(if $(shell command -v npm),$(TS)/dist/.done)
+WITH_NODE := $(if $(shell command -v npm),$(TS)/build/.done)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list the commands
@@ -33,7 +33,7 @@ bench: setup ## measure the kernels
 metrics: setup ## write docs/metrics.md, the dashboards and the rules of deploy/ from their code
 	$(BIN)/python -m deploy.write
 
-typescript: $(TS)/dist/.done ## build the TypeScript client (needs Node)
+typescript: $(TS)/build/.done ## build the TypeScript client (needs Node)
 
 release: setup ## write build/luthier-protos.binpb, from which clients/templates generate code in any language
 	mkdir -p build
@@ -67,7 +67,7 @@ $(TS)/node_modules/.done: $(TS)/package.json $(TS)/package-lock.json
 	cd $(TS) && npm ci --silent
 	touch $@
 
-$(TS)/dist/.done: $(TS)/node_modules/.done $(wildcard $(TS)/*.json $(TS)/src/*.ts $(TS)/src/gen/*/*/*.ts $(TS)/test/*.ts $(TS)/real/*.ts)
+$(TS)/build/.done: $(TS)/node_modules/.done $(wildcard $(TS)/*.json $(TS)/src/*.ts $(TS)/src/gen/*/*/*.ts $(TS)/test/*.ts $(TS)/real/*.ts)
 	cd $(TS) && npm run --silent build && npm run --silent build-tests
 	touch $@
 

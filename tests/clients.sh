@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Clients as other projects have them: the packed TypeScript client in an empty project, and Go and Java generated from
-# the release file with clients/templates and Debian's plugins. Each lists the models of services that are running.
+# Clients as other projects have them: the packed TypeScript client in an empty project, and Go, Java, Python and
+# TypeScript generated from the release file with clients/templates and Debian's plugins. Each of the first four lists the
+# models of services that are running.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -80,20 +81,34 @@ JS
 fi
 
 make --no-print-directory release
-for language in go java; do
-  mkdir "$work/$language"
-  cp build/luthier-protos.binpb clients/templates/buf.gen.$language.yaml "$work/$language"
-  (cd "$work/$language" && "$root/.venv/bin/buf" generate --template buf.gen.$language.yaml)
-done
+python3 -m venv "$work/env"
+"$work/env/bin/pip" install -q --disable-pip-version-check grpcio-tools==1.80.1 googleapis-common-protos
+generate() {
+  mkdir "$work/$1"
+  cp build/luthier-protos.binpb "clients/templates/buf.gen.$1.yaml" "$work/$1"
+  (cd "$work/$1" && PATH=$work/env/bin:$root/clients/typescript/node_modules/.bin:$PATH \
+    "$root/.venv/bin/buf" generate --template "buf.gen.$1.yaml")
+}
+generate go
+generate java
+generate python
 LUTHIER_CLIENT_API_KEY=$(cat "$LUTHIER_HOME/api-key")
 export LUTHIER_CLIENT_API_KEY
+
+if command -v npm > /dev/null; then
+  generate ts
+  [ -s "$work/ts/gen/luthier/v1/model_service_pb.ts" ]
+fi
+
+lists_hello "Python, generated," \
+  "$(PYTHONPATH=$work/python/gen "$work/env/bin/python" clients/hello/python/hello.py "$LUTHIER_TRAINING_ADDRESS")"
 
 # Debian has Go's modules as sources of a GOPATH.
 mkdir -p "$work/gopath/src/luthier.dev/hello"
 mv "$work/go/gen" "$work/gopath/src/luthier.dev/gen"
 cp clients/hello/go/main.go "$work/gopath/src/luthier.dev/hello"
 GO111MODULE=off GOPATH=$work/gopath:/usr/share/gocode go build -o "$work/hello-go" luthier.dev/hello
-lists_hello "Go" "$("$work/hello-go" "$LUTHIER_TRAINING_ADDRESS")"
+lists_hello "Go, generated," "$("$work/hello-go" "$LUTHIER_TRAINING_ADDRESS")"
 
 java_path=$(printf '/usr/share/java/%s.jar:' grpc-{api,context,core,netty,protobuf,protobuf-lite,stub} protobuf \
   proto-google-common-protos guava failureaccess gson perfmark-api geronimo-annotation-1.3-spec \
@@ -101,4 +116,4 @@ java_path=$(printf '/usr/share/java/%s.jar:' grpc-{api,context,core,netty,protob
   netty-transport-native-unix-common)
 find "$work/java/gen" -name '*.java' > "$work/java/sources"
 javac -J-XX:+UseSerialGC -J-XX:TieredStopAtLevel=1 -nowarn -proc:none -cp "$java_path" -d "$work/java/classes" @"$work/java/sources" clients/hello/java/Hello.java
-lists_hello "Java" "$(java -cp "$java_path$work/java/classes" Hello 127.0.0.1 "${ports[1]}")"
+lists_hello "Java, generated," "$(java -cp "$java_path$work/java/classes" Hello 127.0.0.1 "${ports[1]}")"

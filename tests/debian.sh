@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the tests need of Debian: promtool and prometheus, which check dashboards, rules and metrics,
-# systemd-analyze, which checks units, and the compilers and libraries with which Go and Java call the services
-# (tests/clients.sh): some 100 MB to fetch, 560 MB on disk.
+# systemd-analyze, which checks units, and the compilers and libraries with which Go, Java and Python of no package of
+# ours call the services (tests/clients.sh): some 100 MB to fetch, 560 MB on disk.
 set -euo pipefail
-packages=(prometheus systemd)
-packages+=(golang-go protobuf-compiler protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev
+packages=(prometheus systemd openssl)
+packages+=(protobuf-compiler protobuf-compiler-grpc)
+packages+=(golang-go protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev
   golang-google-protobuf-dev golang-github-golang-protobuf-1-5-dev golang-google-genproto-dev)
 packages+=(default-jdk-headless protobuf-compiler-grpc-java-plugin libgrpc-java libprotobuf-java libnetty-java
   libguava-java libgoogle-gson-java libperfmark-java libgoogle-common-protos-java libgeronimo-annotation-1.3-spec-java)

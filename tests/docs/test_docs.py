@@ -49,6 +49,13 @@ def test_readme_names_every_package() -> None:
     assert named == packages
 
 
+def test_clients_have_the_version_of_the_services() -> None:
+    files = ("pyproject.toml", "clients/python/pyproject.toml")
+    versions = {tomllib.loads((ROOT / file).read_text())["project"]["version"] for file in files}
+    package = json.loads((ROOT / "clients" / "typescript" / "package.json").read_text())
+    assert versions == {package["version"]}
+
+
 def test_errors_page_lists_every_reason() -> None:
     listed = re.findall(r"^\| ([A-Z_]+) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(reason.value for reason in Reason)

@@ -22,6 +22,7 @@ const REQUEST_ID = "x-request-id";
 const BROKEN: ReadonlySet<Code> = new Set([Code.Unavailable, Code.Aborted, Code.Canceled]);
 const BROKEN_WORDS =
   /missing (trailer|status|output message)|premature|stream closed|fetch failed|session|socket/i;
+const NODE_CODE = /^(E[A-Z]+|(ERR_HTTP2|ERR_TLS|ERR_SSL|UND_ERR|DEPTH|SELF_SIGNED|CERT|UNABLE_TO)_\w+)$/;
 
 /**
  * Return the error that the service raised, or what became of a call that it did not answer.
@@ -72,13 +73,13 @@ function isBroken(error: ConnectError): boolean {
   return isUnclear && (BROKEN_WORDS.test(error.rawMessage) || hasNodeCode(error.cause));
 }
 
-/** Whether the cause is an error of Node's sockets or HTTP/2 sessions. */
+/** Whether the cause is an error of Node's sockets, HTTP/2 sessions or certificates. */
 function hasNodeCode(cause: unknown): boolean {
   if (!(cause instanceof Error)) {
     return false;
   }
   const code = "code" in cause ? String(cause.code) : "";
-  return /^(E[A-Z]+|ERR_HTTP2_\w+|UND_ERR_\w+)$/.test(code) || hasNodeCode(cause.cause);
+  return NODE_CODE.test(code) || hasNodeCode(cause.cause);
 }
 
 interface Told {

@@ -1,13 +1,15 @@
 /** The client as a whole: every RPC, short names in messages, sockets, one error for what was lost in the web. */
 
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
+import { execFile, execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer } from "node:http";
-import { createServer as createServer2 } from "node:http2";
+import { createSecureServer, createServer as createServer2 } from "node:http2";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { promisify } from "node:util";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
@@ -126,6 +128,46 @@ test("a service is reached by a socket of the file system", async () => {
     assert.equal((await client.datasets.get("a")).name, "projects/default/datasets/a");
   } finally {
     client.close();
+    await new Promise((resolve) => server.close(resolve));
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test("over TLS a service is reached whose certificate is known, and no other", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "luthier-tls-"));
+  const [key, cert] = [join(folder, "key.pem"), join(folder, "cert.pem")];
+  const about = ["-subj", "/CN=luthier", "-addext", "subjectAltName=IP:127.0.0.1"];
+  const made = [
+    "-newkey",
+    "ec",
+    "-pkeyopt",
+    "ec_paramgen_curve:P-256",
+    "-nodes",
+    "-keyout",
+    key,
+    "-out",
+    cert,
+  ];
+  execFileSync("openssl", ["req", "-x509", ...made, ...about], { stdio: "ignore" });
+  const services = new ScriptedServices();
+  services.answers.getDataset = (request) => ({ name: request.name });
+  const handler = connectNodeAdapter({ routes: (router) => services.routes(router) });
+  const server = createSecureServer({ key: readFileSync(key), cert: readFileSync(cert) }, handler);
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const dataAddress = `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  try {
+    using stranger = connect({ apiKey: API_KEY, dataAddress, retry: { deadlineSeconds: 0 } });
+    assert.match((await thrown(Unavailable, stranger.datasets.get("a"))).message, /self-signed/);
+    const program = `
+      import { connect } from ${JSON.stringify(import.meta.resolve("#dist/node.js"))};
+      const client = connect({ apiKey: "k", dataAddress: ${JSON.stringify(dataAddress)} });
+      console.log((await client.datasets.get("a")).name);
+      client.close();`;
+    const words = ["--input-type=module", "--eval", program];
+    const env = { ...process.env, NODE_EXTRA_CA_CERTS: cert };
+    const said = await promisify(execFile)(process.execPath, words, { env });
+    assert.equal(said.stdout.trim(), "projects/default/datasets/a");
+  } finally {
     await new Promise((resolve) => server.close(resolve));
     rmSync(folder, { recursive: true });
   }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.overlap import overlap
 from luthier.training.recipes.rollouts import Rollouts
-from luthier.training.recipes.shards import Division
+from luthier.training.recipes.shards import LARGEST_KEPT_BYTES, Division
 from luthier.training.recipes.survey import (
     Survey,
     require_fitting,
@@ -83,11 +83,16 @@ def computed(
     """
     chosen: list[Fit] = []
     demand_determinism(device)
-    with named_errors(order.task.train.job, device, chosen), freed_memory_kept():
+    with named_errors(order.task.train.job, device, chosen), _memory_kept(order.task.train.job):
         if device.type != "cpu":
             # Triton's kernels are loaded on the device that is current.
             torch.cuda.set_device(device)
         return _train(order, desk, device, collective or OneRank(), chosen)
+
+
+def _memory_kept(job: fine_tuning_job_pb2.FineTuningJob) -> AbstractContextManager[None]:
+    """Return a block in which freed memory is kept, in small blocks alone where ranks divide the model."""
+    return freed_memory_kept(LARGEST_KEPT_BYTES) if is_divided(job) else freed_memory_kept()
 
 
 def _train(

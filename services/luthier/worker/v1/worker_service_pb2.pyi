@@ -521,6 +521,11 @@ class GrantBlobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MISSING_SHA256_FIELD_NUMBER: _builtins.int
+    INBOX_FIELD_NUMBER: _builtins.int
+    inbox: _builtins.str
+    """A file of the service. A worker that sees it may leave copies beside it and name them to PutBlob, in place of
+    sending bytes. Empty: there is no such place.
+    """
     @_builtins.property
     def missing_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests that the service does not have."""
@@ -529,10 +534,11 @@ class GrantBlobResponse(_message.Message):
         self,
         *,
         missing_sha256: _abc.Iterable[_builtins.str] | None = ...,
+        inbox: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_sha256", b"missing_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox", b"inbox", "missing_sha256", b"missing_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -548,6 +554,7 @@ class PutBlobRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    LEFT_IN_INBOX_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task. Required in the first message."""
     epoch: _builtins.int
@@ -556,6 +563,10 @@ class PutBlobRequest(_message.Message):
     """Digest of the whole in hex. Required in the first message."""
     data: _builtins.bytes
     """The bytes, at most 1 MiB."""
+    left_in_inbox: _builtins.str
+    """Name of a copy of the whole that was left beside GrantBlobResponse.inbox, 32 lowercase hex digits; in the only
+    message. Empty: the bytes are sent.
+    """
     def __init__(
         self,
         *,
@@ -563,10 +574,11 @@ class PutBlobRequest(_message.Message):
         epoch: _builtins.int = ...,
         sha256: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        left_in_inbox: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "epoch", b"epoch", "sha256", b"sha256", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "epoch", b"epoch", "left_in_inbox", b"left_in_inbox", "sha256", b"sha256", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
