@@ -49,6 +49,7 @@ from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import Task, TaskKind
+from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1 import task_pb2
 
 VOCABULARY = 97
@@ -363,15 +364,14 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     url = f"sqlite+aiosqlite:///{tmp_path / 'training.db'}"
     await asyncio.to_thread(upgrade, url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
     database = Database(url)
-    blobs = LocalBlobStore(tmp_path / "blobs")
-    log = EventLog(database, heartbeat_seconds=0.2)
+    blobs, log = LocalBlobStore(tmp_path / "blobs"), EventLog(database, heartbeat_seconds=0.2)
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), tuple(TaskKind)))
     (roots := tmp_path / "roots").mkdir()
     models = ModelService(database, log, queue, blobs, [roots])
-    renderings, keeper = MemoryRenderings(), MemoryKeeper()
-    elsewhere = Elsewhere(database, {"renderings": keeper})
+    elsewhere = Elsewhere(database, {"renderings": (keeper := MemoryKeeper())})
     crew, rewards = Crew(), RewardAddresses(["127.0.0.1", "[::1]:7"])
-    outside = Outside(renderings=renderings, elsewhere=elsewhere, rewards=rewards, workers=crew)
+    away: Any = {"elsewhere": elsewhere, "rewards": rewards, "webhooks": Targets(["127.0.0.1"])}
+    outside = Outside(renderings=(renderings := MemoryRenderings()), workers=crew, **away)
     jobs = JobService(database, log, queue, models, outside, blobs)
     training = (jobs.family, log, models, blobs, ReleasedBlobs(database, blobs), jobs.rollouts)
     queue.register(TaskKind.TRAIN, TrainHandler(*training))

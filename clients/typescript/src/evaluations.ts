@@ -21,6 +21,7 @@ import {
   type SampleGrade,
   SampleSchema,
 } from "./gen/luthier/v1/grader_pb.js";
+import type { WebhookDelivery } from "./gen/luthier/v1/webhook_pb.js";
 import * as names from "./names.js";
 import { isRetryable } from "./retry.js";
 import type { CallOptions, Scope } from "./scope.js";
@@ -110,6 +111,16 @@ export class Evaluations {
     const { listPredictions } = EvaluationService.method;
     const request = { parent: this.name(name), pageSize };
     return pages(this.scope.of({ signal }), listPredictions, request, (page) => page.predictions);
+  }
+
+  /** Go through what became of telling an evaluation's webhooks that it has ended; nothing while it has not. */
+  deliveries(
+    name: string,
+    { signal, pageSize = 0 }: ListOptions = {},
+  ): AsyncGenerator<WebhookDelivery, void, undefined> {
+    const { listEvaluationDeliveries } = EvaluationService.method;
+    const request = { parent: this.name(name), pageSize };
+    return pages(this.scope.of({ signal }), listEvaluationDeliveries, request, (page) => page.deliveries);
   }
 
   /**

@@ -17,6 +17,7 @@ import {
 import type { Grader } from "./gen/luthier/v1/grader_pb.js";
 import type { Rollout } from "./gen/luthier/v1/rollout_pb.js";
 import { TrainingService } from "./gen/luthier/v1/training_service_pb.js";
+import type { WebhookDelivery } from "./gen/luthier/v1/webhook_pb.js";
 import * as names from "./names.js";
 import type { CallOptions, Scope } from "./scope.js";
 
@@ -137,6 +138,16 @@ export class Jobs {
       request,
       (page) => page.rollouts,
     );
+  }
+
+  /** Go through what became of telling a job's webhooks that it has ended; nothing while it has not. */
+  deliveries(
+    name: string,
+    { signal, pageSize = 0 }: ListOptions = {},
+  ): AsyncGenerator<WebhookDelivery, void, undefined> {
+    const { listFineTuningJobDeliveries } = TrainingService.method;
+    const request = { parent: this.name(name), pageSize };
+    return pages(this.scope.of({ signal }), listFineTuningJobDeliveries, request, (page) => page.deliveries);
   }
 
   /** Read one checkpoint; its short name is `job/checkpoint`. */

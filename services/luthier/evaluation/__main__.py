@@ -9,7 +9,7 @@ from luthier.evaluation.aliases.service import AliasService
 from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.config import Config
 from luthier.evaluation.evaluations.dealing import ShareHandler
-from luthier.evaluation.evaluations.service import EvaluationService
+from luthier.evaluation.evaluations.service import EvaluationService, Outside
 from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.metrics import GenerationMetrics
@@ -25,6 +25,7 @@ from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
+from luthier.work.webhooks import assembly as webhooks
 
 
 def build(parts: Parts, config: Config) -> Hosted:
@@ -34,9 +35,9 @@ def build(parts: Parts, config: Config) -> Hosted:
     parts.holds_at(training, "the Training service", "models", "checkpoints")
     peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange(metrics=GenerationMetrics(parts.metrics.registry))
-    evaluations = EvaluationService(
-        parts.database, parts.log, parts.queue, peers, parts.blobs, parts.elsewhere
-    )
+    webhook_config, targets = webhooks.read_targets()
+    outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets)
+    evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)
     grading = GradingService(RewardAddresses(config.reward_addresses), config.projects)
@@ -55,6 +56,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         },
         policy=POLICY,
         generations=exchange,
+        chores=webhooks.chores(webhooks.assemble(parts, config.home, webhook_config, targets)),
     )
 
 

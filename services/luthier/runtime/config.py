@@ -31,7 +31,7 @@ SHARED: Mapping[str, str] = MappingProxyType(
 )
 """Settings that mean the same to every process, each with its one default."""
 
-SECTIONS = ("DATA", "TRAINING", "EVALUATION", "WORKER", "CLIENT", "DAEMON", "TRACES")
+SECTIONS = ("DATA", "TRAINING", "EVALUATION", "WORKER", "CLIENT", "DAEMON", "TRACES", "WEBHOOKS")
 
 _PREFIX = "LUTHIER_"
 _FILE = "LUTHIER_CONFIG"

@@ -12,7 +12,7 @@ from tests.evaluation.evaluations.memory_peers import BASE, PARENT, TUNED, VERSI
 from tests.work.keepers import MemoryKeeper
 
 from luthier.evaluation.evaluations.dealing import ShareHandler
-from luthier.evaluation.evaluations.service import EvaluationService
+from luthier.evaluation.evaluations.service import EvaluationService, Outside
 from luthier.evaluation.evaluations.servicer import EvaluateHandler
 from luthier.evaluation.schema import MIGRATIONS
 from luthier.storage.database import Database
@@ -27,6 +27,7 @@ from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
 from luthier.work.tasks import Task, TaskKind
+from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1 import task_pb2
 
 
@@ -89,7 +90,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), kinds), QueueSettings())
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"versions": keeper, "models": keeper})
-    service = EvaluationService(database, log, queue, peers, blobs, elsewhere)
+    service = EvaluationService(
+        database,
+        log,
+        queue,
+        blobs,
+        Outside(peers=peers, elsewhere=elsewhere, webhooks=Targets(["127.0.0.1"])),
+    )
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
     queue.register(TaskKind.ANSWER_SHARE, ShareHandler(service, blobs))
     yield Bench(service, queue, blobs, log, database, peers, keeper, elsewhere)

@@ -16,6 +16,7 @@ from luthier.v1 import evaluation_service_pb2 as api
 from luthier.v1.chat_pb2 import ChatMessage, Conversation
 from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
+from luthier.v1.webhook_pb2 import WebhookDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +114,14 @@ def list_predictions(scope: Scope, name: str, *, page_size: int = 0) -> StreamFl
     request = api.ListPredictionsRequest(parent=_name(scope, name), page_size=page_size)
     return pages(
         scope, lambda stubs: stubs.evaluation.ListPredictions, request, lambda page: page.predictions
+    )
+
+
+def list_deliveries(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[WebhookDelivery]:
+    """Go through what became of telling an evaluation's webhooks that it has ended; nothing while it has not."""
+    request = api.ListEvaluationDeliveriesRequest(parent=_name(scope, name), page_size=page_size)
+    return pages(
+        scope, lambda stubs: stubs.evaluation.ListEvaluationDeliveries, request, lambda page: page.deliveries
     )
 
 
@@ -230,6 +239,7 @@ class Evaluations(SyncResource):
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
     predictions = stream_method(list_predictions)
+    deliveries = stream_method(list_deliveries)
     grade = stream_method(grade_samples)
 
 
@@ -244,4 +254,5 @@ class AsyncEvaluations(AsyncResource):
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)
     predictions = async_stream_method(list_predictions)
+    deliveries = async_stream_method(list_deliveries)
     grade = async_stream_method(grade_samples)

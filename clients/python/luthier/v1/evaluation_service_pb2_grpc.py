@@ -74,6 +74,11 @@ class EvaluationServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsResponse.FromString,
                 _registered_method=True)
+        self.ListEvaluationDeliveries = channel.unary_unary(
+                '/luthier.v1.EvaluationService/ListEvaluationDeliveries',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesResponse.FromString,
+                _registered_method=True)
         self.GenerateText = channel.unary_stream(
                 '/luthier.v1.EvaluationService/GenerateText',
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
@@ -124,8 +129,8 @@ class EvaluationServiceServicer(object):
     def CreateEvaluation(self, request, context):
         """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
-        version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
+        ADDRESS_NOT_ALLOWED: a webhook's address is not one of those that may be called. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
         template that an arm could take over. ALREADY_EXISTS: the id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -185,6 +190,15 @@ class EvaluationServiceServicer(object):
 
         Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
         page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvaluationDeliveries(self, request, context):
+        """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+        Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -312,6 +326,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListPredictions,
                     request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsResponse.SerializeToString,
+            ),
+            'ListEvaluationDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvaluationDeliveries,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesResponse.SerializeToString,
             ),
             'GenerateText': grpc.unary_stream_rpc_method_handler(
                     servicer.GenerateText,
@@ -545,6 +564,33 @@ class EvaluationService(object):
             '/luthier.v1.EvaluationService/ListPredictions',
             luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsRequest.SerializeToString,
             luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvaluationDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/ListEvaluationDeliveries',
+            luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,8 +41,8 @@ class EvaluationServiceStub:
     CreateEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_pb2.Evaluation]
     """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
-    version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
+    ADDRESS_NOT_ALLOWED: a webhook's address is not one of those that may be called. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
     template that an arm could take over. ALREADY_EXISTS: the id is taken.
     """
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]
@@ -78,6 +78,11 @@ class EvaluationServiceStub:
 
     Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
     page_size or page_token is not valid.
+    """
+    ListEvaluationDeliveries: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListEvaluationDeliveriesRequest, _evaluation_service_pb2.ListEvaluationDeliveriesResponse]
+    """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+    Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     GenerateText: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.GenerateTextRequest, _evaluation_service_pb2.GenerateTextResponse]
     """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
@@ -143,8 +148,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     CreateEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
     """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
-    version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
+    ADDRESS_NOT_ALLOWED: a webhook's address is not one of those that may be called. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
     template that an arm could take over. ALREADY_EXISTS: the id is taken.
     """
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
@@ -180,6 +185,11 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
     page_size or page_token is not valid.
+    """
+    ListEvaluationDeliveries: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListEvaluationDeliveriesRequest, _evaluation_service_pb2.ListEvaluationDeliveriesResponse]  # type: ignore[assignment]
+    """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+    Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
     """
     GenerateText: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.GenerateTextRequest, _evaluation_service_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
@@ -248,8 +258,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_evaluation_pb2.Evaluation, _abc.Awaitable[_evaluation_pb2.Evaluation]]:
         """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
-        version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
+        ADDRESS_NOT_ALLOWED: a webhook's address is not one of those that may be called. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
         template that an arm could take over. ALREADY_EXISTS: the id is taken.
         """
 
@@ -321,6 +331,17 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
         page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvaluationDeliveries(
+        self,
+        request: _evaluation_service_pb2.ListEvaluationDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.ListEvaluationDeliveriesResponse, _abc.Awaitable[_evaluation_service_pb2.ListEvaluationDeliveriesResponse]]:
+        """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+        Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
         """
 
     @_abc_1.abstractmethod

@@ -31,6 +31,7 @@ from luthier.runtime.field_limits import (
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.names import ID_LIMIT, same_project
+from luthier.runtime.webhook_limits import LIMITS as WEBHOOK_LIMITS
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
 from luthier.v1.evaluation_pb2 import (
@@ -70,6 +71,7 @@ LIMITS: LimitTable = {
     "metrics[]": named(EvaluationMetric.DESCRIPTOR),
     "display_name": DISPLAY_NAME,
     **VERDICT_LIMITS,
+    **WEBHOOK_LIMITS,
 }
 """Of an evaluation with every default filled in."""
 State = Evaluation.State

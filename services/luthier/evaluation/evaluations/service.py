@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 
@@ -34,7 +35,23 @@ from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
 from luthier.work.tasks import TaskKind
+from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1.task_pb2 import AnswerShare, BlobFile, EvaluateResult, EvaluateSpec, TrainingVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What lies outside of the service, as far as evaluations need it.
+
+    Attributes:
+        peers: where records and models are.
+        elsewhere: what they hold of other services.
+        webhooks: where they may tell that they have ended.
+    """
+
+    peers: Origins
+    elsewhere: Elsewhere
+    webhooks: Targets
 
 
 class EvaluationService:
@@ -45,14 +62,14 @@ class EvaluationService:
         database: Database,
         log: EventLog,
         tasks: Tasks,
-        peers: Origins,
         blobs: BlobStore,
-        elsewhere: Elsewhere,
+        outside: Outside,
     ) -> None:
         self._database = database
-        self._peers = peers
+        self._peers = outside.peers
         self._blobs = blobs
-        self._elsewhere = elsewhere
+        self._elsewhere = outside.elsewhere
+        self._webhooks = outside.webhooks
         self._rows = repository.evaluations()
         self._answers = repository.AnswerFiles()
         self._shares = repository.Shares()
@@ -63,7 +80,8 @@ class EvaluationService:
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:
         """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound for a version or a model, FailedPrecondition
+        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, and ADDRESS_NOT_ALLOWED for a webhook), NotFound for a
+        version or a model, FailedPrecondition
         when one of them is not READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and
         Unavailable when another service is away.
         """
@@ -74,6 +92,7 @@ class EvaluationService:
         evaluation.name = name
         rules.check(evaluation)
         rules.check_references(request.parent, evaluation)
+        self._webhooks.require(evaluation.webhooks, "evaluation.webhooks")
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
         evaluation, private, learnt, num_records = await self._pinned(evaluation)

@@ -55,6 +55,7 @@ from luthier.work.requirements import read_requirements
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import Present
+from luthier.work.webhooks.targets import Targets
 
 MAX_PLANS = 8
 """Plans that are counted or wait for it; more are refused."""
@@ -82,12 +83,14 @@ class Outside:
         renderings: where jobs find their rows.
         elsewhere: what they hold of other services.
         rewards: which reward services their graders may ask.
+        webhooks: where they may tell that they have ended.
         workers: which workers are heard of.
     """
 
     renderings: Renderings
     elsewhere: Elsewhere
     rewards: RewardAddresses
+    webhooks: Targets
     workers: Present
 
 
@@ -136,6 +139,7 @@ class JobService:
         self._renderings = outside.renderings
         self._elsewhere = outside.elsewhere
         self._rewards = outside.rewards
+        self._webhooks = outside.webhooks
         self._workers = outside.workers
         self._counting = asyncio.Semaphore(1)
         self._num_plans = 0
@@ -153,7 +157,7 @@ class JobService:
 
         Raises:
             InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; ADDRESS_NOT_ALLOWED for a remote
-                grader; REWARD_MODEL_EXPECTED; SEQUENCE_TOO_LONG.
+                grader or a webhook; REWARD_MODEL_EXPECTED; SEQUENCE_TOO_LONG.
             NotFound: the model, what to begin from, a reward model or a rendering does not exist.
             FailedPrecondition: one of them is not READY, they do not fit, TOKENIZER_MISMATCH, or NO_SUPERVISED_TOKENS.
             Unavailable: the Data service is away.
@@ -163,6 +167,7 @@ class JobService:
         check_reward_models(parent, wanted)
         for field, address in remote_addresses(wanted.reinforcement.grader, GRADER_FIELD):
             self._rewards.require(address, field)
+        self._webhooks.require(wanted.webhooks, "fine_tuning_job.webhooks")
         async with self._database.reading() as connection:
             start = await self._starts.find(connection, wanted.start_from) if wanted.start_from else None
         job = rules.resolved(wanted if start is None else await self._starts.begun(wanted, start))
