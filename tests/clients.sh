@@ -96,8 +96,8 @@ const options: WebOptions = { baseUrl: "https://luthier.example.org", apiKey: "k
 const clients: Client[] = [connect({ project: "p" }), connectWeb(options)];
 for (const client of clients) {
   for await (const model of client.models.list({ pageSize: 1 })) {
-    const { name, sizeBytes }: Pick<Model, "name" | "sizeBytes"> = model;
-    console.log(name, sizeBytes > 0n);
+    const { name, etag }: Pick<Model, "name" | "etag"> = model;
+    console.log(name, etag.length);
   }
   const job: FineTuningJob = await client.jobs.wait("j", { onEvent: async (event) => console.log(event.sequence) });
   // @ts-expect-error: a job has no such field.
