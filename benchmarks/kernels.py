@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from kernel_cases import MODELS, SMALL, Case, Run, cases
+from kernel_cases_decode import decode_cases
 from kernel_cases_quantised import quantised_cases
 
 from luthier.kernels.dispatch import Isa, available_isas, force_isa
@@ -85,7 +86,7 @@ def measure_isa(isa: Isa, repeats: int, seconds: float, only: str, op: str = "")
     is_best = isa == available_isas()[-1]
     rows = []
     problems = list(DTYPES.values()), MODELS if is_best else [SMALL]
-    for case in chain(cases(*problems), quantised_cases(*problems)):
+    for case in chain(cases(*problems), decode_cases(*problems), quantised_cases(*problems)):
         if (op and op != case.op) or only not in f"{case.op} {case.name}":
             continue
         # Other models' shapes in float32 would say nothing new.

@@ -41,6 +41,8 @@ settings.load_profile("shared")
 TOGETHER = {
     "tests/e2e/test_kill.py": "cluster",
     "tests/e2e/test_mixed.py": "cluster",
+    "tests/e2e/test_preference.py": "cluster",
+    "tests/e2e/test_soak.py": "cluster",
     "tests/e2e/test_reinforcement.py": "cluster",
     "tests/e2e/test_bad_input.py": "cluster",
     "tests/e2e/test_files.py": "cluster",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
+from typing import Any
 
 import load
+import pytest
 
 
 def test_the_fast_run_refuses_what_is_too_much_and_cuts_no_watcher_off() -> None:
@@ -23,3 +27,37 @@ def test_the_fast_run_refuses_what_is_too_much_and_cuts_no_watcher_off() -> None
     uploads = result["uploads"]
     assert len(uploads["mb_per_second"]) == load.FAST.num_uploads
     assert uploads["mb_per_second_p50"] > 1
+
+
+@pytest.mark.slow
+def test_what_is_admitted_is_answered_and_what_is_refused_is_told_so_in_time() -> None:
+    """Wanted are 250 ms, 50 ms and 1 s: four times as long on a machine that does other things too."""
+    plan = load.Plan(seconds=5.0)
+    result = asyncio.run(load.measured(plan, ("overload", "watchers")))
+    for name in load.CALLS:
+        for part in ("2x", "4x"):
+            seen = result["overload"][name][part]
+            assert seen["others"] == {}, (name, part, seen)
+            assert seen["admitted_ms_p99"] <= 4 * 250, (name, part, seen)
+            assert seen["refused_ms_p99"] is None or seen["refused_ms_p99"] <= 4 * 50, (name, part, seen)
+    watched = result["watchers"]
+    assert plan.num_watchers == 500
+    assert (watched["complete"], watched["breaks"]) == (500, {})
+    assert watched["lag_ms_p99"] <= 4 * 1000
+
+
+def test_a_whole_run_keeps_what_it_found_and_a_part_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def found(plan: load.Plan, parts: tuple[str, ...]) -> dict[str, Any]:
+        return dict.fromkeys(parts, plan.num_watchers)
+
+    monkeypatch.setattr(load, "measured", found)
+    monkeypatch.setattr(load, "RESULTS", tmp_path / "load.json")
+    for words in (["--fast"], ["--only", "uploads"], ["--fast", "--only", "watchers"]):
+        monkeypatch.setattr("sys.argv", ["load.py", *words])
+        load.main()
+    assert not load.RESULTS.exists()
+    monkeypatch.setattr("sys.argv", ["load.py"])
+    load.main()
+    assert json.loads(load.RESULTS.read_text()) == dict.fromkeys(load.PARTS, 500)

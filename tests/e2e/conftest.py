@@ -94,6 +94,14 @@ class Cluster:
             self.end(name, within_seconds=30)
         self.start(*(name for name in names if name not in self._processes))
 
+    def restart_ended(self, name: str) -> bool:
+        """Start a worker again that has ended by itself, as whoever supervises it would; returns whether it had."""
+        if (process := self._processes.get(name)) is None or process.poll() is None:
+            return False
+        del self._processes[name]
+        self.start(name)
+        return True
+
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 

@@ -187,6 +187,9 @@ class MemoryRenderings:
     async def lengths(self, name: str) -> SplitLengths:
         return self.rows[name]
 
+    async def place(self, name: str, row: int) -> str:
+        return f"{name.rpartition('/')[2]}.jsonl:{row + 1}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
@@ -273,12 +276,8 @@ class Bench:
 
     def add_rendering(self, name: str = RENDERING, **changes: Any) -> Rendering:
         """Know a READY rendering of 20 training rows of 10 tokens and 5 validation rows."""
-        rendering = {
-            "name": name,
-            "state": Rendering.STATE_READY,
-            "digest": "r" * 64,
-            "tokenizer_digest": "t" * 64,
-        }
+        rendering = {"name": name, "state": Rendering.STATE_READY, "digest": "r" * 64}
+        rendering["tokenizer_digest"] = "t" * 64
         self.know(Rendering(**{**rendering, **changes}), lengths_of(20, 10), lengths_of(5, 10, first=20))
         return self.renderings.views[name]
 
@@ -352,10 +351,8 @@ async def stored(bench: Bench, text: str, path: str = "a") -> task_pb2.BlobFile:
 
 async def adapter_files(bench: Bench, config: str = "{config}") -> list[task_pb2.BlobFile]:
     """Store what a worker brings of an adapter."""
-    return [
-        await stored(bench, config, "adapter_config.json"),
-        await stored(bench, "factors", "adapter_model.safetensors"),
-    ]
+    files = {"adapter_config.json": config, "adapter_model.safetensors": "factors"}
+    return [await stored(bench, text, path) for path, text in files.items()]
 
 
 @pytest.fixture

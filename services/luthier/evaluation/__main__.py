@@ -22,6 +22,7 @@ from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.queue import QueueSettings
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
@@ -36,7 +37,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange(metrics=GenerationMetrics(parts.metrics.registry))
     webhook_config, targets = webhooks.read_targets()
-    outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets)
+    outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets, judges=JudgeAccess.of(config))
     evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)

@@ -23,6 +23,7 @@ from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.v1.event_pb2 import StateChange
 from luthier.work import schema
 from luthier.work.elsewhere import Elsewhere
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
@@ -90,13 +91,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), kinds), QueueSettings())
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"versions": keeper, "models": keeper})
-    service = EvaluationService(
-        database,
-        log,
-        queue,
-        blobs,
-        Outside(peers=peers, elsewhere=elsewhere, webhooks=Targets(["127.0.0.1"])),
+    outside = Outside(
+        peers=peers,
+        elsewhere=elsewhere,
+        webhooks=Targets(["127.0.0.1"]),
+        judges=JudgeAccess(("127.0.0.1",), ("JUDGE_KEY@127.0.0.1",)),
     )
+    service = EvaluationService(database, log, queue, blobs, outside)
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
     queue.register(TaskKind.ANSWER_SHARE, ShareHandler(service, blobs))
     yield Bench(service, queue, blobs, log, database, peers, keeper, elsewhere)

@@ -137,6 +137,7 @@ async def test_rows_that_only_their_lengths_show_to_be_too_long_fail_a_job_while
 ) -> None:
     """Of rows that teach nothing the statistics tell, not how long those are that teach."""
     first = site.data.rows[0]
+    longest = max(site.data.rows[1:], key=lambda row: len(row.input_ids)).row
     idle = replace(first, loss_mask=(False,) * len(first.input_ids))
     site.data.rows = [idle, *site.data.rows[1:]]
     async with site.worker():
@@ -146,7 +147,8 @@ async def test_rows_that_only_their_lengths_show_to_be_too_long_fail_a_job_while
         enough = await site.create("two", micro_batch_tokens=48, max_steps=1)
         logs = [event.log.text async for event in site.watch(enough.name) if event.HasField("log")]
     assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_FAILED
-    assert "micro_batch_tokens must be at least 24, the longest row, got 10" in ended.error.message
+    told = f"micro_batch_tokens must be at least 24, the longest row (row {longest}), got 10"
+    assert f"{told}; it is a.jsonl:{longest + 1}" in ended.error.message
     states = [event.state_change.state for event in events if event.HasField("state_change")]
     assert states == ["QUEUED", "PREPARING", "FAILED"]
     assert "1 of 32 training rows teach nothing and are not used" in logs

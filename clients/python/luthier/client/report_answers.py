@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from luthier.client.disagreements import contest_of, disagreements
 from luthier.client.escaping import escaped_html
+from luthier.client.judges import judgement_words
 from luthier.client.report_parts import section
 from luthier.client.scores import is_right
 from luthier.client.verdicts import judged_arms
@@ -53,9 +54,13 @@ def _card(prediction: Prediction) -> str:
     reference = f'<div class="answer"><h4>reference</h4><pre>{escaped_html(prediction.reference)}</pre></div>'
     place = f"{prediction.filename}:{prediction.line}"
     answers = "".join(_answer(answer, place) for answer in prediction.answers)
+    judged = "".join(
+        f"<li>{escaped_html(f'judge {one.judge_id}: {judgement_words(one)}')}</li>"
+        for one in prediction.judgements
+    )
     return (
         f'<div class="prediction"><p class="question">{turns}</p>'
-        f'<div class="answers">{reference}{answers}</div></div>'
+        f'<div class="answers">{reference}{answers}</div>{f"<ul>{judged}</ul>" if judged else ""}</div>'
     )
 
 

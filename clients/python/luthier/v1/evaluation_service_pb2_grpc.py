@@ -84,6 +84,11 @@ class EvaluationServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.FromString,
                 _registered_method=True)
+        self.ScoreTexts = channel.unary_unary(
+                '/luthier.v1.EvaluationService/ScoreTexts',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsResponse.FromString,
+                _registered_method=True)
         self.CreateModelAlias = channel.unary_unary(
                 '/luthier.v1.EvaluationService/CreateModelAlias',
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.CreateModelAliasRequest.SerializeToString,
@@ -130,8 +135,9 @@ class EvaluationServiceServicer(object):
         """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
         Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
-        ADDRESS_NOT_ALLOWED: a webhook's address is not one of those that may be called. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
-        template that an arm could take over. ALREADY_EXISTS: the id is taken.
+        ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+        or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+        CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,6 +219,18 @@ class EvaluationServiceServicer(object):
         not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
         STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
         generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreTexts(self, request, context):
+        """Find how likely a model is to go on with given texts, as harnesses of multiple-choice tasks ask, also while an evaluation runs. Nothing
+        is stored.
+
+        Errors: INVALID_ARGUMENT: a field is not valid, or a text has more tokens than the model reads. NOT_FOUND: the model does not exist.
+        FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, a text has no context and the model no token that begins or
+        ends texts, or MODEL_INVALID: its tokenizer fails or takes too much, or it gives no finite number. UNAVAILABLE and RESOURCE_EXHAUSTED: as GenerateText.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -336,6 +354,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.GenerateText,
                     request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.SerializeToString,
+            ),
+            'ScoreTexts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreTexts,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsResponse.SerializeToString,
             ),
             'CreateModelAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateModelAlias,
@@ -618,6 +641,33 @@ class EvaluationService(object):
             '/luthier.v1.EvaluationService/GenerateText',
             luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
             luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreTexts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/ScoreTexts',
+            luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsResponse.FromString,
             options,
             channel_credentials,
             insecure,

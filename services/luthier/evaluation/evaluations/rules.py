@@ -9,6 +9,15 @@ from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, 
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.bases import base_name
 from luthier.evaluation.evaluations.drift_rules import require_drift, resolve_drift
+from luthier.evaluation.evaluations.judge_rules import (
+    JUDGE_LIMITS,
+    check_judge_references,
+    judge_violations,
+    judging_arms,
+    pin_judges,
+    require_judges,
+    resolve_judges,
+)
 from luthier.evaluation.evaluations.verdict_rules import (
     VERDICT_LIMITS,
     default_score,
@@ -71,6 +80,7 @@ LIMITS: LimitTable = {
     "metrics[]": named(EvaluationMetric.DESCRIPTOR),
     "display_name": DISPLAY_NAME,
     **VERDICT_LIMITS,
+    **JUDGE_LIMITS,
     **WEBHOOK_LIMITS,
 }
 """Of an evaluation with every default filled in."""
@@ -109,6 +119,7 @@ def resolved(evaluation: Evaluation) -> Evaluation:
         filled.metrics.append(EVALUATION_METRIC_EXACT_MATCH)
     filled.primary_score = evaluation.primary_score or default_score(filled.metrics)
     resolve_drift(filled)
+    resolve_judges(filled)
     return filled
 
 
@@ -120,6 +131,7 @@ def check(evaluation: Evaluation) -> None:
             *_arms_violations(evaluation.arms),
             *_metric_violations(evaluation.metrics),
             *verdict_violations(evaluation),
+            *judge_violations(evaluation),
             *label_violations(evaluation.labels, "evaluation.labels"),
         ]
     )
@@ -134,6 +146,7 @@ def check_references(parent: str, evaluation: Evaluation) -> None:
         path = f"evaluation.arms[{index}]"
         WEIGHTS.parse(arm.model, field=f"{path}.model")
         same_project(parent, arm.model, f"{path}.model")
+    check_judge_references(parent, evaluation)
 
 
 def require_records(evaluation: Evaluation, version: DatasetVersion) -> int:
@@ -158,6 +171,7 @@ def pinned(evaluation: Evaluation, version: DatasetVersion, models: Mapping[str,
     set_roles(filled, models)
     for arm in filled.arms:
         arm.base_model = base_name(models[arm.model])
+    pin_judges(filled, models)
     filled.references.add(name=version.name, uid=version.uid, digest=version.digest)
     for name, model in models.items():
         filled.references.add(name=name, uid=model.uid, digest=model.digest)
@@ -180,6 +194,9 @@ def spec(
     arms = [_arm(arm, base_of(arm, private), reference) for arm in evaluation.arms]
     for arm, asking in zip(arms, private.askings, strict=False):
         arm.asking.CopyFrom(asking)
+    judges = [_arm(arm, arm.base_model, reference) for arm in judging_arms(evaluation)]
+    for judge, asking in zip(judges, private.judge_askings, strict=True):
+        judge.asking.CopyFrom(asking)
     bases = {arm.base_model.name for arm in arms}
     return EvaluateSpec(
         evaluation=evaluation,
@@ -189,6 +206,7 @@ def spec(
         training_versions=private.training_versions,
         unknown_models=private.unknown_models,
         share=share,
+        judges=judges,
     )
 
 
@@ -205,7 +223,7 @@ def _arm(arm: EvaluationArm, base: str, reference: Callable[[str], ModelReferenc
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     """Return an evaluation with its outcome and its verdict; its results say which scores judge a whole answer.
 
-    Raises InvalidArgument for results of other arms than it has, and for drift of others than it measures.
+    Raises InvalidArgument for results of other arms or judges than it has, and for drift of others than it measures.
     """
     _require_its_arms(evaluation, result)
     filled = _copy(evaluation)
@@ -214,6 +232,7 @@ def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     filled.warnings.extend(result.warnings)
     filled.num_records = result.num_records
     filled.drift_results.extend(result.drift_results)
+    filled.judge_results.extend(result.judge_results)
     if result.HasField("contamination"):
         filled.contamination.CopyFrom(result.contamination)
     for arm in filled.arm_results:
@@ -252,6 +271,7 @@ def _require_its_arms(evaluation: Evaluation, result: EvaluateResult) -> None:
             description = f"must be of the arms {', '.join(wanted)}, got {', '.join(sorted(foreign))}"
             raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
     require_drift(evaluation, result.drift_results)
+    require_judges(evaluation, result.judge_results)
 
 
 def _copy(evaluation: Evaluation) -> Evaluation:

@@ -15,6 +15,12 @@ from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.drift_rules import require_templates
+from luthier.evaluation.evaluations.judge_endpoints import require_endpoints
+from luthier.evaluation.evaluations.judge_rules import (
+    judge_askings,
+    judge_field,
+    judging_arms,
+)
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.lineage import Origins, learnt_from
@@ -31,6 +37,7 @@ from luthier.v1.event_pb2 import Progress
 from luthier.v1.reference_pb2 import Reference
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
@@ -47,11 +54,13 @@ class Outside:
         peers: where records and models are.
         elsewhere: what they hold of other services.
         webhooks: where they may tell that they have ended.
+        judges: which judges outside of Luthier may be asked.
     """
 
     peers: Origins
     elsewhere: Elsewhere
     webhooks: Targets
+    judges: JudgeAccess
 
 
 class EvaluationService:
@@ -70,6 +79,7 @@ class EvaluationService:
         self._blobs = blobs
         self._elsewhere = outside.elsewhere
         self._webhooks = outside.webhooks
+        self._judges = outside.judges
         self._rows = repository.evaluations()
         self._answers = repository.AnswerFiles()
         self._shares = repository.Shares()
@@ -80,10 +90,10 @@ class EvaluationService:
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:
         """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, and ADDRESS_NOT_ALLOWED for a webhook), NotFound for a
-        version or a model, FailedPrecondition
-        when one of them is not READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and
-        Unavailable when another service is away.
+        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, ADDRESS_NOT_ALLOWED for a webhook or a judge, and
+        KEY_NOT_ALLOWED for a judge), NotFound for a version or a model, FailedPrecondition when one of them is not
+        READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another
+        service is away.
         """
         evaluation = rules.resolved(request.evaluation)
         name = child_name(
@@ -92,6 +102,7 @@ class EvaluationService:
         evaluation.name = name
         rules.check(evaluation)
         rules.check_references(request.parent, evaluation)
+        require_endpoints(evaluation, self._judges)
         self._webhooks.require(evaluation.webhooks, "evaluation.webhooks")
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
@@ -131,25 +142,28 @@ class EvaluationService:
         version = await self._peers.version(evaluation.dataset_version)
         require_ready(version)
         num_records = rules.require_records(evaluation, version)
-        models = {
-            name: await self._peers.model(name)
-            for name in dict.fromkeys(arm.model for arm in evaluation.arms)
-        }
+        judges = judging_arms(evaluation)
+        every = [*evaluation.arms, *judges]
+        models = {name: await self._peers.model(name) for name in dict.fromkeys(arm.model for arm in every)}
         for index, arm in enumerate(evaluation.arms):
             require_askable(models[arm.model], f"evaluation.arms[{index}].model")
-        for name in bases_of(evaluation.arms, models):
+        for judge in judges:
+            require_askable(models[judge.model], judge_field(evaluation, judge.arm_id))
+        for name in bases_of(every, models):
             if name not in models:
                 models[name] = await self._peers.model(name)
         for model in models.values():
             require_ready(model)
         require_same_tokens(evaluation, models)
-        asked = askings(evaluation.arms, models, datetime.now(UTC).date())
-        evaluation.base_precision = shared_precision(evaluation.base_precision, evaluation.arms, models)
+        today = datetime.now(UTC).date()
+        asked = askings(evaluation.arms, models, today)
+        evaluation.base_precision = shared_precision(evaluation.base_precision, every, models)
         filled = rules.pinned(evaluation, version, models)
         require_templates(filled, asked, models)
         learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
         private = EvaluationPrivate(
             askings=asked,
+            judge_askings=judge_askings(filled, models, today),
             training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
             unknown_models=learnt.unknown,
         )
@@ -258,6 +272,7 @@ class EvaluationService:
         return EvaluationPrivate(
             base_model=private.base_model,
             askings=private.askings,
+            judge_askings=private.judge_askings,
             training_versions=private.training_versions,
             unknown_models=private.unknown_models,
             predictions=PredictionFile(

@@ -16,6 +16,7 @@ from luthier.evaluation.worker.order import Setup
 from luthier.work.cache import BlobCache
 from luthier.work.children import Children, Program
 from luthier.work.device import ChosenDevice
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.link import WorkerLink
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
@@ -27,6 +28,8 @@ _RELIEVE_SECONDS = 5.0
 def main() -> None:
     """Work until SIGTERM. This process computes nothing, and has no torch."""
     config = read_worker_config()
+    # Before a process is started that could see what is taken.
+    access = JudgeAccess.of_worker(config)
     device = device_of(config)
     children = Children(program_of(config, device), PATIENCE)
     try:
@@ -50,7 +53,7 @@ def main() -> None:
             await asyncio.to_thread(models.relieve)
 
     settings = replace(settings, companions=(companion, relieve), counts=children.counts)
-    evaluator = Evaluator(config.data_address, models)
+    evaluator = Evaluator(config.data_address, models, access)
     # No other process begins when those that hold models are ended.
     with closing(models), closing(evaluator), children:
         runners = {TaskKind.EVALUATE: evaluator, TaskKind.ANSWER_SHARE: evaluator}

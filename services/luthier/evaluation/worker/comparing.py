@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from luthier.evaluation.worker.scoring import Answer, differences, direction_of
+from luthier.evaluation.worker.scoring import Answer, differences, direction_of, preferences
 from luthier.grading.metrics.holm import ALPHA, Corrected, corrected
 from luthier.grading.metrics.intervals import MIN_PAIRS, verdict
 from luthier.grading.metrics.paired import PairedDifference
@@ -49,7 +50,9 @@ def comparisons_of(
         _pair(evaluation, candidate, baseline, score, difference)
         for later, candidate in enumerate(arms)
         for baseline in arms[:later]
-        for score, difference in differences(answers[candidate], answers[baseline])
+        for score, difference in chain(
+            differences(answers[candidate], answers[baseline]), preferences(answers[candidate], baseline)
+        )
         # Of a single record numbers have no interval.
         if difference.count > 1 or score_named(score).kind is not ScoreKind.REAL
     ]

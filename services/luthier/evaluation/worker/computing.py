@@ -186,7 +186,7 @@ class Computing:
 
     def _measured(self, wanted: Measured) -> list[SequenceScore]:
         with use_adapter(self.model, wanted.adapter):
-            return sequence_logprobs(self.model, wanted.sequences, wanted.masks)
+            return sequence_logprobs(self.model, wanted.sequences, wanted.masks, likeliest=wanted.likeliest)
 
     def _load_adapter(self, folder: Path, name: str) -> None:
         # Whoever asked for it before may have gone before it was there.

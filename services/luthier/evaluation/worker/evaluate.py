@@ -14,6 +14,8 @@ from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
 from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner, Manner, require_an_answer
 from luthier.evaluation.worker.contamination import TrainingRecords
 from luthier.evaluation.worker.drift import Drift
+from luthier.evaluation.worker.judged import NOBODY_JUDGED, Judged
+from luthier.evaluation.worker.judging import Judging
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.outcome import result_of, write_answers
@@ -24,6 +26,7 @@ from luthier.evaluation.worker.wanted import Wanted, spec_of
 from luthier.text.records import SingleRecord
 from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.limits import answering_seconds
 from luthier.worker.v1 import task_pb2
 
@@ -48,13 +51,21 @@ class Evaluator:
     Args:
         data_address: host:port of the Data service.
         models: the models in memory.
+        access: which judges outside of Luthier may be asked; None: none.
         commit_seconds: time between commits of answers at least.
     """
 
-    def __init__(self, data_address: str, models: Models, commit_seconds: float = COMMIT_SECONDS) -> None:
+    def __init__(
+        self,
+        data_address: str,
+        models: Models,
+        access: JudgeAccess | None = None,
+        commit_seconds: float = COMMIT_SECONDS,
+    ) -> None:
         self._splits = Splits(data_address)
         self._training = TrainingRecords(data_address)
         self._models = models
+        self._access = access or JudgeAccess((), ())
         self._commit_seconds = commit_seconds
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
@@ -74,13 +85,15 @@ class Evaluator:
         grading = grading_of(evaluation, questions)
         shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
+        judging = self._judging(context, answered, questions, wanted)
         drift = _drift(context, answered, wanted)
         try:
             with _sizes_named(evaluation):
                 answers = self._asked(context, answered, questions, shots, wanted, drift)
+                judged = self._judged(context, judging, answers, wanted) if judging else NOBODY_JUDGED
             answered.commit()
             if not wanted.is_share:
-                return self._result(context, grading, questions, answers, drift)
+                return self._result(context, grading, questions, answers, judged, drift)
         except TaskCancelled as error:
             if not answered.num_records:
                 raise
@@ -112,7 +125,7 @@ class Evaluator:
     ) -> dict[str, ArmAnswers]:
         """Ask the arms of one base model after those of another; return what they said in the order of the arms."""
         precision = precision_of(spec_of(context.task).evaluation.base_precision)
-        num_answers = wanted.num_answers + (drift.num_answers if drift else 0)
+        num_answers = wanted.num_all
         answers: dict[str, ArmAnswers] = {}
         groups = side_by_side(wanted.arms, wanted.base_of)
         for arms in drift.groups(groups) if drift else groups:
@@ -127,6 +140,46 @@ class Evaluator:
                 if drift:
                     self._probe(context, loaded, arms, drift)
         return {arm.arm.arm_id: answers[arm.arm.arm_id] for arm in wanted.arms}
+
+    def _judging(
+        self, context: TaskContext, answered: Answered, questions: Sequence[Question], wanted: Wanted
+    ) -> Judging | None:
+        """Return what asks judges where there are some: by whoever scores. Raises as `Judging`."""
+        evaluation = spec_of(context.task).evaluation
+        if wanted.is_share or not evaluation.judges:
+            return None
+        judging = Judging(context, answered, evaluation, questions, self._access)
+        wanted.expect(judging.num_answers)
+        most_tokens = max(judge.max_new_tokens for judge in evaluation.judges)
+        context.announce(answering_seconds(judging.num_answers, most_tokens) + judging.endpoint_seconds)
+        return judging
+
+    def _judged(
+        self, context: TaskContext, judging: Judging, answers: Mapping[str, ArmAnswers], wanted: Wanted
+    ) -> Judged:
+        """Have all judges judge what the arms said; models one base after the other, as arms are."""
+        judging.begin({arm_id: said.records for arm_id, said in answers.items()}, wanted.num_all)
+        judging.ask_endpoints()
+        spec = spec_of(context.task)
+        precision = precision_of(spec.evaluation.base_precision)
+        for judges in side_by_side(spec.judges, wanted.base_of):
+            base = wanted.base(judges[0])
+            with self._models.base(
+                base, lambda: context.token, context.check, precision=precision, log=context.log
+            ) as loaded:
+                self._ask_judges(context, loaded, judges, judging)
+        return judging.judged()
+
+    def _ask_judges(
+        self,
+        context: TaskContext,
+        loaded: LoadedModel,
+        judges: Sequence[task_pb2.ArmModel],
+        judging: Judging,
+    ) -> None:
+        for judge in judges:
+            with self._adapter(context, loaded, judge) as name:
+                judging.ask_model(loaded, judge, name)
 
     def _probe(
         self, context: TaskContext, loaded: LoadedModel, arms: Sequence[task_pb2.ArmModel], drift: Drift
@@ -193,12 +246,15 @@ class Evaluator:
         grading: Grading,
         questions: Sequence[Question],
         answers: Mapping[str, ArmAnswers],
+        judged: Judged,
         drift: Drift | None,
     ) -> task_pb2.TaskResult:
         context.progress("scoring", 0, 0, "arms")
         path = context.scratch / "predictions"
         learnt = self._training.look_up(context, questions)
-        outcome = result_of(context.task.evaluate.evaluation, grading, questions, answers, learnt, path)
+        outcome = result_of(
+            context.task.evaluate.evaluation, grading, questions, answers, judged, learnt, path
+        )
         outcome.warnings.extend(_unknown(context.task.evaluate.arms))
         if drift:
             outcome.drift_results.extend(drift.results())
@@ -235,7 +291,8 @@ def _drift(context: TaskContext, answered: Answered, wanted: Wanted) -> Drift | 
     evaluation = spec_of(context.task).evaluation
     if wanted.is_share or not evaluation.HasField("drift"):
         return None
-    drift = Drift(context, answered, evaluation, wanted.num_answers)
+    drift = Drift(context, answered, evaluation, wanted.num_all)
+    wanted.expect(drift.num_answers)
     context.announce(answering_seconds(drift.num_answers, evaluation.drift.max_new_tokens))
     return drift
 

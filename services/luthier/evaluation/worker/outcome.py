@@ -8,6 +8,7 @@ from pathlib import Path
 from luthier.evaluation.worker.arm import ArmAnswers
 from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.contamination import Learnt, clean_answers, scored_apart, warnings_of
+from luthier.evaluation.worker.judged import NOBODY_JUDGED, Judged
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading
 from luthier.evaluation.worker.scoring import Answer, estimates
@@ -23,14 +24,16 @@ def result_of(
     grading: Grading,
     questions: Sequence[Question],
     answers: Mapping[str, ArmAnswers],
+    judged: Judged,
     learnt: Learnt | None,
     path: Path,
 ) -> task_pb2.EvaluateResult:
     """Return the outcome of an evaluation, less its `predictions`, which are written to `path`.
 
-    `learnt` are the records that tuned models learnt from: they count in no comparison. None: nobody looked.
+    `judged` is what judges said. `learnt` are the records that tuned models learnt from: they count in no comparison.
+    None: nobody looked.
     """
-    scored = {arm_id: _scored(said, questions, grading) for arm_id, said in answers.items()}
+    scored = {arm_id: _scored(arm_id, said, questions, grading, judged) for arm_id, said in answers.items()}
     arms = list(answers)
     held = learnt.held if learnt else {}
     said = {arm_id: answers[arm_id].records for arm_id in arms}
@@ -43,9 +46,10 @@ def result_of(
             _arm_result(arm_id, answers[arm_id], scored[arm_id], evaluation.seed) for arm_id in arms
         ],
         comparisons=comparisons_of(evaluation, clean_answers(scored, held)),
-        num_records=write_answers(grading, questions, said, path, range(len(questions))),
-        warnings=[*failures, *unknown, *grading.warnings, *learnt_warnings],
+        num_records=write_answers(grading, questions, said, path, range(len(questions)), judged),
+        warnings=[*failures, *unknown, *grading.warnings, *judged.warnings, *learnt_warnings],
         contamination=apart,
+        judge_results=judged.results,
     )
 
 
@@ -55,6 +59,7 @@ def write_answers(
     said: Mapping[str, Sequence[task_pb2.AnsweredRecord]],
     path: Path,
     rows: range,
+    judged: Judged = NOBODY_JUDGED,
 ) -> int:
     """Write what the arms said to some records, as far as they came, as a file of predictions; return their number."""
     by_row = {arm_id: {record.row: record for record in records} for arm_id, records in said.items()}
@@ -64,19 +69,23 @@ def write_answers(
             questions[row],
             {arm_id: found[row] for arm_id, found in by_row.items() if row in found},
             grading,
+            judged,
         )
         for row in rows
     )
     return write_rows(path, (one.SerializeToString(deterministic=True) for one in predictions))
 
 
-def _scored(said: ArmAnswers, questions: Sequence[Question], grading: Grading) -> list[Answer]:
+def _scored(
+    arm_id: str, said: ArmAnswers, questions: Sequence[Question], grading: Grading, judged: Judged
+) -> list[Answer]:
     """A record that failed has no score: it counts in nothing."""
     return [
         Answer(
             text=record.text,
             finish_reason=evaluation_pb2.FinishReason.Name(record.finish_reason),
-            scores=_scores(record, question, grading),
+            scores={**_scores(record, question, grading), **judged.scores.get((arm_id, record.row), {})},
+            points=judged.points.get((arm_id, record.row), {}),
             nll=record.nll,
             num_tokens=record.num_reference_tokens,
         )
@@ -125,7 +134,11 @@ def _warning(arm_id: str, said: ArmAnswers, questions: Sequence[Question]) -> li
 
 
 def _prediction(
-    row: int, question: Question, said: Mapping[str, task_pb2.AnsweredRecord], grading: Grading
+    row: int,
+    question: Question,
+    said: Mapping[str, task_pb2.AnsweredRecord],
+    grading: Grading,
+    judged: Judged,
 ) -> evaluation_pb2.Prediction:
     record = question.record
     if isinstance(record, ChatRecord):
@@ -142,13 +155,14 @@ def _prediction(
         reference=reference_text(record),
         filename=question.filename,
         line=question.line,
+        judgements=judged.judgements.get(row, ()),
     )
     for arm_id, found in said.items():
         answer = prediction.answers.add(
             arm_id=arm_id,
             text=found.text,
             finish_reason=found.finish_reason,
-            scores=_scores(found, question, grading),
+            scores={**_scores(found, question, grading), **judged.scores.get((arm_id, row), {})},
         )
         if found.HasField("error"):
             answer.error.CopyFrom(found.error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.grading.metrics.intervals import Interval, bootstrap_mean, bootstrap_perplexity, wilson
@@ -28,13 +28,23 @@ _DIFFERENCES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one arm said to one record. `nll` (nats) and `num_tokens` are of the reference, 0 when not measured."""
+    """What one arm said to one record.
+
+    Attributes:
+        text: the answer.
+        finish_reason: why it ended.
+        scores: by name.
+        points: of scores that hold two arms against each other, from 0 to 1 by score and the other arm's id.
+        nll: of the reference, in nats; 0 when it was not measured.
+        num_tokens: of the reference; 0 when it was not measured.
+    """
 
     text: str
     finish_reason: str
     scores: Mapping[str, float]
     nll: float = 0.0
     num_tokens: int = 0
+    points: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.ScoreEstimate]:
@@ -58,8 +68,12 @@ def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.Score
 def differences(
     candidate: Sequence[Answer], baseline: Sequence[Answer]
 ) -> Iterator[tuple[str, PairedDifference]]:
-    """Yield each score that both arms have with its difference, record by record. Raises as `estimates`."""
-    for name in names_of(candidate):
+    """Yield each score that both arms have with its difference, record by record. Raises as `estimates`.
+
+    Scores of which each record holds two arms against each other are left to `preferences`.
+    """
+    by_pairs = _names_of_pairs(candidate)
+    for name in (name for name in names_of(candidate) if name not in by_pairs):
         pairs = [
             (left.scores[name], right.scores[name])
             for left, right in zip(candidate, baseline, strict=True)
@@ -77,6 +91,19 @@ def differences(
         mine, other = (_references(side) for side in zip(*measured, strict=True))
         with _named_failure():
             yield PERPLEXITY, perplexity_difference(mine, other)
+
+
+def preferences(candidate: Sequence[Answer], baseline_arm_id: str) -> Iterator[tuple[str, PairedDifference]]:
+    """Yield each score that holds two arms against each other, as the difference of their shares of the points."""
+    for name in _names_of_pairs(candidate):
+        found = (answer.points.get(name, {}).get(baseline_arm_id) for answer in candidate)
+        mine = [points for points in found if points is not None]
+        if mine:
+            yield name, share_difference(mine, [1 - points for points in mine])
+
+
+def _names_of_pairs(answers: Sequence[Answer]) -> list[str]:
+    return list(dict.fromkeys(name for answer in answers for name in answer.points))
 
 
 def names_of(answers: Sequence[Answer]) -> list[str]:

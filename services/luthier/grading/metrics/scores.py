@@ -35,6 +35,8 @@ class Score:
 
 
 PERPLEXITY = "perplexity"
+JUDGED = "judge."
+"""What the scores of judges begin with; an evaluation that has judges gives one for each."""
 _SCORES = (
     Score(name="exact_match", metric="EXACT_MATCH", kind=ScoreKind.BINARY, whole_answer=True),
     Score(name="field_match.fields", metric="FIELD_MATCH", kind=ScoreKind.FRACTION),
@@ -48,6 +50,7 @@ _SCORES = (
         higher_is_better=False,
         compares_text=False,
     ),
+    Score(name=JUDGED, metric="JUDGE", kind=ScoreKind.FRACTION, compares_text=False),
 )
 _BY_NAME = {score.name: score for score in _SCORES}
 _FAMILIES = tuple(score for score in _SCORES if score.name.endswith("."))

@@ -33,6 +33,7 @@ class EvaluationPrivate(_message.Message):
     TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    JUDGE_ASKINGS_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """Base model that all arms share. Empty where the evaluation's arms say theirs: older ones do not."""
     @_builtins.property
@@ -57,6 +58,10 @@ class EvaluationPrivate(_message.Message):
         answers of some arms.
         """
 
+    @_builtins.property
+    def judge_askings(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Asking]:
+        """How each model that judges is asked, in the order of the judges that are models. Empty: none is."""
+
     def __init__(
         self,
         *,
@@ -66,10 +71,11 @@ class EvaluationPrivate(_message.Message):
         training_versions: _abc.Iterable[_task_pb2.TrainingVersion] | None = ...,
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
         parts: _abc.Iterable[Global___PredictionFile] | None = ...,
+        judge_askings: _abc.Iterable[_task_pb2.Asking] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "parts", b"parts", "predictions", b"predictions", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "judge_askings", b"judge_askings", "parts", b"parts", "predictions", b"predictions", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from luthier.errors import AlreadyExists, NotFound, Reason, ResourceExhausted
+from luthier.errors import AlreadyExists, LuthierError, NotFound, Reason, ResourceExhausted
 from luthier.grading.asked import remote_addresses
 from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
@@ -24,6 +24,7 @@ from luthier.training.jobs.planning import (
     joined,
     longest_prompt,
     make_plan,
+    require_learnable,
     require_usable,
 )
 from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
@@ -37,11 +38,13 @@ from luthier.training.jobs.reward_models import (
 )
 from luthier.training.jobs.rollouts import KeptRollouts
 from luthier.training.jobs.room import least_rows, require_worker_with_room, room_warnings
+from luthier.training.jobs.row_places import RowPlaces, placed
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.names import RENDERING
 from luthier.training.recipe_settings import batch_settings, mixture_of, ranks_of, rendering_names
 from luthier.training.recipes.footprint import Trained
+from luthier.training.recipes.survey import Survey
 from luthier.training.weights import StoredModel
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import Rendering
@@ -63,7 +66,7 @@ _PLAN_RETRY_SECONDS = 2.0
 FILTERS = ("state", "labels", "base_model", "rendering")
 
 
-class Renderings(Protocol):
+class Renderings(RowPlaces, Protocol):
     """Where jobs find their rows."""
 
     async def get(self, name: str) -> Rendering:
@@ -147,13 +150,15 @@ class JobService:
         self.family = Family(repository.jobs(), lifecycle, database, log, tasks)
         self._blobs = blobs
         self._starts = Starts(models, self.family, blobs)
-        self._reward_models = RewardModels(models)
+        self._reward_models = RewardModels(models, self.family)
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
         self.rollouts = KeptRollouts(database, blobs, ReleasedBlobs(database, blobs))
 
-    async def check(self, parent: str, wanted: FineTuningJob) -> CheckedJob:
+    async def check(self, parent: str, wanted: FineTuningJob, *, names_rows: bool = False) -> CheckedJob:
         """Check a job by what is known of its base model and its renderings, without looking at rows.
+
+        With `names_rows` they are looked at where one of them is too long, to say which.
 
         Raises:
             InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; ADDRESS_NOT_ALLOWED for a remote
@@ -179,7 +184,12 @@ class JobService:
         renderings = [await self._renderings.get(name) for name in rendering_names(job)]
         for rendering in renderings:
             require_usable(job, rendering, base.message.tokenizer_digest)
-        check_counts(job, renderings, base.message.context_length)
+        try:
+            check_counts(job, renderings, base.message.context_length)
+        except LuthierError as error:
+            if not names_rows or error.reason != Reason.SEQUENCE_TOO_LONG:
+                raise
+            raise await self._longest_named(job, renderings, base.message.context_length, error) from error
         require_room(job, rewards, longest_prompt(renderings[0]))
         return CheckedJob(job=job, renderings=renderings, base_model=base, start=start, reward_models=rewards)
 
@@ -191,7 +201,35 @@ class JobService:
         More than `MAX_PLANS` at once are refused: ResourceExhausted OVERLOADED.
         """
         check_device(request.device)
-        checked = await self.check(request.parent, request.fine_tuning_job)
+        checked = await self.check(request.parent, request.fine_tuning_job, names_rows=True)
+        found = await self._surveyed(checked.job)
+        context_length = checked.base_model.message.context_length
+        try:
+            made = make_plan(checked.job, checked.renderings, found, context_length)
+        except LuthierError as error:
+            raise await placed(error, checked.job.rendering, self._renderings) from error
+        made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
+        trained = await self._trained(checked)
+        if trained is not None and found.totals is not None:
+            rows = counted_rows(checked.job, found, checked.renderings)
+            add_fit(made, request.device, trained, rows, found.totals)
+            if not request.HasField("device"):
+                made.warnings.extend(room_warnings(self._workers.present(), checked.job, trained, rows))
+        return made
+
+    async def _longest_named(
+        self, job: FineTuningJob, renderings: Sequence[Rendering], context_length: int, refused: LuthierError
+    ) -> LuthierError:
+        """Return what the rows themselves are refused for, with the place of the longest."""
+        try:
+            require_learnable(job, renderings, await self._surveyed(job), context_length)
+        except LuthierError as error:
+            if error.reason == Reason.SEQUENCE_TOO_LONG:
+                return await placed(error, job.rendering, self._renderings)
+        return refused
+
+    async def _surveyed(self, job: FineTuningJob) -> Survey:
+        """Look at the length of every row. Raises ResourceExhausted OVERLOADED, and as renderings do."""
         if self._num_plans >= MAX_PLANS:
             raise ResourceExhausted(
                 f"{self._num_plans} plans are being counted, one after the other; call again later",
@@ -201,25 +239,17 @@ class JobService:
         self._num_plans += 1
         try:
             async with self._counting:
-                parts = [await self._renderings.lengths(name) for name in rendering_names(checked.job)]
+                parts = [await self._renderings.lengths(name) for name in rendering_names(job)]
                 lengths, firsts = joined(parts)
-                mixture = mixture_of(checked.job, firsts)
-                batches = batch_settings(checked.job)
-                found = await survey_elsewhere(
-                    lengths.train, lengths.validation, batches, answer_tokens(checked.job), mixture
+                return await survey_elsewhere(
+                    lengths.train,
+                    lengths.validation,
+                    batch_settings(job),
+                    answer_tokens(job),
+                    mixture_of(job, firsts),
                 )
         finally:
             self._num_plans -= 1
-        context_length = checked.base_model.message.context_length
-        made = make_plan(checked.job, checked.renderings, found, context_length)
-        made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
-        trained = await self._trained(checked)
-        if trained is not None and found.totals is not None:
-            rows = counted_rows(checked.job, found, checked.renderings)
-            add_fit(made, request.device, trained, rows, found.totals)
-            if not request.HasField("device"):
-                made.warnings.extend(room_warnings(self._workers.present(), checked.job, trained, rows))
-        return made
 
     async def _require_room(self, checked: CheckedJob) -> None:
         """Refuse a job that is too large for every worker that is there. Raises as `require_worker_with_room`."""
@@ -278,7 +308,7 @@ class JobService:
                 await self._starts.require(connection, start)
                 until_end.append(start.reference.uid)
             await self._reward_models.require(connection, checked.reward_models)
-            until_end.extend(one.model.uid for one in checked.reward_models)
+            until_end.extend(uid for one in checked.reward_models for uid in one.uids)
             # Its checkpoints have no tokenizer of their own: as models they take that of the base.
             lasting = [base.uid] if job.HasField("full") else []
             needs = Needs(until_end=until_end, lasting=lasting, elsewhere=holds)

@@ -13,6 +13,7 @@ from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
+from luthier.v1 import judge_pb2 as _judge_pb2
 from luthier.v1 import model_pb2 as _model_pb2
 from luthier.v1 import rendering_pb2 as _rendering_pb2
 import builtins as _builtins
@@ -1189,6 +1190,7 @@ class EvaluateSpec(_message.Message):
     TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
+    JUDGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
         """The evaluation, all defaults filled in."""
@@ -1219,6 +1221,10 @@ class EvaluateSpec(_message.Message):
     def share(self) -> Global___AnswerShare:
         """What of it is to be answered. Unset: everything, and the outcome is wanted."""
 
+    @_builtins.property
+    def judges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmModel]:
+        """The models that judge, each as an arm that has the judge's id. Empty: none does."""
+
     def __init__(
         self,
         *,
@@ -1229,10 +1235,11 @@ class EvaluateSpec(_message.Message):
         training_versions: _abc.Iterable[Global___TrainingVersion] | None = ...,
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
         share: Global___AnswerShare | None = ...,
+        judges: _abc.Iterable[Global___ArmModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "judges", b"judges", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1415,7 +1422,9 @@ class AnsweredBatch(_message.Message):
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
-    """The arm, or what of it: drift/ARM and more of the same are its answers to the general suite, and what it finds of the baseline's."""
+    """The arm, or what of it: drift/ARM and more of the same are its answers to the general suite, and what it finds of the baseline's;
+    judge/JUDGE is what a judge said.
+    """
     first_row: _builtins.int
     """First row of the batch."""
     duration_seconds: _builtins.float
@@ -1453,6 +1462,7 @@ class EvaluateResult(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     CONTAMINATION_FIELD_NUMBER: _builtins.int
     DRIFT_RESULTS_FIELD_NUMBER: _builtins.int
+    JUDGE_RESULTS_FIELD_NUMBER: _builtins.int
     num_records: _builtins.int
     """Records asked."""
     @_builtins.property
@@ -1481,6 +1491,10 @@ class EvaluateResult(_message.Message):
     def drift_results(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.DriftResult]:
         """How far the tuned arms have drifted. Empty where nobody asked."""
 
+    @_builtins.property
+    def judge_results(self) -> _containers.RepeatedCompositeFieldContainer[_judge_pb2.JudgeResult]:
+        """What is known of the judges. Empty where there is none."""
+
     def __init__(
         self,
         *,
@@ -1491,10 +1505,11 @@ class EvaluateResult(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         contamination: _evaluation_pb2.Contamination | None = ...,
         drift_results: _abc.Iterable[_evaluation_pb2.DriftResult] | None = ...,
+        judge_results: _abc.Iterable[_judge_pb2.JudgeResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "drift_results", b"drift_results", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "drift_results", b"drift_results", "judge_results", b"judge_results", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

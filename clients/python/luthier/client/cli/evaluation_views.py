@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from luthier.client.askings import asked_with, bases_below
+from luthier.client.cli.judging import add_judgements, judge_table, pair_lines
 from luthier.client.cli.views import facts, failure, split_name, state, table, waiting, when
 from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
 from luthier.client.names import short
@@ -95,10 +96,12 @@ def evaluation_facts(evaluation: Evaluation) -> Group:
     for made in (
         _score_table(evaluation),
         _drift_table(evaluation),
+        judge_table(evaluation),
         comparison_table(evaluation.comparisons),
     ):
         if made.row_count:
             parts += [Text(""), made]
+    parts += pair_lines(evaluation)
     return Group(*parts)
 
 
@@ -165,6 +168,7 @@ def prediction_table(predictions: Iterable[Prediction]) -> Table:
         _add_question(made, prediction, "")
         for answer in prediction.answers:
             _add_answer(made, prediction, answer)
+        add_judgements(made, prediction)
     return made
 
 

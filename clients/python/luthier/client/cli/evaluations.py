@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.benchmarks import benchmark
 from luthier.client.cli.completing import complete_names, names_in
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.evaluation_results import compare, diff, export, report
 from luthier.client.cli.grading import grade
 from luthier.client.cli.groups import SuggestingGroup
+from luthier.client.cli.judge_files import judge_option
 from luthier.client.cli.notifying import delivery_table, notify_option
 from luthier.client.cli.opening import open_evaluation
 from luthier.client.cli.session import Session, pass_session
@@ -33,7 +35,7 @@ def evaluations() -> None:
     """Compare models and prompts on the same held-out records."""
 
 
-for command in (grade, compare, diff, export, report, open_evaluation):
+for command in (grade, compare, diff, export, report, benchmark, open_evaluation):
     evaluations.add_command(command)
 
 
@@ -139,6 +141,7 @@ def _kind() -> type[Evaluation]:
     field="drift.baseline_arm_id",
     help="The arm that they are held against; measures drift. [default: the first prompting arm]",
 )
+@judge_option
 @field_option(
     "--max-workers",
     field="max_workers",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from luthier.client.cli.completing import complete_names
-from luthier.client.cli.drafts import field_option
+from luthier.client.cli.drafts import field_option, message_of
 from luthier.client.cli.session import Session, pass_session
-from luthier.client.escaping import escaped, escaped_line
+from luthier.client.escaping import escaped_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,17 +66,9 @@ def rollouts(session: Session, name: str, step: int | None, limit: int | None) -
 
 def read_grader(path: str) -> Grader:
     """Read a grader from a file. Raises UsageError that names the place in it."""
-    from luthier.client.documents import MAX_BYTES
-    from luthier.client.message_files import read_message
-    from luthier.errors import InvalidArgument
     from luthier.v1.grader_pb2 import Grader
 
-    with click.open_file(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    try:
-        return read_message(data, Grader, source=escaped_line(path)).message
-    except InvalidArgument as error:
-        raise click.UsageError(escaped(error.message)) from error
+    return message_of(path, Grader)
 
 
 def _table(rollouts: Iterable[Rollout]) -> Table:

@@ -19,6 +19,8 @@ import type { Grader, Sample, SampleGrade } from "./grader_pb.js";
 import { file_luthier_v1_grader } from "./grader_pb.js";
 import type { AliasMove, ModelAlias, ModelAliasSchema } from "./model_alias_pb.js";
 import { file_luthier_v1_model_alias } from "./model_alias_pb.js";
+import type { TextScore, TextToScore } from "./text_score_pb.js";
+import { file_luthier_v1_text_score } from "./text_score_pb.js";
 import type { WebhookDelivery } from "./webhook_pb.js";
 import { file_luthier_v1_webhook } from "./webhook_pb.js";
 import type { Message } from "@bufbuild/protobuf";
@@ -27,7 +29,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file luthier/v1/evaluation_service.proto.
  */
 export const file_luthier_v1_evaluation_service: GenFile = /*@__PURE__*/
-  fileDesc("CiNsdXRoaWVyL3YxL2V2YWx1YXRpb25fc2VydmljZS5wcm90bxIKbHV0aGllci52MSKgAQoXQ3JlYXRlRXZhbHVhdGlvblJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEjAKCmV2YWx1YXRpb24YAiABKAsyFi5sdXRoaWVyLnYxLkV2YWx1YXRpb25CBOJBAQISGwoNZXZhbHVhdGlvbl9pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiRQoUR2V0RXZhbHVhdGlvblJlcXVlc3QSLQoEbmFtZRgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvRXZhbHVhdGlvbiKPAQoWTGlzdEV2YWx1YXRpb25zUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBImsKF0xpc3RFdmFsdWF0aW9uc1Jlc3BvbnNlEjEKC2V2YWx1YXRpb25zGAEgAygLMhYubHV0aGllci52MS5FdmFsdWF0aW9uQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJ+ChdDYW5jZWxFdmFsdWF0aW9uUmVxdWVzdBItCgRuYW1lGAEgASgJQh/iQQEC+kEYChZsdXRoaWVyLmRldi9FdmFsdWF0aW9uEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBIngKFldhdGNoRXZhbHVhdGlvblJlcXVlc3QSLQoEbmFtZRgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvRXZhbHVhdGlvbhIcCg5zdGFydF9zZXF1ZW5jZRgCIAEoA0IE4kEBARIRCgN1aWQYFCABKAlCBOJBAQEifAoWTGlzdFByZWRpY3Rpb25zUmVxdWVzdBIvCgZwYXJlbnQYASABKAlCH+JBAQL6QRgKFmx1dGhpZXIuZGV2L0V2YWx1YXRpb24SFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEiawoXTGlzdFByZWRpY3Rpb25zUmVzcG9uc2USMQoLcHJlZGljdGlvbnMYASADKAsyFi5sdXRoaWVyLnYxLlByZWRpY3Rpb25CBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIqQCChNHZW5lcmF0ZVRleHRSZXF1ZXN0EhkKBW1vZGVsGAEgASgJQgriQQEC+kEDCgEqEjYKDGNvbnZlcnNhdGlvbhgCIAEoCzIYLmx1dGhpZXIudjEuQ29udmVyc2F0aW9uQgTiQQEBSAASFgoGcHJvbXB0GAMgASgJQgTiQQEBSAASHAoObWF4X25ld190b2tlbnMYBCABKAVCBOJBAQESGQoLdGVtcGVyYXR1cmUYBSABKAFCBOJBAQESEwoFdG9wX3AYBiABKAFCBOJBAQESEgoEc2VlZBgHIAEoA0IE4kEBARI3Cg5iYXNlX3ByZWNpc2lvbhhQIAEoDjIZLmx1dGhpZXIudjEuQmFzZVByZWNpc2lvbkIE4kEBAUIHCgVpbnB1dCLhAQoUR2VuZXJhdGVUZXh0UmVzcG9uc2USEgoEdGV4dBgBIAEoCUIE4kEBAxI1Cg1maW5pc2hfcmVhc29uGAIgASgOMhgubHV0aGllci52MS5GaW5pc2hSZWFzb25CBOJBAQMSHwoRbnVtX3Byb21wdF90b2tlbnMYAyABKAVCBOJBAQMSIgoUbnVtX2dlbmVyYXRlZF90b2tlbnMYBCABKAVCBOJBAQMSOQoPdGVtcGxhdGVfc291cmNlGAUgASgOMhoubHV0aGllci52MS5UZW1wbGF0ZVNvdXJjZUIE4kEBAyJ+ChdEZWxldGVFdmFsdWF0aW9uUmVxdWVzdBItCgRuYW1lGAEgASgJQh/iQQEC+kEYChZsdXRoaWVyLmRldi9FdmFsdWF0aW9uEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBIoABChNHcmFkZVNhbXBsZXNSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhIoCgZncmFkZXIYAiABKAsyEi5sdXRoaWVyLnYxLkdyYWRlckIE4kEBAhIpCgdzYW1wbGVzGAMgAygLMhIubHV0aGllci52MS5TYW1wbGVCBOJBAQIiRQoUR3JhZGVTYW1wbGVzUmVzcG9uc2USLQoGZ3JhZGVzGAEgAygLMhcubHV0aGllci52MS5TYW1wbGVHcmFkZUIE4kEBAyKiAQoXQ3JlYXRlTW9kZWxBbGlhc1JlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEjEKC21vZGVsX2FsaWFzGAIgASgLMhYubHV0aGllci52MS5Nb2RlbEFsaWFzQgTiQQECEhwKDm1vZGVsX2FsaWFzX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASJFChRHZXRNb2RlbEFsaWFzUmVxdWVzdBItCgRuYW1lGAEgASgJQh/iQQEC+kEYChZsdXRoaWVyLmRldi9Nb2RlbEFsaWFzIpABChdMaXN0TW9kZWxBbGlhc2VzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBIm4KGExpc3RNb2RlbEFsaWFzZXNSZXNwb25zZRIzCg1tb2RlbF9hbGlhc2VzGAEgAygLMhYubHV0aGllci52MS5Nb2RlbEFsaWFzQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyLcAQoVTW92ZU1vZGVsQWxpYXNSZXF1ZXN0Ei0KBG5hbWUYASABKAlCH+JBAQL6QRgKFmx1dGhpZXIuZGV2L01vZGVsQWxpYXMSKQoFbW9kZWwYAiABKAlCGuJBAQL6QRMKEWx1dGhpZXIuZGV2L01vZGVsEjMKCmV2YWx1YXRpb24YAyABKAlCH+JBAQH6QRgKFmx1dGhpZXIuZGV2L0V2YWx1YXRpb24SEgoEZXRhZxgEIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAUgASgJQgziQQEB4ozP1wgCCAEigAEKGkxpc3RNb2RlbEFsaWFzTW92ZXNSZXF1ZXN0Ei8KBnBhcmVudBgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvTW9kZWxBbGlhcxIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJoChtMaXN0TW9kZWxBbGlhc01vdmVzUmVzcG9uc2USKgoFbW92ZXMYASADKAsyFS5sdXRoaWVyLnYxLkFsaWFzTW92ZUIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMifgoXRGVsZXRlTW9kZWxBbGlhc1JlcXVlc3QSLQoEbmFtZRgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvTW9kZWxBbGlhcxISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKFAQofTGlzdEV2YWx1YXRpb25EZWxpdmVyaWVzUmVxdWVzdBIvCgZwYXJlbnQYASABKAlCH+JBAQL6QRgKFmx1dGhpZXIuZGV2L0V2YWx1YXRpb24SFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEieAogTGlzdEV2YWx1YXRpb25EZWxpdmVyaWVzUmVzcG9uc2USNQoKZGVsaXZlcmllcxgBIAMoCzIbLmx1dGhpZXIudjEuV2ViaG9va0RlbGl2ZXJ5QgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAzKpCwoRRXZhbHVhdGlvblNlcnZpY2USTwoQQ3JlYXRlRXZhbHVhdGlvbhIjLmx1dGhpZXIudjEuQ3JlYXRlRXZhbHVhdGlvblJlcXVlc3QaFi5sdXRoaWVyLnYxLkV2YWx1YXRpb24STgoNR2V0RXZhbHVhdGlvbhIgLmx1dGhpZXIudjEuR2V0RXZhbHVhdGlvblJlcXVlc3QaFi5sdXRoaWVyLnYxLkV2YWx1YXRpb24iA5ACARJfCg9MaXN0RXZhbHVhdGlvbnMSIi5sdXRoaWVyLnYxLkxpc3RFdmFsdWF0aW9uc1JlcXVlc3QaIy5sdXRoaWVyLnYxLkxpc3RFdmFsdWF0aW9uc1Jlc3BvbnNlIgOQAgESTwoQQ2FuY2VsRXZhbHVhdGlvbhIjLmx1dGhpZXIudjEuQ2FuY2VsRXZhbHVhdGlvblJlcXVlc3QaFi5sdXRoaWVyLnYxLkV2YWx1YXRpb24STwoQRGVsZXRlRXZhbHVhdGlvbhIjLmx1dGhpZXIudjEuRGVsZXRlRXZhbHVhdGlvblJlcXVlc3QaFi5sdXRoaWVyLnYxLkV2YWx1YXRpb24STwoPV2F0Y2hFdmFsdWF0aW9uEiIubHV0aGllci52MS5XYXRjaEV2YWx1YXRpb25SZXF1ZXN0GhEubHV0aGllci52MS5FdmVudCIDkAIBMAESXwoPTGlzdFByZWRpY3Rpb25zEiIubHV0aGllci52MS5MaXN0UHJlZGljdGlvbnNSZXF1ZXN0GiMubHV0aGllci52MS5MaXN0UHJlZGljdGlvbnNSZXNwb25zZSIDkAIBEnoKGExpc3RFdmFsdWF0aW9uRGVsaXZlcmllcxIrLmx1dGhpZXIudjEuTGlzdEV2YWx1YXRpb25EZWxpdmVyaWVzUmVxdWVzdBosLmx1dGhpZXIudjEuTGlzdEV2YWx1YXRpb25EZWxpdmVyaWVzUmVzcG9uc2UiA5ACARJYCgxHZW5lcmF0ZVRleHQSHy5sdXRoaWVyLnYxLkdlbmVyYXRlVGV4dFJlcXVlc3QaIC5sdXRoaWVyLnYxLkdlbmVyYXRlVGV4dFJlc3BvbnNlIgOQAgEwARJPChBDcmVhdGVNb2RlbEFsaWFzEiMubHV0aGllci52MS5DcmVhdGVNb2RlbEFsaWFzUmVxdWVzdBoWLmx1dGhpZXIudjEuTW9kZWxBbGlhcxJOCg1HZXRNb2RlbEFsaWFzEiAubHV0aGllci52MS5HZXRNb2RlbEFsaWFzUmVxdWVzdBoWLmx1dGhpZXIudjEuTW9kZWxBbGlhcyIDkAIBEmIKEExpc3RNb2RlbEFsaWFzZXMSIy5sdXRoaWVyLnYxLkxpc3RNb2RlbEFsaWFzZXNSZXF1ZXN0GiQubHV0aGllci52MS5MaXN0TW9kZWxBbGlhc2VzUmVzcG9uc2UiA5ACARJLCg5Nb3ZlTW9kZWxBbGlhcxIhLmx1dGhpZXIudjEuTW92ZU1vZGVsQWxpYXNSZXF1ZXN0GhYubHV0aGllci52MS5Nb2RlbEFsaWFzEmsKE0xpc3RNb2RlbEFsaWFzTW92ZXMSJi5sdXRoaWVyLnYxLkxpc3RNb2RlbEFsaWFzTW92ZXNSZXF1ZXN0GicubHV0aGllci52MS5MaXN0TW9kZWxBbGlhc01vdmVzUmVzcG9uc2UiA5ACARJPChBEZWxldGVNb2RlbEFsaWFzEiMubHV0aGllci52MS5EZWxldGVNb2RlbEFsaWFzUmVxdWVzdBoWLmx1dGhpZXIudjEuTW9kZWxBbGlhcxJYCgxHcmFkZVNhbXBsZXMSHy5sdXRoaWVyLnYxLkdyYWRlU2FtcGxlc1JlcXVlc3QaIC5sdXRoaWVyLnYxLkdyYWRlU2FtcGxlc1Jlc3BvbnNlIgOQAgEwAWIGcHJvdG8z", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_base_precision, file_luthier_v1_chat, file_luthier_v1_evaluation, file_luthier_v1_event, file_luthier_v1_grader, file_luthier_v1_model_alias, file_luthier_v1_webhook]);
+  fileDesc("CiNsdXRoaWVyL3YxL2V2YWx1YXRpb25fc2VydmljZS5wcm90bxIKbHV0aGllci52MSKgAQoXQ3JlYXRlRXZhbHVhdGlvblJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEjAKCmV2YWx1YXRpb24YAiABKAsyFi5sdXRoaWVyLnYxLkV2YWx1YXRpb25CBOJBAQISGwoNZXZhbHVhdGlvbl9pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiRQoUR2V0RXZhbHVhdGlvblJlcXVlc3QSLQoEbmFtZRgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvRXZhbHVhdGlvbiKPAQoWTGlzdEV2YWx1YXRpb25zUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBImsKF0xpc3RFdmFsdWF0aW9uc1Jlc3BvbnNlEjEKC2V2YWx1YXRpb25zGAEgAygLMhYubHV0aGllci52MS5FdmFsdWF0aW9uQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJ+ChdDYW5jZWxFdmFsdWF0aW9uUmVxdWVzdBItCgRuYW1lGAEgASgJQh/iQQEC+kEYChZsdXRoaWVyLmRldi9FdmFsdWF0aW9uEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBIngKFldhdGNoRXZhbHVhdGlvblJlcXVlc3QSLQoEbmFtZRgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvRXZhbHVhdGlvbhIcCg5zdGFydF9zZXF1ZW5jZRgCIAEoA0IE4kEBARIRCgN1aWQYFCABKAlCBOJBAQEifAoWTGlzdFByZWRpY3Rpb25zUmVxdWVzdBIvCgZwYXJlbnQYASABKAlCH+JBAQL6QRgKFmx1dGhpZXIuZGV2L0V2YWx1YXRpb24SFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEiawoXTGlzdFByZWRpY3Rpb25zUmVzcG9uc2USMQoLcHJlZGljdGlvbnMYASADKAsyFi5sdXRoaWVyLnYxLlByZWRpY3Rpb25CBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIqQCChNHZW5lcmF0ZVRleHRSZXF1ZXN0EhkKBW1vZGVsGAEgASgJQgriQQEC+kEDCgEqEjYKDGNvbnZlcnNhdGlvbhgCIAEoCzIYLmx1dGhpZXIudjEuQ29udmVyc2F0aW9uQgTiQQEBSAASFgoGcHJvbXB0GAMgASgJQgTiQQEBSAASHAoObWF4X25ld190b2tlbnMYBCABKAVCBOJBAQESGQoLdGVtcGVyYXR1cmUYBSABKAFCBOJBAQESEwoFdG9wX3AYBiABKAFCBOJBAQESEgoEc2VlZBgHIAEoA0IE4kEBARI3Cg5iYXNlX3ByZWNpc2lvbhhQIAEoDjIZLmx1dGhpZXIudjEuQmFzZVByZWNpc2lvbkIE4kEBAUIHCgVpbnB1dCLhAQoUR2VuZXJhdGVUZXh0UmVzcG9uc2USEgoEdGV4dBgBIAEoCUIE4kEBAxI1Cg1maW5pc2hfcmVhc29uGAIgASgOMhgubHV0aGllci52MS5GaW5pc2hSZWFzb25CBOJBAQMSHwoRbnVtX3Byb21wdF90b2tlbnMYAyABKAVCBOJBAQMSIgoUbnVtX2dlbmVyYXRlZF90b2tlbnMYBCABKAVCBOJBAQMSOQoPdGVtcGxhdGVfc291cmNlGAUgASgOMhoubHV0aGllci52MS5UZW1wbGF0ZVNvdXJjZUIE4kEBAyKVAQoRU2NvcmVUZXh0c1JlcXVlc3QSGQoFbW9kZWwYASABKAlCCuJBAQL6QQMKASoSLAoFdGV4dHMYAiADKAsyFy5sdXRoaWVyLnYxLlRleHRUb1Njb3JlQgTiQQECEjcKDmJhc2VfcHJlY2lzaW9uGFAgASgOMhkubHV0aGllci52MS5CYXNlUHJlY2lzaW9uQgTiQQEBIkEKElNjb3JlVGV4dHNSZXNwb25zZRIrCgZzY29yZXMYASADKAsyFS5sdXRoaWVyLnYxLlRleHRTY29yZUIE4kEBAyJ+ChdEZWxldGVFdmFsdWF0aW9uUmVxdWVzdBItCgRuYW1lGAEgASgJQh/iQQEC+kEYChZsdXRoaWVyLmRldi9FdmFsdWF0aW9uEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBIoABChNHcmFkZVNhbXBsZXNSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhIoCgZncmFkZXIYAiABKAsyEi5sdXRoaWVyLnYxLkdyYWRlckIE4kEBAhIpCgdzYW1wbGVzGAMgAygLMhIubHV0aGllci52MS5TYW1wbGVCBOJBAQIiRQoUR3JhZGVTYW1wbGVzUmVzcG9uc2USLQoGZ3JhZGVzGAEgAygLMhcubHV0aGllci52MS5TYW1wbGVHcmFkZUIE4kEBAyKiAQoXQ3JlYXRlTW9kZWxBbGlhc1JlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEjEKC21vZGVsX2FsaWFzGAIgASgLMhYubHV0aGllci52MS5Nb2RlbEFsaWFzQgTiQQECEhwKDm1vZGVsX2FsaWFzX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASJFChRHZXRNb2RlbEFsaWFzUmVxdWVzdBItCgRuYW1lGAEgASgJQh/iQQEC+kEYChZsdXRoaWVyLmRldi9Nb2RlbEFsaWFzIpABChdMaXN0TW9kZWxBbGlhc2VzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBIm4KGExpc3RNb2RlbEFsaWFzZXNSZXNwb25zZRIzCg1tb2RlbF9hbGlhc2VzGAEgAygLMhYubHV0aGllci52MS5Nb2RlbEFsaWFzQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyLcAQoVTW92ZU1vZGVsQWxpYXNSZXF1ZXN0Ei0KBG5hbWUYASABKAlCH+JBAQL6QRgKFmx1dGhpZXIuZGV2L01vZGVsQWxpYXMSKQoFbW9kZWwYAiABKAlCGuJBAQL6QRMKEWx1dGhpZXIuZGV2L01vZGVsEjMKCmV2YWx1YXRpb24YAyABKAlCH+JBAQH6QRgKFmx1dGhpZXIuZGV2L0V2YWx1YXRpb24SEgoEZXRhZxgEIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAUgASgJQgziQQEB4ozP1wgCCAEigAEKGkxpc3RNb2RlbEFsaWFzTW92ZXNSZXF1ZXN0Ei8KBnBhcmVudBgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvTW9kZWxBbGlhcxIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJoChtMaXN0TW9kZWxBbGlhc01vdmVzUmVzcG9uc2USKgoFbW92ZXMYASADKAsyFS5sdXRoaWVyLnYxLkFsaWFzTW92ZUIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMifgoXRGVsZXRlTW9kZWxBbGlhc1JlcXVlc3QSLQoEbmFtZRgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvTW9kZWxBbGlhcxISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKFAQofTGlzdEV2YWx1YXRpb25EZWxpdmVyaWVzUmVxdWVzdBIvCgZwYXJlbnQYASABKAlCH+JBAQL6QRgKFmx1dGhpZXIuZGV2L0V2YWx1YXRpb24SFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEieAogTGlzdEV2YWx1YXRpb25EZWxpdmVyaWVzUmVzcG9uc2USNQoKZGVsaXZlcmllcxgBIAMoCzIbLmx1dGhpZXIudjEuV2ViaG9va0RlbGl2ZXJ5QgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAzL7CwoRRXZhbHVhdGlvblNlcnZpY2USTwoQQ3JlYXRlRXZhbHVhdGlvbhIjLmx1dGhpZXIudjEuQ3JlYXRlRXZhbHVhdGlvblJlcXVlc3QaFi5sdXRoaWVyLnYxLkV2YWx1YXRpb24STgoNR2V0RXZhbHVhdGlvbhIgLmx1dGhpZXIudjEuR2V0RXZhbHVhdGlvblJlcXVlc3QaFi5sdXRoaWVyLnYxLkV2YWx1YXRpb24iA5ACARJfCg9MaXN0RXZhbHVhdGlvbnMSIi5sdXRoaWVyLnYxLkxpc3RFdmFsdWF0aW9uc1JlcXVlc3QaIy5sdXRoaWVyLnYxLkxpc3RFdmFsdWF0aW9uc1Jlc3BvbnNlIgOQAgESTwoQQ2FuY2VsRXZhbHVhdGlvbhIjLmx1dGhpZXIudjEuQ2FuY2VsRXZhbHVhdGlvblJlcXVlc3QaFi5sdXRoaWVyLnYxLkV2YWx1YXRpb24STwoQRGVsZXRlRXZhbHVhdGlvbhIjLmx1dGhpZXIudjEuRGVsZXRlRXZhbHVhdGlvblJlcXVlc3QaFi5sdXRoaWVyLnYxLkV2YWx1YXRpb24STwoPV2F0Y2hFdmFsdWF0aW9uEiIubHV0aGllci52MS5XYXRjaEV2YWx1YXRpb25SZXF1ZXN0GhEubHV0aGllci52MS5FdmVudCIDkAIBMAESXwoPTGlzdFByZWRpY3Rpb25zEiIubHV0aGllci52MS5MaXN0UHJlZGljdGlvbnNSZXF1ZXN0GiMubHV0aGllci52MS5MaXN0UHJlZGljdGlvbnNSZXNwb25zZSIDkAIBEnoKGExpc3RFdmFsdWF0aW9uRGVsaXZlcmllcxIrLmx1dGhpZXIudjEuTGlzdEV2YWx1YXRpb25EZWxpdmVyaWVzUmVxdWVzdBosLmx1dGhpZXIudjEuTGlzdEV2YWx1YXRpb25EZWxpdmVyaWVzUmVzcG9uc2UiA5ACARJYCgxHZW5lcmF0ZVRleHQSHy5sdXRoaWVyLnYxLkdlbmVyYXRlVGV4dFJlcXVlc3QaIC5sdXRoaWVyLnYxLkdlbmVyYXRlVGV4dFJlc3BvbnNlIgOQAgEwARJQCgpTY29yZVRleHRzEh0ubHV0aGllci52MS5TY29yZVRleHRzUmVxdWVzdBoeLmx1dGhpZXIudjEuU2NvcmVUZXh0c1Jlc3BvbnNlIgOQAgESTwoQQ3JlYXRlTW9kZWxBbGlhcxIjLmx1dGhpZXIudjEuQ3JlYXRlTW9kZWxBbGlhc1JlcXVlc3QaFi5sdXRoaWVyLnYxLk1vZGVsQWxpYXMSTgoNR2V0TW9kZWxBbGlhcxIgLmx1dGhpZXIudjEuR2V0TW9kZWxBbGlhc1JlcXVlc3QaFi5sdXRoaWVyLnYxLk1vZGVsQWxpYXMiA5ACARJiChBMaXN0TW9kZWxBbGlhc2VzEiMubHV0aGllci52MS5MaXN0TW9kZWxBbGlhc2VzUmVxdWVzdBokLmx1dGhpZXIudjEuTGlzdE1vZGVsQWxpYXNlc1Jlc3BvbnNlIgOQAgESSwoOTW92ZU1vZGVsQWxpYXMSIS5sdXRoaWVyLnYxLk1vdmVNb2RlbEFsaWFzUmVxdWVzdBoWLmx1dGhpZXIudjEuTW9kZWxBbGlhcxJrChNMaXN0TW9kZWxBbGlhc01vdmVzEiYubHV0aGllci52MS5MaXN0TW9kZWxBbGlhc01vdmVzUmVxdWVzdBonLmx1dGhpZXIudjEuTGlzdE1vZGVsQWxpYXNNb3Zlc1Jlc3BvbnNlIgOQAgESTwoQRGVsZXRlTW9kZWxBbGlhcxIjLmx1dGhpZXIudjEuRGVsZXRlTW9kZWxBbGlhc1JlcXVlc3QaFi5sdXRoaWVyLnYxLk1vZGVsQWxpYXMSWAoMR3JhZGVTYW1wbGVzEh8ubHV0aGllci52MS5HcmFkZVNhbXBsZXNSZXF1ZXN0GiAubHV0aGllci52MS5HcmFkZVNhbXBsZXNSZXNwb25zZSIDkAIBMAFiBnByb3RvMw", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_base_precision, file_luthier_v1_chat, file_luthier_v1_evaluation, file_luthier_v1_event, file_luthier_v1_grader, file_luthier_v1_model_alias, file_luthier_v1_text_score, file_luthier_v1_webhook]);
 
 /**
  * CreateEvaluationRequest describes a resource to create.
@@ -433,6 +435,62 @@ export const GenerateTextResponseSchema: GenMessage<GenerateTextResponse> = /*@_
   messageDesc(file_luthier_v1_evaluation_service, 9);
 
 /**
+ * ScoreTextsRequest is a model and the texts that it is asked about.
+ *
+ * @generated from message luthier.v1.ScoreTextsRequest
+ */
+export type ScoreTextsRequest = Message<"luthier.v1.ScoreTextsRequest"> & {
+  /**
+   * A READY model, a checkpoint of a job, or an alias: the model that it stands for when the call comes.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * The texts, 1 to 64.
+   *
+   * @generated from field: repeated luthier.v1.TextToScore texts = 2;
+   */
+  texts: TextToScore[];
+
+  /**
+   * What the base model is held in. Unset means what an adapter was trained beside; BFLOAT16 for a model with all its weights.
+   *
+   * @generated from field: luthier.v1.BasePrecision base_precision = 80;
+   */
+  basePrecision: BasePrecision;
+};
+
+/**
+ * Describes the message luthier.v1.ScoreTextsRequest.
+ * Use `create(ScoreTextsRequestSchema)` to create a new message.
+ */
+export const ScoreTextsRequestSchema: GenMessage<ScoreTextsRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_evaluation_service, 10);
+
+/**
+ * ScoreTextsResponse says how likely the texts are.
+ *
+ * @generated from message luthier.v1.ScoreTextsResponse
+ */
+export type ScoreTextsResponse = Message<"luthier.v1.ScoreTextsResponse"> & {
+  /**
+   * One for each text, in the order of the request.
+   *
+   * @generated from field: repeated luthier.v1.TextScore scores = 1;
+   */
+  scores: TextScore[];
+};
+
+/**
+ * Describes the message luthier.v1.ScoreTextsResponse.
+ * Use `create(ScoreTextsResponseSchema)` to create a new message.
+ */
+export const ScoreTextsResponseSchema: GenMessage<ScoreTextsResponse> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_evaluation_service, 11);
+
+/**
  * DeleteEvaluationRequest is the request of DeleteEvaluation.
  *
  * @generated from message luthier.v1.DeleteEvaluationRequest
@@ -465,7 +523,7 @@ export type DeleteEvaluationRequest = Message<"luthier.v1.DeleteEvaluationReques
  * Use `create(DeleteEvaluationRequestSchema)` to create a new message.
  */
 export const DeleteEvaluationRequestSchema: GenMessage<DeleteEvaluationRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 10);
+  messageDesc(file_luthier_v1_evaluation_service, 12);
 
 /**
  * GradeSamplesRequest is a grader and what to try it on.
@@ -500,7 +558,7 @@ export type GradeSamplesRequest = Message<"luthier.v1.GradeSamplesRequest"> & {
  * Use `create(GradeSamplesRequestSchema)` to create a new message.
  */
 export const GradeSamplesRequestSchema: GenMessage<GradeSamplesRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 11);
+  messageDesc(file_luthier_v1_evaluation_service, 13);
 
 /**
  * GradeSamplesResponse says what the grader made of the next samples.
@@ -521,7 +579,7 @@ export type GradeSamplesResponse = Message<"luthier.v1.GradeSamplesResponse"> & 
  * Use `create(GradeSamplesResponseSchema)` to create a new message.
  */
 export const GradeSamplesResponseSchema: GenMessage<GradeSamplesResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 12);
+  messageDesc(file_luthier_v1_evaluation_service, 14);
 
 /**
  * CreateModelAliasRequest describes a resource to create.
@@ -563,7 +621,7 @@ export type CreateModelAliasRequest = Message<"luthier.v1.CreateModelAliasReques
  * Use `create(CreateModelAliasRequestSchema)` to create a new message.
  */
 export const CreateModelAliasRequestSchema: GenMessage<CreateModelAliasRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 13);
+  messageDesc(file_luthier_v1_evaluation_service, 15);
 
 /**
  * GetModelAliasRequest names one resource.
@@ -584,7 +642,7 @@ export type GetModelAliasRequest = Message<"luthier.v1.GetModelAliasRequest"> & 
  * Use `create(GetModelAliasRequestSchema)` to create a new message.
  */
 export const GetModelAliasRequestSchema: GenMessage<GetModelAliasRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 14);
+  messageDesc(file_luthier_v1_evaluation_service, 16);
 
 /**
  * ListModelAliasesRequest pages through resources, newest first unless order_by says otherwise.
@@ -633,7 +691,7 @@ export type ListModelAliasesRequest = Message<"luthier.v1.ListModelAliasesReques
  * Use `create(ListModelAliasesRequestSchema)` to create a new message.
  */
 export const ListModelAliasesRequestSchema: GenMessage<ListModelAliasesRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 15);
+  messageDesc(file_luthier_v1_evaluation_service, 17);
 
 /**
  * ListModelAliasesResponse is a page of resources.
@@ -661,7 +719,7 @@ export type ListModelAliasesResponse = Message<"luthier.v1.ListModelAliasesRespo
  * Use `create(ListModelAliasesResponseSchema)` to create a new message.
  */
 export const ListModelAliasesResponseSchema: GenMessage<ListModelAliasesResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 16);
+  messageDesc(file_luthier_v1_evaluation_service, 18);
 
 /**
  * MoveModelAliasRequest says where an alias is to move.
@@ -710,7 +768,7 @@ export type MoveModelAliasRequest = Message<"luthier.v1.MoveModelAliasRequest"> 
  * Use `create(MoveModelAliasRequestSchema)` to create a new message.
  */
 export const MoveModelAliasRequestSchema: GenMessage<MoveModelAliasRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 17);
+  messageDesc(file_luthier_v1_evaluation_service, 19);
 
 /**
  * ListModelAliasMovesRequest pages through the moves of an alias.
@@ -745,7 +803,7 @@ export type ListModelAliasMovesRequest = Message<"luthier.v1.ListModelAliasMoves
  * Use `create(ListModelAliasMovesRequestSchema)` to create a new message.
  */
 export const ListModelAliasMovesRequestSchema: GenMessage<ListModelAliasMovesRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 18);
+  messageDesc(file_luthier_v1_evaluation_service, 20);
 
 /**
  * ListModelAliasMovesResponse is a page of moves.
@@ -773,7 +831,7 @@ export type ListModelAliasMovesResponse = Message<"luthier.v1.ListModelAliasMove
  * Use `create(ListModelAliasMovesResponseSchema)` to create a new message.
  */
 export const ListModelAliasMovesResponseSchema: GenMessage<ListModelAliasMovesResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 19);
+  messageDesc(file_luthier_v1_evaluation_service, 21);
 
 /**
  * DeleteModelAliasRequest is the request of DeleteModelAlias.
@@ -808,7 +866,7 @@ export type DeleteModelAliasRequest = Message<"luthier.v1.DeleteModelAliasReques
  * Use `create(DeleteModelAliasRequestSchema)` to create a new message.
  */
 export const DeleteModelAliasRequestSchema: GenMessage<DeleteModelAliasRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 20);
+  messageDesc(file_luthier_v1_evaluation_service, 22);
 
 /**
  * ListEvaluationDeliveriesRequest pages through the deliveries of an evaluation's webhooks.
@@ -843,7 +901,7 @@ export type ListEvaluationDeliveriesRequest = Message<"luthier.v1.ListEvaluation
  * Use `create(ListEvaluationDeliveriesRequestSchema)` to create a new message.
  */
 export const ListEvaluationDeliveriesRequestSchema: GenMessage<ListEvaluationDeliveriesRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 21);
+  messageDesc(file_luthier_v1_evaluation_service, 23);
 
 /**
  * ListEvaluationDeliveriesResponse is a page of the deliveries of an evaluation's webhooks.
@@ -871,7 +929,7 @@ export type ListEvaluationDeliveriesResponse = Message<"luthier.v1.ListEvaluatio
  * Use `create(ListEvaluationDeliveriesResponseSchema)` to create a new message.
  */
 export const ListEvaluationDeliveriesResponseSchema: GenMessage<ListEvaluationDeliveriesResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_evaluation_service, 22);
+  messageDesc(file_luthier_v1_evaluation_service, 24);
 
 /**
  * EvaluationService tells whether tuning was worth it, and lets people talk to a model.
@@ -884,8 +942,9 @@ export const EvaluationService: GenService<{
    * Queue an evaluation. Returns at once; follow it with WatchEvaluation.
    *
    * Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
-   * ADDRESS_NOT_ALLOWED: a webhook's address is not one of those that may be called. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
-   * template that an arm could take over. ALREADY_EXISTS: the id is taken.
+   * ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+   * or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+   * CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
    *
    * @generated from rpc luthier.v1.EvaluationService.CreateEvaluation
    */
@@ -998,6 +1057,21 @@ export const EvaluationService: GenService<{
     methodKind: "server_streaming";
     input: typeof GenerateTextRequestSchema;
     output: typeof GenerateTextResponseSchema;
+  },
+  /**
+   * Find how likely a model is to go on with given texts, as harnesses of multiple-choice tasks ask, also while an evaluation runs. Nothing
+   * is stored.
+   *
+   * Errors: INVALID_ARGUMENT: a field is not valid, or a text has more tokens than the model reads. NOT_FOUND: the model does not exist.
+   * FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, a text has no context and the model no token that begins or
+   * ends texts, or MODEL_INVALID: its tokenizer fails or takes too much, or it gives no finite number. UNAVAILABLE and RESOURCE_EXHAUSTED: as GenerateText.
+   *
+   * @generated from rpc luthier.v1.EvaluationService.ScoreTexts
+   */
+  scoreTexts: {
+    methodKind: "unary";
+    input: typeof ScoreTextsRequestSchema;
+    output: typeof ScoreTextsResponseSchema;
   },
   /**
    * Create an alias that stands for no model yet.
