@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -128,6 +129,39 @@ async def test_where_nothing_may_be_written_there_is_no_place(
     monkeypatch.setattr(Path, "open", _refused)
     with place_beside(mark) as file:
         assert file is None
+
+
+async def test_who_may_not_look_for_the_mark_has_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = await marked(LocalBlobStore(tmp_path / "store"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", _refused)
+        with place_beside(mark) as file:
+            assert file is None
+
+
+async def test_where_nothing_is_locked_there_is_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalBlobStore(tmp_path / "store")
+    mark = await marked(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", _refused)
+        with place_beside(mark) as file:
+            assert file is None
+    assert list(mark.parent.iterdir()) == [mark]
+
+
+async def test_what_cannot_be_removed_or_closed_does_not_fail_who_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalBlobStore(tmp_path / "store")
+    mark = await marked(store)
+    monkeypatch.setattr(Path, "unlink", _refused)
+    with place_beside(mark) as file:
+        assert file is not None
+        os.close(file.fileno())  # so that the block's own close fails
 
 
 def _refused(*_: Any, **__: Any) -> Any:

@@ -12,7 +12,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,23 +27,14 @@ _NOT_IN_THE_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.E
 def place_beside(mark: Path) -> Iterator[IO[bytes] | None]:
     """Give a new file beside a mark for the length of a block, and remove it then unless it has been taken.
 
-    None: the mark is not here, or nothing may be written beside it.
+    None: the mark is not here, or nothing may be written or locked beside it.
     """
-    if not mark.is_file():
-        yield None
-        return
-    path = mark.with_name(uuid.uuid4().hex)
+    file = _new_beside(mark)
     try:
-        file = path.open("xb", buffering=0)
-    except OSError:
-        yield None
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield file
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        if file is not None:
+            _let_go(file)
 
 
 def copy_into(file: IO[bytes], source: Path) -> bool:
@@ -88,6 +79,29 @@ def not_left(name: str) -> NotFound:
         reason=Reason.RESOURCE_NOT_FOUND,
         metadata={"left_in_inbox": name},
     )
+
+
+def _new_beside(mark: Path) -> IO[bytes] | None:
+    try:
+        if not stat.S_ISREG(mark.stat().st_mode):
+            return None
+        file = mark.with_name(uuid.uuid4().hex).open("xb", buffering=0)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        _let_go(file)
+        return None
+    return file
+
+
+def _let_go(file: IO[bytes]) -> None:
+    # What stays is swept by the service once it is no longer locked.
+    with suppress(OSError):
+        Path(file.name).unlink(missing_ok=True)
+    with suppress(OSError):
+        file.close()
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> None:
