@@ -141,6 +141,13 @@ async def test_who_may_not_look_for_the_mark_has_no_place(
             assert file is None
 
 
+async def test_another_users_mark_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = await marked(LocalBlobStore(tmp_path / "store"))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with place_beside(mark) as file:
+        assert file is None
+
+
 async def test_where_nothing_is_locked_there_is_no_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ _NOT_IN_THE_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.E
 def place_beside(mark: Path) -> Iterator[IO[bytes] | None]:
     """Give a new file beside a mark for the length of a block, and remove it then unless it has been taken.
 
-    None: the mark is not here, or nothing may be written or locked beside it.
+    None: the mark is not here or another user's, whose service takes no file of ours, or nothing may be written or locked beside it.
     """
     file = _new_beside(mark)
     try:
@@ -65,8 +65,7 @@ def open_left(folder: Path, name: str) -> IO[bytes]:
     except OSError as error:
         raise not_left(name) from error
     status = os.fstat(descriptor)
-    # Whose file it is may write to it at any time, also when it is a blob.
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+    if not _is_own(status):
         os.close(descriptor)
         raise not_left(name)
     return os.fdopen(descriptor, "rb")
@@ -83,7 +82,7 @@ def not_left(name: str) -> NotFound:
 
 def _new_beside(mark: Path) -> IO[bytes] | None:
     try:
-        if not stat.S_ISREG(mark.stat().st_mode):
+        if not _is_own(mark.stat()):
             return None
         file = mark.with_name(uuid.uuid4().hex).open("xb", buffering=0)
     except OSError:
@@ -94,6 +93,11 @@ def _new_beside(mark: Path) -> IO[bytes] | None:
         _let_go(file)
         return None
     return file
+
+
+def _is_own(status: os.stat_result) -> bool:
+    # Whose file it is may write to it at any time, also when it is a blob: a service takes its own user's alone.
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _let_go(file: IO[bytes]) -> None:
