@@ -6,12 +6,15 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from luthier.errors import InvalidArgument, NotFound, Reason, ResourceExhausted
+from luthier.storage import inbox
+from luthier.storage.disk import Disk
 from luthier.storage.inbox import copy_into, open_left, place_beside
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
@@ -32,9 +35,9 @@ def left(file: IO[bytes]) -> str:
 
 
 async def marked(store: LocalBlobStore) -> Path:
-    mark = await store.inbox()
-    assert mark is not None
-    return mark
+    place = await store.inbox()
+    assert place is not None
+    return place.mark
 
 
 async def test_a_copy_that_was_left_becomes_the_blob_and_nothing_else_stays(
@@ -42,7 +45,7 @@ async def test_a_copy_that_was_left_becomes_the_blob_and_nothing_else_stays(
 ) -> None:
     store = LocalBlobStore(tmp_path / "store")
     mark = await marked(store)
-    assert await store.inbox() == mark, "one for all"
+    assert await marked(store) == mark, "one for all"
     for _ in range(2):  # a blob that is there stays
         with place_beside(mark) as file:
             assert file is not None
@@ -176,19 +179,71 @@ def _refused(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("number", "is_copied"), [(errno.EXDEV, True), (errno.EINVAL, True), (errno.ENOSPC, False)]
+    ("number", "is_copied"), [(errno.EXDEV, True), (errno.EINVAL, True), (errno.EIO, False)]
 )
-def test_what_the_kernel_does_not_copy_is_copied_and_a_full_disk_is_told(
+def test_what_the_kernel_does_not_copy_is_copied(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_copied: bool
 ) -> None:
-    def refuse(*_: Any) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "copy_file_range", refuse)
+    monkeypatch.setattr(os, "copy_file_range", refusing(number))
+    monkeypatch.setattr(inbox, "_COPY_BYTES", 1 << 20)
     with (tmp_path / "target").open("xb", buffering=0) as file:
         assert copy_into(file, source) is is_copied
     if is_copied:
         assert (tmp_path / "target").read_bytes() == BYTES
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_copy_that_fills_the_disk_says_so(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "copy_file_range", refusing(number))
+    with (
+        (tmp_path / "target").open("xb", buffering=0) as file,
+        pytest.raises(ResourceExhausted, match="the disk is full") as caught,
+    ):
+        copy_into(file, source)
+    assert caught.value.reason == Reason.DISK_FULL
+
+
+@pytest.mark.parametrize(("more_than_enough", "num_bytes"), [(-1, 0), (0, len(BYTES))])
+def test_nothing_is_copied_unless_the_whole_leaves_the_floor_free(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, more_than_enough: int, num_bytes: int
+) -> None:
+    target = tmp_path / "target"
+
+    def free(_: Disk) -> int:
+        return 7 * len(BYTES) + len(BYTES) + more_than_enough - target.stat().st_size
+
+    monkeypatch.setattr(Disk, "free_bytes", free)
+    monkeypatch.setattr(inbox, "_COPY_BYTES", 1 << 20)
+    with target.open("xb", buffering=0) as file:
+        if num_bytes:
+            assert copy_into(file, source, 7 * len(BYTES))
+        else:
+            words = r"21\.0 MiB must stay free beside 3\.0 MiB that are to be written"
+            with pytest.raises(ResourceExhausted, match=words) as caught:
+                copy_into(file, source, 7 * len(BYTES))
+            assert caught.value.reason == Reason.DISK_FULL
+    assert target.stat().st_size == num_bytes
+
+
+def test_a_copy_stops_where_others_fill_the_disk_meanwhile(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([100 << 20, 100 << 20, 5 << 20, 5 << 20])
+    monkeypatch.setattr(Disk, "free_bytes", lambda _: next(free))
+    monkeypatch.setattr(inbox, "_COPY_BYTES", 1 << 20)
+    with (tmp_path / "target").open("xb", buffering=0) as file:
+        with pytest.raises(ResourceExhausted, match=r"5\.0 MiB free, and 4\.0 MiB must stay"):
+            copy_into(file, source, 4 << 20)
+        assert os.fstat(file.fileno()).st_size == 2 << 20
+
+
+def refusing(number: int) -> Callable[..., int]:
+    def refuse(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
 
 
 def test_a_source_that_is_gone_is_not_copied(tmp_path: Path) -> None:

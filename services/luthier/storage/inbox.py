@@ -8,7 +8,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -17,17 +16,22 @@ from pathlib import Path
 from typing import IO
 
 from luthier.errors import FieldViolation, InvalidArgument, NotFound, Reason
+from luthier.storage.disk import Disk, named_when_full
+from luthier.storage.files import append
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 _NOT_IN_THE_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 """File systems between which the kernel does not copy by itself."""
+_COPY_BYTES = 4 << 20
+"""What is copied between two looks at the room that is left."""
 
 
 @contextmanager
 def place_beside(mark: Path) -> Iterator[IO[bytes] | None]:
     """Give a new file beside a mark for the length of a block, and remove it then unless it has been taken.
 
-    None: the mark is not here or another user's, whose service takes no file of ours, or nothing may be written or locked beside it.
+    None: the mark is not here or another user's, whose service takes no file of ours; or nothing may be written or
+    locked beside it.
     """
     file = _new_beside(mark)
     try:
@@ -37,11 +41,16 @@ def place_beside(mark: Path) -> Iterator[IO[bytes] | None]:
             _let_go(file)
 
 
-def copy_into(file: IO[bytes], source: Path) -> bool:
-    """Copy a whole file into an empty one, in the kernel where it can; False: no room, or nothing to read."""
+def copy_into(file: IO[bytes], source: Path, min_free_bytes: int = 0) -> bool:
+    """Copy a whole file into an empty one, in the kernel where it can; False: it cannot be read or written.
+
+    Raises:
+        ResourceExhausted: DISK_FULL, fewer than `min_free_bytes` would stay free, or there is no room.
+    """
+    disk = Disk(Path(file.name).parent, min_free_bytes)
     try:
-        with source.open("rb", buffering=0) as whole:
-            _copy(whole, file)
+        with source.open("rb", buffering=0) as whole, named_when_full():
+            _copy(whole, file, disk)
     except OSError:
         return False
     return True
@@ -108,12 +117,23 @@ def _let_go(file: IO[bytes]) -> None:
         file.close()
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], disk: Disk) -> None:
     left = os.fstat(source.fileno()).st_size
+    while left:
+        # Again for every piece: others write too.
+        disk.require_room(left)
+        count = _copy_piece(source, target, min(left, _COPY_BYTES))
+        if not count:
+            return
+        left -= count
+
+
+def _copy_piece(source: IO[bytes], target: IO[bytes], size_bytes: int) -> int:
     try:
-        while left and (count := os.copy_file_range(source.fileno(), target.fileno(), left)):
-            left -= count
+        return os.copy_file_range(source.fileno(), target.fileno(), size_bytes)
     except OSError as error:
         if error.errno not in _NOT_IN_THE_KERNEL:
             raise
-        shutil.copyfileobj(source, target, 1 << 20)
+    data = source.read(size_bytes)
+    append(target, data)
+    return len(data)

@@ -21,6 +21,7 @@ from luthier.errors import FailedPrecondition, NotFound
 from luthier.storage.blobs import (
     PIECE_BYTES,
     Blob,
+    Inbox,
     check_digest,
     check_match,
     check_offset,
@@ -103,9 +104,9 @@ class LocalBlobStore:
 
         return await self.put(pieces())
 
-    async def inbox(self) -> Path | None:
-        """Return the mark beside which copies may be left; None where the floor is reached."""
-        return await self._run(self._marked) if self._disk.has_room() else None
+    async def inbox(self) -> Inbox | None:
+        """Return where copies may be left; None where the floor is reached."""
+        return await self._run(self._inbox)
 
     async def take(self, name: str, *, expected_digest: str) -> Blob:
         """Make a blob of the copy that was left under a name. Raises InvalidArgument, NotFound."""
@@ -154,6 +155,11 @@ class LocalBlobStore:
     async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         with named_when_full():
             return await finished_in(self._threads, function, *arguments, **named)
+
+    def _inbox(self) -> Inbox | None:
+        if not self._disk.has_room():
+            return None
+        return Inbox(mark=self._marked(), min_free_bytes=self._disk.min_free_bytes)
 
     def _marked(self) -> Path:
         with self._marking:

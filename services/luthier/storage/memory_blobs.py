@@ -3,13 +3,13 @@
 import hashlib
 import io
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import BinaryIO
 
 from luthier.errors import FailedPrecondition
 from luthier.storage.blobs import (
     PIECE_BYTES,
     Blob,
+    Inbox,
     check_digest,
     check_match,
     check_offset,
@@ -45,7 +45,7 @@ class MemoryBlobStore:
         """Store a blob."""
         return self._keep(data, None)
 
-    async def inbox(self) -> Path | None:
+    async def inbox(self) -> Inbox | None:
         """Return None: no file is taken."""
         return None
 
