@@ -13,7 +13,7 @@ from typing import IO, Any
 import pytest
 
 from luthier.errors import InvalidArgument, NotFound, Reason, ResourceExhausted
-from luthier.storage import inbox
+from luthier.storage import inbox, local_blobs
 from luthier.storage.disk import Disk
 from luthier.storage.inbox import copy_into, open_left, place_beside
 from luthier.storage.local_blobs import LocalBlobStore
@@ -56,6 +56,44 @@ async def test_a_copy_that_was_left_becomes_the_blob_and_nothing_else_stays(
     assert list(mark.parent.iterdir()) == [mark]
 
 
+async def test_a_copy_is_taken_again_once_it_is_a_blob(tmp_path: Path, source: Path) -> None:
+    store = LocalBlobStore(tmp_path / "store")
+    with place_beside(await marked(store)) as file:
+        assert file is not None
+        assert copy_into(file, source)
+        first = await store.take(left(file), expected_digest=DIGEST)
+        assert await store.take(left(file), expected_digest=DIGEST) == first
+        with pytest.raises(NotFound, match="there is none; send the bytes instead"):
+            await store.take(left(file), expected_digest="0" * 64)
+
+
+@pytest.mark.parametrize("is_blob", [True, False])
+async def test_a_copy_that_goes_while_it_is_taken_is_a_blob_or_not_there(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, is_blob: bool
+) -> None:
+    def taken_meanwhile(_: IO[bytes], path: Path) -> bool:
+        path.unlink()
+        return True
+
+    def kept_meanwhile(store: LocalBlobStore, _: IO[bytes], path: Path, digest: str) -> None:
+        target = store._path(digest)
+        target.parent.mkdir()
+        path.rename(target)
+        path.stat()
+
+    store = LocalBlobStore(tmp_path / "store")
+    with place_beside(await marked(store)) as file:
+        assert file is not None
+        assert copy_into(file, source)
+        if is_blob:
+            monkeypatch.setattr(LocalBlobStore, "_keep", kept_meanwhile)
+            assert (await store.take(left(file), expected_digest=DIGEST)).size_bytes == len(BYTES)
+            return
+        monkeypatch.setattr(local_blobs, "is_at", taken_meanwhile)
+        with pytest.raises(NotFound, match="there is none"):
+            await store.take(left(file), expected_digest=DIGEST)
+
+
 async def test_a_copy_with_another_digest_is_refused_and_goes_with_its_maker(
     tmp_path: Path, source: Path
 ) -> None:
@@ -85,6 +123,57 @@ async def test_what_another_process_left_outlives_a_start_and_goes_with_it(
     abandoned.write_bytes(b"half")
     LocalBlobStore(tmp_path / "store")
     assert not abandoned.exists()
+
+
+@pytest.mark.parametrize("min_free_bytes", [0, 1 << 60])
+async def test_what_a_killed_worker_left_goes_while_the_service_runs(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, min_free_bytes: int
+) -> None:
+    store = LocalBlobStore(tmp_path / "store")
+    mark = await marked(store)
+    abandoned = mark.with_name("0" * 32)
+    abandoned.write_bytes(b"half")
+    await store.inbox()
+    assert abandoned.exists(), "not at every call"
+    monkeypatch.setattr(local_blobs, "_SWEEP_SECONDS", 0.0)
+    store._disk.min_free_bytes = min_free_bytes
+    with place_beside(mark) as file:
+        assert file is not None
+        assert copy_into(file, source)
+        await store.inbox()
+        assert sorted(mark.parent.iterdir()) == sorted([mark, Path(file.name)])
+
+
+async def test_a_sweep_that_is_refused_does_not_fail_who_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = LocalBlobStore(tmp_path / "store")
+    monkeypatch.setattr(local_blobs, "_SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr(local_blobs, "remove_unlocked", _refused)
+    await marked(store)
+    assert "what writers left could not be swept" in caplog.text
+
+
+def test_a_place_that_was_swept_before_it_was_locked_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "a.mark"
+    mark.touch()
+    num_swept = 0
+
+    def sweep(file: IO[bytes], operation: int) -> None:
+        nonlocal num_swept
+        if num_swept == 0:
+            Path(file.name).unlink()
+        num_swept += 1
+        flock(file, operation)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", sweep)
+    with place_beside(mark) as file:
+        assert file is not None
+        assert Path(file.name).exists()
+    assert num_swept == 2
 
 
 @pytest.mark.parametrize("name", ["", "../blobs", "a" * 31, "A" * 32, "a" * 32 + "/x", f"{'a' * 32}.mark"])
@@ -268,3 +357,5 @@ async def test_a_store_in_memory_takes_none() -> None:
     assert await store.inbox() is None
     with pytest.raises(NotFound, match="send the bytes instead"):
         await store.take("a" * 32, expected_digest=DIGEST)
+    await store.put_bytes(BYTES)
+    assert (await store.take("a" * 32, expected_digest=DIGEST)).size_bytes == len(BYTES)

@@ -70,7 +70,8 @@ class BlobStore(Protocol):
     async def take(self, name: str, *, expected_digest: str) -> Blob:
         """Make a blob of the copy that was left under a name, which is gone then; a blob that is there stays.
 
-        Raises InvalidArgument CHECKSUM_MISMATCH, or for what is no such name; NotFound when nothing was left.
+        Where nothing was left, a blob of that digest that is there is returned: the call may be made again.
+        Raises InvalidArgument CHECKSUM_MISMATCH, or for what is no such name; NotFound when there is neither.
         """
         ...
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from luthier.errors import FieldViolation, InvalidArgument, NotFound, Reason
 from luthier.storage.disk import Disk, named_when_full
-from luthier.storage.files import append
+from luthier.storage.files import append, is_at
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 _NOT_IN_THE_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
@@ -93,15 +93,26 @@ def _new_beside(mark: Path) -> IO[bytes] | None:
     try:
         if not _is_own(mark.stat()):
             return None
-        file = mark.with_name(uuid.uuid4().hex).open("xb", buffering=0)
+        # A service that swept the file before it was locked has removed it.
+        while not (file := _new_locked(mark.with_name(uuid.uuid4().hex))):
+            pass
     except OSError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        _let_go(file)
         return None
     return file
+
+
+def _new_locked(path: Path) -> IO[bytes] | None:
+    file = path.open("xb", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        is_there = is_at(file, path)
+    except OSError:
+        _let_go(file)
+        raise
+    if is_there:
+        return file
+    file.close()
+    return None
 
 
 def _is_own(status: os.stat_result) -> bool:
