@@ -181,7 +181,7 @@ async def test_a_service_that_is_killed_after_an_end_tells_of_it(bench: Bench, t
             told = [*receiver.received(), *second.received()]
         assert len(told) >= 2
         assert {one["headers"]["webhook-id"] for one in told} == {found.delivery_id}
-        (secret,) = secrets_of(service.home / SECRET_FILE, receiver.origin)
+        (secret,) = secrets_of(service.home / SECRET_FILE, receiver.origin, "default")
         events = [Verifier(secret).verify(one["body"], headers_of(one)) for one in told]
         assert all(event == events[0] for event in events)
         assert events[0]["type"] == "fine_tuning_job.cancelled"
