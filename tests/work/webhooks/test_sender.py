@@ -15,8 +15,9 @@ from standardwebhooks import Webhook as Verifier
 from tests.work.webhooks.conftest import A_RECEIVER, QUICK, SECRET_PATH, Bench, free_port
 from tests.work.webhooks.receiver import Receiver, headers_of, make_certificate, receiving
 
-from luthier.errors import Failure, InvalidArgument, Reason
+from luthier.errors import Failure, InvalidArgument, Reason, ResourceExhausted
 from luthier.errors.status import failure_to_status
+from luthier.storage.disk import Disk
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.webhook_pb2 import Webhook, WebhookDelivery
@@ -298,6 +299,23 @@ async def test_what_is_over_for_a_month_is_forgotten(bench: Bench, monkeypatch: 
         monkeypatch.setattr("luthier.work.webhooks.sender._RETENTION_SECONDS", -1.0)
         await sender.forget_ended()
     assert (len(await bench.deliveries("waits")), len(await bench.deliveries("over"))) == (1, 0)
+
+
+async def test_what_is_over_leaves_a_full_disk_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what fills it could not go."""
+    await bench.database.reserve()
+    await bench.end("https://a.example/")
+    async with bench.database.transaction() as connection:
+        over = await outbox.next_due(connection, A_RECEIVER, [])
+        assert over is not None
+        await outbox.settle(connection, over, State.STATE_GIVEN_UP)
+    monkeypatch.setattr(Disk, "free_bytes", lambda _: 0)
+    monkeypatch.setattr("luthier.work.webhooks.sender._RETENTION_SECONDS", -1.0)
+    with pytest.raises(ResourceExhausted):
+        await bench.end("https://a.example/", uid="more")
+    async with bench.sending(replace(QUICK, addresses=())) as sender:
+        await sender.forget_ended()
+    assert await bench.deliveries() == []
 
 
 async def test_a_url_that_no_version_takes_any_more_does_not_fail_the_end(bench: Bench) -> None:
