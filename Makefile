@@ -21,10 +21,10 @@ example: setup ## run another example for real: NAME=preference (FAST=1: a tiny 
 test: setup $(WITH_NODE) ## the tests: no network, no real model
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not gpu" tests
 
-check: setup ## what CI runs: tests, lint, types, protos, wheels in an empty environment, FAST demo
+check: setup $(WITH_NODE) ## what CI runs: tests, lint, types, protos, wheels in an empty environment, FAST demo
 	bash tests/check.sh check
 
-check-all: setup ## everything, the slow tests included
+check-all: setup $(WITH_NODE) ## everything, the slow tests included
 	bash tests/check.sh check-all
 
 bench: setup ## measure the kernels
@@ -52,7 +52,7 @@ protos: .venv-protos/done $(if $(WITH_NODE),$(TS)/node_modules/.done) ## regener
 	  --python_out=../services --grpc_python_out=../services --mypy_out=quiet:../services \
 	  --mypy_grpc_out=quiet:../services $$(find luthier/worker luthier/stored -name '*.proto' | sort)
 	rm build/protos.binpb
-	$(if $(WITH_NODE),cd $(TS) && npm run --silent generate,@echo "no npm here: the code of $(TS) is as it was")
+	$(if $(WITH_NODE),cd $(TS) && npm run --loglevel=error generate,@echo "no npm here: the code of $(TS) is as it was")
 
 landed: setup ## take the protos as they are for what must stay readable from now on
 	$(BIN)/buf build protos --exclude-source-info -o tests/golden/protos.binpb.gz
@@ -64,11 +64,11 @@ landed: setup ## take the protos as they are for what must stay readable from no
 	touch $@
 
 $(TS)/node_modules/.done: $(TS)/package.json $(TS)/package-lock.json
-	cd $(TS) && npm ci --silent
+	cd $(TS) && npm ci --loglevel=error
 	touch $@
 
 $(TS)/build/.done: $(TS)/node_modules/.done $(wildcard $(TS)/*.json $(TS)/src/*.ts $(TS)/src/gen/*/*/*.ts $(TS)/test/*.ts $(TS)/real/*.ts)
-	cd $(TS) && npm run --silent build && npm run --silent build-tests
+	cd $(TS) && npm run --loglevel=error build && npm run --loglevel=error build-tests
 	touch $@
 
 .venv-protos/done:

@@ -53,14 +53,21 @@ lists_hello() {
   echo "-- $1 lists the model"
 }
 
+# Compile without writing anything; the compiler and Node's types are those of the TypeScript client.
+typed() {
+  local modules=$root/clients/typescript/node_modules
+  "$modules/.bin/tsc" --noEmit --strict --skipLibCheck false --module nodenext --target es2022 \
+    --lib es2023,dom,dom.iterable,dom.asynciterable,esnext.disposable --typeRoots "$modules/@types" --types node "$@"
+}
+
 if command -v npm > /dev/null; then
   make --no-print-directory typescript
-  (cd clients/typescript && npm pack --silent --pack-destination "$work" > /dev/null)
+  (cd clients/typescript && npm pack --loglevel=error --pack-destination "$work" > /dev/null)
   mkdir "$work/project"
   cd "$work/project"
-  npm init --yes --silent > /dev/null
-  npm pkg set --silent type=module
-  npm install --silent --no-audit --no-fund --prefer-offline "$work"/luthier-client-*.tgz
+  npm init --yes --loglevel=error > /dev/null
+  npm pkg set --loglevel=error type=module
+  npm install --loglevel=error --no-audit --no-fund --prefer-offline "$work"/luthier-client-*.tgz
   cat > list.js <<'JS'
 import { connect } from "luthier-client/node";
 import { FineTuningJobSchema } from "luthier-client/v1/fine_tuning_job";
@@ -77,6 +84,31 @@ for await (const model of client.models.list({ pageSize: 1 })) {
 client.close();
 JS
   lists_hello "TypeScript, in an empty project," "$(node list.js)"
+  # What a program in TypeScript sees of the package, its dependencies' types included, of Node's types alone.
+  cat > list.ts <<'TS'
+import { NotFound, Reason } from "luthier-client";
+import { type Client, connect } from "luthier-client/node";
+import type { FineTuningJob } from "luthier-client/v1/fine_tuning_job";
+import type { Model } from "luthier-client/v1/model";
+import { connect as connectWeb, type WebOptions } from "luthier-client/web";
+
+const options: WebOptions = { baseUrl: "https://luthier.example.org", apiKey: "k" };
+const clients: Client[] = [connect({ project: "p" }), connectWeb(options)];
+for (const client of clients) {
+  for await (const model of client.models.list({ pageSize: 1 })) {
+    const { name, etag }: Pick<Model, "name" | "etag"> = model;
+    console.log(name, etag.length);
+  }
+  const job: FineTuningJob = await client.jobs.wait("j", { onEvent: async (event) => console.log(event.sequence) });
+  // @ts-expect-error: a job has no such field.
+  console.log(job.noSuchField);
+  if (new NotFound("x").reason !== Reason.RESOURCE_NOT_FOUND) {
+    client.close();
+  }
+}
+TS
+  typed list.ts
+  echo "-- the package's types are whole"
   cd "$root"
 fi
 
@@ -97,7 +129,9 @@ export LUTHIER_CLIENT_API_KEY
 
 if command -v npm > /dev/null; then
   generate ts
-  [ -s "$work/ts/gen/luthier/v1/model_service_pb.ts" ]
+  ln -s "$root/clients/typescript/node_modules" "$work/ts/node_modules"
+  (cd "$work/ts" && echo '{ "type": "module" }' > package.json && typed $(find gen -name '*.ts'))
+  echo "-- TypeScript, generated, compiles"
 fi
 
 lists_hello "Python, generated," \

@@ -11,5 +11,5 @@ make --no-print-directory typescript
 cd clients/typescript
 "$root/.venv/bin/buf" generate ../../protos --path ../../protos/luthier/v1 --path ../../protos/third_party/google -o "$work"
 diff -r "$work/src/gen" src/gen || { echo "the generated code is not what protos/ says: make protos"; exit 1; }
-npm run --silent lint
-npm test --silent
+npm run --loglevel=error lint
+npm test --loglevel=error

@@ -19,6 +19,7 @@ from tests.evaluation.tiny_models import write_adapter, write_base
 from tests.work.keepers import HoldsOfAnyone
 
 from luthier.evaluation.__main__ import build, settings_of
+from luthier.evaluation.access import Access
 from luthier.evaluation.config import Config
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.engine import Start
@@ -48,6 +49,7 @@ from luthier.work.judge_access import JudgeAccess
 from luthier.work.link import WorkerLink
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
 
@@ -187,7 +189,10 @@ class Site:
             companions=(companion,),
         )
         stopping = asyncio.Event()
-        access = JudgeAccess(("127.0.0.1",), JUDGE_KEYS, {"JUDGE_KEY": JUDGE_KEY})
+        access = Access(
+            judges=JudgeAccess(("127.0.0.1",), JUDGE_KEYS, {"JUDGE_KEY": JUDGE_KEY}),
+            rewards=RewardAddresses(("127.0.0.1",)),
+        )
         evaluator = Evaluator(self.peers_address, held, access)
         with closing(held), closing(evaluator):
             runners = dict.fromkeys((TaskKind.EVALUATE, TaskKind.ANSWER_SHARE), evaluator)

@@ -94,7 +94,9 @@ async function* readBatches(
         yield batch;
         // Rows of other splits are left out, so the next row is not the first plus the count.
         const last: unknown = batch.getChild("row")?.get(batch.numRows - 1);
-        startRow = BigInt(last as number | bigint) + 1n;
+        if (batch.numRows > 0) {
+          startRow = BigInt(last as number | bigint) + 1n;
+        }
       }
     }
   } finally {

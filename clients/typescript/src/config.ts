@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
+import { checkedKey } from "./addresses.js";
 import { DEFAULT_PROJECT, DEFAULT_TIMEOUT_SECONDS } from "./client.js";
 import { InvalidArgument, Reason, Unauthenticated } from "./errors.js";
 
@@ -40,7 +41,7 @@ const CLIENT_VARIABLES: readonly string[] = [
 /**
  * Return the configuration: arguments before `environ` before defaults, as the Python client finds it.
  *
- * Throws InvalidArgument where a `LUTHIER_CLIENT_*` name is unknown or a value does not fit, Unauthenticated where no API
+ * Throws InvalidArgument where a `LUTHIER_CLIENT_*` name is unknown or a value does not fit (the key is not repeated), Unauthenticated where no API
  * key was given and none lies in the home (CREDENTIALS_MISSING).
  */
 export function readConfig(given: ConfigArguments = {}, environ: Environment = process.env): Config {
@@ -55,7 +56,7 @@ export function readConfig(given: ConfigArguments = {}, environ: Environment = p
   }
   const home = expanded(given.home || environ.LUTHIER_HOME || "~/.local/share/luthier");
   return {
-    apiKey: given.apiKey || environ.LUTHIER_CLIENT_API_KEY || keyInHome(home),
+    apiKey: checkedKey(given.apiKey || environ.LUTHIER_CLIENT_API_KEY || keyInHome(home)),
     project: given.project || environ.LUTHIER_CLIENT_PROJECT || DEFAULT_PROJECT,
     dataAddress: given.dataAddress || environ.LUTHIER_DATA_ADDRESS || "127.0.0.1:7601",
     trainingAddress: given.trainingAddress || environ.LUTHIER_TRAINING_ADDRESS || "127.0.0.1:7602",

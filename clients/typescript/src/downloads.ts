@@ -3,7 +3,7 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { mkdir, open, readdir, rename, rm, rmdir, stat } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import type { Client } from "./client.js";
 import { AlreadyExists, DataLoss, Reason } from "./errors.js";
 import type { ModelFile } from "./gen/luthier/v1/model_pb.js";
@@ -32,6 +32,7 @@ export async function download(
   options: DownloadOptions = {},
 ): Promise<void> {
   const { signal } = options;
+  const target = resolve(directory);
   const name = names.weights(client.scope.project, model);
   const { uid } = await client.models.get(name, { signal });
   const files: ModelFile[] = [];
@@ -39,15 +40,15 @@ export async function download(
     checkPath(file.path);
     files.push(file);
   }
-  if (await holdsAlready(directory, files, name)) {
+  if (await holdsAlready(target, files, name)) {
     return;
   }
-  const staging = `${directory}.partial`;
+  const staging = `${target}.partial`;
   await mkdir(staging, { recursive: true });
   for (const file of files) {
     await fetchFile({ client, name, uid, options }, file, staging);
   }
-  await moveIntoPlace(staging, directory, files);
+  await moveIntoPlace(staging, target, files);
 }
 
 interface Fetching {
@@ -164,6 +165,10 @@ async function moveIntoPlace(staging: string, directory: string, files: readonly
       await rm(join(staging, path));
     }
   }
-  await rmdir(directory).catch(() => undefined);
+  await rmdir(directory).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== "ENOENT") {
+      throw error;
+    }
+  });
   await rename(staging, directory);
 }

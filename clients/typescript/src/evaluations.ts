@@ -13,6 +13,8 @@ import {
   type GenerateTextRequest,
   GenerateTextRequestSchema,
   type GenerateTextResponse,
+  ScoreTextsRequestSchema,
+  type ScoreTextsResponse,
 } from "./gen/luthier/v1/evaluation_service_pb.js";
 import type { Event } from "./gen/luthier/v1/event_pb.js";
 import {
@@ -21,6 +23,7 @@ import {
   type SampleGrade,
   SampleSchema,
 } from "./gen/luthier/v1/grader_pb.js";
+import { TextToScoreSchema } from "./gen/luthier/v1/text_score_pb.js";
 import type { WebhookDelivery } from "./gen/luthier/v1/webhook_pb.js";
 import * as names from "./names.js";
 import { isRetryable } from "./retry.js";
@@ -137,6 +140,22 @@ export class Evaluations {
     for (const batch of batches(samples)) {
       yield* await graded(this.scope.of(options), grader, batch);
     }
+  }
+
+  /**
+   * Find how likely a model is to go on with given texts, at most 64 a call; no chat template stands beside them.
+   *
+   * In place of the model a whole request may be given, whose texts come before those given beside it.
+   */
+  async scoreTexts(
+    model: string | MessageInitShape<typeof ScoreTextsRequestSchema>,
+    texts: readonly MessageInitShape<typeof TextToScoreSchema>[] = [],
+    options: CallOptions = {},
+  ): Promise<ScoreTextsResponse> {
+    const request = owned(ScoreTextsRequestSchema, typeof model === "string" ? { model } : model);
+    request.model = names.askable(this.scope.project, request.model);
+    request.texts.push(...texts.map((text) => create(TextToScoreSchema, text)));
+    return call(this.scope.of(options), EvaluationService.method.scoreTexts, request);
   }
 
   private name(name: string): string {

@@ -22,8 +22,8 @@ export interface WatchOptions {
 export interface WaitOptions {
   /** Without it, for ever. */
   readonly timeoutSeconds?: number;
-  /** Sees every event from the beginning of the log. */
-  readonly onEvent?: (event: Event) => void;
+  /** Sees every event from the beginning of the log, one after the other: a promise is waited for. */
+  readonly onEvent?: ((event: Event) => void) | ((event: Event) => Promise<void>);
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -77,14 +77,13 @@ export async function wait<R extends Watched>(
   options: WaitOptions,
 ): Promise<R> {
   const { timeoutSeconds } = options;
-  const end = timeoutSeconds === undefined ? Number.POSITIVE_INFINITY : scope.now() + timeoutSeconds;
+  const end = timeoutSeconds === undefined ? undefined : scope.now() + timeoutSeconds;
   const { uid } = await call(scope, kind.reading, { name });
-  const left = (): number | undefined =>
-    timeoutSeconds === undefined ? undefined : Math.max(0.001, end - scope.now());
+  const left = (): number | undefined => (end === undefined ? undefined : Math.max(0.001, end - scope.now()));
   const reader = new EventReader(scope, kind, { name, uid, startSequence: 0n }, left);
   try {
     for (;;) {
-      const isOver = await passEventsOn(reader, options, () => scope.now() >= end);
+      const isOver = await passEventsOn(scope, reader, options, end);
       const resource = await call(scope, kind.reading, { name });
       requireSame(resource.name, uid, resource.uid);
       const state = stateOf(kind, resource);
@@ -162,22 +161,27 @@ class EventReader<R extends Watched> {
 
 /** Read to the end of the stream. Returns whether time ran out first. */
 async function passEventsOn<R extends Watched>(
+  scope: Scope,
   reader: EventReader<R>,
   options: WaitOptions,
-  isOver: () => boolean,
+  end: number | undefined,
 ): Promise<boolean> {
-  while (!isOver()) {
+  while (end === undefined || scope.now() < end) {
+    let event: Event | undefined;
     try {
-      const event = await reader.next();
-      if (event === undefined) {
-        return false;
-      }
-      options.onEvent?.(event);
+      event = await reader.next();
     } catch (error) {
-      if (!(error instanceof DeadlineExceeded)) {
+      if (!(error instanceof DeadlineExceeded) || end === undefined) {
         throw error;
       }
+      // It is somebody else's deadline where time is left, e.g. a proxy's.
+      await scope.sleep(Math.max(0, Math.min(POLL_SECONDS, end - scope.now())));
+      continue;
     }
+    if (event === undefined) {
+      return false;
+    }
+    await options.onEvent?.(event);
   }
   return true;
 }

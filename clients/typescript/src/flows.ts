@@ -9,7 +9,7 @@ import {
   type MessageInitShape,
   type MessageShape,
 } from "@bufbuild/protobuf";
-import { LuthierError, Reason } from "./errors.js";
+import { DeadlineExceeded, LuthierError, Reason } from "./errors.js";
 import { type Backoff, isRetryable } from "./retry.js";
 import type { OpenStream, Scope } from "./scope.js";
 
@@ -89,7 +89,7 @@ export class ResumedStream<I extends DescMessage, O extends DescMessage> {
         return message;
       } catch (error) {
         this.close();
-        await waitOrThrow(this.scope, this.backoff, error, isResumable);
+        await waitOrThrow(this.scope, this.backoff, error, (one) => this.isResumable(one));
       }
     }
   }
@@ -98,6 +98,12 @@ export class ResumedStream<I extends DescMessage, O extends DescMessage> {
   close(): void {
     this.stream?.cancel();
     this.stream = undefined;
+  }
+
+  private isResumable(error: LuthierError): boolean {
+    // A call without a deadline meets that of somebody between, e.g. a proxy, who breaks it off.
+    const isBrokenOff = error instanceof DeadlineExceeded && this.timeoutSeconds() === undefined;
+    return isBrokenOff || isRetryable(error) || error.reason === Reason.SLOW_READER;
   }
 
   private request(): MessageShape<I> {
@@ -121,10 +127,6 @@ export async function waitOrThrow(
     throw error;
   }
   await scope.sleep(backoff.delayAfter(error));
-}
-
-function isResumable(error: LuthierError): boolean {
-  return isRetryable(error) || error.reason === Reason.SLOW_READER;
 }
 
 function withRequestId<S extends DescMessage>(schema: S, request: MessageShape<S>): MessageShape<S> {

@@ -179,7 +179,7 @@ export class Jobs {
 function nameRewardModels(project: string, grader: Grader): void {
   if (grader.kind.case === "rewardModel") {
     const { value } = grader.kind;
-    value.model = value.model && names.child(project, "models", value.model);
+    value.model = value.model && names.weights(project, value.model);
   }
   if (grader.kind.case === "multi") {
     for (const inner of Object.values(grader.kind.value.graders)) {

@@ -2,6 +2,7 @@
 
 import { createConnection } from "node:net";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { isLoopbackAddress, isSecureAddress } from "./addresses.js";
 import { Client, type ClientOptions } from "./client.js";
 import { type ConfigArguments, readConfig } from "./config.js";
 import { InvalidArgument } from "./errors.js";
@@ -15,7 +16,6 @@ export * from "./index.js";
 /** What `connect` may be told; for the rest the environment and the home of `luthierd up` say it. */
 export interface NodeOptions extends ConfigArguments, Pick<ClientOptions, "headers" | "retry"> {}
 
-const LOOPBACK = ["127.", "localhost:", "[::1]:", "unix:"];
 const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
 /** A watch may be quiet for 15 s; a peer that vanished without a word is found out after 40 s. */
 const PINGS = { pingIntervalMs: 30_000, pingTimeoutMs: 10_000 };
@@ -62,21 +62,21 @@ function transports(sessions: Record<keyof Transports, Http2SessionManager>): Tr
 }
 
 function session(address: string): Http2SessionManager {
-  if (address.startsWith("https://")) {
+  if (isSecureAddress(address)) {
     return new Http2SessionManager(address, PINGS);
-  }
-  if (!LOOPBACK.some((start) => address.startsWith(start))) {
-    throw new InvalidArgument(
-      `address must be host:port on loopback or https://host:port, got '${address}':` +
-        " the API key would travel in the clear",
-      { metadata: { address } },
-    );
   }
   if (address.startsWith("unix:")) {
     const path = address.slice("unix:".length);
     return new Http2SessionManager("http://localhost", PINGS, {
       createConnection: () => createConnection(path),
     });
+  }
+  if (!isLoopbackAddress(address)) {
+    throw new InvalidArgument(
+      `address must be host:port on loopback, unix:/path or https://host:port, got '${address}':` +
+        " the API key would travel in the clear, or where nobody meant it to",
+      { metadata: { address } },
+    );
   }
   return new Http2SessionManager(`http://${address}`, PINGS);
 }

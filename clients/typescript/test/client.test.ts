@@ -38,6 +38,7 @@ const ARGUMENTS: Readonly<Record<string, readonly unknown[]>> = {
   "evaluations.create": [{ datasetVersion: "d/v", arms: [{ model: "m" }] }],
   "evaluations.list": [],
   "evaluations.grade": [{ name: "g" }, [{ outputText: "a" }]],
+  "evaluations.scoreTexts": ["m", [{ continuation: "a" }]],
   "aliases.create": [{}],
   "aliases.list": [],
   "aliases.move": ["a", "m"],
@@ -99,7 +100,12 @@ test("methods resolve short names in messages, and leave the caller's alone", as
         grader: {
           kind: {
             case: "multi",
-            value: { graders: { a: { kind: { case: "rewardModel", value: { model: "w" } } } } },
+            value: {
+              graders: {
+                a: { kind: { case: "rewardModel", value: { model: "w" } } },
+                b: { kind: { case: "rewardModel", value: { model: "j/c" } } },
+              },
+            },
           },
         },
       },
@@ -111,7 +117,9 @@ test("methods resolve short names in messages, and leave the caller's alone", as
   assert.equal(job.baseModel, "projects/default/models/m");
   assert.equal(job.rendering, "projects/other/renderings/r");
   assert.equal(job.mixedRenderings[0].rendering, "projects/default/renderings/s");
-  assert.equal(job.method.value.grader.kind.value.graders.a.kind.value.model, "projects/default/models/w");
+  const { graders } = job.method.value.grader.kind.value;
+  assert.equal(graders.a.kind.value.model, "projects/default/models/w");
+  assert.equal(graders.b.kind.value.model, "projects/default/fineTuningJobs/j/checkpoints/c");
   assert.equal(seen[0].fineTuningJobId, "j");
   assert.deepEqual(given, before);
 });

@@ -75,6 +75,72 @@ test("the key is not sent in the clear", () => {
   connect({ apiKey: "k", dataAddress: "https://127.0.0.1:1" }).close();
 });
 
+const MISLEADING = [
+  "127.0.0.1:1@evil.example:80",
+  "127.evil.example:80",
+  "localhost:1@evil.example",
+  "localhost.evil.example:80",
+  "localhost:80/path",
+  "localhost:80?query",
+  "127.0.0.256:80",
+  "127.1:80",
+  "127.0.0.1",
+  "127.0.0.1:",
+  "127.0.0.1:70000",
+  "[::1]evil.example:80",
+  "[::2]:80",
+  "http://127.0.0.1:80",
+  "https://good.example@evil.example",
+  "https://good.example/@evil.example",
+  "https://good.example?x",
+  "https://",
+];
+for (const dataAddress of MISLEADING) {
+  test(`the key is not sent to ${dataAddress}`, () => {
+    assert.throws(() => connect({ apiKey: "k", dataAddress }), {
+      name: "InvalidArgument",
+      message: /must be host:port on loopback/,
+    });
+  });
+}
+
+test("the key is sent to this machine and over TLS", () => {
+  const near = [
+    "127.0.0.1:1",
+    "127.255.0.9:65535",
+    "localhost:80",
+    "LOCALHOST:1",
+    "[::1]:7601",
+    "unix:/run/x",
+  ];
+  for (const dataAddress of [...near, "https://example.org", "https://[2001:db8::1]:443", "https://a-b.c/"]) {
+    connect({ apiKey: "k", dataAddress }).close();
+  }
+});
+
+test("a key that no header carries is refused, and not repeated", () => {
+  const folder = mkdtempSync(join(tmpdir(), "luthier-lines-"));
+  writeFileSync(join(folder, "api-key"), "sek\nret\n");
+  const given = [
+    () => readConfig({ apiKey: "sek\nret" }, {}),
+    () => readConfig({}, { LUTHIER_CLIENT_API_KEY: "sek\tret" }),
+    () => readConfig({ home: folder }, {}),
+    () => connect({ apiKey: "sekrét" }),
+  ];
+  try {
+    for (const reading of given) {
+      assert.throws(reading, (error: unknown) => {
+        assert.ok(error instanceof InvalidArgument);
+        assert.match(error.message, /the API key must consist of visible ASCII characters/);
+        assert.ok(!error.message.includes("sek"));
+        return true;
+      });
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
 test("names are completed below the project", () => {
   const full = "projects/p/datasets/d/versions/v1";
   assert.equal(names.child("p", "datasets", "d"), "projects/p/datasets/d");

@@ -4,7 +4,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { HandlerContext } from "@connectrpc/connect";
 import { FinishReason } from "#dist/gen/luthier/v1/evaluation_pb.js";
-import type { GenerateTextRequest, GradeSamplesRequest } from "#dist/gen/luthier/v1/evaluation_service_pb.js";
+import type {
+  GenerateTextRequest,
+  GradeSamplesRequest,
+  ScoreTextsRequest,
+} from "#dist/gen/luthier/v1/evaluation_service_pb.js";
 import { Cancelled, DataLoss, Unavailable } from "#dist/index.js";
 import { all, type ScriptedServices, Signal, stage, stopping, thrown } from "./scripted.js";
 
@@ -49,6 +53,28 @@ test("generate takes a whole request, and what is said beside it wins", async ()
     ],
   );
   assert.equal(wanted.model, "m");
+});
+
+test("texts to score are sent with those of a whole request before them", async () => {
+  await using at = await stage();
+  const seen: ScoreTextsRequest[] = [];
+  at.services.answers.scoreTexts = (request) => {
+    seen.push(request);
+    return { scores: request.texts.map(() => ({ logProbability: -1.5 })) };
+  };
+  const { evaluations } = at.client;
+  const told = await evaluations.scoreTexts("@production", [{ context: "Once", continuation: " upon" }]);
+  assert.equal(told.scores[0]?.logProbability, -1.5);
+  const wanted = { model: "m", texts: [{ continuation: "a" }] };
+  await evaluations.scoreTexts(wanted, [{ continuation: "b", rolling: true }]);
+  assert.deepEqual(
+    seen.map((one) => [one.model, one.texts.map((text) => text.continuation)]),
+    [
+      ["projects/default/modelAliases/production", [" upon"]],
+      ["projects/default/models/m", ["a", "b"]],
+    ],
+  );
+  assert.equal(wanted.texts.length, 1);
 });
 
 test("generate is tried again only while nothing has come", async () => {

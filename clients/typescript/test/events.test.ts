@@ -226,6 +226,66 @@ test("waiting ends when its time is over", async () => {
   assert.match(error.message, /still RUNNING after 0\.2 s/);
 });
 
+test("waiting passes events on one after the other, and what their function throws", async () => {
+  await using at = await stage();
+  ending(at.services, { state: FineTuningJob_State.SUCCEEDED }, "SUCCEEDED");
+  const order: string[] = [];
+  const onEvent = async (one: { sequence: bigint }): Promise<void> => {
+    order.push(`begin ${one.sequence}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    order.push(`end ${one.sequence}`);
+  };
+  await at.client.jobs.wait("j", { onEvent });
+  assert.deepEqual(order, ["begin 1", "end 1", "begin 2", "end 2"]);
+  const own = new DeadlineExceeded("the page that shows it is too slow");
+  for (const throwing of [() => Promise.reject(own), failing(own)]) {
+    const waiting = at.client.jobs.wait("j", { onEvent: throwing, timeoutSeconds: 5 });
+    assert.equal(await thrown(DeadlineExceeded, waiting), own);
+  }
+});
+
+function failing(error: Error): () => void {
+  return () => {
+    throw error;
+  };
+}
+
+/** A log whose call somebody between ends after each event, as a proxy does, with its own deadline. */
+function impatientLog(services: ScriptedServices, events: number): void {
+  services.answers.getFineTuningJob = () => ({ name: NAME, state: FineTuningJob_State.SUCCEEDED });
+  services.answers.watchFineTuningJob = async function* (request: { startSequence: bigint }) {
+    if (Number(request.startSequence) <= events) {
+      yield event(request.startSequence);
+      throw refusal(Code.DeadlineExceeded, "the proxy has waited long enough");
+    }
+  };
+}
+
+test("the deadline of somebody between is a break", async () => {
+  await using at = await stage();
+  impatientLog(at.services, 2);
+  assert.deepEqual(await sequences(at.client.jobs.watch("j")), [1, 2]);
+  for (const more of [{}, { timeoutSeconds: 30 }]) {
+    const seen: bigint[] = [];
+    await at.client.jobs.wait("j", { ...more, onEvent: (one) => seen.push(one.sequence) });
+    assert.deepEqual(seen, [1n, 2n]);
+  }
+});
+
+test("waiting for ever ends when nothing but deadlines comes, and does not ask without a pause", async () => {
+  const retry = { initialSeconds: 0.05, maxSeconds: 0.1, deadlineSeconds: 0.4 };
+  await using at = await stage({ retry });
+  at.services.answers.watchFineTuningJob = () => {
+    throw refusal(Code.DeadlineExceeded, "too late");
+  };
+  assert.match((await thrown(DeadlineExceeded, at.client.jobs.wait("j"))).message, /too late/);
+  assert.ok(at.services.count("watchFineTuningJob") < 20);
+  at.services.calls.watchFineTuningJob = 0;
+  const waiting = at.client.jobs.wait("j", { timeoutSeconds: 0.7 });
+  assert.match((await thrown(DeadlineExceeded, waiting)).message, /after 0\.7 s/);
+  assert.ok(at.services.count("watchFineTuningJob") <= 3);
+});
+
 test("waiting watches on when the stream ends early", async () => {
   await using at = await stage();
   const starts: bigint[] = [];

@@ -1,9 +1,12 @@
 /** Calls: retries, request ids, deadlines, errors, paging. */
 
 import assert from "node:assert/strict";
+import { createServer } from "node:http2";
+import type { AddressInfo } from "node:net";
 import { test } from "node:test";
 import { Code } from "@connectrpc/connect";
 import {
+  DataLoss,
   DeadlineExceeded,
   InvalidArgument,
   LuthierError,
@@ -13,6 +16,7 @@ import {
   Unauthenticated,
   Unavailable,
 } from "#dist/index.js";
+import { connect } from "#dist/node.js";
 import { API_KEY, all, clientOf, refusal, ScriptedServices, stage, stopping, thrown } from "./scripted.js";
 
 const UUID4 = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
@@ -180,6 +184,29 @@ test("an error without details has the reason of its class", async () => {
   };
   const error = await thrown(LuthierError, at.client.datasets.get("a"));
   assert.deepEqual([error.name, error.reason], ["FailedPrecondition", Reason.WRONG_STATE]);
+});
+
+test("a status whose details were mangled on the way is lost data, and is not asked for again", async () => {
+  let calls = 0;
+  const server = createServer((_, response) => {
+    calls += 1;
+    response.writeHead(200, {
+      "content-type": "application/grpc+proto",
+      "grpc-status": "14",
+      "grpc-message": "away",
+      "grpc-status-details-bin": "CA4SBGF3YXka/w",
+    });
+    response.end();
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const dataAddress = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+  try {
+    using client = connect({ apiKey: API_KEY, dataAddress });
+    const error = await thrown(DataLoss, client.datasets.get("a"));
+    assert.deepEqual([error.reason, calls], [Reason.DATA_CORRUPTED, 1]);
+  } finally {
+    server.close();
+  }
 });
 
 test("what a service aborts is no broken connection", async () => {

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
+import { writeFileSync } from "node:fs";
 import { mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -289,6 +290,26 @@ test("a download goes on where another process stopped, and begins anew after da
     const starts = store.offsets.filter(([path]) => path.startsWith("weights")).map(([, offset]) => offset);
     assert.deepEqual(starts, name === "damaged" ? [2, 0] : [MEBIBYTE]);
   }
+});
+
+test("a download's folder may be named with a slash at its end", async () => {
+  await using at = await stage();
+  new ModelStore(at.services);
+  await mkdir(join(folder, "slashed"));
+  await download(at.client, "m", `${join(folder, "slashed")}/`);
+  await assertWhole(join(folder, "slashed"));
+  assert.ok(!(await readdir(folder)).includes("slashed.partial"));
+});
+
+test("a download does not replace what came into its folder meanwhile", async () => {
+  await using at = await stage();
+  new ModelStore(at.services);
+  const directory = join(folder, "taken");
+  await mkdir(directory);
+  const onProgress = (): void => writeFileSync(join(directory, "mine"), "mine");
+  const failed = download(at.client, "m", directory, { onProgress });
+  await assert.rejects(failed, { code: "ENOTEMPTY", syscall: "rmdir" });
+  assert.deepEqual(await readdir(directory), ["mine"]);
 });
 
 test("a download leaves no folder when a checksum does not fit", async () => {

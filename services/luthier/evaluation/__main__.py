@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from luthier.evaluation import schema
+from luthier.evaluation.access import Access
 from luthier.evaluation.aliases.service import AliasService
 from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.config import Config
@@ -37,11 +38,13 @@ def build(parts: Parts, config: Config) -> Hosted:
     peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange(metrics=GenerationMetrics(parts.metrics.registry))
     webhook_config, targets = webhooks.read_targets()
-    outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets, judges=JudgeAccess.of(config))
+    rewards = RewardAddresses(config.reward_addresses)
+    access = Access(judges=JudgeAccess.of(config), rewards=rewards)
+    outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets, access=access)
     evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)
-    grading = GradingService(RewardAddresses(config.reward_addresses), config.projects)
+    grading = GradingService(rewards, config.projects)
     parts.at_end(grading.close)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens, config.projects),

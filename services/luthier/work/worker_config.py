@@ -25,7 +25,7 @@ class WorkerConfig:
     training_address: str
     evaluation_address: str
     reward_addresses: tuple[str, ...]
-    """Where a training worker may ask reward services: `host` is any port of it, `host:port` that port alone."""
+    """Where a worker may ask reward services: `host` is any port of it, `host:port` that port alone."""
     judge_addresses: tuple[str, ...]
     """Where an evaluation worker may ask language models that judge, written likewise."""
     judge_keys: tuple[str, ...]

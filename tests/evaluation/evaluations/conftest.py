@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from tests.evaluation.evaluations.memory_peers import BASE, PARENT, TUNED, VERSION, MemoryPeers
 from tests.work.keepers import MemoryKeeper
 
+from luthier.evaluation.access import Access
 from luthier.evaluation.evaluations.dealing import ShareHandler
 from luthier.evaluation.evaluations.service import EvaluationService, Outside
 from luthier.evaluation.evaluations.servicer import EvaluateHandler
@@ -27,6 +28,7 @@ from luthier.work.judge_access import JudgeAccess
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import Task, TaskKind
 from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1 import task_pb2
@@ -95,7 +97,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         peers=peers,
         elsewhere=elsewhere,
         webhooks=Targets(["127.0.0.1"]),
-        judges=JudgeAccess(("127.0.0.1",), ("JUDGE_KEY@127.0.0.1",)),
+        access=Access(
+            judges=JudgeAccess(("127.0.0.1",), ("JUDGE_KEY@127.0.0.1",)),
+            rewards=RewardAddresses(["127.0.0.1"]),
+        ),
     )
     service = EvaluationService(database, log, queue, blobs, outside)
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service))

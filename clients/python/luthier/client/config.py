@@ -1,6 +1,7 @@
 """What a client needs to know, and where it finds it: arguments, the environment, a profile, defaults."""
 
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from luthier.errors import InvalidArgument, Reason, Unauthenticated
 DEFAULT_HOME = "~/.local/share/luthier"
 _PREFIX = "LUTHIER_CLIENT_"
 _KEY_FILE = "api-key"
+_KEY = re.compile(r"[\x21-\x7e]*")
 _CLIENT_VARIABLES = frozenset(
     {
         "LUTHIER_CLIENT_API_KEY",
@@ -29,6 +31,9 @@ class ClientConfig:
 
     Addresses are `host:port` of a loopback host, `unix:/path`, or `https://host:port`. `timeout_seconds`
     bounds one attempt of a unary call. `api_key` is a secret and never part of the representation.
+
+    Raises:
+        InvalidArgument: The key, which is not repeated, has characters that no header carries, e.g. the end of a line.
     """
 
     api_key: str = field(repr=False)
@@ -38,6 +43,12 @@ class ClientConfig:
     evaluation_address: str = "127.0.0.1:7603"
     timeout_seconds: float = 30.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+    def __post_init__(self) -> None:
+        if not _KEY.fullmatch(self.api_key):
+            raise InvalidArgument(
+                "the API key must consist of visible ASCII characters, and has others, or spaces"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

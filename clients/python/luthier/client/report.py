@@ -13,7 +13,13 @@ from luthier.client.report_answers import answer_section
 from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.client.report_parts import estimate_cell, facts_table, section, table
 from luthier.client.report_style import STYLE
-from luthier.client.report_verdict import comparison_section, drift_section, headline, judge_section
+from luthier.client.report_verdict import (
+    comparison_section,
+    drift_section,
+    grader_section,
+    headline,
+    judge_section,
+)
 from luthier.client.scores import (
     estimate_words,
     lower_is_better,
@@ -75,6 +81,7 @@ def render_report(data: ReportData) -> str:
         "".join(f'<p class="warning">{escaped_html(warning)}</p>' for warning in evaluation.warnings),
         _results(evaluation),
         drift_section(evaluation),
+        grader_section(evaluation),
         judge_section(evaluation),
         comparison_section(evaluation),
         *(_run(run) for run in data.runs),

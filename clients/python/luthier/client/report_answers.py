@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from luthier.client.disagreements import contest_of, disagreements
 from luthier.client.escaping import escaped_html
+from luthier.client.graders import grade_lines
 from luthier.client.judges import judgement_words
 from luthier.client.report_parts import section
 from luthier.client.scores import is_right
@@ -69,7 +70,10 @@ def _answer(answer: ArmPrediction, place: str) -> str:
     kind, mark = ("", "") if right is None else ("right", "✓ right") if right else ("wrong", "✗ wrong")
     if answer.HasField("error"):
         kind, mark, text = "wrong", "no answer", f"{place}: {answer.error.message}"
+    grades = "".join(
+        f"<li>{escaped_html(f'grader {name}: {words}')}</li>" for name, words in grade_lines(answer)
+    )
     return (
         f'<div class="answer {kind}"><h4>{escaped_html(answer.arm_id)}<span>{mark}</span></h4>'
-        f"<pre>{escaped_html(text)}</pre></div>"
+        f"<pre>{escaped_html(text)}</pre>{f'<ul>{grades}</ul>' if grades else ''}</div>"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
 from luthier.client.escaping import escaped_html
+from luthier.client.graders import first_error, lost_words
 from luthier.client.judges import agreement_words, bias_words, error_words, pair_words
 from luthier.client.report_parts import estimate_cell, section, table
 from luthier.client.scores import difference_words, is_share, lower_is_better, main_score, verdict_word
@@ -112,6 +113,16 @@ def drift_section(evaluation: Evaluation) -> str:
         "right too. Divergence: how much less likely it finds what that arm says itself.</p>"
     )
     return section("What was forgotten", told + table(head, rows, numbers_from=1) if rows else "")
+
+
+def grader_section(evaluation: Evaluation) -> str:
+    """Return to how many answers each grader gave no score, and the first reason."""
+    rows = [
+        [escaped_html(one.name), escaped_html(lost_words(one)), escaped_html(first_error(one))]
+        for one in evaluation.grader_results
+    ]
+    told = "<p>An answer without a score of a grader counts in no score of it.</p>"
+    return section("Graders", told + table(["Grader", "Without a score", "First"], rows) if rows else "")
 
 
 def judge_section(evaluation: Evaluation) -> str:

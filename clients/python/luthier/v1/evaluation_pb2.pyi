@@ -14,6 +14,7 @@ from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import chat_pb2 as _chat_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import event_pb2 as _event_pb2
+from luthier.v1 import grader_pb2 as _grader_pb2
 from luthier.v1 import judge_pb2 as _judge_pb2
 from luthier.v1 import reference_pb2 as _reference_pb2
 from luthier.v1 import verdict_pb2 as _verdict_pb2
@@ -391,7 +392,9 @@ class ScoreEstimate(_message.Message):
     TEXT_FORM_FIELD_NUMBER: _builtins.int
     WHOLE_ANSWER_FIELD_NUMBER: _builtins.int
     score: _builtins.str
-    """Score, e.g. exact_match, field_match.record, field_match.fields, field_match.field.revenue, perplexity, judge.helpful."""
+    """Score, e.g. exact_match, field_match.record, field_match.fields, field_match.field.revenue, perplexity, judge.helpful,
+    grader.NAME.
+    """
     value: _builtins.float
     """The estimate."""
     lower: _builtins.float
@@ -984,6 +987,8 @@ class Evaluation(_message.Message):
     DRIFT_RESULTS_FIELD_NUMBER: _builtins.int
     JUDGES_FIELD_NUMBER: _builtins.int
     JUDGE_RESULTS_FIELD_NUMBER: _builtins.int
+    GRADERS_FIELD_NUMBER: _builtins.int
+    GRADER_RESULTS_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
     WEBHOOKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -1011,8 +1016,8 @@ class Evaluation(_message.Message):
     etag: _builtins.str
     """Changes with every change of the resource; how far it has come is none."""
     primary_score: _builtins.str
-    """Score that the verdict is about, one that the metrics or the judges give, e.g. field_match.fields or judge.helpful. Empty: that of the first metric which
-    says whether a whole answer is right, or its only one: exact_match, field_match.record, perplexity.
+    """Score that the verdict is about, one that the metrics, the judges or the graders give, e.g. field_match.fields or judge.helpful. Empty: that of
+    the first metric which says whether a whole answer is right, or its only one: exact_match, field_match.record, perplexity.
     """
     smallest_difference: _builtins.float
     """Smallest difference of the primary score that matters, in its own unit: 0.02 is two percentage points of a share. 0: not said, so
@@ -1124,6 +1129,17 @@ class Evaluation(_message.Message):
         """What is known of each judge, in their order. Set when SUCCEEDED."""
 
     @_builtins.property
+    def graders(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.Grader]:
+        """Graders of the answers, the same messages that reinforcement jobs learn from, at most 8; the record is `item`, as such a job's is. Each must
+        have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. A reward model must be none
+        of them, nor in one. Empty: none grades.
+        """
+
+    @_builtins.property
+    def grader_results(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.GraderResult]:
+        """What is known of each grader, in their order. Set when SUCCEEDED."""
+
+    @_builtins.property
     def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[_webhook_pb2.Webhook]:
         """Who is told when it has ended, at most 8. Empty: nobody. What became of it: ListEvaluationDeliveries."""
 
@@ -1168,12 +1184,14 @@ class Evaluation(_message.Message):
         drift_results: _abc.Iterable[Global___DriftResult] | None = ...,
         judges: _abc.Iterable[_judge_pb2.Judge] | None = ...,
         judge_results: _abc.Iterable[_judge_pb2.JudgeResult] | None = ...,
+        graders: _abc.Iterable[_grader_pb2.Grader] | None = ...,
+        grader_results: _abc.Iterable[_grader_pb2.GraderResult] | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
         webhooks: _abc.Iterable[_webhook_pb2.Webhook] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "drift", b"drift", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings", "webhooks", b"webhooks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "grader_results", b"grader_results", "graders", b"graders", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings", "webhooks", b"webhooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1205,12 +1223,34 @@ class ArmPrediction(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class GradesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _grader_pb2.SampleGrade: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _grader_pb2.SampleGrade | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ARM_ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     CORRECTNESS_FIELD_NUMBER: _builtins.int
+    GRADES_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm."""
     text: _builtins.str
@@ -1227,6 +1267,10 @@ class ArmPrediction(_message.Message):
     def error(self) -> _status_pb2.Status:
         """Why the arm could not answer this record: there is no text and no score then. Unset when it could."""
 
+    @_builtins.property
+    def grades(self) -> _containers.MessageMap[_builtins.str, _grader_pb2.SampleGrade]:
+        """What the graders made of it, by their names: a score, which is among `scores` too, or why there is none. Empty where there is no grader."""
+
     def __init__(
         self,
         *,
@@ -1236,10 +1280,11 @@ class ArmPrediction(_message.Message):
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         error: _status_pb2.Status | None = ...,
         correctness: Global___Correctness.ValueType = ...,
+        grades: _abc.Mapping[_builtins.str, _grader_pb2.SampleGrade] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "correctness", b"correctness", "error", b"error", "finish_reason", b"finish_reason", "scores", b"scores", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "correctness", b"correctness", "error", b"error", "finish_reason", b"finish_reason", "grades", b"grades", "scores", b"scores", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

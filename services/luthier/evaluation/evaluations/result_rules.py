@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from luthier.evaluation.evaluations.grader_rules import GRADER_RESULT_LIMITS, MAX_GRADERS
 from luthier.evaluation.evaluations.judge_rules import JUDGE_RESULT_LIMITS, MAX_JUDGES
 from luthier.evaluation.evaluations.rules import MAX_ARMS
 from luthier.evaluation.lineage import MAX_VERSIONS
@@ -118,6 +119,8 @@ RESULT_LIMITS: LimitTable = {
     **under("drift_results[]", _DRIFT),
     "judge_results": count(MAX_JUDGES, "judges"),
     **under("judge_results[]", JUDGE_RESULT_LIMITS),
+    "grader_results": count(MAX_GRADERS, "graders"),
+    **under("grader_results[]", GRADER_RESULT_LIMITS),
     **WARNINGS,
 }
 """What a worker may say of an evaluation that it ran, or could not run to its end."""

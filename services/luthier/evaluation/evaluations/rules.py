@@ -9,6 +9,7 @@ from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, 
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.bases import base_name
 from luthier.evaluation.evaluations.drift_rules import require_drift, resolve_drift
+from luthier.evaluation.evaluations.grader_rules import GRADER_LIMITS, graders_violations, require_graders
 from luthier.evaluation.evaluations.judge_rules import (
     JUDGE_LIMITS,
     check_judge_references,
@@ -81,6 +82,7 @@ LIMITS: LimitTable = {
     "display_name": DISPLAY_NAME,
     **VERDICT_LIMITS,
     **JUDGE_LIMITS,
+    **GRADER_LIMITS,
     **WEBHOOK_LIMITS,
 }
 """Of an evaluation with every default filled in."""
@@ -132,6 +134,7 @@ def check(evaluation: Evaluation) -> None:
             *_metric_violations(evaluation.metrics),
             *verdict_violations(evaluation),
             *judge_violations(evaluation),
+            *graders_violations(evaluation),
             *label_violations(evaluation.labels, "evaluation.labels"),
         ]
     )
@@ -223,7 +226,8 @@ def _arm(arm: EvaluationArm, base: str, reference: Callable[[str], ModelReferenc
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     """Return an evaluation with its outcome and its verdict; its results say which scores judge a whole answer.
 
-    Raises InvalidArgument for results of other arms or judges than it has, and for drift of others than it measures.
+    Raises InvalidArgument for results of other arms, judges or graders than it has, and for drift of others than it
+    measures.
     """
     _require_its_arms(evaluation, result)
     filled = _copy(evaluation)
@@ -233,6 +237,7 @@ def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     filled.num_records = result.num_records
     filled.drift_results.extend(result.drift_results)
     filled.judge_results.extend(result.judge_results)
+    filled.grader_results.extend(result.grader_results)
     if result.HasField("contamination"):
         filled.contamination.CopyFrom(result.contamination)
     for arm in filled.arm_results:
@@ -272,6 +277,7 @@ def _require_its_arms(evaluation: Evaluation, result: EvaluateResult) -> None:
             raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
     require_drift(evaluation, result.drift_results)
     require_judges(evaluation, result.judge_results)
+    require_graders(evaluation, result.grader_results)
 
 
 def _copy(evaluation: Evaluation) -> Evaluation:

@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
+from luthier.evaluation.access import Access
 from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.drift_rules import require_templates
-from luthier.evaluation.evaluations.judge_endpoints import require_endpoints
 from luthier.evaluation.evaluations.judge_rules import (
     judge_askings,
     judge_field,
@@ -37,7 +37,6 @@ from luthier.v1.event_pb2 import Progress
 from luthier.v1.reference_pb2 import Reference
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
-from luthier.work.judge_access import JudgeAccess
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
@@ -54,13 +53,13 @@ class Outside:
         peers: where records and models are.
         elsewhere: what they hold of other services.
         webhooks: where they may tell that they have ended.
-        judges: which judges outside of Luthier may be asked.
+        access: whom judges and graders may ask outside of Luthier.
     """
 
     peers: Origins
     elsewhere: Elsewhere
     webhooks: Targets
-    judges: JudgeAccess
+    access: Access
 
 
 class EvaluationService:
@@ -79,7 +78,7 @@ class EvaluationService:
         self._blobs = blobs
         self._elsewhere = outside.elsewhere
         self._webhooks = outside.webhooks
-        self._judges = outside.judges
+        self._access = outside.access
         self._rows = repository.evaluations()
         self._answers = repository.AnswerFiles()
         self._shares = repository.Shares()
@@ -90,8 +89,8 @@ class EvaluationService:
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:
         """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, ADDRESS_NOT_ALLOWED for a webhook or a judge, and
-        KEY_NOT_ALLOWED for a judge), NotFound for a version or a model, FailedPrecondition when one of them is not
+        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, ADDRESS_NOT_ALLOWED for a webhook, a judge or a grader,
+        and KEY_NOT_ALLOWED for a judge), NotFound for a version or a model, FailedPrecondition when one of them is not
         READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another
         service is away.
         """
@@ -102,7 +101,7 @@ class EvaluationService:
         evaluation.name = name
         rules.check(evaluation)
         rules.check_references(request.parent, evaluation)
-        require_endpoints(evaluation, self._judges)
+        self._access.require(evaluation)
         self._webhooks.require(evaluation.webhooks, "evaluation.webhooks")
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.

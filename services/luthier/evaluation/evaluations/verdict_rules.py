@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.bases import bases_of
 from luthier.evaluation.evaluations.drift_rules import DRIFT_LIMITS, drift_violations, set_baseline
+from luthier.evaluation.evaluations.grader_rules import scores_of_graders
 from luthier.evaluation.evaluations.judge_rules import scores_of_judges
 from luthier.grading.metrics.scores import find_score, main_score, scores_given
 from luthier.runtime.field_limits import Limit, LimitTable, characters, count, demanded
@@ -35,7 +36,7 @@ def default_score(metrics: Sequence[EvaluationMetric.ValueType]) -> str:
 def verdict_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
     """Yield what is asked of a resolved evaluation's verdict and cannot be answered."""
     metrics = [_name(metric) for metric in evaluation.metrics if metric]
-    given = [*scores_given(metrics), *scores_of_judges(evaluation)]
+    given = [*scores_given(metrics), *scores_of_judges(evaluation), *scores_of_graders(evaluation)]
     if evaluation.primary_score and not _is_given(evaluation.primary_score, given):
         yield _not_measured("evaluation.primary_score", evaluation.primary_score, given)
     arms = [arm.arm_id for arm in evaluation.arms]

@@ -7,15 +7,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple
 
 from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.evaluation.access import NOBODY, Access
 from luthier.evaluation.bases import side_by_side
+from luthier.evaluation.grading.samples import grading_pool
 from luthier.evaluation.precision import precision_of
 from luthier.evaluation.shares import ROWS_A_BATCH
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
 from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner, Manner, require_an_answer
+from luthier.evaluation.worker.assessing import Assessed, Assessing, Means
 from luthier.evaluation.worker.contamination import TrainingRecords
 from luthier.evaluation.worker.drift import Drift
-from luthier.evaluation.worker.judged import NOBODY_JUDGED, Judged
-from luthier.evaluation.worker.judging import Judging
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.outcome import result_of, write_answers
@@ -26,11 +27,13 @@ from luthier.evaluation.worker.wanted import Wanted, spec_of
 from luthier.text.records import SingleRecord
 from luthier.v1 import dataset_pb2, evaluation_pb2
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
-from luthier.work.judge_access import JudgeAccess
 from luthier.work.limits import answering_seconds
 from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
+_GRADING_PROCESSES = 2
+_GRADING_WAIT_SECONDS = 600.0
+"""A worker runs one task at a time: nobody else has them for longer than an answer may take."""
 _OF_THE_BASE = (evaluation_pb2.TEMPLATE_SOURCE_UNSPECIFIED, evaluation_pb2.TEMPLATE_SOURCE_BASE)
 
 
@@ -51,7 +54,7 @@ class Evaluator:
     Args:
         data_address: host:port of the Data service.
         models: the models in memory.
-        access: which judges outside of Luthier may be asked; None: none.
+        access: whom judges and graders may ask outside of Luthier.
         commit_seconds: time between commits of answers at least.
     """
 
@@ -59,13 +62,14 @@ class Evaluator:
         self,
         data_address: str,
         models: Models,
-        access: JudgeAccess | None = None,
+        access: Access = NOBODY,
         commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
         self._splits = Splits(data_address)
         self._training = TrainingRecords(data_address)
         self._models = models
-        self._access = access or JudgeAccess((), ())
+        self._pool = grading_pool(_GRADING_PROCESSES, _GRADING_WAIT_SECONDS)
+        self._means = Means(models=models, access=access, pool=self._pool)
         self._commit_seconds = commit_seconds
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
@@ -85,15 +89,15 @@ class Evaluator:
         grading = grading_of(evaluation, questions)
         shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
-        judging = self._judging(context, answered, questions, wanted)
+        assessing = Assessing(context, answered, questions, wanted, self._means)
         drift = _drift(context, answered, wanted)
         try:
             with _sizes_named(evaluation):
                 answers = self._asked(context, answered, questions, shots, wanted, drift)
-                judged = self._judged(context, judging, answers, wanted) if judging else NOBODY_JUDGED
+                assessed = assessing.assessed(answers)
             answered.commit()
             if not wanted.is_share:
-                return self._result(context, grading, questions, answers, judged, drift)
+                return self._result(context, grading, questions, answers, assessed, drift)
         except TaskCancelled as error:
             if not answered.num_records:
                 raise
@@ -111,6 +115,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Hang up."""
+        self._pool.close()
         self._splits.close()
         self._training.close()
 
@@ -140,46 +145,6 @@ class Evaluator:
                 if drift:
                     self._probe(context, loaded, arms, drift)
         return {arm.arm.arm_id: answers[arm.arm.arm_id] for arm in wanted.arms}
-
-    def _judging(
-        self, context: TaskContext, answered: Answered, questions: Sequence[Question], wanted: Wanted
-    ) -> Judging | None:
-        """Return what asks judges where there are some: by whoever scores. Raises as `Judging`."""
-        evaluation = spec_of(context.task).evaluation
-        if wanted.is_share or not evaluation.judges:
-            return None
-        judging = Judging(context, answered, evaluation, questions, self._access)
-        wanted.expect(judging.num_answers)
-        most_tokens = max(judge.max_new_tokens for judge in evaluation.judges)
-        context.announce(answering_seconds(judging.num_answers, most_tokens) + judging.endpoint_seconds)
-        return judging
-
-    def _judged(
-        self, context: TaskContext, judging: Judging, answers: Mapping[str, ArmAnswers], wanted: Wanted
-    ) -> Judged:
-        """Have all judges judge what the arms said; models one base after the other, as arms are."""
-        judging.begin({arm_id: said.records for arm_id, said in answers.items()}, wanted.num_all)
-        judging.ask_endpoints()
-        spec = spec_of(context.task)
-        precision = precision_of(spec.evaluation.base_precision)
-        for judges in side_by_side(spec.judges, wanted.base_of):
-            base = wanted.base(judges[0])
-            with self._models.base(
-                base, lambda: context.token, context.check, precision=precision, log=context.log
-            ) as loaded:
-                self._ask_judges(context, loaded, judges, judging)
-        return judging.judged()
-
-    def _ask_judges(
-        self,
-        context: TaskContext,
-        loaded: LoadedModel,
-        judges: Sequence[task_pb2.ArmModel],
-        judging: Judging,
-    ) -> None:
-        for judge in judges:
-            with self._adapter(context, loaded, judge) as name:
-                judging.ask_model(loaded, judge, name)
 
     def _probe(
         self, context: TaskContext, loaded: LoadedModel, arms: Sequence[task_pb2.ArmModel], drift: Drift
@@ -246,14 +211,14 @@ class Evaluator:
         grading: Grading,
         questions: Sequence[Question],
         answers: Mapping[str, ArmAnswers],
-        judged: Judged,
+        assessed: Assessed,
         drift: Drift | None,
     ) -> task_pb2.TaskResult:
         context.progress("scoring", 0, 0, "arms")
         path = context.scratch / "predictions"
         learnt = self._training.look_up(context, questions)
         outcome = result_of(
-            context.task.evaluate.evaluation, grading, questions, answers, judged, learnt, path
+            context.task.evaluate.evaluation, grading, questions, answers, assessed, learnt, path
         )
         outcome.warnings.extend(_unknown(context.task.evaluate.arms))
         if drift:

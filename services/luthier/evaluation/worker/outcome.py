@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from luthier.evaluation.worker.arm import ArmAnswers
+from luthier.evaluation.worker.assessing import NOT_ASSESSED, Assessed
 from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.contamination import Learnt, clean_answers, scored_apart, warnings_of
-from luthier.evaluation.worker.judged import NOBODY_JUDGED, Judged
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading
 from luthier.evaluation.worker.scoring import Answer, estimates
+from luthier.grading.graded_scores import scores_of
 from luthier.text.records import ChatRecord
 from luthier.text.rendering import reference_text
 from luthier.v1 import chat_pb2, evaluation_pb2
@@ -24,32 +25,34 @@ def result_of(
     grading: Grading,
     questions: Sequence[Question],
     answers: Mapping[str, ArmAnswers],
-    judged: Judged,
+    assessed: Assessed,
     learnt: Learnt | None,
     path: Path,
 ) -> task_pb2.EvaluateResult:
     """Return the outcome of an evaluation, less its `predictions`, which are written to `path`.
 
-    `judged` is what judges said. `learnt` are the records that tuned models learnt from: they count in no comparison.
-    None: nobody looked.
+    `assessed` is what judges and graders said. `learnt` are the records that tuned models learnt from: they count in no
+    comparison. None: nobody looked.
     """
-    scored = {arm_id: _scored(arm_id, said, questions, grading, judged) for arm_id, said in answers.items()}
-    arms = list(answers)
+    scored = {arm_id: _scored(arm_id, said, questions, grading, assessed) for arm_id, said in answers.items()}
+    arms, named = list(answers), scores_of(evaluation.graders)
     held = learnt.held if learnt else {}
     said = {arm_id: answers[arm_id].records for arm_id in arms}
     failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
-    apart = scored_apart(learnt, scored, evaluation.seed) if learnt else None
+    apart = scored_apart(learnt, scored, evaluation.seed, named) if learnt else None
     learnt_warnings = warnings_of(apart, len(questions)) if apart else ()
     unknown = [warning for arm_id in arms for warning in _unknown_ending(arm_id, answers[arm_id])]
     return task_pb2.EvaluateResult(
         arm_results=[
-            _arm_result(arm_id, answers[arm_id], scored[arm_id], evaluation.seed) for arm_id in arms
+            _arm_result(arm_id, answers[arm_id], estimates(scored[arm_id], evaluation.seed, named))
+            for arm_id in arms
         ],
         comparisons=comparisons_of(evaluation, clean_answers(scored, held)),
-        num_records=write_answers(grading, questions, said, path, range(len(questions)), judged),
-        warnings=[*failures, *unknown, *grading.warnings, *judged.warnings, *learnt_warnings],
+        num_records=write_answers(grading, questions, said, path, range(len(questions)), assessed),
+        warnings=[*failures, *unknown, *grading.warnings, *assessed.warnings, *learnt_warnings],
         contamination=apart,
-        judge_results=judged.results,
+        judge_results=assessed.judged.results,
+        grader_results=assessed.graded.results,
     )
 
 
@@ -59,7 +62,7 @@ def write_answers(
     said: Mapping[str, Sequence[task_pb2.AnsweredRecord]],
     path: Path,
     rows: range,
-    judged: Judged = NOBODY_JUDGED,
+    assessed: Assessed = NOT_ASSESSED,
 ) -> int:
     """Write what the arms said to some records, as far as they came, as a file of predictions; return their number."""
     by_row = {arm_id: {record.row: record for record in records} for arm_id, records in said.items()}
@@ -69,7 +72,7 @@ def write_answers(
             questions[row],
             {arm_id: found[row] for arm_id, found in by_row.items() if row in found},
             grading,
-            judged,
+            assessed,
         )
         for row in rows
     )
@@ -77,15 +80,15 @@ def write_answers(
 
 
 def _scored(
-    arm_id: str, said: ArmAnswers, questions: Sequence[Question], grading: Grading, judged: Judged
+    arm_id: str, said: ArmAnswers, questions: Sequence[Question], grading: Grading, assessed: Assessed
 ) -> list[Answer]:
     """A record that failed has no score: it counts in nothing."""
     return [
         Answer(
             text=record.text,
             finish_reason=evaluation_pb2.FinishReason.Name(record.finish_reason),
-            scores={**_scores(record, question, grading), **judged.scores.get((arm_id, record.row), {})},
-            points=judged.points.get((arm_id, record.row), {}),
+            scores={**_scores(record, question, grading), **assessed.scores(arm_id, record.row)},
+            points=assessed.judged.points.get((arm_id, record.row), {}),
             nll=record.nll,
             num_tokens=record.num_reference_tokens,
         )
@@ -98,11 +101,11 @@ def _scores(record: task_pb2.AnsweredRecord, question: Question, grading: Gradin
 
 
 def _arm_result(
-    arm_id: str, said: ArmAnswers, scored: Sequence[Answer], seed: int
+    arm_id: str, said: ArmAnswers, scores: Sequence[evaluation_pb2.ScoreEstimate]
 ) -> evaluation_pb2.ArmResult:
     return evaluation_pb2.ArmResult(
         arm_id=arm_id,
-        scores=estimates(scored, seed),
+        scores=scores,
         num_generated_tokens=sum(record.num_generated_tokens for record in said.records),
         num_prompt_tokens=said.num_prompt_tokens,
         duration_seconds=said.duration_seconds,
@@ -138,7 +141,7 @@ def _prediction(
     question: Question,
     said: Mapping[str, task_pb2.AnsweredRecord],
     grading: Grading,
-    judged: Judged,
+    assessed: Assessed,
 ) -> evaluation_pb2.Prediction:
     record = question.record
     if isinstance(record, ChatRecord):
@@ -155,15 +158,17 @@ def _prediction(
         reference=reference_text(record),
         filename=question.filename,
         line=question.line,
-        judgements=judged.judgements.get(row, ()),
+        judgements=assessed.judged.judgements.get(row, ()),
     )
     for arm_id, found in said.items():
         answer = prediction.answers.add(
             arm_id=arm_id,
             text=found.text,
             finish_reason=found.finish_reason,
-            scores={**_scores(found, question, grading), **judged.scores.get((arm_id, row), {})},
+            scores={**_scores(found, question, grading), **assessed.scores(arm_id, row)},
         )
         if found.HasField("error"):
             answer.error.CopyFrom(found.error)
+        for name, grade in assessed.graded.of(arm_id, row).items():
+            answer.grades[name].CopyFrom(grade)
     return prediction

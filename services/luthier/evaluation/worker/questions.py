@@ -20,13 +20,17 @@ _MESSAGE_CHARACTERS = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A record of the version: what is asked, the answer that is right, and where it came from."""
+    """A record of the version: what is asked, the answer that is right, and where it came from.
+
+    `item_json` is the record as graders see it.
+    """
 
     record_id: str
     row: int
     record: SingleRecord
     filename: str = ""
     line: int = 0
+    item_json: str = ""
 
     @property
     def place(self) -> str:

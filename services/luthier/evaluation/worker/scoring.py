@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, Reason
+from luthier.grading.graded_scores import NameScore
 from luthier.grading.metrics.intervals import Interval, bootstrap_mean, bootstrap_perplexity, wilson
 from luthier.grading.metrics.paired import (
     PairedDifference,
@@ -15,7 +16,7 @@ from luthier.grading.metrics.paired import (
     real_difference,
     share_difference,
 )
-from luthier.grading.metrics.scores import PERPLEXITY, ScoreKind, score_named
+from luthier.grading.metrics.scores import PERPLEXITY, Score, ScoreKind, score_named
 from luthier.grading.metrics.text_form import TEXT_FORM
 from luthier.v1 import evaluation_pb2
 
@@ -47,8 +48,12 @@ class Answer:
     points: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.ScoreEstimate]:
+def estimates(
+    answers: Sequence[Answer], seed: int, named: NameScore = score_named
+) -> list[evaluation_pb2.ScoreEstimate]:
     """Return every score of an arm: its mean over the records that have it, with a 95 % interval.
+
+    `named` says what each score is.
 
     Raises:
         ValueError: a score is unknown or not of its kind.
@@ -57,16 +62,18 @@ def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.Score
     found = []
     for name in names_of(answers):
         values = [answer.scores[name] for answer in answers if name in answer.scores]
-        found.append(_estimate(name, values, seed))
+        found.append(_estimate(named(name), name, values, seed))
     if any(answer.num_tokens for answer in answers):
         nll, tokens = _references(answers)
         with _named_failure():
-            found.append(_message(PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed)))
+            found.append(
+                _message(named(PERPLEXITY), PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed))
+            )
     return found
 
 
 def differences(
-    candidate: Sequence[Answer], baseline: Sequence[Answer]
+    candidate: Sequence[Answer], baseline: Sequence[Answer], named: NameScore = score_named
 ) -> Iterator[tuple[str, PairedDifference]]:
     """Yield each score that both arms have with its difference, record by record. Raises as `estimates`.
 
@@ -81,7 +88,7 @@ def differences(
         ]
         if pairs:
             left, right = zip(*pairs, strict=True)
-            yield name, _DIFFERENCES[score_named(name).kind](left, right)
+            yield name, _DIFFERENCES[named(name).kind](left, right)
     measured = [
         (left, right)
         for left, right in zip(candidate, baseline, strict=True)
@@ -125,17 +132,16 @@ def _named_failure() -> Iterator[None]:
         raise FailedPrecondition(message, reason=Reason.LOSS_NOT_FINITE) from error
 
 
-def _estimate(name: str, values: Sequence[float], seed: int) -> evaluation_pb2.ScoreEstimate:
-    if score_named(name).kind is not ScoreKind.BINARY:
-        return _message(name, bootstrap_mean(values, seed=seed))
+def _estimate(score: Score, name: str, values: Sequence[float], seed: int) -> evaluation_pb2.ScoreEstimate:
+    if score.kind is not ScoreKind.BINARY:
+        return _message(score, name, bootstrap_mean(values, seed=seed))
     wrong = [value for value in values if value not in (0.0, 1.0)]
     if wrong:
         raise ValueError(f"{name} is BINARY: its values must be 0 or 1, got {wrong[:3]}")
-    return _message(name, wilson(round(sum(values)), len(values)))
+    return _message(score, name, wilson(round(sum(values)), len(values)))
 
 
-def _message(name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
-    score = score_named(name)
+def _message(score: Score, name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
     form = f"TEXT_FORM_{TEXT_FORM}" if score.compares_text else "TEXT_FORM_UNSPECIFIED"
     return evaluation_pb2.ScoreEstimate(
         score=name,

@@ -152,7 +152,12 @@ def _questions(stored: Sequence[_Stored]) -> list[Question]:
             refused.append((one, error))
             continue
         question = Question(
-            row=one.row, record_id=one.record_id, record=record, filename=one.filename, line=one.line
+            row=one.row,
+            record_id=one.record_id,
+            record=record,
+            filename=one.filename,
+            line=one.line,
+            item_json=one.text,
         )
         questions.append(question)
     if refused:

@@ -37,6 +37,8 @@ class Score:
 PERPLEXITY = "perplexity"
 JUDGED = "judge."
 """What the scores of judges begin with; an evaluation that has judges gives one for each."""
+GRADED = "grader."
+"""What the scores of graders begin with; `graded_scores` has what values those of a given grader have."""
 _SCORES = (
     Score(name="exact_match", metric="EXACT_MATCH", kind=ScoreKind.BINARY, whole_answer=True),
     Score(name="field_match.fields", metric="FIELD_MATCH", kind=ScoreKind.FRACTION),
@@ -51,6 +53,7 @@ _SCORES = (
         compares_text=False,
     ),
     Score(name=JUDGED, metric="JUDGE", kind=ScoreKind.FRACTION, compares_text=False),
+    Score(name=GRADED, metric="GRADER", kind=ScoreKind.REAL, compares_text=False),
 )
 _BY_NAME = {score.name: score for score in _SCORES}
 _FAMILIES = tuple(score for score in _SCORES if score.name.endswith("."))

@@ -13,6 +13,7 @@ from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
+from luthier.v1 import grader_pb2 as _grader_pb2
 from luthier.v1 import judge_pb2 as _judge_pb2
 from luthier.v1 import model_pb2 as _model_pb2
 from luthier.v1 import rendering_pb2 as _rendering_pb2
@@ -1371,6 +1372,7 @@ class AnsweredRecord(_message.Message):
     NUM_REFERENCE_TOKENS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    GRADE_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Position among the records asked, from 0."""
     text: _builtins.str
@@ -1391,6 +1393,10 @@ class AnsweredRecord(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens of the answer, without what ended it. Empty where nobody asks what other models find of them."""
 
+    @_builtins.property
+    def grade(self) -> _grader_pb2.SampleGrade:
+        """What a grader made of an answer. Unset in an answer itself, and where there was none to grade."""
+
     def __init__(
         self,
         *,
@@ -1402,10 +1408,11 @@ class AnsweredRecord(_message.Message):
         num_reference_tokens: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        grade: _grader_pb2.SampleGrade | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "grade", b"grade"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_reference_tokens", b"num_reference_tokens", "row", b"row", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "grade", b"grade", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_reference_tokens", b"num_reference_tokens", "row", b"row", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1423,7 +1430,7 @@ class AnsweredBatch(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm, or what of it: drift/ARM and more of the same are its answers to the general suite, and what it finds of the baseline's;
-    judge/JUDGE is what a judge said.
+    judge/JUDGE is what a judge said; grader/GRADER/ARM is what a grader made of the arm's answers.
     """
     first_row: _builtins.int
     """First row of the batch."""
@@ -1463,6 +1470,7 @@ class EvaluateResult(_message.Message):
     CONTAMINATION_FIELD_NUMBER: _builtins.int
     DRIFT_RESULTS_FIELD_NUMBER: _builtins.int
     JUDGE_RESULTS_FIELD_NUMBER: _builtins.int
+    GRADER_RESULTS_FIELD_NUMBER: _builtins.int
     num_records: _builtins.int
     """Records asked."""
     @_builtins.property
@@ -1495,6 +1503,10 @@ class EvaluateResult(_message.Message):
     def judge_results(self) -> _containers.RepeatedCompositeFieldContainer[_judge_pb2.JudgeResult]:
         """What is known of the judges. Empty where there is none."""
 
+    @_builtins.property
+    def grader_results(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.GraderResult]:
+        """What is known of the graders. Empty where there is none."""
+
     def __init__(
         self,
         *,
@@ -1506,10 +1518,11 @@ class EvaluateResult(_message.Message):
         contamination: _evaluation_pb2.Contamination | None = ...,
         drift_results: _abc.Iterable[_evaluation_pb2.DriftResult] | None = ...,
         judge_results: _abc.Iterable[_judge_pb2.JudgeResult] | None = ...,
+        grader_results: _abc.Iterable[_grader_pb2.GraderResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "drift_results", b"drift_results", "judge_results", b"judge_results", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "drift_results", b"drift_results", "grader_results", b"grader_results", "judge_results", b"judge_results", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

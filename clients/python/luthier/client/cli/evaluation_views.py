@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from luthier.client.askings import asked_with, bases_below
+from luthier.client.cli.grades import add_grades, grader_table
 from luthier.client.cli.judging import add_judgements, judge_table, pair_lines
 from luthier.client.cli.views import facts, failure, split_name, state, table, waiting, when
 from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
@@ -96,6 +97,7 @@ def evaluation_facts(evaluation: Evaluation) -> Group:
     for made in (
         _score_table(evaluation),
         _drift_table(evaluation),
+        grader_table(evaluation),
         judge_table(evaluation),
         comparison_table(evaluation.comparisons),
     ):
@@ -198,3 +200,4 @@ def _add_answer(made: Table, prediction: Prediction, answer: ArmPrediction) -> N
     right = is_right(answer)
     mark = Text("") if right is None else Text("\u2713", "green") if right else Text("\u2717", "red")
     made.add_row("", answer.arm_id, mark, answer.text)
+    add_grades(made, answer)

@@ -16,7 +16,7 @@ from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.evaluation_results import compare, diff, export, report
 from luthier.client.cli.grading import grade
 from luthier.client.cli.groups import SuggestingGroup
-from luthier.client.cli.judge_files import judge_option
+from luthier.client.cli.message_options import grader_option, judge_option
 from luthier.client.cli.notifying import delivery_table, notify_option
 from luthier.client.cli.opening import open_evaluation
 from luthier.client.cli.session import Session, pass_session
@@ -141,6 +141,7 @@ def _kind() -> type[Evaluation]:
     field="drift.baseline_arm_id",
     help="The arm that they are held against; measures drift. [default: the first prompting arm]",
 )
+@grader_option
 @judge_option
 @field_option(
     "--max-workers",

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file luthier/v1/grader.proto.
  */
 export const file_luthier_v1_grader: GenFile = /*@__PURE__*/
-  fileDesc("ChdsdXRoaWVyL3YxL2dyYWRlci5wcm90bxIKbHV0aGllci52MSLpAwoGR3JhZGVyEhIKBG5hbWUYASABKAlCBOJBAQESOwoMc3RyaW5nX2NoZWNrGAIgASgLMh0ubHV0aGllci52MS5TdHJpbmdDaGVja0dyYWRlckIE4kEBAUgAEkEKD3RleHRfc2ltaWxhcml0eRgDIAEoCzIgLmx1dGhpZXIudjEuVGV4dFNpbWlsYXJpdHlHcmFkZXJCBOJBAQFIABIuCgVtdWx0aRgEIAEoCzIXLmx1dGhpZXIudjEuTXVsdGlHcmFkZXJCBOJBAQFIABI3Cgpqc29uX21hdGNoGAUgASgLMhsubHV0aGllci52MS5Kc29uTWF0Y2hHcmFkZXJCBOJBAQFIABI7CgxudW1iZXJfbWF0Y2gYBiABKAsyHS5sdXRoaWVyLnYxLk51bWJlck1hdGNoR3JhZGVyQgTiQQEBSAASLgoFcmVnZXgYByABKAsyFy5sdXRoaWVyLnYxLlJlZ2V4R3JhZGVyQgTiQQEBSAASMAoGcmVtb3RlGAggASgLMhgubHV0aGllci52MS5SZW1vdGVHcmFkZXJCBOJBAQFIABI7CgxyZXdhcmRfbW9kZWwYCSABKAsyHS5sdXRoaWVyLnYxLlJld2FyZE1vZGVsR3JhZGVyQgTiQQEBSABCBgoEa2luZCL4AQoRU3RyaW5nQ2hlY2tHcmFkZXISEwoFaW5wdXQYASABKAlCBOJBAQISFwoJcmVmZXJlbmNlGAIgASgJQgTiQQEBEkAKCW9wZXJhdGlvbhgDIAEoDjInLmx1dGhpZXIudjEuU3RyaW5nQ2hlY2tHcmFkZXIuT3BlcmF0aW9uQgTiQQECInMKCU9wZXJhdGlvbhIZChVPUEVSQVRJT05fVU5TUEVDSUZJRUQQABIQCgxPUEVSQVRJT05fRVEQARIQCgxPUEVSQVRJT05fTkUQAhISCg5PUEVSQVRJT05fTElLRRADEhMKD09QRVJBVElPTl9JTElLRRAEIpMDChRUZXh0U2ltaWxhcml0eUdyYWRlchITCgVpbnB1dBgBIAEoCUIE4kEBAhIXCglyZWZlcmVuY2UYAiABKAlCBOJBAQISTAoRZXZhbHVhdGlvbl9tZXRyaWMYAyABKA4yKy5sdXRoaWVyLnYxLlRleHRTaW1pbGFyaXR5R3JhZGVyLlNpbWlsYXJpdHlCBOJBAQIi/gEKClNpbWlsYXJpdHkSGgoWU0lNSUxBUklUWV9VTlNQRUNJRklFRBAAEhoKFlNJTUlMQVJJVFlfRlVaWllfTUFUQ0gQARITCg9TSU1JTEFSSVRZX0JMRVUQAhITCg9TSU1JTEFSSVRZX0dMRVUQAxIWChJTSU1JTEFSSVRZX1JPVUdFXzEQBBIWChJTSU1JTEFSSVRZX1JPVUdFXzIQBRIWChJTSU1JTEFSSVRZX1JPVUdFXzMQBhIWChJTSU1JTEFSSVRZX1JPVUdFXzQQBxIWChJTSU1JTEFSSVRZX1JPVUdFXzUQCBIWChJTSU1JTEFSSVRZX1JPVUdFX0wQCSIyCgpTY29yZVJhbmdlEhEKA21pbhgBIAEoAUIE4kEBARIRCgNtYXgYAiABKAFCBOJBAQEi2wEKC011bHRpR3JhZGVyEjsKB2dyYWRlcnMYASADKAsyJC5sdXRoaWVyLnYxLk11bHRpR3JhZGVyLkdyYWRlcnNFbnRyeUIE4kEBAhIeChBjYWxjdWxhdGVfb3V0cHV0GAIgASgJQgTiQQECEisKBXJhbmdlGAMgASgLMhYubHV0aGllci52MS5TY29yZVJhbmdlQgTiQQEBGkIKDEdyYWRlcnNFbnRyeRILCgNrZXkYASABKAkSIQoFdmFsdWUYAiABKAsyEi5sdXRoaWVyLnYxLkdyYWRlcjoCOAEiagoPSnNvbk1hdGNoR3JhZGVyEhMKBWlucHV0GAEgASgJQgTiQQECEhcKCXJlZmVyZW5jZRgCIAEoCUIE4kEBAhIUCgZmaWVsZHMYAyADKAlCBOJBAQESEwoFd2hvbGUYBCABKAhCBOJBAQEinAEKEU51bWJlck1hdGNoR3JhZGVyEhMKBWlucHV0GAEgASgJQgTiQQECEhcKCXJlZmVyZW5jZRgCIAEoCUIE4kEBAhIgChJhYnNvbHV0ZV90b2xlcmFuY2UYAyABKAFCBOJBAQESIAoScmVsYXRpdmVfdG9sZXJhbmNlGAQgASgBQgTiQQEBEhUKB3BhdHRlcm4YBSABKAlCBOJBAQEiUwoLUmVnZXhHcmFkZXISEwoFaW5wdXQYASABKAlCBOJBAQISFQoHcGF0dGVybhgCIAEoCUIE4kEBAhIYCgpmdWxsX21hdGNoGAMgASgIQgTiQQEBIo8BCgxSZW1vdGVHcmFkZXISFQoHYWRkcmVzcxgBIAEoCUIE4kEBAhIrCgVyYW5nZRgCIAEoCzIWLmx1dGhpZXIudjEuU2NvcmVSYW5nZUIE4kEBARIdCg90aW1lb3V0X3NlY29uZHMYAyABKAFCBOJBAQESHAoObWF4X2JhdGNoX3NpemUYBCABKAVCBOJBAQEiLgoRUmV3YXJkTW9kZWxHcmFkZXISGQoFbW9kZWwYASABKAlCCuJBAQL6QQMKASoiPAoGU2FtcGxlEhcKCWl0ZW1fanNvbhgBIAEoCUIE4kEBARIZCgtvdXRwdXRfdGV4dBgCIAEoCUIE4kEBASLRAQoLU2FtcGxlR3JhZGUSFQoFc2NvcmUYASABKAFCBOJBAQNIABIpCgVlcnJvchgCIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzQgTiQQEDSAASQgoLcGFydF9zY29yZXMYAyADKAsyJy5sdXRoaWVyLnYxLlNhbXBsZUdyYWRlLlBhcnRTY29yZXNFbnRyeUIE4kEBAxoxCg9QYXJ0U2NvcmVzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4AUIJCgdvdXRjb21lYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_resource, file_google_rpc_status]);
+  fileDesc("ChdsdXRoaWVyL3YxL2dyYWRlci5wcm90bxIKbHV0aGllci52MSLpAwoGR3JhZGVyEhIKBG5hbWUYASABKAlCBOJBAQESOwoMc3RyaW5nX2NoZWNrGAIgASgLMh0ubHV0aGllci52MS5TdHJpbmdDaGVja0dyYWRlckIE4kEBAUgAEkEKD3RleHRfc2ltaWxhcml0eRgDIAEoCzIgLmx1dGhpZXIudjEuVGV4dFNpbWlsYXJpdHlHcmFkZXJCBOJBAQFIABIuCgVtdWx0aRgEIAEoCzIXLmx1dGhpZXIudjEuTXVsdGlHcmFkZXJCBOJBAQFIABI3Cgpqc29uX21hdGNoGAUgASgLMhsubHV0aGllci52MS5Kc29uTWF0Y2hHcmFkZXJCBOJBAQFIABI7CgxudW1iZXJfbWF0Y2gYBiABKAsyHS5sdXRoaWVyLnYxLk51bWJlck1hdGNoR3JhZGVyQgTiQQEBSAASLgoFcmVnZXgYByABKAsyFy5sdXRoaWVyLnYxLlJlZ2V4R3JhZGVyQgTiQQEBSAASMAoGcmVtb3RlGAggASgLMhgubHV0aGllci52MS5SZW1vdGVHcmFkZXJCBOJBAQFIABI7CgxyZXdhcmRfbW9kZWwYCSABKAsyHS5sdXRoaWVyLnYxLlJld2FyZE1vZGVsR3JhZGVyQgTiQQEBSABCBgoEa2luZCL4AQoRU3RyaW5nQ2hlY2tHcmFkZXISEwoFaW5wdXQYASABKAlCBOJBAQISFwoJcmVmZXJlbmNlGAIgASgJQgTiQQEBEkAKCW9wZXJhdGlvbhgDIAEoDjInLmx1dGhpZXIudjEuU3RyaW5nQ2hlY2tHcmFkZXIuT3BlcmF0aW9uQgTiQQECInMKCU9wZXJhdGlvbhIZChVPUEVSQVRJT05fVU5TUEVDSUZJRUQQABIQCgxPUEVSQVRJT05fRVEQARIQCgxPUEVSQVRJT05fTkUQAhISCg5PUEVSQVRJT05fTElLRRADEhMKD09QRVJBVElPTl9JTElLRRAEIpMDChRUZXh0U2ltaWxhcml0eUdyYWRlchITCgVpbnB1dBgBIAEoCUIE4kEBAhIXCglyZWZlcmVuY2UYAiABKAlCBOJBAQISTAoRZXZhbHVhdGlvbl9tZXRyaWMYAyABKA4yKy5sdXRoaWVyLnYxLlRleHRTaW1pbGFyaXR5R3JhZGVyLlNpbWlsYXJpdHlCBOJBAQIi/gEKClNpbWlsYXJpdHkSGgoWU0lNSUxBUklUWV9VTlNQRUNJRklFRBAAEhoKFlNJTUlMQVJJVFlfRlVaWllfTUFUQ0gQARITCg9TSU1JTEFSSVRZX0JMRVUQAhITCg9TSU1JTEFSSVRZX0dMRVUQAxIWChJTSU1JTEFSSVRZX1JPVUdFXzEQBBIWChJTSU1JTEFSSVRZX1JPVUdFXzIQBRIWChJTSU1JTEFSSVRZX1JPVUdFXzMQBhIWChJTSU1JTEFSSVRZX1JPVUdFXzQQBxIWChJTSU1JTEFSSVRZX1JPVUdFXzUQCBIWChJTSU1JTEFSSVRZX1JPVUdFX0wQCSIyCgpTY29yZVJhbmdlEhEKA21pbhgBIAEoAUIE4kEBARIRCgNtYXgYAiABKAFCBOJBAQEi2wEKC011bHRpR3JhZGVyEjsKB2dyYWRlcnMYASADKAsyJC5sdXRoaWVyLnYxLk11bHRpR3JhZGVyLkdyYWRlcnNFbnRyeUIE4kEBAhIeChBjYWxjdWxhdGVfb3V0cHV0GAIgASgJQgTiQQECEisKBXJhbmdlGAMgASgLMhYubHV0aGllci52MS5TY29yZVJhbmdlQgTiQQEBGkIKDEdyYWRlcnNFbnRyeRILCgNrZXkYASABKAkSIQoFdmFsdWUYAiABKAsyEi5sdXRoaWVyLnYxLkdyYWRlcjoCOAEiagoPSnNvbk1hdGNoR3JhZGVyEhMKBWlucHV0GAEgASgJQgTiQQECEhcKCXJlZmVyZW5jZRgCIAEoCUIE4kEBAhIUCgZmaWVsZHMYAyADKAlCBOJBAQESEwoFd2hvbGUYBCABKAhCBOJBAQEinAEKEU51bWJlck1hdGNoR3JhZGVyEhMKBWlucHV0GAEgASgJQgTiQQECEhcKCXJlZmVyZW5jZRgCIAEoCUIE4kEBAhIgChJhYnNvbHV0ZV90b2xlcmFuY2UYAyABKAFCBOJBAQESIAoScmVsYXRpdmVfdG9sZXJhbmNlGAQgASgBQgTiQQEBEhUKB3BhdHRlcm4YBSABKAlCBOJBAQEiUwoLUmVnZXhHcmFkZXISEwoFaW5wdXQYASABKAlCBOJBAQISFQoHcGF0dGVybhgCIAEoCUIE4kEBAhIYCgpmdWxsX21hdGNoGAMgASgIQgTiQQEBIo8BCgxSZW1vdGVHcmFkZXISFQoHYWRkcmVzcxgBIAEoCUIE4kEBAhIrCgVyYW5nZRgCIAEoCzIWLmx1dGhpZXIudjEuU2NvcmVSYW5nZUIE4kEBARIdCg90aW1lb3V0X3NlY29uZHMYAyABKAFCBOJBAQESHAoObWF4X2JhdGNoX3NpemUYBCABKAVCBOJBAQEiLgoRUmV3YXJkTW9kZWxHcmFkZXISGQoFbW9kZWwYASABKAlCCuJBAQL6QQMKASoiPAoGU2FtcGxlEhcKCWl0ZW1fanNvbhgBIAEoCUIE4kEBARIZCgtvdXRwdXRfdGV4dBgCIAEoCUIE4kEBASLRAQoLU2FtcGxlR3JhZGUSFQoFc2NvcmUYASABKAFCBOJBAQNIABIpCgVlcnJvchgCIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzQgTiQQEDSAASQgoLcGFydF9zY29yZXMYAyADKAsyJy5sdXRoaWVyLnYxLlNhbXBsZUdyYWRlLlBhcnRTY29yZXNFbnRyeUIE4kEBAxoxCg9QYXJ0U2NvcmVzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4AUIJCgdvdXRjb21lIlYKDEdyYWRlckVycm9ycxIUCgZyZWFzb24YASABKAlCBOJBAQMSEwoFY291bnQYAiABKANCBOJBAQMSGwoNZmlyc3RfbWVzc2FnZRgDIAEoCUIE4kEBAyKGAQoMR3JhZGVyUmVzdWx0EhIKBG5hbWUYASABKAlCBOJBAQMSGAoKbnVtX2dyYWRlZBgCIAEoA0IE4kEBAxIYCgpudW1fZXJyb3JzGAMgASgDQgTiQQEDEi4KBmVycm9ycxgEIAMoCzIYLmx1dGhpZXIudjEuR3JhZGVyRXJyb3JzQgTiQQEDYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_resource, file_google_rpc_status]);
 
 /**
  * Grader gives an answer a score, or says why it cannot: an error is never a score.
@@ -27,7 +27,8 @@ export const file_luthier_v1_grader: GenFile = /*@__PURE__*/
  */
 export type Grader = Message<"luthier.v1.Grader"> & {
   /**
-   * Name for people, at most 64 characters; errors say it. Empty means none.
+   * Name for people, at most 64 characters; errors say it. Empty means none. The graders of an evaluation must have one, which their score
+   * is called by.
    *
    * @generated from field: string name = 1;
    */
@@ -647,4 +648,81 @@ export type SampleGrade = Message<"luthier.v1.SampleGrade"> & {
  */
 export const SampleGradeSchema: GenMessage<SampleGrade> = /*@__PURE__*/
   messageDesc(file_luthier_v1_grader, 11);
+
+/**
+ * GraderErrors are the answers that a grader gave no score for one reason.
+ *
+ * @generated from message luthier.v1.GraderErrors
+ */
+export type GraderErrors = Message<"luthier.v1.GraderErrors"> & {
+  /**
+   * The reason, as errors have it, e.g. GRADER_INPUT_INVALID.
+   *
+   * @generated from field: string reason = 1;
+   */
+  reason: string;
+
+  /**
+   * How many answers.
+   *
+   * @generated from field: int64 count = 2;
+   */
+  count: bigint;
+
+  /**
+   * Words of the first.
+   *
+   * @generated from field: string first_message = 3;
+   */
+  firstMessage: string;
+};
+
+/**
+ * Describes the message luthier.v1.GraderErrors.
+ * Use `create(GraderErrorsSchema)` to create a new message.
+ */
+export const GraderErrorsSchema: GenMessage<GraderErrors> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_grader, 12);
+
+/**
+ * GraderResult says of how many answers of an evaluation a grader has no score, and why.
+ *
+ * @generated from message luthier.v1.GraderResult
+ */
+export type GraderResult = Message<"luthier.v1.GraderResult"> & {
+  /**
+   * The grader's name.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Answers of all arms that it was given. Records that an arm could not answer are none of them.
+   *
+   * @generated from field: int64 num_graded = 2;
+   */
+  numGraded: bigint;
+
+  /**
+   * Those that it gave no score. They count in no score.
+   *
+   * @generated from field: int64 num_errors = 3;
+   */
+  numErrors: bigint;
+
+  /**
+   * The same by their reasons, the most frequent first.
+   *
+   * @generated from field: repeated luthier.v1.GraderErrors errors = 4;
+   */
+  errors: GraderErrors[];
+};
+
+/**
+ * Describes the message luthier.v1.GraderResult.
+ * Use `create(GraderResultSchema)` to create a new message.
+ */
+export const GraderResultSchema: GenMessage<GraderResult> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_grader, 13);
 
