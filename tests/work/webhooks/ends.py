@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +46,7 @@ async def check_end_is_one(
 
     await end()
     assert (await family.read(name)).message.state == state
-    ((number, told),) = await family.deliveries(before.uid, 0, 10)
+    found: Sequence[tuple[int, WebhookDelivery]] = await family.deliveries(before.uid, 0, 10)
+    ((number, told),) = found
     assert (number, told.state) == (1, WebhookDelivery.STATE_PENDING)
     return told
