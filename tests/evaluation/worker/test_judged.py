@@ -10,7 +10,7 @@ from luthier.errors.status import failure_to_status
 from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.judged import Item, Judged, judged_by
 from luthier.evaluation.worker.scoring import Answer
-from luthier.v1.evaluation_pb2 import VERDICT_BETTER, Evaluation, EvaluationArm
+from luthier.v1.evaluation_pb2 import FINISH_REASON_LENGTH, VERDICT_BETTER, Evaluation, EvaluationArm
 from luthier.v1.judge_pb2 import Judge, JudgePreference, PairwiseJudging, RubricJudging
 from luthier.worker.v1.task_pb2 import AnsweredRecord
 
@@ -125,6 +125,16 @@ def test_a_scale_is_a_share_from_its_worst_to_its_best() -> None:
     assert not found.points
     assert found.judgements[1][0].number == 4
     assert [(one.reason, one.count) for one in found.results[0].errors] == [("JUDGE_ANSWER_INVALID", 1)]
+
+
+def test_a_judgement_that_was_cut_is_none() -> None:
+    record = AnsweredRecord(text="It says:\nScore: 5", finish_reason=FINISH_REASON_LENGTH)
+    judge = Judge(judge_id="scale", rubric=RubricJudging(least=1, most=5), max_new_tokens=8)
+    found = judged_by(judge, [Item(row=0, arm_id="zero", prompt="")], [record], 0)
+    assert not found.scores
+    (told,) = found.results[0].errors
+    assert told.reason == Reason.JUDGE_ANSWER_INVALID
+    assert "must end within max_new_tokens, got more than 8" in told.first_message
 
 
 def test_each_pair_of_arms_is_compared_by_its_own_points() -> None:

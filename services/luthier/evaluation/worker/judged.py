@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from luthier.errors import Failure
+from luthier.errors import Failure, Reason
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.grading.judging import read_number, read_preference
 from luthier.grading.metrics.intervals import Interval, wilson
 from luthier.grading.metrics.paired import share_difference
 from luthier.grading.metrics.scores import JUDGED
 from luthier.grading.outcomes import CODES, GradingError
+from luthier.v1.evaluation_pb2 import FINISH_REASON_LENGTH
 from luthier.v1.judge_pb2 import (
     JUDGE_PREFERENCE_FIRST,
     JUDGE_PREFERENCE_SECOND,
@@ -132,6 +133,10 @@ def _judgement(judge: Judge, item: Item, record: task_pb2.AnsweredRecord) -> Jud
         one.error.CopyFrom(record.error)
         return one
     try:
+        if record.finish_reason == FINISH_REASON_LENGTH:
+            # What it would have ended with is not known: a last line that is there is a quoted or a half one.
+            words = f"what a judge says must end within max_new_tokens, got more than {judge.max_new_tokens}"
+            raise GradingError(Reason.JUDGE_ANSWER_INVALID, words)
         if judge.HasField("rubric"):
             one.number = read_number(record.text, judge.rubric.least, judge.rubric.most)
         else:
