@@ -175,5 +175,5 @@ def test_likelihoods_of_turns_are_refused(services: Any, client: Client, tmp_pat
     (tmp_path / "choices.yaml").write_text(json.dumps(task))
     model = LuthierLM("m", client=client)
     assert run_tasks(model, ["choices"], folders=[tmp_path])["results"]["choices"]
-    with pytest.raises(InvalidArgument, match="must be of tasks that generate.*got 'luthier-turns:"):
+    with pytest.raises(InvalidArgument, match=r"must be of tasks that generate.*got 'luthier-turns:"):
         run_tasks(model, ["choices"], folders=[tmp_path], chat=True)
