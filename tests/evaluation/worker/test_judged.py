@@ -85,6 +85,18 @@ def test_a_judge_that_does_not_mind_the_order_has_no_bias() -> None:
     assert (told.num_wins, told.num_ties, told.num_losses, told.num_contradictions) == (12, 2, 6, 0)
 
 
+def test_rivals_of_a_record_do_not_make_a_judge_surer() -> None:
+    said = [("Better: A", "Better: B")] * 12 + [("Better: A", "Better: A")] * 8
+    (alone,) = judged_by(PAIRS, *pairs(*said), 0).results
+    parts = [pairs(*said, rival=rival) for rival in ("zero", "few", "many")]
+    items = [one for part in parts for one in part[0]]
+    records = [one for part in parts for one in part[1]]
+    (three,) = judged_by(PAIRS, items, records, 0).results
+    assert (three.agreement, three.position_bias) == (alone.agreement, alone.position_bias)
+    assert three.agreement.count == 20
+    assert (alone.agreement.lower, alone.agreement.upper) == pytest.approx((0.3866, 0.7812), abs=1e-4)
+
+
 def test_errors_are_counted_by_their_reasons_and_said() -> None:
     said = [(None, None), ("no idea", "Better: A"), ("Better: A", "Better: B")]
     found = judged_by(PAIRS, *pairs(*said), 0)
