@@ -222,10 +222,12 @@ def _estimates(results: Mapping[str, Any]) -> Iterator[ScoreEstimate]:
                 continue
             is_share = metric.startswith(_SHARES) and 0 <= value <= 1
             is_better = results["higher_is_better"].get(task, {}).get(metric)
+            lower, upper = _bounds(value, metrics.get(f"{metric}_stderr,{name}"), is_share=is_share)
             yield ScoreEstimate(
                 score=".".join(("lm_eval", task, metric, *([name] if name != "none" else []))),
                 value=value,
-                **_bounds(value, metrics.get(f"{metric}_stderr,{name}"), is_share=is_share),
+                lower=lower,
+                upper=upper,
                 count=count,
                 kind=SCORE_KIND_FRACTION if is_share else SCORE_KIND_REAL,
                 direction=SCORE_DIRECTION_LOWER_IS_BETTER
@@ -234,14 +236,12 @@ def _estimates(results: Mapping[str, Any]) -> Iterator[ScoreEstimate]:
             )
 
 
-def _bounds(value: float, error: object, *, is_share: bool) -> dict[str, float]:
-    """Return none where the harness knows no standard error: bounds at the value would claim that it is certain."""
+def _bounds(value: float, error: object, *, is_share: bool) -> tuple[float, float]:
+    """Return 0 for both where the harness knows no standard error: at the value they would claim that it is certain."""
     if not isinstance(error, int | float) or not math.isfinite(error):
-        return {}
+        return 0.0, 0.0
     lower, upper = value - _NORMAL_95 * error, value + _NORMAL_95 * error
-    return (
-        {"lower": max(lower, 0.0), "upper": min(upper, 1.0)} if is_share else {"lower": lower, "upper": upper}
-    )
+    return (max(lower, 0.0), min(upper, 1.0)) if is_share else (lower, upper)
 
 
 def _pair(context: str, continuation: str) -> TextToScore:
