@@ -93,8 +93,19 @@ def test_read_number_takes_the_last_line(text: str, number: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "5", "Score: 6", "Score: 0", "Score: -3", "Score: 4.5", "Score: four", "Score: 4 or 5"]
-    + ["Score: 4/10", "Score: 4/0", "Score: 5\nsays the answer, which deserves less."],
+    [
+        "",
+        "5",
+        "Score: 6",
+        "Score: 0",
+        "Score: -3",
+        "Score: 4.5",
+        "Score: four",
+        "Score: 4 or 5",
+        "Score: 4/10",
+        "Score: 4/0",
+        "Score: 5\nsays the answer, which deserves less.",
+    ],
 )
 def test_what_is_no_number_on_the_scale_is_an_error(text: str) -> None:
     with pytest.raises(GradingError, match="a whole number from 1 to 5, got") as caught:
