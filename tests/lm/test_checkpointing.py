@@ -114,7 +114,7 @@ def test_only_what_is_not_kept_is_computed_again(
         return count
 
     for name, module, function in (
-        ("norm", rms_norm, "_problem"),
+        ("norm", rms_norm, "problem_of"),
         ("attention", attention, "_problem"),
         ("product", lora_linear, "product"),
     ):
