@@ -47,6 +47,24 @@ def upgrade(url: str, version_directories: Sequence[Path]) -> None:
             engine.dispose()
 
 
+def require_current(url: str, version_directories: Sequence[Path]) -> None:
+    """Raise FailedPrecondition unless a database that is there has the schema of the code. Changes nothing."""
+    engine = _engine(url)
+    try:
+        with engine.connect() as connection:
+            current = set(MigrationContext.configure(connection).get_current_heads())
+    finally:
+        engine.dispose()
+    script = ScriptDirectory.from_config(_config(version_directories))
+    if current != set(script.get_heads()):
+        path = check_url(url).database
+        raise FailedPrecondition(
+            f"the database {path} must be of this version, it holds revision {', '.join(sorted(current)) or 'none'}; "
+            "start its service with this version, which migrates it, or run the version that it is of",
+            metadata={"revisions": ",".join(sorted(current))},
+        )
+
+
 def differences(url: str, metadata: MetaData) -> list[Any]:
     """Return how a migrated database differs from the tables that the code declares: empty when it does not.
 
