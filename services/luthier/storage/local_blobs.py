@@ -4,9 +4,9 @@ root/blobs/ab/<digest>      ab = the first two digits of the digest
 root/incoming/<random>      on their way in: locked by their writer, swept when it is gone, at start and while files
                             are left; `<random>.mark` is locked by the store itself (`storage.inbox`)
 root/staging/<sha256(key)>  staged bytes; the same with `.digest` behind it: the blob they became
-root/age.lock               shared by who makes a blob young, held alone by who collects one that is old
 
-When a blob was put last is its file's time of change. Nothing else changes a file that is in place.
+When a blob was put last is its file's time of change; nothing else changes a file that is in place. The lock of
+root/blobs is shared by who makes a blob young, and held alone by who collects one that is old.
 """
 
 import fcntl
@@ -77,7 +77,6 @@ class LocalBlobStore:
         self._mark: Path | None = None
         self._marking = Lock()
         self._staging = root / "staging"
-        self._age_lock = root / "age.lock"
         root.mkdir(parents=True, exist_ok=True)
         for directory in (self._blobs, self._incoming, self._staging):
             make_directory(directory)
@@ -269,9 +268,12 @@ class LocalBlobStore:
 
     @contextmanager
     def _ages(self, operation: int) -> Iterator[None]:
-        with self._age_lock.open("ab") as lock:
-            fcntl.flock(lock, operation)
+        descriptor = os.open(self._blobs, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, operation)
             yield
+        finally:
+            os.close(descriptor)
 
     def _set_aside(self, digest: str, put_before: float) -> tuple[int, Path | None]:
         """Take an old blob out of its place; returns its size and where it is now."""
