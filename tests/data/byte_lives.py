@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -189,7 +190,11 @@ async def uploaded(uploads: UploadService, site: Site) -> str:
         offset = upload.persisted_size_bytes
         data = LINES[:half] if offset == 0 else LINES[offset:]
         chunk = WriteUploadRequest(
-            name=name, offset=offset, data=data, finish=offset + len(data) == len(LINES)
+            name=name,
+            offset=offset,
+            data=data,
+            crc32=zlib.crc32(data),
+            finish=offset + len(data) == len(LINES),
         )
         upload = await uploads.write(name, chunk)
     return name
