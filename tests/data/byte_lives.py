@@ -310,7 +310,7 @@ async def live(folder: Path, kind: str) -> None:
     # Opened once more, which sweeps what a kill left aside.
     LocalBlobStore(folder / "blobs")
     left = [path.name for path in (folder / "blobs").rglob("*") if path.is_file()]
-    assert left == []
+    assert left == [], "nothing is left beside blobs either"
 
 
 async def check(folder: Path, kind: str) -> list[str]:

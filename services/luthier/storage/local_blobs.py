@@ -362,7 +362,9 @@ class LocalBlobStore:
         return Blob(digest=digest, size_bytes=size_bytes) if self._refreshed(self._path(digest)) else None
 
     def _discard_staged(self, key: str) -> None:
-        for path in self._staged(key):
+        staged, committed = self._staged(key)
+        # A kill while a digest is written leaves that aside.
+        for path in (staged, committed, *self._staging.glob(f".{committed.name}.*")):
             path.unlink(missing_ok=True)
             self._staged_files.drop(path)
         sync_directory(self._staging)

@@ -37,7 +37,6 @@ async def needs_of(connection: AsyncConnection, *families: Rows[Any, Any]) -> As
     for rows in families:
         after = ""
         while found := await rows.all(connection, after, _ROWS_AT_ONCE):
-            for stored in found:
-                for digest in rows.blobs_of(stored):
-                    yield Need(owner=stored.uid, name=stored.message.name, digest=digest)
+            for stored, digest in ((one, digest) for one in found for digest in rows.blobs_of(one)):
+                yield Need(owner=stored.uid, name=stored.message.name, digest=digest)
             after = found[-1].uid
