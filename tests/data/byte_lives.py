@@ -85,7 +85,7 @@ class Site:
     async def send(self, task: task_pb2.Task, data: bytes) -> task_pb2.BlobFile:
         """Give the service a file as workers do, and collect at the worst moments."""
         digest = sha256(data).hexdigest()
-        of_task = {"task": task.task, "epoch": task.epoch}
+        of_task: dict[str, Any] = {"task": task.task, "epoch": task.epoch}
         granted = await self.call("GrantBlob", **of_task, sha256=[digest])
         await collect_later(self.database, self.blobs)
         if granted.missing_sha256:

@@ -57,7 +57,7 @@ def count_steps(kill_at: int, seen: Callable[[str], None]) -> None:
         step("commit")
         await commit(unit)
 
-    database_module._Unit.commit = committed  # type: ignore[method-assign]
+    database_module._Unit.commit = committed  # type: ignore[method-assign,assignment]
 
 
 def forked(work: Callable[[], Any], report: Path) -> int:

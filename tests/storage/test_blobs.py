@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Reason
-from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore
+from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore, ListedBlob
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
@@ -242,7 +242,8 @@ async def test_list_yields_every_blob_in_order_page_by_page(store: BlobStore) ->
     sizes = {sha256(b"x" * size): size for size in range(20)}
     for size in range(20):
         await store.put_bytes(b"x" * size)
-    found, after = [], ""
+    found: list[ListedBlob] = []
+    after = ""
     while page := await store.list(after, 7):
         found += page
         after = page[-1].digest

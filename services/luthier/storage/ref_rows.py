@@ -6,7 +6,7 @@ What stands here is as it was on the day of those migrations, and never changes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import op
@@ -52,7 +52,7 @@ def refer_family(
         after = rows[-1].uid
 
 
-def parts(family: str, table: str, owner: str, *columns: str) -> Iterator[sa.Row[tuple[object, ...]]]:
+def parts(family: str, table: str, owner: str, *columns: str) -> Iterator[Any]:
     """Yield the uid of a resource that is not deleted and columns of a row that is part of it, for each such row.
 
     `owner`: the column of the table that holds the uid.
