@@ -25,7 +25,7 @@ class _Refusing(grpc.GenericRpcHandler):
     """Refuses every method."""
 
     def __init__(self) -> None:
-        self._handler = grpc.unary_unary_rpc_method_handler(self._refuse)
+        self._handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(self._refuse)
 
     def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         return self._handler
