@@ -218,7 +218,7 @@ async def test_the_log_says_what_a_refused_call_was_about(
     monkeypatch.setattr(logging.getLogger("luthier.access"), "disabled", False)
     caplog.set_level("INFO", "luthier.access")
     async with serve(tmp_path / "home", projects=("ours",), request_type=type(request_)) as site:
-        call = site.wire.unary_unary(f"/{ECHO}/Create")
+        call: Any = site.wire.unary_unary(f"/{ECHO}/Create")
         with pytest.raises(grpc.aio.AioRpcError):
             await call(request_.SerializeToString(), metadata=site.metadata(), timeout=10)
     (line,) = [one for one in caplog.records if one.name == "luthier.access"]
