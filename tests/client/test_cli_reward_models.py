@@ -15,6 +15,7 @@ from luthier.grading.asked import reward_model_names
 Run = Callable[..., Result]
 MODELS = "projects/default/models"
 ALONE = "reward_model: {model: helpful}\n"
+CHECKPOINT = "reward_model: {model: judge/step-4}\n"
 WITHIN = f"""
 multi:
   graders:
@@ -26,7 +27,13 @@ multi:
 
 
 @pytest.mark.parametrize(
-    ("text", "names"), [(ALONE, ["helpful"]), (WITHIN, ["other", "helpful", "safe"])], ids=["alone", "multi"]
+    ("text", "names"),
+    [
+        (ALONE, ["models/helpful"]),
+        (CHECKPOINT, ["fineTuningJobs/judge/checkpoints/step-4"]),
+        (WITHIN, ["models/other", "models/helpful", "models/safe"]),
+    ],
+    ids=["alone", "checkpoint", "multi"],
 )
 @pytest.mark.parametrize("command", ["create", "plan"])
 def test_reinforcement_names_reward_models_of_the_project(
@@ -39,4 +46,6 @@ def test_reinforcement_names_reward_models_of_the_project(
     assert result.exit_code == 0, result.output
     method = "CreateFineTuningJob" if command == "create" else "PlanFineTuningJob"
     grader = creating.one(method).fine_tuning_job.reinforcement.grader
-    assert [name for _, name in reward_model_names(grader, "")] == [f"{MODELS}/{name}" for name in names]
+    assert [name for _, name in reward_model_names(grader, "")] == [
+        f"projects/default/{name}" for name in names
+    ]

@@ -159,6 +159,12 @@ def test_a_reward_model_of_this_place_rewards_and_a_killed_worker_changes_nothin
         assert not [one.text for one in logs if "reward model" in one.text]
         drawn = list(client.jobs.rollouts("judged"))
         assert list(client.jobs.rollouts("judged-killed")) == drawn
+        # Its last checkpoint has the reward model's weights, so that it finds the same values.
+        last = list(client.jobs.checkpoints("judge"))[-1].name
+        wanted.reinforcement.grader.reward_model.model = last
+        client.jobs.create(wanted, job_id="judged-by-checkpoint")
+        client.jobs.wait("judged-by-checkpoint", timeout_seconds=WAIT)
+        assert list(client.jobs.rollouts("judged-by-checkpoint")) == drawn
         ended = [one for one in drawn if one.finish_reason == FINISH_REASON_STOP]
         cut = [one for one in drawn if one.finish_reason != FINISH_REASON_STOP]
         folder = client.models.download(name, tmp_path / "judge")

@@ -11,6 +11,7 @@ from luthier.errors import FailedPrecondition, Reason
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.worker import drift_results
 from luthier.evaluation.worker.drift_results import ArmRecords, drift_of, drift_warnings
+from luthier.evaluation.worker.drift_suite import general, suite_questions
 from luthier.evaluation.worker.questions import failure_of
 from luthier.grading.suite import general_suite, general_texts
 from luthier.v1.evaluation_pb2 import DriftResult
@@ -18,6 +19,7 @@ from luthier.worker.v1.task_pb2 import AnsweredRecord
 
 ROWS = [0, 1, 2, 3, 50]
 SUITE = general_suite()
+ASKED = general([suite_questions()[row] for row in ROWS])
 TEXTS = (*general_texts()[1:], "Zwölf größere Öfen stehen über dem schönen Fluß, сказал он: 東京は大きい。")
 ERROR = failure_to_status(failure_of(FailedPrecondition("broken weights", reason=Reason.MODEL_INVALID)))
 
@@ -66,7 +68,7 @@ BASELINE = ArmRecords(said=said({0, 1, 2, 3}), found=found(3.0, 5.0), read=read(
 
 
 def drifted(mine: ArmRecords, baseline: ArmRecords = BASELINE) -> DriftResult:
-    return drift_of(DriftResult(arm_id="tuned", baseline_arm_id="base"), ROWS, mine, baseline)
+    return drift_of(DriftResult(arm_id="tuned", baseline_arm_id="base"), ASKED, mine, baseline)
 
 
 def arm(**changes: object) -> ArmRecords:
@@ -162,3 +164,22 @@ def test_other_tokens_have_no_divergence() -> None:
     assert not result.HasField("divergence")
     assert result.num_drawn_tokens == 0
     assert result.text_loss.value == 0
+
+
+def compared(*nats: float) -> list[AnsweredRecord]:
+    return [AnsweredRecord(row=row, nll=one, num_reference_tokens=10 + row) for row, one in enumerate(nats)]
+
+
+def test_the_exact_divergence_is_nats_over_tokens_and_is_left_out_where_one_failed() -> None:
+    result = drifted(arm(compared=compared(5.0, 6.0, 4.0)))
+    assert result.exact_divergence.value == pytest.approx(15 / 33)
+    assert result.exact_divergence.lower < 15 / 33 < result.exact_divergence.upper
+    assert result.num_compared_tokens == 33
+    assert not drifted(arm()).HasField("exact_divergence")
+    lost = arm(compared=[*compared(5.0, 6.0), failed(2)])
+    assert not drifted(lost).HasField("exact_divergence")
+    (warning,) = drift_warnings("tuned", lost, is_baseline=False)
+    assert warning == (
+        "drift: arm tuned could not be compared word by word on 1 of 3 answers of the baseline, so that this is not "
+        "measured; the first: broken weights"
+    )

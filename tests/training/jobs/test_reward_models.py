@@ -121,8 +121,8 @@ async def test_a_model_of_another_kind_is_refused_with_what_would_be_right(bench
         assert caught.value.reason == violation.reason == Reason.REWARD_MODEL_EXPECTED
         assert violation.field == f"{FIELD}.reward_model.model"
         assert violation.description == (
-            f"must be a reward model (kind REWARD), got {name!r}, of kind {kind}; a job of method "
-            "reward_model makes one"
+            f"must be a reward model (kind REWARD) or a checkpoint of one, got {name!r}, of kind {kind}; a job of "
+            "method reward_model makes one"
         )
 
 
@@ -137,10 +137,16 @@ async def test_a_model_of_another_kind_is_refused_with_what_would_be_right(bench
             "must be projects/{project}/models/{model}, each id",
         ),
         (
-            "projects/default/fineTuningJobs/judge/checkpoints/step-5",
+            "projects/default/fineTuningJobs/judge/checkpoints/Step",
             InvalidArgument,
             Reason.INVALID_FIELD,
-            "must be projects/{project}/models/{model}, each id",
+            "must be projects/{project}/fineTuningJobs/{fine_tuning_job}/checkpoints/{checkpoint}, each id",
+        ),
+        (
+            "projects/other/fineTuningJobs/judge/checkpoints/step-5",
+            InvalidArgument,
+            Reason.CROSS_PROJECT_REFERENCE,
+            "must be in projects/default, got 'projects/other/fineTuningJobs/judge/checkpoints/step-5'",
         ),
         (
             "projects/other/models/judge",

@@ -32,6 +32,10 @@ def create(scope: Scope, evaluation: Evaluation, *, evaluation_id: str = "") -> 
     `evaluation` names `dataset_version` and in its `arms` the models (short names will do).
     """
     resolved = replaced(evaluation, dataset_version=names.version(scope.project, evaluation.dataset_version))
+    if resolved.drift.dataset_version:
+        resolved.drift.dataset_version = names.version(scope.project, resolved.drift.dataset_version)
+    if resolved.reward_model:
+        resolved.reward_model = names.weights(scope.project, resolved.reward_model)
     for arm in resolved.arms:
         arm.model = names.weights(scope.project, arm.model)
     request = api.CreateEvaluationRequest(

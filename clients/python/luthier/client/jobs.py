@@ -167,7 +167,7 @@ def _resolved(scope: Scope, job: FineTuningJob) -> FineTuningJob:
 
 def _name_reward_models(scope: Scope, grader: Grader) -> None:
     if grader.reward_model.model:
-        grader.reward_model.model = names.child(scope.project, "models", grader.reward_model.model)
+        grader.reward_model.model = names.weights(scope.project, grader.reward_model.model)
     for inner in grader.multi.graders.values():
         _name_reward_models(scope, inner)
 

@@ -486,8 +486,8 @@ class RewardModelGrader(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """A READY model of kind REWARD of the same project, taught with the tokenizer of the job's base model. A job that names it keeps it from
-    being deleted until it has ended.
+    """A READY model of kind REWARD of the same project, or a checkpoint of a job that makes one, taught with the tokenizer of the job's base
+    model. A job that names it keeps it from being deleted until it has ended.
     """
     def __init__(
         self,

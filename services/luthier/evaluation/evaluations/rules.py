@@ -9,6 +9,8 @@ from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, 
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.bases import base_name
 from luthier.evaluation.evaluations.drift_rules import require_drift, resolve_drift
+from luthier.evaluation.evaluations.metric_rules import DEFAULT_METRICS, METRIC_LIMITS, metric_violations
+from luthier.evaluation.evaluations.telling import blind_warnings
 from luthier.evaluation.evaluations.verdict_rules import (
     VERDICT_LIMITS,
     default_score,
@@ -24,7 +26,6 @@ from luthier.runtime.field_limits import (
     count,
     demanded,
     limit_violations,
-    named,
     num_bytes,
     refuse,
     whole,
@@ -37,12 +38,11 @@ from luthier.v1.evaluation_pb2 import (
     CORRECTNESS_RIGHT,
     CORRECTNESS_UNSPECIFIED,
     CORRECTNESS_WRONG,
-    EVALUATION_METRIC_EXACT_MATCH,
     ArmTemplate,
     Evaluation,
     EvaluationArm,
-    EvaluationMetric,
     Prediction,
+    ShotChoice,
 )
 from luthier.v1.model_pb2 import Model
 from luthier.worker.v1.task_pb2 import (
@@ -67,8 +67,8 @@ LIMITS: LimitTable = {
     "max_records": Limit(rule="must not be negative", allows=lambda value: value >= 0),
     "max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
     "max_workers": whole(1, MAX_WORKERS),
-    "metrics[]": named(EvaluationMetric.DESCRIPTOR),
     "display_name": DISPLAY_NAME,
+    **METRIC_LIMITS,
     **VERDICT_LIMITS,
 }
 """Of an evaluation with every default filled in."""
@@ -104,7 +104,7 @@ def resolved(evaluation: Evaluation) -> Evaluation:
     filled.max_new_tokens = evaluation.max_new_tokens or DEFAULT_NEW_TOKENS
     filled.max_workers = evaluation.max_workers or 1
     if not evaluation.metrics:
-        filled.metrics.append(EVALUATION_METRIC_EXACT_MATCH)
+        filled.metrics.extend(DEFAULT_METRICS)
     filled.primary_score = evaluation.primary_score or default_score(filled.metrics)
     resolve_drift(filled)
     return filled
@@ -116,7 +116,7 @@ def check(evaluation: Evaluation) -> None:
         [
             *limit_violations(evaluation, LIMITS, "evaluation"),
             *_arms_violations(evaluation.arms),
-            *_metric_violations(evaluation.metrics),
+            *metric_violations(evaluation),
             *verdict_violations(evaluation),
             *label_violations(evaluation.labels, "evaluation.labels"),
         ]
@@ -128,6 +128,13 @@ def check_references(parent: str, evaluation: Evaluation) -> None:
     path = "evaluation.dataset_version"
     VERSION.parse(evaluation.dataset_version, field=path)
     same_project(parent, evaluation.dataset_version, path)
+    if evaluation.drift.dataset_version:
+        path = "evaluation.drift.dataset_version"
+        VERSION.parse(evaluation.drift.dataset_version, field=path)
+        same_project(parent, evaluation.drift.dataset_version, path)
+    if evaluation.reward_model:
+        WEIGHTS.parse(evaluation.reward_model, field="evaluation.reward_model")
+        same_project(parent, evaluation.reward_model, "evaluation.reward_model")
     for index, arm in enumerate(evaluation.arms):
         path = f"evaluation.arms[{index}]"
         WEIGHTS.parse(arm.model, field=f"{path}.model")
@@ -187,6 +194,7 @@ def spec(
         training_versions=private.training_versions,
         unknown_models=private.unknown_models,
         share=share,
+        reward_model=private.reward_model if private.HasField("reward_model") else None,
     )
 
 
@@ -222,6 +230,7 @@ def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
             estimate.whole_answer = _judges_whole_answer(estimate.score)
     for comparison in filled.comparisons:
         comparison.whole_answer = _judges_whole_answer(comparison.score)
+    filled.warnings.extend(blind_warnings(filled))
     if filled.primary_score:
         filled.verdict.CopyFrom(verdict_of(filled))
     return filled
@@ -278,8 +287,7 @@ def _arms_violations(arms: Sequence[EvaluationArm]) -> Iterator[FieldViolation]:
             template = ArmTemplate.Name(arm.template).removeprefix("ARM_TEMPLATE_")
             description = f"must be unset beside chat_template, got {template}"
             yield FieldViolation(field=f"{path}[{index}].template", description=description)
-
-
-def _metric_violations(metrics: Sequence[EvaluationMetric.ValueType]) -> Iterator[FieldViolation]:
-    if len(set(metrics)) != len(metrics):
-        yield FieldViolation(field="evaluation.metrics", description="must not name a metric twice")
+        if arm.shot_choice and not arm.num_shots:
+            choice = ShotChoice.Name(arm.shot_choice).removeprefix("SHOT_CHOICE_")
+            description = f"must be unset without num_shots, got {choice}"
+            yield FieldViolation(field=f"{path}[{index}].shot_choice", description=description)

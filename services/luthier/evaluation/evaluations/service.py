@@ -13,9 +13,11 @@ from luthier.errors.status import failure_to_status
 from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
-from luthier.evaluation.evaluations.drift_rules import require_templates
+from luthier.evaluation.evaluations.drift_rules import pin_suite, require_templates
+from luthier.evaluation.evaluations.metric_rules import fitted, require_measurable
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
+from luthier.evaluation.judges import pin_judge, require_reward
 from luthier.evaluation.lineage import Origins, learnt_from
 from luthier.evaluation.precision import shared_precision
 from luthier.evaluation.ready import require_askable, require_ready
@@ -34,7 +36,14 @@ from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
 from luthier.work.tasks import TaskKind
-from luthier.worker.v1.task_pb2 import AnswerShare, BlobFile, EvaluateResult, EvaluateSpec, TrainingVersion
+from luthier.worker.v1.task_pb2 import (
+    AnswerShare,
+    BlobFile,
+    EvaluateResult,
+    EvaluateSpec,
+    RewardModel,
+    TrainingVersion,
+)
 
 
 class EvaluationService:
@@ -76,7 +85,7 @@ class EvaluationService:
         rules.check_references(request.parent, evaluation)
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
-        evaluation, private, learnt, num_records = await self._pinned(evaluation)
+        evaluation, private, learnt, num_records = await self._pinned(evaluation, request.evaluation)
         arms = chain(*side_by_side(evaluation.arms, lambda arm: arm.base_model))
         shares = dealt([arm.arm_id for arm in arms], num_records, evaluation.max_workers)
         async with (
@@ -106,9 +115,12 @@ class EvaluationService:
         await self.family.assign(connection, evaluation, _work(evaluation, TaskKind.EVALUATE))
 
     async def _pinned(
-        self, evaluation: Evaluation
+        self, evaluation: Evaluation, wanted: Evaluation
     ) -> tuple[Evaluation, EvaluationPrivate, Sequence[Reference], int]:
-        """Return an evaluation with all that it builds on, what its tuned models learnt from, and its record count."""
+        """Return an evaluation with all that it builds on, what its tuned models learnt from, and its record count.
+
+        `wanted` is the evaluation as it was asked for.
+        """
         version = await self._peers.version(evaluation.dataset_version)
         require_ready(version)
         num_records = rules.require_records(evaluation, version)
@@ -123,18 +135,43 @@ class EvaluationService:
                 models[name] = await self._peers.model(name)
         for model in models.values():
             require_ready(model)
+        evaluation = fitted(evaluation, wanted, version, models)
+        rules.check(evaluation)
+        require_measurable(evaluation, version)
         require_same_tokens(evaluation, models)
         asked = askings(evaluation.arms, models, datetime.now(UTC).date())
         evaluation.base_precision = shared_precision(evaluation.base_precision, evaluation.arms, models)
         filled = rules.pinned(evaluation, version, models)
+        if filled.drift.dataset_version:
+            suite = await self._peers.version(filled.drift.dataset_version)
+            require_ready(suite)
+            pin_suite(filled, suite)
         require_templates(filled, asked, models)
         learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
+        judge = await self._judge(filled)
         private = EvaluationPrivate(
+            reward_model=judge,
             askings=asked,
             training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
             unknown_models=learnt.unknown,
         )
         return filled, private, learnt.versions, num_records
+
+    async def _judge(self, evaluation: Evaluation) -> RewardModel | None:
+        """Pin, in place, the reward model of an evaluation; return what its worker is told of it.
+
+        Raises NotFound, InvalidArgument REWARD_MODEL_EXPECTED, FailedPrecondition WRONG_STATE and Unavailable.
+        """
+        if not evaluation.reward_model:
+            return None
+        model = await self._peers.model(evaluation.reward_model)
+        require_reward(model)
+        models = {model.name: model}
+        if model.base_model:
+            models[model.base_model] = await self._peers.model(model.base_model)
+        for one in models.values():
+            require_ready(one)
+        return pin_judge(evaluation, models, datetime.now(UTC).date())
 
     async def spec(self, connection: AsyncConnection, uid: str) -> EvaluateSpec:
         """Return what a worker is to do, with the answers that earlier attempts kept."""
@@ -250,5 +287,6 @@ class EvaluationService:
 def _work(evaluation: StoredEvaluation, kind: TaskKind, share: int = 0) -> Work:
     message = evaluation.message
     learnt = (one.name for one in evaluation.private.training_versions)
-    versions = dict.fromkeys((message.dataset_version, *learnt))
+    suites = filter(None, (message.drift.dataset_version,))
+    versions = dict.fromkeys((message.dataset_version, *suites, *learnt))
     return Work(kind=kind, resources=(*versions, *sorted(message.model_digests)), share=share)

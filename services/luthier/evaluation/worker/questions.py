@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -20,13 +21,17 @@ _MESSAGE_CHARACTERS = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A record of the version: what is asked, the answer that is right, and where it came from."""
+    """A record of the version: what is asked, the answer that is right, and where it came from.
+
+    `rejected`: of a preference pair the same question with the other answer.
+    """
 
     record_id: str
     row: int
     record: SingleRecord
     filename: str = ""
     line: int = 0
+    rejected: SingleRecord | None = None
 
     @property
     def place(self) -> str:
@@ -49,6 +54,13 @@ class Choosable(Protocol):
 
 
 T = TypeVar("T", bound=Choosable)
+Shots = Callable[[Question], Sequence[SingleRecord]]
+"""Which worked examples stand before a question, in their order."""
+
+
+def no_shots(_: Question) -> Sequence[SingleRecord]:
+    """Return no example."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +105,14 @@ def choose(found: Iterable[T], count: int, seed: int) -> list[T]:
     return sorted(heapq.nsmallest(count, found, key=key), key=lambda one: one.row)
 
 
-def ask(
-    renderer: Prompts, questions: Sequence[Question], shots: Sequence[SingleRecord], *, measured: bool
-) -> Asked:
+def ask(renderer: Prompts, questions: Sequence[Question], shots: Shots, *, measured: bool) -> Asked:
     """Render the prompts of an arm, and the references where they are measured."""
     prompts: dict[int, tuple[int, ...]] = {}
     references: dict[int, Rendered] = {}
     failures: dict[int, Failure] = {}
     for position, question in enumerate(questions):
         try:
-            prompted = prompted_by(renderer, question.record, shots, measured=measured)
+            prompted = prompted_by(renderer, question.record, shots(question), measured=measured)
         except (InvalidArgument, FailedPrecondition) as error:
             if error.reason == Reason.LEASE_LOST:
                 raise
@@ -125,14 +135,21 @@ def prompted_by(
         FailedPrecondition: the model has no chat template for conversations.
         InvalidArgument: the template refuses the record.
     """
-    try:
+    with refused_by_renderer():
         prompt = renderer.prompt(record, shots)
         reference = renderer.answer(record, shots) if measured else None
+    return Prompted(prompt=prompt, reference=reference)
+
+
+@contextmanager
+def refused_by_renderer() -> Iterator[None]:
+    """Raise what a renderer refuses as FailedPrecondition, and what a template does as InvalidArgument."""
+    try:
+        yield
     except RenderingError as error:
         raise FailedPrecondition(str(error), reason=error.reason) from error
     except TemplateError as error:
         raise InvalidArgument(str(error), reason=Reason.TEMPLATE_INVALID) from error
-    return Prompted(prompt=prompt, reference=reference)
 
 
 def failure_of(error: LuthierError) -> Failure:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from luthier.errors import FailedPrecondition, Reason
-from luthier.grading.metrics.intervals import Interval, bootstrap_mean, bootstrap_perplexity, wilson
+from luthier.grading.metrics.intervals import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_perplexity,
+    bootstrap_rate,
+    wilson,
+)
 from luthier.grading.metrics.paired import (
     PairedDifference,
     binary_difference,
     perplexity_difference,
+    rate_difference,
     real_difference,
     share_difference,
 )
-from luthier.grading.metrics.scores import PERPLEXITY, ScoreKind, score_named
+from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY, ScoreKind, score_named
 from luthier.grading.metrics.text_form import TEXT_FORM
 from luthier.v1 import evaluation_pb2
 
@@ -28,13 +36,18 @@ _DIFFERENCES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one arm said to one record. `nll` (nats) and `num_tokens` are of the reference, 0 when not measured."""
+    """What one arm said to one record.
+
+    `nll` (nats) is of the reference, of `num_tokens` where its perplexity is wanted, and of `num_bytes` where its bits
+    for each byte are; these are 0 when they are not, or were not measured.
+    """
 
     text: str
     finish_reason: str
     scores: Mapping[str, float]
     nll: float = 0.0
     num_tokens: int = 0
+    num_bytes: int = 0
 
 
 def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.ScoreEstimate]:
@@ -52,6 +65,9 @@ def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.Score
         nll, tokens = _references(answers)
         with _named_failure():
             found.append(_message(PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed)))
+    if any(answer.num_bytes for answer in answers):
+        bits, sizes = _bits(answers)
+        found.append(_message(BITS_PER_BYTE, bootstrap_rate(bits, sizes, seed=seed)))
     return found
 
 
@@ -77,6 +93,14 @@ def differences(
         mine, other = (_references(side) for side in zip(*measured, strict=True))
         with _named_failure():
             yield PERPLEXITY, perplexity_difference(mine, other)
+    sized = [
+        (left, right)
+        for left, right in zip(candidate, baseline, strict=True)
+        if left.num_bytes and right.num_bytes
+    ]
+    if sized:
+        (mine_bits, sizes), (other_bits, _) = (_bits(side) for side in zip(*sized, strict=True))
+        yield BITS_PER_BYTE, rate_difference(mine_bits, other_bits, sizes)
 
 
 def names_of(answers: Sequence[Answer]) -> list[str]:
@@ -87,6 +111,12 @@ def names_of(answers: Sequence[Answer]) -> list[str]:
 def _references(answers: Sequence[Answer]) -> tuple[list[float], list[int]]:
     measured = [answer for answer in answers if answer.num_tokens]
     return [answer.nll for answer in measured], [answer.num_tokens for answer in measured]
+
+
+def _bits(answers: Sequence[Answer]) -> tuple[list[float], list[int]]:
+    """Return the bits and the bytes of references."""
+    measured = [answer for answer in answers if answer.num_bytes]
+    return [answer.nll / math.log(2) for answer in measured], [answer.num_bytes for answer in measured]
 
 
 @contextmanager

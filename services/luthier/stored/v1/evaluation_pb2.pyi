@@ -32,6 +32,7 @@ class EvaluationPrivate(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
+    REWARD_MODEL_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """Base model that all arms share. Empty where the evaluation's arms say theirs: older ones do not."""
@@ -52,6 +53,10 @@ class EvaluationPrivate(_message.Message):
         """Tuned models of which nobody knows what they learnt from."""
 
     @_builtins.property
+    def reward_model(self) -> _task_pb2.RewardModel:
+        """What values its answers. Unset: nothing does."""
+
+    @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictionFile]:
         """In place of `predictions`, what the shares of an evaluation that did not succeed had answered. Of one record several may have the
         answers of some arms.
@@ -65,11 +70,12 @@ class EvaluationPrivate(_message.Message):
         predictions: Global___PredictionFile | None = ...,
         training_versions: _abc.Iterable[_task_pb2.TrainingVersion] | None = ...,
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
+        reward_model: _task_pb2.RewardModel | None = ...,
         parts: _abc.Iterable[Global___PredictionFile] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions", "reward_model", b"reward_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "parts", b"parts", "predictions", b"predictions", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "parts", b"parts", "predictions", b"predictions", "reward_model", b"reward_model", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

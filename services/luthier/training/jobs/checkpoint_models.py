@@ -27,7 +27,6 @@ class CheckpointModels:
         self._database = database
         self._models = models
         self._jobs = jobs
-        self._checkpoints = repository.Checkpoints()
 
     async def read(self, name: str, uid: str = "") -> SeenModel:
         """Return a checkpoint as a model, the one of a uid if that is given. Raises NotFound."""
@@ -57,10 +56,20 @@ class CheckpointModels:
         return record.held_out if record.HasField("held_out") and record.held_out.step == model.step else None
 
     async def _get(self, connection: AsyncConnection, name: str) -> SeenModel:
-        checkpoint = await self._checkpoints.get(connection, name)
-        job = await self._jobs.get(connection, parent_of(name))
-        wanted = tuned_model(job, checkpoint.message.step)
-        wanted.name, wanted.uid = name, checkpoint.message.uid
-        wanted.create_time.CopyFrom(checkpoint.message.create_time)
-        wanted.update_time.CopyFrom(checkpoint.message.create_time)
-        return await self._models.tuned(connection, wanted, origin_of(job), checkpoint.private.files)
+        return await seen_as_model(connection, self._models, self._jobs, name)
+
+
+async def seen_as_model(
+    connection: AsyncConnection,
+    models: Models,
+    jobs: Family[FineTuningJob, FineTuningJobPrivate],
+    name: str,
+) -> SeenModel:
+    """Return a checkpoint as the model that it would be, READY. Raises NotFound."""
+    checkpoint = await repository.Checkpoints().get(connection, name)
+    job = await jobs.get(connection, parent_of(name))
+    wanted = tuned_model(job, checkpoint.message.step)
+    wanted.name, wanted.uid = name, checkpoint.message.uid
+    wanted.create_time.CopyFrom(checkpoint.message.create_time)
+    wanted.update_time.CopyFrom(checkpoint.message.create_time)
+    return await models.tuned(connection, wanted, origin_of(job), checkpoint.private.files)

@@ -179,11 +179,13 @@ def _at_rate(speed: Speed, operations: float) -> Speed:
 
 def _bytes_beside(job: FineTuningJob, rewards: Sequence[RewardModel]) -> int:
     """Return the bytes of reward models that do not share the weights of the model that trains."""
-    total = 0
+    apart: dict[tuple[str, int], int] = {}
     for one in rewards:
         message: Model = one.model.message
         is_whole = not job.HasField("full") and not is_divided(job)
         is_held_alike = precision_of(message.base_precision) == precision_of(job.base_precision)
         shares = message.base_model == job.base_model and is_whole and is_held_alike
-        total += 0 if shares else _ELEMENT * message.num_parameters
-    return total
+        if not shares:
+            # Adapters of one base share its weights.
+            apart[one.whole.uid, message.base_precision] = _ELEMENT * one.whole.message.num_parameters
+    return sum(apart.values())

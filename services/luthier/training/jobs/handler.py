@@ -60,7 +60,7 @@ class TrainHandler:
         self._blobs = blobs
         self._released = released
         self._rollouts = rollouts
-        self._reward_models = RewardModels(models)
+        self._reward_models = RewardModels(models, family)
         self._jobs = repository.jobs()
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()

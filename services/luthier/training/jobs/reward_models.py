@@ -1,4 +1,4 @@
-"""Reward models that a job's grader names: what they may be, and what its worker is told of them."""
+"""Reward models, or checkpoints of such, that a grader names: what they may be, and what its job's worker is told."""
 
 from __future__ import annotations
 
@@ -10,38 +10,57 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from luthier.errors import Aborted, FailedPrecondition, FieldViolation, InvalidArgument, NotFound, Reason
 from luthier.grading.asked import reward_model_graders, reward_model_names
 from luthier.runtime import names
+from luthier.storage.stored import require_uid
+from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs.base_models import Models
+from luthier.training.jobs.checkpoint_models import seen_as_model
 from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
-from luthier.training.names import MODEL
+from luthier.training.names import WEIGHTS, is_checkpoint
 from luthier.training.reward_templates import template_warning
-from luthier.training.weights import StoredModel, weight_files
+from luthier.training.weights import SeenModel, StoredModel, weight_files
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
-from luthier.work.families import referred
+from luthier.work.families import Family, referred
 from luthier.worker.v1 import task_pb2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
-    """A reward model, and the longest sequence in tokens that it can value; 0: it does not say."""
+    """A reward model, stored as one or a checkpoint seen as one.
 
-    model: StoredModel
-    context_length: int
+    Attributes:
+        model: it.
+        whole: the model that has the weights below its adapter, or itself.
+    """
+
+    model: StoredModel | SeenModel
+    whole: StoredModel | SeenModel
+
+    @property
+    def uids(self) -> tuple[str, str]:
+        """Those of what must stay while it is used: a checkpoint holds no base model of its own."""
+        return self.model.uid, self.whole.uid
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence in tokens that it can value; 0: it does not say."""
+        return self.whole.message.context_length
 
 
 def check_reward_models(parent: str, job: FineTuningJob) -> None:
-    """Raise InvalidArgument unless what a new job's grader names are models of its project."""
+    """Raise InvalidArgument unless what a new job's grader names are models or checkpoints of its project."""
     for field, name in reward_model_names(job.reinforcement.grader, GRADER_FIELD):
-        MODEL.parse(name, field=field)
+        WEIGHTS.parse(name, field=field)
         names.same_project(parent, name, field)
 
 
 class RewardModels:
     """Finds the reward models of jobs."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, jobs: Family[FineTuningJob, FineTuningJobPrivate]) -> None:
         self._models = models
+        self._jobs = jobs
 
     async def find(
         self, connection: AsyncConnection, job: FineTuningJob, base: StoredModel
@@ -58,21 +77,19 @@ class RewardModels:
         for field, name in reward_model_names(job.reinforcement.grader, GRADER_FIELD):
             if name in found:
                 continue
-            model = await self._models.find_ready(connection, name)
+            model = await self._find(connection, name)
             _require_reward(model.message, field)
             _require_tokenizer(model.message, base.message)
-            whole = model.message
-            if whole.base_model:
-                whole = (await self._base(connection, model.message)).message
-            found[name] = RewardModel(model=model, context_length=whole.context_length)
+            whole = await self._base(connection, model.message) if model.message.base_model else model
+            found[name] = RewardModel(model=model, whole=whole)
         return tuple(found.values())
 
     async def require(self, connection: AsyncConnection, found: Sequence[RewardModel]) -> None:
-        """Raise Aborted unless all are still what they were: one may have been deleted."""
+        """Raise Aborted unless all are still what they were: one may have been deleted, or a checkpoint dropped."""
         for one in found:
             name, uid = one.model.message.name, one.model.uid
             try:
-                now = await self._models.find_ready(connection, name)
+                now = await self._find(connection, name)
             except NotFound:
                 now = None
             if now is None or now.uid != uid:
@@ -82,7 +99,7 @@ class RewardModels:
         """Return what the worker of a job needs of its reward models."""
         told = []
         for name in dict.fromkeys(one.model for _, one in reward_model_graders(job.reinforcement.grader)):
-            model = await self._models.base(connection, referred(job, name).uid)
+            model = await self._of_uid(connection, name, referred(job, name).uid)
             one = task_pb2.GraderModel(model=name, files=weight_files(model), taught=model.message.taught)
             if model.message.base_model:
                 base = await self._base(connection, model.message)
@@ -91,6 +108,18 @@ class RewardModels:
                 one.base_precision = model.message.base_precision
             told.append(one)
         return told
+
+    async def _find(self, connection: AsyncConnection, name: str) -> StoredModel | SeenModel:
+        if is_checkpoint(name):
+            return await seen_as_model(connection, self._models, self._jobs, name)
+        return await self._models.find_ready(connection, name)
+
+    async def _of_uid(self, connection: AsyncConnection, name: str, uid: str) -> StoredModel | SeenModel:
+        if not is_checkpoint(name):
+            return await self._models.base(connection, uid)
+        seen = await seen_as_model(connection, self._models, self._jobs, name)
+        require_uid(seen, uid)
+        return seen
 
     async def _base(self, connection: AsyncConnection, model: Model) -> StoredModel:
         return await self._models.base(connection, referred(model, model.base_model).uid)
@@ -126,8 +155,8 @@ def _require_reward(model: Model, field: str) -> None:
     raise InvalidArgument.of_fields(
         FieldViolation(
             field=field,
-            description=f"must be a reward model (kind REWARD), got {model.name!r}, of kind {kind}; a job of method "
-            "reward_model makes one",
+            description=f"must be a reward model (kind REWARD) or a checkpoint of one, got {model.name!r}, of kind "
+            f"{kind}; a job of method reward_model makes one",
             reason=Reason.REWARD_MODEL_EXPECTED,
         )
     )

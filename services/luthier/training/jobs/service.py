@@ -143,7 +143,7 @@ class JobService:
         self.family = Family(repository.jobs(), lifecycle, database, log, tasks)
         self._blobs = blobs
         self._starts = Starts(models, self.family, blobs)
-        self._reward_models = RewardModels(models)
+        self._reward_models = RewardModels(models, self.family)
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
         self.rollouts = KeptRollouts(database, blobs, ReleasedBlobs(database, blobs))
@@ -273,7 +273,7 @@ class JobService:
                 await self._starts.require(connection, start)
                 until_end.append(start.reference.uid)
             await self._reward_models.require(connection, checked.reward_models)
-            until_end.extend(one.model.uid for one in checked.reward_models)
+            until_end.extend(uid for one in checked.reward_models for uid in one.uids)
             # Its checkpoints have no tokenizer of their own: as models they take that of the base.
             lasting = [base.uid] if job.HasField("full") else []
             needs = Needs(until_end=until_end, lasting=lasting, elsewhere=holds)

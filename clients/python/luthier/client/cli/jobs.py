@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.curves import learning_curve
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
@@ -30,6 +31,7 @@ def jobs() -> None:
 
 
 jobs.add_command(rollouts)
+jobs.add_command(learning_curve)
 
 
 @jobs.command()
